@@ -1,0 +1,79 @@
+// Communicator: ranks that can see each other. create → probe transports → agree on one → map.
+// "Collective" means: every rank must call it, in the same order, with the same sizes.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tenon/comm/mailbox.h"
+#include "tenon/comm/partial_rows.h"
+#include "tenon/core/status.h"
+#include "tenon/core/tensor.h"
+#include "tenon/gpu/runtime.h"
+
+namespace tenon {
+
+class Bootstrap;  // comm/bootstrap.h: how ranks find each other
+
+struct CommOptions {
+  int rank = 0, size = 1;
+  std::string transport = "auto";  // or a name of comm/transports.def
+  std::chrono::milliseconds deadline{30'000};  // the longest any wait may last, also in kernels
+  // Ranks that share an address space share this; null builds one from the environment
+  // (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: the torchrun convention).
+  std::shared_ptr<Bootstrap> bootstrap;
+};
+
+struct Capabilities {
+  bool peer_pointers = false;  // kernels may address peers' mailboxes (stages 1 and 2)
+  bool capturable = false;     // collectives may be recorded into a Graph
+};
+
+class Communicator {
+ public:
+  static Result<std::unique_ptr<Communicator>> create(const CommOptions& options, Device device);  // collective
+  ~Communicator();
+
+  int rank() const;
+  int size() const;
+  Device device() const;
+  std::string_view transport() const;            // "threads", "shm", …
+  const std::vector<std::string>& refusals() const;  // "shm: …", for each line that was passed over
+  Capabilities can() const;
+  std::chrono::milliseconds deadline() const;
+
+  // A new channel. Collective. Filled with kNotArrived; state words are zero.
+  Result<Mailbox> mailbox(std::size_t bytes, std::string_view label);
+
+  // out = sum over ranks of `in`, summed in rank order 0 … n−1 in fp32 and rounded once (arithmetic.md
+  // steps 1 and 2), so that every rank and every transport gets the same bits. bf16 or f16,
+  // contiguous; out may be the addend itself. Any size. Collective; errors surface in health().
+  Status all_reduce(const PartialRows& in, const TensorView& out, Stream& stream);
+
+  // out[r] = rank r's `in`: out is [size, …in]. Any dtype, contiguous. Collective.
+  Status all_gather(const TensorView& in, const TensorView& out, Stream& stream);
+
+  // Host: every rank ends with the element-wise minimum. Collective, blocks at most the deadline.
+  Status agree_min(std::span<std::int32_t> values);
+  // Host: rank 0's bytes reach everybody. Collective, blocks at most the deadline.
+  Status broadcast(std::span<std::byte> bytes);
+
+  // Ok, or the first fault of this rank as kTimeout or kPeerLost: "rank 1 waited for rank 0 in …".
+  // Never blocks. Once it is not ok it stays so, and every later wait of any rank ends at once.
+  Status health() const;
+  // Tells every rank to give up: their waits end with kPeerLost that names this rank.
+  void abort(std::string_view why);
+
+  struct State;  // for the transports of this folder
+
+ private:
+  explicit Communicator(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace tenon

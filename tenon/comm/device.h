@@ -1,0 +1,49 @@
+// What kernels see of the other ranks: TeamView (a plain struct passed by value), the fault record,
+// the sentinel that means "not arrived", and team_wait(), which every wait goes through.
+// Nothing here touches the host side of a communicator.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "tenon/core/dtype.h"
+
+namespace tenon {
+
+inline constexpr int kMaxRanks = 8;
+
+// A 32-bit word of a mailbox that holds this has not arrived. It is two NaNs in either 16-bit type
+// and four in either e4m3: senders replace it by another NaN (arithmetic.md, last part).
+inline constexpr std::uint32_t kNotArrived = 0xffffffffu;
+
+// What a wait was for: shows up in fault messages.
+enum class Phase : std::uint32_t { kNone, kScatter, kGather, kBarrier, kHostExchange, kBootstrap };
+
+// Written once by the first wait of this rank that ended badly; read by Communicator::health().
+struct FaultRecord {
+  std::uint32_t claimed;   // 0 → 1 by the wait that records; later failures leave it alone
+  std::uint32_t ready;     // 1 (release) when the fields below are complete
+  std::uint32_t reason;    // 1 deadline, 2 abort by a peer
+  std::uint32_t phase;     // Phase
+  std::uint32_t my_rank, awaited_rank;
+  std::uint32_t channel;   // index of the mailbox, named by its label on the host
+  std::uint32_t call;      // number of the call on that channel, from 0
+  std::uint32_t row;       // row being waited for, ~0 where that means nothing
+};
+
+// One channel as a kernel sees it. `base[r]` is rank r's region of this mailbox: the same layout on
+// every rank, peer visible, filled with kNotArrived at creation. `state` is this rank's own device
+// memory, zero at creation: the op that owns the channel keeps its call counter and extents there.
+struct TeamView {
+  int rank = 0, size = 1;
+  std::byte* base[kMaxRanks] = {};
+  std::size_t bytes = 0;                       // of each region
+  std::uint32_t* state = nullptr;              // [kStateWords]
+  std::uint32_t* abort_word[kMaxRanks] = {};   // peer visible; 0, or 1 + the rank that gave up
+  FaultRecord* fault = nullptr;                // own
+  std::uint64_t deadline_ns = 0;               // longest any one wait may last
+  std::uint32_t channel = 0;
+};
+inline constexpr int kStateWords = 64;
+
+}  // namespace tenon

@@ -1,0 +1,33 @@
+// The only peer-visible memory: one region per rank with the same layout everywhere, so that a
+// peer's slot is base[peer] + offset. No buffer of the caller is ever exported or registered.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "tenon/comm/device.h"
+
+namespace tenon {
+
+// One channel: its own region, its own counters, its own label in fault reports. Two streams that
+// communicate concurrently need two channels. Keeps its communicator's memory alive; must be
+// destroyed on every rank, in any order. Made by Communicator::mailbox (collective).
+class Mailbox {
+ public:
+  Mailbox() = default;
+  // For kernels; valid as long as this object. base[r] is null where there are no peer pointers.
+  const TeamView& team() const;
+  std::size_t bytes() const { return team().bytes; }
+  std::string_view label() const;
+  explicit operator bool() const { return held_ != nullptr; }
+
+ private:
+  friend class Communicator;
+  struct Held;
+  explicit Mailbox(std::shared_ptr<Held> held) : held_(std::move(held)) {}
+  std::shared_ptr<Held> held_;
+};
+
+}  // namespace tenon

@@ -1,0 +1,170 @@
+#include "tenon/core/env.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cstdio>
+#include <optional>
+
+extern char** environ;
+
+namespace tenon {
+namespace {
+
+struct KnobSpec {
+  std::string_view name, text;
+  Status (*parse)(std::string_view value, Env& env);
+  std::string (*print)(const Env& env);
+};
+
+Status refuse(std::string_view value, std::string_view accepted) {
+  return Status::error(Code::kInvalidArgument,
+                       "is \"" + std::string(value) + "\" but must be " + std::string(accepted));
+}
+
+template <class T>
+Status parse_number(std::string_view value, T low, T high, std::string_view accepted, T& out) {
+  T parsed{};
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), parsed);
+  if (error != std::errc() || end != value.data() + value.size() || parsed < low || parsed > high)
+    return refuse(value, accepted);
+  out = parsed;
+  return Status::ok();
+}
+
+constexpr std::string_view kLevelNames[] = {"error", "warning", "info", "debug"};
+
+Status parse_log(std::string_view value, Env& env) {
+  for (std::size_t i = 0; i < std::size(kLevelNames); ++i) {
+    if (kLevelNames[i] != value) continue;
+    env.log = static_cast<LogLevel>(i);
+    return Status::ok();
+  }
+  return refuse(value, "error, warning, info or debug");
+}
+
+Status parse_variant(std::string_view value, Env& env) {
+  const auto colon = value.find(':');
+  if (colon == 0 || colon == std::string_view::npos || colon + 1 == value.size())
+    return refuse(value, "op:variant");
+  env.force_variant = value;
+  return Status::ok();
+}
+
+const KnobSpec kKnobs[] = {
+    {"TENON_LOG", "how much is logged: error, warning, info, debug", parse_log,
+     [](const Env& e) { return std::string(kLevelNames[static_cast<std::size_t>(e.log)]); }},
+    {"TENON_FORCE_STAGE", "stage of every boundary: 1, 2 or 3; 0 leaves the choice",
+     [](std::string_view v, Env& e) { return parse_number(v, 0, 3, "0, 1, 2 or 3", e.force_stage); },
+     [](const Env& e) { return std::to_string(e.force_stage); }},
+    {"TENON_MAX_STAGE", "the most fused stage a boundary may use: 1, 2 or 3",
+     [](std::string_view v, Env& e) { return parse_number(v, 1, 3, "1, 2 or 3", e.max_stage); },
+     [](const Env& e) { return std::to_string(e.max_stage); }},
+    {"TENON_FORCE_VARIANT", "op:variant, the one variant that op may use", parse_variant,
+     [](const Env& e) { return e.force_variant; }},
+    {"TENON_DEADLINE_MS", "the longest any wait for a peer may last, in milliseconds",
+     [](std::string_view v, Env& e) {
+       std::int64_t ms = 0;
+       TENON_TRY(parse_number<std::int64_t>(v, 1, 86'400'000, "1 to 86400000", ms));
+       e.deadline = std::chrono::milliseconds(ms);
+       return Status::ok();
+     },
+     [](const Env& e) { return std::to_string(e.deadline.count()); }},
+    {"TENON_CPU_THREADS", "threads per rank on the cpu target; 0 shares the cores among the ranks",
+     [](std::string_view v, Env& e) { return parse_number(v, 0, 1024, "0 to 1024", e.cpu_threads); },
+     [](const Env& e) { return std::to_string(e.cpu_threads); }},
+    {"TENON_EMU_SEED", "order in which emulated threads run",
+     [](std::string_view v, Env& e) {
+       return parse_number<std::uint64_t>(v, 0, ~std::uint64_t{0}, "an unsigned integer", e.emu_seed);
+     },
+     [](const Env& e) { return std::to_string(e.emu_seed); }},
+};
+
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::size_t diagonal = row[0];
+    row[0] = i;
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t above = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, diagonal + (a[i - 1] == b[j - 1] ? 0 : 1)});
+      diagonal = above;
+    }
+  }
+  return row[b.size()];
+}
+
+std::string_view nearest_knob(std::string_view wanted) {
+  return std::min_element(std::begin(kKnobs), std::end(kKnobs),
+                          [&](const KnobSpec& a, const KnobSpec& b) {
+                            return edit_distance(a.name, wanted) < edit_distance(b.name, wanted);
+                          })
+      ->name;
+}
+
+struct Parsed {
+  Env env;
+  Status status;
+};
+
+const Parsed& parsed() {
+  static const Parsed once = [] {
+    std::vector<std::string> variables, warnings;
+    for (char** at = environ; at != nullptr && *at != nullptr; ++at) variables.emplace_back(*at);
+    Parsed out;
+    auto result = parse_env(variables, &warnings);
+    out.status = result.status();
+    if (result) out.env = *result;
+    for (const std::string& each : warnings) std::fprintf(stderr, "tenon: warning: %s\n", each.c_str());
+    return out;
+  }();
+  return once;
+}
+
+thread_local std::optional<int> log_rank;
+
+}  // namespace
+
+Result<Env> parse_env(const std::vector<std::string>& variables, std::vector<std::string>* warnings) {
+  Env env;
+  for (const std::string& each : variables) {
+    const std::string_view variable = each;
+    if (!variable.starts_with("TENON_")) continue;
+    const auto equals = variable.find('=');
+    const std::string_view name = variable.substr(0, equals);
+    const std::string_view value =
+        equals == std::string_view::npos ? std::string_view() : variable.substr(equals + 1);
+    const auto* spec = std::find_if(std::begin(kKnobs), std::end(kKnobs),
+                                    [&](const KnobSpec& knob) { return knob.name == name; });
+    if (spec == std::end(kKnobs)) {
+      if (warnings != nullptr)
+        warnings->push_back("unknown variable " + std::string(name) + "; did you mean " +
+                            std::string(nearest_knob(name)) + "?");
+      continue;
+    }
+    TENON_TRY(spec->parse(value, env), name);
+  }
+  return env;
+}
+
+const Env& env() { return parsed().env; }
+Status env_status() { return parsed().status; }
+
+std::vector<Knob> knobs() {
+  std::vector<Knob> out;
+  for (const KnobSpec& spec : kKnobs) out.push_back({spec.name, spec.text, spec.print(env())});
+  return out;
+}
+
+void log(LogLevel level, std::string_view message) {
+  if (level > env().log) return;
+  const std::string rank = log_rank ? "rank " + std::to_string(*log_rank) + ": " : "";
+  const std::string line = "tenon: " + rank +
+                           std::string(kLevelNames[static_cast<std::size_t>(level)]) + ": " +
+                           std::string(message) + "\n";
+  std::fwrite(line.data(), 1, line.size(), stderr);
+}
+
+void set_log_rank(int rank) { log_rank = rank; }
+
+}  // namespace tenon

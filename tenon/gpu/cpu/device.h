@@ -1,0 +1,69 @@
+// The cpu target: one thread per block, wave width 1. Barriers vanish, shuffles are the identity,
+// shared memory is the block's own stack. The compiler vectorises the loops.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+
+#include "tenon/gpu/cpu/block.h"
+
+#define TENON_KERNEL static void
+#define TENON_DEVICE static inline
+#define TENON_SHARED(type, name, count) alignas(64) type name[count]
+#define TENON_DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(::tenon::cpu_block.shared)
+
+namespace tenon::cpu {
+
+inline constexpr int kWave = 1;
+
+constexpr int thread_id() { return 0; }
+constexpr int block_threads() { return 1; }
+inline int block_id() { return cpu_block.block; }
+inline int grid_blocks() { return cpu_block.num_blocks; }
+inline void sync_block() {}
+
+template <class T>
+inline T shuffle_xor(T value, int) {
+  return value;
+}
+template <class T>
+inline T shuffle_from(T value, int) {
+  return value;
+}
+
+inline void store_release(std::uint32_t* at, std::uint32_t value) {
+  std::atomic_ref(*at).store(value, std::memory_order_release);
+}
+inline std::uint32_t load_acquire(const std::uint32_t* at) {
+  return std::atomic_ref(*const_cast<std::uint32_t*>(at)).load(std::memory_order_acquire);
+}
+inline std::uint32_t load_relaxed(const std::uint32_t* at) {
+  return std::atomic_ref(*const_cast<std::uint32_t*>(at)).load(std::memory_order_relaxed);
+}
+inline Word4 load16_relaxed(const void* at) {
+  const auto* words = static_cast<const std::uint32_t*>(at);
+  return {load_relaxed(words), load_relaxed(words + 1), load_relaxed(words + 2),
+          load_relaxed(words + 3)};
+}
+inline void store16_relaxed(void* at, Word4 value) {
+  auto* words = static_cast<std::uint32_t*>(at);
+  std::atomic_ref(words[0]).store(value.x, std::memory_order_relaxed);
+  std::atomic_ref(words[1]).store(value.y, std::memory_order_relaxed);
+  std::atomic_ref(words[2]).store(value.z, std::memory_order_relaxed);
+  std::atomic_ref(words[3]).store(value.w, std::memory_order_relaxed);
+}
+inline Word4 load16(const void* at) { return *static_cast<const Word4*>(at); }
+inline void store16(void* at, Word4 value) { *static_cast<Word4*>(at) = value; }
+inline void fence_system() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+inline std::uint32_t atomic_add(std::uint32_t* at, std::uint32_t value) {
+  return std::atomic_ref(*at).fetch_add(value, std::memory_order_relaxed);
+}
+
+inline std::uint64_t ticks() {
+  return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch() /
+                                    std::chrono::nanoseconds(1));
+}
+// Gives the core away: ranks of one process may outnumber the cores.
+void pause();
+
+}  // namespace tenon::cpu

@@ -1,0 +1,41 @@
+// The one header a kernel includes: it brings the target's primitives into tenon::TENON_TARGET.
+//
+// A kernel file (.cu) is compiled once per target with two macros set by cmake/targets.cmake:
+//   TENON_TARGET         the target's name and namespace: cuda, hip, cpu, emu32, emu64
+//   TENON_DEVICE_HEADER  "tenon/gpu/<folder>/device.h"
+//
+// What every target's device.h supplies, in namespace tenon::TENON_TARGET:
+//   kWave                                  lanes that shuffle together: 1, 32 or 64 (constexpr int)
+//   thread_id() block_threads()            position in the block; on width 1: 0 and 1, constexpr
+//   block_id() grid_blocks()               position in the grid
+//   sync_block()                           barrier of the block; every thread must reach it
+//   shuffle_xor(v, mask)                   v of lane (lane ^ mask); T of 4 bytes
+//   shuffle_from(v, lane)                  v of that lane of the wave
+//   store_release(p, v) load_acquire(p)    32-bit, system scope: peers on other devices see them
+//   load16_relaxed(p) store16_relaxed(p,v) 16 bytes, system scope, each 32-bit word atomic, no order
+//   load16(p) store16(p, v)                16 bytes, plain, aligned
+//   fence_system()                         orders all earlier accesses before all later ones
+//   atomic_add(p, v)                       32-bit, device scope, relaxed, returns the old value
+//   ticks()                                nanoseconds of a monotonic clock of this device
+//   pause()                                a polite pause in a spin; emulated targets yield here
+//   TENON_KERNEL                           in front of a kernel: TENON_KERNEL f(Args args) { … }
+//   TENON_DEVICE                           in front of a function that only kernels call
+//   TENON_SHARED(type, name, count)        declares `type name[count]` shared by the block
+//   TENON_DYNAMIC_SHARED(type, name)       declares `type* name`: LaunchShape::shared_bytes of it
+// Rules for kernels: docs/targets.md.
+#pragma once
+
+#include <cstdint>
+
+#include "tenon/core/dtype.h"
+
+namespace tenon {
+
+// Sixteen bytes as four words: the unit of vector loads, and of data that is its own flag.
+struct alignas(16) Word4 {
+  std::uint32_t x, y, z, w;
+};
+
+}  // namespace tenon
+
+#include TENON_DEVICE_HEADER

@@ -1,0 +1,194 @@
+// The host side of every target: Stream, Event, Graph, Buffer, launch, copies. Owners clean up.
+// Each target has one Backend (gpu/<folder>/runtime.cc); this file never names a vendor.
+//
+// Streams run their work in order. On host targets (cpu, emu) work runs at once, on the thread that
+// enqueues it; while a stream is capturing it is recorded instead.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tenon/core/status.h"
+#include "tenon/core/tensor.h"
+
+namespace tenon {
+
+// How a kernel is launched. threads is a multiple of the wave; the cpu target always uses 1.
+struct LaunchShape {
+  int blocks = 1;
+  int threads = 1;
+  bool cooperative = false;   // blocks wait for peers or for each other: all must be resident
+  std::size_t shared_bytes = 0;
+};
+
+// A kernel with its one argument struct, type erased. `invoke` is how host targets call it.
+struct KernelCall {
+  const void* kernel = nullptr;
+  void (*invoke)(const void* kernel, const void* args) = nullptr;
+  const void* args = nullptr;
+  std::size_t args_bytes = 0;
+};
+
+// What a device can do, as plans need to know it.
+struct DeviceProperties {
+  std::string name;                // "NVIDIA H100 80GB HBM3", "host"
+  int num_units = 1;               // multiprocessors, or cores
+  int max_threads_per_block = 1;
+  int max_cooperative_blocks = 1;  // blocks that are certainly resident together
+  std::size_t total_bytes = 0;
+};
+
+// One per target. Functions are called through Stream, Buffer, Graph and Event.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual Result<int> num_devices() = 0;
+  virtual Result<DeviceProperties> properties(int index) = 0;
+
+  virtual Result<void*> allocate(int index, std::size_t bytes) = 0;  // 256-byte aligned
+  virtual void release(int index, void* memory) = 0;
+
+  virtual Result<void*> create_stream(int index) = 0;
+  virtual void destroy_stream(void* stream) = 0;
+  virtual Status synchronize(void* stream) = 0;
+  virtual Status launch(void* stream, const LaunchShape& shape, const KernelCall& call) = 0;
+  virtual Status copy(void* stream, void* to, const void* from, std::size_t bytes) = 0;
+  virtual Status fill(void* stream, void* to, std::uint8_t byte, std::size_t bytes) = 0;
+  // Runs `call` on the host when the stream reaches it: for host transports inside a step.
+  virtual Status host_call(void* stream, void (*call)(void* data), void* data) = 0;
+
+  virtual Status begin_capture(void* stream) = 0;
+  virtual Result<void*> end_capture(void* stream) = 0;   // a graph
+  virtual bool capturing(void* stream) = 0;
+  virtual Status replay(void* graph, void* stream) = 0;
+  virtual void destroy_graph(void* graph) = 0;
+
+  virtual Result<void*> create_event(int index) = 0;
+  virtual void destroy_event(void* event) = 0;
+  virtual Status record(void* event, void* stream) = 0;
+  virtual Result<double> elapsed_us(void* begin, void* end) = 0;  // waits for `end`
+};
+
+// The backend of a target, or why this build or machine has none.
+Result<Backend*> backend(Target target);
+
+// Properties of one device, or why there is none.
+Result<DeviceProperties> properties(Device device);
+
+// An in-order queue of work on one device. Not thread safe: one thread enqueues at a time.
+class Stream {
+ public:
+  static Result<Stream> create(Device device);
+  Stream(Stream&& other) noexcept;
+  Stream& operator=(Stream&& other) noexcept;
+  ~Stream();
+
+  Device device() const { return device_; }
+  Status synchronize() { return backend_->synchronize(handle_); }
+  bool capturing() const { return backend_->capturing(handle_); }
+  Status launch(const LaunchShape& shape, const KernelCall& call) {
+    return backend_->launch(handle_, shape, call);
+  }
+  // Either side may be host memory; for device targets host memory should outlive the copy.
+  Status copy(void* to, const void* from, std::size_t bytes) {
+    return backend_->copy(handle_, to, from, bytes);
+  }
+  Status fill(void* to, std::uint8_t byte, std::size_t bytes) {
+    return backend_->fill(handle_, to, byte, bytes);
+  }
+  Status host_call(void (*call)(void*), void* data) {
+    return backend_->host_call(handle_, call, data);
+  }
+  void* native() const { return handle_; }  // cudaStream_t, hipStream_t; opaque on host targets
+  Backend& backend() const { return *backend_; }
+
+ private:
+  Stream(Device device, Backend* backend, void* handle)
+      : device_(device), backend_(backend), handle_(handle) {}
+  Device device_;
+  Backend* backend_ = nullptr;
+  void* handle_ = nullptr;
+};
+
+// Device memory, freed with the owner. Contents start undefined.
+class Buffer {
+ public:
+  Buffer() = default;
+  static Result<Buffer> allocate(Device device, std::size_t bytes);
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  ~Buffer();
+
+  void* data() const { return data_; }
+  std::size_t bytes() const { return bytes_; }
+  Device device() const { return device_; }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  Device device_{};
+  Backend* backend_ = nullptr;
+  void* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+// Work recorded from a stream, run again as often as wanted with the same addresses.
+class Graph {
+ public:
+  // Everything enqueued on `stream` between begin and end is recorded instead of run.
+  static Status begin(Stream& stream);
+  static Result<Graph> end(Stream& stream);
+  Graph(Graph&& other) noexcept;
+  Graph& operator=(Graph&& other) noexcept;
+  ~Graph();
+  Status replay(Stream& stream) { return backend_->replay(handle_, stream.native()); }
+
+ private:
+  Graph(Backend* backend, void* handle) : backend_(backend), handle_(handle) {}
+  Backend* backend_ = nullptr;
+  void* handle_ = nullptr;
+};
+
+// A point in a stream's work, for timing.
+class Event {
+ public:
+  static Result<Event> create(Device device);
+  Event(Event&& other) noexcept;
+  Event& operator=(Event&& other) noexcept;
+  ~Event();
+  Status record(Stream& stream) { return backend_->record(handle_, stream.native()); }
+  // Microseconds from `begin` to this event. Waits until this event has happened.
+  Result<double> us_since(const Event& begin) { return backend_->elapsed_us(begin.handle_, handle_); }
+
+ private:
+  Event(Backend* backend, void* handle) : backend_(backend), handle_(handle) {}
+  Backend* backend_ = nullptr;
+  void* handle_ = nullptr;
+};
+
+// How many threads of the cpu target may work for the calling rank's streams (created later on this
+// thread). Ranks as threads of one process divide the cores by this.
+void set_cpu_threads(int threads);
+
+// Launches kernel(args). Args is one trivially copyable struct.
+template <class Args>
+Status launch(Stream& stream, const LaunchShape& shape, void (*kernel)(Args), const Args& args) {
+  static_assert(std::is_trivially_copyable_v<Args>);
+  if (shape.blocks <= 0) return Status::ok();  // nothing to do: zero rows
+  KernelCall call;
+  call.kernel = reinterpret_cast<const void*>(kernel);
+  call.invoke = [](const void* kernel_, const void* args_) {
+    reinterpret_cast<void (*)(Args)>(const_cast<void*>(kernel_))(*static_cast<const Args*>(args_));
+  };
+  call.args = &args;
+  call.args_bytes = sizeof(Args);
+  return stream.launch(shape, call);
+}
+
+}  // namespace tenon

@@ -1,0 +1,96 @@
+// The boundary: the one object between a row-parallel product and the next column-parallel one. It
+// sums PartialRows over the ranks, adds the residual, normalises and quantises, in one kernel where
+// it can, in two or in the generic chain where it must, with the same bits in every case.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tenon/comm/communicator.h"
+#include "tenon/comm/partial_rows.h"
+#include "tenon/core/tensor.h"
+#include "tenon/gpu/runtime.h"
+
+namespace tenon {
+
+enum class Stage : std::uint8_t {
+  kOneKernel = 1,   // fused_allreduce_rmsnorm_quant
+  kTwoKernels = 2,  // peer all-reduce, then rmsnorm + quant
+  kGeneric = 3,     // the transport's all-reduce, then rmsnorm + quant
+};
+std::string_view name(Stage stage);
+
+struct BoundarySpec {
+  std::string site;                // "embedding", "mixer", "mlp", "final": for tables and messages
+  int hidden = 0, max_rows = 0;
+  DType dtype = DType::kBF16;      // bf16 or f16
+  DType weight_dtype = DType::kBF16;  // that of rows, or f32
+  float eps = 1e-6f;
+  float offset = 1.0f;
+  bool fresh_residual = false;
+  bool want_bf16 = true, want_fp8 = true;
+  DType fp8 = DType::kE4M3;        // e4m3fn or e4m3fnuz
+  int group = 128;
+  ScaleLayout layout = ScaleLayout::kRow;
+  int force_stage = 0;             // 1 | 2 | 3; 0 leaves the choice. From --force-stage
+  int max_stage = 1;               // the most fused stage allowed. From --max-stage
+  std::string force_variant;       // of stage 1: "one_shot", "two_shot"; empty leaves the choice
+};
+
+// One row bucket of one boundary, for tables: how it would run, or did.
+struct BoundaryUse {
+  std::string site;
+  int max_rows = 0;           // bucket: rows up to this
+  Stage stage{};
+  std::string variant;        // of the deciding kernel
+  std::string reason;         // why not a more fused stage; empty when fully fused
+  std::uint64_t count = 0;    // calls so far
+};
+
+// Shared by the boundaries of one model: the mailbox they all use in turn and the scratch rows of
+// stages 2 and 3. One per stream that communicates. Creation is collective.
+class BoundaryChannel {
+ public:
+  static Result<std::shared_ptr<BoundaryChannel>> make(int hidden, int max_rows, DType dtype,
+                                                       Communicator& comm, std::string_view label);
+  ~BoundaryChannel();
+  struct State;
+  State& state() { return *state_; }
+
+ private:
+  explicit BoundaryChannel(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+class Boundary {
+ public:
+  // Collective: the ranks agree, bucket by bucket, on stage, variant and launch shape.
+  static Result<Boundary> make(const BoundarySpec& spec, std::shared_ptr<BoundaryChannel> channel);
+  Boundary(Boundary&&) noexcept;
+  Boundary& operator=(Boundary&&) noexcept;
+  ~Boundary();
+
+  // partial [rows, hidden]; residual [rows, hidden], read and overwritten; weight [hidden]; out holds
+  // what the spec wants. Collective: every rank with the same rows. Rows 0 does nothing. Launches
+  // only; a fault shows up in Communicator::health().
+  // After the two_shot variant the residual of a row is current on its owner only, and every
+  // boundary of the same channel, bucket and step keeps the same owners: see docs/boundary.md.
+  Status run(const PartialRows& partial, const TensorView& residual, const TensorView& weight,
+             const NormedRows& out, Stream& stream);
+
+  const BoundarySpec& spec() const;
+  Stage stage(int rows) const;
+  std::string_view variant(int rows) const;
+  std::string_view why(int rows) const;
+  std::vector<BoundaryUse> uses() const;  // one per bucket
+
+ private:
+  struct State;
+  explicit Boundary(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace tenon

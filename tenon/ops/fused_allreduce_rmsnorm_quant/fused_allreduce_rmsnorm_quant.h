@@ -1,0 +1,45 @@
+// The centre piece: what stands between a row-parallel GEMM and the next column-parallel one.
+//   y = rne(sum over ranks of partial);  residual = rne(y + residual);
+//   n = rne(residual · rstd · (offset + weight));  out.bf16 = n;  out.fp8 = quantise(n)
+// Exactly as docs/boundary.md says, on every rank, target and variant. Called by layers/boundary;
+// collective: every rank of the team calls it with the same shapes and the same plan.
+#pragma once
+
+#include "tenon/comm/mailbox.h"
+#include "tenon/comm/partial_rows.h"
+#include "tenon/core/tensor.h"
+#include "tenon/gpu/runtime.h"
+#include "tenon/ops/registry.h"
+
+namespace tenon::fused_allreduce_rmsnorm_quant {
+
+struct Args {
+  PartialRows partial;          // [rows, hidden] bf16 or f16; rows 0 … 8192, hidden <= 16384
+  TensorView residual;          // [rows, hidden], same type; read (unless fresh) and overwritten
+  TensorView weight;            // [hidden], same type or f32
+  float eps = 1e-6f;
+  float offset = 1.0f;          // 1 for zero-centred norms (Qwen3.5), 0 otherwise
+  bool fresh_residual = false;  // residual = y: the boundary after the embedding
+  NormedRows out;               // either or both; group 32, 64, 128 or 256 dividing hidden
+};
+
+// Named dimensions, types and alignment (rows start at multiples of 16 bytes). Touches no device.
+Status check(const Args& args);
+
+// Mailbox bytes that every variant needs for at most max_rows rows; pass it to Communicator::mailbox.
+std::size_t mailbox_bytes(int max_rows, int hidden, DType dtype, int team_size);
+
+// Which rank holds the current residual of `row` after a run of `variant`: every rank after
+// one_shot (returns -1); the row's owner after two_shot.
+int residual_owner(std::string_view variant, int row, int rows, int team_size);
+
+// Pure function of its arguments, all of which the ranks share. No launch, no allocation.
+Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced = {});
+
+// Launches one kernel. Collective on the team. Capturable. Waits end by arrival, deadline or abort;
+// a fault shows up in Communicator::health().
+Status run(const Plan& plan, const Args& args, const TeamView& team, Stream& stream);
+
+Traffic traffic(const Args& args, int team_size);
+
+}  // namespace tenon::fused_allreduce_rmsnorm_quant

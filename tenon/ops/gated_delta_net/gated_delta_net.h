@@ -1,0 +1,41 @@
+// Gated DeltaNet: causal short convolution with SiLU, the gated delta rule, gated head norm.
+//   u = silu(conv(qkv));  q, k L2-normalised per head (eps inside the root), q · d_k^-½
+//   beta = sigmoid(b);  g = −exp(a_log) · softplus(a + dt_bias)
+//   S ← exp(g) · S;  d = beta · (v − Sᵀk);  S ← S + k ⊗ d;  o = Sᵀq        state S in fp32
+//   out = rne(o · rstd(o) · norm · silu(z)) per v head, o rounded to bf16 first
+// v head j uses q/k head j / (v_heads / k_heads). Variants: recurrent (any length), chunked
+// (chunk of 64, for prefill): equal up to fp32 rounding. A mix of sequences in one call; each row's
+// result depends on its own sequence only. Source: the model's reference and the chunked WY form.
+#pragma once
+
+#include "tenon/core/tensor.h"
+#include "tenon/gpu/runtime.h"
+#include "tenon/ops/registry.h"
+
+namespace tenon::gated_delta_net {
+
+struct Args {
+  TensorView qkv;              // [tokens, 2·k_heads·dk + v_heads·dv] bf16, before the convolution
+  TensorView z;                // [tokens, v_heads·dv] bf16; rows may be strided
+  TensorView b, a;             // [tokens, v_heads] bf16; rows may be strided
+  TensorView conv_weight;      // [conv_dim, 4] bf16; the last column meets the current token
+  TensorView a_log, dt_bias;   // f32 [v_heads]
+  TensorView norm;             // f32 [dv]
+  float eps = 1e-6f;
+  int k_heads = 0, v_heads = 0;   // of this rank; dk = dv = 128
+  TensorView sequence_starts;  // i32 [sequences + 1]
+  TensorView state_slots;      // i32 [sequences]; −1: padding, reads and writes no state
+  TensorView fresh;            // i32 [sequences]: 1 starts from zero state, 0 continues
+  TensorView conv_state;       // bf16 [slots, 3, conv_dim]: last three inputs, oldest first
+  TensorView state;            // f32 [slots, v_heads, dk, dv]
+  TensorView scratch;          // [tokens, conv_dim] bf16: u
+  TensorView out;              // [tokens, v_heads·dv] bf16, contiguous
+  int max_tokens_per_sequence = 1;  // of this step: 1 means decode only
+};
+
+Status check(const Args& args);
+Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced = {});
+Status run(const Plan& plan, const Args& args, Stream& stream);
+Traffic traffic(const Args& args);
+
+}  // namespace tenon::gated_delta_net

@@ -1,0 +1,83 @@
+#include "tenon/ops/registry.h"
+
+#include <array>
+
+#include "tenon/core/env.h"
+
+namespace tenon {
+namespace {
+
+constexpr std::array<std::string_view, kNumOps> kOpNames{
+#define TENON_OP(op) #op,
+#include "tenon/ops/ops.def"
+#undef TENON_OP
+};
+
+// The variant that TENON_FORCE_VARIANT names for this op, or nothing.
+std::string_view forced_by_env(Op op) {
+  const std::string_view knob = env().force_variant;
+  const auto colon = knob.find(':');
+  if (colon == std::string_view::npos || knob.substr(0, colon) != name(op)) return {};
+  return knob.substr(colon + 1);
+}
+
+std::string list_names(const VariantTable& table) {
+  std::string text;
+  for (const Variant& each : table.variants) text += (text.empty() ? "" : ", ") + std::string(each.name);
+  return text;
+}
+
+}  // namespace
+
+std::string_view name(Op op) { return kOpNames[static_cast<std::size_t>(op)]; }
+
+Result<Situation> situation(Device device, int team_size, bool peer_pointers) {
+  Situation where;
+  where.device = device;
+  TENON_ASSIGN(where.properties, properties(device));
+  where.team_size = team_size;
+  where.peer_pointers = peer_pointers;
+  return where;
+}
+
+Result<Plan> choose(Op op, const void* args, const Situation& where, std::string_view forced) {
+  const VariantTable* table = variants(op, where.device.target);
+  const std::string who = std::string(name(op)) + " on " + std::string(name(where.device.target));
+  if (table == nullptr)
+    return Status::error(Code::kUnsupported, who + ": the target is not part of this build");
+  if (forced.empty()) forced = forced_by_env(op);
+  Plan plan;
+  plan.op = op;
+  plan.target = where.device.target;
+  bool named = false;
+  for (std::size_t i = 0; i < table->variants.size(); ++i) {
+    const Variant& each = table->variants[i];
+    if (!forced.empty() && each.name != forced) continue;
+    named = true;
+    LaunchShape shape;
+    const Status answer = each.supports(args, where, &shape);
+    if (!answer) {
+      plan.refusals.push_back(std::string(each.name) + ": " + std::string(answer.message()));
+      continue;
+    }
+    plan.variant = static_cast<std::int16_t>(i);
+    plan.variant_name = each.name;
+    plan.shape = shape;
+    return plan;
+  }
+  if (!named)
+    return Status::error(Code::kInvalidArgument, who + ": no variant is called \"" +
+                                                     std::string(forced) + "\"; there are " +
+                                                     list_names(*table));
+  std::string reasons = who + ": no variant applies";
+  for (const std::string& each : plan.refusals) reasons += "; " + each;
+  return Status::error(Code::kUnsupported, reasons);
+}
+
+Status launch(const Plan& plan, const void* args, const TeamView* team, Stream& stream) {
+  const VariantTable* table = variants(plan.op, plan.target);
+  TENON_CHECK(table != nullptr && plan.variant >= 0);
+  return table->variants[static_cast<std::size_t>(plan.variant)].launch(plan.shape, args, team, stream);
+}
+
+}  // namespace tenon

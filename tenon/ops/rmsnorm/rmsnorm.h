@@ -1,0 +1,27 @@
+// Residual add, RMSNorm and group quantisation of rows that are already summed: kernel two of the
+// staged chain. Steps 3 to 10 of docs/boundary.md.
+//   residual = rne(y + residual);  n = rne(residual · rstd · (offset + weight));  out as asked
+#pragma once
+
+#include "tenon/core/tensor.h"
+#include "tenon/gpu/runtime.h"
+#include "tenon/ops/registry.h"
+
+namespace tenon::rmsnorm {
+
+struct Args {
+  TensorView y;                 // [rows, hidden] bf16 or f16: the rounded sum
+  TensorView residual;          // [rows, hidden], same type; read (unless fresh) and overwritten
+  TensorView weight;            // [hidden], same type or f32
+  float eps = 1e-6f;
+  float offset = 1.0f;          // 1 for zero-centred norms (Qwen3.5), 0 otherwise
+  bool fresh_residual = false;  // residual = y
+  NormedRows out;               // either or both
+};
+
+Status check(const Args& args);
+Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced = {});
+Status run(const Plan& plan, const Args& args, Stream& stream);
+Traffic traffic(const Args& args);
+
+}  // namespace tenon::rmsnorm

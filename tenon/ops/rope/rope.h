@@ -1,0 +1,30 @@
+// Everything between the q/k/v projections and attention, in one pass: zero-centred head norm of q
+// and k, rotary embedding of the first rotary_dim components (pairs i, i + rotary_dim / 2), and the
+// write of k and v into the paged cache.
+//   q̂ = rne(q · rstd(q) · (1 + q_norm));  rotated in fp32 with fp32 cos and sin, rounded once
+#pragma once
+
+#include "tenon/core/tensor.h"
+#include "tenon/gpu/runtime.h"
+#include "tenon/ops/registry.h"
+
+namespace tenon::rope {
+
+struct Args {
+  TensorView q;            // [tokens, q_heads, head_dim] bf16; token and head strides free
+  TensorView k, v;         // [tokens, kv_heads, head_dim] bf16; token and head strides free
+  TensorView q_norm, k_norm;  // [head_dim] bf16
+  float eps = 1e-6f;
+  TensorView positions;    // i32 [tokens]
+  TensorView cos_sin;      // f32 [max positions, rotary_dim]: rotary_dim/2 cosines, then sines
+  TensorView slot_mapping; // i32 [tokens]: block · block_tokens + offset; −1 writes nothing
+  TensorView q_out;        // [tokens, q_heads, head_dim] bf16, contiguous
+  TensorView k_cache, v_cache;  // [blocks, block_tokens, kv_heads, head_dim] bf16, contiguous
+};
+
+Status check(const Args& args);
+Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced = {});
+Status run(const Plan& plan, const Args& args, Stream& stream);
+Traffic traffic(const Args& args);
+
+}  // namespace tenon::rope

@@ -1,0 +1,29 @@
+// Draws one token per row from logits that lie in vocabulary slices, identically on every rank.
+//   temperature 0: the largest logit, lowest id on ties. Otherwise: logits / temperature, the top_k
+//   largest, the smallest set of those whose probability reaches top_p, one draw from that set with
+//   a uniform number that is a pure function of (seed, position).
+#pragma once
+
+#include "tenon/core/tensor.h"
+#include "tenon/gpu/runtime.h"
+#include "tenon/ops/registry.h"
+
+namespace tenon::sampling {
+
+struct Args {
+  TensorView logits;       // f32 [slices, rows, slice width]: id = slice · width + column
+  std::int32_t num_tokens = 0;  // ids at or past this have no token and are never drawn
+  TensorView temperature;  // f32 [rows]; 0 is greedy
+  TensorView top_k;        // i32 [rows]; 0 means all
+  TensorView top_p;        // f32 [rows]; 1 means all
+  TensorView seed;         // i64 [rows]
+  TensorView position;     // i32 [rows]: of the token being drawn
+  TensorView out;          // i32 [rows]
+};
+
+Status check(const Args& args);
+Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced = {});
+Status run(const Plan& plan, const Args& args, Stream& stream);
+Traffic traffic(const Args& args);
+
+}  // namespace tenon::sampling
