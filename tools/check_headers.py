@@ -1,0 +1,43 @@
+#!/usr/bin/env python3
+"""Every public header compiles alone. Runs as the test policy.headers.
+
+bindings/c/tenon.h is compiled as C99, headers of kernels for the cpu target. A target's device.h is
+no header of its own: gpu/gpu.h brings it in.
+"""
+import concurrent.futures
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CPU = ["-DTENON_TARGET=cpu", "-DTENON_WAVE=1", '-DTENON_DEVICE_HEADER="tenon/gpu/cpu/device.h"']
+
+
+def compile_alone(compiler, header):
+    path = header.relative_to(ROOT).as_posix()
+    command = [compiler, "-std=c++20", "-Wall", "-Wextra", "-fsyntax-only", "-I", str(ROOT), *CPU,
+               "-x", "c++", "-"]
+    if path.endswith("tenon.h"):
+        command = [compiler, "-std=c99", "-pedantic", "-Wall", "-Wextra", "-fsyntax-only", "-I",
+                   str(ROOT), "-x", "c", "-"]
+    found = subprocess.run(command, input=f'#include "{path}"\n', capture_output=True, text=True,
+                           check=False)
+    return path, found.returncode, found.stderr
+
+
+def main():
+    compiler = sys.argv[1] if len(sys.argv) > 1 else "c++"
+    headers = [p for p in sorted((ROOT / "tenon").rglob("*.h"))
+               if p.name != "device.h" or p.parent.name == "comm"]
+    headers += sorted((ROOT / "bindings").rglob("*.h"))
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda header: compile_alone(compiler, header), headers))
+    bad = [result for result in results if result[1] != 0]
+    for path, _, errors in bad:
+        print(f"{path} does not compile alone:\n{errors}")
+    print(f"{len(results)} headers, {len(bad)} do not compile alone")
+    return 1 if bad or not results else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""Include police: who may include whom, how long files may be. Runs as the test policy.layers.
+
+The rules are docs/house.md, section "Layers". Prints every violation and exits 1 if there is one.
+"""
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.M)
+MAX_LINES = 700
+
+FLOORS = ["core", "gpu", "comm", "ops", "layers", "models", "runtime"]
+# Floors that skip some of what lies below them; the others may include every floor below.
+ONLY = {
+    "models": {"core", "gpu", "comm", "layers", "models"},
+    "runtime": {"core", "gpu", "comm", "ops", "layers", "models", "runtime"},
+}
+# What a floor may see of another that it otherwise may not, or may see only in part.
+RUNTIME_OPS = re.compile(r"tenon/ops/(sampling/|registry\.h)")
+RUNTIME_MODELS = "tenon/models/model.h"
+RUNTIME_LAYERS = re.compile(r"tenon/layers/(step|boundary)\.h")
+DEVICE_HEADERS = re.compile(
+    r"tenon/(core/[a-z0-9_]+\.h|gpu/[a-z0-9_]+\.h|comm/(device|wait)\.h|ops/common/[a-z0-9_]+\.cuh)$")
+VENDOR = re.compile(r"^(cuda|hip|nccl\.h|mpi\.h|rccl)")
+VENDOR_HOMES = ("tenon/gpu/vendor/", "tenon/comm/transport/", "tenon/comm/bootstrap/")
+LIBRARIES = {  # third-party headers and the only places that may name them
+    "nlohmann/": ("tenon/models/", "tenon/runtime/", "apps/", "tests/"),
+    "CLI/": ("apps/",),
+    "boost/": ("apps/server/",),
+    "pcre2": ("tenon/runtime/",),
+    "utf8proc": ("tenon/runtime/",),
+}
+
+
+def floor_of(path):
+    parts = path.split("/")
+    return parts[1] if parts[0] == "tenon" and len(parts) > 2 else None
+
+
+def check_tenon_include(path, target):
+    """One include of our own header from a file under tenon/; returns a complaint or None."""
+    mine, theirs = floor_of(path), floor_of(target)
+    if theirs not in FLOORS:
+        return f"includes {target}, which lies on no floor"
+    if path.endswith(".cuh") or path.endswith(".cu"):
+        folder = path.rsplit("/", 1)[0] + "/"
+        allowed = DEVICE_HEADERS.match(target) or target.startswith(folder)
+        if path.endswith(".cu"):
+            allowed = allowed or target == "tenon/ops/registry.h"
+        return None if allowed else f"is device code and may not include {target}"
+    if FLOORS.index(theirs) > FLOORS.index(mine):
+        return f"includes {target}, which lies on a floor above"
+    if theirs == mine == "ops":
+        own, other = path.split("/")[2], target.split("/")[2]
+        if own != other and other not in ("registry.h", "common", "ops.def"):
+            return f"includes {target}: an op never includes another op"
+    if mine in ONLY and theirs not in ONLY[mine]:
+        return f"includes {target}: {mine} may not see {theirs}"
+    if mine == "runtime":
+        if theirs == "ops" and not RUNTIME_OPS.match(target):
+            return f"includes {target}: the runtime may see sampling only"
+        if theirs == "models" and target != RUNTIME_MODELS:
+            return f"includes {target}: the runtime may see models/model.h only"
+        if theirs == "layers" and not RUNTIME_LAYERS.match(target):
+            return f"includes {target}: the runtime may see layers/step.h and boundary.h only"
+    return None
+
+
+def check_file(path, text):
+    complaints = []
+    lines = text.count("\n")
+    if lines > MAX_LINES:
+        complaints.append(f"has {lines} lines; the limit is {MAX_LINES}")
+    for kind, target in INCLUDE.findall(text):
+        if kind == '"':
+            if not target.startswith(("tenon/", "tests/", "apps/", "bindings/")):
+                complaints.append(f'includes "{target}", which is not written from the root')
+            elif path.startswith("tenon/"):
+                if not target.startswith("tenon/"):
+                    complaints.append(f"includes {target}, which lies outside tenon/")
+                else:
+                    problem = check_tenon_include(path, target)
+                    if problem:
+                        complaints.append(problem)
+        if VENDOR.match(target) and not path.startswith(VENDOR_HOMES):
+            complaints.append(f"names <{target}>; only {', '.join(VENDOR_HOMES)} may")
+        for prefix, homes in LIBRARIES.items():
+            if target.startswith(prefix) and not path.startswith(homes):
+                complaints.append(f"names <{target}>; only {', '.join(homes)} may")
+    return complaints
+
+
+def main():
+    files = sorted(p for top in ("tenon", "apps", "bindings", "tests") for p in (ROOT / top).rglob("*")
+                   if p.suffix in (".h", ".cc", ".cu", ".cuh", ".c"))
+    bad = 0
+    for file in files:
+        path = file.relative_to(ROOT).as_posix()
+        for complaint in check_file(path, file.read_text()):
+            print(f"{path} {complaint}")
+            bad += 1
+    print(f"{len(files)} files, {bad} violations")
+    return 1 if bad or not files else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
