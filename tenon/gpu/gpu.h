@@ -12,16 +12,18 @@
 //   shuffle_xor(v, mask)                   v of lane (lane ^ mask); T of 4 bytes
 //   shuffle_from(v, lane)                  v of that lane of the wave
 //   store_release(p, v) load_acquire(p)    32-bit, system scope: peers on other devices see them
-//   load16_relaxed(p) store16_relaxed(p,v) 16 bytes, system scope, each 32-bit word atomic, no order
-//   load16(p) store16(p, v)                16 bytes, plain, aligned
-//   fence_system()                         orders all earlier accesses before all later ones
-//   atomic_add(p, v)                       32-bit, device scope, relaxed, returns the old value
-//   ticks()                                nanoseconds of a monotonic clock of this device
-//   pause()                                a polite pause in a spin; emulated targets yield here
-//   TENON_KERNEL                           in front of a kernel: TENON_KERNEL f(Args args) { … }
-//   TENON_DEVICE                           in front of a function that only kernels call
-//   TENON_SHARED(type, name, count)        declares `type name[count]` shared by the block
-//   TENON_DYNAMIC_SHARED(type, name)       declares `type* name`: LaunchShape::shared_bytes of it
+//   load16_relaxed(p) store16_relaxed(p,v) 16 bytes, system scope, each 32-bit word atomic, no
+//   order load16(p) store16(p, v)                16 bytes, plain, aligned store8_bytes(p, low,
+//   high)             8 bytes as two words, plain, aligned fence_system() orders all earlier
+//   accesses before all later ones atomic_add(p, v)                       32-bit, device scope,
+//   relaxed, returns the old value ticks()                                nanoseconds of a
+//   monotonic clock of this device pause()                                a polite pause in a spin;
+//   emulated targets yield here TENON_KERNEL                           in front of a kernel:
+//   TENON_KERNEL f(Args args) { … } TENON_DEVICE                           in front of a function
+//   that only kernels call TENON_SHARED(type, name, count)        declares `type name[count]`
+//   shared by the block TENON_DYNAMIC_SHARED(type, name)       declares `type* name`:
+//   LaunchShape::shared_bytes of it TENON_UNROLL                           in front of a loop of
+//   known length: unroll it
 // Rules for kernels: docs/targets.md.
 #pragma once
 
@@ -37,5 +39,11 @@ struct alignas(16) Word4 {
 };
 
 }  // namespace tenon
+
+#if defined(__clang__) || defined(__CUDACC__)
+#define TENON_UNROLL _Pragma("unroll")
+#else
+#define TENON_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 #include TENON_DEVICE_HEADER

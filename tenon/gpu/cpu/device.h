@@ -52,8 +52,19 @@ inline void store16_relaxed(void* at, Word4 value) {
   std::atomic_ref(words[2]).store(value.z, std::memory_order_relaxed);
   std::atomic_ref(words[3]).store(value.w, std::memory_order_relaxed);
 }
-inline Word4 load16(const void* at) { return *static_cast<const Word4*>(at); }
-inline void store16(void* at, Word4 value) { *static_cast<Word4*>(at) = value; }
+// Through memcpy: the bytes may belong to objects of any type.
+inline Word4 load16(const void* at) {
+  Word4 value;
+  __builtin_memcpy(&value, __builtin_assume_aligned(at, 16), sizeof(value));
+  return value;
+}
+inline void store16(void* at, Word4 value) {
+  __builtin_memcpy(__builtin_assume_aligned(at, 16), &value, sizeof(value));
+}
+inline void store8_bytes(void* at, std::uint32_t low, std::uint32_t high) {
+  const std::uint32_t words[2] = {low, high};
+  __builtin_memcpy(__builtin_assume_aligned(at, 8), words, sizeof(words));
+}
 inline void fence_system() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 inline std::uint32_t atomic_add(std::uint32_t* at, std::uint32_t value) {
   return std::atomic_ref(*at).fetch_add(value, std::memory_order_relaxed);

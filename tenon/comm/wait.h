@@ -1,0 +1,46 @@
+// team_wait(): how kernels wait for another rank. Every wait of every collective goes through it,
+// so that none lasts longer than the deadline and a failure names who waited for whom.
+#pragma once
+
+#include "tenon/comm/device.h"
+#include "tenon/gpu/sync.h"
+
+namespace tenon::TENON_TARGET {
+
+// Keeps the first failure of this rank for Communicator::health() and makes everybody give up.
+TENON_DEVICE void record_fault(const TeamView& team, WaitEnd end, Phase phase, int awaited_rank,
+                               std::uint32_t call, std::uint32_t row) {
+  FaultRecord& fault = *team.fault;
+  if (atomic_add(&fault.claimed, 1u) == 0) {
+    fault.reason = static_cast<std::uint32_t>(end);
+    fault.phase = static_cast<std::uint32_t>(phase);
+    fault.my_rank = static_cast<std::uint32_t>(team.rank);
+    fault.awaited_rank = static_cast<std::uint32_t>(awaited_rank);
+    fault.channel = team.channel;
+    fault.call = call;
+    fault.row = row;
+    store_release(&fault.ready, 1u);
+  }
+  // Own word too: other blocks and later calls of this rank end at once. The first who gave up
+  // stays.
+  for (int rank = 0; rank < team.size; ++rank) {
+    std::uint32_t* word = team.abort_word[rank];
+    if (word != nullptr && load_acquire(word) == 0)
+      store_release(word, 1u + static_cast<std::uint32_t>(team.rank));
+  }
+}
+
+// Waits until ready() holds; awaited_rank is the rank whose signal makes it so. False after the
+// deadline or an abort: the caller must then leave its results undefined and return without waiting
+// for anything else (barriers of its own block are fine). `row` is kNoRow where it means nothing.
+inline constexpr std::uint32_t kNoRow = ~0u;
+template <class Ready>
+TENON_DEVICE bool team_wait(const TeamView& team, Phase phase, int awaited_rank, std::uint32_t call,
+                            std::uint32_t row, Ready ready) {
+  const WaitEnd end = wait_until(ready, team.abort_word[team.rank], team.deadline_ns);
+  if (end == WaitEnd::kReady) return true;
+  record_fault(team, end, phase, awaited_rank, call, row);
+  return false;
+}
+
+}  // namespace tenon::TENON_TARGET
