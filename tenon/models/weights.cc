@@ -1,0 +1,177 @@
+#include "tenon/models/weights.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <utility>
+
+namespace tenon {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr std::string_view kIndexName = "model.safetensors.index.json";
+constexpr std::string_view kSingleName = "model.safetensors";
+constexpr std::uintmax_t kMaxTextBytes = 64u << 20;
+
+Status malformed(std::string why) { return Status::error(Code::kIo, std::move(why)); }
+
+bool present(const std::filesystem::path& path) {
+  std::error_code ignored;
+  return std::filesystem::exists(path, ignored);
+}
+
+bool skipped(std::string_view name, std::span<const std::string_view> prefixes) {
+  return std::any_of(prefixes.begin(), prefixes.end(),
+                     [&](std::string_view prefix) { return name.starts_with(prefix); });
+}
+
+using WeightMap = std::map<std::string, std::string, std::less<>>;  // tensor name → file name
+
+// The "weight_map" of an index. File names stay inside the directory.
+Result<WeightMap> read_index(const std::string& path) {
+  TENON_ASSIGN(const std::string text, read_text(path));
+  const Json index = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!index.is_object()) return malformed(path + ": is not a JSON object");
+  const auto found = index.find("weight_map");
+  if (found == index.end() || !found->is_object())
+    return malformed(path + ": has no \"weight_map\" object");
+  WeightMap files;
+  for (const auto& [tensor, file] : found->items()) {
+    if (!file.is_string())
+      return malformed(path + ": the file of \"" + tensor + "\" is not a string");
+    const auto name = file.get<std::string>();
+    if (name.empty() || name.find('/') != std::string::npos || name.front() == '.')
+      return malformed(path + ": \"" + tensor + "\" lies in \"" + name +
+                       "\", which is not a plain file name");
+    files.emplace(tensor, name);
+  }
+  return files;
+}
+
+}  // namespace
+
+struct Weights::State {
+  std::vector<SafetensorsFile> files;
+  std::map<std::string, const StoredTensor*, std::less<>> tensors;
+  std::set<std::string, std::less<>> taken;
+  std::int64_t bytes_taken = 0;
+};
+
+Weights::Weights(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Weights::Weights(Weights&&) noexcept = default;
+Weights& Weights::operator=(Weights&&) noexcept = default;
+Weights::~Weights() = default;
+
+std::int64_t HostTensor::rows() const {
+  std::int64_t count = 1;
+  for (std::size_t i = 0; i + 1 < shape.size(); ++i) count *= shape[i];
+  return count;
+}
+
+Result<std::string> read_text(const std::string& path) {
+  std::error_code failed;
+  const std::uintmax_t bytes = std::filesystem::file_size(path, failed);
+  if (failed) return malformed(path + ": cannot be read: " + failed.message());
+  if (bytes > kMaxTextBytes)
+    return malformed(path + ": has " + std::to_string(bytes) + " bytes, at most " +
+                     std::to_string(kMaxTextBytes) + " are accepted");
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (!file) return malformed(path + ": cannot be read");
+  return std::move(text).str();
+}
+
+Result<Weights> Weights::open(const std::string& directory) {
+  const std::filesystem::path root(directory);
+  auto state = std::make_unique<State>();
+  WeightMap placed;
+  std::set<std::string> names;
+  const bool indexed = present(root / kIndexName);
+  if (indexed) {
+    TENON_ASSIGN(placed, read_index((root / kIndexName).string()));
+    for (const auto& [tensor, file] : placed) names.insert(file);
+  } else if (present(root / kSingleName)) {
+    names.insert(std::string(kSingleName));
+  } else {
+    return malformed(directory + ": holds neither " + std::string(kIndexName) + " nor " +
+                     std::string(kSingleName));
+  }
+
+  state->files.reserve(names.size());  // tensors point into these: they must not move
+  for (const std::string& name : names) {
+    if (!present(root / name))
+      return malformed(directory + ": the index names the file " + name + ", which is missing");
+    TENON_ASSIGN(SafetensorsFile file, SafetensorsFile::open((root / name).string()));
+    state->files.push_back(std::move(file));
+    for (const auto& [tensor, stored] : state->files.back().tensors()) {
+      const auto place = placed.find(tensor);
+      if (indexed && place == placed.end())
+        return malformed(name + ": holds \"" + tensor + "\", which the index does not know");
+      if (indexed && place->second != name)
+        return malformed(name + ": holds \"" + tensor + "\", which the index places in " +
+                         place->second);
+      state->tensors.emplace(tensor, &stored);
+    }
+  }
+  for (const auto& [tensor, file] : placed)
+    if (!state->tensors.contains(tensor))
+      return malformed("the index places \"" + tensor + "\" in " + file +
+                       ", which does not hold it");
+  return Weights(std::move(state));
+}
+
+bool Weights::has(std::string_view name) const { return state_->tensors.contains(name); }
+
+std::optional<DType> Weights::dtype(std::string_view name) const {
+  const auto found = state_->tensors.find(name);
+  return found == state_->tensors.end() ? std::nullopt : found->second->dtype;
+}
+
+Result<HostTensor> Weights::take(std::string_view name, std::initializer_list<DType> accepted,
+                                 const std::vector<std::int64_t>& shape) {
+  std::string wanted;
+  for (DType each : accepted)
+    wanted += (wanted.empty() ? "" : " or ") + std::string(tenon::name(each));
+  wanted += " " + describe(shape);
+  const std::string asked = "tensor \"" + std::string(name) + "\"";
+  const auto found = state_->tensors.find(name);
+  if (found == state_->tensors.end()) return malformed(asked + " is missing; wanted " + wanted);
+  const StoredTensor& stored = *found->second;
+  const bool right_type =
+      stored.dtype && std::find(accepted.begin(), accepted.end(), *stored.dtype) != accepted.end();
+  if (!right_type || stored.shape != shape)
+    return malformed(asked + " is " + describe(stored) + "; wanted " + wanted);
+  if (!state_->taken.insert(std::string(name)).second)
+    return Status::error(Code::kInternal, asked + " is taken a second time");
+  state_->bytes_taken += static_cast<std::int64_t>(stored.bytes);
+  return HostTensor{std::string(name), *stored.dtype, stored.shape, stored.data};
+}
+
+Status Weights::finish(std::span<const std::string_view> skipped_prefixes) const {
+  constexpr std::size_t kNamed = 3;
+  std::vector<std::string_view> left;
+  for (const auto& [name, stored] : state_->tensors)
+    if (!state_->taken.contains(name) && !skipped(name, skipped_prefixes)) left.push_back(name);
+  if (left.empty()) return Status::ok();
+  std::string list;
+  for (std::size_t i = 0; i < std::min(kNamed, left.size()); ++i)
+    list += (i > 0 ? ", \"" : "\"") + std::string(left[i]) + "\"";
+  if (left.size() > kNamed) list += ", …";
+  return malformed("the checkpoint holds " + std::to_string(left.size()) +
+                   " tensors that this model has no place for: " + list);
+}
+
+std::int64_t Weights::bytes_taken() const { return state_->bytes_taken; }
+
+std::int64_t Weights::bytes_wanted(std::span<const std::string_view> skipped_prefixes) const {
+  std::int64_t total = 0;
+  for (const auto& [name, stored] : state_->tensors)
+    if (!skipped(name, skipped_prefixes)) total += static_cast<std::int64_t>(stored->bytes);
+  return total;
+}
+
+}  // namespace tenon
