@@ -1,0 +1,140 @@
+#include "tenon/runtime/scheduler.h"
+
+#include <algorithm>
+#include <string>
+
+namespace tenon {
+namespace {
+
+Status refuse(std::string why) { return Status::error(Code::kInvalidArgument, std::move(why)); }
+
+Status check_sampling(const SamplingParams& sampling) {
+  if (!(sampling.temperature >= 0.0f) || sampling.temperature > 100.0f)
+    return refuse("temperature is " + std::to_string(sampling.temperature) +
+                  "; accepted: 0 to 100");
+  if (!(sampling.top_p > 0.0f && sampling.top_p <= 1.0f))
+    return refuse("top_p is " + std::to_string(sampling.top_p) + "; accepted: above 0, up to 1");
+  if (sampling.top_k < 0)
+    return refuse("top_k is " + std::to_string(sampling.top_k) + "; accepted: 0 (all) and more");
+  if (sampling.max_tokens < 1)
+    return refuse("max_tokens is " + std::to_string(sampling.max_tokens) +
+                  "; at least 1 is needed");
+  return Status::ok();
+}
+
+}  // namespace
+
+bool BatchPlan::decode_only() const {
+  return std::all_of(entries.begin(), entries.end(),
+                     [](const BatchEntry& each) { return each.count == 1 && each.draws(); });
+}
+
+Status Scheduler::check(const Limits& limits) {
+  if (limits.max_sequences < 1 || limits.max_context < 1)
+    return refuse("max_sequences is " + std::to_string(limits.max_sequences) + " and max_context " +
+                  std::to_string(limits.max_context) + "; both must be at least 1");
+  const int least = kPrefillQuantum + limits.max_sequences;
+  if (limits.max_tokens_per_step < least)
+    return refuse("max_tokens_per_step is " + std::to_string(limits.max_tokens_per_step) +
+                  "; with " + std::to_string(limits.max_sequences) +
+                  " sequences it must be at least " + std::to_string(least) +
+                  ", or prompts would starve");
+  return Status::ok();
+}
+
+Status Scheduler::add(RequestId id, std::vector<std::int32_t> prompt,
+                      const SamplingParams& sampling) {
+  TENON_TRY(check_sampling(sampling));
+  if (prompt.empty()) return refuse("the prompt has no tokens; at least 1 is needed");
+  const int prompt_tokens = static_cast<int>(prompt.size());
+  if (prompt_tokens + 1 > limits_.max_context)
+    return refuse("the prompt has " + std::to_string(prompt_tokens) +
+                  " tokens; with room for one more at most " + std::to_string(limits_.max_context) +
+                  " fit the context");
+  Sequence sequence;
+  sequence.id = id;
+  sequence.tokens = std::move(prompt);
+  sequence.prompt_tokens = prompt_tokens;
+  sequence.sampling = sampling;
+  sequence.sampling.max_tokens = std::min(sampling.max_tokens, limits_.max_context - prompt_tokens);
+  const int whole = prompt_tokens + sequence.sampling.max_tokens;
+  if (!caches_->can_ever_fit(whole))
+    return refuse("the request needs cache for " + std::to_string(whole) +
+                  " tokens, more than the whole cache holds");
+  sequence.tokens.reserve(static_cast<std::size_t>(whole));
+  waiting_.push_back(std::move(sequence));
+  return Status::ok();
+}
+
+bool Scheduler::cancel(RequestId id) {
+  for (Sequence& each : running_)
+    if (each.id == id) return each.cancelled = true;
+  for (Sequence& each : waiting_)
+    if (each.id == id) return each.cancelled = true;
+  return false;
+}
+
+std::vector<RequestId> Scheduler::cancelled() const {
+  std::vector<RequestId> found;
+  for (const Sequence& each : running_)
+    if (each.cancelled) found.push_back(each.id);
+  for (const Sequence& each : waiting_)
+    if (each.cancelled) found.push_back(each.id);
+  return found;
+}
+
+const Sequence* Scheduler::find(RequestId id) const {
+  for (const Sequence& each : running_)
+    if (each.id == id) return &each;
+  for (const Sequence& each : waiting_)
+    if (each.id == id) return &each;
+  return nullptr;
+}
+
+void Scheduler::remove(RequestId id) {
+  running_.remove_if([&](const Sequence& each) { return each.id == id; });
+  std::erase_if(waiting_, [&](const Sequence& each) { return each.id == id; });
+}
+
+void Scheduler::admit() {
+  while (!waiting_.empty() && static_cast<int>(running_.size()) < limits_.max_sequences) {
+    Sequence& first = waiting_.front();
+    first.lease = caches_->lease(first.prompt_tokens + first.sampling.max_tokens);
+    if (!first.lease) return;  // in order: nobody overtakes
+    running_.push_back(std::move(first));
+    waiting_.pop_front();
+  }
+}
+
+BatchPlan Scheduler::next() {
+  admit();
+  BatchPlan plan;
+  const auto take = [&](Sequence& sequence, int count) {
+    plan.entries.push_back({&sequence, sequence.computed, count});
+    plan.num_tokens += count;
+    plan.max_tokens_per_sequence = std::max(plan.max_tokens_per_sequence, count);
+  };
+  for (Sequence& each : running_)
+    if (each.pending() == 1) take(each, 1);
+  for (Sequence& each : running_) {
+    const int pending = each.pending();
+    if (pending == 1) continue;
+    const int budget = limits_.max_tokens_per_step - plan.num_tokens;
+    const int count = pending <= budget ? pending : budget / kPrefillQuantum * kPrefillQuantum;
+    if (count == 0) break;
+    take(each, count);
+  }
+  return plan;
+}
+
+void Scheduler::apply(const BatchPlan& plan, const std::vector<std::int32_t>& drawn) {
+  TENON_CHECK(drawn.size() == plan.entries.size());
+  for (std::size_t i = 0; i < plan.entries.size(); ++i) {
+    const BatchEntry& entry = plan.entries[i];
+    const bool draws = entry.draws();
+    entry.sequence->computed = entry.first + entry.count;
+    if (draws) entry.sequence->tokens.push_back(drawn[i]);
+  }
+}
+
+}  // namespace tenon

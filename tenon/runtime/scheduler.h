@@ -1,0 +1,95 @@
+// What runs in the next step: decisions as values. Pure host code: no device, no clock.
+//
+// Policy: first come, first served. Every sequence that decodes gets its one token in every step;
+// what is left of the step's token budget goes to prompts in order of arrival. A sequence is
+// admitted when its whole length (prompt and max_tokens) has cache, so nothing is ever taken back.
+// A prompt is cut at multiples of kPrefillQuantum only, counted from its start: the delta-net's
+// chunks, and with them the bits of every logit, do not depend on who else is in the batch.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <list>
+#include <vector>
+
+#include "tenon/core/status.h"
+#include "tenon/runtime/cache.h"
+
+namespace tenon {
+
+inline constexpr int kPrefillQuantum = 64;
+
+struct SamplingParams {
+  float temperature = 0;  // 0 is greedy
+  float top_p = 1;        // (0, 1]; 1 means all
+  int top_k = 0;          // 0 means all
+  int max_tokens = 256;   // at least 1
+  std::uint64_t seed = 0;
+  bool ignore_eos = false;
+};
+
+enum class RequestId : std::uint64_t {};
+
+// One request on its way. Positions: tokens[0 … computed) are in the caches.
+struct Sequence {
+  RequestId id{};
+  std::vector<std::int32_t> tokens;  // prompt, then what was drawn
+  int prompt_tokens = 0;
+  int computed = 0;
+  SamplingParams sampling;
+  CacheLease lease;
+  bool cancelled = false;
+
+  int pending() const { return static_cast<int>(tokens.size()) - computed; }
+};
+
+// One sequence's share of a step: tokens [first, first + count) of it.
+struct BatchEntry {
+  Sequence* sequence = nullptr;
+  int first = 0, count = 0;
+  // The last token of the entry is the last known one: its logits decide the next token.
+  bool draws() const { return first + count == static_cast<int>(sequence->tokens.size()); }
+};
+
+struct BatchPlan {
+  std::vector<BatchEntry> entries;
+  int num_tokens = 0;
+  int max_tokens_per_sequence = 0;
+  // Nobody prefills and everybody draws.
+  bool decode_only() const;
+};
+
+class Scheduler {
+ public:
+  struct Limits {
+    int max_sequences = 16;
+    int max_tokens_per_step = 256;  // at least kPrefillQuantum + max_sequences
+    int max_context = 4096;
+  };
+  // Refuses limits under which a prompt could starve.
+  static Status check(const Limits& limits);
+  Scheduler(const Limits& limits, CachePool& caches) : limits_(limits), caches_(&caches) {}
+
+  // Queues a request, or says why it can never run.
+  Status add(RequestId id, std::vector<std::int32_t> prompt, const SamplingParams& sampling);
+  // False when there is no such request. It leaves at the next finished().
+  bool cancel(RequestId id);
+  // The next step. Empty when nothing can run.
+  BatchPlan next();
+  // Records that the step ran; drawn[i] belongs to entry i and counts where it draws().
+  void apply(const BatchPlan& plan, const std::vector<std::int32_t>& drawn);
+  // Removes a sequence; its caches are free at once.
+  void remove(RequestId id);
+  std::vector<RequestId> cancelled() const;
+  bool idle() const { return waiting_.empty() && running_.empty(); }
+  const Sequence* find(RequestId id) const;
+
+ private:
+  void admit();
+  Limits limits_;
+  CachePool* caches_;
+  std::list<Sequence> running_;  // in order of admission; entries point into it
+  std::deque<Sequence> waiting_;
+};
+
+}  // namespace tenon

@@ -1,0 +1,74 @@
+// Text to token ids and back, as tokenizer.json says: byte-level BPE, the split pattern of the
+// file, NFC, added tokens. Anything else a tokenizer.json may ask for is refused with a sentence.
+// What does not live here: the chat format (chat_template.h), stopping (engine.h).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tenon/core/status.h"
+
+namespace tenon {
+
+// Immutable after load and safe to share between threads. Malformed UTF-8 in the text to encode is
+// replaced by U+FFFD, one for each maximal ill-formed piece, before anything else happens.
+// Character classes and composition are those of the installed PCRE2 and utf8proc (Unicode 14 in
+// Debian 12): a few combining marks added to Unicode since may be cut or ordered otherwise than by
+// a build of the reference with other tables. Everything older agrees.
+class Tokenizer {
+ public:
+  // Reads tokenizer.json in `directory`.
+  static Result<Tokenizer> load(const std::string& directory);
+  // The same from the text of a tokenizer.json.
+  static Result<Tokenizer> parse(std::string_view json);
+  Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
+  ~Tokenizer();
+
+  // Token ids of `text`. The spelling of an added token becomes its one id. Nothing is put in front
+  // or behind. Fails only where the split pattern exhausts its match limit.
+  Result<std::vector<std::int32_t>> encode(std::string_view text) const;
+
+  // The text of `ids`, always valid UTF-8: broken pieces become U+FFFD. Ids without a token (the
+  // padding rows of a head) have no text. skip_special leaves out the tokens marked special.
+  std::string decode(std::span<const std::int32_t> ids, bool skip_special = true) const;
+
+  // The bytes that one token stands for: not always whole characters. Empty for unknown ids.
+  std::string_view token_bytes(std::int32_t id) const;
+  bool is_special(std::int32_t id) const;
+  // The id of a token by its spelling in tokenizer.json, such as "<|im_end|>"; −1 if there is none.
+  std::int32_t id_of(std::string_view spelling) const;
+  // One more than the largest id that has a token.
+  std::int32_t num_tokens() const;
+
+  struct State;  // private to tokenizer*.cc
+
+ private:
+  explicit Tokenizer(std::unique_ptr<const State> state);
+  std::unique_ptr<const State> state_;
+};
+
+// Text from tokens that arrive one by one. Bytes that end inside a character are held back until it
+// is complete or certainly broken. All parts together are what Tokenizer::decode gives at once.
+class StreamingDetokenizer {
+ public:
+  // `tokenizer` must outlive this object.
+  explicit StreamingDetokenizer(const Tokenizer& tokenizer, bool skip_special = true)
+      : tokenizer_(&tokenizer), skip_special_(skip_special) {}
+
+  // The text that `id` completes; often empty in scripts that need several tokens per character.
+  std::string push(std::int32_t id);
+  // What is still held back, as U+FFFD. Call once at the end.
+  std::string finish();
+
+ private:
+  const Tokenizer* tokenizer_;
+  bool skip_special_;
+  std::string held_;
+};
+
+}  // namespace tenon
