@@ -14,10 +14,10 @@ namespace tenon::fp8_quant {
 enum class Prologue : std::uint8_t { kNone, kSiluMul };
 
 struct Args {
-  TensorView in;                       // bf16 or f16; rows may be strided
+  TensorView in;  // bf16 or f16; rows may be strided
   Prologue prologue = Prologue::kNone;
   const std::int32_t* row_limit = nullptr;  // device; rows at or past *row_limit are left alone
-  NormedRows out;                      // [rows, width]: bf16 (only with a prologue), fp8, or both
+  NormedRows out;  // [rows, width]: bf16 (only with a prologue), fp8, or both
 };
 
 Status check(const Args& args);

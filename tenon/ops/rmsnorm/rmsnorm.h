@@ -10,9 +10,9 @@
 namespace tenon::rmsnorm {
 
 struct Args {
-  TensorView y;                 // [rows, hidden] bf16 or f16: the rounded sum
-  TensorView residual;          // [rows, hidden], same type; read (unless fresh) and overwritten
-  TensorView weight;            // [hidden], same type or f32
+  TensorView y;         // [rows, hidden] bf16 or f16: the rounded sum
+  TensorView residual;  // [rows, hidden], same type; read (unless fresh) and overwritten
+  TensorView weight;    // [hidden], same type or f32
   float eps = 1e-6f;
   float offset = 1.0f;          // 1 for zero-centred norms (Qwen3.5), 0 otherwise
   bool fresh_residual = false;  // residual = y

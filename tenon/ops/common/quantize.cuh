@@ -1,0 +1,169 @@
+// Group quantisation of a row that a block holds (arithmetic.md steps 9 and 10), and where codes
+// and scales lie in each layout.
+// Not here: rounding rules (core/fp8.h), where the rows come from.
+#pragma once
+
+#include <optional>
+
+#include "tenon/core/fp8.h"
+#include "tenon/core/tensor.h"
+#include "tenon/ops/common/row.cuh"
+
+namespace tenon::TENON_TARGET {
+
+// What steps 9 and 10 need of a call. A null `codes` means that nobody wants fp8.
+struct QuantSpec {
+  std::byte* codes;
+  std::byte* scales;
+  std::int64_t codes_stride;  // bytes
+  int rows, padded_rows;      // padded_rows: extent of the row dimension of the scales
+  int num_groups;
+  int group_vectors;  // vectors per group: 4, 8, 16 or 32
+  ScaleLayout layout;
+  bool is_fnuz;
+};
+
+// Writes the scale of (row, group): fp32 bits, or the biased exponent where scales are UE8M0.
+TENON_DEVICE void store_scale(const QuantSpec& spec, int row, int group, std::uint32_t word) {
+  if (spec.layout == ScaleLayout::kUe8m0Packed) {
+    const std::int64_t at = std::int64_t{group / 4} * spec.padded_rows + row;
+    spec.scales[at * 4 + group % 4] = static_cast<std::byte>(word);
+  } else {
+    const std::int64_t at = spec.layout == ScaleLayout::kRow
+                                ? std::int64_t{row} * spec.num_groups + group
+                                : std::int64_t{group} * spec.padded_rows + row;
+    reinterpret_cast<float*>(spec.scales)[at] = bits_float(word);
+  }
+}
+
+// Zeros where a layout has room that no (row, group) fills: the missing groups in the last word of
+// `row`, and with the last row also the rows that pad the layout. Strided by the block.
+TENON_DEVICE int padded_groups(const QuantSpec& spec) {
+  return spec.layout == ScaleLayout::kUe8m0Packed ? (spec.num_groups + 3) / 4 * 4 : spec.num_groups;
+}
+TENON_DEVICE void pad_scale_groups(const QuantSpec& spec, int row) {
+  for (int group = spec.num_groups + thread_id(); group < padded_groups(spec);
+       group += block_threads())
+    store_scale(spec, row, group, 0u);
+}
+TENON_DEVICE void pad_scale_rows(const QuantSpec& spec, int row) {
+  if (row != spec.rows - 1 || spec.layout == ScaleLayout::kRow) return;
+  for (int group = thread_id(); group < padded_groups(spec); group += block_threads())
+    for (int pad = spec.rows; pad < spec.padded_rows; ++pad) store_scale(spec, pad, group, 0u);
+}
+
+// The largest magnitude among eight 16-bit elements, as bits of T. NaN patterns lie above infinity,
+// so an integer maximum keeps them.
+TENON_DEVICE std::uint32_t larger(std::uint32_t a, std::uint32_t b) { return a > b ? a : b; }
+TENON_DEVICE std::uint32_t absmax_bits(Word4 row) {
+  const std::uint32_t words[4] = {row.x, row.y, row.z, row.w};
+  std::uint32_t most = 0;
+  TENON_UNROLL
+  for (int i = 0; i < 4; ++i)
+    most = larger(most, larger(words[i] & 0x7fffu, words[i] >> 16 & 0x7fffu));
+  return most;
+}
+
+// Step 10: the scale as it is stored, and the factor applied before rounding to a code.
+struct ChosenScale {
+  std::uint32_t word;
+  float multiplier;
+};
+template <class T, DType kFp8>
+TENON_DEVICE ChosenScale choose_scale(std::uint32_t absmax, ScaleLayout layout) {
+  const float a = to_float(T{static_cast<std::uint16_t>(absmax)});
+  if (layout == ScaleLayout::kUe8m0Packed) {
+    const Ue8m0Scale chosen = ue8m0_scale(a, fp8_max(kFp8));
+    return {chosen.biased, chosen.multiplier};
+  }
+  const GroupScale chosen = group_scale(a, fp8_max(kFp8));
+  return {float_bits(chosen.scale), chosen.multiplier};
+}
+
+// Eight codes of one vector as two words.
+struct Codes8 {
+  std::uint32_t low, high;
+};
+template <class T, DType kFp8>
+TENON_DEVICE Codes8 encode(Word4 row, float multiplier) {
+  float n[kVector];
+  unpack8<T>(row, n);
+  TENON_UNROLL
+  for (int k = 0; k < kVector; ++k) n[k] = n[k] * multiplier;
+  return {pack_fp8x4<kFp8>(n[0], n[1], n[2], n[3]), pack_fp8x4<kFp8>(n[4], n[5], n[6], n[7])};
+}
+
+// Steps 9 and 10 of a row whose vectors the threads hold. put_codes(vector, Codes8) and
+// put_scale(group, word) take the results. Every thread of the block must call this.
+template <class T, DType kFp8, int kMaxRun, class PutCodes, class PutScale>
+TENON_DEVICE void quantize_row_as(const QuantSpec& spec, const Run& run,
+                                  const Word4 (&held)[kMaxRun], PutCodes put_codes,
+                                  PutScale put_scale) {
+  const int span = spec.group_vectors;
+  if constexpr (kMaxRun > 2) {
+    if (run.length >= span) {  // whole groups within each run
+      for (int begin = 0; begin < run.count; begin += span) {
+        std::uint32_t absmax = 0;
+        for (int i = begin; i < begin + span; ++i) absmax = larger(absmax, absmax_bits(held[i]));
+        const ChosenScale chosen = choose_scale<T, kFp8>(absmax, spec.layout);
+        for (int i = begin; i < begin + span; ++i)
+          put_codes(run.first + i, encode<T, kFp8>(held[i], chosen.multiplier));
+        put_scale((run.first + begin) / span, chosen.word);
+      }
+      return;
+    }
+  }
+  // A group lies on `lanes` neighbouring lanes of a wave.
+  const int lanes = span / run.length;
+  std::uint32_t absmax = 0;
+  for (int i = 0; i < run_bound<kMaxRun>(run); ++i)
+    if (i < run.count) absmax = larger(absmax, absmax_bits(held[i]));
+  for (int mask = 1; mask < lanes; mask *= 2) absmax = larger(absmax, shuffle_xor(absmax, mask));
+  const ChosenScale chosen = choose_scale<T, kFp8>(absmax, spec.layout);
+  for (int i = 0; i < run_bound<kMaxRun>(run); ++i)
+    if (i < run.count) put_codes(run.first + i, encode<T, kFp8>(held[i], chosen.multiplier));
+  if (run.count > 0 && thread_id() % lanes == 0) put_scale(run.first / span, chosen.word);
+}
+template <class T, int kMaxRun, class PutCodes, class PutScale>
+TENON_DEVICE void quantize_row(const QuantSpec& spec, const Run& run, const Word4 (&held)[kMaxRun],
+                               PutCodes put_codes, PutScale put_scale) {
+  if (spec.is_fnuz) {
+    quantize_row_as<T, DType::kE4M3Fnuz>(spec, run, held, put_codes, put_scale);
+  } else {
+    quantize_row_as<T, DType::kE4M3>(spec, run, held, put_codes, put_scale);
+  }
+}
+
+// The same for elements from `begin` on of `row`, straight to the tensors of the call. `begin` is a
+// multiple of the group.
+template <class T, int kMaxRun>
+TENON_DEVICE void quantize_to_tensors(const QuantSpec& spec, int row, int begin, const Run& run,
+                                      const Word4 (&held)[kMaxRun]) {
+  std::byte* const codes = spec.codes + row * spec.codes_stride + begin;
+  const int first_group = begin / (spec.group_vectors * kVector);
+  quantize_row<T>(
+      spec, run, held,
+      [&](int vector, Codes8 value) {
+        store8_bytes(codes + vector * kVector, value.low, value.high);
+      },
+      [&](int group, std::uint32_t word) { store_scale(spec, row, first_group + group, word); });
+}
+
+// Host side: what a call's outputs mean to the kernels.
+inline QuantSpec quant_spec(const std::optional<QuantView>& fp8) {
+  QuantSpec spec{};
+  if (!fp8) return spec;
+  spec.codes = fp8->data.as<std::byte>();
+  spec.scales = fp8->scale.as<std::byte>();
+  spec.codes_stride = fp8->data.stride[0];
+  spec.rows = static_cast<int>(fp8->data.shape[0]);
+  spec.padded_rows = static_cast<int>(fp8->layout == ScaleLayout::kRow ? fp8->scale.shape[0]
+                                                                       : fp8->scale.shape[1]);
+  spec.num_groups = static_cast<int>(fp8->data.shape[1]) / fp8->group;
+  spec.group_vectors = fp8->group / kVector;
+  spec.layout = fp8->layout;
+  spec.is_fnuz = fp8->data.dtype == DType::kE4M3Fnuz;
+  return spec;
+}
+
+}  // namespace tenon::TENON_TARGET

@@ -1,0 +1,180 @@
+// One row of a boundary on one block: which vectors a thread owns, residual add, sum of squares and
+// norm (arithmetic.md steps 2 to 8). The bits depend neither on the number of threads of the block
+// nor on the wave width.
+// Not here: where the sums come from (each op), groups and fp8 codes (quantize.cuh).
+#pragma once
+
+#include <optional>
+
+#include "tenon/core/tensor.h"
+#include "tenon/gpu/gpu.h"
+#include "tenon/gpu/math.h"
+#include "tenon/gpu/reduce.h"
+#include "tenon/gpu/vec.h"
+
+namespace tenon::TENON_TARGET {
+
+inline constexpr int kVector = 8;  // elements of a 16-bit type in 16 bytes
+inline constexpr int kMaxHidden = 16384;
+inline constexpr int kMaxVectors = kMaxHidden / kVector;
+
+// The vectors of a row that one thread owns: [first, first + count). `length` is the power of two
+// that every thread owns, those past the end of the row included, so that runs, waves and blocks
+// cover aligned powers of two of the tree of step 6.
+struct Run {
+  int first, count, length;
+};
+TENON_DEVICE Run own_run(int num_vectors) {
+  int length = 1;
+  while (length * block_threads() < num_vectors) length *= 2;
+  const int first = thread_id() * length;
+  const int left = num_vectors - first;
+  return {first, left < 0 ? 0 : left < length ? left : length, length};
+}
+
+// Kernels hold a thread's vectors in an array of kMaxRun, which stays in registers where it is 1 or
+// 2. Loops over a run have a constant length there, and the true one elsewhere.
+template <int kMaxRun>
+TENON_DEVICE int run_bound(const Run& run) {
+  return kMaxRun <= 2 ? kMaxRun : run.count;
+}
+
+// Host side: call.operator()<kMaxRun>() with the smallest instance that serves a row of `hidden`
+// elements on `threads` threads.
+template <class Call>
+auto with_run(int threads, int hidden, const Call& call) {
+  if constexpr (kWave == 1) {
+    return call.template operator()<kMaxVectors>();
+  } else {
+    const int vectors = hidden / kVector;
+    if (vectors <= threads) return call.template operator()<1>();
+    if (vectors <= 2 * threads) return call.template operator()<2>();
+    return call.template operator()<kMaxVectors / 64>();  // 64 threads at least
+  }
+}
+// Host side: threads for a row, one vector each where the block may be that large.
+inline int row_threads(int hidden, int max_threads) {
+  if constexpr (kWave == 1) {
+    return 1;
+  } else {
+    const int wanted = (hidden / kVector + kWave - 1) / kWave * kWave;
+    const int allowed = (max_threads < 1024 ? max_threads : 1024) / kWave * kWave;
+    const int threads = wanted < allowed ? wanted : allowed;
+    return threads < 64 ? 64 : threads;
+  }
+}
+
+// Step 5 for one vector.
+TENON_DEVICE float square_sum(const float (&h)[kVector]) {
+  float sum = h[0] * h[0];
+  TENON_UNROLL
+  for (int k = 1; k < kVector; ++k) sum = sum + h[k] * h[k];
+  return sum;
+}
+
+// Step 6 within a run: adjacent pairs first. An odd last one moves up as it is, which is what
+// adding the padding does: partials are sums of squares, so none is -0.
+template <int kMaxRun>
+TENON_DEVICE float run_sum(float (&partials)[kMaxRun], int count) {
+  if constexpr (kMaxRun <= 2) {
+    float sum = count > 0 ? partials[0] : 0.0f;
+    if constexpr (kMaxRun == 2) sum = sum + (count > 1 ? partials[1] : 0.0f);
+    return sum;
+  } else {
+    if (count == 0) return 0.0f;
+    while (count > 1) {
+      const int pairs = count / 2;
+      for (int i = 0; i < pairs; ++i) partials[i] = partials[2 * i] + partials[2 * i + 1];
+      if (count % 2 != 0) partials[pairs] = partials[count - 1];
+      count = pairs + count % 2;
+    }
+    return partials[0];
+  }
+}
+
+// What steps 2 to 8 need of a call. Strides are in bytes.
+struct NormSpec {
+  const void* weight;
+  std::byte* residual;
+  std::byte* norm;  // null where nobody wants the 16-bit rows
+  std::int64_t residual_stride, norm_stride;
+  int hidden;
+  float eps, offset;
+  bool weight_is_f32, fresh_residual;
+};
+
+// Host side: what a call's tensors mean to the kernels; the caller adds eps, offset and
+// fresh_residual.
+inline NormSpec norm_spec(const TensorView& weight, const TensorView& residual,
+                          const std::optional<TensorView>& norm) {
+  NormSpec spec{};
+  spec.weight = weight.data;
+  spec.weight_is_f32 = weight.dtype == DType::kF32;
+  spec.residual = residual.as<std::byte>();
+  spec.residual_stride = residual.stride[0] * 2;
+  spec.hidden = static_cast<int>(residual.shape[1]);
+  if (norm) {
+    spec.norm = norm->as<std::byte>();
+    spec.norm_stride = norm->stride[0] * 2;
+  }
+  return spec;
+}
+
+// Steps 2 and 3 for one vector: the sum, rounded, plus the residual, rounded. Leaves h in `h`.
+template <class T>
+TENON_DEVICE Word4 add_residual(float (&h)[kVector], const std::byte* residual, bool fresh) {
+  TENON_UNROLL
+  for (int k = 0; k < kVector; ++k) h[k] = to_float(round_to<T>(h[k]));
+  if (!fresh) {
+    float old[kVector];
+    unpack8<T>(load16(residual), old);
+    TENON_UNROLL
+    for (int k = 0; k < kVector; ++k) h[k] = to_float(round_to<T>(h[k] + old[k]));
+  }
+  return pack8<T>(h);
+}
+
+// Step 8 for one vector.
+template <class T>
+TENON_DEVICE Word4 scale_by_weight(Word4 row, float rstd, const NormSpec& spec, int vector) {
+  float h[kVector], weight[kVector];
+  unpack8<T>(row, h);
+  if (spec.weight_is_f32) {
+    load8(static_cast<const float*>(spec.weight) + vector * kVector, weight);
+  } else {
+    load8(static_cast<const T*>(spec.weight) + vector * kVector, weight);
+  }
+  TENON_UNROLL
+  for (int k = 0; k < kVector; ++k) h[k] = (h[k] * rstd) * (spec.offset + weight[k]);
+  return pack8<T>(h);
+}
+
+// Steps 2 to 8 of one row. load_sum(vector, s) fills the fp32 sums of step 1; keep_residual(vector,
+// h) sees each new residual vector. Leaves the norm in `held` and stores it where it is wanted.
+// Every thread of the block must call this.
+template <class T, int kMaxRun, class LoadSum, class KeepResidual>
+TENON_DEVICE void norm_row(const NormSpec& spec, int row, const Run& run, Word4 (&held)[kMaxRun],
+                           LoadSum load_sum, KeepResidual keep_residual) {
+  std::byte* const residual = spec.residual + row * spec.residual_stride;
+  float partials[kMaxRun];
+  for (int i = 0; i < run_bound<kMaxRun>(run); ++i) {
+    if (i >= run.count) continue;
+    const int vector = run.first + i;
+    float h[kVector];
+    load_sum(vector, h);
+    held[i] = add_residual<T>(h, residual + vector * 16, spec.fresh_residual);
+    store16(residual + vector * 16, held[i]);
+    keep_residual(vector, held[i]);
+    partials[i] = square_sum(h);
+  }
+  const float square = block_sum(run_sum(partials, run.count));
+  const float rstd = rsqrt_f(square / static_cast<float>(spec.hidden) + spec.eps);
+  std::byte* const norm = spec.norm == nullptr ? nullptr : spec.norm + row * spec.norm_stride;
+  for (int i = 0; i < run_bound<kMaxRun>(run); ++i) {
+    if (i >= run.count) continue;
+    held[i] = scale_by_weight<T>(held[i], rstd, spec, run.first + i);
+    if (norm != nullptr) store16(norm + (run.first + i) * 16, held[i]);
+  }
+}
+
+}  // namespace tenon::TENON_TARGET

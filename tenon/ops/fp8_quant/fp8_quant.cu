@@ -1,0 +1,104 @@
+// Rows are cut into segments, one block at a time: groups need nothing of their neighbours.
+#include "tenon/ops/fp8_quant/fp8_quant.h"
+
+#include "tenon/ops/common/quantize.cuh"
+#include "tenon/ops/common/row.cuh"
+#include "tenon/ops/registry.h"
+
+namespace tenon::TENON_TARGET::fp8_quant {
+
+using tenon::fp8_quant::Args;
+using tenon::fp8_quant::Prologue;
+
+// Elements of a row that a block takes at once: a multiple of every group.
+inline constexpr int kSegment = kWave == 1 ? kMaxHidden : 2048;
+
+struct SegmentArgs {
+  const std::byte* in;
+  std::byte* out;  // null where nobody wants the 16-bit rows
+  const std::int32_t* row_limit;
+  std::int64_t in_stride, out_stride;  // bytes
+  int rows, width;
+  bool silu_mul;
+  QuantSpec quant;
+};
+
+// rne(silu(gate) · up)
+template <class T>
+TENON_DEVICE Word4 silu_mul(Word4 gate_words, Word4 up_words) {
+  float gate[kVector], up[kVector];
+  unpack8<T>(gate_words, gate);
+  unpack8<T>(up_words, up);
+  TENON_UNROLL
+  for (int k = 0; k < kVector; ++k) gate[k] = gate[k] / (1.0f + exp_f(-gate[k])) * up[k];
+  return pack8<T>(gate);
+}
+
+template <class T, int kMaxRun>
+TENON_KERNEL segment_kernel(SegmentArgs args) {
+  const int num_segments = (args.width + kSegment - 1) / kSegment;
+  const int limit = args.row_limit == nullptr ? args.rows : *args.row_limit;
+  Word4 held[kMaxRun];
+  for (int task = block_id(); task < args.rows * num_segments; task += grid_blocks()) {
+    const int row = task / num_segments, begin = task % num_segments * kSegment;
+    const bool wants_fp8 = args.quant.codes != nullptr;
+    if (wants_fp8 && begin == 0) pad_scale_rows(args.quant, row);
+    if (row >= limit) continue;
+    const int left = args.width - begin;
+    const Run run = own_run((left < kSegment ? left : kSegment) / kVector);
+    const std::byte* const in = args.in + row * args.in_stride + begin * 2;
+    std::byte* const out =
+        args.out == nullptr ? nullptr : args.out + row * args.out_stride + begin * 2;
+    for (int i = 0; i < run_bound<kMaxRun>(run); ++i) {
+      if (i >= run.count) continue;
+      const int at = (run.first + i) * 16;
+      held[i] = load16(in + at);
+      if (args.silu_mul) held[i] = silu_mul<T>(held[i], load16(in + args.width * 2 + at));
+      if (out != nullptr) store16(out + at, held[i]);
+    }
+    if (!wants_fp8) continue;
+    quantize_to_tensors<T>(args.quant, row, begin, run, held);
+    if (begin == 0) pad_scale_groups(args.quant, row);
+  }
+}
+
+static Status supports(const Args& args, const Situation& where, LaunchShape* shape) {
+  const std::int64_t factor = args.prologue == Prologue::kSiluMul ? 2 : 1;
+  const int width = static_cast<int>(args.in.shape[1] / factor);
+  const int segment = width < kSegment ? width : kSegment;
+  const std::int64_t tasks = args.in.shape[0] * ((width + kSegment - 1) / kSegment);
+  if (tasks > 1 << 30)
+    return Status::error(Code::kUnsupported,
+                         std::to_string(tasks) + " segments of rows are over the limit of 2^30");
+  shape->blocks = static_cast<int>(tasks < 1 << 16 ? tasks : 1 << 16);
+  shape->threads = row_threads(segment, where.properties.max_threads_per_block);
+  return Status::ok();
+}
+
+static Status launch(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
+  SegmentArgs call{};
+  call.in = args.in.as<std::byte>();
+  call.in_stride = args.in.stride[0] * 2;
+  if (args.out.bf16) {
+    call.out = args.out.bf16->as<std::byte>();
+    call.out_stride = args.out.bf16->stride[0] * 2;
+  }
+  call.row_limit = args.row_limit;
+  call.rows = static_cast<int>(args.in.shape[0]);
+  call.silu_mul = args.prologue == Prologue::kSiluMul;
+  call.width = static_cast<int>(args.in.shape[1]) / (call.silu_mul ? 2 : 1);
+  call.quant = quant_spec(args.out.fp8);
+  const bool is_bf16 = args.in.dtype == DType::kBF16;
+  const int segment = call.width < kSegment ? call.width : kSegment;
+  return with_run(shape.threads, segment, [&]<int kMaxRun>() {
+    return tenon::launch(stream, shape,
+                         is_bf16 ? segment_kernel<bf16, kMaxRun> : segment_kernel<f16, kMaxRun>,
+                         call);
+  });
+}
+
+static constexpr Variant kVariants[] = {variant<Args, supports, launch>("segment")};
+extern const VariantTable table;
+const VariantTable table{kVariants};
+
+}  // namespace tenon::TENON_TARGET::fp8_quant

@@ -1,0 +1,67 @@
+// One block per row: residual add, RMSNorm and group quantisation, all in the row code that the
+// fused op shares (ops/common).
+#include "tenon/ops/rmsnorm/rmsnorm.h"
+
+#include "tenon/ops/common/quantize.cuh"
+#include "tenon/ops/common/row.cuh"
+#include "tenon/ops/registry.h"
+
+namespace tenon::TENON_TARGET::rmsnorm {
+
+using tenon::rmsnorm::Args;
+
+struct RowArgs {
+  const std::byte* y;
+  std::int64_t y_stride;  // bytes
+  int rows;
+  NormSpec norm;
+  QuantSpec quant;
+};
+
+template <class T, int kMaxRun>
+TENON_KERNEL row_kernel(RowArgs args) {
+  const Run run = own_run(args.norm.hidden / kVector);
+  Word4 held[kMaxRun];
+  for (int row = block_id(); row < args.rows; row += grid_blocks()) {
+    const std::byte* const y = args.y + row * args.y_stride;
+    norm_row<T>(
+        args.norm, row, run, held,
+        [&](int vector, float(&sum)[kVector]) { unpack8<T>(load16(y + vector * 16), sum); },
+        [](int, Word4) {});
+    if (args.quant.codes == nullptr) continue;
+    quantize_to_tensors<T>(args.quant, row, 0, run, held);
+    pad_scale_groups(args.quant, row);
+    pad_scale_rows(args.quant, row);
+  }
+}
+
+static Status supports(const Args& args, const Situation& where, LaunchShape* shape) {
+  shape->blocks = static_cast<int>(args.y.shape[0]);
+  shape->threads =
+      row_threads(static_cast<int>(args.y.shape[1]), where.properties.max_threads_per_block);
+  return Status::ok();
+}
+
+static Status launch(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
+  const int hidden = static_cast<int>(args.y.shape[1]);
+  RowArgs call{};
+  call.y = args.y.as<std::byte>();
+  call.y_stride = args.y.stride[0] * 2;
+  call.rows = static_cast<int>(args.y.shape[0]);
+  call.norm = norm_spec(args.weight, args.residual, args.out.bf16);
+  call.norm.eps = args.eps;
+  call.norm.offset = args.offset;
+  call.norm.fresh_residual = args.fresh_residual;
+  call.quant = quant_spec(args.out.fp8);
+  const bool is_bf16 = args.y.dtype == DType::kBF16;
+  return with_run(shape.threads, hidden, [&]<int kMaxRun>() {
+    return tenon::launch(stream, shape,
+                         is_bf16 ? row_kernel<bf16, kMaxRun> : row_kernel<f16, kMaxRun>, call);
+  });
+}
+
+static constexpr Variant kVariants[] = {variant<Args, supports, launch>("row")};
+extern const VariantTable table;
+const VariantTable table{kVariants};
+
+}  // namespace tenon::TENON_TARGET::rmsnorm
