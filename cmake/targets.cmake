@@ -15,6 +15,18 @@ foreach(target IN LISTS TENON_TARGETS)
     message(FATAL_ERROR "TENON_TARGETS names \"${target}\"; tenon/core/targets.def has ${TENON_TARGET_NAMES}")
   endif()
 endforeach()
+# The lines of targets.def that this build has, for whoever must name each built target in code.
+set(built_lines "// Made by cmake/targets.cmake: the lines of tenon/core/targets.def in this build.\n")
+foreach(line IN LISTS target_lines)
+  string(REGEX MATCH ", ([a-z0-9]+)," matched "${line}")
+  if(CMAKE_MATCH_1 IN_LIST TENON_TARGETS)
+    string(APPEND built_lines "${line}\n")
+  endif()
+endforeach()
+file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/generated/tenon/core/built_targets.def
+  CONTENT "${built_lines}" @ONLY)
+include_directories(${CMAKE_BINARY_DIR}/generated)
+
 set(TENON_HOST_TARGETS ${TENON_TARGETS})
 list(FILTER TENON_HOST_TARGETS EXCLUDE REGEX "^(cuda|hip)$")
 
@@ -27,17 +39,32 @@ foreach(line IN LISTS op_lines)
   endif()
 endforeach()
 
+# The host kernels are compiled for this machine unless told otherwise: the cpu target lives from the
+# vector units. Any value gives the same bits.
+set(TENON_CPU_ARCH native CACHE STRING "-march= of the host targets' kernels; empty for the default")
+set(TENON_HOST_KERNEL_OPTIONS -O3 -fno-math-errno -fno-trapping-math)
+if(TENON_CPU_ARCH)
+  include(CheckCXXCompilerFlag)
+  check_cxx_compiler_flag(-march=${TENON_CPU_ARCH} TENON_CPU_ARCH_WORKS)
+  if(TENON_CPU_ARCH_WORKS)
+    list(APPEND TENON_HOST_KERNEL_OPTIONS -march=${TENON_CPU_ARCH})
+  else()
+    message(WARNING "The compiler does not know -march=${TENON_CPU_ARCH}: kernels use its default")
+  endif()
+endif()
+
 # Compiles one .cu for every enabled host target into `library`, through a one-line wrapper.
 function(tenon_kernels library source)
   if(NOT EXISTS ${CMAKE_SOURCE_DIR}/${source})
     return()
   endif()
-  get_filename_component(stem ${source} NAME_WE)
+  string(REGEX REPLACE "\\.cu$" "" stem ${source})
+  string(REPLACE "/" "." stem ${stem})
   foreach(target IN LISTS TENON_HOST_TARGETS)
     set(wrapper ${CMAKE_BINARY_DIR}/kernels/${stem}.${target}.cc)
     file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"${source}\"\n" @ONLY)
     set_source_files_properties(${wrapper} PROPERTIES COMPILE_OPTIONS
-      "-DTENON_TARGET=${target};-DTENON_DEVICE_HEADER=\"tenon/gpu/${TENON_FOLDER_${target}}/device.h\";-DTENON_WAVE=${TENON_WAVE_${target}};-O3")
+      "-DTENON_TARGET=${target};-DTENON_DEVICE_HEADER=\"tenon/gpu/${TENON_FOLDER_${target}}/device.h\";-DTENON_WAVE=${TENON_WAVE_${target}};${TENON_HOST_KERNEL_OPTIONS}")
     set_property(SOURCE ${wrapper} APPEND PROPERTY OBJECT_DEPENDS ${CMAKE_SOURCE_DIR}/${source})
     target_sources(${library} PRIVATE ${wrapper})
   endforeach()

@@ -1,40 +1,42 @@
 // The owners of gpu/runtime.h over the Backend of their target. No vendor is named here.
 #include "tenon/gpu/runtime.h"
 
+#include <algorithm>
+
 #include "tenon/gpu/backends.h"
 
 namespace tenon {
 
-Result<Backend*> backend(Target target) {
-  switch (target) {
-    case Target::kCpu:
-    case Target::kEmu32:
-    case Target::kEmu64: return host_backend(target);
-    case Target::kCuda:
-#if defined(TENON_HAS_CUDA)
-      return vendor_backend(target);
-#else
-      break;
-#endif
-    case Target::kHip:
-#if defined(TENON_HAS_HIP)
-      return vendor_backend(target);
-#else
-      break;
-#endif
-  }
-  return Status::error(Code::kUnsupported,
-                       "target " + std::string(name(target)) + " is not part of this build");
+std::vector<Target> built_targets() {
+  return {
+#define TENON_TARGET_ENTRY(enumerator, space, folder, wave) Target::k##enumerator,
+#include "tenon/core/built_targets.def"
+#undef TENON_TARGET_ENTRY
+  };
 }
+
+Result<Backend*> backend(Target target) {
+  static const std::vector<Target> built = built_targets();
+  if (std::find(built.begin(), built.end(), target) == built.end())
+    return Status::error(Code::kUnsupported,
+                         "target " + std::string(name(target)) + " is not part of this build");
+  return is_host(target) ? host_backend(target) : vendor_backend(target);
+}
+#if !defined(TENON_HAS_CUDA) && !defined(TENON_HAS_HIP)
+Result<Backend*> vendor_backend(Target target) {
+  return Status::error(Code::kUnsupported,
+                       std::string(name(target)) + " is not part of this build");
+}
+#endif
 
 Result<DeviceProperties> properties(Device device) {
   TENON_ASSIGN(Backend * held, backend(device.target));
   TENON_ASSIGN(const int count, held->num_devices());
   if (device.index < 0 || device.index >= count)
-    return Status::error(Code::kInvalidArgument,
-                         "device " + std::string(name(device.target)) + ":" +
-                             std::to_string(device.index) + " was asked for, but this machine has " +
-                             std::to_string(count));
+    return Status::error(Code::kInvalidArgument, "device " + std::string(name(device.target)) +
+                                                     ":" + std::to_string(device.index) +
+                                                     " was asked for, but this machine has " +
+                                                     std::to_string(count));
   return held->properties(device.index);
 }
 
@@ -45,7 +47,9 @@ Result<Stream> Stream::create(Device device) {
   return Stream(device, held, handle);
 }
 Stream::Stream(Stream&& other) noexcept
-    : device_(other.device_), backend_(other.backend_), handle_(std::exchange(other.handle_, nullptr)) {}
+    : device_(other.device_),
+      backend_(other.backend_),
+      handle_(std::exchange(other.handle_, nullptr)) {}
 Stream& Stream::operator=(Stream&& other) noexcept {
   std::swap(device_, other.device_);
   std::swap(backend_, other.backend_);
@@ -63,8 +67,8 @@ Result<Buffer> Buffer::allocate(Device device, std::size_t bytes) {
   buffer.bytes_ = bytes;
   if (bytes == 0) return buffer;
   TENON_ASSIGN(buffer.data_, held->allocate(device.index, bytes),
-               "allocate " + std::to_string(bytes) + " bytes on " + std::string(name(device.target)) +
-                   ":" + std::to_string(device.index));
+               "allocate " + std::to_string(bytes) + " bytes on " +
+                   std::string(name(device.target)) + ":" + std::to_string(device.index));
   buffer.backend_ = held;
   return buffer;
 }

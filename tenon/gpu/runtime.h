@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -21,7 +22,7 @@ namespace tenon {
 struct LaunchShape {
   int blocks = 1;
   int threads = 1;
-  bool cooperative = false;   // blocks wait for peers or for each other: all must be resident
+  bool cooperative = false;  // blocks wait for peers or for each other: all must be resident
   std::size_t shared_bytes = 0;
 };
 
@@ -35,10 +36,11 @@ struct KernelCall {
 
 // What a device can do, as plans need to know it.
 struct DeviceProperties {
-  std::string name;                // "NVIDIA H100 80GB HBM3", "host"
-  int num_units = 1;               // multiprocessors, or cores
+  std::string name;   // "NVIDIA H100 80GB HBM3", "host"
+  int num_units = 1;  // multiprocessors, or cores
   int max_threads_per_block = 1;
-  int max_cooperative_blocks = 1;  // blocks that are certainly resident together
+  int max_cooperative_blocks = 1;    // blocks that are certainly resident together
+  std::size_t max_shared_bytes = 0;  // of one block, TENON_SHARED and TENON_DYNAMIC_SHARED together
   std::size_t total_bytes = 0;
 };
 
@@ -62,7 +64,7 @@ class Backend {
   virtual Status host_call(void* stream, void (*call)(void* data), void* data) = 0;
 
   virtual Status begin_capture(void* stream) = 0;
-  virtual Result<void*> end_capture(void* stream) = 0;   // a graph
+  virtual Result<void*> end_capture(void* stream) = 0;  // a graph
   virtual bool capturing(void* stream) = 0;
   virtual Status replay(void* graph, void* stream) = 0;
   virtual void destroy_graph(void* graph) = 0;
@@ -72,6 +74,9 @@ class Backend {
   virtual Status record(void* event, void* stream) = 0;
   virtual Result<double> elapsed_us(void* begin, void* end) = 0;  // waits for `end`
 };
+
+// The targets whose kernels this build has, in the order of targets.def.
+std::vector<Target> built_targets();
 
 // The backend of a target, or why this build or machine has none.
 Result<Backend*> backend(Target target);
@@ -164,7 +169,9 @@ class Event {
   ~Event();
   Status record(Stream& stream) { return backend_->record(handle_, stream.native()); }
   // Microseconds from `begin` to this event. Waits until this event has happened.
-  Result<double> us_since(const Event& begin) { return backend_->elapsed_us(begin.handle_, handle_); }
+  Result<double> us_since(const Event& begin) {
+    return backend_->elapsed_us(begin.handle_, handle_);
+  }
 
  private:
   Event(Backend* backend, void* handle) : backend_(backend), handle_(handle) {}
@@ -172,9 +179,13 @@ class Event {
   void* handle_ = nullptr;
 };
 
-// How many threads of the cpu target may work for the calling rank's streams (created later on this
-// thread). Ranks as threads of one process divide the cores by this.
+// How many OS threads the cpu target uses for plain launches on streams that this thread creates
+// from now on; 1 runs them on the launching thread alone. Ranks as threads of one process divide
+// the cores by this. Until it is called: TENON_CPU_THREADS, or all cores.
 void set_cpu_threads(int threads);
+
+// The order in which emulated threads run in launches from now on, in place of TENON_EMU_SEED.
+void set_emu_seed(std::uint64_t seed);
 
 // Launches kernel(args). Args is one trivially copyable struct.
 template <class Args>

@@ -2,10 +2,8 @@
 // shared memory is the block's own stack. The compiler vectorises the loops.
 #pragma once
 
-#include <atomic>
-#include <chrono>
-
 #include "tenon/gpu/cpu/block.h"
+#include "tenon/gpu/cpu/memory.h"
 
 #define TENON_KERNEL static void
 #define TENON_DEVICE static inline
@@ -31,49 +29,18 @@ inline T shuffle_from(T value, int) {
   return value;
 }
 
-inline void store_release(std::uint32_t* at, std::uint32_t value) {
-  std::atomic_ref(*at).store(value, std::memory_order_release);
-}
-inline std::uint32_t load_acquire(const std::uint32_t* at) {
-  return std::atomic_ref(*const_cast<std::uint32_t*>(at)).load(std::memory_order_acquire);
-}
-inline std::uint32_t load_relaxed(const std::uint32_t* at) {
-  return std::atomic_ref(*const_cast<std::uint32_t*>(at)).load(std::memory_order_relaxed);
-}
-inline Word4 load16_relaxed(const void* at) {
-  const auto* words = static_cast<const std::uint32_t*>(at);
-  return {load_relaxed(words), load_relaxed(words + 1), load_relaxed(words + 2),
-          load_relaxed(words + 3)};
-}
-inline void store16_relaxed(void* at, Word4 value) {
-  auto* words = static_cast<std::uint32_t*>(at);
-  std::atomic_ref(words[0]).store(value.x, std::memory_order_relaxed);
-  std::atomic_ref(words[1]).store(value.y, std::memory_order_relaxed);
-  std::atomic_ref(words[2]).store(value.z, std::memory_order_relaxed);
-  std::atomic_ref(words[3]).store(value.w, std::memory_order_relaxed);
-}
-// Through memcpy: the bytes may belong to objects of any type.
-inline Word4 load16(const void* at) {
-  Word4 value;
-  __builtin_memcpy(&value, __builtin_assume_aligned(at, 16), sizeof(value));
-  return value;
-}
-inline void store16(void* at, Word4 value) {
-  __builtin_memcpy(__builtin_assume_aligned(at, 16), &value, sizeof(value));
-}
-inline void store8_bytes(void* at, std::uint32_t low, std::uint32_t high) {
-  const std::uint32_t words[2] = {low, high};
-  __builtin_memcpy(__builtin_assume_aligned(at, 8), words, sizeof(words));
-}
-inline void fence_system() { std::atomic_thread_fence(std::memory_order_seq_cst); }
-inline std::uint32_t atomic_add(std::uint32_t* at, std::uint32_t value) {
-  return std::atomic_ref(*at).fetch_add(value, std::memory_order_relaxed);
-}
+using host_memory::atomic_add;
+using host_memory::fence_system;
+using host_memory::load16;
+using host_memory::load16_relaxed;
+using host_memory::load_acquire;
+using host_memory::load_relaxed;
+using host_memory::store16;
+using host_memory::store16_relaxed;
+using host_memory::store8_bytes;
+using host_memory::store_release;
+using host_memory::ticks;
 
-inline std::uint64_t ticks() {
-  return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch() /
-                                    std::chrono::nanoseconds(1));
-}
 // Gives the core away: ranks of one process may outnumber the cores.
 void pause();
 

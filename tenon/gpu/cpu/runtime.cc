@@ -1,16 +1,21 @@
-// The backend of the host targets: cpu (blocks as calls) and emu32, emu64 (blocks of fibers).
-// Work runs on the thread that enqueues it, or is recorded while a stream captures.
+// The backend of the host targets: cpu (blocks as calls, plain launches spread over a pool) and
+// emu32, emu64 (blocks of fibers). Work runs on the thread that enqueues it, or is recorded while a
+// stream captures.
 #include <sched.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <new>
+#include <system_error>
 #include <thread>
 
+#include "tenon/core/env.h"
 #include "tenon/gpu/backends.h"
-#include "tenon/gpu/cpu/block.h"
+#include "tenon/gpu/cpu/pool.h"
+#include "tenon/gpu/emu/fibers.h"
 
 namespace tenon {
 namespace cpu {
@@ -21,7 +26,8 @@ void pause() { sched_yield(); }
 
 namespace {
 
-using Work = std::function<Status()>;
+struct HostStream;
+using Work = std::function<Status(HostStream& stream)>;
 
 struct HostGraph {
   std::vector<Work> works;
@@ -29,73 +35,108 @@ struct HostGraph {
 
 struct HostStream {
   std::unique_ptr<HostGraph> recording;
+  std::shared_ptr<cpu::Pool> pool;  // null: launches stay on the enqueuing thread
 };
 
 struct HostEvent {
   std::chrono::steady_clock::time_point when;
 };
 
-void run_blocks(const LaunchShape& shape, const KernelCall& call) {
-  std::vector<std::byte> shared(shape.shared_bytes);
-  const CpuBlock outer = cpu_block;
-  for (int block = 0; block < shape.blocks; ++block) {
-    cpu_block = {block, shape.blocks, shared.data()};
-    call.invoke(call.kernel, call.args);
-  }
-  cpu_block = outer;
+// The pool of the streams that this thread creates; made by the first of them.
+struct ThreadPools {
+  int num_threads = 0;  // 0: nobody has said
+  std::shared_ptr<cpu::Pool> pool;
+};
+thread_local ThreadPools thread_pools;
+
+std::shared_ptr<cpu::Pool> pool_for_new_stream() {
+  int wanted = thread_pools.num_threads;
+  if (wanted == 0) wanted = env().cpu_threads;
+  if (wanted == 0) wanted = static_cast<int>(std::thread::hardware_concurrency());
+  if (wanted <= 1) return nullptr;
+  if (thread_pools.pool == nullptr || thread_pools.pool->num_threads() != wanted)
+    thread_pools.pool = std::make_shared<cpu::Pool>(wanted);
+  return thread_pools.pool;
 }
+
+constexpr int kMaxDevices = 8;  // every rank may have "its own" host device
 
 class HostBackend final : public Backend {
  public:
+  HostBackend(Target target, int wave) : target_(target), wave_(wave) {}
+
   Result<int> num_devices() override { return kMaxDevices; }
   Result<DeviceProperties> properties(int) override {
     DeviceProperties found;
-    found.name = "host";
-    found.num_units = static_cast<int>(std::thread::hardware_concurrency());
-    found.max_threads_per_block = 1;
-    found.max_cooperative_blocks = 1 << 16;
+    if (target_ == Target::kCpu) {
+      found.name = "host";
+      found.num_units = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+      found.max_threads_per_block = 1;
+      found.max_cooperative_blocks = 1;  // blocks of one launch run in order, not together
+      found.max_shared_bytes = 256 * 1024;
+    } else {
+      found.name = "emulator with waves of " + std::to_string(wave_);
+      found.num_units = 4;
+      found.max_threads_per_block = emu::kMaxThreads;
+      found.max_cooperative_blocks = emu::kMaxCooperativeBlocks;
+      found.max_shared_bytes = emu::kMaxSharedBytes;
+    }
+    found.total_bytes = static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) *
+                        static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
     return found;
   }
 
   Result<void*> allocate(int, std::size_t bytes) override {
-    void* memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+    const std::size_t rounded = (bytes + 255) / 256 * 256;
+    void* memory = rounded < bytes ? nullptr : std::aligned_alloc(256, rounded);
     if (memory == nullptr) return Status::error(Code::kOutOfMemory, "the host has no more memory");
     return memory;
   }
   void release(int, void* memory) override { std::free(memory); }
 
-  Result<void*> create_stream(int) override { return static_cast<void*>(new HostStream); }
+  Result<void*> create_stream(int) override {
+    auto stream = std::make_unique<HostStream>();
+    if (target_ == Target::kCpu) {
+      try {
+        stream->pool = pool_for_new_stream();
+      } catch (const std::system_error& error) {
+        return Status::error(Code::kOutOfMemory,
+                             std::string("the threads of a stream: ") + error.what());
+      }
+    }
+    return static_cast<void*>(stream.release());
+  }
   void destroy_stream(void* stream) override { delete static_cast<HostStream*>(stream); }
-  Status synchronize(void*) override { return Status::ok(); }
+  Status synchronize(void* stream) override {
+    if (capturing(stream))
+      return Status::error(Code::kInvalidArgument, "synchronize: the stream is capturing");
+    return Status::ok();
+  }
 
   Status launch(void* stream, const LaunchShape& shape, const KernelCall& call) override {
-    if (!capturing(stream)) {
-      run_blocks(shape, call);
-      return Status::ok();
-    }
+    if (!capturing(stream)) return run(*static_cast<HostStream*>(stream), shape, call);
     auto args = std::make_shared<std::vector<std::byte>>(call.args_bytes);
     std::memcpy(args->data(), call.args, call.args_bytes);
-    return enqueue(stream, [shape, call, args] {
+    return enqueue(stream, [this, shape, call, args](HostStream& on) {
       KernelCall again = call;
       again.args = args->data();
-      run_blocks(shape, again);
-      return Status::ok();
+      return run(on, shape, again);
     });
   }
   Status copy(void* stream, void* to, const void* from, std::size_t bytes) override {
-    return enqueue(stream, [=] {
-      std::memmove(to, from, bytes);
+    return enqueue(stream, [=](HostStream&) {
+      if (bytes > 0) std::memmove(to, from, bytes);
       return Status::ok();
     });
   }
   Status fill(void* stream, void* to, std::uint8_t byte, std::size_t bytes) override {
-    return enqueue(stream, [=] {
-      std::memset(to, byte, bytes);
+    return enqueue(stream, [=](HostStream&) {
+      if (bytes > 0) std::memset(to, byte, bytes);
       return Status::ok();
     });
   }
   Status host_call(void* stream, void (*call)(void*), void* data) override {
-    return enqueue(stream, [=] {
+    return enqueue(stream, [=](HostStream&) {
       call(data);
       return Status::ok();
     });
@@ -115,8 +156,11 @@ class HostBackend final : public Backend {
   bool capturing(void* stream) override {
     return static_cast<HostStream*>(stream)->recording != nullptr;
   }
-  Status replay(void* graph, void*) override {
-    for (const Work& work : static_cast<HostGraph*>(graph)->works) TENON_TRY(work());
+  Status replay(void* graph, void* stream) override {
+    if (capturing(stream))
+      return Status::error(Code::kInvalidArgument, "replay: the stream is capturing");
+    for (const Work& work : static_cast<HostGraph*>(graph)->works)
+      TENON_TRY(work(*static_cast<HostStream*>(stream)));
     return Status::ok();
   }
   void destroy_graph(void* graph) override { delete static_cast<HostGraph*>(graph); }
@@ -124,7 +168,7 @@ class HostBackend final : public Backend {
   Result<void*> create_event(int) override { return static_cast<void*>(new HostEvent); }
   void destroy_event(void* event) override { delete static_cast<HostEvent*>(event); }
   Status record(void* event, void* stream) override {
-    return enqueue(stream, [event] {
+    return enqueue(stream, [event](HostStream&) {
       static_cast<HostEvent*>(event)->when = std::chrono::steady_clock::now();
       return Status::ok();
     });
@@ -136,24 +180,43 @@ class HostBackend final : public Backend {
   }
 
  private:
-  static constexpr int kMaxDevices = 8;  // every rank may have "its own" host device
+  // Cooperative launches of the cpu target stay on this thread, in order: a rank's waits must not
+  // depend on which of its workers the system happens to run.
+  Status run(HostStream& stream, const LaunchShape& shape, const KernelCall& call) {
+    if (target_ != Target::kCpu) return emu::run_grid(shape, call, wave_);
+    if (shape.cooperative || stream.pool == nullptr) {
+      cpu::run_blocks(shape, call, 0, shape.blocks);
+    } else {
+      stream.pool->run(shape, call);
+    }
+    return Status::ok();
+  }
 
   template <class F>
   Status enqueue(void* stream, F work) {
-    auto& recording = static_cast<HostStream*>(stream)->recording;
-    if (recording == nullptr) return work();
-    recording->works.emplace_back(std::move(work));
+    auto& on = *static_cast<HostStream*>(stream);
+    if (on.recording == nullptr) return work(on);
+    on.recording->works.emplace_back(std::move(work));
     return Status::ok();
   }
+
+  Target target_;
+  int wave_;
 };
 
 }  // namespace
 
-Result<Backend*> host_backend(Target) {
-  static HostBackend cpu;
-  return static_cast<Backend*>(&cpu);
+Result<Backend*> host_backend(Target target) {
+  static HostBackend cpu(Target::kCpu, 1), emu32(Target::kEmu32, 32), emu64(Target::kEmu64, 64);
+  switch (target) {
+    case Target::kCpu: return static_cast<Backend*>(&cpu);
+    case Target::kEmu32: return static_cast<Backend*>(&emu32);
+    case Target::kEmu64: return static_cast<Backend*>(&emu64);
+    default:
+      return Status::error(Code::kInternal, "not a host target: " + std::string(name(target)));
+  }
 }
 
-void set_cpu_threads(int) {}
+void set_cpu_threads(int threads) { thread_pools.num_threads = std::max(0, threads); }
 
 }  // namespace tenon

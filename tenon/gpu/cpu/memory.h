@@ -1,0 +1,54 @@
+// Memory accesses of the host targets (cpu, emu32, emu64): the primitives of gpu.h that need no
+// wave.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+
+namespace tenon::host_memory {
+
+inline void store_release(std::uint32_t* at, std::uint32_t value) {
+  std::atomic_ref(*at).store(value, std::memory_order_release);
+}
+inline std::uint32_t load_acquire(const std::uint32_t* at) {
+  return std::atomic_ref(*const_cast<std::uint32_t*>(at)).load(std::memory_order_acquire);
+}
+inline std::uint32_t load_relaxed(const std::uint32_t* at) {
+  return std::atomic_ref(*const_cast<std::uint32_t*>(at)).load(std::memory_order_relaxed);
+}
+inline Word4 load16_relaxed(const void* at) {
+  const auto* words = static_cast<const std::uint32_t*>(at);
+  return {load_relaxed(words), load_relaxed(words + 1), load_relaxed(words + 2),
+          load_relaxed(words + 3)};
+}
+inline void store16_relaxed(void* at, Word4 value) {
+  auto* words = static_cast<std::uint32_t*>(at);
+  std::atomic_ref(words[0]).store(value.x, std::memory_order_relaxed);
+  std::atomic_ref(words[1]).store(value.y, std::memory_order_relaxed);
+  std::atomic_ref(words[2]).store(value.z, std::memory_order_relaxed);
+  std::atomic_ref(words[3]).store(value.w, std::memory_order_relaxed);
+}
+// Through memcpy: the bytes may belong to objects of any type.
+inline Word4 load16(const void* at) {
+  Word4 value;
+  __builtin_memcpy(&value, __builtin_assume_aligned(at, 16), sizeof(value));
+  return value;
+}
+inline void store16(void* at, Word4 value) {
+  __builtin_memcpy(__builtin_assume_aligned(at, 16), &value, sizeof(value));
+}
+inline void store8_bytes(void* at, std::uint32_t low, std::uint32_t high) {
+  const std::uint32_t words[2] = {low, high};
+  __builtin_memcpy(__builtin_assume_aligned(at, 8), words, sizeof(words));
+}
+inline void fence_system() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+inline std::uint32_t atomic_add(std::uint32_t* at, std::uint32_t value) {
+  return std::atomic_ref(*at).fetch_add(value, std::memory_order_relaxed);
+}
+inline std::uint64_t ticks() {
+  return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch() /
+                                    std::chrono::nanoseconds(1));
+}
+
+}  // namespace tenon::host_memory

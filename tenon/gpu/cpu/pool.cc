@@ -1,0 +1,165 @@
+#include "tenon/gpu/cpu/pool.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "tenon/gpu/cpu/block.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace tenon::cpu {
+namespace {
+
+std::uint64_t now_ns() {
+  return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch() /
+                                    std::chrono::nanoseconds(1));
+}
+
+void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+// Dynamic shared memory of the blocks this thread runs: grows to the largest launch, then stays.
+struct Arena {
+  std::unique_ptr<std::byte[]> memory;
+  std::size_t bytes = 0;
+
+  void* reserve(std::size_t wanted) {
+    static constexpr std::size_t kAlign = 64;
+    if (wanted == 0) return nullptr;
+    if (wanted > bytes) {
+      memory = std::make_unique<std::byte[]>(wanted + kAlign);
+      bytes = wanted;
+    }
+    const auto address = reinterpret_cast<std::uintptr_t>(memory.get());
+    return memory.get() + (kAlign - address % kAlign) % kAlign;
+  }
+};
+thread_local Arena arena;
+
+}  // namespace
+
+void run_blocks(const LaunchShape& shape, const KernelCall& call, int begin, int end) {
+  const CpuBlock outer = cpu_block;
+  cpu_block = {begin, shape.blocks, arena.reserve(shape.shared_bytes)};
+  for (int block = begin; block < end; ++block) {
+    cpu_block.block = block;
+    call.invoke(call.kernel, call.args);
+  }
+  cpu_block = outer;
+}
+
+Pool::Pool(int num_threads) : ranges_(static_cast<std::size_t>(num_threads)) {
+  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { work(i); });
+}
+
+Pool::~Pool() {
+  stop_.store(true);
+  bell_.fetch_add(1);
+  bell_.notify_all();
+  for (std::thread& each : workers_) each.join();
+}
+
+Pool::Cost& Pool::cost_of(const LaunchShape& shape, const KernelCall& call) {
+  const auto mixed = (reinterpret_cast<std::uintptr_t>(call.kernel) +
+                      static_cast<std::uintptr_t>(shape.blocks) * 0x9e3779b9u) *
+                     0x9e3779b97f4a7c15ull;
+  Cost& cost = costs_[mixed >> 56];
+  if (cost.kernel != call.kernel || cost.blocks != shape.blocks)
+    cost = {call.kernel, shape.blocks, kWorthSharingNs};  // unknown: worth sharing
+  return cost;
+}
+
+void Pool::run(const LaunchShape& shape, const KernelCall& call) {
+  if (shape.blocks == 1 || workers_.empty() || busy_.exchange(true, std::memory_order_acquire)) {
+    run_blocks(shape, call, 0, shape.blocks);
+    return;
+  }
+  Cost& cost = cost_of(shape, call);
+  if (cost.ns_per_block * static_cast<std::uint64_t>(shape.blocks) < kWorthSharingNs) {
+    const std::uint64_t begin = now_ns();
+    run_blocks(shape, call, 0, shape.blocks);
+    cost.ns_per_block = (now_ns() - begin) / static_cast<std::uint64_t>(shape.blocks);
+  } else {
+    run_shared(shape, call);
+  }
+  busy_.store(false, std::memory_order_release);
+}
+
+void Pool::run_shared(const LaunchShape& shape, const KernelCall& call) {
+  shape_ = shape;
+  call_ = call;
+  const auto num_threads = static_cast<int>(ranges_.size());
+  chunk_ = std::max(1, shape.blocks / (num_threads * 8));
+  for (int i = 0; i < num_threads; ++i) {
+    Range& range = ranges_[static_cast<std::size_t>(i)];
+    const auto part = [&](int k) {
+      return static_cast<int>(static_cast<std::int64_t>(shape.blocks) * k / num_threads);
+    };
+    range.next.store(part(i), std::memory_order_relaxed);
+    range.end = part(i + 1);
+  }
+  const std::uint64_t launch = (state_.load(std::memory_order_relaxed) / kLaunch + 1) * kLaunch;
+  state_.store(launch | kOpen, std::memory_order_release);
+  bell_.fetch_add(1);
+  bell_.notify_all();  // no system call when nobody sleeps
+
+  const std::uint64_t begin = now_ns();
+  const int ran = take_blocks(0);
+  const std::uint64_t spent = now_ns() - begin;
+  state_.fetch_and(~kOpen, std::memory_order_acq_rel);
+  for (int spins = 0; state_.load(std::memory_order_acquire) != launch; ++spins)
+    spins < 2000 ? relax() : std::this_thread::yield();
+  if (ran > 0) cost_of(shape, call).ns_per_block = spent / static_cast<std::uint64_t>(ran);
+}
+
+bool Pool::join(std::uint64_t seen) {
+  while ((seen & kOpen) != 0)
+    if (state_.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel,
+                                     std::memory_order_relaxed))
+      return true;
+  return false;
+}
+
+int Pool::take_blocks(int self) {
+  int ran = 0;
+  const auto num_ranges = static_cast<int>(ranges_.size());
+  for (int i = 0; i < num_ranges; ++i) {
+    Range& range = ranges_[static_cast<std::size_t>((self + i) % num_ranges)];
+    for (;;) {
+      const int begin = range.next.fetch_add(chunk_, std::memory_order_relaxed);
+      if (begin >= range.end) break;
+      const int end = std::min(begin + chunk_, range.end);
+      run_blocks(shape_, call_, begin, end);
+      ran += end - begin;
+    }
+  }
+  return ran;
+}
+
+void Pool::work(int self) {
+  std::uint32_t heard = 0;
+  for (;;) {
+    const std::uint64_t begin = now_ns();
+    std::uint32_t rung;
+    for (int spins = 0; (rung = bell_.load()) == heard; ++spins) {
+      relax();
+      if (spins % 64 != 63 || now_ns() - begin < kSpinNs) continue;
+      bell_.wait(heard);
+    }
+    heard = rung;
+    if (stop_.load()) return;
+    if (!join(state_.load(std::memory_order_acquire))) continue;
+    take_blocks(self);
+    state_.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+}  // namespace tenon::cpu
