@@ -6,6 +6,8 @@
 // v head j uses q/k head j / (v_heads / k_heads). Variants: recurrent (any length), chunked
 // (chunk of 64, for prefill): equal up to fp32 rounding. A mix of sequences in one call; each row's
 // result depends on its own sequence only. Source: the model's reference and the chunked WY form.
+// recurrent gives the same bits however a sequence is split into steps, and on every target.
+// Rows behind the last sequence become zero. Without state (slot −1) a sequence starts from zero.
 #pragma once
 
 #include "tenon/core/tensor.h"
@@ -14,22 +16,25 @@
 
 namespace tenon::gated_delta_net {
 
+inline constexpr int kHeadDim = 128;  // dk and dv
+inline constexpr int kTaps = 4;       // of the convolution
+
 struct Args {
-  TensorView qkv;              // [tokens, 2·k_heads·dk + v_heads·dv] bf16, before the convolution
-  TensorView z;                // [tokens, v_heads·dv] bf16; rows may be strided
-  TensorView b, a;             // [tokens, v_heads] bf16; rows may be strided
-  TensorView conv_weight;      // [conv_dim, 4] bf16; the last column meets the current token
-  TensorView a_log, dt_bias;   // f32 [v_heads]
-  TensorView norm;             // f32 [dv]
+  TensorView qkv;             // [tokens, 2·k_heads·dk + v_heads·dv] bf16, before the convolution
+  TensorView z;               // [tokens, v_heads·dv] bf16; rows may be strided
+  TensorView b, a;            // [tokens, v_heads] bf16; rows may be strided
+  TensorView conv_weight;     // [conv_dim, 4] bf16; the last column meets the current token
+  TensorView a_log, dt_bias;  // f32 [v_heads]
+  TensorView norm;            // f32 [dv]
   float eps = 1e-6f;
-  int k_heads = 0, v_heads = 0;   // of this rank; dk = dv = 128
-  TensorView sequence_starts;  // i32 [sequences + 1]
-  TensorView state_slots;      // i32 [sequences]; −1: padding, reads and writes no state
-  TensorView fresh;            // i32 [sequences]: 1 starts from zero state, 0 continues
-  TensorView conv_state;       // bf16 [slots, 3, conv_dim]: last three inputs, oldest first
-  TensorView state;            // f32 [slots, v_heads, dk, dv]
-  TensorView scratch;          // [tokens, conv_dim] bf16: u
-  TensorView out;              // [tokens, v_heads·dv] bf16, contiguous
+  int k_heads = 0, v_heads = 0;     // of this rank; dk = dv = 128
+  TensorView sequence_starts;       // i32 [sequences + 1]
+  TensorView state_slots;           // i32 [sequences]; −1: padding, reads and writes no state
+  TensorView fresh;                 // i32 [sequences]: 1 starts from zero state, 0 continues
+  TensorView conv_state;            // bf16 [slots, 3, conv_dim]: last three inputs, oldest first
+  TensorView state;                 // f32 [slots, v_heads, dk, dv]
+  TensorView scratch;               // [tokens, conv_dim] bf16: u
+  TensorView out;                   // [tokens, v_heads·dv] bf16, contiguous
   int max_tokens_per_sequence = 1;  // of this step: 1 means decode only
 };
 

@@ -2,6 +2,8 @@
 // and k, rotary embedding of the first rotary_dim components (pairs i, i + rotary_dim / 2), and the
 // write of k and v into the paged cache.
 //   q̂ = rne(q · rstd(q) · (1 + q_norm));  rotated in fp32 with fp32 cos and sin, rounded once
+// A head's result has the same bits on every target and whatever stands in the other rows. Padding
+// rows may hold any position: one outside the table is read as position 0.
 #pragma once
 
 #include "tenon/core/tensor.h"
@@ -10,15 +12,17 @@
 
 namespace tenon::rope {
 
+inline constexpr int kMaxHeadDim = 256;
+
 struct Args {
-  TensorView q;            // [tokens, q_heads, head_dim] bf16; token and head strides free
-  TensorView k, v;         // [tokens, kv_heads, head_dim] bf16; token and head strides free
+  TensorView q;               // [tokens, q_heads, head_dim] bf16; token and head strides free
+  TensorView k, v;            // [tokens, kv_heads, head_dim] bf16; token and head strides free
   TensorView q_norm, k_norm;  // [head_dim] bf16
   float eps = 1e-6f;
-  TensorView positions;    // i32 [tokens]
-  TensorView cos_sin;      // f32 [max positions, rotary_dim]: rotary_dim/2 cosines, then sines
-  TensorView slot_mapping; // i32 [tokens]: block · block_tokens + offset; −1 writes nothing
-  TensorView q_out;        // [tokens, q_heads, head_dim] bf16, contiguous
+  TensorView positions;         // i32 [tokens]
+  TensorView cos_sin;           // f32 [max positions, rotary_dim]: rotary_dim/2 cosines, then sines
+  TensorView slot_mapping;      // i32 [tokens]: block · block_tokens + offset; −1 writes nothing
+  TensorView q_out;             // [tokens, q_heads, head_dim] bf16, contiguous
   TensorView k_cache, v_cache;  // [blocks, block_tokens, kv_heads, head_dim] bf16, contiguous
 };
 

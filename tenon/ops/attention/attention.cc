@@ -1,0 +1,82 @@
+// Host side of attention: what is accepted, the choice of a variant, the launch.
+// Not here: kernels (attention.cu).
+#include "tenon/ops/attention/attention.h"
+
+#include <string>
+
+namespace tenon::attention {
+namespace {
+
+Status refuse(const std::string& why) { return Status::error(Code::kInvalidArgument, why); }
+
+Status check_shapes(const Args& args, Dims& dims) {
+  constexpr auto kBF16 = DType::kBF16;
+  constexpr auto kI32 = DType::kI32;
+  TENON_TRY(match("q", args.q, {kBF16}, {"tokens", "q_heads", "head_dim"}, dims));
+  if (args.gate)
+    TENON_TRY(match("gate", *args.gate, {kBF16}, {"tokens", "q_heads", "head_dim"}, dims));
+  TENON_TRY(match("k_cache", args.k_cache, {kBF16},
+                  {"blocks", "block_tokens", "kv_heads", "head_dim"}, dims));
+  TENON_TRY(match("v_cache", args.v_cache, {kBF16},
+                  {"blocks", "block_tokens", "kv_heads", "head_dim"}, dims));
+  TENON_TRY(match("block_table", args.block_table, {kI32}, {"sequences", "max_blocks"}, dims));
+  TENON_TRY(match("sequence_lengths", args.sequence_lengths, {kI32}, {"sequences"}, dims));
+  dims["sequences + 1"] = dims["sequences"] + 1;
+  TENON_TRY(match("sequence_starts", args.sequence_starts, {kI32}, {"sequences + 1"}, dims));
+  dims["q_heads * head_dim"] = dims["q_heads"] * dims["head_dim"];
+  return match("out", args.out, {kBF16}, {"tokens", "q_heads * head_dim"}, dims);
+}
+
+Status check_layout(const Args& args) {
+  if (args.gate && !args.gate->rows_contiguous())
+    return refuse("gate is " + describe(*args.gate) + " with a strided last dimension; heads " +
+                  "must be contiguous, token and head strides are free");
+  for (const auto* whole : {&args.q, &args.k_cache, &args.v_cache, &args.block_table,
+                            &args.sequence_starts, &args.sequence_lengths, &args.out})
+    if (!whole->contiguous())
+      return refuse(describe(*whole) + " is strided; all views but gate must be contiguous");
+  return Status::ok();
+}
+
+}  // namespace
+
+Status check(const Args& args) {
+  Dims dims;
+  TENON_TRY(check_shapes(args, dims), "attention.check");
+  TENON_TRY(check_layout(args), "attention.check");
+  const std::int64_t head_dim = dims["head_dim"];
+  if (head_dim < 8 || head_dim > kMaxHeadDim || head_dim % 8 != 0)
+    return refuse("attention.check: head_dim is " + std::to_string(head_dim) +
+                  "; multiples of 8 up to " + std::to_string(kMaxHeadDim) + " are accepted");
+  const std::int64_t q_heads = dims["q_heads"], kv_heads = dims["kv_heads"];
+  if (kv_heads < 1 || q_heads % kv_heads != 0)
+    return refuse("attention.check: " + std::to_string(q_heads) + " q heads do not share " +
+                  std::to_string(kv_heads) + " kv heads evenly");
+  if (dims["block_tokens"] < 1) return refuse("attention.check: block_tokens must be at least 1");
+  return Status::ok();
+}
+
+Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced) {
+  TENON_TRY(check(args));
+  return choose(Op::attention, &args, where, forced);
+}
+
+Status run(const Plan& plan, const Args& args, Stream& stream) {
+  return launch(plan, &args, nullptr, stream);
+}
+
+// The context lengths are on the device: every block that a sequence may hold is counted, half of
+// it for the flops of a prefill as long as its context.
+Traffic traffic(const Args& args) {
+  const double rows = static_cast<double>(args.q.size());
+  const double context = static_cast<double>(args.block_table.shape[1] * args.k_cache.shape[1]);
+  const double kv = static_cast<double>(args.k_cache.shape[2] * args.k_cache.shape[3]);
+  const double tokens = static_cast<double>(args.q.shape[0]);
+  const double sequences = static_cast<double>(args.block_table.shape[0]);
+  Traffic cost;
+  cost.flops = 4.0 * rows * (tokens > sequences ? context / 2.0 : context);
+  cost.memory_bytes = rows * (args.gate ? 6.0 : 4.0) + 4.0 * sequences * context * kv;
+  return cost;
+}
+
+}  // namespace tenon::attention

@@ -1,0 +1,246 @@
+// The attention kernel: one block per kv head and tile of rows, where the rows of a sequence are
+// its (token, q head of that kv head) pairs. Softmax runs online over tiles of context positions.
+// Not here: a split of long contexts over blocks, tensor cores.
+#include "tenon/ops/attention/attention.h"
+
+#include "tenon/core/fp8.h"
+#include "tenon/gpu/gpu.h"
+#include "tenon/gpu/math.h"
+#include "tenon/ops/common/pack.cuh"
+#include "tenon/ops/registry.h"
+
+namespace tenon::TENON_TARGET::attention {
+namespace {
+
+using Args = tenon::attention::Args;
+inline constexpr int kMaxHeadDim = tenon::attention::kMaxHeadDim;
+inline constexpr int kTile = tenon::attention::kTileTokens;
+inline constexpr int kRows = 8;       // rows of a block: they share each load of k and v
+inline constexpr int kThreads = 128;  // on targets with waves
+
+struct KernelArgs {
+  const bf16 *q, *gate;  // gate may be null
+  const bf16 *k_cache, *v_cache;
+  const std::int32_t *block_table, *starts, *lengths;
+  bf16* out;
+  std::int64_t gate_token_stride, gate_head_stride;
+  float scale;
+  int tokens, sequences, q_heads, kv_heads, head_dim;
+  int num_blocks, block_tokens, max_blocks;
+};
+
+// Up to kRows rows of one sequence that share a kv head. Row r is pair first + r: its token is
+// begin + pair / group, its q head kv_head · group + pair % group.
+struct RowTile {
+  int sequence = -1;  // −1: rows of no sequence, which become zero
+  int begin = 0, end = 0, first = 0, count = 0;
+};
+
+// Tile number `index`, counted over the sequences in order and then the rows behind them.
+TENON_DEVICE RowTile find_rows(const KernelArgs& args, int index) {
+  const int group = args.q_heads / args.kv_heads;
+  for (int s = 0; s <= args.sequences; ++s) {
+    const bool behind = s == args.sequences;
+    const int begin = args.starts[s];
+    const int end = behind ? args.tokens : args.starts[s + 1];
+    const int rows = end > begin ? (end - begin) * group : 0;
+    const int tiles = (rows + kRows - 1) / kRows;
+    if (index < tiles) {
+      const int left = rows - index * kRows;
+      return {behind ? -1 : s, begin, end, index * kRows, left < kRows ? left : kRows};
+    }
+    index -= tiles;
+  }
+  return {};
+}
+
+// What a block keeps about each of its rows.
+struct Running {
+  float peak, total, rescale;  // maximum so far, Σ e^(score − peak), factor of this tile
+  int context, visible;        // positions the row sees, and those of this tile
+};
+
+TENON_DEVICE const bf16* cache_row(const KernelArgs& args, const bf16* cache, int sequence,
+                                   int kv_head, int position) {
+  const int column = position / args.block_tokens;
+  if (column >= args.max_blocks) return nullptr;
+  const std::int32_t block = args.block_table[std::int64_t{sequence} * args.max_blocks + column];
+  if (block < 0 || block >= args.num_blocks) return nullptr;
+  const std::int64_t token = std::int64_t{block} * args.block_tokens + position % args.block_tokens;
+  return cache + (token * args.kv_heads + kv_head) * args.head_dim;
+}
+
+// Rows [first, last) of a cache in fp32. A position without a block reads as zeros.
+TENON_DEVICE void load_tile(const KernelArgs& args, const bf16* cache, int sequence, int kv_head,
+                            int first, int last, float* tile) {
+  const int padded = round_up_to_slots(args.head_dim);
+  for (int position = first; position < last; ++position) {
+    const bf16* row = cache_row(args, cache, sequence, kv_head, position);
+    load_row(row, tile + (position - first) * kMaxHeadDim, row != nullptr ? args.head_dim : 0,
+             padded);
+  }
+}
+
+// scores[r][j] = scale · q_r · k_j for every pair of the tile.
+TENON_DEVICE void score_tile(const KernelArgs& args, const float* queries, const float* tile,
+                             int rows, int positions, float* scores) {
+  const int pairs = rows * positions;
+  for (int base = 0; base < pairs; base += num_slot_groups()) {
+    const int wanted = base + slot_group();
+    const int pair = wanted < pairs ? wanted : pairs - 1;  // surplus groups repeat the last one
+    const int row = pair % rows, position = pair / rows;
+    const float found = dot(queries + row * kMaxHeadDim, tile + position * kMaxHeadDim,
+                            round_up_to_slots(args.head_dim));
+    if (wanted < pairs && (kWave == 1 || thread_id() % kSlots == 0))
+      scores[row * kTile + position] = found * args.scale;
+  }
+}
+
+// Turns a row's scores into weights e^(score − peak) and moves its peak and total on.
+TENON_DEVICE void weigh_row(Running& row, float* scores, int first) {
+  const int left = row.context - first;
+  row.visible = left < 0 ? 0 : left < kTile ? left : kTile;
+  row.rescale = 1.0f;
+  if (row.visible == 0) return;
+  float peak = row.peak;
+  for (int j = 0; j < row.visible; ++j) peak = max_f(peak, scores[j]);
+  row.rescale = exp_f(row.peak - peak);
+  for (int j = 0; j < kTile; ++j) scores[j] = exp_f(scores[j] - peak);
+  float total = row.total * row.rescale;
+  for (int j = 0; j < row.visible; ++j) total = total + scores[j];
+  row.total = total;
+  row.peak = peak;
+}
+
+// out_r = out_r · rescale + Σ_j weight[r][j] · v_j, positions in order.
+TENON_DEVICE void add_values(const Running& row, const float* weights, const float* tile, int n,
+                             float* out) {
+  constexpr int kPacks = kWave == 1 ? kSlots / kPack : 1;
+  constexpr int kWidth = kPacks * kPack;
+  for (int i = thread_id() * kWidth; i < n; i += block_threads() * kWidth) {
+    Pack sum[kPacks];
+    TENON_UNROLL
+    for (int p = 0; p < kPacks; ++p) sum[p] = load_pack(out + i + p * kPack) * row.rescale;
+    for (int j = 0; j < row.visible; ++j) {
+      const float* v = tile + j * kMaxHeadDim + i;
+      const float weight = weights[j];
+      TENON_UNROLL
+      for (int p = 0; p < kPacks; ++p) sum[p] = sum[p] + weight * load_pack(v + p * kPack);
+    }
+    TENON_UNROLL
+    for (int p = 0; p < kPacks; ++p) store_pack(out + i + p * kPack, sum[p]);
+  }
+}
+
+// rne(rne(sum / total) · sigmoid(gate)).
+TENON_DEVICE void finish_row(const KernelArgs& args, int token, int head, float total,
+                             const float* sum) {
+  const bool empty = total == 0.0f;  // the row sees nothing; its gate may be anything
+  const float inverse = 1.0f / total;
+  bf16* out = args.out + (std::int64_t{token} * args.q_heads + head) * args.head_dim;
+  const bf16* gate = args.gate == nullptr ? nullptr
+                                          : args.gate + token * args.gate_token_stride +
+                                                head * args.gate_head_stride;
+  for (int i = thread_id(); i < args.head_dim; i += block_threads()) {
+    const bf16 value = empty ? bf16{0} : to_bf16(sum[i] * inverse);
+    const bool gated = gate != nullptr && !empty;
+    out[i] = gated ? to_bf16(to_float(value) * sigmoid_f(to_float(gate[i]))) : value;
+  }
+}
+
+TENON_KERNEL tiled_kernel(KernelArgs args) {
+  TENON_SHARED(float, queries, kRows* kMaxHeadDim);
+  TENON_SHARED(float, sums, kRows* kMaxHeadDim);
+  TENON_SHARED(float, tile, kTile* kMaxHeadDim);
+  TENON_SHARED(float, scores, kRows* kTile);
+  TENON_SHARED(Running, running, kRows);
+
+  const int kv_head = block_id() % args.kv_heads;
+  const RowTile rows = find_rows(args, block_id() / args.kv_heads);
+  if (rows.count == 0) return;
+  const int group = args.q_heads / args.kv_heads;
+  const int padded = round_up_to_slots(args.head_dim);
+  const auto token_of = [&](int r) { return rows.begin + (rows.first + r) / group; };
+  const auto head_of = [&](int r) { return kv_head * group + (rows.first + r) % group; };
+  const auto context_of = [&](int r) {  // the token's position, itself included
+    return rows.sequence < 0 ? 0 : args.lengths[rows.sequence] - (rows.end - token_of(r)) + 1;
+  };
+
+  // Phase 1: queries in fp32, empty sums.
+  for (int r = 0; r < rows.count; ++r) {
+    const bf16* q =
+        args.q + (std::int64_t{token_of(r)} * args.q_heads + head_of(r)) * args.head_dim;
+    load_row(q, queries + r * kMaxHeadDim, args.head_dim, padded);
+    for (int i = thread_id(); i < padded; i += block_threads()) sums[r * kMaxHeadDim + i] = 0.0f;
+  }
+  for (int r = thread_id(); r < rows.count; r += block_threads())
+    running[r] = {-kInfinity, 0.0f, 1.0f, context_of(r), 0};
+  for (int at = thread_id(); at < kRows * kTile; at += block_threads()) scores[at] = 0.0f;
+
+  // Phase 2: tiles of context positions up to what the last row sees.
+  const int context = context_of(rows.count - 1);
+  for (int first = 0; first < context; first += kTile) {
+    const int last = first + kTile < context ? first + kTile : context;
+    sync_block();  // the readers of the previous tile are done
+    load_tile(args, args.k_cache, rows.sequence, kv_head, first, last, tile);
+    sync_block();
+    score_tile(args, queries, tile, rows.count, last - first, scores);
+    sync_block();
+    for (int r = thread_id(); r < rows.count; r += block_threads())
+      weigh_row(running[r], scores + r * kTile, first);
+    load_tile(args, args.v_cache, rows.sequence, kv_head, first, last, tile);
+    sync_block();
+    for (int r = 0; r < rows.count; ++r)
+      add_values(running[r], scores + r * kTile, tile, padded, sums + r * kMaxHeadDim);
+  }
+  sync_block();
+
+  // Phase 3: divide, gate, store.
+  for (int r = 0; r < rows.count; ++r)
+    finish_row(args, token_of(r), head_of(r), running[r].total, sums + r * kMaxHeadDim);
+}
+
+Status supports(const Args& args, const Situation&, LaunchShape* shape) {
+  // Each sequence, and the rows behind them, rounds up to whole tiles; surplus blocks do nothing.
+  const std::int64_t tokens = args.q.shape[0], sequences = args.block_table.shape[0];
+  const std::int64_t kv_heads = args.k_cache.shape[2], group = args.q.shape[1] / kv_heads;
+  const std::int64_t tiles = tokens * group / kRows + sequences + 1;
+  shape->blocks = tokens == 0 ? 0 : static_cast<int>(tiles * kv_heads);
+  shape->threads = kWave == 1 ? 1 : kThreads;
+  return Status::ok();
+}
+
+Status launch(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
+  KernelArgs to{};
+  to.q = args.q.as<const bf16>();
+  if (args.gate) {
+    to.gate = args.gate->as<const bf16>();
+    to.gate_token_stride = args.gate->stride[0];
+    to.gate_head_stride = args.gate->stride[1];
+  }
+  to.k_cache = args.k_cache.as<const bf16>();
+  to.v_cache = args.v_cache.as<const bf16>();
+  to.block_table = args.block_table.as<const std::int32_t>();
+  to.starts = args.sequence_starts.as<const std::int32_t>();
+  to.lengths = args.sequence_lengths.as<const std::int32_t>();
+  to.out = args.out.as<bf16>();
+  to.scale = args.scale;
+  to.tokens = static_cast<int>(args.q.shape[0]);
+  to.sequences = static_cast<int>(args.block_table.shape[0]);
+  to.q_heads = static_cast<int>(args.q.shape[1]);
+  to.kv_heads = static_cast<int>(args.k_cache.shape[2]);
+  to.head_dim = static_cast<int>(args.q.shape[2]);
+  to.num_blocks = static_cast<int>(args.k_cache.shape[0]);
+  to.block_tokens = static_cast<int>(args.k_cache.shape[1]);
+  to.max_blocks = static_cast<int>(args.block_table.shape[1]);
+  return tenon::launch(stream, shape, tiled_kernel, to);
+}
+
+constexpr Variant kVariants[] = {variant<Args, supports, launch>("tiled")};
+
+}  // namespace
+
+extern const VariantTable table;
+const VariantTable table{kVariants};
+
+}  // namespace tenon::TENON_TARGET::attention

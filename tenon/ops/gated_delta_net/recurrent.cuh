@@ -1,0 +1,215 @@
+// The delta rule token by token: any number of tokens, the same bits however they are split.
+//   m = Sᵀk, r = Sᵀq before the decay;  d = beta · (v − decay · m);  o = decay · r + (k·q) · d
+//   S ← decay · S + k ⊗ d
+// which is the rule of the header with the decay taken out of the sums, so that the state is read
+// once for m and r and written once, and the write of one token is the read of the next.
+#pragma once
+
+#include "tenon/ops/gated_delta_net/rows.cuh"
+
+namespace tenon::TENON_TARGET::gated_delta_net {
+
+// Columns of S are independent. A thread owns kPacks packs of neighbouring columns (a cache line on
+// the cpu target), a block kColumns columns of one v head, in runs of kRun columns.
+inline constexpr int kPacks = kWave == 1 ? 16 / kPack : 1;
+inline constexpr int kRun = kWave == 1 ? kPacks * kPack : 64;
+inline constexpr int kColumns = kWave == 1 ? kDim : kRun;
+inline constexpr int kRecurrentThreads = kWave == 1 ? 1 : kRun;
+inline constexpr int kBatch = 8;  // tokens whose q and k are prepared together
+
+struct PreparedToken {
+  float beta, decay, k_dot_q;
+};
+
+// q and k of a batch of tokens, normalised, and the gates.
+struct Batch {
+  float *q, *k;  // [kBatch, kDim]
+  PreparedToken* tokens;
+};
+
+// Every thread of the block must call it; the batch is ready when it returns.
+TENON_DEVICE void prepare(const KernelArgs& args, int first, int count, int v_head,
+                          const Batch& batch) {
+  TENON_SHARED(float, q_scale, kBatch);
+  TENON_SHARED(float, k_scale, kBatch);
+  const int k_head = v_head / (args.v_heads / args.k_heads);
+  for (int t = 0; t < count; ++t) {
+    const bf16* u = args.scratch + std::int64_t{first + t} * args.conv_dim;
+    load_row(u + k_head * kDim, batch.q + t * kDim, kDim, kDim);
+    load_row(u + (args.k_heads + k_head) * kDim, batch.k + t * kDim, kDim, kDim);
+  }
+  sync_block();
+  for (int base = 0; base < count; base += num_slot_groups()) {
+    const int wanted = base + slot_group();
+    const int t = wanted < count ? wanted : count - 1;  // surplus groups repeat the last one
+    const float* q = batch.q + t * kDim;
+    const float* k = batch.k + t * kDim;
+    const float of_q = rsqrt_f(dot(q, q, kDim) + 1e-6f) * 0x1.6a09e6p-4f;  // 128^-½
+    const float of_k = rsqrt_f(dot(k, k, kDim) + 1e-6f);
+    const float k_dot_q = dot(k, q, kDim) * of_k * of_q;
+    if (wanted < count && (kWave == 1 || thread_id() % kSlots == 0)) {
+      const Gates gates = gates_of(args, first + t, v_head);
+      batch.tokens[t] = {gates.beta, exp_f(gates.log_decay), k_dot_q};
+      q_scale[t] = of_q;
+      k_scale[t] = of_k;
+    }
+  }
+  sync_block();
+  for (int at = thread_id(); at < count * kDim; at += block_threads()) {
+    batch.q[at] = batch.q[at] * q_scale[at / kDim];
+    batch.k[at] = batch.k[at] * k_scale[at / kDim];
+  }
+  sync_block();
+}
+
+// kPacks packs of columns: what a thread holds of a row of S or of a vector over dv.
+struct Columns {
+  Pack pack[kPacks];
+};
+
+TENON_DEVICE void load_columns(const float* at, Columns& to) {
+  TENON_UNROLL
+  for (int p = 0; p < kPacks; ++p) to.pack[p] = load_pack(at + p * kPack);
+}
+TENON_DEVICE void store_columns(float* at, const Columns& from) {
+  TENON_UNROLL
+  for (int p = 0; p < kPacks; ++p) store_pack(at + p * kPack, from.pack[p]);
+}
+
+// What a token reads from S: m = Sᵀk and r = Sᵀq.
+struct Reading {
+  Columns m, r;
+};
+
+TENON_DEVICE void add_reading(const Columns& row, float k, float q, Reading& reading) {
+  TENON_UNROLL
+  for (int p = 0; p < kPacks; ++p) {
+    reading.m.pack[p] = reading.m.pack[p] + k * row.pack[p];
+    reading.r.pack[p] = reading.r.pack[p] + q * row.pack[p];
+  }
+}
+TENON_DEVICE void decay_and_add(float decay, float k, const Columns& d, Columns& row) {
+  TENON_UNROLL
+  for (int p = 0; p < kPacks; ++p) row.pack[p] = decay * row.pack[p] + k * d.pack[p];
+}
+
+// S as this thread sees it: rows of its own columns.
+struct StateRows {
+  float* data;
+  std::int64_t stride;  // between rows, in floats
+};
+
+// Copies the thread's columns of S and reads m and r on the way.
+TENON_DEVICE Reading first_reading(const StateRows& from, const StateRows& to, const float* k,
+                                   const float* q) {
+  Reading reading{};
+  for (int i = 0; i < kDim; ++i) {
+    Columns row;
+    load_columns(from.data + i * from.stride, row);
+    store_columns(to.data + i * to.stride, row);
+    add_reading(row, k[i], q[i], reading);
+  }
+  return reading;
+}
+
+// S ← decay · S + k ⊗ d in place, and what the next token reads from it.
+TENON_DEVICE Reading write_and_read(const StateRows& tile, float decay, const float* k,
+                                    const Columns& d, const float* next_k, const float* next_q) {
+  Reading reading{};
+  for (int i = 0; i < kDim; ++i) {
+    Columns row;
+    load_columns(tile.data + i * tile.stride, row);
+    decay_and_add(decay, k[i], d, row);
+    store_columns(tile.data + i * tile.stride, row);
+    add_reading(row, next_k[i], next_q[i], reading);
+  }
+  return reading;
+}
+
+TENON_DEVICE void last_write(const StateRows& from, const StateRows& to, float decay,
+                             const float* k, const Columns& d) {
+  for (int i = 0; i < kDim; ++i) {
+    Columns row;
+    load_columns(from.data + i * from.stride, row);
+    decay_and_add(decay, k[i], d, row);
+    store_columns(to.data + i * to.stride, row);
+  }
+}
+
+// d and o of one token for the thread's columns; o goes out as bf16.
+TENON_DEVICE void value_step(const PreparedToken& token, const Reading& reading, const bf16* v,
+                             bf16* out, Columns& d) {
+  float o[kPacks * kPack];
+  TENON_UNROLL
+  for (int p = 0; p < kPacks; ++p) {
+    const Pack value = load_pack(v + p * kPack);
+    d.pack[p] = token.beta * (value - token.decay * reading.m.pack[p]);
+    store_pack(o + p * kPack, token.decay * reading.r.pack[p] + token.k_dot_q * d.pack[p]);
+  }
+  for (int i = 0; i < kPacks * kPack; ++i) out[i] = to_bf16(o[i]);
+}
+
+// A batch of tokens on the thread's columns: from → tile → to.
+TENON_DEVICE void run_batch(const KernelArgs& args, int first, int count, int column,
+                            const Batch& batch, const StateRows& from, const StateRows& tile,
+                            const StateRows& to) {
+  const int values = 2 * args.k_heads * kDim + column;  // of v in a row of u
+  Reading reading = first_reading(from, tile, batch.k, batch.q);
+  for (int t = 0; t < count; ++t) {
+    const std::int64_t token = first + t;
+    const float* k = batch.k + t * kDim;
+    Columns d;
+    value_step(batch.tokens[t], reading, args.scratch + token * args.conv_dim + values,
+               args.out + token * args.v_heads * kDim + column, d);
+    if (t + 1 < count) {
+      reading =
+          write_and_read(tile, batch.tokens[t].decay, k, d, k + kDim, batch.q + (t + 1) * kDim);
+    } else {
+      last_write(tile, to, batch.tokens[t].decay, k, d);
+    }
+  }
+}
+
+// All tokens of one sequence, for the block's columns of one v head.
+TENON_DEVICE void run_recurrent(const KernelArgs& args, const Sequence& sequence, int v_head,
+                                int first_column) {
+  TENON_SHARED(float, tile, kColumns* kDim);  // runs of columns, each [kDim, kRun]
+  TENON_SHARED(float, q, kBatch* kDim);
+  TENON_SHARED(float, k, kBatch* kDim);
+  TENON_SHARED(PreparedToken, tokens, kBatch);
+  const Batch batch{q, k, tokens};
+  const bool stateless = sequence.slot < 0;
+  float* state =
+      stateless ? nullptr
+                : args.state + (std::int64_t{sequence.slot} * args.v_heads + v_head) * kDim * kDim;
+  if (sequence.fresh)
+    for (int at = thread_id(); at < kColumns * kDim; at += block_threads()) tile[at] = 0.0f;
+
+  for (int first = sequence.begin; first < sequence.end; first += kBatch) {
+    const int left = sequence.end - first;
+    prepare(args, first, left < kBatch ? left : kBatch, v_head, batch);
+    const bool from_slot = first == sequence.begin && !sequence.fresh;
+    const bool to_slot = left <= kBatch && !stateless;
+    for (int run = 0; run < kColumns; run += kRun) {
+      const int mine = thread_id() * kPacks * kPack;  // within the run
+      const int column = first_column + run + mine;
+      const StateRows kept{tile + run * kDim + mine, kRun};
+      const StateRows slot{stateless ? kept.data : state + column, kDim};
+      run_batch(args, first, left < kBatch ? left : kBatch, v_head * kDim + column, batch,
+                from_slot ? slot : kept, kept, to_slot ? slot : kept);
+    }
+    sync_block();  // the readers of this batch are done
+  }
+}
+
+// One block per (sequence, v head, kColumns columns).
+TENON_KERNEL recurrent_kernel(KernelArgs args) {
+  constexpr int kParts = kDim / kColumns;
+  const int part = block_id() % kParts;
+  const int v_head = block_id() / kParts % args.v_heads;
+  const Sequence sequence = sequence_at(args, block_id() / kParts / args.v_heads);
+  if (sequence.end <= sequence.begin) return;
+  run_recurrent(args, sequence, v_head, part * kColumns);
+}
+
+}  // namespace tenon::TENON_TARGET::gated_delta_net

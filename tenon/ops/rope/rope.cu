@@ -1,0 +1,128 @@
+// The rope kernel: one block per (token, head), for q heads and then kv heads.
+#include "tenon/ops/rope/rope.h"
+
+#include "tenon/core/fp8.h"
+#include "tenon/gpu/gpu.h"
+#include "tenon/gpu/math.h"
+#include "tenon/ops/common/pack.cuh"
+#include "tenon/ops/registry.h"
+
+namespace tenon::TENON_TARGET::rope {
+namespace {
+
+using Args = tenon::rope::Args;
+inline constexpr int kMaxHeadDim = tenon::rope::kMaxHeadDim;
+
+// A bf16 tensor [tokens, heads, head_dim] with free strides, in elements.
+struct Heads {
+  const bf16* data;
+  std::int64_t token_stride, head_stride;
+};
+
+struct KernelArgs {
+  Heads q, k, v;
+  const bf16 *q_norm, *k_norm;
+  const std::int32_t *positions, *slots;
+  const float* cos_sin;  // [max_positions, rotary_dim]
+  bf16 *q_out, *k_cache, *v_cache;
+  std::int64_t num_slots;
+  float eps;
+  int q_heads, kv_heads, head_dim, rotary_dim, max_positions;
+};
+
+TENON_DEVICE const bf16* head_at(const Heads& heads, std::int64_t token, int head) {
+  return heads.data + token * heads.token_stride + head * heads.head_stride;
+}
+
+// Norm and rotation of one head into `out`. Every thread of the block must call it.
+TENON_DEVICE void norm_and_rotate(const KernelArgs& args, const bf16* row, const bf16* weight,
+                                  std::int32_t position, bf16* out) {
+  TENON_SHARED(float, head, kMaxHeadDim);
+  const int n = args.head_dim;
+
+  // Phase 1: the head in fp32, padded with zeros, and its norm.
+  load_row(row, head, n, round_up_to_slots(n));
+  sync_block();
+  const float squares = dot(head, head, round_up_to_slots(n));
+  const float rstd = rsqrt_f(squares / static_cast<float>(n) + args.eps);
+  sync_block();
+
+  // Phase 2: normalised values, rounded to bf16.
+  for (int i = thread_id(); i < n; i += block_threads())
+    head[i] = to_float(to_bf16(head[i] * rstd * (1.0f + to_float(weight[i]))));
+  sync_block();
+
+  // Phase 3: pairs (i, i + half) are rotated, the rest passes through.
+  const int half = args.rotary_dim / 2;
+  const bool known = position >= 0 && position < args.max_positions;
+  const float* cosines = args.cos_sin + std::int64_t{known ? position : 0} * args.rotary_dim;
+  const float* sines = cosines + half;
+  for (int i = thread_id(); i < half; i += block_threads()) {
+    const float first = head[i], second = head[i + half];
+    out[i] = to_bf16(first * cosines[i] - second * sines[i]);
+    out[i + half] = to_bf16(second * cosines[i] + first * sines[i]);
+  }
+  for (int i = args.rotary_dim + thread_id(); i < n; i += block_threads())
+    out[i] = to_bf16(head[i]);
+}
+
+TENON_KERNEL head_kernel(KernelArgs args) {
+  const int heads = args.q_heads + args.kv_heads;
+  const int token = block_id() / heads;
+  const int head = block_id() % heads;
+  const std::int32_t position = args.positions[token];
+  if (head < args.q_heads) {
+    bf16* out = args.q_out + (std::int64_t{token} * args.q_heads + head) * args.head_dim;
+    norm_and_rotate(args, head_at(args.q, token, head), args.q_norm, position, out);
+    return;
+  }
+  const int kv_head = head - args.q_heads;
+  const std::int32_t slot = args.slots[token];
+  if (slot < 0 || slot >= args.num_slots) return;
+  const std::int64_t at = (std::int64_t{slot} * args.kv_heads + kv_head) * args.head_dim;
+  norm_and_rotate(args, head_at(args.k, token, kv_head), args.k_norm, position, args.k_cache + at);
+  const bf16* v = head_at(args.v, token, kv_head);
+  for (int i = thread_id(); i < args.head_dim; i += block_threads()) args.v_cache[at + i] = v[i];
+}
+
+Heads heads_of(const TensorView& view) {
+  return {view.as<const bf16>(), view.stride[0], view.stride[1]};
+}
+
+Status supports(const Args& args, const Situation&, LaunchShape* shape) {
+  shape->blocks = static_cast<int>(args.q.shape[0] * (args.q.shape[1] + args.k.shape[1]));
+  shape->threads = kWave == 1 ? 1 : 64;
+  return Status::ok();
+}
+
+Status launch(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
+  KernelArgs to;
+  to.q = heads_of(args.q);
+  to.k = heads_of(args.k);
+  to.v = heads_of(args.v);
+  to.q_norm = args.q_norm.as<const bf16>();
+  to.k_norm = args.k_norm.as<const bf16>();
+  to.positions = args.positions.as<const std::int32_t>();
+  to.slots = args.slot_mapping.as<const std::int32_t>();
+  to.cos_sin = args.cos_sin.as<const float>();
+  to.q_out = args.q_out.as<bf16>();
+  to.k_cache = args.k_cache.as<bf16>();
+  to.v_cache = args.v_cache.as<bf16>();
+  to.num_slots = args.k_cache.shape[0] * args.k_cache.shape[1];
+  to.eps = args.eps;
+  to.q_heads = static_cast<int>(args.q.shape[1]);
+  to.kv_heads = static_cast<int>(args.k.shape[1]);
+  to.head_dim = static_cast<int>(args.q.shape[2]);
+  to.rotary_dim = static_cast<int>(args.cos_sin.shape[1]);
+  to.max_positions = static_cast<int>(args.cos_sin.shape[0]);
+  return tenon::launch(stream, shape, head_kernel, to);
+}
+
+constexpr Variant kVariants[] = {variant<Args, supports, launch>("head")};
+
+}  // namespace
+
+extern const VariantTable table;
+const VariantTable table{kVariants};
+
+}  // namespace tenon::TENON_TARGET::rope
