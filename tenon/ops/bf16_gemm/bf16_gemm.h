@@ -14,7 +14,8 @@ struct Args {
   TensorView x;       // [tokens, k] bf16; rows may be strided
   TensorView weight;  // [n, k], or [experts, n, k] when grouped; bf16
   TensorView out;     // [rows, n] bf16 or f32; rows may be strided. Dense: rows = tokens
-  std::optional<TensorView> row_index;  // dense only: i32 [rows], out row r reads token row_index[r]
+  std::optional<TensorView>
+      row_index;  // dense only: i32 [rows], out row r reads token row_index[r]
 
   // Grouped only, as in fp8_gemm.
   std::optional<TensorView> offsets;  // i32 [experts + 1], device

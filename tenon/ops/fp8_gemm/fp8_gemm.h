@@ -11,10 +11,10 @@
 namespace tenon::fp8_gemm {
 
 struct Args {
-  QuantView x;             // [tokens, k] e4m3 codes, group 128, layout row or mn_major
-  TensorView weight;       // [n, k], or [experts, n, k] when grouped; e4m3
-  TensorView weight_scale; // f32 [ceil(n / 128), ceil(k / 128)], or with [experts, …] in front
-  TensorView out;          // [rows, n] bf16 or f32; rows may be strided. Dense: rows = tokens
+  QuantView x;              // [tokens, k] e4m3 codes, group 128, layout row or mn_major
+  TensorView weight;        // [n, k], or [experts, n, k] when grouped; e4m3
+  TensorView weight_scale;  // f32 [ceil(n / 128), ceil(k / 128)], or with [experts, …] in front
+  TensorView out;           // [rows, n] bf16 or f32; rows may be strided. Dense: rows = tokens
 
   // Grouped only: output row p belongs to the expert e with offsets[e] <= p < offsets[e + 1] and
   // reads token row_of[p] (or row p itself when row_of is absent). Rows past offsets[experts] stay.

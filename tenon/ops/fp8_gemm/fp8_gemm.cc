@@ -1,0 +1,85 @@
+#include "tenon/ops/fp8_gemm/fp8_gemm.h"
+
+#include "tenon/ops/common/gemm_operands.h"
+
+namespace tenon::fp8_gemm {
+namespace {
+
+constexpr std::int64_t kGroup = 128;
+
+Status invalid(std::string message) {
+  return Status::error(Code::kInvalidArgument, std::move(message));
+}
+
+GemmOperands operands(const Args& args) {
+  return {.x = args.x.data,
+          .weight = args.weight,
+          .out = args.out,
+          .row_index = std::nullopt,
+          .offsets = args.offsets,
+          .row_of = args.row_of};
+}
+
+Status check_x_scale(const Args& args) {
+  const QuantView& x = args.x;
+  if (x.group != kGroup)
+    return invalid("x has groups of " + std::to_string(x.group) + " elements but must have 128");
+  if (x.layout == ScaleLayout::kUe8m0Packed)
+    return invalid("x.scale has the layout ue8m0_packed; accepted are row and mn_major");
+  const auto [first, second] = scale_shape(x.layout, x.data.shape[0], x.data.shape[1], x.group);
+  Dims none;
+  TENON_TRY(match("x.scale", x.scale, {DType::kF32},
+                  {std::to_string(first), std::to_string(second)}, none));
+  if (!x.scale.rows_contiguous())
+    return invalid("x.scale is " + describe(x.scale) +
+                   " but its last dimension must have stride 1");
+  return check_device("x.scale", x.scale, args.out);
+}
+
+Status check_weight_scale(const Args& args, Dims& dims) {
+  const std::string n_blocks = std::to_string((dims["n"] + kGroup - 1) / kGroup);
+  const std::string k_blocks = std::to_string(dims["k"] / kGroup);
+  if (args.weight.num_dims == 3) {
+    TENON_TRY(match("weight_scale", args.weight_scale, {DType::kF32},
+                    {"experts", n_blocks, k_blocks}, dims));
+  } else {
+    TENON_TRY(match("weight_scale", args.weight_scale, {DType::kF32}, {n_blocks, k_blocks}, dims));
+  }
+  if (!args.weight_scale.rows_contiguous())
+    return invalid("weight_scale is " + describe(args.weight_scale) +
+                   " but its last dimension must have stride 1");
+  return check_device("weight_scale", args.weight_scale, args.out);
+}
+
+Status check_all(const Args& args) {
+  Dims dims;
+  TENON_TRY(match("x", args.x.data, {DType::kE4M3}, {"tokens", "k"}, dims));
+  if (args.weight.dtype != DType::kE4M3)
+    return invalid("weight is " + describe(args.weight) + " but must be of type e4m3fn");
+  TENON_TRY(check_operands(operands(args), dims));
+  if (dims["k"] % kGroup != 0)
+    return invalid("x is " + describe(args.x.data) + " but k must be a multiple of 128");
+  TENON_TRY(check_x_scale(args));
+  return check_weight_scale(args, dims);
+}
+
+}  // namespace
+
+Status check(const Args& args) { return check_all(args).with("fp8_gemm"); }
+
+Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced) {
+  TENON_TRY(check(args));
+  return choose(Op::fp8_gemm, &args, where, forced);
+}
+
+Status run(const Plan& plan, const Args& args, Stream& stream) {
+  return launch(plan, &args, nullptr, stream);
+}
+
+Traffic traffic(const Args& args) {
+  Traffic traffic = operand_traffic(operands(args));
+  traffic.memory_bytes += static_cast<double>(args.x.scale.bytes());
+  return traffic;
+}
+
+}  // namespace tenon::fp8_gemm

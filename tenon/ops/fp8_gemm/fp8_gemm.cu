@@ -1,0 +1,44 @@
+// The variants of fp8_gemm and their launches.
+#include "tenon/ops/fp8_gemm/fp8_gemm.h"
+
+#include "tenon/ops/fp8_gemm/simt.cuh"
+#include "tenon/ops/registry.h"
+
+namespace tenon::TENON_TARGET::fp8_gemm {
+namespace {
+
+using Args = tenon::fp8_gemm::Args;
+
+Fp8Call call_of(const Args& args) {
+  const bool grouped = args.weight.num_dims == 3;
+  const bool by_row = args.x.layout == ScaleLayout::kRow;
+  Fp8Call call;
+  call.gemm = gemm_call(args.x.data, args.weight, args.out, args.row_of ? &*args.row_of : nullptr,
+                        args.offsets ? &*args.offsets : nullptr);
+  call.scales.x = args.x.scale.as<const float>();
+  call.scales.weight = args.weight_scale.as<const float>();
+  call.scales.x_row_stride = by_row ? args.x.scale.stride[0] : 1;
+  call.scales.x_block_stride = by_row ? 1 : args.x.scale.stride[0];
+  call.scales.weight_row_stride = args.weight_scale.stride[grouped ? 1 : 0];
+  call.scales.weight_expert_stride = grouped ? args.weight_scale.stride[0] : 0;
+  return call;
+}
+
+Status supports_simt(const Args& args, const Situation&, LaunchShape* shape) {
+  shape->blocks = num_tile_blocks(call_of(args).gemm);
+  shape->threads = kGemmThreads;
+  return Status::ok();
+}
+
+Status launch_simt(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
+  return tenon::launch(stream, shape, simt_kernel, call_of(args));
+}
+
+constexpr Variant kVariants[] = {variant<Args, supports_simt, launch_simt>("simt")};
+
+}  // namespace
+
+extern const VariantTable table;
+const VariantTable table{kVariants};
+
+}  // namespace tenon::TENON_TARGET::fp8_gemm
