@@ -1,0 +1,85 @@
+// The engine: requests in, tokens out. Ranks are threads of this process (the default), or
+// processes of which this is one. Not thread safe: one thread calls submit, cancel and step.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tenon/comm/communicator.h"
+#include "tenon/models/model.h"
+#include "tenon/runtime/scheduler.h"
+
+namespace tenon {
+
+struct EngineOptions {
+  std::string model;  // directory of a checkpoint
+  int tp = 1;         // ranks
+  Target target = Target::kCpu;
+  int max_batch = 16;             // sequences that run together
+  int max_context = 4096;         // prompt and completion of one sequence
+  int max_tokens_per_step = 256;  // at least 64 + max_batch
+  int num_tokens = 0;             // ids at or past this have no token; 0: the model's vocabulary
+  int force_stage = 0, max_stage = 1;
+  std::string force_variant;
+  std::string transport = "auto";
+  std::chrono::milliseconds deadline{30'000};
+  // Null: all ranks are threads of this process. Otherwise this process is one rank of the team
+  // that the bootstrap joins; rank 0 leads, the others call follow().
+  std::shared_ptr<Bootstrap> bootstrap;
+  std::function<void(std::int64_t done, std::int64_t total)> progress;  // while loading, rank 0
+};
+
+enum class Finish : std::uint8_t { kNone, kStop, kLength, kCancelled };
+std::string_view name(Finish finish);
+
+// One drawn token. An end-of-sequence token is reported too, with kStop. Cancelled: token is −1.
+struct TokenEvent {
+  RequestId id{};
+  std::int32_t token = -1;
+  Finish finish = Finish::kNone;
+};
+
+struct EngineStats {
+  std::int64_t steps = 0, prompt_tokens = 0;
+  std::int64_t decode_tokens = 0;  // drawn in steps where every sequence decodes
+  double decode_seconds = 0;       // wall time of those steps
+  std::uint64_t logits_fingerprint = 0;
+  std::int64_t weight_bytes = 0;  // on rank 0
+  std::string transport;
+  std::vector<BoundaryUse> boundaries;
+};
+
+class Engine {
+ public:
+  // Collective over processes. With the model factory, for tests: any Model instead of a
+  // checkpoint.
+  using ModelFactory = std::function<Result<std::unique_ptr<Model>>(Communicator&, Stream&)>;
+  static Result<std::unique_ptr<Engine>> open(const EngineOptions& options,
+                                              ModelFactory make_model = {});
+  ~Engine();  // tells the other ranks to stop, and waits for those that are threads
+
+  bool leads() const;  // rank 0
+  // Followers: run the leader's steps until it stops. The leader's error, or this rank's.
+  Status follow();
+
+  // Leader only, all of them. submit says why a request can never run; ids outside the vocabulary
+  // are refused.
+  Result<RequestId> submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling);
+  Status cancel(RequestId id);
+  // One decision, one forward pass, its tokens. Empty when there is nothing to do. After an error
+  // the engine is dead: every further call returns that error.
+  Result<std::vector<TokenEvent>> step();
+  bool idle() const;
+  EngineStats stats() const;
+  const std::vector<std::int32_t>& eos_ids() const;
+
+ private:
+  struct State;
+  explicit Engine(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace tenon
