@@ -5,26 +5,37 @@
 //   TENON_DEVICE_HEADER  "tenon/gpu/<folder>/device.h"
 //
 // What every target's device.h supplies, in namespace tenon::TENON_TARGET:
+//
+// clang-format off
 //   kWave                                  lanes that shuffle together: 1, 32 or 64 (constexpr int)
 //   thread_id() block_threads()            position in the block; on width 1: 0 and 1, constexpr
 //   block_id() grid_blocks()               position in the grid
 //   sync_block()                           barrier of the block; every thread must reach it
-//   shuffle_xor(v, mask)                   v of lane (lane ^ mask); T of 4 bytes
-//   shuffle_from(v, lane)                  v of that lane of the wave
+//   shuffle_xor(v, mask)                   v of lane (lane ^ mask); T of 4 bytes; all lanes together
+//   shuffle_from(v, lane)                  v of that lane of the wave, 0 <= lane < kWave; as above
 //   store_release(p, v) load_acquire(p)    32-bit, system scope: peers on other devices see them
-//   load16_relaxed(p) store16_relaxed(p,v) 16 bytes, system scope, each 32-bit word atomic, no
-//   order load16(p) store16(p, v)                16 bytes, plain, aligned store8_bytes(p, low,
-//   high)             8 bytes as two words, plain, aligned fence_system() orders all earlier
-//   accesses before all later ones atomic_add(p, v)                       32-bit, device scope,
-//   relaxed, returns the old value ticks()                                nanoseconds of a
-//   monotonic clock of this device pause()                                a polite pause in a spin;
-//   emulated targets yield here TENON_KERNEL                           in front of a kernel:
-//   TENON_KERNEL f(Args args) { … } TENON_DEVICE                           in front of a function
-//   that only kernels call TENON_SHARED(type, name, count)        declares `type name[count]`
-//   shared by the block TENON_DYNAMIC_SHARED(type, name)       declares `type* name`:
-//   LaunchShape::shared_bytes of it TENON_UNROLL                           in front of a loop of
-//   known length: unroll it
-// Rules for kernels: docs/targets.md.
+//   load_relaxed(p)                        32-bit, system scope, no order
+//   load16_relaxed(p) store16_relaxed(p,v) 16 bytes, system scope, each 32-bit word atomic, no order
+//   load16(p) store16(p, v)                16 bytes, plain, aligned
+//   store8_bytes(p, low, high)             8 bytes as two words, plain, aligned
+//   fence_system()                         orders all earlier accesses before all later ones
+//   atomic_add(p, v)                       32-bit, device scope, relaxed, returns the old value
+//   ticks()                                nanoseconds of a monotonic clock of this device
+//   pause()                                a polite pause in a spin; emulated targets yield here
+//   TENON_KERNEL                           in front of a kernel: TENON_KERNEL f(Args args) { … }
+//   TENON_KERNEL_MAX(threads)              the same for blocks of at most so many threads: leaves
+//                                          the compiler more registers. Plain kernels are compiled
+//                                          for up to 1024 threads
+//   TENON_DEVICE                           in front of a function that only kernels call; members
+//                                          of structs and what the host calls too take TENON_HD
+//   TENON_SHARED(type, name, count)        declares `type name[count]` shared by the block
+//   TENON_DYNAMIC_SHARED(type, name)       declares `type* name`: LaunchShape::shared_bytes of it
+//   TENON_UNROLL                           in front of a loop of known length: unroll it
+// clang-format on
+//
+// The host part of a .cu (supports, launch, the table) needs no guard: CUDA and HIP compilers see
+// it too and find there which kernels to emit. It must only stay free of vendor calls. Rules for
+// kernels: docs/targets.md.
 #pragma once
 
 #include <cstdint>

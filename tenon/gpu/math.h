@@ -15,8 +15,8 @@ namespace tenon::TENON_TARGET {
 TENON_DEVICE float abs_f(float x) { return bits_float(float_bits(x) & 0x7fffffffu); }
 
 // The larger or smaller one; a NaN on either side wins, so that damage stays visible.
-TENON_DEVICE float max_f(float a, float b) { return (a > b) | (a != a) ? a : b; }
-TENON_DEVICE float min_f(float a, float b) { return (a < b) | (a != a) ? a : b; }
+TENON_DEVICE float max_f(float a, float b) { return ((a > b) | (a != a)) ? a : b; }
+TENON_DEVICE float min_f(float a, float b) { return ((a < b) | (a != a)) ? a : b; }
 
 // Correctly rounded square root, and one over it: the two roundings of arithmetic.md step 7.
 TENON_DEVICE float sqrt_f(float x) { return __builtin_sqrtf(x); }
@@ -71,7 +71,7 @@ TENON_DEVICE float log_f(float x) {
   const float small = f * square * p - n * 0x1.bd0106p-13f - 0.5f * square;
   const float found = (f + small) + n * 0x1.63p-1f;
   const float edge = x == 0.0f ? -kInfinity : x < 0.0f ? bits_float(0x7fc00000u) : x;
-  return (x > 0.0f) & (x < kInfinity) ? found : edge;  // the edge keeps NaN and +infinity
+  return ((x > 0.0f) & (x < kInfinity)) ? found : edge;  // the edge keeps NaN and +infinity
 }
 
 // log(1 + x) without the loss of small x: the rounding error of 1 + x is divided out.

@@ -8,6 +8,7 @@
 #include "tenon/gpu/emu/fibers.h"
 
 #define TENON_KERNEL static void
+#define TENON_KERNEL_MAX(threads) static void
 #define TENON_DEVICE static inline
 #define TENON_SHARED(type, name, count)              \
   static constexpr char name##_key_ = 0;             \

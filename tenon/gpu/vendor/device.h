@@ -1,0 +1,179 @@
+// The primitives of gpu.h on CUDA and on HIP. HIP is spelled in compiler builtins alone, so that a
+// plain clang compiles kernels with no ROCm on the machine.
+// Not here: the host side (vendor/runtime.cc), cp.async, TMA, tensor cores (in the ops that use
+// them).
+#pragma once
+
+#if !defined(__CUDACC__) && !defined(__HIP__)
+#error "vendor/device.h needs nvcc or clang -x hip"
+#endif
+
+#include <cstdint>
+
+#if defined(__HIP__)
+#define TENON_GLOBAL_ __attribute__((global))
+#define TENON_SHARED_ __attribute__((shared))
+#define TENON_DEVICE static __attribute__((device)) inline
+#define TENON_BOUNDS_(threads) __attribute__((amdgpu_flat_work_group_size(1, threads)))
+#else
+#define TENON_GLOBAL_ __global__
+#define TENON_SHARED_ __shared__
+#define TENON_DEVICE static __device__ inline
+#define TENON_BOUNDS_(threads) __launch_bounds__(threads)
+#endif
+
+#define TENON_KERNEL TENON_KERNEL_MAX(1024)
+#define TENON_KERNEL_MAX(threads) TENON_GLOBAL_ static TENON_BOUNDS_(threads) void
+#define TENON_SHARED(type, name, count) TENON_SHARED_ alignas(16) type name[count]
+#define TENON_DYNAMIC_SHARED(type, name)                             \
+  extern TENON_SHARED_ alignas(16) std::byte tenon_dynamic_shared[]; \
+  type* name = reinterpret_cast<type*>(tenon_dynamic_shared)
+
+namespace tenon::TENON_TARGET {
+
+inline constexpr int kWave = TENON_WAVE;
+
+#if defined(__HIP__)
+
+TENON_DEVICE int thread_id() { return static_cast<int>(__builtin_amdgcn_workitem_id_x()); }
+TENON_DEVICE int block_threads() { return static_cast<int>(__builtin_amdgcn_workgroup_size_x()); }
+TENON_DEVICE int block_id() { return static_cast<int>(__builtin_amdgcn_workgroup_id_x()); }
+TENON_DEVICE int grid_blocks() {
+  return static_cast<int>(__builtin_amdgcn_grid_size_x() / __builtin_amdgcn_workgroup_size_x());
+}
+TENON_DEVICE void sync_block() {
+  __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
+  __builtin_amdgcn_s_barrier();
+  __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+}
+
+template <class T>
+TENON_DEVICE T shuffle_from(T value, int lane) {
+  static_assert(sizeof(T) == 4);
+  return __builtin_bit_cast(T,
+                            __builtin_amdgcn_ds_bpermute(lane * 4, __builtin_bit_cast(int, value)));
+}
+template <class T>
+TENON_DEVICE T shuffle_xor(T value, int mask) {
+  const auto lane =
+      static_cast<int>(__builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0u)));
+  return shuffle_from(value, lane ^ mask);
+}
+
+TENON_DEVICE void store_release(std::uint32_t* at, std::uint32_t value) {
+  __scoped_atomic_store_n(at, value, __ATOMIC_RELEASE, __MEMORY_SCOPE_SYSTEM);
+}
+TENON_DEVICE std::uint32_t load_acquire(const std::uint32_t* at) {
+  return __scoped_atomic_load_n(at, __ATOMIC_ACQUIRE, __MEMORY_SCOPE_SYSTEM);
+}
+TENON_DEVICE std::uint32_t load_relaxed(const std::uint32_t* at) {
+  return __scoped_atomic_load_n(at, __ATOMIC_RELAXED, __MEMORY_SCOPE_SYSTEM);
+}
+// As two halves of 8 bytes: the widest that the compiler keeps atomic without waiting for each.
+TENON_DEVICE Word4 load16_relaxed(const void* at) {
+  const auto* halves = static_cast<const std::uint64_t*>(at);
+  const std::uint64_t low = __scoped_atomic_load_n(halves, __ATOMIC_RELAXED, __MEMORY_SCOPE_SYSTEM);
+  const std::uint64_t high =
+      __scoped_atomic_load_n(halves + 1, __ATOMIC_RELAXED, __MEMORY_SCOPE_SYSTEM);
+  return {static_cast<std::uint32_t>(low), static_cast<std::uint32_t>(low >> 32),
+          static_cast<std::uint32_t>(high), static_cast<std::uint32_t>(high >> 32)};
+}
+TENON_DEVICE void store16_relaxed(void* at, Word4 value) {
+  auto* halves = static_cast<std::uint64_t*>(at);
+  __scoped_atomic_store_n(halves, std::uint64_t{value.y} << 32 | value.x, __ATOMIC_RELAXED,
+                          __MEMORY_SCOPE_SYSTEM);
+  __scoped_atomic_store_n(halves + 1, std::uint64_t{value.w} << 32 | value.z, __ATOMIC_RELAXED,
+                          __MEMORY_SCOPE_SYSTEM);
+}
+TENON_DEVICE void fence_system() {
+  __scoped_atomic_thread_fence(__ATOMIC_SEQ_CST, __MEMORY_SCOPE_SYSTEM);
+}
+TENON_DEVICE std::uint32_t atomic_add(std::uint32_t* at, std::uint32_t value) {
+  return __scoped_atomic_fetch_add(at, value, __ATOMIC_RELAXED, __MEMORY_SCOPE_DEVICE);
+}
+// The constant clock of gfx94x and gfx950 runs at 100 MHz.
+TENON_DEVICE std::uint64_t ticks() { return __builtin_amdgcn_s_memrealtime() * 10u; }
+TENON_DEVICE void pause() { __builtin_amdgcn_s_sleep(1); }
+
+#else  // CUDA
+
+TENON_DEVICE int thread_id() { return static_cast<int>(threadIdx.x); }
+TENON_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
+TENON_DEVICE int block_id() { return static_cast<int>(blockIdx.x); }
+TENON_DEVICE int grid_blocks() { return static_cast<int>(gridDim.x); }
+TENON_DEVICE void sync_block() { __syncthreads(); }
+
+template <class T>
+TENON_DEVICE T shuffle_from(T value, int lane) {
+  static_assert(sizeof(T) == 4);
+  std::uint32_t bits = __builtin_bit_cast(std::uint32_t, value);  // const crashes nvcc 13.0
+  return __builtin_bit_cast(T, __shfl_sync(0xffffffffu, bits, lane));
+}
+template <class T>
+TENON_DEVICE T shuffle_xor(T value, int mask) {
+  static_assert(sizeof(T) == 4);
+  std::uint32_t bits = __builtin_bit_cast(std::uint32_t, value);  // const crashes nvcc 13.0
+  return __builtin_bit_cast(T, __shfl_xor_sync(0xffffffffu, bits, mask));
+}
+
+TENON_DEVICE void store_release(std::uint32_t* at, std::uint32_t value) {
+  asm volatile("st.release.sys.global.u32 [%0], %1;"
+               :
+               : "l"(__cvta_generic_to_global(at)), "r"(value)
+               : "memory");
+}
+TENON_DEVICE std::uint32_t load_acquire(const std::uint32_t* at) {
+  std::uint32_t value;
+  asm volatile("ld.acquire.sys.global.u32 %0, [%1];"
+               : "=r"(value)
+               : "l"(__cvta_generic_to_global(at))
+               : "memory");
+  return value;
+}
+TENON_DEVICE std::uint32_t load_relaxed(const std::uint32_t* at) {
+  std::uint32_t value;
+  asm volatile("ld.relaxed.sys.global.u32 %0, [%1];"
+               : "=r"(value)
+               : "l"(__cvta_generic_to_global(at))
+               : "memory");
+  return value;
+}
+TENON_DEVICE Word4 load16_relaxed(const void* at) {
+  Word4 value;
+  asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(__cvta_generic_to_global(at))
+               : "memory");
+  return value;
+}
+TENON_DEVICE void store16_relaxed(void* at, Word4 value) {
+  asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(__cvta_generic_to_global(at)), "r"(value.x), "r"(value.y), "r"(value.z),
+                 "r"(value.w)
+               : "memory");
+}
+TENON_DEVICE void fence_system() { __threadfence_system(); }
+TENON_DEVICE std::uint32_t atomic_add(std::uint32_t* at, std::uint32_t value) {
+  return atomicAdd(at, value);
+}
+TENON_DEVICE std::uint64_t ticks() {
+  std::uint64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
+// Nothing: a sleep would cost more than the signals that kernels wait for.
+TENON_DEVICE void pause() {}
+
+#endif
+
+TENON_DEVICE Word4 load16(const void* at) { return *static_cast<const Word4*>(at); }
+TENON_DEVICE void store16(void* at, Word4 value) { *static_cast<Word4*>(at) = value; }
+TENON_DEVICE void store8_bytes(void* at, std::uint32_t low, std::uint32_t high) {
+  struct alignas(8) Word2 {
+    std::uint32_t x, y;
+  };
+  *static_cast<Word2*>(at) = {low, high};
+}
+
+}  // namespace tenon::TENON_TARGET
