@@ -22,10 +22,11 @@ class Bootstrap;  // comm/bootstrap.h: how ranks find each other
 
 struct CommOptions {
   int rank = 0, size = 1;
-  std::string transport = "auto";  // or a name of comm/transports.def
+  std::string transport = "auto";              // or a name of comm/transports.def
   std::chrono::milliseconds deadline{30'000};  // the longest any wait may last, also in kernels
-  // Ranks that share an address space share this; null builds one from the environment
-  // (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: the torchrun convention).
+  // Null builds one from the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT:
+  // the torchrun convention), and a lone rank where size is 1 and no launcher has set any of these.
+  // Ranks that share an address space take one handle each of local_bootstrap(size).
   std::shared_ptr<Bootstrap> bootstrap;
 };
 
@@ -36,13 +37,14 @@ struct Capabilities {
 
 class Communicator {
  public:
-  static Result<std::unique_ptr<Communicator>> create(const CommOptions& options, Device device);  // collective
+  static Result<std::unique_ptr<Communicator>> create(const CommOptions& options,
+                                                      Device device);  // collective
   ~Communicator();
 
   int rank() const;
   int size() const;
   Device device() const;
-  std::string_view transport() const;            // "threads", "shm", …
+  std::string_view transport() const;                // "threads", "shm", …
   const std::vector<std::string>& refusals() const;  // "shm: …", for each line that was passed over
   Capabilities can() const;
   std::chrono::milliseconds deadline() const;
@@ -50,9 +52,10 @@ class Communicator {
   // A new channel. Collective. Filled with kNotArrived; state words are zero.
   Result<Mailbox> mailbox(std::size_t bytes, std::string_view label);
 
-  // out = sum over ranks of `in`, summed in rank order 0 … n−1 in fp32 and rounded once (arithmetic.md
-  // steps 1 and 2), so that every rank and every transport gets the same bits. bf16 or f16,
-  // contiguous; out may be the addend itself. Any size. Collective; errors surface in health().
+  // out = sum over ranks of `in`, summed in rank order 0 … n−1 in fp32 and rounded once
+  // (arithmetic.md steps 1 and 2), so that every rank and every transport gets the same bits. bf16
+  // or f16, contiguous; out may be the addend itself. Any size. Collective; errors surface in
+  // health().
   Status all_reduce(const PartialRows& in, const TensorView& out, Stream& stream);
 
   // out[r] = rank r's `in`: out is [size, …in]. Any dtype, contiguous. Collective.
@@ -69,11 +72,13 @@ class Communicator {
   // Tells every rank to give up: their waits end with kPeerLost that names this rank.
   void abort(std::string_view why);
 
-  struct State;  // for the transports of this folder
+  struct State;  // for this folder; shared with the mailboxes, which may live longer
 
  private:
-  explicit Communicator(std::unique_ptr<State> state);
-  std::unique_ptr<State> state_;
+  explicit Communicator(std::shared_ptr<State> state);
+  Status open_collectives();  // collective
+  std::shared_ptr<State> state_;
+  Mailbox gather_channel_;
 };
 
 }  // namespace tenon

@@ -19,16 +19,24 @@ inline constexpr std::uint32_t kNotArrived = 0xffffffffu;
 // What a wait was for: shows up in fault messages.
 enum class Phase : std::uint32_t { kNone, kScatter, kGather, kBarrier, kHostExchange, kBootstrap };
 
+// Why a wait ended badly.
+enum class FaultReason : std::uint32_t {
+  kNone = 0,
+  kDeadline = 1,
+  kAborted = 2,   // by a peer: its number is in the abort word
+  kMismatch = 3,  // the awaited rank came to this call with another size
+};
+
 // Written once by the first wait of this rank that ended badly; read by Communicator::health().
 struct FaultRecord {
-  std::uint32_t claimed;   // 0 → 1 by the wait that records; later failures leave it alone
-  std::uint32_t ready;     // 1 (release) when the fields below are complete
-  std::uint32_t reason;    // 1 deadline, 2 abort by a peer
-  std::uint32_t phase;     // Phase
+  std::uint32_t claimed;  // 0 → 1 by the wait that records; later failures leave it alone
+  std::uint32_t ready;    // 1 (release) when the fields below are complete
+  std::uint32_t reason;   // FaultReason
+  std::uint32_t phase;    // Phase
   std::uint32_t my_rank, awaited_rank;
-  std::uint32_t channel;   // index of the mailbox, named by its label on the host
-  std::uint32_t call;      // number of the call on that channel, from 0
-  std::uint32_t row;       // row being waited for, ~0 where that means nothing
+  std::uint32_t channel;  // index of the mailbox, named by its label on the host
+  std::uint32_t call;     // number of the call on that channel, from 0
+  std::uint32_t row;      // row being waited for, ~0 where that means nothing
 };
 
 // One channel as a kernel sees it. `base[r]` is rank r's region of this mailbox: the same layout on
@@ -37,11 +45,11 @@ struct FaultRecord {
 struct TeamView {
   int rank = 0, size = 1;
   std::byte* base[kMaxRanks] = {};
-  std::size_t bytes = 0;                       // of each region
-  std::uint32_t* state = nullptr;              // [kStateWords]
-  std::uint32_t* abort_word[kMaxRanks] = {};   // peer visible; 0, or 1 + the rank that gave up
-  FaultRecord* fault = nullptr;                // own
-  std::uint64_t deadline_ns = 0;               // longest any one wait may last
+  std::size_t bytes = 0;                      // of each region
+  std::uint32_t* state = nullptr;             // [kStateWords]
+  std::uint32_t* abort_word[kMaxRanks] = {};  // peer visible; 0, or 1 + the rank that gave up
+  FaultRecord* fault = nullptr;               // own
+  std::uint64_t deadline_ns = 0;              // longest any one wait may last
   std::uint32_t channel = 0;
 };
 inline constexpr int kStateWords = 64;

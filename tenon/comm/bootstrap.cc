@@ -1,0 +1,161 @@
+// What every bootstrap shares (barrier, losses and their watchers, agreement on a status) and the
+// in-process one. Not here: TCP and the environment (bootstrap/socket.cc).
+#include "tenon/comm/bootstrap.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstring>
+
+#include "tenon/comm/words.h"
+
+namespace tenon {
+
+Status Bootstrap::barrier(std::string_view label, std::chrono::milliseconds deadline) {
+  return exchange({}, {}, label, deadline);
+}
+
+std::optional<Bootstrap::Loss> Bootstrap::loss() const {
+  std::lock_guard lock(mutex_);
+  return loss_;
+}
+
+int Bootstrap::watch(Watcher lost) {
+  std::lock_guard lock(mutex_);
+  if (loss_) lost(*loss_);
+  watchers_.emplace(next_watcher_, std::move(lost));
+  return next_watcher_++;
+}
+
+void Bootstrap::unwatch(int id) {
+  std::lock_guard lock(mutex_);
+  watchers_.erase(id);
+}
+
+void Bootstrap::report(Loss loss) {
+  std::lock_guard lock(mutex_);
+  if (loss_) return;
+  loss_ = std::move(loss);
+  for (const auto& [id, watcher] : watchers_) watcher(*loss_);
+}
+
+Status agree(Bootstrap& bootstrap, const Status& mine, std::string_view label,
+             std::chrono::milliseconds deadline) {
+  struct Vote {
+    Code code;
+    char text[400];
+  };
+  Vote vote{};
+  vote.code = mine.code();
+  copy_text(mine.message(), vote.text);
+  std::vector<Vote> votes(static_cast<std::size_t>(bootstrap.size()));
+  TENON_TRY(bootstrap.exchange(bytes_of(vote), std::as_writable_bytes(std::span(votes)), label,
+                               deadline));
+  for (std::size_t rank = 0; rank < votes.size(); ++rank) {
+    if (votes[rank].code == Code::kOk) continue;
+    return Status::error(votes[rank].code,
+                         "rank " + std::to_string(rank) + ": " + votes[rank].text);
+  }
+  return Status::ok();
+}
+
+namespace {
+
+// What one rank brought to one call.
+struct Post {
+  std::vector<std::byte> bytes;
+  std::string label;
+};
+
+struct Round {
+  std::vector<std::optional<Post>> posts;
+  int num_readers = 0;  // ranks that have taken the result
+};
+
+class LocalBootstrap;
+
+// Shared by the handles of all ranks.
+struct LocalTeam {
+  explicit LocalTeam(int size_) : size(size_), members(static_cast<std::size_t>(size_)) {}
+  const int size;
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::map<std::uint64_t, Round> rounds;  // by number of the call
+  std::vector<LocalBootstrap*> members;   // null once the rank has left
+};
+
+class LocalBootstrap final : public Bootstrap {
+ public:
+  LocalBootstrap(std::shared_ptr<LocalTeam> team, int rank) : team_(std::move(team)), rank_(rank) {
+    team_->members[static_cast<std::size_t>(rank)] = this;
+  }
+  ~LocalBootstrap() override {
+    std::lock_guard lock(team_->mutex);
+    team_->members[static_cast<std::size_t>(rank_)] = nullptr;
+    team_->changed.notify_all();
+  }
+  int rank() const override { return rank_; }
+  int size() const override { return team_->size; }
+
+  Status exchange(std::span<const std::byte> mine, std::span<std::byte> all, std::string_view label,
+                  std::chrono::milliseconds deadline) override {
+    TENON_CHECK(all.size() == mine.size() * static_cast<std::size_t>(size()));
+    const auto end = std::chrono::steady_clock::now() + deadline;
+    std::unique_lock lock(team_->mutex);
+    const std::uint64_t call = next_call_++;
+    Round& round = team_->rounds[call];
+    round.posts.resize(static_cast<std::size_t>(size()));
+    round.posts[static_cast<std::size_t>(rank_)] =
+        Post{{mine.begin(), mine.end()}, std::string(label)};
+    team_->changed.notify_all();
+    for (int peer = 0; peer < size(); ++peer) {
+      const auto& post = round.posts[static_cast<std::size_t>(peer)];
+      while (!post) {
+        if (const auto lost = loss())
+          return Status::error(Code::kPeerLost, sentence(peer, call, label) + ": " + lost->why);
+        if (team_->members[static_cast<std::size_t>(peer)] == nullptr)
+          return Status::error(Code::kPeerLost, sentence(peer, call, label) + ", which has left");
+        if (std::chrono::steady_clock::now() >= end)
+          return Status::error(Code::kTimeout, sentence(peer, call, label) + " for " +
+                                                   seconds_text(deadline) + ": deadline");
+        team_->changed.wait_until(lock, end);
+      }
+      if (post->label != label || post->bytes.size() != mine.size())
+        return different_call(rank_, label, mine.size(), peer, post->label, post->bytes.size(),
+                              call);
+      if (!mine.empty())
+        std::memcpy(all.data() + mine.size() * static_cast<std::size_t>(peer), post->bytes.data(),
+                    mine.size());
+    }
+    if (++round.num_readers == size()) team_->rounds.erase(call);
+    return Status::ok();
+  }
+
+  void abort(std::string_view why) override {
+    const Loss mine{rank_, "rank " + std::to_string(rank_) + " gave up: " + std::string(why)};
+    std::lock_guard lock(team_->mutex);
+    for (LocalBootstrap* member : team_->members)
+      if (member != nullptr) member->report(mine);
+    team_->changed.notify_all();
+  }
+
+ private:
+  std::string sentence(int peer, std::uint64_t call, std::string_view label) const {
+    return waited_text(rank_, peer, call, label);
+  }
+
+  const std::shared_ptr<LocalTeam> team_;
+  const int rank_;
+  std::uint64_t next_call_ = 0;
+};
+
+}  // namespace
+
+std::vector<std::shared_ptr<Bootstrap>> local_bootstrap(int size) {
+  auto team = std::make_shared<LocalTeam>(size);
+  std::vector<std::shared_ptr<Bootstrap>> handles;
+  for (int rank = 0; rank < size; ++rank)
+    handles.push_back(std::make_shared<LocalBootstrap>(team, rank));
+  return handles;
+}
+
+}  // namespace tenon

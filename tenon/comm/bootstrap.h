@@ -1,0 +1,93 @@
+// Bootstrap: how ranks find each other and exchange a few bytes on the host. Five functions, and a
+// watch that tells at once when another rank gave up or died. Nothing here moves tensors.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tenon/core/status.h"
+
+namespace tenon {
+
+class Bootstrap {
+ public:
+  virtual ~Bootstrap() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  // all[r] = rank r's `mine`, in rank order. Collective: the same order of calls, number of bytes
+  // and label everywhere, which is checked. Blocks at most the deadline; the error names the
+  // awaited rank, the number of the call and the label.
+  virtual Status exchange(std::span<const std::byte> mine, std::span<std::byte> all,
+                          std::string_view label, std::chrono::milliseconds deadline) = 0;
+  // Collective: returns when every rank has called it.
+  Status barrier(std::string_view label, std::chrono::milliseconds deadline);
+
+  // Tells every rank to give up. Their exchanges end with kPeerLost and this text, now and later.
+  virtual void abort(std::string_view why) = 0;
+
+  // Another rank gave up or died: which one, and a sentence that names it.
+  struct Loss {
+    int rank = 0;
+    std::string why;
+  };
+  std::optional<Loss> loss() const;
+
+  // Calls `lost` once, from any thread, as soon as there is a loss; at once if there is one
+  // already. It must not call back into this object. No call is in progress after unwatch() has
+  // returned.
+  using Watcher = std::function<void(const Loss& loss)>;
+  int watch(Watcher lost);
+  void unwatch(int id);
+
+ protected:
+  // Keeps the first loss and tells the watchers.
+  void report(Loss loss);
+
+ private:
+  mutable std::mutex mutex_;
+  std::optional<Loss> loss_;
+  std::map<int, Watcher> watchers_;
+  int next_watcher_ = 0;
+};
+
+// One handle per rank for ranks that are threads of this process. Destroying a handle means that
+// the rank has left: an exchange that still awaits it ends with kPeerLost.
+std::vector<std::shared_ptr<Bootstrap>> local_bootstrap(int size);
+
+// What a launcher tells a process about itself.
+struct Launch {
+  int rank = 0, size = 1, local_rank = 0;
+  std::string address;  // of rank 0: a host name or an IP address
+  int port = 0;         // where rank 0 listens
+};
+
+// Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; rank and size also from
+// SLURM_PROCID, SLURM_NTASKS or OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_SIZE. The error names the
+// variable, what was found and what is accepted. `variable` returns null for what is not set.
+Result<Launch> read_launch(const std::function<const char*(const char* name)>& variable);
+
+// True when this process was started by a launcher: one of the torchrun variables is set.
+bool was_launched(const std::function<const char*(const char* name)>& variable);
+
+// Ranks that are processes meet over TCP: rank 0 listens, the others call until the deadline.
+// Collective. A process that dies is noticed when its connection closes.
+Result<std::shared_ptr<Bootstrap>> socket_bootstrap(const Launch& launch,
+                                                    std::chrono::milliseconds deadline);
+
+// One status for all: ok if every rank brought ok, otherwise the first failure in rank order, with
+// that rank's number in front. Collective.
+Status agree(Bootstrap& bootstrap, const Status& mine, std::string_view label,
+             std::chrono::milliseconds deadline);
+
+}  // namespace tenon

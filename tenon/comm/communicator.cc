@@ -1,0 +1,213 @@
+// Bootstrap → choice of a transport → mapping; mailboxes; agreement; faults and how they spread.
+// Not here: the all-reduce and all-gather themselves (collectives.cc, collectives.cu).
+#include "tenon/comm/communicator.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "tenon/comm/state.h"
+#include "tenon/comm/words.h"
+
+namespace tenon {
+namespace {
+
+const char* environment_variable(const char* name) { return std::getenv(name); }
+
+Result<std::shared_ptr<Bootstrap>> find_bootstrap(const CommOptions& options) {
+  if (options.bootstrap != nullptr) return options.bootstrap;
+  if (options.size == 1 && !was_launched(environment_variable)) return local_bootstrap(1).front();
+  TENON_ASSIGN(const Launch launch, read_launch(environment_variable));
+  return socket_bootstrap(launch, options.deadline);
+}
+
+// Options left at "one rank" follow the bootstrap; anything else must agree with it.
+Status check_place(const CommOptions& options, const Bootstrap& bootstrap) {
+  const bool unspecified = options.rank == 0 && options.size == 1;
+  if (!unspecified && (options.rank != bootstrap.rank() || options.size != bootstrap.size()))
+    return Status::error(Code::kInvalidArgument,
+                         "the options say rank " + std::to_string(options.rank) + " of " +
+                             std::to_string(options.size) + ", the bootstrap says rank " +
+                             std::to_string(bootstrap.rank()) + " of " +
+                             std::to_string(bootstrap.size()));
+  if (bootstrap.size() < 1 || bootstrap.size() > kMaxRanks)
+    return Status::error(
+        Code::kInvalidArgument,
+        std::to_string(bootstrap.size()) + " ranks; accepted: 1 to " + std::to_string(kMaxRanks));
+  if (options.deadline.count() <= 0)
+    return Status::error(
+        Code::kInvalidArgument,
+        "a deadline of " + std::to_string(options.deadline.count()) + " ms; accepted: more than 0");
+  return Status::ok();
+}
+
+// A failure that leaves the ranks out of step: the others must not wait for this one any more.
+bool is_fatal(const Status& status) {
+  return status.code() == Code::kTimeout || status.code() == Code::kPeerLost;
+}
+
+}  // namespace
+
+Communicator::State::~State() {
+  if (bootstrap != nullptr) bootstrap->unwatch(watch_id);
+}
+
+ControlBlock& Communicator::State::control(int of_rank) const {
+  return *reinterpret_cast<ControlBlock*>(control_mapping->base[of_rank]);
+}
+
+TeamView Communicator::State::bare_team() const {
+  TeamView team;
+  team.rank = bootstrap->rank();
+  team.size = bootstrap->size();
+  for (int peer = 0; peer < team.size; ++peer) team.abort_word[peer] = &control(peer).abort_word;
+  team.fault = &control(team.rank).fault;
+  team.deadline_ns = static_cast<std::uint64_t>(std::chrono::nanoseconds(deadline).count());
+  return team;
+}
+
+void Communicator::State::on_loss(const Bootstrap::Loss& loss) {
+  {
+    std::lock_guard lock(mutex);
+    loss_seen = loss;
+  }
+  if (loss.rank == bootstrap->rank()) return;
+  std::uint32_t none = 0;
+  std::atomic_ref(control(bootstrap->rank()).abort_word)
+      .compare_exchange_strong(none, 1u + static_cast<std::uint32_t>(loss.rank));
+}
+
+std::string Communicator::State::why_gave_up(int of_rank, int depth) const {
+  const std::string who = "rank " + std::to_string(of_rank) + " gave up";
+  const ControlBlock& block = control(of_rank);
+  if (load_word(&block.why_ready) != 0) return who + ": " + block.why;
+  if (loss_seen && loss_seen->rank == of_rank) return loss_seen->why;
+  if (depth > 0 && load_word(&block.fault.ready) != 0)
+    return who + " (" + fault_text(of_rank, depth - 1) + ")";
+  return who;
+}
+
+std::string Communicator::State::fault_text(int of_rank, int depth) const {
+  const FaultRecord& fault = control(of_rank).fault;
+  const std::uint32_t word = load_word(&control(of_rank).abort_word);
+  const std::string_view label =
+      fault.channel < labels.size() ? std::string_view(labels[fault.channel]) : "?";
+  const auto deadline_ns = static_cast<std::uint64_t>(std::chrono::nanoseconds(deadline).count());
+  std::string ending = "it gave up";
+  if (word != 0) ending = why_gave_up(static_cast<int>(word - 1), depth);
+  return describe(fault, label, deadline_ns, ending);
+}
+
+Status Communicator::State::health() {
+  const int rank = bootstrap->rank();
+  const ControlBlock& own = control(rank);
+  const std::uint32_t word = load_word(&own.abort_word);
+  const bool claimed = load_word(&own.fault.claimed) != 0;
+  const bool complete = load_word(&own.fault.ready) != 0;
+  if (word == 0 && !claimed) return Status::ok();
+  std::lock_guard lock(mutex);
+  if (!first_failure) return first_failure;
+  Status failure;
+  if (complete) {
+    const auto reason = static_cast<FaultReason>(own.fault.reason);
+    const Code code = reason == FaultReason::kDeadline   ? Code::kTimeout
+                      : reason == FaultReason::kMismatch ? Code::kInvalidArgument
+                                                         : Code::kPeerLost;
+    failure = Status::error(code, fault_text(rank, bootstrap->size()));
+  } else if (claimed) {
+    // The failing wait is writing its record at this moment: say less, and look again next time.
+    return Status::error(Code::kTimeout, "a wait of rank " + std::to_string(rank) + " failed");
+  } else {
+    failure =
+        Status::error(Code::kPeerLost, why_gave_up(static_cast<int>(word - 1), bootstrap->size()));
+  }
+  first_failure = failure;
+  return failure;
+}
+
+void Communicator::State::abort(std::string_view why) {
+  const TeamView team = bare_team();
+  ControlBlock& own = control(team.rank);
+  std::uint32_t unclaimed = 0;
+  if (std::atomic_ref(own.why_claimed).compare_exchange_strong(unclaimed, 1u)) {
+    copy_text(why, own.why);
+    store_word(&own.why_ready, 1u);
+  }
+  spread_abort(team, team.rank);
+  bootstrap->abort(why);
+}
+
+Status Communicator::State::finish(Status status) {
+  if (is_fatal(status)) abort(status.message());
+  return status;
+}
+
+Communicator::Communicator(std::shared_ptr<State> state) : state_(std::move(state)) {}
+Communicator::~Communicator() = default;
+
+Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& options,
+                                                           Device device) {
+  TENON_ASSIGN(const auto bootstrap, find_bootstrap(options), "communicator");
+  const auto open = [&]() -> Result<std::unique_ptr<Communicator>> {
+    const auto deadline = std::max(options.deadline, std::chrono::milliseconds(1));
+    TENON_TRY(
+        agree(*bootstrap, check_place(options, *bootstrap), "communicator options", deadline));
+    const RankCard card = own_card(device);
+    std::vector<RankCard> cards(static_cast<std::size_t>(bootstrap->size()));
+    TENON_TRY(bootstrap->exchange(bytes_of(card), std::as_writable_bytes(std::span(cards)),
+                                  "rank cards", deadline));
+    const TransportContext context{*bootstrap, device, cards, deadline};
+    TENON_ASSIGN(auto chosen, choose_transport(context, options.transport));
+
+    auto state = std::make_shared<State>();
+    state->bootstrap = bootstrap;
+    state->device = device;
+    state->deadline = deadline;
+    state->transport_name = chosen.name;
+    state->refusals = std::move(chosen.refusals);
+    state->transport = std::move(chosen.transport);
+    TENON_ASSIGN(state->control_mapping,
+                 state->transport->map(sizeof(ControlBlock), 0, "communicator control"));
+    state->labels.push_back("host exchange");
+    state->watch_id =
+        bootstrap->watch([raw = state.get()](const Bootstrap::Loss& loss) { raw->on_loss(loss); });
+    auto communicator = std::unique_ptr<Communicator>(new Communicator(state));
+    TENON_TRY(communicator->open_collectives());
+    return communicator;
+  };
+  auto opened = open();
+  if (!opened && is_fatal(opened.status())) bootstrap->abort(opened.status().message());
+  if (!opened) return opened.status().with("communicator");
+  return opened;
+}
+
+int Communicator::rank() const { return state_->bootstrap->rank(); }
+int Communicator::size() const { return state_->bootstrap->size(); }
+Device Communicator::device() const { return state_->device; }
+std::string_view Communicator::transport() const { return state_->transport_name; }
+const std::vector<std::string>& Communicator::refusals() const { return state_->refusals; }
+Capabilities Communicator::can() const { return state_->transport->can(); }
+std::chrono::milliseconds Communicator::deadline() const { return state_->deadline; }
+Status Communicator::health() const { return state_->health(); }
+void Communicator::abort(std::string_view why) { state_->abort(why); }
+
+Status Communicator::agree_min(std::span<std::int32_t> values) {
+  TENON_TRY(health(), "agree_min");
+  const std::size_t count = values.size();
+  std::vector<std::int32_t> all(count * static_cast<std::size_t>(size()));
+  if (!state_->transport->all_gather(Lane::kControl, std::as_bytes(values),
+                                     std::as_writable_bytes(std::span(all)), state_->bare_team()))
+    return health().with("agree_min");
+  for (std::size_t i = 0; i < all.size(); ++i)
+    values[i % count] = std::min(values[i % count], all[i]);
+  return Status::ok();
+}
+
+Status Communicator::broadcast(std::span<std::byte> bytes) {
+  TENON_TRY(health(), "broadcast");
+  if (!state_->transport->broadcast(Lane::kControl, bytes, state_->bare_team()))
+    return health().with("broadcast");
+  return Status::ok();
+}
+
+}  // namespace tenon

@@ -1,0 +1,68 @@
+// What a Communicator consists of. Private to this folder.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/communicator.h"
+#include "tenon/comm/fault.h"
+#include "tenon/comm/host_wait.h"
+#include "tenon/comm/transport.h"
+
+namespace tenon {
+
+// One rank's part of the memory through which failures spread. Peer visible; zero at creation.
+struct ControlBlock {
+  alignas(64) std::uint32_t abort_word;
+  alignas(64) FaultRecord fault;
+  alignas(64) std::uint32_t why_claimed;
+  std::uint32_t why_ready;  // 1 (release) when `why` is complete
+  char why[500];            // what Communicator::abort() was given
+};
+
+// An all_reduce or all_gather that runs on the host when its stream gets there.
+struct HostCollective {
+  Communicator::State* state = nullptr;
+  const std::byte* in = nullptr;
+  std::byte* out = nullptr;
+  std::size_t bytes = 0;
+  std::optional<DType> sum_as;  // empty: gather
+};
+
+struct Communicator::State {
+  ~State();
+
+  std::shared_ptr<Bootstrap> bootstrap;
+  Device device{};
+  std::chrono::milliseconds deadline{};
+  std::string_view transport_name;
+  std::vector<std::string> refusals;
+  std::unique_ptr<Transport> transport;
+  std::shared_ptr<Mapping> control_mapping;
+  int watch_id = -1;
+
+  mutable std::mutex mutex;
+  std::vector<std::string> labels;  // of the channels, by number; 0 is the host exchange
+  std::optional<Bootstrap::Loss> loss_seen;
+  Status first_failure;
+
+  std::vector<std::byte> scratch;       // every rank's chunk, for host sums
+  std::deque<HostCollective> recorded;  // of captured graphs: addresses must not move
+
+  ControlBlock& control(int of_rank) const;
+  TeamView bare_team() const;  // no memory: waits, abort words and the fault record only
+  void on_loss(const Bootstrap::Loss& loss);
+  std::string why_gave_up(int of_rank, int depth) const;
+  std::string fault_text(int of_rank, int depth) const;
+  Status health();
+  void abort(std::string_view why);
+  // Gives up on behalf of everybody if `status` leaves the ranks out of step. Returns it.
+  Status finish(Status status);
+};
+
+}  // namespace tenon

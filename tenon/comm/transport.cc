@@ -1,0 +1,99 @@
+// The list of transports and the choice of one that every rank accepts.
+#include "tenon/comm/transport.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <functional>
+#include <random>
+
+#include "tenon/comm/words.h"
+
+namespace tenon {
+
+#define TENON_TRANSPORT(name)                                                 \
+  namespace transport_##name {                                                \
+    Status probe(const TransportContext& context);                            \
+    Result<std::unique_ptr<Transport>> open(const TransportContext& context); \
+  }
+#include "tenon/comm/transports.def"
+#undef TENON_TRANSPORT
+
+std::span<const TransportLine> transport_lines() {
+  static constexpr TransportLine kLines[] = {
+#define TENON_TRANSPORT(name) {#name, &transport_##name::probe, &transport_##name::open},
+#include "tenon/comm/transports.def"
+#undef TENON_TRANSPORT
+  };
+  return kLines;
+}
+
+namespace {
+
+std::string known_names() {
+  std::string names = "auto";
+  for (const TransportLine& line : transport_lines()) names += ", " + std::string(line.name);
+  return names;
+}
+
+// Processes that share both of these share their POSIX shared memory.
+std::uint64_t host_identity() {
+  std::string identity;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> identity;
+  struct stat shared_memory {};
+  if (stat("/dev/shm", &shared_memory) == 0)
+    for (const std::uint64_t part :
+         {std::uint64_t{shared_memory.st_dev}, std::uint64_t{shared_memory.st_ino}})
+      identity.append("/").append(std::to_string(part));
+  return std::hash<std::string>{}(identity);
+}
+
+std::uint64_t random_word() {
+  std::random_device device;
+  return std::uint64_t{device()} << 32 | device();
+}
+
+}  // namespace
+
+RankCard own_card(Device device) {
+  // Drawn once per process. A fork inherits it, hence the pid beside it.
+  static const std::uint64_t process = random_word();
+  RankCard card;
+  card.host = host_identity();
+  card.pid = getpid();
+  card.process = process ^ static_cast<std::uint64_t>(card.pid);
+  card.device = device;
+  return card;
+}
+
+Result<ChosenTransport> choose_transport(const TransportContext& context, std::string_view wanted) {
+  ChosenTransport chosen;
+  bool known = wanted == "auto";
+  for (const TransportLine& line : transport_lines()) known = known || line.name == wanted;
+  Status agreed = known ? Status::ok()
+                        : Status::error(Code::kInvalidArgument,
+                                        "transport \"" + std::string(wanted) +
+                                            "\" is not known; accepted: " + known_names());
+  TENON_TRY(agree(context.bootstrap, agreed, "transport name", context.deadline));
+
+  for (const TransportLine& line : transport_lines()) {
+    if (wanted != "auto" && wanted != line.name) continue;
+    const Status verdict = agree(context.bootstrap, line.probe(context),
+                                 "transport " + std::string(line.name), context.deadline);
+    if (verdict.code() == Code::kTimeout || verdict.code() == Code::kPeerLost) return verdict;
+    if (!verdict) {
+      chosen.refusals.push_back(std::string(line.name) + ": " + std::string(verdict.message()));
+      continue;
+    }
+    TENON_ASSIGN(chosen.transport, line.open(context), "transport " + std::string(line.name));
+    chosen.name = line.name;
+    return chosen;
+  }
+  std::string reasons;
+  for (const std::string& refusal : chosen.refusals) reasons += "; " + refusal;
+  return Status::error(Code::kUnsupported, "no transport that all ranks accept" + reasons);
+}
+
+}  // namespace tenon

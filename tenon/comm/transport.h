@@ -1,0 +1,92 @@
+// Transport: makes memory that all ranks see, and moves bytes between ranks on the host. One line
+// of comm/transports.def per kind; each may refuse with a reason, and all ranks take the same one.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/communicator.h"
+#include "tenon/comm/device.h"
+#include "tenon/core/status.h"
+#include "tenon/core/tensor.h"
+
+namespace tenon {
+
+// What the ranks tell each other before they choose a transport. Travels as bytes.
+struct RankCard {
+  std::uint64_t host = 0;     // equal for ranks that share a kernel and its shared memory
+  std::uint64_t process = 0;  // equal for ranks that are threads of one process
+  std::int32_t pid = 0;
+  Device device{};
+};
+RankCard own_card(Device device);
+
+// What a transport needs to know. The references outlive it.
+struct TransportContext {
+  Bootstrap& bootstrap;
+  Device device{};
+  std::span<const RankCard> cards;  // in rank order
+  std::chrono::milliseconds deadline;
+};
+
+// One region per rank, of the same size, addressable by this rank. Unmapped with its last holder;
+// a peer's region stays valid until then even if that peer is gone.
+class Mapping {
+ public:
+  Mapping() = default;
+  virtual ~Mapping() = default;
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+  std::byte* base[kMaxRanks] = {};
+  std::size_t bytes = 0;
+};
+
+// The host's exchanges run in lanes with their own counters, so that two threads of a rank may each
+// use one: data for collectives of a stream, control for agreement between hosts.
+enum class Lane : std::uint8_t { kData, kControl };
+inline constexpr int kNumLanes = 2;
+
+class Transport {
+ public:
+  virtual ~Transport() = default;
+  virtual Capabilities can() const = 0;
+
+  // Every byte of every region is `fill` before anybody gets the mapping. Collective; every rank
+  // gets the same status.
+  virtual Result<std::shared_ptr<Mapping>> map(std::size_t bytes, std::uint8_t fill,
+                                               std::string_view label) = 0;
+
+  // all[r] = rank r's `mine`, between hosts, without peer pointers and without the bootstrap.
+  // Collective. Waits are bounded by team.deadline_ns and end when *team.abort_word[team.rank] is
+  // set; false after a fault, which is then in *team.fault.
+  virtual bool all_gather(Lane lane, std::span<const std::byte> mine, std::span<std::byte> all,
+                          const TeamView& team) = 0;
+  // Rank 0's bytes reach everybody. The same rules.
+  virtual bool broadcast(Lane lane, std::span<std::byte> bytes, const TeamView& team) = 0;
+};
+
+// One line of comm/transports.def.
+struct TransportLine {
+  std::string_view name;
+  // Ok, or this rank's reason to refuse. Not collective.
+  Status (*probe)(const TransportContext& context);
+  // Collective, after all ranks said ok.
+  Result<std::unique_ptr<Transport>> (*open)(const TransportContext& context);
+};
+std::span<const TransportLine> transport_lines();
+
+// Tries the lines in order, or only the one named, until one is accepted by all ranks. Collective.
+struct ChosenTransport {
+  std::string_view name;
+  std::unique_ptr<Transport> transport;
+  std::vector<std::string> refusals;  // "shm: rank 1: …", one for each line passed over
+};
+Result<ChosenTransport> choose_transport(const TransportContext& context, std::string_view wanted);
+
+}  // namespace tenon

@@ -1,0 +1,61 @@
+// Communicators as their users see them: creation, agreement, broadcast, the choice of a transport.
+#include "tenon/comm/communicator.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/support/ranks.h"
+
+namespace tenon {
+namespace {
+
+TEST(Communicator, LoneRankNeedsNobody) {
+  auto comm = Communicator::create({}, Device{});
+  ASSERT_TRUE(comm) << comm.status().to_string();
+  EXPECT_EQ((*comm)->rank(), 0);
+  EXPECT_EQ((*comm)->size(), 1);
+  std::int32_t value = 3;
+  EXPECT_TRUE((*comm)->agree_min({&value, 1}));
+  EXPECT_EQ(value, 3);
+}
+
+TEST(Communicator, RanksKnowTheirPlaceAndTransport) {
+  for (const int size : {1, 2, 3, 8})
+    run_ranks(size, [&](int rank, Communicator& comm) {
+      EXPECT_EQ(comm.rank(), rank);
+      EXPECT_EQ(comm.size(), size);
+      EXPECT_EQ(comm.transport(), "threads");
+      EXPECT_TRUE(comm.refusals().empty());
+      EXPECT_TRUE(comm.can().peer_pointers);
+    });
+}
+
+TEST(Communicator, AgreeMinTakesEachMinimum) {
+  for (const int size : {1, 2, 5, 8})
+    run_ranks(size, [&](int rank, Communicator& comm) {
+      for (int round = 0; round < 20; ++round) {
+        std::int32_t values[3] = {rank + round, -rank, 7};
+        ASSERT_TRUE(comm.agree_min(values));
+        EXPECT_EQ(values[0], round);
+        EXPECT_EQ(values[1], 1 - size);
+        EXPECT_EQ(values[2], 7);
+      }
+    });
+}
+
+TEST(Communicator, BroadcastSpreadsTheBytesOfRankZero) {
+  for (const std::size_t count : {0, 1, 1000, 65536, 65537, 300'000})
+    run_ranks(3, [&](int rank, Communicator& comm) {
+      for (int round = 0; round < 3; ++round) {
+        std::vector<std::byte> bytes(count);
+        for (std::size_t i = 0; i < count; ++i)
+          bytes[i] = rank == 0 ? static_cast<std::byte>(i * 7 + static_cast<std::size_t>(round))
+                               : std::byte{0xee};
+        ASSERT_TRUE(comm.broadcast(bytes));
+        for (std::size_t i = 0; i < count; ++i)
+          ASSERT_EQ(bytes[i], static_cast<std::byte>(i * 7 + static_cast<std::size_t>(round)));
+      }
+    });
+}
+
+}  // namespace
+}  // namespace tenon

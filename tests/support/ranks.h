@@ -1,0 +1,58 @@
+// Ranks as threads, for tests: run_ranks(4, [](int rank, Communicator& comm) { … }) runs the body
+// once per rank and fails the test with the rank's number when a rank fails.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/communicator.h"
+
+namespace tenon {
+
+struct RankOptions {
+  Target target = Target::kCpu;
+  std::chrono::milliseconds deadline{10'000};  // generous: sanitizers on a busy machine
+  std::string transport = "auto";
+  bool expect_healthy = true;  // every rank ends with health() ok
+};
+
+using RankBody = std::function<void(int rank, Communicator& comm)>;
+
+inline void run_one_rank(int rank, const RankOptions& options, std::shared_ptr<Bootstrap> bootstrap,
+                         const RankBody& body) {
+  SCOPED_TRACE("rank " + std::to_string(rank) + " of " + std::to_string(bootstrap->size()) +
+               " on " + std::string(name(options.target)));
+  CommOptions comm_options;
+  comm_options.rank = rank;
+  comm_options.size = bootstrap->size();
+  comm_options.transport = options.transport;
+  comm_options.deadline = options.deadline;
+  comm_options.bootstrap = std::move(bootstrap);
+  auto comm = Communicator::create(comm_options, Device{options.target, 0});
+  ASSERT_TRUE(comm) << comm.status().to_string();
+  body(rank, **comm);
+  if (!options.expect_healthy) return;
+  const Status health = (*comm)->health();
+  EXPECT_TRUE(health) << health.to_string();
+}
+
+inline void run_ranks(int size, const RankOptions& options, const RankBody& body) {
+  auto handles = local_bootstrap(size);
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < size; ++rank)
+    threads.emplace_back([&, rank, handle = std::move(handles[static_cast<std::size_t>(rank)])] {
+      run_one_rank(rank, options, handle, body);
+    });
+  handles.clear();
+  for (std::thread& thread : threads) thread.join();
+}
+
+inline void run_ranks(int size, const RankBody& body) { run_ranks(size, RankOptions{}, body); }
+
+}  // namespace tenon
