@@ -15,10 +15,13 @@
 namespace tenon {
 
 struct ModelOptions {
-  int max_tokens_per_step = 256;    // rows of the largest step
-  int max_sequences = 16;           // rows of logits
-  int max_context = 4096;           // positions that the rotary table covers
-  int force_stage = 0, max_stage = 1;
+  int max_tokens_per_step = 256;  // rows of the largest step
+  int max_sequences = 16;         // rows of logits
+  int max_context = 4096;         // positions that the rotary table covers
+  // Of every boundary: 1 | 2 | 3; 0 leaves the choice. 4 runs boundary i in stage 1 + i % 3
+  // (tests).
+  int force_stage = 0;
+  int max_stage = 1;  // the most fused stage allowed
   std::string force_variant;
   // Called while loading: bytes done, bytes in all. May be empty.
   std::function<void(std::int64_t done, std::int64_t total)> progress;
@@ -28,16 +31,18 @@ class Model {
  public:
   virtual ~Model() = default;
   virtual CacheLayout cache_layout() const = 0;
-  virtual int vocab_size() const = 0;                 // over all ranks, padding rows included
+  virtual int vocab_size() const = 0;  // over all ranks, padding rows included
   virtual std::vector<std::int32_t> eos_ids() const = 0;
-  // Collective: every rank runs the same step. Launches only. The logits stay valid until the next call.
-  virtual Result<LogitsShard> forward(const StepView& step, const CacheViews& caches, Stream& stream) = 0;
+  // Collective: every rank runs the same step. Launches only. The logits stay valid until the next
+  // call.
+  virtual Result<LogitsShard> forward(const StepView& step, const CacheViews& caches,
+                                      Stream& stream) = 0;
   virtual std::vector<BoundaryUse> boundary_uses() const = 0;
-  virtual std::int64_t weight_bytes() const = 0;      // on this rank
+  virtual std::int64_t weight_bytes() const = 0;  // on this rank
 };
 
-// Reads config.json in `directory`, finds its architecture in models.def and loads this rank's shard.
-// Collective. Every tensor is demanded by name, dtype and shape, and taken exactly once.
+// Reads config.json in `directory`, finds its architecture in models.def and loads this rank's
+// shard. Collective. Every tensor is demanded by name, dtype and shape, and taken exactly once.
 Result<std::unique_ptr<Model>> open_model(const std::string& directory, const ModelOptions& options,
                                           Communicator& comm, Stream& stream);
 

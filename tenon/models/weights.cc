@@ -131,6 +131,12 @@ std::optional<DType> Weights::dtype(std::string_view name) const {
   return found == state_->tensors.end() ? std::nullopt : found->second->dtype;
 }
 
+bool Weights::holds(DType dtype, std::span<const std::string_view> skipped_prefixes) const {
+  return std::any_of(state_->tensors.begin(), state_->tensors.end(), [&](const auto& entry) {
+    return entry.second->dtype == dtype && !skipped(entry.first, skipped_prefixes);
+  });
+}
+
 Result<HostTensor> Weights::take(std::string_view name, std::initializer_list<DType> accepted,
                                  const std::vector<std::int64_t>& shape) {
   std::string wanted;

@@ -40,6 +40,9 @@ class Weights {
   // The element type of a tensor, or nothing if there is none of that name or its type is exotic.
   std::optional<DType> dtype(std::string_view name) const;
 
+  // Whether any tensor has this element type, those with one of the prefixes aside.
+  bool holds(DType dtype, std::span<const std::string_view> skipped_prefixes) const;
+
   // The tensor, which nobody has taken yet and which has one of the accepted types and this shape.
   Result<HostTensor> take(std::string_view name, std::initializer_list<DType> accepted,
                           const std::vector<std::int64_t>& shape);

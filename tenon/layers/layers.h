@@ -1,0 +1,303 @@
+// What a decoder is made of, between two boundaries: Embedding, Linear, OutProjection, Attention,
+// DeltaNet, Mixer, Mlp, Head. Small structs of views and plans, made at load for the largest step;
+// run() only launches. Weights and norm rows are views that the model owns.
+// Not here: norms and sums over ranks (boundary.h), checkpoints (models/).
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "tenon/comm/partial_rows.h"
+#include "tenon/core/tensor.h"
+#include "tenon/gpu/runtime.h"
+#include "tenon/layers/step.h"
+#include "tenon/ops/fp8_quant/fp8_quant.h"
+#include "tenon/ops/moe_combine/moe_combine.h"
+#include "tenon/ops/moe_route/moe_route.h"
+#include "tenon/ops/registry.h"
+
+namespace tenon {
+
+// A weight [out, in], or [experts, out, in], of this rank: bf16, or e4m3 with its f32 scales per
+// 128 × 128 block. No data when the rank has no share of it.
+struct Matrix {
+  TensorView weight;
+  TensorView scale;  // f32 [ceil(out / 128), ceil(in / 128)], or with [experts, …]; fp8 only
+
+  bool is_fp8() const { return weight.dtype == DType::kE4M3; }
+  explicit operator bool() const { return weight.data != nullptr; }
+};
+
+// One plan per row bucket (1, 2, 4, 8, …, max). A plan serves every row count of its bucket.
+class RowPlans {
+ public:
+  // make_plan(rows) → Result<Plan>, called for the largest row count of each bucket.
+  template <class MakePlan>
+  static Result<RowPlans> make(std::int64_t max_rows, MakePlan make_plan) {
+    RowPlans plans;
+    for (std::int64_t rows = 1;; rows *= 2) {
+      TENON_ASSIGN(Plan plan, make_plan(rows < max_rows ? rows : max_rows));
+      plans.plans_.push_back(std::move(plan));
+      if (rows >= max_rows) return plans;
+    }
+  }
+  const Plan& at(std::int64_t rows) const;
+
+ private:
+  std::vector<Plan> plans_;
+};
+
+// Named memory of one step, allocated at load, zeroed, and shared by all layers, which use it in
+// turn. Asking again for the same label and shape gives the same memory.
+class Scratch {
+ public:
+  Scratch(Stream& stream, int max_rows) : stream_(stream), max_rows_(max_rows) {}
+
+  Result<TensorView> tensor(std::string_view label, DType dtype,
+                            std::initializer_list<std::int64_t> shape);
+  Result<TensorView> rows(std::string_view label, DType dtype, std::int64_t columns) {
+    return tensor(label, dtype, {max_rows_, columns});
+  }
+  Result<QuantView> codes(std::string_view label, std::int64_t rows, std::int64_t columns);
+
+  // A view that plans may look at but nobody may read or write: caches do not exist at load.
+  Result<TensorView> placeholder(DType dtype, std::initializer_list<std::int64_t> shape);
+
+  int max_rows() const { return max_rows_; }
+  std::vector<Buffer> take_buffers() { return std::move(buffers_); }
+
+ private:
+  Stream& stream_;
+  int max_rows_;
+  std::map<std::string, TensorView> tensors_;
+  std::vector<Buffer> buffers_;
+};
+
+// The first `rows` rows; the scales of fp8 rows lie where their layout puts them for that many
+// rows.
+QuantView first_rows(const QuantView& all, std::int64_t rows);
+NormedRows first_rows(const NormedRows& all, std::int64_t rows);
+
+// Which outputs of the boundary in front of it a layer reads.
+struct Wants {
+  bool bf16 = false, fp8 = false;
+};
+
+// What making a layer needs besides its weights.
+struct LayerContext {
+  Scratch& scratch;
+  Situation where;
+  NormedRows x;        // both forms of the normed rows, at the largest step
+  TensorView partial;  // [max rows, hidden]: where mixers and mlps leave their addend
+  int max_sequences = 1, max_blocks = 1;  // rows and columns of the largest block table
+  int block_tokens = 64;
+};
+
+// Rows of a grouped product: sorted by expert.
+struct Grouping {
+  TensorView offsets;  // i32 [experts + 1]
+  std::optional<TensorView>
+      row_of;  // i32 [max rows]: the token of each row; absent: the row itself
+};
+
+// out = x · weightᵀ. Fp8 weights read the fp8 form of x, bf16 weights the bf16 form: nothing is
+// converted on the way. Serves column-parallel projections, the router and the gates.
+class Linear {
+ public:
+  // x and out as the largest step has them.
+  static Result<Linear> make(const Matrix& matrix, const NormedRows& x, const TensorView& out,
+                             const Situation& where, std::optional<Grouping> grouping = {});
+  // Dense: as many rows in x as in out.
+  Status run(const NormedRows& x, const TensorView& out, Stream& stream) const;
+
+  void add_to(Wants* wants) const;
+
+ private:
+  Matrix matrix_;
+  std::optional<Grouping> grouping_;
+  RowPlans plans_;  // by rows of out
+};
+
+// What ends a mixer or an mlp: an optional SiLU·mul, quantisation if the weight is fp8, and the
+// row-parallel product. The activation is rounded and quantised once.
+class OutProjection {
+ public:
+  static Result<OutProjection> make(std::string_view label, const Matrix& matrix,
+                                    fp8_quant::Prologue prologue, const TensorView& in,
+                                    const TensorView& out, LayerContext& context,
+                                    std::optional<Grouping> grouping = {});
+  Status run(const TensorView& in, const TensorView& out, Stream& stream) const;
+
+ private:
+  fp8_quant::Prologue prologue_ = fp8_quant::Prologue::kNone;
+  const std::int32_t* row_limit_ = nullptr;  // device; grouped only
+  NormedRows activation_;                    // scratch: what the product reads, if not `in` itself
+  std::optional<RowPlans> activate_;
+  Linear product_;
+};
+
+// Vocabulary-parallel lookup: rows of ids outside the slice are zero.
+class Embedding {
+ public:
+  static Result<Embedding> make(const TensorView& table, std::int32_t vocab_begin,
+                                LayerContext& context);
+  Status run(const TensorView& ids, const PartialRows& out, Stream& stream) const;
+
+ private:
+  TensorView table_;
+  std::int32_t vocab_begin_ = 0;
+  RowPlans plans_;
+};
+
+// Vocabulary-parallel output head over bf16 rows. Every rank has `width` logits; those without a
+// row of the table stay at −infinity.
+class Head {
+ public:
+  static Result<Head> make(const TensorView& table, std::int32_t vocab_begin, std::int64_t width,
+                           LayerContext& context, Stream& stream);
+  Result<LogitsShard> run(const NormedRows& x, const TensorView& logit_rows, Stream& stream) const;
+
+ private:
+  TensorView table_, logits_;  // logits_: f32 [max sequences, width]
+  std::int32_t vocab_begin_ = 0;
+  RowPlans plans_;  // by sequences; none when the table is empty
+};
+
+// Gated attention: q|gate per head and k|v in one projection, head norms and rotary embedding on
+// the way into the cache, attention with its sigmoid gate, output projection.
+struct AttentionSpec {
+  int q_heads = 0, kv_heads = 0, head_dim = 0;  // of this rank
+  float eps = 1e-6f;
+  Matrix qkv;                 // [q_heads · 2 · head_dim + 2 · kv_heads · head_dim, hidden]
+  TensorView q_norm, k_norm;  // bf16 [head_dim]
+  TensorView cos_sin;         // f32 [positions, rotary_dim]
+  Matrix out;                 // [hidden, q_heads · head_dim]
+};
+
+class Attention {
+ public:
+  static Result<Attention> make(const AttentionSpec& spec, LayerContext& context);
+  Status run(const NormedRows& x, const StepView& step, const TensorView& k_cache,
+             const TensorView& v_cache, const PartialRows& out, Stream& stream) const;
+  Wants wants() const;
+
+ private:
+  AttentionSpec spec_;
+  TensorView projected_, q_, attended_;  // scratch
+  Linear project_;
+  RowPlans rope_, attend_prefill_, attend_decode_;
+  OutProjection finish_;
+};
+
+// Gated DeltaNet: q|k|v|z in one projection, b|a in another, the op, output projection.
+struct DeltaNetSpec {
+  int k_heads = 0, v_heads = 0, head_dim = 128;  // of this rank
+  float eps = 1e-6f;
+  Matrix qkvz;                // [(2 · k_heads + 2 · v_heads) · head_dim, hidden]
+  Matrix ba;                  // [2 · v_heads, hidden] bf16
+  TensorView conv_weight;     // bf16 [conv_dim, 4]
+  TensorView a_log, dt_bias;  // f32 [v_heads]
+  TensorView norm;            // f32 [head_dim]
+  Matrix out;                 // [hidden, v_heads · head_dim]
+};
+
+class DeltaNet {
+ public:
+  static Result<DeltaNet> make(const DeltaNetSpec& spec, LayerContext& context);
+  Status run(const NormedRows& x, const StepView& step, const TensorView& conv_state,
+             const TensorView& state, const PartialRows& out, Stream& stream) const;
+  Wants wants() const;
+
+ private:
+  DeltaNetSpec spec_;
+  TensorView projected_, ba_, convolved_, mixed_;  // scratch
+  Linear project_, project_ba_;
+  RowPlans mix_prefill_, mix_decode_;
+  OutProjection finish_;
+};
+
+// Either of the two, and which cache of its kind it uses.
+class Mixer {
+ public:
+  Mixer(Attention attention, int cache_index) : held_(std::move(attention)), cache_(cache_index) {}
+  Mixer(DeltaNet delta_net, int cache_index) : held_(std::move(delta_net)), cache_(cache_index) {}
+  Status run(const NormedRows& x, const StepView& step, const CacheViews& caches,
+             const PartialRows& out, Stream& stream) const;
+  Wants wants() const;
+
+ private:
+  std::variant<Attention, DeltaNet> held_;
+  int cache_;
+};
+
+// gate|up in one projection, SiLU·mul, down.
+struct DenseSpec {
+  std::int64_t width = 0;  // intermediate features of this rank; 0: it has no share
+  Matrix gate_up;          // [2 · width, hidden]: gate first
+  Matrix down;             // [hidden, width]
+};
+
+class Dense {
+ public:
+  static Result<Dense> make(std::string_view label, const DenseSpec& spec, const TensorView& out,
+                            LayerContext& context);
+  Status run(const NormedRows& x, const TensorView& out, Stream& stream) const;
+  Wants wants() const;
+
+ private:
+  std::int64_t width_ = 0;
+  TensorView gate_up_;  // scratch
+  Linear project_;
+  OutProjection finish_;
+};
+
+// Router, routed experts of this rank and the shared expert, summed locally into one addend.
+struct ExpertsSpec {
+  int experts = 0, top_k = 0;  // over all ranks
+  int first_expert = 0, local_experts = 0;
+  std::int64_t width = 0;  // intermediate features of each local expert
+  Matrix router;           // [experts, hidden] bf16
+  Matrix shared_gate;      // [1, hidden] bf16
+  Matrix gate_up;          // [local experts, 2 · width, hidden]
+  Matrix down;             // [local experts, hidden, width]
+  DenseSpec shared;
+};
+
+class Experts {
+ public:
+  static Result<Experts> make(const ExpertsSpec& spec, LayerContext& context);
+  Status run(const NormedRows& x, const PartialRows& out, Stream& stream) const;
+  Wants wants() const;
+
+ private:
+  moe_route::Args route_args(std::int64_t tokens) const;
+  moe_combine::Args combine_args(const PartialRows& out) const;
+
+  ExpertsSpec spec_;
+  TensorView logits_, weights_, slot_, offsets_, token_of_;  // scratch of the router
+  TensorView gate_up_, routed_, shared_rows_, shared_gate_;  // scratch of the experts
+  Linear router_, shared_gate_product_, project_;
+  OutProjection finish_;
+  Dense shared_;
+  RowPlans route_, combine_;
+};
+
+// Either of the two.
+class Mlp {
+ public:
+  explicit Mlp(Dense dense) : held_(std::move(dense)) {}
+  explicit Mlp(Experts experts) : held_(std::move(experts)) {}
+  Status run(const NormedRows& x, const PartialRows& out, Stream& stream) const;
+  Wants wants() const;
+
+ private:
+  std::variant<Dense, Experts> held_;
+};
+
+}  // namespace tenon

@@ -1,0 +1,262 @@
+// The two token mixers: gated attention over the paged cache, Gated DeltaNet over its state.
+#include "tenon/layers/layers.h"
+#include "tenon/ops/attention/attention.h"
+#include "tenon/ops/gated_delta_net/gated_delta_net.h"
+#include "tenon/ops/rope/rope.h"
+
+namespace tenon {
+namespace {
+
+// Columns [begin, begin + count) of rows.
+TensorView columns(const TensorView& rows, std::int64_t begin, std::int64_t count) {
+  TensorView part = rows;
+  part.data =
+      static_cast<std::byte*>(rows.data) + static_cast<std::size_t>(begin) * size_of(rows.dtype);
+  part.shape[1] = count;
+  return part;
+}
+
+// Columns seen as heads [rows, heads, head_dim] that lie `stride` elements apart.
+TensorView heads(const TensorView& rows, std::int64_t begin, std::int64_t count,
+                 std::int64_t head_dim, std::int64_t stride) {
+  TensorView part = columns(rows, begin, count);
+  part.num_dims = 3;
+  part.shape = {rows.shape[0], count, head_dim};
+  part.stride = {rows.stride[0], stride, 1};
+  return part;
+}
+
+// A step of `tokens` tokens as plans see it: one sequence per token, or as many as there may be.
+Result<StepView> planned_step(std::int64_t tokens, bool decode, LayerContext& context) {
+  Scratch& scratch = context.scratch;
+  const std::int64_t sequences =
+      decode || tokens < context.max_sequences ? tokens : context.max_sequences;
+  StepView step;
+  step.num_tokens = static_cast<int>(tokens);
+  step.num_sequences = static_cast<int>(sequences);
+  step.max_tokens_per_sequence = decode ? 1 : static_cast<int>(tokens);
+  TENON_ASSIGN(step.token_ids, scratch.placeholder(DType::kI32, {tokens}));
+  step.positions = step.slot_mapping = step.token_ids;
+  TENON_ASSIGN(step.sequence_starts, scratch.placeholder(DType::kI32, {sequences + 1}));
+  TENON_ASSIGN(step.sequence_lengths, scratch.placeholder(DType::kI32, {sequences}));
+  step.state_slots = step.fresh = step.logit_rows = step.sequence_lengths;
+  TENON_ASSIGN(step.block_table, scratch.placeholder(DType::kI32, {sequences, context.max_blocks}));
+  return step;
+}
+
+}  // namespace
+
+// --- Attention ------------------------------------------------------------------------------
+
+namespace {
+
+// Projected rows: q and gate of each head in turn, then k heads, then v heads.
+struct Projected {
+  TensorView q, gate, k, v;
+  Projected(const AttentionSpec& spec, const TensorView& rows) {
+    const std::int64_t dim = spec.head_dim, after_q = std::int64_t{2} * spec.q_heads * dim;
+    q = heads(rows, 0, spec.q_heads, dim, 2 * dim);
+    gate = heads(rows, dim, spec.q_heads, dim, 2 * dim);
+    k = heads(rows, after_q, spec.kv_heads, dim, dim);
+    v = heads(rows, after_q + spec.kv_heads * dim, spec.kv_heads, dim, dim);
+  }
+};
+
+rope::Args rope_args(const AttentionSpec& spec, const TensorView& projected, const TensorView& q,
+                     const StepView& step, const TensorView& k_cache, const TensorView& v_cache) {
+  const Projected from(spec, projected);
+  return {.q = from.q,
+          .k = from.k,
+          .v = from.v,
+          .q_norm = spec.q_norm,
+          .k_norm = spec.k_norm,
+          .eps = spec.eps,
+          .positions = step.positions,
+          .cos_sin = spec.cos_sin,
+          .slot_mapping = step.slot_mapping,
+          .q_out = q,
+          .k_cache = k_cache,
+          .v_cache = v_cache};
+}
+
+attention::Args attention_args(const AttentionSpec& spec, const TensorView& projected,
+                               const TensorView& q, const StepView& step, const TensorView& k_cache,
+                               const TensorView& v_cache, const TensorView& out) {
+  return {.q = q,
+          .gate = Projected(spec, projected).gate,
+          .k_cache = k_cache,
+          .v_cache = v_cache,
+          .block_table = step.block_table,
+          .sequence_starts = step.sequence_starts,
+          .sequence_lengths = step.sequence_lengths,
+          .scale = 1.0f / __builtin_sqrtf(static_cast<float>(spec.head_dim)),
+          .out = out};
+}
+
+}  // namespace
+
+Result<Attention> Attention::make(const AttentionSpec& spec, LayerContext& context) {
+  Attention layer;
+  layer.spec_ = spec;
+  Scratch& scratch = context.scratch;
+  const std::int64_t dim = spec.head_dim, max_rows = scratch.max_rows();
+  const std::int64_t width = 2 * (spec.q_heads + spec.kv_heads) * dim;
+  TENON_ASSIGN(layer.projected_, scratch.rows("attention qkv", DType::kBF16, width));
+  TENON_ASSIGN(layer.q_,
+               scratch.tensor("attention q", DType::kBF16, {max_rows, spec.q_heads, dim}));
+  TENON_ASSIGN(layer.attended_, scratch.rows("attention out", DType::kBF16, spec.q_heads * dim));
+  TENON_ASSIGN(layer.project_, Linear::make(spec.qkv, context.x, layer.projected_, context.where));
+  TENON_ASSIGN(const TensorView cache,
+               scratch.placeholder(DType::kBF16, {1, context.block_tokens, spec.kv_heads, dim}));
+  const auto plan_rope = [&](std::int64_t rows) -> Result<Plan> {
+    TENON_ASSIGN(const StepView step, planned_step(rows, false, context));
+    return rope::plan(
+        rope_args(spec, layer.projected_.rows(0, rows), layer.q_.rows(0, rows), step, cache, cache),
+        context.where);
+  };
+  const auto plan_attention = [&](std::int64_t rows, bool decode) -> Result<Plan> {
+    TENON_ASSIGN(const StepView step, planned_step(rows, decode, context));
+    return attention::plan(
+        attention_args(spec, layer.projected_.rows(0, rows), layer.q_.rows(0, rows), step, cache,
+                       cache, layer.attended_.rows(0, rows)),
+        context.where);
+  };
+  TENON_ASSIGN(layer.rope_, RowPlans::make(max_rows, plan_rope));
+  TENON_ASSIGN(layer.attend_decode_, RowPlans::make(max_rows, [&](std::int64_t rows) {
+                 return plan_attention(rows, true);
+               }));
+  TENON_ASSIGN(layer.attend_prefill_, RowPlans::make(max_rows, [&](std::int64_t rows) {
+                 return plan_attention(rows, false);
+               }));
+  TENON_ASSIGN(layer.finish_, OutProjection::make("attention", spec.out, fp8_quant::Prologue::kNone,
+                                                  layer.attended_, context.partial, context));
+  return layer;
+}
+
+Status Attention::run(const NormedRows& x, const StepView& step, const TensorView& k_cache,
+                      const TensorView& v_cache, const PartialRows& out, Stream& stream) const {
+  const std::int64_t rows = step.num_tokens;
+  const TensorView projected = projected_.rows(0, rows), q = q_.rows(0, rows);
+  const TensorView attended = attended_.rows(0, rows);
+  const RowPlans& attend = step.max_tokens_per_sequence == 1 ? attend_decode_ : attend_prefill_;
+  TENON_TRY(project_.run(x, projected, stream));
+  TENON_TRY(
+      rope::run(rope_.at(rows), rope_args(spec_, projected, q, step, k_cache, v_cache), stream));
+  TENON_TRY(attention::run(attend.at(rows),
+                           attention_args(spec_, projected, q, step, k_cache, v_cache, attended),
+                           stream));
+  return finish_.run(attended, out.addend, stream);
+}
+
+Wants Attention::wants() const {
+  Wants wants;
+  project_.add_to(&wants);
+  return wants;
+}
+
+// --- DeltaNet -------------------------------------------------------------------------------
+
+namespace {
+
+struct DeltaNetRows {
+  TensorView projected, ba, convolved, mixed;
+  DeltaNetRows first(std::int64_t rows) const {
+    return {projected.rows(0, rows), ba.rows(0, rows), convolved.rows(0, rows),
+            mixed.rows(0, rows)};
+  }
+};
+
+gated_delta_net::Args delta_net_args(const DeltaNetSpec& spec, const DeltaNetRows& rows,
+                                     const StepView& step, const TensorView& conv_state,
+                                     const TensorView& state) {
+  const std::int64_t conv_dim = rows.convolved.shape[1], value_dim = rows.mixed.shape[1];
+  return {.qkv = columns(rows.projected, 0, conv_dim),
+          .z = columns(rows.projected, conv_dim, value_dim),
+          .b = columns(rows.ba, 0, spec.v_heads),
+          .a = columns(rows.ba, spec.v_heads, spec.v_heads),
+          .conv_weight = spec.conv_weight,
+          .a_log = spec.a_log,
+          .dt_bias = spec.dt_bias,
+          .norm = spec.norm,
+          .eps = spec.eps,
+          .k_heads = spec.k_heads,
+          .v_heads = spec.v_heads,
+          .sequence_starts = step.sequence_starts,
+          .state_slots = step.state_slots,
+          .fresh = step.fresh,
+          .conv_state = conv_state,
+          .state = state,
+          .scratch = rows.convolved,
+          .out = rows.mixed,
+          .max_tokens_per_sequence = step.max_tokens_per_sequence};
+}
+
+}  // namespace
+
+Result<DeltaNet> DeltaNet::make(const DeltaNetSpec& spec, LayerContext& context) {
+  DeltaNet layer;
+  layer.spec_ = spec;
+  Scratch& scratch = context.scratch;
+  const std::int64_t dim = spec.head_dim, max_rows = scratch.max_rows();
+  const std::int64_t conv_dim = (2 * spec.k_heads + spec.v_heads) * dim;
+  const std::int64_t value_dim = spec.v_heads * dim;
+  TENON_ASSIGN(layer.projected_,
+               scratch.rows("delta_net qkvz", DType::kBF16, conv_dim + value_dim));
+  TENON_ASSIGN(layer.ba_, scratch.rows("delta_net ba", DType::kBF16, 2 * spec.v_heads));
+  TENON_ASSIGN(layer.convolved_, scratch.rows("delta_net u", DType::kBF16, conv_dim));
+  TENON_ASSIGN(layer.mixed_, scratch.rows("delta_net out", DType::kBF16, value_dim));
+  TENON_ASSIGN(layer.project_, Linear::make(spec.qkvz, context.x, layer.projected_, context.where));
+  TENON_ASSIGN(layer.project_ba_, Linear::make(spec.ba, context.x, layer.ba_, context.where));
+  TENON_ASSIGN(const TensorView conv_state, scratch.placeholder(DType::kBF16, {1, 3, conv_dim}));
+  TENON_ASSIGN(const TensorView state,
+               scratch.placeholder(DType::kF32, {1, spec.v_heads, dim, dim}));
+  const DeltaNetRows all{layer.projected_, layer.ba_, layer.convolved_, layer.mixed_};
+  const auto make_plan = [&](std::int64_t rows, bool decode) -> Result<Plan> {
+    TENON_ASSIGN(const StepView step, planned_step(rows, decode, context));
+    return gated_delta_net::plan(delta_net_args(spec, all.first(rows), step, conv_state, state),
+                                 context.where);
+  };
+  TENON_ASSIGN(layer.mix_decode_,
+               RowPlans::make(max_rows, [&](std::int64_t rows) { return make_plan(rows, true); }));
+  TENON_ASSIGN(layer.mix_prefill_,
+               RowPlans::make(max_rows, [&](std::int64_t rows) { return make_plan(rows, false); }));
+  TENON_ASSIGN(layer.finish_, OutProjection::make("delta_net", spec.out, fp8_quant::Prologue::kNone,
+                                                  layer.mixed_, context.partial, context));
+  return layer;
+}
+
+Status DeltaNet::run(const NormedRows& x, const StepView& step, const TensorView& conv_state,
+                     const TensorView& state, const PartialRows& out, Stream& stream) const {
+  const std::int64_t rows = step.num_tokens;
+  const DeltaNetRows part = DeltaNetRows{projected_, ba_, convolved_, mixed_}.first(rows);
+  const RowPlans& mix = step.max_tokens_per_sequence == 1 ? mix_decode_ : mix_prefill_;
+  TENON_TRY(project_.run(x, part.projected, stream));
+  TENON_TRY(project_ba_.run(x, part.ba, stream));
+  TENON_TRY(gated_delta_net::run(mix.at(rows), delta_net_args(spec_, part, step, conv_state, state),
+                                 stream));
+  return finish_.run(part.mixed, out.addend, stream);
+}
+
+Wants DeltaNet::wants() const {
+  Wants wants;
+  project_.add_to(&wants);
+  project_ba_.add_to(&wants);
+  return wants;
+}
+
+// --- Mixer ----------------------------------------------------------------------------------
+
+Status Mixer::run(const NormedRows& x, const StepView& step, const CacheViews& caches,
+                  const PartialRows& out, Stream& stream) const {
+  const auto at = static_cast<std::size_t>(cache_);
+  if (const auto* attention = std::get_if<Attention>(&held_))
+    return attention->run(x, step, caches.k[at], caches.v[at], out, stream);
+  return std::get<DeltaNet>(held_).run(x, step, caches.conv_state[at], caches.state[at], out,
+                                       stream);
+}
+
+Wants Mixer::wants() const {
+  return std::visit([](const auto& mixer) { return mixer.wants(); }, held_);
+}
+
+}  // namespace tenon

@@ -1,0 +1,131 @@
+// The two mlps: gate-up-down, and a router with routed and shared experts.
+#include "tenon/layers/layers.h"
+
+namespace tenon {
+
+// --- Dense ----------------------------------------------------------------------------------
+
+Result<Dense> Dense::make(std::string_view label, const DenseSpec& spec, const TensorView& out,
+                          LayerContext& context) {
+  Dense layer;
+  layer.width_ = spec.width;
+  if (spec.width == 0) return layer;
+  const std::string rows_label = std::string(label) + " gate|up";
+  TENON_ASSIGN(layer.gate_up_, context.scratch.rows(rows_label, DType::kBF16, 2 * spec.width));
+  TENON_ASSIGN(layer.project_,
+               Linear::make(spec.gate_up, context.x, layer.gate_up_, context.where));
+  TENON_ASSIGN(layer.finish_, OutProjection::make(label, spec.down, fp8_quant::Prologue::kSiluMul,
+                                                  layer.gate_up_, out, context));
+  return layer;
+}
+
+Status Dense::run(const NormedRows& x, const TensorView& out, Stream& stream) const {
+  if (width_ == 0) return stream.fill(out.data, 0, out.bytes());  // no share: adds nothing
+  const TensorView gate_up = gate_up_.rows(0, out.shape[0]);
+  TENON_TRY(project_.run(x, gate_up, stream));
+  return finish_.run(gate_up, out, stream);
+}
+
+Wants Dense::wants() const {
+  Wants wants;
+  if (width_ > 0) project_.add_to(&wants);
+  return wants;
+}
+
+// --- Experts --------------------------------------------------------------------------------
+
+Result<Experts> Experts::make(const ExpertsSpec& spec, LayerContext& context) {
+  Experts layer;
+  layer.spec_ = spec;
+  Scratch& scratch = context.scratch;
+  const Situation& where = context.where;
+  const std::int64_t max_rows = scratch.max_rows(), pairs = max_rows * spec.top_k;
+  const std::int64_t hidden = context.partial.shape[1];
+  TENON_ASSIGN(layer.logits_, scratch.rows("router logits", DType::kF32, spec.experts));
+  TENON_ASSIGN(layer.weights_, scratch.rows("expert weights", DType::kF32, spec.top_k));
+  TENON_ASSIGN(layer.slot_, scratch.rows("expert slots", DType::kI32, spec.top_k));
+  TENON_ASSIGN(layer.offsets_,
+               scratch.tensor("expert offsets", DType::kI32, {spec.local_experts + 1}));
+  TENON_ASSIGN(layer.token_of_, scratch.tensor("expert tokens", DType::kI32, {pairs}));
+  TENON_ASSIGN(layer.gate_up_,
+               scratch.tensor("experts gate|up", DType::kBF16, {pairs, 2 * spec.width}));
+  TENON_ASSIGN(layer.routed_, scratch.tensor("experts out", DType::kBF16, {pairs, hidden}));
+  TENON_ASSIGN(layer.shared_rows_, scratch.rows("shared expert out", DType::kBF16, hidden));
+  TENON_ASSIGN(layer.shared_gate_, scratch.rows("shared expert gate", DType::kF32, 1));
+
+  TENON_ASSIGN(layer.router_, Linear::make(spec.router, context.x, layer.logits_, where), "router");
+  TENON_ASSIGN(layer.shared_gate_product_,
+               Linear::make(spec.shared_gate, context.x, layer.shared_gate_, where), "shared gate");
+  TENON_ASSIGN(layer.project_, Linear::make(spec.gate_up, context.x, layer.gate_up_, where,
+                                            Grouping{layer.offsets_, layer.token_of_}));
+  TENON_ASSIGN(
+      layer.finish_,
+      OutProjection::make("experts", spec.down, fp8_quant::Prologue::kSiluMul, layer.gate_up_,
+                          layer.routed_, context, Grouping{layer.offsets_, {}}));
+  TENON_ASSIGN(layer.shared_,
+               Dense::make("shared expert", spec.shared, layer.shared_rows_, context));
+  TENON_ASSIGN(layer.route_, RowPlans::make(max_rows, [&](std::int64_t rows) {
+                 return moe_route::plan(layer.route_args(rows), where);
+               }));
+  TENON_ASSIGN(layer.combine_, RowPlans::make(max_rows, [&](std::int64_t rows) {
+                 return moe_combine::plan(layer.combine_args({context.partial.rows(0, rows)}),
+                                          where);
+               }));
+  return layer;
+}
+
+moe_route::Args Experts::route_args(std::int64_t tokens) const {
+  return {.logits = logits_.rows(0, tokens),
+          .top_k = spec_.top_k,
+          .first_expert = spec_.first_expert,
+          .local_experts = spec_.local_experts,
+          .weights = weights_.rows(0, tokens),
+          .slot = slot_.rows(0, tokens),
+          .offsets = offsets_,
+          .token_of = token_of_.rows(0, tokens * spec_.top_k)};
+}
+
+moe_combine::Args Experts::combine_args(const PartialRows& out) const {
+  const std::int64_t tokens = out.addend.shape[0];
+  return {.routed = routed_.rows(0, tokens * spec_.top_k),
+          .weights = weights_.rows(0, tokens),
+          .slot = slot_.rows(0, tokens),
+          .shared = shared_rows_.rows(0, tokens),
+          .shared_gate = shared_gate_.rows(0, tokens),
+          .out = out};
+}
+
+Status Experts::run(const NormedRows& x, const PartialRows& out, Stream& stream) const {
+  const std::int64_t tokens = out.addend.shape[0], pairs = tokens * spec_.top_k;
+  const TensorView gate_up = gate_up_.rows(0, pairs);
+
+  TENON_TRY(router_.run(x, logits_.rows(0, tokens), stream));
+  TENON_TRY(moe_route::run(route_.at(tokens), route_args(tokens), stream));
+  TENON_TRY(project_.run(x, gate_up, stream));
+  TENON_TRY(finish_.run(gate_up, routed_.rows(0, pairs), stream));
+
+  TENON_TRY(shared_gate_product_.run(x, shared_gate_.rows(0, tokens), stream));
+  TENON_TRY(shared_.run(x, shared_rows_.rows(0, tokens), stream));
+  return moe_combine::run(combine_.at(tokens), combine_args(out), stream);
+}
+
+Wants Experts::wants() const {
+  Wants wants = shared_.wants();
+  router_.add_to(&wants);
+  shared_gate_product_.add_to(&wants);
+  project_.add_to(&wants);
+  return wants;
+}
+
+// --- Mlp ------------------------------------------------------------------------------------
+
+Status Mlp::run(const NormedRows& x, const PartialRows& out, Stream& stream) const {
+  if (const auto* dense = std::get_if<Dense>(&held_)) return dense->run(x, out.addend, stream);
+  return std::get<Experts>(held_).run(x, out, stream);
+}
+
+Wants Mlp::wants() const {
+  return std::visit([](const auto& mlp) { return mlp.wants(); }, held_);
+}
+
+}  // namespace tenon

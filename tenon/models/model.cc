@@ -1,0 +1,51 @@
+// Finds the architecture of a checkpoint in models.def and opens it.
+#include "tenon/models/model.h"
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "tenon/models/qwen3_5/qwen3_5.h"
+#include "tenon/models/weights.h"
+
+namespace tenon {
+namespace {
+
+using Json = nlohmann::json;
+using Open = Result<std::unique_ptr<Model>> (*)(const std::string&, const ModelOptions&,
+                                                Communicator&, Stream&);
+struct Architecture {
+  std::string_view name;
+  Open open;
+};
+constexpr Architecture kArchitectures[] = {
+#define TENON_MODEL(architecture, space) {#architecture, &space::open},
+#include "tenon/models/models.def"
+#undef TENON_MODEL
+};
+
+Result<std::string> read_architecture(const std::string& directory) {
+  const std::string path = (std::filesystem::path(directory) / "config.json").string();
+  TENON_ASSIGN(const std::string text, read_text(path));
+  const Json config = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!config.is_object()) return Status::error(Code::kIo, path + ": is not a JSON object");
+  const auto found = config.find("architectures");
+  if (found == config.end() || !found->is_array() || found->empty() || !found->front().is_string())
+    return Status::error(Code::kIo, path + ": has no \"architectures\" list with a name");
+  return found->front().get<std::string>();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Model>> open_model(const std::string& directory, const ModelOptions& options,
+                                          Communicator& comm, Stream& stream) {
+  TENON_ASSIGN(const std::string wanted, read_architecture(directory));
+  std::string known;
+  for (const Architecture& each : kArchitectures) {
+    if (each.name == wanted) return each.open(directory, options, comm, stream);
+    known += (known.empty() ? "" : ", ") + std::string(each.name);
+  }
+  return Status::error(Code::kUnsupported,
+                       directory + ": the architecture is \"" + wanted + "\"; accepted: " + known);
+}
+
+}  // namespace tenon

@@ -1,0 +1,217 @@
+#include "tenon/models/shard.h"
+
+#include <cstring>
+#include <utility>
+
+#include "tenon/core/fp8.h"
+
+namespace tenon {
+namespace {
+
+constexpr std::int64_t kBlock = 128;  // fp8 weights carry one scale per 128 × 128 elements
+
+std::int64_t ceil_div(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
+
+std::string describe(const Range& range) {
+  return "[" + std::to_string(range.begin) + ", " + std::to_string(range.end()) + ")";
+}
+
+// Element of any stored float type as f32; `from` has no alignment.
+float load_float(const std::byte* from, DType dtype) {
+  if (dtype == DType::kF32) {
+    float value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+  }
+  std::uint16_t bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return dtype == DType::kF16 ? to_float(f16{bits}) : to_float(bf16{bits});
+}
+
+// A range of fp8 elements as a range of scale blocks. A range must begin on a block and end on one,
+// or at the end of the tensor.
+Result<Range> blocks_of(const Range& range, std::int64_t extent, const std::string& what) {
+  const bool whole_end = range.end() % kBlock == 0 || range.end() == extent;
+  if (range.begin % kBlock != 0 || !whole_end)
+    return Status::error(Code::kUnsupported,
+                         what + ": elements " + describe(range) + " of " + std::to_string(extent) +
+                             " cut a block of " + std::to_string(kBlock) +
+                             " that shares one fp8 scale; slices must start and end on a multiple");
+  return Range{range.begin / kBlock, ceil_div(range.count, kBlock)};
+}
+
+}  // namespace
+
+Range even_slice(std::int64_t extent, int rank, int size) {
+  TENON_CHECK(extent % size == 0);
+  return {extent / size * rank, extent / size};
+}
+
+Range block_slice(std::int64_t extent, std::int64_t block, int rank, int size) {
+  const std::int64_t blocks = ceil_div(extent, block);
+  const std::int64_t begin = std::min(extent, blocks * rank / size * block);
+  const std::int64_t end = std::min(extent, blocks * (rank + 1) / size * block);
+  return {begin, end - begin};
+}
+
+ShardLoader::ShardLoader(Weights weights, std::vector<std::string_view> skipped_prefixes,
+                         Stream& stream, Progress progress)
+    : weights_(std::move(weights)),
+      skipped_prefixes_(std::move(skipped_prefixes)),
+      stream_(stream),
+      progress_(std::move(progress)),
+      total_bytes_(weights_.bytes_wanted(skipped_prefixes_)) {}
+
+Result<HostTensor> ShardLoader::take(std::string_view name, std::initializer_list<DType> accepted,
+                                     const std::vector<std::int64_t>& shape) {
+  TENON_ASSIGN(HostTensor tensor, weights_.take(name, accepted, shape));
+  if (progress_) progress_(weights_.bytes_taken(), total_bytes_);
+  return tensor;
+}
+
+Result<TensorView> ShardLoader::upload_bytes(const void* bytes, DType dtype,
+                                             std::initializer_list<std::int64_t> shape) {
+  const Device device = stream_.device();
+  TensorView tensor = view(nullptr, dtype, device, shape);
+  TENON_ASSIGN(Buffer memory, Buffer::allocate(device, tensor.bytes()));
+  tensor.data = memory.data();
+  TENON_TRY(stream_.copy(tensor.data, bytes, tensor.bytes()));
+  TENON_TRY(stream_.synchronize());  // the host memory goes away
+  device_bytes_ += static_cast<std::int64_t>(tensor.bytes());
+  buffers_.push_back(std::move(memory));
+  return tensor;
+}
+
+Result<TensorView> ShardLoader::upload(std::span<const Piece> pieces, DType as,
+                                       std::initializer_list<std::int64_t> shape) {
+  std::int64_t elements = 0;
+  for (const Piece& piece : pieces) elements += piece.rows.count * piece.columns.count;
+  TENON_CHECK(elements == view(nullptr, as, {}, shape).size());
+  std::vector<std::byte> packed(static_cast<std::size_t>(elements) * size_of(as));
+  std::byte* to = packed.data();
+  for (const Piece& piece : pieces) {
+    const std::size_t size = size_of(piece.from->dtype);
+    const auto columns = static_cast<std::size_t>(piece.columns.count);
+    for (std::int64_t row = piece.rows.begin; row < piece.rows.end(); ++row) {
+      const std::int64_t first = row * piece.from->columns() + piece.columns.begin;
+      const std::byte* from = piece.from->data + static_cast<std::size_t>(first) * size;
+      if (piece.from->dtype == as) {
+        std::memcpy(to, from, columns * size);
+        to += columns * size;
+        continue;
+      }
+      TENON_CHECK(as == DType::kF32);
+      for (std::size_t i = 0; i < columns; ++i, to += sizeof(float)) {
+        const float value = load_float(from + i * size, piece.from->dtype);
+        std::memcpy(to, &value, sizeof value);
+      }
+    }
+  }
+  return upload_bytes(packed.data(), as, shape);
+}
+
+Result<TensorView> ShardLoader::values(std::span<const float> values,
+                                       std::initializer_list<std::int64_t> shape) {
+  TENON_CHECK(static_cast<std::int64_t>(values.size()) ==
+              view(nullptr, DType::kF32, {}, shape).size());
+  return upload_bytes(values.data(), DType::kF32, shape);
+}
+
+Result<TensorView> ShardLoader::rows(std::string_view name, std::initializer_list<DType> accepted,
+                                     const std::vector<std::int64_t>& shape,
+                                     const std::vector<Range>& rows, DType as,
+                                     std::initializer_list<std::int64_t> result_shape) {
+  TENON_ASSIGN(const HostTensor tensor, take(name, accepted, shape));
+  std::vector<Piece> pieces;
+  for (const Range& each : rows) pieces.push_back({&tensor, each, {0, tensor.columns()}});
+  return upload(pieces, as, result_shape);
+}
+
+Result<TensorView> ShardLoader::vector(std::string_view name, std::initializer_list<DType> accepted,
+                                       std::int64_t length, Range taken, DType as) {
+  TENON_ASSIGN(const HostTensor tensor, take(name, accepted, {length}));
+  const Piece piece{&tensor, {0, 1}, taken};
+  return upload({&piece, 1}, as, {taken.count});
+}
+
+Result<Matrix> ShardLoader::linear(std::span<const LinearPart> parts, std::int64_t experts) {
+  std::vector<HostTensor> weights, scales;  // same indices as parts; scales only for fp8
+  for (const LinearPart& part : parts) {
+    const std::string name = part.module + ".weight";
+    TENON_ASSIGN(HostTensor weight, take(name, {DType::kBF16, DType::kE4M3}, {part.out, part.in}));
+    if (!weights.empty() && weights.front().dtype != weight.dtype)
+      return Status::error(Code::kUnsupported, "tensor \"" + name + "\" is " +
+                                                   std::string(tenon::name(weight.dtype)) +
+                                                   " but \"" + weights.front().name +
+                                                   "\", with which it is fused, is " +
+                                                   std::string(tenon::name(weights.front().dtype)));
+    if (weight.dtype == DType::kE4M3) {
+      TENON_ASSIGN(HostTensor scale,
+                   take(name + "_scale_inv", {DType::kBF16, DType::kF32, DType::kF16},
+                        {ceil_div(part.out, kBlock), ceil_div(part.in, kBlock)}));
+      scales.push_back(std::move(scale));
+    }
+    weights.push_back(std::move(weight));
+  }
+
+  std::vector<Piece> weight_pieces, scale_pieces;
+  std::int64_t num_rows = 0, num_scale_rows = 0;
+  const Range columns = parts.front().columns;
+  Range scale_columns;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    for (const Range& rows : parts[i].rows) {
+      weight_pieces.push_back({&weights[i], rows, columns});
+      if (!scales.empty()) {
+        if (num_rows % kBlock != 0)
+          return Status::error(Code::kUnsupported,
+                               parts[i].module + ": is fused below " + std::to_string(num_rows) +
+                                   " rows of fp8, which is not a multiple of 128");
+        TENON_ASSIGN(const Range scale_rows, blocks_of(rows, parts[i].out, weights[i].name));
+        TENON_ASSIGN(scale_columns, blocks_of(columns, parts[i].in, weights[i].name));
+        scale_pieces.push_back({&scales[i], scale_rows, scale_columns});
+        num_scale_rows += scale_rows.count;
+      }
+      num_rows += rows.count;
+    }
+  }
+
+  Matrix matrix;
+  const DType dtype = weights.front().dtype;
+  if (num_rows == 0 || columns.count == 0) return matrix;  // this rank has no share
+  if (experts > 0) {
+    TENON_CHECK(num_rows % experts == 0);
+    TENON_ASSIGN(matrix.weight,
+                 upload(weight_pieces, dtype, {experts, num_rows / experts, columns.count}));
+    if (scales.empty()) return matrix;
+    if (num_rows / experts % kBlock != 0)
+      return Status::error(Code::kUnsupported, parts.front().module + ": an expert has " +
+                                                   std::to_string(num_rows / experts) +
+                                                   " rows of fp8, which is not a multiple of 128");
+    TENON_ASSIGN(matrix.scale, upload(scale_pieces, DType::kF32,
+                                      {experts, num_scale_rows / experts, scale_columns.count}));
+    return matrix;
+  }
+  TENON_ASSIGN(matrix.weight, upload(weight_pieces, dtype, {num_rows, columns.count}));
+  if (scales.empty()) return matrix;
+  TENON_ASSIGN(matrix.scale,
+               upload(scale_pieces, DType::kF32, {num_scale_rows, scale_columns.count}));
+  return matrix;
+}
+
+Result<Matrix> ShardLoader::fused_experts(std::string_view name,
+                                          const std::vector<std::int64_t>& shape, Range experts,
+                                          const std::vector<Range>& rows, Range columns) {
+  TENON_ASSIGN(const HostTensor tensor, take(name, {DType::kBF16}, shape));
+  std::vector<Piece> pieces;
+  std::int64_t num_rows = 0;
+  for (const Range& each : rows) num_rows += each.count;
+  for (std::int64_t expert = experts.begin; expert < experts.end(); ++expert)
+    for (const Range& each : rows)
+      pieces.push_back({&tensor, {expert * shape[1] + each.begin, each.count}, columns});
+  Matrix matrix;
+  TENON_ASSIGN(matrix.weight,
+               upload(pieces, DType::kBF16, {experts.count, num_rows, columns.count}));
+  return matrix;
+}
+
+}  // namespace tenon
