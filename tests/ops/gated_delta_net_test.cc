@@ -1,0 +1,525 @@
+// gated_delta_net against a double-precision reading of its header, on every target and variant;
+// bit for bit where the header promises bits: splits into steps, the rest of the batch, targets.
+#include "tenon/ops/gated_delta_net/gated_delta_net.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "tenon/core/fp8.h"
+#include "tests/support/targets.h"
+
+namespace tenon::gated_delta_net {
+namespace {
+
+constexpr int kD = kHeadDim;
+constexpr double kFloatUlp = 0x1p-24;  // unit roundoffs
+constexpr double kHalfUlp = 0x1p-8;    // of bf16
+
+double rounded(double value) { return to_float(to_bf16(static_cast<float>(value))); }
+double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
+std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
+
+// --- a problem: weights, and the rows of whole sequences
+// ------------------------------------------
+
+struct Weights {
+  int k_heads = 1, v_heads = 2;
+  std::vector<bf16> conv;
+  std::vector<float> a_log, dt_bias, norm;
+  int conv_dim() const { return (2 * k_heads + v_heads) * kD; }
+  int value_dim() const { return v_heads * kD; }
+};
+
+// One sequence's inputs: rows of qkv, z, b, a for all its tokens.
+struct Rows {
+  int tokens = 0;
+  std::vector<bf16> qkv, z, b, a;
+};
+
+std::vector<bf16> random_bf16(std::mt19937& random, std::int64_t n, float spread, float mean = 0) {
+  std::normal_distribution<float> normal(mean, spread);
+  std::vector<bf16> found(at(n));
+  for (bf16& each : found) each = to_bf16(normal(random));
+  return found;
+}
+
+Weights make_weights(int k_heads, int v_heads) {
+  std::mt19937 random(7);
+  Weights weights;
+  weights.k_heads = k_heads;
+  weights.v_heads = v_heads;
+  weights.conv = random_bf16(random, weights.conv_dim() * kTaps, 0.5f);
+  std::uniform_real_distribution<float> decay(0.02f, 8.0f), bias(-4.0f, 1.0f), scale(0.5f, 1.5f);
+  for (int h = 0; h < v_heads; ++h) {
+    weights.a_log.push_back(std::log(decay(random)));
+    weights.dt_bias.push_back(bias(random));
+  }
+  for (int i = 0; i < kD; ++i) weights.norm.push_back(scale(random));
+  return weights;
+}
+
+Rows make_rows(const Weights& weights, int tokens, unsigned seed) {
+  std::mt19937 random(seed);
+  return {tokens, random_bf16(random, std::int64_t{tokens} * weights.conv_dim(), 1.0f, 0.2f),
+          random_bf16(random, std::int64_t{tokens} * weights.value_dim(), 1.5f),
+          random_bf16(random, std::int64_t{tokens} * weights.v_heads, 1.5f),
+          random_bf16(random, std::int64_t{tokens} * weights.v_heads, 1.5f)};
+}
+
+// --- the op under test
+// ----------------------------------------------------------------------------
+
+struct States {
+  int slots = 0;
+  std::vector<bf16> conv;
+  std::vector<float> state;
+};
+
+// Slots full of values that must not leak into fresh sequences.
+States make_states(const Weights& weights, int slots, bool poison = true) {
+  std::mt19937 random(99);
+  States states;
+  states.slots = slots;
+  states.conv = random_bf16(random, std::int64_t{slots} * 3 * weights.conv_dim(), 1.0f);
+  std::normal_distribution<float> normal(0.0f, poison ? 0.3f : 0.0f);
+  states.state.resize(at(std::int64_t{slots} * weights.value_dim() * kD));
+  for (float& each : states.state) each = normal(random);
+  return states;
+}
+
+// One sequence's part of a step: rows [begin, end) of `rows`.
+struct Part {
+  const Rows* rows;
+  int begin, end;
+  int slot;
+  bool fresh;
+};
+
+struct StepOptions {
+  Target target = Target::kCpu;
+  std::string_view variant = "recurrent";
+  int extra_rows = 0;   // behind the last sequence
+  int row_padding = 0;  // strided views: elements between rows
+};
+
+struct StepResult {
+  std::vector<bf16> out, u;
+};
+
+// A matrix whose rows lie `stride` apart, gathered from the parts.
+std::vector<bf16> gather(const std::vector<Part>& parts, std::vector<bf16> Rows::*member, int width,
+                         const StepOptions& options) {
+  std::vector<bf16> found;
+  const auto gap = at(options.row_padding);
+  for (const Part& part : parts)
+    for (int t = part.begin; t < part.end; ++t) {
+      const auto row = (part.rows->*member).begin() + std::int64_t{t} * width;
+      found.insert(found.end(), row, row + width);
+      found.insert(found.end(), gap, bf16{0x7fc0});
+    }
+  found.insert(found.end(), at(options.extra_rows) * (at(width) + gap), bf16{0x7fc0});
+  return found;
+}
+
+StepResult run_step(const Weights& weights, const std::vector<Part>& parts, States& states,
+                    const StepOptions& options) {
+  const Device device{options.target, 0};
+  std::vector<std::int32_t> starts{0}, slots, fresh;
+  int longest = 0;
+  for (const Part& part : parts) {
+    starts.push_back(starts.back() + part.end - part.begin);
+    slots.push_back(part.slot);
+    fresh.push_back(part.fresh ? 1 : 0);
+    longest = std::max(longest, part.end - part.begin);
+  }
+  const std::int64_t tokens = starts.back() + options.extra_rows;
+  const auto sequences = static_cast<std::int64_t>(parts.size());
+  const auto rows_view = [&](std::vector<bf16>& rows, int width) {
+    TensorView found = view(rows.data(), DType::kBF16, device, {tokens, width});
+    found.stride[0] = width + options.row_padding;
+    return found;
+  };
+  auto qkv = gather(parts, &Rows::qkv, weights.conv_dim(), options);
+  auto z = gather(parts, &Rows::z, weights.value_dim(), options);
+  auto b = gather(parts, &Rows::b, weights.v_heads, options);
+  auto a = gather(parts, &Rows::a, weights.v_heads, options);
+  StepResult result{std::vector<bf16>(at(tokens * weights.value_dim()), bf16{0x7fc0}),
+                    std::vector<bf16>(at(tokens * weights.conv_dim()), bf16{0x7fc0})};
+  Weights held = weights;
+  Args args;
+  args.qkv = rows_view(qkv, weights.conv_dim());
+  args.z = rows_view(z, weights.value_dim());
+  args.b = rows_view(b, weights.v_heads);
+  args.a = rows_view(a, weights.v_heads);
+  args.conv_weight = view(held.conv.data(), DType::kBF16, device, {weights.conv_dim(), kTaps});
+  args.a_log = view(held.a_log.data(), DType::kF32, device, {weights.v_heads});
+  args.dt_bias = view(held.dt_bias.data(), DType::kF32, device, {weights.v_heads});
+  args.norm = view(held.norm.data(), DType::kF32, device, {kD});
+  args.k_heads = weights.k_heads;
+  args.v_heads = weights.v_heads;
+  args.sequence_starts = view(starts.data(), DType::kI32, device, {sequences + 1});
+  args.state_slots = view(slots.data(), DType::kI32, device, {sequences});
+  args.fresh = view(fresh.data(), DType::kI32, device, {sequences});
+  args.conv_state =
+      view(states.conv.data(), DType::kBF16, device, {states.slots, 3, weights.conv_dim()});
+  args.state =
+      view(states.state.data(), DType::kF32, device, {states.slots, weights.v_heads, kD, kD});
+  args.scratch = view(result.u.data(), DType::kBF16, device, {tokens, weights.conv_dim()});
+  args.out = view(result.out.data(), DType::kBF16, device, {tokens, weights.value_dim()});
+  args.max_tokens_per_sequence = longest;
+
+  const auto where = situation(device);
+  EXPECT_TRUE(where) << where.status().to_string();
+  auto stream = Stream::create(device);
+  EXPECT_TRUE(stream) << stream.status().to_string();
+  const auto chosen = plan(args, *where, options.variant);
+  EXPECT_TRUE(chosen) << chosen.status().to_string();
+  const Status done = chosen ? run(*chosen, args, *stream) : chosen.status();
+  EXPECT_TRUE(done) << done.to_string();
+  EXPECT_TRUE(stream->synchronize());
+  return result;
+}
+
+// --- the oracle
+// -----------------------------------------------------------------------------------
+
+// A sequence in double, token after token. `u` comes from the op once it has been checked, so that
+// a tie that rounds the other way in the convolution does not hide in the tolerance of the rest.
+struct Oracle {
+  const Weights& weights;
+  std::vector<std::vector<double>> history;  // the last three inputs, oldest first
+  std::vector<double> state;                 // [v_heads, kD, kD]
+  double largest_column = 0;  // max over time of ‖S_j‖ + |v_j|: scales fp32 errors
+  int tokens = 0;
+
+  Oracle(const Weights& w, const States* states, int slot) : weights(w) {
+    history.assign(3, std::vector<double>(at(w.conv_dim()), 0.0));
+    state.assign(at(std::int64_t{w.value_dim()} * kD), 0.0);
+    if (states == nullptr) return;
+    for (int i = 0; i < 3; ++i)
+      for (int c = 0; c < w.conv_dim(); ++c)
+        history[at(i)][at(c)] =
+            to_float(states->conv[at((std::int64_t{slot} * 3 + i) * w.conv_dim() + c)]);
+    for (std::size_t i = 0; i < state.size(); ++i)
+      state[i] = states->state[at(slot) * state.size() + i];
+  }
+
+  // u must be a rounding of the exact value, or of one as near as fp32 gets: four products and the
+  // SiLU's exponential.
+  void expect_u(const bf16* input, const bf16* u) {
+    for (int c = 0; c < weights.conv_dim(); ++c) {
+      double sum = 0, magnitude = 0;
+      for (int tap = 0; tap < kTaps; ++tap) {
+        const double x = tap < 3 ? history[at(tap)][at(c)] : to_float(input[c]);
+        const double product = x * to_float(weights.conv[at(c * kTaps + tap)]);
+        sum += product;
+        magnitude += std::abs(product);
+      }
+      const double exact = sum * sigmoid(sum);
+      const double slack =
+          kFloatUlp * (4 * 1.1 * magnitude + 4 * std::abs(exact));  // |silu'| < 1.1
+      const double found = to_float(u[c]);
+      ASSERT_GE(found, std::min(rounded(exact - slack), rounded(exact + slack))) << "channel " << c;
+      ASSERT_LE(found, std::max(rounded(exact - slack), rounded(exact + slack))) << "channel " << c;
+    }
+    history.erase(history.begin());
+    history.emplace_back();
+    for (int c = 0; c < weights.conv_dim(); ++c) history.back().push_back(to_float(input[c]));
+  }
+
+  // o of one token and v head, in double, and S moves on.
+  std::vector<double> delta_rule(const bf16* u, double a, double b, int head) {
+    const int k_head = head / (weights.v_heads / weights.k_heads);
+    std::vector<double> q(kD), k(kD), o(kD, 0.0);
+    double qq = 1e-6, kk = 1e-6;
+    for (int i = 0; i < kD; ++i) {
+      q[at(i)] = to_float(u[k_head * kD + i]);
+      k[at(i)] = to_float(u[(weights.k_heads + k_head) * kD + i]);
+      qq += q[at(i)] * q[at(i)];
+      kk += k[at(i)] * k[at(i)];
+    }
+    for (double& each : q) each /= std::sqrt(qq) * std::sqrt(double{kD});
+    for (double& each : k) each /= std::sqrt(kk);
+    const double x = a + weights.dt_bias[at(head)];
+    const double softplus = std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x)));
+    const double decay = std::exp(-std::exp(double{weights.a_log[at(head)]}) * softplus);
+    double* s = &state[at(std::int64_t{head} * kD * kD)];
+    for (int j = 0; j < kD; ++j) {
+      const double v = to_float(u[(2 * weights.k_heads + head) * kD + j]);
+      double m = 0, column = 0;
+      for (int i = 0; i < kD; ++i) {
+        column += s[i * kD + j] * s[i * kD + j];
+        s[i * kD + j] *= decay;
+        m += s[i * kD + j] * k[at(i)];
+      }
+      const double d = sigmoid(b) * (v - m);
+      for (int i = 0; i < kD; ++i) {
+        s[i * kD + j] += k[at(i)] * d;
+        o[at(j)] += s[i * kD + j] * q[at(i)];
+      }
+      largest_column = std::max(largest_column, std::sqrt(column) + std::abs(v));
+    }
+    return o;
+  }
+
+  // A column of S is moved by a map of norm <= 1 (decay, and 1 − beta·kkᵀ), so the fp32 errors of
+  // the steps add up at most linearly. One step errs by no more than: a sum of kD terms (kD + 2),
+  // the norms of q and k (kD / 32 + 8 halved, twice), gates and update (about 16), times ‖S_j‖ +
+  // |v_j|.
+  double state_error() const {
+    return (kD + 2 + kD / 32 + 8 + 16) * kFloatUlp * tokens * largest_column;
+  }
+
+  // One token: checks u, then the gated norm of every head.
+  void expect_token(const Rows& rows, int t, const bf16* u, const bf16* out) {
+    expect_u(&rows.qkv[at(std::int64_t{t} * weights.conv_dim())], u);
+    ++tokens;
+    for (int head = 0; head < weights.v_heads; ++head) {
+      const auto gate = at(t * weights.v_heads + head);
+      const auto o = delta_rule(u, to_float(rows.a[gate]), to_float(rows.b[gate]), head);
+      SCOPED_TRACE("token " + std::to_string(t) + " v head " + std::to_string(head));
+      expect_norm(o, &rows.z[at((std::int64_t{t} * weights.v_heads + head) * kD)], out + head * kD);
+      if (::testing::Test::HasFatalFailure()) return;
+    }
+  }
+
+  // o may have been rounded from anywhere within its error; the norm and the gate follow in fp32.
+  void expect_norm(const std::vector<double>& o, const bf16* z, const bf16* out) const {
+    const double error = state_error() / std::sqrt(double{kD});  // |q| = kD^-½
+    double squares = 0, spread = 0;
+    std::vector<double> width(kD);
+    for (int i = 0; i < kD; ++i) {
+      width[at(i)] = rounded(o[at(i)] + error) - rounded(o[at(i)] - error);
+      squares += rounded(o[at(i)]) * rounded(o[at(i)]);
+      spread += width[at(i)] * width[at(i)];
+    }
+    const double rstd = 1.0 / std::sqrt(squares / kD + 1e-6);
+    const double relative = std::sqrt(spread / (squares + 1e-30)) + 32 * kFloatUlp;
+    for (int i = 0; i < kD; ++i) {
+      const double gate = to_float(z[i]) * sigmoid(to_float(z[i])) * weights.norm[at(i)] * rstd;
+      const double exact = rounded(o[at(i)]) * gate;
+      const double slack = width[at(i)] * std::abs(gate) + relative * std::abs(exact);
+      ASSERT_NEAR(to_float(out[i]), exact, slack + kHalfUlp * (std::abs(exact) + slack))
+          << "at " << i;
+    }
+  }
+
+  void expect_states(const States& states, int slot) const {
+    for (int i = 0; i < 3; ++i)
+      for (int c = 0; c < weights.conv_dim(); ++c)
+        ASSERT_EQ(history[at(i)][at(c)],
+                  to_float(states.conv[at((std::int64_t{slot} * 3 + i) * weights.conv_dim() + c)]))
+            << "conv state " << i << " channel " << c;
+    for (std::size_t i = 0; i < state.size(); ++i)
+      ASSERT_NEAR(state[i], states.state[at(slot) * state.size() + i], state_error())
+          << "state " << i;
+  }
+};
+
+struct Way {
+  Target target;
+  std::string_view variant;
+};
+
+// Every variant of every target.
+std::vector<Way> all_ways() {
+  std::vector<Way> found;
+  for (Target target : test::host_targets())
+    for (const Variant& each : variants(Op::gated_delta_net, target)->variants)
+      found.push_back({target, each.name});
+  return found;
+}
+
+std::string to_string(const Way& way) {
+  return test::to_string(way.target) + " " + std::string(way.variant);
+}
+
+template <class T>
+void expect_same_bits(const std::vector<T>& one, const std::vector<T>& other, const char* what) {
+  ASSERT_EQ(one.size(), other.size());
+  ASSERT_EQ(std::memcmp(one.data(), other.data(), one.size() * sizeof(T)), 0) << what << " differ";
+}
+
+// One sequence in one or several steps, against the oracle.
+void expect_sequence(const Weights& weights, const Rows& rows, const std::vector<int>& cuts,
+                     const StepOptions& options, bool fresh = true) {
+  States states = make_states(weights, 2);
+  Oracle oracle(weights, fresh ? nullptr : &states, 1);
+  int begin = 0;
+  for (int end : cuts) {
+    const StepResult got =
+        run_step(weights, {{&rows, begin, end, 1, fresh && begin == 0}}, states, options);
+    for (int t = begin; t < end; ++t) {
+      oracle.expect_token(rows, t, &got.u[at(std::int64_t{t - begin} * weights.conv_dim())],
+                          &got.out[at(std::int64_t{t - begin} * weights.value_dim())]);
+      ASSERT_FALSE(::testing::Test::HasFatalFailure()) << "token " << t;
+    }
+    begin = end;
+  }
+  oracle.expect_states(states, 1);
+}
+
+// --- tests
+// ----------------------------------------------------------------------------------------
+
+TEST(GatedDeltaNet, MatchesOracleAtAwkwardLengths) {
+  const Weights weights = make_weights(1, 1);
+  for (const Way& way : all_ways())
+    for (int tokens : {1, 2, 3, 63, 64, 65, 130}) {
+      if (way.target != Target::kCpu && tokens > 3 && tokens != 65) continue;  // emulation is slow
+      SCOPED_TRACE(to_string(way) + ", tokens " + std::to_string(tokens));
+      expect_sequence(weights, make_rows(weights, tokens, 3), {tokens}, {way.target, way.variant});
+    }
+}
+
+TEST(GatedDeltaNet, SharesKeyHeads) {
+  for (const Way& way : all_ways())
+    for (auto [k_heads, v_heads] : {std::pair{2, 2}, {2, 4}, {1, 4}, {4, 8}}) {
+      if (way.target != Target::kCpu && v_heads == 8) continue;
+      SCOPED_TRACE(to_string(way) + ", v heads " + std::to_string(v_heads));
+      const Weights weights = make_weights(k_heads, v_heads);
+      expect_sequence(weights, make_rows(weights, 5, 4), {5}, {way.target, way.variant});
+    }
+}
+
+TEST(GatedDeltaNet, ContinuesFromStateAndReadsStridedRows) {
+  const Weights weights = make_weights(1, 2);
+  const Rows rows = make_rows(weights, 9, 5);
+  for (const Way& way : all_ways()) {
+    SCOPED_TRACE(to_string(way));
+    expect_sequence(weights, rows, {9}, {way.target, way.variant}, false);
+    expect_sequence(weights, rows, {1, 2, 4, 9}, {way.target, way.variant, 0, 24}, false);
+  }
+}
+
+TEST(GatedDeltaNet, PromptsSplitAtOddPointsMatchOracle) {
+  const Weights weights = make_weights(1, 2);
+  const Rows rows = make_rows(weights, 140, 6);
+  for (const Way& way : all_ways()) {
+    if (way.target != Target::kCpu) continue;
+    SCOPED_TRACE(to_string(way));
+    expect_sequence(weights, rows, {1, 3, 70, 71, 140}, {way.target, way.variant});
+  }
+}
+
+TEST(GatedDeltaNet, RecurrentGivesTheSameBitsHoweverSplitAndOnEveryTarget) {
+  const Weights weights = make_weights(1, 2);
+  const Rows rows = make_rows(weights, 20, 8);
+  States whole = make_states(weights, 1);
+  const StepResult expected = run_step(weights, {{&rows, 0, 20, 0, true}}, whole, {});
+  for (Target target : test::host_targets())
+    for (const std::vector<int>& cuts :
+         {std::vector<int>{20}, {1, 20}, {2, 5, 20}, {7, 8, 9, 17, 20}, {19, 20}}) {
+      SCOPED_TRACE(test::to_string(target));
+      States states = make_states(weights, 1);
+      std::vector<bf16> out;
+      int begin = 0;
+      for (int end : cuts) {
+        const auto got = run_step(weights, {{&rows, begin, end, 0, begin == 0}}, states, {target});
+        out.insert(out.end(), got.out.begin(), got.out.end());
+        begin = end;
+      }
+      expect_same_bits(expected.out, out, "outputs");
+      expect_same_bits(whole.state, states.state, "states");
+      expect_same_bits(whole.conv, states.conv, "conv states");
+    }
+}
+
+// Four sequences of different kinds in one call: each has the bits it has alone.
+TEST(GatedDeltaNet, SequencesDoNotDependOnTheBatch) {
+  const Weights weights = make_weights(1, 2);
+  std::vector<Rows> rows;
+  const int lengths[] = {3, 1, 66, 2, 1};
+  for (int s = 0; s < 5; ++s)
+    rows.push_back(make_rows(weights, lengths[s], 20u + static_cast<unsigned>(s)));
+  const std::vector<Part> parts{{&rows[0], 0, 3, 4, true},
+                                {&rows[1], 0, 1, 2, false},
+                                {&rows[2], 0, 66, 0, true},
+                                {&rows[3], 0, 2, -1, false},
+                                {&rows[4], 0, 1, 3, true}};
+  for (const Way& way : all_ways()) {
+    SCOPED_TRACE(to_string(way));
+    const StepOptions options{way.target, way.variant, 3, 8};
+    States together = make_states(weights, 6), alone = together;
+    const StepResult all = run_step(weights, parts, together, options);
+    std::vector<bf16> out;
+    for (const Part& part : parts) {
+      const auto one = run_step(weights, {part}, alone, {way.target, way.variant});
+      out.insert(out.end(), one.out.begin(), one.out.end());
+    }
+    out.insert(out.end(), at(3 * weights.value_dim()), bf16{0});  // rows behind the last sequence
+    expect_same_bits(out, all.out, "outputs");
+    expect_same_bits(alone.state, together.state, "states");
+    expect_same_bits(alone.conv, together.conv, "conv states");
+    const States before = make_states(weights, 6);  // nobody had slots 1 and 5
+    for (int slot : {1, 5}) {
+      const auto size = at(std::int64_t{weights.value_dim()} * kD);
+      EXPECT_EQ(std::memcmp(&before.state[at(slot) * size], &together.state[at(slot) * size],
+                            size * sizeof(float)),
+                0);
+    }
+  }
+}
+
+TEST(GatedDeltaNet, PaddingStartsFromZeroAndWritesNothing) {
+  const Weights weights = make_weights(1, 1);
+  const Rows rows = make_rows(weights, 4, 11);
+  for (const Way& way : all_ways()) {
+    SCOPED_TRACE(to_string(way));
+    States states = make_states(weights, 2), fresh = states;
+    const States before = states;
+    const auto padded =
+        run_step(weights, {{&rows, 0, 4, -1, false}}, states, {way.target, way.variant});
+    const auto started =
+        run_step(weights, {{&rows, 0, 4, 0, true}}, fresh, {way.target, way.variant});
+    expect_same_bits(started.out, padded.out, "outputs");
+    expect_same_bits(before.state, states.state, "states");
+    expect_same_bits(before.conv, states.conv, "conv states");
+  }
+}
+
+TEST(GatedDeltaNet, CheckNamesWhatItRefuses) {
+  std::vector<std::byte> memory(1 << 20);
+  const auto make = [&](DType dtype, std::initializer_list<std::int64_t> shape) {
+    return view(memory.data(), dtype, Device{}, shape);
+  };
+  const auto kBF16 = DType::kBF16;
+  Args args;
+  args.k_heads = 1;
+  args.v_heads = 2;
+  args.qkv = args.scratch = make(kBF16, {3, 4 * kD});
+  args.z = args.out = make(kBF16, {3, 2 * kD});
+  args.a = args.b = make(kBF16, {3, 2});
+  args.conv_weight = make(kBF16, {4 * kD, 4});
+  args.a_log = args.dt_bias = make(DType::kF32, {2});
+  args.norm = make(DType::kF32, {kD});
+  args.sequence_starts = make(DType::kI32, {3});
+  args.state_slots = args.fresh = make(DType::kI32, {2});
+  args.conv_state = make(kBF16, {5, 3, 4 * kD});
+  args.state = make(DType::kF32, {5, 2, kD, kD});
+  ASSERT_TRUE(check(args)) << check(args).to_string();
+
+  const auto refusal = [](const Args& wrong) { return std::string(check(wrong).message()); };
+  Args wrong = args;
+  wrong.v_heads = 3;
+  wrong.k_heads = 2;
+  EXPECT_NE(refusal(wrong).find("share"), std::string::npos) << refusal(wrong);
+  wrong = args;
+  wrong.state = make(DType::kBF16, {5, 2, kD, kD});
+  EXPECT_NE(refusal(wrong).find("state is"), std::string::npos) << refusal(wrong);
+  wrong = args;
+  wrong.conv_state = make(kBF16, {4, 3, 4 * kD});
+  EXPECT_NE(refusal(wrong).find("slots"), std::string::npos) << refusal(wrong);
+  wrong = args;
+  wrong.out.stride[0] = 5 * kD;
+  EXPECT_NE(refusal(wrong).find("strided"), std::string::npos) << refusal(wrong);
+  wrong = args;
+  wrong.sequence_starts = make(DType::kI32, {2});
+  EXPECT_NE(refusal(wrong).find("sequence_starts"), std::string::npos) << refusal(wrong);
+}
+
+}  // namespace
+}  // namespace tenon::gated_delta_net
