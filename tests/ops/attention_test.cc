@@ -1,0 +1,402 @@
+// attention against a double-precision reading of its header, on every target and variant; bit for
+// bit where the header promises bits: targets, the rest of the batch, chunks of a prompt.
+#include "tenon/ops/attention/attention.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "tenon/core/fp8.h"
+#include "tests/support/targets.h"
+
+namespace tenon::attention {
+namespace {
+
+constexpr double kFloatUlp = 0x1p-24;  // unit roundoffs
+constexpr double kHalfUlp = 0x1p-8;    // of bf16
+
+std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
+double rounded(double value) { return to_float(to_bf16(static_cast<float>(value))); }
+
+struct Shape {
+  int q_heads = 4, kv_heads = 2, head_dim = 256, block_tokens = 16;
+  float scale = 0.0625f;
+  bool gated = true;
+};
+
+// A sequence: k and v of its whole context, and q and gate of the same positions.
+struct Context {
+  int tokens = 0;
+  std::vector<bf16> q, gate, k, v;
+};
+
+std::vector<bf16> random_bf16(std::mt19937& random, std::int64_t n, float spread) {
+  std::normal_distribution<float> normal(0.0f, spread);
+  std::vector<bf16> found(at(n));
+  for (bf16& each : found) each = to_bf16(normal(random));
+  return found;
+}
+
+Context make_context(const Shape& shape, int tokens, unsigned seed) {
+  std::mt19937 random(seed);
+  const std::int64_t q = std::int64_t{tokens} * shape.q_heads * shape.head_dim;
+  const std::int64_t kv = std::int64_t{tokens} * shape.kv_heads * shape.head_dim;
+  return {tokens, random_bf16(random, q, 1.5f), random_bf16(random, q, 2.0f),
+          random_bf16(random, kv, 1.5f), random_bf16(random, kv, 1.0f)};
+}
+
+// Rows [begin, end) of a context in one step; positions from `end` on are not in the cache yet.
+struct Part {
+  const Context* context;
+  int begin, end;
+};
+
+struct StepOptions {
+  Target target = Target::kCpu;
+  std::string_view variant = {};
+  int extra_rows = 0;    // behind the last sequence
+  int gate_padding = 0;  // strided gate: elements between heads
+  int first_block = 0;   // rotates which blocks of the cache are used
+};
+
+// The paged cache and its table for the parts. Blocks are dealt out in an odd order; what no
+// sequence has written is NaN.
+struct Pages {
+  int blocks = 0, max_blocks = 0;
+  std::vector<bf16> k, v;
+  std::vector<std::int32_t> table;
+};
+
+Pages make_pages(const Shape& shape, const std::vector<Part>& parts, int first_block) {
+  Pages pages;
+  const auto blocks_of = [&](const Part& part) {
+    return (part.end + shape.block_tokens - 1) / shape.block_tokens;
+  };
+  int wanted = 1;
+  for (const Part& part : parts) {
+    wanted += blocks_of(part);
+    pages.max_blocks = std::max(pages.max_blocks, blocks_of(part) + 1);
+  }
+  pages.blocks = wanted % 7 == 0 ? wanted + 1 : wanted;  // so that steps of 7 reach every block
+  const std::int64_t row = std::int64_t{shape.kv_heads} * shape.head_dim;
+  pages.k.assign(at(pages.blocks * shape.block_tokens * row), bf16{0x7fc0});
+  pages.v = pages.k;
+  int dealt = first_block;
+  for (const Part& part : parts) {
+    const auto line = pages.table.size();
+    pages.table.insert(pages.table.end(), at(pages.max_blocks), -1);
+    for (int b = 0; b < blocks_of(part); ++b) {
+      const int block = dealt++ * 7 % pages.blocks;
+      pages.table[line + at(b)] = block;
+      for (int t = b * shape.block_tokens; t < std::min(part.end, (b + 1) * shape.block_tokens);
+           ++t) {
+        const std::int64_t to =
+            (std::int64_t{block} * shape.block_tokens + t % shape.block_tokens) * row;
+        std::copy_n(&part.context->k[at(t * row)], row, &pages.k[at(to)]);
+        std::copy_n(&part.context->v[at(t * row)], row, &pages.v[at(to)]);
+      }
+    }
+  }
+  return pages;
+}
+
+struct StepRows {
+  std::vector<bf16> q, gate;
+  std::vector<std::int32_t> starts{0}, lengths;
+};
+
+StepRows gather(const Shape& shape, const std::vector<Part>& parts, const StepOptions& options) {
+  StepRows rows;
+  const int n = shape.head_dim;
+  for (const Part& part : parts) {
+    rows.starts.push_back(rows.starts.back() + part.end - part.begin);
+    rows.lengths.push_back(part.end);
+    for (int head = part.begin * shape.q_heads; head < part.end * shape.q_heads; ++head) {
+      const auto from = std::int64_t{head} * n;
+      rows.q.insert(rows.q.end(), part.context->q.begin() + from,
+                    part.context->q.begin() + from + n);
+      rows.gate.insert(rows.gate.end(), part.context->gate.begin() + from,
+                       part.context->gate.begin() + from + n);
+      rows.gate.insert(rows.gate.end(), at(options.gate_padding), bf16{0x7fc0});
+    }
+  }
+  const auto extra = at(options.extra_rows) * at(shape.q_heads);
+  rows.q.insert(rows.q.end(), extra * at(n), bf16{0x7fc0});
+  rows.gate.insert(rows.gate.end(), extra * at(n + options.gate_padding), bf16{0x7fc0});
+  return rows;
+}
+
+std::vector<bf16> run_step(const Shape& shape, const std::vector<Part>& parts,
+                           const StepOptions& options) {
+  const Device device{options.target, 0};
+  Pages pages = make_pages(shape, parts, options.first_block);
+  StepRows rows = gather(shape, parts, options);
+  const std::int64_t tokens = rows.starts.back() + options.extra_rows;
+  const auto sequences = static_cast<std::int64_t>(parts.size());
+  std::vector<bf16> out(at(tokens * shape.q_heads * shape.head_dim), bf16{0x7fc0});
+  Args args;
+  args.q = view(rows.q.data(), DType::kBF16, device, {tokens, shape.q_heads, shape.head_dim});
+  if (shape.gated) {
+    args.gate =
+        view(rows.gate.data(), DType::kBF16, device, {tokens, shape.q_heads, shape.head_dim});
+    args.gate->stride[1] = shape.head_dim + options.gate_padding;
+    args.gate->stride[0] = args.gate->stride[1] * shape.q_heads;
+  }
+  for (auto [cache, rows_of] : {std::pair{&args.k_cache, &pages.k}, {&args.v_cache, &pages.v}})
+    *cache = view(rows_of->data(), DType::kBF16, device,
+                  {pages.blocks, shape.block_tokens, shape.kv_heads, shape.head_dim});
+  args.block_table = view(pages.table.data(), DType::kI32, device, {sequences, pages.max_blocks});
+  args.sequence_starts = view(rows.starts.data(), DType::kI32, device, {sequences + 1});
+  args.sequence_lengths = view(rows.lengths.data(), DType::kI32, device, {sequences});
+  args.scale = shape.scale;
+  args.out = view(out.data(), DType::kBF16, device, {tokens, shape.q_heads * shape.head_dim});
+
+  const auto where = situation(device);
+  EXPECT_TRUE(where) << where.status().to_string();
+  auto stream = Stream::create(device);
+  EXPECT_TRUE(stream) << stream.status().to_string();
+  const auto chosen = plan(args, *where, options.variant);
+  EXPECT_TRUE(chosen) << chosen.status().to_string();
+  const Status done = chosen ? run(*chosen, args, *stream) : chosen.status();
+  EXPECT_TRUE(done) << done.to_string();
+  EXPECT_TRUE(stream->synchronize());
+  return out;
+}
+
+// One row in double.
+struct Row {
+  std::vector<double> o, magnitude;  // Σ p·v, Σ p·|v|
+  double score_error = 0;            // fp32 error of the worst score
+};
+
+// A score is a dot product over head_dim in head_dim / 32 + 5 levels of addition, times the scale.
+Row oracle(const Shape& shape, const Context& context, int token, int head) {
+  const int n = shape.head_dim, kv_head = head / (shape.q_heads / shape.kv_heads);
+  const bf16* q = &context.q[at((std::int64_t{token} * shape.q_heads + head) * n)];
+  Row row{std::vector<double>(at(n)), std::vector<double>(at(n)), 0};
+  std::vector<double> scores;
+  double peak = -1e300, total = 0;
+  for (int j = 0; j <= token; ++j) {
+    const bf16* k = &context.k[at((std::int64_t{j} * shape.kv_heads + kv_head) * n)];
+    double sum = 0, magnitude = 0;
+    for (int i = 0; i < n; ++i) {
+      sum += double{to_float(q[i])} * to_float(k[i]);
+      magnitude += std::abs(double{to_float(q[i])} * to_float(k[i]));
+    }
+    scores.push_back(sum * shape.scale);
+    peak = std::max(peak, scores.back());
+    row.score_error =
+        std::max(row.score_error, (n / 32 + 5 + 3) * kFloatUlp * magnitude * shape.scale);
+  }
+  for (double& each : scores) total += each = std::exp(each - peak);
+  for (int j = 0; j <= token; ++j) {
+    const bf16* v = &context.v[at((std::int64_t{j} * shape.kv_heads + kv_head) * n)];
+    for (int i = 0; i < n; ++i) {
+      row.o[at(i)] += scores[at(j)] / total * to_float(v[i]);
+      row.magnitude[at(i)] += scores[at(j)] / total * std::abs(to_float(v[i]));
+    }
+  }
+  return row;
+}
+
+// Weights err by their score's error both ways and the rounding of the difference to the peak
+// (scores stay below 64); the sums over positions and the rescaling per tile add one rounding each.
+void expect_row(const Shape& shape, const Context& context, int token, int head, const bf16* out) {
+  const Row row = oracle(shape, context, token, head);
+  const int context_tokens = token + 1;
+  const double relative = 2 * row.score_error + kFloatUlp * (2 * 64 + 2 * context_tokens +
+                                                             4 * (context_tokens / 16 + 1) + 16);
+  for (int i = 0; i < shape.head_dim; ++i) {
+    const double error = relative * row.magnitude[at(i)];
+    double low = rounded(row.o[at(i)] - error), high = rounded(row.o[at(i)] + error);
+    if (shape.gated) {
+      const double z = to_float(
+          context.gate[at((std::int64_t{token} * shape.q_heads + head) * shape.head_dim + i)]);
+      const double gate = 1.0 / (1.0 + std::exp(-z));
+      const double slack = 6 * kFloatUlp;
+      const double ends[] = {low * gate * (1 - slack), low * gate * (1 + slack),
+                             high * gate * (1 - slack), high * gate * (1 + slack)};
+      low = rounded(*std::min_element(ends, ends + 4));
+      high = rounded(*std::max_element(ends, ends + 4));
+    }
+    ASSERT_GE(to_float(out[i]), low) << "component " << i;
+    ASSERT_LE(to_float(out[i]), high) << "component " << i;
+    // What rounding explains: two neighbours of bf16, seldom more.
+    ASSERT_LE(high - low, 8 * kHalfUlp * std::max(std::abs(low), std::abs(high)) + 2 * error);
+  }
+}
+
+void expect_parts(const Shape& shape, const std::vector<Part>& parts, const StepOptions& options) {
+  const std::vector<bf16> out = run_step(shape, parts, options);
+  std::int64_t row = 0;
+  for (std::size_t s = 0; s < parts.size(); ++s)
+    for (int token = parts[s].begin; token < parts[s].end; ++token)
+      for (int head = 0; head < shape.q_heads; ++head, ++row) {
+        SCOPED_TRACE("sequence " + std::to_string(s) + " position " + std::to_string(token) +
+                     " head " + std::to_string(head));
+        expect_row(shape, *parts[s].context, token, head, &out[at(row * shape.head_dim)]);
+        if (::testing::Test::HasFatalFailure()) return;
+      }
+  for (auto i = at(row * shape.head_dim); i < out.size(); ++i)
+    ASSERT_EQ(out[i].bits, 0) << "rows behind the last sequence are zero";
+}
+
+struct Way {
+  Target target;
+  std::string_view variant;
+};
+std::vector<Way> all_ways() {
+  std::vector<Way> found;
+  for (Target target : test::host_targets())
+    for (const Variant& each : variants(Op::attention, target)->variants)
+      found.push_back({target, each.name});
+  return found;
+}
+std::string to_string(const Way& way) {
+  return test::to_string(way.target) + " " + std::string(way.variant);
+}
+
+void expect_same_bits(const std::vector<bf16>& one, const std::vector<bf16>& other) {
+  ASSERT_EQ(one.size(), other.size());
+  for (std::size_t i = 0; i < one.size(); ++i) ASSERT_EQ(one[i].bits, other[i].bits) << "at " << i;
+}
+
+TEST(Attention, DecodeMatchesOracle) {
+  const Shape shape;
+  for (const Way& way : all_ways())
+    for (int length : {1, 2, 15, 16, 17, 64, 200}) {
+      if (way.target != Target::kCpu && length > 64) continue;
+      SCOPED_TRACE(to_string(way) + ", length " + std::to_string(length));
+      const Context context = make_context(shape, length, 3);
+      expect_parts(shape, {{&context, length - 1, length}}, {way.target, way.variant});
+    }
+}
+
+TEST(Attention, PrefillMatchesOracle) {
+  const Shape shape{.head_dim = 64, .block_tokens = 4, .scale = 0.125f};
+  for (const Way& way : all_ways())
+    for (int length : {1, 2, 3, 17, 65, 130}) {
+      if (way.target != Target::kCpu && length > 17) continue;
+      SCOPED_TRACE(to_string(way) + ", length " + std::to_string(length));
+      const Context context = make_context(shape, length, 4);
+      expect_parts(shape, {{&context, 0, length}}, {way.target, way.variant});
+    }
+}
+
+TEST(Attention, TakesEveryGroupingAndHeadSize) {
+  const Shape shapes[] = {
+      {.q_heads = 1, .kv_heads = 1, .head_dim = 8, .block_tokens = 1, .scale = 0.3f},
+      {.q_heads = 3, .kv_heads = 1, .head_dim = 40, .block_tokens = 5, .scale = 0.2f},
+      {.q_heads = 16, .kv_heads = 1, .head_dim = 64, .scale = 0.125f, .gated = false},
+      {.q_heads = 6, .kv_heads = 2, .head_dim = 248, .block_tokens = 64},
+      {.q_heads = 2, .kv_heads = 2, .head_dim = 128, .block_tokens = 3, .scale = 0.1f}};
+  for (const Way& way : all_ways())
+    for (const Shape& shape : shapes) {
+      SCOPED_TRACE(to_string(way) + ", head_dim " + std::to_string(shape.head_dim));
+      const Context context = make_context(shape, 19, 5);
+      expect_parts(shape, {{&context, 12, 19}}, {way.target, way.variant, 2, 16});
+    }
+}
+
+TEST(Attention, MixedBatchHasTheBitsOfEachSequenceAlone) {
+  const Shape shape{.head_dim = 64, .scale = 0.125f};
+  const Context a = make_context(shape, 40, 6), b = make_context(shape, 9, 7),
+                c = make_context(shape, 23, 8);
+  const std::vector<Part> parts{{&a, 39, 40}, {&b, 0, 9}, {&c, 20, 23}};
+  std::optional<std::vector<bf16>> first;
+  for (const Way& way : all_ways()) {
+    SCOPED_TRACE(to_string(way));
+    const StepOptions options{way.target, way.variant, 3, 8, 5};
+    expect_parts(shape, parts, options);
+    const std::vector<bf16> together = run_step(shape, parts, options);
+    std::vector<bf16> alone;
+    for (const Part& part : parts) {
+      const std::vector<bf16> one = run_step(shape, {part}, {way.target, way.variant});
+      alone.insert(alone.end(), one.begin(), one.end());
+    }
+    alone.insert(alone.end(), at(3 * shape.q_heads * shape.head_dim), bf16{0});
+    expect_same_bits(alone, together);
+    if (!first) first = together;
+    expect_same_bits(*first, together);  // on every target
+  }
+}
+
+TEST(Attention, ChunksOfAPromptGiveTheSameBits) {
+  const Shape shape{
+      .q_heads = 6, .kv_heads = 2, .head_dim = 64, .block_tokens = 8, .scale = 0.125f};
+  const Context context = make_context(shape, 50, 9);
+  for (const Way& way : all_ways()) {
+    SCOPED_TRACE(to_string(way));
+    const StepOptions options{way.target, way.variant};
+    const std::vector<bf16> whole = run_step(shape, {{&context, 0, 50}}, options);
+    std::vector<bf16> chunks;
+    int begin = 0;
+    for (int end : {1, 7, 33, 34, 49, 50}) {
+      const std::vector<bf16> part = run_step(shape, {{&context, begin, end}}, options);
+      chunks.insert(chunks.end(), part.begin(), part.end());
+      begin = end;
+    }
+    expect_same_bits(whole, chunks);
+  }
+}
+
+// Lengths and tables of padding sequences: nothing to see, or no block.
+TEST(Attention, PaddingSequencesAreHarmless) {
+  const Shape shape{.head_dim = 64, .scale = 0.125f};
+  const Context nothing = make_context(shape, 0, 10), real = make_context(shape, 5, 11);
+  for (const Way& way : all_ways()) {
+    SCOPED_TRACE(to_string(way));
+    expect_parts(shape, {{&nothing, 0, 0}, {&real, 4, 5}, {&nothing, 0, 0}},
+                 {way.target, way.variant, 2});
+  }
+}
+
+TEST(Attention, LargeScoresDoNotOverflow) {
+  const Shape shape{.q_heads = 1, .kv_heads = 1, .head_dim = 32, .scale = 40.0f, .gated = false};
+  const Context context = make_context(shape, 33, 12);
+  for (const Way& way : all_ways()) {
+    const std::vector<bf16> out = run_step(shape, {{&context, 32, 33}}, {way.target, way.variant});
+    const Row row = oracle(shape, context, 32, 0);  // one position takes nearly all
+    for (int i = 0; i < 32; ++i)
+      ASSERT_NEAR(to_float(out[at(i)]), row.o[at(i)],
+                  2 * row.score_error * row.magnitude[at(i)] + kHalfUlp * std::abs(row.o[at(i)]));
+  }
+}
+
+TEST(Attention, CheckNamesWhatItRefuses) {
+  std::vector<std::byte> memory(1 << 16);
+  const auto make = [&](DType dtype, std::initializer_list<std::int64_t> shape) {
+    return view(memory.data(), dtype, Device{}, shape);
+  };
+  Args args;
+  args.q = make(DType::kBF16, {3, 4, 64});
+  args.gate = args.q;
+  args.k_cache = args.v_cache = make(DType::kBF16, {5, 16, 2, 64});
+  args.block_table = make(DType::kI32, {2, 4});
+  args.sequence_starts = make(DType::kI32, {3});
+  args.sequence_lengths = make(DType::kI32, {2});
+  args.out = make(DType::kBF16, {3, 256});
+  ASSERT_TRUE(check(args)) << check(args).to_string();
+  const auto refusal = [](const Args& wrong) { return std::string(check(wrong).message()); };
+
+  Args wrong = args;
+  wrong.k_cache = wrong.v_cache = make(DType::kBF16, {5, 16, 3, 64});
+  EXPECT_NE(refusal(wrong).find("evenly"), std::string::npos) << refusal(wrong);
+  wrong = args;
+  wrong.sequence_starts = make(DType::kI32, {2});
+  EXPECT_NE(refusal(wrong).find("sequence_starts"), std::string::npos) << refusal(wrong);
+  wrong = args;
+  wrong.q = make(DType::kBF16, {3, 4, 512});
+  EXPECT_FALSE(check(wrong));
+  wrong = args;
+  wrong.gate->stride[2] = 2;
+  EXPECT_NE(refusal(wrong).find("gate"), std::string::npos) << refusal(wrong);
+  wrong = args;
+  wrong.out.stride[0] = 300;
+  EXPECT_NE(refusal(wrong).find("strided"), std::string::npos) << refusal(wrong);
+}
+
+}  // namespace
+}  // namespace tenon::attention
