@@ -1,0 +1,417 @@
+// fp8_gemm against a double-precision reading of its header; and bit for bit: rows that do not
+// depend on their number or grouping, targets and instruction sets that agree.
+#include "tenon/ops/fp8_gemm/fp8_gemm.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "tenon/core/fp8.h"
+#include "tests/support/targets.h"
+#include "tests/support/tensors.h"
+
+namespace tenon::fp8_gemm {
+namespace {
+
+using test::Bench;
+
+struct Shape {
+  int tokens = 3, n = 16, k = 128;
+  ScaleLayout layout = ScaleLayout::kRow;
+  DType out = DType::kBF16;
+  std::vector<std::int32_t> offsets = {};  // grouped if not empty
+  std::vector<std::int32_t> row_of = {};
+  int x_padding = 0, out_padding = 0;  // elements between rows
+
+  bool grouped() const { return !offsets.empty(); }
+  int experts() const { return grouped() ? static_cast<int>(offsets.size()) - 1 : 1; }
+  int rows() const { return row_of.empty() ? tokens : static_cast<int>(row_of.size()); }
+  int n_blocks() const { return (n + 127) / 128; }
+  int k_blocks() const { return k / 128; }
+};
+
+struct Problem {
+  Shape shape;
+  std::vector<std::uint8_t> x, weight;       // codes
+  std::vector<float> x_scale, weight_scale;  // [tokens, k / 128], [experts, n blocks, k blocks]
+
+  double x_at(int token, int k) const {
+    return from_fp8<DType::kE4M3>(x[static_cast<std::size_t>(token * shape.k + k)]);
+  }
+  double weight_at(int expert, int n, int k) const {
+    return from_fp8<DType::kE4M3>(
+        weight[(static_cast<std::size_t>(expert) * shape.n + n) * shape.k + k]);
+  }
+  float& x_scale_at(int token, int block) {
+    return x_scale[static_cast<std::size_t>(token * shape.k_blocks() + block)];
+  }
+  float& weight_scale_at(int expert, int n, int block) {
+    return weight_scale[static_cast<std::size_t>(
+        (expert * shape.n_blocks() + n / 128) * shape.k_blocks() + block)];
+  }
+};
+
+// Finite codes of every magnitude, subnormals included; scales over many powers of two.
+Problem make_problem(const Shape& shape, unsigned seed = 1) {
+  std::mt19937 random(seed);
+  std::uniform_int_distribution<int> magnitude(0, 0x7e), sign(0, 1);
+  std::uniform_real_distribution<float> exponent(-12.0f, 4.0f);
+  const auto codes = [&](int count) {
+    std::vector<std::uint8_t> found(static_cast<std::size_t>(count));
+    for (auto& each : found)
+      each = static_cast<std::uint8_t>(sign(random) << 7 | magnitude(random));
+    return found;
+  };
+  const auto scales = [&](int count) {
+    std::vector<float> found(static_cast<std::size_t>(count));
+    for (auto& each : found) each = std::exp2(exponent(random));
+    return found;
+  };
+  Problem problem;
+  problem.shape = shape;
+  problem.x = codes(shape.tokens * shape.k);
+  problem.weight = codes(shape.experts() * shape.n * shape.k);
+  problem.x_scale = scales(shape.tokens * shape.k_blocks());
+  problem.weight_scale = scales(shape.experts() * shape.n_blocks() * shape.k_blocks());
+  return problem;
+}
+
+int expert_of(const Shape& shape, int row) {
+  int expert = 0;
+  while (shape.grouped() && row >= shape.offsets[static_cast<std::size_t>(expert) + 1]) ++expert;
+  return expert;
+}
+int token_of(const Shape& shape, int row) {
+  return shape.row_of.empty() ? row : shape.row_of[static_cast<std::size_t>(row)];
+}
+int num_written(const Shape& shape) {
+  return shape.grouped() ? shape.offsets.back() : shape.rows();
+}
+
+struct Expected {
+  double value, magnitude;  // the sum, and the sum of absolute values
+};
+Expected oracle(Problem& problem, int row, int n) {
+  const int expert = expert_of(problem.shape, row), token = token_of(problem.shape, row);
+  Expected expected{0, 0};
+  for (int k = 0; k < problem.shape.k; ++k) {
+    const double term = double{problem.x_scale_at(token, k / 128)} *
+                        double{problem.weight_scale_at(expert, n, k / 128)} *
+                        problem.x_at(token, k) * problem.weight_at(expert, n, k);
+    expected.value += term;
+    expected.magnitude += std::abs(term);
+  }
+  return expected;
+}
+
+QuantView put_x(Bench& bench, const Problem& problem) {
+  const Shape& shape = problem.shape;
+  QuantView x;
+  x.layout = shape.layout;
+  const int stride = shape.k + shape.x_padding;
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(shape.tokens * stride), 0x7f);
+  for (int t = 0; t < shape.tokens; ++t)
+    std::copy_n(problem.x.begin() + t * shape.k, shape.k, codes.begin() + t * stride);
+  x.data = bench.put(codes, DType::kE4M3, {shape.tokens, stride});
+  x.data.shape[1] = shape.k;
+  const auto [first, second] = scale_shape(shape.layout, shape.tokens, shape.k, 128);
+  std::vector<float> scale(static_cast<std::size_t>(first * second), 0.0f);
+  for (int t = 0; t < shape.tokens; ++t)
+    for (int block = 0; block < shape.k_blocks(); ++block) {
+      const auto at = shape.layout == ScaleLayout::kRow ? t * second + block : block * second + t;
+      scale[static_cast<std::size_t>(at)] = const_cast<Problem&>(problem).x_scale_at(t, block);
+    }
+  x.scale = bench.put(scale, DType::kF32, {first, second});
+  return x;
+}
+
+Args put(Bench& bench, const Problem& problem) {
+  const Shape& shape = problem.shape;
+  Args args;
+  args.x = put_x(bench, problem);
+  if (shape.grouped()) {
+    args.weight = bench.put(problem.weight, DType::kE4M3, {shape.experts(), shape.n, shape.k});
+    args.weight_scale = bench.put(problem.weight_scale, DType::kF32,
+                                  {shape.experts(), shape.n_blocks(), shape.k_blocks()});
+    args.offsets = bench.put(shape.offsets, DType::kI32, {shape.experts() + 1});
+    if (!shape.row_of.empty()) args.row_of = bench.put(shape.row_of, DType::kI32, {shape.rows()});
+  } else {
+    args.weight = bench.put(problem.weight, DType::kE4M3, {shape.n, shape.k});
+    args.weight_scale =
+        bench.put(problem.weight_scale, DType::kF32, {shape.n_blocks(), shape.k_blocks()});
+  }
+  args.out = bench.rows(shape.out, shape.rows(), shape.n, shape.n + shape.out_padding);
+  return args;
+}
+
+// The output as floats and, exactly, as bytes.
+struct Output {
+  std::vector<float> values;
+  std::vector<std::uint8_t> bytes;
+};
+Output run_variant(const Problem& problem, Target target, const std::string& variant) {
+  Bench bench(target);
+  const Args args = put(bench, problem);
+  const auto planned = plan(args, bench.where(), variant);
+  EXPECT_TRUE(planned) << planned.status().to_string();
+  if (!planned) return {};
+  EXPECT_EQ(planned->variant_name, variant);
+  EXPECT_TRUE(run(*planned, args, bench.stream()));
+  Output output;
+  if (problem.shape.out == DType::kF32) {
+    output.values = bench.get<float>(args.out);
+    output.bytes = test::bytes_of(output.values);
+  } else {
+    const auto halves = bench.get<bf16>(args.out);
+    for (const bf16 each : halves) output.values.push_back(to_float(each));
+    output.bytes = test::bytes_of(halves);
+  }
+  return output;
+}
+
+// Any order of K additions of exact products, two scalings: (K + 2) roundings of 2^-24 of the
+// magnitude; then one of the output type.
+double tolerance(const Shape& shape, const Expected& expected) {
+  const double half_ulp = shape.out == DType::kBF16 ? 0x1p-8 : 0x1p-24;
+  return (shape.k + 2) * 0x1p-24 * expected.magnitude + half_ulp * std::abs(expected.value);
+}
+
+void expect_oracle(Problem& problem, const Output& output) {
+  const Shape& shape = problem.shape;
+  ASSERT_EQ(output.values.size(), static_cast<std::size_t>(shape.rows() * shape.n));
+  for (int row = 0; row < num_written(shape); ++row)
+    for (int n = 0; n < shape.n; ++n) {
+      const Expected expected = oracle(problem, row, n);
+      ASSERT_NEAR(output.values[static_cast<std::size_t>(row * shape.n + n)], expected.value,
+                  tolerance(shape, expected))
+          << "row " << row << " column " << n;
+    }
+}
+
+// Runs a body for every target and variant that this machine can run.
+template <class Body>
+void for_each_variant(Body body) {
+  for (const Target target : test::usable_targets())
+    for (const std::string& variant : test::variant_names(Op::fp8_gemm, target)) {
+      SCOPED_TRACE(test::to_string(target) + " " + variant);
+      Bench bench(target);
+      const Args args = put(bench, make_problem({}));
+      if (plan(args, bench.where(), variant)) body(target, variant);
+    }
+}
+
+void expect_all_match(const std::vector<Shape>& shapes) {
+  for_each_variant([&](Target target, const std::string& variant) {
+    for (const Shape& shape : shapes) {
+      if (test::wave_of(target) > 1 && shape.rows() * shape.n * shape.k > 200'000) continue;
+      SCOPED_TRACE(std::to_string(shape.rows()) + " rows, n " + std::to_string(shape.n) + ", k " +
+                   std::to_string(shape.k));
+      Problem problem = make_problem(shape);
+      expect_oracle(problem, run_variant(problem, target, variant));
+    }
+  });
+}
+
+TEST(Fp8Gemm, MatchesTheOracleAtTheEdgesOfTiles) {
+  std::vector<Shape> shapes;
+  for (const int tokens : {1, 2, 3, 4, 5, 7, 8, 9, 33})
+    for (const int n : {1, 3, 15, 16, 17, 63, 65})
+      shapes.push_back({.tokens = tokens, .n = n, .k = tokens % 2 == 0 ? 384 : 128});
+  expect_all_match(shapes);
+}
+
+TEST(Fp8Gemm, MatchesTheOracleWithManyScales) {
+  std::vector<Shape> shapes;
+  for (const ScaleLayout layout : {ScaleLayout::kRow, ScaleLayout::kMnMajor})
+    for (const DType out : {DType::kBF16, DType::kF32}) {
+      shapes.push_back({.tokens = 5, .n = 130, .k = 256, .layout = layout, .out = out});
+      shapes.push_back({.tokens = 2, .n = 257, .k = 384, .layout = layout, .out = out});
+      shapes.push_back({.tokens = 35, .n = 20, .k = 1408, .layout = layout, .out = out});
+    }
+  expect_all_match(shapes);
+}
+
+TEST(Fp8Gemm, MatchesTheOracleWithStridedRows) {
+  expect_all_match(
+      {{.tokens = 6, .n = 33, .k = 256, .x_padding = 16, .out_padding = 5},
+       {.tokens = 3, .n = 20, .k = 128, .out = DType::kF32, .x_padding = 128, .out_padding = 1}});
+}
+
+TEST(Fp8Gemm, MatchesTheOracleInGroups) {
+  expect_all_match({{.tokens = 12, .n = 20, .k = 128, .offsets = {0, 0, 1, 10, 10, 12}},
+                    {.tokens = 3,
+                     .n = 130,
+                     .k = 256,
+                     .layout = ScaleLayout::kMnMajor,
+                     .offsets = {0, 2, 2, 7},
+                     .row_of = {0, 2, 1, 1, 0, 2, 2}},
+                    {.tokens = 40, .n = 9, .k = 256, .out = DType::kF32, .offsets = {0, 3, 40}}});
+}
+
+TEST(Fp8Gemm, RowsPastTheLastGroupStay) {
+  for_each_variant([](Target target, const std::string& variant) {
+    Problem problem = make_problem(
+        {.tokens = 4, .n = 18, .k = 128, .offsets = {0, 2, 3}, .row_of = {3, 0, 1, 0, 0}});
+    const Output output = run_variant(problem, target, variant);
+    expect_oracle(problem, output);
+    for (std::size_t i = 3 * 18 * 2; i < output.bytes.size(); ++i) ASSERT_EQ(output.bytes[i], 0xa5);
+  });
+}
+
+TEST(Fp8Gemm, NoRowsIsFine) {
+  for_each_variant([](Target target, const std::string& variant) {
+    EXPECT_TRUE(run_variant(make_problem({.tokens = 0}), target, variant).values.empty());
+    const Problem none = make_problem({.tokens = 2, .offsets = {0, 0, 0}, .row_of = {0, 0, 0}});
+    for (const std::uint8_t byte : run_variant(none, target, variant).bytes) ASSERT_EQ(byte, 0xa5);
+  });
+}
+
+// The rows of `all` as problems of their own.
+Problem pick_rows(Problem& all, const std::vector<int>& tokens) {
+  Problem picked = all;
+  picked.shape.tokens = static_cast<int>(tokens.size());
+  picked.x.clear();
+  picked.x_scale.clear();
+  for (const int token : tokens) {
+    const auto codes = all.x.begin() + token * all.shape.k;
+    picked.x.insert(picked.x.end(), codes, codes + all.shape.k);
+    for (int block = 0; block < all.shape.k_blocks(); ++block)
+      picked.x_scale.push_back(all.x_scale_at(token, block));
+  }
+  return picked;
+}
+
+TEST(Fp8Gemm, ARowDoesNotDependOnTheOthers) {
+  for_each_variant([](Target target, const std::string& variant) {
+    const int tokens = test::wave_of(target) > 1 ? 11 : 70;
+    Problem all = make_problem({.tokens = tokens, .n = 70, .k = 1280, .out = DType::kF32});
+    const auto reference = run_variant(all, target, variant).values;
+    for (const int count : {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 31, 32, 33, 64}) {
+      if (count > tokens) break;
+      std::vector<int> picked;
+      for (int i = 0; i < count; ++i) picked.push_back((i * 7 + count) % tokens);
+      const auto output = run_variant(pick_rows(all, picked), target, variant).values;
+      for (int i = 0; i < count; ++i)
+        for (int n = 0; n < 70; ++n)
+          ASSERT_EQ(
+              output[static_cast<std::size_t>(i * 70 + n)],
+              reference[static_cast<std::size_t>(picked[static_cast<std::size_t>(i)] * 70 + n)])
+              << count << " rows, row " << i << ", column " << n;
+    }
+  });
+}
+
+TEST(Fp8Gemm, ARowDoesNotDependOnItsGroup) {
+  for_each_variant([](Target target, const std::string& variant) {
+    Problem dense = make_problem({.tokens = 9, .n = 40, .k = 640, .out = DType::kF32});
+    const auto reference = run_variant(dense, target, variant).values;
+    Problem grouped = dense;
+    grouped.shape.offsets = {0, 1, 6, 9, 10};
+    grouped.shape.row_of = {8, 0, 1, 2, 3, 4, 5, 6, 7, 8};
+    grouped.weight.clear();
+    grouped.weight_scale.clear();
+    for (int e = 0; e < 4; ++e) {
+      grouped.weight.insert(grouped.weight.end(), dense.weight.begin(), dense.weight.end());
+      grouped.weight_scale.insert(grouped.weight_scale.end(), dense.weight_scale.begin(),
+                                  dense.weight_scale.end());
+    }
+    const auto output = run_variant(grouped, target, variant).values;
+    for (int row = 0; row < 10; ++row)
+      for (int n = 0; n < 40; ++n)
+        ASSERT_EQ(output[static_cast<std::size_t>(row * 40 + n)],
+                  reference[static_cast<std::size_t>(token_of(grouped.shape, row) * 40 + n)]);
+  });
+}
+
+TEST(Fp8Gemm, ThePortableVariantGivesTheSameBitsOnEveryTarget) {
+  const Problem problem = make_problem({.tokens = 10, .n = 37, .k = 384, .out = DType::kF32});
+  const auto reference = run_variant(problem, test::usable_targets().front(), "simt");
+  for (const Target target : test::host_targets())
+    EXPECT_EQ(run_variant(problem, target, "simt").bytes, reference.bytes) << name(target);
+}
+
+TEST(Fp8Gemm, NaNsReachExactlyTheOutputsTheyBelongTo) {
+  for_each_variant([](Target target, const std::string& variant) {
+    for (const int tokens : {1, 2, 6}) {
+      const Shape shape{.tokens = tokens, .n = 136, .k = 256, .out = DType::kF32};
+      const auto expect_nan = [&](const Problem& problem, auto&& is_damaged) {
+        const auto output = run_variant(problem, target, variant).values;
+        for (int row = 0; row < tokens; ++row)
+          for (int n = 0; n < shape.n; ++n)
+            ASSERT_EQ(std::isnan(output[static_cast<std::size_t>(row * shape.n + n)]),
+                      is_damaged(row, n))
+                << row << " " << n;
+      };
+      Problem code = make_problem(shape), scale = code, weight = code, weight_scale = code;
+      code.x[static_cast<std::size_t>((tokens - 1) * shape.k + 200)] = 0xff;
+      expect_nan(code, [&](int row, int) { return row == tokens - 1; });
+      scale.x_scale_at(0, 1) = std::nanf("");
+      expect_nan(scale, [&](int row, int) { return row == 0; });
+      weight.weight[static_cast<std::size_t>(77 * shape.k + 3)] = 0x7f;
+      weight.weight[static_cast<std::size_t>(135 * shape.k + 255)] = 0xff;
+      expect_nan(weight, [&](int, int n) { return n == 77 || n == 135; });
+      weight_scale.weight_scale_at(0, 130, 0) = std::nanf("");
+      expect_nan(weight_scale, [&](int, int n) { return n >= 128; });
+    }
+  });
+}
+
+TEST(Fp8Gemm, RefusalsSayWhatIsAccepted) {
+  Bench bench(Target::kCpu);
+  const Args good = put(bench, make_problem({.tokens = 2, .n = 16, .k = 256}));
+  EXPECT_TRUE(check(good));
+  const auto refused = [&](auto&& change) {
+    Args args = good;
+    change(args);
+    EXPECT_FALSE(plan(args, bench.where()));
+    return test::refusal(check(args));
+  };
+  EXPECT_EQ(refused([](Args& a) { a.x.group = 64; }),
+            "fp8_gemm: x has groups of 64 elements but must have 128");
+  EXPECT_EQ(refused([](Args& a) { a.x.layout = ScaleLayout::kUe8m0Packed; }),
+            "fp8_gemm: x.scale has the layout ue8m0_packed; accepted are row and mn_major");
+  EXPECT_EQ(refused([](Args& a) { a.weight.dtype = DType::kBF16; }),
+            "fp8_gemm: weight is bf16 [16, 256] on cpu:0 but must be of type e4m3fn");
+  EXPECT_EQ(refused([](Args& a) { a.x.data.dtype = DType::kE5M2; }),
+            "fp8_gemm: x is e5m2 [2, 256] on cpu:0 but must be of type e4m3fn");
+  EXPECT_EQ(refused([](Args& a) { a.weight_scale.shape[0] = 2; }),
+            "fp8_gemm: weight_scale is f32 [2, 2] on cpu:0 but must be [1, 2] with 1 = 1");
+  EXPECT_EQ(refused([](Args& a) { a.x.scale.dtype = DType::kBF16; }),
+            "fp8_gemm: x.scale is bf16 [2, 2] on cpu:0 but must be of type f32");
+  EXPECT_EQ(refused([](Args& a) { a.x.data.data = a.x.data.as<std::uint8_t>() + 1; }),
+            "fp8_gemm: x is e4m3fn [2, 256] on cpu:0 at an address that is not a multiple of 16 "
+            "bytes");
+  EXPECT_EQ(refused([](Args& a) { a.x.data.stride[0] = 257; }),
+            "fp8_gemm: x is e4m3fn [2, 256] on cpu:0 with a stride of 257 bytes in dimension 0; "
+            "it must be a multiple of 16");
+  EXPECT_EQ(refused([](Args& a) { a.out.shape[0] = 1; }),
+            "fp8_gemm: out is bf16 [1, 16] on cpu:0 but x is e4m3fn [2, 256] on cpu:0; without an "
+            "index of rows they have the same number");
+  EXPECT_EQ(refused([](Args& a) {
+              a.out.device = Device{Target::kEmu32, 0};
+            }),
+            "fp8_gemm: x is e4m3fn [2, 256] on cpu:0 but out is bf16 [2, 16] on emu32:0; all "
+            "tensors must lie on one device");
+  EXPECT_EQ(refused([](Args& a) { a.offsets = a.out; }),
+            "fp8_gemm: offsets or row_of were given, but weight is e4m3fn [16, 256] on cpu:0; a "
+            "grouped product needs [experts, n, k]");
+}
+
+TEST(Fp8Gemm, RefusesAWidthThatScalesDoNotCover) {
+  Bench bench(Target::kCpu);
+  Args args = put(bench, make_problem({.tokens = 2, .n = 16, .k = 256}));
+  args.x.data.shape[1] = args.weight.shape[1] = 192;
+  EXPECT_EQ(test::refusal(check(args)),
+            "fp8_gemm: x is e4m3fn [2, 192] on cpu:0 but k must be a multiple of 128");
+}
+
+TEST(Fp8Gemm, TrafficCountsEveryOperandOnce) {
+  Bench bench(Target::kCpu);
+  const Traffic dense = traffic(put(bench, make_problem({.tokens = 2, .n = 16, .k = 256})));
+  EXPECT_EQ(dense.flops, 2.0 * 2 * 16 * 256);
+  EXPECT_EQ(dense.memory_bytes, 2 * 256 + 16 * 256 + 2 * 16 * 2 + 2 * 2 * 4);
+}
+
+}  // namespace
+}  // namespace tenon::fp8_gemm
