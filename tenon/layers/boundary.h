@@ -24,43 +24,53 @@ enum class Stage : std::uint8_t {
 std::string_view name(Stage stage);
 
 struct BoundarySpec {
-  std::string site;                // "embedding", "mixer", "mlp", "final": for tables and messages
+  std::string site;  // "embedding", "mixer", "mlp", "final": for tables and messages
   int hidden = 0, max_rows = 0;
-  DType dtype = DType::kBF16;      // bf16 or f16
+  DType dtype = DType::kBF16;         // bf16 or f16
   DType weight_dtype = DType::kBF16;  // that of rows, or f32
   float eps = 1e-6f;
   float offset = 1.0f;
   bool fresh_residual = false;
   bool want_bf16 = true, want_fp8 = true;
-  DType fp8 = DType::kE4M3;        // e4m3fn or e4m3fnuz
+  DType fp8 = DType::kE4M3;  // e4m3fn or e4m3fnuz
   int group = 128;
   ScaleLayout layout = ScaleLayout::kRow;
-  int force_stage = 0;             // 1 | 2 | 3; 0 leaves the choice. From --force-stage
-  int max_stage = 1;               // the most fused stage allowed. From --max-stage
-  std::string force_variant;       // of stage 1: "one_shot", "two_shot"; empty leaves the choice
+  int force_stage = 0;        // 1 | 2 | 3; 0 leaves the choice. From --force-stage
+  int max_stage = 1;          // the most fused stage allowed. From --max-stage
+  std::string force_variant;  // of stage 1: "one_shot", "two_shot"; empty leaves the choice
 };
 
 // One row bucket of one boundary, for tables: how it would run, or did.
 struct BoundaryUse {
   std::string site;
-  int max_rows = 0;           // bucket: rows up to this
+  int max_rows = 0;  // bucket: rows up to this
   Stage stage{};
-  std::string variant;        // of the deciding kernel
-  std::string reason;         // why not a more fused stage; empty when fully fused
-  std::uint64_t count = 0;    // calls so far
+  std::string variant;      // of the deciding kernel
+  std::string reason;       // why not a more fused stage; empty when fully fused
+  std::uint64_t count = 0;  // calls so far
 };
 
-// Shared by the boundaries of one model: the mailbox they all use in turn and the scratch rows of
-// stages 2 and 3. One per stream that communicates. Creation is collective.
+// What the boundaries of one model share: the mailboxes they use in turn, the scratch rows of
+// stages 2 and 3, and the row buckets. One per stream that communicates. Creation is collective.
 class BoundaryChannel {
  public:
-  static Result<std::shared_ptr<BoundaryChannel>> make(int hidden, int max_rows, DType dtype,
-                                                       Communicator& comm, std::string_view label);
+  struct Spec {
+    int hidden = 0, max_rows = 0;
+    DType dtype = DType::kBF16;
+    std::string label = "boundary";  // in fault messages
+    // The residual of a row is kept current on its owner only, where a bucket runs two_shot. Needs
+    // the same stage and variant at every boundary of a bucket; make() refuses one that differs.
+    // Off, two_shot spreads the residual too and stages may differ from site to site.
+    bool sharded_residual = true;
+  };
+  static Result<std::shared_ptr<BoundaryChannel>> make(const Spec& spec, Communicator& comm);
   ~BoundaryChannel();
-  struct State;
-  State& state() { return *state_; }
+  BoundaryChannel(const BoundaryChannel&) = delete;
+  BoundaryChannel& operator=(const BoundaryChannel&) = delete;
 
  private:
+  friend class Boundary;
+  struct State;
   explicit BoundaryChannel(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };
@@ -73,11 +83,11 @@ class Boundary {
   Boundary& operator=(Boundary&&) noexcept;
   ~Boundary();
 
-  // partial [rows, hidden]; residual [rows, hidden], read and overwritten; weight [hidden]; out holds
-  // what the spec wants. Collective: every rank with the same rows. Rows 0 does nothing. Launches
-  // only; a fault shows up in Communicator::health().
-  // After the two_shot variant the residual of a row is current on its owner only, and every
-  // boundary of the same channel, bucket and step keeps the same owners: see docs/boundary.md.
+  // partial [rows, hidden]; residual [rows, hidden], read and overwritten; weight [hidden]; out
+  // holds what the spec wants. Collective: every rank with the same rows. Rows 0 does nothing.
+  // Launches only; a fault shows up in Communicator::health(). With a sharded residual, two_shot
+  // leaves the residual of a row current on its owner only; every boundary of the same rows keeps
+  // the same owners, so nobody ever reads a stale row.
   Status run(const PartialRows& partial, const TensorView& residual, const TensorView& weight,
              const NormedRows& out, Stream& stream);
 

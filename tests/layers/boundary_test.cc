@@ -1,0 +1,275 @@
+// The staged chain: all stages and variants give the same bytes; what is forced runs; options that
+// differ between ranks, and stages that cannot run, are errors on every rank.
+#include "tenon/layers/boundary.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <random>
+
+#include "tenon/core/fp8.h"
+#include "tests/support/ranks.h"
+#include "tests/support/targets.h"
+
+namespace tenon {
+namespace {
+
+// Bytes of one boundary's outputs on one rank.
+struct Outputs {
+  std::vector<std::uint16_t> residual, normed;
+  std::vector<std::uint8_t> codes;
+  std::vector<float> scales;
+  friend bool operator==(const Outputs&, const Outputs&) = default;
+};
+
+std::vector<std::uint16_t> random_bf16(std::size_t count, unsigned seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal;
+  std::vector<std::uint16_t> values(count);
+  for (auto& each : values) each = to_bf16(normal(generator)).bits;
+  return values;
+}
+
+// One rank's tensors around one boundary. Host targets: plain vectors are device memory.
+struct Site {
+  int rows, hidden;
+  Device device;
+  std::vector<std::uint16_t> addend, weight;
+  Outputs out;
+
+  Site(int rows_, int hidden_, int rank, Device device_)
+      : rows(rows_), hidden(hidden_), device(device_) {
+    const auto count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(hidden);
+    addend = random_bf16(count, 100u + static_cast<unsigned>(rank));
+    weight = random_bf16(static_cast<std::size_t>(hidden), 5);
+    out.residual = random_bf16(count, 6);
+    out.normed.assign(count, 0xdead);
+    out.codes.assign(count, 0xcd);
+    out.scales.assign(count / 128, -1.0f);
+  }
+  TensorView wide(std::vector<std::uint16_t>& values) {
+    return view(values.data(), DType::kBF16, device, {rows, hidden});
+  }
+  Status run(Boundary& boundary, Stream& stream) {
+    NormedRows normed;
+    if (boundary.spec().want_bf16) normed.bf16 = wide(out.normed);
+    if (boundary.spec().want_fp8)
+      normed.fp8 = QuantView{view(out.codes.data(), DType::kE4M3, device, {rows, hidden}),
+                             view(out.scales.data(), DType::kF32, device, {rows, hidden / 128}),
+                             128, ScaleLayout::kRow};
+    return boundary.run(PartialRows{wide(addend)}, wide(out.residual),
+                        view(weight.data(), DType::kBF16, device, {hidden}), normed, stream);
+  }
+};
+
+BoundarySpec spec_of(int hidden, int max_rows) {
+  BoundarySpec spec;
+  spec.site = "test";
+  spec.hidden = hidden;
+  spec.max_rows = max_rows;
+  return spec;
+}
+
+BoundaryChannel::Spec channel_of(int hidden, int max_rows, bool sharded) {
+  BoundaryChannel::Spec spec;
+  spec.hidden = hidden;
+  spec.max_rows = max_rows;
+  spec.sharded_residual = sharded;
+  return spec;
+}
+
+struct Chain {
+  int stage;
+  std::string variant;
+};
+const Chain kChains[] = {{1, "one_shot"}, {1, "two_shot"}, {2, ""}, {3, ""}};
+
+// Outputs of rank 0 under one chain; checks that the chain is the one that ran and that all ranks
+// hold the same bytes.
+Outputs run_chain(const Chain& chain, Target target, int ranks, int rows, int hidden) {
+  std::vector<Outputs> outputs(static_cast<std::size_t>(ranks));
+  RankOptions options;
+  options.target = target;
+  run_ranks(ranks, options, [&](int rank, Communicator& comm) {
+    auto stream = Stream::create(comm.device());
+    ASSERT_TRUE(stream);
+    auto channel = BoundaryChannel::make(channel_of(hidden, rows, false), comm);
+    ASSERT_TRUE(channel) << channel.status().to_string();
+    BoundarySpec spec = spec_of(hidden, rows);
+    spec.force_stage = chain.stage;
+    spec.force_variant = chain.variant;
+    auto boundary = Boundary::make(spec, *channel);
+    ASSERT_TRUE(boundary) << boundary.status().to_string();
+    EXPECT_EQ(static_cast<int>(boundary->stage(rows)), chain.stage);
+    if (!chain.variant.empty()) EXPECT_EQ(boundary->variant(rows), chain.variant);
+    Site site(rows, hidden, rank, comm.device());
+    const Status ran = site.run(*boundary, *stream);
+    ASSERT_TRUE(ran) << ran.to_string();
+    std::uint64_t calls = 0;
+    for (const BoundaryUse& use : boundary->uses()) calls += use.count;
+    EXPECT_EQ(calls, 1u);
+    outputs[static_cast<std::size_t>(rank)] = site.out;
+  });
+  for (const Outputs& each : outputs) EXPECT_EQ(each, outputs[0]) << "ranks differ";
+  return outputs[0];
+}
+
+TEST(Boundary, StagesAgreeBitForBitOnRanksAndTargets) {
+  for (const int ranks : {1, 2, 3, 8})
+    for (const auto [rows, hidden] : {std::pair{1, 128}, {3, 256}, {7, 640}}) {
+      const Outputs want = run_chain(kChains[0], Target::kCpu, ranks, rows, hidden);
+      for (const Target target : test::host_targets())
+        for (const Chain& chain : kChains) {
+          if (target != Target::kCpu && ranks == 8 && hidden > 256) continue;  // slow, no news
+          SCOPED_TRACE(std::string(name(target)) + " stage " + std::to_string(chain.stage) + " " +
+                       chain.variant + " ranks " + std::to_string(ranks) + " rows " +
+                       std::to_string(rows) + " hidden " + std::to_string(hidden));
+          EXPECT_EQ(run_chain(chain, target, ranks, rows, hidden), want);
+        }
+    }
+}
+
+TEST(Boundary, MaxStageExcludesMoreFusedStagesWithAReason) {
+  run_ranks(2, [](int, Communicator& comm) {
+    auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
+    ASSERT_TRUE(channel);
+    BoundarySpec spec = spec_of(256, 4);
+    spec.max_stage = 2;
+    auto boundary = Boundary::make(spec, *channel);
+    ASSERT_TRUE(boundary) << boundary.status().to_string();
+    EXPECT_EQ(boundary->stage(3), Stage::kTwoKernels);
+    EXPECT_NE(boundary->why(3).find("max-stage 2 excludes it"), std::string_view::npos)
+        << boundary->why(3);
+  });
+}
+
+TEST(Boundary, OptionsThatDifferBetweenRanksAreAnErrorOnAll) {
+  run_ranks(3, [](int rank, Communicator& comm) {
+    auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
+    ASSERT_TRUE(channel);
+    BoundarySpec spec = spec_of(256, 4);
+    spec.force_stage = rank == 1 ? 3 : 1;
+    const auto boundary = Boundary::make(spec, *channel);
+    ASSERT_FALSE(boundary);
+    EXPECT_NE(boundary.status().message().find("disagree about force_stage: 1 on one, 3"),
+              std::string_view::npos)
+        << boundary.status().message();
+  });
+}
+
+TEST(Boundary, RefusesWhatItsChannelWasNotMadeFor) {
+  run_ranks(2, [](int, Communicator& comm) {
+    auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
+    ASSERT_TRUE(channel);
+    const auto wide = Boundary::make(spec_of(512, 4), *channel);
+    ASSERT_FALSE(wide);
+    EXPECT_NE(wide.status().message().find("its channel was made for 4 rows of 256"),
+              std::string_view::npos)
+        << wide.status().message();
+    BoundarySpec spec = spec_of(256, 4);
+    spec.force_variant = "no_such";
+    spec.force_stage = 1;
+    const auto unknown = Boundary::make(spec, *channel);
+    ASSERT_FALSE(unknown);
+    EXPECT_NE(unknown.status().message().find("no variant is called \"no_such\""),
+              std::string_view::npos)
+        << unknown.status().message();
+  });
+}
+
+TEST(Boundary, ShardedResidualRefusesABoundaryThatRunsUnlikeTheOthers) {
+  run_ranks(2, [](int, Communicator& comm) {
+    auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
+    ASSERT_TRUE(channel);
+    BoundarySpec spec = spec_of(256, 4);
+    spec.force_stage = 1;
+    ASSERT_TRUE(Boundary::make(spec, *channel));
+    spec.force_stage = 3;
+    const auto other = Boundary::make(spec, *channel);
+    ASSERT_FALSE(other);
+    EXPECT_NE(other.status().message().find("must be alike"), std::string_view::npos)
+        << other.status().message();
+  });
+}
+
+TEST(Boundary, TooManyRowsAreRefusedAndNoRowsDoNothing) {
+  run_ranks(2, [](int rank, Communicator& comm) {
+    auto stream = Stream::create(comm.device());
+    auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
+    ASSERT_TRUE(channel);
+    auto boundary = Boundary::make(spec_of(256, 4), *channel);
+    ASSERT_TRUE(boundary);
+    Site many(5, 256, rank, comm.device());
+    const Status refused = many.run(*boundary, *stream);
+    ASSERT_FALSE(refused);
+    EXPECT_NE(refused.message().find("5 rows were passed; it was made for at most 4"),
+              std::string_view::npos)
+        << refused.message();
+    Site none(0, 256, rank, comm.device());
+    EXPECT_TRUE(none.run(*boundary, *stream));
+  });
+}
+
+TEST(Boundary, ReplaysFromAGraph) {
+  for (const Chain& chain : kChains) {
+    SCOPED_TRACE("stage " + std::to_string(chain.stage) + " " + chain.variant);
+    const Outputs want = run_chain(chain, Target::kCpu, 2, 5, 256);
+    run_ranks(2, [&](int rank, Communicator& comm) {
+      auto stream = Stream::create(comm.device());
+      auto channel = BoundaryChannel::make(channel_of(256, 5, false), comm);
+      ASSERT_TRUE(channel);
+      BoundarySpec spec = spec_of(256, 5);
+      spec.force_stage = chain.stage;
+      spec.force_variant = chain.variant;
+      auto boundary = Boundary::make(spec, *channel);
+      ASSERT_TRUE(boundary);
+      Site site(5, 256, rank, comm.device());
+      const std::vector<std::uint16_t> residual = site.out.residual;
+      ASSERT_TRUE(Graph::begin(*stream));
+      ASSERT_TRUE(site.run(*boundary, *stream));
+      auto graph = Graph::end(*stream);
+      ASSERT_TRUE(graph);
+      for (int replay = 0; replay < 10; ++replay) {
+        std::copy(residual.begin(), residual.end(), site.out.residual.begin());
+        ASSERT_TRUE(graph->replay(*stream));
+        ASSERT_TRUE(comm.health());
+        EXPECT_EQ(site.out, want) << "replay " << replay;
+      }
+    });
+  }
+}
+
+// Boundaries of different stages share a channel and a residual, call after call.
+TEST(Boundary, MixedStagesKeepOneResidual) {
+  constexpr int kRows = 6, kHidden = 256, kCalls = 40;
+  const auto run_sequence = [&](bool mixed) {
+    Outputs last;
+    run_ranks(3, [&](int rank, Communicator& comm) {
+      auto stream = Stream::create(comm.device());
+      auto channel = BoundaryChannel::make(channel_of(kHidden, kRows, false), comm);
+      ASSERT_TRUE(channel);
+      std::vector<Boundary> boundaries;
+      for (const Chain& chain : kChains) {
+        BoundarySpec spec = spec_of(kHidden, kRows);
+        spec.force_stage = mixed ? chain.stage : 1;
+        spec.force_variant = mixed ? chain.variant : "one_shot";
+        auto made = Boundary::make(spec, *channel);
+        ASSERT_TRUE(made) << made.status().to_string();
+        boundaries.push_back(*std::move(made));
+      }
+      Site site(kRows, kHidden, rank, comm.device());
+      for (int call = 0; call < kCalls; ++call) {
+        site.rows = 1 + call % kRows;
+        ASSERT_TRUE(site.run(boundaries[static_cast<std::size_t>(call) % 4], *stream));
+      }
+      ASSERT_TRUE(comm.health());
+      if (rank == 0) last = site.out;
+    });
+    return last;
+  };
+  const Outputs want = run_sequence(false);
+  EXPECT_EQ(run_sequence(true), want);
+}
+
+}  // namespace
+}  // namespace tenon
