@@ -1,0 +1,26 @@
+// The subcommands of the one binary. Each file adds its options to the command line and leaves what
+// to do in its Command. Not here: anything a library user could want (tenon/).
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "tenon/core/status.h"
+
+namespace CLI {
+class App;
+}
+
+namespace tenon::apps {
+
+struct Command {
+  CLI::App* app = nullptr;  // set by the parser when this one was chosen
+  std::function<Status()> run;
+};
+
+Command add_run(CLI::App& parent);
+Command add_eval(CLI::App& parent);
+Command add_bench(CLI::App& parent);
+Command add_env(CLI::App& parent);
+
+}  // namespace tenon::apps

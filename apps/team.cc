@@ -1,0 +1,106 @@
+#include "apps/team.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <string>
+#include <thread>
+
+namespace tenon::apps {
+namespace {
+
+Status system_error(const std::string& doing) {
+  return Status::error(Code::kIo, "could not " + doing + ": " + std::strerror(errno));
+}
+
+// A port that was free a moment ago. Somebody else may take it before rank 0 listens; that is then
+// an error of the rendezvous that names the port.
+Result<int> free_port() {
+  const int socket_fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (socket_fd < 0) return system_error("make a socket");
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof address;
+  auto* generic = reinterpret_cast<sockaddr*>(&address);
+  const bool bound =
+      ::bind(socket_fd, generic, length) == 0 && ::getsockname(socket_fd, generic, &length) == 0;
+  ::close(socket_fd);
+  if (!bound) return system_error("find a free port");
+  return static_cast<int>(ntohs(address.sin_port));
+}
+
+// The arguments this process was started with.
+std::vector<std::string> own_arguments() {
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  std::vector<std::string> arguments;
+  for (std::string each; std::getline(file, each, '\0');) arguments.push_back(each);
+  return arguments;
+}
+
+void set_rank(int rank) {
+  setenv("RANK", std::to_string(rank).c_str(), 1);
+  setenv("LOCAL_RANK", std::to_string(rank).c_str(), 1);
+}
+
+// In the child: become this program again. Only the leader talks on standard output.
+[[noreturn]] void become_rank(int rank, pid_t parent, std::vector<std::string>& arguments) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (getppid() != parent) _exit(1);  // it died before the line above
+  set_rank(rank);
+  const int nowhere = ::open("/dev/null", O_WRONLY | O_CLOEXEC);
+  if (nowhere >= 0) dup2(nowhere, STDOUT_FILENO);
+  std::vector<char*> argv;
+  for (std::string& each : arguments) argv.push_back(each.data());
+  argv.push_back(nullptr);
+  execv("/proc/self/exe", argv.data());
+  _exit(127);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Team>> Team::start(int size) {
+  TENON_ASSIGN(const int port, free_port());
+  std::vector<std::string> arguments = own_arguments();
+  setenv("WORLD_SIZE", std::to_string(size).c_str(), 1);
+  setenv("MASTER_ADDR", "127.0.0.1", 1);
+  setenv("MASTER_PORT", std::to_string(port).c_str(), 1);
+  auto team = std::make_unique<Team>();
+  const pid_t parent = getpid();
+  for (int rank = 1; rank < size; ++rank) {
+    const pid_t child = fork();
+    if (child < 0) return system_error("start rank " + std::to_string(rank));
+    if (child == 0) become_rank(rank, parent, arguments);
+    team->children_.push_back(child);
+  }
+  set_rank(0);
+  return team;
+}
+
+Team::~Team() {
+  constexpr auto kPatience = std::chrono::seconds(2);
+  const auto until = std::chrono::steady_clock::now() + kPatience;
+  for (pid_t& child : children_) {
+    while (waitpid(child, nullptr, WNOHANG) == 0) {
+      if (std::chrono::steady_clock::now() > until) {
+        kill(child, SIGKILL);
+        waitpid(child, nullptr, 0);
+        break;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+  }
+}
+
+}  // namespace tenon::apps

@@ -1,0 +1,26 @@
+// The processes behind --processes: this program again, once per further rank, with the variables
+// of the torchrun convention. Not here: how they find each other (tenon/comm/bootstrap.h).
+#pragma once
+
+#include <sys/types.h>
+
+#include <memory>
+#include <vector>
+
+#include "tenon/core/status.h"
+
+namespace tenon::apps {
+
+class Team {
+ public:
+  // Starts ranks 1 … size − 1 with this process's own arguments and sets this process's variables
+  // to rank 0. They die with this process.
+  static Result<std::unique_ptr<Team>> start(int size);
+  // Waits a moment for the processes to end by themselves, then ends them.
+  ~Team();
+
+ private:
+  std::vector<pid_t> children_;
+};
+
+}  // namespace tenon::apps
