@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Docs say what is true. Runs as the test policy.docs.
 
-1. Every relative link and every path in backticks that looks like a file of the tree exists.
+1. Every relative link and every path in backticks that looks like a file of the tree exists; NAME in
+   a path stands for whatever the reader adds.
 2. A fenced block that follows `<!-- from PATH: MARK -->` equals the lines of PATH between the
    comments `[MARK]` and `[/MARK]`.
 3. Every `./x verb` that a document names is a verb of ./x.
@@ -31,7 +32,7 @@ def check(document, verbs):
         if not (document.parent / target).exists():
             yield f"links to {target}, which does not exist"
     for target in PATH.findall(text):
-        if not (ROOT / target.rstrip("/.")).exists():
+        if "NAME" not in target and not (ROOT / target.rstrip("/.")).exists():
             yield f"names {target}, which does not exist"
     for path, mark, block in SNIPPET.findall(text):
         if snippet_of(path, mark) != block:
