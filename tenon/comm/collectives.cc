@@ -1,11 +1,36 @@
 // The plain collectives of a Communicator. all_reduce is the generic one: it moves bytes through
 // the transport's host exchange and sums here, with no peer pointer. Kernels: collectives.cu.
+#include "tenon/comm/collectives.h"
+
+#include <algorithm>
+#include <type_traits>
+
 #include "tenon/comm/communicator.h"
 #include "tenon/comm/host_exchange.h"
 #include "tenon/comm/state.h"
 #include "tenon/core/fp8.h"
 
+// The tables that collectives.cu defines, one for each target of this build.
+#define TENON_TARGET_ENTRY(enumerator, space, folder, wave) \
+  namespace tenon::space::collectives {                     \
+  extern const tenon::collectives::Table table;             \
+  }
+#include "tenon/core/built_targets.def"
+#undef TENON_TARGET_ENTRY
+
 namespace tenon {
+
+const collectives::Table* collectives::table(Target target) {
+  switch (target) {
+#define TENON_TARGET_ENTRY(enumerator, space, folder, wave) \
+  case Target::k##enumerator:                               \
+    return &space::collectives::table;
+#include "tenon/core/built_targets.def"
+#undef TENON_TARGET_ENTRY
+    default: return nullptr;
+  }
+}
+
 namespace {
 
 constexpr std::size_t kChunkBytes = HostExchange::kChunkBytes;
@@ -86,25 +111,87 @@ Status check_gather(const TensorView& in, const TensorView& out, int size) {
   return Status::ok();
 }
 
+Status copy_alone(const TensorView& in, const TensorView& out, Stream& stream) {
+  return in.data == out.data ? Status::ok() : stream.copy(out.data, in.data, in.bytes());
+}
+
+std::size_t num_peers(int team_size) {
+  return static_cast<std::size_t>(std::max(team_size - 1, 1));
+}
+std::size_t round_up(std::size_t bytes) {
+  using collectives::kVectorBytes;
+  return std::max<std::size_t>((bytes + kVectorBytes - 1) / kVectorBytes, 1) * kVectorBytes;
+}
+
+Result<const collectives::Table*> kernels_for(const Mailbox& channel, const Stream& stream) {
+  if (!channel || channel.team().base[0] == nullptr)
+    return Status::error(Code::kUnsupported,
+                         "channel \"" + std::string(channel.label()) + "\" has no peer pointers");
+  const Target target = stream.device().target;
+  const collectives::Table* found = collectives::table(target);
+  if (found == nullptr)
+    return Status::error(Code::kUnsupported,
+                         "target " + std::string(name(target)) + " is not part of this build");
+  return found;
+}
+
 }  // namespace
+
+namespace collectives {
+
+std::size_t all_reduce_mailbox_bytes(int team_size, std::size_t chunk_bytes) {
+  return kReduceGenerations * num_peers(team_size) * round_up(chunk_bytes);
+}
+
+std::size_t all_gather_mailbox_bytes(int team_size, std::size_t chunk_bytes) {
+  return kGatherGenerations * num_peers(team_size) * round_up(chunk_bytes) + kFlagBytes;
+}
+
+Status all_reduce(const Mailbox& channel, const PartialRows& in, const TensorView& out,
+                  Stream& stream) {
+  const TeamView& team = channel.team();
+  TENON_TRY(check_reduce(in.addend, out));
+  if (in.addend.size() == 0) return Status::ok();
+  if (team.size == 1) return copy_alone(in.addend, out, stream);
+  TENON_ASSIGN(const Table* const kernels, kernels_for(channel, stream), "all_reduce");
+  return kernels->all_reduce(team, in.addend, out, stream);
+}
+
+Status all_gather(const Mailbox& channel, const TensorView& in, const TensorView& out,
+                  Stream& stream) {
+  const TeamView& team = channel.team();
+  TENON_TRY(check_gather(in, out, team.size));
+  if (in.size() == 0) return Status::ok();
+  if (team.size == 1) return copy_alone(in, out, stream);
+  TENON_ASSIGN(const Table* const kernels, kernels_for(channel, stream), "all_gather");
+  return kernels->all_gather(team, in, out, stream);
+}
+
+}  // namespace collectives
 
 Status Communicator::open_collectives() {
   state_->scratch.resize(kChunkBytes * static_cast<std::size_t>(size()));
+  if (!can().peer_pointers) return Status::ok();
+  TENON_ASSIGN(gather_channel_,
+               mailbox(collectives::all_gather_mailbox_bytes(size(), kChunkBytes), "all_gather"));
   return Status::ok();
 }
 
 Status Communicator::all_reduce(const PartialRows& in, const TensorView& out, Stream& stream) {
   TENON_TRY(check_reduce(in.addend, out));
   if (in.addend.size() == 0) return Status::ok();
-  HostCollective job{state_.get(), in.addend.as<const std::byte>(), out.as<std::byte>(),
-                     in.addend.bytes(), in.addend.dtype};
+  if (size() == 1) return copy_alone(in.addend, out, stream);
+  const HostCollective job{state_.get(), in.addend.as<const std::byte>(), out.as<std::byte>(),
+                           in.addend.bytes(), in.addend.dtype};
   return enqueue(*state_, job, stream);
 }
 
 Status Communicator::all_gather(const TensorView& in, const TensorView& out, Stream& stream) {
+  if (gather_channel_) return collectives::all_gather(gather_channel_, in, out, stream);
   TENON_TRY(check_gather(in, out, size()));
   if (in.size() == 0) return Status::ok();
-  HostCollective job{state_.get(), in.as<const std::byte>(), out.as<std::byte>(), in.bytes(), {}};
+  const HostCollective job{
+      state_.get(), in.as<const std::byte>(), out.as<std::byte>(), in.bytes(), {}};
   return enqueue(*state_, job, stream);
 }
 

@@ -113,13 +113,11 @@ class SocketBootstrap final : public Bootstrap {
     head.call = call;
     head.label_bytes = label.size();
     head.payload_bytes = payload.size();
-    std::vector<std::byte> bytes;
-    const auto add = [&bytes](std::span<const std::byte> part) {
-      bytes.insert(bytes.end(), part.begin(), part.end());
-    };
-    add(bytes_of(head));
-    add(std::as_bytes(std::span(label)));
-    add(payload);
+    std::vector<std::byte> bytes(sizeof head + label.size() + payload.size());
+    std::memcpy(bytes.data(), &head, sizeof head);
+    label.copy(reinterpret_cast<char*>(bytes.data() + sizeof head), label.size());
+    if (!payload.empty())
+      std::memcpy(bytes.data() + sizeof head + label.size(), payload.data(), payload.size());
     return bytes;
   }
 

@@ -1,0 +1,285 @@
+// The plain collectives against the plainest oracle: both all-reduces (peer kernels and generic),
+// bit for bit, and both all-gathers, over targets, team sizes, types, sizes and special values.
+#include "tenon/comm/collectives.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "tenon/core/fp8.h"
+#include "tests/support/chaos.h"
+#include "tests/support/ranks.h"
+#include "tests/support/targets.h"
+
+namespace tenon {
+namespace {
+
+using Halves = std::vector<std::uint16_t>;
+
+float widen(DType dtype, std::uint16_t bits) {
+  return dtype == DType::kBF16 ? to_float(bf16{bits}) : to_float(f16{bits});
+}
+std::uint16_t narrow(DType dtype, float value) {
+  return dtype == DType::kBF16 ? to_bf16(value).bits : to_f16(value).bits;
+}
+bool both_nan(DType dtype, std::uint16_t a, std::uint16_t b) {
+  return is_nan(widen(dtype, a)) && is_nan(widen(dtype, b));
+}
+
+// Rank-distinct addends whose sum depends on the order, with every special value at some place:
+// zeros of both signs, denormals, infinities, NaNs and the pattern that means "not arrived".
+Halves addend(DType dtype, std::size_t count, int rank, std::uint64_t seed) {
+  Halves values(count);
+  test::Random random(seed * 131 + static_cast<std::uint64_t>(rank));
+  for (std::size_t i = 0; i < count; ++i) {
+    const float sign = random.next() % 2 == 0 ? 1.0f : -1.0f;
+    const float magnitude = static_cast<float>(1 + random.next() % 1000) / 256.0f;
+    const auto scale = static_cast<float>(std::uint64_t{1} << (random.next() % 12));
+    values[i] = narrow(dtype, sign * magnitude * scale);
+    switch ((i + static_cast<std::size_t>(rank) * 3) % 53) {
+      case 5: values[i] = 0x0000; break;
+      case 6: values[i] = 0x8000; break;
+      case 7: values[i] = 0x0001; break;  // the smallest denormal
+      case 8: values[i] = 0x8001; break;
+      case 9: values[i] = narrow(dtype, __builtin_inff()); break;
+      case 11: values[i] = 0x7fff; break;  // a NaN in either type
+      case 12:
+      case 13: values[i] = 0xffff; break;  // two in a word: "not arrived"
+      default: break;
+    }
+    // (small + large) − large is 0 in rank order and `small` in a rotated one.
+    const float small = 0x1p-10f * static_cast<float>(1 + i % 4);
+    const float cancelling[] = {small, 0x1p15f, -0x1p15f};
+    if (i % 7 == 3) values[i] = narrow(dtype, rank < 3 ? cancelling[rank] : 0.0f);
+    if (i % 97 == 40) values[i] = 0x8000;  // on every rank: the sum is −0
+  }
+  return values;
+}
+
+// Steps 1 and 2 of the arithmetic of the boundary, literally.
+Halves oracle(DType dtype, const std::vector<Halves>& addends) {
+  Halves sum(addends[0].size());
+  for (std::size_t i = 0; i < sum.size(); ++i) {
+    float s = widen(dtype, addends[0][i]);
+    for (std::size_t rank = 1; rank < addends.size(); ++rank) s += widen(dtype, addends[rank][i]);
+    sum[i] = narrow(dtype, s);
+  }
+  return sum;
+}
+
+std::vector<Halves> all_addends(DType dtype, std::size_t count, int size, std::uint64_t seed) {
+  std::vector<Halves> addends;
+  for (int rank = 0; rank < size; ++rank) addends.push_back(addend(dtype, count, rank, seed));
+  return addends;
+}
+
+void expect_same(DType dtype, const Halves& got, const Halves& want) {
+  ASSERT_EQ(got.size(), want.size());
+  for (std::size_t i = 0; i < got.size(); ++i)
+    ASSERT_TRUE(got[i] == want[i] || both_nan(dtype, got[i], want[i]))
+        << "element " << i << " is " << got[i] << " instead of " << want[i];
+}
+
+TensorView halves_view(Halves& values, DType dtype, Device device) {
+  return view(values.data(), dtype, device, {static_cast<std::int64_t>(values.size())});
+}
+
+TEST(Collectives, TheInputsOfTheseTestsDependOnTheOrder) {
+  for (const DType dtype : {DType::kBF16, DType::kF16})
+    for (const int size : {3, 5, 8}) {
+      auto addends = all_addends(dtype, 640, size, 1);
+      const Halves in_order = oracle(dtype, addends);
+      std::rotate(addends.begin(), addends.begin() + 1, addends.end());
+      EXPECT_NE(oracle(dtype, addends), in_order) << size;
+    }
+}
+
+struct ReducePath {
+  const char* name;
+  bool peer;
+};
+constexpr ReducePath kPaths[] = {{"peer", true}, {"generic", false}};
+
+// Every size of the list in turn on one channel: counters and extents survive the mix.
+void reduce_sizes(int rank, Communicator& comm, DType dtype, ReducePath path,
+                  std::size_t chunk_bytes, const std::vector<std::size_t>& counts) {
+  auto channel =
+      comm.mailbox(collectives::all_reduce_mailbox_bytes(comm.size(), chunk_bytes), "test reduce");
+  ASSERT_TRUE(channel) << channel.status().to_string();
+  auto stream = Stream::create(comm.device());
+  ASSERT_TRUE(stream);
+  std::uint64_t seed = 7;
+  for (const std::size_t count : counts) {
+    SCOPED_TRACE(std::string(path.name) + " " + std::string(name(dtype)) + " × " +
+                 std::to_string(count));
+    const auto addends = all_addends(dtype, count, comm.size(), ++seed);
+    Halves mine = addends[static_cast<std::size_t>(rank)];
+    Halves out(count, 0x5555);
+    const bool in_place = seed % 2 == 0;
+    const PartialRows in{halves_view(mine, dtype, comm.device())};
+    const TensorView to = halves_view(in_place ? mine : out, dtype, comm.device());
+    const Status status = path.peer ? collectives::all_reduce(*channel, in, to, *stream)
+                                    : comm.all_reduce(in, to, *stream);
+    ASSERT_TRUE(status) << status.to_string();
+    ASSERT_TRUE(comm.health()) << comm.health().to_string();
+    expect_same(dtype, in_place ? mine : out, oracle(dtype, addends));
+    if (testing::Test::HasFatalFailure()) return comm.abort("the test failed");
+  }
+}
+
+TEST(Collectives, AllReduceHasTheBitsOfTheOracleInEveryWorld) {
+  for (const Target target : test::host_targets())
+    for (int size = 1; size <= kMaxRanks; ++size)
+      for (const ReducePath path : kPaths)
+        run_ranks(size, {.target = target}, [&](int rank, Communicator& comm) {
+          reduce_sizes(rank, comm, DType::kBF16, path, 512, {0, 1, 7, 8, 9, 256, 641, 3});
+          reduce_sizes(rank, comm, DType::kF16, path, 512, {256, 2, 257});
+        });
+}
+
+TEST(Collectives, AllReduceGoesThroughTheMailboxInChunksOfAnySize) {
+  for (const Target target : test::host_targets())
+    for (const std::size_t chunk_bytes : {std::size_t{16}, std::size_t{48}, std::size_t{4096}})
+      run_ranks(3, {.target = target}, [&](int rank, Communicator& comm) {
+        reduce_sizes(rank, comm, DType::kBF16, kPaths[0], chunk_bytes,
+                     {8, 100, 24, 25, 1, 333, 8, 7, 2100});
+      });
+}
+
+TEST(Collectives, GenericAllReduceIsLargerThanTheHostExchangeChunk) {
+  run_ranks(2, [&](int rank, Communicator& comm) {
+    reduce_sizes(rank, comm, DType::kBF16, kPaths[1], 512, {32768, 32769, 100'001, 5});
+  });
+}
+
+TEST(Collectives, ReplayedGraphsMixWithDirectCalls) {
+  for (const Target target : test::host_targets())
+    for (const ReducePath path : kPaths)
+      run_ranks(3, {.target = target}, [&](int rank, Communicator& comm) {
+        auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(3, 64), "graph");
+        ASSERT_TRUE(channel);
+        auto stream = Stream::create(comm.device());
+        ASSERT_TRUE(stream);
+        Halves large(150), small(9), out_large(150), out_small(9);
+        const auto reduce = [&](Halves& in, Halves& out) {
+          const PartialRows rows{halves_view(in, DType::kBF16, comm.device())};
+          const TensorView to = halves_view(out, DType::kBF16, comm.device());
+          return path.peer ? collectives::all_reduce(*channel, rows, to, *stream)
+                           : comm.all_reduce(rows, to, *stream);
+        };
+        ASSERT_TRUE(Graph::begin(*stream));
+        ASSERT_TRUE(reduce(large, out_large));
+        ASSERT_TRUE(reduce(small, out_small));
+        auto graph = Graph::end(*stream);
+        ASSERT_TRUE(graph);
+        for (std::uint64_t round = 0; round < 12; ++round) {
+          const auto large_addends = all_addends(DType::kBF16, 150, 3, round);
+          const auto small_addends = all_addends(DType::kBF16, 9, 3, round + 100);
+          large = large_addends[static_cast<std::size_t>(rank)];
+          small = small_addends[static_cast<std::size_t>(rank)];
+          if (round % 3 == 2) {
+            ASSERT_TRUE(reduce(small, out_small));
+          }
+          ASSERT_TRUE(graph->replay(*stream));
+          ASSERT_TRUE(stream->synchronize());
+          expect_same(DType::kBF16, out_large, oracle(DType::kBF16, large_addends));
+          expect_same(DType::kBF16, out_small, oracle(DType::kBF16, small_addends));
+        }
+      });
+}
+
+TEST(Collectives, RanksThatComeAtRandomTimesGetTheSameBits) {
+  for (const Target target : test::host_targets())
+    run_ranks(4, {.target = target}, [&](int rank, Communicator& comm) {
+      auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(4, 64), "delays");
+      ASSERT_TRUE(channel);
+      auto stream = Stream::create(comm.device());
+      ASSERT_TRUE(stream);
+      test::Delays delays(static_cast<std::uint64_t>(rank));
+      for (std::uint64_t round = 0; round < 60; ++round) {
+        const std::size_t count = 1 + round * 37 % 90;
+        const auto addends = all_addends(DType::kBF16, count, 4, round);
+        Halves mine = addends[static_cast<std::size_t>(rank)];
+        delays.maybe_wait();
+        const TensorView rows = halves_view(mine, DType::kBF16, comm.device());
+        ASSERT_TRUE(collectives::all_reduce(*channel, {rows}, rows, *stream));
+        expect_same(DType::kBF16, mine, oracle(DType::kBF16, addends));
+      }
+    });
+}
+
+// --- all_gather
+// -----------------------------------------------------------------------------------
+
+std::vector<std::uint8_t> blob(std::size_t bytes, int rank, std::uint64_t seed) {
+  std::vector<std::uint8_t> values(bytes);
+  test::Random random(seed * 17 + static_cast<std::uint64_t>(rank));
+  for (std::size_t i = 0; i < bytes; ++i)
+    values[i] = i % 5 == 0 ? 0xff : static_cast<std::uint8_t>(random.next());
+  return values;
+}
+
+TEST(Collectives, AllGatherCarriesAnyBytes) {
+  for (const Target target : test::host_targets())
+    for (int size = 1; size <= kMaxRanks; ++size)
+      run_ranks(size, {.target = target}, [&](int rank, Communicator& comm) {
+        auto channel =
+            comm.mailbox(collectives::all_gather_mailbox_bytes(size, 100), "test gather");
+        ASSERT_TRUE(channel) << channel.status().to_string();
+        auto stream = Stream::create(comm.device());
+        ASSERT_TRUE(stream);
+        std::uint64_t seed = 0;
+        for (const std::size_t bytes : {0u, 1u, 16u, 15u, 112u, 113u, 3u, 1000u, 17u}) {
+          SCOPED_TRACE(bytes);
+          auto mine = blob(bytes, rank, ++seed);
+          std::vector<std::uint8_t> all(bytes * static_cast<std::size_t>(size), 0xaa), want;
+          for (int peer = 0; peer < size; ++peer)
+            for (const std::uint8_t value : blob(bytes, peer, seed)) want.push_back(value);
+          const auto length = static_cast<std::int64_t>(bytes);
+          const TensorView in = view(mine.data(), DType::kU8, comm.device(), {length});
+          const TensorView out = view(all.data(), DType::kU8, comm.device(), {size, length});
+          // The channel of this test, and the communicator's own.
+          ASSERT_TRUE(collectives::all_gather(*channel, in, out, *stream));
+          ASSERT_EQ(all, want);
+          std::fill(all.begin(), all.end(), 0xbb);
+          ASSERT_TRUE(comm.all_gather(in, out, *stream));
+          ASSERT_EQ(all, want);
+        }
+      });
+}
+
+TEST(Collectives, WrongShapesAndTypesAreRefusedWithASentence) {
+  auto comm = Communicator::create({}, Device{});
+  ASSERT_TRUE(comm);
+  auto stream = Stream::create(Device{});
+  ASSERT_TRUE(stream);
+  std::vector<float> floats(8);
+  Halves halves(8), fewer(7);
+  const TensorView f32 = view(floats.data(), DType::kF32, Device{}, {8});
+  const TensorView rows = halves_view(halves, DType::kBF16, Device{});
+  const TensorView short_rows = halves_view(fewer, DType::kBF16, Device{});
+  const Status wrong_type = (*comm)->all_reduce({f32}, f32, *stream);
+  EXPECT_EQ(wrong_type.code(), Code::kInvalidArgument);
+  EXPECT_NE(wrong_type.message().find("f32 [8]"), std::string_view::npos) << wrong_type.message();
+  EXPECT_EQ((*comm)->all_reduce({rows}, short_rows, *stream).code(), Code::kInvalidArgument);
+  EXPECT_EQ((*comm)->all_gather(rows, short_rows, *stream).code(), Code::kInvalidArgument);
+}
+
+TEST(Collectives, AMailboxTooSmallForOneVectorIsRefused) {
+  run_ranks(2, [](int, Communicator& comm) {
+    auto channel = comm.mailbox(40, "tiny");
+    ASSERT_TRUE(channel);
+    auto stream = Stream::create(comm.device());
+    ASSERT_TRUE(stream);
+    Halves mine(8);
+    const TensorView rows = halves_view(mine, DType::kBF16, comm.device());
+    const Status status = collectives::all_reduce(*channel, {rows}, rows, *stream);
+    EXPECT_EQ(status.code(), Code::kInvalidArgument);
+    EXPECT_NE(status.message().find("40 bytes"), std::string_view::npos) << status.message();
+  });
+}
+
+}  // namespace
+}  // namespace tenon
