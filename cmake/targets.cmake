@@ -32,6 +32,7 @@ list(FILTER TENON_HOST_TARGETS EXCLUDE REGEX "^(cuda|hip)$")
 
 file(STRINGS tenon/ops/ops.def op_lines REGEX "^TENON_OP")
 set(TENON_OPS "")
+file(GLOB kernel_files CONFIGURE_DEPENDS tenon/comm/*.cu tenon/ops/*/*.cu)  # a new one: run CMake again
 foreach(line IN LISTS op_lines)
   string(REGEX MATCH "\\(([a-z0-9_]+)\\)" matched "${line}")
   if(EXISTS ${CMAKE_SOURCE_DIR}/tenon/ops/${CMAKE_MATCH_1}/${CMAKE_MATCH_1}.cu)
@@ -53,20 +54,89 @@ if(TENON_CPU_ARCH)
   endif()
 endif()
 
-# Compiles one .cu for every enabled host target into `library`, through a one-line wrapper.
+# How each target's compiler sees a kernel file: its namespace, its device.h, its wave.
+function(tenon_target_definitions target out)
+  set(${out} -DTENON_TARGET=${target} -DTENON_WAVE=${TENON_WAVE_${target}}
+    "-DTENON_DEVICE_HEADER=\"tenon/gpu/${TENON_FOLDER_${target}}/device.h\"" PARENT_SCOPE)
+endfunction()
+
+# "tenon/ops/rope/rope.cu" becomes "tenon.ops.rope.rope": the name of what is made of it.
+function(tenon_stem source out)
+  string(REGEX REPLACE "\\.cu$" "" stem ${source})
+  string(REPLACE "/" "." stem ${stem})
+  set(${out} ${stem} PARENT_SCOPE)
+endfunction()
+
+# One .cu as an object for `vendor` (cuda, or hip with its host side): ${out} is the object's path.
+function(tenon_vendor_object vendor source out)
+  tenon_stem(${source} stem)
+  tenon_target_definitions(${vendor} definitions)
+  set(object ${CMAKE_BINARY_DIR}/kernels/${stem}.${vendor}.o)
+  if(vendor STREQUAL "cuda")
+    set(command ${CMAKE_CXX_COMPILER_LAUNCHER} ${TENON_NVCC} -gencode=arch=compute_90a,code=sm_90a
+      -fmad=false --expt-relaxed-constexpr -lineinfo -Xcompiler=-fPIC,-Wall,-ffp-contract=off)
+    if(TENON_WERROR)
+      list(APPEND command -Werror all-warnings)
+    endif()
+  else()
+    set(command ${TENON_HIPCXX} -x hip --offload-arch=gfx942 --offload-arch=gfx950 -fPIC -Wall
+      -ffp-contract=off -fno-math-errno)
+  endif()
+  add_custom_command(OUTPUT ${object}
+    COMMAND ${command} -std=c++20 -O3 -I${CMAKE_SOURCE_DIR} -I${CMAKE_BINARY_DIR}/generated
+            ${definitions} -MD -MF ${object}.d -c ${CMAKE_SOURCE_DIR}/${source} -o ${object}
+    DEPENDS ${CMAKE_SOURCE_DIR}/${source} DEPFILE ${object}.d
+    COMMENT "Compiling ${source} for ${vendor}" VERBATIM)
+  set(${out} ${object} PARENT_SCOPE)
+endfunction()
+
+# One .cu as a gfx942 and a gfx950 code object, without ROCm: ${out} are the assembly files.
+function(tenon_code_objects source out)
+  tenon_stem(${source} stem)
+  tenon_target_definitions(hip definitions)
+  set(assemblies "")
+  foreach(arch gfx942 gfx950)
+    set(base ${CMAKE_BINARY_DIR}/kernels/${stem}.${arch})
+    set(werror "")
+    if(TENON_WERROR)
+      set(werror -Werror)
+    endif()
+    add_custom_command(OUTPUT ${base}.s ${base}.co
+      COMMAND ${TENON_CLANG} -x hip --offload-arch=${arch} --cuda-device-only -nogpuinc -nogpulib
+              -std=c++20 -O3 -ffp-contract=off -fno-math-errno -Wall -Wextra ${werror}
+              -I${CMAKE_SOURCE_DIR} -I${CMAKE_BINARY_DIR}/generated ${definitions}
+              -Xclang -dependency-file -Xclang ${base}.d -Xclang -MT -Xclang ${base}.s
+              -S ${CMAKE_SOURCE_DIR}/${source} -o ${base}.s
+      COMMAND ${TENON_CLANG} --target=amdgcn-amd-amdhsa -mcpu=${arch} -x assembler ${base}.s
+              -o ${base}.co
+      DEPENDS ${CMAKE_SOURCE_DIR}/${source} DEPFILE ${base}.d
+      COMMENT "Compiling ${source} for ${arch}" VERBATIM)
+    list(APPEND assemblies ${base}.s)
+  endforeach()
+  set(${out} ${assemblies} PARENT_SCOPE)
+endfunction()
+
+# Compiles one .cu for every target of this build into `library`; the host's through a wrapper.
 function(tenon_kernels library source)
   if(NOT EXISTS ${CMAKE_SOURCE_DIR}/${source})
     return()
   endif()
-  string(REGEX REPLACE "\\.cu$" "" stem ${source})
-  string(REPLACE "/" "." stem ${stem})
+  tenon_stem(${source} stem)
   foreach(target IN LISTS TENON_HOST_TARGETS)
     set(wrapper ${CMAKE_BINARY_DIR}/kernels/${stem}.${target}.cc)
     file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"${source}\"\n" @ONLY)
-    set_source_files_properties(${wrapper} PROPERTIES COMPILE_OPTIONS
-      "-DTENON_TARGET=${target};-DTENON_DEVICE_HEADER=\"tenon/gpu/${TENON_FOLDER_${target}}/device.h\";-DTENON_WAVE=${TENON_WAVE_${target}};${TENON_HOST_KERNEL_OPTIONS}")
-    set_property(SOURCE ${wrapper} APPEND PROPERTY OBJECT_DEPENDS ${CMAKE_SOURCE_DIR}/${source})
+    tenon_target_definitions(${target} definitions)
+    set_source_files_properties(${wrapper} PROPERTIES
+      COMPILE_OPTIONS "${definitions};${TENON_HOST_KERNEL_OPTIONS}"
+      OBJECT_DEPENDS ${CMAKE_SOURCE_DIR}/${source})
     target_sources(${library} PRIVATE ${wrapper})
+  endforeach()
+  foreach(vendor cuda hip)
+    if(vendor IN_LIST TENON_TARGETS)
+      tenon_vendor_object(${vendor} ${source} object)
+      set_source_files_properties(${object} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
+      target_sources(${library} PRIVATE ${object})
+    endif()
   endforeach()
 endfunction()
 
@@ -76,7 +146,7 @@ function(tenon_op_kernels library)
   set(rows "")
   foreach(op IN LISTS TENON_OPS)
     tenon_kernels(${library} tenon/ops/${op}/${op}.cu)
-    foreach(target IN LISTS TENON_HOST_TARGETS)
+    foreach(target IN LISTS TENON_TARGETS)
       string(APPEND declarations "namespace tenon::${target}::${op} { extern const VariantTable table; }\n")
       string(APPEND rows "  if (op == Op::${op} && target == Target::k${TENON_ENUM_${target}}) return &${target}::${op}::table;\n")
     endforeach()
@@ -94,6 +164,66 @@ ${rows}  return nullptr;
   target_sources(${library} PRIVATE ${table})
 endfunction()
 
-# The vendor runtimes, where their toolchain is enabled.
+# The compilers of the vendor targets that are asked for.
+set(TENON_COMPILE_ONLY "" CACHE STRING "Build nothing but the kernels of: cuda, hip")
+if("cuda" IN_LIST TENON_TARGETS OR "cuda" IN_LIST TENON_COMPILE_ONLY)
+  find_program(TENON_NVCC nvcc HINTS /usr/local/cuda/bin REQUIRED)
+  get_filename_component(cuda_bin ${TENON_NVCC} DIRECTORY)
+  set(CUDAToolkit_ROOT ${cuda_bin}/..)
+  find_package(CUDAToolkit REQUIRED)
+endif()
+if("hip" IN_LIST TENON_TARGETS)
+  find_program(TENON_HIPCXX NAMES amdclang++ HINTS /opt/rocm/bin REQUIRED)
+  find_package(hip REQUIRED HINTS /opt/rocm)
+endif()
+
+# The runtime of the vendor target of this build, if there is one.
 function(tenon_vendor_sources library)
+  foreach(vendor cuda hip)
+    if(vendor IN_LIST TENON_TARGETS)
+      target_sources(${library} PRIVATE tenon/gpu/vendor/runtime.cc)
+      string(TOUPPER ${vendor} upper)
+      target_compile_definitions(${library} PUBLIC TENON_HAS_${upper}=1)
+      if(vendor STREQUAL "cuda")
+        target_link_libraries(${library} PUBLIC CUDA::cudart_static)
+      else()
+        target_link_libraries(${library} PUBLIC hip::host)
+      endif()
+    endif()
+  endforeach()
+endfunction()
+
+# For TENON_COMPILE_ONLY: objects that nothing links, checked as far as a machine without GPU can.
+function(tenon_compile_only)
+  set(sources tenon/comm/collectives.cu)
+  foreach(op IN LISTS TENON_OPS)
+    list(APPEND sources tenon/ops/${op}/${op}.cu)
+  endforeach()
+  if("cuda" IN_LIST TENON_COMPILE_ONLY)
+    set(objects "")
+    foreach(source IN LISTS sources)
+      tenon_vendor_object(cuda ${source} object)
+      list(APPEND objects ${object})
+    endforeach()
+    add_custom_target(cuda_objects ALL DEPENDS ${objects})
+    add_library(cuda_runtime OBJECT tenon/gpu/vendor/runtime.cc)
+    target_compile_definitions(cuda_runtime PRIVATE TENON_HAS_CUDA=1)
+    target_link_libraries(cuda_runtime PRIVATE CUDA::cudart_static)
+  endif()
+  if("hip" IN_LIST TENON_COMPILE_ONLY)
+    find_program(TENON_CLANG clang++-22 REQUIRED)
+    find_package(Python3 REQUIRED COMPONENTS Interpreter)
+    set(assemblies "")
+    foreach(source IN LISTS sources)
+      tenon_code_objects(${source} made)
+      list(APPEND assemblies ${made})
+    endforeach()
+    set(checked ${CMAKE_BINARY_DIR}/kernels/isa_checked)
+    add_custom_command(OUTPUT ${checked}
+      COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tools/check_isa.py ${assemblies}
+      COMMAND ${CMAKE_COMMAND} -E touch ${checked}
+      DEPENDS ${assemblies} ${CMAKE_SOURCE_DIR}/tools/check_isa.py
+      COMMENT "Checking the instructions of gfx942 and gfx950" VERBATIM)
+    add_custom_target(hip_objects ALL DEPENDS ${checked})
+  endif()
 endfunction()

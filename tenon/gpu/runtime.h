@@ -187,6 +187,14 @@ void set_cpu_threads(int threads);
 // The order in which emulated threads run in launches from now on, in place of TENON_EMU_SEED.
 void set_emu_seed(std::uint64_t seed);
 
+// A member of tables of host functions that a .cu defines. clang's HIP device pass would copy a
+// constant table to the device and then miss the functions; this destructor tells it not to.
+struct HostOnly {
+#if defined(__HIP_DEVICE_COMPILE__)
+  ~HostOnly() { asm volatile(""); }
+#endif
+};
+
 // Launches kernel(args). Args is one trivially copyable struct.
 template <class Args>
 Status launch(Stream& stream, const LaunchShape& shape, void (*kernel)(Args), const Args& args) {

@@ -81,6 +81,7 @@ constexpr Variant variant(std::string_view name) {
 //   namespace tenon::TENON_TARGET::<op> { const VariantTable table = …; }
 struct VariantTable {
   std::span<const Variant> variants;
+  [[no_unique_address]] HostOnly host_only = {};
 };
 
 // Null when the target is not in this build.
