@@ -102,6 +102,8 @@ class LocalBootstrap final : public Bootstrap {
     const auto end = std::chrono::steady_clock::now() + deadline;
     std::unique_lock lock(team_->mutex);
     const std::uint64_t call = next_call_++;
+    if (const auto lost = loss())
+      return Status::error(Code::kPeerLost, std::string(label) + ": " + lost->why);
     Round& round = team_->rounds[call];
     round.posts.resize(static_cast<std::size_t>(size()));
     round.posts[static_cast<std::size_t>(rank_)] =

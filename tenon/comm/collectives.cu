@@ -161,8 +161,11 @@ TENON_DEVICE bool reduce_chunk(const Args& args, const Chunk& chunk, std::uint32
           return words.x != kNotArrived && words.y != kNotArrived && words.z != kNotArrived &&
                  words.w != kNotArrived;
         };
-        const auto row = static_cast<std::uint32_t>(place / args.row_bytes);
-        if (!team_wait(team, Phase::kScatter, rank, call, row, arrived)) return false;
+        // Naming the row costs a division: only for words that are not there yet.
+        if (!arrived()) {
+          const auto row = static_cast<std::uint32_t>(place / args.row_bytes);
+          if (!team_wait(team, Phase::kScatter, rank, call, row, arrived)) return false;
+        }
       }
       float addend[8];
       unpack8<T>(words, addend);

@@ -6,6 +6,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <tuple>
 
 #include "tenon/comm/device.h"
 #include "tenon/comm/words.h"
@@ -103,13 +104,19 @@ class Reception {
       return Status::ok();
     }
     if (hello.size != launch_.size || hello.rank <= 0 || hello.rank >= launch_.size ||
-        sockets[static_cast<std::size_t>(hello.rank)])
-      return Status::error(
+        sockets[static_cast<std::size_t>(hello.rank)]) {
+      const Status refusal = Status::error(
           Code::kInvalidArgument,
           "a process at " + tcp::peer_address(caller.socket) + " says it is rank " +
               std::to_string(hello.rank) + " of " + std::to_string(hello.size) + "; rank " +
               std::to_string(launch_.rank) + " of " + std::to_string(launch_.size) +
               " accepts each other rank of the same world once");
+      Welcome answer;
+      copy_text(refusal.message(), answer.refusal);
+      if (welcome != nullptr)
+        std::ignore = tcp::send_all(caller.socket, bytes_of(answer), Clock::now());
+      return refusal;
+    }
     if (welcome != nullptr) {
       auto& place = welcome->places[hello.rank];
       copy_text(tcp::peer_address(caller.socket), place.address);

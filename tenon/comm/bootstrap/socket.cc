@@ -78,6 +78,7 @@ class SocketBootstrap final : public Bootstrap {
     if (const auto lost = loss())
       return Status::error(Code::kPeerLost, std::string(label) + ": " + lost->why);
     send_to_all(frame(Kind::kExchange, call, label, mine), end);
+    Status different;
     std::unique_lock lock(inbox_mutex_);
     for (int peer = 0; peer < size(); ++peer) {
       std::byte* place = all.data() + mine.size() * static_cast<std::size_t>(peer);
@@ -89,13 +90,15 @@ class SocketBootstrap final : public Bootstrap {
       while (from.inbox.empty()) TENON_TRY(wait_more(lock, peer, call, label, end, deadline));
       const Message message = std::move(from.inbox.front());
       from.inbox.pop_front();
-      if (message.head.call != call || message.label != label ||
-          message.payload.size() != mine.size())
-        return different_call(rank_, label, mine.size(), peer, message.label,
-                              message.payload.size(), call);
-      if (!mine.empty()) std::memcpy(place, message.payload.data(), mine.size());
+      const bool same = message.head.call == call && message.label == label &&
+                        message.payload.size() == mine.size();
+      // Everybody's message is taken even so: the next call is in step again.
+      if (!same && different)
+        different = different_call(rank_, label, mine.size(), peer, message.label,
+                                   message.payload.size(), call);
+      if (same && !mine.empty()) std::memcpy(place, message.payload.data(), mine.size());
     }
-    return Status::ok();
+    return different;
   }
 
   void abort(std::string_view why) override {
