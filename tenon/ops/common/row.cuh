@@ -149,14 +149,14 @@ TENON_DEVICE Word4 scale_by_weight(Word4 row, float rstd, const NormSpec& spec, 
   return pack8<T>(h);
 }
 
-// Steps 2 to 8 of one row. load_sum(vector, s) fills the fp32 sums of step 1; keep_residual(vector,
-// h) sees each new residual vector. Leaves the norm in `held` and stores it where it is wanted.
-// Every thread of the block must call this.
-template <class T, int kMaxRun, class LoadSum, class KeepResidual>
+// Steps 2 to 8 of one row. load_sum(vector, s) fills the fp32 sums of step 1. Leaves the norm in
+// `held` and stores it where it is wanted. Every thread of the block must call this.
+template <class T, int kMaxRun, class LoadSum>
 TENON_DEVICE void norm_row(const NormSpec& spec, int row, const Run& run, Word4 (&held)[kMaxRun],
-                           LoadSum load_sum, KeepResidual keep_residual) {
+                           LoadSum load_sum) {
   std::byte* const residual = spec.residual + row * spec.residual_stride;
   float partials[kMaxRun];
+  partials[0] = 0.0f;  // of a thread that owns nothing
   for (int i = 0; i < run_bound<kMaxRun>(run); ++i) {
     if (i >= run.count) continue;
     const int vector = run.first + i;
@@ -164,7 +164,6 @@ TENON_DEVICE void norm_row(const NormSpec& spec, int row, const Run& run, Word4 
     load_sum(vector, h);
     held[i] = add_residual<T>(h, residual + vector * 16, spec.fresh_residual);
     store16(residual + vector * 16, held[i]);
-    keep_residual(vector, held[i]);
     partials[i] = square_sum(h);
   }
   const float square = block_sum(run_sum(partials, run.count));

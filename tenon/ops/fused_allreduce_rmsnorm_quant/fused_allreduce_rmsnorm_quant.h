@@ -14,19 +14,24 @@
 namespace tenon::fused_allreduce_rmsnorm_quant {
 
 struct Args {
-  PartialRows partial;          // [rows, hidden] bf16 or f16; rows 0 … 8192, hidden <= 16384
-  TensorView residual;          // [rows, hidden], same type; read (unless fresh) and overwritten
-  TensorView weight;            // [hidden], same type or f32
+  PartialRows partial;  // [rows, hidden] bf16 or f16; rows 0 … 8192, hidden <= 16384
+  TensorView residual;  // [rows, hidden], same type; read (unless fresh) and overwritten
+  TensorView weight;    // [hidden], same type or f32
   float eps = 1e-6f;
   float offset = 1.0f;          // 1 for zero-centred norms (Qwen3.5), 0 otherwise
   bool fresh_residual = false;  // residual = y: the boundary after the embedding
-  NormedRows out;               // either or both; group 32, 64, 128 or 256 dividing hidden
+  // two_shot leaves a row's new residual on its owner only (residual_owner()); with this, every
+  // rank gets it, at the price of sending it.
+  bool spread_residual = false;
+  NormedRows out;  // either or both; group 32, 64, 128 or 256 dividing hidden
 };
 
 // Named dimensions, types and alignment (rows start at multiples of 16 bytes). Touches no device.
 Status check(const Args& args);
 
-// Mailbox bytes that every variant needs for at most max_rows rows; pass it to Communicator::mailbox.
+// Mailbox bytes with which every variant does max_rows rows in as few rounds as it may; pass it to
+// Communicator::mailbox. At most 45 MiB; run() takes any mailbox that holds one row per rank, works
+// through longer calls in chunks, and may share one mailbox with calls of other shapes.
 std::size_t mailbox_bytes(int max_rows, int hidden, DType dtype, int team_size);
 
 // Which rank holds the current residual of `row` after a run of `variant`: every rank after

@@ -1,0 +1,137 @@
+// The variants of the centre piece: their limits and their launches.
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
+
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/one_shot.cuh"
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/slots.h"
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/two_shot.cuh"
+#include "tenon/ops/registry.h"
+
+namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
+
+using tenon::fused_allreduce_rmsnorm_quant::Args;
+using tenon::fused_allreduce_rmsnorm_quant::one_shot_row_bytes;
+using tenon::fused_allreduce_rmsnorm_quant::part_bytes;
+using tenon::fused_allreduce_rmsnorm_quant::result_bytes;
+using tenon::fused_allreduce_rmsnorm_quant::stripe_bytes;
+
+// One shot sends each row to everybody and does each row everywhere. Above these bytes of one
+// rank's part that costs more than a second trip: on devices by link time, on the cpu by
+// arithmetic.
+static std::int64_t one_shot_limit(int team_size) {
+  if (team_size == 1) return std::int64_t{1} << 40;
+  if constexpr (kWave == 1) return 32 << 10;
+  if (team_size == 2) return 4 << 20;
+  return team_size <= 4 ? 384 << 10 : 128 << 10;
+}
+
+// Host targets run the blocks of a signalling kernel on one thread: more blocks serve no purpose on
+// cpu, and a few are enough to show what blocks of emu do to each other.
+static int most_blocks(const Situation& where) {
+  if (kWave == 1) return 1;
+  const int resident = std::max(where.properties.max_cooperative_blocks, 1);
+  return is_host(where.device.target) ? std::min(resident, 3) : resident;
+}
+
+static Status shape_for(const Args& args, const Situation& where, std::int64_t tasks,
+                        LaunchShape* shape) {
+  if (where.team_size > 1 && !where.peer_pointers)
+    return Status::error(Code::kUnsupported, "the ranks cannot address each other's mailboxes");
+  if (where.team_size > kMaxRanks)
+    return Status::error(Code::kUnsupported, std::to_string(where.team_size) +
+                                                 " ranks are over the limit of " +
+                                                 std::to_string(kMaxRanks));
+  shape->blocks = static_cast<int>(std::min<std::int64_t>(tasks, most_blocks(where)));
+  shape->threads =
+      row_threads(static_cast<int>(args.residual.shape[1]), where.properties.max_threads_per_block);
+  shape->cooperative = true;
+  return Status::ok();
+}
+
+static Status one_shot_supports(const Args& args, const Situation& where, LaunchShape* shape) {
+  const std::int64_t rows = args.residual.shape[0], hidden = args.residual.shape[1];
+  const std::int64_t bytes = rows * part_bytes(hidden), limit = one_shot_limit(where.team_size);
+  if (bytes > limit)
+    return Status::error(Code::kUnsupported,
+                         std::to_string(rows) + " rows of " + std::to_string(hidden) + " are " +
+                             std::to_string(bytes) + " bytes, over the limit of " +
+                             std::to_string(limit) + " for " + std::to_string(where.team_size) +
+                             " ranks");
+  return shape_for(args, where, rows, shape);
+}
+
+static Status two_shot_supports(const Args& args, const Situation& where, LaunchShape* shape) {
+  const std::int64_t rows = args.residual.shape[0];
+  return shape_for(args, where, (rows + where.team_size - 1) / where.team_size, shape);
+}
+
+static FusedArgs fused_args(const Args& args, const TeamView& team) {
+  FusedArgs call{};
+  call.team = team;
+  call.partial = args.partial.addend.as<std::byte>();
+  call.partial_stride = args.partial.addend.stride[0] * 2;
+  call.rows = static_cast<int>(args.residual.shape[0]);
+  call.norm = norm_spec(args.weight, args.residual, args.out.bf16);
+  call.norm.eps = args.eps;
+  call.norm.offset = args.offset;
+  call.norm.fresh_residual = args.fresh_residual;
+  call.quant = quant_spec(args.out.fp8);
+  call.spreads_fp8 = !args.out.bf16;
+  call.spreads_residual = args.spread_residual;
+  call.slot_bytes =
+      tenon::fused_allreduce_rmsnorm_quant::slot_bytes(static_cast<std::int64_t>(team.bytes));
+  return call;
+}
+
+// How many entries (rows, or stripes) of `bytes` each fit into a slot; at least one must.
+static Status fit_chunk(const FusedArgs& call, std::int64_t bytes, std::int64_t* entries) {
+  constexpr std::int64_t kAny = 1 << 20;  // no peers: nothing is sent
+  *entries = bytes == 0 ? kAny : std::min(call.slot_bytes / bytes, kAny);
+  if (*entries > 0) return Status::ok();
+  return Status::error(Code::kInvalidArgument,
+                       "fused_allreduce_rmsnorm_quant: the mailbox has " +
+                           std::to_string(call.team.bytes) + " bytes but hidden " +
+                           std::to_string(call.norm.hidden) + " needs at least " +
+                           std::to_string(kNumSlots * (bytes + 256)) + " for " +
+                           std::to_string(call.team.size) + " ranks; see mailbox_bytes()");
+}
+
+static Status launch_one_shot(const LaunchShape& shape, const Args& args, const TeamView* team,
+                              Stream& stream) {
+  FusedArgs call = fused_args(args, *team);
+  std::int64_t chunk = 0;
+  TENON_TRY(fit_chunk(call, one_shot_row_bytes(call.norm.hidden, team->size), &chunk));
+  call.chunk_rows = static_cast<int>(chunk);
+  const bool is_bf16 = args.residual.dtype == DType::kBF16;
+  return with_run(shape.threads, call.norm.hidden, [&]<int kMaxRun>() {
+    return tenon::launch(stream, shape,
+                         is_bf16 ? one_shot_kernel<bf16, kMaxRun> : one_shot_kernel<f16, kMaxRun>,
+                         call);
+  });
+}
+
+static Status launch_two_shot(const LaunchShape& shape, const Args& args, const TeamView* team,
+                              Stream& stream) {
+  FusedArgs call = fused_args(args, *team);
+  call.spread_bytes = result_bytes(call.norm.hidden, call.spreads_fp8, call.quant.num_groups,
+                                   call.spreads_residual);
+  std::int64_t stripes = 0;
+  TENON_TRY(
+      fit_chunk(call, stripe_bytes(call.norm.hidden, call.spread_bytes, team->size), &stripes));
+  call.chunk_rows = static_cast<int>(stripes * team->size);
+  call.spread_offset = stripes * one_shot_row_bytes(call.norm.hidden, team->size);
+  const bool is_bf16 = args.residual.dtype == DType::kBF16;
+  return with_run(shape.threads, call.norm.hidden, [&]<int kMaxRun>() {
+    return tenon::launch(stream, shape,
+                         is_bf16 ? two_shot_kernel<bf16, kMaxRun> : two_shot_kernel<f16, kMaxRun>,
+                         call);
+  });
+}
+
+static constexpr Variant kVariants[] = {
+    variant<Args, one_shot_supports, launch_one_shot>("one_shot"),
+    variant<Args, two_shot_supports, launch_two_shot>("two_shot"),
+};
+extern const VariantTable table;
+const VariantTable table{kVariants};
+
+}  // namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant

@@ -1,0 +1,236 @@
+// rmsnorm against the oracle, bit for bit, on every built target and for every block shape; and the
+// two formulations of the oracle against each other.
+#include "tenon/ops/rmsnorm/rmsnorm.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/support/boundary_oracle.h"
+#include "tests/support/boundary_tensors.h"
+#include "tests/support/targets.h"
+
+namespace tenon {
+namespace {
+
+using testing::BoundaryCase;
+using testing::BoundaryInputs;
+using testing::BoundaryOutputs;
+using testing::BoundaryTensors;
+
+constexpr ScaleLayout kLayouts[] = {ScaleLayout::kRow, ScaleLayout::kMnMajor,
+                                    ScaleLayout::kUe8m0Packed};
+
+// The n-th of a series of cases that goes through types, layouts, groups and flags at different
+// paces, so that a few dozen meet most pairs.
+BoundaryCase nth_case(int n, int rows, int hidden) {
+  BoundaryCase shape;
+  shape.rows = rows;
+  shape.hidden = hidden;
+  shape.team = 1;
+  shape.dtype = n % 4 == 3 ? DType::kF16 : DType::kBF16;
+  shape.weight_dtype = n % 3 == 2 ? DType::kF32 : shape.dtype;
+  shape.offset = n % 2 == 0 ? 1.0f : 0.0f;
+  shape.eps = n % 7 == 6 ? 1e-5f : 1e-6f;
+  shape.fresh_residual = n % 5 == 4;
+  shape.want_bf16 = n % 3 != 1;
+  shape.want_fp8 = n % 8 != 0;
+  if (!shape.want_fp8) shape.want_bf16 = true;
+  shape.fp8 = n % 5 < 3 ? DType::kE4M3 : DType::kE4M3Fnuz;
+  shape.layout = kLayouts[(n / 2) % 3];
+  constexpr int kGroups[] = {128, 64, 32, 256};
+  shape.group = kGroups[n % 4];
+  while (hidden % shape.group != 0) shape.group /= 2;
+  return shape;
+}
+
+rmsnorm::Args args_of(const BoundaryCase& shape, const BoundaryTensors& tensors) {
+  rmsnorm::Args args;
+  args.y = tensors.addend;
+  args.residual = tensors.residual;
+  args.weight = tensors.weight;
+  args.eps = shape.eps;
+  args.offset = shape.offset;
+  args.fresh_residual = shape.fresh_residual;
+  args.out = tensors.out;
+  return args;
+}
+
+// Runs the case and says what is wrong with it. `threads` overrides the block.
+std::string run_case(const BoundaryCase& shape, std::uint64_t seed, Target target, int threads = 0,
+                     int gap = 0) {
+  const Device device{target, 0};
+  auto stream = Stream::create(device);
+  if (!stream) return stream.status().to_string();
+  const BoundaryInputs inputs = testing::make_inputs(shape, seed);
+  const BoundaryTensors tensors(shape, inputs, 0, device, *stream, gap);
+  const rmsnorm::Args args = args_of(shape, tensors);
+  if (Status checked = rmsnorm::check(args); !checked) return checked.to_string();
+  auto where = situation(device);
+  if (!where) return where.status().to_string();
+  auto plan = rmsnorm::plan(args, *where);
+  if (!plan) return plan.status().to_string();
+  if (threads != 0) plan->shape.threads = threads;
+  if (Status ran = rmsnorm::run(*plan, args, *stream); !ran) return ran.to_string();
+  std::string wrong;
+  const BoundaryOutputs found = tensors.read(*stream, wrong);
+  if (!wrong.empty()) return wrong;
+  return testing::difference(shape, testing::boundary_oracle(shape, inputs), found);
+}
+
+TEST(BoundaryOracle, FormulationsAgree) {
+  int n = 0;
+  for (int hidden : {128, 256, 640, 2880}) {
+    for (int team = 1; team <= 8; ++team, ++n) {
+      BoundaryCase shape = nth_case(n, 7, hidden);
+      shape.team = team;
+      const BoundaryInputs inputs = testing::make_inputs(shape, static_cast<std::uint64_t>(n));
+      EXPECT_EQ(testing::difference(shape, testing::boundary_oracle(shape, inputs),
+                                    testing::second_oracle(shape, inputs)),
+                "")
+          << testing::describe(shape);
+    }
+  }
+}
+
+TEST(BoundaryOracle, InputsTellTheOrderOfSummation) {
+  for (DType dtype : {DType::kBF16, DType::kF16}) {
+    for (int team = 3; team <= 8; ++team) {
+      BoundaryCase shape;
+      shape.team = team;
+      shape.hidden = 640;
+      shape.dtype = shape.weight_dtype = dtype;
+      const BoundaryInputs inputs = testing::make_inputs(shape, 3, true);
+      for (int first = 1; first < team; ++first)
+        EXPECT_GT(testing::order_sensitive_elements(shape, inputs, first), shape.hidden / 50)
+            << name(dtype) << " " << team << " ranks from " << first;
+    }
+  }
+}
+
+TEST(Rmsnorm, MatchesOracleOnEveryTarget) {
+  for (Target target : test::usable_targets()) {
+    int n = 0;
+    for (int hidden : {128, 256, 640, 2048, 2880, 4096}) {
+      for (int rows : {1, 3, 7}) {
+        const BoundaryCase shape = nth_case(n, rows, hidden);
+        EXPECT_EQ(run_case(shape, static_cast<std::uint64_t>(n), target), "")
+            << name(target) << " " << testing::describe(shape);
+        ++n;
+      }
+    }
+  }
+}
+
+TEST(Rmsnorm, EveryGroupLayoutAndType) {
+  for (Target target : test::usable_targets()) {
+    for (int group : {32, 64, 128, 256}) {
+      for (ScaleLayout layout : kLayouts) {
+        for (DType fp8 : {DType::kE4M3, DType::kE4M3Fnuz}) {
+          BoundaryCase shape;
+          shape.team = 1;
+          shape.rows = 5;
+          shape.hidden = 768;
+          shape.group = group;
+          shape.layout = layout;
+          shape.fp8 = fp8;
+          shape.dtype = shape.weight_dtype = group == 64 ? DType::kF16 : DType::kBF16;
+          EXPECT_EQ(run_case(shape, 1, target), "")
+              << name(target) << " " << testing::describe(shape);
+        }
+      }
+    }
+  }
+}
+
+TEST(Rmsnorm, BitsDoNotDependOnTheBlock) {
+  for (Target target : test::usable_targets()) {
+    const int wave = test::wave_of(target);
+    if (wave == 1) continue;  // one thread is all there is
+    for (int hidden : {640, 2880, 16384}) {
+      for (int threads : {64, 3 * 64, 256, 1024}) {
+        const BoundaryCase shape = nth_case(hidden + threads / 64, 2, hidden);
+        EXPECT_EQ(run_case(shape, 5, target, threads), "")
+            << name(target) << " " << threads << " threads, " << testing::describe(shape);
+      }
+    }
+  }
+}
+
+TEST(Rmsnorm, WideAndManyRows) {
+  for (int hidden : {5120, 8192, 16384})
+    EXPECT_EQ(run_case(nth_case(hidden / 1024, 6, hidden), 2, Target::kCpu), "") << hidden;
+  for (int rows : {16, 17, 64, 65, 300})
+    EXPECT_EQ(run_case(nth_case(rows, rows, 256), 4, Target::kCpu), "") << rows;
+}
+
+TEST(Rmsnorm, RowsMayBeStrided) {
+  for (Target target : test::usable_targets())
+    EXPECT_EQ(run_case(nth_case(2, 5, 640), 9, target, 0, 48), "") << name(target);
+}
+
+TEST(Rmsnorm, ZeroRowsIsLegal) {
+  for (Target target : test::usable_targets())
+    for (ScaleLayout layout : kLayouts) {
+      BoundaryCase shape;
+      shape.team = 1;
+      shape.rows = 0;
+      shape.layout = layout;
+      EXPECT_EQ(run_case(shape, 0, target), "") << name(target) << " " << name(layout);
+    }
+}
+
+TEST(Rmsnorm, CheckNamesWhatIsWrong) {
+  const Device device{Target::kCpu, 0};
+  auto stream = Stream::create(device);
+  ASSERT_TRUE(stream);
+  BoundaryCase shape;
+  shape.rows = 3;
+  shape.team = 1;
+  const BoundaryInputs inputs = testing::make_inputs(shape, 0);
+  const BoundaryTensors tensors(shape, inputs, 0, device, *stream);
+  const rmsnorm::Args good = args_of(shape, tensors);
+  ASSERT_TRUE(rmsnorm::check(good)) << rmsnorm::check(good).to_string();
+
+  const auto complaint = [](const rmsnorm::Args& args) { return rmsnorm::check(args).to_string(); };
+  rmsnorm::Args args = good;
+  args.residual = view(good.residual.data, DType::kBF16, device, {2, 256});
+  EXPECT_NE(complaint(args).find("residual is bf16 [2, 256]"), std::string::npos)
+      << complaint(args);
+  args = good;
+  args.weight.shape[0] = 255;
+  EXPECT_NE(complaint(args).find("weight is bf16 [255]"), std::string::npos) << complaint(args);
+  args = good;
+  args.out = {};
+  EXPECT_NE(complaint(args).find("neither bf16 nor fp8"), std::string::npos) << complaint(args);
+  args = good;
+  args.out.fp8->group = 96;
+  EXPECT_NE(complaint(args).find("32, 64, 128 or 256"), std::string::npos) << complaint(args);
+  args = good;
+  args.out.fp8->layout = ScaleLayout::kMnMajor;  // [3, 2] is not [2, 4]
+  EXPECT_NE(complaint(args).find("mn_major"), std::string::npos) << complaint(args);
+  args = good;
+  args.y.data = good.y.as<std::byte>() + 2;
+  EXPECT_NE(complaint(args).find("16 bytes"), std::string::npos) << complaint(args);
+  args = good;
+  args.out.bf16->device.index = 1;
+  EXPECT_NE(complaint(args).find("must be on cpu:0"), std::string::npos) << complaint(args);
+  args = good;
+  args.out.bf16->dtype = DType::kF16;
+  EXPECT_NE(complaint(args).find("must be of type bf16"), std::string::npos) << complaint(args);
+}
+
+TEST(Rmsnorm, TrafficCountsEveryTensorOnce) {
+  const Device device{Target::kCpu, 0};
+  auto stream = Stream::create(device);
+  ASSERT_TRUE(stream);
+  BoundaryCase shape;
+  shape.rows = 3;
+  shape.team = 1;
+  const BoundaryTensors tensors(shape, testing::make_inputs(shape, 0), 0, device, *stream);
+  const Traffic cost = rmsnorm::traffic(args_of(shape, tensors));
+  const double elements = 3 * 256;
+  EXPECT_EQ(cost.memory_bytes, elements * (2 + 2 + 2 + 2 + 1) + 256 * 2 + 3 * 2 * 4);
+  EXPECT_EQ(cost.link_bytes, 0);
+}
+
+}  // namespace
+}  // namespace tenon
