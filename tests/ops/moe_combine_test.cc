@@ -1,0 +1,180 @@
+// moe_combine against a double-precision reading of its header, and bit for bit between targets.
+#include "tenon/ops/moe_combine/moe_combine.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "tenon/core/fp8.h"
+#include "tests/support/targets.h"
+#include "tests/support/tensors.h"
+
+namespace tenon::moe_combine {
+namespace {
+
+using test::Bench;
+
+struct Shape {
+  int tokens = 3, hidden = 8, top_k = 2;
+  DType gate = DType::kBF16;
+  int padding = 0;  // elements between rows
+};
+
+struct Problem {
+  Shape shape;
+  int pairs = 0;
+  std::vector<bf16> routed, shared;
+  std::vector<float> weights, gate;
+  std::vector<std::int32_t> slot;
+};
+
+// A third of the pairs lies on another rank; the slots of the others are in a shuffled order.
+Problem make_problem(const Shape& shape, unsigned seed = 1) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  Problem problem;
+  problem.shape = shape;
+  std::vector<std::int32_t> order;
+  for (int pair = 0; pair < shape.tokens * shape.top_k; ++pair)
+    if (pair % 3 != 1) order.push_back(static_cast<std::int32_t>(order.size()));
+  problem.pairs = static_cast<int>(order.size());
+  std::shuffle(order.begin(), order.end(), random);
+  for (int pair = 0, next = 0; pair < shape.tokens * shape.top_k; ++pair) {
+    problem.slot.push_back(pair % 3 != 1 ? order[static_cast<std::size_t>(next++)] : -1);
+    problem.weights.push_back(std::abs(normal(random)));
+  }
+  const int stride = shape.hidden + shape.padding;
+  for (int i = 0; i < problem.pairs * stride; ++i)
+    problem.routed.push_back(to_bf16(normal(random) * std::exp2(normal(random) * 3.0f)));
+  for (int i = 0; i < shape.tokens * stride; ++i) problem.shared.push_back(to_bf16(normal(random)));
+  for (int t = 0; t < shape.tokens; ++t)
+    problem.gate.push_back(to_float(to_bf16(normal(random) * 4.0f)));
+  return problem;
+}
+
+Args put(Bench& bench, const Problem& problem) {
+  const Shape& shape = problem.shape;
+  const int stride = shape.hidden + shape.padding;
+  Args args;
+  args.routed = bench.put(problem.routed, DType::kBF16, {problem.pairs, stride});
+  args.shared = bench.put(problem.shared, DType::kBF16, {shape.tokens, stride});
+  args.routed.shape[1] = args.shared.shape[1] = shape.hidden;
+  args.weights = bench.put(problem.weights, DType::kF32, {shape.tokens, shape.top_k});
+  args.slot = bench.put(problem.slot, DType::kI32, {shape.tokens, shape.top_k});
+  if (shape.gate == DType::kF32) {
+    args.shared_gate = bench.put(problem.gate, DType::kF32, {shape.tokens, 1});
+  } else {
+    std::vector<bf16> gate;
+    for (const float each : problem.gate) gate.push_back(to_bf16(each));
+    args.shared_gate = bench.put(gate, DType::kBF16, {shape.tokens, 1});
+  }
+  args.out.addend = bench.rows(DType::kBF16, shape.tokens, shape.hidden, stride);
+  return args;
+}
+
+std::vector<bf16> run_on(const Problem& problem, Target target) {
+  Bench bench(target);
+  const Args args = put(bench, problem);
+  const auto planned = plan(args, bench.where());
+  EXPECT_TRUE(planned) << planned.status().to_string();
+  if (!planned) return {};
+  EXPECT_TRUE(run(*planned, args, bench.stream()));
+  return bench.get<bf16>(args.out.addend);
+}
+
+void expect_oracle(const Problem& problem, const std::vector<bf16>& output) {
+  const Shape& shape = problem.shape;
+  const int stride = shape.hidden + shape.padding;
+  ASSERT_EQ(output.size(), static_cast<std::size_t>(shape.tokens * shape.hidden));
+  for (int t = 0; t < shape.tokens; ++t)
+    for (int i = 0; i < shape.hidden; ++i) {
+      double value = 0, magnitude = 0;
+      const auto add = [&](double term) { value += term, magnitude += std::abs(term); };
+      for (int k = 0; k < shape.top_k; ++k) {
+        const auto pair = static_cast<std::size_t>(t * shape.top_k + k);
+        if (problem.slot[pair] < 0) continue;
+        const auto at = static_cast<std::size_t>(problem.slot[pair] * stride + i);
+        add(double{problem.weights[pair]} * double{to_float(problem.routed[at])});
+      }
+      const double gate =
+          1.0 / (1.0 + std::exp(-double{problem.gate[static_cast<std::size_t>(t)]}));
+      add(gate * double{to_float(problem.shared[static_cast<std::size_t>(t * stride + i)])});
+      // A product and a sum per term, three units in the sigmoid; then one rounding to bf16.
+      const double tolerance =
+          (2 * shape.top_k + 5) * 0x1p-24 * magnitude + 0x1p-8 * std::abs(value);
+      ASSERT_NEAR(to_float(output[static_cast<std::size_t>(t * shape.hidden + i)]), value,
+                  tolerance)
+          << "token " << t << " element " << i;
+    }
+}
+
+void expect_all_match(const Problem& problem) {
+  const auto reference = run_on(problem, Target::kCpu);
+  expect_oracle(problem, reference);
+  for (const Target target : test::usable_targets())
+    EXPECT_EQ(test::bytes_of(run_on(problem, target)), test::bytes_of(reference)) << name(target);
+}
+
+TEST(MoeCombine, MatchesTheOracle) {
+  for (const int tokens : {1, 2, 7})
+    for (const int hidden : {8, 16, 1016, 1024, 1032})
+      for (const int top_k : {1, 2, 8})
+        expect_all_match(make_problem({.tokens = tokens, .hidden = hidden, .top_k = top_k}));
+}
+
+TEST(MoeCombine, TakesStridedRowsAndFloatGates) {
+  expect_all_match(
+      make_problem({.tokens = 5, .hidden = 40, .top_k = 3, .gate = DType::kF32, .padding = 24}));
+}
+
+TEST(MoeCombine, ATokenWithoutLocalExpertsHasItsSharedOneOnly) {
+  Problem problem = make_problem({.tokens = 2, .hidden = 16, .top_k = 2});
+  std::fill(problem.slot.begin(), problem.slot.end(), -1);
+  expect_all_match(problem);
+}
+
+TEST(MoeCombine, NoTokensAndNoPairsAreFine) {
+  expect_all_match(make_problem({.tokens = 0}));
+  Problem problem = make_problem({.tokens = 1});
+  problem.slot = {-1, -1};
+  problem.pairs = 0;
+  problem.routed.clear();
+  expect_all_match(problem);
+}
+
+TEST(MoeCombine, SkippedPairsMayHoldAnything) {
+  Problem problem = make_problem({.tokens = 3, .hidden = 8, .top_k = 3});
+  for (std::size_t pair = 0; pair < problem.slot.size(); ++pair)
+    if (problem.slot[pair] < 0) problem.weights[pair] = std::nanf("");
+  expect_all_match(problem);
+}
+
+TEST(MoeCombine, RefusalsSayWhatIsAccepted) {
+  Bench bench(Target::kCpu);
+  const Args good = put(bench, make_problem({}));
+  EXPECT_TRUE(check(good));
+  const auto refused = [&](auto&& change) {
+    Args args = good;
+    change(args);
+    EXPECT_FALSE(plan(args, bench.where()));
+    return test::refusal(check(args));
+  };
+  EXPECT_EQ(refused([](Args& a) { a.slot.shape[1] = 3; }),
+            "moe_combine: slot is i32 [3, 3] on cpu:0 but must be [tokens, top_k] with top_k = 2");
+  EXPECT_EQ(refused([](Args& a) { a.weights.dtype = DType::kBF16; }),
+            "moe_combine: weights is bf16 [3, 2] on cpu:0 but must be of type f32");
+  EXPECT_EQ(refused([](Args& a) { a.shared_gate.shape[1] = 2; }),
+            "moe_combine: shared_gate is bf16 [3, 2] on cpu:0 but must be [tokens, 1] with 1 = 1");
+  EXPECT_EQ(refused([](Args& a) { a.routed.stride[0] = 9; }),
+            "moe_combine: routed is bf16 [4, 8] on cpu:0 but every row must begin at a multiple of "
+            "16 bytes");
+  EXPECT_EQ(refused([](Args& a) { a.weights.stride[0] = 4; }),
+            "moe_combine: weights is f32 [3, 2] on cpu:0 but must be contiguous");
+  EXPECT_EQ(refused([](Args& a) { a.shared.device.index = 1; }),
+            "moe_combine: shared is bf16 [3, 8] on cpu:1 but out is bf16 [3, 8] on cpu:0; all must "
+            "lie on one device");
+}
+
+}  // namespace
+}  // namespace tenon::moe_combine

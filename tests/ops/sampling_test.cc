@@ -1,0 +1,307 @@
+// sampling against a sort of the whole row, token for token, and between targets; the frequencies
+// of its draws; the generator against its published vectors.
+#include "tenon/ops/sampling/sampling.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "tenon/ops/sampling/philox.cuh"
+#include "tests/support/targets.h"
+#include "tests/support/tensors.h"
+
+namespace tenon::sampling {
+namespace {
+
+using test::Bench;
+
+struct Row {
+  float temperature = 0, top_p = 1;
+  std::int32_t top_k = 0, position = 0;
+  std::int64_t seed = 0;
+};
+
+struct Problem {
+  int slices = 1, width = 8, num_tokens = 8;
+  std::vector<Row> rows;
+  std::vector<float> logits;  // [slices, rows, width]
+  float& logit(int row, int id) {
+    return logits[static_cast<std::size_t>(
+        (id / width * static_cast<int>(rows.size()) + row) * width + id % width)];
+  }
+};
+
+Problem make_problem(int slices, int width, int num_tokens, std::vector<Row> rows,
+                     float spread = 2.0f) {
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal(0.0f, spread);
+  Problem problem{slices, width, num_tokens, std::move(rows), {}};
+  problem.logits.resize(static_cast<std::size_t>(slices * width) * problem.rows.size());
+  for (float& each : problem.logits) each = normal(random);
+  return problem;
+}
+
+Args put(Bench& bench, const Problem& problem) {
+  const auto rows = static_cast<std::int64_t>(problem.rows.size());
+  std::vector<float> temperature, top_p;
+  std::vector<std::int32_t> top_k, position;
+  std::vector<std::int64_t> seed;
+  for (const Row& row : problem.rows) {
+    temperature.push_back(row.temperature);
+    top_p.push_back(row.top_p);
+    top_k.push_back(row.top_k);
+    position.push_back(row.position);
+    seed.push_back(row.seed);
+  }
+  Args args;
+  args.logits = bench.put(problem.logits, DType::kF32, {problem.slices, rows, problem.width});
+  args.num_tokens = problem.num_tokens;
+  args.temperature = bench.put(temperature, DType::kF32, {rows});
+  args.top_k = bench.put(top_k, DType::kI32, {rows});
+  args.top_p = bench.put(top_p, DType::kF32, {rows});
+  args.seed = bench.put(seed, DType::kI64, {rows});
+  args.position = bench.put(position, DType::kI32, {rows});
+  args.out = bench.put(std::vector<std::int32_t>(problem.rows.size(), -7), DType::kI32, {rows});
+  return args;
+}
+
+std::vector<std::int32_t> run_on(const Problem& problem, Target target) {
+  Bench bench(target);
+  const Args args = put(bench, problem);
+  const auto planned = plan(args, bench.where());
+  EXPECT_TRUE(planned) << planned.status().to_string();
+  if (!planned) return {};
+  EXPECT_TRUE(run(*planned, args, bench.stream()));
+  return bench.get<std::int32_t>(args.out);
+}
+
+std::vector<int> sorted_candidates(Problem& problem, int row) {
+  std::vector<int> ids;
+  for (int id = 0; id < problem.num_tokens; ++id)
+    if (problem.logit(row, id) > -INFINITY) ids.push_back(id);
+  std::stable_sort(ids.begin(), ids.end(),
+                   [&](int a, int b) { return problem.logit(row, a) > problem.logit(row, b); });
+  return ids;
+}
+
+// What a row may draw, with the probability of each candidate, in order.
+struct Allowed {
+  std::vector<int> ids;
+  std::vector<double> p;
+};
+Allowed allowed(Problem& problem, int r) {
+  const Row& row = problem.rows[static_cast<std::size_t>(r)];
+  Allowed found{sorted_candidates(problem, r), {}};
+  if (row.top_k >= 1 && static_cast<std::size_t>(row.top_k) < found.ids.size())
+    found.ids.resize(static_cast<std::size_t>(row.top_k));
+  double total = 0;
+  for (const int id : found.ids) {
+    const double gap = double{problem.logit(r, id)} - double{problem.logit(r, found.ids[0])};
+    found.p.push_back(std::exp(gap / double{row.temperature}));
+    total += found.p.back();
+  }
+  double mass = 0;
+  std::size_t kept = 0;
+  while (kept < found.ids.size() && (kept == 0 || row.top_p >= 1 || mass < row.top_p * total))
+    mass += found.p[kept++];
+  found.ids.resize(kept);
+  found.p.resize(kept);
+  for (double& p : found.p) p /= mass;
+  return found;
+}
+
+// The token that the random bits of the row fall on, unless they fall within 1e-5 of an edge
+// (−1 then): fp32 weights move edges by less.
+int expected_token(Problem& problem, int r) {
+  const Row& row = problem.rows[static_cast<std::size_t>(r)];
+  const Allowed may = allowed(problem, r);
+  const double uniform = std::ldexp(static_cast<double>(random_bits(row.seed, row.position)), -64);
+  double below = 0;
+  for (std::size_t i = 0; i < may.ids.size(); below += may.p[i++]) {
+    if (uniform > below + 1e-5 && uniform < below + may.p[i] - 1e-5) return may.ids[i];
+  }
+  return -1;
+}
+
+void expect_oracle_everywhere(Problem problem) {
+  const auto reference = run_on(problem, Target::kCpu);
+  ASSERT_EQ(reference.size(), problem.rows.size());
+  int certain = 0;
+  for (int r = 0; r < static_cast<int>(problem.rows.size()); ++r) {
+    const int expected = expected_token(problem, r);
+    if (expected < 0) continue;
+    ++certain;
+    EXPECT_EQ(reference[static_cast<std::size_t>(r)], expected) << "row " << r;
+  }
+  EXPECT_GT(2 * certain, static_cast<int>(problem.rows.size()));
+  for (const Target target : test::usable_targets())
+    EXPECT_EQ(run_on(problem, target), reference) << name(target);
+}
+
+// One row per setting, each with its own seed and position.
+std::vector<Row> settings(float temperature) {
+  std::vector<Row> rows;
+  for (const std::int32_t top_k : {0, 1, 2, 20, 255, 256, 257, 5000})
+    for (const float top_p : {1.0f, 0.95f, 0.5f, 0.01f, 0.0f}) {
+      const auto i = static_cast<std::int32_t>(rows.size());
+      rows.push_back({temperature, top_p, top_k, 100 + i, std::int64_t{i} * 1'234'567'891'011});
+    }
+  return rows;
+}
+
+TEST(Sampling, GreedyTakesTheLargestAndTheLowestIdOnTies) {
+  Problem problem = make_problem(3, 5, 13, std::vector<Row>(4));
+  for (const int id : {4, 5, 12}) problem.logit(1, id) = 50.0f;
+  problem.logit(2, 12) = INFINITY;
+  problem.logit(3, 14) = 1000.0f;  // past num_tokens
+  for (int r = 0; r < 4; ++r) problem.logit(r, 13) = 900.0f;
+  std::vector<std::int32_t> expected;
+  for (int r = 0; r < 4; ++r) expected.push_back(sorted_candidates(problem, r)[0]);
+  EXPECT_EQ(expected[1], 4);
+  EXPECT_EQ(expected[2], 12);
+  for (const Target target : test::usable_targets())
+    EXPECT_EQ(run_on(problem, target), expected) << name(target);
+}
+
+TEST(Sampling, GreedyKnowsNoNegativeZero) {
+  Problem problem = make_problem(1, 4, 4, std::vector<Row>(2));
+  problem.logits = {-0.0f, 0.0f, -1.0f, -2.0f, -1.0f, 0.0f, -0.0f, 0.0f};
+  for (const Target target : test::usable_targets())
+    EXPECT_EQ(run_on(problem, target), (std::vector<std::int32_t>{0, 1})) << name(target);
+}
+
+TEST(Sampling, DrawsWhatTheHeaderSays) {
+  expect_oracle_everywhere(make_problem(1, 2, 2, settings(1.0f)));
+  expect_oracle_everywhere(make_problem(2, 37, 70, settings(0.6f)));
+  expect_oracle_everywhere(make_problem(4, 300, 1177, settings(1.0f)));
+  expect_oracle_everywhere(make_problem(1, 1500, 1500, settings(5.0f)));  // past the sorted list
+}
+
+TEST(Sampling, DrawsPastTheSortedListAmongTies) {
+  Problem problem = make_problem(1, 1000, 1000, settings(1.0f));
+  for (float& logit : problem.logits) logit = std::round(logit * 0.5f);
+  expect_oracle_everywhere(problem);
+  std::fill(problem.logits.begin(), problem.logits.end(), 3.0f);
+  expect_oracle_everywhere(problem);
+}
+
+TEST(Sampling, NaNAndMinusInfinityAreNeverDrawn) {
+  Problem problem = make_problem(2, 20, 40, settings(2.0f));
+  for (int r = 0; r < static_cast<int>(problem.rows.size()); ++r)
+    for (int id = 0; id < 40; ++id)
+      if (id % 4 != 2) problem.logit(r, id) = id % 4 == 1 ? NAN : -INFINITY;
+  expect_oracle_everywhere(problem);
+  std::vector<Row> rows(2);
+  rows[1].temperature = 1.0f;
+  Problem nothing = make_problem(1, 6, 6, rows);
+  nothing.logits.assign(12, NAN);
+  nothing.logits[3] = nothing.logits[9] = -INFINITY;
+  for (const Target target : test::usable_targets())
+    EXPECT_EQ(run_on(nothing, target), (std::vector<std::int32_t>{-1, -1})) << name(target);
+}
+
+TEST(Sampling, ExtremeSettingsAreDefined) {
+  Problem problem = make_problem(1, 50, 50,
+                                 {{.temperature = 1e-30f},
+                                  {.temperature = NAN},
+                                  {.temperature = -1.0f},
+                                  {.temperature = 1.0f, .top_p = -1.0f},
+                                  {.temperature = 1.0f, .top_k = 1},
+                                  {.temperature = 1.0f},
+                                  {.temperature = 1.0f, .top_p = NAN, .top_k = -5}});
+  problem.logit(5, 33) = INFINITY;
+  for (const Target target : test::usable_targets()) {
+    const auto drawn = run_on(problem, target);
+    for (int r = 0; r < 6; ++r)
+      EXPECT_EQ(drawn[static_cast<std::size_t>(r)], sorted_candidates(problem, r)[0]) << r;
+    EXPECT_EQ(drawn[6], run_on(problem, Target::kCpu)[6]);
+    EXPECT_GE(drawn[6], 0);
+  }
+}
+
+TEST(Sampling, FrequenciesFollowTheProbabilities) {
+  constexpr int kDraws = 20'000;
+  std::vector<Row> rows;
+  for (int i = 0; i < kDraws; ++i)
+    rows.push_back({.temperature = 0.8f, .top_p = 0.9f, .top_k = 6, .position = i, .seed = 42});
+  Problem problem = make_problem(1, 8, 8, rows, 1.0f);
+  for (int r = 1; r < kDraws; ++r)
+    for (int id = 0; id < 8; ++id) problem.logit(r, id) = problem.logit(0, id);
+  std::vector<int> count(8, 0);
+  for (const std::int32_t id : run_on(problem, Target::kCpu)) ++count[static_cast<std::size_t>(id)];
+  const Allowed may = allowed(problem, 0);
+  ASSERT_GE(may.ids.size(), 3u);
+  int sum = 0;
+  for (std::size_t i = 0; i < may.ids.size(); ++i) {
+    const double expected = may.p[i] * kDraws;
+    const int drawn = count[static_cast<std::size_t>(may.ids[i])];
+    EXPECT_NEAR(drawn, expected, 5.0 * std::sqrt(expected * (1.0 - may.p[i])));  // five sigma
+    sum += drawn;
+  }
+  EXPECT_EQ(sum, kDraws);
+}
+
+TEST(Sampling, SeedAndPositionAloneDecide) {
+  std::vector<Row> rows(40, Row{.temperature = 5.0f, .position = 3, .seed = 9});
+  Problem problem = make_problem(1, 64, 64, rows);
+  for (int r = 1; r < 40; ++r)
+    for (int id = 0; id < 64; ++id) problem.logit(r, id) = problem.logit(0, id);
+  const auto same = run_on(problem, Target::kCpu);
+  EXPECT_EQ(std::count(same.begin(), same.end(), same[0]), 40);
+  for (int r = 0; r < 40; ++r) problem.rows[static_cast<std::size_t>(r)].position = r;
+  auto by_position = run_on(problem, Target::kCpu);
+  std::sort(by_position.begin(), by_position.end());
+  EXPECT_GT(std::unique(by_position.begin(), by_position.end()) - by_position.begin(), 10);
+}
+
+TEST(Sampling, TheGeneratorIsPhilox) {
+  // Known answers of the authors' library: counter, key → words.
+  const Philox zeros = philox(0, Philox{{0, 0, 0, 0}});
+  const std::uint32_t expected_zeros[4] = {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8};
+  const std::uint32_t all = 0xffffffffu;
+  const Philox ones = philox(~std::uint64_t{0}, Philox{{all, all, all, all}});
+  const std::uint32_t expected_ones[4] = {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd};
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_EQ(zeros.words[i], expected_zeros[i]);
+    EXPECT_EQ(ones.words[i], expected_ones[i]);
+  }
+  EXPECT_EQ(random_bits(0, 0), 0xe169c58d6627e8d5u);
+}
+
+TEST(Sampling, MultiplyHighIsExact) {
+  std::mt19937_64 random(3);
+  for (int i = 0; i < 10'000; ++i) {
+    const std::uint64_t a = random() >> (random() % 64), b = random() >> (random() % 64);
+    const auto exact = static_cast<unsigned __int128>(a) * b >> 64;
+    ASSERT_EQ(multiply_high(a, b), static_cast<std::uint64_t>(exact));
+  }
+}
+
+TEST(Sampling, RefusalsSayWhatIsAccepted) {
+  Bench bench(Target::kCpu);
+  const Args good = put(bench, make_problem(2, 8, 15, std::vector<Row>(3)));
+  EXPECT_TRUE(check(good));
+  const auto refused = [&](auto&& change) {
+    Args args = good;
+    change(args);
+    EXPECT_FALSE(plan(args, bench.where()));
+    return test::refusal(check(args));
+  };
+  EXPECT_EQ(refused([](Args& a) { a.num_tokens = 17; }),
+            "sampling: num_tokens is 17 but must be 1 to 16 for logits f32 [2, 3, 8] on cpu:0");
+  EXPECT_EQ(refused([](Args& a) { a.logits.dtype = DType::kBF16; }),
+            "sampling: logits is bf16 [2, 3, 8] on cpu:0 but must be of type f32");
+  EXPECT_EQ(refused([](Args& a) { a.seed.dtype = DType::kI32; }),
+            "sampling: seed is i32 [3] on cpu:0 but must be of type i64");
+  EXPECT_EQ(refused([](Args& a) { a.out.shape[0] = 2; }),
+            "sampling: out is i32 [2] on cpu:0 but must be [rows] with rows = 3");
+  EXPECT_EQ(
+      refused([](Args& a) { a.top_p.device.index = 1; }),
+      "sampling: top_p is f32 [3] on cpu:1 but logits is f32 [2, 3, 8] on cpu:0; all must lie "
+      "on one device");
+}
+
+}  // namespace
+}  // namespace tenon::sampling
