@@ -9,12 +9,14 @@
 
 namespace tenon::TENON_TARGET::gated_delta_net {
 
-// Columns of S are independent. A thread owns kPacks packs of neighbouring columns (a cache line on
-// the cpu target), a block kColumns columns of one v head, in runs of kRun columns.
+// Columns of S are independent. A thread owns packs of neighbouring columns: one float on targets
+// with waves. On the cpu target a batch of tokens works through runs of 16 columns (a cache line
+// wide, so that a run of S stays in the first-level cache), a single token through runs as wide as
+// the registers hold (so that S streams by). A block has kColumns columns of one v head.
 inline constexpr int kPacks = kWave == 1 ? 16 / kPack : 1;
-inline constexpr int kRun = kWave == 1 ? kPacks * kPack : 64;
-inline constexpr int kColumns = kWave == 1 ? kDim : kRun;
-inline constexpr int kRecurrentThreads = kWave == 1 ? 1 : kRun;
+inline constexpr int kStreamPacks = kWave == 1 ? (kPack == 16 ? 8 : 4) : 1;
+inline constexpr int kColumns = kWave == 1 ? kDim : 64;
+inline constexpr int kRecurrentThreads = kWave == 1 ? 1 : kColumns;
 inline constexpr int kBatch = 8;  // tokens whose q and k are prepared together
 
 struct PreparedToken {
@@ -62,74 +64,83 @@ TENON_DEVICE void prepare(const KernelArgs& args, int first, int count, int v_he
   sync_block();
 }
 
-// kPacks packs of columns: what a thread holds of a row of S or of a vector over dv.
+// What a thread holds of a row of S or of a vector over dv.
+template <int kCount>
 struct Columns {
-  Pack pack[kPacks];
+  Pack pack[kCount];
 };
 
-TENON_DEVICE void load_columns(const float* at, Columns& to) {
+template <int kCount>
+TENON_DEVICE void load_columns(const float* at, Columns<kCount>& to) {
   TENON_UNROLL
-  for (int p = 0; p < kPacks; ++p) to.pack[p] = load_pack(at + p * kPack);
+  for (int p = 0; p < kCount; ++p) to.pack[p] = load_pack(at + p * kPack);
 }
-TENON_DEVICE void store_columns(float* at, const Columns& from) {
+template <int kCount>
+TENON_DEVICE void store_columns(float* at, const Columns<kCount>& from) {
   TENON_UNROLL
-  for (int p = 0; p < kPacks; ++p) store_pack(at + p * kPack, from.pack[p]);
+  for (int p = 0; p < kCount; ++p) store_pack(at + p * kPack, from.pack[p]);
 }
 
 // What a token reads from S: m = Sᵀk and r = Sᵀq.
+template <int kCount>
 struct Reading {
-  Columns m, r;
+  Columns<kCount> m, r;
 };
 
-TENON_DEVICE void add_reading(const Columns& row, float k, float q, Reading& reading) {
+template <int kCount>
+TENON_DEVICE void add_reading(const Columns<kCount>& row, float k, float q,
+                              Reading<kCount>& reading) {
   TENON_UNROLL
-  for (int p = 0; p < kPacks; ++p) {
+  for (int p = 0; p < kCount; ++p) {
     reading.m.pack[p] = reading.m.pack[p] + k * row.pack[p];
     reading.r.pack[p] = reading.r.pack[p] + q * row.pack[p];
   }
 }
-TENON_DEVICE void decay_and_add(float decay, float k, const Columns& d, Columns& row) {
+template <int kCount>
+TENON_DEVICE void decay_and_add(float decay, float k, const Columns<kCount>& d,
+                                Columns<kCount>& row) {
   TENON_UNROLL
-  for (int p = 0; p < kPacks; ++p) row.pack[p] = decay * row.pack[p] + k * d.pack[p];
+  for (int p = 0; p < kCount; ++p) row.pack[p] = decay * row.pack[p] + k * d.pack[p];
 }
 
-// S as this thread sees it: rows of its own columns.
+// S as a thread sees it: rows of its own columns.
 struct StateRows {
   float* data;
   std::int64_t stride;  // between rows, in floats
 };
 
-// Copies the thread's columns of S and reads m and r on the way.
-TENON_DEVICE Reading first_reading(const StateRows& from, const StateRows& to, const float* k,
-                                   const float* q) {
-  Reading reading{};
+template <int kCount>
+TENON_DEVICE Reading<kCount> read_state(const StateRows& from, const float* k, const float* q) {
+  Reading<kCount> reading{};
   for (int i = 0; i < kDim; ++i) {
-    Columns row;
+    Columns<kCount> row;
     load_columns(from.data + i * from.stride, row);
-    store_columns(to.data + i * to.stride, row);
     add_reading(row, k[i], q[i], reading);
   }
   return reading;
 }
 
-// S ← decay · S + k ⊗ d in place, and what the next token reads from it.
-TENON_DEVICE Reading write_and_read(const StateRows& tile, float decay, const float* k,
-                                    const Columns& d, const float* next_k, const float* next_q) {
-  Reading reading{};
+// S ← decay · S + k ⊗ d, and what the next token reads from the new S.
+template <int kCount>
+TENON_DEVICE Reading<kCount> write_and_read(const StateRows& from, const StateRows& to, float decay,
+                                            const float* k, const Columns<kCount>& d,
+                                            const float* next_k, const float* next_q) {
+  Reading<kCount> reading{};
   for (int i = 0; i < kDim; ++i) {
-    Columns row;
-    load_columns(tile.data + i * tile.stride, row);
+    Columns<kCount> row;
+    load_columns(from.data + i * from.stride, row);
     decay_and_add(decay, k[i], d, row);
-    store_columns(tile.data + i * tile.stride, row);
+    store_columns(to.data + i * to.stride, row);
     add_reading(row, next_k[i], next_q[i], reading);
   }
   return reading;
 }
 
-TENON_DEVICE void last_write(const StateRows& from, const StateRows& to, float decay,
-                             const float* k, const Columns& d) {
+template <int kCount>
+TENON_DEVICE void write_state(const StateRows& from, const StateRows& to, float decay,
+                              const float* k, const Columns<kCount>& d) {
   for (int i = 0; i < kDim; ++i) {
-    Columns row;
+    Columns<kCount> row;
     load_columns(from.data + i * from.stride, row);
     decay_and_add(decay, k[i], d, row);
     store_columns(to.data + i * to.stride, row);
@@ -137,35 +148,39 @@ TENON_DEVICE void last_write(const StateRows& from, const StateRows& to, float d
 }
 
 // d and o of one token for the thread's columns; o goes out as bf16.
-TENON_DEVICE void value_step(const PreparedToken& token, const Reading& reading, const bf16* v,
-                             bf16* out, Columns& d) {
-  float o[kPacks * kPack];
+template <int kCount>
+TENON_DEVICE void value_step(const PreparedToken& token, const Reading<kCount>& reading,
+                             const bf16* v, bf16* out, Columns<kCount>& d) {
+  float o[kCount * kPack];
   TENON_UNROLL
-  for (int p = 0; p < kPacks; ++p) {
+  for (int p = 0; p < kCount; ++p) {
     const Pack value = load_pack(v + p * kPack);
     d.pack[p] = token.beta * (value - token.decay * reading.m.pack[p]);
     store_pack(o + p * kPack, token.decay * reading.r.pack[p] + token.k_dot_q * d.pack[p]);
   }
-  for (int i = 0; i < kPacks * kPack; ++i) out[i] = to_bf16(o[i]);
+  for (int i = 0; i < kCount * kPack; ++i) out[i] = to_bf16(o[i]);
 }
 
-// A batch of tokens on the thread's columns: from → tile → to.
+// A batch of tokens on the thread's columns. S comes from `from`, stays in `tile` between tokens
+// and ends in `to`; the three may be one.
+template <int kCount>
 TENON_DEVICE void run_batch(const KernelArgs& args, int first, int count, int column,
                             const Batch& batch, const StateRows& from, const StateRows& tile,
                             const StateRows& to) {
   const int values = 2 * args.k_heads * kDim + column;  // of v in a row of u
-  Reading reading = first_reading(from, tile, batch.k, batch.q);
+  Reading<kCount> reading = read_state<kCount>(from, batch.k, batch.q);
   for (int t = 0; t < count; ++t) {
     const std::int64_t token = first + t;
     const float* k = batch.k + t * kDim;
-    Columns d;
+    Columns<kCount> d;
     value_step(batch.tokens[t], reading, args.scratch + token * args.conv_dim + values,
                args.out + token * args.v_heads * kDim + column, d);
+    const StateRows& source = t == 0 ? from : tile;
     if (t + 1 < count) {
-      reading =
-          write_and_read(tile, batch.tokens[t].decay, k, d, k + kDim, batch.q + (t + 1) * kDim);
+      reading = write_and_read(source, tile, batch.tokens[t].decay, k, d, k + kDim,
+                               batch.q + (t + 1) * kDim);
     } else {
-      last_write(tile, to, batch.tokens[t].decay, k, d);
+      write_state(source, to, batch.tokens[t].decay, k, d);
     }
   }
 }
@@ -173,30 +188,40 @@ TENON_DEVICE void run_batch(const KernelArgs& args, int first, int count, int co
 // All tokens of one sequence, for the block's columns of one v head.
 TENON_DEVICE void run_recurrent(const KernelArgs& args, const Sequence& sequence, int v_head,
                                 int first_column) {
-  TENON_SHARED(float, tile, kColumns* kDim);  // runs of columns, each [kDim, kRun]
+  constexpr int kRun = kWave == 1 ? kPacks * kPack : kColumns;  // columns of a run of the tile
+  TENON_SHARED(float, tile, kColumns* kDim);                    // runs, each [kDim, kRun]
   TENON_SHARED(float, q, kBatch* kDim);
   TENON_SHARED(float, k, kBatch* kDim);
   TENON_SHARED(PreparedToken, tokens, kBatch);
   const Batch batch{q, k, tokens};
-  const bool stateless = sequence.slot < 0;
-  float* state =
-      stateless ? nullptr
-                : args.state + (std::int64_t{sequence.slot} * args.v_heads + v_head) * kDim * kDim;
+  float* state = state_of(args, sequence, v_head);
+
+  if (sequence.end - sequence.begin == 1 && !sequence.fresh) {  // decode: no tile in between
+    constexpr int kStride = kStreamPacks * kPack;
+    prepare(args, sequence.begin, 1, v_head, batch);
+    for (int at = thread_id() * kStride; at < kColumns; at += block_threads() * kStride) {
+      const StateRows slot{state + first_column + at, kDim};
+      run_batch<kStreamPacks>(args, sequence.begin, 1, v_head * kDim + first_column + at, batch,
+                              slot, slot, slot);
+    }
+    return;
+  }
+
   if (sequence.fresh)
     for (int at = thread_id(); at < kColumns * kDim; at += block_threads()) tile[at] = 0.0f;
-
   for (int first = sequence.begin; first < sequence.end; first += kBatch) {
     const int left = sequence.end - first;
-    prepare(args, first, left < kBatch ? left : kBatch, v_head, batch);
+    const int count = left < kBatch ? left : kBatch;
+    prepare(args, first, count, v_head, batch);
     const bool from_slot = first == sequence.begin && !sequence.fresh;
-    const bool to_slot = left <= kBatch && !stateless;
+    const bool to_slot = left <= kBatch && state != nullptr;
     for (int run = 0; run < kColumns; run += kRun) {
       const int mine = thread_id() * kPacks * kPack;  // within the run
       const int column = first_column + run + mine;
       const StateRows kept{tile + run * kDim + mine, kRun};
-      const StateRows slot{stateless ? kept.data : state + column, kDim};
-      run_batch(args, first, left < kBatch ? left : kBatch, v_head * kDim + column, batch,
-                from_slot ? slot : kept, kept, to_slot ? slot : kept);
+      const StateRows slot = state == nullptr ? kept : StateRows{state + column, kDim};
+      run_batch<kPacks>(args, first, count, v_head * kDim + column, batch, from_slot ? slot : kept,
+                        kept, to_slot ? slot : kept);
     }
     sync_block();  // the readers of this batch are done
   }

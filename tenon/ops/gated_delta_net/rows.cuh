@@ -41,6 +41,12 @@ TENON_DEVICE Sequence sequence_at(const KernelArgs& args, int index) {
           !usable || args.fresh[index] != 0};
 }
 
+// S of one v head, [kDim, kDim], or null for a sequence without state.
+TENON_DEVICE float* state_of(const KernelArgs& args, const Sequence& sequence, int v_head) {
+  if (sequence.slot < 0) return nullptr;
+  return args.state + (std::int64_t{sequence.slot} * args.v_heads + v_head) * kDim * kDim;
+}
+
 // The sequence that holds the token, or −1 for rows behind the last one.
 TENON_DEVICE int sequence_of(const KernelArgs& args, int token) {
   if (token >= args.starts[args.sequences]) return -1;
