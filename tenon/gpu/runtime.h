@@ -51,6 +51,9 @@ class Backend {
   virtual Result<int> num_devices() = 0;
   virtual Result<DeviceProperties> properties(int index) = 0;
 
+  // Lets kernels on device `from` address memory of device `to`, or says why they cannot.
+  virtual Status enable_peer(int from, int to) = 0;
+
   virtual Result<void*> allocate(int index, std::size_t bytes) = 0;  // 256-byte aligned
   virtual void release(int index, void* memory) = 0;
 

@@ -117,40 +117,30 @@ TENON_DEVICE T shuffle_xor(T value, int mask) {
 }
 
 TENON_DEVICE void store_release(std::uint32_t* at, std::uint32_t value) {
-  asm volatile("st.release.sys.global.u32 [%0], %1;"
-               :
-               : "l"(__cvta_generic_to_global(at)), "r"(value)
-               : "memory");
+  asm volatile("st.release.sys.u32 [%0], %1;" : : "l"(at), "r"(value) : "memory");
 }
 TENON_DEVICE std::uint32_t load_acquire(const std::uint32_t* at) {
   std::uint32_t value;
-  asm volatile("ld.acquire.sys.global.u32 %0, [%1];"
-               : "=r"(value)
-               : "l"(__cvta_generic_to_global(at))
-               : "memory");
+  asm volatile("ld.acquire.sys.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
   return value;
 }
 TENON_DEVICE std::uint32_t load_relaxed(const std::uint32_t* at) {
   std::uint32_t value;
-  asm volatile("ld.relaxed.sys.global.u32 %0, [%1];"
-               : "=r"(value)
-               : "l"(__cvta_generic_to_global(at))
-               : "memory");
+  asm volatile("ld.relaxed.sys.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
   return value;
 }
 TENON_DEVICE Word4 load16_relaxed(const void* at) {
   Word4 value;
-  asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.relaxed.sys.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(__cvta_generic_to_global(at))
+               : "l"(at)
                : "memory");
   return value;
 }
 TENON_DEVICE void store16_relaxed(void* at, Word4 value) {
-  asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};"
+  asm volatile("st.relaxed.sys.v4.u32 [%0], {%1, %2, %3, %4};"
                :
-               : "l"(__cvta_generic_to_global(at)), "r"(value.x), "r"(value.y), "r"(value.z),
-                 "r"(value.w)
+               : "l"(at), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
                : "memory");
 }
 TENON_DEVICE void fence_system() { __threadfence_system(); }

@@ -1,0 +1,283 @@
+// The backend of CUDA and of HIP: streams, memory, launches, graphs and events through the vendor's
+// runtime. The two spell nearly everything alike: VENDOR(Malloc) is cudaMalloc or hipMalloc.
+// The HIP half has been compiled by nobody who could run it.
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "tenon/gpu/backends.h"
+
+#if defined(TENON_HAS_CUDA)
+#include <cuda_runtime_api.h>
+#define VENDOR(name) cuda##name
+#else
+#include <hip/hip_runtime_api.h>
+#define VENDOR(name) hip##name
+#endif
+
+namespace tenon {
+namespace {
+
+#if defined(TENON_HAS_CUDA)
+constexpr Target kTarget = Target::kCuda;
+using DeviceFacts = cudaDeviceProp;
+constexpr auto kNoMemory = cudaErrorMemoryAllocation;
+constexpr auto kNoDevice = cudaErrorNoDevice;
+constexpr auto kNoDriver = cudaErrorInsufficientDriver;
+#else
+constexpr Target kTarget = Target::kHip;
+using DeviceFacts = hipDeviceProp_t;
+constexpr auto kNoMemory = hipErrorOutOfMemory;
+constexpr auto kNoDevice = hipErrorNoDevice;
+constexpr auto kNoDriver = hipErrorInsufficientDriver;
+#endif
+using VendorError = VENDOR(Error_t);
+using VendorStream = VENDOR(Stream_t);
+using VendorEvent = VENDOR(Event_t);
+
+Status to_status(VendorError error, const char* doing_what) {
+  if (error == VENDOR(Success)) return Status::ok();
+  (void)VENDOR(GetLastError)();  // it is reported here, not to the next caller
+  return Status::error(error == kNoMemory ? Code::kOutOfMemory : Code::kDevice,
+                       std::string(doing_what) + ": " + VENDOR(GetErrorString)(error) + " (" +
+                           VENDOR(GetErrorName)(error) + ")");
+}
+
+// Calls the vendor's function and returns early from the caller when it fails.
+#define TENON_VENDOR(function, ...) TENON_TRY(to_status(VENDOR(function)(__VA_ARGS__), #function))
+
+// Makes a device current for this thread, and the one before it again at the end of the scope.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int index) {
+    error_ = VENDOR(GetDevice)(&before_);
+    if (error_ != VENDOR(Success) || before_ == index) return;
+    error_ = VENDOR(SetDevice)(index);
+    changed_ = error_ == VENDOR(Success);
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+  ~CurrentDevice() {
+    if (changed_) (void)VENDOR(SetDevice)(before_);
+  }
+  Status status() const { return to_status(error_, "make the device current"); }
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+  VendorError error_ = VENDOR(Success);
+};
+
+int device_of(VendorStream stream) {
+  int index = 0;
+#if defined(TENON_HAS_CUDA)
+  (void)cudaStreamGetDevice(stream, &index);
+#else
+  (void)hipStreamGetDevice(stream, &index);
+#endif
+  return index;
+}
+
+class VendorBackend final : public Backend {
+ public:
+  Result<int> num_devices() override {
+    int count = 0;
+    const VendorError error = VENDOR(GetDeviceCount)(&count);
+    if (error == kNoDevice || error == kNoDriver) {  // not an error: this machine has none
+      (void)VENDOR(GetLastError)();
+      return 0;
+    }
+    TENON_TRY(to_status(error, "count the devices"));
+    return count;
+  }
+
+  Result<DeviceProperties> properties(int index) override {
+    DeviceFacts facts{};
+    TENON_VENDOR(GetDeviceProperties, &facts, index);
+    DeviceProperties found;
+    found.name = facts.name;
+    found.num_units = facts.multiProcessorCount;
+    found.max_threads_per_block = facts.maxThreadsPerBlock;
+    found.max_cooperative_blocks = facts.multiProcessorCount;  // one on each is always possible
+    found.max_shared_bytes =
+        facts.sharedMemPerBlockOptin > 0 ? facts.sharedMemPerBlockOptin : facts.sharedMemPerBlock;
+    found.total_bytes = facts.totalGlobalMem;
+    return found;
+  }
+
+  Status enable_peer(int from, int to) override {
+    if (from == to) return Status::ok();
+    int possible = 0;
+    TENON_VENDOR(DeviceCanAccessPeer, &possible, from, to);
+    if (possible == 0)
+      return Status::error(Code::kUnsupported, "device " + std::to_string(from) +
+                                                   " cannot address the memory of device " +
+                                                   std::to_string(to));
+    const CurrentDevice current(from);
+    TENON_TRY(current.status());
+    const VendorError error = VENDOR(DeviceEnablePeerAccess)(to, 0);
+    if (error == VENDOR(ErrorPeerAccessAlreadyEnabled)) {
+      (void)VENDOR(GetLastError)();
+      return Status::ok();
+    }
+    return to_status(error, "DeviceEnablePeerAccess");
+  }
+
+  Result<void*> allocate(int index, std::size_t bytes) override {
+    const CurrentDevice current(index);
+    TENON_TRY(current.status());
+    void* memory = nullptr;
+    TENON_VENDOR(Malloc, &memory, bytes);  // aligned to 256 bytes by both vendors
+    return memory;
+  }
+  void release(int index, void* memory) override {
+    const CurrentDevice current(index);
+    (void)VENDOR(Free)(memory);
+  }
+
+  Result<void*> create_stream(int index) override {
+    const CurrentDevice current(index);
+    TENON_TRY(current.status());
+    VendorStream stream = nullptr;
+    TENON_VENDOR(StreamCreateWithFlags, &stream, VENDOR(StreamNonBlocking));
+    return static_cast<void*>(stream);
+  }
+  void destroy_stream(void* stream) override { (void)VENDOR(StreamDestroy)(as_stream(stream)); }
+
+  Status synchronize(void* stream) override {
+    if (capturing(stream))  // asking the vendor would also break the capture
+      return Status::error(Code::kInvalidArgument, "synchronize: the stream is capturing");
+    return to_status(VENDOR(StreamSynchronize)(as_stream(stream)), "StreamSynchronize");
+  }
+
+  Status launch(void* stream, const LaunchShape& shape, const KernelCall& call) override {
+    const CurrentDevice current(device_of(as_stream(stream)));
+    TENON_TRY(current.status());
+    if (shape.shared_bytes > kFreeSharedBytes)
+      TENON_VENDOR(FuncSetAttribute, call.kernel, VENDOR(FuncAttributeMaxDynamicSharedMemorySize),
+                   static_cast<int>(shape.shared_bytes));
+    std::array<void*, 1> args{const_cast<void*>(call.args)};
+    const dim3 grid(static_cast<unsigned>(shape.blocks)),
+        block(static_cast<unsigned>(shape.threads));
+#if defined(TENON_HAS_CUDA)
+    cudaLaunchAttribute cooperative{};
+    cooperative.id = cudaLaunchAttributeCooperative;
+    cooperative.val.cooperative = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shape.shared_bytes;
+    config.stream = as_stream(stream);
+    config.attrs = &cooperative;
+    config.numAttrs = shape.cooperative ? 1 : 0;
+    const VendorError error = cudaLaunchKernelExC(&config, call.kernel, args.data());
+#else
+    const VendorError error =
+        shape.cooperative ? hipLaunchCooperativeKernel(call.kernel, grid, block, args.data(),
+                                                       static_cast<unsigned>(shape.shared_bytes),
+                                                       as_stream(stream))
+                          : hipLaunchKernel(call.kernel, grid, block, args.data(),
+                                            shape.shared_bytes, as_stream(stream));
+#endif
+    if (error == VENDOR(Success)) return Status::ok();
+    return to_status(error, "launch")
+        .with(std::to_string(shape.blocks) + " blocks of " + std::to_string(shape.threads) +
+              " threads with " + std::to_string(shape.shared_bytes) + " shared bytes" +
+              (shape.cooperative ? ", cooperative" : ""));
+  }
+
+  Status copy(void* stream, void* to, const void* from, std::size_t bytes) override {
+    if (bytes == 0) return Status::ok();
+    const CurrentDevice current(device_of(as_stream(stream)));
+    TENON_TRY(current.status());
+    return to_status(VENDOR(MemcpyAsync)(to, from, bytes, VENDOR(MemcpyDefault), as_stream(stream)),
+                     "MemcpyAsync");
+  }
+  Status fill(void* stream, void* to, std::uint8_t byte, std::size_t bytes) override {
+    if (bytes == 0) return Status::ok();
+    const CurrentDevice current(device_of(as_stream(stream)));
+    TENON_TRY(current.status());
+    return to_status(VENDOR(MemsetAsync)(to, byte, bytes, as_stream(stream)), "MemsetAsync");
+  }
+  Status host_call(void* stream, void (*call)(void*), void* data) override {
+    return to_status(VENDOR(LaunchHostFunc)(as_stream(stream), call, data), "LaunchHostFunc");
+  }
+
+  Status begin_capture(void* stream) override {
+    if (capturing(stream))
+      return Status::error(Code::kInvalidArgument, "the stream is capturing already");
+    return to_status(
+        VENDOR(StreamBeginCapture)(as_stream(stream), VENDOR(StreamCaptureModeThreadLocal)),
+        "StreamBeginCapture");
+  }
+  Result<void*> end_capture(void* stream) override {
+    if (!capturing(stream))
+      return Status::error(Code::kInvalidArgument, "the stream is not capturing");
+    VENDOR(Graph_t) graph = nullptr;
+    TENON_VENDOR(StreamEndCapture, as_stream(stream), &graph);
+    const CurrentDevice current(device_of(as_stream(stream)));
+    VENDOR(GraphExec_t) runnable = nullptr;
+    const VendorError error = VENDOR(GraphInstantiateWithFlags)(&runnable, graph, 0);
+    (void)VENDOR(GraphDestroy)(graph);
+    TENON_TRY(to_status(error, "GraphInstantiateWithFlags"));
+    return static_cast<void*>(runnable);
+  }
+  bool capturing(void* stream) override {
+    VENDOR(StreamCaptureStatus) found = VENDOR(StreamCaptureStatusNone);
+    if (VENDOR(StreamIsCapturing)(as_stream(stream), &found) != VENDOR(Success)) {
+      (void)VENDOR(GetLastError)();
+      return false;
+    }
+    return found != VENDOR(StreamCaptureStatusNone);
+  }
+  Status replay(void* graph, void* stream) override {
+    return to_status(
+        VENDOR(GraphLaunch)(static_cast<VENDOR(GraphExec_t)>(graph), as_stream(stream)),
+        "GraphLaunch");
+  }
+  void destroy_graph(void* graph) override {
+    (void)VENDOR(GraphExecDestroy)(static_cast<VENDOR(GraphExec_t)>(graph));
+  }
+
+  Result<void*> create_event(int index) override {
+    const CurrentDevice current(index);
+    TENON_TRY(current.status());
+    VendorEvent event = nullptr;
+    TENON_VENDOR(EventCreate, &event);
+    return static_cast<void*>(event);
+  }
+  void destroy_event(void* event) override {
+    (void)VENDOR(EventDestroy)(static_cast<VendorEvent>(event));
+  }
+  Status record(void* event, void* stream) override {
+    // In a capture a plain record only orders work; an external one also takes the time at replay.
+    const unsigned flags = capturing(stream) ? VENDOR(EventRecordExternal) : 0u;
+    return to_status(
+        VENDOR(EventRecordWithFlags)(static_cast<VendorEvent>(event), as_stream(stream), flags),
+        "EventRecordWithFlags");
+  }
+  Result<double> elapsed_us(void* begin, void* end) override {
+    TENON_VENDOR(EventSynchronize, static_cast<VendorEvent>(end));
+    float milliseconds = 0;
+    TENON_VENDOR(EventElapsedTime, &milliseconds, static_cast<VendorEvent>(begin),
+                 static_cast<VendorEvent>(end));
+    return static_cast<double>(milliseconds) * 1e3;
+  }
+
+ private:
+  static constexpr std::size_t kFreeSharedBytes = 48 * 1024;  // more must be asked for, per kernel
+
+  static VendorStream as_stream(void* stream) { return static_cast<VendorStream>(stream); }
+};
+
+}  // namespace
+
+Result<Backend*> vendor_backend(Target target) {
+  static VendorBackend backend;
+  if (target != kTarget)
+    return Status::error(Code::kUnsupported,
+                         "target " + std::string(name(target)) + " is not part of this build");
+  return static_cast<Backend*>(&backend);
+}
+
+}  // namespace tenon
