@@ -1,5 +1,6 @@
 #include "tests/support/boundary_tensors.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace tenon::testing {
@@ -58,7 +59,8 @@ std::vector<std::uint8_t> GuardedRows::read(Stream& stream, const char* what,
   std::vector<std::uint8_t> rows;
   rows.reserve(static_cast<std::size_t>(rows_ * row_bytes_));
   for (std::int64_t at = 0; at < static_cast<std::int64_t>(all.size()); ++at) {
-    const std::int64_t row = at / stride_bytes(), column = at % stride_bytes();
+    const std::int64_t stride = std::max<std::int64_t>(stride_bytes(), 1);  // empty rows
+    const std::int64_t row = at / stride, column = at % stride;
     const std::uint8_t byte = all[static_cast<std::size_t>(at)];
     if (row < rows_ && column < row_bytes_) {
       rows.push_back(byte);

@@ -1,0 +1,63 @@
+#include "tests/support/fused_run.h"
+
+#include <algorithm>
+
+namespace tenon::testing {
+
+namespace fused = fused_allreduce_rmsnorm_quant;
+
+fused::Args fused_args(const FusedCase& call, const BoundaryTensors& tensors) {
+  fused::Args args;
+  args.partial.addend = tensors.addend;
+  args.residual = tensors.residual;
+  args.weight = tensors.weight;
+  args.eps = call.shape.eps;
+  args.offset = call.shape.offset;
+  args.fresh_residual = call.shape.fresh_residual;
+  args.spread_residual = call.spread_residual;
+  args.out = tensors.out;
+  return args;
+}
+
+Result<Plan> plan_beyond_limits(const fused::Args& args, Device device, int team_size,
+                                std::string_view variant) {
+  TENON_ASSIGN(const Situation where, situation(device, team_size, true));
+  auto plan = fused::plan(args, where, variant);
+  if (plan) return plan;
+  // The shape of the longest call that is within the limit serves a longer one.
+  fused::Args one_row = args;
+  one_row.partial.addend = args.partial.addend.rows(0, 1);
+  one_row.residual = args.residual.rows(0, 1);
+  return fused::plan(one_row, where, variant);
+}
+
+std::string run_fused(const FusedCase& call, const BoundaryTensors& tensors,
+                      const BoundaryOutputs& expected, std::string_view variant,
+                      const TeamView& team, Stream& stream) {
+  const fused::Args args = fused_args(call, tensors);
+  if (Status checked = fused::check(args); !checked) return checked.to_string();
+  auto plan = plan_beyond_limits(args, stream.device(), team.size, variant);
+  if (!plan) return plan.status().to_string();
+  if (plan->variant_name != variant) return "planned " + std::string(plan->variant_name);
+  if (Status ran = fused::run(*plan, args, team, stream); !ran) return ran.to_string();
+  if (Status done = stream.synchronize(); !done) return done.to_string();
+  return compare_fused(call, tensors, expected, variant, team.rank, stream);
+}
+
+std::string compare_fused(const FusedCase& call, const BoundaryTensors& tensors,
+                          const BoundaryOutputs& expected, std::string_view variant, int rank,
+                          Stream& stream) {
+  std::string damage;
+  BoundaryOutputs found = tensors.read(stream, damage);
+  if (!damage.empty()) return damage;
+  const BoundaryCase& shape = call.shape;
+  for (int row = 0; row < shape.rows && !call.spread_residual; ++row) {
+    const int owner = fused::residual_owner(variant, row, shape.rows, shape.team);
+    if (owner < 0 || owner == rank) continue;
+    const long begin = static_cast<long>(row) * shape.hidden;
+    std::copy_n(expected.residual.begin() + begin, shape.hidden, found.residual.begin() + begin);
+  }
+  return difference(shape, expected, found);
+}
+
+}  // namespace tenon::testing

@@ -1,0 +1,36 @@
+// Runs one call of the fused boundary on one rank and compares it with the oracle.
+#pragma once
+
+#include <string>
+
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
+#include "tests/support/boundary_oracle.h"
+#include "tests/support/boundary_tensors.h"
+
+namespace tenon::testing {
+
+struct FusedCase {
+  BoundaryCase shape;
+  std::uint64_t seed = 0;
+  bool spread_residual = false;
+  int gap = 0;  // elements between rows
+};
+
+fused_allreduce_rmsnorm_quant::Args fused_args(const FusedCase& call,
+                                               const BoundaryTensors& tensors);
+
+// A plan for `variant` also beyond its limit of rows: a limit is about speed, the bits must be the
+// same.
+Result<Plan> plan_beyond_limits(const fused_allreduce_rmsnorm_quant::Args& args, Device device,
+                                int team_size, std::string_view variant);
+
+// Runs and compares; what is wrong as a sentence, or nothing. Rows of the residual that belong to
+// another rank after the variant are not compared.
+std::string run_fused(const FusedCase& call, const BoundaryTensors& tensors,
+                      const BoundaryOutputs& expected, std::string_view variant,
+                      const TeamView& team, Stream& stream);
+std::string compare_fused(const FusedCase& call, const BoundaryTensors& tensors,
+                          const BoundaryOutputs& expected, std::string_view variant, int rank,
+                          Stream& stream);
+
+}  // namespace tenon::testing
