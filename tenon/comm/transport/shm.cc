@@ -44,6 +44,15 @@ struct Descriptor {
   }
 };
 
+struct Names {
+  explicit Names(std::size_t count) : list(count) {}
+  ~Names() {
+    for (const RegionName& name : list)
+      if (name.text[0] == '/') shm_unlink(name.text);
+  }
+  std::vector<RegionName> list;
+};
+
 class SharedRegions final : public Mapping {
  public:
   ~SharedRegions() override {
@@ -96,18 +105,17 @@ class Shm final : public Transport {
     const int rank = bootstrap_.rank();
     auto mapping = std::make_shared<SharedRegions>();
     mapping->bytes = bytes;
-    struct Name : RegionName {
-      explicit Name(const RegionName& name) : RegionName(name) {}
-      ~Name() { shm_unlink(text); }
-    } const own(fresh_name());
+    // Names are known to all before any of them exists: whoever lives to the end removes them all,
+    // also those of a rank that was killed meanwhile.
+    const RegionName own = fresh_name();
+    Names names(static_cast<std::size_t>(bootstrap_.size()));
+    TENON_TRY(bootstrap_.exchange(bytes_of(own), std::as_writable_bytes(std::span(names.list)),
+                                  label, deadline_));
     TENON_TRY(agree(bootstrap_, mapping->create(rank, own, fill), label, deadline_));
-
-    std::vector<RegionName> names(static_cast<std::size_t>(bootstrap_.size()));
-    TENON_TRY(bootstrap_.exchange(bytes_of<RegionName>(own),
-                                  std::as_writable_bytes(std::span(names)), label, deadline_));
     Status opened;
     for (int peer = 0; peer < bootstrap_.size() && opened; ++peer)
-      if (peer != rank) opened = mapping->open_peer(peer, names[static_cast<std::size_t>(peer)]);
+      if (peer != rank)
+        opened = mapping->open_peer(peer, names.list[static_cast<std::size_t>(peer)]);
     TENON_TRY(agree(bootstrap_, opened, label, deadline_));
     return std::static_pointer_cast<Mapping>(mapping);
   }
