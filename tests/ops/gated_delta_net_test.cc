@@ -61,9 +61,10 @@ Weights make_weights(int k_heads, int v_heads) {
   return weights;
 }
 
-Rows make_rows(const Weights& weights, int tokens, unsigned seed) {
+Rows make_rows(const Weights& weights, int tokens, unsigned seed, float spread = 1.0f) {
   std::mt19937 random(seed);
-  return {tokens, random_bf16(random, std::int64_t{tokens} * weights.conv_dim(), 1.0f, 0.2f),
+  return {tokens,
+          random_bf16(random, std::int64_t{tokens} * weights.conv_dim(), spread, spread / 5),
           random_bf16(random, std::int64_t{tokens} * weights.value_dim(), 1.5f),
           random_bf16(random, std::int64_t{tokens} * weights.v_heads, 1.5f),
           random_bf16(random, std::int64_t{tokens} * weights.v_heads, 1.5f)};
@@ -175,7 +176,8 @@ StepResult run_step(const Weights& weights, const std::vector<Part>& parts, Stat
   EXPECT_TRUE(where) << where.status().to_string();
   auto stream = Stream::create(device);
   EXPECT_TRUE(stream) << stream.status().to_string();
-  const auto chosen = plan(args, *where, options.variant);
+  const bool chunkable = longest > 1 || options.variant != "chunked";
+  const auto chosen = plan(args, *where, chunkable ? options.variant : "recurrent");
   EXPECT_TRUE(chosen) << chosen.status().to_string();
   const Status done = chosen ? run(*chosen, args, *stream) : chosen.status();
   EXPECT_TRUE(done) << done.to_string();
@@ -194,10 +196,18 @@ struct Oracle {
   std::vector<double> state;                 // [v_heads, kD, kD]
   double largest_column = 0;  // max over time of ‖S_j‖ + |v_j|: scales fp32 errors
   int tokens = 0;
+  bool chunked = false;    // the op's form, for the error bound only
+  double largest_row = 0;  // max Σ_j |A[i,j]| of the chunked form
+  struct Key {
+    std::vector<double> k;
+    double decay;
+  };
+  std::vector<std::vector<Key>> chunk;  // per v head, the keys of this chunk so far
 
   Oracle(const Weights& w, const States* states, int slot) : weights(w) {
     history.assign(3, std::vector<double>(at(w.conv_dim()), 0.0));
     state.assign(at(std::int64_t{w.value_dim()} * kD), 0.0);
+    chunk.resize(at(w.v_heads));
     if (states == nullptr) return;
     for (int i = 0; i < 3; ++i)
       for (int c = 0; c < w.conv_dim(); ++c)
@@ -246,6 +256,7 @@ struct Oracle {
     const double x = a + weights.dt_bias[at(head)];
     const double softplus = std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x)));
     const double decay = std::exp(-std::exp(double{weights.a_log[at(head)]}) * softplus);
+    measure_row(head, {k, decay}, sigmoid(b));
     double* s = &state[at(std::int64_t{head} * kD * kD)];
     for (int j = 0; j < kD; ++j) {
       const double v = to_float(u[(2 * weights.k_heads + head) * kD + j]);
@@ -265,12 +276,33 @@ struct Oracle {
     return o;
   }
 
+  // Σ_j |A[i,j]| of the chunk's next row: how much of earlier values a chunked row subtracts.
+  void measure_row(int head, Key key, double beta) {
+    std::vector<Key>& keys = chunk[at(head)];
+    double sum = 0, decay = key.decay;
+    for (std::size_t j = keys.size(); j-- > 0;) {
+      double product = 0;
+      for (int i = 0; i < kD; ++i) product += key.k[at(i)] * keys[j].k[at(i)];
+      sum += beta * std::abs(product) * decay;
+      decay *= keys[j].decay;
+    }
+    largest_row = std::max(largest_row, sum);
+    keys.push_back(std::move(key));
+    if (keys.size() == 64) keys.clear();
+  }
+  void begin_step() {
+    for (auto& keys : chunk) keys.clear();
+  }
+
   // A column of S is moved by a map of norm <= 1 (decay, and 1 − beta·kkᵀ), so the fp32 errors of
   // the steps add up at most linearly. One step errs by no more than: a sum of kD terms (kD + 2),
   // the norms of q and k (kD / 32 + 8 halved, twice), gates and update (about 16), times ‖S_j‖ +
-  // |v_j|.
+  // |v_j|. The chunked form adds sums over 64 rows: of A times values, for each row, and for S and
+  // o.
   double state_error() const {
-    return (kD + 2 + kD / 32 + 8 + 16) * kFloatUlp * tokens * largest_column;
+    const double recurrent = kD + 2 + kD / 32 + 8 + 16;
+    const double rows = chunked ? (64 + 8) * (2 + largest_row) : 0;
+    return (recurrent + rows) * kFloatUlp * tokens * largest_column;
   }
 
   // One token: checks u, then the gated norm of every head.
@@ -348,8 +380,10 @@ void expect_sequence(const Weights& weights, const Rows& rows, const std::vector
                      const StepOptions& options, bool fresh = true) {
   States states = make_states(weights, 2);
   Oracle oracle(weights, fresh ? nullptr : &states, 1);
+  oracle.chunked = options.variant == "chunked";
   int begin = 0;
   for (int end : cuts) {
+    oracle.begin_step();
     const StepResult got =
         run_step(weights, {{&rows, begin, end, 1, fresh && begin == 0}}, states, options);
     for (int t = begin; t < end; ++t) {
@@ -395,6 +429,16 @@ TEST(GatedDeltaNet, ContinuesFromStateAndReadsStridedRows) {
   }
 }
 
+// So small that the eps inside the roots decide: zeros stay zeros.
+TEST(GatedDeltaNet, TinyAndZeroInputsMeetTheirEps) {
+  const Weights weights = make_weights(1, 1);
+  for (const Way& way : all_ways())
+    for (float spread : {0.0f, 2e-4f, 2e-3f}) {
+      SCOPED_TRACE(to_string(way) + ", spread " + std::to_string(spread));
+      expect_sequence(weights, make_rows(weights, 4, 12, spread), {4}, {way.target, way.variant});
+    }
+}
+
 TEST(GatedDeltaNet, PromptsSplitAtOddPointsMatchOracle) {
   const Weights weights = make_weights(1, 2);
   const Rows rows = make_rows(weights, 140, 6);
@@ -428,20 +472,18 @@ TEST(GatedDeltaNet, RecurrentGivesTheSameBitsHoweverSplitAndOnEveryTarget) {
     }
 }
 
-// Four sequences of different kinds in one call: each has the bits it has alone.
+// Sequences of different kinds in one call: each has the bits it has alone.
 TEST(GatedDeltaNet, SequencesDoNotDependOnTheBatch) {
   const Weights weights = make_weights(1, 2);
   std::vector<Rows> rows;
-  const int lengths[] = {3, 1, 66, 2, 1};
-  for (int s = 0; s < 5; ++s)
-    rows.push_back(make_rows(weights, lengths[s], 20u + static_cast<unsigned>(s)));
-  const std::vector<Part> parts{{&rows[0], 0, 3, 4, true},
-                                {&rows[1], 0, 1, 2, false},
-                                {&rows[2], 0, 66, 0, true},
-                                {&rows[3], 0, 2, -1, false},
-                                {&rows[4], 0, 1, 3, true}};
+  for (int tokens : {3, 1, 66, 2, 1}) rows.push_back(make_rows(weights, tokens, 20));
   for (const Way& way : all_ways()) {
     SCOPED_TRACE(to_string(way));
+    const std::vector<Part> parts{{&rows[0], 0, 3, 4, true},
+                                  {&rows[1], 0, 1, 2, false},
+                                  {&rows[2], 0, way.target == Target::kCpu ? 66 : 5, 0, true},
+                                  {&rows[3], 0, 2, -1, false},
+                                  {&rows[4], 0, 1, 3, true}};
     const StepOptions options{way.target, way.variant, 3, 8};
     States together = make_states(weights, 6), alone = together;
     const StepResult all = run_step(weights, parts, together, options);

@@ -68,8 +68,10 @@ TENON_DEVICE void load_row(const bf16* from, float* to, int n, int padded) {
 TENON_DEVICE int slot_group() { return kWave == 1 ? 0 : thread_id() / kSlots; }
 TENON_DEVICE int num_slot_groups() { return kWave == 1 ? 1 : block_threads() / kSlots; }
 
-// Σ a[i] · b[i] over i < n, a multiple of kSlots. Every thread of a wave calls it and gets the sum.
-TENON_DEVICE float dot(const float* a, const float* b, int n) {
+// Σ a[i] · b[i] over i < n, a multiple of kSlots; T is float or bf16. Every thread of a wave calls
+// it and gets the sum.
+template <class T>
+TENON_DEVICE float dot(const T* a, const T* b, int n) {
   if constexpr (kWave == 1) {
     constexpr int kPacks = kSlots / kPack;
     Pack sum[kPacks] = {};
@@ -93,7 +95,8 @@ TENON_DEVICE float dot(const float* a, const float* b, int n) {
     return last[0];
   } else {
     float sum = 0.0f;
-    for (int i = thread_id() % kSlots; i < n; i += kSlots) sum = sum + a[i] * b[i];
+    for (int i = thread_id() % kSlots; i < n; i += kSlots)
+      sum = sum + load_pack(a + i) * load_pack(b + i);
     TENON_UNROLL
     for (int half = kSlots / 2; half > 0; half /= 2) sum = sum + shuffle_xor(sum, half);
     return sum;

@@ -1,9 +1,11 @@
-// The variants of gated_delta_net: three launches each, of which the middle one differs.
-// Not here: the kernels (rows.cuh, recurrent.cuh).
+// The variants of gated_delta_net: three launches each, of which the middle one differs (the
+// chunked one also launches the recurrent kernel, for sequences of one token).
+// Not here: the kernels (rows.cuh, recurrent.cuh, chunked.cuh).
 #include "tenon/ops/gated_delta_net/gated_delta_net.h"
 
 #include "tenon/core/fp8.h"
 #include "tenon/gpu/gpu.h"
+#include "tenon/ops/gated_delta_net/chunked.cuh"
 #include "tenon/ops/gated_delta_net/recurrent.cuh"
 #include "tenon/ops/gated_delta_net/rows.cuh"
 #include "tenon/ops/registry.h"
@@ -46,33 +48,65 @@ KernelArgs kernel_args(const Args& args) {
   return to;
 }
 
-// The kernels before and after the delta rule: a wave or more per row.
-LaunchShape rows_shape(int blocks) {
+// Threads of the kernels before and after the delta rule.
+inline constexpr int kRowThreads = kWave == 1 ? 1 : kDim;
+
+LaunchShape shape_of(std::int64_t blocks, int threads) {
   LaunchShape shape;
-  shape.blocks = blocks;
-  shape.threads = kWave == 1 ? 1 : kDim;
+  shape.blocks = static_cast<int>(blocks);
+  shape.threads = threads;
   return shape;
 }
+LaunchShape recurrent_shape(const Args& args) {
+  return shape_of(args.state_slots.shape[0] * args.v_heads * (kDim / kColumns), kRecurrentThreads);
+}
 
-// Convolution, delta rule, norm and new convolution state. The stream orders them.
-template <auto kDeltaRule>
-Status launch_three(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
-  const KernelArgs to = kernel_args(args);
-  const int runs = (to.conv_dim + kChannels - 1) / kChannels;
-  TENON_TRY(tenon::launch(stream, rows_shape(to.tokens * runs), conv_kernel, to));
-  TENON_TRY(tenon::launch(stream, shape, kDeltaRule, to));
-  return tenon::launch(stream, rows_shape(to.tokens * to.v_heads + to.sequences * runs),
-                       finish_kernel, to);
+std::int64_t conv_runs(const KernelArgs& to) { return (to.conv_dim + kChannels - 1) / kChannels; }
+
+Status launch_conv(const KernelArgs& to, Stream& stream) {
+  return tenon::launch(stream, shape_of(to.tokens * conv_runs(to), kRowThreads), conv_kernel, to);
+}
+Status launch_finish(const KernelArgs& to, Stream& stream) {
+  const std::int64_t blocks = std::int64_t{to.tokens} * to.v_heads + to.sequences * conv_runs(to);
+  return tenon::launch(stream, shape_of(blocks, kRowThreads), finish_kernel, to);
 }
 
 Status supports_recurrent(const Args& args, const Situation&, LaunchShape* shape) {
-  shape->blocks = static_cast<int>(args.state_slots.shape[0]) * args.v_heads * (kDim / kColumns);
-  shape->threads = kRecurrentThreads;
+  *shape = recurrent_shape(args);
   return Status::ok();
 }
+Status launch_recurrent(const LaunchShape& shape, const Args& args, const TeamView*,
+                        Stream& stream) {
+  KernelArgs to = kernel_args(args);
+  to.recurrent_limit = to.tokens;
+  TENON_TRY(launch_conv(to, stream));
+  TENON_TRY(tenon::launch(stream, shape, recurrent_kernel, to));
+  return launch_finish(to, stream);
+}
 
-constexpr Variant kVariants[] = {
-    variant<Args, supports_recurrent, launch_three<recurrent_kernel>>("recurrent")};
+Status supports_chunked(const Args& args, const Situation&, LaunchShape* shape) {
+  if (args.max_tokens_per_sequence <= 1)
+    return Status::error(Code::kUnsupported, "every sequence has one token: there is no chunk");
+  *shape =
+      shape_of(args.state_slots.shape[0] * args.v_heads * (kDim / kPartColumns), kChunkedThreads);
+  return Status::ok();
+}
+// The recurrent kernel takes the sequences of one token, the chunked one all others.
+Status launch_chunked(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
+  KernelArgs to = kernel_args(args);
+  to.recurrent_limit = 1;
+  TENON_TRY(launch_conv(to, stream));
+  TENON_TRY(tenon::launch(stream, recurrent_shape(args), recurrent_kernel, to));
+  TENON_TRY(tenon::launch(stream, shape, chunked_kernel, to));
+  return launch_finish(to, stream);
+}
+
+constexpr Variant kRecurrent = variant<Args, supports_recurrent, launch_recurrent>("recurrent");
+constexpr Variant kChunked = variant<Args, supports_chunked, launch_chunked>("chunked");
+// Without waves both forms need the same arithmetic and the recurrent one loads less; it also keeps
+// the bits when a prompt is split.
+constexpr Variant kVariants[] = {kWave == 1 ? kRecurrent : kChunked,
+                                 kWave == 1 ? kChunked : kRecurrent};
 
 }  // namespace
 

@@ -4,9 +4,10 @@
 //   S ← exp(g) · S;  d = beta · (v − Sᵀk);  S ← S + k ⊗ d;  o = Sᵀq        state S in fp32
 //   out = rne(o · rstd(o) · norm · silu(z)) per v head, o rounded to bf16 first
 // v head j uses q/k head j / (v_heads / k_heads). Variants: recurrent (any length), chunked
-// (chunk of 64, for prefill): equal up to fp32 rounding. A mix of sequences in one call; each row's
-// result depends on its own sequence only. Source: the model's reference and the chunked WY form.
-// recurrent gives the same bits however a sequence is split into steps, and on every target.
+// (chunk of 64, for sequences of more than one token; preferred on targets with waves when the step
+// has one, never needed on cpu): equal up to fp32 rounding. A mix of sequences in one call; each
+// row's result depends on its own sequence only. Source: the model's reference and the chunked WY
+// form. recurrent gives the same bits however a sequence is split into steps, and on every target.
 // Rows behind the last sequence become zero. Without state (slot −1) a sequence starts from zero.
 #pragma once
 

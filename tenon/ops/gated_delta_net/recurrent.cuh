@@ -46,8 +46,8 @@ TENON_DEVICE void prepare(const KernelArgs& args, int first, int count, int v_he
     const int t = wanted < count ? wanted : count - 1;  // surplus groups repeat the last one
     const float* q = batch.q + t * kDim;
     const float* k = batch.k + t * kDim;
-    const float of_q = rsqrt_f(dot(q, q, kDim) + 1e-6f) * 0x1.6a09e6p-4f;  // 128^-½
-    const float of_k = rsqrt_f(dot(k, k, kDim) + 1e-6f);
+    const float of_q = query_scale(dot(q, q, kDim));
+    const float of_k = key_scale(dot(k, k, kDim));
     const float k_dot_q = dot(k, q, kDim) * of_k * of_q;
     if (wanted < count && (kWave == 1 || thread_id() % kSlots == 0)) {
       const Gates gates = gates_of(args, first + t, v_head);
@@ -233,7 +233,8 @@ TENON_KERNEL recurrent_kernel(KernelArgs args) {
   const int part = block_id() % kParts;
   const int v_head = block_id() / kParts % args.v_heads;
   const Sequence sequence = sequence_at(args, block_id() / kParts / args.v_heads);
-  if (sequence.end <= sequence.begin) return;
+  const int tokens = sequence.end - sequence.begin;
+  if (tokens < 1 || tokens > args.recurrent_limit) return;
   run_recurrent(args, sequence, v_head, part * kColumns);
 }
 

@@ -25,6 +25,7 @@ struct KernelArgs {
   bf16 *scratch, *out;
   float eps;
   int tokens, sequences, k_heads, v_heads, conv_dim, num_slots;
+  int recurrent_limit;  // longer sequences are the chunked kernel's
 };
 
 // One sequence of this step: its rows, and where its state lies.
@@ -120,6 +121,12 @@ TENON_DEVICE Gates gates_of(const KernelArgs& args, int token, int v_head) {
   const float a = to_float(args.a[token * args.a_stride + v_head]);
   const float b = to_float(args.b[token * args.b_stride + v_head]);
   return {sigmoid_f(b), -exp_f(args.a_log[v_head]) * softplus_f(a + args.dt_bias[v_head])};
+}
+
+// What q and k of a head are multiplied by, from their sums of squares.
+TENON_DEVICE float key_scale(float squares) { return rsqrt_f(squares + 1e-6f); }
+TENON_DEVICE float query_scale(float squares) {
+  return rsqrt_f(squares + 1e-6f) * 0x1.6a09e6p-4f;  // 128^-½
 }
 
 // out = rne(((o · rstd) · norm) · silu(z)), in place on the bf16 o that the delta rule left in out.
