@@ -88,6 +88,12 @@ TENON_DEVICE std::byte* slot(const Args& args, std::uint32_t generation, int own
   return args.team.base[owner] + (generation * slots + place) * args.slot_bytes;
 }
 
+// False once somebody has given up. What peers still read is then anybody's guess, so that nothing
+// may be written there any more.
+TENON_DEVICE bool team_alive(const TeamView& team) {
+  return load_acquire(team.abort_word[team.rank]) == 0;
+}
+
 // The last block to get here advances the counters. Every block has read them by then.
 TENON_DEVICE void finish_call(const Args& args, std::uint32_t step, std::uint32_t call,
                               std::uint32_t last_vectors) {
@@ -183,7 +189,7 @@ TENON_KERNEL all_reduce_kernel(Args args) {
   const std::uint32_t call = state[kCall];
   std::uint32_t step = state[kStep];
   std::uint32_t vectors_to_clear = state[kLastVectors];
-  bool alive = true;
+  bool alive = team_alive(args.team);
   for (std::uint64_t begin = 0; begin < args.bytes; begin += args.slot_bytes, ++step) {
     const Chunk chunk = chunk_at(args, begin);
     if (alive) {
@@ -243,12 +249,13 @@ TENON_DEVICE void take_bytes(const Args& args, const Chunk& chunk, std::uint32_t
 TENON_KERNEL all_gather_kernel(Args args) {
   const TeamView& team = args.team;
   TENON_SHARED(std::uint32_t, failed, 1);
-  if (thread_id() == 0) failed[0] = 0;
+  if (thread_id() == 0) failed[0] = team_alive(team) ? 0 : 1;
   sync_block();
   const std::uint32_t call = team.state[kCall];
   const std::uint32_t first_step = team.state[kStep];
   std::uint32_t step = first_step;
-  for (std::uint64_t begin = 0; begin < args.bytes; begin += args.slot_bytes, ++step) {
+  const bool alive = failed[0] == 0;
+  for (std::uint64_t begin = 0; alive && begin < args.bytes; begin += args.slot_bytes, ++step) {
     const std::uint32_t generation = step % kGatherGenerations;
     const Chunk chunk = chunk_at(args, begin);
     // 1: payload, then the flag. Peers have read what lay there: they flagged step − 1 since.
@@ -261,11 +268,10 @@ TENON_KERNEL all_gather_kernel(Args args) {
       if (sender == team.rank) continue;
       const std::uint32_t* at = flag(team, generation, team.rank, sender);
       const auto arrived = [&] { return load_acquire(at) == step + 1; };
-      if (!team_wait(team, Phase::kGather, sender, call, kNoRow, arrived))
-        store_release(&failed[0], 1u);
+      if (!team_wait(team, Phase::kGather, sender, call, kNoRow, arrived)) failed[0] = 1;
     }
     sync_block();
-    if (load_acquire(&failed[0]) != 0) break;  // the same answer in the whole block
+    if (failed[0] != 0) break;  // the same answer in the whole block
     // 3: what has arrived.
     take_bytes(args, chunk, generation);
   }

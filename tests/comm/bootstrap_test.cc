@@ -230,6 +230,7 @@ TEST(Rendezvous, SaysThatThePortIsTaken) {
 TEST(Rendezvous, StrangersDoNotDisturb) {
   const int port = test::free_port();
   std::vector<tcp::Socket> strangers;  // one talks nonsense, one is silent
+  std::atomic<bool> strangers_came{false};
   on_threads(3, [&](int thread) {
     if (thread == 2) {
       const auto end = tcp::Clock::now() + kLong;
@@ -242,10 +243,11 @@ TEST(Rendezvous, StrangersDoNotDisturb) {
       ASSERT_EQ(strangers.size(), 2u);
       const std::vector<std::byte> nonsense(4096, std::byte{'x'});
       std::ignore = tcp::send_all(strangers[0], nonsense, end);
+      strangers_came = true;
       return;
     }
     // Rank 1 comes after the strangers.
-    while (thread == 1 && strangers.capacity() == 0) std::this_thread::sleep_for(milliseconds(1));
+    while (thread == 1 && !strangers_came) std::this_thread::sleep_for(milliseconds(1));
     const auto met = socket_bootstrap({thread, 2, thread, "127.0.0.1", port}, kLong);
     ASSERT_TRUE(met) << met.status().to_string();
     EXPECT_TRUE((*met)->barrier("after strangers", kLong));

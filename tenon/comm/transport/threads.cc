@@ -1,10 +1,10 @@
 // Ranks as threads of one process: a peer's region is a plain pointer. Refuses when a rank lives in
 // another process.
-#include <atomic>
+#include <sys/mman.h>
+
 #include <cstring>
 #include <map>
 #include <mutex>
-#include <new>
 #include <string>
 
 #include "tenon/comm/host_exchange.h"
@@ -14,16 +14,19 @@
 namespace tenon::transport_threads {
 namespace {
 
-constexpr std::size_t kAlignment = 4096;
-
+// Whole pages of its own: no region shares a cache line with anything else.
 struct Region {
-  explicit Region(std::size_t bytes)
-      : data(static_cast<std::byte*>(
-            ::operator new (bytes, std::align_val_t{kAlignment}, std::nothrow))) {}
-  ~Region() { ::operator delete (data, std::align_val_t{kAlignment}); }
+  explicit Region(std::size_t bytes_) : bytes(bytes_) {
+    void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages != MAP_FAILED) data = static_cast<std::byte*>(pages);
+  }
+  ~Region() {
+    if (data != nullptr) munmap(data, bytes);
+  }
   Region(const Region&) = delete;
   Region& operator=(const Region&) = delete;
-  std::byte* const data;
+  const std::size_t bytes;
+  std::byte* data = nullptr;
 };
 
 // Where the ranks of this process leave their regions for each other while they map. The number of
