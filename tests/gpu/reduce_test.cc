@@ -7,28 +7,13 @@
 #include <random>
 #include <vector>
 
-#include "tests/support/targets.h"
+#define TENON_TEST_SPACE reduce_test
+#include "tests/support/kernels.inc"
 
 namespace tenon {
-#define TENON_TARGET_ENTRY(enumerator, space, folder, wave) \
-  namespace space::reduce_test {                            \
-  extern const tenon::reduce_test::Kernels kernels;         \
-  }
-#include "tenon/core/built_targets.def"
-#undef TENON_TARGET_ENTRY
-
 namespace {
 
-const reduce_test::Kernels& kernels(Target target) {
-  switch (target) {
-#define TENON_TARGET_ENTRY(enumerator, space, folder, wave) \
-  case Target::k##enumerator:                               \
-    return space::reduce_test::kernels;
-#include "tenon/core/built_targets.def"
-#undef TENON_TARGET_ENTRY
-    default: return kernels(test::host_targets().front());
-  }
-}
+using reduce_test::kernels;
 
 // The oracle: the perfect binary tree, adjacent pairs first, padded with +0.
 float tree_sum(std::vector<float> values) {

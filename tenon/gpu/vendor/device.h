@@ -116,6 +116,7 @@ TENON_DEVICE T shuffle_xor(T value, int mask) {
   return __builtin_bit_cast(T, __shfl_xor_sync(0xffffffffu, bits, mask));
 }
 
+// The 32-bit ones take shared memory too; the 16-byte ones global memory only.
 TENON_DEVICE void store_release(std::uint32_t* at, std::uint32_t value) {
   asm volatile("st.release.sys.u32 [%0], %1;" : : "l"(at), "r"(value) : "memory");
 }
@@ -131,16 +132,17 @@ TENON_DEVICE std::uint32_t load_relaxed(const std::uint32_t* at) {
 }
 TENON_DEVICE Word4 load16_relaxed(const void* at) {
   Word4 value;
-  asm volatile("ld.relaxed.sys.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(at)
+               : "l"(__cvta_generic_to_global(at))
                : "memory");
   return value;
 }
 TENON_DEVICE void store16_relaxed(void* at, Word4 value) {
-  asm volatile("st.relaxed.sys.v4.u32 [%0], {%1, %2, %3, %4};"
+  asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};"
                :
-               : "l"(at), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
+               : "l"(__cvta_generic_to_global(at)), "r"(value.x), "r"(value.y), "r"(value.z),
+                 "r"(value.w)
                : "memory");
 }
 TENON_DEVICE void fence_system() { __threadfence_system(); }
