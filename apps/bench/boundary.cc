@@ -7,17 +7,17 @@
 #include <chrono>
 #include <cstdio>
 #include <nlohmann/json.hpp>
-#include <random>
 #include <thread>
 
 #include "apps/table.h"
 #include "tenon/comm/bootstrap.h"
 #include "tenon/comm/collectives.h"
+#include "tenon/comm/communicator.h"
 #include "tenon/core/fp8.h"
 #include "tenon/ops/fp8_quant/fp8_quant.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
-#include "tenon/ops/fused_allreduce_rmsnorm_quant/reference.h"
 #include "tenon/ops/rmsnorm/rmsnorm.h"
+#include "tests/support/boundary_oracle.h"
 
 namespace tenon::apps {
 namespace {
@@ -35,7 +35,7 @@ struct Shape {
 
 // What one shape gave: microseconds per arm, and whether every rank's bytes equal the oracle's.
 struct Row {
-  Shape shape;
+  Shape shape{};
   double us[kNumArms] = {};
   bool equal[kNumArms] = {};
   std::string variant;
@@ -71,31 +71,23 @@ class Bench {
   const Mailbox* mailbox_ = nullptr;
   const Mailbox* sum_mailbox_ = nullptr;
   Stream* stream_ = nullptr;
-  std::vector<std::vector<std::uint16_t>> host_addends_;
-  std::vector<std::uint16_t> host_residual_, host_weight_;
+  testing::BoundaryCase case_;
+  testing::BoundaryInputs inputs_;
+  testing::BoundaryOutputs expected_;
+  std::vector<std::uint16_t> weight_host_;
   Buffer partial_, residual_in_, residual_, weight_, sum_, normed_, codes_, scales_;
   Plan split_norm_, split_quant_, fused2_norm_, one_, one_bf16_;
 };
 
-std::uint16_t encode(float value, DType dtype) {
-  return dtype == DType::kBF16 ? to_bf16(value).bits : to_f16(value).bits;
-}
-
-// Rank-distinct normal numbers: seed + 17 · rank, as in the original protocol.
-std::vector<std::uint16_t> normals(std::size_t count, unsigned seed, DType dtype) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  std::vector<std::uint16_t> values(count);
-  for (auto& each : values) each = encode(normal(generator), dtype);
-  return values;
-}
-
+// Rank-distinct numbers whose sum depends on its order, the same on every rank.
 void Bench::fill_inputs() {
-  const std::size_t count = row_bytes() / 2;
-  for (int rank = 0; rank < comm_->size(); ++rank)
-    host_addends_.push_back(normals(count, 1234u + 17u * static_cast<unsigned>(rank), dtype_));
-  host_residual_ = normals(count, 99u, dtype_);
-  host_weight_ = normals(static_cast<std::size_t>(shape_.hidden), 7u, dtype_);
+  case_.rows = shape_.rows;
+  case_.hidden = shape_.hidden;
+  case_.team = comm_->size();
+  case_.dtype = case_.weight_dtype = dtype_;
+  case_.group = kGroup;
+  inputs_ = testing::make_inputs(case_, 1234, true);
+  weight_host_.assign(inputs_.weight.begin(), inputs_.weight.end());
 }
 
 NormedRows Bench::outputs(bool bf16, bool fp8) const {
@@ -156,11 +148,11 @@ Result<Bench> Bench::make(const BoundaryBench& options, Shape shape, Communicato
   TENON_ASSIGN(bench.codes_, Buffer::allocate(device, bytes / 2));
   TENON_ASSIGN(bench.scales_, Buffer::allocate(device, groups * 4));
   TENON_ASSIGN(bench.weight_, Buffer::allocate(device, static_cast<std::size_t>(shape.hidden) * 2));
-  const auto& addend = bench.host_addends_[static_cast<std::size_t>(comm.rank())];
+  const auto& addend = bench.inputs_.addends[static_cast<std::size_t>(comm.rank())];
   TENON_TRY(stream.copy(bench.partial_.data(), addend.data(), bytes));
-  TENON_TRY(stream.copy(bench.residual_in_.data(), bench.host_residual_.data(), bytes));
+  TENON_TRY(stream.copy(bench.residual_in_.data(), bench.inputs_.residual.data(), bytes));
   TENON_TRY(
-      stream.copy(bench.weight_.data(), bench.host_weight_.data(), bench.host_weight_.size() * 2));
+      stream.copy(bench.weight_.data(), bench.weight_host_.data(), bench.weight_host_.size() * 2));
   TENON_ASSIGN(const Situation where, situation(device, comm.size(), comm.can().peer_pointers));
   TENON_ASSIGN(bench.split_norm_, rmsnorm::plan(bench.norm_args(true, false), where));
   TENON_ASSIGN(bench.split_quant_, fp8_quant::plan(bench.quant_args(), where));
@@ -195,22 +187,15 @@ Result<std::vector<T>> fetch(Stream& stream, const Buffer& from) {
 
 // Byte for byte: residual, codes, scales, and the bf16 rows where the arm makes them.
 Result<bool> Bench::matches_oracle(int arm) {
-  fused::ReferenceInput in;
-  in.dtype = dtype_;
-  in.rows = shape_.rows;
-  in.hidden = shape_.hidden;
-  in.addends = host_addends_;
-  in.residual = host_residual_;
-  in.weight = host_weight_;
-  in.group = kGroup;
-  const fused::ReferenceOutput want = fused::reference(in);
-  TENON_ASSIGN(const auto residual, fetch<std::uint16_t>(*stream_, residual_));
-  TENON_ASSIGN(const auto codes, fetch<std::uint8_t>(*stream_, codes_));
-  TENON_ASSIGN(const auto scales, fetch<float>(*stream_, scales_));
-  TENON_ASSIGN(const auto normed, fetch<std::uint16_t>(*stream_, normed_));
+  if (expected_.residual.empty()) expected_ = testing::boundary_oracle(case_, inputs_);
+  testing::BoundaryOutputs found;
+  TENON_ASSIGN(found.residual, fetch<std::uint16_t>(*stream_, residual_));
+  TENON_ASSIGN(found.codes, fetch<std::uint8_t>(*stream_, codes_));
+  TENON_ASSIGN(found.scales, fetch<std::uint8_t>(*stream_, scales_));
+  TENON_ASSIGN(found.norm, fetch<std::uint16_t>(*stream_, normed_));
   const bool makes_bf16 = arm == 0 || arm == 3;
-  return residual == want.residual && codes == want.codes && scales == want.scales &&
-         (!makes_bf16 || normed == want.normed);
+  if (!makes_bf16) found.norm = expected_.norm;
+  return testing::difference(case_, expected_, found).empty();
 }
 
 double median(std::vector<double> values) {
@@ -282,7 +267,8 @@ Status run_rank(const BoundaryBench& options, const std::shared_ptr<Bootstrap>& 
     for (const int rows : options.rows) {
       const Shape shape{rows, hidden};
       TENON_ASSIGN(Bench bench, Bench::make(options, shape, *comm, mailbox, sum_mailbox, stream));
-      Row row{shape};
+      Row row;
+      row.shape = shape;
       row.variant = bench.variant();
       TENON_TRY(measure(options, bench, *comm, stream, meeting, row));
       if (rank != 0) continue;
