@@ -3,7 +3,7 @@
     python tools/tiny/goldens.py                # tests/data/goldens/<model>/: config.json, logits.safetensors, summary.json
     python tools/tiny/goldens.py --greedy 50    # tests/data/goldens/tiny/greedy.json
 
-Runs on the CPU.  What the files hold is written down in tests/data/goldens/README.md.
+The logits are computed on the CPU.  What the files hold is written down in tests/data/goldens/README.md.
 """
 
 import argparse
@@ -140,10 +140,10 @@ def write_goldens(name, config, tensors, limit):
 
 
 def write_greedy(count):
-    model = load(TINY, torch.bfloat16, "cpu", quantise_activations=True)
+    model = load(TINY, torch.bfloat16, "cuda" if torch.cuda.is_available() else "cpu", quantise_activations=True)
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     questions = [question for question, _ in read_problems(TINY / "eval.jsonl")[:count]]
-    rows = greedy(model, tokenizer, questions, GREEDY_TOKENS, batch_size=1)
+    rows = greedy(model, tokenizer, questions, GREEDY_TOKENS, batch_size=count)
     (GOLDENS / "tiny").mkdir(parents=True, exist_ok=True)
     body = ",\n".join(json.dumps({"question": q, "token_ids": ids}) for q, ids in zip(questions, rows))
     (GOLDENS / "tiny" / "greedy.json").write_text(f"[\n{body}\n]\n")
