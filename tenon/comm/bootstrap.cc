@@ -75,7 +75,8 @@ class LocalBootstrap;
 
 // Shared by the handles of all ranks.
 struct LocalTeam {
-  explicit LocalTeam(int size_) : size(size_), members(static_cast<std::size_t>(size_)) {}
+  explicit LocalTeam(int num_ranks)
+      : size(num_ranks), members(static_cast<std::size_t>(num_ranks)) {}
   const int size;
   std::mutex mutex;
   std::condition_variable changed;
@@ -155,6 +156,7 @@ class LocalBootstrap final : public Bootstrap {
 std::vector<std::shared_ptr<Bootstrap>> local_bootstrap(int size) {
   auto team = std::make_shared<LocalTeam>(size);
   std::vector<std::shared_ptr<Bootstrap>> handles;
+  handles.reserve(static_cast<std::size_t>(size));
   for (int rank = 0; rank < size; ++rank)
     handles.push_back(std::make_shared<LocalBootstrap>(team, rank));
   return handles;

@@ -184,7 +184,8 @@ TENON_DEVICE bool reduce_chunk(const Args& args, const Chunk& chunk, std::uint32
 }
 
 template <class T>
-TENON_KERNEL all_reduce_kernel(Args args) {
+TENON_KERNEL_MAX(kMaxThreads)
+all_reduce_kernel(Args args) {
   const std::uint32_t* state = args.team.state;
   const std::uint32_t call = state[kCall];
   std::uint32_t step = state[kStep];
@@ -246,7 +247,7 @@ TENON_DEVICE void take_bytes(const Args& args, const Chunk& chunk, std::uint32_t
   }
 }
 
-TENON_KERNEL all_gather_kernel(Args args) {
+TENON_KERNEL_MAX(kMaxThreads) all_gather_kernel(Args args) {
   const TeamView& team = args.team;
   TENON_SHARED(std::uint32_t, failed, 1);
   if (thread_id() == 0) failed[0] = team_alive(team) ? 0 : 1;

@@ -78,7 +78,7 @@ void Communicator::State::on_loss(const Bootstrap::Loss& loss) {
 }
 
 std::string Communicator::State::why_gave_up(int of_rank, int depth) const {
-  const std::string who = "rank " + std::to_string(of_rank) + " gave up";
+  std::string who = "rank " + std::to_string(of_rank) + " gave up";
   const ControlBlock& block = control(of_rank);
   if (load_word(&block.why_ready) != 0) return who + ": " + block.why;
   if (loss_seen && loss_seen->rank == of_rank) return loss_seen->why;

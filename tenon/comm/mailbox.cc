@@ -2,13 +2,24 @@
 #include "tenon/comm/mailbox.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "tenon/comm/communicator.h"
 #include "tenon/comm/state.h"
 #include "tenon/comm/words.h"
 
 namespace tenon {
+
+namespace {
+
+Result<Buffer> zeroed_words(Device device) {
+  TENON_ASSIGN(Buffer words, Buffer::allocate(device, kStateWords * sizeof(std::uint32_t)));
+  TENON_ASSIGN(Stream stream, Stream::create(device));
+  TENON_TRY(stream.fill(words.data(), 0, words.bytes()));
+  TENON_TRY(stream.synchronize());
+  return words;
+}
+
+}  // namespace
 
 struct Mailbox::Held {
   std::shared_ptr<Communicator::State> state;  // the abort words and the fault record
@@ -19,8 +30,8 @@ struct Mailbox::Held {
 };
 
 const TeamView& Mailbox::team() const {
-  static const TeamView kNone;
-  return held_ ? held_->team : kNone;
+  static const TeamView none;
+  return held_ ? held_->team : none;
 }
 
 std::string_view Mailbox::label() const { return held_ ? std::string_view(held_->label) : ""; }
@@ -33,10 +44,9 @@ Result<Mailbox> Communicator::mailbox(std::size_t bytes, std::string_view label)
   const auto make = [&]() -> Result<Mailbox> {
     auto held = std::make_shared<Mailbox::Held>();
     held->label = label;
-    auto words = Buffer::allocate(device(), kStateWords * sizeof(std::uint32_t));
+    auto words = zeroed_words(device());
     TENON_TRY(agree(*state_->bootstrap, words.status(), call, deadline()));
     held->words = *std::move(words);
-    std::memset(held->words.data(), 0, held->words.bytes());
     held->team = state_->bare_team();
     held->team.bytes = bytes;
     held->team.state = held->words.as<std::uint32_t>();

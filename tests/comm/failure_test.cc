@@ -18,7 +18,7 @@ namespace {
 using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
-constexpr milliseconds kDeadline(300);
+constexpr milliseconds kDeadline(200);
 // The deadline, a tenth more, and what a busy machine may take to notice.
 constexpr milliseconds kEnd = kDeadline * 11 / 10 + milliseconds(700);
 
@@ -107,14 +107,14 @@ TEST(Failure, TheSentenceNamesRankCallChannelAndRow) {
       const Status health = comm.health();
       EXPECT_EQ(health.code(), Code::kTimeout);
       EXPECT_EQ(health.message(),
-                "rank 1 waited 0.30 s for rank 0 (phase scatter), call 17, channel " +
+                "rank 1 waited 0.20 s for rank 0 (phase scatter), call 17, channel " +
                     std::to_string(channel->team().channel) + " \"boundary\", row 4: deadline");
     }
     curtain.wait();
     if (rank == 0) {
       const Status health = comm.health();  // the peer's verdict has arrived
       EXPECT_EQ(health.code(), Code::kPeerLost);
-      EXPECT_TRUE(says(health, "rank 1 gave up (rank 1 waited 0.30 s for rank 0"))
+      EXPECT_TRUE(says(health, "rank 1 gave up (rank 1 waited 0.20 s for rank 0"))
           << health.to_string();
     }
   });

@@ -105,7 +105,7 @@ class Reception {
     }
     if (hello.size != launch_.size || hello.rank <= 0 || hello.rank >= launch_.size ||
         sockets[static_cast<std::size_t>(hello.rank)]) {
-      const Status refusal = Status::error(
+      Status refusal = Status::error(
           Code::kInvalidArgument,
           "a process at " + tcp::peer_address(caller.socket) + " says it is rank " +
               std::to_string(hello.rank) + " of " + std::to_string(hello.size) + "; rank " +

@@ -16,7 +16,7 @@ namespace {
 
 // Whole pages of its own: no region shares a cache line with anything else.
 struct Region {
-  explicit Region(std::size_t bytes_) : bytes(bytes_) {
+  explicit Region(std::size_t num_bytes) : bytes(num_bytes) {
     void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (pages != MAP_FAILED) data = static_cast<std::byte*>(pages);
   }
