@@ -44,7 +44,8 @@ struct Situation {
 // Fills the properties of `device`.
 Result<Situation> situation(Device device, int team_size = 1, bool peer_pointers = false);
 
-// The chosen variant and its launch shape. Pure data.
+// The chosen variant and its launch shape. Pure data. A plan serves every call with as many rows and
+// sequences as it was made for, or fewer: kernels take their bounds from Args, not from the grid.
 struct Plan {
   Op op{};
   std::int16_t variant = -1;              // index into the target's table

@@ -14,11 +14,12 @@ struct Lookup {
   const std::uint16_t* table = nullptr;
   std::uint16_t* out = nullptr;
   std::int64_t table_stride = 0, out_stride = 0;  // elements
-  std::int32_t vocab_begin = 0, vocab_size = 0, hidden = 0;
+  std::int32_t vocab_begin = 0, vocab_size = 0, hidden = 0, tokens = 0;
 };
 
 TENON_KERNEL lookup_kernel(Lookup lookup) {
   const int token = block_id();
+  if (token >= lookup.tokens) return;  // the plan was made for more
   const std::int64_t row = std::int64_t{lookup.ids[token]} - lookup.vocab_begin;
   const bool mine = row >= 0 && row < lookup.vocab_size;
   const std::uint16_t* from = lookup.table + (mine ? row : 0) * lookup.table_stride;
@@ -44,6 +45,7 @@ Status launch_rows(const LaunchShape& shape, const Args& args, const TeamView*, 
   lookup.vocab_begin = args.vocab_begin;
   lookup.vocab_size = static_cast<std::int32_t>(args.table.shape[0]);
   lookup.hidden = static_cast<std::int32_t>(out.shape[1]);
+  lookup.tokens = static_cast<std::int32_t>(args.ids.shape[0]);
   return tenon::launch(stream, shape, lookup_kernel, lookup);
 }
 

@@ -207,7 +207,9 @@ TENON_KERNEL chunked_kernel(KernelArgs args) {
   constexpr int kParts = kDim / kPartColumns;
   const int part = block_id() % kParts;
   const int v_head = block_id() / kParts % args.v_heads;
-  const Sequence sequence = sequence_at(args, block_id() / kParts / args.v_heads);
+  const int index = block_id() / kParts / args.v_heads;
+  if (index >= args.sequences) return;  // the plan was made for more
+  const Sequence sequence = sequence_at(args, index);
   if (sequence.end - sequence.begin <= args.recurrent_limit) return;
   run_chunked(args, sequence, v_head, part * kPartColumns);
 }

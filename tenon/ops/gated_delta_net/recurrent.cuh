@@ -232,7 +232,9 @@ TENON_KERNEL recurrent_kernel(KernelArgs args) {
   constexpr int kParts = kDim / kColumns;
   const int part = block_id() % kParts;
   const int v_head = block_id() / kParts % args.v_heads;
-  const Sequence sequence = sequence_at(args, block_id() / kParts / args.v_heads);
+  const int index = block_id() / kParts / args.v_heads;
+  if (index >= args.sequences) return;  // the plan was made for more
+  const Sequence sequence = sequence_at(args, index);
   const int tokens = sequence.end - sequence.begin;
   if (tokens < 1 || tokens > args.recurrent_limit) return;
   run_recurrent(args, sequence, v_head, part * kColumns);

@@ -19,7 +19,7 @@ struct Combine {
   const void* gate = nullptr;
   bf16* out = nullptr;
   std::int64_t routed_stride = 0, shared_stride = 0, gate_stride = 0, out_stride = 0;  // elements
-  std::int32_t hidden = 0, top_k = 0;
+  std::int32_t hidden = 0, top_k = 0, tokens = 0;
   bool gate_is_f32 = false;
 };
 
@@ -39,6 +39,7 @@ TENON_DEVICE void add_scaled(const bf16* row, float weight, float (&sum)[8]) {
 
 TENON_KERNEL combine_kernel(Combine combine) {
   const std::int64_t token = block_id();
+  if (token >= combine.tokens) return;  // the plan was made for more
   const float gate = gate_of(combine, token);
   const std::int32_t* slot = combine.slot + token * combine.top_k;
   const float* weights = combine.weights + token * combine.top_k;
@@ -73,6 +74,7 @@ Status launch_rows(const LaunchShape& shape, const Args& args, const TeamView*, 
   combine.gate_stride = args.shared_gate.stride[0];
   combine.out_stride = out.stride[0];
   combine.hidden = static_cast<std::int32_t>(out.shape[1]);
+  combine.tokens = static_cast<std::int32_t>(out.shape[0]);
   combine.top_k = static_cast<std::int32_t>(args.slot.shape[1]);
   combine.gate_is_f32 = args.shared_gate.dtype == DType::kF32;
   return tenon::launch(stream, shape, combine_kernel, combine);

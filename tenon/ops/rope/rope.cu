@@ -27,7 +27,7 @@ struct KernelArgs {
   bf16 *q_out, *k_cache, *v_cache;
   std::int64_t num_slots;
   float eps;
-  int q_heads, kv_heads, head_dim, rotary_dim, max_positions;
+  int tokens, q_heads, kv_heads, head_dim, rotary_dim, max_positions;
 };
 
 TENON_DEVICE const bf16* head_at(const Heads& heads, std::int64_t token, int head) {
@@ -70,6 +70,7 @@ TENON_KERNEL head_kernel(KernelArgs args) {
   const int heads = args.q_heads + args.kv_heads;
   const int token = block_id() / heads;
   const int head = block_id() % heads;
+  if (token >= args.tokens) return;  // the plan was made for more
   const std::int32_t position = args.positions[token];
   if (head < args.q_heads) {
     bf16* out = args.q_out + (std::int64_t{token} * args.q_heads + head) * args.head_dim;
@@ -110,6 +111,7 @@ Status launch(const LaunchShape& shape, const Args& args, const TeamView*, Strea
   to.v_cache = args.v_cache.as<bf16>();
   to.num_slots = args.k_cache.shape[0] * args.k_cache.shape[1];
   to.eps = args.eps;
+  to.tokens = static_cast<int>(args.q.shape[0]);
   to.q_heads = static_cast<int>(args.q.shape[1]);
   to.kv_heads = static_cast<int>(args.k.shape[1]);
   to.head_dim = static_cast<int>(args.q.shape[2]);

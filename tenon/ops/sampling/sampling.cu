@@ -22,7 +22,7 @@ struct Sample {
   const std::int32_t* position = nullptr;
   std::int32_t* out = nullptr;
   std::int64_t slice_stride = 0, row_stride = 0;  // elements
-  std::int32_t width = 0, num_tokens = 0;
+  std::int32_t rows = 0, width = 0, num_tokens = 0;
 };
 
 // The first candidates in order, and the mass of each prefix. In shared memory.
@@ -124,6 +124,7 @@ TENON_KERNEL sample_kernel(Sample sample) {
   TENON_SHARED(std::int32_t, ids, 2 * kMaxListed);
   TENON_SHARED(std::uint64_t, prefix_mass, kMaxListed);
   const int r = block_id();
+  if (r >= sample.rows) return;  // the plan was made for more
   const LogitRow row{sample.logits + r * sample.row_stride, sample.slice_stride, sample.width,
                      sample.num_tokens};
 
@@ -181,6 +182,7 @@ Status launch_rows(const LaunchShape& shape, const Args& args, const TeamView*, 
   sample.out = args.out.as<std::int32_t>();
   sample.slice_stride = args.logits.stride[0];
   sample.row_stride = args.logits.stride[1];
+  sample.rows = static_cast<std::int32_t>(args.out.shape[0]);
   sample.width = static_cast<std::int32_t>(args.logits.shape[2]);
   sample.num_tokens = args.num_tokens;
   return tenon::launch(stream, shape, sample_kernel, sample);
