@@ -114,7 +114,8 @@ Result<StoredTensor> parse_entry(const Json& entry, const std::byte* data,
   if (!offsets || offsets->size() != 2)
     return malformed("its \"data_offsets\" are not two non-negative integers");
   const std::uint64_t begin = (*offsets)[0], end = (*offsets)[1];
-  const std::string range = "[" + std::to_string(begin) + ", " + std::to_string(end) + ")";
+  std::string range = std::to_string(begin);
+  range.append(" to ").append(std::to_string(end));
   if (begin > end || end > data_bytes)
     return malformed("its data_offsets " + range + " do not lie in the file's " +
                      std::to_string(data_bytes) + " data bytes");

@@ -1,5 +1,6 @@
 #include "tenon/models/shard.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -13,7 +14,9 @@ constexpr std::int64_t kBlock = 128;  // fp8 weights carry one scale per 128 × 
 std::int64_t ceil_div(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
 std::string describe(const Range& range) {
-  return "[" + std::to_string(range.begin) + ", " + std::to_string(range.end()) + ")";
+  std::string text = std::to_string(range.begin);
+  text.append(" to ").append(std::to_string(range.end()));
+  return text;
 }
 
 // Element of any stored float type as f32; `from` has no alignment.
@@ -26,6 +29,15 @@ float load_float(const std::byte* from, DType dtype) {
   std::uint16_t bits;
   std::memcpy(&bits, from, sizeof bits);
   return dtype == DType::kF16 ? to_float(f16{bits}) : to_float(bf16{bits});
+}
+
+// A matrix [1, out, in] as [out, in].
+Matrix first_of(const Matrix& stacked) {
+  const auto first = [](const TensorView& all) {
+    return view(all.data, all.dtype, all.device, {all.shape[1], all.shape[2]});
+  };
+  return {first(stacked.weight),
+          stacked.scale.data == nullptr ? TensorView{} : first(stacked.scale)};
 }
 
 // A range of fp8 elements as a range of scale blocks. A range must begin on a block and end on one,
@@ -134,68 +146,61 @@ Result<TensorView> ShardLoader::vector(std::string_view name, std::initializer_l
   return upload({&piece, 1}, as, {taken.count});
 }
 
-Result<Matrix> ShardLoader::linear(std::span<const LinearPart> parts, std::int64_t experts) {
-  std::vector<HostTensor> weights, scales;  // same indices as parts; scales only for fp8
+// Weights of all parts, and their scales if they are fp8; all must be of one precision.
+Status ShardLoader::take_parts(std::span<const LinearPart> parts, std::vector<HostTensor>* weights,
+                               std::vector<HostTensor>* scales) {
   for (const LinearPart& part : parts) {
     const std::string name = part.module + ".weight";
     TENON_ASSIGN(HostTensor weight, take(name, {DType::kBF16, DType::kE4M3}, {part.out, part.in}));
-    if (!weights.empty() && weights.front().dtype != weight.dtype)
-      return Status::error(Code::kUnsupported, "tensor \"" + name + "\" is " +
-                                                   std::string(tenon::name(weight.dtype)) +
-                                                   " but \"" + weights.front().name +
-                                                   "\", with which it is fused, is " +
-                                                   std::string(tenon::name(weights.front().dtype)));
-    if (weight.dtype == DType::kE4M3) {
-      TENON_ASSIGN(HostTensor scale,
-                   take(name + "_scale_inv", {DType::kBF16, DType::kF32, DType::kF16},
-                        {ceil_div(part.out, kBlock), ceil_div(part.in, kBlock)}));
-      scales.push_back(std::move(scale));
-    }
-    weights.push_back(std::move(weight));
+    if (!weights->empty() && weights->front().dtype != weight.dtype)
+      return Status::error(Code::kUnsupported,
+                           "tensor \"" + name + "\" is " + std::string(tenon::name(weight.dtype)) +
+                               " but \"" + weights->front().name +
+                               "\", with which it is fused, is " +
+                               std::string(tenon::name(weights->front().dtype)));
+    weights->push_back(std::move(weight));
+    if (weights->front().dtype != DType::kE4M3) continue;
+    TENON_ASSIGN(HostTensor scale,
+                 take(name + "_scale_inv", {DType::kBF16, DType::kF32, DType::kF16},
+                      {ceil_div(part.out, kBlock), ceil_div(part.in, kBlock)}));
+    scales->push_back(std::move(scale));
   }
+  return Status::ok();
+}
 
+Result<Matrix> ShardLoader::linear(std::span<const LinearPart> parts, std::int64_t experts) {
+  std::vector<HostTensor> weights, scales;  // same indices as parts
+  TENON_TRY(take_parts(parts, &weights, &scales));
   std::vector<Piece> weight_pieces, scale_pieces;
-  std::int64_t num_rows = 0, num_scale_rows = 0;
+  std::int64_t height = 0, scale_height = 0;
   const Range columns = parts.front().columns;
   Range scale_columns;
   for (std::size_t i = 0; i < parts.size(); ++i) {
     for (const Range& rows : parts[i].rows) {
       weight_pieces.push_back({&weights[i], rows, columns});
-      if (!scales.empty()) {
-        if (num_rows % kBlock != 0)
-          return Status::error(Code::kUnsupported,
-                               parts[i].module + ": is fused below " + std::to_string(num_rows) +
-                                   " rows of fp8, which is not a multiple of 128");
-        TENON_ASSIGN(const Range scale_rows, blocks_of(rows, parts[i].out, weights[i].name));
-        TENON_ASSIGN(scale_columns, blocks_of(columns, parts[i].in, weights[i].name));
-        scale_pieces.push_back({&scales[i], scale_rows, scale_columns});
-        num_scale_rows += scale_rows.count;
-      }
-      num_rows += rows.count;
+      const std::int64_t above = std::exchange(height, height + rows.count);
+      if (scales.empty()) continue;
+      if (above % kBlock != 0)  // scales and rows would part ways
+        return Status::error(Code::kUnsupported,
+                             parts[i].module + ": is stacked below " + std::to_string(above) +
+                                 " rows of fp8, which is not a multiple of 128");
+      TENON_ASSIGN(const Range scale_rows, blocks_of(rows, parts[i].out, weights[i].name));
+      TENON_ASSIGN(scale_columns, blocks_of(columns, parts[i].in, weights[i].name));
+      scale_pieces.push_back({&scales[i], scale_rows, scale_columns});
+      scale_height += scale_rows.count;
     }
   }
-
+  if (height == 0 || columns.count == 0) return Matrix{};  // this rank has no share
+  const std::int64_t matrices = std::max<std::int64_t>(1, experts);
   Matrix matrix;
   const DType dtype = weights.front().dtype;
-  if (num_rows == 0 || columns.count == 0) return matrix;  // this rank has no share
-  if (experts > 0) {
-    TENON_CHECK(num_rows % experts == 0);
-    TENON_ASSIGN(matrix.weight,
-                 upload(weight_pieces, dtype, {experts, num_rows / experts, columns.count}));
-    if (scales.empty()) return matrix;
-    if (num_rows / experts % kBlock != 0)
-      return Status::error(Code::kUnsupported, parts.front().module + ": an expert has " +
-                                                   std::to_string(num_rows / experts) +
-                                                   " rows of fp8, which is not a multiple of 128");
+  TENON_ASSIGN(matrix.weight,
+               upload(weight_pieces, dtype, {matrices, height / matrices, columns.count}));
+  if (!scales.empty()) {
     TENON_ASSIGN(matrix.scale, upload(scale_pieces, DType::kF32,
-                                      {experts, num_scale_rows / experts, scale_columns.count}));
-    return matrix;
+                                      {matrices, scale_height / matrices, scale_columns.count}));
   }
-  TENON_ASSIGN(matrix.weight, upload(weight_pieces, dtype, {num_rows, columns.count}));
-  if (scales.empty()) return matrix;
-  TENON_ASSIGN(matrix.scale,
-               upload(scale_pieces, DType::kF32, {num_scale_rows, scale_columns.count}));
-  return matrix;
+  return experts > 0 ? matrix : first_of(matrix);
 }
 
 Result<Matrix> ShardLoader::fused_experts(std::string_view name,

@@ -84,6 +84,8 @@ class ShardLoader {
   };
   Result<HostTensor> take(std::string_view name, std::initializer_list<DType> accepted,
                           const std::vector<std::int64_t>& shape);
+  Status take_parts(std::span<const LinearPart> parts, std::vector<HostTensor>* weights,
+                    std::vector<HostTensor>* scales);
   Result<TensorView> upload(std::span<const Piece> pieces, DType as,
                             std::initializer_list<std::int64_t> shape);
   Result<TensorView> upload_bytes(const void* bytes, DType dtype,

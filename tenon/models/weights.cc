@@ -140,10 +140,10 @@ bool Weights::holds(DType dtype, std::span<const std::string_view> skipped_prefi
 Result<HostTensor> Weights::take(std::string_view name, std::initializer_list<DType> accepted,
                                  const std::vector<std::int64_t>& shape) {
   std::string wanted;
-  for (DType each : accepted)
-    wanted += (wanted.empty() ? "" : " or ") + std::string(tenon::name(each));
-  wanted += " " + describe(shape);
-  const std::string asked = "tensor \"" + std::string(name) + "\"";
+  for (DType each : accepted) wanted.append(wanted.empty() ? "" : " or ").append(tenon::name(each));
+  wanted.append(" ").append(describe(shape));
+  std::string asked = "tensor \"";
+  asked.append(name).append("\"");
   const auto found = state_->tensors.find(name);
   if (found == state_->tensors.end()) return malformed(asked + " is missing; wanted " + wanted);
   const StoredTensor& stored = *found->second;
@@ -165,7 +165,7 @@ Status Weights::finish(std::span<const std::string_view> skipped_prefixes) const
   if (left.empty()) return Status::ok();
   std::string list;
   for (std::size_t i = 0; i < std::min(kNamed, left.size()); ++i)
-    list += (i > 0 ? ", \"" : "\"") + std::string(left[i]) + "\"";
+    list.append(i > 0 ? ", \"" : "\"").append(left[i]).append("\"");
   if (left.size() > kNamed) list += ", …";
   return malformed("the checkpoint holds " + std::to_string(left.size()) +
                    " tensors that this model has no place for: " + list);
