@@ -28,6 +28,15 @@ struct GemmCall {
   bool out_is_f32 = false;
 };
 
+// Where the scales of fp8 operands lie. Of x: at token · x_row_stride + block · x_block_stride,
+// whatever the layout.
+struct GemmScales {
+  const float* x = nullptr;
+  const float* weight = nullptr;
+  std::int64_t x_row_stride = 0, x_block_stride = 0;
+  std::int64_t weight_row_stride = 0, weight_expert_stride = 0;  // of 128 columns; of an expert
+};
+
 inline constexpr int kGemmBlock = 128;  // elements of K that share a scale
 inline constexpr int kParts = 8;
 inline constexpr int kPartSize = kGemmBlock / kParts;

@@ -3,6 +3,9 @@
 
 #include "tenon/ops/fp8_gemm/simt.cuh"
 #include "tenon/ops/registry.h"
+#if TENON_WAVE == 1
+#include "tenon/ops/fp8_gemm/host.cuh"
+#endif
 
 namespace tenon::TENON_TARGET::fp8_gemm {
 namespace {
@@ -34,7 +37,30 @@ Status launch_simt(const LaunchShape& shape, const Args& args, const TeamView*, 
   return tenon::launch(stream, shape, simt_kernel, call_of(args));
 }
 
-constexpr Variant kVariants[] = {variant<Args, supports_simt, launch_simt>("simt")};
+#if TENON_WAVE == 1
+// The variants of an instruction set: refused where the processor lacks it.
+template <Status (*kHas)()>
+Status supports_host(const Args& args, const Situation&, LaunchShape* shape) {
+  shape->blocks = num_host_blocks(call_of(args).gemm);
+  shape->threads = 1;
+  return kHas();
+}
+template <void (*kKernel)(Fp8Call)>
+Status launch_host(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
+  return tenon::launch(stream, shape, kKernel, call_of(args));
+}
+#endif
+
+constexpr Variant kVariants[] = {
+#if TENON_WAVE == 1
+#if defined(__x86_64__)
+    variant<Args, supports_host<has_avx512>, launch_host<avx512_kernel>>("avx512"),
+    variant<Args, supports_host<has_avx2>, launch_host<avx2_kernel>>("avx2"),
+#endif
+    variant<Args, supports_host<has_any>, launch_host<lanes_kernel>>("lanes"),
+#endif
+    variant<Args, supports_simt, launch_simt>("simt"),
+};
 
 }  // namespace
 

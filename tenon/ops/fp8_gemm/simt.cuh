@@ -5,17 +5,9 @@
 
 namespace tenon::TENON_TARGET::fp8_gemm {
 
-// Where the scales lie. x: at token · x_row_stride + block · x_block_stride, whatever the layout.
-struct Scales {
-  const float* x = nullptr;
-  const float* weight = nullptr;
-  std::int64_t x_row_stride = 0, x_block_stride = 0;
-  std::int64_t weight_row_stride = 0, weight_expert_stride = 0;  // of 128 columns; of an expert
-};
-
 struct Fp8Call {
   GemmCall gemm;
-  Scales scales;
+  GemmScales scales;
 };
 
 struct Fp8Product {
@@ -37,11 +29,11 @@ TENON_DEVICE void load_weight(const Fp8Product& product, int expert, int column,
                             values);
 }
 TENON_DEVICE float x_scale(const Fp8Product& product, std::int64_t token, int block) {
-  const Scales& scales = product.call.scales;
+  const GemmScales& scales = product.call.scales;
   return scales.x[token * scales.x_row_stride + block * scales.x_block_stride];
 }
 TENON_DEVICE float weight_scale(const Fp8Product& product, int expert, int column, int block) {
-  const Scales& scales = product.call.scales;
+  const GemmScales& scales = product.call.scales;
   return scales.weight[expert * scales.weight_expert_stride +
                        column / kGemmBlock * scales.weight_row_stride + block];
 }

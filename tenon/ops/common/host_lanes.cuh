@@ -1,0 +1,308 @@
+// The body of host_gemm.cuh for one instruction set; included by it once for each, hence no guard.
+
+#define TENON_ISA_INLINE TENON_ISA_CODE static inline __attribute__((always_inline))
+
+namespace tenon::TENON_TARGET::TENON_ISA {
+
+inline constexpr int kWidth = TENON_ISA_WIDTH;
+
+// --- one register ------------------------------------------------------------------------------
+
+// decode() of a weight is exact up to a factor for e4m3: the code's bits moved into a binary16,
+// whose bias differs by 8. decode_x() multiplies by that factor's inverse, so that products are
+// right; it also turns the NaN code, which reads as ±480, into a NaN.
+
+#if TENON_ISA_WIDTH == 16
+using Vector = __m512;
+TENON_ISA_INLINE Vector splat(float value) { return _mm512_set1_ps(value); }
+TENON_ISA_INLINE Vector load(const float* at) { return _mm512_loadu_ps(at); }
+TENON_ISA_INLINE void store(float* at, Vector value) { _mm512_storeu_ps(at, value); }
+TENON_ISA_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+TENON_ISA_INLINE Vector decode(const std::uint8_t* at) {
+  const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+  const __m256i moved = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);
+  const __m256i halves = _mm256_and_si256(moved, _mm256_set1_epi16(static_cast<short>(0xbf80)));
+  return _mm512_maskz_cvtph_ps(0xffff, halves);  // maskz: plain forms warn of their own headers
+}
+TENON_ISA_INLINE Vector decode(const std::uint16_t* at) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+  const __m512i words = _mm512_maskz_cvtepu16_epi32(0xffff, halves);
+  return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, words, 16));
+}
+#elif TENON_ISA_WIDTH == 8
+using Vector = __m256;
+TENON_ISA_INLINE Vector splat(float value) { return _mm256_set1_ps(value); }
+TENON_ISA_INLINE Vector load(const float* at) { return _mm256_loadu_ps(at); }
+TENON_ISA_INLINE void store(float* at, Vector value) { _mm256_storeu_ps(at, value); }
+TENON_ISA_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+TENON_ISA_INLINE Vector decode(const std::uint8_t* at) {
+  const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
+  const __m128i moved = _mm_slli_epi16(_mm_cvtepi8_epi16(codes), 7);
+  return _mm256_cvtph_ps(_mm_and_si128(moved, _mm_set1_epi16(static_cast<short>(0xbf80))));
+}
+TENON_ISA_INLINE Vector decode(const std::uint16_t* at) {
+  const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+#else  // any processor: the compiler finds what there is for four floats
+using Vector = float __attribute__((vector_size(16)));
+using Words = std::uint32_t __attribute__((vector_size(16)));
+TENON_ISA_INLINE Vector splat(float value) { return Vector{value, value, value, value}; }
+TENON_ISA_INLINE Vector load(const float* at) {
+  Vector value;
+  std::memcpy(&value, at, sizeof value);
+  return value;
+}
+TENON_ISA_INLINE void store(float* at, Vector value) { std::memcpy(at, &value, sizeof value); }
+TENON_ISA_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
+TENON_ISA_INLINE Vector decode(const std::uint8_t* at) {
+  const Words codes{at[0], at[1], at[2], at[3]};
+  const Words bits = (codes & 0x80u) << 24 | (codes & 0x7fu) << 20;
+  return __builtin_bit_cast(Vector, bits) * 0x1p112f;
+}
+TENON_ISA_INLINE Vector decode(const std::uint16_t* at) {
+  const Words halves{at[0], at[1], at[2], at[3]};
+  return __builtin_bit_cast(Vector, halves << 16);
+}
+#endif
+
+TENON_ISA_INLINE Vector decode(const float* at) { return load(at); }
+
+TENON_ISA_INLINE Vector decode_x(const std::uint8_t* at) {
+  const Vector value = decode(at) * splat(0x1p16f);
+  const Vector largest = splat(448.0f * 0x1p8f);
+  return (value > largest) | (value < -largest) ? splat(bits_float(0x7fc00000u)) : value;
+}
+TENON_ISA_INLINE Vector decode_x(const std::uint16_t* at) { return decode(at); }
+
+// --- one tile ----------------------------------------------------------------------------------
+
+// A piece of K: elements [begin, begin + size) of every row. A row of bf16 may end in the middle of
+// the 16 lanes; zeros follow it then.
+struct Chunk {
+  int begin, size;
+  bool first() const { return begin == 0; }
+  int whole() const { return size / kLanes * kLanes; }
+  int padded() const { return (size + kLanes - 1) / kLanes * kLanes; }
+};
+
+// Elements [from, chunk.size) of a row's chunk as floats, padded to whole lanes.
+template <bool kIsX, class Code>
+TENON_ISA_INLINE void expand(const Code* row, Chunk chunk, int from, float* to) {
+  for (int i = from; i < chunk.whole(); i += kWidth) {
+    if constexpr (kIsX) {
+      store(to + i, decode_x(row + i));
+    } else {
+      store(to + i, decode(row + i));
+    }
+  }
+  if (chunk.whole() == chunk.size) return;
+  Code tail[kLanes] = {};
+  std::memcpy(tail, row + chunk.whole(),
+              static_cast<std::size_t>(chunk.size - chunk.whole()) * sizeof(Code));
+  for (int i = 0; i < kLanes; i += kWidth) store(to + chunk.whole() + i, decode(tail + i));
+}
+
+template <class Code>
+TENON_ISA_CODE void load_x(const HostTile& tile, Chunk chunk, HostScratch& scratch) {
+  const GemmScales& scales = tile.scales;
+  for (int row = 0; row < tile.num_rows; ++row) {
+    const std::int64_t token = token_of(tile.call, tile.first_row + row);
+    const Code* codes = static_cast<const Code*>(tile.call.x) + token * tile.call.x_stride;
+    expand<true>(codes + chunk.begin, chunk, 0, scratch.x[row]);
+    if constexpr (sizeof(Code) == 1) {
+      const float* scale = scales.x + token * scales.x_row_stride;
+      const int first_block = chunk.begin / kGemmBlock;
+      for (int block = 0; block < chunk.size / kGemmBlock; ++block)
+        scratch.x_scale[row][block] = scale[(first_block + block) * scales.x_block_stride];
+    }
+  }
+}
+
+// Whether codes of weights hold a NaN: the low seven bits plus one reach bit 7.
+TENON_ISA_CODE inline bool holds_nan(const std::uint8_t* codes, int size) {
+  std::uint8_t seen[64] = {};
+  for (int i = 0; i < size; i += 64)
+    for (int j = 0; j < 64; ++j)
+      seen[j] = static_cast<std::uint8_t>(seen[j] | ((codes[i + j] & 0x7f) + 1));
+  std::uint8_t any = 0;
+  for (int j = 0; j < 64; ++j) any = static_cast<std::uint8_t>(any | seen[j]);
+  return (any & 0x80) != 0;
+}
+
+// Products of kRows rows of x and kColumns columns of weights, for the lanes of one register:
+// elements begin, begin + 16, … below end.
+template <int kRows, int kColumns, class Weight>
+TENON_ISA_INLINE void add_products(const float (*x)[kHostChunk], const Weight* const* weight,
+                                   int begin, int end, Vector (&sum)[kRows][kColumns]) {
+  TENON_UNROLL
+  for (int at = begin; at < end; at += kLanes) {
+    TENON_UNROLL
+    for (int c = 0; c < kColumns; ++c) {
+      const Vector w = decode(weight[c] + at);
+      TENON_UNROLL
+      for (int r = 0; r < kRows; ++r) sum[r][c] = multiply_add(load(x[r] + at), w, sum[r][c]);
+    }
+  }
+}
+
+// What add_chunk works on: some rows, and some columns with their weights.
+template <class Weight>
+struct Operands {
+  const Weight* weight[kGroup];
+  const float* weight_scale;  // of the chunk's blocks; null for bf16
+  int row, column;
+};
+
+// Adds a chunk to the sums of kRows × kColumns outputs. kScaled: fp8, block by block.
+template <bool kScaled, int kRows, int kColumns, class Weight>
+TENON_ISA_CODE void add_chunk(const Operands<Weight>& of, Chunk chunk, HostScratch& scratch) {
+  const auto* x = scratch.x + of.row;
+  for (int lane = 0; lane < kLanes; lane += kWidth) {
+    Vector sum[kRows][kColumns];
+    TENON_UNROLL
+    for (int i = 0; i < kRows * kColumns; ++i) {
+      const int r = i / kColumns, c = i % kColumns;
+      sum[r][c] =
+          chunk.first() ? splat(0.0f) : load(scratch.sums[of.row + r][of.column + c] + lane);
+    }
+    if constexpr (kScaled) {
+      for (int block = 0; block < chunk.size / kGemmBlock; ++block) {
+        Vector part[kRows][kColumns] = {};
+        const int begin = block * kGemmBlock;
+        add_products(x, of.weight, begin + lane, begin + kGemmBlock, part);
+        TENON_UNROLL
+        for (int r = 0; r < kRows; ++r) {
+          const Vector scale = splat(scratch.x_scale[of.row + r][block] * of.weight_scale[block]);
+          TENON_UNROLL
+          for (int c = 0; c < kColumns; ++c) sum[r][c] = sum[r][c] + part[r][c] * scale;
+        }
+      }
+    } else {
+      const bool expanded = sizeof(Weight) == sizeof(float);
+      const int whole = expanded ? chunk.padded() : chunk.whole();
+      add_products(x, of.weight, lane, whole, sum);
+      if (whole < chunk.padded()) {  // the end of the row was expanded
+        const float* end[kGroup];
+        for (int c = 0; c < kColumns; ++c) end[c] = scratch.weight[of.column % kGroup + c];
+        add_products(x, end, whole + lane, chunk.padded(), sum);
+      }
+    }
+    TENON_UNROLL
+    for (int i = 0; i < kRows * kColumns; ++i) {
+      const int r = i / kColumns, c = i % kColumns;
+      store(scratch.sums[of.row + r][of.column + c] + lane, sum[r][c]);
+    }
+  }
+}
+
+// Up to four rows: weights are decoded in registers. The registers suffice for four sums or eight.
+template <class Code>
+TENON_ISA_CODE void add_few_rows(Operands<Code> of, int num_rows, Chunk chunk,
+                                 HostScratch& scratch) {
+  constexpr bool kScaled = sizeof(Code) == 1;
+  if (num_rows == 1) return add_chunk<kScaled, 1, kGroup>(of, chunk, scratch);
+  for (int half = 0; half < 2; ++half) {
+    if (num_rows == 2) add_chunk<kScaled, 2, kGroup / 2>(of, chunk, scratch);
+    if (num_rows == 3) add_chunk<kScaled, 3, kGroup / 2>(of, chunk, scratch);
+    if (num_rows == 4) add_chunk<kScaled, 4, kGroup / 2>(of, chunk, scratch);
+    of.column += kGroup / 2;
+    of.weight[0] = of.weight[2];
+    of.weight[1] = of.weight[3];
+  }
+}
+
+// Any number of rows, with weights that were decoded before.
+template <bool kScaled>
+TENON_ISA_CODE void add_many_rows(Operands<float> of, int num_rows, Chunk chunk,
+                                  HostScratch& scratch) {
+  for (int c = 0; c < kGroup; ++c) of.weight[c] = scratch.weight[c];
+  for (; num_rows - of.row >= 4; of.row += 4) add_chunk<kScaled, 4, kGroup>(of, chunk, scratch);
+  for (; num_rows - of.row >= 1; of.row += 1) add_chunk<kScaled, 1, kGroup>(of, chunk, scratch);
+}
+
+// All columns of the tile, four at a time.
+template <class Code>
+TENON_ISA_CODE void add_columns(const HostTile& tile, Chunk chunk, HostScratch& scratch) {
+  constexpr bool kScaled = sizeof(Code) == 1;
+  const GemmCall& call = tile.call;
+  const Code* weights =
+      static_cast<const Code*>(call.weight) + tile.expert * call.expert_stride + chunk.begin;
+  for (int column = 0; column < tile.num_columns; column += kGroup) {
+    const bool few = tile.num_rows <= 4;
+    Operands<Code> of{{}, nullptr, 0, column};
+    for (int c = 0; c < kGroup; ++c) {
+      const int mine = column + c < tile.num_columns ? column + c : tile.num_columns - 1;
+      of.weight[c] = weights + (tile.first_column + mine) * call.weight_stride;
+      if constexpr (kScaled) {
+        const bool damaged = holds_nan(of.weight[c], chunk.size);
+        scratch.damaged[column + c] = damaged || (!chunk.first() && scratch.damaged[column + c]);
+      }
+      expand<false>(of.weight[c], chunk, few ? chunk.whole() : 0, scratch.weight[c]);
+    }
+    if constexpr (kScaled)
+      of.weight_scale = tile.scales.weight + tile.expert * tile.scales.weight_expert_stride +
+                        (tile.first_column + column) / kGemmBlock * tile.scales.weight_row_stride +
+                        chunk.begin / kGemmBlock;
+    if (few) {
+      add_few_rows(of, tile.num_rows, chunk, scratch);
+    } else {
+      add_many_rows<kScaled>({{}, of.weight_scale, 0, column}, tile.num_rows, chunk, scratch);
+    }
+  }
+}
+
+using Quad = float __attribute__((vector_size(16)));
+TENON_ISA_INLINE Quad load_quad(const float* at) {
+  Quad value;
+  std::memcpy(&value, at, sizeof value);
+  return value;
+}
+// Lanes l, l + 4, l + 8, l + 12 of the 16.
+TENON_ISA_INLINE Quad fold_to_four(const float* lanes) {
+  return (load_quad(lanes) + load_quad(lanes + 8)) + (load_quad(lanes + 4) + load_quad(lanes + 12));
+}
+
+// The lanes of every output added up; four columns at a time.
+template <class Code>
+TENON_ISA_CODE void finish(const HostTile& tile, HostScratch& scratch) {
+  for (int row = 0; row < tile.num_rows; ++row)
+    for (int column = 0; column < tile.num_columns; column += kGroup) {
+      const auto* sums = scratch.sums[row] + column;
+      const Quad a = fold_to_four(sums[0]), b = fold_to_four(sums[1]);
+      const Quad c = fold_to_four(sums[2]), d = fold_to_four(sums[3]);
+      const Quad ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+      const Quad ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+      const Quad cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+      const Quad cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+      const Quad ab = ab_low + ab_high, cd = cd_low + cd_high;  // lanes 0, 1 of a, b; of c, d
+      const Quad sum =
+          __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+      for (int i = 0; i < kGroup && column + i < tile.num_columns; ++i) {
+        const bool damaged = sizeof(Code) == 1 && scratch.damaged[column + i];
+        store_output(tile.call, tile.first_row + row, tile.first_column + column + i,
+                     damaged ? bits_float(0x7fc00000u) : sum[i]);
+      }
+    }
+}
+
+// The tile of num_rows × num_columns outputs. Code: std::uint8_t for e4m3, std::uint16_t for bf16.
+template <class Code>
+TENON_ISA_CODE void run_tile(const HostTile& tile) {
+  HostScratch scratch;
+  for (int begin = 0; begin < tile.call.k; begin += kHostChunk) {
+    const int left = tile.call.k - begin;
+    const Chunk chunk{begin, left < kHostChunk ? left : kHostChunk};
+    load_x<Code>(tile, chunk, scratch);
+    add_columns<Code>(tile, chunk, scratch);
+  }
+  finish<Code>(tile, scratch);
+}
+
+}  // namespace tenon::TENON_TARGET::TENON_ISA
+
+#undef TENON_ISA_INLINE
