@@ -1,11 +1,13 @@
 // The attention kernel: one block per kv head and tile of rows, where the rows of a sequence are
 // its (token, q head of that kv head) pairs. Softmax runs online over tiles of context positions.
-// Not here: a split of long contexts over blocks, tensor cores.
+// Not here: the arithmetic of a tile (tile.cuh), a split of long contexts over blocks, tensor
+// cores.
 #include "tenon/ops/attention/attention.h"
 
 #include "tenon/core/fp8.h"
 #include "tenon/gpu/gpu.h"
 #include "tenon/gpu/math.h"
+#include "tenon/ops/attention/tile.cuh"
 #include "tenon/ops/common/pack.cuh"
 #include "tenon/ops/registry.h"
 
@@ -13,8 +15,8 @@ namespace tenon::TENON_TARGET::attention {
 namespace {
 
 using Args = tenon::attention::Args;
-inline constexpr int kMaxHeadDim = tenon::attention::kMaxHeadDim;
-inline constexpr int kTile = tenon::attention::kTileTokens;
+static_assert(kMaxHeadDim == tenon::attention::kMaxHeadDim);
+static_assert(kTile == tenon::attention::kTileTokens);
 inline constexpr int kRows = 8;       // rows of a block: they share each load of k and v
 inline constexpr int kThreads = 128;  // on targets with waves
 
@@ -54,12 +56,6 @@ TENON_DEVICE RowTile find_rows(const KernelArgs& args, int index) {
   return {};
 }
 
-// What a block keeps about each of its rows.
-struct Running {
-  float peak, total, rescale;  // maximum so far, Σ e^(score − peak), factor of this tile
-  int context, visible;        // positions the row sees, and those of this tile
-};
-
 TENON_DEVICE const bf16* cache_row(const KernelArgs& args, const bf16* cache, int sequence,
                                    int kv_head, int position) {
   const int column = position / args.block_tokens;
@@ -70,90 +66,107 @@ TENON_DEVICE const bf16* cache_row(const KernelArgs& args, const bf16* cache, in
   return cache + (token * args.kv_heads + kv_head) * args.head_dim;
 }
 
-// Rows [first, last) of a cache in fp32. A position without a block reads as zeros.
-TENON_DEVICE void load_tile(const KernelArgs& args, const bf16* cache, int sequence, int kv_head,
-                            int first, int last, float* tile) {
+// Positions [first, last) of a cache in fp32. A position without a block reads as zeros.
+TENON_DEVICE FloatTile load_tile(const KernelArgs& args, const bf16* cache, int sequence,
+                                 int kv_head, int first, int last, float* tile) {
   const int padded = round_up_to_slots(args.head_dim);
   for (int position = first; position < last; ++position) {
     const bf16* row = cache_row(args, cache, sequence, kv_head, position);
     load_row(row, tile + (position - first) * kMaxHeadDim, row != nullptr ? args.head_dim : 0,
              padded);
   }
+  return {tile};
 }
 
-// scores[r][j] = scale · q_r · k_j for every pair of the tile.
-TENON_DEVICE void score_tile(const KernelArgs& args, const float* queries, const float* tile,
-                             int rows, int positions, float* scores) {
-  const int pairs = rows * positions;
-  for (int base = 0; base < pairs; base += num_slot_groups()) {
-    const int wanted = base + slot_group();
-    const int pair = wanted < pairs ? wanted : pairs - 1;  // surplus groups repeat the last one
-    const int row = pair % rows, position = pair / rows;
-    const float found = dot(queries + row * kMaxHeadDim, tile + position * kMaxHeadDim,
-                            round_up_to_slots(args.head_dim));
-    if (wanted < pairs && (kWave == 1 || thread_id() % kSlots == 0))
-      scores[row * kTile + position] = found * args.scale;
+// The same positions where they lie.
+TENON_DEVICE CacheTile find_tile(const KernelArgs& args, const bf16* cache, int sequence,
+                                 int kv_head, int first, int last, const bf16* zeros) {
+  CacheTile tile;
+  for (int position = first; position < last; ++position) {
+    const bf16* row = cache_row(args, cache, sequence, kv_head, position);
+    tile.rows[position - first] = row != nullptr ? row : zeros;
   }
-}
-
-// Turns a row's scores into weights e^(score − peak) and moves its peak and total on.
-TENON_DEVICE void weigh_row(Running& row, float* scores, int first) {
-  const int left = row.context - first;
-  row.visible = left < 0 ? 0 : left < kTile ? left : kTile;
-  row.rescale = 1.0f;
-  if (row.visible == 0) return;
-  float peak = row.peak;
-  for (int j = 0; j < row.visible; ++j) peak = max_f(peak, scores[j]);
-  row.rescale = exp_f(row.peak - peak);
-  for (int j = 0; j < kTile; ++j) scores[j] = exp_f(scores[j] - peak);
-  float total = row.total * row.rescale;
-  for (int j = 0; j < row.visible; ++j) total = total + scores[j];
-  row.total = total;
-  row.peak = peak;
-}
-
-// out_r = out_r · rescale + Σ_j weight[r][j] · v_j, positions in order.
-TENON_DEVICE void add_values(const Running& row, const float* weights, const float* tile, int n,
-                             float* out) {
-  constexpr int kPacks = kWave == 1 ? kSlots / kPack : 1;
-  constexpr int kWidth = kPacks * kPack;
-  for (int i = thread_id() * kWidth; i < n; i += block_threads() * kWidth) {
-    Pack sum[kPacks];
-    TENON_UNROLL
-    for (int p = 0; p < kPacks; ++p) sum[p] = load_pack(out + i + p * kPack) * row.rescale;
-    for (int j = 0; j < row.visible; ++j) {
-      const float* v = tile + j * kMaxHeadDim + i;
-      const float weight = weights[j];
-      TENON_UNROLL
-      for (int p = 0; p < kPacks; ++p) sum[p] = sum[p] + weight * load_pack(v + p * kPack);
-    }
-    TENON_UNROLL
-    for (int p = 0; p < kPacks; ++p) store_pack(out + i + p * kPack, sum[p]);
-  }
+  return tile;
 }
 
 // rne(rne(sum / total) · sigmoid(gate)).
 TENON_DEVICE void finish_row(const KernelArgs& args, int token, int head, float total,
-                             const float* sum) {
-  const bool empty = total == 0.0f;  // the row sees nothing; its gate may be anything
+                             const float* __restrict__ sum) {
+  bf16* __restrict__ out = args.out + (std::int64_t{token} * args.q_heads + head) * args.head_dim;
+  if (total == 0.0f) {  // the row sees nothing; its gate may be anything
+    for (int i = thread_id(); i < args.head_dim; i += block_threads()) out[i] = bf16{0};
+    return;
+  }
   const float inverse = 1.0f / total;
-  bf16* out = args.out + (std::int64_t{token} * args.q_heads + head) * args.head_dim;
-  const bf16* gate = args.gate == nullptr ? nullptr
-                                          : args.gate + token * args.gate_token_stride +
-                                                head * args.gate_head_stride;
-  for (int i = thread_id(); i < args.head_dim; i += block_threads()) {
-    const bf16 value = empty ? bf16{0} : to_bf16(sum[i] * inverse);
-    const bool gated = gate != nullptr && !empty;
-    out[i] = gated ? to_bf16(to_float(value) * sigmoid_f(to_float(gate[i]))) : value;
+  if (args.gate == nullptr) {
+    for (int i = thread_id(); i < args.head_dim; i += block_threads())
+      out[i] = to_bf16(sum[i] * inverse);
+    return;
+  }
+  const bf16* __restrict__ gate =
+      args.gate + token * args.gate_token_stride + head * args.gate_head_stride;
+  for (int i = thread_id(); i < args.head_dim; i += block_threads())
+    out[i] = to_bf16(to_float(to_bf16(sum[i] * inverse)) * sigmoid_f(to_float(gate[i])));
+}
+
+// What a block shares: queries and sums of its rows, and the tile.
+struct Shared {
+  float *queries, *sums;  // [kRows, kMaxHeadDim], padded with zeros to whole slots
+  float* tile;            // [kTile, kMaxHeadDim]
+  float* scores;          // [kRows, kTile]
+  Running* running;       // [kRows]
+};
+
+TENON_DEVICE void weigh_tile(const Shared& block, int rows, int first) {
+  for (int r = thread_id(); r < rows; r += block_threads())
+    weigh_row(block.running[r], block.scores + r * kTile, first);
+}
+
+// All tiles of a context for the block's rows, through fp32 copies of k and v.
+TENON_DEVICE void run_copied(const KernelArgs& args, const RowTile& rows, int kv_head, int context,
+                             const Shared& block) {
+  const int n = round_up_to_slots(args.head_dim);
+  for (int first = 0; first < context; first += kTile) {
+    const int last = first + kTile < context ? first + kTile : context;
+    sync_block();  // the readers of the previous tile are done
+    const FloatTile keys =
+        load_tile(args, args.k_cache, rows.sequence, kv_head, first, last, block.tile);
+    sync_block();
+    score_tile(block.queries, keys, rows.count, last - first, n, args.scale, block.scores);
+    sync_block();
+    weigh_tile(block, rows.count, first);
+    const FloatTile values =
+        load_tile(args, args.v_cache, rows.sequence, kv_head, first, last, block.tile);
+    sync_block();
+    add_tile(block.running, block.scores, values, rows.count, n, block.sums);
+  }
+  sync_block();
+}
+
+// The same on one thread with few rows, where copies do not pay. Whole slots only.
+TENON_DEVICE void run_in_place(const KernelArgs& args, const RowTile& rows, int kv_head,
+                               int context, const Shared& block) {
+  const bf16 zeros[kMaxHeadDim] = {};
+  for (int first = 0; first < context; first += kTile) {
+    const int last = first + kTile < context ? first + kTile : context;
+    const CacheTile keys =
+        find_tile(args, args.k_cache, rows.sequence, kv_head, first, last, zeros);
+    score_tile(block.queries, keys, rows.count, last - first, args.head_dim, args.scale,
+               block.scores);
+    weigh_tile(block, rows.count, first);
+    const CacheTile values =
+        find_tile(args, args.v_cache, rows.sequence, kv_head, first, last, zeros);
+    add_tile(block.running, block.scores, values, rows.count, args.head_dim, block.sums);
   }
 }
 
-TENON_KERNEL tiled_kernel(KernelArgs args) {
+TENON_KERNEL_MAX(kThreads) tiled_kernel(KernelArgs args) {
   TENON_SHARED(float, queries, kRows* kMaxHeadDim);
   TENON_SHARED(float, sums, kRows* kMaxHeadDim);
   TENON_SHARED(float, tile, kTile* kMaxHeadDim);
   TENON_SHARED(float, scores, kRows* kTile);
   TENON_SHARED(Running, running, kRows);
+  const Shared block{queries, sums, tile, scores, running};
 
   const int kv_head = block_id() % args.kv_heads;
   const RowTile rows = find_rows(args, block_id() / args.kv_heads);
@@ -179,21 +192,11 @@ TENON_KERNEL tiled_kernel(KernelArgs args) {
 
   // Phase 2: tiles of context positions up to what the last row sees.
   const int context = context_of(rows.count - 1);
-  for (int first = 0; first < context; first += kTile) {
-    const int last = first + kTile < context ? first + kTile : context;
-    sync_block();  // the readers of the previous tile are done
-    load_tile(args, args.k_cache, rows.sequence, kv_head, first, last, tile);
-    sync_block();
-    score_tile(args, queries, tile, rows.count, last - first, scores);
-    sync_block();
-    for (int r = thread_id(); r < rows.count; r += block_threads())
-      weigh_row(running[r], scores + r * kTile, first);
-    load_tile(args, args.v_cache, rows.sequence, kv_head, first, last, tile);
-    sync_block();
-    for (int r = 0; r < rows.count; ++r)
-      add_values(running[r], scores + r * kTile, tile, padded, sums + r * kMaxHeadDim);
+  if (kWave == 1 && rows.count <= 2 && args.head_dim % kSlots == 0) {
+    run_in_place(args, rows, kv_head, context, block);
+  } else {
+    run_copied(args, rows, kv_head, context, block);
   }
-  sync_block();
 
   // Phase 3: divide, gate, store.
   for (int r = 0; r < rows.count; ++r)

@@ -14,16 +14,17 @@ namespace tenon::TENON_TARGET {
 // register on the cpu target. Element-wise +, −, · work on both, so the width never shows in bits.
 #if defined(TENON_WAVE) && TENON_WAVE == 1
 #if defined(__AVX512F__)
-inline constexpr int kPack = 16;
+#define TENON_PACK 16
 #elif defined(__AVX__)
-inline constexpr int kPack = 8;
+#define TENON_PACK 8
 #else
-inline constexpr int kPack = 4;
+#define TENON_PACK 4
 #endif
+inline constexpr int kPack = TENON_PACK;
 using Pack = float __attribute__((vector_size(kPack * sizeof(float))));
-using PackBits = std::uint32_t __attribute__((vector_size(kPack * sizeof(float))));
 using PackHalves = std::uint16_t __attribute__((vector_size(kPack * sizeof(std::uint16_t))));
 #else
+#define TENON_PACK 1
 inline constexpr int kPack = 1;
 using Pack = float;
 #endif
@@ -44,14 +45,46 @@ TENON_DEVICE Pack load_pack(const float* at) {
 TENON_DEVICE void store_pack(float* at, const Pack& value) {
   __builtin_memcpy(at, &value, sizeof value);
 }
+// A bf16 is the upper half of a float: zeros are interleaved below.
 TENON_DEVICE Pack load_pack(const bf16* at) {
-#if defined(TENON_WAVE) && TENON_WAVE == 1
-  PackHalves halves;
-  __builtin_memcpy(&halves, at, sizeof halves);
-  const PackBits bits = __builtin_convertvector(halves, PackBits) << 16;
-  return __builtin_bit_cast(Pack, bits);
-#else
+#if TENON_PACK == 1
   return to_float(*at);
+#else
+  PackHalves high;
+  __builtin_memcpy(&high, at, sizeof high);
+  const PackHalves low{};
+#if TENON_PACK == 16
+  return __builtin_bit_cast(
+      Pack,
+      __builtin_shufflevector(low, high, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8,
+                              24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+#elif TENON_PACK == 8
+  return __builtin_bit_cast(Pack, __builtin_shufflevector(low, high, 0, 8, 1, 9, 2, 10, 3, 11, 4,
+                                                          12, 5, 13, 6, 14, 7, 15));
+#else
+  return __builtin_bit_cast(Pack, __builtin_shufflevector(low, high, 0, 4, 1, 5, 2, 6, 3, 7));
+#endif
+#endif
+}
+
+// Adds the upper half of the elements to the lower half until one is left.
+TENON_DEVICE float halve_pack(Pack value) {
+#if TENON_PACK == 1
+  return value;
+#else
+#if TENON_PACK == 16
+  value = value + __builtin_shufflevector(value, value, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11,
+                                          12, 13, 14, 15);
+  const Pack four =
+      __builtin_shufflevector(value, value, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7);
+  const auto low = __builtin_shufflevector(value + four, value, 0, 1, 2, 3);
+#elif TENON_PACK == 8
+  const auto low = __builtin_shufflevector(value, value, 0, 1, 2, 3) +
+                   __builtin_shufflevector(value, value, 4, 5, 6, 7);
+#else
+  const auto low = value;
+#endif
+  return (low[0] + low[2]) + (low[1] + low[3]);
 #endif
 }
 
@@ -68,39 +101,59 @@ TENON_DEVICE void load_row(const bf16* from, float* to, int n, int padded) {
 TENON_DEVICE int slot_group() { return kWave == 1 ? 0 : thread_id() / kSlots; }
 TENON_DEVICE int num_slot_groups() { return kWave == 1 ? 1 : block_threads() / kSlots; }
 
-// Σ a[i] · b[i] over i < n, a multiple of kSlots; T is float or bf16. Every thread of a wave calls
-// it and gets the sum.
-template <class T>
-TENON_DEVICE float dot(const T* a, const T* b, int n) {
+// out[x][y] = Σ a[x][i] · b[y][i] over i < n, a multiple of kSlots; elements are float or bf16.
+// Every thread of a wave calls it and gets the sums. Several at once save loads on the cpu target.
+template <int kA, int kB, class A, class B>
+TENON_DEVICE void dots(const A* const (&a)[kA], const B* const (&b)[kB], int n,
+                       float (&out)[kA][kB]) {
   if constexpr (kWave == 1) {
     constexpr int kPacks = kSlots / kPack;
-    Pack sum[kPacks] = {};
+    Pack sum[kA * kB * kPacks] = {};
     for (int i = 0; i < n; i += kSlots) {
       TENON_UNROLL
-      for (int p = 0; p < kPacks; ++p)
-        sum[p] = sum[p] + load_pack(a + i + p * kPack) * load_pack(b + i + p * kPack);
+      for (int p = 0; p < kPacks; ++p) {
+        Pack of_b[kB];
+        TENON_UNROLL
+        for (int y = 0; y < kB; ++y) of_b[y] = load_pack(b[y] + i + p * kPack);
+        TENON_UNROLL
+        for (int x = 0; x < kA; ++x) {
+          const Pack of_a = load_pack(a[x] + i + p * kPack);
+          TENON_UNROLL
+          for (int y = 0; y < kB; ++y) {
+            Pack& to = sum[(x * kB + y) * kPacks + p];
+            to = to + of_a * of_b[y];
+          }
+        }
+      }
     }
     TENON_UNROLL
-    for (int half = kPacks / 2; half > 0; half /= 2) {
+    for (int x = 0; x < kA * kB; ++x) {
+      Pack* const of_pair = sum + x * kPacks;
       TENON_UNROLL
-      for (int p = 0; p < half; ++p) sum[p] = sum[p] + sum[p + half];
+      for (int half = kPacks / 2; half > 0; half /= 2) {
+        TENON_UNROLL
+        for (int p = 0; p < half; ++p) of_pair[p] = of_pair[p] + of_pair[p + half];
+      }
+      out[x / kB][x % kB] = halve_pack(of_pair[0]);
     }
-    float last[kPack];
-    __builtin_memcpy(last, &sum[0], sizeof last);
-    TENON_UNROLL
-    for (int half = kPack / 2; half > 0; half /= 2) {
-      TENON_UNROLL
-      for (int s = 0; s < half; ++s) last[s] = last[s] + last[s + half];
-    }
-    return last[0];
   } else {
-    float sum = 0.0f;
-    for (int i = thread_id() % kSlots; i < n; i += kSlots)
-      sum = sum + load_pack(a + i) * load_pack(b + i);
     TENON_UNROLL
-    for (int half = kSlots / 2; half > 0; half /= 2) sum = sum + shuffle_xor(sum, half);
-    return sum;
+    for (int x = 0; x < kA * kB; ++x) {
+      float sum = 0.0f;
+      for (int i = thread_id() % kSlots; i < n; i += kSlots)
+        sum = sum + load_pack(a[x / kB] + i) * load_pack(b[x % kB] + i);
+      TENON_UNROLL
+      for (int half = kSlots / 2; half > 0; half /= 2) sum = sum + shuffle_xor(sum, half);
+      out[x / kB][x % kB] = sum;
+    }
   }
+}
+
+template <class A, class B>
+TENON_DEVICE float dot(const A* a, const B* b, int n) {
+  float out[1][1];
+  dots<1, 1, A, B>({a}, {b}, n, out);
+  return out[0][0];
 }
 
 }  // namespace tenon::TENON_TARGET

@@ -1,0 +1,156 @@
+// One tile of context positions against the rows of a block: scores, softmax weights, weighted
+// values. Order of every sum: positions in order within the tile, tiles in order, head_dim as in
+// dot(). Not here: where tiles lie in the paged cache (attention.cu).
+#pragma once
+
+#include "tenon/core/fp8.h"
+#include "tenon/gpu/gpu.h"
+#include "tenon/gpu/math.h"
+#include "tenon/ops/common/pack.cuh"
+
+namespace tenon::TENON_TARGET::attention {
+
+inline constexpr int kMaxHeadDim = 256;
+inline constexpr int kTile = 16;  // context positions
+
+// What a block keeps about each of its rows.
+struct Running {
+  float peak, total, rescale;  // maximum so far, Σ e^(score − peak), factor of this tile
+  int context, visible;        // positions the row sees, and those of this tile
+};
+
+// Where the rows of a tile lie: in fp32, kMaxHeadDim apart, or as bf16 wherever the cache has them.
+struct FloatTile {
+  using Element = float;
+  const float* data;
+};
+struct CacheTile {
+  using Element = bf16;
+  const bf16* rows[kTile];
+};
+TENON_DEVICE const float* row_of(const FloatTile& tile, int position) {
+  return tile.data + position * kMaxHeadDim;
+}
+TENON_DEVICE const bf16* row_of(const CacheTile& tile, int position) { return tile.rows[position]; }
+
+// scores[r][j] = scale · q_r · k_j for kRowCount rows and kCount positions from (row, first) on.
+template <int kRowCount, int kCount, class Tile>
+TENON_DEVICE void score_block(const float* queries, const Tile& keys, int row, int first, int n,
+                              float scale, float* scores) {
+  const float* q[kRowCount];
+  const typename Tile::Element* k[kCount];
+  float found[kRowCount][kCount];
+  TENON_UNROLL
+  for (int r = 0; r < kRowCount; ++r) q[r] = queries + (row + r) * kMaxHeadDim;
+  TENON_UNROLL
+  for (int j = 0; j < kCount; ++j) k[j] = row_of(keys, first + j);
+  dots(q, k, n, found);
+  TENON_UNROLL
+  for (int r = 0; r < kRowCount; ++r) {
+    TENON_UNROLL
+    for (int j = 0; j < kCount; ++j) scores[(row + r) * kTile + first + j] = found[r][j] * scale;
+  }
+}
+
+// Scores of every row and position of the tile. On targets with waves each group of lanes takes a
+// pair at a time; one thread takes blocks of two by two, which share their loads.
+template <class Tile>
+TENON_DEVICE void score_tile(const float* queries, const Tile& keys, int rows, int positions, int n,
+                             float scale, float* scores) {
+  if constexpr (kWave == 1) {
+    for (int r = 0; r < rows; r += 2) {
+      for (int j = 0; j < positions; j += 2) {
+        const bool one_row = r + 1 == rows, one_position = j + 1 == positions;
+        if (!one_row && !one_position) {
+          score_block<2, 2>(queries, keys, r, j, n, scale, scores);
+        } else if (!one_row) {
+          score_block<2, 1>(queries, keys, r, j, n, scale, scores);
+        } else if (!one_position) {
+          score_block<1, 2>(queries, keys, r, j, n, scale, scores);
+        } else {
+          score_block<1, 1>(queries, keys, r, j, n, scale, scores);
+        }
+      }
+    }
+  } else {
+    const int pairs = rows * positions;
+    for (int base = 0; base < pairs; base += num_slot_groups()) {
+      const int wanted = base + slot_group();
+      const int pair = wanted < pairs ? wanted : pairs - 1;  // surplus groups repeat the last one
+      const int row = pair % rows, position = pair / rows;
+      const float found = dot(queries + row * kMaxHeadDim, row_of(keys, position), n);
+      if (wanted < pairs && thread_id() % kSlots == 0)
+        scores[row * kTile + position] = found * scale;
+    }
+  }
+}
+
+// Turns a row's scores into weights e^(score − peak) and moves its peak and total on.
+TENON_DEVICE void weigh_row(Running& row, float* scores, int first) {
+  const int left = row.context - first;
+  row.visible = left < 0 ? 0 : left < kTile ? left : kTile;
+  row.rescale = 1.0f;
+  if (row.visible == 0) return;
+  float peak = row.peak;
+  for (int j = 0; j < row.visible; ++j) peak = max_f(peak, scores[j]);
+  row.rescale = exp_f(row.peak - peak);
+  for (int j = 0; j < kTile; ++j) scores[j] = exp_f(scores[j] - peak);
+  float total = row.total * row.rescale;
+  for (int j = 0; j < row.visible; ++j) total = total + scores[j];
+  row.total = total;
+  row.peak = peak;
+}
+
+// sum_r = sum_r · rescale + Σ_j weight[r][j] · v_j for kRowCount rows of a block, positions in
+// order.
+template <int kRowCount, class Tile>
+TENON_DEVICE void add_values(const Running* running, const float* weights, const Tile& values,
+                             int n, float* sums) {
+  constexpr int kPacks = kWave == 1 ? kSlots / kPack : 1;
+  constexpr int kWidth = kPacks * kPack;
+  int shared = running[0].visible;  // by all rows
+  TENON_UNROLL
+  for (int r = 1; r < kRowCount; ++r)
+    shared = running[r].visible < shared ? running[r].visible : shared;
+  for (int i = thread_id() * kWidth; i < n; i += block_threads() * kWidth) {
+    Pack sum[kRowCount * kPacks];
+    TENON_UNROLL
+    for (int at = 0; at < kRowCount * kPacks; ++at)
+      sum[at] = load_pack(sums + at / kPacks * kMaxHeadDim + i + at % kPacks * kPack) *
+                running[at / kPacks].rescale;
+    for (int j = 0; j < shared; ++j) {
+      TENON_UNROLL
+      for (int p = 0; p < kPacks; ++p) {
+        const Pack v = load_pack(row_of(values, j) + i + p * kPack);
+        TENON_UNROLL
+        for (int r = 0; r < kRowCount; ++r)
+          sum[r * kPacks + p] = sum[r * kPacks + p] + weights[r * kTile + j] * v;
+      }
+    }
+    TENON_UNROLL
+    for (int r = 0; r < kRowCount; ++r) {
+      for (int j = shared; j < running[r].visible; ++j) {
+        TENON_UNROLL
+        for (int p = 0; p < kPacks; ++p)
+          sum[r * kPacks + p] =
+              sum[r * kPacks + p] +
+              weights[r * kTile + j] * load_pack(row_of(values, j) + i + p * kPack);
+      }
+    }
+    TENON_UNROLL
+    for (int at = 0; at < kRowCount * kPacks; ++at)
+      store_pack(sums + at / kPacks * kMaxHeadDim + i + at % kPacks * kPack, sum[at]);
+  }
+}
+
+// Every row of the block; two at a time share the loads of v.
+template <class Tile>
+TENON_DEVICE void add_tile(const Running* running, const float* weights, const Tile& values,
+                           int rows, int n, float* sums) {
+  int r = 0;
+  for (; r + 1 < rows; r += 2)
+    add_values<2>(running + r, weights + r * kTile, values, n, sums + r * kMaxHeadDim);
+  if (r < rows) add_values<1>(running + r, weights + r * kTile, values, n, sums + r * kMaxHeadDim);
+}
+
+}  // namespace tenon::TENON_TARGET::attention
