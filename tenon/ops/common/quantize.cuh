@@ -52,18 +52,6 @@ TENON_DEVICE void pad_scale_rows(const QuantSpec& spec, int row) {
     for (int pad = spec.rows; pad < spec.padded_rows; ++pad) store_scale(spec, pad, group, 0u);
 }
 
-// The largest magnitude among eight 16-bit elements, as bits of T. NaN patterns lie above infinity,
-// so an integer maximum keeps them.
-TENON_DEVICE std::uint32_t larger(std::uint32_t a, std::uint32_t b) { return a > b ? a : b; }
-TENON_DEVICE std::uint32_t absmax_bits(Word4 row) {
-  const std::uint32_t words[4] = {row.x, row.y, row.z, row.w};
-  std::uint32_t most = 0;
-  TENON_UNROLL
-  for (int i = 0; i < 4; ++i)
-    most = larger(most, larger(words[i] & 0x7fffu, words[i] >> 16 & 0x7fffu));
-  return most;
-}
-
 // Step 10: the scale as it is stored, and the factor applied before rounding to a code.
 struct ChosenScale {
   std::uint32_t word;
@@ -80,34 +68,25 @@ TENON_DEVICE ChosenScale choose_scale(std::uint32_t absmax, ScaleLayout layout) 
   return {float_bits(chosen.scale), chosen.multiplier};
 }
 
-// Eight codes of one vector as two words.
-struct Codes8 {
-  std::uint32_t low, high;
-};
-template <class T, DType kFp8>
-TENON_DEVICE Codes8 encode(Word4 row, float multiplier) {
-  float n[kVector];
-  unpack8<T>(row, n);
-  TENON_UNROLL
-  for (int k = 0; k < kVector; ++k) n[k] = n[k] * multiplier;
-  return {pack_fp8x4<kFp8>(n[0], n[1], n[2], n[3]), pack_fp8x4<kFp8>(n[4], n[5], n[6], n[7])};
-}
-
-// Steps 9 and 10 of a row whose vectors the threads hold. put_codes(vector, Codes8) and
-// put_scale(group, word) take the results. Every thread of the block must call this.
-template <class T, DType kFp8, int kMaxRun, class PutCodes, class PutScale>
+// Steps 9 and 10 of a row whose vectors the threads hold. Codes go to `codes`, one byte an element;
+// put_scale(group, word) takes the scales. Every thread of the block must call this.
+template <class T, DType kFp8, int kMaxRun, class PutScale>
 TENON_DEVICE void quantize_row_as(const QuantSpec& spec, const Run& run,
-                                  const Word4 (&held)[kMaxRun], PutCodes put_codes,
+                                  const Word4 (&held)[kMaxRun], std::byte* codes,
                                   PutScale put_scale) {
   const int span = spec.group_vectors;
   if constexpr (kMaxRun > 2) {
     if (run.length >= span) {  // whole groups within each run
       for (int begin = 0; begin < run.count; begin += span) {
         std::uint32_t absmax = 0;
-        for (int i = begin; i < begin + span; ++i) absmax = larger(absmax, absmax_bits(held[i]));
+        for_vectors<kMaxRun>(span, [&]<int kVectors>(int i) {
+          absmax = larger(absmax, absmax_bits<kVectors>(&held[begin + i]));
+        });
         const ChosenScale chosen = choose_scale<T, kFp8>(absmax, spec.layout);
-        for (int i = begin; i < begin + span; ++i)
-          put_codes(run.first + i, encode<T, kFp8>(held[i], chosen.multiplier));
+        for_vectors<kMaxRun>(span, [&]<int kVectors>(int i) {
+          encode<T, kFp8, kVectors>(&held[begin + i], chosen.multiplier,
+                                    codes + (run.first + begin + i) * kVector);
+        });
         put_scale((run.first + begin) / span, chosen.word);
       }
       return;
@@ -116,21 +95,23 @@ TENON_DEVICE void quantize_row_as(const QuantSpec& spec, const Run& run,
   // A group lies on `lanes` neighbouring lanes of a wave.
   const int lanes = span / run.length;
   std::uint32_t absmax = 0;
-  for (int i = 0; i < run_bound<kMaxRun>(run); ++i)
-    if (i < run.count) absmax = larger(absmax, absmax_bits(held[i]));
+  for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
+    absmax = larger(absmax, absmax_bits<kVectors>(&held[i]));
+  });
   for (int mask = 1; mask < lanes; mask *= 2) absmax = larger(absmax, shuffle_xor(absmax, mask));
   const ChosenScale chosen = choose_scale<T, kFp8>(absmax, spec.layout);
-  for (int i = 0; i < run_bound<kMaxRun>(run); ++i)
-    if (i < run.count) put_codes(run.first + i, encode<T, kFp8>(held[i], chosen.multiplier));
+  for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
+    encode<T, kFp8, kVectors>(&held[i], chosen.multiplier, codes + (run.first + i) * kVector);
+  });
   if (run.count > 0 && thread_id() % lanes == 0) put_scale(run.first / span, chosen.word);
 }
-template <class T, int kMaxRun, class PutCodes, class PutScale>
+template <class T, int kMaxRun, class PutScale>
 TENON_DEVICE void quantize_row(const QuantSpec& spec, const Run& run, const Word4 (&held)[kMaxRun],
-                               PutCodes put_codes, PutScale put_scale) {
+                               std::byte* codes, PutScale put_scale) {
   if (spec.is_fnuz) {
-    quantize_row_as<T, DType::kE4M3Fnuz>(spec, run, held, put_codes, put_scale);
+    quantize_row_as<T, DType::kE4M3Fnuz>(spec, run, held, codes, put_scale);
   } else {
-    quantize_row_as<T, DType::kE4M3>(spec, run, held, put_codes, put_scale);
+    quantize_row_as<T, DType::kE4M3>(spec, run, held, codes, put_scale);
   }
 }
 
@@ -139,13 +120,9 @@ TENON_DEVICE void quantize_row(const QuantSpec& spec, const Run& run, const Word
 template <class T, int kMaxRun>
 TENON_DEVICE void quantize_to_tensors(const QuantSpec& spec, int row, int begin, const Run& run,
                                       const Word4 (&held)[kMaxRun]) {
-  std::byte* const codes = spec.codes + row * spec.codes_stride + begin;
   const int first_group = begin / (spec.group_vectors * kVector);
   quantize_row<T>(
-      spec, run, held,
-      [&](int vector, Codes8 value) {
-        store8_bytes(codes + vector * kVector, value.low, value.high);
-      },
+      spec, run, held, spec.codes + row * spec.codes_stride + begin,
       [&](int group, std::uint32_t word) { store_scale(spec, row, first_group + group, word); });
 }
 

@@ -11,10 +11,10 @@
 #include "tenon/gpu/math.h"
 #include "tenon/gpu/reduce.h"
 #include "tenon/gpu/vec.h"
+#include "tenon/ops/common/wide.cuh"
 
 namespace tenon::TENON_TARGET {
 
-inline constexpr int kVector = 8;  // elements of a 16-bit type in 16 bytes
 inline constexpr int kMaxHidden = 16384;
 inline constexpr int kMaxVectors = kMaxHidden / kVector;
 
@@ -32,15 +32,9 @@ TENON_DEVICE Run own_run(int num_vectors) {
   return {first, left < 0 ? 0 : left < length ? left : length, length};
 }
 
-// Kernels hold a thread's vectors in an array of kMaxRun, which stays in registers where it is 1 or
-// 2. Loops over a run have a constant length there, and the true one elsewhere.
-template <int kMaxRun>
-TENON_DEVICE int run_bound(const Run& run) {
-  return kMaxRun <= 2 ? kMaxRun : run.count;
-}
-
-// Host side: call.operator()<kMaxRun>() with the smallest instance that serves a row of `hidden`
-// elements on `threads` threads.
+// Kernels hold a thread's vectors in an array of kMaxRun, which stays in registers where that is 1
+// or 2. Host side: call.operator()<kMaxRun>() with the smallest instance that serves a row of
+// `hidden` elements on `threads` threads.
 template <class Call>
 auto with_run(int threads, int hidden, const Call& call) {
   if constexpr (kWave == 1) {
@@ -64,12 +58,14 @@ inline int row_threads(int hidden, int max_threads) {
   }
 }
 
-// Step 5 for one vector.
-TENON_DEVICE float square_sum(const float (&h)[kVector]) {
-  float sum = h[0] * h[0];
-  TENON_UNROLL
-  for (int k = 1; k < kVector; ++k) sum = sum + h[k] * h[k];
-  return sum;
+// Step 5 for each vector.
+template <int kVectors>
+TENON_DEVICE void square_sums(const float (&h)[kVectors * kVector], float* partials) {
+  for (int i = 0; i < kVectors; ++i) {
+    float sum = h[i * kVector] * h[i * kVector];
+    for (int k = 1; k < kVector; ++k) sum = sum + h[i * kVector + k] * h[i * kVector + k];
+    partials[i] = sum;
+  }
 }
 
 // Step 6 within a run: adjacent pairs first. An odd last one moves up as it is, which is what
@@ -120,60 +116,62 @@ inline NormSpec norm_spec(const TensorView& weight, const TensorView& residual,
   return spec;
 }
 
-// Steps 2 and 3 for one vector: the sum, rounded, plus the residual, rounded. Leaves h in `h`.
-template <class T>
-TENON_DEVICE Word4 add_residual(float (&h)[kVector], const std::byte* residual, bool fresh) {
-  TENON_UNROLL
-  for (int k = 0; k < kVector; ++k) h[k] = to_float(round_to<T>(h[k]));
+// Steps 2 and 3: sums, rounded, plus the residual, rounded. Leaves the new residual in `h`, as
+// floats, and in `held`.
+template <class T, int kVectors>
+TENON_DEVICE void add_residual(float (&h)[kVectors * kVector], const std::byte* residual,
+                               bool fresh, Word4* held) {
+  constexpr int kSize = kVectors * kVector;
+  round_through<T>(h);
   if (!fresh) {
-    float old[kVector];
-    unpack8<T>(load16(residual), old);
-    TENON_UNROLL
-    for (int k = 0; k < kVector; ++k) h[k] = to_float(round_to<T>(h[k] + old[k]));
+    float old[kSize];
+    load_floats<T, kVectors>(reinterpret_cast<const T*>(residual), old);
+    for (int k = 0; k < kSize; ++k) h[k] = h[k] + old[k];
+    round_through<T>(h);
   }
-  return pack8<T>(h);
+  pack<T, kVectors>(h, held);
 }
 
-// Step 8 for one vector.
-template <class T>
-TENON_DEVICE Word4 scale_by_weight(Word4 row, float rstd, const NormSpec& spec, int vector) {
-  float h[kVector], weight[kVector];
-  unpack8<T>(row, h);
+// Step 8, in place, for vectors from `vector` on.
+template <class T, int kVectors>
+TENON_DEVICE void scale_by_weight(Word4* held, float rstd, const NormSpec& spec, int vector) {
+  constexpr int kSize = kVectors * kVector;
+  float h[kSize], weight[kSize];
+  unpack<T, kVectors>(held, h);
   if (spec.weight_is_f32) {
-    load8(static_cast<const float*>(spec.weight) + vector * kVector, weight);
+    load_floats<float, kVectors>(static_cast<const float*>(spec.weight) + vector * kVector, weight);
   } else {
-    load8(static_cast<const T*>(spec.weight) + vector * kVector, weight);
+    load_floats<T, kVectors>(static_cast<const T*>(spec.weight) + vector * kVector, weight);
   }
-  TENON_UNROLL
-  for (int k = 0; k < kVector; ++k) h[k] = (h[k] * rstd) * (spec.offset + weight[k]);
-  return pack8<T>(h);
+  for (int k = 0; k < kSize; ++k) h[k] = (h[k] * rstd) * (spec.offset + weight[k]);
+  pack<T, kVectors>(h, held);
 }
 
-// Steps 2 to 8 of one row. load_sum(vector, s) fills the fp32 sums of step 1. Leaves the norm in
-// `held` and stores it where it is wanted. Every thread of the block must call this.
-template <class T, int kMaxRun, class LoadSum>
+// Steps 2 to 8 of one row. load_sums.operator()<kVectors>(vector, s) fills the fp32 sums of step 1
+// from that vector on. Leaves the norm in `held` and stores it where it is wanted. Every thread of
+// the block must call this.
+template <class T, int kMaxRun, class LoadSums>
 TENON_DEVICE void norm_row(const NormSpec& spec, int row, const Run& run, Word4 (&held)[kMaxRun],
-                           LoadSum load_sum) {
+                           LoadSums load_sums) {
   std::byte* const residual = spec.residual + row * spec.residual_stride;
   float partials[kMaxRun];
   partials[0] = 0.0f;  // of a thread that owns nothing
-  for (int i = 0; i < run_bound<kMaxRun>(run); ++i) {
-    if (i >= run.count) continue;
+  for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
     const int vector = run.first + i;
-    float h[kVector];
-    load_sum(vector, h);
-    held[i] = add_residual<T>(h, residual + vector * 16, spec.fresh_residual);
-    store16(residual + vector * 16, held[i]);
-    partials[i] = square_sum(h);
-  }
+    float h[kVectors * kVector];
+    load_sums.template operator()<kVectors>(vector, h);
+    add_residual<T, kVectors>(h, residual + vector * 16, spec.fresh_residual, &held[i]);
+    store_vectors<kVectors>(residual + vector * 16, &held[i]);
+    square_sums<kVectors>(h, &partials[i]);
+  });
   const float square = block_sum(run_sum(partials, run.count));
   const float rstd = rsqrt_f(square / static_cast<float>(spec.hidden) + spec.eps);
   std::byte* const norm = spec.norm == nullptr ? nullptr : spec.norm + row * spec.norm_stride;
-  for (int i = 0; i < run_bound<kMaxRun>(run); ++i) {
-    if (i >= run.count) continue;
-    held[i] = scale_by_weight<T>(held[i], rstd, spec, run.first + i);
-    if (norm != nullptr) store16(norm + (run.first + i) * 16, held[i]);
-  }
+  for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
+    const int vector = run.first + i;
+    scale_by_weight<T, kVectors>(&held[i], rstd, spec, vector);
+    if (norm != nullptr) store_vectors<kVectors>(norm + vector * 16, &held[i]);
+  });
 }
 
 }  // namespace tenon::TENON_TARGET

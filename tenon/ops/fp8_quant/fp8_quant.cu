@@ -24,14 +24,13 @@ struct SegmentArgs {
 };
 
 // rne(silu(gate) · up)
-template <class T>
-TENON_DEVICE Word4 silu_mul(Word4 gate_words, Word4 up_words) {
-  float gate[kVector], up[kVector];
-  unpack8<T>(gate_words, gate);
-  unpack8<T>(up_words, up);
-  TENON_UNROLL
-  for (int k = 0; k < kVector; ++k) gate[k] = gate[k] / (1.0f + exp_f(-gate[k])) * up[k];
-  return pack8<T>(gate);
+template <class T, int kVectors>
+TENON_DEVICE void silu_mul(const std::byte* gate_at, const std::byte* up_at, Word4* to) {
+  float gate[kVectors * kVector], up[kVectors * kVector];
+  load_floats<T, kVectors>(reinterpret_cast<const T*>(gate_at), gate);
+  load_floats<T, kVectors>(reinterpret_cast<const T*>(up_at), up);
+  for (int k = 0; k < kVectors * kVector; ++k) gate[k] = gate[k] / (1.0f + exp_f(-gate[k])) * up[k];
+  pack<T, kVectors>(gate, to);
 }
 
 template <class T, int kMaxRun>
@@ -49,13 +48,15 @@ TENON_KERNEL segment_kernel(SegmentArgs args) {
     const std::byte* const in = args.in + row * args.in_stride + begin * 2;
     std::byte* const out =
         args.out == nullptr ? nullptr : args.out + row * args.out_stride + begin * 2;
-    for (int i = 0; i < run_bound<kMaxRun>(run); ++i) {
-      if (i >= run.count) continue;
+    for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
       const int at = (run.first + i) * 16;
-      held[i] = load16(in + at);
-      if (args.silu_mul) held[i] = silu_mul<T>(held[i], load16(in + args.width * 2 + at));
-      if (out != nullptr) store16(out + at, held[i]);
-    }
+      if (args.silu_mul) {
+        silu_mul<T, kVectors>(in + at, in + args.width * 2 + at, &held[i]);
+      } else {
+        load_vectors<kVectors>(in + at, &held[i]);
+      }
+      if (out != nullptr) store_vectors<kVectors>(out + at, &held[i]);
+    });
     if (!wants_fp8) continue;
     quantize_to_tensors<T>(args.quant, row, begin, run, held);
     if (begin == 0) pad_scale_groups(args.quant, row);

@@ -35,15 +35,16 @@ TENON_KERNEL one_shot_kernel(FusedArgs args) {
     for (int entry = block_id(); entry < chunk; entry += grid_blocks()) {
       const int row = first + entry;
       const std::byte* const own = args.partial + row * args.partial_stride;
-      norm_row<T>(args.norm, row, run, held, [&](int vector, float(&sum)[kVector]) {
-        take_sum<T, Rules>(
-            args, call, Phase::kScatter, row, own + vector * 16,
-            [&](int sender) {
-              return entry_offset(args, call, 0, part_bytes, entry, sender, team.rank) +
-                     vector * 16;
-            },
-            sum);
-      });
+      norm_row<T>(args.norm, row, run, held,
+                  [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
+                    take_sums<T, Rules, kVectors>(
+                        args, call, Phase::kScatter, row, own + vector * 16,
+                        [&](int sender) {
+                          return entry_offset(args, call, 0, part_bytes, entry, sender, team.rank) +
+                                 vector * 16;
+                        },
+                        sums);
+                  });
       if (args.quant.codes == nullptr) continue;
       quantize_to_tensors<T>(args.quant, row, 0, run, held);
       pad_scale_groups(args.quant, row);

@@ -168,37 +168,35 @@ TENON_DEVICE void take(const FusedArgs& args, Call& call, Phase phase, int sende
   if (Rules::kClears) store16_relaxed(at, kNothing);
 }
 
-// Step 1 for one vector of a row that every rank has sent a part of: the sum in rank order. The
-// parts of the peers lie at mine + offset(rank), this rank's own at `own`.
-template <class T, class Rules, class Offset>
-TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, Phase phase, int row,
-                           const std::byte* own, Offset offset, float (&sum)[kVector]) {
+// Step 1 for vectors of a row that every rank has sent a part of: sums in rank order. The parts of
+// the peers lie at mine + offset(rank), this rank's own at `own`.
+template <class T, class Rules, int kVectors, class Offset>
+TENON_DEVICE void take_sums(const FusedArgs& args, Call& call, Phase phase, int row,
+                            const std::byte* own, Offset offset,
+                            float (&sums)[kVectors * kVector]) {
   const int rank = args.team.rank, size = args.team.size;
   std::byte* const mine = args.team.base[rank];
-  Word4 words[kMaxRanks];
+  Word4 words[kMaxRanks][kVectors];
   TENON_UNROLL
-  for (int r = 0; r < kMaxRanks; ++r)  // all loads are under way before the first is looked at
-    if (r < size) words[r] = r == rank ? load16(own) : load16_relaxed(mine + offset(r));
+  for (int r = 0; r < kMaxRanks; ++r) {  // all loads are under way before the first is looked at
+    if (r >= size) continue;
+    for (int i = 0; i < kVectors; ++i)
+      words[r][i] = r == rank ? load16(own + i * 16) : load16_relaxed(mine + offset(r) + i * 16);
+  }
   TENON_UNROLL
-  for (int r = 0; r < kMaxRanks; ++r)
-    if (r < size && r != rank) take<Rules>(args, call, phase, r, row, mine + offset(r), words[r]);
-  if constexpr (Rules::kRankOrder) {
-    unpack8<T>(words[0], sum);
-    TENON_UNROLL
-    for (int r = 1; r < kMaxRanks; ++r) {
-      if (r >= size) continue;
-      float part[kVector];
-      unpack8<T>(words[r], part);
-      TENON_UNROLL
-      for (int k = 0; k < kVector; ++k) sum[k] = sum[k] + part[k];
-    }
-  } else {
-    unpack8<T>(words[rank], sum);
-    for (int step = 1; step < size; ++step) {
-      float part[kVector];
-      unpack8<T>(words[(rank + step) % size], part);
-      for (int k = 0; k < kVector; ++k) sum[k] = sum[k] + part[k];
-    }
+  for (int r = 0; r < kMaxRanks; ++r) {
+    if (r >= size || r == rank) continue;
+    for (int i = 0; i < kVectors; ++i)
+      take<Rules>(args, call, phase, r, row, mine + offset(r) + i * 16, words[r][i]);
+  }
+  const int first = Rules::kRankOrder ? 0 : rank;
+  unpack<T, kVectors>(words[first], sums);
+  TENON_UNROLL
+  for (int step = 1; step < kMaxRanks; ++step) {
+    if (step >= size) continue;
+    float part[kVectors * kVector];
+    unpack<T, kVectors>(words[Rules::kRankOrder ? step : (first + step) % size], part);
+    for (int k = 0; k < kVectors * kVector; ++k) sums[k] = sums[k] + part[k];
   }
 }
 

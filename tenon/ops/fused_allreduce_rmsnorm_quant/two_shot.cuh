@@ -45,14 +45,9 @@ TENON_DEVICE void store_image(const QuantSpec& spec, int row, int hidden, int i,
 template <class T, int kMaxRun>
 TENON_DEVICE void fill_image(const QuantSpec& spec, int hidden, const Run& run,
                              const Word4 (&held)[kMaxRun], Word4* image) {
-  auto* const bytes = reinterpret_cast<std::byte*>(image);
   auto* const scales = reinterpret_cast<std::uint32_t*>(image + hidden / 16);
-  quantize_row<T>(
-      spec, run, held,
-      [&](int vector, Codes8 value) {
-        store8_bytes(bytes + vector * kVector, value.low, value.high);
-      },
-      [&](int group, std::uint32_t word) { scales[group] = word; });
+  quantize_row<T>(spec, run, held, reinterpret_cast<std::byte*>(image),
+                  [&](int group, std::uint32_t word) { scales[group] = word; });
   for (int pad = spec.num_groups + thread_id(); pad < (spec.num_groups + 3) / 4 * 4;
        pad += block_threads())
     scales[pad] = 0;
@@ -83,15 +78,17 @@ TENON_DEVICE void own_row(const FusedArgs& args, Call& call, int row, int entry,
       send(result_at((team.rank + step) % team.size) + offset, words);
   };
   const std::byte* const own = args.partial + row * args.partial_stride;
-  norm_row<T>(args.norm, row, run, held, [&](int vector, float(&sum)[kVector]) {
-    take_sum<T, Rules>(
-        args, call, Phase::kScatter, row, own + vector * 16,
-        [&](int sender) {
-          return entry_offset(args, call, 0, part_bytes, entry, sender, team.rank) + vector * 16;
-        },
-        sum);
-    if (call.lost) *lost_word = 1;
-  });
+  norm_row<T>(args.norm, row, run, held,
+              [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
+                take_sums<T, Rules, kVectors>(
+                    args, call, Phase::kScatter, row, own + vector * 16,
+                    [&](int sender) {
+                      return entry_offset(args, call, 0, part_bytes, entry, sender, team.rank) +
+                             vector * 16;
+                    },
+                    sums);
+                if (call.lost) *lost_word = 1;
+              });
   call.lost |= *lost_word != 0;  // set before the barriers of norm_row, so all threads agree
   order_hop<Rules>();
   if (args.spreads_residual && !call.lost) {
@@ -109,8 +106,10 @@ TENON_DEVICE void own_row(const FusedArgs& args, Call& call, int row, int entry,
     }
     return;
   }
-  for (int i = 0; i < run_bound<kMaxRun>(run); ++i)
-    if (i < run.count && !call.lost) send_to_peers((run.first + i) * 16, held[i]);
+  for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int first) {
+    for (int i = first; i < first + kVectors && !call.lost; ++i)
+      send_to_peers((run.first + i) * 16, held[i]);
+  });
   if (args.quant.codes != nullptr) quantize_to_tensors<T>(args.quant, row, 0, run, held);
 }
 
@@ -142,12 +141,14 @@ TENON_DEVICE void peer_row(const FusedArgs& args, Call& call, int row, int entry
     }
     return;
   }
-  for (int i = 0; i < run_bound<kMaxRun>(run); ++i) {
-    if (i >= run.count) continue;
-    held[i] = take_at((run.first + i) * 16);
-    if (args.norm.norm == nullptr) continue;
-    store16(args.norm.norm + row * args.norm.norm_stride + (run.first + i) * 16, held[i]);
-  }
+  std::byte* const norm =
+      args.norm.norm == nullptr ? nullptr : args.norm.norm + row * args.norm.norm_stride;
+  for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int first) {
+    for (int i = first; i < first + kVectors; ++i) {
+      held[i] = take_at((run.first + i) * 16);
+      if (norm != nullptr) store16(norm + (run.first + i) * 16, held[i]);
+    }
+  });
   if (args.quant.codes != nullptr) quantize_to_tensors<T>(args.quant, row, 0, run, held);
 }
 

@@ -24,9 +24,10 @@ TENON_KERNEL row_kernel(RowArgs args) {
   Word4 held[kMaxRun];
   for (int row = block_id(); row < args.rows; row += grid_blocks()) {
     const std::byte* const y = args.y + row * args.y_stride;
-    norm_row<T>(args.norm, row, run, held, [&](int vector, float(&sum)[kVector]) {
-      unpack8<T>(load16(y + vector * 16), sum);
-    });
+    norm_row<T>(args.norm, row, run, held,
+                [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
+                  load_floats<T, kVectors>(reinterpret_cast<const T*>(y) + vector * kVector, sums);
+                });
     if (args.quant.codes == nullptr) continue;
     quantize_to_tensors<T>(args.quant, row, 0, run, held);
     pad_scale_groups(args.quant, row);
