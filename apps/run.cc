@@ -29,6 +29,7 @@ Result<Answer> generate(Session& session, const Options& options) {
   TENON_ASSIGN(auto prompt, session.prompt(options.prompt, options.chat));
   const auto begin = std::chrono::steady_clock::now();
   TENON_TRY(session.engine().submit(std::move(prompt), options.sampling));
+  if (!options.json) std::printf("%s%s", options.prompt.c_str(), options.chat ? "\n\n" : "");
   StreamingDetokenizer detokenizer(session.tokenizer());
   Answer answer;
   const auto show = [&](const std::string& part) {
@@ -100,9 +101,6 @@ void print_json(const Answer& answer, const EngineStats& stats) {
 Status run(const Options& options) {
   TENON_ASSIGN(auto session, Session::open(options.session));
   if (session == nullptr) return Status::ok();  // a follower: the leader has spoken
-  if (!options.json && options.chat) std::printf("%s\n\n", options.prompt.c_str());
-  if (!options.json && !options.chat) std::printf("%s", options.prompt.c_str());
-  std::fflush(stdout);
   auto answer = generate(*session, options);
   if (!answer) {
     if (!options.json) std::printf("\n");

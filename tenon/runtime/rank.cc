@@ -38,6 +38,7 @@ Result<std::unique_ptr<Rank>> Rank::open(const EngineOptions& options, int rank,
                                          const ModelFactory& make_model) {
   std::unique_ptr<Rank> opened(new Rank(options));
   const Device device{options.target, is_host(options.target) ? 0 : rank};
+  TENON_TRY(properties(device));  // before ranks meet: no target is the plainest reason of all
   set_log_rank(rank);
   set_cpu_threads(threads_of_rank(options.tp));
   CommOptions comm_options;
