@@ -56,9 +56,11 @@ struct Part {
 struct StepOptions {
   Target target = Target::kCpu;
   std::string_view variant = {};
-  int extra_rows = 0;    // behind the last sequence
-  int gate_padding = 0;  // strided gate: elements between heads
-  int first_block = 0;   // rotates which blocks of the cache are used
+  int extra_rows = 0;                   // behind the last sequence
+  int gate_padding = 0;                 // strided gate: elements between heads
+  int first_block = 0;                  // rotates which blocks of the cache are used
+  const Plan* made_for_more = nullptr;  // a plan to run with, instead of making one
+  Plan* made = nullptr;                 // receives the plan
 };
 
 // The paged cache and its table for the parts. Blocks are dealt out in an odd order; what no
@@ -157,8 +159,10 @@ std::vector<bf16> run_step(const Shape& shape, const std::vector<Part>& parts,
   EXPECT_TRUE(where) << where.status().to_string();
   auto stream = Stream::create(device);
   EXPECT_TRUE(stream) << stream.status().to_string();
-  const auto chosen = plan(args, *where, options.variant);
+  const auto chosen = options.made_for_more != nullptr ? Result<Plan>(*options.made_for_more)
+                                                       : plan(args, *where, options.variant);
   EXPECT_TRUE(chosen) << chosen.status().to_string();
+  if (chosen && options.made != nullptr) *options.made = *chosen;
   const Status done = chosen ? run(*chosen, args, *stream) : chosen.status();
   EXPECT_TRUE(done) << done.to_string();
   EXPECT_TRUE(stream->synchronize());
@@ -339,6 +343,18 @@ TEST(Attention, ChunksOfAPromptGiveTheSameBits) {
       begin = end;
     }
     expect_same_bits(whole, chunks);
+  }
+}
+
+TEST(Attention, PlanServesFewerSequencesAndTokens) {
+  const Shape shape{.head_dim = 64, .scale = 0.125f};
+  const Context a = make_context(shape, 20, 13), b = make_context(shape, 6, 14);
+  for (const Way& way : all_ways()) {
+    SCOPED_TRACE(to_string(way));
+    Plan made;
+    run_step(shape, {{&a, 0, 20}, {&b, 0, 6}, {&a, 3, 9}},
+             {.target = way.target, .variant = way.variant, .made = &made});
+    expect_parts(shape, {{&b, 4, 6}}, {.target = way.target, .made_for_more = &made});
   }
 }
 

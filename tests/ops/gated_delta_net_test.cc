@@ -102,8 +102,10 @@ struct Part {
 struct StepOptions {
   Target target = Target::kCpu;
   std::string_view variant = "recurrent";
-  int extra_rows = 0;   // behind the last sequence
-  int row_padding = 0;  // strided views: elements between rows
+  int extra_rows = 0;                   // behind the last sequence
+  int row_padding = 0;                  // strided views: elements between rows
+  const Plan* made_for_more = nullptr;  // a plan to run with, instead of making one
+  Plan* made = nullptr;                 // receives the plan
 };
 
 struct StepResult {
@@ -177,8 +179,11 @@ StepResult run_step(const Weights& weights, const std::vector<Part>& parts, Stat
   auto stream = Stream::create(device);
   EXPECT_TRUE(stream) << stream.status().to_string();
   const bool chunkable = longest > 1 || options.variant != "chunked";
-  const auto chosen = plan(args, *where, chunkable ? options.variant : "recurrent");
+  const auto chosen = options.made_for_more != nullptr
+                          ? Result<Plan>(*options.made_for_more)
+                          : plan(args, *where, chunkable ? options.variant : "recurrent");
   EXPECT_TRUE(chosen) << chosen.status().to_string();
+  if (chosen && options.made != nullptr) *options.made = *chosen;
   const Status done = chosen ? run(*chosen, args, *stream) : chosen.status();
   EXPECT_TRUE(done) << done.to_string();
   EXPECT_TRUE(stream->synchronize());
@@ -502,6 +507,26 @@ TEST(GatedDeltaNet, SequencesDoNotDependOnTheBatch) {
       EXPECT_EQ(std::memcmp(&before.state[at(slot) * size], &together.state[at(slot) * size],
                             size * sizeof(float)),
                 0);
+    }
+  }
+}
+
+TEST(GatedDeltaNet, PlanServesFewerSequencesAndTokens) {
+  const Weights weights = make_weights(1, 2);
+  const Rows rows = make_rows(weights, 6, 30);
+  for (const Way& way : all_ways()) {
+    SCOPED_TRACE(to_string(way));
+    States states = make_states(weights, 3), alone = states;
+    Plan made;
+    StepOptions options{.target = way.target, .variant = way.variant, .made = &made};
+    run_step(weights, {{&rows, 0, 6, 0, true}, {&rows, 0, 3, 1, true}}, states, options);
+    for (int tokens : {2, 1}) {
+      const std::vector<Part> parts{{&rows, 0, tokens, 2, true}};
+      options.made = nullptr;
+      options.made_for_more = nullptr;
+      const StepResult expected = run_step(weights, parts, alone, options);
+      options.made_for_more = &made;
+      expect_same_bits(expected.out, run_step(weights, parts, states, options).out, "outputs");
     }
   }
 }

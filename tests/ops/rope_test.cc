@@ -28,12 +28,8 @@ struct Problem {
   std::vector<std::int32_t> positions, slots;
   std::int64_t q_token = 0, q_head = 0, kv_token = 0;  // strides
 
-  const bf16* q_at(int t, int h) const {
-    return &q[static_cast<std::size_t>(t * q_token + h * q_head)];
-  }
-  const bf16* k_at(int t, int h) const {
-    return &kv[static_cast<std::size_t>(t * kv_token + h * shape.head_dim)];
-  }
+  const bf16* q_at(int t, int h) const { return q.data() + t * q_token + h * q_head; }
+  const bf16* k_at(int t, int h) const { return kv.data() + t * kv_token + h * shape.head_dim; }
   const bf16* v_at(int t, int h) const {
     return k_at(t, h) + (shape.interleaved ? shape.kv_heads * shape.head_dim : 0);
   }
@@ -112,15 +108,18 @@ Args args_of(Problem& problem, Outputs& outputs, Device device) {
   return args;
 }
 
-Outputs run_on(Target target, Problem& problem) {
+// With `planned`, the plan is made for that problem instead.
+Outputs run_on(Target target, Problem& problem, Problem* planned = nullptr) {
   const Device device{target, 0};
   Outputs outputs = empty_outputs(problem.shape);
   const Args args = args_of(problem, outputs, device);
+  Outputs unused = empty_outputs(planned != nullptr ? planned->shape : problem.shape);
+  const Args plan_args = planned != nullptr ? args_of(*planned, unused, device) : args;
   auto where = situation(device);
   EXPECT_TRUE(where) << where.status().to_string();
   auto stream = Stream::create(device);
   EXPECT_TRUE(stream) << stream.status().to_string();
-  auto chosen = plan(args, *where);
+  auto chosen = plan(plan_args, *where);
   EXPECT_TRUE(chosen) << chosen.status().to_string();
   const Status done = run(*chosen, args, *stream);
   EXPECT_TRUE(done) << done.to_string();
@@ -262,6 +261,16 @@ TEST(Rope, PositionZeroOnlyNorms) {
     for (int t = 0; t < 2; ++t)
       expect_head(oracle_norm(problem.q_at(t, 0), problem.q_norm.data(), 256, 1e-6),
                   &outputs.q[static_cast<std::size_t>(t) * 256], "normed q");
+  }
+}
+
+TEST(Rope, PlanServesFewerTokens) {
+  Problem many = make_problem({.tokens = 9}), few = make_problem({.tokens = 2});
+  for (Target target : test::host_targets()) {
+    SCOPED_TRACE(test::to_string(target));
+    const Outputs outputs = run_on(target, few, &many);
+    expect_q(few, outputs);
+    expect_caches(few, outputs);
   }
 }
 

@@ -203,7 +203,7 @@ TENON_DEVICE void run_chunked(const KernelArgs& args, const Sequence& sequence, 
 }
 
 // One block per (sequence, v head, kPartColumns columns).
-TENON_KERNEL chunked_kernel(KernelArgs args) {
+TENON_KERNEL_MAX(kChunkedThreads) chunked_kernel(KernelArgs args) {
   constexpr int kParts = kDim / kPartColumns;
   const int part = block_id() % kParts;
   const int v_head = block_id() / kParts % args.v_heads;

@@ -228,7 +228,7 @@ TENON_DEVICE void run_recurrent(const KernelArgs& args, const Sequence& sequence
 }
 
 // One block per (sequence, v head, kColumns columns).
-TENON_KERNEL recurrent_kernel(KernelArgs args) {
+TENON_KERNEL_MAX(kColumns) recurrent_kernel(KernelArgs args) {
   constexpr int kParts = kDim / kColumns;
   const int part = block_id() % kParts;
   const int v_head = block_id() / kParts % args.v_heads;

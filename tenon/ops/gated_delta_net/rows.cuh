@@ -87,7 +87,7 @@ TENON_DEVICE void convolve(const bf16* __restrict__ oldest, const bf16* __restri
 }
 
 // One block per token and run of kChannels channels.
-TENON_KERNEL conv_kernel(KernelArgs args) {
+TENON_KERNEL_MAX(kDim) conv_kernel(KernelArgs args) {
   TENON_SHARED(bf16, zeros, kChannels);
   const int runs = (args.conv_dim + kChannels - 1) / kChannels;
   const int token = block_id() / runs;
@@ -161,7 +161,7 @@ TENON_DEVICE void keep_inputs(const KernelArgs& args, const Sequence& sequence, 
 }
 
 // One block per (token, v head), then one per sequence and run of channels.
-TENON_KERNEL finish_kernel(KernelArgs args) {
+TENON_KERNEL_MAX(kDim) finish_kernel(KernelArgs args) {
   const int heads = args.tokens * args.v_heads;
   if (block_id() < heads) {
     gated_norm(args, block_id() / args.v_heads, block_id() % args.v_heads);

@@ -66,7 +66,7 @@ TENON_DEVICE void norm_and_rotate(const KernelArgs& args, const bf16* row, const
     out[i] = to_bf16(head[i]);
 }
 
-TENON_KERNEL head_kernel(KernelArgs args) {
+TENON_KERNEL_MAX(64) head_kernel(KernelArgs args) {
   const int heads = args.q_heads + args.kv_heads;
   const int token = block_id() / heads;
   const int head = block_id() % heads;
