@@ -1,0 +1,50 @@
+// Python's string functions over UTF-8, as templates expect them. Upper and lower case map single
+// characters (utf8proc): of Python's mappings to several characters only "ß" to "SS" is made.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace tenon::python {
+
+std::u32string code_points(std::string_view text);
+std::string utf8(std::u32string_view code_points);
+
+bool is_space(char32_t code);  // str.isspace
+bool is_alpha(char32_t code);
+bool is_decimal(char32_t code);
+bool is_upper(char32_t code);
+bool is_lower(char32_t code);
+bool is_printable(char32_t code);
+
+std::string upper(std::string_view text);
+std::string lower(std::string_view text);
+std::string title(std::string_view text);
+std::string capitalize(std::string_view text);
+
+enum class Side { kBoth, kLeft, kRight };
+// Without `characters`: white space.
+std::string_view strip(std::string_view text, Side side,
+                       std::optional<std::string_view> characters = {});
+
+// Without a separator: runs of white space separate and empty parts vanish. max_splits < 0: no
+// limit.
+std::vector<std::string> split(std::string_view text, std::optional<std::string_view> separator,
+                               std::int64_t max_splits, bool from_right);
+std::vector<std::string> split_lines(std::string_view text);
+// max_count < 0: all.
+std::string replace(std::string_view text, std::string_view from, std::string_view to,
+                    std::int64_t max_count);
+
+// repr() of a string and of a float.
+std::string quoted(std::string_view text);
+std::string number(double value);
+
+// int() and float() of a string; nothing if it is not one.
+std::optional<std::int64_t> parse_int(std::string_view text, int base);
+std::optional<double> parse_float(std::string_view text);
+
+}  // namespace tenon::python
