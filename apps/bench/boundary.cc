@@ -2,6 +2,8 @@
 // slowest rank's, the median over repeats.
 #include "apps/bench/boundary.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <barrier>
 #include <chrono>
@@ -273,7 +275,8 @@ Status run_rank(const BoundaryBench& options, const std::shared_ptr<Bootstrap>& 
       TENON_TRY(measure(options, bench, *comm, stream, meeting, row));
       if (rank != 0) continue;
       meeting.rows.push_back(row);
-      std::fprintf(stderr, "\rbench boundary: %d × %d done   ", rows, hidden);
+      if (isatty(STDERR_FILENO) != 0)
+        std::fprintf(stderr, "\rbench boundary: %d × %d done   ", rows, hidden);
     }
   }
   return Status::ok();
@@ -349,7 +352,7 @@ Status run(const BoundaryBench& options) {
       if (!statuses[at]) meeting.gate.arrive_and_drop();
     });
   for (std::thread& each : threads) each.join();
-  std::fprintf(stderr, "\r%40s\r", "");
+  if (isatty(STDERR_FILENO) != 0) std::fprintf(stderr, "\r%40s\r", "");
   for (Status& each : statuses) TENON_TRY(each);
   const Table table = table_of(options, meeting.rows);
   const std::string json = json_of(options, meeting.rows).dump(2) + "\n";
