@@ -25,7 +25,7 @@
 namespace tenon {
 
 // A weight [out, in], or [experts, out, in], of this rank: bf16, or e4m3 with its f32 scales per
-// 128 × 128 block. No data when the rank has no share of it.
+// 128 × 128 block. No data when the rank has no share of it; the type is known all the same.
 struct Matrix {
   TensorView weight;
   TensorView scale;  // f32 [ceil(out / 128), ceil(in / 128)], or with [experts, …]; fp8 only
@@ -248,10 +248,11 @@ class Dense {
   static Result<Dense> make(std::string_view label, const DenseSpec& spec, const TensorView& out,
                             LayerContext& context);
   Status run(const NormedRows& x, const TensorView& out, Stream& stream) const;
-  Wants wants() const;
+  Wants wants() const { return wants_; }
 
  private:
   std::int64_t width_ = 0;
+  Wants wants_;         // the same on every rank, whether it has a share or not
   TensorView gate_up_;  // scratch
   Linear project_;
   OutProjection finish_;

@@ -9,6 +9,7 @@ Result<Dense> Dense::make(std::string_view label, const DenseSpec& spec, const T
                           LayerContext& context) {
   Dense layer;
   layer.width_ = spec.width;
+  (spec.gate_up.is_fp8() ? layer.wants_.fp8 : layer.wants_.bf16) = true;
   if (spec.width == 0) return layer;
   const std::string rows_label = std::string(label) + " gate|up";
   TENON_ASSIGN(layer.gate_up_, context.scratch.rows(rows_label, DType::kBF16, 2 * spec.width));
@@ -24,12 +25,6 @@ Status Dense::run(const NormedRows& x, const TensorView& out, Stream& stream) co
   const TensorView gate_up = gate_up_.rows(0, out.shape[0]);
   TENON_TRY(project_.run(x, gate_up, stream));
   return finish_.run(gate_up, out, stream);
-}
-
-Wants Dense::wants() const {
-  Wants wants;
-  if (width_ > 0) project_.add_to(&wants);
-  return wants;
 }
 
 // --- Experts --------------------------------------------------------------------------------

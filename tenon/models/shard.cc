@@ -190,10 +190,11 @@ Result<Matrix> ShardLoader::linear(std::span<const LinearPart> parts, std::int64
       scale_height += scale_rows.count;
     }
   }
-  if (height == 0 || columns.count == 0) return Matrix{};  // this rank has no share
   const std::int64_t matrices = std::max<std::int64_t>(1, experts);
-  Matrix matrix;
   const DType dtype = weights.front().dtype;
+  Matrix matrix;
+  matrix.weight.dtype = dtype;
+  if (height == 0 || columns.count == 0) return matrix;  // this rank has no share
   TENON_ASSIGN(matrix.weight,
                upload(weight_pieces, dtype, {matrices, height / matrices, columns.count}));
   if (!scales.empty()) {

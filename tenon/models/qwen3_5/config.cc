@@ -199,7 +199,7 @@ Status check_quantization(const Json& root) {
 
 Status check_sizes(const Config& config) {
   const auto refuse = [](const std::string& what, int found, const std::string& accepted) {
-    return unsupported("config: " + what + " is " + std::to_string(found) +
+    return unsupported("config: \"" + what + "\" is " + std::to_string(found) +
                        "; accepted: " + accepted);
   };
   if (config.hidden % 8 != 0) return refuse("hidden_size", config.hidden, "a multiple of 8");

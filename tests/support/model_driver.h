@@ -1,0 +1,149 @@
+// Runs a model without the engine: caches, block tables and step views for a few sequences on a
+// host target, one forward pass at a time. Header-only: it needs the models floor.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "tenon/core/fp8.h"
+#include "tenon/models/model.h"
+
+namespace tenon::testing {
+
+// The new tokens of one sequence in a step.
+struct Turn {
+  int sequence = 0;
+  std::vector<std::int32_t> tokens;
+};
+
+// Logits of one rank: rows of `width` that begin at id `vocab_begin`.
+struct ShardRows {
+  int vocab_begin = 0;
+  std::vector<std::vector<float>> rows;  // one per turn
+};
+
+class ModelDriver {
+ public:
+  static constexpr int kBlocksPerSequence = 4;
+
+  ModelDriver(Model& model, int max_sequences, Stream& stream)
+      : model_(model),
+        stream_(stream),
+        layout_(model.cache_layout()),
+        max_sequences_(max_sequences) {
+    lengths_.resize(static_cast<std::size_t>(max_sequences));
+    const std::int64_t blocks = max_sequences * kBlocksPerSequence;
+    for (int i = 0; i < layout_.num_kv_layers; ++i)
+      for (auto* views : {&k_, &v_})
+        views->push_back(allocate(
+            DType::kBF16, {blocks, layout_.block_tokens, layout_.kv_heads, layout_.head_dim}));
+    for (int i = 0; i < layout_.num_state_layers; ++i) {
+      conv_state_.push_back(allocate(DType::kBF16, {max_sequences, 3, layout_.conv_dim}));
+      state_.push_back(allocate(
+          DType::kF32, {max_sequences, layout_.v_heads, layout_.key_dim, layout_.value_dim}));
+    }
+  }
+
+  // Called with each forward pass; replaceable, to measure it.
+  std::function<void(const std::function<void()>&)> around_forward =
+      [](const std::function<void()>& forward) { forward(); };
+
+  // One forward pass. A sequence starts with its first turn and continues with the later ones.
+  // `padding` tokens are appended that belong to no sequence.
+  ShardRows step(const std::vector<Turn>& turns, int padding = 0) {
+    StepView step = fill(turns, padding);
+    const CacheViews caches{k_, v_, conv_state_, state_};
+    Result<LogitsShard> shard = Status();
+    around_forward([&] { shard = model_.forward(step, caches, stream_); });
+    ShardRows result;
+    EXPECT_TRUE(shard) << shard.status().message();
+    if (!shard || !stream_.synchronize()) return result;
+    result.vocab_begin = shard->vocab_begin;
+    const auto* logits = shard->logits.as<float>();
+    const auto width = static_cast<std::size_t>(shard->logits.shape[1]);
+    for (std::size_t row = 0; row < turns.size(); ++row)
+      result.rows.emplace_back(logits + row * width, logits + (row + 1) * width);
+    return result;
+  }
+
+ private:
+  TensorView allocate(DType dtype, std::initializer_list<std::int64_t> shape) {
+    TensorView tensor = view(nullptr, dtype, stream_.device(), shape);
+    auto memory = Buffer::allocate(stream_.device(), tensor.bytes());
+    EXPECT_TRUE(memory) << memory.status().message();
+    tensor.data = memory->data();
+    std::fill_n(tensor.as<std::uint8_t>(), tensor.bytes(), std::uint8_t{0xff});  // NaN: never read
+    memory_.push_back(*std::move(memory));
+    return tensor;
+  }
+
+  TensorView ints(const std::vector<std::int32_t>& values) {
+    inputs_.push_back(values);
+    return view(inputs_.back().data(), DType::kI32, stream_.device(),
+                {static_cast<std::int64_t>(values.size())});
+  }
+
+  StepView fill(const std::vector<Turn>& turns, int padding) {
+    inputs_.clear();
+    std::vector<std::int32_t> ids, positions, slots, starts{0}, lengths, table, states, fresh, rows;
+    StepView step;
+    for (const Turn& turn : turns) {
+      int& length = lengths_[static_cast<std::size_t>(turn.sequence)];
+      fresh.push_back(length == 0);
+      states.push_back(turn.sequence);
+      for (std::int32_t token : turn.tokens) {
+        ids.push_back(token);
+        positions.push_back(length);
+        slots.push_back(block_of(turn.sequence, length / layout_.block_tokens) *
+                            layout_.block_tokens +
+                        length % layout_.block_tokens);
+        ++length;
+      }
+      starts.push_back(static_cast<std::int32_t>(ids.size()));
+      lengths.push_back(length);
+      rows.push_back(starts.back() - 1);
+      for (int block = 0; block < kBlocksPerSequence; ++block)
+        table.push_back(block_of(turn.sequence, block));
+      step.max_tokens_per_sequence =
+          std::max(step.max_tokens_per_sequence, static_cast<int>(turn.tokens.size()));
+    }
+    for (int i = 0; i < padding; ++i) {
+      ids.push_back(0);
+      positions.push_back(0);
+      slots.push_back(-1);
+    }
+    step.num_tokens = static_cast<int>(ids.size());
+    step.num_sequences = static_cast<int>(turns.size());
+    step.token_ids = ints(ids);
+    step.positions = ints(positions);
+    step.sequence_starts = ints(starts);
+    step.sequence_lengths = ints(lengths);
+    step.slot_mapping = ints(slots);
+    step.block_table = ints(table);
+    step.block_table = view(step.block_table.data, DType::kI32, stream_.device(),
+                            {step.num_sequences, kBlocksPerSequence});
+    step.state_slots = ints(states);
+    step.fresh = ints(fresh);
+    step.logit_rows = ints(rows);
+    return step;
+  }
+
+  // Blocks of a sequence are scattered, so that nobody may assume neighbours.
+  int block_of(int sequence, int block) const { return block * max_sequences_ + sequence; }
+
+  Model& model_;
+  Stream& stream_;
+  CacheLayout layout_;
+  int max_sequences_;
+  std::vector<int> lengths_;
+  std::vector<TensorView> k_, v_, conv_state_, state_;
+  std::vector<Buffer> memory_;
+  std::vector<std::vector<std::int32_t>> inputs_;
+};
+
+}  // namespace tenon::testing
