@@ -40,18 +40,12 @@ foreach(line IN LISTS op_lines)
   endif()
 endforeach()
 
-# The host kernels are compiled for this machine unless told otherwise: the cpu target lives from the
-# vector units. Any value gives the same bits.
-set(TENON_CPU_ARCH native CACHE STRING "-march= of the host targets' kernels; empty for the default")
-set(TENON_HOST_KERNEL_OPTIONS -O3 -fno-math-errno -fno-trapping-math)
+# Kernels of host targets. They run on any x86-64 or Arm machine: what needs wider vectors asks the
+# processor at run time. Emulated targets are for tests and are compiled to be built fast.
+set(TENON_CPU_ARCH "" CACHE STRING "-march= of the host targets' kernels; empty for the default")
+set(TENON_HOST_KERNEL_OPTIONS -fno-math-errno -fno-trapping-math)
 if(TENON_CPU_ARCH)
-  include(CheckCXXCompilerFlag)
-  check_cxx_compiler_flag(-march=${TENON_CPU_ARCH} TENON_CPU_ARCH_WORKS)
-  if(TENON_CPU_ARCH_WORKS)
-    list(APPEND TENON_HOST_KERNEL_OPTIONS -march=${TENON_CPU_ARCH})
-  else()
-    message(WARNING "The compiler does not know -march=${TENON_CPU_ARCH}: kernels use its default")
-  endif()
+  list(APPEND TENON_HOST_KERNEL_OPTIONS -march=${TENON_CPU_ARCH})
 endif()
 
 # How each target's compiler sees a kernel file: its namespace, its device.h, its wave.
@@ -126,8 +120,12 @@ function(tenon_kernels library source)
     set(wrapper ${CMAKE_BINARY_DIR}/kernels/${stem}.${target}.cc)
     file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"${source}\"\n" @ONLY)
     tenon_target_definitions(${target} definitions)
+    set(optimize -O3)
+    if(target MATCHES "^emu")
+      set(optimize -O1)
+    endif()
     set_source_files_properties(${wrapper} PROPERTIES
-      COMPILE_OPTIONS "${definitions};${TENON_HOST_KERNEL_OPTIONS}"
+      COMPILE_OPTIONS "${definitions};${TENON_HOST_KERNEL_OPTIONS};${optimize}"
       OBJECT_DEPENDS ${CMAKE_SOURCE_DIR}/${source})
     target_sources(${library} PRIVATE ${wrapper})
   endforeach()
