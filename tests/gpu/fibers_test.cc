@@ -179,7 +179,7 @@ TEST(Fibers, GridsMeetWhenTheyAreCooperative) {
 TEST(Fibers, EarlyReturnIsReported) {
   for (Target target : emulated())
     expect_stuck(target, kernels(target).early_return, grid(1, 64),
-                 {"return", "threads 3-3 have returned", "fibers_test.cu:"});
+                 {"return", "threads 3-3 returned", "fibers_test.cu:"});
 }
 
 TEST(Fibers, DifferentBarriersAreReported) {

@@ -34,8 +34,7 @@ template <class T>
 inline T shuffle_from(T value, int lane, const char* file = __builtin_FILE(),
                       int line = __builtin_LINE()) {
   static_assert(sizeof(T) == 4);
-  return std::bit_cast<T>(
-      emu::shuffle(std::bit_cast<std::uint32_t>(value), lane, kWave, {file, line}));
+  return std::bit_cast<T>(emu::shuffle(std::bit_cast<std::uint32_t>(value), lane, {file, line}));
 }
 template <class T>
 inline T shuffle_xor(T value, int mask, const char* file = __builtin_FILE(),

@@ -6,11 +6,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tenon/core/env.h"
@@ -63,22 +65,20 @@ class Stacks {
   std::vector<void*> slabs_;
 };
 
-enum class State : std::uint8_t { kRunnable, kAtBarrier, kInShuffle, kReturned };
-
 struct Fiber {
   Context context;
   Position where;
-  State state = State::kRunnable;
-  Site site{};  // where it waits
   std::byte* stack = nullptr;
 };
 
+// The lanes of a wave as bits: a fiber is in exactly one of these sets.
 struct Wave {
+  std::uint64_t ready = 0, paused = 0, at_barrier = 0, in_shuffle = 0, returned = 0;
+  bool listed = false;      // in ready_waves_
+  std::uint32_t round = 0;  // of shuffles
   std::uint32_t passed[2]
                       [64];  // two rounds: a lane may run one shuffle ahead of the slowest reader
-  int arrived = 0;
-  std::uint32_t round = 0;
-  Site site{};
+  Site site{};               // of the shuffle that lanes wait in
 };
 
 struct SharedArray {
@@ -88,8 +88,7 @@ struct SharedArray {
 
 struct Block {
   int arrived = 0, returned = 0;
-  Site site{};
-  std::vector<Wave> waves;
+  Site site{};  // of the barrier that threads wait at
   std::vector<SharedArray> arrays;
   std::unique_ptr<std::byte[]> memory;  // static part, then dynamic part
   std::size_t static_bytes = 0;
@@ -109,37 +108,42 @@ std::byte* aligned(std::byte* at) {
 }
 
 // The blocks that run together, and who of their fibers may run. One per OS thread, reused.
+//
+// The next fiber is mostly drawn from the wave of the last one, whose stacks are in the cache, and
+// now and then from any wave; so lanes and waves overtake each other in every way, but rarely both.
 class Grid {
  public:
   Status run(const LaunchShape& shape, const KernelCall& call, int wave);
 
   void sync_block(Site site);
-  std::uint32_t shuffle(std::uint32_t value, int source, int wave, Site site);
+  std::uint32_t shuffle(std::uint32_t value, int source, Site site);
   void pause();
   void maybe_switch();
   void* shared_memory(const void* key, std::size_t bytes);
-  void* dynamic_shared() {
-    return aligned(block_of(*current_).memory.get()) + kMaxStaticSharedBytes;
-  }
+  void* dynamic_shared() { return aligned(block().memory.get()) + kMaxStaticSharedBytes; }
 
  private:
+  static constexpr std::uint32_t kStay =
+      16;  // one switch in so many leaves a wave that could go on
+
   static void fiber_main();
   Status run_blocks(const LaunchShape& shape, int first_block, int num_blocks);
   Status prepare(const LaunchShape& shape, int first_block, int num_blocks);
+  Status prepare_fibers(const LaunchShape& shape);
   void finish_current();
   Fiber* pick();
   void leave();  // runs others until the current fiber is picked again
-  void release(State waiting, int first_thread, int num_threads);
+  void make_ready(Wave& wave, std::uint64_t lanes);
   void fail(const std::string& why);
   std::string report() const;
+  std::string describe(int fiber) const;
 
-  Block& block_of(const Fiber& fiber) {
-    return *blocks_[static_cast<std::size_t>(fiber.where.block - first_block_)];
-  }
-  std::uint32_t index_of(const Fiber& fiber) const {
-    return static_cast<std::uint32_t>((fiber.where.block - first_block_) * fiber.where.num_threads +
-                                      fiber.where.thread);
-  }
+  // The running fiber's.
+  Block& block() { return *blocks_[static_cast<std::size_t>(current_ / num_threads_)]; }
+  Wave& wave() { return waves_[static_cast<std::size_t>(current_ / width_)]; }
+  std::uint64_t lane_bit() const { return std::uint64_t{1} << (current_ % width_); }
+  Fiber& fiber(int index) { return fibers_[static_cast<std::size_t>(index)]; }
+
   // A number in [0, bound): xorshift64*.
   std::uint32_t draw(std::size_t bound) {
     random_ ^= random_ >> 12;
@@ -149,38 +153,37 @@ class Grid {
   }
 
   KernelCall call_;
-  int wave_ = 1, first_block_ = 0, num_threads_ = 0;
+  int width_ = 1, num_threads_ = 1, num_fibers_ = 0, num_returned_ = 0;
+  std::size_t dynamic_bytes_ = 0;
   std::uint64_t random_ = 1, launches_ = 0;
-  std::vector<std::unique_ptr<Fiber>> fibers_;
+  std::vector<Fiber> fibers_;  // block by block
+  std::vector<Wave> waves_;
   std::vector<std::unique_ptr<Block>> blocks_;
-  std::size_t num_fibers_ = 0, num_returned_ = 0;
-  std::vector<std::uint32_t> ready_, paused_;  // fibers that may run now, and after those
+  std::vector<std::uint32_t> ready_waves_;
+  std::uint32_t last_wave_ = 0;
   std::vector<int> block_order_;
-  bool progressed_ = true;  // somebody did more than pause since paused_ became ready_
+  int num_paused_ = 0;
+  bool progressed_ = true;  // somebody did more than pause since the paused ones became ready
   std::string failure_;
   Stacks stacks_;
   Context main_;
-  Fiber* current_ = nullptr;
-  std::size_t dynamic_bytes_ = 0;
+  int current_ = 0;  // index of the running fiber
 };
 
 thread_local std::unique_ptr<Grid> grid;
 
 void Grid::fiber_main() {
   Grid& self = *grid;
-  Context::arrived(self.current_->context);
+  Context::arrived(self.fiber(self.current_).context);
   self.call_.invoke(self.call_.kernel, self.call_.args);
   self.finish_current();
 }
 
 Status Grid::prepare(const LaunchShape& shape, int first_block, int num_blocks) {
-  first_block_ = first_block;
   num_threads_ = shape.threads;
   dynamic_bytes_ = shape.shared_bytes;
-  num_fibers_ = static_cast<std::size_t>(num_blocks) * static_cast<std::size_t>(shape.threads);
-  num_returned_ = 0;
-  ready_.clear();
-  paused_.clear();
+  num_fibers_ = num_blocks * shape.threads;
+  num_returned_ = num_paused_ = 0;
   progressed_ = true;
   failure_.clear();
   while (blocks_.size() < static_cast<std::size_t>(num_blocks)) {
@@ -189,48 +192,58 @@ Status Grid::prepare(const LaunchShape& shape, int first_block, int num_blocks) 
         std::make_unique<std::byte[]>(kMaxStaticSharedBytes + kMaxSharedBytes + kSharedAlign);
   }
   for (int i = 0; i < num_blocks; ++i) {
-    Block& block = *blocks_[static_cast<std::size_t>(i)];
-    block.arrived = block.returned = 0;
-    block.static_bytes = 0;
-    block.arrays.clear();
-    block.waves.resize(static_cast<std::size_t>(shape.threads / wave_));
-    for (Wave& wave : block.waves) wave.arrived = 0;
-    std::memset(aligned(block.memory.get()) + kMaxStaticSharedBytes, 0xff, shape.shared_bytes);
+    Block& each = *blocks_[static_cast<std::size_t>(i)];
+    each.arrived = each.returned = 0;
+    each.static_bytes = 0;
+    each.arrays.clear();
+    std::memset(aligned(each.memory.get()) + kMaxStaticSharedBytes, 0xff, shape.shared_bytes);
   }
-  while (fibers_.size() < num_fibers_) {
+  TENON_TRY(prepare_fibers(shape));
+  for (int i = 0; i < num_fibers_; ++i)
+    fiber(i).where = {i % shape.threads, shape.threads, first_block + i / shape.threads,
+                      shape.blocks};
+  const auto num_waves = static_cast<std::size_t>(num_fibers_ / width_);
+  if (waves_.size() < num_waves) waves_.resize(num_waves);
+  ready_waves_.clear();
+  last_wave_ = 0;
+  const std::uint64_t all = ~std::uint64_t{0} >> (64 - width_);
+  for (std::size_t i = 0; i < num_waves; ++i) {
+    Wave& each = waves_[i];
+    each.paused = each.at_barrier = each.in_shuffle = each.returned = each.ready = 0;
+    each.listed = false;
+    make_ready(each, all);
+  }
+  return Status::ok();
+}
+
+Status Grid::prepare_fibers(const LaunchShape& shape) {
+  const auto wanted = static_cast<std::size_t>(num_fibers_);
+  while (fibers_.size() < wanted) {
     std::byte* stack = stacks_.at(fibers_.size());
     if (stack == nullptr)
-      return Status::error(
-          Code::kOutOfMemory,
-          "no memory for the stacks of " + std::to_string(num_fibers_) + " emulated threads");
-    fibers_.push_back(std::make_unique<Fiber>());
-    fibers_.back()->stack = stack;
+      return Status::error(Code::kOutOfMemory,
+                           "no memory for the stacks of " + std::to_string(num_fibers_) +
+                               " emulated threads in blocks of " + std::to_string(shape.threads));
+    std::memcpy(stack, &Stacks::kCanary, sizeof(Stacks::kCanary));
+    fibers_.emplace_back().stack = stack;
   }
-  for (std::size_t i = 0; i < num_fibers_; ++i) {
-    Fiber& fiber = *fibers_[i];
-    const int index = static_cast<int>(i);
-    fiber.where = {index % shape.threads, shape.threads, first_block + index / shape.threads,
-                   shape.blocks};
-    fiber.state = State::kRunnable;
-    std::memcpy(fiber.stack, &Stacks::kCanary, sizeof(Stacks::kCanary));
-    fiber.context.prepare(fiber.stack, Stacks::kBytes, &fiber_main);
-    ready_.push_back(static_cast<std::uint32_t>(i));
-  }
+  for (std::size_t i = 0; i < wanted; ++i)
+    fibers_[i].context.prepare(fibers_[i].stack, Stacks::kBytes, &fiber_main);
   return Status::ok();
 }
 
 Status Grid::run_blocks(const LaunchShape& shape, int first_block, int num_blocks) {
   TENON_TRY(prepare(shape, first_block, num_blocks));
   const Position* outer = position;
-  current_ = pick();
-  position = &current_->where;
-  main_.switch_to(current_->context);
+  Fiber* first = pick();
+  position = &first->where;
+  main_.switch_to(first->context);
   position = outer;
   if (num_returned_ == num_fibers_) return Status::ok();
 #if defined(__SANITIZE_ADDRESS__)
   // The fibers are given up where they stand: what their frames poisoned is free again.
-  for (std::size_t i = 0; i < num_fibers_; ++i)
-    __asan_unpoison_memory_region(fibers_[i]->stack, Stacks::kBytes);
+  for (int i = 0; i < num_fibers_; ++i)
+    __asan_unpoison_memory_region(fiber(i).stack, Stacks::kBytes);
 #endif
   return Status::error(Code::kInternal,
                        (failure_.empty() ? "no thread can go on" : failure_) + report());
@@ -238,47 +251,71 @@ Status Grid::run_blocks(const LaunchShape& shape, int first_block, int num_block
 
 Status Grid::run(const LaunchShape& shape, const KernelCall& call, int wave) {
   call_ = call;
-  wave_ = wave;
+  width_ = wave;
   const std::uint64_t seed = seed_is_chosen ? chosen_seed.load() : env().emu_seed;
   random_ = (seed * 0x9e3779b97f4a7c15ull + ++launches_) * 0xbf58476d1ce4e5b9ull | 1u;
   if (shape.cooperative) return run_blocks(shape, 0, shape.blocks);
   block_order_.clear();
-  for (int block = 0; block < shape.blocks; ++block) block_order_.push_back(block);
+  for (int each = 0; each < shape.blocks; ++each) block_order_.push_back(each);
   for (std::size_t i = block_order_.size(); i > 1; --i)
     std::swap(block_order_[i - 1], block_order_[draw(i)]);
-  for (int block : block_order_) TENON_TRY(run_blocks(shape, block, 1));
+  for (int each : block_order_) TENON_TRY(run_blocks(shape, each, 1));
   return Status::ok();
 }
 
-// The next fiber to run, drawn from those that may; null when none may ever.
+void Grid::make_ready(Wave& wave, std::uint64_t lanes) {
+  wave.ready |= lanes;
+  if (wave.listed || lanes == 0) return;
+  wave.listed = true;
+  ready_waves_.push_back(static_cast<std::uint32_t>(&wave - waves_.data()));
+}
+
+// The next fiber to run, drawn from those that may, and makes it the current one; null when none
+// may ever.
 Fiber* Grid::pick() {
-  if (ready_.empty()) {
-    if (paused_.empty()) return nullptr;
-    if (!progressed_) sched_yield();  // all wait for another OS thread: let it work
-    progressed_ = false;
-    std::swap(ready_, paused_);
+  if (waves_[last_wave_].ready == 0 || draw(kStay) == 0) {
+    for (;;) {
+      if (ready_waves_.empty()) {
+        if (num_paused_ == 0) return nullptr;
+        if (!progressed_) sched_yield();  // all wait for another OS thread: let it work
+        progressed_ = false;
+        num_paused_ = 0;
+        for (int i = 0; i < num_fibers_ / width_; ++i) {
+          Wave& each = waves_[static_cast<std::size_t>(i)];
+          make_ready(each, std::exchange(each.paused, 0));
+        }
+      }
+      const std::uint32_t at = draw(ready_waves_.size());
+      last_wave_ = ready_waves_[at];
+      if (waves_[last_wave_].ready != 0) break;
+      waves_[last_wave_].listed = false;  // used up since it was listed
+      ready_waves_[at] = ready_waves_.back();
+      ready_waves_.pop_back();
+    }
   }
-  const std::uint32_t at = draw(ready_.size());
-  const std::uint32_t index = ready_[at];
-  ready_[at] = ready_.back();
-  ready_.pop_back();
-  return fibers_[index].get();
+  Wave& from = waves_[last_wave_];
+  const int turn = static_cast<int>(draw(64));
+  const int lane = (std::countr_zero(std::rotr(from.ready, turn)) + turn) % 64;
+  from.ready &= ~(std::uint64_t{1} << lane);
+  current_ = static_cast<int>(last_wave_) * width_ + lane;
+  return &fiber(current_);
 }
 
 void Grid::leave() {
-  Fiber* self = current_;
-  if (std::memcmp(self->stack, &Stacks::kCanary, sizeof(Stacks::kCanary)) != 0) [[unlikely]] {
+  Fiber& self = fiber(current_);
+  const bool ends = (wave().returned & lane_bit()) != 0;
+  const std::byte here{};
+  if (&here < self.stack || (ends && std::memcmp(self.stack, &Stacks::kCanary,
+                                                 sizeof(Stacks::kCanary)) != 0)) [[unlikely]] {
     std::fprintf(stderr,
                  "tenon: an emulated thread overran its stack of %zu bytes (block %d, thread %d)\n",
-                 Stacks::kBytes, self->where.block, self->where.thread);
+                 Stacks::kBytes, self.where.block, self.where.thread);
     std::abort();  // the neighbour's frames are destroyed: nothing can be trusted any more
   }
   Fiber* next = failure_.empty() ? pick() : nullptr;
-  if (next == self) return;
-  const bool ends = self->state == State::kReturned;
-  current_ = next;
+  if (next == &self) return;
   if (next != nullptr) position = &next->where;
-  self->context.switch_to(next != nullptr ? next->context : main_, ends);
+  self.context.switch_to(next != nullptr ? next->context : main_, ends);
 }
 
 void Grid::fail(const std::string& why) {
@@ -287,121 +324,114 @@ void Grid::fail(const std::string& why) {
 }
 
 void Grid::finish_current() {
-  Fiber& self = *current_;
-  Block& block = block_of(self);
-  self.state = State::kReturned;
+  wave().returned |= lane_bit();
   ++num_returned_;
-  ++block.returned;
+  ++block().returned;
   progressed_ = true;
-  if (block.arrived > 0) failure_ = "a thread returned while others wait at a barrier";
-  if (block.waves[static_cast<std::size_t>(self.where.thread / wave_)].arrived > 0)
+  if (block().arrived > 0) failure_ = "a thread returned while others wait at a barrier";
+  if (wave().in_shuffle != 0)
     failure_ = "a lane returned while others of its wave wait in a shuffle";
   leave();
 }
 
-// Threads of the current fiber's block that wait like this may run again.
-void Grid::release(State waiting, int first_thread, int num_threads) {
-  const int first = (current_->where.block - first_block_) * num_threads_ + first_thread;
-  for (int i = first; i < first + num_threads; ++i) {
-    Fiber& fiber = *fibers_[static_cast<std::size_t>(i)];
-    if (fiber.state != waiting) continue;
-    fiber.state = State::kRunnable;
-    ready_.push_back(static_cast<std::uint32_t>(i));
-  }
-}
-
 void Grid::sync_block(Site site) {
-  Fiber& self = *current_;
-  Block& block = block_of(self);
-  self.site = site;
-  self.state = State::kAtBarrier;
+  Block& mine = block();
+  wave().at_barrier |= lane_bit();
   progressed_ = true;
-  if (block.returned > 0)
-    return fail("a thread waits at a barrier that others have returned without");
-  if (block.arrived > 0 && !same(block.site, site))
-    return fail("threads of one block meet at different barriers");
-  block.site = site;
-  if (++block.arrived == num_threads_) {
-    block.arrived = 0;
-    release(State::kAtBarrier, 0, num_threads_);
+  if (mine.returned > 0)
+    return fail("a thread waits at a barrier that others have returned without, " +
+                to_string(site));
+  if (mine.arrived > 0 && !same(mine.site, site))
+    return fail("threads of one block meet at different barriers, " + to_string(mine.site) +
+                " and " + to_string(site));
+  mine.site = site;
+  if (++mine.arrived == num_threads_) {
+    mine.arrived = 0;
+    const int first = current_ / num_threads_ * (num_threads_ / width_);
+    for (int i = first; i < first + num_threads_ / width_; ++i) {
+      Wave& each = waves_[static_cast<std::size_t>(i)];
+      make_ready(each, std::exchange(each.at_barrier, 0));
+    }
   }
   leave();
 }
 
-std::uint32_t Grid::shuffle(std::uint32_t value, int source, int wave, Site site) {
-  Fiber& self = *current_;
-  Block& block = block_of(self);
-  Wave& team = block.waves[static_cast<std::size_t>(self.where.thread / wave)];
+std::uint32_t Grid::shuffle(std::uint32_t value, int source, Site site) {
+  Wave& team = wave();
   const std::uint32_t round = team.round;
-  self.site = site;
-  self.state = State::kInShuffle;
   progressed_ = true;
-  if (team.arrived > 0 && !same(team.site, site))
-    fail("lanes of one wave meet in different shuffles");
-  if (source < 0 || source >= wave)
-    fail("a shuffle reads lane " + std::to_string(source) + " of " + std::to_string(wave));
+  if (source < 0 || source >= width_)
+    fail("a shuffle at " + to_string(site) + " reads lane " + std::to_string(source) + " of " +
+         std::to_string(width_));
+  if (team.in_shuffle != 0 && !same(team.site, site))
+    fail("lanes of one wave meet in different shuffles, " + to_string(team.site) + " and " +
+         to_string(site));
+  if (team.returned != 0)
+    fail("a shuffle at " + to_string(site) + " lacks lanes that have returned");
   team.site = site;
-  team.passed[round % 2][self.where.thread % wave] = value;
-  if (++team.arrived == wave) {
-    team.arrived = 0;
+  team.in_shuffle |= lane_bit();
+  team.passed[round % 2][current_ % width_] = value;
+  if (std::popcount(team.in_shuffle) == width_) {
     ++team.round;
-    release(State::kInShuffle, self.where.thread / wave * wave, wave);
+    make_ready(team, std::exchange(team.in_shuffle, 0));
   }
   leave();
   return team.passed[round % 2][source];
 }
 
 void Grid::pause() {
-  paused_.push_back(index_of(*current_));
+  wave().paused |= lane_bit();
+  ++num_paused_;
   leave();
 }
 
 void Grid::maybe_switch() {
   if (draw(16) != 0) return;
-  ready_.push_back(index_of(*current_));
+  make_ready(wave(), lane_bit());
   leave();
 }
 
 void* Grid::shared_memory(const void* key, std::size_t bytes) {
-  Block& block = block_of(*current_);
-  std::byte* memory = aligned(block.memory.get());
-  for (const SharedArray& array : block.arrays)
+  Block& mine = block();
+  std::byte* memory = aligned(mine.memory.get());
+  for (const SharedArray& array : mine.arrays)
     if (array.key == key) return memory + array.offset;
-  const std::size_t offset = block.static_bytes;
-  block.static_bytes += (bytes + kSharedAlign - 1) / kSharedAlign * kSharedAlign;
+  const std::size_t offset = mine.static_bytes;
+  mine.static_bytes += (bytes + kSharedAlign - 1) / kSharedAlign * kSharedAlign;
   const std::size_t most = std::min(kMaxStaticSharedBytes, kMaxSharedBytes - dynamic_bytes_);
-  if (block.static_bytes > most)
-    fail("a block declares " + std::to_string(block.static_bytes) +
+  if (mine.static_bytes > most)
+    fail("a block declares " + std::to_string(mine.static_bytes) +
          " bytes of shared arrays; beside " + std::to_string(dynamic_bytes_) +
          " dynamic bytes at most " + std::to_string(most) + " are accepted");
-  block.arrays.push_back({key, offset});
+  mine.arrays.push_back({key, offset});
   std::memset(memory + offset, 0xff, bytes);
   return memory + offset;
 }
 
-// Threads that stand alike, as ranges: "block 0: threads 0-31 returned, 32-63 wait at a.cuh:12".
+std::string Grid::describe(int index) const {
+  const Wave& wave = waves_[static_cast<std::size_t>(index / width_)];
+  const std::uint64_t bit = std::uint64_t{1} << (index % width_);
+  if ((wave.returned & bit) != 0) return "returned";
+  if ((wave.at_barrier & bit) != 0)
+    return "in sync_block at " +
+           to_string(blocks_[static_cast<std::size_t>(index / num_threads_)]->site);
+  if ((wave.in_shuffle & bit) != 0) return "in a shuffle at " + to_string(wave.site);
+  return "running or spinning";
+}
+
+// Threads that stand alike, as ranges: "; block 0 threads 0-31 returned; block 0 threads 32-63 …".
 std::string Grid::report() const {
-  static constexpr std::size_t kMaxRanges = 12;
+  static constexpr int kMaxRanges = 12;
   std::string text;
-  std::size_t ranges = 0;
-  for (std::size_t begin = 0; begin < num_fibers_;) {
-    const Fiber& first = *fibers_[begin];
-    std::size_t end = begin + 1;
-    while (end < num_fibers_ && fibers_[end]->where.block == first.where.block &&
-           fibers_[end]->state == first.state &&
-           (first.state == State::kRunnable || first.state == State::kReturned ||
-            same(fibers_[end]->site, first.site)))
-      ++end;
+  int ranges = 0;
+  for (int begin = 0; begin < num_fibers_;) {
+    const Position& first = fibers_[static_cast<std::size_t>(begin)].where;
+    const std::string state = describe(begin);
+    int end = begin + 1;
+    while (end < num_fibers_ && end % num_threads_ != 0 && describe(end) == state) ++end;
     if (++ranges > kMaxRanges) return text + "; …";
-    text += "; block " + std::to_string(first.where.block) + " threads " +
-            std::to_string(first.where.thread) + "-" +
-            std::to_string(fibers_[end - 1]->where.thread);
-    switch (first.state) {
-      case State::kRunnable: text += " run or spin"; break;
-      case State::kReturned: text += " have returned"; break;
-      case State::kAtBarrier: text += " wait in sync_block at " + to_string(first.site); break;
-      case State::kInShuffle: text += " wait in a shuffle at " + to_string(first.site); break;
-    }
+    text += "; block " + std::to_string(first.block) + " threads " + std::to_string(first.thread) +
+            "-" + std::to_string(first.thread + end - begin - 1) + " " + state;
     begin = end;
   }
   return text;
@@ -428,8 +458,8 @@ Status run_grid(const LaunchShape& shape, const KernelCall& call, int wave) {
 }
 
 void sync_block(Site site) { grid->sync_block(site); }
-std::uint32_t shuffle(std::uint32_t value, int source, int wave, Site site) {
-  return grid->shuffle(value, source, wave, site);
+std::uint32_t shuffle(std::uint32_t value, int source, Site site) {
+  return grid->shuffle(value, source, site);
 }
 void pause() { grid->pause(); }
 void maybe_switch() { grid->maybe_switch(); }

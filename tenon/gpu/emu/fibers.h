@@ -36,7 +36,7 @@ Status run_grid(const LaunchShape& shape, const KernelCall& call, int wave);
 // Every thread of the block must come to the same site.
 void sync_block(Site site);
 // What lane `source` of this wave passed at the same site; every lane of the wave must come.
-std::uint32_t shuffle(std::uint32_t value, int source, int wave, Site site);
+std::uint32_t shuffle(std::uint32_t value, int source, Site site);
 // Lets every other fiber run, and other OS threads if all fibers only pause.
 void pause();
 // Sometimes lets another fiber run: called beside stores and atomics that others may watch.
