@@ -101,7 +101,9 @@ Outputs run_chain(const Chain& chain, Target target, int ranks, int rows, int hi
     auto boundary = Boundary::make(spec, *channel);
     ASSERT_TRUE(boundary) << boundary.status().to_string();
     EXPECT_EQ(static_cast<int>(boundary->stage(rows)), chain.stage);
-    if (!chain.variant.empty()) EXPECT_EQ(boundary->variant(rows), chain.variant);
+    if (!chain.variant.empty()) {
+      EXPECT_EQ(boundary->variant(rows), chain.variant);
+    }
     Site site(rows, hidden, rank, comm.device());
     const Status ran = site.run(*boundary, *stream);
     ASSERT_TRUE(ran) << ran.to_string();
@@ -116,7 +118,7 @@ Outputs run_chain(const Chain& chain, Target target, int ranks, int rows, int hi
 
 TEST(Boundary, StagesAgreeBitForBitOnRanksAndTargets) {
   for (const int ranks : {1, 2, 3, 8})
-    for (const auto [rows, hidden] : {std::pair{1, 128}, {3, 256}, {7, 640}}) {
+    for (const auto& [rows, hidden] : {std::pair{1, 128}, {3, 256}, {7, 640}}) {
       const Outputs want = run_chain(kChains[0], Target::kCpu, ranks, rows, hidden);
       for (const Target target : test::host_targets())
         for (const Chain& chain : kChains) {
