@@ -238,6 +238,19 @@ TEST(Bf16Gemm, ThePortableVariantGivesTheSameBitsOnEveryTarget) {
     EXPECT_EQ(run_variant(problem, target, "simt"), reference) << name(target);
 }
 
+TEST(Bf16Gemm, InstructionSetsAgree) {
+  for (const int tokens : {1, 2, 3, 4, 5, 8, 9, 34}) {
+    const Problem problem =
+        make_problem({.tokens = tokens, .n = 70, .k = 1416, .out = DType::kF32});
+    const auto reference = run_variant(problem, Target::kCpu, "lanes");
+    for_each_variant([&](Target target, const std::string& variant) {
+      if (target != Target::kCpu || variant == "simt") return;
+      const auto output = run_variant(problem, target, variant);
+      EXPECT_EQ(output, reference) << variant << ", " << tokens << " tokens";
+    });
+  }
+}
+
 TEST(Bf16Gemm, NaNsAndInfinitiesReachTheirOutputsOnly) {
   for_each_variant([](Target target, const std::string& variant) {
     for (const int tokens : {1, 2, 6}) {

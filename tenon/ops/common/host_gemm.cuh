@@ -25,14 +25,15 @@ namespace tenon::TENON_TARGET {
 inline constexpr int kHostColumns = 64;
 inline constexpr int kHostRows = 32;
 inline constexpr int kHostChunk = 1024;
+inline constexpr int kHostStride = kHostChunk + 16;  // or all rows would share a few cache sets
 inline constexpr int kHostScales = kHostChunk / kGemmBlock;
 inline constexpr int kLanes = 16;
 inline constexpr int kGroup = 4;  // columns that are worked on together
 
 // The working memory of a block, on its stack.
 struct HostScratch {
-  alignas(64) float x[kHostRows][kHostChunk];
-  alignas(64) float weight[kGroup][kHostChunk];
+  alignas(64) float x[kHostRows][kHostStride];
+  alignas(64) float weight[kGroup][kHostStride];
   alignas(64) float sums[kHostRows][kHostColumns][kLanes];
   float x_scale[kHostRows][kHostScales];
   bool damaged[kHostColumns];  // the column's weights hold a NaN code

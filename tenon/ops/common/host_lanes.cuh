@@ -5,6 +5,7 @@
 namespace tenon::TENON_TARGET::TENON_ISA {
 
 inline constexpr int kWidth = TENON_ISA_WIDTH;
+inline constexpr int kRegisters = kWidth == 16 ? 32 : 16;
 
 // --- one register ------------------------------------------------------------------------------
 
@@ -31,6 +32,15 @@ TENON_ISA_INLINE Vector decode(const std::uint16_t* at) {
   const __m512i words = _mm512_maskz_cvtepu16_epi32(0xffff, halves);
   return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, words, 16));
 }
+// Whether any of four columns holds a NaN code. size is a multiple of 128.
+TENON_ISA_INLINE bool any_holds_nan(const std::uint8_t* const* codes, int size) {
+  const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
+  __m512i largest = sign;
+  for (int c = 0; c < kGroup; ++c)
+    for (int i = 0; i < size; i += 64)
+      largest = _mm512_max_epu8(largest, _mm512_or_si512(_mm512_loadu_si512(codes[c] + i), sign));
+  return _mm512_cmpeq_epi8_mask(largest, _mm512_set1_epi8(-1)) != 0;
+}
 #elif TENON_ISA_WIDTH == 8
 using Vector = __m256;
 TENON_ISA_INLINE Vector splat(float value) { return _mm256_set1_ps(value); }
@@ -48,6 +58,16 @@ TENON_ISA_INLINE Vector decode(const std::uint16_t* at) {
   const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
 }
+TENON_ISA_INLINE bool any_holds_nan(const std::uint8_t* const* codes, int size) {
+  const __m256i sign = _mm256_set1_epi8(static_cast<char>(0x80));
+  __m256i largest = sign;
+  for (int c = 0; c < kGroup; ++c)
+    for (int i = 0; i < size; i += 32) {
+      const __m256i mine = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes[c] + i));
+      largest = _mm256_max_epu8(largest, _mm256_or_si256(mine, sign));
+    }
+  return _mm256_movemask_epi8(_mm256_cmpeq_epi8(largest, _mm256_set1_epi8(-1))) != 0;
+}
 #else  // any processor: the compiler finds what there is for four floats
 using Vector = float __attribute__((vector_size(16)));
 using Words = std::uint32_t __attribute__((vector_size(16)));
@@ -59,15 +79,27 @@ TENON_ISA_INLINE Vector load(const float* at) {
 }
 TENON_ISA_INLINE void store(float* at, Vector value) { std::memcpy(at, &value, sizeof value); }
 TENON_ISA_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
+// The value of each code, by 2^-8. An integer times the unit of the subnormals, 2^-9.
+struct E4m3Table {
+  float values[256];
+  constexpr E4m3Table() : values() {
+    for (int code = 0; code < 256; ++code) {
+      const int mantissa = code & 7, exponent = code >> 3 & 15;
+      const int units = exponent == 0 ? mantissa : (8 + mantissa) << (exponent - 1);
+      const float value = (code & 0x7f) == 0x7f ? __builtin_nanf("") : float(units) * 0x1p-17f;
+      values[code] = code < 128 ? value : -value;
+    }
+  }
+};
+inline constexpr E4m3Table kE4m3;
 TENON_ISA_INLINE Vector decode(const std::uint8_t* at) {
-  const Words codes{at[0], at[1], at[2], at[3]};
-  const Words bits = (codes & 0x80u) << 24 | (codes & 0x7fu) << 20;
-  return __builtin_bit_cast(Vector, bits) * 0x1p112f;
+  return Vector{kE4m3.values[at[0]], kE4m3.values[at[1]], kE4m3.values[at[2]], kE4m3.values[at[3]]};
 }
 TENON_ISA_INLINE Vector decode(const std::uint16_t* at) {
   const Words halves{at[0], at[1], at[2], at[3]};
   return __builtin_bit_cast(Vector, halves << 16);
 }
+TENON_ISA_INLINE bool any_holds_nan(const std::uint8_t* const*, int) { return false; }
 #endif
 
 TENON_ISA_INLINE Vector decode(const float* at) { return load(at); }
@@ -75,7 +107,8 @@ TENON_ISA_INLINE Vector decode(const float* at) { return load(at); }
 TENON_ISA_INLINE Vector decode_x(const std::uint8_t* at) {
   const Vector value = decode(at) * splat(0x1p16f);
   const Vector largest = splat(448.0f * 0x1p8f);
-  return (value > largest) | (value < -largest) ? splat(bits_float(0x7fc00000u)) : value;
+  const auto is_nan_code = (value > largest) | (value < -largest);
+  return is_nan_code ? splat(bits_float(0x7fc00000u)) : value;
 }
 TENON_ISA_INLINE Vector decode_x(const std::uint16_t* at) { return decode(at); }
 
@@ -123,29 +156,39 @@ TENON_ISA_CODE void load_x(const HostTile& tile, Chunk chunk, HostScratch& scrat
   }
 }
 
-// Whether codes of weights hold a NaN: the low seven bits plus one reach bit 7.
-TENON_ISA_CODE inline bool holds_nan(const std::uint8_t* codes, int size) {
-  std::uint8_t seen[64] = {};
-  for (int i = 0; i < size; i += 64)
-    for (int j = 0; j < 64; ++j)
-      seen[j] = static_cast<std::uint8_t>(seen[j] | ((codes[i + j] & 0x7f) + 1));
-  std::uint8_t any = 0;
-  for (int j = 0; j < 64; ++j) any = static_cast<std::uint8_t>(any | seen[j]);
-  return (any & 0x80) != 0;
+// Whether a column of weights holds a NaN code: the low seven bits plus one reach bit 7.
+TENON_ISA_INLINE bool holds_nan(const std::uint8_t* codes, int size) {
+  unsigned seen = 0;
+  for (int i = 0; i < size; ++i) seen |= (codes[i] & 0x7fu) + 1u;
+  return (seen & 0x80u) != 0;
+}
+
+// Marks the columns of a group whose weights hold a NaN code, which decode() does not know. Nearly
+// always there is none: one pass over all four tells.
+TENON_ISA_CODE inline void mark_damage(const std::uint8_t* const* codes, int column, Chunk chunk,
+                                       HostScratch& scratch) {
+  bool* damaged = scratch.damaged + column;
+  if (chunk.first())
+    for (int c = 0; c < kGroup; ++c) damaged[c] = false;
+  if (!any_holds_nan(codes, chunk.size)) return;
+  for (int c = 0; c < kGroup; ++c) damaged[c] = damaged[c] || holds_nan(codes[c], chunk.size);
 }
 
 // Products of kRows rows of x and kColumns columns of weights, for the lanes of one register:
 // elements begin, begin + 16, … below end.
 template <int kRows, int kColumns, class Weight>
-TENON_ISA_INLINE void add_products(const float (*x)[kHostChunk], const Weight* const* weight,
+TENON_ISA_INLINE void add_products(const float (*x)[kHostStride], const Weight* const* weight,
                                    int begin, int end, Vector (&sum)[kRows][kColumns]) {
   TENON_UNROLL
   for (int at = begin; at < end; at += kLanes) {
+    Vector of_row[kRows];
+    TENON_UNROLL
+    for (int r = 0; r < kRows; ++r) of_row[r] = load(x[r] + at);
     TENON_UNROLL
     for (int c = 0; c < kColumns; ++c) {
       const Vector w = decode(weight[c] + at);
       TENON_UNROLL
-      for (int r = 0; r < kRows; ++r) sum[r][c] = multiply_add(load(x[r] + at), w, sum[r][c]);
+      for (int r = 0; r < kRows; ++r) sum[r][c] = multiply_add(of_row[r], w, sum[r][c]);
     }
   }
 }
@@ -158,46 +201,88 @@ struct Operands {
   int row, column;
 };
 
-// Adds a chunk to the sums of kRows × kColumns outputs. kScaled: fp8, block by block.
-template <bool kScaled, int kRows, int kColumns, class Weight>
-TENON_ISA_CODE void add_chunk(const Operands<Weight>& of, Chunk chunk, HostScratch& scratch) {
+// The sums of kRows × kColumns outputs, for the lanes of one register, from the scratch or zero.
+template <int kRows, int kColumns>
+TENON_ISA_INLINE void load_sums(const float (*sums)[kHostColumns][kLanes], int column, int lane,
+                                bool zero, Vector (&sum)[kRows][kColumns]) {
+  TENON_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    TENON_UNROLL
+    for (int c = 0; c < kColumns; ++c)
+      sum[r][c] = zero ? splat(0.0f) : load(sums[r][column + c] + lane);
+  }
+}
+template <int kRows, int kColumns>
+TENON_ISA_INLINE void store_sums(float (*sums)[kHostColumns][kLanes], int column, int lane,
+                                 const Vector (&sum)[kRows][kColumns]) {
+  TENON_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    TENON_UNROLL
+    for (int c = 0; c < kColumns; ++c) store(sums[r][column + c] + lane, sum[r][c]);
+  }
+}
+
+// Adds a chunk of fp8 to the sums, block by block.
+template <int kRows, int kColumns, class Weight>
+TENON_ISA_CODE void add_scaled_chunk(const Operands<Weight>& of, Chunk chunk,
+                                     HostScratch& scratch) {
+  // More sums than these would not stay in registers beside the products of a block.
+  constexpr bool kKeep = kRows * kColumns * 2 + kRows < kRegisters;
   const auto* x = scratch.x + of.row;
+  auto* sums = scratch.sums + of.row;
   for (int lane = 0; lane < kLanes; lane += kWidth) {
     Vector sum[kRows][kColumns];
-    TENON_UNROLL
-    for (int i = 0; i < kRows * kColumns; ++i) {
-      const int r = i / kColumns, c = i % kColumns;
-      sum[r][c] =
-          chunk.first() ? splat(0.0f) : load(scratch.sums[of.row + r][of.column + c] + lane);
-    }
-    if constexpr (kScaled) {
-      for (int block = 0; block < chunk.size / kGemmBlock; ++block) {
-        Vector part[kRows][kColumns] = {};
-        const int begin = block * kGemmBlock;
-        add_products(x, of.weight, begin + lane, begin + kGemmBlock, part);
+    if (kKeep) load_sums(sums, of.column, lane, chunk.first(), sum);
+    for (int block = 0; block < chunk.size / kGemmBlock; ++block) {
+      Vector part[kRows][kColumns] = {};
+      const int begin = block * kGemmBlock;
+      add_products(x, of.weight, begin + lane, begin + kGemmBlock, part);
+      if (!kKeep) load_sums(sums, of.column, lane, chunk.first() && block == 0, sum);
+      TENON_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const Vector scale = splat(scratch.x_scale[of.row + r][block] * of.weight_scale[block]);
         TENON_UNROLL
-        for (int r = 0; r < kRows; ++r) {
-          const Vector scale = splat(scratch.x_scale[of.row + r][block] * of.weight_scale[block]);
-          TENON_UNROLL
-          for (int c = 0; c < kColumns; ++c) sum[r][c] = sum[r][c] + part[r][c] * scale;
-        }
+        for (int c = 0; c < kColumns; ++c) sum[r][c] = sum[r][c] + part[r][c] * scale;
       }
-    } else {
-      const bool expanded = sizeof(Weight) == sizeof(float);
-      const int whole = expanded ? chunk.padded() : chunk.whole();
-      add_products(x, of.weight, lane, whole, sum);
-      if (whole < chunk.padded()) {  // the end of the row was expanded
-        const float* end[kGroup];
-        for (int c = 0; c < kColumns; ++c) end[c] = scratch.weight[of.column % kGroup + c];
-        add_products(x, end, whole + lane, chunk.padded(), sum);
-      }
+      if (!kKeep) store_sums(sums, of.column, lane, sum);
     }
-    TENON_UNROLL
-    for (int i = 0; i < kRows * kColumns; ++i) {
-      const int r = i / kColumns, c = i % kColumns;
-      store(scratch.sums[of.row + r][of.column + c] + lane, sum[r][c]);
-    }
+    if (kKeep) store_sums(sums, of.column, lane, sum);
   }
+}
+
+// Adds a chunk of bf16 to the sums.
+template <int kRows, int kColumns, class Weight>
+TENON_ISA_CODE void add_plain_chunk(const Operands<Weight>& of, Chunk chunk, HostScratch& scratch) {
+  const auto* x = scratch.x + of.row;
+  auto* sums = scratch.sums + of.row;
+  const float* end[kColumns];  // the end of a row that fills no lanes was expanded
+  for (int c = 0; c < kColumns; ++c) end[c] = scratch.weight[of.column % kGroup + c];
+  const bool expanded = sizeof(Weight) == sizeof(float);
+  const int whole = expanded ? chunk.padded() : chunk.whole();
+  for (int lane = 0; lane < kLanes; lane += kWidth) {
+    Vector sum[kRows][kColumns];
+    load_sums(sums, of.column, lane, chunk.first(), sum);
+    add_products(x, of.weight, lane, whole, sum);
+    if (whole < chunk.padded()) add_products(x, end, whole + lane, chunk.padded(), sum);
+    store_sums(sums, of.column, lane, sum);
+  }
+}
+
+template <bool kScaled, int kRows, int kColumns, class Weight>
+TENON_ISA_INLINE void add_chunk(const Operands<Weight>& of, Chunk chunk, HostScratch& scratch) {
+  if constexpr (kScaled) {
+    add_scaled_chunk<kRows, kColumns>(of, chunk, scratch);
+  } else {
+    add_plain_chunk<kRows, kColumns>(of, chunk, scratch);
+  }
+}
+
+// The right half of the columns.
+template <class Weight>
+TENON_ISA_INLINE void move_right(Operands<Weight>& of) {
+  of.column += kGroup / 2;
+  of.weight[0] = of.weight[2];
+  of.weight[1] = of.weight[3];
 }
 
 // Up to four rows: weights are decoded in registers. The registers suffice for four sums or eight.
@@ -210,19 +295,26 @@ TENON_ISA_CODE void add_few_rows(Operands<Code> of, int num_rows, Chunk chunk,
     if (num_rows == 2) add_chunk<kScaled, 2, kGroup / 2>(of, chunk, scratch);
     if (num_rows == 3) add_chunk<kScaled, 3, kGroup / 2>(of, chunk, scratch);
     if (num_rows == 4) add_chunk<kScaled, 4, kGroup / 2>(of, chunk, scratch);
-    of.column += kGroup / 2;
-    of.weight[0] = of.weight[2];
-    of.weight[1] = of.weight[3];
+    move_right(of);
   }
 }
 
-// Any number of rows, with weights that were decoded before.
+// Any number of rows, with weights that were decoded before. Tiles as large as the registers allow:
+// fp8 needs two for each output.
 template <bool kScaled>
 TENON_ISA_CODE void add_many_rows(Operands<float> of, int num_rows, Chunk chunk,
                                   HostScratch& scratch) {
+  constexpr int kRows = kScaled && kRegisters >= 32 ? 3 : 4;
+  constexpr int kColumns = kRegisters >= 32 ? kGroup : kGroup / 2;
   for (int c = 0; c < kGroup; ++c) of.weight[c] = scratch.weight[c];
-  for (; num_rows - of.row >= 4; of.row += 4) add_chunk<kScaled, 4, kGroup>(of, chunk, scratch);
-  for (; num_rows - of.row >= 1; of.row += 1) add_chunk<kScaled, 1, kGroup>(of, chunk, scratch);
+  for (int column = 0; column < kGroup; column += kColumns) {
+    of.row = 0;
+    for (; num_rows - of.row >= kRows; of.row += kRows)
+      add_chunk<kScaled, kRows, kColumns>(of, chunk, scratch);
+    for (; num_rows - of.row >= 2; of.row += 2) add_chunk<kScaled, 2, kColumns>(of, chunk, scratch);
+    for (; num_rows - of.row >= 1; of.row += 1) add_chunk<kScaled, 1, kColumns>(of, chunk, scratch);
+    move_right(of);
+  }
 }
 
 // All columns of the tile, four at a time.
@@ -238,16 +330,14 @@ TENON_ISA_CODE void add_columns(const HostTile& tile, Chunk chunk, HostScratch& 
     for (int c = 0; c < kGroup; ++c) {
       const int mine = column + c < tile.num_columns ? column + c : tile.num_columns - 1;
       of.weight[c] = weights + (tile.first_column + mine) * call.weight_stride;
-      if constexpr (kScaled) {
-        const bool damaged = holds_nan(of.weight[c], chunk.size);
-        scratch.damaged[column + c] = damaged || (!chunk.first() && scratch.damaged[column + c]);
-      }
       expand<false>(of.weight[c], chunk, few ? chunk.whole() : 0, scratch.weight[c]);
     }
-    if constexpr (kScaled)
+    if constexpr (kScaled) {
+      mark_damage(of.weight, column, chunk, scratch);
       of.weight_scale = tile.scales.weight + tile.expert * tile.scales.weight_expert_stride +
                         (tile.first_column + column) / kGemmBlock * tile.scales.weight_row_stride +
                         chunk.begin / kGemmBlock;
+    }
     if (few) {
       add_few_rows(of, tile.num_rows, chunk, scratch);
     } else {
