@@ -54,7 +54,9 @@ const KnobSpec kKnobs[] = {
     {"TENON_LOG", "how much is logged: error, warning, info, debug", parse_log,
      [](const Env& e) { return std::string(kLevelNames[static_cast<std::size_t>(e.log)]); }},
     {"TENON_FORCE_STAGE", "stage of every boundary: 1, 2 or 3; 0 leaves the choice",
-     [](std::string_view v, Env& e) { return parse_number(v, 0, 3, "0, 1, 2 or 3", e.force_stage); },
+     [](std::string_view v, Env& e) {
+       return parse_number(v, 0, 3, "0, 1, 2 or 3", e.force_stage);
+     },
      [](const Env& e) { return std::to_string(e.force_stage); }},
     {"TENON_MAX_STAGE", "the most fused stage a boundary may use: 1, 2 or 3",
      [](std::string_view v, Env& e) { return parse_number(v, 1, 3, "1, 2 or 3", e.max_stage); },
@@ -70,11 +72,14 @@ const KnobSpec kKnobs[] = {
      },
      [](const Env& e) { return std::to_string(e.deadline.count()); }},
     {"TENON_CPU_THREADS", "threads per rank on the cpu target; 0 shares the cores among the ranks",
-     [](std::string_view v, Env& e) { return parse_number(v, 0, 1024, "0 to 1024", e.cpu_threads); },
+     [](std::string_view v, Env& e) {
+       return parse_number(v, 0, 1024, "0 to 1024", e.cpu_threads);
+     },
      [](const Env& e) { return std::to_string(e.cpu_threads); }},
     {"TENON_EMU_SEED", "order in which emulated threads run",
      [](std::string_view v, Env& e) {
-       return parse_number<std::uint64_t>(v, 0, ~std::uint64_t{0}, "an unsigned integer", e.emu_seed);
+       return parse_number<std::uint64_t>(v, 0, ~std::uint64_t{0}, "an unsigned integer",
+                                          e.emu_seed);
      },
      [](const Env& e) { return std::to_string(e.emu_seed); }},
 };
@@ -115,7 +120,8 @@ const Parsed& parsed() {
     auto result = parse_env(variables, &warnings);
     out.status = result.status();
     if (result) out.env = *result;
-    for (const std::string& each : warnings) std::fprintf(stderr, "tenon: warning: %s\n", each.c_str());
+    for (const std::string& each : warnings)
+      std::fprintf(stderr, "tenon: warning: %s\n", each.c_str());
     return out;
   }();
   return once;
@@ -125,7 +131,8 @@ thread_local std::optional<int> log_rank;
 
 }  // namespace
 
-Result<Env> parse_env(const std::vector<std::string>& variables, std::vector<std::string>* warnings) {
+Result<Env> parse_env(const std::vector<std::string>& variables,
+                      std::vector<std::string>* warnings) {
   Env env;
   for (const std::string& each : variables) {
     const std::string_view variable = each;

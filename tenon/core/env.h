@@ -15,13 +15,13 @@ namespace tenon {
 enum class LogLevel : std::uint8_t { kError, kWarning, kInfo, kDebug };
 
 struct Env {
-  LogLevel log = LogLevel::kWarning;              // TENON_LOG: error | warning | info | debug
-  int force_stage = 0;                            // TENON_FORCE_STAGE: 1 | 2 | 3; 0 leaves the choice
-  int max_stage = 1;                              // TENON_MAX_STAGE: most fused stage allowed: 1 | 2 | 3
-  std::string force_variant;                      // TENON_FORCE_VARIANT: op:variant
-  std::chrono::milliseconds deadline{30'000};     // TENON_DEADLINE_MS: longest any wait may last
-  int cpu_threads = 0;                            // TENON_CPU_THREADS: per rank; 0 shares the cores
-  std::uint64_t emu_seed = 0;                     // TENON_EMU_SEED: order of emulated threads
+  LogLevel log = LogLevel::kWarning;  // TENON_LOG: error | warning | info | debug
+  int force_stage = 0;                // TENON_FORCE_STAGE: 1 | 2 | 3; 0 leaves the choice
+  int max_stage = 1;                  // TENON_MAX_STAGE: most fused stage allowed: 1 | 2 | 3
+  std::string force_variant;          // TENON_FORCE_VARIANT: op:variant
+  std::chrono::milliseconds deadline{30'000};  // TENON_DEADLINE_MS: longest any wait may last
+  int cpu_threads = 0;                         // TENON_CPU_THREADS: per rank; 0 shares the cores
+  std::uint64_t emu_seed = 0;                  // TENON_EMU_SEED: order of emulated threads
 };
 
 // One knob as `tenon env` prints it.
@@ -32,7 +32,8 @@ struct Knob {
 
 // Parses the process environment. Errors name the variable, its value and what is accepted; unknown
 // TENON_ variables become warnings with the nearest known name.
-Result<Env> parse_env(const std::vector<std::string>& variables, std::vector<std::string>* warnings);
+Result<Env> parse_env(const std::vector<std::string>& variables,
+                      std::vector<std::string>* warnings);
 
 // The parsed environment of this process. A malformed knob is fatal in main(), which calls
 // env_status() first; a library user who skips that sees the defaults for malformed knobs.

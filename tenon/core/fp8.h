@@ -18,7 +18,9 @@ struct f16 {
   std::uint16_t bits;
 };
 
-TENON_HD inline std::uint32_t float_bits(float value) { return __builtin_bit_cast(std::uint32_t, value); }
+TENON_HD inline std::uint32_t float_bits(float value) {
+  return __builtin_bit_cast(std::uint32_t, value);
+}
 TENON_HD inline float bits_float(std::uint32_t bits) { return __builtin_bit_cast(float, bits); }
 TENON_HD inline bool is_nan(float value) { return (float_bits(value) & 0x7fffffffu) > 0x7f800000u; }
 
@@ -58,7 +60,8 @@ TENON_HD inline f16 to_f16(float value) {
   } else if (magnitude >= 0x477ff000u) {  // 65520 and more round to infinity
     out = 0x7c00u;
   } else if (magnitude < 0x38800000u) {  // below 2^-14: subnormal, unit 2^-24
-    // Adding 0.5 aligns the unit with bit 0 of the fp32 significand; the hardware add rounds to even.
+    // Adding 0.5 aligns the unit with bit 0 of the fp32 significand; the hardware add rounds to
+    // even.
     const float aligned = bits_float(magnitude) + 0.5f;
     out = float_bits(aligned) - 0x3f000000u;
   } else {

@@ -81,22 +81,24 @@ Status to_status(const Result<T>& result) {
 
 // Returns early from a function that yields Status or Result when `expression` failed.
 // The optional second argument becomes a context line.
-#define TENON_TRY(expression, ...)                                                  \
-  do {                                                                              \
-    if (auto tenon_try_ = (expression); !tenon_try_) [[unlikely]]                   \
-      return ::tenon::to_status(tenon_try_) __VA_OPT__(.with(__VA_ARGS__));         \
+#define TENON_TRY(expression, ...)                                          \
+  do {                                                                      \
+    if (auto tenon_try_ = (expression); !tenon_try_) [[unlikely]]           \
+      return ::tenon::to_status(tenon_try_) __VA_OPT__(.with(__VA_ARGS__)); \
   } while (false)
 
 #define TENON_JOIN_(a, b) a##b
 #define TENON_JOIN(a, b) TENON_JOIN_(a, b)
 
-// Declares `name` from a Result<T>, or returns its Status: TENON_ASSIGN(auto file, open(path), "…").
-#define TENON_ASSIGN(declaration, expression, ...) \
-  TENON_ASSIGN_(TENON_JOIN(tenon_result_, __LINE__), declaration, expression __VA_OPT__(, ) __VA_ARGS__)
-#define TENON_ASSIGN_(held, declaration, expression, ...)            \
-  auto held = (expression);                                          \
-  if (!held) [[unlikely]]                                            \
-    return held.status() __VA_OPT__(.with(__VA_ARGS__));             \
+// Declares `name` from a Result<T>, or returns its Status: TENON_ASSIGN(auto file, open(path),
+// "…").
+#define TENON_ASSIGN(declaration, expression, ...)                \
+  TENON_ASSIGN_(TENON_JOIN(tenon_result_, __LINE__), declaration, \
+                expression __VA_OPT__(, ) __VA_ARGS__)
+#define TENON_ASSIGN_(held, declaration, expression, ...) \
+  auto held = (expression);                               \
+  if (!held) [[unlikely]]                                 \
+    return held.status() __VA_OPT__(.with(__VA_ARGS__));  \
   declaration = *std::move(held)
 
 // For "this code is wrong" only: never for input, files, peers or devices.

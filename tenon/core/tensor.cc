@@ -106,8 +106,8 @@ bool TensorView::rows_contiguous() const {
 
 TensorView TensorView::rows(std::int64_t begin, std::int64_t count) const {
   TensorView part = *this;
-  part.data = static_cast<std::byte*>(data) +
-              static_cast<std::size_t>(begin * stride[0]) * size_of(dtype);
+  part.data =
+      static_cast<std::byte*>(data) + static_cast<std::size_t>(begin * stride[0]) * size_of(dtype);
   part.shape[0] = count;
   return part;
 }
@@ -118,7 +118,8 @@ TensorView view(void* data, DType dtype, Device device, std::initializer_list<st
   tensor.data = data;
   tensor.dtype = dtype;
   tensor.device = device;
-  for (std::int64_t extent : shape) tensor.shape[static_cast<std::size_t>(tensor.num_dims++)] = extent;
+  for (std::int64_t extent : shape)
+    tensor.shape[static_cast<std::size_t>(tensor.num_dims++)] = extent;
   std::int64_t stride = 1;
   for (int i = tensor.num_dims; i-- > 0;) {
     tensor.stride[static_cast<std::size_t>(i)] = stride;

@@ -26,8 +26,8 @@ inline constexpr int kNumTargets = 0
 #undef TENON_TARGET_ENTRY
     ;
 
-std::string_view name(Target target);                            // "cpu", "cuda", …
-std::optional<Target> target_named(std::string_view name);       // the inverse
+std::string_view name(Target target);                       // "cpu", "cuda", …
+std::optional<Target> target_named(std::string_view name);  // the inverse
 constexpr bool is_host(Target target) { return target != Target::kCuda && target != Target::kHip; }
 
 struct Device {
@@ -44,10 +44,10 @@ struct TensorView {
   std::array<std::int64_t, 4> shape{}, stride{};
   int num_dims = 0;
 
-  std::int64_t size() const;      // elements
+  std::int64_t size() const;  // elements
   std::size_t bytes() const { return static_cast<std::size_t>(size()) * size_of(dtype); }
-  bool contiguous() const;        // row-major with no gaps
-  bool rows_contiguous() const;   // the last dimension has stride 1
+  bool contiguous() const;       // row-major with no gaps
+  bool rows_contiguous() const;  // the last dimension has stride 1
   template <class T>
   T* as() const {
     return static_cast<T*>(data);
@@ -74,9 +74,9 @@ std::optional<ScaleLayout> scale_layout_named(std::string_view name);
 
 // fp8 codes and their scales. scale has the shape that `layout` says.
 struct QuantView {
-  TensorView data;   // [rows, hidden], e4m3 or e4m3fnuz
+  TensorView data;  // [rows, hidden], e4m3 or e4m3fnuz
   TensorView scale;
-  int group = 128;   // consecutive elements that share a scale
+  int group = 128;  // consecutive elements that share a scale
   ScaleLayout layout = ScaleLayout::kRow;
 };
 

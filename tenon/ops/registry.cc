@@ -23,7 +23,8 @@ std::string_view forced_by_env(Op op) {
 
 std::string list_names(const VariantTable& table) {
   std::string text;
-  for (const Variant& each : table.variants) text += (text.empty() ? "" : ", ") + std::string(each.name);
+  for (const Variant& each : table.variants)
+    text += (text.empty() ? "" : ", ") + std::string(each.name);
   return text;
 }
 
@@ -77,7 +78,8 @@ Result<Plan> choose(Op op, const void* args, const Situation& where, std::string
 Status launch(const Plan& plan, const void* args, const TeamView* team, Stream& stream) {
   const VariantTable* table = variants(plan.op, plan.target);
   TENON_CHECK(table != nullptr && plan.variant >= 0);
-  return table->variants[static_cast<std::size_t>(plan.variant)].launch(plan.shape, args, team, stream);
+  return table->variants[static_cast<std::size_t>(plan.variant)].launch(plan.shape, args, team,
+                                                                        stream);
 }
 
 }  // namespace tenon

@@ -34,7 +34,8 @@ struct Traffic {
   double flops = 0, memory_bytes = 0, link_bytes = 0;
 };
 
-// What a plan may depend on besides Args. All of it is agreed by the ranks or equal by construction.
+// What a plan may depend on besides Args. All of it is agreed by the ranks or equal by
+// construction.
 struct Situation {
   Device device{};
   DeviceProperties properties{};
@@ -44,15 +45,16 @@ struct Situation {
 // Fills the properties of `device`.
 Result<Situation> situation(Device device, int team_size = 1, bool peer_pointers = false);
 
-// The chosen variant and its launch shape. Pure data. A plan serves every call with as many rows and
-// sequences as it was made for, or fewer: kernels take their bounds from Args, not from the grid.
+// The chosen variant and its launch shape. Pure data. A plan serves every call with as many rows
+// and sequences as it was made for, or fewer: kernels take their bounds from Args, not from the
+// grid.
 struct Plan {
   Op op{};
-  std::int16_t variant = -1;              // index into the target's table
+  std::int16_t variant = -1;  // index into the target's table
   Target target = Target::kCpu;
-  std::string_view variant_name;          // "one_shot"
+  std::string_view variant_name;  // "one_shot"
   LaunchShape shape;
-  std::vector<std::string> refusals;      // "one_shot: 4096 rows is over the limit of 512"
+  std::vector<std::string> refusals;  // "one_shot: 4096 rows is over the limit of 512"
 };
 
 // One way of running an op on one target. Functions get the op's Args behind const void*.
@@ -61,7 +63,8 @@ struct Variant {
   // Ok and fills `shape`, or the reason it does not apply (its code is ignored).
   Status (*supports)(const void* args, const Situation& where, LaunchShape* shape);
   // Launches only. `team` is null for ops that do not communicate.
-  Status (*launch)(const LaunchShape& shape, const void* args, const TeamView* team, Stream& stream);
+  Status (*launch)(const LaunchShape& shape, const void* args, const TeamView* team,
+                   Stream& stream);
 };
 
 // Wraps typed functions of an op:
@@ -88,9 +91,9 @@ struct VariantTable {
 // Null when the target is not in this build.
 const VariantTable* variants(Op op, Target target);
 
-// Walks the variants in order, takes the first that says yes and keeps each refusal. A variant named
-// by `forced`, or else by TENON_FORCE_VARIANT=op:variant, is the only one tried: if it refuses, that
-// is an error.
+// Walks the variants in order, takes the first that says yes and keeps each refusal. A variant
+// named by `forced`, or else by TENON_FORCE_VARIANT=op:variant, is the only one tried: if it
+// refuses, that is an error.
 Result<Plan> choose(Op op, const void* args, const Situation& where, std::string_view forced = {});
 
 // Runs the plan's variant. Launches only.
