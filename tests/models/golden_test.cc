@@ -31,10 +31,10 @@
 namespace tenon {
 namespace {
 
-using testing::ModelDriver;
-using testing::ShardRows;
-using testing::splitmix64;
-using testing::TempDirectory;
+using test::ModelDriver;
+using test::ShardRows;
+using test::splitmix64;
+using test::TempDirectory;
 
 constexpr double kMedianRatio = 1.25, kRowRatio = 2, kRowShare = 0.8, kSpreadShare = 0.4;
 constexpr int kLengths[] = {1, 2, 3, 63, 64, 65, 200};
@@ -129,7 +129,7 @@ class Checkpoint {
     if (!config) return;
     made_.emplace();
     directory_ = made_->path();
-    testing::write_checkpoint(directory_, *config, testing::tiny_tensors(*config), 2);
+    test::write_checkpoint(directory_, *config, test::tiny_tensors(*config), 2);
   }
   std::string directory() const { return directory_.string(); }
 

@@ -37,11 +37,11 @@ extern "C" void* aligned_alloc(std::size_t alignment, std::size_t bytes) {
 namespace tenon::qwen3_5 {
 namespace {
 
-using testing::ModelDriver;
-using testing::ShardRows;
-using testing::TempDirectory;
-using testing::TinyShape;
-using testing::Turn;
+using test::ModelDriver;
+using test::ShardRows;
+using test::TempDirectory;
+using test::TinyShape;
+using test::Turn;
 
 // The smallest models with both kinds of layer.
 TinyShape dense_shape() { return {.layers = 4, .vocab = 256, .intermediate = 512}; }
@@ -51,8 +51,8 @@ TinyShape moe_shape() {
 
 struct OnDisk : TempDirectory {
   explicit OnDisk(const TinyShape& shape, std::string_view prefix = "model.language_model.")
-      : config(testing::tiny_config(shape)) {
-    testing::write_checkpoint(path(), config, testing::tiny_tensors(config, prefix), 2);
+      : config(test::tiny_config(shape)) {
+    test::write_checkpoint(path(), config, test::tiny_tensors(config, prefix), 2);
   }
   std::string config;
   std::string where() const { return path().string(); }
@@ -62,7 +62,7 @@ std::vector<std::int32_t> prompt(int length, int seed, int vocab = 256) {
   std::vector<std::int32_t> ids;
   for (int i = 0; i < length; ++i)
     ids.push_back(
-        static_cast<std::int32_t>(testing::splitmix64(static_cast<std::uint64_t>(seed * 1000 + i)) %
+        static_cast<std::int32_t>(test::splitmix64(static_cast<std::uint64_t>(seed * 1000 + i)) %
                                   static_cast<std::uint64_t>(vocab)));
   return ids;
 }
@@ -274,7 +274,7 @@ TEST(Qwen3_5, ReadsTextOnlyAndTiedCheckpoints) {
 
 TEST(Qwen3_5, StopsOnEveryEndToken) {
   const OnDisk files(dense_shape());
-  testing::write_file(files.path() / "generation_config.json", R"({"eos_token_id":[7,255,9]})");
+  test::write_file(files.path() / "generation_config.json", R"({"eos_token_id":[7,255,9]})");
   with_model(1, files.where(), small_options(), [](int, Model& model, Stream&) {
     EXPECT_EQ(model.eos_ids(), (std::vector<std::int32_t>{255, 7, 9}));
     EXPECT_EQ(model.vocab_size(), 256);
@@ -299,11 +299,11 @@ TEST(Qwen3_5, RefusesStepsThatDoNotFit) {
 }
 
 TEST(Qwen3_5, RefusesBrokenCheckpoints) {
-  const std::string config = testing::tiny_config(dense_shape());
-  const auto tensors = testing::tiny_tensors(config);
+  const std::string config = test::tiny_config(dense_shape());
+  const auto tensors = test::tiny_tensors(config);
   const std::string layer = "model.language_model.layers.3.";
   struct Case {
-    std::function<void(testing::FileTensors&)> damage;
+    std::function<void(test::FileTensors&)> damage;
     std::string sentence;
   };
   const std::vector<Case> cases{
@@ -320,7 +320,7 @@ TEST(Qwen3_5, RefusesBrokenCheckpoints) {
       {[&](auto& t) { t.erase("model.language_model.embed_tokens.weight"); },
        "holds neither \"model.language_model.embed_tokens.weight\""},
       {[&](auto& t) {
-         testing::FileTensor& k = t[layer + "self_attn.k_proj.weight"];
+         test::FileTensor& k = t[layer + "self_attn.k_proj.weight"];
          k.type = "BF16";
          k.bytes.resize(2 * k.bytes.size());
          t.erase(layer + "self_attn.k_proj.weight_scale_inv");
@@ -330,9 +330,9 @@ TEST(Qwen3_5, RefusesBrokenCheckpoints) {
   };
   for (const Case& each : cases) {
     TempDirectory directory;
-    testing::FileTensors damaged = tensors;
+    test::FileTensors damaged = tensors;
     each.damage(damaged);
-    testing::write_checkpoint(directory.path(), config, damaged, 0);
+    test::write_checkpoint(directory.path(), config, damaged, 0);
     run_ranks(1, [&](int, Communicator& comm) {
       auto stream = Stream::create(comm.device());
       ASSERT_TRUE(stream);
@@ -346,13 +346,13 @@ TEST(Qwen3_5, RefusesBrokenCheckpoints) {
 
 // The vision tower and the draft head are left alone.
 TEST(Qwen3_5, SkipsWhatIsNotText) {
-  const std::string config = testing::tiny_config(dense_shape());
-  testing::FileTensors tensors = testing::tiny_tensors(config);
-  const testing::FileTensor some = tensors.at("lm_head.weight");
+  const std::string config = test::tiny_config(dense_shape());
+  test::FileTensors tensors = test::tiny_tensors(config);
+  const test::FileTensor some = tensors.at("lm_head.weight");
   for (const char* name : {"model.visual.blocks.0.attn.qkv.weight", "mtp.fc.weight"})
     tensors[name] = some;
   TempDirectory directory;
-  testing::write_checkpoint(directory.path(), config, tensors, 3);
+  test::write_checkpoint(directory.path(), config, tensors, 3);
   std::int64_t done = 0, total = -1;
   ModelOptions options = small_options();
   options.progress = [&](std::int64_t now, std::int64_t all) { done = now, total = all; };
@@ -363,7 +363,7 @@ TEST(Qwen3_5, SkipsWhatIsNotText) {
 TEST(Qwen3_5, OneRankThatCannotLoadStopsAll) {
   const OnDisk good(dense_shape());
   TempDirectory empty;
-  testing::write_file(empty.path() / "config.json", good.config);
+  test::write_file(empty.path() / "config.json", good.config);
   run_ranks(2, [&](int rank, Communicator& comm) {
     auto stream = Stream::create(comm.device());
     ASSERT_TRUE(stream);
@@ -379,7 +379,7 @@ TEST(Qwen3_5, OneRankThatCannotLoadStopsAll) {
 
 TEST(Qwen3_5, NamesTheArchitecturesItKnows) {
   TempDirectory directory;
-  testing::write_file(directory.path() / "config.json", R"({"architectures":["Llama"]})");
+  test::write_file(directory.path() / "config.json", R"({"architectures":["Llama"]})");
   run_ranks(1, [&](int, Communicator& comm) {
     auto stream = Stream::create(comm.device());
     ASSERT_TRUE(stream);
@@ -400,7 +400,7 @@ void expect_refused(const Status& status, std::string_view sentence) {
 
 // The config text with one key replaced or added in text_config.
 std::string with_key(const std::string& key, const std::string& value) {
-  std::string text = testing::tiny_config(moe_shape());
+  std::string text = test::tiny_config(moe_shape());
   const std::string old = "\"" + key + "\": ";
   const std::size_t at = text.find(old);
   if (at == std::string::npos) {
@@ -415,7 +415,7 @@ std::string with_key(const std::string& key, const std::string& value) {
 }
 
 TEST(Qwen3_5Config, ReadsTheReleasedKeys) {
-  const auto config = parse_config(testing::tiny_config(moe_shape()));
+  const auto config = parse_config(test::tiny_config(moe_shape()));
   ASSERT_TRUE(config) << config.status().message();
   EXPECT_EQ(config->hidden, 256);
   EXPECT_EQ(config->layers.size(), 4u);
@@ -462,7 +462,7 @@ TEST(Qwen3_5Config, RefusesWhatItDoesNotCompute) {
 }
 
 Config tiny(const TinyShape& shape) {
-  auto config = parse_config(testing::tiny_config(shape));
+  auto config = parse_config(test::tiny_config(shape));
   EXPECT_TRUE(config) << config.status().message();
   return config ? *config : Config{};
 }

@@ -12,10 +12,10 @@
 namespace tenon {
 namespace {
 
-using testing::FileTensor;
-using testing::FileTensors;
-using testing::TempDirectory;
-using testing::write_file;
+using test::FileTensor;
+using test::FileTensors;
+using test::TempDirectory;
+using test::write_file;
 
 FileTensor bf16_tensor(std::vector<std::int64_t> shape, std::byte fill) {
   std::size_t bytes = 2;
@@ -43,7 +43,7 @@ TEST(Safetensors, ReadsWhatWasWritten) {
   const FileTensors written{{"a", bf16_tensor({2, 3}, std::byte{1})},
                             {"b", bf16_tensor({}, std::byte{2})},
                             {"empty", bf16_tensor({0, 5}, std::byte{3})}};
-  const std::string file = testing::safetensors_bytes(written);
+  const std::string file = test::safetensors_bytes(written);
   const auto read = parse_safetensors(reinterpret_cast<const std::byte*>(file.data()), file.size());
   ASSERT_TRUE(read) << read.status().message();
   ASSERT_EQ(read->size(), written.size());
@@ -111,7 +111,7 @@ TEST(Safetensors, RefusesLyingHeaders) {
 
 // Whatever happens to a file, reading either works or refuses; the sanitizers watch the rest.
 TEST(Safetensors, SurvivesTruncationAndMutation) {
-  const std::string good = testing::safetensors_bytes(
+  const std::string good = test::safetensors_bytes(
       {{"a", bf16_tensor({2, 3}, std::byte{1})}, {"b.c", bf16_tensor({4}, std::byte{2})}});
   for (std::size_t length = 0; length < good.size(); ++length)
     EXPECT_FALSE(parse(good.substr(0, length))) << "accepted the first " << length << " bytes";
@@ -152,8 +152,8 @@ class Checkpoint : public ::testing::Test {
   TempDirectory directory_;
 
   void write_shards() {
-    write_file(directory_ / "one.safetensors", testing::safetensors_bytes(first_));
-    write_file(directory_ / "two.safetensors", testing::safetensors_bytes(second_));
+    write_file(directory_ / "one.safetensors", test::safetensors_bytes(first_));
+    write_file(directory_ / "two.safetensors", test::safetensors_bytes(second_));
   }
   void write_index(std::string_view json) {
     write_file(directory_ / "model.safetensors.index.json", json);
@@ -199,7 +199,7 @@ TEST_F(Checkpoint, TakesEveryTensorOnce) {
 }
 
 TEST_F(Checkpoint, ReadsASingleFile) {
-  write_file(directory_ / "model.safetensors", testing::safetensors_bytes(first_));
+  write_file(directory_ / "model.safetensors", test::safetensors_bytes(first_));
   auto weights = Weights::open(directory_.path().string());
   ASSERT_TRUE(weights) << weights.status().message();
   EXPECT_TRUE(weights->take("b", {DType::kBF16}, {4}));

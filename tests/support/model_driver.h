@@ -13,7 +13,7 @@
 #include "tenon/core/fp8.h"
 #include "tenon/models/model.h"
 
-namespace tenon::testing {
+namespace tenon::test {
 
 // The new tokens of one sequence in a step.
 struct Turn {
@@ -146,4 +146,4 @@ class ModelDriver {
   std::vector<std::vector<std::int32_t>> inputs_;
 };
 
-}  // namespace tenon::testing
+}  // namespace tenon::test

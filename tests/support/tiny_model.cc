@@ -10,7 +10,7 @@
 
 #include "tenon/core/fp8.h"
 
-namespace tenon::testing {
+namespace tenon::test {
 namespace {
 
 using Json = nlohmann::json;
@@ -295,4 +295,4 @@ TempDirectory::~TempDirectory() {
   std::filesystem::remove_all(path_, ignored);
 }
 
-}  // namespace tenon::testing
+}  // namespace tenon::test

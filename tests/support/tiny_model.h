@@ -11,7 +11,7 @@
 #include <string_view>
 #include <vector>
 
-namespace tenon::testing {
+namespace tenon::test {
 
 // One tensor to be written; `type` as safetensors spells it.
 struct FileTensor {
@@ -63,4 +63,4 @@ class TempDirectory {
 std::uint64_t splitmix64(std::uint64_t x);
 std::uint64_t fnv1a64(std::string_view text);
 
-}  // namespace tenon::testing
+}  // namespace tenon::test
