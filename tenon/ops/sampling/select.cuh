@@ -47,12 +47,16 @@ TENON_DEVICE void visit_any_order(const LogitRow& row, Visit visit) {
 // Calls visit(id, key) for a range of neighbouring ids, in order; thread t has the t-th range.
 template <class Visit>
 TENON_DEVICE void visit_in_order(const LogitRow& row, Visit visit) {
-  const std::int32_t share = (row.num_tokens - 1) / block_threads() + 1;
-  const std::int64_t first = std::int64_t{share} * thread_id();
-  for (std::int64_t id = first; id < first + share && id < row.num_tokens; ++id) {
-    const std::int64_t slice = id / row.width;
-    const float logit = row.logits[slice * row.slice_stride + (id - slice * row.width)];
-    visit(static_cast<std::int32_t>(id), key_of(logit));
+  const std::int64_t share = (row.num_tokens - 1) / block_threads() + 1;
+  const std::int64_t end = share * (thread_id() + 1);
+  const std::int64_t last = end < row.num_tokens ? end : row.num_tokens;
+  for (std::int64_t id = share * thread_id(); id < last;) {  // slice by slice
+    const std::int64_t slice = id / row.width, column = id - slice * row.width;
+    const std::int64_t count = last - id < row.width - column ? last - id : row.width - column;
+    const float* logits = row.logits + slice * row.slice_stride + column;
+    for (std::int64_t i = 0; i < count; ++i)
+      visit(static_cast<std::int32_t>(id + i), key_of(logits[i]));
+    id += count;
   }
 }
 
