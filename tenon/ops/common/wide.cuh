@@ -30,22 +30,29 @@ TENON_DEVICE void for_vectors(int count, Step step) {
   }
 }
 
+// Moves are one copy on cpu: what is stored in small pieces cannot be loaded at once soon after.
 template <int kVectors>
 TENON_DEVICE void load_vectors(const void* from, Word4* to) {
-  TENON_UNROLL
-  for (int i = 0; i < kVectors; ++i) to[i] = load16(static_cast<const std::byte*>(from) + i * 16);
+  if constexpr (kVectors == 1) {
+    *to = load16(from);
+  } else {
+    __builtin_memcpy(to, from, kVectors * sizeof(Word4));
+  }
 }
 template <int kVectors>
 TENON_DEVICE void store_vectors(void* to, const Word4* from) {
-  TENON_UNROLL
-  for (int i = 0; i < kVectors; ++i) store16(static_cast<std::byte*>(to) + i * 16, from[i]);
+  if constexpr (kVectors == 1) {
+    store16(to, *from);
+  } else {
+    __builtin_memcpy(to, from, kVectors * sizeof(Word4));
+  }
 }
 
 // 16-bit elements ↔ floats.
 template <class T, int kVectors>
-TENON_DEVICE void unpack(const Word4* from, float (&to)[kVectors * kVector]) {
+TENON_DEVICE void unpack(const void* from, float (&to)[kVectors * kVector]) {
   if constexpr (kVectors == 1) {
-    unpack8<T>(*from, to);
+    unpack8<T>(load16(from), to);
   } else {
     std::uint16_t bits[kVectors * kVector];
     __builtin_memcpy(bits, from, sizeof bits);
@@ -73,13 +80,11 @@ TENON_DEVICE void round_through(float (&values)[kSize]) {
 template <class T, int kVectors>
 TENON_DEVICE void load_floats(const T* at, float (&to)[kVectors * kVector]) {
   if constexpr (sizeof(T) == 2) {
-    Word4 words[kVectors];
-    load_vectors<kVectors>(at, words);
-    unpack<T, kVectors>(words, to);
+    unpack<T, kVectors>(at, to);
+  } else if constexpr (kVectors == 1) {
+    load8(at, to);
   } else {
-    Word4 words[2 * kVectors];
-    load_vectors<2 * kVectors>(at, words);
-    __builtin_memcpy(to, words, sizeof to);
+    __builtin_memcpy(to, at, sizeof to);
   }
 }
 

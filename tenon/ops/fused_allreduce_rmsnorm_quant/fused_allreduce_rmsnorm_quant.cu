@@ -95,20 +95,19 @@ static Status fit_chunk(const FusedArgs& call, std::int64_t bytes, std::int64_t*
                            std::to_string(call.team.size) + " ranks; see mailbox_bytes()");
 }
 
+template <class T, class Rules>
 static Status launch_one_shot(const LaunchShape& shape, const Args& args, const TeamView* team,
                               Stream& stream) {
   FusedArgs call = fused_args(args, *team);
   std::int64_t chunk = 0;
   TENON_TRY(fit_chunk(call, one_shot_row_bytes(call.norm.hidden, team->size), &chunk));
   call.chunk_rows = static_cast<int>(chunk);
-  const bool is_bf16 = args.residual.dtype == DType::kBF16;
   return with_run(shape.threads, call.norm.hidden, [&]<int kMaxRun>() {
-    return tenon::launch(stream, shape,
-                         is_bf16 ? one_shot_kernel<bf16, kMaxRun> : one_shot_kernel<f16, kMaxRun>,
-                         call);
+    return tenon::launch(stream, shape, one_shot_kernel<T, kMaxRun, Rules>, call);
   });
 }
 
+template <class T, class Rules>
 static Status launch_two_shot(const LaunchShape& shape, const Args& args, const TeamView* team,
                               Stream& stream) {
   FusedArgs call = fused_args(args, *team);
@@ -119,17 +118,24 @@ static Status launch_two_shot(const LaunchShape& shape, const Args& args, const 
       fit_chunk(call, stripe_bytes(call.norm.hidden, call.spread_bytes, team->size), &stripes));
   call.chunk_rows = static_cast<int>(stripes * team->size);
   call.spread_offset = stripes * one_shot_row_bytes(call.norm.hidden, team->size);
-  const bool is_bf16 = args.residual.dtype == DType::kBF16;
   return with_run(shape.threads, call.norm.hidden, [&]<int kMaxRun>() {
-    return tenon::launch(stream, shape,
-                         is_bf16 ? two_shot_kernel<bf16, kMaxRun> : two_shot_kernel<f16, kMaxRun>,
-                         call);
+    return tenon::launch(stream, shape, two_shot_kernel<T, kMaxRun, Rules>, call);
   });
 }
 
+// The launch for the element type of a call.
+template <auto kLaunchBf16, auto kLaunchF16>
+static Status launch_as(const LaunchShape& shape, const Args& args, const TeamView* team,
+                        Stream& stream) {
+  const bool is_bf16 = args.residual.dtype == DType::kBF16;
+  return is_bf16 ? kLaunchBf16(shape, args, team, stream) : kLaunchF16(shape, args, team, stream);
+}
+
 static constexpr Variant kVariants[] = {
-    variant<Args, one_shot_supports, launch_one_shot>("one_shot"),
-    variant<Args, two_shot_supports, launch_two_shot>("two_shot"),
+    variant<Args, one_shot_supports,
+            launch_as<launch_one_shot<bf16, Sound>, launch_one_shot<f16, Sound>>>("one_shot"),
+    variant<Args, two_shot_supports,
+            launch_as<launch_two_shot<bf16, Sound>, launch_two_shot<f16, Sound>>>("two_shot"),
 };
 extern const VariantTable table;
 const VariantTable table{kVariants};

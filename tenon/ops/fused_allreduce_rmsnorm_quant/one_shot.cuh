@@ -26,8 +26,9 @@ TENON_KERNEL one_shot_kernel(FusedArgs args) {
       const std::byte* const part = args.partial + (first + entry) * args.partial_stride;
       for (int step = 1; step < team.size; ++step) {
         const int peer = (team.rank + step) % team.size;
-        send_row(team.base[peer] + entry_offset(args, call, 0, part_bytes, entry, team.rank, peer),
-                 part, num_vectors);
+        send_row<Rules>(
+            team.base[peer] + entry_offset(args, call, 0, part_bytes, entry, team.rank, peer), part,
+            num_vectors);
       }
     }
 

@@ -68,6 +68,7 @@ struct Sound {
   static constexpr bool kAdvances = true;    // the counter moves on
   static constexpr bool kSharesSlot = true;  // all ranks use the same slot
   static constexpr bool kRankOrder = true;   // sums start at rank 0
+  static constexpr bool kReplaces = true;    // senders replace kNotArrived
 };
 
 // Where the words of team.state lie: all zero at creation.
@@ -138,13 +139,16 @@ TENON_DEVICE std::int64_t entry_offset(const FusedArgs& args, const Call& call, 
 TENON_DEVICE std::uint32_t sendable(std::uint32_t word) {
   return word == kNotArrived ? 0x7fff7fffu : word;
 }
+template <class Rules>
 TENON_DEVICE void send(std::byte* at, Word4 words) {
+  if (!Rules::kReplaces) return store16_relaxed(at, words);
   store16_relaxed(at, {sendable(words.x), sendable(words.y), sendable(words.z), sendable(words.w)});
 }
 // All threads of a block: 16-byte vectors [0, num_vectors) of `from` to `at`.
+template <class Rules>
 TENON_DEVICE void send_row(std::byte* at, const std::byte* from, int num_vectors) {
   for (int i = thread_id(); i < num_vectors; i += block_threads())
-    send(at + i * 16, load16(from + i * 16));
+    send<Rules>(at + i * 16, load16(from + i * 16));
 }
 
 TENON_DEVICE bool has_arrived(Word4 words) {

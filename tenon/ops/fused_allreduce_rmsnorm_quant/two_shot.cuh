@@ -75,7 +75,7 @@ TENON_DEVICE void own_row(const FusedArgs& args, Call& call, int row, int entry,
   };
   const auto send_to_peers = [&](std::int64_t offset, Word4 words) {
     for (int step = 1; step < team.size; ++step)
-      send(result_at((team.rank + step) % team.size) + offset, words);
+      send<Rules>(result_at((team.rank + step) % team.size) + offset, words);
   };
   const std::byte* const own = args.partial + row * args.partial_stride;
   norm_row<T>(args.norm, row, run, held,
@@ -178,7 +178,7 @@ TENON_KERNEL two_shot_kernel(FusedArgs args) {
       for (int step = 1; step < size; ++step) {
         const int owner = (team.rank + step) % size, row = row_of(stripe, owner);
         if (row >= args.rows) continue;
-        send_row(
+        send_row<Rules>(
             team.base[owner] + entry_offset(args, call, 0, part_bytes, stripe, team.rank, owner),
             args.partial + row * args.partial_stride, num_vectors);
       }

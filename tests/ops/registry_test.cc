@@ -1,0 +1,118 @@
+// The walk over variants and the jump through the table, for every op of the list and every target.
+#include "tenon/ops/registry.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "tenon/core/fp8.h"
+#include "tenon/ops/fp8_quant/fp8_quant.h"
+#include "tests/support/targets.h"
+
+namespace tenon {
+namespace {
+
+constexpr Op kOps[] = {
+#define TENON_OP(op) Op::op,
+#include "tenon/ops/ops.def"
+#undef TENON_OP
+};
+
+TEST(Registry, NamesComeFromTheList) {
+  EXPECT_EQ(std::size(kOps), static_cast<std::size_t>(kNumOps));
+  std::set<std::string_view> names;
+  for (Op op : kOps) names.insert(name(op));
+  EXPECT_EQ(names.size(), std::size(kOps));
+  EXPECT_EQ(name(Op::rmsnorm), "rmsnorm");
+  EXPECT_EQ(name(Op::fused_allreduce_rmsnorm_quant), "fused_allreduce_rmsnorm_quant");
+}
+
+TEST(Registry, EveryBuiltTargetHasTheSameOps) {
+  for (Op op : kOps) {
+    const VariantTable* reference = variants(op, Target::kCpu);
+    for (Target target : test::host_targets()) {
+      const VariantTable* table = variants(op, target);
+      ASSERT_EQ(table != nullptr, reference != nullptr) << name(op) << " on " << name(target);
+      if (table == nullptr) continue;
+      EXPECT_FALSE(table->variants.empty()) << name(op);
+      std::set<std::string_view> names;
+      for (const Variant& each : table->variants) {
+        EXPECT_NE(each.supports, nullptr);
+        EXPECT_NE(each.launch, nullptr);
+        names.insert(each.name);
+      }
+      EXPECT_EQ(names.size(), table->variants.size()) << name(op) << ": a name is used twice";
+    }
+  }
+}
+
+// A small call that is legal on the cpu target.
+struct SmallCall {
+  alignas(16) std::uint16_t in[2 * 256] = {};
+  alignas(16) std::uint8_t codes[2 * 256] = {};
+  alignas(16) float scales[4] = {};
+  fp8_quant::Args args;
+
+  SmallCall() {
+    const Device device{Target::kCpu, 0};
+    args.in = view(in, DType::kBF16, device, {2, 256});
+    args.out.fp8 = QuantView{view(codes, DType::kE4M3, device, {2, 256}),
+                             view(scales, DType::kF32, device, {2, 2})};
+  }
+};
+
+TEST(Registry, PlanSaysWhatWasChosen) {
+  SmallCall call;
+  auto where = situation({Target::kCpu, 0});
+  ASSERT_TRUE(where);
+  const auto plan = choose(Op::fp8_quant, &call.args, *where);
+  ASSERT_TRUE(plan);
+  EXPECT_EQ(plan->op, Op::fp8_quant);
+  EXPECT_EQ(plan->target, Target::kCpu);
+  const VariantTable* table = variants(Op::fp8_quant, Target::kCpu);
+  EXPECT_EQ(plan->variant_name, table->variants[static_cast<std::size_t>(plan->variant)].name);
+  EXPECT_TRUE(plan->refusals.empty());
+}
+
+TEST(Registry, UnknownVariantNamesTheKnownOnes) {
+  SmallCall call;
+  auto where = situation({Target::kCpu, 0});
+  ASSERT_TRUE(where);
+  const auto plan = choose(Op::fp8_quant, &call.args, *where, "no_such");
+  ASSERT_FALSE(plan);
+  EXPECT_EQ(plan.status().code(), Code::kInvalidArgument);
+  EXPECT_NE(plan.status().message().find("no variant is called \"no_such\""), std::string::npos);
+  EXPECT_NE(plan.status().message().find("segment"), std::string::npos);
+}
+
+TEST(Registry, TargetOutsideTheBuildIsRefused) {
+  SmallCall call;
+  for (int t = 0; t < kNumTargets; ++t) {
+    const auto target = static_cast<Target>(t);
+    if (variants(Op::fp8_quant, target) != nullptr) continue;
+    Situation where;
+    where.device.target = target;
+    const auto plan = choose(Op::fp8_quant, &call.args, where);
+    ASSERT_FALSE(plan);
+    EXPECT_EQ(plan.status().code(), Code::kUnsupported);
+    EXPECT_NE(plan.status().message().find("not part of this build"), std::string_view::npos);
+  }
+}
+
+TEST(Registry, LaunchJumpsThroughThePlan) {
+  SmallCall call;
+  std::fill(std::begin(call.in), std::end(call.in), to_bf16(1.0f).bits);
+  auto where = situation({Target::kCpu, 0});
+  ASSERT_TRUE(where);
+  const auto plan = choose(Op::fp8_quant, &call.args, *where);
+  ASSERT_TRUE(plan);
+  auto stream = Stream::create({Target::kCpu, 0});
+  ASSERT_TRUE(stream);
+  ASSERT_TRUE(launch(*plan, &call.args, nullptr, *stream));
+  ASSERT_TRUE(stream->synchronize());
+  EXPECT_EQ(call.codes[0], 0x7e);  // every element is its group's largest: 448
+  EXPECT_EQ(call.scales[3], 1.0f * (1.0f / 448.0f));
+}
+
+}  // namespace
+}  // namespace tenon
