@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstring>
+#include <mutex>
 #include <thread>
 
 #include "tenon/comm/bootstrap.h"
@@ -15,39 +17,115 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// How a step's bytes reach ranks that are threads of this process. The leader may write the next
-// step when it has finished this one: by then every follower has given its part of it, and so has
-// read the bytes. Waiting has no deadline here: an idle leader is no failure, and a dead one is us.
+// How a step's bytes reach ranks that are threads of this process, and how those ranks' ends are
+// heard. The leader sends the next step only when this one has succeeded: by then every follower
+// has given its part of it, and so has read the bytes. Awaiting a step has no deadline: an idle
+// leader is no failure, and a dead one is us.
 class ThreadSteps {
  public:
-  explicit ThreadSteps(std::size_t bytes) : bytes_(bytes) {}
+  ThreadSteps(std::size_t bytes, int ranks)
+      : bytes_(bytes), statuses_(static_cast<std::size_t>(ranks)), done_(statuses_.size(), 0) {}
+
   void send(std::span<const std::byte> input) {
     std::memcpy(bytes_.data(), input.data(), input.size());
-    number_.fetch_add(1, std::memory_order_release);
-    number_.notify_all();
+    advance();
   }
-  // Copies step `number` (from 1) once it is there.
-  void receive(std::uint32_t number, std::span<std::byte> out) {
+  // Every receive() from now on says no. Touches no bytes: a follower may still be reading them.
+  void stop() {
+    stopped_.store(true, std::memory_order_release);
+    advance();
+  }
+
+  // Followers: copies step `number` (from 1) once it is there; false when the engine stops.
+  bool receive(std::uint32_t number, std::span<std::byte> out) {
     constexpr int kSpins = 2000;  // a step of a small model is about this far away; then park
     for (int spin = 0; spin < kSpins && number_.load(std::memory_order_acquire) < number; ++spin)
       std::this_thread::yield();
     for (std::uint32_t seen; (seen = number_.load(std::memory_order_acquire)) < number;)
       number_.wait(seen, std::memory_order_acquire);
+    if (stopped_.load(std::memory_order_acquire)) return false;
     std::memcpy(out.data(), bytes_.data(), out.size());
+    return true;
+  }
+
+  // Any rank: how its step `number` ended (0: opening).
+  void report(int rank, std::uint32_t number, const Status& status) {
+    const std::scoped_lock lock(mutex_);
+    statuses_[static_cast<std::size_t>(rank)] = status;
+    done_[static_cast<std::size_t>(rank)] = number;
+    reported_.notify_all();
+  }
+
+  // Leader: the failure that explains the others, which is one that is not itself "a peer is gone".
+  // Waits at most `patience` for ranks that have not yet said how the present step ended.
+  Status root_cause(std::chrono::milliseconds patience) {
+    const std::uint32_t number = number_.load(std::memory_order_acquire);
+    std::unique_lock lock(mutex_);
+    reported_.wait_for(lock, patience, [&] {
+      return std::all_of(done_.begin(), done_.end(), [&](auto done) { return done >= number; });
+    });
+    const Status* found = nullptr;
+    for (const Status& each : statuses_)
+      if (!each && (found == nullptr || found->code() == Code::kPeerLost)) found = &each;
+    return found == nullptr ? Status::ok() : *found;
   }
 
  private:
+  void advance() {
+    number_.fetch_add(1, std::memory_order_release);
+    number_.notify_all();
+  }
   std::vector<std::byte> bytes_;
   std::atomic<std::uint32_t> number_{0};
+  std::atomic<bool> stopped_{false};
+  std::mutex mutex_;
+  std::condition_variable reported_;
+  std::vector<Status> statuses_;     // by rank
+  std::vector<std::uint32_t> done_;  // the step each rank has ended last
 };
 
-// The failure that explains the others: one that is not itself "a peer is gone".
-Status root_cause(const std::vector<Status>& statuses) {
-  const Status* found = nullptr;
-  for (const Status& each : statuses)
-    if (!each && (found == nullptr || found->code() == Code::kPeerLost)) found = &each;
-  return found == nullptr ? Status::ok() : *found;
-}
+// Keeps followers that are processes from giving up while the leader has nothing to do: their wait
+// for the next step has a deadline, so an idle step is sent when a quarter of it has passed.
+class KeepAlive {
+ public:
+  // `send_idle` is called with the channel locked.
+  KeepAlive(std::chrono::milliseconds deadline, std::function<void()> send_idle)
+      : interval_(std::max(deadline / 4, std::chrono::milliseconds(1))),
+        send_idle_(std::move(send_idle)),
+        thread_([this] { run(); }) {}
+  ~KeepAlive() {
+    {
+      const std::scoped_lock lock(mutex_);
+      stopped_ = true;
+    }
+    wake_.notify_all();
+    thread_.join();
+  }
+  // Held while the leader uses the channel.
+  [[nodiscard]] std::unique_lock<std::mutex> channel() {
+    std::unique_lock lock(mutex_);
+    last_used_ = Clock::now();
+    return lock;
+  }
+
+ private:
+  void run() {
+    std::unique_lock lock(mutex_);
+    while (!stopped_) {
+      wake_.wait_for(lock, interval_);
+      if (stopped_ || Clock::now() - last_used_ < interval_) continue;
+      send_idle_();
+      last_used_ = Clock::now();
+    }
+  }
+  const std::chrono::milliseconds interval_;
+  const std::function<void()> send_idle_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  Clock::time_point last_used_ = Clock::now();
+  bool stopped_ = false;
+  std::thread thread_;  // last: it uses the rest
+};
 
 Status check(const EngineOptions& options) {
   if (options.tp < 1 || options.tp > kMaxRanks)
@@ -88,15 +166,15 @@ struct Engine::State {
   std::vector<std::shared_ptr<Bootstrap>> bootstraps;  // of the ranks in this process
   std::unique_ptr<Rank> own;                           // rank 0, or this process's
   std::vector<std::thread> threads;                    // ranks 1 … tp − 1
-  std::vector<Status> statuses;                        // of those threads and of rank 0
-  std::unique_ptr<ThreadSteps> steps;
+  std::unique_ptr<ThreadSteps> steps;                  // to those threads
   std::optional<CachePool> caches;
   std::optional<Scheduler> scheduler;
-  std::optional<StepWriter> writer;
+  std::optional<StepWriter> writer, idle_writer;
   std::vector<std::int32_t> eos;
   EngineStats stats;
   std::uint64_t next_id = 1;
   Status dead = Status::ok();
+  std::unique_ptr<KeepAlive> keep_alive;  // only with processes; last: it uses the rest
 
   bool in_threads() const { return options.bootstrap == nullptr; }
   Status open_in_threads();
@@ -105,6 +183,8 @@ struct Engine::State {
   Status open_rank(int rank, std::unique_ptr<Rank>* opened);
   void follow_in_thread(int rank);
   Status send();
+  void send_idle();
+  std::unique_lock<std::mutex> channel();
   Status check_prompt(const std::vector<std::int32_t>& prompt) const;
   std::vector<TokenEvent> digest(const BatchPlan& plan, std::span<const std::int32_t> drawn);
   std::vector<TokenEvent> drop_cancelled();
@@ -124,33 +204,32 @@ Status Engine::State::open_rank(int rank, std::unique_ptr<Rank>* opened) {
 }
 
 void Engine::State::follow_in_thread(int rank) {
-  Status& status = statuses[static_cast<std::size_t>(rank)];
   std::unique_ptr<Rank> held;
-  status = open_rank(rank, &held);
+  Status status = open_rank(rank, &held);
+  steps->report(rank, 0, status);
   if (!status) return;
   std::vector<std::byte> input(held->layout().bytes());
-  for (std::uint32_t number = 1;; ++number) {
-    steps->receive(number, input);
-    const StepCommand command = StepReader::command(input);
-    if (command == StepCommand::kStop) return;
-    if (command == StepCommand::kIdle || !status) continue;  // dead ranks await the stop
+  for (std::uint32_t number = 1; steps->receive(number, input); ++number) {
+    if (!status) continue;  // peers may still look at this rank's memory: it stays until the stop
     status = held->run(input).status();
+    steps->report(rank, number, status);
   }
 }
 
 Status Engine::State::open_in_threads() {
   bootstraps = local_bootstrap(options.tp);
-  statuses.resize(static_cast<std::size_t>(options.tp));
   const StepLayout layout(options.max_tokens_per_step, options.max_batch,
                           (options.max_context + 63) / 64);
-  steps = std::make_unique<ThreadSteps>(layout.bytes());
+  steps = std::make_unique<ThreadSteps>(layout.bytes(), options.tp);
   for (int rank = 1; rank < options.tp; ++rank)
     threads.emplace_back([this, rank] { follow_in_thread(rank); });
-  statuses[0] = open_rank(0, &own);
-  if (statuses[0]) return Status::ok();
-  for (std::thread& each : threads) each.join();
+  const Status mine = open_rank(0, &own);
+  if (mine) return Status::ok();
+  steps->stop();
+  for (std::thread& each : threads) each.join();  // opening ends within the deadline everywhere
   threads.clear();
-  return root_cause(statuses);
+  steps->report(0, 0, mine);
+  return steps->root_cause({});
 }
 
 Status Engine::State::open_as_process() {
@@ -169,6 +248,10 @@ void Engine::State::open_leader() {
       Scheduler::Limits{options.max_batch, options.max_tokens_per_step, options.max_context},
       *caches);
   writer.emplace(own->layout());
+  idle_writer.emplace(own->layout());
+  idle_writer->write(StepCommand::kIdle);
+  if (!in_threads() && options.tp > 1)
+    keep_alive = std::make_unique<KeepAlive>(options.deadline, [this] { send_idle(); });
   eos = own->model().eos_ids();
   stats.weight_bytes = own->model().weight_bytes();
   stats.transport = own->comm().transport();
@@ -201,18 +284,29 @@ Engine::~Engine() {
 
 bool Engine::leads() const { return state_->own->comm().rank() == 0; }
 
-// Followers are waiting for a step: the last one they get says stop.
+// Followers are waiting for a step: the last one they get says stop. Waits for threads, however
+// long their present step takes: all waits inside a step end by the deadline.
 void Engine::State::stop() {
-  if (!writer) return;
-  writer->write(StepCommand::kStop);
-  if (!in_threads()) {
-    // A follower that is gone has been reported already; nothing is left to do about it.
-    if (dead) static_cast<void>(own->comm().broadcast(writer->bytes()));
-    return;
+  keep_alive.reset();
+  if (in_threads()) {
+    steps->stop();
+    for (std::thread& each : threads) each.join();
+    threads.clear();
+  } else if (writer && dead) {  // after a failure the followers know already
+    writer->write(StepCommand::kStop);
+    static_cast<void>(own->comm().broadcast(writer->bytes()));
   }
-  steps->send(writer->bytes());
-  for (std::thread& each : threads) each.join();
-  threads.clear();
+}
+
+// On the thread of keep_alive, which has locked the channel.
+void Engine::State::send_idle() {
+  if (!dead) return;
+  if (const Status sent = own->comm().broadcast(idle_writer->bytes()); !sent)
+    dead = Status(sent).with("while idle");
+}
+
+std::unique_lock<std::mutex> Engine::State::channel() {
+  return keep_alive ? keep_alive->channel() : std::unique_lock<std::mutex>();
 }
 
 Status Engine::State::send() {
@@ -244,7 +338,10 @@ Status Engine::State::check_prompt(const std::vector<std::int32_t>& prompt) cons
 }
 
 Result<RequestId> Engine::submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling) {
-  TENON_TRY(Status(state_->dead));
+  {
+    const auto channel = state_->channel();
+    TENON_TRY(Status(state_->dead));
+  }
   TENON_TRY(state_->check_prompt(prompt), "submit");
   const RequestId id{state_->next_id};
   TENON_TRY(state_->scheduler->add(id, std::move(prompt), sampling), "submit");
@@ -271,15 +368,13 @@ std::vector<TokenEvent> Engine::State::drop_cancelled() {
 // Turns drawn tokens into events and lets finished sequences go.
 std::vector<TokenEvent> Engine::State::digest(const BatchPlan& plan,
                                               std::span<const std::int32_t> drawn) {
-  std::vector<bool> draws;
-  for (const BatchEntry& entry : plan.entries) draws.push_back(entry.draws());
-  scheduler->apply(plan, {drawn.begin(), drawn.end()});
-  std::vector<TokenEvent> events;
+  std::vector<TokenEvent> events;  // the one allocation of a decode step
+  events.reserve(plan.entries.size());
   for (std::size_t i = 0; i < plan.entries.size(); ++i) {
-    if (!draws[i]) continue;
+    if (!plan.entries[i].draws()) continue;
     const Sequence& sequence = *plan.entries[i].sequence;
     TokenEvent event{sequence.id, drawn[i], Finish::kNone};
-    const int made = static_cast<int>(sequence.tokens.size()) - sequence.prompt_tokens;
+    const int made = static_cast<int>(sequence.tokens.size()) + 1 - sequence.prompt_tokens;
     const bool is_eos = std::find(eos.begin(), eos.end(), drawn[i]) != eos.end();
     if (is_eos && !sequence.sampling.ignore_eos) {
       event.finish = Finish::kStop;
@@ -288,27 +383,28 @@ std::vector<TokenEvent> Engine::State::digest(const BatchPlan& plan,
     }
     events.push_back(event);
   }
+  scheduler->apply(plan, drawn);
   for (const TokenEvent& event : events)
     if (event.finish != Finish::kNone) scheduler->remove(event.id);
   return events;
 }
 
-// The first error is the last word. Threads end now, so that their own reasons can be heard.
+// The first error is the last word. Where a peer is to blame, its own reason is better.
 Status Engine::State::die(Status why) {
-  if (in_threads()) {
-    dead = why;
-    stop();
-    statuses[0] = why;
-    why = root_cause(statuses);
+  constexpr std::chrono::milliseconds kPatience{500};  // for ranks that are about to notice
+  if (in_threads() && why.code() == Code::kPeerLost) {
+    steps->report(0, UINT32_MAX, why);
+    why = steps->root_cause(std::min(kPatience, options.deadline));
   }
   return dead = std::move(why).with("step");
 }
 
 Result<std::vector<TokenEvent>> Engine::step() {
   State& state = *state_;
+  const auto channel = state.channel();
   TENON_TRY(Status(state.dead));
   std::vector<TokenEvent> events = state.drop_cancelled();
-  const BatchPlan plan = state.scheduler->next();
+  const BatchPlan& plan = state.scheduler->next();
   if (plan.entries.empty()) return events;
   state.writer->write(plan, state.caches->block_tokens());
   const auto begin = Clock::now();
@@ -330,7 +426,9 @@ Result<std::vector<TokenEvent>> Engine::step() {
                                std::to_string(static_cast<std::uint64_t>(entry.sequence->id)) +
                                " hold no number: nothing can be drawn"));
   }
-  for (const TokenEvent& each : state.digest(plan, *drawn)) events.push_back(each);
+  std::vector<TokenEvent> made = state.digest(plan, *drawn);
+  if (events.empty()) return made;
+  events.insert(events.end(), made.begin(), made.end());
   return events;
 }
 

@@ -106,9 +106,11 @@ void Scheduler::admit() {
   }
 }
 
-BatchPlan Scheduler::next() {
+const BatchPlan& Scheduler::next() {
   admit();
-  BatchPlan plan;
+  BatchPlan& plan = plan_;
+  plan.entries.clear();
+  plan.num_tokens = plan.max_tokens_per_sequence = 0;
   const auto take = [&](Sequence& sequence, int count) {
     plan.entries.push_back({&sequence, sequence.computed, count});
     plan.num_tokens += count;
@@ -127,7 +129,7 @@ BatchPlan Scheduler::next() {
   return plan;
 }
 
-void Scheduler::apply(const BatchPlan& plan, const std::vector<std::int32_t>& drawn) {
+void Scheduler::apply(const BatchPlan& plan, std::span<const std::int32_t> drawn) {
   TENON_CHECK(drawn.size() == plan.entries.size());
   for (std::size_t i = 0; i < plan.entries.size(); ++i) {
     const BatchEntry& entry = plan.entries[i];

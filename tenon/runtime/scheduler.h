@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <deque>
 #include <list>
+#include <span>
 #include <vector>
 
 #include "tenon/core/status.h"
@@ -74,10 +75,10 @@ class Scheduler {
   Status add(RequestId id, std::vector<std::int32_t> prompt, const SamplingParams& sampling);
   // False when there is no such request. It leaves at the next finished().
   bool cancel(RequestId id);
-  // The next step. Empty when nothing can run.
-  BatchPlan next();
+  // The next step. Empty when nothing can run. Valid until the next call of any function.
+  const BatchPlan& next();
   // Records that the step ran; drawn[i] belongs to entry i and counts where it draws().
-  void apply(const BatchPlan& plan, const std::vector<std::int32_t>& drawn);
+  void apply(const BatchPlan& plan, std::span<const std::int32_t> drawn);
   // Removes a sequence; its caches are free at once.
   void remove(RequestId id);
   std::vector<RequestId> cancelled() const;
@@ -90,6 +91,7 @@ class Scheduler {
   CachePool* caches_;
   std::list<Sequence> running_;  // in order of admission; entries point into it
   std::deque<Sequence> waiting_;
+  BatchPlan plan_;  // of the next step: kept so that a step allocates nothing
 };
 
 }  // namespace tenon

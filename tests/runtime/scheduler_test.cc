@@ -74,7 +74,7 @@ TEST(Scheduler, CutsLongPromptsAtWholeChunks) {
     counts.push_back(plan.entries[0].count);
     EXPECT_EQ(plan.entries[0].draws(), step >= 2);
     EXPECT_EQ(plan.decode_only(), step == 3);
-    scheduler.apply(plan, {5});
+    scheduler.apply(plan, std::vector<std::int32_t>{5});
   }
   EXPECT_EQ(counts, (std::vector<int>{128, 128, 77, 1}));
 }

@@ -1,0 +1,449 @@
+// The engine over a model without weights: every token against an oracle whatever runs beside it,
+// the same tokens for any number of ranks, and failures of single ranks, which end everywhere and
+// soon.
+#include "tenon/runtime/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <map>
+#include <new>
+#include <random>
+#include <thread>
+
+#include "tenon/comm/bootstrap.h"
+#include "tests/runtime/fake_model.h"
+#include "tests/support/processes.h"
+
+namespace {
+std::atomic<std::int64_t> num_allocations{0};
+}  // namespace
+
+// Counts what every thread allocates. Not inlined: the compiler would pair new with free and
+// object.
+__attribute__((noinline)) void* operator new(std::size_t bytes) {
+  num_allocations.fetch_add(1, std::memory_order_relaxed);
+  if (void* memory = std::malloc(bytes)) return memory;
+  throw std::bad_alloc();
+}
+__attribute__((noinline)) void operator delete(void* memory) noexcept { std::free(memory); }
+__attribute__((noinline)) void operator delete(void* memory, std::size_t) noexcept {
+  std::free(memory);
+}
+
+namespace tenon {
+namespace {
+
+using test::expected_token;
+using test::FakeModel;
+using test::FakeOptions;
+using Tokens = std::vector<std::int32_t>;
+using Milliseconds = std::chrono::milliseconds;
+
+constexpr int kVocab = 72;  // over 1, 2, 3 and 4 ranks
+
+FakeOptions fake_options() {
+  FakeOptions options;
+  options.vocab = kVocab;
+  return options;
+}
+
+EngineOptions engine_options(int tp, Target target = Target::kCpu) {
+  EngineOptions options;
+  options.tp = tp;
+  options.target = target;
+  options.max_batch = 4;
+  options.max_context = 300;
+  options.max_tokens_per_step = 140;
+  options.num_tokens = fake_options().num_tokens;
+  options.deadline = Milliseconds(10'000);
+  return options;
+}
+
+Result<std::unique_ptr<Engine>> open_fake(const EngineOptions& options,
+                                          const FakeOptions& fake = fake_options()) {
+  return Engine::open(options, [=](Communicator& comm, Stream&) -> Result<std::unique_ptr<Model>> {
+    return std::unique_ptr<Model>(new FakeModel(fake, comm, options.max_batch));
+  });
+}
+
+std::unique_ptr<Engine> must_open(const EngineOptions& options,
+                                  const FakeOptions& fake = fake_options()) {
+  auto engine = open_fake(options, fake);
+  EXPECT_TRUE(engine) << engine.status().to_string();
+  return std::move(*engine);
+}
+
+struct Answer {
+  Tokens tokens;
+  Finish finish = Finish::kNone;
+};
+using Answers = std::map<RequestId, Answer>;
+
+void collect(const std::vector<TokenEvent>& events, Answers& answers) {
+  for (const TokenEvent& event : events) {
+    Answer& answer = answers[event.id];
+    EXPECT_EQ(answer.finish, Finish::kNone) << "an event after the last";
+    if (event.token >= 0) answer.tokens.push_back(event.token);
+    answer.finish = event.finish;
+  }
+}
+
+Answers run_to_end(Engine& engine) {
+  Answers answers;
+  while (!engine.idle()) {
+    auto events = engine.step();
+    EXPECT_TRUE(events) << events.status().to_string();
+    if (!events) break;
+    collect(*events, answers);
+  }
+  return answers;
+}
+
+SamplingParams greedy(int max_tokens, bool ignore_eos = false) {
+  SamplingParams sampling;
+  sampling.max_tokens = max_tokens;
+  sampling.ignore_eos = ignore_eos;
+  return sampling;
+}
+
+Answer oracle(Tokens context, const SamplingParams& sampling, int max_context) {
+  const FakeOptions fake = fake_options();
+  Answer answer;
+  while (answer.finish == Finish::kNone) {
+    const std::int32_t next = expected_token(context, fake.num_tokens);
+    context.push_back(next);
+    answer.tokens.push_back(next);
+    if (next == fake.eos && !sampling.ignore_eos) {
+      answer.finish = Finish::kStop;
+    } else if (static_cast<int>(answer.tokens.size()) >= sampling.max_tokens ||
+               static_cast<int>(context.size()) >= max_context) {
+      answer.finish = Finish::kLength;
+    }
+  }
+  return answer;
+}
+
+Tokens random_prompt(std::mt19937& random, int most) {
+  Tokens prompt(1 + random() % static_cast<unsigned>(most));
+  for (auto& token : prompt) token = static_cast<std::int32_t>(random() % kVocab);
+  return prompt;
+}
+
+// Random requests that come while others run, some of them cancelled.
+void expect_oracle_tokens(const EngineOptions& options, int requests, unsigned seed) {
+  std::mt19937 random(seed);
+  auto engine = must_open(options);
+  Answers answers;
+  std::map<RequestId, Answer> wanted;
+  std::map<RequestId, bool> cancelled;
+  for (int submitted = 0; submitted < requests || !engine->idle();) {
+    if (submitted < requests && random() % 2 == 0) {
+      const Tokens prompt = random_prompt(random, random() % 4 == 0 ? 299 : 70);
+      const SamplingParams sampling =
+          greedy(1 + static_cast<int>(random() % 50), random() % 2 == 0);
+      auto id = engine->submit(prompt, sampling);
+      ASSERT_TRUE(id) << id.status().to_string();
+      wanted[*id] = oracle(prompt, sampling, options.max_context);
+      ++submitted;
+      if (random() % 8 == 0) cancelled[*id] = true;
+    }
+    if (!cancelled.empty() && random() % 10 == 0) {
+      const RequestId id = cancelled.begin()->first;
+      const bool runs = answers[id].finish == Finish::kNone;
+      EXPECT_EQ(static_cast<bool>(engine->cancel(id)), runs);
+      cancelled.erase(cancelled.begin());
+    }
+    auto events = engine->step();
+    ASSERT_TRUE(events) << events.status().to_string();
+    collect(*events, answers);
+  }
+  for (const auto& [id, answer] : wanted) {
+    Tokens tokens = answer.tokens;
+    if (answers[id].finish == Finish::kCancelled) tokens.resize(answers[id].tokens.size());
+    EXPECT_EQ(answers[id].tokens, tokens);
+    EXPECT_TRUE(answers[id].finish == answer.finish || answers[id].finish == Finish::kCancelled);
+  }
+  EXPECT_EQ(answers.size(), wanted.size());
+}
+
+TEST(Engine, GivesTheOraclesTokensWhateverRunsBesides) {
+  for (int tp : {1, 2, 3, 4}) {
+    SCOPED_TRACE(tp);
+    ASSERT_NO_FATAL_FAILURE(expect_oracle_tokens(engine_options(tp), 25, 100u + unsigned(tp)));
+  }
+}
+
+TEST(Engine, RunsOnTheEmulatedTargets) {
+  for (const Target target : {Target::kEmu32, Target::kEmu64}) {
+    if (!properties(Device{target, 0})) continue;  // not in this build
+    SCOPED_TRACE(name(target));
+    ASSERT_NO_FATAL_FAILURE(expect_oracle_tokens(engine_options(2, target), 1, 5));
+  }
+}
+
+TEST(Engine, SampledTokensDependOnNobodyElse) {
+  std::mt19937 random(9);
+  std::vector<Tokens> prompts;
+  for (int i = 0; i < 6; ++i) prompts.push_back(random_prompt(random, 90));
+  const auto sampling = [](std::size_t i) {
+    SamplingParams params = greedy(30, true);
+    params.temperature = 2.0f;
+    params.top_k = i % 2 == 0 ? 0 : 20;
+    params.top_p = i % 3 == 0 ? 1.0f : 0.9f;
+    params.seed = 77 + i;
+    return params;
+  };
+  std::vector<Tokens> alone;
+  auto one = must_open(engine_options(1));
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    auto id = one->submit(prompts[i], sampling(i));
+    ASSERT_TRUE(id);
+    alone.push_back(run_to_end(*one)[*id].tokens);
+    EXPECT_EQ(alone.back().size(), 30u);
+  }
+  EXPECT_NE(alone[0], alone[1]);
+  for (int tp : {2, 3}) {
+    auto many = must_open(engine_options(tp));
+    std::vector<RequestId> ids;
+    for (std::size_t i = 0; i < prompts.size(); ++i)
+      ids.push_back(*many->submit(prompts[i], sampling(i)));
+    Answers answers = run_to_end(*many);
+    for (std::size_t i = 0; i < prompts.size(); ++i)
+      EXPECT_EQ(answers[ids[i]].tokens, alone[i]) << "request " << i << " at tp " << tp;
+  }
+}
+
+TEST(Engine, EndsAtTheContextsEnd) {
+  auto engine = must_open(engine_options(2));
+  auto id = engine->submit(Tokens(290, 3), greedy(1000, true));
+  ASSERT_TRUE(id);
+  const Answer answer = run_to_end(*engine)[*id];
+  EXPECT_EQ(answer.finish, Finish::kLength);
+  EXPECT_EQ(answer.tokens.size(), 10u);
+}
+
+TEST(Engine, RefusesWhatCannotRun) {
+  auto engine = must_open(engine_options(1));
+  const auto refused = [&](const Tokens& prompt, const SamplingParams& sampling) {
+    return engine->submit(prompt, sampling).status().code() == Code::kInvalidArgument;
+  };
+  EXPECT_TRUE(refused({}, greedy(1)));
+  EXPECT_TRUE(refused({-1}, greedy(1)));
+  EXPECT_TRUE(refused({kVocab}, greedy(1)));
+  EXPECT_TRUE(refused(Tokens(300, 1), greedy(1)));
+  EXPECT_TRUE(refused({1}, greedy(0)));
+  EXPECT_FALSE(engine->cancel(RequestId{99}));
+  auto nothing = engine->step();
+  ASSERT_TRUE(nothing);
+  EXPECT_TRUE(nothing->empty());
+  EngineOptions wrong = engine_options(9);
+  EXPECT_EQ(open_fake(wrong).status().code(), Code::kInvalidArgument);
+  wrong = engine_options(1);
+  wrong.max_tokens_per_step = 20;
+  EXPECT_EQ(open_fake(wrong).status().code(), Code::kInvalidArgument);
+  wrong = engine_options(1, Target::kCuda);
+  EXPECT_EQ(static_cast<bool>(open_fake(wrong)),
+            static_cast<bool>(properties(Device{Target::kCuda, 0})));
+}
+
+TEST(Engine, CountsWhatItDid) {
+  auto engine = must_open(engine_options(2));
+  ASSERT_TRUE(engine->submit(Tokens(100, 1), greedy(5, true)));
+  run_to_end(*engine);
+  const EngineStats stats = engine->stats();
+  EXPECT_EQ(stats.steps, 5);
+  EXPECT_EQ(stats.prompt_tokens, 100);
+  EXPECT_EQ(stats.decode_tokens, 4);
+  EXPECT_GT(stats.decode_seconds, 0);
+  EXPECT_NE(stats.logits_fingerprint, 0u);
+  auto other = must_open(engine_options(3));
+  ASSERT_TRUE(other->submit(Tokens(100, 1), greedy(5, true)));
+  run_to_end(*other);
+  EXPECT_EQ(other->stats().logits_fingerprint, stats.logits_fingerprint);
+}
+
+TEST(Engine, ADecodeStepAllocatesOnlyItsEvents) {
+  auto engine = must_open(engine_options(2));
+  ASSERT_TRUE(engine->submit(Tokens(40, 1), greedy(200, true)));
+  ASSERT_TRUE(engine->submit(Tokens(50, 2), greedy(200, true)));
+  for (int step = 0; step < 10; ++step) ASSERT_TRUE(engine->step());
+  const std::int64_t before = num_allocations.load();
+  constexpr int kSteps = 100;
+  for (int step = 0; step < kSteps; ++step) {
+    auto events = engine->step();
+    ASSERT_TRUE(events);
+    ASSERT_EQ(events->size(), 2u);
+  }
+  EXPECT_EQ(num_allocations.load() - before, kSteps);
+}
+
+// ---- failures ----
+
+double seconds_of(const std::function<void()>& work) {
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// Steps until the engine fails; afterwards it stays dead.
+Status failure_of(Engine& engine) {
+  for (int step = 0; step < 100; ++step) {
+    auto events = engine.step();
+    if (events) continue;
+    const Status again = engine.step().status();
+    EXPECT_EQ(again.message(), events.status().message());
+    EXPECT_FALSE(engine.submit({1}, greedy(1)));
+    return events.status();
+  }
+  ADD_FAILURE() << "the engine did not fail";
+  return Status::ok();
+}
+
+TEST(EngineFailure, AFailedForwardEndsEveryRankWithItsReason) {
+  for (int tp : {1, 2, 4}) {
+    for (int failing = 0; failing < tp; ++failing) {
+      SCOPED_TRACE("rank " + std::to_string(failing) + " of " + std::to_string(tp));
+      FakeOptions fake = fake_options();
+      fake.before_step = [=](int rank, int step) {
+        if (rank != failing || step < 3) return Status::ok();
+        return Status::error(Code::kDevice, "the disk of rank " + std::to_string(rank) + " melted");
+      };
+      const double taken = seconds_of([&] {
+        auto engine = must_open(engine_options(tp), fake);
+        ASSERT_TRUE(engine->submit({1, 2, 3}, greedy(100, true)));
+        const Status failure = failure_of(*engine);
+        EXPECT_EQ(failure.code(), Code::kDevice) << failure.to_string();
+        EXPECT_NE(failure.message().find("rank " + std::to_string(failing) + " melted"),
+                  std::string_view::npos)
+            << failure.to_string();
+      });
+      EXPECT_LT(taken, 8.0);  // at once, not at the deadline of 10 s
+    }
+  }
+}
+
+TEST(EngineFailure, AStuckRankIsNamedWithinTheDeadline) {
+  for (int stuck : {0, 1}) {
+    SCOPED_TRACE(stuck);
+    EngineOptions options = engine_options(3);
+    options.deadline = Milliseconds(1000);
+    std::atomic<bool> released{false};
+    FakeOptions fake = fake_options();
+    fake.before_step = [&, stuck](int rank, int step) {
+      while (rank == stuck && step == 2 && !released) std::this_thread::sleep_for(Milliseconds(1));
+      return Status::ok();
+    };
+    auto engine = must_open(options, fake);
+    ASSERT_TRUE(engine->submit({1, 2, 3}, greedy(100, true)));
+    // A leader that is stuck itself can only come back when it is let go.
+    std::thread release([&] {
+      if (stuck == 0) std::this_thread::sleep_for(Milliseconds(1500));
+      if (stuck == 0) released = true;
+    });
+    Status failure;
+    const double taken = seconds_of([&] { failure = failure_of(*engine); });
+    release.join();
+    EXPECT_TRUE(failure.code() == Code::kTimeout || failure.code() == Code::kPeerLost)
+        << failure.to_string();
+    EXPECT_NE(failure.message().find("rank " + std::to_string(stuck)), std::string_view::npos)
+        << failure.to_string();
+    EXPECT_LT(taken, 5.0);
+    released = true;  // the destructor waits for its threads
+  }
+}
+
+TEST(EngineFailure, ARankThatCannotOpenIsTold) {
+  for (int failing : {0, 1, 2}) {
+    EngineOptions options = engine_options(3);
+    auto engine =
+        Engine::open(options, [=](Communicator& comm, Stream&) -> Result<std::unique_ptr<Model>> {
+          if (comm.rank() == failing)
+            return Status::error(Code::kIo, "no weights on rank " + std::to_string(failing));
+          return std::unique_ptr<Model>(new FakeModel(fake_options(), comm, options.max_batch));
+        });
+    ASSERT_FALSE(engine);
+    EXPECT_NE(engine.status().message().find("no weights on rank " + std::to_string(failing)),
+              std::string_view::npos)
+        << engine.status().to_string();
+  }
+}
+
+TEST(EngineFailure, LogitsWithoutANumberAreAnError) {
+  FakeOptions fake = fake_options();
+  fake.nan_logits = true;
+  auto engine = must_open(engine_options(2), fake);
+  ASSERT_TRUE(engine->submit({1, 2, 3}, greedy(3)));
+  EXPECT_EQ(failure_of(*engine).code(), Code::kInternal);
+}
+
+// ---- ranks as processes ----
+
+Result<std::unique_ptr<Engine>> open_process(Milliseconds deadline, const FakeOptions& fake) {
+  TENON_ASSIGN(const Launch launch,
+               read_launch([](const char* name) -> const char* { return std::getenv(name); }));
+  EngineOptions options = engine_options(launch.size);
+  options.deadline = deadline;
+  TENON_ASSIGN(options.bootstrap, socket_bootstrap(launch, Milliseconds(10'000)));
+  return open_fake(options, fake);
+}
+
+TEST(EngineProcessRank, DISABLED_Answers) {
+  auto opened = open_process(Milliseconds(1200), fake_options());
+  ASSERT_TRUE(opened) << opened.status().to_string();
+  Engine& engine = **opened;
+  if (!engine.leads()) {
+    const Status followed = engine.follow();
+    ASSERT_TRUE(followed) << followed.to_string();
+    return;
+  }
+  for (int round = 0; round < 2; ++round) {
+    // Idle for longer than the deadline.
+    if (round > 0) std::this_thread::sleep_for(Milliseconds(2000));
+    const Tokens prompt(70, 5 + round);
+    auto id = engine.submit(prompt, greedy(20, true));
+    ASSERT_TRUE(id);
+    EXPECT_EQ(run_to_end(engine)[*id].tokens, oracle(prompt, greedy(20, true), 300).tokens);
+  }
+}
+
+TEST(EngineProcesses, AnswerAndOutliveIdleTimes) {
+  auto ranks = test::start_ranks(3, "EngineProcessRank.DISABLED_Answers");
+  test::expect_all_succeed(ranks, Milliseconds(30'000));
+}
+
+TEST(EngineProcessRank, DISABLED_RunsUntilAPeerDies) {
+  FakeOptions fake = fake_options();
+  fake.before_step = [](int rank, int step) {
+    if (rank == 1 && step == 5) raise(SIGKILL);
+    return Status::ok();
+  };
+  auto opened = open_process(Milliseconds(5000), fake);
+  ASSERT_TRUE(opened) << opened.status().to_string();
+  Status failure;
+  if ((*opened)->leads()) {
+    ASSERT_TRUE((*opened)->submit({1, 2, 3}, greedy(100, true)));
+    failure = failure_of(**opened);
+  } else {
+    failure = (*opened)->follow();
+  }
+  ASSERT_FALSE(failure);
+  EXPECT_NE(failure.message().find("rank 1"), std::string_view::npos) << failure.to_string();
+}
+
+TEST(EngineProcesses, AKilledRankIsNamedByTheOthers) {
+  auto ranks = test::start_ranks(3, "EngineProcessRank.DISABLED_RunsUntilAPeerDies");
+  const int killed = ranks[1].wait(Milliseconds(20'000));
+  EXPECT_TRUE(WIFSIGNALED(killed));
+  for (std::size_t rank : {0u, 2u}) {
+    const int status = ranks[rank].wait(Milliseconds(20'000));
+    EXPECT_TRUE(status >= 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0)
+        << "rank " << rank << " printed:\n"
+        << ranks[rank].output();
+  }
+}
+
+}  // namespace
+}  // namespace tenon

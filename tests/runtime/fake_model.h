@@ -1,0 +1,140 @@
+// A model without weights, for tests of the engine: it keeps the tokens it has seen in the kv
+// blocks and a hash of them in the state slot, demands that the step's positions, slots, tables and
+// lengths agree with both, and makes the token expected_token() of the whole context the most
+// likely one.
+#pragma once
+
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tenon/models/model.h"
+
+namespace tenon::test {
+
+inline std::uint32_t extended_hash(std::uint32_t hash, std::int32_t token) {
+  return (hash ^ (static_cast<std::uint32_t>(token) + 1)) * 0x01000193u;
+}
+
+// What follows `tokens`, of `num_tokens` possible ones.
+inline std::int32_t expected_token(const std::vector<std::int32_t>& tokens, int num_tokens) {
+  std::uint32_t hash = 0;
+  for (std::int32_t token : tokens) hash = extended_hash(hash, token);
+  return static_cast<std::int32_t>((hash >> 8) % static_cast<std::uint32_t>(num_tokens));
+}
+
+struct FakeOptions {
+  int vocab = 64;       // divisible by the ranks
+  int num_tokens = 60;  // never makes an id at or past this
+  std::int32_t eos = 7;
+  // Called by every rank before its step is computed; an error is the model's error.
+  std::function<Status(int rank, int step)> before_step;
+  bool nan_logits = false;
+};
+
+class FakeModel final : public Model {
+ public:
+  FakeModel(const FakeOptions& options, Communicator& comm, int max_sequences)
+      : options_(options), comm_(comm), width_(options.vocab / comm.size()) {
+    logits_.resize(static_cast<std::size_t>(width_ * max_sequences));
+  }
+
+  CacheLayout cache_layout() const override {
+    CacheLayout layout;  // k: one 32-bit token; state: a count and a hash
+    layout.num_kv_layers = layout.kv_heads = 1;
+    layout.head_dim = 2;
+    layout.num_state_layers = layout.v_heads = layout.key_dim = 1;
+    layout.conv_dim = layout.value_dim = 2;
+    return layout;
+  }
+  int vocab_size() const override { return options_.vocab; }
+  std::vector<std::int32_t> eos_ids() const override { return {options_.eos}; }
+  std::vector<BoundaryUse> boundary_uses() const override { return {}; }
+  std::int64_t weight_bytes() const override { return 0; }
+
+  Result<LogitsShard> forward(const StepView& step, const CacheViews& caches, Stream&) override {
+    if (options_.before_step) TENON_TRY(options_.before_step(comm_.rank(), steps_));
+    ++steps_;
+    TENON_TRY(demand(step.sequence_starts.as<std::int32_t>()[0] == 0, "the first start"));
+    for (int sequence = 0; sequence < step.num_sequences; ++sequence)
+      TENON_TRY(run_sequence(step, caches, sequence));
+    LogitsShard shard;
+    shard.logits = view(logits_.data(), DType::kF32, comm_.device(), {step.num_sequences, width_});
+    shard.vocab_begin = comm_.rank() * width_;
+    return shard;
+  }
+
+ private:
+  struct State {
+    std::uint32_t count, hash;
+  };
+
+  static Status demand(bool condition, const char* what) {
+    if (condition) return Status::ok();
+    return Status::error(Code::kInternal, std::string("fake model: ") + what + " does not agree");
+  }
+
+  Status run_sequence(const StepView& step, const CacheViews& caches, int row) {
+    const auto* starts = step.sequence_starts.as<std::int32_t>();
+    const int slot = step.state_slots.as<std::int32_t>()[row];
+    TENON_TRY(demand(slot >= 0 && slot < caches.state[0].shape[0], "the state slot"));
+    auto* state = caches.state[0].as<State>() + slot;
+    const bool fresh = step.fresh.as<std::int32_t>()[row] != 0;
+    if (fresh) *state = {0, 0};
+    const int count = starts[row + 1] - starts[row];
+    TENON_TRY(demand(count >= 1 && count <= step.max_tokens_per_sequence, "the count of tokens"));
+    // A prompt may be cut only at whole chunks.
+    TENON_TRY(demand(state->count % 64 == 0 || count == 1, "the place where a prompt is cut"));
+    for (int token = starts[row]; token < starts[row + 1]; ++token) {
+      const std::int32_t id = step.token_ids.as<std::int32_t>()[token];
+      const std::int32_t place = step.slot_mapping.as<std::int32_t>()[token];
+      TENON_TRY(demand(
+          step.positions.as<std::int32_t>()[token] == static_cast<std::int32_t>(state->count),
+          "the position of a token"));
+      TENON_TRY(demand(place >= 0 && place < caches.k[0].shape[0] * 64, "the slot of a token"));
+      caches.k[0].as<std::int32_t>()[place] = id;
+      state->hash = extended_hash(state->hash, id);
+      ++state->count;
+    }
+    const int length = step.sequence_lengths.as<std::int32_t>()[row];
+    TENON_TRY(demand(length == static_cast<std::int32_t>(state->count), "the length"));
+    TENON_TRY(
+        demand(step.logit_rows.as<std::int32_t>()[row] == starts[row + 1] - 1, "the logit row"));
+    TENON_TRY(demand(hash_of_blocks(step, caches, row, length) == state->hash, "the block table"));
+    write_logits(row, state->hash);
+    return Status::ok();
+  }
+
+  // The same hash, from the kv cache and the block table alone.
+  static std::uint32_t hash_of_blocks(const StepView& step, const CacheViews& caches, int row,
+                                      int length) {
+    const auto* table = step.block_table.as<std::int32_t>() + row * step.block_table.shape[1];
+    std::uint32_t hash = 0;
+    for (int position = 0; position < length; ++position)
+      hash = extended_hash(
+          hash, caches.k[0].as<std::int32_t>()[table[position / 64] * 64 + position % 64]);
+    return hash;
+  }
+
+  void write_logits(int row, std::uint32_t hash) {
+    const auto best =
+        static_cast<int>((hash >> 8) % static_cast<std::uint32_t>(options_.num_tokens));
+    for (int column = 0; column < width_; ++column) {
+      const int id = comm_.rank() * width_ + column;
+      float logit = id == best ? 8.0f : static_cast<float>((hash + static_cast<unsigned>(id)) % 5u);
+      if (id >= options_.num_tokens) logit = 100.0f;  // rows without a token: never to be drawn
+      if (options_.nan_logits) logit = std::numeric_limits<float>::quiet_NaN();
+      logits_[static_cast<std::size_t>(row * width_ + column)] = logit;
+    }
+  }
+
+  FakeOptions options_;
+  Communicator& comm_;
+  int width_, steps_ = 0;
+  std::vector<float> logits_;
+};
+
+}  // namespace tenon::test
