@@ -42,7 +42,15 @@ inline void store8_bytes(void* at, std::uint32_t low, std::uint32_t high) {
   const std::uint32_t words[2] = {low, high};
   __builtin_memcpy(__builtin_assume_aligned(at, 8), words, sizeof(words));
 }
+// The thread sanitizer does not see fences: it would report data that only a fence orders.
+#if defined(__SANITIZE_THREAD__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wtsan"
+#endif
 inline void fence_system() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+#if defined(__SANITIZE_THREAD__)
+#pragma GCC diagnostic pop
+#endif
 inline std::uint32_t atomic_add(std::uint32_t* at, std::uint32_t value) {
   return std::atomic_ref(*at).fetch_add(value, std::memory_order_relaxed);
 }

@@ -134,7 +134,7 @@ class Grid {
   Fiber* pick();
   void leave();  // runs others until the current fiber is picked again
   void make_ready(Wave& wave, std::uint64_t lanes);
-  void fail(const std::string& why);
+  void blame(std::string why);  // ends the launch at the next leave(), which does not return
   std::string report() const;
   std::string describe(int fiber) const;
 
@@ -318,9 +318,8 @@ void Grid::leave() {
   self.context.switch_to(next != nullptr ? next->context : main_, ends);
 }
 
-void Grid::fail(const std::string& why) {
-  if (failure_.empty()) failure_ = why;
-  leave();
+void Grid::blame(std::string why) {
+  if (failure_.empty()) failure_ = std::move(why);
 }
 
 void Grid::finish_current() {
@@ -328,9 +327,8 @@ void Grid::finish_current() {
   ++num_returned_;
   ++block().returned;
   progressed_ = true;
-  if (block().arrived > 0) failure_ = "a thread returned while others wait at a barrier";
-  if (wave().in_shuffle != 0)
-    failure_ = "a lane returned while others of its wave wait in a shuffle";
+  if (block().arrived > 0) blame("a thread returned while others wait at a barrier");
+  if (wave().in_shuffle != 0) blame("a lane returned while others of its wave wait in a shuffle");
   leave();
 }
 
@@ -339,13 +337,12 @@ void Grid::sync_block(Site site) {
   wave().at_barrier |= lane_bit();
   progressed_ = true;
   if (mine.returned > 0)
-    return fail("a thread waits at a barrier that others have returned without, " +
-                to_string(site));
+    blame("a thread waits at a barrier that others have returned without, " + to_string(site));
   if (mine.arrived > 0 && !same(mine.site, site))
-    return fail("threads of one block meet at different barriers, " + to_string(mine.site) +
-                " and " + to_string(site));
-  mine.site = site;
-  if (++mine.arrived == num_threads_) {
+    blame("threads of one block meet at different barriers, " + to_string(mine.site) + " and " +
+          to_string(site));
+  if (mine.arrived == 0) mine.site = site;
+  if (++mine.arrived == num_threads_ && failure_.empty()) {
     mine.arrived = 0;
     const int first = current_ / num_threads_ * (num_threads_ / width_);
     for (int i = first; i < first + num_threads_ / width_; ++i) {
@@ -361,17 +358,17 @@ std::uint32_t Grid::shuffle(std::uint32_t value, int source, Site site) {
   const std::uint32_t round = team.round;
   progressed_ = true;
   if (source < 0 || source >= width_)
-    fail("a shuffle at " + to_string(site) + " reads lane " + std::to_string(source) + " of " +
-         std::to_string(width_));
+    blame("a shuffle at " + to_string(site) + " reads lane " + std::to_string(source) + " of " +
+          std::to_string(width_));
   if (team.in_shuffle != 0 && !same(team.site, site))
-    fail("lanes of one wave meet in different shuffles, " + to_string(team.site) + " and " +
-         to_string(site));
+    blame("lanes of one wave meet in different shuffles, " + to_string(team.site) + " and " +
+          to_string(site));
   if (team.returned != 0)
-    fail("a shuffle at " + to_string(site) + " lacks lanes that have returned");
-  team.site = site;
+    blame("a shuffle at " + to_string(site) + " lacks lanes that have returned");
+  if (team.in_shuffle == 0) team.site = site;
   team.in_shuffle |= lane_bit();
   team.passed[round % 2][current_ % width_] = value;
-  if (std::popcount(team.in_shuffle) == width_) {
+  if (std::popcount(team.in_shuffle) == width_ && failure_.empty()) {
     ++team.round;
     make_ready(team, std::exchange(team.in_shuffle, 0));
   }
@@ -399,10 +396,12 @@ void* Grid::shared_memory(const void* key, std::size_t bytes) {
   const std::size_t offset = mine.static_bytes;
   mine.static_bytes += (bytes + kSharedAlign - 1) / kSharedAlign * kSharedAlign;
   const std::size_t most = std::min(kMaxStaticSharedBytes, kMaxSharedBytes - dynamic_bytes_);
-  if (mine.static_bytes > most)
-    fail("a block declares " + std::to_string(mine.static_bytes) +
-         " bytes of shared arrays; beside " + std::to_string(dynamic_bytes_) +
-         " dynamic bytes at most " + std::to_string(most) + " are accepted");
+  if (mine.static_bytes > most) {
+    blame("a block declares " + std::to_string(mine.static_bytes) +
+          " bytes of shared arrays; beside " + std::to_string(dynamic_bytes_) +
+          " dynamic bytes at most " + std::to_string(most) + " are accepted");
+    leave();
+  }
   mine.arrays.push_back({key, offset});
   std::memset(memory + offset, 0xff, bytes);
   return memory + offset;

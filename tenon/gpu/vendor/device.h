@@ -25,8 +25,8 @@
 #define TENON_KERNEL TENON_KERNEL_MAX(1024)
 #define TENON_KERNEL_MAX(threads) TENON_GLOBAL_ static TENON_BOUNDS_(threads) void
 #define TENON_SHARED(type, name, count) TENON_SHARED_ alignas(16) type name[count]
-#define TENON_DYNAMIC_SHARED(type, name)                             \
-  extern TENON_SHARED_ alignas(16) std::byte tenon_dynamic_shared[]; \
+#define TENON_DYNAMIC_SHARED(type, name)                                              \
+  extern TENON_SHARED_ __attribute__((aligned(16))) std::byte tenon_dynamic_shared[]; \
   type* name = reinterpret_cast<type*>(tenon_dynamic_shared)
 
 namespace tenon::TENON_TARGET {
