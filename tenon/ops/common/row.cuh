@@ -158,7 +158,7 @@ TENON_DEVICE void norm_row(const NormSpec& spec, int row, const Run& run, Word4 
   partials[0] = 0.0f;  // of a thread that owns nothing
   for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
     const int vector = run.first + i;
-    float h[kVectors * kVector];
+    float h[kVectors * kVector] = {};  // a lost call leaves them alone
     load_sums.template operator()<kVectors>(vector, h);
     add_residual<T, kVectors>(h, residual + vector * 16, spec.fresh_residual, &held[i]);
     store_vectors<kVectors>(residual + vector * 16, &held[i]);
