@@ -31,6 +31,21 @@ float load_float(const std::byte* from, DType dtype) {
   return dtype == DType::kF16 ? to_float(f16{bits}) : to_float(bf16{bits});
 }
 
+// Copies `count` elements and returns where the next ones go. The types are equal, or `as` is f32.
+std::byte* copy_elements(const std::byte* from, DType dtype, std::size_t count, DType as,
+                         std::byte* to) {
+  if (dtype == as) {
+    std::memcpy(to, from, count * size_of(as));
+    return to + count * size_of(as);
+  }
+  TENON_CHECK(as == DType::kF32);
+  for (std::size_t i = 0; i < count; ++i, to += sizeof(float)) {
+    const float value = load_float(from + i * size_of(dtype), dtype);
+    std::memcpy(to, &value, sizeof value);
+  }
+  return to;
+}
+
 // A matrix [1, out, in] as [out, in].
 Matrix first_of(const Matrix& stacked) {
   const auto first = [](const TensorView& all) {
@@ -81,14 +96,21 @@ Result<HostTensor> ShardLoader::take(std::string_view name, std::initializer_lis
   return tensor;
 }
 
-Result<TensorView> ShardLoader::upload_bytes(const void* bytes, DType dtype,
-                                             std::initializer_list<std::int64_t> shape) {
-  const Device device = stream_.device();
-  TensorView tensor = view(nullptr, dtype, device, shape);
-  TENON_ASSIGN(Buffer memory, Buffer::allocate(device, tensor.bytes()));
+// The pieces' rows one below the other.
+void ShardLoader::pack(std::span<const Piece> pieces, DType as, std::byte* to) {
+  for (const auto& [from, rows, columns] : pieces) {
+    for (std::int64_t row = rows.begin; row < rows.end(); ++row) {
+      const auto first = static_cast<std::size_t>(row * from->columns() + columns.begin);
+      to = copy_elements(from->data + first * size_of(from->dtype), from->dtype,
+                         static_cast<std::size_t>(columns.count), as, to);
+    }
+  }
+}
+
+Result<TensorView> ShardLoader::allocate(DType dtype, std::initializer_list<std::int64_t> shape) {
+  TensorView tensor = view(nullptr, dtype, stream_.device(), shape);
+  TENON_ASSIGN(Buffer memory, Buffer::allocate(stream_.device(), tensor.bytes()));
   tensor.data = memory.data();
-  TENON_TRY(stream_.copy(tensor.data, bytes, tensor.bytes()));
-  TENON_TRY(stream_.synchronize());  // the host memory goes away
   device_bytes_ += static_cast<std::int64_t>(tensor.bytes());
   buffers_.push_back(std::move(memory));
   return tensor;
@@ -96,37 +118,28 @@ Result<TensorView> ShardLoader::upload_bytes(const void* bytes, DType dtype,
 
 Result<TensorView> ShardLoader::upload(std::span<const Piece> pieces, DType as,
                                        std::initializer_list<std::int64_t> shape) {
+  TENON_ASSIGN(const TensorView tensor, allocate(as, shape));
   std::int64_t elements = 0;
   for (const Piece& piece : pieces) elements += piece.rows.count * piece.columns.count;
-  TENON_CHECK(elements == view(nullptr, as, {}, shape).size());
-  std::vector<std::byte> packed(static_cast<std::size_t>(elements) * size_of(as));
-  std::byte* to = packed.data();
-  for (const Piece& piece : pieces) {
-    const std::size_t size = size_of(piece.from->dtype);
-    const auto columns = static_cast<std::size_t>(piece.columns.count);
-    for (std::int64_t row = piece.rows.begin; row < piece.rows.end(); ++row) {
-      const std::int64_t first = row * piece.from->columns() + piece.columns.begin;
-      const std::byte* from = piece.from->data + static_cast<std::size_t>(first) * size;
-      if (piece.from->dtype == as) {
-        std::memcpy(to, from, columns * size);
-        to += columns * size;
-        continue;
-      }
-      TENON_CHECK(as == DType::kF32);
-      for (std::size_t i = 0; i < columns; ++i, to += sizeof(float)) {
-        const float value = load_float(from + i * size, piece.from->dtype);
-        std::memcpy(to, &value, sizeof value);
-      }
-    }
+  TENON_CHECK(elements == tensor.size());
+  if (is_host(tensor.device.target)) {
+    pack(pieces, as, tensor.as<std::byte>());
+    return tensor;
   }
-  return upload_bytes(packed.data(), as, shape);
+  std::vector<std::byte> packed(tensor.bytes());
+  pack(pieces, as, packed.data());
+  TENON_TRY(stream_.copy(tensor.data, packed.data(), packed.size()));
+  TENON_TRY(stream_.synchronize());  // the host memory goes away
+  return tensor;
 }
 
 Result<TensorView> ShardLoader::values(std::span<const float> values,
                                        std::initializer_list<std::int64_t> shape) {
-  TENON_CHECK(static_cast<std::int64_t>(values.size()) ==
-              view(nullptr, DType::kF32, {}, shape).size());
-  return upload_bytes(values.data(), DType::kF32, shape);
+  TENON_ASSIGN(const TensorView tensor, allocate(DType::kF32, shape));
+  TENON_CHECK(tensor.bytes() == values.size_bytes());
+  TENON_TRY(stream_.copy(tensor.data, values.data(), values.size_bytes()));
+  TENON_TRY(stream_.synchronize());
+  return tensor;
 }
 
 Result<TensorView> ShardLoader::rows(std::string_view name, std::initializer_list<DType> accepted,

@@ -88,8 +88,8 @@ class ShardLoader {
                     std::vector<HostTensor>* scales);
   Result<TensorView> upload(std::span<const Piece> pieces, DType as,
                             std::initializer_list<std::int64_t> shape);
-  Result<TensorView> upload_bytes(const void* bytes, DType dtype,
-                                  std::initializer_list<std::int64_t> shape);
+  static void pack(std::span<const Piece> pieces, DType as, std::byte* to);
+  Result<TensorView> allocate(DType dtype, std::initializer_list<std::int64_t> shape);
 
   Weights weights_;
   std::vector<std::string_view> skipped_prefixes_;

@@ -14,6 +14,7 @@
 #include "tenon/models/qwen3_5/config.h"
 #include "tests/support/model_driver.h"
 #include "tests/support/ranks.h"
+#include "tests/support/targets.h"
 #include "tests/support/tiny_model.h"
 
 // Every allocation of this program, device memory of the host targets included.
@@ -37,6 +38,7 @@ extern "C" void* aligned_alloc(std::size_t alignment, std::size_t bytes) {
 namespace tenon::qwen3_5 {
 namespace {
 
+using test::host_targets;
 using test::ModelDriver;
 using test::ShardRows;
 using test::TempDirectory;
@@ -254,6 +256,40 @@ TEST(Qwen3_5, TeamsAgree) {
     team.resize(alone.size());
     EXPECT_GT(rms(alone), 0.1);
     EXPECT_LT(rms_difference(team, alone), (each.shape.fp8 ? 0.2 : 0.05) * rms(alone));
+  }
+}
+
+// The emulated targets run the same model; their delta net is chunked, the cpu's is not.
+TEST(Qwen3_5, RunsOnEveryTarget) {
+  TinyShape shape = moe_shape();
+  shape.hidden = 128;
+  shape.heads = 2;
+  shape.kv_heads = 1;
+  shape.k_heads = 1;
+  shape.v_heads = 2;
+  shape.shared_intermediate = 128;
+  const OnDisk files(shape);
+  std::vector<float> expected;
+  for (Target target : host_targets()) {
+    SCOPED_TRACE(name(target));
+    RankOptions ranks;
+    ranks.target = target;
+    std::vector<float> found;
+    run_ranks(1, ranks, [&](int, Communicator& comm) {
+      auto stream = Stream::create(comm.device());
+      ASSERT_TRUE(stream);
+      auto model = open_model(files.where(), small_options(), comm, *stream);
+      ASSERT_TRUE(model) << model.status().to_string();
+      ModelDriver driver(**model, 4, *stream);
+      driver.step({{0, prompt(3, 1)}});
+      const auto rows = driver.step({{0, prompt(1, 2)}, {1, prompt(2, 3)}}).rows;
+      ASSERT_EQ(rows.size(), 2u);
+      found = rows[0];
+      found.insert(found.end(), rows[1].begin(), rows[1].end());
+    });
+    if (expected.empty()) expected = found;
+    ASSERT_EQ(found.size(), expected.size());
+    EXPECT_LT(rms_difference(found, expected), 0.2 * rms(expected));
   }
 }
 

@@ -31,17 +31,26 @@ struct Shape {
   int k_blocks() const { return k / 128; }
 };
 
+double value_of(std::uint8_t code) {
+  static const std::vector<double> values = [] {
+    std::vector<double> found;
+    for (int each = 0; each < 256; ++each)
+      found.push_back(from_fp8<DType::kE4M3>(static_cast<std::uint8_t>(each)));
+    return found;
+  }();
+  return values[code];
+}
+
 struct Problem {
   Shape shape;
   std::vector<std::uint8_t> x, weight;       // codes
   std::vector<float> x_scale, weight_scale;  // [tokens, k / 128], [experts, n blocks, k blocks]
 
   double x_at(int token, int k) const {
-    return from_fp8<DType::kE4M3>(x[static_cast<std::size_t>(token * shape.k + k)]);
+    return value_of(x[static_cast<std::size_t>(token * shape.k + k)]);
   }
   double weight_at(int expert, int n, int k) const {
-    return from_fp8<DType::kE4M3>(
-        weight[(static_cast<std::size_t>(expert) * shape.n + n) * shape.k + k]);
+    return value_of(weight[(static_cast<std::size_t>(expert) * shape.n + n) * shape.k + k]);
   }
   float& x_scale_at(int token, int block) {
     return x_scale[static_cast<std::size_t>(token * shape.k_blocks() + block)];

@@ -1,0 +1,220 @@
+// The centre piece over many calls: soaks with late ranks, replayed graphs between eager calls, and
+// what happens when a rank is missing or comes with fewer rows.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
+#include "tests/support/fused_run.h"
+#include "tests/support/ranks.h"
+#include "tests/support/targets.h"
+
+namespace tenon {
+namespace {
+
+namespace fused = fused_allreduce_rmsnorm_quant;
+using testing::BoundaryTensors;
+using testing::FusedCase;
+
+struct Prepared {
+  FusedCase call;
+  const char* variant;
+  testing::BoundaryInputs inputs;
+  testing::BoundaryOutputs expected;
+};
+
+// Calls of different rows, widths, types and outputs, all in one mailbox.
+std::vector<Prepared> prepare(int team, int count, int max_rows, int max_hidden) {
+  constexpr ScaleLayout kLayouts[] = {ScaleLayout::kRow, ScaleLayout::kMnMajor,
+                                      ScaleLayout::kUe8m0Packed};
+  std::vector<Prepared> calls(static_cast<std::size_t>(count));
+  for (int i = 0; i < count; ++i) {
+    Prepared& each = calls[static_cast<std::size_t>(i)];
+    testing::BoundaryCase& shape = each.call.shape;
+    shape.team = team;
+    shape.rows = 1 + i * 5 % max_rows;
+    shape.hidden = i % 3 == 0 ? max_hidden : 64 * (1 + i % 2);
+    shape.group = 32 << (i % 2);
+    shape.layout = kLayouts[i % 3];
+    shape.want_bf16 = i % 4 != 1;
+    shape.want_fp8 = i % 4 != 2;
+    shape.fp8 = i % 5 == 0 ? DType::kE4M3Fnuz : DType::kE4M3;
+    each.call.spread_residual = i % 6 == 5;
+    each.variant = i * 7 % 10 < 5 ? "one_shot" : "two_shot";
+    each.inputs = testing::make_inputs(shape, static_cast<std::uint64_t>(i));
+    each.expected = testing::boundary_oracle(shape, each.inputs);
+  }
+  return calls;
+}
+
+// The prepared calls of one rank: tensors and plans, made once.
+class Runner {
+ public:
+  Runner(const std::vector<Prepared>& prepared, int rank, Communicator& comm)
+      : prepared_(prepared), rank_(rank) {
+    auto stream = Stream::create(comm.device());
+    EXPECT_TRUE(stream);
+    stream_.emplace(*std::move(stream));
+    std::size_t bytes = 0;
+    for (const Prepared& each : prepared) {
+      const testing::BoundaryCase& shape = each.call.shape;
+      bytes = std::max(bytes, fused::mailbox_bytes(2, shape.hidden, shape.dtype, comm.size()));
+      tensors_.push_back(
+          std::make_unique<BoundaryTensors>(shape, each.inputs, rank, comm.device(), *stream_));
+      auto plan = testing::plan_beyond_limits(testing::fused_args(each.call, *tensors_.back()),
+                                              comm.device(), comm.size(), each.variant);
+      EXPECT_TRUE(plan);
+      plans_.push_back(*plan);
+    }
+    auto mailbox = comm.mailbox(bytes, "boundary");
+    EXPECT_TRUE(mailbox) << mailbox.status().to_string();
+    mailbox_ = *std::move(mailbox);
+  }
+
+  Stream& stream() { return *stream_; }
+  void reset(std::size_t i) { tensors_[i]->reset(*stream_); }
+  Status enqueue(std::size_t i) {
+    return fused::run(plans_[i], testing::fused_args(prepared_[i].call, *tensors_[i]),
+                      mailbox_.team(), *stream_);
+  }
+  std::string compare(std::size_t i) {
+    return testing::compare_fused(prepared_[i].call, *tensors_[i], prepared_[i].expected,
+                                  prepared_[i].variant, rank_, *stream_);
+  }
+  std::string run(std::size_t i) {
+    reset(i);
+    if (Status ran = enqueue(i); !ran) return ran.to_string();
+    return compare(i);
+  }
+
+ private:
+  const std::vector<Prepared>& prepared_;
+  const int rank_;
+  std::optional<Stream> stream_;
+  std::vector<std::unique_ptr<BoundaryTensors>> tensors_;
+  std::vector<Plan> plans_;
+  Mailbox mailbox_;
+};
+
+// Yields for a random while: a rank that is late without asking the clock.
+void dawdle(std::mt19937& random) {
+  for (std::uint32_t n = random() % 64; n > 0; --n) std::this_thread::yield();
+}
+
+void soak(Target target, int team, int calls, int max_rows, int max_hidden) {
+  const std::vector<Prepared> prepared = prepare(team, 20, max_rows, max_hidden);
+  RankOptions options;
+  options.target = target;
+  run_ranks(team, options, [&](int rank, Communicator& comm) {
+    Runner runner(prepared, rank, comm);
+    std::mt19937 order(7), own(static_cast<std::uint32_t>(rank));
+    for (int n = 0; n < calls; ++n) {
+      const std::size_t i = order() % prepared.size();  // the same on every rank
+      if (order() % 4 == 0 && static_cast<int>(order() % static_cast<unsigned>(team)) == rank)
+        dawdle(own);
+      ASSERT_EQ(runner.run(i), "") << "call " << n << ", " << prepared[i].variant << " "
+                                   << testing::describe(prepared[i].call.shape);
+    }
+  });
+}
+
+TEST(FusedProtocol, SoakOnCpu) {
+  const int calls = std::getenv("TEST_FULL") != nullptr ? 20'000 : 1200;
+  for (int team : {2, 3, 4, 8}) soak(Target::kCpu, team, calls * 2 / team, 9, 256);
+}
+
+TEST(FusedProtocol, SoakOnEmulatedWaves) {
+  for (Target target : test::host_targets())
+    if (target != Target::kCpu)
+      for (int team : {2, 3}) soak(target, team, 40, 7, 256);
+}
+
+// A graph of several calls, replayed between eager ones: counters live in device memory.
+TEST(FusedProtocol, GraphsReplayBetweenEagerCalls) {
+  for (Target target : test::host_targets()) {
+    const int team = 3, rounds = target == Target::kCpu ? 60 : 6;
+    const std::vector<Prepared> prepared = prepare(team, 8, 5, 128);
+    RankOptions options;
+    options.target = target;
+    run_ranks(team, options, [&](int rank, Communicator& comm) {
+      Runner runner(prepared, rank, comm);
+      ASSERT_TRUE(Graph::begin(runner.stream()));
+      for (std::size_t i : {0u, 1u, 2u, 3u, 4u}) ASSERT_TRUE(runner.enqueue(i));
+      auto graph = Graph::end(runner.stream());
+      ASSERT_TRUE(graph);
+      for (int round = 0; round < rounds; ++round) {
+        for (std::size_t i : {0u, 1u, 2u, 3u, 4u}) runner.reset(i);
+        ASSERT_TRUE(graph->replay(runner.stream()));
+        for (std::size_t i : {0u, 1u, 2u, 3u, 4u}) ASSERT_EQ(runner.compare(i), "") << round;
+        for (int eager = 0; eager < round % 3; ++eager) ASSERT_EQ(runner.run(5), "") << round;
+      }
+    });
+  }
+}
+
+// Every rank but one calls; each of them ends within the deadline and names the missing one.
+TEST(FusedProtocol, MissingRankIsNamed) {
+  for (const char* variant : {"one_shot", "two_shot"}) {
+    for (int team : {2, 4}) {
+      std::vector<Prepared> prepared = prepare(team, 1, 1, 128);
+      prepared[0].variant = variant;
+      RankOptions options;
+      options.deadline = std::chrono::milliseconds(200);
+      options.expect_healthy = false;
+      std::atomic<int> done = 0, named = 0;
+      run_ranks(team, options, [&](int rank, Communicator& comm) {
+        Runner runner(prepared, rank, comm);
+        const int missing = team - 1;
+        if (rank != missing) {
+          runner.run(0);
+          const Status health = comm.health();
+          EXPECT_FALSE(health);
+          named +=
+              health.message().find("rank " + std::to_string(missing)) != std::string_view::npos;
+          const auto begin = std::chrono::steady_clock::now();
+          runner.run(0);  // later calls end at once
+          EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(150));
+          ++done;
+        }
+        while (done < team - 1) std::this_thread::yield();  // keeps its memory until all are done
+      });
+      EXPECT_GE(named, 1) << variant << " " << team;
+    }
+  }
+}
+
+// A rank with one row fewer: the others find that row missing, and whose.
+TEST(FusedProtocol, RankWithFewerRowsIsNamed) {
+  for (const char* variant : {"one_shot", "two_shot"}) {
+    const int team = 3;
+    std::vector<Prepared> whole = prepare(team, 1, 1, 128);
+    whole[0].variant = variant;
+    whole[0].call.shape.rows = 5;
+    whole[0].inputs = testing::make_inputs(whole[0].call.shape, 0);
+    whole[0].expected = testing::boundary_oracle(whole[0].call.shape, whole[0].inputs);
+    std::vector<Prepared> fewer = whole;
+    fewer[0].call.shape.rows = 4;
+    fewer[0].expected = testing::boundary_oracle(fewer[0].call.shape, whole[0].inputs);
+    RankOptions options;
+    options.deadline = std::chrono::milliseconds(200);
+    options.expect_healthy = false;
+    std::atomic<int> done = 0, named = 0;
+    run_ranks(team, options, [&](int rank, Communicator& comm) {
+      Runner runner(rank == 1 ? fewer : whole, rank, comm);
+      runner.run(0);
+      if (rank != 1) {
+        EXPECT_FALSE(comm.health()) << variant << ", rank " << rank;
+        named += comm.health().message().find("rank 1") != std::string_view::npos;
+      }
+      ++done;
+      while (done < team) std::this_thread::yield();
+    });
+    EXPECT_GE(named, 1) << variant;
+  }
+}
+
+}  // namespace
+}  // namespace tenon
