@@ -4,7 +4,7 @@
 
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <array>
 
 #include "tenon/core/fp8.h"
 #include "tests/support/tensors.h"
@@ -173,8 +173,9 @@ TEST(ShardLoader, RefusesToCutAScaleBlock) {
 
 TEST(ShardLoader, PlacesExpertsAndTakesTheOthers) {
   FileTensors tensors;
+  const std::array<std::string, 3> modules{"e0", "e1", "e2"};
   for (int e = 0; e < 3; ++e)
-    tensors["e" + std::to_string(e) + ".weight"] = bf16_numbers({2, 2}, 10 * e);
+    tensors[modules[static_cast<std::size_t>(e)] + ".weight"] = bf16_numbers({2, 2}, 10 * e);
   Loaded files(tensors);
   std::vector<LinearPart> parts;
   for (int e = 0; e < 3; ++e)
