@@ -162,7 +162,7 @@ TEST(FusedProtocol, MissingRankIsNamed) {
       std::vector<Prepared> prepared = prepare(team, 1, 1, 128);
       prepared[0].variant = variant;
       RankOptions options;
-      options.deadline = std::chrono::milliseconds(200);
+      options.deadline = std::chrono::milliseconds(700);
       options.expect_healthy = false;
       std::atomic<int> done = 0, named = 0;
       run_ranks(team, options, [&](int rank, Communicator& comm) {
@@ -175,8 +175,8 @@ TEST(FusedProtocol, MissingRankIsNamed) {
           named +=
               health.message().find("rank " + std::to_string(missing)) != std::string_view::npos;
           const auto begin = std::chrono::steady_clock::now();
-          runner.run(0);  // later calls end at once
-          EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(150));
+          runner.run(0);  // later calls wait for nothing; a busy machine gets most of a deadline
+          EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(600));
           ++done;
         }
         while (done < team - 1) std::this_thread::yield();  // keeps its memory until all are done
