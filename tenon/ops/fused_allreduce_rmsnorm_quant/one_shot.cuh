@@ -1,5 +1,5 @@
-// One shot, for few rows: every rank sends its rows to every peer and does all rows itself: one
-// trip. A slot holds, for each row of the chunk, a part of 2 · hidden bytes from each peer. The
+// One shot, for few rows: every rank sends its rows to every peer and does all rows itself. One
+// trip. A slot holds, per row of the chunk, one part of 2 · hidden bytes from each peer. The
 // protocol is protocol.cuh's.
 #pragma once
 

@@ -14,10 +14,11 @@
 //  3. Whoever takes a word puts kNotArrived back at once (take()). So, between two calls of a rank,
 //     its slots hold nothing but what faster ranks have sent ahead, and no call needs to know the
 //     shape of an earlier one.
-//  4. A block takes only from the same-numbered block of each peer; in two_shot by way of the row's
-//     owner. The grid is the same on all ranks, and every block has a row in every generation of a
-//     call but perhaps the last. So when a block has finished generation g, the same-numbered block
-//     of every rank has sent its part of g, hence finished g - 1.
+//  4. A block takes only from the same-numbered block of each peer, directly or, in two_shot, by
+//  way
+//     of the row's owner; the grid is the same on all ranks; and every block has a row in every
+//     generation of a call but perhaps the last. So when a block has finished generation g, the
+//     same-numbered block of every rank has sent its part of g, hence finished g - 1.
 //  5. Therefore nobody runs ahead by more than one generation: finishing g + 1 would need the part
 //     that a rank still in g has not sent. A rank sends generation g only after it has finished
 //     g - 1, when every peer has sent g - 1, hence finished g - 2 and cleared, in g - 3, the words
@@ -155,41 +156,20 @@ TENON_DEVICE bool has_arrived(Word4 words) {
          (words.w != kNotArrived);
 }
 
-// The other way out of take(): the word has not come yet. Out of line where that keeps loops short.
-#if defined(__CUDACC__) || defined(__HIP__)
-#define TENON_SLOW_PATH TENON_DEVICE
-#else
-#define TENON_SLOW_PATH __attribute__((noinline, cold)) static
-#endif
-TENON_SLOW_PATH bool await(const TeamView& team, const Call& call, Phase phase, int sender, int row,
-                           const std::byte* at, Word4& words) {
-  return team_wait(team, phase, sender, call.number, static_cast<std::uint32_t>(row), [&] {
-    words = load16_relaxed(at);
-    return has_arrived(words);
-  });
-}
-
-// Ends with the vectors that `sender` sent to `at`; `words` holds an earlier look at them.
-template <class Rules, int kVectors>
+// Ends with the words that `sender` sent to `at`; `words` may hold an earlier look at them.
+template <class Rules>
 TENON_DEVICE void take(const FusedArgs& args, Call& call, Phase phase, int sender, int row,
-                       std::byte* at, Word4 (&words)[kVectors]) {
-  for (int i = 0; i < kVectors; ++i) {
-    if (!call.lost && !has_arrived(words[i]))
-      call.lost = !await(args.team, call, phase, sender, row, at + i * 16, words[i]);
+                       std::byte* at, Word4& words) {
+  if (call.lost) return;
+  if (!has_arrived(words)) {
+    call.lost =
+        !team_wait(args.team, phase, sender, call.number, static_cast<std::uint32_t>(row), [&] {
+          words = load16_relaxed(at);
+          return has_arrived(words);
+        });
+    if (call.lost) return;
   }
-  if (!Rules::kClears || call.lost) return;
-  for (int i = 0; i < kVectors; ++i) store16_relaxed(at + i * 16, kNothing);
-}
-template <int kVectors>
-TENON_DEVICE void look(const std::byte* at, Word4 (&words)[kVectors]) {
-  for (int i = 0; i < kVectors; ++i) words[i] = load16_relaxed(at + i * 16);
-}
-
-template <class T, int kVectors>
-TENON_DEVICE void add_part(const Word4 (&words)[kVectors], float (&sums)[kVectors * kVector]) {
-  float part[kVectors * kVector];
-  unpack<T, kVectors>(words, part);
-  for (int k = 0; k < kVectors * kVector; ++k) sums[k] = sums[k] + part[k];
+  if (Rules::kClears) store16_relaxed(at, kNothing);
 }
 
 // Step 1 for vectors of a row that every rank has sent a part of: sums in rank order. The parts of
@@ -200,38 +180,27 @@ TENON_DEVICE void take_sums(const FusedArgs& args, Call& call, Phase phase, int 
                             float (&sums)[kVectors * kVector]) {
   const int rank = args.team.rank, size = args.team.size;
   std::byte* const mine = args.team.base[rank];
-  for (int k = 0; k < kVectors * kVector; ++k) sums[k] = -0.0f;  // -0 + x is x, for -0 too
-  const auto nth = [&](int step) { return Rules::kRankOrder ? step : (rank + step) % size; };
-  if constexpr (kWave == 1) {
-    for (int step = 0; step < size; ++step) {
-      const int r = nth(step);
-      Word4 words[kVectors];
-      if (r == rank) {
-        load_vectors<kVectors>(own, words);
-      } else {
-        look(mine + offset(r), words);
-        take<Rules>(args, call, phase, r, row, mine + offset(r), words);
-      }
-      add_part<T, kVectors>(words, sums);
-    }
-  } else {
-    Word4 words[kMaxRanks][kVectors];
-    TENON_UNROLL
-    for (int step = 0; step < kMaxRanks; ++step) {  // all are asked for before one is looked at
-      if (step >= size) continue;
-      if (nth(step) == rank) {
-        load_vectors<kVectors>(own, words[step]);
-      } else {
-        look(mine + offset(nth(step)), words[step]);
-      }
-    }
-    TENON_UNROLL
-    for (int step = 0; step < kMaxRanks; ++step) {
-      const int r = nth(step);
-      if (step >= size) continue;
-      if (r != rank) take<Rules>(args, call, phase, r, row, mine + offset(r), words[step]);
-      add_part<T, kVectors>(words[step], sums);
-    }
+  Word4 words[kMaxRanks][kVectors];
+  TENON_UNROLL
+  for (int r = 0; r < kMaxRanks; ++r) {  // all loads are under way before the first is looked at
+    if (r >= size) continue;
+    for (int i = 0; i < kVectors; ++i)
+      words[r][i] = r == rank ? load16(own + i * 16) : load16_relaxed(mine + offset(r) + i * 16);
+  }
+  TENON_UNROLL
+  for (int r = 0; r < kMaxRanks; ++r) {
+    if (r >= size || r == rank) continue;
+    for (int i = 0; i < kVectors; ++i)
+      take<Rules>(args, call, phase, r, row, mine + offset(r) + i * 16, words[r][i]);
+  }
+  const int first = Rules::kRankOrder ? 0 : rank;
+  unpack<T, kVectors>(words[first], sums);
+  TENON_UNROLL
+  for (int step = 1; step < kMaxRanks; ++step) {
+    if (step >= size) continue;
+    float part[kVectors * kVector];
+    unpack<T, kVectors>(words[Rules::kRankOrder ? step : (first + step) % size], part);
+    for (int k = 0; k < kVectors * kVector; ++k) sums[k] = sums[k] + part[k];
   }
 }
 

@@ -1,13 +1,13 @@
 // Two shots, for many rows: rank r owns the rows r, r + size, r + 2 · size, …. Every rank sends its
 // part of a row to the owner only; the owner sums, adds the residual, normalises and quantises it
 // once and sends every peer what its consumer reads:
-//   spreads_fp8       the codes and one word per scale: nobody wants 16-bit rows
-//   else              the 16-bit norm; where fp8 is wanted too, each rank quantises its copy
-//   spreads_residual  the new residual as well
+//   fp8 wanted, 16-bit rows not: the codes and one word per scale
+//   otherwise:                   the 16-bit norm; where both are wanted, each rank quantises its
+//   copy spreads_residual:            the new residual as well
 // Rows are dealt in stripes of `size` rows, one per owner; a block works on whole stripes, so that
-// every rank has the same blocks. A slot holds, for each stripe of the chunk, a part of 2 · hidden
-// bytes from each peer for the own row; behind all of those, for each stripe, a result from the
-// owner of each other row. The protocol is protocol.cuh's.
+// every rank has the same blocks. A slot holds, per stripe of the chunk, first one part of 2 ·
+// hidden bytes from each peer for the own row, then one result from the owner of each other row.
+// The protocol is protocol.cuh's.
 #pragma once
 
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/protocol.cuh"
@@ -54,9 +54,12 @@ TENON_DEVICE void fill_image(const QuantSpec& spec, int hidden, const Run& run,
   sync_block();
 }
 
-// Where the residual lies in a result: behind the norm or the image.
-TENON_DEVICE std::int64_t residual_offset(const FusedArgs& args) {
-  return args.spread_bytes - std::int64_t{args.norm.hidden} * 2;
+// Where a thread of an owner, or of a receiver, finds the parts of one result.
+struct Results {
+  std::int64_t norm, residual;  // offsets within the result; codes lie where the norm would
+};
+TENON_DEVICE Results results_of(const FusedArgs& args) {
+  return {0, args.spread_bytes - std::int64_t{args.norm.hidden} * 2};
 }
 
 // Phase 2 for one row of mine.
@@ -91,7 +94,7 @@ TENON_DEVICE void own_row(const FusedArgs& args, Call& call, int row, int entry,
   if (args.spreads_residual && !call.lost) {
     const std::byte* const residual = args.norm.residual + row * args.norm.residual_stride;
     for (int i = run.first; i < run.first + run.count; ++i)  // what this thread has just stored
-      send_to_peers(residual_offset(args) + i * 16, load16(residual + i * 16));
+      send_to_peers(results_of(args).residual + i * 16, load16(residual + i * 16));
   }
   if (args.spreads_fp8) {
     fill_image<T>(args.quant, hidden, run, held, image);
@@ -119,35 +122,32 @@ TENON_DEVICE void peer_row(const FusedArgs& args, Call& call, int row, int entry
   std::byte* const result =
       team.base[team.rank] +
       entry_offset(args, call, args.spread_offset, args.spread_bytes, entry, owner, team.rank);
-  const auto take_at = [&]<int kVectors>(std::int64_t offset, Word4(&words)[kVectors]) {
-    look(result + offset, words);
+  const auto take_at = [&](std::int64_t offset) {
+    Word4 words = load16_relaxed(result + offset);
     take<Rules>(args, call, Phase::kGather, owner, row, result + offset, words);
+    return words;
   };
   if (args.spreads_residual) {
     std::byte* const residual = args.norm.residual + row * args.norm.residual_stride;
-    for (int i = thread_id(); i < hidden / kVector; i += block_threads()) {
-      Word4 words[1];
-      take_at(residual_offset(args) + i * 16, words);
-      store16(residual + i * 16, words[0]);
-    }
+    for (int i = thread_id(); i < hidden / kVector; i += block_threads())
+      store16(residual + i * 16, take_at(results_of(args).residual + i * 16));
   }
   if (args.spreads_fp8) {
     for (int i = thread_id(); i < image_vectors(args.quant, hidden); i += block_threads()) {
-      Word4 words[1];
-      take_at(i * 16, words);
+      const Word4 words = take_at(i * 16);
       const bool escapes = args.quant.is_fnuz && i < hidden / 16;
       store_image(args.quant, row, hidden, i,
-                  escapes ? replace_words(words[0], kFnuzEscape, kFnuzLowest) : words[0]);
+                  escapes ? replace_words(words, kFnuzEscape, kFnuzLowest) : words);
     }
     return;
   }
   std::byte* const norm =
       args.norm.norm == nullptr ? nullptr : args.norm.norm + row * args.norm.norm_stride;
-  for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
-    Word4 words[kVectors];
-    take_at((run.first + i) * 16, words);
-    for (int k = 0; k < kVectors; ++k) held[i + k] = words[k];
-    if (norm != nullptr) store_vectors<kVectors>(norm + (run.first + i) * 16, words);
+  for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int first) {
+    for (int i = first; i < first + kVectors; ++i) {
+      held[i] = take_at((run.first + i) * 16);
+      if (norm != nullptr) store16(norm + (run.first + i) * 16, held[i]);
+    }
   });
   if (args.quant.codes != nullptr) quantize_to_tensors<T>(args.quant, row, 0, run, held);
 }
