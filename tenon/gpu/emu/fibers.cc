@@ -227,8 +227,13 @@ Status Grid::prepare_fibers(const LaunchShape& shape) {
     std::memcpy(stack, &Stacks::kCanary, sizeof(Stacks::kCanary));
     fibers_.emplace_back().stack = stack;
   }
-  for (std::size_t i = 0; i < wanted; ++i)
+  for (std::size_t i = 0; i < wanted; ++i) {
+#if defined(__SANITIZE_ADDRESS__)
+    // The fiber before left for good from somewhere: what its frames poisoned is free again.
+    __asan_unpoison_memory_region(fibers_[i].stack, Stacks::kBytes);
+#endif
     fibers_[i].context.prepare(fibers_[i].stack, Stacks::kBytes, &fiber_main);
+  }
   return Status::ok();
 }
 
@@ -240,11 +245,6 @@ Status Grid::run_blocks(const LaunchShape& shape, int first_block, int num_block
   main_.switch_to(first->context);
   position = outer;
   if (num_returned_ == num_fibers_) return Status::ok();
-#if defined(__SANITIZE_ADDRESS__)
-  // The fibers are given up where they stand: what their frames poisoned is free again.
-  for (int i = 0; i < num_fibers_; ++i)
-    __asan_unpoison_memory_region(fiber(i).stack, Stacks::kBytes);
-#endif
   return Status::error(Code::kInternal,
                        (failure_.empty() ? "no thread can go on" : failure_) + report());
 }
@@ -304,9 +304,9 @@ Fiber* Grid::pick() {
 void Grid::leave() {
   Fiber& self = fiber(current_);
   const bool ends = (wave().returned & lane_bit()) != 0;
-  const std::byte here{};
-  if (&here < self.stack || (ends && std::memcmp(self.stack, &Stacks::kCanary,
-                                                 sizeof(Stacks::kCanary)) != 0)) [[unlikely]] {
+  if (static_cast<const std::byte*>(__builtin_frame_address(0)) < self.stack ||
+      (ends && std::memcmp(self.stack, &Stacks::kCanary, sizeof(Stacks::kCanary)) != 0))
+      [[unlikely]] {
     std::fprintf(stderr,
                  "tenon: an emulated thread overran its stack of %zu bytes (block %d, thread %d)\n",
                  Stacks::kBytes, self.where.block, self.where.thread);
