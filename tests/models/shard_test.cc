@@ -179,7 +179,7 @@ TEST(ShardLoader, PlacesExpertsAndTakesTheOthers) {
   Loaded files(tensors);
   std::vector<LinearPart> parts;
   for (int e = 0; e < 3; ++e)
-    parts.push_back({"e" + std::to_string(e),
+    parts.push_back({modules[static_cast<std::size_t>(e)],
                      2,
                      2,
                      e == 0 ? std::vector<Range>{} : std::vector<Range>{{0, 2}},
