@@ -33,7 +33,8 @@ class Bootstrap {
   // Collective: returns when every rank has called it.
   Status barrier(std::string_view label, std::chrono::milliseconds deadline);
 
-  // Tells every rank to give up. Their exchanges end with kPeerLost and this text, now and later.
+  // Tells every rank to give up. Their exchanges end with kPeerLost and this text, now and later;
+  // one that is in progress may do so even though every rank has joined it.
   virtual void abort(std::string_view why) = 0;
 
   // Another rank gave up or died: which one, and a sentence that names it.
