@@ -139,6 +139,7 @@ std::vector<BoundaryUse> summarize(const std::vector<BoundaryUse>& uses) {
     if (!fresh) entry->second.count += use.count;
   }
   std::vector<BoundaryUse> out;
+  out.reserve(merged.size());
   for (auto& [key, use] : merged) out.push_back(std::move(use));
   return out;
 }

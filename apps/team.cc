@@ -62,6 +62,7 @@ void set_rank(int rank) {
   const int nowhere = ::open("/dev/null", O_WRONLY | O_CLOEXEC);
   if (nowhere >= 0) dup2(nowhere, STDOUT_FILENO);
   std::vector<char*> argv;
+  argv.reserve(arguments.size() + 1);
   for (std::string& each : arguments) argv.push_back(each.data());
   argv.push_back(nullptr);
   execv("/proc/self/exe", argv.data());

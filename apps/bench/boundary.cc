@@ -345,6 +345,7 @@ Status run(const BoundaryBench& options) {
   const auto bootstraps = local_bootstrap(options.tp);
   std::vector<Status> statuses(static_cast<std::size_t>(options.tp));
   std::vector<std::thread> threads;
+  threads.reserve(statuses.size());
   for (int rank = 0; rank < options.tp; ++rank)
     threads.emplace_back([&, rank] {
       const auto at = static_cast<std::size_t>(rank);

@@ -50,7 +50,7 @@ Status parse_variant(std::string_view value, Env& env) {
   return Status::ok();
 }
 
-const KnobSpec kKnobs[] = {
+constexpr KnobSpec kKnobs[] = {
     {"TENON_LOG", "how much is logged: error, warning, info, debug", parse_log,
      [](const Env& e) { return std::string(kLevelNames[static_cast<std::size_t>(e.log)]); }},
     {"TENON_FORCE_STAGE", "stage of every boundary: 1, 2 or 3; 0 leaves the choice",

@@ -83,7 +83,7 @@ Status to_status(const Result<T>& result) {
 // The optional second argument becomes a context line.
 #define TENON_TRY(expression, ...)                                          \
   do {                                                                      \
-    if (auto tenon_try_ = (expression); !tenon_try_) [[unlikely]]           \
+    if (auto&& tenon_try_ = (expression); !tenon_try_) [[unlikely]]         \
       return ::tenon::to_status(tenon_try_) __VA_OPT__(.with(__VA_ARGS__)); \
   } while (false)
 

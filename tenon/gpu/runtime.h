@@ -205,8 +205,8 @@ Status launch(Stream& stream, const LaunchShape& shape, void (*kernel)(Args), co
   if (shape.blocks <= 0) return Status::ok();  // nothing to do: zero rows
   KernelCall call;
   call.kernel = reinterpret_cast<const void*>(kernel);
-  call.invoke = [](const void* kernel_, const void* args_) {
-    reinterpret_cast<void (*)(Args)>(const_cast<void*>(kernel_))(*static_cast<const Args*>(args_));
+  call.invoke = [](const void* entry, const void* values) {
+    reinterpret_cast<void (*)(Args)>(const_cast<void*>(entry))(*static_cast<const Args*>(values));
   };
   call.args = &args;
   call.args_bytes = sizeof(Args);

@@ -103,7 +103,7 @@ Result<Linear> Linear::make(const Matrix& matrix, const NormedRows& x, const Ten
                             const Situation& where, std::optional<Grouping> grouping) {
   Linear linear;
   linear.matrix_ = matrix;
-  linear.grouping_ = std::move(grouping);
+  linear.grouping_ = grouping;
   const std::int64_t max_rows = out.shape[0], max_tokens = num_rows(x);
   const auto make_plan = [&](std::int64_t rows) -> Result<Plan> {
     const NormedRows part = first_rows(x, (rows * max_tokens + max_rows - 1) / max_rows);
@@ -154,8 +154,7 @@ Result<OutProjection> OutProjection::make(std::string_view label, const Matrix& 
     TENON_ASSIGN(projection.activate_, RowPlans::make(in.shape[0], make_plan));
   }
   const NormedRows read = as_it_is ? NormedRows{.bf16 = in, .fp8 = {}} : activation;
-  TENON_ASSIGN(projection.product_,
-               Linear::make(matrix, read, out, context.where, std::move(grouping)));
+  TENON_ASSIGN(projection.product_, Linear::make(matrix, read, out, context.where, grouping));
   return projection;
 }
 

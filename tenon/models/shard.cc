@@ -148,6 +148,7 @@ Result<TensorView> ShardLoader::rows(std::string_view name, std::initializer_lis
                                      std::initializer_list<std::int64_t> result_shape) {
   TENON_ASSIGN(const HostTensor tensor, take(name, accepted, shape));
   std::vector<Piece> pieces;
+  pieces.reserve(rows.size());
   for (const Range& each : rows) pieces.push_back({&tensor, each, {0, tensor.columns()}});
   return upload(pieces, as, result_shape);
 }

@@ -196,7 +196,7 @@ struct Engine::State {
 Status Engine::State::open_rank(int rank, std::unique_ptr<Rank>* opened) {
   auto& bootstrap = bootstraps[in_threads() ? static_cast<std::size_t>(rank) : 0];
   auto result = Rank::open(options, rank, bootstrap, make_model);
-  const Status mine = result.status();
+  Status mine = result.status();
   if (!mine) bootstrap->abort("could not open: " + std::string(mine.message()));
   if (!mine) return mine;
   *opened = *std::move(result);

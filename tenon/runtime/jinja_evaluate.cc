@@ -136,7 +136,8 @@ CallArguments Interpreter::evaluate(const Arguments& arguments) {
   CallArguments made;
   made.positional = evaluate_all(arguments.positional);
   for (const auto& [name, value] : arguments.keywords) {
-    if (std::ranges::any_of(made.keywords, [&](const auto& pair) { return pair.first == name; }))
+    const auto same = [&given = name](const auto& pair) { return pair.first == given; };
+    if (std::ranges::any_of(made.keywords, same))
       fail("keyword argument '" + name + "' is given twice");
     made.keywords.emplace_back(name, evaluate(*value));
   }

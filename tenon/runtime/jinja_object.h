@@ -37,7 +37,9 @@ class Bound {
         std::initializer_list<std::string_view> names, std::size_t num_required = 0);
   bool has(std::size_t i) const { return values_[i] != nullptr; }
   const Value& operator[](std::size_t i) const { return *values_[i]; }
-  Value get(std::size_t i, Value otherwise) const { return has(i) ? *values_[i] : otherwise; }
+  Value get(std::size_t i, const Value& otherwise) const {
+    return has(i) ? *values_[i] : otherwise;
+  }
   // Of the kind named, or `otherwise` when absent; fails for another kind.
   std::int64_t integer(std::size_t i, std::int64_t otherwise) const;
   std::string string(std::size_t i, std::string otherwise) const;

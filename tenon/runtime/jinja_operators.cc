@@ -132,7 +132,7 @@ Value dict(Interpreter&, const CallArguments& given) {
 
 Value make_namespace(Interpreter& on, const CallArguments& given) {
   const Value members = dict(on, given);
-  const Value made = on.own<Namespace>();
+  Value made = on.own<Namespace>();
   for (const auto& [name, value] : members.pairs())
     static_cast<Namespace*>(made.as_object())->set(to_text(name), value);
   return made;

@@ -171,8 +171,8 @@ Value map(Interpreter& on, const Value& value, const Given& given) {
   if (given.positional.empty()) {
     const Bound bound("map", given, {"attribute", "default"}, 1);
     for (const Value& item : iterate(value)) {
-      Value found = path(on, item, bound[0]);
-      made.push_back(found.is_undefined() && bound.has(1) ? bound[1] : std::move(found));
+      const Value found = path(on, item, bound[0]);
+      made.push_back(found.is_undefined() && bound.has(1) ? bound[1] : found);
       on.charge(2);
     }
     return on.list(std::move(made));

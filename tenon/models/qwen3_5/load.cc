@@ -241,7 +241,7 @@ Result<ModelWeights> load_weights(const Config& config, const Share& share,
     const std::string at = prefix + "layers." + std::to_string(i) + ".";
     TENON_ASSIGN(LayerWeights layer,
                  LayerLoader(config, share, at, loader).load(config.layers[i], cos_sin));
-    model.layers.push_back(std::move(layer));
+    model.layers.push_back(layer);
   }
   const std::string norm = prefix + "norm.weight";
   const DType as = loader.weights().dtype(norm) == DType::kF32 ? DType::kF32 : DType::kBF16;
@@ -256,6 +256,7 @@ std::vector<float> rotary_table(const Config& config, int positions) {
   std::vector<float> table;
   table.reserve(static_cast<std::size_t>(positions) * static_cast<std::size_t>(config.rotary_dim));
   std::vector<double> frequency;
+  frequency.reserve(static_cast<std::size_t>(pairs));
   for (int i = 0; i < pairs; ++i)
     frequency.push_back(std::pow(config.rope_theta, -2.0 * i / config.rotary_dim));
   for (int position = 0; position < positions; ++position) {
