@@ -1,5 +1,5 @@
 // Ranks are threads of this process. Every arm runs the same inputs; times are per call, the
-// slowest rank's, the median over repeats.
+// slowest rank's, the median over repeats. On devices the calls of a repeat are one graph.
 #include "apps/bench/boundary.h"
 
 #include <unistd.h>
@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <thread>
 
 #include "apps/table.h"
@@ -155,7 +156,7 @@ Result<Bench> Bench::make(const BoundaryBench& options, Shape shape, Communicato
   TENON_TRY(stream.copy(bench.residual_in_.data(), bench.inputs_.residual.data(), bytes));
   TENON_TRY(
       stream.copy(bench.weight_.data(), bench.weight_host_.data(), bench.weight_host_.size() * 2));
-  TENON_ASSIGN(const Situation where, situation(device, comm.size(), comm.can().peer_pointers));
+  TENON_ASSIGN(const Situation where, situation(comm));
   TENON_ASSIGN(bench.split_norm_, rmsnorm::plan(bench.norm_args(true, false), where));
   TENON_ASSIGN(bench.split_quant_, fp8_quant::plan(bench.quant_args(), where));
   TENON_ASSIGN(bench.fused2_norm_, rmsnorm::plan(bench.norm_args(false, true), where));
@@ -214,6 +215,57 @@ struct Meeting {
   std::vector<char> equal;
 };
 
+// Some calls of one arm, one after the other, as often as wanted.
+class Calls {
+ public:
+  static Result<Calls> make(Bench& bench, int arm, int count, Stream& stream) {
+    Calls calls(bench, arm, count, stream);
+    if (is_host(stream.device().target)) return calls;
+    TENON_TRY(Graph::begin(stream));
+    const Status recorded = calls.enqueue();
+    auto graph = Graph::end(stream);
+    TENON_TRY(recorded);
+    TENON_TRY(graph.status());
+    calls.graph_.emplace(*std::move(graph));
+    TENON_ASSIGN(Event begin, Event::create(stream.device()));
+    TENON_ASSIGN(Event end, Event::create(stream.device()));
+    calls.begin_.emplace(std::move(begin));
+    calls.end_.emplace(std::move(end));
+    return calls;
+  }
+
+  // Microseconds per call: on devices as their clock sees it, else from here to here.
+  Result<double> run() {
+    if (graph_) {
+      TENON_TRY(begin_->record(*stream_));
+      TENON_TRY(graph_->replay(*stream_));
+      TENON_TRY(end_->record(*stream_));
+      TENON_ASSIGN(const double passed, end_->us_since(*begin_));
+      return passed / count_;
+    }
+    const auto begin = std::chrono::steady_clock::now();
+    TENON_TRY(enqueue());
+    TENON_TRY(stream_->synchronize());
+    const std::chrono::duration<double, std::micro> passed =
+        std::chrono::steady_clock::now() - begin;
+    return passed.count() / count_;
+  }
+
+ private:
+  Calls(Bench& bench, int arm, int count, Stream& stream)
+      : bench_(&bench), arm_(arm), count_(count), stream_(&stream) {}
+  Status enqueue() {
+    for (int i = 0; i < count_; ++i) TENON_TRY(bench_->run_arm(arm_));
+    return Status::ok();
+  }
+
+  Bench* bench_;
+  int arm_, count_;
+  Stream* stream_;
+  std::optional<Graph> graph_;
+  std::optional<Event> begin_, end_;
+};
+
 Status measure(const BoundaryBench& options, Bench& bench, Communicator& comm, Stream& stream,
                Meeting& meeting, Row& row) {
   const auto rank = static_cast<std::size_t>(comm.rank());
@@ -227,18 +279,18 @@ Status measure(const BoundaryBench& options, Bench& bench, Communicator& comm, S
     TENON_TRY(comm.agree_min(agreed));
     row.equal[arm] = agreed[0] == 1;
   }
+  std::vector<Calls> calls;
+  for (int arm = 0; arm < kNumArms; ++arm) {
+    TENON_ASSIGN(Calls of_arm, Calls::make(bench, arm, options.iterations, stream));
+    calls.push_back(std::move(of_arm));
+  }
   std::vector<double> times[kNumArms];
   for (int repeat = 0; repeat < options.repeats; ++repeat) {
     for (int arm = 0; arm < kNumArms; ++arm) {  // interleaved: drift meets every arm alike
       for (int i = 0; i < options.warm_up; ++i) TENON_TRY(bench.run_arm(arm));
       TENON_TRY(stream.synchronize());
       meeting.gate.arrive_and_wait();
-      const auto begin = std::chrono::steady_clock::now();
-      for (int i = 0; i < options.iterations; ++i) TENON_TRY(bench.run_arm(arm));
-      TENON_TRY(stream.synchronize());
-      const std::chrono::duration<double, std::micro> passed =
-          std::chrono::steady_clock::now() - begin;
-      meeting.us[rank] = passed.count() / options.iterations;
+      TENON_ASSIGN(meeting.us[rank], calls[static_cast<std::size_t>(arm)].run());
       meeting.gate.arrive_and_wait();
       times[arm].push_back(*std::max_element(meeting.us.begin(), meeting.us.end()));
       meeting.gate.arrive_and_wait();
@@ -255,7 +307,7 @@ Status run_rank(const BoundaryBench& options, const std::shared_ptr<Bootstrap>& 
   comm_options.rank = rank;
   comm_options.size = options.tp;
   comm_options.bootstrap = bootstrap;
-  const Device device{options.target, is_host(options.target) ? 0 : rank};
+  TENON_ASSIGN(const Device device, nth_device(options.target, rank));
   TENON_ASSIGN(auto comm, Communicator::create(comm_options, device));
   TENON_ASSIGN(Stream stream, Stream::create(device));
   const int max_rows = *std::max_element(options.rows.begin(), options.rows.end());

@@ -1,5 +1,6 @@
-// The plain collectives of a Communicator. all_reduce is the generic one: it moves bytes through
-// the transport's host exchange and sums here, with no peer pointer. Kernels: collectives.cu.
+// The plain collectives of a Communicator. all_reduce is the generic one: on host targets it moves
+// bytes through the transport's host exchange and sums here, with no peer pointer; on devices it is
+// the kernel over peer memory. Kernels: collectives.cu.
 #include "tenon/comm/collectives.h"
 
 #include <algorithm>
@@ -77,6 +78,11 @@ void run_on_host(void* data) {
 }
 
 Status enqueue(Communicator::State& state, const HostCollective& job, Stream& stream) {
+  if (!is_host(state.device.target))
+    return Status::error(Code::kUnsupported, "transport " + std::string(state.transport_name) +
+                                                 " moves bytes on the host, which cannot read " +
+                                                 "the memory of " +
+                                                 std::string(name(state.device.target)));
   if (stream.capturing()) {
     state.recorded.push_back(job);
     return stream.host_call(run_on_host, &state.recorded.back());
@@ -174,6 +180,9 @@ Status Communicator::open_collectives() {
   if (!can().peer_pointers) return Status::ok();
   TENON_ASSIGN(gather_channel_,
                mailbox(collectives::all_gather_mailbox_bytes(size(), kChunkBytes), "all_gather"));
+  if (is_host(device().target)) return Status::ok();
+  TENON_ASSIGN(reduce_channel_,
+               mailbox(collectives::all_reduce_mailbox_bytes(size(), kChunkBytes), "all_reduce"));
   return Status::ok();
 }
 
@@ -181,6 +190,7 @@ Status Communicator::all_reduce(const PartialRows& in, const TensorView& out, St
   TENON_TRY(check_reduce(in.addend, out));
   if (in.addend.size() == 0) return Status::ok();
   if (size() == 1) return copy_alone(in.addend, out, stream);
+  if (reduce_channel_) return collectives::all_reduce(reduce_channel_, in, out, stream);
   const HostCollective job{state_.get(), in.addend.as<const std::byte>(), out.as<std::byte>(),
                            in.addend.bytes(), in.addend.dtype};
   return enqueue(*state_, job, stream);

@@ -89,9 +89,12 @@ TENON_DEVICE std::byte* slot(const Args& args, std::uint32_t generation, int own
 }
 
 // False once somebody has given up. What peers still read is then anybody's guess, so that nothing
-// may be written there any more.
+// may be written there any more. A device would read the abort word across the bus on every call:
+// it looks at what its own waits have found out.
 TENON_DEVICE bool team_alive(const TeamView& team) {
-  return load_acquire(team.abort_word[team.rank]) == 0;
+  const std::uint32_t* const lost =
+      kKernelsAreOrdered ? &team.state[kLostWord] : team.abort_word[team.rank];
+  return load_acquire(lost) == 0;
 }
 
 // The last block to get here advances the counters. Every block has read them by then.
@@ -186,6 +189,8 @@ TENON_DEVICE bool reduce_chunk(const Args& args, const Chunk& chunk, std::uint32
 template <class T>
 TENON_KERNEL_MAX(kMaxThreads)
 all_reduce_kernel(Args args) {
+  wait_for_previous();
+  let_next_start();
   const std::uint32_t* state = args.team.state;
   const std::uint32_t call = state[kCall];
   std::uint32_t step = state[kStep];
@@ -196,7 +201,7 @@ all_reduce_kernel(Args args) {
     if (alive) {
       // What was cleared in step g−1 must be seen before what is pushed in step g, because that
       // push lets peers start step g+1 and write there. Between launches a device sees to it.
-      if (begin > 0 || kWave == 1) fence_system();
+      if (begin > 0 || !kKernelsAreOrdered) fence_system();
       push_chunk(args, chunk, step % kReduceGenerations);
       clear_slots(args, (step + 2) % kReduceGenerations, vectors_to_clear);
       alive = reduce_chunk<T>(args, chunk, step % kReduceGenerations, call);
@@ -248,6 +253,8 @@ TENON_DEVICE void take_bytes(const Args& args, const Chunk& chunk, std::uint32_t
 }
 
 TENON_KERNEL_MAX(kMaxThreads) all_gather_kernel(Args args) {
+  wait_for_previous();
+  let_next_start();
   const TeamView& team = args.team;
   TENON_SHARED(std::uint32_t, failed, 1);
   if (thread_id() == 0) failed[0] = team_alive(team) ? 0 : 1;
@@ -284,11 +291,12 @@ TENON_KERNEL_MAX(kMaxThreads) all_gather_kernel(Args args) {
 // --- launches -----------------------------------------------------------------------------------
 
 // A function of the size alone, which is the same on every rank.
-LaunchShape shape_for(std::uint64_t bytes, std::uint64_t slot_bytes) {
-  const std::uint64_t chunk = bytes < slot_bytes ? bytes : slot_bytes;
+LaunchShape shape_for(const Args& args) {
+  const std::uint64_t chunk = args.bytes < args.slot_bytes ? args.bytes : args.slot_bytes;
   const auto vectors = static_cast<int>((chunk + kVectorBytes - 1) / kVectorBytes);
   LaunchShape shape;
   shape.cooperative = true;
+  shape.early = !args.team.shares_device;
   if constexpr (kWave == 1) return shape;  // more blocks would only run one after the other
   const int wanted = (vectors + kWave - 1) / kWave * kWave;
   shape.threads = wanted < kMaxThreads ? wanted : kMaxThreads;
@@ -321,7 +329,7 @@ Result<Args> make_args(const TeamView& team, const TensorView& in, const TensorV
 Status all_reduce(const TeamView& team, const TensorView& in, const TensorView& out,
                   Stream& stream) {
   TENON_ASSIGN(const Args args, make_args(team, in, out, kReduceGenerations, 0));
-  const LaunchShape shape = shape_for(args.bytes, args.slot_bytes);
+  const LaunchShape shape = shape_for(args);
   if (in.dtype == DType::kBF16) return launch(stream, shape, all_reduce_kernel<bf16>, args);
   return launch(stream, shape, all_reduce_kernel<f16>, args);
 }
@@ -329,7 +337,7 @@ Status all_reduce(const TeamView& team, const TensorView& in, const TensorView& 
 Status all_gather(const TeamView& team, const TensorView& in, const TensorView& out,
                   Stream& stream) {
   TENON_ASSIGN(const Args args, make_args(team, in, out, kGatherGenerations, kFlagBytes));
-  return launch(stream, shape_for(args.bytes, args.slot_bytes), all_gather_kernel, args);
+  return launch(stream, shape_for(args), all_gather_kernel, args);
 }
 
 }  // namespace

@@ -41,6 +41,29 @@ Status check_place(const CommOptions& options, const Bootstrap& bootstrap) {
   return Status::ok();
 }
 
+// Every rank has the same cards, so all fail or none does.
+Status check_cards(std::span<const RankCard> cards) {
+  for (std::size_t rank = 1; rank < cards.size(); ++rank)
+    if (cards[rank].device.target != cards[0].device.target)
+      return Status::error(Code::kInvalidArgument,
+                           "rank 0 runs on " + std::string(name(cards[0].device.target)) +
+                               " and rank " + std::to_string(rank) + " on " +
+                               std::string(name(cards[rank].device.target)) +
+                               "; all must run on the same target");
+  return Status::ok();
+}
+
+// The most ranks that have a device in common.
+int most_on_one_device(std::span<const RankCard> cards) {
+  int most = 1;
+  for (const RankCard& each : cards)
+    most = std::max(most, static_cast<int>(
+                              std::count_if(cards.begin(), cards.end(), [&](const RankCard& other) {
+                                return other.host == each.host && other.device == each.device;
+                              })));
+  return most;
+}
+
 // A failure that leaves the ranks out of step: the others must not wait for this one any more.
 bool is_fatal(const Status& status) {
   return status.code() == Code::kTimeout || status.code() == Code::kPeerLost;
@@ -60,6 +83,7 @@ TeamView Communicator::State::bare_team() const {
   TeamView team;
   team.rank = bootstrap->rank();
   team.size = bootstrap->size();
+  team.shares_device = ranks_per_device > 1;
   for (int peer = 0; peer < team.size; ++peer) team.abort_word[peer] = &control(peer).abort_word;
   team.fault = &control(team.rank).fault;
   team.deadline_ns = static_cast<std::uint64_t>(std::chrono::nanoseconds(deadline).count());
@@ -156,18 +180,20 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
     std::vector<RankCard> cards(static_cast<std::size_t>(bootstrap->size()));
     TENON_TRY(bootstrap->exchange(bytes_of(card), std::as_writable_bytes(std::span(cards)),
                                   "rank cards", deadline));
+    TENON_TRY(check_cards(cards));
     const TransportContext context{*bootstrap, device, cards, deadline};
     TENON_ASSIGN(auto chosen, choose_transport(context, options.transport));
 
     auto state = std::make_shared<State>();
     state->bootstrap = bootstrap;
     state->device = device;
+    state->ranks_per_device = is_host(device.target) ? 1 : most_on_one_device(cards);
     state->deadline = deadline;
     state->transport_name = chosen.name;
     state->refusals = std::move(chosen.refusals);
     state->transport = std::move(chosen.transport);
-    TENON_ASSIGN(state->control_mapping,
-                 state->transport->map(sizeof(ControlBlock), 0, "communicator control"));
+    TENON_ASSIGN(state->control_mapping, state->transport->map(Place::kHost, sizeof(ControlBlock),
+                                                               0, "communicator control"));
     state->labels.push_back("host exchange");
     state->watch_id =
         bootstrap->watch([raw = state.get()](const Bootstrap::Loss& loss) { raw->on_loss(loss); });
@@ -184,6 +210,7 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
 int Communicator::rank() const { return state_->bootstrap->rank(); }
 int Communicator::size() const { return state_->bootstrap->size(); }
 Device Communicator::device() const { return state_->device; }
+int Communicator::ranks_per_device() const { return state_->ranks_per_device; }
 std::string_view Communicator::transport() const { return state_->transport_name; }
 const std::vector<std::string>& Communicator::refusals() const { return state_->refusals; }
 Capabilities Communicator::can() const { return state_->transport->can(); }

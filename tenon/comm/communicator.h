@@ -44,6 +44,9 @@ class Communicator {
   int rank() const;
   int size() const;
   Device device() const;
+  // The most ranks that share a device: kernels that wait for peers may take this part of it. 1 on
+  // host targets, whose blocks share processors anyway.
+  int ranks_per_device() const;
   std::string_view transport() const;                // "threads", "shm", …
   const std::vector<std::string>& refusals() const;  // "shm: …", for each line that was passed over
   Capabilities can() const;
@@ -78,7 +81,8 @@ class Communicator {
   explicit Communicator(std::shared_ptr<State> state);
   Status open_collectives();  // collective
   std::shared_ptr<State> state_;
-  Mailbox gather_channel_;
+  Mailbox gather_channel_;  // where there are peer pointers
+  Mailbox reduce_channel_;  // where the host cannot read the device's memory, besides
 };
 
 }  // namespace tenon

@@ -44,6 +44,7 @@ struct FaultRecord {
 // memory, zero at creation: the op that owns the channel keeps its call counter and extents there.
 struct TeamView {
   int rank = 0, size = 1;
+  bool shares_device = false;  // other ranks run on this device
   std::byte* base[kMaxRanks] = {};
   std::size_t bytes = 0;                      // of each region
   std::uint32_t* state = nullptr;             // [kStateWords]
@@ -53,5 +54,6 @@ struct TeamView {
   std::uint32_t channel = 0;
 };
 inline constexpr int kStateWords = 64;
+inline constexpr int kLostWord = kStateWords - 1;  // 1 once a wait of a kernel on it has failed
 
 }  // namespace tenon

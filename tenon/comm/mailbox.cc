@@ -51,8 +51,8 @@ Result<Mailbox> Communicator::mailbox(std::size_t bytes, std::string_view label)
     held->team.bytes = bytes;
     held->team.state = held->words.as<std::uint32_t>();
     if (can().peer_pointers) {
-      TENON_ASSIGN(held->mapping,
-                   state_->transport->map(std::max<std::size_t>(bytes, 1), 0xff, call));
+      TENON_ASSIGN(held->mapping, state_->transport->map(
+                                      Place::kDevice, std::max<std::size_t>(bytes, 1), 0xff, call));
       for (int peer = 0; peer < size(); ++peer) held->team.base[peer] = held->mapping->base[peer];
     }
     held->state = state_;

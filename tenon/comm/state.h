@@ -39,6 +39,7 @@ struct Communicator::State {
 
   std::shared_ptr<Bootstrap> bootstrap;
   Device device{};
+  int ranks_per_device = 1;
   std::chrono::milliseconds deadline{};
   std::string_view transport_name;
   std::vector<std::string> refusals;

@@ -52,6 +52,10 @@ class Mapping {
 enum class Lane : std::uint8_t { kData, kControl };
 inline constexpr int kNumLanes = 2;
 
+// Where the regions of a mapping lie: on each rank's device, for what kernels exchange, or in host
+// memory that kernels and hosts of all ranks see. On host targets that is the same.
+enum class Place : std::uint8_t { kDevice, kHost };
+
 class Transport {
  public:
   virtual ~Transport() = default;
@@ -59,7 +63,7 @@ class Transport {
 
   // Every byte of every region is `fill` before anybody gets the mapping. Collective; every rank
   // gets the same status.
-  virtual Result<std::shared_ptr<Mapping>> map(std::size_t bytes, std::uint8_t fill,
+  virtual Result<std::shared_ptr<Mapping>> map(Place place, std::size_t bytes, std::uint8_t fill,
                                                std::string_view label) = 0;
 
   // all[r] = rank r's `mine`, between hosts, without peer pointers and without the bootstrap.

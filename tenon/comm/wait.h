@@ -11,6 +11,7 @@ namespace tenon::TENON_TARGET {
 TENON_DEVICE void record_fault(const TeamView& team, WaitEnd end, Phase phase, int awaited_rank,
                                std::uint32_t call, std::uint32_t row) {
   FaultRecord& fault = *team.fault;
+  store_release(&team.state[kLostWord], 1u);
   if (atomic_add(&fault.claimed, 1u) == 0) {
     fault.reason = static_cast<std::uint32_t>(end);
     fault.phase = static_cast<std::uint32_t>(phase);

@@ -20,6 +20,10 @@
 //   store8_bytes(p, low, high)             8 bytes as two words, plain, aligned
 //   fence_system()                         orders all earlier accesses before all later ones
 //   atomic_add(p, v)                       32-bit, device scope, relaxed, returns the old value
+//   let_next_start()                       every block: the stream's next kernel may be started, if
+//                                          its LaunchShape says that it waits
+//   wait_for_previous()                    every thread, before it touches memory: the stream's
+//                                          kernels before this one have ended
 //   ticks()                                nanoseconds of a monotonic clock of this device
 //   pause()                                a polite pause in a spin; emulated targets yield here
 //   TENON_KERNEL                           in front of a kernel: TENON_KERNEL f(Args args) { … }
@@ -50,6 +54,18 @@ struct alignas(16) Word4 {
 };
 
 }  // namespace tenon
+
+namespace tenon::TENON_TARGET {
+
+// Whether all that a kernel stores has been performed when the next kernel of its stream starts. On
+// host targets a launch is a mere call.
+#if defined(__CUDACC__) || defined(__HIP__)
+inline constexpr bool kKernelsAreOrdered = true;
+#else
+inline constexpr bool kKernelsAreOrdered = false;
+#endif
+
+}  // namespace tenon::TENON_TARGET
 
 #if defined(__clang__) || defined(__CUDACC__)
 #define TENON_UNROLL _Pragma("unroll")

@@ -40,6 +40,15 @@ Result<DeviceProperties> properties(Device device) {
   return held->properties(device.index);
 }
 
+Result<Device> nth_device(Target target, int n) {
+  if (is_host(target)) return Device{target, 0};
+  TENON_ASSIGN(Backend * held, backend(target));
+  TENON_ASSIGN(const int count, held->num_devices());
+  if (count > 0) return Device{target, n % count};
+  return Status::error(Code::kUnsupported,
+                       "this machine has no device for target " + std::string(name(target)));
+}
+
 Result<Stream> Stream::create(Device device) {
   TENON_TRY(properties(device));
   TENON_ASSIGN(Backend * held, tenon::backend(device.target));

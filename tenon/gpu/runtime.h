@@ -23,6 +23,7 @@ struct LaunchShape {
   int blocks = 1;
   int threads = 1;
   bool cooperative = false;  // blocks wait for peers or for each other: all must be resident
+  bool early = false;  // may start before earlier work has ended: it calls wait_for_previous()
   std::size_t shared_bytes = 0;
 };
 
@@ -57,6 +58,11 @@ class Backend {
   virtual Result<void*> allocate(int index, std::size_t bytes) = 0;  // 256-byte aligned
   virtual void release(int index, void* memory) = 0;
 
+  // Lets kernels of every device address `bytes` of host memory, whole pages, at the same address,
+  // until unpin().
+  virtual Status pin(void* pages, std::size_t bytes) = 0;
+  virtual void unpin(void* pages) = 0;
+
   virtual Result<void*> create_stream(int index) = 0;
   virtual void destroy_stream(void* stream) = 0;
   virtual Status synchronize(void* stream) = 0;
@@ -86,6 +92,10 @@ Result<Backend*> backend(Target target);
 
 // Properties of one device, or why there is none.
 Result<DeviceProperties> properties(Device device);
+
+// The device for the nth rank of a process or host: ranks go round the devices of the machine. Of
+// host targets everybody uses the first. An error where there is none.
+Result<Device> nth_device(Target target, int n);
 
 // An in-order queue of work on one device. Not thread safe: one thread enqueues at a time.
 class Stream {

@@ -81,7 +81,7 @@ Result<std::shared_ptr<BoundaryChannel>> BoundaryChannel::make(const Spec& spec,
   state->comm = &comm;
   state->buckets = row_buckets(spec.max_rows);
   state->fixed.resize(state->buckets.size());
-  TENON_ASSIGN(state->where, situation(comm.device(), comm.size(), comm.can().peer_pointers));
+  TENON_ASSIGN(state->where, situation(comm));
   // Launch shapes must be equal on all ranks: plan for the smallest device of the team.
   DeviceProperties& limits = state->where.properties;
   std::array<std::int32_t, 3> least{limits.num_units, limits.max_threads_per_block,

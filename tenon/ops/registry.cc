@@ -1,5 +1,6 @@
 #include "tenon/ops/registry.h"
 
+#include <algorithm>
 #include <array>
 
 #include "tenon/core/env.h"
@@ -32,12 +33,20 @@ std::string list_names(const VariantTable& table) {
 
 std::string_view name(Op op) { return kOpNames[static_cast<std::size_t>(op)]; }
 
-Result<Situation> situation(Device device, int team_size, bool peer_pointers) {
+Result<Situation> situation(Device device) {
   Situation where;
   where.device = device;
   TENON_ASSIGN(where.properties, properties(device));
-  where.team_size = team_size;
-  where.peer_pointers = peer_pointers;
+  return where;
+}
+
+Result<Situation> situation(const Communicator& comm) {
+  TENON_ASSIGN(Situation where, situation(comm.device()));
+  where.team_size = comm.size();
+  where.peer_pointers = comm.can().peer_pointers;
+  int& blocks = where.properties.max_cooperative_blocks;
+  blocks = std::max(blocks / comm.ranks_per_device(), 1);
+  where.shares_device = comm.ranks_per_device() > 1;
   return where;
 }
 

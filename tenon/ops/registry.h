@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "tenon/comm/communicator.h"
 #include "tenon/comm/mailbox.h"
 #include "tenon/core/status.h"
 #include "tenon/core/tensor.h"
@@ -41,9 +42,14 @@ struct Situation {
   DeviceProperties properties{};
   int team_size = 1;
   bool peer_pointers = false;
+  // Other ranks run on this device: a kernel that starts early could keep theirs from starting.
+  bool shares_device = false;
 };
-// Fills the properties of `device`.
-Result<Situation> situation(Device device, int team_size = 1, bool peer_pointers = false);
+// Fills the properties of `device`, for an op that does not communicate.
+Result<Situation> situation(Device device);
+// Of one rank of a team: its device's properties, of which ranks that share the device each get a
+// part. Equal on all ranks only where their devices are: see BoundaryChannel.
+Result<Situation> situation(const Communicator& comm);
 
 // The chosen variant and its launch shape. Pure data. A plan serves every call with as many rows
 // and sequences as it was made for, or fewer: kernels take their bounds from Args, not from the

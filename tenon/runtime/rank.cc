@@ -37,8 +37,8 @@ Result<std::unique_ptr<Rank>> Rank::open(const EngineOptions& options, int rank,
                                          std::shared_ptr<Bootstrap> bootstrap,
                                          const ModelFactory& make_model) {
   std::unique_ptr<Rank> opened(new Rank(options));
-  const Device device{options.target, is_host(options.target) ? 0 : rank};
-  TENON_TRY(properties(device));  // before ranks meet: no target is the plainest reason of all
+  // Before ranks meet: no target is the plainest reason of all.
+  TENON_ASSIGN(const Device device, nth_device(options.target, rank));
   set_log_rank(rank);
   set_cpu_threads(threads_of_rank(options.tp));
   CommOptions comm_options;

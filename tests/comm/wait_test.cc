@@ -25,9 +25,11 @@ struct Team {
     view.fault = &fault;
     view.deadline_ns = static_cast<std::uint64_t>(deadline.count());
     view.channel = 5;
+    view.state = state;
   }
   std::uint32_t abort_words[3] = {};
   FaultRecord fault{};
+  std::uint32_t state[kStateWords] = {};
   TeamView view;
 };
 

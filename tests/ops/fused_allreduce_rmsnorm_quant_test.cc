@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <memory>
 
 #include "tests/support/boundary_oracle.h"
 #include "tests/support/fused_run.h"
@@ -68,17 +69,21 @@ void run_cases(Target target, int team, const std::vector<FusedCase>& cases,
     ASSERT_TRUE(mailbox) << mailbox.status().to_string();
     auto stream = Stream::create(comm.device());
     ASSERT_TRUE(stream) << stream.status().to_string();
+    std::vector<std::unique_ptr<BoundaryTensors>> tensors;
+    for (std::size_t i = 0; i < cases.size(); ++i)
+      tensors.push_back(std::make_unique<BoundaryTensors>(cases[i].shape, inputs[i], rank,
+                                                          comm.device(), *stream, cases[i].gap));
+    meet(comm);
     for (std::size_t i = 0; i < cases.size(); ++i) {
-      const BoundaryTensors tensors(cases[i].shape, inputs[i], rank, comm.device(), *stream,
-                                    cases[i].gap);
       for (const char* variant : {"one_shot", "two_shot"}) {
-        tensors.reset(*stream);
-        ASSERT_EQ(
-            testing::run_fused(cases[i], tensors, expected[i], variant, mailbox->team(), *stream),
-            "")
+        tensors[i]->reset(*stream);
+        ASSERT_EQ(testing::run_fused(cases[i], *tensors[i], expected[i], variant, comm,
+                                     mailbox->team(), *stream),
+                  "")
             << variant << ": " << testing::describe(cases[i].shape) << ", seed " << cases[i].seed;
       }
     }
+    meet(comm);
   });
 }
 
@@ -90,25 +95,28 @@ class FusedBoundary : public ::testing::TestWithParam<int> {
   int team() const { return GetParam(); }
 };
 
-TEST_P(FusedBoundary, MatchesOracleOnCpu) {
-  std::vector<FusedCase> cases;
-  int mix = team() * 31;
-  for (int hidden : kHiddens) {
-    for (int rows : kRows) {
-      ++mix;
-      const int elements = hidden * rows;
-      // A thinned run takes each hidden size and each row count several times, small ones often.
-      const bool keep = elements <= 2048 || (elements <= 20'000 && mix % 3 == 0) ||
-                        (elements <= 100'000 && mix % 13 == 0);
-      if (full() || keep) cases.push_back(mixed_case(team(), rows, hidden, mix));
+TEST_P(FusedBoundary, MatchesOracleOnCpuAndGpus) {
+  for (Target target : test::usable_targets()) {
+    if (is_host(target) && target != Target::kCpu) continue;
+    std::vector<FusedCase> cases;
+    int mix = team() * 31;
+    for (int hidden : kHiddens) {
+      for (int rows : kRows) {
+        ++mix;
+        const int elements = hidden * rows;
+        // A thinned run takes each hidden size and each row count several times, small ones often.
+        const bool keep = elements <= 2048 || (elements <= 20'000 && mix % 3 == 0) ||
+                          (elements <= 100'000 && mix % 13 == 0);
+        if (full() || keep) cases.push_back(mixed_case(team(), rows, hidden, mix));
+      }
     }
+    run_cases(target, team(), cases, small_mailbox(team()));
   }
-  run_cases(Target::kCpu, team(), cases, small_mailbox(team()));
 }
 
 TEST_P(FusedBoundary, MatchesOracleOnEmulatedWaves) {
-  for (Target target : test::usable_targets()) {
-    if (target == Target::kCpu) continue;
+  for (Target target : {Target::kEmu32, Target::kEmu64}) {
+    if (!properties({target, 0})) continue;  // not in this build
     std::vector<FusedCase> cases;
     int mix = team() * 17 + static_cast<int>(target);
     for (int hidden : kHiddens) {
@@ -196,9 +204,11 @@ class FusedContract : public ::testing::Test {
     inputs_ = testing::make_inputs(shape_, 0);
     tensors_.emplace(shape_, inputs_, 0, device_, *stream_);
     args_ = testing::fused_args({shape_}, *tensors_);
-    auto where = situation(device_, 2, true);
+    auto where = situation(device_);
     ASSERT_TRUE(where);
     where_ = *where;
+    where_.team_size = 2;
+    where_.peer_pointers = true;
   }
   static bool has(std::string_view text, std::string_view part) {
     return text.find(part) != std::string_view::npos;

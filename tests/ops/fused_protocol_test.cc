@@ -65,13 +65,14 @@ class Runner {
       tensors_.push_back(
           std::make_unique<BoundaryTensors>(shape, each.inputs, rank, comm.device(), *stream_));
       auto plan = testing::plan_beyond_limits(testing::fused_args(each.call, *tensors_.back()),
-                                              comm.device(), comm.size(), each.variant);
+                                              comm, each.variant);
       EXPECT_TRUE(plan);
       plans_.push_back(*plan);
     }
     auto mailbox = comm.mailbox(bytes, "boundary");
     EXPECT_TRUE(mailbox) << mailbox.status().to_string();
     mailbox_ = *std::move(mailbox);
+    meet(comm);
   }
 
   Stream& stream() { return *stream_; }
@@ -118,12 +119,15 @@ void soak(Target target, int team, int calls, int max_rows, int max_hidden) {
       ASSERT_EQ(runner.run(i), "") << "call " << n << ", " << prepared[i].variant << " "
                                    << testing::describe(prepared[i].call.shape);
     }
+    meet(comm);
   });
 }
 
-TEST(FusedProtocol, SoakOnCpu) {
+TEST(FusedProtocol, SoakOnCpuAndGpus) {
   const int calls = std::getenv("TEST_FULL") != nullptr ? 20'000 : 1200;
-  for (int team : {2, 3, 4, 8}) soak(Target::kCpu, team, calls * 2 / team, 9, 256);
+  for (Target target : test::usable_targets())
+    if (!is_host(target) || target == Target::kCpu)
+      for (int team : {2, 3, 4, 8}) soak(target, team, calls * 2 / team, 9, 256);
 }
 
 TEST(FusedProtocol, SoakOnEmulatedWaves) {
@@ -134,8 +138,9 @@ TEST(FusedProtocol, SoakOnEmulatedWaves) {
 
 // A graph of several calls, replayed between eager ones: counters live in device memory.
 TEST(FusedProtocol, GraphsReplayBetweenEagerCalls) {
-  for (Target target : test::host_targets()) {
-    const int team = 3, rounds = target == Target::kCpu ? 60 : 6;
+  for (Target target : test::usable_targets()) {
+    const bool emulated = is_host(target) && target != Target::kCpu;
+    const int team = 3, rounds = emulated ? 6 : 60;
     const std::vector<Prepared> prepared = prepare(team, 8, 5, 128);
     RankOptions options;
     options.target = target;
@@ -151,6 +156,7 @@ TEST(FusedProtocol, GraphsReplayBetweenEagerCalls) {
         for (std::size_t i : {0u, 1u, 2u, 3u, 4u}) ASSERT_EQ(runner.compare(i), "") << round;
         for (int eager = 0; eager < round % 3; ++eager) ASSERT_EQ(runner.run(5), "") << round;
       }
+      meet(comm);
     });
   }
 }

@@ -19,9 +19,9 @@ fused::Args fused_args(const FusedCase& call, const BoundaryTensors& tensors) {
   return args;
 }
 
-Result<Plan> plan_beyond_limits(const fused::Args& args, Device device, int team_size,
+Result<Plan> plan_beyond_limits(const fused::Args& args, const Communicator& comm,
                                 std::string_view variant) {
-  TENON_ASSIGN(const Situation where, situation(device, team_size, true));
+  TENON_ASSIGN(const Situation where, situation(comm));
   auto plan = fused::plan(args, where, variant);
   if (plan) return plan;
   // The shape of the longest call that is within the limit serves a longer one.
@@ -33,10 +33,10 @@ Result<Plan> plan_beyond_limits(const fused::Args& args, Device device, int team
 
 std::string run_fused(const FusedCase& call, const BoundaryTensors& tensors,
                       const BoundaryOutputs& expected, std::string_view variant,
-                      const TeamView& team, Stream& stream) {
+                      const Communicator& comm, const TeamView& team, Stream& stream) {
   const fused::Args args = fused_args(call, tensors);
   if (Status checked = fused::check(args); !checked) return checked.to_string();
-  auto plan = plan_beyond_limits(args, stream.device(), team.size, variant);
+  auto plan = plan_beyond_limits(args, comm, variant);
   if (!plan) return plan.status().to_string();
   if (plan->variant_name != variant) return "planned " + std::string(plan->variant_name);
   if (Status ran = fused::run(*plan, args, team, stream); !ran) return ran.to_string();

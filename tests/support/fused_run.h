@@ -21,14 +21,14 @@ fused_allreduce_rmsnorm_quant::Args fused_args(const FusedCase& call,
 
 // A plan for `variant` also beyond its limit of rows: a limit is about speed, the bits must be the
 // same.
-Result<Plan> plan_beyond_limits(const fused_allreduce_rmsnorm_quant::Args& args, Device device,
-                                int team_size, std::string_view variant);
+Result<Plan> plan_beyond_limits(const fused_allreduce_rmsnorm_quant::Args& args,
+                                const Communicator& comm, std::string_view variant);
 
 // Runs and compares; what is wrong as a sentence, or nothing. Rows of the residual that belong to
 // another rank after the variant are not compared.
 std::string run_fused(const FusedCase& call, const BoundaryTensors& tensors,
                       const BoundaryOutputs& expected, std::string_view variant,
-                      const TeamView& team, Stream& stream);
+                      const Communicator& comm, const TeamView& team, Stream& stream);
 std::string compare_fused(const FusedCase& call, const BoundaryTensors& tensors,
                           const BoundaryOutputs& expected, std::string_view variant, int rank,
                           Stream& stream);

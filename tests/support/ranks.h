@@ -22,6 +22,14 @@ struct RankOptions {
   bool expect_healthy = true;  // every rank ends with health() ok
 };
 
+// Waits until every rank is here. Memory of a device that ranks share is allocated before and freed
+// after such a place: either may wait until the device is idle, which it is not while the kernel of
+// another rank waits for this one.
+inline void meet(Communicator& comm) {
+  const Status met = comm.agree_min({});
+  ASSERT_TRUE(met) << met.to_string();
+}
+
 using RankBody = std::function<void(int rank, Communicator& comm)>;
 
 inline void run_one_rank(int rank, const RankOptions& options, std::shared_ptr<Bootstrap> bootstrap,
@@ -34,7 +42,9 @@ inline void run_one_rank(int rank, const RankOptions& options, std::shared_ptr<B
   comm_options.transport = options.transport;
   comm_options.deadline = options.deadline;
   comm_options.bootstrap = std::move(bootstrap);
-  auto comm = Communicator::create(comm_options, Device{options.target, 0});
+  const auto device = nth_device(options.target, rank);
+  ASSERT_TRUE(device) << device.status().to_string();
+  auto comm = Communicator::create(comm_options, *device);
   ASSERT_TRUE(comm) << comm.status().to_string();
   body(rank, **comm);
   if (!options.expect_healthy) return;

@@ -62,5 +62,7 @@ inline void store_release(std::uint32_t* at, std::uint32_t value) {
   host_memory::store_release(at, value);
 }
 inline void pause() { testing::weak_memory->idle(); }
+inline void let_next_start() {}
+inline void wait_for_previous() {}
 
 }  // namespace tenon::weak

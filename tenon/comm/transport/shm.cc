@@ -93,14 +93,15 @@ class Shm final : public Transport {
       : bootstrap_(context.bootstrap), deadline_(context.deadline) {}
 
   Status open() {
-    TENON_ASSIGN(auto mapping, map(HostExchange::mapping_bytes(), 0, "host exchange"));
+    TENON_ASSIGN(auto mapping,
+                 map(Place::kHost, HostExchange::mapping_bytes(), 0, "host exchange"));
     exchange_ = std::make_unique<HostExchange>(mapping, bootstrap_.rank(), bootstrap_.size());
     return Status::ok();
   }
 
   Capabilities can() const override { return {.peer_pointers = true, .capturable = true}; }
 
-  Result<std::shared_ptr<Mapping>> map(std::size_t bytes, std::uint8_t fill,
+  Result<std::shared_ptr<Mapping>> map(Place, std::size_t bytes, std::uint8_t fill,
                                        std::string_view label) override {
     const int rank = bootstrap_.rank();
     auto mapping = std::make_shared<SharedRegions>();

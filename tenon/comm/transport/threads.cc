@@ -1,5 +1,5 @@
-// Ranks as threads of one process: a peer's region is a plain pointer. Refuses when a rank lives in
-// another process.
+// Ranks as threads of one process: a peer's region is a plain pointer, on devices by peer access.
+// Refuses when a rank lives in another process or on a device that cannot be addressed.
 #include <sys/mman.h>
 
 #include <cstring>
@@ -14,20 +14,64 @@
 namespace tenon::transport_threads {
 namespace {
 
-// Whole pages of its own: no region shares a cache line with anything else.
-struct Region {
-  explicit Region(std::size_t num_bytes) : bytes(num_bytes) {
-    void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (pages != MAP_FAILED) data = static_cast<std::byte*>(pages);
-  }
-  ~Region() {
-    if (data != nullptr) munmap(data, bytes);
-  }
+// One rank's memory of a mapping.
+class Region {
+ public:
+  Region() = default;
   Region(const Region&) = delete;
   Region& operator=(const Region&) = delete;
-  const std::size_t bytes;
+  virtual ~Region() = default;
   std::byte* data = nullptr;
 };
+
+// Whole pages of its own: no region shares a cache line with anything else.
+class HostRegion final : public Region {
+ public:
+  static Result<std::shared_ptr<Region>> make(Target target, std::size_t bytes, std::uint8_t fill) {
+    TENON_ASSIGN(Backend * held, backend(target));
+    void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED)
+      return Status::error(Code::kOutOfMemory, "no memory for " + std::to_string(bytes) + " bytes");
+    auto region = std::make_shared<HostRegion>();
+    region->data = static_cast<std::byte*>(pages);
+    region->bytes_ = bytes;
+    std::memset(region->data, fill, bytes);
+    TENON_TRY(held->pin(pages, bytes));
+    region->backend_ = held;
+    return std::static_pointer_cast<Region>(region);
+  }
+  ~HostRegion() override {
+    if (backend_ != nullptr) backend_->unpin(data);
+    if (data != nullptr) munmap(data, bytes_);
+  }
+
+ private:
+  std::size_t bytes_ = 0;
+  Backend* backend_ = nullptr;  // that holds the pin
+};
+
+class DeviceRegion final : public Region {
+ public:
+  static Result<std::shared_ptr<Region>> make(Device device, std::size_t bytes, std::uint8_t fill) {
+    auto region = std::make_shared<DeviceRegion>();
+    TENON_ASSIGN(region->memory_, Buffer::allocate(device, bytes));
+    TENON_ASSIGN(Stream stream, Stream::create(device));
+    TENON_TRY(stream.fill(region->memory_.data(), fill, bytes));
+    TENON_TRY(stream.synchronize());
+    region->data = region->memory_.as<std::byte>();
+    return std::static_pointer_cast<Region>(region);
+  }
+
+ private:
+  Buffer memory_;
+};
+
+Result<std::shared_ptr<Region>> make_region(Place place, Device device, std::size_t bytes,
+                                            std::uint8_t fill) {
+  if (place == Place::kDevice && !is_host(device.target))
+    return DeviceRegion::make(device, bytes, fill);
+  return HostRegion::make(device.target, bytes, fill);
+}
 
 // Where the ranks of this process leave their regions for each other while they map. The number of
 // a region is the only thing that travels, so a rank that fails half way leaves no pointer behind.
@@ -78,30 +122,26 @@ Status find_peers(Regions& mapping, std::span<const std::uint64_t> numbers) {
 class Threads final : public Transport {
  public:
   explicit Threads(const TransportContext& context)
-      : bootstrap_(context.bootstrap), deadline_(context.deadline) {}
+      : bootstrap_(context.bootstrap), device_(context.device), deadline_(context.deadline) {}
 
   Status open() {
-    TENON_ASSIGN(auto mapping, map(HostExchange::mapping_bytes(), 0, "host exchange"));
+    TENON_ASSIGN(auto mapping,
+                 map(Place::kHost, HostExchange::mapping_bytes(), 0, "host exchange"));
     exchange_ = std::make_unique<HostExchange>(mapping, bootstrap_.rank(), bootstrap_.size());
     return Status::ok();
   }
 
   Capabilities can() const override { return {.peer_pointers = true, .capturable = true}; }
 
-  Result<std::shared_ptr<Mapping>> map(std::size_t bytes, std::uint8_t fill,
+  Result<std::shared_ptr<Mapping>> map(Place place, std::size_t bytes, std::uint8_t fill,
                                        std::string_view label) override {
-    const auto region = std::make_shared<Region>(bytes);
-    Status mine;
-    if (region->data == nullptr)
-      mine = Status::error(Code::kOutOfMemory, "no memory for " + std::to_string(bytes) + " bytes");
-    else
-      std::memset(region->data, fill, bytes);
-    TENON_TRY(agree(bootstrap_, mine, label, deadline_));
+    auto region = make_region(place, device_, bytes, fill);
+    TENON_TRY(agree(bootstrap_, region.status(), label, deadline_));
 
     struct Published {
       std::uint64_t number;
       ~Published() { registry().remove(number); }
-    } const published{registry().add(region)};
+    } const published{registry().add(*std::move(region))};
     std::vector<std::uint64_t> numbers(static_cast<std::size_t>(bootstrap_.size()));
     TENON_TRY(bootstrap_.exchange(bytes_of(published.number),
                                   std::as_writable_bytes(std::span(numbers)), label, deadline_));
@@ -121,6 +161,7 @@ class Threads final : public Transport {
 
  private:
   Bootstrap& bootstrap_;
+  const Device device_;
   const std::chrono::milliseconds deadline_;
   std::unique_ptr<HostExchange> exchange_;
 };
@@ -129,14 +170,15 @@ class Threads final : public Transport {
 
 Status probe(const TransportContext& context) {
   const RankCard& mine = context.cards[static_cast<std::size_t>(context.bootstrap.rank())];
-  if (!is_host(mine.device.target))
-    return Status::error(Code::kUnsupported,
-                         "serves host targets only, not " + std::string(name(mine.device.target)));
-  for (std::size_t rank = 0; rank < context.cards.size(); ++rank)
-    if (context.cards[rank].process != mine.process)
+  TENON_ASSIGN(Backend * held, backend(mine.device.target));
+  for (std::size_t rank = 0; rank < context.cards.size(); ++rank) {
+    const RankCard& theirs = context.cards[rank];
+    if (theirs.process != mine.process)
       return Status::error(Code::kUnsupported, "rank " + std::to_string(rank) +
                                                    " is in another process (pid " +
-                                                   std::to_string(context.cards[rank].pid) + ")");
+                                                   std::to_string(theirs.pid) + ")");
+    TENON_TRY(held->enable_peer(mine.device.index, theirs.device.index));
+  }
   return Status::ok();
 }
 

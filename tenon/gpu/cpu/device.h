@@ -44,5 +44,7 @@ using host_memory::ticks;
 
 // Gives the core away: ranks of one process may outnumber the cores.
 void pause();
+inline void let_next_start() {}
+inline void wait_for_previous() {}
 
 }  // namespace tenon::cpu

@@ -95,6 +95,8 @@ class HostBackend final : public Backend {
     return memory;
   }
   void release(int, void* memory) override { std::free(memory); }
+  Status pin(void*, std::size_t) override { return Status::ok(); }
+  void unpin(void*) override {}
 
   Result<void*> create_stream(int) override {
     auto stream = std::make_unique<HostStream>();

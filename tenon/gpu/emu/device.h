@@ -67,5 +67,7 @@ inline std::uint32_t atomic_add(std::uint32_t* at, std::uint32_t value) {
   return host_memory::atomic_add(at, value);
 }
 inline void pause() { emu::pause(); }
+inline void let_next_start() {}
+inline void wait_for_previous() {}
 
 }  // namespace tenon::TENON_TARGET

@@ -94,6 +94,8 @@ TENON_DEVICE std::uint32_t atomic_add(std::uint32_t* at, std::uint32_t value) {
 // The constant clock of gfx94x and gfx950 runs at 100 MHz.
 TENON_DEVICE std::uint64_t ticks() { return __builtin_amdgcn_s_memrealtime() * 10u; }
 TENON_DEVICE void pause() { __builtin_amdgcn_s_sleep(1); }
+TENON_DEVICE void let_next_start() {}  // kernels of a stream never overlap
+TENON_DEVICE void wait_for_previous() {}
 
 #else  // CUDA
 
@@ -156,6 +158,8 @@ TENON_DEVICE std::uint64_t ticks() {
 }
 // Nothing: a sleep would cost more than the signals that kernels wait for.
 TENON_DEVICE void pause() {}
+TENON_DEVICE void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
+TENON_DEVICE void wait_for_previous() { asm volatile("griddepcontrol.wait;" : : : "memory"); }
 
 #endif
 

@@ -3,6 +3,7 @@
 // The HIP half has been compiled by nobody who could run it.
 #include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <string>
 
 #include "tenon/gpu/backends.h"
@@ -80,6 +81,12 @@ int device_of(VendorStream stream) {
 
 class VendorBackend final : public Backend {
  public:
+  VendorBackend() {
+    // Loading a kernel at its first launch may wait for the device to be idle, which it never is
+    // while another rank on it waits for this one. Has an effect before the driver starts only.
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+  }
+
   Result<int> num_devices() override {
     int count = 0;
     const VendorError error = VENDOR(GetDeviceCount)(&count);
@@ -135,6 +142,19 @@ class VendorBackend final : public Backend {
     (void)VENDOR(Free)(memory);
   }
 
+  Status pin(void* pages, std::size_t bytes) override {
+    TENON_VENDOR(HostRegister, pages, bytes,
+                 VENDOR(HostRegisterPortable) | VENDOR(HostRegisterMapped));
+    void* seen = nullptr;
+    const VendorError error = VENDOR(HostGetDevicePointer)(&seen, pages, 0);
+    if (error == VENDOR(Success) && seen == pages) return Status::ok();
+    unpin(pages);
+    TENON_TRY(to_status(error, "HostGetDevicePointer"));
+    return Status::error(Code::kUnsupported,
+                         "devices see pinned host memory at another address than the host");
+  }
+  void unpin(void* pages) override { (void)VENDOR(HostUnregister)(pages); }
+
   Result<void*> create_stream(int index) override {
     const CurrentDevice current(index);
     TENON_TRY(current.status());
@@ -159,25 +179,24 @@ class VendorBackend final : public Backend {
     std::array<void*, 1> args{const_cast<void*>(call.args)};
     const dim3 grid(static_cast<unsigned>(shape.blocks)),
         block(static_cast<unsigned>(shape.threads));
+    // Cooperative launches are plain ones: their plans take at most max_cooperative_blocks, which
+    // are resident together as soon as other work of the device has ended, and a vendor's
+    // cooperative launch would cost time to make sure of just that.
 #if defined(TENON_HAS_CUDA)
-    cudaLaunchAttribute cooperative{};
-    cooperative.id = cudaLaunchAttributeCooperative;
-    cooperative.val.cooperative = 1;
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config{};
     config.gridDim = grid;
     config.blockDim = block;
     config.dynamicSmemBytes = shape.shared_bytes;
     config.stream = as_stream(stream);
-    config.attrs = &cooperative;
-    config.numAttrs = shape.cooperative ? 1 : 0;
+    config.attrs = &early;
+    config.numAttrs = shape.early ? 1 : 0;
     const VendorError error = cudaLaunchKernelExC(&config, call.kernel, args.data());
 #else
-    const VendorError error =
-        shape.cooperative ? hipLaunchCooperativeKernel(call.kernel, grid, block, args.data(),
-                                                       static_cast<unsigned>(shape.shared_bytes),
-                                                       as_stream(stream))
-                          : hipLaunchKernel(call.kernel, grid, block, args.data(),
-                                            shape.shared_bytes, as_stream(stream));
+    const VendorError error = hipLaunchKernel(call.kernel, grid, block, args.data(),
+                                              shape.shared_bytes, as_stream(stream));
 #endif
     if (error == VENDOR(Success)) return Status::ok();
     return to_status(error, "launch")

@@ -239,8 +239,7 @@ Status Decoder::load(const std::string& directory, const ModelOptions& options,
 
   Scratch scratch(stream, max_tokens_);
   TENON_TRY(make_rows(scratch));
-  TENON_ASSIGN(const Situation where,
-               situation(stream.device(), comm.size(), comm.can().peer_pointers));
+  TENON_ASSIGN(const Situation where, situation(comm));
   LayerContext context{.scratch = scratch,
                        .where = where,
                        .x = rows_.x,

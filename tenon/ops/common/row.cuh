@@ -132,19 +132,39 @@ TENON_DEVICE void add_residual(float (&h)[kVectors * kVector], const std::byte* 
   pack<T, kVectors>(h, held);
 }
 
-// Step 8, in place, for vectors from `vector` on.
+// Where the weights of vectors from `vector` on lie.
+TENON_DEVICE const std::byte* weights_at(const NormSpec& spec, int vector) {
+  return static_cast<const std::byte*>(spec.weight) + vector * (spec.weight_is_f32 ? 32 : 16);
+}
+
+// Step 8, in place, for vectors whose weights lie at `weights`.
 template <class T, int kVectors>
-TENON_DEVICE void scale_by_weight(Word4* held, float rstd, const NormSpec& spec, int vector) {
+TENON_DEVICE void scale_by_weight(Word4* held, float rstd, const NormSpec& spec,
+                                  const std::byte* weights) {
   constexpr int kSize = kVectors * kVector;
   float h[kSize], weight[kSize];
   unpack<T, kVectors>(held, h);
   if (spec.weight_is_f32) {
-    load_floats<float, kVectors>(static_cast<const float*>(spec.weight) + vector * kVector, weight);
+    load_floats<float, kVectors>(reinterpret_cast<const float*>(weights), weight);
   } else {
-    load_floats<T, kVectors>(static_cast<const T*>(spec.weight) + vector * kVector, weight);
+    load_floats<T, kVectors>(reinterpret_cast<const T*>(weights), weight);
   }
   for (int k = 0; k < kSize; ++k) h[k] = (h[k] * rstd) * (spec.offset + weight[k]);
   pack<T, kVectors>(h, held);
+}
+
+// What a thread with one vector reads besides the sums, on its way while the sums are awaited.
+struct Ahead {
+  Word4 residual, weights[2];
+};
+TENON_DEVICE Ahead load_ahead(const NormSpec& spec, const std::byte* residual, const Run& run) {
+  Ahead ahead{};
+  if (run.count == 0) return ahead;
+  if (!spec.fresh_residual) ahead.residual = load16(residual + run.first * 16);
+  const std::byte* const weights = weights_at(spec, run.first);
+  ahead.weights[0] = load16(weights);
+  if (spec.weight_is_f32) ahead.weights[1] = load16(weights + 16);
+  return ahead;
 }
 
 // Steps 2 to 8 of one row. load_sums.operator()<kVectors>(vector, s) fills the fp32 sums of step 1
@@ -155,12 +175,17 @@ TENON_DEVICE void norm_row(const NormSpec& spec, int row, const Run& run, Word4 
                            LoadSums load_sums) {
   std::byte* const residual = spec.residual + row * spec.residual_stride;
   float partials[kMaxRun];
-  partials[0] = 0.0f;  // of a thread that owns nothing
+  partials[0] = 0.0f;                         // of a thread that owns nothing
+  constexpr bool kLoadsAhead = kMaxRun == 1;  // more would not stay in registers
+  Ahead ahead;
+  if constexpr (kLoadsAhead) ahead = load_ahead(spec, residual, run);
+  const auto bytes = [](const Word4* words) { return reinterpret_cast<const std::byte*>(words); };
   for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
     const int vector = run.first + i;
     float h[kVectors * kVector] = {};  // a lost call leaves them alone
     load_sums.template operator()<kVectors>(vector, h);
-    add_residual<T, kVectors>(h, residual + vector * 16, spec.fresh_residual, &held[i]);
+    const std::byte* const old = kLoadsAhead ? bytes(&ahead.residual) : residual + vector * 16;
+    add_residual<T, kVectors>(h, old, spec.fresh_residual, &held[i]);
     store_vectors<kVectors>(residual + vector * 16, &held[i]);
     square_sums<kVectors>(h, &partials[i]);
   });
@@ -169,7 +194,8 @@ TENON_DEVICE void norm_row(const NormSpec& spec, int row, const Run& run, Word4 
   std::byte* const norm = spec.norm == nullptr ? nullptr : spec.norm + row * spec.norm_stride;
   for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
     const int vector = run.first + i;
-    scale_by_weight<T, kVectors>(&held[i], rstd, spec, vector);
+    const std::byte* const weights = kLoadsAhead ? bytes(ahead.weights) : weights_at(spec, vector);
+    scale_by_weight<T, kVectors>(&held[i], rstd, spec, weights);
     if (norm != nullptr) store_vectors<kVectors>(norm + vector * 16, &held[i]);
   });
 }

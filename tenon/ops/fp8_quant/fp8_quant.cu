@@ -35,6 +35,8 @@ TENON_DEVICE void silu_mul(const std::byte* gate_at, const std::byte* up_at, Wor
 
 template <class T, int kMaxRun>
 TENON_KERNEL segment_kernel(SegmentArgs args) {
+  wait_for_previous();
+  let_next_start();
   const int num_segments = (args.width + kSegment - 1) / kSegment;
   const int limit = args.row_limit == nullptr ? args.rows : *args.row_limit;
   Word4 held[kMaxRun];
@@ -73,6 +75,7 @@ static Status supports(const Args& args, const Situation& where, LaunchShape* sh
                          std::to_string(tasks) + " segments of rows are over the limit of 2^30");
   shape->blocks = static_cast<int>(tasks < 1 << 16 ? tasks : 1 << 16);
   shape->threads = row_threads(segment, where.properties.max_threads_per_block);
+  shape->early = !where.shares_device;
   return Status::ok();
 }
 

@@ -44,6 +44,7 @@ static Status shape_for(const Args& args, const Situation& where, std::int64_t t
   shape->threads =
       row_threads(static_cast<int>(args.residual.shape[1]), where.properties.max_threads_per_block);
   shape->cooperative = true;
+  shape->early = !where.shares_device;
   return Status::ok();
 }
 

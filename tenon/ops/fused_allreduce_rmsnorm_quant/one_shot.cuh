@@ -32,6 +32,8 @@ TENON_KERNEL one_shot_kernel(FusedArgs args) {
       }
     }
 
+    if (first == 0) count_call<Rules>(args, call);
+
     // Phase 2: each row from its parts.
     for (int entry = block_id(); entry < chunk; entry += grid_blocks()) {
       const int row = first + entry;
@@ -52,7 +54,6 @@ TENON_KERNEL one_shot_kernel(FusedArgs args) {
       pad_scale_rows(args.quant, row);
     }
   }
-  end_call<Rules>(args, call);
 }
 
 }  // namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant

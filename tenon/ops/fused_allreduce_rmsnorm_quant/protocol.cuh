@@ -30,8 +30,9 @@
 //     g - 1 come before the sends of g for the same reason. A row's owner that passes a result on
 //     orders its takes before its sends with order_hop().
 //  7. The generation is counted in device memory, so a replayed graph goes on where the last call
-//     ended. Every block reads the counter at its start; the block that finishes last advances it.
-//     What is stored is the slot, not the count: 2^32 is no multiple of 3.
+//     ended. Every block reads the counter at its start; the block that has read it last advances
+//     it for the next call, while the data is still on its way. What is stored is the slot, not the
+//     count: 2^32 is no multiple of 3.
 //  8. A take that fails has recorded the fault and told every peer (team_wait). The thread then
 //     takes, clears and sends nothing any more; it only follows its block's barriers to the end.
 #pragma once
@@ -80,14 +81,10 @@ struct Call {
   bool lost;  // a wait failed: invariant 8
 };
 
-#if defined(__CUDACC__) || defined(__HIP__)
-inline constexpr bool kKernelsAreOrdered = true;
-#else
-inline constexpr bool kKernelsAreOrdered = false;
-#endif
-
 template <class Rules>
 TENON_DEVICE Call begin_call(const FusedArgs& args) {
+  wait_for_previous();
+  let_next_start();
   if (!kKernelsAreOrdered && Rules::kFences) fence_system();
   const std::uint32_t* const state = args.team.state;
   const std::uint32_t skew = Rules::kSharesSlot ? 0u : static_cast<std::uint32_t>(args.team.rank);
@@ -102,17 +99,19 @@ TENON_DEVICE void next_generation(Call& call) {
   if (Rules::kAdvances) call.slot = (call.slot + 1) % kNumSlots;
 }
 
-// Every thread of every block must call this, in the generation that was its last.
+// Every thread of every block must call this once, in its first generation.
 template <class Rules>
-TENON_DEVICE void end_call(const FusedArgs& args, const Call& call) {
-  sync_block();  // the block has read the counter and done its work
+TENON_DEVICE void count_call(const FusedArgs& args, const Call& call) {
+  sync_block();  // the block has read the counters
   if (thread_id() != 0) return;
   std::uint32_t* const state = args.team.state;
   const auto last = static_cast<std::uint32_t>(grid_blocks()) - 1;
   if (atomic_add(&state[kTicketWord], 1u) != last) return;
+  const auto generations =
+      static_cast<std::uint32_t>((args.rows + args.chunk_rows - 1) / args.chunk_rows);
   state[kTicketWord] = 0;
   state[kCallWord] = call.number + 1;
-  if (Rules::kAdvances) state[kSlotWord] = (call.slot + 1) % kNumSlots;
+  if (Rules::kAdvances) state[kSlotWord] = (call.slot + generations) % kNumSlots;
 }
 
 // The owner of a row has taken it and is about to send what came of it. On devices the clears that

@@ -183,6 +183,8 @@ TENON_KERNEL two_shot_kernel(FusedArgs args) {
             args.partial + row * args.partial_stride, num_vectors);
       }
     }
+    if (first == 0) count_call<Rules>(args, call);
+
     // Phase 2: my rows, and their results to every peer.
     for (int stripe = block_id(); stripe < num_stripes; stripe += grid_blocks()) {
       const int row = row_of(stripe, team.rank);
@@ -203,7 +205,6 @@ TENON_KERNEL two_shot_kernel(FusedArgs args) {
       pad_scale_rows(args.quant, first + entry);
     }
   }
-  end_call<Rules>(args, call);
 }
 
 }  // namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant

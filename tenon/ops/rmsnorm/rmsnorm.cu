@@ -20,6 +20,8 @@ struct RowArgs {
 
 template <class T, int kMaxRun>
 TENON_KERNEL row_kernel(RowArgs args) {
+  wait_for_previous();
+  let_next_start();
   const Run run = own_run(args.norm.hidden / kVector);
   Word4 held[kMaxRun];
   for (int row = block_id(); row < args.rows; row += grid_blocks()) {
@@ -39,6 +41,7 @@ static Status supports(const Args& args, const Situation& where, LaunchShape* sh
   shape->blocks = static_cast<int>(args.y.shape[0]);
   shape->threads =
       row_threads(static_cast<int>(args.y.shape[1]), where.properties.max_threads_per_block);
+  shape->early = !where.shares_device;
   return Status::ok();
 }
 
