@@ -22,7 +22,7 @@ RUNTIME_OPS = re.compile(r"tenon/ops/(sampling/|registry\.h)")
 RUNTIME_MODELS = "tenon/models/model.h"
 RUNTIME_LAYERS = re.compile(r"tenon/layers/(step|boundary)\.h")
 DEVICE_HEADERS = re.compile(
-    r"tenon/(core/[a-z0-9_]+\.h|gpu/[a-z0-9_]+\.h|comm/(device|wait)\.h|ops/common/[a-z0-9_]+\.cuh)$")
+    r"tenon/(core/[a-z0-9_]+\.h|gpu/[a-z0-9_]+\.h|comm/(device|slots|wait)\.h|ops/common/[a-z0-9_]+\.cuh)$")
 VENDOR = re.compile(r"^(cuda|hip|nccl\.h|mpi\.h|rccl)")
 VENDOR_HOMES = ("tenon/gpu/vendor/", "tenon/comm/transport/", "tenon/comm/bootstrap/")
 LIBRARIES = {  # third-party headers and the only places that may name them

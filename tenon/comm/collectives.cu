@@ -1,12 +1,12 @@
 // Kernels of the plain collectives over peer memory.
 //
-// all_reduce: every rank pushes its addend into every peer's mailbox and the data is the flag; each
-// thread sums what it finds there in rank order. all_gather carries bytes of any pattern, so a flag
-// follows the payload. Both work in steps: one chunk of at most a slot per step, any number of
-// steps per call, counted in device memory, so that nothing in a captured launch ever changes.
+// all_reduce: every rank sends its addend to every peer and each thread sums what it takes, in rank
+// order: the exchange of comm/slots.h. all_gather carries bytes of any pattern, so a flag follows
+// the payload; it works in steps of one chunk each, counted in device memory. Either way nothing in
+// a captured launch ever changes.
 #include "tenon/comm/collectives.h"
 
-#include "tenon/comm/wait.h"
+#include "tenon/comm/slots.h"
 #include "tenon/gpu/vec.h"
 
 namespace tenon::TENON_TARGET::collectives {
@@ -14,17 +14,15 @@ namespace {
 
 using tenon::collectives::kFlagBytes;
 using tenon::collectives::kGatherGenerations;
-using tenon::collectives::kMaxBlocks;
-using tenon::collectives::kReduceGenerations;
+using tenon::collectives::kMaxFlags;
 using tenon::collectives::kVectorBytes;
 
-constexpr int kMaxThreads = 128;
+constexpr int kMaxThreads = 256;
 
-// A channel's counters in TeamView::state.
-constexpr int kStep = 0;         // steps so far
-constexpr int kCall = 1;         // calls so far: what faults report
-constexpr int kLastVectors = 2;  // vectors of the last step, whose slots are still to be cleared
-constexpr int kBlocksDone = 3;   // blocks of the running call that have finished
+// The counters of all_gather in TeamView::state; those of all_reduce are comm/slots.h's.
+constexpr int kStep = 0;        // steps so far
+constexpr int kCall = 1;        // calls so far: what faults report
+constexpr int kBlocksDone = 2;  // blocks of the running call that have finished
 
 struct Args {
   TeamView team;
@@ -81,134 +79,80 @@ TENON_DEVICE Chunk chunk_at(const Args& args, std::uint64_t begin) {
   return {begin, bytes, static_cast<std::uint32_t>((bytes + kVectorBytes - 1) / kVectorBytes)};
 }
 
-// Where `sender` leaves its chunk for `owner`. A rank has no slot for itself.
-TENON_DEVICE std::byte* slot(const Args& args, std::uint32_t generation, int owner, int sender) {
-  const std::uint32_t place = static_cast<std::uint32_t>(sender < owner ? sender : sender - 1);
-  const std::uint32_t slots = static_cast<std::uint32_t>(args.team.size - 1);
-  return args.team.base[owner] + (generation * slots + place) * args.slot_bytes;
+TENON_DEVICE std::uint32_t num_chunks(const Args& args) {
+  return static_cast<std::uint32_t>((args.bytes + args.slot_bytes - 1) / args.slot_bytes);
 }
 
-// False once somebody has given up. What peers still read is then anybody's guess, so that nothing
-// may be written there any more. A device would read the abort word across the bus on every call:
-// it looks at what its own waits have found out.
-TENON_DEVICE bool team_alive(const TeamView& team) {
-  const std::uint32_t* const lost =
-      kKernelsAreOrdered ? &team.state[kLostWord] : team.abort_word[team.rank];
-  return load_acquire(lost) == 0;
-}
-
-// The last block to get here advances the counters. Every block has read them by then.
-TENON_DEVICE void finish_call(const Args& args, std::uint32_t step, std::uint32_t call,
-                              std::uint32_t last_vectors) {
-  sync_block();
-  if (thread_id() != 0) return;
-  std::uint32_t* state = args.team.state;
-  if (atomic_add(&state[kBlocksDone], 1u) + 1 != static_cast<std::uint32_t>(grid_blocks())) return;
-  state[kBlocksDone] = 0;
-  state[kStep] = step;
-  state[kCall] = call + 1;
-  state[kLastVectors] = last_vectors;
+// Where `sender` leaves its chunk for `owner`.
+TENON_DEVICE std::byte* slot(const Args& args, std::uint32_t number, int owner, int sender) {
+  const auto places = static_cast<std::uint32_t>(args.team.size - 1);
+  const auto place = static_cast<std::uint32_t>(peer_index(sender, owner));
+  return args.team.base[owner] + (number * places + place) * args.slot_bytes;
 }
 
 // --- all_reduce ---------------------------------------------------------------------------------
 
-// A word that would read as "not arrived" holds two NaNs: another pair of NaNs travels instead.
-TENON_DEVICE std::uint32_t sendable(std::uint32_t word) {
-  return word == kNotArrived ? 0x7fffffffu : word;
-}
-TENON_DEVICE Word4 load_addend(const Args& args, const Chunk& chunk, std::uint32_t vector) {
-  const std::uint64_t at = std::uint64_t{vector} * kVectorBytes;
-  const Word4 words = load_bytes(args.in + chunk.begin + at, chunk.bytes - at);
-  return {sendable(words.x), sendable(words.y), sendable(words.z), sendable(words.w)};
-}
-
-TENON_DEVICE void push_chunk(const Args& args, const Chunk& chunk, std::uint32_t generation) {
+TENON_DEVICE void send_chunk(const Args& args, const Chunk& chunk, const Call& call) {
   const Lane lane = own_lane();
   const TeamView& team = args.team;
   for (std::uint32_t v = lane.first; v < chunk.vectors; v += lane.stride) {
-    const Word4 words = load_addend(args, chunk, v);
+    const std::uint64_t at = std::uint64_t{v} * kVectorBytes;
+    const Word4 words = load_bytes(args.in + chunk.begin + at, chunk.bytes - at);
     // Everybody starts with its right-hand neighbour, so that no rank is everybody's first.
     for (int hop = 1; hop < team.size; ++hop) {
       const int peer = (team.rank + hop) % team.size;
-      store16_relaxed(slot(args, generation, peer, team.rank) + std::uint64_t{v} * kVectorBytes,
-                      words);
+      send<Sound>(slot(args, call.slot, peer, team.rank) + at, words);
     }
   }
 }
 
-// Makes the slots of the previous step ready for the step after the next.
-TENON_DEVICE void clear_slots(const Args& args, std::uint32_t generation, std::uint32_t vectors) {
-  const Lane lane = own_lane();
-  const TeamView& team = args.team;
-  constexpr Word4 kEmpty{kNotArrived, kNotArrived, kNotArrived, kNotArrived};
-  for (int sender = 0; sender < team.size; ++sender) {
-    if (sender == team.rank) continue;
-    std::byte* at = slot(args, generation, team.rank, sender);
-    for (std::uint32_t v = lane.first; v < vectors; v += lane.stride)
-      store16_relaxed(at + std::uint64_t{v} * kVectorBytes, kEmpty);
-  }
-}
-
-// Sums this thread's vectors as the ranks' words arrive. False if a wait ended badly.
+// Sums this thread's vectors as the ranks' words arrive, until a wait ends badly.
 template <class T>
-TENON_DEVICE bool reduce_chunk(const Args& args, const Chunk& chunk, std::uint32_t generation,
-                               std::uint32_t call) {
+TENON_DEVICE void take_chunk(const Args& args, const Chunk& chunk, Call& call) {
   const Lane lane = own_lane();
   const TeamView& team = args.team;
-  for (std::uint32_t v = lane.first; v < chunk.vectors; v += lane.stride) {
+  for (std::uint32_t v = lane.first; v < chunk.vectors && !call.lost; v += lane.stride) {
     const std::uint64_t offset = std::uint64_t{v} * kVectorBytes;
     const std::uint64_t place = chunk.begin + offset;
+    const auto from = [&](int rank) { return slot(args, call.slot, team.rank, rank) + offset; };
+    Word4 words[kMaxRanks];
+    TENON_UNROLL
+    for (int rank = 0; rank < kMaxRanks; ++rank) {  // all are on their way before one is looked at
+      if (rank >= team.size) continue;
+      words[rank] = rank == team.rank ? load_bytes(args.in + place, chunk.bytes - offset)
+                                      : load16_relaxed(from(rank));
+    }
     float sum[8] = {};
-    for (int rank = 0; rank < team.size; ++rank) {
-      Word4 words;
-      if (rank == team.rank) {
-        words = load_addend(args, chunk, v);
-      } else {
-        const std::byte* at = slot(args, generation, team.rank, rank) + offset;
-        const auto arrived = [&] {
-          words = load16_relaxed(at);
-          return words.x != kNotArrived && words.y != kNotArrived && words.z != kNotArrived &&
-                 words.w != kNotArrived;
-        };
+    TENON_UNROLL
+    for (int rank = 0; rank < kMaxRanks; ++rank) {
+      if (rank >= team.size) continue;
+      if (rank != team.rank && !has_arrived(words[rank])) {
         // Naming the row costs a division: only for words that are not there yet.
-        if (!arrived()) {
-          const auto row = static_cast<std::uint32_t>(place / args.row_bytes);
-          if (!team_wait(team, Phase::kScatter, rank, call, row, arrived)) return false;
-        }
+        const auto row = static_cast<std::uint32_t>(place / args.row_bytes);
+        take<Sound>(team, call, Phase::kScatter, rank, row, from(rank), words[rank]);
+      } else if (rank != team.rank) {
+        take<Sound>(team, call, Phase::kScatter, rank, kNoRow, from(rank), words[rank]);
       }
       float addend[8];
-      unpack8<T>(words, addend);
+      unpack8<T>(words[rank], addend);
       TENON_UNROLL
       for (int i = 0; i < 8; ++i) sum[i] = rank == 0 ? addend[i] : sum[i] + addend[i];
     }
-    store_bytes(args.out + place, pack8<T>(sum), chunk.bytes - offset);
+    if (!call.lost) store_bytes(args.out + place, pack8<T>(sum), chunk.bytes - offset);
   }
-  return true;
 }
 
 template <class T>
 TENON_KERNEL_MAX(kMaxThreads)
 all_reduce_kernel(Args args) {
-  wait_for_previous();
-  let_next_start();
-  const std::uint32_t* state = args.team.state;
-  const std::uint32_t call = state[kCall];
-  std::uint32_t step = state[kStep];
-  std::uint32_t vectors_to_clear = state[kLastVectors];
-  bool alive = team_alive(args.team);
-  for (std::uint64_t begin = 0; begin < args.bytes; begin += args.slot_bytes, ++step) {
+  Call call = begin_call<Sound>(args.team);
+  for (std::uint64_t begin = 0; begin < args.bytes; begin += args.slot_bytes) {
+    if (begin > 0) next_generation<Sound>(call);
     const Chunk chunk = chunk_at(args, begin);
-    if (alive) {
-      // What was cleared in step g−1 must be seen before what is pushed in step g, because that
-      // push lets peers start step g+1 and write there. Between launches a device sees to it.
-      if (begin > 0 || !kKernelsAreOrdered) fence_system();
-      push_chunk(args, chunk, step % kReduceGenerations);
-      clear_slots(args, (step + 2) % kReduceGenerations, vectors_to_clear);
-      alive = reduce_chunk<T>(args, chunk, step % kReduceGenerations, call);
-    }
-    vectors_to_clear = chunk.vectors;
+    if (!call.lost) send_chunk(args, chunk, call);
+    if (begin == 0) count_call<Sound>(args.team, call, num_chunks(args));
+    take_chunk<T>(args, chunk, call);
   }
-  finish_call(args, step, call, vectors_to_clear);
 }
 
 // --- all_gather ---------------------------------------------------------------------------------
@@ -216,7 +160,7 @@ all_reduce_kernel(Args args) {
 // Flags lie in front of the slots: one word per generation, sender and block of the sender.
 TENON_DEVICE std::uint32_t* flag(const TeamView& team, std::uint32_t generation, int owner,
                                  int sender) {
-  const int place = (static_cast<int>(generation) * kMaxRanks + sender) * kMaxBlocks + block_id();
+  const int place = (static_cast<int>(generation) * kMaxRanks + sender) * kMaxFlags + block_id();
   return reinterpret_cast<std::uint32_t*>(team.base[owner]) + place;
 }
 TENON_DEVICE std::byte* payload(const Args& args, std::uint32_t generation, int owner, int sender) {
@@ -252,6 +196,26 @@ TENON_DEVICE void take_bytes(const Args& args, const Chunk& chunk, std::uint32_t
   }
 }
 
+// False once somebody has given up: what peers still read is then anybody's guess, so that this
+// call writes nothing. A device would read the abort word across the bus on every call: it looks at
+// what its own waits on this channel have found out.
+TENON_DEVICE bool team_alive(const TeamView& team) {
+  const std::uint32_t* const lost =
+      kKernelsAreOrdered ? &team.state[kLostWord] : team.abort_word[team.rank];
+  return load_acquire(lost) == 0;
+}
+
+// The last block to get here advances the counters. Every block has read them by then.
+TENON_DEVICE void finish_call(const TeamView& team, std::uint32_t step, std::uint32_t call) {
+  sync_block();
+  if (thread_id() != 0) return;
+  std::uint32_t* state = team.state;
+  if (atomic_add(&state[kBlocksDone], 1u) + 1 != static_cast<std::uint32_t>(grid_blocks())) return;
+  state[kBlocksDone] = 0;
+  state[kStep] = step;
+  state[kCall] = call + 1;
+}
+
 TENON_KERNEL_MAX(kMaxThreads) all_gather_kernel(Args args) {
   wait_for_previous();
   let_next_start();
@@ -283,25 +247,22 @@ TENON_KERNEL_MAX(kMaxThreads) all_gather_kernel(Args args) {
     // 3: what has arrived.
     take_bytes(args, chunk, generation);
   }
-  const auto num_steps =
-      static_cast<std::uint32_t>((args.bytes + args.slot_bytes - 1) / args.slot_bytes);
-  finish_call(args, first_step + num_steps, call, 0);
+  finish_call(team, first_step + num_chunks(args), call);
 }
 
 // --- launches -----------------------------------------------------------------------------------
 
-// A function of the size alone, which is the same on every rank.
-LaunchShape shape_for(const Args& args) {
+// A function of the size and of what the ranks agreed on, hence the same on every rank.
+LaunchShape shape_for(const Args& args, int most_blocks) {
   const std::uint64_t chunk = args.bytes < args.slot_bytes ? args.bytes : args.slot_bytes;
   const auto vectors = static_cast<int>((chunk + kVectorBytes - 1) / kVectorBytes);
   LaunchShape shape;
   shape.cooperative = true;
   shape.early = !args.team.shares_device;
-  if constexpr (kWave == 1) return shape;  // more blocks would only run one after the other
   const int wanted = (vectors + kWave - 1) / kWave * kWave;
-  shape.threads = wanted < kMaxThreads ? wanted : kMaxThreads;
+  shape.threads = kWave == 1 ? 1 : wanted < kMaxThreads ? wanted : kMaxThreads;
   const int blocks = (vectors + shape.threads - 1) / shape.threads;
-  shape.blocks = blocks < kMaxBlocks ? blocks : kMaxBlocks;
+  shape.blocks = blocks < most_blocks ? blocks : most_blocks;
   return shape;
 }
 
@@ -328,8 +289,8 @@ Result<Args> make_args(const TeamView& team, const TensorView& in, const TensorV
 
 Status all_reduce(const TeamView& team, const TensorView& in, const TensorView& out,
                   Stream& stream) {
-  TENON_ASSIGN(const Args args, make_args(team, in, out, kReduceGenerations, 0));
-  const LaunchShape shape = shape_for(args);
+  TENON_ASSIGN(const Args args, make_args(team, in, out, kNumSlots, 0));
+  const LaunchShape shape = shape_for(args, team.max_blocks);
   if (in.dtype == DType::kBF16) return launch(stream, shape, all_reduce_kernel<bf16>, args);
   return launch(stream, shape, all_reduce_kernel<f16>, args);
 }
@@ -337,7 +298,8 @@ Status all_reduce(const TeamView& team, const TensorView& in, const TensorView& 
 Status all_gather(const TeamView& team, const TensorView& in, const TensorView& out,
                   Stream& stream) {
   TENON_ASSIGN(const Args args, make_args(team, in, out, kGatherGenerations, kFlagBytes));
-  return launch(stream, shape_for(args), all_gather_kernel, args);
+  const int most = team.max_blocks < kMaxFlags ? team.max_blocks : kMaxFlags;
+  return launch(stream, shape_for(args, most), all_gather_kernel, args);
 }
 
 }  // namespace

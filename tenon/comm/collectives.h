@@ -20,9 +20,9 @@ namespace tenon::collectives {
 // the slot of the step before has been read.
 inline constexpr std::size_t kVectorBytes = 16;
 inline constexpr std::uint32_t kReduceGenerations = 3, kGatherGenerations = 2;
-inline constexpr int kMaxBlocks = 16;
+inline constexpr int kMaxFlags = 64;  // blocks of an all_gather, which has a flag for each
 inline constexpr std::size_t kFlagBytes =
-    sizeof(std::uint32_t) * kGatherGenerations * kMaxRanks * kMaxBlocks;
+    sizeof(std::uint32_t) * kGatherGenerations * kMaxRanks * kMaxFlags;
 
 // Bytes of a mailbox through which `chunk_bytes` of every rank travel at a time. Larger calls go
 // through in chunks, so any mailbox that holds 16 bytes per slot serves any size.

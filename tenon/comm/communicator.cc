@@ -43,14 +43,26 @@ Status check_place(const CommOptions& options, const Bootstrap& bootstrap) {
 
 // Every rank has the same cards, so all fail or none does.
 Status check_cards(std::span<const RankCard> cards) {
-  for (std::size_t rank = 1; rank < cards.size(); ++rank)
+  for (std::size_t rank = 0; rank < cards.size(); ++rank) {
+    if (cards[rank].max_blocks == 0)
+      return Status::error(Code::kUnsupported, "rank " + std::to_string(rank) + " has no device " +
+                                                   std::string(name(cards[rank].device.target)) +
+                                                   ":" + std::to_string(cards[rank].device.index));
     if (cards[rank].device.target != cards[0].device.target)
       return Status::error(Code::kInvalidArgument,
                            "rank 0 runs on " + std::string(name(cards[0].device.target)) +
                                " and rank " + std::to_string(rank) + " on " +
                                std::string(name(cards[rank].device.target)) +
                                "; all must run on the same target");
+  }
   return Status::ok();
+}
+
+int fewest_blocks(std::span<const RankCard> cards) {
+  return std::min_element(
+             cards.begin(), cards.end(),
+             [](const RankCard& a, const RankCard& b) { return a.max_blocks < b.max_blocks; })
+      ->max_blocks;
 }
 
 // The most ranks that have a device in common.
@@ -83,7 +95,8 @@ TeamView Communicator::State::bare_team() const {
   TeamView team;
   team.rank = bootstrap->rank();
   team.size = bootstrap->size();
-  team.shares_device = ranks_per_device > 1;
+  team.max_blocks = max_blocks;
+  team.shares_device = shares_device;
   for (int peer = 0; peer < team.size; ++peer) team.abort_word[peer] = &control(peer).abort_word;
   team.fault = &control(team.rank).fault;
   team.deadline_ns = static_cast<std::uint64_t>(std::chrono::nanoseconds(deadline).count());
@@ -174,8 +187,8 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
   TENON_ASSIGN(const auto bootstrap, find_bootstrap(options), "communicator");
   const auto open = [&]() -> Result<std::unique_ptr<Communicator>> {
     const auto deadline = std::max(options.deadline, std::chrono::milliseconds(1));
-    TENON_TRY(
-        agree(*bootstrap, check_place(options, *bootstrap), "communicator options", deadline));
+    TENON_TRY(tenon::agree(*bootstrap, check_place(options, *bootstrap), "communicator options",
+                           deadline));
     const RankCard card = own_card(device);
     std::vector<RankCard> cards(static_cast<std::size_t>(bootstrap->size()));
     TENON_TRY(bootstrap->exchange(bytes_of(card), std::as_writable_bytes(std::span(cards)),
@@ -187,7 +200,9 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
     auto state = std::make_shared<State>();
     state->bootstrap = bootstrap;
     state->device = device;
-    state->ranks_per_device = is_host(device.target) ? 1 : most_on_one_device(cards);
+    const int sharing = is_host(device.target) ? 1 : most_on_one_device(cards);
+    state->shares_device = sharing > 1;
+    state->max_blocks = std::max(fewest_blocks(cards) / sharing, 1);
     state->deadline = deadline;
     state->transport_name = chosen.name;
     state->refusals = std::move(chosen.refusals);
@@ -210,7 +225,8 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
 int Communicator::rank() const { return state_->bootstrap->rank(); }
 int Communicator::size() const { return state_->bootstrap->size(); }
 Device Communicator::device() const { return state_->device; }
-int Communicator::ranks_per_device() const { return state_->ranks_per_device; }
+int Communicator::max_blocks() const { return state_->max_blocks; }
+bool Communicator::shares_device() const { return state_->shares_device; }
 std::string_view Communicator::transport() const { return state_->transport_name; }
 const std::vector<std::string>& Communicator::refusals() const { return state_->refusals; }
 Capabilities Communicator::can() const { return state_->transport->can(); }
@@ -228,6 +244,11 @@ Status Communicator::agree_min(std::span<std::int32_t> values) {
   for (std::size_t i = 0; i < all.size(); ++i)
     values[i % count] = std::min(values[i % count], all[i]);
   return Status::ok();
+}
+
+Status Communicator::agree(const Status& mine, std::string_view label) {
+  TENON_TRY(health(), label);
+  return state_->finish(tenon::agree(*state_->bootstrap, mine, label, deadline()));
 }
 
 Status Communicator::broadcast(std::span<std::byte> bytes) {

@@ -44,9 +44,12 @@ class Communicator {
   int rank() const;
   int size() const;
   Device device() const;
-  // The most ranks that share a device: kernels that wait for peers may take this part of it. 1 on
-  // host targets, whose blocks share processors anyway.
-  int ranks_per_device() const;
+  // Blocks of a kernel that waits for peers: those that are resident together on every device of
+  // the team, also where ranks share one. The same on all ranks.
+  int max_blocks() const;
+  // Whether ranks share a device anywhere in the team. False on host targets, whose blocks share
+  // processors anyway.
+  bool shares_device() const;
   std::string_view transport() const;                // "threads", "shm", …
   const std::vector<std::string>& refusals() const;  // "shm: …", for each line that was passed over
   Capabilities can() const;
@@ -66,6 +69,10 @@ class Communicator {
 
   // Host: every rank ends with the element-wise minimum. Collective, blocks at most the deadline.
   Status agree_min(std::span<std::int32_t> values);
+  // Host: one status for all: ok if every rank brought ok, otherwise the first failure in rank
+  // order with that rank's number in front. What may fail on one rank alone goes before a
+  // collective and through here. Collective, blocks at most the deadline.
+  Status agree(const Status& mine, std::string_view label);
   // Host: rank 0's bytes reach everybody. Collective, blocks at most the deadline.
   Status broadcast(std::span<std::byte> bytes);
 

@@ -44,6 +44,7 @@ struct FaultRecord {
 // memory, zero at creation: the op that owns the channel keeps its call counter and extents there.
 struct TeamView {
   int rank = 0, size = 1;
+  int max_blocks = 1;          // of a kernel that waits for peers: agreed by the ranks
   bool shares_device = false;  // other ranks run on this device
   std::byte* base[kMaxRanks] = {};
   std::size_t bytes = 0;                      // of each region

@@ -45,7 +45,7 @@ Result<Mailbox> Communicator::mailbox(std::size_t bytes, std::string_view label)
     auto held = std::make_shared<Mailbox::Held>();
     held->label = label;
     auto words = zeroed_words(device());
-    TENON_TRY(agree(*state_->bootstrap, words.status(), call, deadline()));
+    TENON_TRY(tenon::agree(*state_->bootstrap, words.status(), call, deadline()));
     held->words = *std::move(words);
     held->team = state_->bare_team();
     held->team.bytes = bytes;

@@ -39,7 +39,8 @@ struct Communicator::State {
 
   std::shared_ptr<Bootstrap> bootstrap;
   Device device{};
-  int ranks_per_device = 1;
+  int max_blocks = 1;
+  bool shares_device = false;
   std::chrono::milliseconds deadline{};
   std::string_view transport_name;
   std::vector<std::string> refusals;

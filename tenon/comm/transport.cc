@@ -65,6 +65,7 @@ RankCard own_card(Device device) {
   card.pid = getpid();
   card.process = process ^ static_cast<std::uint64_t>(card.pid);
   card.device = device;
+  if (const auto found = properties(device)) card.max_blocks = found->max_cooperative_blocks;
   return card;
 }
 

@@ -24,6 +24,7 @@ struct RankCard {
   std::uint64_t process = 0;  // equal for ranks that are threads of one process
   std::int32_t pid = 0;
   Device device{};
+  std::int32_t max_blocks = 0;  // resident together on the device; 0 where there is no such device
 };
 RankCard own_card(Device device);
 

@@ -58,6 +58,11 @@ struct BoundaryChannel::State {
   Mailbox sum_mailbox;  // of stage 2, likewise
   Buffer sum;           // [max_rows, hidden]: the rounded sum between the kernels of a chain
 
+  std::size_t row_bytes() const {
+    return static_cast<std::size_t>(spec.hidden) * size_of(spec.dtype);
+  }
+  Status prepare();  // what one rank may fail at alone
+
   // Stage and variant of each bucket, fixed by the first boundary when the residual is sharded.
   struct Choice {
     Stage stage;
@@ -66,33 +71,35 @@ struct BoundaryChannel::State {
   std::vector<std::optional<Choice>> fixed;
 };
 
+Status BoundaryChannel::State::prepare() {
+  if (spec.hidden <= 0 || spec.max_rows <= 0)
+    return Status::error(Code::kInvalidArgument,
+                         "hidden is " + std::to_string(spec.hidden) + " and max_rows " +
+                             std::to_string(spec.max_rows) + "; both must be positive");
+  buckets = row_buckets(spec.max_rows);
+  fixed.resize(buckets.size());
+  TENON_ASSIGN(where, situation(*comm));
+  TENON_ASSIGN(
+      sum, Buffer::allocate(comm->device(), static_cast<std::size_t>(spec.max_rows) * row_bytes()));
+  return Status::ok();
+}
+
 BoundaryChannel::BoundaryChannel(std::unique_ptr<State> state) : state_(std::move(state)) {}
 BoundaryChannel::~BoundaryChannel() = default;
 
 Result<std::shared_ptr<BoundaryChannel>> BoundaryChannel::make(const Spec& spec,
                                                                Communicator& comm) {
-  if (spec.hidden <= 0 || spec.max_rows <= 0)
-    return Status::error(Code::kInvalidArgument,
-                         "boundary channel: hidden is " + std::to_string(spec.hidden) +
-                             " and max_rows " + std::to_string(spec.max_rows) +
-                             "; both must be positive");
   auto state = std::make_unique<State>();
   state->spec = spec;
   state->comm = &comm;
-  state->buckets = row_buckets(spec.max_rows);
-  state->fixed.resize(state->buckets.size());
-  TENON_ASSIGN(state->where, situation(comm));
+  TENON_TRY(comm.agree(state->prepare(), "boundary channel"));
   // Launch shapes must be equal on all ranks: plan for the smallest device of the team.
   DeviceProperties& limits = state->where.properties;
-  std::array<std::int32_t, 3> least{limits.num_units, limits.max_threads_per_block,
-                                    limits.max_cooperative_blocks};
+  std::array<std::int32_t, 2> least{limits.num_units, limits.max_threads_per_block};
   TENON_TRY(comm.agree_min(least), "boundary channel: agree on device limits");
   limits.num_units = least[0];
   limits.max_threads_per_block = least[1];
-  limits.max_cooperative_blocks = least[2];
-  const std::size_t row_bytes = static_cast<std::size_t>(spec.hidden) * size_of(spec.dtype);
-  TENON_ASSIGN(state->sum, Buffer::allocate(comm.device(),
-                                            static_cast<std::size_t>(spec.max_rows) * row_bytes));
+  const std::size_t row_bytes = state->row_bytes();
   if (state->where.peer_pointers) {
     const std::size_t bytes =
         fused::mailbox_bytes(spec.max_rows, spec.hidden, spec.dtype, comm.size());
@@ -115,6 +122,9 @@ struct Boundary::State {
   BoundaryChannel::State& shared() const { return *channel->state_; }
 
   void take_knobs();
+  bool variant_is_forced() const;
+  Status check_call(const PartialRows& partial, const TensorView& residual,
+                    const TensorView& weight, const NormedRows& out) const;
   Status agree_on_options() const;
   Status validate() const;
   fused::Args planning_args(int rows) const;
@@ -139,6 +149,10 @@ Status disagree(const BoundarySpec& spec, std::string_view what, std::int32_t lo
 }
 
 // A stable number for a name, so that ranks can compare names by agree_min.
+template <class T>
+std::string_view bytes_of(const T& value) {
+  return {reinterpret_cast<const char*>(&value), sizeof value};
+}
 std::int32_t fingerprint(std::string_view text) {
   std::uint32_t hash = 2166136261u;
   for (const char each : text) hash = (hash ^ static_cast<unsigned char>(each)) * 16777619u;
@@ -150,7 +164,13 @@ std::int32_t fingerprint(std::string_view text) {
 // The environment's knobs fill what the caller left open.
 void Boundary::State::take_knobs() {
   if (spec.force_stage == 0) spec.force_stage = env().force_stage;
-  spec.max_stage = std::max(spec.max_stage, env().max_stage);
+  if (spec.max_stage >= 1) spec.max_stage = std::max(spec.max_stage, env().max_stage);
+}
+
+bool Boundary::State::variant_is_forced() const {
+  return !spec.force_variant.empty() ||
+         env().force_variant.starts_with(std::string(name(Op::fused_allreduce_rmsnorm_quant)) +
+                                         ":");
 }
 
 // Called when the ranks know that their specs are equal, so all of them fail or none does.
@@ -160,6 +180,11 @@ Status Boundary::State::validate() const {
                          where_is(spec) + ": force_stage is " + std::to_string(spec.force_stage) +
                              " (accepted: 0 to 3) and max_stage " + std::to_string(spec.max_stage) +
                              " (accepted: 1 to 3)");
+  if (spec.force_stage != 0 && spec.force_stage < spec.max_stage)
+    return Status::error(Code::kInvalidArgument,
+                         where_is(spec) + ": stage " + std::to_string(spec.force_stage) +
+                             " is forced, but max-stage " + std::to_string(spec.max_stage) +
+                             " excludes it");
   const auto& limits = shared().spec;
   if (spec.hidden != limits.hidden || spec.max_rows > limits.max_rows || spec.dtype != limits.dtype)
     return Status::error(Code::kInvalidArgument,
@@ -173,28 +198,39 @@ Status Boundary::State::validate() const {
 
 // A rank that was told something else must not sail into another kernel: compare before planning.
 Status Boundary::State::agree_on_options() const {
-  const std::array<std::int32_t, 8> mine{
-      spec.hidden,
-      spec.max_rows,
-      spec.force_stage,
-      spec.max_stage,
-      fingerprint(spec.force_variant),
-      fingerprint(env().force_variant),
-      (spec.want_bf16 ? 1 : 0) + (spec.want_fp8 ? 2 : 0) + (spec.fresh_residual ? 4 : 0) +
-          8 * static_cast<int>(spec.fp8) + 256 * static_cast<int>(spec.layout),
-      spec.group};
-  constexpr std::array<std::string_view, 8> what{
-      "hidden",  "max_rows", "force_stage", "max_stage", "force_variant", "TENON_FORCE_VARIANT",
-      "outputs", "group"};
-  std::array<std::int32_t, 16> both{};
-  for (std::size_t i = 0; i < mine.size(); ++i) {
-    both[2 * i] = mine[i];
-    both[2 * i + 1] = -mine[i];
+  const BoundaryChannel::Spec& channel_spec = shared().spec;
+  const struct {
+    std::string_view what;
+    std::int32_t mine;
+  } options[] = {
+      {"hidden", spec.hidden},
+      {"max_rows", spec.max_rows},
+      {"dtype", static_cast<std::int32_t>(spec.dtype)},
+      {"weight_dtype", static_cast<std::int32_t>(spec.weight_dtype)},
+      {"eps", fingerprint(bytes_of(spec.eps))},
+      {"offset", fingerprint(bytes_of(spec.offset))},
+      {"fresh_residual", spec.fresh_residual},
+      {"want_bf16", spec.want_bf16},
+      {"want_fp8", spec.want_fp8},
+      {"fp8", static_cast<std::int32_t>(spec.fp8)},
+      {"group", spec.group},
+      {"layout", static_cast<std::int32_t>(spec.layout)},
+      {"force_stage", spec.force_stage},
+      {"max_stage", spec.max_stage},
+      {"force_variant", fingerprint(spec.force_variant)},
+      {"TENON_FORCE_VARIANT", fingerprint(env().force_variant)},
+      {"the channel's max_rows", channel_spec.max_rows},
+      {"the channel's sharded_residual", channel_spec.sharded_residual},
+  };
+  std::vector<std::int32_t> both;
+  for (const auto& [what, mine] : options) {
+    both.push_back(mine);
+    both.push_back(-mine);
   }
   TENON_TRY(shared().comm->agree_min(both), where_is(spec) + ": agree on options");
-  for (std::size_t i = 0; i < mine.size(); ++i)
+  for (std::size_t i = 0; i < std::size(options); ++i)
     if (both[2 * i] != -both[2 * i + 1])
-      return disagree(spec, what[i], both[2 * i], -both[2 * i + 1]);
+      return disagree(spec, options[i].what, both[2 * i], -both[2 * i + 1]);
   return Status::ok();
 }
 
@@ -244,6 +280,7 @@ Status Boundary::State::plan_bucket(Bucket& bucket) const {
                rmsnorm::plan(norm_args(args.partial.addend, args.residual, args.weight, args.out),
                              channel_state.where),
                where_is(spec));
+  Status forced_in_vain;  // a variant that is asked for by name runs, or nothing does
   const auto refusal = [&](Stage stage) -> Status {
     const int number = static_cast<int>(stage);
     if (spec.force_stage != 0 && spec.force_stage != number)
@@ -257,8 +294,10 @@ Status Boundary::State::plan_bucket(Bucket& bucket) const {
           Code::kUnsupported,
           "transport " + std::string(channel_state.comm->transport()) + " has no peer pointers");
     if (stage != Stage::kOneKernel) return Status::ok();
-    TENON_ASSIGN(bucket.fused, fused::plan(args, channel_state.where, spec.force_variant));
-    return Status::ok();
+    auto planned = fused::plan(args, channel_state.where, spec.force_variant);
+    if (planned) bucket.fused = *std::move(planned);
+    if (!planned && variant_is_forced()) forced_in_vain = planned.status();
+    return planned.status();
   };
   for (const Stage stage : {Stage::kOneKernel, Stage::kTwoKernels, Stage::kGeneric}) {
     const Status answer = refusal(stage);
@@ -266,6 +305,7 @@ Status Boundary::State::plan_bucket(Bucket& bucket) const {
       bucket.stage = stage;
       return Status::ok();
     }
+    TENON_TRY(forced_in_vain, where_is(spec));
     if (!bucket.reason.empty()) bucket.reason += "; ";
     bucket.reason += std::string(name(stage)) + ": " + std::string(answer.message());
   }
@@ -312,6 +352,43 @@ Status Boundary::State::agree_on_buckets() {
   return Status::ok();
 }
 
+// Tensors are the caller's; that they fit the spec is what the ranks agreed on.
+Status Boundary::State::check_call(const PartialRows& partial, const TensorView& residual,
+                                   const TensorView& weight, const NormedRows& out) const {
+  const std::int64_t rows = partial.addend.shape[0];
+  const auto refuse = [&](std::string_view what, const TensorView& found, DType dtype) {
+    return Status::error(Code::kInvalidArgument,
+                         where_is(spec) + ": " + std::string(what) + " is " + describe(found) +
+                             "; it was made for " + std::string(name(dtype)) + " rows of " +
+                             std::to_string(spec.hidden) + ", " + std::to_string(rows) +
+                             " of them in this call");
+  };
+  const auto fits = [&](const TensorView& tensor, DType dtype) {
+    return tensor.dtype == dtype && tensor.num_dims == 2 && tensor.shape[0] == rows &&
+           tensor.shape[1] == spec.hidden;
+  };
+  if (!fits(partial.addend, spec.dtype)) return refuse("the addend", partial.addend, spec.dtype);
+  if (!partial.addend.contiguous())
+    return Status::error(Code::kInvalidArgument, where_is(spec) + ": the addend has gaps between " +
+                                                     "its rows: " + describe(partial.addend));
+  if (!fits(residual, spec.dtype)) return refuse("the residual", residual, spec.dtype);
+  if (weight.dtype != spec.weight_dtype || weight.size() != spec.hidden)
+    return Status::error(Code::kInvalidArgument, where_is(spec) + ": the weight is " +
+                                                     describe(weight) + "; it was made for " +
+                                                     std::string(name(spec.weight_dtype)) + " [" +
+                                                     std::to_string(spec.hidden) + "]");
+  if (out.bf16.has_value() != spec.want_bf16 || out.fp8.has_value() != spec.want_fp8)
+    return Status::error(Code::kInvalidArgument,
+                         where_is(spec) + ": the outputs passed are not those it was made for");
+  if (out.bf16 && !fits(*out.bf16, spec.dtype)) return refuse("out.bf16", *out.bf16, spec.dtype);
+  if (!out.fp8) return Status::ok();
+  if (!fits(out.fp8->data, spec.fp8)) return refuse("out.fp8", out.fp8->data, spec.fp8);
+  if (out.fp8->group != spec.group || out.fp8->layout != spec.layout)
+    return Status::error(Code::kInvalidArgument,
+                         where_is(spec) + ": the scales passed have another group or layout");
+  return Status::ok();
+}
+
 Bucket& Boundary::State::bucket_for(int rows) const {
   for (const auto& bucket : buckets)
     if (rows <= bucket->max_rows) return *bucket;
@@ -351,6 +428,7 @@ Status Boundary::run(const PartialRows& partial, const TensorView& residual,
                                                      " rows were passed; it was made for at most " +
                                                      std::to_string(state_->spec.max_rows));
   if (rows == 0) return Status::ok();
+  TENON_TRY(state_->check_call(partial, residual, weight, out));
   auto& channel_state = state_->shared();
   Bucket& bucket = state_->bucket_for(rows);
   bucket.count.fetch_add(1, std::memory_order_relaxed);

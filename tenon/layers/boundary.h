@@ -83,8 +83,9 @@ class Boundary {
   Boundary& operator=(Boundary&&) noexcept;
   ~Boundary();
 
-  // partial [rows, hidden]; residual [rows, hidden], read and overwritten; weight [hidden]; out
-  // holds what the spec wants. Collective: every rank with the same rows. Rows 0 does nothing.
+  // partial [rows, hidden], contiguous; residual [rows, hidden], read and overwritten; weight
+  // [hidden]; out holds what the spec wants. Tensors that do not fit the spec are refused before
+  // anything is launched. Collective: every rank with the same rows. Rows 0 does nothing.
   // Launches only; a fault shows up in Communicator::health(). With a sharded residual, two_shot
   // leaves the residual of a row current on its owner only; every boundary of the same rows keeps
   // the same owners, so nobody ever reads a stale row.

@@ -14,12 +14,22 @@ constexpr std::array<std::string_view, kNumOps> kOpNames{
 #undef TENON_OP
 };
 
-// The variant that TENON_FORCE_VARIANT names for this op, or nothing.
-std::string_view forced_by_env(Op op) {
+// The op that TENON_FORCE_VARIANT=op:variant names, and the variant; empty where it is not set.
+struct Forced {
+  std::string_view op, variant;
+};
+Forced forced_by_env() {
   const std::string_view knob = env().force_variant;
   const auto colon = knob.find(':');
-  if (colon == std::string_view::npos || knob.substr(0, colon) != name(op)) return {};
-  return knob.substr(colon + 1);
+  if (colon == std::string_view::npos) return {};
+  return {knob.substr(0, colon), knob.substr(colon + 1)};
+}
+
+std::string list_ops() {
+  std::string text;
+  for (const std::string_view each : kOpNames)
+    text += (text.empty() ? "" : ", ") + std::string(each);
+  return text;
 }
 
 std::string list_names(const VariantTable& table) {
@@ -44,9 +54,8 @@ Result<Situation> situation(const Communicator& comm) {
   TENON_ASSIGN(Situation where, situation(comm.device()));
   where.team_size = comm.size();
   where.peer_pointers = comm.can().peer_pointers;
-  int& blocks = where.properties.max_cooperative_blocks;
-  blocks = std::max(blocks / comm.ranks_per_device(), 1);
-  where.shares_device = comm.ranks_per_device() > 1;
+  where.properties.max_cooperative_blocks = comm.max_blocks();
+  where.shares_device = comm.shares_device();
   return where;
 }
 
@@ -55,7 +64,12 @@ Result<Plan> choose(Op op, const void* args, const Situation& where, std::string
   const std::string who = std::string(name(op)) + " on " + std::string(name(where.device.target));
   if (table == nullptr)
     return Status::error(Code::kUnsupported, who + ": the target is not part of this build");
-  if (forced.empty()) forced = forced_by_env(op);
+  const Forced knob = forced_by_env();
+  if (!knob.op.empty() && std::find(kOpNames.begin(), kOpNames.end(), knob.op) == kOpNames.end())
+    return Status::error(Code::kInvalidArgument, "TENON_FORCE_VARIANT names the op \"" +
+                                                     std::string(knob.op) +
+                                                     "\"; accepted are: " + list_ops());
+  if (forced.empty() && knob.op == name(op)) forced = knob.variant;
   Plan plan;
   plan.op = op;
   plan.target = where.device.target;

@@ -47,8 +47,8 @@ struct Situation {
 };
 // Fills the properties of `device`, for an op that does not communicate.
 Result<Situation> situation(Device device);
-// Of one rank of a team: its device's properties, of which ranks that share the device each get a
-// part. Equal on all ranks only where their devices are: see BoundaryChannel.
+// Of one rank of a team: its device's properties, of which max_cooperative_blocks is agreed by all.
+// What else plans of a communicating op depend on, BoundaryChannel makes equal.
 Result<Situation> situation(const Communicator& comm);
 
 // The chosen variant and its launch shape. Pure data. A plan serves every call with as many rows

@@ -148,6 +148,36 @@ TEST(Collectives, AllReduceGoesThroughTheMailboxInChunksOfAnySize) {
       });
 }
 
+// Ranks that come at random times, and last chunks that leave most threads without work: they must
+// clear what they took all the same before anybody fills it again.
+TEST(Collectives, ShortTailsBetweenLongCallsLoseNothing) {
+  for (const Target target : test::host_targets())
+    run_ranks(3, {.target = target}, [&](int rank, Communicator& comm) {
+      auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(3, 2048), "tails");
+      ASSERT_TRUE(channel);
+      auto stream = Stream::create(comm.device());
+      ASSERT_TRUE(stream);
+      test::Delays delays(static_cast<std::uint64_t>(rank));
+      for (std::uint64_t round = 0; round < 40; ++round) {
+        const std::size_t count = 1024 * (1 + round % 4) + (round % 3 == 2 ? 700 : 1);
+        const auto addends = all_addends(DType::kBF16, count, 3, round);
+        Halves mine = addends[static_cast<std::size_t>(rank)];
+        delays.maybe_wait();
+        const TensorView rows = halves_view(mine, DType::kBF16, comm.device());
+        ASSERT_TRUE(collectives::all_reduce(*channel, {rows}, rows, *stream));
+        ASSERT_TRUE(comm.health()) << comm.health().to_string();
+        expect_same(DType::kBF16, mine, oracle(DType::kBF16, addends));
+      }
+    });
+}
+
+TEST(Collectives, CallsLargerThanAllBlocksTogether) {
+  for (const Target target : test::host_targets())
+    run_ranks(2, {.target = target}, [&](int rank, Communicator& comm) {
+      reduce_sizes(rank, comm, DType::kBF16, kPaths[0], 1 << 16, {40'000, 9, 20'001});
+    });
+}
+
 TEST(Collectives, GenericAllReduceIsLargerThanTheHostExchangeChunk) {
   run_ranks(2, [&](int rank, Communicator& comm) {
     reduce_sizes(rank, comm, DType::kBF16, kPaths[1], 512, {32768, 32769, 100'001, 5});

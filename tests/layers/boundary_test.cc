@@ -145,6 +145,70 @@ TEST(Boundary, MaxStageExcludesMoreFusedStagesWithAReason) {
   });
 }
 
+TEST(Boundary, AForcedStageDoesNotOverrideTheOperatorsLimit) {
+  run_ranks(2, [](int, Communicator& comm) {
+    auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
+    ASSERT_TRUE(channel);
+    BoundarySpec spec = spec_of(256, 4);
+    spec.max_stage = 2;
+    spec.force_stage = 1;
+    const auto excluded = Boundary::make(spec, *channel);
+    ASSERT_FALSE(excluded);
+    EXPECT_NE(excluded.status().message().find("stage 1 is forced, but max-stage 2 excludes it"),
+              std::string_view::npos)
+        << excluded.status().message();
+    spec.max_stage = 0;
+    spec.force_stage = 0;
+    const auto none = Boundary::make(spec, *channel);
+    ASSERT_FALSE(none);
+    EXPECT_NE(none.status().message().find("max_stage 0"), std::string_view::npos);
+  });
+}
+
+TEST(Boundary, AForcedVariantThatCannotRunIsAnErrorNotAnotherStage) {
+  run_ranks(2, [](int, Communicator& comm) {
+    auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
+    ASSERT_TRUE(channel);
+    BoundarySpec spec = spec_of(256, 4);
+    spec.force_variant = "three_shot";
+    const auto unknown = Boundary::make(spec, *channel);
+    ASSERT_FALSE(unknown);
+    EXPECT_NE(unknown.status().message().find("\"three_shot\""), std::string_view::npos);
+  });
+}
+
+TEST(Boundary, TensorsThatDoNotFitTheSpecAreRefused) {
+  run_ranks(2, [](int rank, Communicator& comm) {
+    auto stream = Stream::create(comm.device());
+    auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
+    ASSERT_TRUE(channel);
+    auto boundary = Boundary::make(spec_of(256, 4), *channel);
+    ASSERT_TRUE(boundary);
+    Site narrow(2, 128, rank, comm.device());
+    const Status refused = narrow.run(*boundary, *stream);
+    ASSERT_FALSE(refused);
+    EXPECT_NE(refused.message().find("the addend is bf16 [2, 128]"), std::string_view::npos)
+        << refused.message();
+    Site site(2, 256, rank, comm.device());
+    const Status no_outputs =
+        boundary->run({site.wide(site.addend)}, site.wide(site.out.residual),
+                      view(site.weight.data(), DType::kBF16, comm.device(), {256}), {}, *stream);
+    ASSERT_FALSE(no_outputs);
+    EXPECT_NE(no_outputs.message().find("outputs"), std::string_view::npos);
+  });
+}
+
+TEST(Boundary, ARankThatCannotMakeItsChannelIsNamedAtOnce) {
+  run_ranks(3, [](int rank, Communicator& comm) {
+    const auto begin = std::chrono::steady_clock::now();
+    const auto channel = BoundaryChannel::make(channel_of(rank == 1 ? 0 : 256, 4, true), comm);
+    ASSERT_FALSE(channel);
+    EXPECT_NE(channel.status().message().find("rank 1: hidden is 0"), std::string_view::npos)
+        << channel.status().message();
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
+  });
+}
+
 TEST(Boundary, OptionsThatDifferBetweenRanksAreAnErrorOnAll) {
   run_ranks(3, [](int rank, Communicator& comm) {
     auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
@@ -156,6 +220,22 @@ TEST(Boundary, OptionsThatDifferBetweenRanksAreAnErrorOnAll) {
     EXPECT_NE(boundary.status().message().find("disagree about force_stage: 1 on one, 3"),
               std::string_view::npos)
         << boundary.status().message();
+  });
+  run_ranks(2, [](int rank, Communicator& comm) {
+    auto channel = BoundaryChannel::make(channel_of(256, 4, rank == 0), comm);
+    ASSERT_TRUE(channel);
+    const auto sharded = Boundary::make(spec_of(256, 4), *channel);
+    ASSERT_FALSE(sharded);
+    EXPECT_NE(sharded.status().message().find("sharded_residual"), std::string_view::npos);
+  });
+  run_ranks(2, [](int rank, Communicator& comm) {
+    auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
+    ASSERT_TRUE(channel);
+    BoundarySpec spec = spec_of(256, 4);
+    spec.eps = rank == 0 ? 1e-6f : 1e-5f;
+    const auto apart = Boundary::make(spec, *channel);
+    ASSERT_FALSE(apart);
+    EXPECT_NE(apart.status().message().find("disagree about eps"), std::string_view::npos);
   });
 }
 

@@ -406,10 +406,8 @@ TEST(Qwen3_5, OneRankThatCannotLoadStopsAll) {
     const auto model = open_model(rank == 0 ? good.where() : empty.path().string(), small_options(),
                                   comm, *stream);
     ASSERT_FALSE(model);
-    const std::string_view sentence =
-        rank == 0 ? "another rank could not load its share" : "holds neither";
-    EXPECT_NE(model.status().message().find(sentence), std::string::npos)
-        << model.status().message();
+    for (const std::string_view part : {"rank 1: ", "holds neither"})
+      EXPECT_NE(model.status().message().find(part), std::string::npos) << model.status().message();
   });
 }
 

@@ -5,10 +5,9 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <memory>
 
-#include "tests/support/boundary_oracle.h"
+#include "tests/support/boundary_matrix.h"
 #include "tests/support/fused_run.h"
 #include "tests/support/ranks.h"
 #include "tests/support/targets.h"
@@ -22,46 +21,10 @@ using testing::BoundaryInputs;
 using testing::BoundaryTensors;
 using testing::FusedCase;
 
-bool full() { return std::getenv("TEST_FULL") != nullptr; }
-
-constexpr int kHiddens[] = {128, 256, 640, 2048, 2560, 2880, 4096, 5120, 8192, 16384};
-constexpr int kRows[] = {0, 1, 2, 3, 7, 16, 17, 64, 65, 300};
-constexpr ScaleLayout kLayouts[] = {ScaleLayout::kRow, ScaleLayout::kMnMajor,
-                                    ScaleLayout::kUe8m0Packed};
-
-// Types, layouts, groups and flags by the digits of `mix`: neighbours differ in most of them.
-FusedCase mixed_case(int team, int rows, int hidden, int mix) {
-  FusedCase fused_case;
-  BoundaryCase& shape = fused_case.shape;
-  shape.team = team;
-  shape.rows = rows;
-  shape.hidden = hidden;
-  const int outputs = mix % 3;
-  shape.want_bf16 = outputs != 1;
-  shape.want_fp8 = outputs != 0;
-  shape.layout = kLayouts[(mix / 3) % 3];
-  shape.fp8 = (mix / 2) % 2 == 0 ? DType::kE4M3 : DType::kE4M3Fnuz;
-  shape.dtype = (mix / 5) % 3 == 2 ? DType::kF16 : DType::kBF16;
-  shape.weight_dtype = (mix / 7) % 2 == 0 ? shape.dtype : DType::kF32;
-  shape.offset = (mix / 4) % 2 == 0 ? 1.0f : 0.0f;
-  shape.fresh_residual = mix % 11 == 10;
-  constexpr int kGroups[] = {128, 32, 256, 64};
-  shape.group = kGroups[(mix / 6) % 4];
-  while (hidden % shape.group != 0) shape.group /= 2;
-  fused_case.spread_residual = mix % 13 > 8;
-  fused_case.seed = static_cast<std::uint64_t>(mix);
-  return fused_case;
-}
-
 // Every case in both variants on `target`, one after the other in one mailbox of `mailbox_bytes`.
 void run_cases(Target target, int team, const std::vector<FusedCase>& cases,
                std::size_t mailbox_bytes) {
-  std::vector<BoundaryInputs> inputs;
-  std::vector<testing::BoundaryOutputs> expected;
-  for (const FusedCase& each : cases) {
-    inputs.push_back(testing::make_inputs(each.shape, each.seed));
-    expected.push_back(testing::boundary_oracle(each.shape, inputs.back()));
-  }
+  const std::vector<testing::Judged> judged = testing::judge(cases);
   RankOptions options;
   options.target = target;
   run_ranks(team, options, [&](int rank, Communicator& comm) {
@@ -70,17 +33,18 @@ void run_cases(Target target, int team, const std::vector<FusedCase>& cases,
     auto stream = Stream::create(comm.device());
     ASSERT_TRUE(stream) << stream.status().to_string();
     std::vector<std::unique_ptr<BoundaryTensors>> tensors;
-    for (std::size_t i = 0; i < cases.size(); ++i)
-      tensors.push_back(std::make_unique<BoundaryTensors>(cases[i].shape, inputs[i], rank,
-                                                          comm.device(), *stream, cases[i].gap));
+    for (const testing::Judged& each : judged)
+      tensors.push_back(std::make_unique<BoundaryTensors>(each.call.shape, each.inputs, rank,
+                                                          comm.device(), *stream, each.call.gap));
     meet(comm);
-    for (std::size_t i = 0; i < cases.size(); ++i) {
+    for (std::size_t i = 0; i < judged.size(); ++i) {
+      const auto& [call, inputs, expected] = judged[i];
       for (const char* variant : {"one_shot", "two_shot"}) {
         tensors[i]->reset(*stream);
-        ASSERT_EQ(testing::run_fused(cases[i], *tensors[i], expected[i], variant, comm,
-                                     mailbox->team(), *stream),
+        ASSERT_EQ(testing::run_fused(call, *tensors[i], expected, variant, comm, mailbox->team(),
+                                     *stream),
                   "")
-            << variant << ": " << testing::describe(cases[i].shape) << ", seed " << cases[i].seed;
+            << variant << ": " << testing::describe(call.shape) << ", seed " << call.seed;
       }
     }
     meet(comm);
@@ -96,67 +60,27 @@ class FusedBoundary : public ::testing::TestWithParam<int> {
 };
 
 TEST_P(FusedBoundary, MatchesOracleOnCpuAndGpus) {
-  for (Target target : test::usable_targets()) {
-    if (is_host(target) && target != Target::kCpu) continue;
-    std::vector<FusedCase> cases;
-    int mix = team() * 31;
-    for (int hidden : kHiddens) {
-      for (int rows : kRows) {
-        ++mix;
-        const int elements = hidden * rows;
-        // A thinned run takes each hidden size and each row count several times, small ones often.
-        const bool keep = elements <= 2048 || (elements <= 20'000 && mix % 3 == 0) ||
-                          (elements <= 100'000 && mix % 13 == 0);
-        if (full() || keep) cases.push_back(mixed_case(team(), rows, hidden, mix));
-      }
-    }
-    run_cases(target, team(), cases, small_mailbox(team()));
-  }
+  for (Target target : test::usable_targets())
+    if (testing::pace_of(target) == testing::Pace::kFast)
+      run_cases(target, team(), testing::boundary_matrix(team(), testing::Pace::kFast),
+                small_mailbox(team()));
 }
 
 TEST_P(FusedBoundary, MatchesOracleOnEmulatedWaves) {
-  for (Target target : {Target::kEmu32, Target::kEmu64}) {
-    if (!properties({target, 0})) continue;  // not in this build
-    std::vector<FusedCase> cases;
-    int mix = team() * 17 + static_cast<int>(target);
-    for (int hidden : kHiddens) {
-      for (int rows : kRows) {
-        ++mix;
-        const int elements = hidden * rows;
-        const bool keep = hidden <= 256 && rows <= 3 ? mix % 2 == 0
-                                                     : (elements <= 6000 && mix % 5 == 0) ||
-                                                           (rows == 1 && mix % 8 == team() % 8);
-        if ((full() && elements <= 700'000) || keep)
-          cases.push_back(mixed_case(team(), rows, hidden, mix));
-      }
-    }
-    run_cases(target, team(), cases, small_mailbox(team()));
-  }
+  for (Target target : test::usable_targets())
+    if (testing::pace_of(target) == testing::Pace::kEmulated)
+      run_cases(target, team(), testing::boundary_matrix(team(), testing::Pace::kEmulated),
+                small_mailbox(team()));
 }
 
-// Outputs × layouts × fp8 kinds × element types, all of them, on a width with odd groups.
 TEST_P(FusedBoundary, EveryCombinationOfOutputs) {
-  std::vector<FusedCase> cases;
-  for (int outputs = 0; outputs < 3; ++outputs) {
-    for (ScaleLayout layout : kLayouts) {
-      for (DType fp8 : {DType::kE4M3, DType::kE4M3Fnuz}) {
-        for (DType dtype : {DType::kBF16, DType::kF16}) {
-          const int n = static_cast<int>(cases.size());
-          FusedCase one = mixed_case(team(), 2 * team() + 1, 640, n + team());
-          one.shape.want_bf16 = outputs != 1;
-          one.shape.want_fp8 = outputs != 0;
-          one.shape.layout = layout;
-          one.shape.fp8 = fp8;
-          one.shape.dtype = dtype;
-          if (one.shape.weight_dtype != DType::kF32) one.shape.weight_dtype = dtype;
-          one.shape.group = n % 2 == 0 ? 128 : 32;
-          one.gap = n % 4 == 1 ? 32 : 0;
-          cases.push_back(one);
-        }
-      }
-    }
+  for (Target target : test::usable_targets()) {
+    const bool is_fast = testing::pace_of(target) == testing::Pace::kFast;
+    // Odd groups and more rows than ranks; emulated: one row, a width of one wave and a bit.
+    const auto cases = is_fast ? testing::every_output(team(), 2 * team() + 1, 640)
+                               : testing::every_output(team(), 1, 384);
+    run_cases(target, team(), cases, small_mailbox(team()));
   }
-  run_cases(Target::kCpu, team(), cases, small_mailbox(team()));
 }
 
 // Many chunks in a call: a mailbox of the least size, on which the slots go round several times.
@@ -164,7 +88,7 @@ TEST_P(FusedBoundary, LongCallsGoInChunks) {
   for (Target target : test::usable_targets()) {
     std::vector<FusedCase> cases;
     for (int mix = 0; mix < 4; ++mix)
-      cases.push_back(mixed_case(team(), 9 * team() + mix, 256, mix * 5 + team()));
+      cases.push_back(testing::mixed_case(team(), 9 * team() + mix, 256, mix * 5 + team()));
     run_cases(target, team(), cases, fused::mailbox_bytes(2, 256, DType::kBF16, team()));
   }
 }
@@ -173,8 +97,8 @@ INSTANTIATE_TEST_SUITE_P(Teams, FusedBoundary, ::testing::Range(1, 9));
 
 // 8192 rows once, with the mailbox a model would have.
 TEST(FusedBoundaryLimits, MostRows) {
-  const int hidden = full() ? 1024 : 128;
-  run_cases(Target::kCpu, 2, {mixed_case(2, 8192, hidden, 4)},
+  const int hidden = testing::whole_matrix() ? 1024 : 128;
+  run_cases(Target::kCpu, 2, {testing::mixed_case(2, 8192, hidden, 4)},
             fused::mailbox_bytes(8192, hidden, DType::kBF16, 2));
 }
 
@@ -249,7 +173,10 @@ TEST_F(FusedContract, PlanIsPureAndExplainsRefusals) {
   EXPECT_TRUE(first->shape.cooperative);
 
   fused::Args wide = args_;
-  wide.residual.shape = wide.partial.addend.shape = {8192, 16384, 0, 0};
+  wide.residual = wide.partial.addend =
+      view(args_.residual.data, args_.residual.dtype, device_, {8192, 16384});  // nothing runs
+  wide.weight = view(args_.weight.data, args_.weight.dtype, device_, {16384});
+  wide.out = {.bf16 = wide.residual, .fp8 = {}};
   auto long_call = fused::plan(wide, where_);
   ASSERT_TRUE(long_call);
   EXPECT_EQ(long_call->variant_name, "two_shot");

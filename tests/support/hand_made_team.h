@@ -26,6 +26,7 @@ class HandMadeTeam {
       TeamView& view = rank(r).view;
       view.rank = r;
       view.size = size;
+      view.max_blocks = 1;
       view.bytes = bytes;
       view.state = rank(r).state.data();
       view.fault = &rank(r).fault;

@@ -32,6 +32,13 @@ void set_emu_seed(std::uint64_t seed) {
 namespace emu {
 namespace {
 
+// Tells the address sanitizer that nobody's frames lie here.
+void unpoison([[maybe_unused]] const void* memory, [[maybe_unused]] std::size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(memory, bytes);
+#endif
+}
+
 // Stacks of one OS thread, kept for its next launch. A stack is followed downwards by its
 // neighbour, not by a guard page (a guard each would exhaust the kernel's mappings), so its lowest
 // word holds a canary, checked at every switch. The odd part of the stride spreads the tops over
@@ -42,7 +49,10 @@ class Stacks {
   static constexpr std::uint64_t kCanary = 0x7e4047acc0ffee11ull;
 
   ~Stacks() {
-    for (void* slab : slabs_) munmap(slab, kSlabBytes);
+    for (void* slab : slabs_) {
+      unpoison(slab, kSlabBytes);  // the next mapping at this address begins clean
+      munmap(slab, kSlabBytes);
+    }
   }
   // Null when the machine has no more memory.
   std::byte* at(std::size_t index) {
@@ -228,10 +238,8 @@ Status Grid::prepare_fibers(const LaunchShape& shape) {
     fibers_.emplace_back().stack = stack;
   }
   for (std::size_t i = 0; i < wanted; ++i) {
-#if defined(__SANITIZE_ADDRESS__)
     // The fiber before left for good from somewhere: what its frames poisoned is free again.
-    __asan_unpoison_memory_region(fibers_[i].stack, Stacks::kBytes);
-#endif
+    unpoison(fibers_[i].stack, Stacks::kBytes);
     fibers_[i].context.prepare(fibers_[i].stack, Stacks::kBytes, &fiber_main);
   }
   return Status::ok();

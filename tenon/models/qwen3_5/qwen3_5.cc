@@ -326,13 +326,7 @@ Result<std::unique_ptr<Model>> open(const std::string& directory, const ModelOpt
   Status mine = check_options(options);
   if (mine) mine = decoder->load(directory, options, comm, stream);
   // A rank that fails alone must not leave the others waiting in the collective part.
-  std::array<std::int32_t, 1> all_loaded{mine ? 1 : 0};
-  const Status agreed = comm.agree_min(all_loaded);
-  TENON_TRY(mine, "load " + directory);
-  TENON_TRY(agreed, "load " + directory);
-  if (all_loaded[0] == 0)
-    return Status::error(Code::kPeerLost,
-                         "load " + directory + ": another rank could not load its share");
+  TENON_TRY(comm.agree(mine, "load"), "load " + directory);
   TENON_TRY(decoder->join(options, comm), "load " + directory);
   return std::unique_ptr<Model>(std::move(decoder));
 }

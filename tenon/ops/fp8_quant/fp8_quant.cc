@@ -33,6 +33,7 @@ Status check(const Args& args) {
 }
 
 Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced) {
+  TENON_TRY(check(args));
   return choose(Op::fp8_quant, &args, where, forced);
 }
 

@@ -41,6 +41,7 @@ int residual_owner(std::string_view variant, int row, int, int team_size) {
 }
 
 Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced) {
+  TENON_TRY(check(args));
   return choose(Op::fused_allreduce_rmsnorm_quant, &args, where, forced);
 }
 

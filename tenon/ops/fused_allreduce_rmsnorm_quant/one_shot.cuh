@@ -1,15 +1,15 @@
 // One shot, for few rows: every rank sends its rows to every peer and does all rows itself. One
 // trip. A slot holds, per row of the chunk, one part of 2 · hidden bytes from each peer. The
-// protocol is protocol.cuh's.
+// rules of the exchange are comm/slots.h's.
 #pragma once
 
-#include "tenon/ops/fused_allreduce_rmsnorm_quant/protocol.cuh"
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/parts.cuh"
 
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
 template <class T, int kMaxRun, class Rules = Sound>
 TENON_KERNEL one_shot_kernel(FusedArgs args) {
-  Call call = begin_call<Rules>(args);
+  Call call = begin_call<Rules>(args.team);
   const TeamView& team = args.team;
   const int num_vectors = args.norm.hidden / kVector;
   const std::int64_t part_bytes = std::int64_t{num_vectors} * 16;

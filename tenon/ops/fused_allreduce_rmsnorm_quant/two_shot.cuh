@@ -7,10 +7,10 @@
 // Rows are dealt in stripes of `size` rows, one per owner; a block works on whole stripes, so that
 // every rank has the same blocks. A slot holds, per stripe of the chunk, first one part of 2 ·
 // hidden bytes from each peer for the own row, then one result from the owner of each other row.
-// The protocol is protocol.cuh's.
+// The rules of the exchange are comm/slots.h's.
 #pragma once
 
-#include "tenon/ops/fused_allreduce_rmsnorm_quant/protocol.cuh"
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/parts.cuh"
 
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
@@ -124,7 +124,8 @@ TENON_DEVICE void peer_row(const FusedArgs& args, Call& call, int row, int entry
       entry_offset(args, call, args.spread_offset, args.spread_bytes, entry, owner, team.rank);
   const auto take_at = [&](std::int64_t offset) {
     Word4 words = load16_relaxed(result + offset);
-    take<Rules>(args, call, Phase::kGather, owner, row, result + offset, words);
+    take<Rules>(team, call, Phase::kGather, owner, static_cast<std::uint32_t>(row), result + offset,
+                words);
     return words;
   };
   if (args.spreads_residual) {
@@ -156,7 +157,7 @@ template <class T, int kMaxRun, class Rules = Sound>
 TENON_KERNEL two_shot_kernel(FusedArgs args) {
   TENON_SHARED(Word4, image, kMaxImage);
   TENON_SHARED(std::uint32_t, lost_words, 2);
-  Call call = begin_call<Rules>(args);
+  Call call = begin_call<Rules>(args.team);
   const TeamView& team = args.team;
   const int size = team.size, num_vectors = args.norm.hidden / kVector;
   const std::int64_t part_bytes = std::int64_t{num_vectors} * 16;

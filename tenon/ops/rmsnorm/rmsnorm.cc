@@ -19,6 +19,7 @@ Status check(const Args& args) {
 }
 
 Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced) {
+  TENON_TRY(check(args));
   return choose(Op::rmsnorm, &args, where, forced);
 }
 

@@ -1,0 +1,145 @@
+// How kernels of different ranks pass data through a mailbox: generations, slots, sending, taking.
+// Every exchange of words uses this, so that calls of any size and grid may follow each other on
+// one mailbox. Not here: what is sent to whom (collectives.cu and the ops that communicate).
+//
+// The mailbox of a rank is three slots of equal size. A generation is one round of exchange: a
+// short call is one, a long call is one per chunk. Generation g uses slot g mod 3 on every rank.
+//
+// clang-format off
+//  1. The data is the flag. A word is kNotArrived until its sender stores it, once per generation,
+//     and never with that value (sendable()). Words are compared as integers.
+//  2. Each word of a slot has one sender block and one taking thread per generation, and where it
+//     lies depends on its place in the chunk and its sender only, never on how much there is. A rank
+//     that comes with less is therefore missed by name, not misread.
+//  3. Whoever takes a word puts kNotArrived back at once (take()). So, between two calls of a rank,
+//     its slots hold nothing but what faster ranks have sent ahead, and no call needs to know the
+//     shape of an earlier one.
+//  4. Within a call a block takes only from the same-numbered block of each peer, directly or by way
+//     of a third rank that passes on what it made of it; the grid is the same on all ranks; and a
+//     block has something to take in every generation of a call but perhaps the last. So when a
+//     block has finished generation g, the same-numbered block of every rank has sent its part of g,
+//     hence finished g - 1.
+//  5. Therefore nobody runs ahead by more than one generation: finishing g + 1 would need the part
+//     that a rank still in g has not sent. A rank sends generation g only after it has finished
+//     g - 1, when every peer has sent g - 1, hence finished g - 2 and cleared, in g - 3, the words
+//     that g will fill. Two slots would do; the third keeps a whole generation between clearing a
+//     word and its next use, also for a block that had nothing in the last generation of a call, and
+//     where the next kernel may start before this one has ended.
+//  6. That "cleared" is seen in this order: the clears of g - 3 come before the sends of g - 1 by
+//     next_generation() within a call and, between calls, by the kernel boundary (devices) or the
+//     fence of begin_call() (host targets, where a kernel boundary is a mere return). The takes of
+//     g - 1 come before the sends of g for the same reason. Whoever passes on what it took orders
+//     its takes before its sends with order_hop().
+//  7. The generation is counted in device memory, so a replayed graph goes on where the last call
+//     ended. Every block reads the counter at its start; the block that has read it last advances
+//     it for the next call, while the data is still on its way. What is stored is the slot, not the
+//     count: 2^32 is no multiple of 3.
+//  8. A take that fails has recorded the fault and told every peer (team_wait). The thread then
+//     takes, clears and sends nothing any more; it only follows its block's barriers to the end.
+// clang-format on
+#pragma once
+
+#include "tenon/comm/device.h"
+#include "tenon/comm/wait.h"
+
+namespace tenon::TENON_TARGET {
+
+inline constexpr int kNumSlots = 3;
+inline constexpr Word4 kNothing = {kNotArrived, kNotArrived, kNotArrived, kNotArrived};
+
+// The rules of the protocol that code can break. Kernels are compiled with Sound; tests compile
+// them with one rule broken and show that they notice.
+struct Sound {
+  static constexpr bool kClears = true;      // take() puts kNotArrived back
+  static constexpr bool kFences = true;      // generations are ordered
+  static constexpr bool kAdvances = true;    // the counter moves on
+  static constexpr bool kSharesSlot = true;  // all ranks use the same slot
+  static constexpr bool kRankOrder = true;   // sums start at rank 0
+  static constexpr bool kReplaces = true;    // senders replace kNotArrived
+};
+
+// Where the words of TeamView::state lie: all zero at creation.
+inline constexpr int kCallWord = 0, kSlotWord = 1, kTicketWord = 2;
+
+// One call as a thread sees it.
+struct Call {
+  std::uint32_t number, slot;
+  bool lost;  // a wait failed: rule 8
+};
+
+// The first thing that every thread does.
+template <class Rules>
+TENON_DEVICE Call begin_call(const TeamView& team) {
+  wait_for_previous();
+  let_next_start();
+  if (!kKernelsAreOrdered && Rules::kFences) fence_system();
+  const std::uint32_t* const state = team.state;
+  const std::uint32_t skew = Rules::kSharesSlot ? 0u : static_cast<std::uint32_t>(team.rank);
+  return {load_relaxed(&state[kCallWord]), (load_relaxed(&state[kSlotWord]) + skew) % kNumSlots,
+          false};
+}
+
+// Every thread of every block must call this once, in its first generation, with the number of
+// generations of the call.
+template <class Rules>
+TENON_DEVICE void count_call(const TeamView& team, const Call& call, std::uint32_t generations) {
+  sync_block();  // the block has read the counters
+  if (thread_id() != 0) return;
+  std::uint32_t* const state = team.state;
+  if (atomic_add(&state[kTicketWord], 1u) + 1 != static_cast<std::uint32_t>(grid_blocks())) return;
+  state[kTicketWord] = 0;
+  state[kCallWord] = call.number + 1;
+  if (Rules::kAdvances) state[kSlotWord] = (call.slot + generations) % kNumSlots;
+}
+
+// Between two generations of a call. Every thread of the block must call this.
+template <class Rules>
+TENON_DEVICE void next_generation(Call& call) {
+  sync_block();
+  if (Rules::kFences) fence_system();
+  if (Rules::kAdvances) call.slot = (call.slot + 1) % kNumSlots;
+}
+
+// Between taking something and sending on what came of it. On devices the clears that matter were
+// performed at their own memory before this kernel, or generation, began; nothing is left to order.
+// Host memory models ask for a fence wherever a chain goes through a third rank.
+template <class Rules>
+TENON_DEVICE void order_hop() {
+  if (!kKernelsAreOrdered && Rules::kFences) fence_system();
+}
+
+// Number of `rank` among the peers of `of`: 0 … size − 2. A rank has no place for itself.
+TENON_DEVICE int peer_index(int rank, int of) { return rank < of ? rank : rank - 1; }
+
+// All-ones is two NaNs of either 16-bit type, four of e4m3fn, one of fp32; so is what replaces it.
+TENON_DEVICE std::uint32_t sendable(std::uint32_t word) {
+  return word == kNotArrived ? 0x7fff7fffu : word;
+}
+template <class Rules>
+TENON_DEVICE void send(std::byte* at, Word4 words) {
+  if (!Rules::kReplaces) return store16_relaxed(at, words);
+  store16_relaxed(at, {sendable(words.x), sendable(words.y), sendable(words.z), sendable(words.w)});
+}
+
+TENON_DEVICE bool has_arrived(Word4 words) {
+  return (words.x != kNotArrived) & (words.y != kNotArrived) & (words.z != kNotArrived) &
+         (words.w != kNotArrived);
+}
+
+// Ends with the words that `sender` sent to `at`; `words` may hold an earlier look at them. `row`
+// names the place in a fault.
+template <class Rules>
+TENON_DEVICE void take(const TeamView& team, Call& call, Phase phase, int sender, std::uint32_t row,
+                       std::byte* at, Word4& words) {
+  if (call.lost) return;
+  if (!has_arrived(words)) {
+    call.lost = !team_wait(team, phase, sender, call.number, row, [&] {
+      words = load16_relaxed(at);
+      return has_arrived(words);
+    });
+    if (call.lost) return;
+  }
+  if (Rules::kClears) store16_relaxed(at, kNothing);
+}
+
+}  // namespace tenon::TENON_TARGET

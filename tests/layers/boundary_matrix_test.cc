@@ -1,0 +1,112 @@
+// Every stage of the chain against the oracle: one kernel in both variants, two kernels, generic;
+// in every world, on every target. The one-kernel variants beyond their limits of rows are judged
+// by tests/ops/fused_allreduce_rmsnorm_quant_test.cc. TEST_FULL runs the whole matrix.
+#include <gtest/gtest.h>
+
+#include <memory>
+
+#include "tenon/layers/boundary.h"
+#include "tests/support/boundary_matrix.h"
+#include "tests/support/ranks.h"
+#include "tests/support/targets.h"
+
+namespace tenon {
+namespace {
+
+using testing::BoundaryTensors;
+using testing::FusedCase;
+using testing::Judged;
+
+struct Chain {
+  int stage;
+  const char* variant;
+};
+constexpr Chain kChains[] = {{1, "one_shot"}, {1, "two_shot"}, {2, ""}, {3, ""}};
+
+BoundarySpec spec_of(const testing::BoundaryCase& shape, const Chain& chain) {
+  BoundarySpec spec;
+  spec.site = "matrix";
+  spec.hidden = shape.hidden;
+  spec.max_rows = std::max(shape.rows, 1);
+  spec.dtype = shape.dtype;
+  spec.weight_dtype = shape.weight_dtype;
+  spec.eps = shape.eps;
+  spec.offset = shape.offset;
+  spec.fresh_residual = shape.fresh_residual;
+  spec.want_bf16 = shape.want_bf16;
+  spec.want_fp8 = shape.want_fp8;
+  spec.fp8 = shape.fp8;
+  spec.group = shape.group;
+  spec.layout = shape.layout;
+  spec.force_stage = chain.stage;
+  spec.force_variant = chain.variant;
+  return spec;
+}
+
+// What is wrong with one case on one rank, or nothing. Sets `ran` to whether the chain could run.
+std::string run_chain(const Judged& judged, const Chain& chain, const BoundaryTensors& tensors,
+                      const std::shared_ptr<BoundaryChannel>& channel, int rank, Stream& stream,
+                      bool* ran) {
+  const testing::BoundaryCase& shape = judged.call.shape;
+  auto boundary = Boundary::make(spec_of(shape, chain), channel);
+  *ran = static_cast<bool>(boundary);
+  if (!*ran) {
+    const bool is_limit = boundary.status().message().find("over the limit") != std::string::npos;
+    return is_limit ? "" : boundary.status().to_string();
+  }
+  if (static_cast<int>(boundary->stage(shape.rows)) != chain.stage) return "another stage runs";
+  tensors.reset(stream);
+  const Status status =
+      boundary->run({tensors.addend}, tensors.residual, tensors.weight, tensors.out, stream);
+  if (!status) return status.to_string();
+  if (const Status done = stream.synchronize(); !done) return done.to_string();
+  const std::string_view variant = chain.stage == 1 ? boundary->variant(shape.rows) : "";
+  return testing::compare_fused(judged.call, tensors, judged.expected, variant, rank, stream);
+}
+
+class BoundaryMatrix : public ::testing::TestWithParam<int> {};
+
+TEST_P(BoundaryMatrix, EveryStageMatchesTheOracle) {
+  const int team = GetParam();
+  for (Target target : test::usable_targets()) {
+    std::vector<FusedCase> cases = testing::boundary_matrix(team, testing::pace_of(target));
+    if (testing::pace_of(target) == testing::Pace::kFast) {
+      for (const FusedCase& each : testing::every_output(team, 2, 640)) cases.push_back(each);
+      cases.push_back(testing::mixed_case(team, 40, 2048, team));  // several blocks in stage 2
+    }
+    for (FusedCase& each : cases) each.gap = 0;  // addends of a boundary have no gaps
+    const std::vector<Judged> judged = testing::judge(cases);
+    std::atomic<int> num_run[4] = {};
+    run_ranks(team, {.target = target}, [&](int rank, Communicator& comm) {
+      auto stream = Stream::create(comm.device());
+      ASSERT_TRUE(stream);
+      for (const Judged& each : judged) {
+        const testing::BoundaryCase& shape = each.call.shape;
+        BoundaryChannel::Spec spec;
+        spec.hidden = shape.hidden;
+        spec.max_rows = std::max(shape.rows, 1);
+        spec.dtype = shape.dtype;
+        spec.sharded_residual = false;
+        auto channel = BoundaryChannel::make(spec, comm);
+        ASSERT_TRUE(channel) << channel.status().to_string();
+        const BoundaryTensors tensors(shape, each.inputs, rank, comm.device(), *stream,
+                                      each.call.gap);
+        meet(comm);
+        for (int chain = 0; chain < 4; ++chain) {
+          bool ran = false;
+          ASSERT_EQ(run_chain(each, kChains[chain], tensors, *channel, rank, *stream, &ran), "")
+              << "stage " << kChains[chain].stage << " " << kChains[chain].variant << ": "
+              << testing::describe(shape) << ", seed " << each.call.seed;
+          if (ran && rank == 0) ++num_run[chain];
+        }
+        meet(comm);
+      }
+    });
+    for (const auto& each : num_run) EXPECT_GT(each, 0);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Teams, BoundaryMatrix, ::testing::Range(1, 9));
+
+}  // namespace
+}  // namespace tenon
