@@ -75,7 +75,7 @@ TENON_DEVICE void quantize_row_as(const QuantSpec& spec, const Run& run,
                                   const Word4 (&held)[kMaxRun], std::byte* codes,
                                   PutScale put_scale) {
   const int span = spec.group_vectors;
-  if constexpr (kMaxRun > 2) {
+  if constexpr (kMaxRun > 4) {
     if (run.length >= span) {  // whole groups within each run
       for (int begin = 0; begin < run.count; begin += span) {
         std::uint32_t absmax = 0;
@@ -92,7 +92,7 @@ TENON_DEVICE void quantize_row_as(const QuantSpec& spec, const Run& run,
       return;
     }
   }
-  // A group lies on `lanes` neighbouring lanes of a wave.
+  // A group lies on `lanes` neighbouring lanes of a wave; a run is no longer than a group.
   const int lanes = span / run.length;
   std::uint32_t absmax = 0;
   for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {

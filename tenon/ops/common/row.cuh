@@ -18,6 +18,10 @@ namespace tenon::TENON_TARGET {
 inline constexpr int kMaxHidden = 16384;
 inline constexpr int kMaxVectors = kMaxHidden / kVector;
 
+// The most threads of a block that works on a row: TENON_KERNEL_MAX of its kernel. Twice as many
+// would halve the registers of a thread, which then do not hold the parts of eight ranks.
+inline constexpr int kRowThreads = kWave == 1 ? 1 : 512;
+
 // The vectors of a row that one thread owns: [first, first + count). `length` is the power of two
 // that every thread owns, those past the end of the row included, so that runs, waves and blocks
 // cover aligned powers of two of the tree of step 6.
@@ -32,8 +36,8 @@ TENON_DEVICE Run own_run(int num_vectors) {
   return {first, left < 0 ? 0 : left < length ? left : length, length};
 }
 
-// Kernels hold a thread's vectors in an array of kMaxRun, which stays in registers where that is 1
-// or 2. Host side: call.operator()<kMaxRun>() with the smallest instance that serves a row of
+// Kernels hold a thread's vectors in an array of kMaxRun, which stays in registers on targets with
+// waves. Host side: call.operator()<kMaxRun>() with the smallest instance that serves a row of
 // `hidden` elements on `threads` threads.
 template <class Call>
 auto with_run(int threads, int hidden, const Call& call) {
@@ -43,7 +47,7 @@ auto with_run(int threads, int hidden, const Call& call) {
     const int vectors = hidden / kVector;
     if (vectors <= threads) return call.template operator()<1>();
     if (vectors <= 2 * threads) return call.template operator()<2>();
-    return call.template operator()<kMaxVectors / 64>();  // 64 threads at least
+    return call.template operator()<kMaxVectors / kRowThreads>();
   }
 }
 // Host side: threads for a row, one vector each where the block may be that large.
@@ -52,8 +56,8 @@ inline int row_threads(int hidden, int max_threads) {
     return 1;
   } else {
     const int wanted = (hidden / kVector + kWave - 1) / kWave * kWave;
-    const int allowed = (max_threads < 1024 ? max_threads : 1024) / kWave * kWave;
-    const int threads = wanted < allowed ? wanted : allowed;
+    TENON_CHECK(max_threads >= kRowThreads);  // every device there is allows 1024
+    const int threads = wanted < kRowThreads ? wanted : kRowThreads;
     return threads < 64 ? 64 : threads;
   }
 }
@@ -72,10 +76,11 @@ TENON_DEVICE void square_sums(const float (&h)[kVectors * kVector], float* parti
 // adding the padding does: partials are sums of squares, so none is -0.
 template <int kMaxRun>
 TENON_DEVICE float run_sum(float (&partials)[kMaxRun], int count) {
-  if constexpr (kMaxRun <= 2) {
-    float sum = count > 0 ? partials[0] : 0.0f;
-    if constexpr (kMaxRun == 2) sum = sum + (count > 1 ? partials[1] : 0.0f);
-    return sum;
+  if constexpr (kMaxRun <= 4) {
+    const auto at = [&](int i) { return i < count ? partials[i] : 0.0f; };
+    if constexpr (kMaxRun == 1) return at(0);
+    if constexpr (kMaxRun == 2) return at(0) + at(1);
+    if constexpr (kMaxRun == 4) return (at(0) + at(1)) + (at(2) + at(3));
   } else {
     if (count == 0) return 0.0f;
     while (count > 1) {
@@ -153,15 +158,14 @@ TENON_DEVICE void scale_by_weight(Word4* held, float rstd, const NormSpec& spec,
   pack<T, kVectors>(h, held);
 }
 
-// What a thread with one vector reads besides the sums, on its way while the sums are awaited.
+// What a vector needs besides its sums, on its way while they are awaited.
 struct Ahead {
   Word4 residual, weights[2];
 };
-TENON_DEVICE Ahead load_ahead(const NormSpec& spec, const std::byte* residual, const Run& run) {
+TENON_DEVICE Ahead load_ahead(const NormSpec& spec, const std::byte* residual, int vector) {
   Ahead ahead{};
-  if (run.count == 0) return ahead;
-  if (!spec.fresh_residual) ahead.residual = load16(residual + run.first * 16);
-  const std::byte* const weights = weights_at(spec, run.first);
+  if (!spec.fresh_residual) ahead.residual = load16(residual + vector * 16);
+  const std::byte* const weights = weights_at(spec, vector);
   ahead.weights[0] = load16(weights);
   if (spec.weight_is_f32) ahead.weights[1] = load16(weights + 16);
   return ahead;
@@ -175,16 +179,19 @@ TENON_DEVICE void norm_row(const NormSpec& spec, int row, const Run& run, Word4 
                            LoadSums load_sums) {
   std::byte* const residual = spec.residual + row * spec.residual_stride;
   float partials[kMaxRun];
-  partials[0] = 0.0f;                         // of a thread that owns nothing
-  constexpr bool kLoadsAhead = kMaxRun == 1;  // more would not stay in registers
-  Ahead ahead;
-  if constexpr (kLoadsAhead) ahead = load_ahead(spec, residual, run);
+  partials[0] = 0.0f;                                      // of a thread that owns nothing
+  constexpr bool kLoadsAhead = kMaxRun <= 2 && kWave > 1;  // more would not stay in registers
+  Ahead ahead[kLoadsAhead ? kMaxRun : 1];
+  if constexpr (kLoadsAhead)
+    for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
+      ahead[i] = load_ahead(spec, residual, run.first + i);
+    });
   const auto bytes = [](const Word4* words) { return reinterpret_cast<const std::byte*>(words); };
   for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
     const int vector = run.first + i;
     float h[kVectors * kVector] = {};  // a lost call leaves them alone
     load_sums.template operator()<kVectors>(vector, h);
-    const std::byte* const old = kLoadsAhead ? bytes(&ahead.residual) : residual + vector * 16;
+    const std::byte* const old = kLoadsAhead ? bytes(&ahead[i].residual) : residual + vector * 16;
     add_residual<T, kVectors>(h, old, spec.fresh_residual, &held[i]);
     store_vectors<kVectors>(residual + vector * 16, &held[i]);
     square_sums<kVectors>(h, &partials[i]);
@@ -194,7 +201,8 @@ TENON_DEVICE void norm_row(const NormSpec& spec, int row, const Run& run, Word4 
   std::byte* const norm = spec.norm == nullptr ? nullptr : spec.norm + row * spec.norm_stride;
   for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
     const int vector = run.first + i;
-    const std::byte* const weights = kLoadsAhead ? bytes(ahead.weights) : weights_at(spec, vector);
+    const std::byte* const weights =
+        kLoadsAhead ? bytes(ahead[i].weights) : weights_at(spec, vector);
     scale_by_weight<T, kVectors>(&held[i], rstd, spec, weights);
     if (norm != nullptr) store_vectors<kVectors>(norm + vector * 16, &held[i]);
   });

@@ -14,14 +14,14 @@ inline constexpr int kVector = 8;  // elements of a 16-bit type in 16 bytes
 inline constexpr int kWide = kWave == 1 ? 8 : 1;
 
 // step.operator()<kVectors>(first) for [0, count) in steps of kWide vectors, then one by one.
-// kMaxRun 1 or 2: a loop of constant length, so that what is indexed by it stays in registers.
+// kMaxRun up to 4: a loop of constant length, so that what is indexed by it stays in registers.
 template <int kMaxRun, class Step>
 TENON_DEVICE void for_vectors(int count, Step step) {
   if constexpr (kWave == 1) {
     int i = 0;
     for (; i + kWide <= count; i += kWide) step.template operator()<kWide>(i);
     for (; i < count; ++i) step.template operator()<1>(i);
-  } else if constexpr (kMaxRun <= 2) {
+  } else if constexpr (kMaxRun <= 4) {
     TENON_UNROLL
     for (int i = 0; i < kMaxRun; ++i)
       if (i < count) step.template operator()<1>(i);

@@ -34,7 +34,8 @@ TENON_DEVICE void silu_mul(const std::byte* gate_at, const std::byte* up_at, Wor
 }
 
 template <class T, int kMaxRun>
-TENON_KERNEL segment_kernel(SegmentArgs args) {
+TENON_KERNEL_MAX(kRowThreads)
+segment_kernel(SegmentArgs args) {
   wait_for_previous();
   let_next_start();
   const int num_segments = (args.width + kSegment - 1) / kSegment;

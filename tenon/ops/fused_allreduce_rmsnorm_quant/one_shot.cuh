@@ -8,7 +8,8 @@
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
 template <class T, int kMaxRun, class Rules = Sound>
-TENON_KERNEL one_shot_kernel(FusedArgs args) {
+TENON_KERNEL_MAX(kRowThreads)
+one_shot_kernel(FusedArgs args) {
   Call call = begin_call<Rules>(args.team);
   const TeamView& team = args.team;
   const int num_vectors = args.norm.hidden / kVector;

@@ -154,7 +154,8 @@ TENON_DEVICE void peer_row(const FusedArgs& args, Call& call, int row, int entry
 }
 
 template <class T, int kMaxRun, class Rules = Sound>
-TENON_KERNEL two_shot_kernel(FusedArgs args) {
+TENON_KERNEL_MAX(kRowThreads)
+two_shot_kernel(FusedArgs args) {
   TENON_SHARED(Word4, image, kMaxImage);
   TENON_SHARED(std::uint32_t, lost_words, 2);
   Call call = begin_call<Rules>(args.team);

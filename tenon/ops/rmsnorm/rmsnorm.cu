@@ -19,7 +19,8 @@ struct RowArgs {
 };
 
 template <class T, int kMaxRun>
-TENON_KERNEL row_kernel(RowArgs args) {
+TENON_KERNEL_MAX(kRowThreads)
+row_kernel(RowArgs args) {
   wait_for_previous();
   let_next_start();
   const Run run = own_run(args.norm.hidden / kVector);
