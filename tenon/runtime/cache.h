@@ -10,6 +10,8 @@
 
 namespace tenon {
 
+inline constexpr int kBlockTokens = 64;
+
 // Hands out ids 0 … count − 1, lowest free id first.
 class IdPool {
  public:
@@ -29,7 +31,8 @@ class IdPool {
 
 class CachePool;
 
-// The caches of one sequence: blocks of 64 tokens and one state slot. Gives them back when it dies.
+// The caches of one sequence: blocks of kBlockTokens and one state slot. Gives them back when it
+// dies.
 class CacheLease {
  public:
   CacheLease() = default;

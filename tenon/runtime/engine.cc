@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "tenon/comm/bootstrap.h"
+#include "tenon/core/guard.h"
 #include "tenon/runtime/rank.h"
 
 namespace tenon {
@@ -179,13 +180,15 @@ struct Engine::State {
   bool in_threads() const { return options.bootstrap == nullptr; }
   Status open_in_threads();
   Status open_as_process();
-  void open_leader();
+  Status open_leader();
+  Status start_threads();
   Status open_rank(int rank, std::unique_ptr<Rank>* opened);
   void follow_in_thread(int rank);
   Status send();
   void send_idle();
   std::unique_lock<std::mutex> channel();
   Status check_prompt(const std::vector<std::int32_t>& prompt) const;
+  Result<std::vector<TokenEvent>> step();
   std::vector<TokenEvent> digest(const BatchPlan& plan, std::span<const std::int32_t> drawn);
   std::vector<TokenEvent> drop_cancelled();
   Status die(Status why);
@@ -195,12 +198,12 @@ struct Engine::State {
 // Opens one rank; afterwards either all ranks are open or all know why not.
 Status Engine::State::open_rank(int rank, std::unique_ptr<Rank>* opened) {
   auto& bootstrap = bootstraps[in_threads() ? static_cast<std::size_t>(rank) : 0];
-  auto result = Rank::open(options, rank, bootstrap, make_model);
+  auto result = guarded([&] { return Rank::open(options, rank, bootstrap, make_model); });
   Status mine = result.status();
   if (!mine) bootstrap->abort("could not open: " + std::string(mine.message()));
   if (!mine) return mine;
   *opened = *std::move(result);
-  return agree(*bootstrap, mine, "open the engine", options.deadline);
+  return guarded([&] { return agree(*bootstrap, mine, "open the engine", options.deadline); });
 }
 
 void Engine::State::follow_in_thread(int rank) {
@@ -208,7 +211,7 @@ void Engine::State::follow_in_thread(int rank) {
   Status status = open_rank(rank, &held);
   steps->report(rank, 0, status);
   if (!status) return;
-  std::vector<std::byte> input(held->layout().bytes());
+  const std::span<std::byte> input = held->received();
   for (std::uint32_t number = 1; steps->receive(number, input); ++number) {
     if (!status) continue;  // peers may still look at this rank's memory: it stays until the stop
     status = held->run(input).status();
@@ -216,14 +219,22 @@ void Engine::State::follow_in_thread(int rank) {
   }
 }
 
+Status Engine::State::start_threads() {
+  return guarded([this] {
+    for (int rank = 1; rank < options.tp; ++rank)
+      threads.emplace_back([this, rank] { follow_in_thread(rank); });
+    return Status::ok();
+  });
+}
+
 Status Engine::State::open_in_threads() {
   bootstraps = local_bootstrap(options.tp);
   const StepLayout layout(options.max_tokens_per_step, options.max_batch,
-                          (options.max_context + 63) / 64);
+                          Scheduler::blocks_per_sequence(options.max_context));
   steps = std::make_unique<ThreadSteps>(layout.bytes(), options.tp);
-  for (int rank = 1; rank < options.tp; ++rank)
-    threads.emplace_back([this, rank] { follow_in_thread(rank); });
-  const Status mine = open_rank(0, &own);
+  Status mine = start_threads();
+  if (!mine) bootstraps[0]->abort("could not start a rank: " + std::string(mine.message()));
+  if (mine) mine = open_rank(0, &own);
   if (mine) return Status::ok();
   steps->stop();
   for (std::thread& each : threads) each.join();  // opening ends within the deadline everywhere
@@ -241,9 +252,9 @@ Status Engine::State::open_as_process() {
   return open_rank(options.bootstrap->rank(), &own);
 }
 
-void Engine::State::open_leader() {
-  const int blocks = (options.max_context + 63) / 64 * options.max_batch;
-  caches.emplace(blocks, 64, options.max_batch);
+Status Engine::State::open_leader() {
+  const int blocks = Scheduler::blocks_per_sequence(options.max_context) * options.max_batch;
+  caches.emplace(blocks, kBlockTokens, options.max_batch);
   scheduler.emplace(
       Scheduler::Limits{options.max_batch, options.max_tokens_per_step, options.max_context},
       *caches);
@@ -255,6 +266,7 @@ void Engine::State::open_leader() {
   eos = own->model().eos_ids();
   stats.weight_bytes = own->model().weight_bytes();
   stats.transport = own->comm().transport();
+  return Status::ok();
 }
 
 Engine::Engine(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -271,10 +283,13 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options,
       if (comm.rank() != 0) wanted.progress = {};
       return open_model(raw->options.model, wanted, comm, stream);
     };
-  const Status opened = state->in_threads() ? state->open_in_threads() : state->open_as_process();
-  TENON_TRY(Status(opened), "open engine");
+  TENON_TRY(guarded([&] {
+              return state->in_threads() ? state->open_in_threads() : state->open_as_process();
+            }),
+            "open engine");
   std::unique_ptr<Engine> engine(new Engine(std::move(state)));
-  if (engine->leads()) engine->state_->open_leader();
+  if (engine->leads())
+    TENON_TRY(guarded([&] { return engine->state_->open_leader(); }), "open engine");
   return engine;
 }
 
@@ -301,8 +316,8 @@ void Engine::State::stop() {
 // On the thread of keep_alive, which has locked the channel.
 void Engine::State::send_idle() {
   if (!dead) return;
-  if (const Status sent = own->comm().broadcast(idle_writer->bytes()); !sent)
-    dead = Status(sent).with("while idle");
+  const Status sent = guarded([this] { return own->comm().broadcast(idle_writer->bytes()); });
+  if (!sent) dead = Status(sent).with("while idle");
 }
 
 std::unique_lock<std::mutex> Engine::State::channel() {
@@ -318,7 +333,7 @@ Status Engine::State::send() {
 Status Engine::follow() {
   TENON_CHECK(!leads() && !state_->in_threads());
   Rank& rank = *state_->own;
-  std::vector<std::byte> input(rank.layout().bytes());
+  const std::span<std::byte> input = rank.received();
   for (;;) {
     TENON_TRY(rank.comm().broadcast(input), "await the leader's next step");
     const StepCommand command = StepReader::command(input);
@@ -344,7 +359,8 @@ Result<RequestId> Engine::submit(std::vector<std::int32_t> prompt, const Samplin
   }
   TENON_TRY(state_->check_prompt(prompt), "submit");
   const RequestId id{state_->next_id};
-  TENON_TRY(state_->scheduler->add(id, std::move(prompt), sampling), "submit");
+  TENON_TRY(guarded([&] { return state_->scheduler->add(id, std::move(prompt), sampling); }),
+            "submit");
   ++state_->next_id;
   return id;
 }
@@ -399,36 +415,40 @@ Status Engine::State::die(Status why) {
   return dead = std::move(why).with("step");
 }
 
-Result<std::vector<TokenEvent>> Engine::step() {
-  State& state = *state_;
-  const auto channel = state.channel();
-  TENON_TRY(Status(state.dead));
-  std::vector<TokenEvent> events = state.drop_cancelled();
-  const BatchPlan& plan = state.scheduler->next();
+Result<std::vector<TokenEvent>> Engine::State::step() {
+  std::vector<TokenEvent> events = drop_cancelled();
+  const BatchPlan& plan = scheduler->next();
   if (plan.entries.empty()) return events;
-  state.writer->write(plan, state.caches->block_tokens());
+  writer->write(plan, caches->block_tokens());
   const auto begin = Clock::now();
-  if (const Status sent = state.send(); !sent) return state.die(sent);
-  const auto drawn = state.own->run(state.writer->bytes());
-  if (!drawn) return state.die(drawn.status());
+  TENON_TRY(send());
+  TENON_ASSIGN(const auto drawn, own->run(writer->bytes()));
   const std::chrono::duration<double> passed = Clock::now() - begin;
-  ++state.stats.steps;
+  ++stats.steps;
   if (plan.decode_only()) {
-    state.stats.decode_tokens += static_cast<std::int64_t>(plan.entries.size());
-    state.stats.decode_seconds += passed.count();
+    stats.decode_tokens += static_cast<std::int64_t>(plan.entries.size());
+    stats.decode_seconds += passed.count();
   }
   for (std::size_t i = 0; i < plan.entries.size(); ++i) {
     const BatchEntry& entry = plan.entries[i];
-    if (entry.first < entry.sequence->prompt_tokens) state.stats.prompt_tokens += entry.count;
-    if (entry.draws() && (*drawn)[i] < 0)
-      return state.die(Status::error(
-          Code::kInternal, "the logits of request " +
+    if (entry.first < entry.sequence->prompt_tokens) stats.prompt_tokens += entry.count;
+    if (entry.draws() && drawn[i] < 0)
+      return Status::error(Code::kInternal,
+                           "the logits of request " +
                                std::to_string(static_cast<std::uint64_t>(entry.sequence->id)) +
-                               " hold no number: nothing can be drawn"));
+                               " hold no number: nothing can be drawn");
   }
-  std::vector<TokenEvent> made = state.digest(plan, *drawn);
+  std::vector<TokenEvent> made = digest(plan, drawn);
   if (events.empty()) return made;
   events.insert(events.end(), made.begin(), made.end());
+  return events;
+}
+
+Result<std::vector<TokenEvent>> Engine::step() {
+  const auto channel = state_->channel();
+  TENON_TRY(Status(state_->dead));
+  auto events = guarded([this] { return state_->step(); });
+  if (!events) return state_->die(events.status());
   return events;
 }
 

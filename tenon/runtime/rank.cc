@@ -2,22 +2,18 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <string>
 #include <thread>
 
 #include "tenon/comm/bootstrap.h"
 #include "tenon/core/env.h"
+#include "tenon/core/guard.h"
 #include "tenon/ops/sampling/sampling.h"
 #include "tenon/runtime/engine.h"
 
 namespace tenon {
 namespace {
-
-constexpr int kBlockTokens = 64;
-
-int blocks_per_sequence(const EngineOptions& options) {
-  return (options.max_context + kBlockTokens - 1) / kBlockTokens;
-}
 
 // Ranks of one machine share its cores.
 int threads_of_rank(int ranks) {
@@ -29,9 +25,11 @@ int threads_of_rank(int ranks) {
 
 Rank::Rank(const EngineOptions& options)
     : max_batch_(options.max_batch),
-      max_blocks_total_(options.max_batch * blocks_per_sequence(options)),
+      max_context_(options.max_context),
+      max_blocks_total_(options.max_batch * Scheduler::blocks_per_sequence(options.max_context)),
       num_tokens_(options.num_tokens),
-      layout_(options.max_tokens_per_step, options.max_batch, blocks_per_sequence(options)) {}
+      layout_(options.max_tokens_per_step, options.max_batch,
+              Scheduler::blocks_per_sequence(options.max_context)) {}
 
 Result<std::unique_ptr<Rank>> Rank::open(const EngineOptions& options, int rank,
                                          std::shared_ptr<Bootstrap> bootstrap,
@@ -69,8 +67,33 @@ Status Rank::allocate() {
   TENON_ASSIGN(logits_, Buffer::allocate(device, batch * static_cast<std::size_t>(vocab) * 4));
   TENON_ASSIGN(drawn_, Buffer::allocate(device, batch * 4));
   drawn_host_.resize(batch);
+  if (comm_->rank() != 0) received_.resize(layout_.bytes());
   TENON_TRY(allocate_caches(model_->cache_layout()));
   return plan_sampling();
+}
+
+// Host memory is promised before it is there: caches that cannot fit are refused, not touched.
+Status Rank::check_cache_bytes(const CacheLayout& caches) const {
+  const double token_bytes = 2.0 * 2 * caches.num_kv_layers * caches.kv_heads * caches.head_dim;
+  const double state_bytes =
+      caches.num_state_layers *
+      (2.0 * 3 * caches.conv_dim + 4.0 * caches.v_heads * caches.key_dim * caches.value_dim);
+  const double wanted = token_bytes * kBlockTokens * max_blocks_total_ + state_bytes * max_batch_;
+  TENON_ASSIGN(const DeviceProperties found, properties(comm_->device()));
+  const int sharers = is_host(comm_->device().target) ? comm_->size() : 1;
+  const double has = static_cast<double>(found.total_bytes) / sharers;
+  if (wanted <= has) return Status::ok();
+  const auto gigabytes = [](double bytes) { return std::to_string(std::llround(bytes / 1e9)); };
+  const double most = token_bytes > 0 ? (has / max_batch_ - state_bytes) / token_bytes : 0;
+  return Status::error(
+      Code::kOutOfMemory,
+      "max_context " + std::to_string(max_context_) + " with max_batch " +
+          std::to_string(max_batch_) + " asks for " + gigabytes(wanted) +
+          " GB of caches on each rank, which has " + gigabytes(has) + " GB; accepted are " +
+          (most < kBlockTokens
+               ? "smaller batches"
+               : "contexts of at most " +
+                     std::to_string(static_cast<int>(most) / kBlockTokens * kBlockTokens)));
 }
 
 Status Rank::allocate_caches(const CacheLayout& caches) {
@@ -78,6 +101,7 @@ Status Rank::allocate_caches(const CacheLayout& caches) {
     return Status::error(Code::kInternal, "the model wants cache blocks of " +
                                               std::to_string(caches.block_tokens) +
                                               " tokens; the engine has blocks of 64");
+  TENON_TRY(check_cache_bytes(caches));
   const auto add = [&](std::vector<TensorView>& list, DType dtype,
                        std::initializer_list<std::int64_t> shape) -> Status {
     TensorView tensor = view(nullptr, dtype, comm_->device(), shape);
@@ -150,7 +174,7 @@ Status Rank::run_on_stream(std::span<const std::byte> input) {
 }
 
 Result<std::span<const std::int32_t>> Rank::run(std::span<const std::byte> input) {
-  const Status status = run_on_stream(input);
+  const Status status = guarded([&] { return run_on_stream(input); });
   if (!status) {
     // What a peer did wrong comes first: a step that failed because of it is only the consequence.
     const Status health = comm_->health();

@@ -30,6 +30,8 @@ class Rank {
   const StepLayout& layout() const { return layout_; }
   Model& model() { return *model_; }
   Communicator& comm() { return *comm_; }
+  // Followers: room for one step's bytes.
+  std::span<std::byte> received() { return received_; }
 
   // Runs the step that `input` holds and returns the token drawn for each of its sequences.
   // Collective. An error has already told the other ranks to give up.
@@ -42,12 +44,13 @@ class Rank {
  private:
   explicit Rank(const EngineOptions& options);
   Status allocate();
+  Status check_cache_bytes(const CacheLayout& caches) const;
   Status allocate_caches(const CacheLayout& caches);
   Status plan_sampling();
   TensorView gathered_logits(int rows) const;
   Status run_on_stream(std::span<const std::byte> input);
 
-  int max_batch_, max_blocks_total_, num_tokens_;
+  int max_batch_, max_context_, max_blocks_total_, num_tokens_;
   StepLayout layout_;
   std::unique_ptr<Communicator> comm_;
   std::optional<Stream> stream_;
@@ -56,6 +59,7 @@ class Rank {
   std::vector<Buffer> cache_memory_;
   std::vector<TensorView> k_, v_, conv_state_, state_;
   Plan sampling_plan_;
+  std::vector<std::byte> received_;
   std::vector<std::int32_t> drawn_host_;
   int last_rows_ = 0;  // sequences of the last step
 };

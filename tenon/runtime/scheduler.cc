@@ -1,6 +1,7 @@
 #include "tenon/runtime/scheduler.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 
 namespace tenon {
@@ -33,6 +34,22 @@ Status Scheduler::check(const Limits& limits) {
   if (limits.max_sequences < 1 || limits.max_context < 1)
     return refuse("max_sequences is " + std::to_string(limits.max_sequences) + " and max_context " +
                   std::to_string(limits.max_context) + "; both must be at least 1");
+  if (limits.max_context > kMaxContext)
+    return refuse("max_context is " + std::to_string(limits.max_context) +
+                  "; accepted are at most " + std::to_string(kMaxContext));
+  if (limits.max_tokens_per_step > kMaxTokensPerStep)
+    return refuse("max_tokens_per_step is " + std::to_string(limits.max_tokens_per_step) +
+                  "; accepted are at most " + std::to_string(kMaxTokensPerStep));
+  if (limits.max_sequences > kMaxTokensPerStep - kPrefillQuantum)
+    return refuse("max_sequences is " + std::to_string(limits.max_sequences) +
+                  "; accepted are at most " + std::to_string(kMaxTokensPerStep - kPrefillQuantum));
+  // Steps name a token's place in the caches by an int32.
+  const int sequence_tokens = blocks_per_sequence(limits.max_context) * kBlockTokens;
+  const int most = std::numeric_limits<std::int32_t>::max() / sequence_tokens;
+  if (limits.max_sequences > most)
+    return refuse("max_sequences is " + std::to_string(limits.max_sequences) +
+                  "; with a max_context of " + std::to_string(limits.max_context) +
+                  " accepted are at most " + std::to_string(most));
   const int least = kPrefillQuantum + limits.max_sequences;
   if (limits.max_tokens_per_step < least)
     return refuse("max_tokens_per_step is " + std::to_string(limits.max_tokens_per_step) +

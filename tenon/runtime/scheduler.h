@@ -19,6 +19,8 @@
 namespace tenon {
 
 inline constexpr int kPrefillQuantum = 64;
+inline constexpr int kMaxContext = 1 << 20;        // as far as Qwen stretches its positions
+inline constexpr int kMaxTokensPerStep = 1 << 16;  // more would only wait longer
 
 struct SamplingParams {
   float temperature = 0;  // 0 is greedy
@@ -67,8 +69,12 @@ class Scheduler {
     int max_tokens_per_step = 256;  // at least kPrefillQuantum + max_sequences
     int max_context = 4096;
   };
-  // Refuses limits under which a prompt could starve.
+  // Refuses limits under which a prompt could starve or a number overflow.
   static Status check(const Limits& limits);
+  // Cache blocks of the longest sequence.
+  static int blocks_per_sequence(int max_context) {
+    return (max_context + kBlockTokens - 1) / kBlockTokens;
+  }
   Scheduler(const Limits& limits, CachePool& caches) : limits_(limits), caches_(&caches) {}
 
   // Queues a request, or says why it can never run.

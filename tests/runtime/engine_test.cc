@@ -8,9 +8,11 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <limits>
 #include <map>
 #include <new>
 #include <random>
+#include <stdexcept>
 #include <thread>
 
 #include "tenon/comm/bootstrap.h"
@@ -244,6 +246,9 @@ TEST(Engine, RefusesWhatCannotRun) {
   wrong = engine_options(1);
   wrong.max_tokens_per_step = 20;
   EXPECT_EQ(open_fake(wrong).status().code(), Code::kInvalidArgument);
+  wrong = engine_options(1);
+  wrong.max_batch = wrong.max_context = std::numeric_limits<int>::max();
+  EXPECT_EQ(open_fake(wrong).status().code(), Code::kInvalidArgument);
   wrong = engine_options(1, Target::kCuda);
   EXPECT_EQ(static_cast<bool>(open_fake(wrong)),
             static_cast<bool>(properties(Device{Target::kCuda, 0})));
@@ -368,6 +373,42 @@ TEST(EngineFailure, ARankThatCannotOpenIsTold) {
     EXPECT_NE(engine.status().message().find("no weights on rank " + std::to_string(failing)),
               std::string_view::npos)
         << engine.status().to_string();
+  }
+}
+
+TEST(EngineFailure, CachesThatNoMachineHoldsAreRefused) {
+  EngineOptions options = engine_options(2);
+  options.max_batch = 2000;
+  options.max_context = 1 << 20;
+  options.max_tokens_per_step = 4096;
+  FakeOptions fake = fake_options();
+  fake.kv_layers = 100'000;
+  const Status status = open_fake(options, fake).status();
+  EXPECT_EQ(status.code(), Code::kOutOfMemory);
+  for (const char* piece : {"max_context 1048576 with max_batch 2000", "GB; accepted are"})
+    EXPECT_NE(status.message().find(piece), std::string_view::npos) << status.to_string();
+}
+
+// An exception ends at its rank and tells the others; nothing terminates.
+TEST(EngineFailure, ARankWithoutMemoryEndsEveryRank) {
+  for (int failing : {0, 1, 2}) {
+    SCOPED_TRACE(failing);
+    FakeOptions fake = fake_options();
+    fake.before_step = [=](int rank, int step) {
+      if (rank == failing && step == 3) throw std::bad_alloc();
+      return Status::ok();
+    };
+    auto engine = must_open(engine_options(3), fake);
+    ASSERT_TRUE(engine->submit({1, 2, 3}, greedy(100, true)));
+    const Status failure = failure_of(*engine);
+    EXPECT_EQ(failure.code(), Code::kOutOfMemory) << failure.to_string();
+
+    auto unopened = Engine::open(
+        engine_options(3), [=](Communicator& comm, Stream&) -> Result<std::unique_ptr<Model>> {
+          if (comm.rank() == failing) throw std::length_error("too many weights");
+          return std::unique_ptr<Model>(new FakeModel(fake_options(), comm, 4));
+        });
+    EXPECT_EQ(unopened.status().code(), Code::kOutOfMemory) << unopened.status().to_string();
   }
 }
 

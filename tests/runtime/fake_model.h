@@ -33,6 +33,7 @@ struct FakeOptions {
   // Called by every rank before its step is computed; an error is the model's error.
   std::function<Status(int rank, int step)> before_step;
   bool nan_logits = false;
+  int kv_layers = 1;
 };
 
 class FakeModel final : public Model {
@@ -44,7 +45,8 @@ class FakeModel final : public Model {
 
   CacheLayout cache_layout() const override {
     CacheLayout layout;  // k: one 32-bit token; state: a count and a hash
-    layout.num_kv_layers = layout.kv_heads = 1;
+    layout.num_kv_layers = options_.kv_layers;
+    layout.kv_heads = 1;
     layout.head_dim = 2;
     layout.num_state_layers = layout.v_heads = layout.key_dim = 1;
     layout.conv_dim = layout.value_dim = 2;

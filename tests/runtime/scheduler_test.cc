@@ -41,6 +41,16 @@ TEST(Scheduler, RefusesLimitsUnderWhichPromptsStarve) {
   expect_refused(Scheduler::check({1, 256, 0}), "max_context 0");
 }
 
+TEST(Scheduler, RefusesLimitsThatOverflow) {
+  constexpr int kMost = std::numeric_limits<int>::max();
+  EXPECT_TRUE(Scheduler::check({2047, 4096, kMaxContext}));
+  expect_refused(Scheduler::check({2048, 4096, kMaxContext}), "accepted are at most 2047");
+  expect_refused(Scheduler::check({1, 256, kMaxContext + 1}), "max_context is 1048577; accepted");
+  expect_refused(Scheduler::check({1, 256, kMost}), "max_context is 2147483647; accepted");
+  expect_refused(Scheduler::check({kMost, 256, 1}), "max_sequences is 2147483647; accepted");
+  expect_refused(Scheduler::check({1, kMost, 1}), "max_tokens_per_step is 2147483647; accepted");
+}
+
 TEST(Scheduler, RefusesRequestsThatCanNeverRun) {
   CachePool caches(4, 64, 2);
   Scheduler scheduler({2, 128, 300}, caches);

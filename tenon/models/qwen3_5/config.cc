@@ -10,7 +10,9 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int kMaxExtent = 1 << 24;   // larger than any dimension of any released model
+// Larger than in any released model, and small enough that no product of them overflows.
+constexpr int kMaxWidth = 1 << 20, kMaxVocab = 1 << 24, kMaxHeads = 1 << 12, kMaxHeadDim = 1 << 10,
+              kMaxLayers = 1 << 12, kMaxExperts = 1 << 14;
 constexpr std::int64_t kBlock = 128;  // fp8 weights carry one scale per 128 × 128 elements
 
 Status unsupported(std::string why) { return Status::error(Code::kUnsupported, std::move(why)); }
@@ -33,14 +35,14 @@ class Reader {
     return found == object_.end() || found->is_null() ? nullptr : &*found;
   }
 
-  int positive(const char* key, std::optional<int> otherwise = std::nullopt) {
+  int positive(const char* key, int most, std::optional<int> otherwise = std::nullopt) {
     const Json* value = find(key);
     if (value == nullptr && otherwise) return *otherwise;
     if (value != nullptr && value->is_number_integer()) {
       const auto number = value->get<std::int64_t>();
-      if (number > 0 && number <= kMaxExtent) return static_cast<int>(number);
+      if (number > 0 && number <= most) return static_cast<int>(number);
     }
-    fail(key, value, "a positive integer of at most " + std::to_string(kMaxExtent));
+    fail(key, value, "a positive integer of at most " + std::to_string(most));
     return 1;
   }
 
@@ -80,12 +82,12 @@ class Reader {
 };
 
 std::vector<LayerKind> read_layers(Reader& read) {
-  const int count = read.positive("num_hidden_layers");
+  const int count = read.positive("num_hidden_layers", kMaxLayers);
   std::vector<LayerKind> layers;
   const Json* listed = read.find("layer_types");
   if (listed == nullptr) {
-    const int interval = read.positive("full_attention_interval", 4);
-    for (int i = 0; i < std::min(count, 4096); ++i)
+    const int interval = read.positive("full_attention_interval", kMaxLayers, 4);
+    for (int i = 0; i < count; ++i)
       layers.push_back((i + 1) % interval == 0 ? LayerKind::kAttention : LayerKind::kDeltaNet);
     return layers;
   }
@@ -175,13 +177,13 @@ void refuse_variations(Reader& read) {
 
 void read_mlp(Reader& read, Config* config) {
   if (read.find("num_experts") == nullptr) {
-    config->intermediate = read.positive("intermediate_size");
+    config->intermediate = read.positive("intermediate_size", kMaxWidth);
     return;
   }
-  config->experts = read.positive("num_experts");
-  config->top_k = read.positive("num_experts_per_tok");
-  config->moe_intermediate = read.positive("moe_intermediate_size");
-  config->shared_intermediate = read.positive("shared_expert_intermediate_size");
+  config->experts = read.positive("num_experts", kMaxExperts);
+  config->top_k = read.positive("num_experts_per_tok", kMaxExperts);
+  config->moe_intermediate = read.positive("moe_intermediate_size", kMaxWidth);
+  config->shared_intermediate = read.positive("shared_expert_intermediate_size", kMaxWidth);
 }
 
 Status check_quantization(const Json& root) {
@@ -230,17 +232,17 @@ Result<Config> parse_config(std::string_view json) {
 
   Config config;
   Reader read(text);
-  config.hidden = read.positive("hidden_size");
-  config.vocab = read.positive("vocab_size");
+  config.hidden = read.positive("hidden_size", kMaxWidth);
+  config.vocab = read.positive("vocab_size", kMaxVocab);
   config.eps = static_cast<float>(read.positive_number("rms_norm_eps", 1e-6));
   config.layers = read_layers(read);
-  config.q_heads = read.positive("num_attention_heads");
-  config.kv_heads = read.positive("num_key_value_heads");
-  config.head_dim = read.positive("head_dim", 256);
-  config.k_heads = read.positive("linear_num_key_heads", 16);
-  config.v_heads = read.positive("linear_num_value_heads", 32);
-  config.key_dim = read.positive("linear_key_head_dim", 128);
-  config.value_dim = read.positive("linear_value_head_dim", 128);
+  config.q_heads = read.positive("num_attention_heads", kMaxHeads);
+  config.kv_heads = read.positive("num_key_value_heads", kMaxHeads);
+  config.head_dim = read.positive("head_dim", kMaxHeadDim, 256);
+  config.k_heads = read.positive("linear_num_key_heads", kMaxHeads, 16);
+  config.v_heads = read.positive("linear_num_value_heads", kMaxHeads, 32);
+  config.key_dim = read.positive("linear_key_head_dim", kMaxHeadDim, 128);
+  config.value_dim = read.positive("linear_value_head_dim", kMaxHeadDim, 128);
   read_mlp(read, &config);
   refuse_variations(read);
   TENON_TRY(read.status());
