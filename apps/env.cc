@@ -1,14 +1,21 @@
 // tenon env: what this build and machine can do, and why not the rest. Starts nothing but, with
 // --boundary, a team of threads that only makes its plans.
+#include <sched.h>
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <thread>
 
 #include "apps/commands.h"
+#include "apps/options.h"
 #include "apps/table.h"
 #include "tenon/comm/bootstrap.h"
 #include "tenon/comm/communicator.h"
+#include "tenon/comm/transport.h"
 #include "tenon/core/env.h"
+#include "tenon/core/guard.h"
+#include "tenon/gpu/runtime.h"
 #include "tenon/layers/boundary.h"
 #include "tenon/ops/registry.h"
 
@@ -26,24 +33,92 @@ constexpr Target kTargets[] = {
 #undef TENON_TARGET_ENTRY
 };
 
-void print_targets() {
-  Table table({"target", "available", "device"});
+std::string yes_or_why(const Status& status) {
+  return status ? "yes" : std::string(status.message());
+}
+
+std::string gigabytes(double bytes) { return fixed(bytes / 1e9, 1) + " GB"; }
+
+void print_machine() {
+  cpu_set_t mine;
+  CPU_ZERO(&mine);
+  const bool known = sched_getaffinity(0, sizeof mine, &mine) == 0;
+  const double bytes =
+      static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+  std::printf("machine: %ld cores, %s of them for this process, %s of memory\n",
+              sysconf(_SC_NPROCESSORS_ONLN), known ? std::to_string(CPU_COUNT(&mine)).c_str() : "?",
+              gigabytes(bytes).c_str());
+}
+
+// What kernels of the cpu target choose their variants by.
+void print_instructions() {
+#if defined(__x86_64__)
+  Table table({"instructions", "here"});
+  __builtin_cpu_init();
+#define TENON_FEATURE(feature) table.add({feature, __builtin_cpu_supports(feature) ? "yes" : "no"})
+  TENON_FEATURE("avx2");
+  TENON_FEATURE("fma");
+  TENON_FEATURE("f16c");
+  TENON_FEATURE("avx512f");
+  TENON_FEATURE("avx512bw");
+  TENON_FEATURE("avx512vl");
+  TENON_FEATURE("avx512dq");
+#undef TENON_FEATURE
+  std::fputs(("\n" + table.text() + "\n").c_str(), stdout);
+#else
+  std::fputs("not x86-64: kernels use what the compiler was told\n\n", stdout);
+#endif
+}
+
+// Host targets have as many devices as there are ranks, all alike.
+Result<int> num_devices(Target target) {
+  TENON_TRY(nth_device(target, 0));
+  if (is_host(target)) return 1;
+  TENON_ASSIGN(Backend * held, backend(target));
+  return held->num_devices();
+}
+
+void print_devices() {
+  Table table({"target", "device", "units", "memory", "why not"});
   for (const Target target : kTargets) {
-    const auto found = properties({target, 0});
-    table.add({std::string(name(target)), found ? "yes" : "no",
-               found ? found->name + ", " + std::to_string(found->num_units) + " units"
-                     : std::string(found.status().message())});
+    const std::string of_target(name(target));
+    const auto count = num_devices(target);
+    if (!count) table.add({of_target, "none", "", "", std::string(count.status().message())});
+    for (int i = 0; count && i < *count; ++i) {
+      const auto found = properties({target, i});
+      if (found)
+        table.add({of_target, std::to_string(i) + ": " + found->name,
+                   std::to_string(found->num_units),
+                   gigabytes(static_cast<double>(found->total_bytes)), ""});
+      else
+        table.add({of_target, std::to_string(i), "", "", std::string(found.status().message())});
+    }
   }
-  std::fputs(("targets\n" + table.text() + "\n").c_str(), stdout);
+  std::fputs((table.text() + "\n").c_str(), stdout);
+}
+
+// Asks a transport as rank 0 of two ranks of this machine would.
+Status probe(const TransportLine& line, Target target, bool in_processes) {
+  std::vector<RankCard> cards;
+  for (int rank = 0; rank < 2; ++rank) {
+    TENON_ASSIGN(const Device device, nth_device(target, rank));
+    cards.push_back(own_card(device));
+  }
+  if (in_processes) {
+    cards[1].process ^= 1;
+    cards[1].pid = 0;  // nobody's
+  }
+  const auto bootstraps = local_bootstrap(2);
+  return line.probe({*bootstraps[0], cards[0].device, cards, env().deadline});
 }
 
 void print_transports() {
-  Table table({"transport", "in this build"});
-#define TENON_TRANSPORT(transport) table.add({#transport, "yes"});
-#include "tenon/comm/transports.def"
-#undef TENON_TRANSPORT
-  table.add({"ipc", "no: not written yet"});
-  table.add({"ccl", "no: not written yet"});
+  Table table({"transport", "target", "two ranks as threads", "two ranks as processes"});
+  for (const TransportLine& line : transport_lines())
+    for (const Target target : kTargets)
+      if (nth_device(target, 0))
+        table.add({std::string(line.name), std::string(name(target)),
+                   yes_or_why(probe(line, target, false)), yes_or_why(probe(line, target, true))});
   std::fputs((table.text() + "\n").c_str(), stdout);
 }
 
@@ -99,7 +174,8 @@ Status print_boundary(const Options& options) {
   std::vector<std::thread> ranks;
   for (std::size_t rank = 0; rank < bootstraps.size(); ++rank)
     ranks.emplace_back([&, rank] {
-      found[rank] = plan_boundary(options, static_cast<int>(rank), bootstraps[rank]);
+      found[rank] =
+          guarded([&] { return plan_boundary(options, static_cast<int>(rank), bootstraps[rank]); });
     });
   for (std::thread& each : ranks) each.join();
   for (const auto& each : found) TENON_TRY(each);
@@ -120,11 +196,17 @@ Command add_env(CLI::App& parent) {
   auto options = std::make_shared<Options>();
   CLI::App* app = parent.add_subcommand("env", "what this build and machine can do, and why not");
   app->add_flag("--boundary", options->boundary, "explain every row bucket of a boundary");
-  app->add_option("--hidden", options->hidden, "width of that boundary")->capture_default_str();
-  app->add_option("--max-rows", options->max_rows, "its most rows")->capture_default_str();
+  app->add_option("--hidden", options->hidden, "width of that boundary")
+      ->capture_default_str()
+      ->check(whole_number(1, 16384));
+  app->add_option("--max-rows", options->max_rows, "its most rows")
+      ->capture_default_str()
+      ->check(whole_number(1, 8192));
   app->add_option("--tp", options->tp, "its ranks")->capture_default_str();
   return {app, [options] {
-            print_targets();
+            print_machine();
+            print_instructions();
+            print_devices();
             print_transports();
             print_ops();
             print_knobs();

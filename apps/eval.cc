@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/commands.h"
+#include "apps/options.h"
 #include "apps/session.h"
 #include "apps/table.h"
 
@@ -87,7 +88,7 @@ Result<std::vector<std::vector<std::int32_t>>> answer_all(Session& session,
   SamplingParams sampling;
   sampling.max_tokens = options.max_new_tokens;
   for (std::size_t i = 0; i < problems.size(); ++i) {
-    TENON_ASSIGN(auto prompt, session.prompt(problems[i].question, true));
+    TENON_ASSIGN(auto prompt, session.prompt(problems[i].question));
     TENON_ASSIGN(const RequestId id, session.engine().submit(std::move(prompt), sampling));
     place[id] = i;
   }
@@ -107,6 +108,7 @@ Result<std::vector<std::vector<std::int32_t>>> answer_all(Session& session,
 }
 
 Status run(const Options& options) {
+  TENON_TRY(check(options.session));
   const std::string path =
       options.file.empty() ? options.session.model + "/eval.jsonl" : options.file;
   TENON_ASSIGN(const auto problems, read_problems(path, options.limit), "eval words");
@@ -143,6 +145,7 @@ Status run(const Options& options) {
 
 Command add_eval(CLI::App& parent) {
   auto options = std::make_shared<Options>();
+  options->session.chat = true;
   CLI::App* eval = parent.add_subcommand("eval", "score a model");
   eval->require_subcommand(1);
   CLI::App* app = eval->add_subcommand("words", "exact match on held-out word problems, greedy");
@@ -150,8 +153,11 @@ Command add_eval(CLI::App& parent) {
   app->add_option("--file", options->file,
                   "problems, one JSON object a line; default: the model's");
   app->add_option("--limit", options->limit, "only the first so many; 0 means all")
-      ->capture_default_str();
-  app->add_option("--max-new-tokens", options->max_new_tokens)->capture_default_str();
+      ->capture_default_str()
+      ->check(whole_number(0, kMaxCount));
+  app->add_option("--max-new-tokens", options->max_new_tokens)
+      ->capture_default_str()
+      ->check(whole_number(1, kMaxCount));
   app->add_flag("--json", options->json, "print one JSON object and nothing else");
   return {eval, [options] { return run(*options); }};
 }

@@ -1,23 +1,81 @@
 // tenon: one binary. Parses the command line, runs the chosen subcommand, prints its error.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 
 #include "apps/commands.h"
+#include "apps/team.h"
+#include "tenon/comm/bootstrap.h"
 #include "tenon/core/env.h"
+#include "tenon/core/guard.h"
 
-int main(int argc, char** argv) {
+namespace tenon::apps {
+namespace {
+
+// Before anything is opened, which would else take the place of a closed standard stream.
+Status check_standard_streams() {
+  const bool closed = fcntl(STDOUT_FILENO, F_GETFD) < 0;
+  for (int next = ::open("/dev/null", O_RDWR); next >= 0; next = ::open("/dev/null", O_RDWR)) {
+    if (next <= STDERR_FILENO) continue;
+    ::close(next);
+    break;
+  }
+  if (closed) return Status::error(Code::kIo, "standard output is closed");
+  return Status::ok();
+}
+
+Status flush_output() {
+  errno = 0;
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return Status::ok();
+  const std::string why = errno == 0 ? "" : std::string(": ") + std::strerror(errno);
+  return Status::error(Code::kIo, "could not write all of the standard output" + why);
+}
+
+// One line, with the rank in front where there are processes. Followers leave it to their leader.
+void complain(const Status& status) {
+  if (Team::has_leader()) return;
+  std::string rank;
+  const auto variable = [](const char* name) { return std::getenv(name); };
+  if (was_launched(variable))
+    if (const auto launch = read_launch(variable))
+      rank = "rank " + std::to_string(launch->rank) + ": ";
+  std::fprintf(stderr, "tenon: %s%s\n", rank.c_str(), status.to_string().c_str());
+}
+
+// The exit code of a command line that CLI11 ends (help, or an error), or 0 after the command ran.
+Result<int> run(int argc, char** argv) {
   CLI::App cli("tenon: fused tensor-parallel boundaries, and Qwen3.5-FP8 served through them");
   cli.require_subcommand(1);
-  const tenon::apps::Command commands[] = {tenon::apps::add_run(cli), tenon::apps::add_eval(cli),
-                                           tenon::apps::add_bench(cli), tenon::apps::add_env(cli)};
-  CLI11_PARSE(cli, argc, argv);
-  tenon::Status status = tenon::env_status();
-  if (status) {
-    for (const auto& command : commands)
-      if (command.app->parsed()) status = command.run();
+  const Command commands[] = {add_run(cli), add_eval(cli), add_bench(cli), add_env(cli)};
+  try {
+    cli.parse(argc, argv);
+  } catch (const CLI::ParseError& end) {
+    return cli.exit(end);
   }
-  if (status) return 0;
-  std::fflush(stdout);
-  std::fprintf(stderr, "tenon: %s\n", status.to_string().c_str());
+  TENON_TRY(env_status());
+  for (const Command& command : commands)
+    if (command.app->parsed()) TENON_TRY(command.run());
+  return 0;
+}
+
+int run_and_report(int argc, char** argv) {
+  auto exit_code = guarded([&]() -> Result<int> {
+    TENON_TRY(check_standard_streams());
+    return run(argc, argv);
+  });
+  const Status flushed = flush_output();
+  if (exit_code && *exit_code == 0 && !flushed) exit_code = flushed;
+  if (exit_code) return *exit_code;
+  complain(exit_code.status());
   return 1;
 }
+
+}  // namespace
+}  // namespace tenon::apps
+
+int main(int argc, char** argv) { return tenon::apps::run_and_report(argc, argv); }

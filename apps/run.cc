@@ -3,19 +3,25 @@
 #include <chrono>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "apps/commands.h"
+#include "apps/options.h"
 #include "apps/session.h"
 #include "apps/table.h"
 
 namespace tenon::apps {
 namespace {
 
+// Answered as a chat where no prompt is given.
+constexpr const char* kQuestion =
+    "Tom has 3 boxes of 12 pencils. He gives 8 to his sister. How many pencils are left?";
+
 struct Options {
   SessionOptions session;
   SamplingParams sampling;
-  std::string prompt = "The capital of France is";
-  bool chat = false, json = false;
+  std::optional<std::string> prompt;
+  bool json = false;
 };
 
 struct Answer {
@@ -26,10 +32,11 @@ struct Answer {
 };
 
 Result<Answer> generate(Session& session, const Options& options) {
-  TENON_ASSIGN(auto prompt, session.prompt(options.prompt, options.chat));
+  const std::string& text = *options.prompt;
+  TENON_ASSIGN(auto prompt, session.prompt(text));
   const auto begin = std::chrono::steady_clock::now();
   TENON_TRY(session.engine().submit(std::move(prompt), options.sampling));
-  if (!options.json) std::printf("%s%s", options.prompt.c_str(), options.chat ? "\n\n" : "");
+  if (!options.json) std::printf("%s%s", text.c_str(), options.session.chat ? "\n\n" : "");
   StreamingDetokenizer detokenizer(session.tokenizer());
   Answer answer;
   const auto show = [&](const std::string& part) {
@@ -39,8 +46,12 @@ Result<Answer> generate(Session& session, const Options& options) {
     std::fflush(stdout);
   };
   while (!session.engine().idle()) {
-    TENON_ASSIGN(const auto events, session.engine().step());
-    for (const TokenEvent& event : events) {
+    const auto events = session.engine().step();
+    if (!events) {
+      if (!options.json) std::printf("\n");  // ends the line that has begun
+      return events.status();
+    }
+    for (const TokenEvent& event : *events) {
       if (answer.tokens.empty()) {
         const std::chrono::duration<double, std::milli> passed =
             std::chrono::steady_clock::now() - begin;
@@ -98,19 +109,19 @@ void print_json(const Answer& answer, const EngineStats& stats) {
   std::printf("%s\n", out.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
 }
 
-Status run(const Options& options) {
+Status run(Options options) {
+  if (!options.prompt) {
+    options.prompt = kQuestion;
+    options.session.chat = true;
+  }
   TENON_ASSIGN(auto session, Session::open(options.session));
   if (session == nullptr) return Status::ok();  // a follower: the leader has spoken
-  auto answer = generate(*session, options);
-  if (!answer) {
-    if (!options.json) std::printf("\n");
-    return answer.status();
-  }
+  TENON_ASSIGN(const Answer answer, generate(*session, options));
   const EngineStats stats = session->engine().stats();
   if (options.json) {
-    print_json(*answer, stats);
+    print_json(answer, stats);
   } else {
-    report(options, *answer, stats);
+    report(options, answer, stats);
   }
   return Status::ok();
 }
@@ -121,14 +132,22 @@ Command add_run(CLI::App& parent) {
   auto options = std::make_shared<Options>();
   CLI::App* app = parent.add_subcommand("run", "answer one prompt and say how every boundary ran");
   add_session_options(*app, options->session);
-  app->add_option("--prompt", options->prompt, "the text to continue, or with --chat to answer");
-  app->add_flag("--chat", options->chat, "put the prompt into the checkpoint's chat template");
-  app->add_option("--max-new-tokens", options->sampling.max_tokens)->capture_default_str();
+  app->add_option("--prompt", options->prompt,
+                  "the text to continue, or with --chat to answer; default: a chat's word problem");
+  app->add_flag("--chat", options->session.chat,
+                "put the prompt into the checkpoint's chat template");
+  app->add_option("--max-new-tokens", options->sampling.max_tokens)
+      ->capture_default_str()
+      ->check(whole_number(1, kMaxCount));
   app->add_option("--temperature", options->sampling.temperature, "0 is greedy")
       ->capture_default_str();
   app->add_option("--top-p", options->sampling.top_p)->capture_default_str();
-  app->add_option("--top-k", options->sampling.top_k, "0 means all")->capture_default_str();
-  app->add_option("--seed", options->sampling.seed)->capture_default_str();
+  app->add_option("--top-k", options->sampling.top_k, "0 means all")
+      ->capture_default_str()
+      ->check(whole_number(0, kMaxCount));
+  app->add_option("--seed", options->sampling.seed)
+      ->capture_default_str()
+      ->check(whole_number(0, UINT64_MAX));
   app->add_flag("--ignore-eos", options->sampling.ignore_eos, "go on to --max-new-tokens");
   app->add_flag("--json", options->json, "print one JSON object and nothing else");
   return {app, [options] { return run(*options); }};

@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -10,6 +9,7 @@
 #include <map>
 #include <tuple>
 
+#include "apps/options.h"
 #include "apps/team.h"
 #include "tenon/comm/bootstrap.h"
 #include "tenon/core/env.h"
@@ -37,10 +37,24 @@ void show_progress(std::int64_t done, std::int64_t total) {
   std::fflush(stderr);
 }
 
+Status check_directory(const std::string& path) {
+  std::error_code failed;
+  const auto found = std::filesystem::status(path, failed);
+  if (std::filesystem::is_directory(found)) return Status::ok();
+  std::string why = "no such directory";
+  if (std::filesystem::exists(found)) why = "is a file; accepted is the directory it lies in";
+  if (failed && found.type() != std::filesystem::file_type::not_found) why = failed.message();
+  return Status::error(Code::kIo, "--model \"" + path + "\": " + why);
+}
+
 Result<EngineOptions> engine_options(const SessionOptions& options) {
   EngineOptions out;
   out.model = options.model;
   out.tp = options.tp;
+  if (options.tp < 1 || options.tp > kMaxRanks)
+    return Status::error(Code::kInvalidArgument, "--tp is " + std::to_string(options.tp) +
+                                                     "; accepted are 1 to " +
+                                                     std::to_string(kMaxRanks));
   const auto target = target_named(options.device);
   if (!target)
     return Status::error(
@@ -49,6 +63,7 @@ Result<EngineOptions> engine_options(const SessionOptions& options) {
   out.target = *target;
   out.max_context = options.max_context;
   out.max_batch = options.max_batch;
+  out.max_tokens_per_step = std::max(out.max_tokens_per_step, kPrefillQuantum + options.max_batch);
   TENON_ASSIGN(out.force_stage, stage_of(options.force_stage));
   out.max_stage = options.max_stage;
   out.force_variant = options.variant;
@@ -56,10 +71,14 @@ Result<EngineOptions> engine_options(const SessionOptions& options) {
   out.deadline =
       options.deadline_ms > 0 ? std::chrono::milliseconds(options.deadline_ms) : env().deadline;
   out.progress = show_progress;
+  TENON_TRY(Scheduler::check({out.max_batch, out.max_tokens_per_step, out.max_context}));
+  TENON_TRY(check_directory(options.model));
   return out;
 }
 
 }  // namespace
+
+Status check(const SessionOptions& options) { return engine_options(options).status(); }
 
 void add_session_options(CLI::App& app, SessionOptions& options) {
   app.add_option("--model", options.model, "directory of a Qwen3.5 checkpoint")
@@ -67,9 +86,11 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
   app.add_option("--tp", options.tp, "tensor-parallel ranks, 1 to 8")->capture_default_str();
   app.add_option("--device", options.device, "target: see tenon env")->capture_default_str();
   app.add_option("--max-context", options.max_context, "prompt and answer of one sequence")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(whole_number(1, kMaxCount));
   app.add_option("--max-batch", options.max_batch, "sequences that run together")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(whole_number(1, kMaxTokensPerStep - kPrefillQuantum));
   app.add_option("--force-stage", options.force_stage,
                  "every boundary's stage: auto, 1, 2, 3, or mixed")
       ->capture_default_str();
@@ -79,7 +100,8 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
   app.add_option("--transport", options.transport, "auto, threads or shm")->capture_default_str();
   app.add_option("--deadline-ms", options.deadline_ms,
                  "the longest any wait for a rank may last; 0: TENON_DEADLINE_MS")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(whole_number(0, 86'400'000));
   app.add_flag("--processes", options.processes, "ranks as processes instead of threads");
 }
 
@@ -89,10 +111,13 @@ Session::~Session() = default;  // the engine goes first and tells the team to e
 Result<std::unique_ptr<Session>> Session::open(const SessionOptions& options) {
   TENON_ASSIGN(EngineOptions wanted, engine_options(options));
   std::unique_ptr<Session> session(new Session);
-  session->model_ = options.model;
   TENON_ASSIGN(Tokenizer tokenizer, Tokenizer::load(options.model));
   wanted.num_tokens = tokenizer.num_tokens();
   session->tokenizer_.emplace(std::move(tokenizer));
+  if (options.chat) {
+    TENON_ASSIGN(ChatTemplate chat, ChatTemplate::load(options.model));
+    session->chat_template_.emplace(std::move(chat));
+  }
   const auto variable = [](const char* name) { return std::getenv(name); };
   const bool launched = was_launched(variable);
   if (options.processes && !launched && options.tp > 1) {
@@ -107,18 +132,11 @@ Result<std::unique_ptr<Session>> Session::open(const SessionOptions& options) {
     TENON_TRY(session->engine_->follow());
     return std::unique_ptr<Session>();
   }
-  if (std::filesystem::exists(options.model + "/chat_template.jinja")) {
-    TENON_ASSIGN(ChatTemplate chat, ChatTemplate::load(options.model));
-    session->chat_template_.emplace(std::move(chat));
-  }
   return session;
 }
 
-Result<std::vector<std::int32_t>> Session::prompt(const std::string& text, bool chat) const {
-  if (!chat) return tokenizer_->encode(text);
-  if (!chat_template_)
-    return Status::error(Code::kInvalidArgument,
-                         "--chat was asked for, but \"" + model_ + "\" has no chat_template.jinja");
+Result<std::vector<std::int32_t>> Session::prompt(const std::string& text) const {
+  if (!chat_template_) return tokenizer_->encode(text);
   ChatMessage message;
   message.role = "user";
   message.content = text;

@@ -29,10 +29,14 @@ struct SessionOptions {
   std::string transport = "auto";
   int deadline_ms = 0;  // 0: TENON_DEADLINE_MS
   bool processes = false;
+  bool chat = false;  // prompts are the user's turn in the checkpoint's chat template
 };
 
-// Adds the options above.
+// Adds the options above but for chat.
 void add_session_options(CLI::App& app, SessionOptions& options);
+
+// What can be said of them before anything is started or read.
+Status check(const SessionOptions& options);
 
 // Processes started for --processes; ended, at the latest by force, when this dies.
 class Team;
@@ -47,15 +51,14 @@ class Session {
   Engine& engine() { return *engine_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   // Tokens of the text as it is, or as the user's turn of a chat with the answer about to begin.
-  Result<std::vector<std::int32_t>> prompt(const std::string& text, bool chat) const;
+  Result<std::vector<std::int32_t>> prompt(const std::string& text) const;
 
  private:
   Session();
   std::unique_ptr<Team> team_;
   std::unique_ptr<Engine> engine_;
   std::optional<Tokenizer> tokenizer_;
-  std::optional<ChatTemplate> chat_template_;  // absent where the checkpoint has none
-  std::string model_;
+  std::optional<ChatTemplate> chat_template_;  // only for chats
 };
 
 // Uses with a count, those of equal site, bucket, stage and variant in one line, in order of site.

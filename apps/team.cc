@@ -49,6 +49,8 @@ std::vector<std::string> own_arguments() {
   return arguments;
 }
 
+constexpr const char* kLeader = "TEAM_LEADER";  // variable of the children: their parent's id
+
 void set_rank(int rank) {
   setenv("RANK", std::to_string(rank).c_str(), 1);
   setenv("LOCAL_RANK", std::to_string(rank).c_str(), 1);
@@ -59,6 +61,7 @@ void set_rank(int rank) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(1);  // it died before the line above
   set_rank(rank);
+  setenv(kLeader, std::to_string(parent).c_str(), 1);
   const int nowhere = ::open("/dev/null", O_WRONLY | O_CLOEXEC);
   if (nowhere >= 0) dup2(nowhere, STDOUT_FILENO);
   std::vector<char*> argv;
@@ -87,6 +90,11 @@ Result<std::unique_ptr<Team>> Team::start(int size) {
   }
   set_rank(0);
   return team;
+}
+
+bool Team::has_leader() {
+  const char* leader = std::getenv(kLeader);
+  return leader != nullptr && leader == std::to_string(getppid());
 }
 
 Team::~Team() {

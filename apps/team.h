@@ -16,6 +16,8 @@ class Team {
   // Starts ranks 1 … size − 1 with this process's own arguments and sets this process's variables
   // to rank 0. They die with this process.
   static Result<std::unique_ptr<Team>> start(int size);
+  // True in a process that start() started. Its errors reach the leader, which tells them once.
+  static bool has_leader();
   // Waits a moment for the processes to end by themselves, then ends them.
   ~Team();
 

@@ -3,6 +3,7 @@
 
 #include "apps/bench/boundary.h"
 #include "apps/commands.h"
+#include "apps/options.h"
 
 namespace tenon::apps {
 
@@ -19,9 +20,15 @@ Command add_bench(CLI::App& parent) {
   app->add_option("--device", *device, "target of tenon env")->capture_default_str();
   app->add_option("--dtype", *dtype, "bf16 or f16")->capture_default_str();
   app->add_option("--variant", options->variant, "of the fused arms: one_shot, two_shot");
-  app->add_option("--iterations", options->iterations)->capture_default_str();
-  app->add_option("--repeats", options->repeats)->capture_default_str();
-  app->add_option("--warm-up", options->warm_up)->capture_default_str();
+  app->add_option("--iterations", options->iterations)
+      ->capture_default_str()
+      ->check(whole_number(1, kMaxCount));
+  app->add_option("--repeats", options->repeats)
+      ->capture_default_str()
+      ->check(whole_number(1, kMaxCount));
+  app->add_option("--warm-up", options->warm_up)
+      ->capture_default_str()
+      ->check(whole_number(0, kMaxCount));
   app->add_option("--csv", options->csv_path, "also write the table as CSV");
   app->add_option("--json-file", options->json_path, "also write the results as JSON");
   app->add_flag("--json", options->json_to_stdout, "print one JSON object and nothing else");

@@ -17,6 +17,7 @@
 #include "tenon/comm/collectives.h"
 #include "tenon/comm/communicator.h"
 #include "tenon/core/fp8.h"
+#include "tenon/core/guard.h"
 #include "tenon/ops/fp8_quant/fp8_quant.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
 #include "tenon/ops/rmsnorm/rmsnorm.h"
@@ -401,7 +402,7 @@ Status run(const BoundaryBench& options) {
   for (int rank = 0; rank < options.tp; ++rank)
     threads.emplace_back([&, rank] {
       const auto at = static_cast<std::size_t>(rank);
-      statuses[at] = run_rank(options, bootstraps[at], rank, meeting);
+      statuses[at] = guarded([&] { return run_rank(options, bootstraps[at], rank, meeting); });
       if (!statuses[at]) meeting.gate.arrive_and_drop();
     });
   for (std::thread& each : threads) each.join();

@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
 """The command line as a person uses it: cli_test.py PATH_TO_TENON. Needs models/tiny.
 
-TEST_FULL=1 compares 50 prompts over every stage, mode and team size instead of a few.
+TEST_FULL=1 compares 50 prompts over every stage, mode and team size instead of a few, and scores all
+problems against the reference that lies with the model.
 """
 import json
 import os
 import pathlib
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 
@@ -18,6 +22,8 @@ MODEL = str(ROOT / "models/tiny")
 FULL = bool(os.environ.get("TEST_FULL"))
 QUESTION = "Tom has 3 boxes of 12 pencils. How many pencils does he have?"
 LAYERS = 8
+SANITIZED = any(mark in pathlib.Path(TENON).read_bytes() for mark in (b"__asan_", b"__tsan_"))
+ABSURD = "2147483647"
 
 
 def tenon(*arguments, timeout=300):
@@ -49,14 +55,24 @@ class Run(unittest.TestCase):
         self.assertEqual(sum(use["count"] for use in found["boundaries"]), steps * (2 * LAYERS + 1))
 
     def test_forced_and_limited_stages_are_what_ran(self):
-        for stage in (1, 2, 3):
-            found = run_json("--max-new-tokens", "4", "--force-stage", str(stage))
-            self.assertEqual({use["stage"] for use in found["boundaries"]}, {stage})
-            self.assertTrue(stage == 1 or all(use["reason"] for use in found["boundaries"]))
-        found = run_json("--max-new-tokens", "4", "--max-stage", "2")
-        self.assertEqual({use["stage"] for use in found["boundaries"]}, {2})
-        found = run_json("--max-new-tokens", "4", "--force-stage", "mixed")
-        self.assertEqual({use["stage"] for use in found["boundaries"]}, {1, 2, 3})
+        for mode in ([], ["--processes"]):
+            for stage in (1, 2, 3):
+                found = run_json("--max-new-tokens", "4", "--force-stage", str(stage), *mode)
+                self.assertEqual({use["stage"] for use in found["boundaries"]}, {stage})
+                self.assertTrue(stage == 1 or all(use["reason"] for use in found["boundaries"]))
+            found = run_json("--max-new-tokens", "4", "--max-stage", "2", *mode)
+            self.assertEqual({use["stage"] for use in found["boundaries"]}, {2})
+            found = run_json("--max-new-tokens", "4", "--force-stage", "mixed", *mode)
+            self.assertEqual({use["stage"] for use in found["boundaries"]}, {1, 2, 3})
+
+    def test_without_a_prompt_it_answers_a_word_problem(self):
+        done = tenon("run", "--tp", "1", "--json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(json.loads(done.stdout)["text"], r"#### \d+$")
+
+    def test_large_batches(self):
+        self.assertEqual(run_json("--max-batch", "200", "--max-context", "128", "--max-new-tokens",
+                                  "4")["finish"], "length")
 
     def test_sampling_is_a_function_of_the_seed(self):
         options = ("--max-new-tokens", "30", "--temperature", "1.5", "--ignore-eos")
@@ -71,25 +87,112 @@ class Run(unittest.TestCase):
             self.assertIn(piece, done.stdout)
 
 
+def copy_of_model(directory, without=(), **config):
+    """models/tiny, less some files, with some keys of its text_config replaced."""
+    for path in pathlib.Path(MODEL).iterdir():
+        if path.name not in without:
+            os.symlink(path, directory / path.name)
+    wanted = json.loads((pathlib.Path(MODEL) / "config.json").read_text())
+    wanted.get("text_config", wanted).update(config)
+    (directory / "config.json").unlink()
+    (directory / "config.json").write_text(json.dumps(wanted))
+    return str(directory)
+
+
 class Refusals(unittest.TestCase):
+    def setUp(self):
+        self.directory = pathlib.Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.directory)
+
     def refused(self, *arguments):
         done = tenon(*arguments)
-        self.assertNotEqual(done.returncode, 0)
-        self.assertEqual(done.stdout.strip(), "")
+        self.assertGreater(done.returncode, 0, done.stderr)  # not a signal
+        self.assertEqual(done.stdout, "")
         return done.stderr
 
     def test_impossible_tp(self):
         self.assertIn("3", self.refused("run", "--tp", "3"))
-        self.assertIn("accepted are 1 to 8", self.refused("run", "--tp", "99"))
+        for mode in ([], ["--processes"]):
+            for tp in ("99", "0", "-1"):
+                self.assertEqual(self.refused("run", "--tp", tp, *mode).strip().splitlines(), [
+                    f"tenon: invalid argument: --tp is {tp}; accepted are 1 to 8"])
 
     def test_missing_model(self):
-        self.assertIn("no/such/place", self.refused("run", "--model", "no/such/place"))
+        for command in (["run"], ["run", "--processes"], ["eval", "words"]):
+            found = self.refused(*command, "--model", "no/such/place")
+            self.assertIn('"no/such/place": no such directory', found)
+            self.assertIn("is a file", self.refused(*command, "--model", __file__))
+
+    def test_processes_say_an_error_once_and_by_whom(self):
+        empty = copy_of_model(self.directory, without=[path.name for path in pathlib.Path(MODEL).glob(
+            "*.safetensors*")])
+        lines = self.refused("run", "--processes", "--tp", "4", "--model", empty).splitlines()
+        self.assertEqual(len(lines), 1, lines)
+        self.assertRegex(lines[0], r"^tenon: rank \d: .*safetensors")
+
+    def test_numbers_beyond_every_machine(self):
+        for mode in ([], ["--processes"]):
+            for context in ("100000000", ABSURD):
+                found = self.refused("run", "--max-context", context, *mode)
+                self.assertIn(f"max_context is {context}; accepted", found)
+            found = self.refused("run", "--max-context", "40000", "--max-batch", "4000", *mode)
+            self.assertRegex(found, r"40000 with .* GB of caches .* accepted are ")
+            model = copy_of_model(pathlib.Path(tempfile.mkdtemp(dir=self.directory)),
+                                  head_dim=16777216)
+            found = self.refused("run", "--model", model, *mode)
+            self.assertIn('"head_dim" is 16777216; accepted', found)
+        self.assertIn("--max-batch", self.refused("run", "--max-batch", ABSURD))
+
+    @unittest.skipIf(SANITIZED, "sanitizers need more addresses than the limit leaves")
+    def test_memory_that_cannot_be_had_is_an_error(self):
+        command = [TENON, "run", "--max-context", "200000"]
+        limit = 700 << 20
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False,
+                              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS,
+                                                                    (limit, limit)))
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertIn("out of memory", done.stderr)
+
+    def test_chat_templates(self):
+        found = json.loads((pathlib.Path(MODEL) / "tokenizer_config.json").read_text())
+        found["chat_template"] = (pathlib.Path(MODEL) / "chat_template.jinja").read_text()
+        names = ["chat_template.jinja", "tokenizer_config.json"]
+        model = copy_of_model(self.directory, without=names)
+        options = ("run", "--tp", "1", "--max-new-tokens", "4", "--model", model, "--prompt", "Tom")
+        self.assertIn("no chat template", self.refused(*options, "--chat"))
+        (self.directory / names[1]).write_text(json.dumps(found))
+        self.assertEqual(tenon(*options, "--chat").returncode, 0)
+        (self.directory / names[0]).write_text("{% if %}")
+        self.assertIn("chat template", self.refused(*options, "--chat"))
+        self.assertEqual(tenon(*options).returncode, 0)
 
     def test_bad_options(self):
         self.assertIn("auto, 1, 2, 3 and mixed", self.refused("run", "--force-stage", "7"))
         self.assertIn("max_stage", self.refused("run", "--max-stage", "9"))
         self.assertIn("accepted are cuda", self.refused("run", "--device", "abacus"))
         self.assertIn("top_p", self.refused("run", "--top-p", "0"))
+        self.assertIn("no tokens", self.refused("run", "--prompt", ""))
+
+    def test_numbers_out_of_range(self):
+        for option, *command in (("--deadline-ms", "run"), ("--limit", "eval", "words"),
+                                 ("--warm-up", "bench", "boundary"), ("--seed", "run"),
+                                 ("--max-batch", "run"), ("--max-context", "run"),
+                                 ("--max-new-tokens", "run"), ("--top-k", "run"),
+                                 ("--iterations", "bench", "boundary"), ("--max-rows", "env")):
+            found = self.refused(*command, option, "-5")
+            self.assertIn(f"{option}: is \"-5\"; accepted are whole numbers from", found)
+
+    def test_output_that_cannot_be_written(self):
+        for command in (["run", "--json", "--max-new-tokens", "2"], ["env"], ["run", "--help"]):
+            with open("/dev/full", "w", encoding="utf-8") as full:
+                done = subprocess.run([TENON, *command], stdout=full, stderr=subprocess.PIPE,
+                                      text=True, cwd=ROOT, check=False)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("standard output", done.stderr)
+            done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", TENON, *command], text=True,
+                                  stderr=subprocess.PIPE, cwd=ROOT, check=False)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("standard output is closed", done.stderr)
 
     def test_target_that_is_not_there(self):
         self.assertIn("not part of this build", self.refused("run", "--device", "cuda"))
@@ -116,6 +219,18 @@ class Agreement(unittest.TestCase):
                     tokens = json.loads(done.stdout)["tokens"]
                     want = want or tokens
                     self.assertEqual(tokens, want, f"tp {tp} stage {stage} {mode}")
+
+    @unittest.skipUnless(FULL, "scores all problems; TEST_FULL=1")
+    def test_scores_as_the_reference_does(self):
+        reference = json.loads((pathlib.Path(MODEL) / "eval_reference.json").read_text())
+        for tp in ("1", "2", "4"):
+            done = tenon("eval", "words", "--json", "--tp", tp, timeout=1200)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            found = json.loads(done.stdout)
+            self.assertEqual(found["total"], reference["total"])
+            # 2 points of 100: a few answers hang on near-ties.
+            self.assertLessEqual(abs(found["correct"] - reference["correct"]),
+                                 reference["total"] * 2 // 100, f"tp {tp}")
 
     def test_batch_does_not_change_tokens(self):
         found = [json.loads(tenon("eval", "words", "--json", "--limit", "6", "--max-batch", batch).stdout)
@@ -176,8 +291,10 @@ class Bench(unittest.TestCase):
     def test_env_explains_itself(self):
         done = tenon("env", "--boundary", "--max-rows", "64")
         self.assertEqual(done.returncode, 0, done.stderr)
-        for piece in ("emu64", "threads", "fp8_gemm", "TENON_MAX_STAGE", "one kernel"):
+        for piece in ("emu64", "threads", "fp8_gemm", "TENON_MAX_STAGE", "one kernel", "cores",
+                      "cuda is not part of this build", "is in another process"):
             self.assertIn(piece, done.stdout)
+        self.assertRegex(done.stdout, r"(?m)^avx2 +(yes|no)")
 
 
 if __name__ == "__main__":
