@@ -297,5 +297,47 @@ class Bench(unittest.TestCase):
         self.assertRegex(done.stdout, r"(?m)^avx2 +(yes|no)")
 
 
+class Script(unittest.TestCase):
+    """./x with stand-ins for the tools it calls: a step that fails is the last one."""
+
+    def setUp(self):
+        self.directory = pathlib.Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.tool("dpkg-query", "echo ok installed")
+        for name in ("cmake", "ctest", "clang-format-14", "clang-tidy-14"):
+            self.tool(name)
+
+    def tool(self, name, command="true"):
+        path = self.directory / name
+        path.write_text(f'#!/bin/sh\necho {name} "$*" >>{self.directory}/calls\n{command}\n')
+        path.chmod(0o755)
+
+    def x(self, *arguments):
+        calls = self.directory / "calls"
+        calls.unlink(missing_ok=True)
+        environment = {**os.environ, "PATH": f"{self.directory}:{os.environ['PATH']}"}
+        done = subprocess.run([ROOT / "x", *arguments], capture_output=True, text=True, check=False,
+                              env=environment)
+        return done.returncode, [line.split()[0] for line in calls.read_text().splitlines()]
+
+    def test_ci_stops_at_the_first_failure(self):
+        status, calls = self.x("ci")
+        self.assertEqual(status, 0)
+        self.assertEqual(calls[-1], "cmake")  # the compile checks
+        for tool in ("clang-format-14", "cmake", "ctest"):
+            with self.subTest(tool):
+                self.tool(tool, "exit 1")
+                status, calls = self.x("ci")
+                self.tool(tool)
+                self.assertNotEqual(status, 0)
+                self.assertEqual(calls[-1], tool)
+                self.assertEqual(calls.count(tool), 1)
+
+    def test_tidy_reports_findings(self):
+        self.assertEqual(self.x("tidy")[0], 0)
+        self.tool("clang-tidy-14", "exit 1")
+        self.assertNotEqual(self.x("tidy")[0], 0)
+
+
 if __name__ == "__main__":
     unittest.main()
