@@ -139,7 +139,8 @@ const BatchPlan& Scheduler::next() {
     const int pending = each.pending();
     if (pending == 1) continue;
     const int budget = limits_.max_tokens_per_step - plan.num_tokens;
-    const int count = pending <= budget ? pending : budget / kPrefillQuantum * kPrefillQuantum;
+    int count = pending <= budget ? pending : budget / kPrefillQuantum * kPrefillQuantum;
+    if (pending - count == 1) count -= kPrefillQuantum;  // nobody's last token comes alone
     if (count == 0) break;
     take(each, count);
   }

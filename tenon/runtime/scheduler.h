@@ -3,8 +3,10 @@
 // Policy: first come, first served. Every sequence that decodes gets its one token in every step;
 // what is left of the step's token budget goes to prompts in order of arrival. A sequence is
 // admitted when its whole length (prompt and max_tokens) has cache, so nothing is ever taken back.
-// A prompt is cut at multiples of kPrefillQuantum only, counted from its start: the delta-net's
-// chunks, and with them the bits of every logit, do not depend on who else is in the batch.
+// A prompt is cut at multiples of kPrefillQuantum only, counted from its start, and never so that
+// one token is left (alone it would run as a decode step does): the delta-net's chunks, the kernel
+// that each token meets, and with them the bits of every logit, do not depend on who else is in the
+// batch.
 #pragma once
 
 #include <cstdint>
@@ -66,7 +68,9 @@ class Scheduler {
  public:
   struct Limits {
     int max_sequences = 16;
-    int max_tokens_per_step = 256;  // at least kPrefillQuantum + max_sequences
+    // At least kPrefillQuantum + max_sequences: when all others decode, the first prompt still has
+    // kPrefillQuantum + 1, enough for the longest one that cannot be cut.
+    int max_tokens_per_step = 256;
     int max_context = 4096;
   };
   // Refuses limits under which a prompt could starve or a number overflow.

@@ -89,6 +89,47 @@ TEST(Scheduler, CutsLongPromptsAtWholeChunks) {
   EXPECT_EQ(counts, (std::vector<int>{128, 128, 77, 1}));
 }
 
+// How a prompt that is alone is cut, up to the step that draws.
+std::vector<int> pieces_of(int prompt, const Scheduler::Limits& limits) {
+  CachePool caches(100, 64, limits.max_sequences);
+  Scheduler scheduler(limits, caches);
+  EXPECT_TRUE(scheduler.add(RequestId{1}, prompt_of(prompt), tokens(1)));
+  std::vector<int> counts;
+  for (bool drew = false; !drew;) {
+    const BatchPlan plan = scheduler.next();
+    if (plan.entries.size() != 1) return {};
+    counts.push_back(plan.entries[0].count);
+    drew = plan.entries[0].draws();
+    scheduler.apply(plan, std::vector<std::int32_t>{5});
+  }
+  return counts;
+}
+
+// One token alone would run in the delta-net's recurrent kernel, in the whole prompt in the other.
+TEST(Scheduler, NeverLeavesOneTokenOfAPrompt) {
+  EXPECT_EQ(pieces_of(1, {4, 150, 4096}), (std::vector<int>{1}));
+  EXPECT_EQ(pieces_of(129, {4, 128, 4096}), (std::vector<int>{64, 65}));
+  EXPECT_EQ(pieces_of(257, {4, 128, 4096}), (std::vector<int>{128, 64, 65}));
+  EXPECT_EQ(pieces_of(258, {4, 128, 4096}), (std::vector<int>{128, 128, 2}));
+  EXPECT_EQ(pieces_of(65, {1, 65, 4096}), (std::vector<int>{65}));
+  EXPECT_EQ(pieces_of(129, {1, 65, 4096}), (std::vector<int>{64, 65}));
+}
+
+// The tightest limits: all others decode, and a prompt of 65 tokens must still begin.
+TEST(Scheduler, APromptOfAQuantumAndOneDoesNotStarve) {
+  CachePool caches(100, 64, 4);
+  const Scheduler::Limits limits{4, 68, 4096};
+  ASSERT_TRUE(Scheduler::check(limits));
+  Scheduler scheduler(limits, caches);
+  for (std::uint64_t id = 1; id <= 3; ++id)
+    ASSERT_TRUE(scheduler.add(RequestId{id}, prompt_of(1), tokens(50)));
+  scheduler.apply(scheduler.next(), std::vector<std::int32_t>{5, 5, 5});
+  ASSERT_TRUE(scheduler.add(RequestId{4}, prompt_of(65), tokens(3)));
+  const BatchPlan& plan = scheduler.next();
+  ASSERT_EQ(plan.entries.size(), 4u);
+  EXPECT_EQ(plan.entries[3].count, 65);
+}
+
 TEST(Scheduler, ACancelledRequestLeavesWithItsCache) {
   CachePool caches(2, 64, 2);
   Scheduler scheduler({2, 128, 64}, caches);
@@ -227,6 +268,7 @@ class Workload {
       const int end = entry.first + entry.count;
       ASSERT_LE(end, static_cast<int>(entry.sequence->tokens.size()));
       ASSERT_TRUE(entry.draws() || end % kPrefillQuantum == 0) << "a prompt cut at " << end;
+      ASSERT_NE(end, entry.sequence->prompt_tokens - 1) << "one token of a prompt is left";
       count += entry.count;
       longest = std::max(longest, entry.count);
       all_decode = all_decode && entry.count == 1 && entry.draws();
