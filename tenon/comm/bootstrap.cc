@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <cstring>
+#include <limits>
 
 #include "tenon/comm/words.h"
 
@@ -66,22 +67,30 @@ struct Post {
   std::string label;
 };
 
-struct Round {
-  std::vector<std::optional<Post>> posts;
-  int num_readers = 0;  // ranks that have taken the result
-};
+using Posts = std::vector<std::optional<Post>>;  // by rank
 
 class LocalBootstrap;
 
 // Shared by the handles of all ranks.
 struct LocalTeam {
   explicit LocalTeam(int num_ranks)
-      : size(num_ranks), members(static_cast<std::size_t>(num_ranks)) {}
+      : size(num_ranks),
+        members(static_cast<std::size_t>(num_ranks)),
+        num_ended(static_cast<std::size_t>(num_ranks)) {}
+
+  // Forgets the calls that nobody will read any more: every rank has ended them, well or badly, or
+  // has left.
+  void forget_ended() {
+    rounds.erase(rounds.begin(),
+                 rounds.lower_bound(*std::min_element(num_ended.begin(), num_ended.end())));
+  }
+
   const int size;
   std::mutex mutex;
   std::condition_variable changed;
-  std::map<std::uint64_t, Round> rounds;  // by number of the call
+  std::map<std::uint64_t, Posts> rounds;  // by number of the call
   std::vector<LocalBootstrap*> members;   // null once the rank has left
+  std::vector<std::uint64_t> num_ended;   // calls of each rank; the largest number: it has left
 };
 
 class LocalBootstrap final : public Bootstrap {
@@ -92,6 +101,8 @@ class LocalBootstrap final : public Bootstrap {
   ~LocalBootstrap() override {
     std::lock_guard lock(team_->mutex);
     team_->members[static_cast<std::size_t>(rank_)] = nullptr;
+    team_->num_ended[static_cast<std::size_t>(rank_)] = std::numeric_limits<std::uint64_t>::max();
+    team_->forget_ended();
     team_->changed.notify_all();
   }
   int rank() const override { return rank_; }
@@ -102,16 +113,35 @@ class LocalBootstrap final : public Bootstrap {
     TENON_CHECK(all.size() == mine.size() * static_cast<std::size_t>(size()));
     const auto end = std::chrono::steady_clock::now() + deadline;
     std::unique_lock lock(team_->mutex);
-    const std::uint64_t call = next_call_++;
+    const Status status = exchange_locked(lock, mine, all, label, deadline, end);
+    ++team_->num_ended[static_cast<std::size_t>(rank_)];
+    team_->forget_ended();
+    return status;
+  }
+
+  void abort(std::string_view why) override {
+    const Loss mine{rank_, "rank " + std::to_string(rank_) + " gave up: " + std::string(why)};
+    std::lock_guard lock(team_->mutex);
+    for (LocalBootstrap* member : team_->members)
+      if (member != nullptr) member->report(mine);
+    team_->changed.notify_all();
+  }
+
+ private:
+  // `lock` holds the team's mutex, but for the waits.
+  Status exchange_locked(std::unique_lock<std::mutex>& lock, std::span<const std::byte> mine,
+                         std::span<std::byte> all, std::string_view label,
+                         std::chrono::milliseconds deadline,
+                         std::chrono::steady_clock::time_point end) {
+    const std::uint64_t call = team_->num_ended[static_cast<std::size_t>(rank_)];
     if (const auto lost = loss())
       return Status::error(Code::kPeerLost, std::string(label) + ": " + lost->why);
-    Round& round = team_->rounds[call];
-    round.posts.resize(static_cast<std::size_t>(size()));
-    round.posts[static_cast<std::size_t>(rank_)] =
-        Post{{mine.begin(), mine.end()}, std::string(label)};
+    Posts& posts = team_->rounds[call];
+    posts.resize(static_cast<std::size_t>(size()));
+    posts[static_cast<std::size_t>(rank_)] = Post{{mine.begin(), mine.end()}, std::string(label)};
     team_->changed.notify_all();
     for (int peer = 0; peer < size(); ++peer) {
-      const auto& post = round.posts[static_cast<std::size_t>(peer)];
+      const auto& post = posts[static_cast<std::size_t>(peer)];
       while (!post) {
         if (const auto lost = loss())
           return Status::error(Code::kPeerLost, sentence(peer, call, label) + ": " + lost->why);
@@ -129,26 +159,15 @@ class LocalBootstrap final : public Bootstrap {
         std::memcpy(all.data() + mine.size() * static_cast<std::size_t>(peer), post->bytes.data(),
                     mine.size());
     }
-    if (++round.num_readers == size()) team_->rounds.erase(call);
     return Status::ok();
   }
 
-  void abort(std::string_view why) override {
-    const Loss mine{rank_, "rank " + std::to_string(rank_) + " gave up: " + std::string(why)};
-    std::lock_guard lock(team_->mutex);
-    for (LocalBootstrap* member : team_->members)
-      if (member != nullptr) member->report(mine);
-    team_->changed.notify_all();
-  }
-
- private:
   std::string sentence(int peer, std::uint64_t call, std::string_view label) const {
     return waited_text(rank_, peer, call, label);
   }
 
   const std::shared_ptr<LocalTeam> team_;
   const int rank_;
-  std::uint64_t next_call_ = 0;
 };
 
 }  // namespace

@@ -3,16 +3,37 @@
 #include "tenon/comm/bootstrap.h"
 
 #include <gtest/gtest.h>
+#include <malloc.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <latch>
 #include <map>
+#include <new>
 #include <thread>
 
 #include "tenon/comm/bootstrap/tcp.h"
 #include "tests/support/chaos.h"
 #include "tests/support/processes.h"
+
+// Bytes that this program holds. Not inlined, or the compiler sees malloc behind new.
+static std::atomic<long> bytes_held{0};
+[[gnu::noinline]] void* operator new(std::size_t bytes) {
+  void* memory = std::malloc(bytes);
+  if (memory == nullptr) throw std::bad_alloc();
+  bytes_held += static_cast<long>(malloc_usable_size(memory));
+  return memory;
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept {
+  if (memory != nullptr) bytes_held -= static_cast<long>(malloc_usable_size(memory));
+  std::free(memory);
+}
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept {
+  operator delete(memory);
+}
 
 namespace tenon {
 namespace {
@@ -185,6 +206,28 @@ TEST_P(EveryBootstrap, AgreeGivesTheFirstFailureToAll) {
     EXPECT_EQ(agreed.code(), Code::kIo);
     EXPECT_EQ(agreed.message(), "rank 2: no disk 2");
   });
+}
+
+// What ranks brought to calls that failed goes when the last of them has failed or left.
+TEST(LocalBootstrap, FailedCallsKeepNothing) {
+  constexpr int kCalls = 8;
+  const std::vector<std::byte> blob(1'000'000);
+  std::vector<std::byte> all(2 * blob.size());
+  auto ranks = local_bootstrap(2);
+  const long before = bytes_held;
+  const auto call = [&](int rank, const char* label) {
+    return ranks[static_cast<std::size_t>(rank)]->exchange(blob, all, label, milliseconds(1));
+  };
+  for (int i = 0; i < kCalls; ++i) EXPECT_EQ(call(0, "late").code(), Code::kTimeout);
+  for (int i = 0; i < kCalls; ++i) EXPECT_TRUE(call(1, "late"));
+  EXPECT_LT(bytes_held - before, 100'000) << "after deadlines";
+  EXPECT_EQ(call(0, "apples").code(), Code::kTimeout);
+  EXPECT_EQ(call(1, "pears").code(), Code::kInvalidArgument);
+  EXPECT_LT(bytes_held - before, 100'000) << "after a different call";
+  EXPECT_EQ(call(0, "before rank 1 leaves").code(), Code::kTimeout);
+  ranks[1].reset();
+  EXPECT_EQ(call(0, "after rank 1 has left").code(), Code::kPeerLost);
+  EXPECT_LT(bytes_held - before, 100'000) << "after a rank has left";
 }
 
 // --- rendezvous
