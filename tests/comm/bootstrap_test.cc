@@ -301,6 +301,44 @@ TEST(Rendezvous, StrangersDoNotDisturb) {
   });
 }
 
+// What `rank` of `size` says when rank 0 answers with texts that never end.
+Status met_by_endless_texts(int rank, int size, std::uint32_t accepted) {
+  auto listener = tcp::listen_at("127.0.0.1", 0);
+  EXPECT_TRUE(listener);
+  const auto port = tcp::port_of(*listener);
+  Status status;
+  on_threads(2, [&](int thread) {
+    if (thread == 1) {
+      status = socket_bootstrap({rank, size, rank, "127.0.0.1", *port}, milliseconds(250)).status();
+      return;
+    }
+    const auto end = tcp::Clock::now() + kLong;
+    auto caller = tcp::accept_from(*listener);
+    for (; !caller && tcp::Clock::now() < end; caller = tcp::accept_from(*listener))
+      std::this_thread::yield();
+    ASSERT_TRUE(caller);
+    std::vector<char> answer(4096, '.');  // longer than any answer
+    const std::uint32_t head[] = {0x4e4e4554, accepted};
+    std::memcpy(answer.data(), head, sizeof head);
+    std::ignore = tcp::send_all(*caller, std::as_bytes(std::span(answer)), end);
+    std::byte byte;  // until the caller has gone
+    while (tcp::receive_all(*caller, {&byte, 1}, end)) continue;
+  });
+  return status;
+}
+
+TEST(Rendezvous, TextsOfAHostileRankZeroEnd) {
+  const auto dots = [](const Status& status) {
+    return std::count(status.message().begin(), status.message().end(), '.');
+  };
+  const Status refused = met_by_endless_texts(1, 2, 0);
+  EXPECT_TRUE(says(refused, "rank 0 refused: ....")) << refused.message();
+  EXPECT_LE(dots(refused), 400) << refused.message();
+  const Status welcomed = met_by_endless_texts(2, 3, 1);  // with an address of rank 1
+  EXPECT_TRUE(says(welcomed, "rank 1")) << welcomed.message();
+  EXPECT_LE(dots(welcomed), 2 * 64 + 10) << welcomed.message();
+}
+
 TEST(Rendezvous, TheSamePortServesOneWorldAfterTheOther) {
   const int port = test::free_port();
   on_threads(3, [&](int rank) {

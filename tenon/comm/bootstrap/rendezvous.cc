@@ -40,6 +40,12 @@ struct Welcome {
   } places[kMaxRanks] = {};
 };
 
+// Whoever answers may send any bytes: texts end within their fields.
+void end_texts(Welcome& welcome) {
+  welcome.refusal[sizeof welcome.refusal - 1] = 0;
+  for (Welcome::Place& place : welcome.places) place.address[sizeof place.address - 1] = 0;
+}
+
 std::string at(const Launch& launch) { return launch.address + ":" + std::to_string(launch.port); }
 
 std::string rank_list(const std::vector<Socket>& sockets, int own, int first) {
@@ -187,6 +193,7 @@ Result<std::vector<Socket>> join(const Launch& launch, Deadline end, Deadline an
   TENON_TRY(tcp::send_all(sockets[0], bytes_of(hello), end), awaited);
   Welcome welcome;
   TENON_TRY(tcp::receive_all(sockets[0], writable_bytes_of(welcome), answer_end), awaited);
+  end_texts(welcome);
   if (welcome.magic != kMagic)
     return Status::error(Code::kIo, awaited + ": what answers there is not a rank of this program");
   if (welcome.accepted == 0)
