@@ -38,14 +38,13 @@ std::string known_names() {
   return names;
 }
 
-// Processes that share both of these share their POSIX shared memory.
+// Processes that share both of these see each other under /proc.
 std::uint64_t host_identity() {
   std::string identity;
   std::ifstream("/proc/sys/kernel/random/boot_id") >> identity;
-  struct stat shared_memory {};
-  if (stat("/dev/shm", &shared_memory) == 0)
-    for (const std::uint64_t part :
-         {std::uint64_t{shared_memory.st_dev}, std::uint64_t{shared_memory.st_ino}})
+  struct stat pids {};
+  if (stat("/proc/self/ns/pid", &pids) == 0)
+    for (const std::uint64_t part : {std::uint64_t{pids.st_dev}, std::uint64_t{pids.st_ino}})
       identity.append("/").append(std::to_string(part));
   return std::hash<std::string>{}(identity);
 }

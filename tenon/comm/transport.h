@@ -20,7 +20,7 @@ namespace tenon {
 
 // What the ranks tell each other before they choose a transport. Travels as bytes.
 struct RankCard {
-  std::uint64_t host = 0;     // equal for ranks that share a kernel and its shared memory
+  std::uint64_t host = 0;     // equal for ranks that share a kernel and its process numbers
   std::uint64_t process = 0;  // equal for ranks that are threads of one process
   std::int32_t pid = 0;
   Device device{};

@@ -127,6 +127,57 @@ TEST(TransportChild, DISABLED_Conform) {
   EXPECT_EQ(num_own_names(), 0u);
 }
 
+// Stops for good in its n-th exchange.
+class Stopping final : public Bootstrap {
+ public:
+  explicit Stopping(int call) : inner_(local_bootstrap(1).front()), calls_left_(call) {}
+  int rank() const override { return 0; }
+  int size() const override { return 1; }
+  Status exchange(std::span<const std::byte> mine, std::span<std::byte> all, std::string_view label,
+                  milliseconds deadline) override {
+    if (calls_left_-- == 0) {
+      std::printf("stopped, pid %d\n", static_cast<int>(getpid()));
+      std::fflush(stdout);
+      for (;;) pause();
+    }
+    return inner_->exchange(mine, all, label, deadline);
+  }
+  void abort(std::string_view why) override { inner_->abort(why); }
+
+ private:
+  const std::shared_ptr<Bootstrap> inner_;
+  int calls_left_;
+};
+
+// Opens shm, which maps its first regions, and stops in one of the exchanges of that.
+TEST(TransportChild, DISABLED_StopInsideMap) {
+  Stopping bootstrap(std::atoi(std::getenv("CHILD_CALL")));
+  const RankCard card = own_card(Device{});
+  for (const TransportLine& line : transport_lines())
+    if (line.name == "shm")
+      std::ignore = line.open({bootstrap, Device{}, {&card, 1}, milliseconds(10'000)});
+  std::printf("opened, pid %d\n", static_cast<int>(getpid()));
+}
+
+TEST(SharedMemory, AKilledRankLeavesNothingBehind) {
+  int num_stopped = 0;
+  for (bool stopped = true; stopped; ++num_stopped) {
+    test::Process child =
+        test::start_rank(0, 1, test::free_port(), "TransportChild.DISABLED_StopInsideMap",
+                         {"CHILD_CALL=" + std::to_string(num_stopped)});
+    ASSERT_TRUE(child.prints(", pid ", milliseconds(20'000)));
+    ASSERT_TRUE(child.prints("\n", milliseconds(20'000)));
+    stopped = child.output().find("stopped") != std::string::npos;
+    child.send(SIGKILL);
+    child.wait(milliseconds(20'000));
+    const int pid = std::atoi(child.output().c_str() + child.output().find(", pid ") + 6);
+    for (const std::string& each : shared_memory_of_tenon())
+      EXPECT_FALSE(each.starts_with("tenon-" + std::to_string(pid) + "-"))
+          << each << " is left when killed in exchange " << num_stopped;
+  }
+  EXPECT_GT(num_stopped, 2);
+}
+
 TEST_P(EveryTransport, ConformsBetweenProcessesOrRefuses) {
   auto ranks = test::start_ranks(3, "TransportChild.DISABLED_Conform",
                                  {"CHILD_TRANSPORT=" + std::string(GetParam().name)});
