@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <thread>
 
 #include "tenon/comm/state.h"
 #include "tenon/comm/words.h"
@@ -124,15 +125,55 @@ std::string Communicator::State::why_gave_up(int of_rank, int depth) const {
   return who;
 }
 
-std::string Communicator::State::fault_text(int of_rank, int depth) const {
+std::string Communicator::State::fault_sentence(int of_rank, std::string_view ending) const {
   const FaultRecord& fault = control(of_rank).fault;
-  const std::uint32_t word = load_word(&control(of_rank).abort_word);
   const std::string_view label =
       fault.channel < labels.size() ? std::string_view(labels[fault.channel]) : "?";
   const auto deadline_ns = static_cast<std::uint64_t>(std::chrono::nanoseconds(deadline).count());
+  return describe(fault, label, deadline_ns, ending);
+}
+
+std::string Communicator::State::fault_text(int of_rank, int depth) const {
+  const std::uint32_t word = load_word(&control(of_rank).abort_word);
   std::string ending = "it gave up";
   if (word != 0) ending = why_gave_up(static_cast<int>(word - 1), depth);
-  return describe(fault, label, deadline_ns, ending);
+  return fault_sentence(of_rank, ending);
+}
+
+// The rank whose deadline passed may have waited for one that waited itself: whom that one awaited,
+// and so on, up to the rank that is missing. Empty when the failure has another cause.
+std::string Communicator::State::chain_text() const {
+  // A waiting rank that is told to give up records its wait at once, unless it has lost its core.
+  const auto patience_for_others = std::min(deadline / 10, std::chrono::milliseconds(200));
+  const auto is_waiter = [&](int rank, std::chrono::milliseconds patience) {
+    const auto end = std::chrono::steady_clock::now() + patience;
+    while (load_word(&control(rank).fault.ready) == 0) {
+      if (std::chrono::steady_clock::now() >= end) return false;
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
+    return true;
+  };
+  const auto is_late = [&](int rank) {
+    const FaultRecord& fault = control(rank).fault;
+    return is_waiter(rank, {}) && static_cast<FaultReason>(fault.reason) == FaultReason::kDeadline;
+  };
+  const int own = bootstrap->rank();
+  const std::uint32_t word = load_word(&control(own).abort_word);
+  int at = own;
+  if (!is_late(at) && word != 0) at = static_cast<int>(word - 1);
+  if (!is_late(at)) return {};
+  std::string text;
+  std::uint32_t visited = 1u << at;
+  const std::uint32_t told = visited | 1u << own;  // by the sentence that this one follows
+  for (;;) {
+    const std::uint32_t next = control(at).fault.awaited_rank;
+    if (next >= static_cast<std::uint32_t>(bootstrap->size()) || (visited >> next & 1u) != 0)
+      return text;
+    at = static_cast<int>(next);
+    visited |= 1u << next;
+    if (!is_waiter(at, patience_for_others)) return text;
+    if ((told >> next & 1u) == 0) text += "; " + fault_sentence(at, "others gave up");
+  }
 }
 
 Status Communicator::State::health() {
@@ -150,13 +191,13 @@ Status Communicator::State::health() {
     const Code code = reason == FaultReason::kDeadline   ? Code::kTimeout
                       : reason == FaultReason::kMismatch ? Code::kInvalidArgument
                                                          : Code::kPeerLost;
-    failure = Status::error(code, fault_text(rank, bootstrap->size()));
+    failure = Status::error(code, fault_text(rank, bootstrap->size()) + chain_text());
   } else if (claimed) {
     // The failing wait is writing its record at this moment: say less, and look again next time.
     return Status::error(Code::kTimeout, "a wait of rank " + std::to_string(rank) + " failed");
   } else {
-    failure =
-        Status::error(Code::kPeerLost, why_gave_up(static_cast<int>(word - 1), bootstrap->size()));
+    failure = Status::error(
+        Code::kPeerLost, why_gave_up(static_cast<int>(word - 1), bootstrap->size()) + chain_text());
   }
   first_failure = failure;
   return failure;

@@ -61,6 +61,8 @@ struct Communicator::State {
   void on_loss(const Bootstrap::Loss& loss);
   std::string why_gave_up(int of_rank, int depth) const;
   std::string fault_text(int of_rank, int depth) const;
+  std::string fault_sentence(int of_rank, std::string_view ending) const;
+  std::string chain_text() const;
   Status health();
   void abort(std::string_view why);
   // Gives up on behalf of everybody if `status` leaves the ranks out of step. Returns it.
