@@ -14,22 +14,22 @@ constexpr std::array<std::string_view, kNumOps> kOpNames{
 #undef TENON_OP
 };
 
-// The op that TENON_FORCE_VARIANT=op:variant names, and the variant; empty where it is not set.
-struct Forced {
-  std::string_view op, variant;
-};
-Forced forced_by_env() {
+std::string_view op_of_knob() {
   const std::string_view knob = env().force_variant;
-  const auto colon = knob.find(':');
-  if (colon == std::string_view::npos) return {};
-  return {knob.substr(0, colon), knob.substr(colon + 1)};
+  return knob.substr(0, std::min(knob.find(':'), knob.size()));
 }
 
-std::string list_ops() {
-  std::string text;
+// TENON_FORCE_VARIANT that names no op would have no effect at all.
+Status check_knob() {
+  const std::string_view wanted = op_of_knob();
+  if (wanted.empty() || std::find(kOpNames.begin(), kOpNames.end(), wanted) != kOpNames.end())
+    return Status::ok();
+  std::string names;
   for (const std::string_view each : kOpNames)
-    text += (text.empty() ? "" : ", ") + std::string(each);
-  return text;
+    names += (names.empty() ? "" : ", ") + std::string(each);
+  return Status::error(
+      Code::kInvalidArgument,
+      "TENON_FORCE_VARIANT names the op \"" + std::string(wanted) + "\"; accepted are: " + names);
 }
 
 std::string list_names(const VariantTable& table) {
@@ -42,6 +42,11 @@ std::string list_names(const VariantTable& table) {
 }  // namespace
 
 std::string_view name(Op op) { return kOpNames[static_cast<std::size_t>(op)]; }
+
+std::string_view forced_by_env(Op op) {
+  const std::string_view knob = env().force_variant;
+  return op_of_knob() == name(op) ? knob.substr(knob.find(':') + 1) : std::string_view();
+}
 
 Result<Situation> situation(Device device) {
   Situation where;
@@ -64,12 +69,8 @@ Result<Plan> choose(Op op, const void* args, const Situation& where, std::string
   const std::string who = std::string(name(op)) + " on " + std::string(name(where.device.target));
   if (table == nullptr)
     return Status::error(Code::kUnsupported, who + ": the target is not part of this build");
-  const Forced knob = forced_by_env();
-  if (!knob.op.empty() && std::find(kOpNames.begin(), kOpNames.end(), knob.op) == kOpNames.end())
-    return Status::error(Code::kInvalidArgument, "TENON_FORCE_VARIANT names the op \"" +
-                                                     std::string(knob.op) +
-                                                     "\"; accepted are: " + list_ops());
-  if (forced.empty() && knob.op == name(op)) forced = knob.variant;
+  TENON_TRY(check_knob());
+  if (forced.empty()) forced = forced_by_env(op);
   Plan plan;
   plan.op = op;
   plan.target = where.device.target;

@@ -97,6 +97,9 @@ struct VariantTable {
 // Null when the target is not in this build.
 const VariantTable* variants(Op op, Target target);
 
+// The variant that TENON_FORCE_VARIANT names for this op, or nothing.
+std::string_view forced_by_env(Op op);
+
 // Walks the variants in order, takes the first that says yes and keeps each refusal. A variant
 // named by `forced`, or else by TENON_FORCE_VARIANT=op:variant, is the only one tried: if it
 // refuses, that is an error.

@@ -178,10 +178,8 @@ StepResult run_step(const Weights& weights, const std::vector<Part>& parts, Stat
   EXPECT_TRUE(where) << where.status().to_string();
   auto stream = Stream::create(device);
   EXPECT_TRUE(stream) << stream.status().to_string();
-  const bool chunkable = longest > 1 || options.variant != "chunked";
-  const auto chosen = options.made_for_more != nullptr
-                          ? Result<Plan>(*options.made_for_more)
-                          : plan(args, *where, chunkable ? options.variant : "recurrent");
+  const auto chosen = options.made_for_more != nullptr ? Result<Plan>(*options.made_for_more)
+                                                       : plan(args, *where, options.variant);
   EXPECT_TRUE(chosen) << chosen.status().to_string();
   if (chosen && options.made != nullptr) *options.made = *chosen;
   const Status done = chosen ? run(*chosen, args, *stream) : chosen.status();
@@ -509,6 +507,23 @@ TEST(GatedDeltaNet, SequencesDoNotDependOnTheBatch) {
                 0);
     }
   }
+}
+
+// Forcing the chunked form is for steps that have chunks; the others say what runs instead.
+TEST(GatedDeltaNet, ForcedChunkedPlansTheRecurrentFormForOneToken) {
+  const Weights weights = make_weights(1, 2);
+  const Rows rows = make_rows(weights, 2, 31);
+  for (const Target target : test::host_targets())
+    for (const int tokens : {1, 2}) {
+      States states = make_states(weights, 1);
+      Plan made;
+      run_step(weights, {{&rows, 0, tokens, 0, true}}, states,
+               {.target = target, .variant = "chunked", .made = &made});
+      EXPECT_EQ(made.variant_name, tokens == 1 ? "recurrent" : "chunked");
+      const std::vector<std::string> refusals{
+          "chunked: every sequence has one token: there is no chunk"};
+      EXPECT_EQ(made.refusals, tokens == 1 ? refusals : std::vector<std::string>{});
+    }
 }
 
 TEST(GatedDeltaNet, PlanServesFewerSequencesAndTokens) {

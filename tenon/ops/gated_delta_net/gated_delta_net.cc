@@ -70,7 +70,14 @@ Status check(const Args& args) {
 
 Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced) {
   TENON_TRY(check(args));
-  return choose(Op::gated_delta_net, &args, where, forced);
+  if (forced.empty()) forced = forced_by_env(Op::gated_delta_net);
+  // Where every sequence has one token the chunked form launches its recurrent kernel and nothing
+  // else: forcing it forces that, so that a model whose decode steps have no chunk still loads.
+  if (forced != "chunked" || args.max_tokens_per_sequence > 1)
+    return choose(Op::gated_delta_net, &args, where, forced);
+  TENON_ASSIGN(Plan plan, choose(Op::gated_delta_net, &args, where, "recurrent"));
+  plan.refusals.emplace_back("chunked: every sequence has one token: there is no chunk");
+  return plan;
 }
 
 Status run(const Plan& plan, const Args& args, Stream& stream) {

@@ -40,6 +40,7 @@ struct Args {
 };
 
 Status check(const Args& args);
+// Forced to chunked, a step of one token per sequence is planned as recurrent.
 Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced = {});
 Status run(const Plan& plan, const Args& args, Stream& stream);
 Traffic traffic(const Args& args);
