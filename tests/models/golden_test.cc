@@ -2,29 +2,51 @@
 // (tests/data/goldens/README.md): dense and MoE, fp8 and bf16, tied and untied, random and trained,
 // on 1, 2 and 4 ranks, prompts in one step and in pieces, then forced decode steps.
 //
-// How near is near: the reference ran twice, in float32 ("fp32q") and in bf16 ("bf16q"). Ours
-// rounds activations to bf16 in about as many places as the second, so row by row it should be
-// about as far from fp32q as bf16q is. Three limits, each with its reason:
-//   median over rows of the ratio of the two distances (rms): 1.25. Every row is such a ratio of
-//   two
-//     sums of hundreds of independent errors; a systematic loss of half a bit would show.
-//   four fifths of the rows within twice bf16q's distance, in rms and at the worst element. A
-//   near-tie
-//     in a router, or an activation that falls on the next fp8 code, moves single rows further, and
-//     where that happens is chance.
-//   no row further away than 0.4 of the logits' own spread: a wrong binding (head order, scale,
-//   norm,
-//     state) is at 0.6 or above.
+// How near is near. The reference ran twice, in float32 ("fp32q") and in bf16 ("bf16q"); ours
+// rounds activations to bf16 in about as many places as the second run. So our distance from fp32q
+// and bf16q's are two draws of the same kind, row by row, and how far two such draws fall apart is
+// stored in the goldens: a model has 35 rows of them. Of these distances (rms over a row)
+//   sigma  is the standard deviation of their logarithm,
+//   p      the share of ordered pairs of rows in which the first is at most twice the second, in
+//          rms and at the worst element: twice is one bit of precision,
+//   far    the largest, as a share of its row's standard deviation.
+//
+//            dense_untied  dense_tied  moe_wide_v  moe_bf16  tiny
+//   sigma    0.13          0.16        0.26        0.13      0.46
+//   p        1.000         0.995       0.942       0.997     0.847
+//   far      0.072         0.097       0.137       0.016     0.223
+//
+// They follow from the noise of the fp8 codes and, in MoE, from near-ties of the router that fall
+// the other way. moe_bf16 quantises nothing: there a flip stands out, by a factor of ten, and none
+// of the 35 rows has one; but 16 of all 1704 routings of the two runs differ, f = 0.9 %
+// (summary.json). A row keeps clear of that with c = (1 − f) ^ (layers · tokens since the prefill's
+// last, which counts); elsewhere c = 1, for p has seen the flips.
+//
+// From these follow the limits, each at three standard errors and each for the rows after a prefill
+// (row 0 of each prompt) and for those of decode steps (rows 1 to 4) on their own, so that neither
+// hides behind the other. n counts different rows: prompts come also in pieces, and what both ways
+// of a row have in common is most of its error.
+//   The median of ours / bf16q's is at most exp(3 · 1.2533 · sqrt(2) · sigma / sqrt(n)): a ratio of
+//     two draws has sqrt(2) · sigma, a median of n of them 1.2533 / sqrt(n) of that.
+//   The share of rows within twice bf16q's distance is at least c · p − 3 · e, less than one row
+//     aside, with e² = p · (1 − p) / n + c · (1 − c) / prompts: the rows of a prompt flip together.
+//   No row is further away than twice `far`, or 0.4 for moe_bf16, whose `far` knows no flip. A
+//     wrong binding (head order, scale, norm, state) is at 0.6 or above.
+// Where a near-tie of moe_bf16 falls is chance; three numbers of ranks are three throws. So each of
+// its 45 rows is within twice bf16q's distance on at least one of them.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <nlohmann/json.hpp>
+#include <set>
 
 #include "tenon/models/model.h"
 #include "tenon/models/weights.h"
 #include "tests/support/model_driver.h"
+#include "tests/support/processes.h"
 #include "tests/support/ranks.h"
 #include "tests/support/tiny_model.h"
 
@@ -36,7 +58,9 @@ using test::ShardRows;
 using test::splitmix64;
 using test::TempDirectory;
 
-constexpr double kMedianRatio = 1.25, kRowRatio = 2, kRowShare = 0.8, kSpreadShare = 0.4;
+constexpr double kTwice = 2;  // one bit of precision
+constexpr double kStandardErrors = 3;
+constexpr double kFlipped = 0.4;  // of a row's spread: how far a flip may move it
 constexpr int kDecodeSteps = 4;
 constexpr int kRows = 1 + kDecodeSteps;
 
@@ -189,33 +213,134 @@ std::vector<Rows> run_all(const Golden& golden, int size) {
   return found;
 }
 
+// How far the reference's own two runs fall apart, from row to row: see above.
+struct Scatter {
+  double sigma = 0, p = 0, far = 0;
+  double flips = 0;  // f where nothing is quantised, otherwise 0
+  int num_layers = 0;
+  // c of a row.
+  double clear_of_flips(std::size_t row) const {
+    return std::pow(1 - flips, num_layers * static_cast<double>(row + 1));
+  }
+};
+
+constexpr int kLengths[] = {1, 2, 3, 63, 64, 65, 200};
+
+// Reads f, and by the way how many layers route.
+void read_flips(const Golden& golden, Scatter& found) {
+  const auto text =
+      read_text((source() / "tests/data/goldens" / golden.name / "summary.json").string());
+  ASSERT_TRUE(text) << text.status().message();
+  const nlohmann::json lengths = nlohmann::json::parse(*text).at("lengths");
+  double routings = 0, differ = 0, moved_by_codes = 0;
+  for (const auto& each : lengths) {
+    routings += each.value("routings", 0.0);
+    differ += each.value("routings_that_differ", 0.0);
+    moved_by_codes += each.at("fp32q_fp32_rms").get<double>();
+  }
+  if (routings == 0 || moved_by_codes > 0) return;
+  found.flips = differ / routings;
+  found.num_layers = lengths.at("1").at("routings").get<int>() / kRows;
+}
+
+Scatter scatter(const Golden& golden, const References& references) {
+  std::vector<Distance> distances;
+  Scatter found;
+  read_flips(golden, found);
+  for (const int length : kLengths) {
+    const Rows exact = references.rows("fp32q", length), rounded = references.rows("bf16q", length);
+    for (std::size_t row = 0; row < exact.size(); ++row) {
+      distances.push_back(distance(rounded[row], exact[row]));
+      found.far = std::max(found.far, distances.back().rms / spread(exact[row]));
+    }
+  }
+  double sum = 0, squares = 0, num_near = 0;
+  const auto count = static_cast<double>(distances.size());
+  for (const Distance& each : distances) {
+    sum += std::log(each.rms);
+    for (const Distance& other : distances)
+      num_near +=
+          &each != &other && each.rms <= kTwice * other.rms && each.worst <= kTwice * other.worst;
+  }
+  for (const Distance& each : distances) squares += std::pow(std::log(each.rms) - sum / count, 2);
+  found.sigma = std::sqrt(squares / (count - 1));
+  found.p = num_near / (count * (count - 1));
+  return found;
+}
+
+// Rows of one kind: after a prefill, or of decode steps.
+struct Group {
+  const char* name;
+  std::vector<double> ratios;  // our distance / bf16q's
+  int num_near = 0;
+  double clear = 0;                                 // sum of c
+  std::set<std::pair<int, std::size_t>> different;  // prompt and row, each once
+};
+
+void expect_near(Group& group, const Scatter& reference) {
+  SCOPED_TRACE(group.name);
+  const auto num_rows = static_cast<double>(group.ratios.size());
+  const auto n = static_cast<double>(group.different.size());
+  std::sort(group.ratios.begin(), group.ratios.end());
+  const double median = group.ratios[group.ratios.size() / 2];
+  const double most =
+      std::exp(kStandardErrors * 1.2533 * std::sqrt(2.0) * reference.sigma / std::sqrt(n));
+  const double p = reference.p, c = group.clear / num_rows;
+  const double error =
+      std::sqrt(p * (1 - p) / n + c * (1 - c) / static_cast<double>(std::size(kLengths)));
+  const double least = std::floor(num_rows * (c * p - kStandardErrors * error));
+  EXPECT_LE(median, most);
+  EXPECT_GE(group.num_near, least);
+  std::printf("  %s: median %.2f of at most %.2f, %d of %g rows near, at least %g\n", group.name,
+              median, most, group.num_near, num_rows, least);
+}
+
+struct Outcome {
+  std::uint64_t hash = 0;  // of all logits
+  std::vector<bool> near;  // by feed and row
+};
+
+// Runs a golden on `size` ranks and holds it to the limits above.
+Outcome check(const Golden& golden, int size) {
+  SCOPED_TRACE(std::string(golden.name) + " on " + std::to_string(size));
+  const std::vector<Rows> found = run_all(golden, size);
+  const References references(golden);
+  const Scatter reference = scatter(golden, references);
+  const double farthest = reference.flips > 0 ? kFlipped : kTwice * reference.far;
+  Group prefill{"prefill", {}, 0, 0, {}}, decode{"decode", {}, 0, 0, {}};
+  Outcome outcome;
+  for (std::size_t i = 0; i < std::size(kFeeds); ++i) {
+    const int length = kFeeds[i].length;
+    const Rows exact = references.rows("fp32q", length), rounded = references.rows("bf16q", length);
+    for (std::size_t row = 0; row < exact.size(); ++row) {
+      const Distance ours = distance(found[i][row], exact[row]);
+      const Distance theirs = distance(rounded[row], exact[row]);
+      EXPECT_LE(ours.rms, farthest * spread(exact[row]))
+          << "prompt of " << length << ", row " << row;
+      outcome.near.push_back(ours.rms <= kTwice * theirs.rms &&
+                             ours.worst <= kTwice * theirs.worst);
+      Group& group = row == 0 ? prefill : decode;
+      group.num_near += outcome.near.back();
+      group.ratios.push_back(ours.rms / theirs.rms);
+      group.clear += reference.clear_of_flips(row);
+      group.different.emplace(length, row);
+      for (const float each : found[i][row]) {
+        std::uint32_t bits = 0;
+        std::memcpy(&bits, &each, sizeof bits);
+        outcome.hash = splitmix64(outcome.hash ^ bits);
+      }
+    }
+  }
+  expect_near(prefill, reference);
+  expect_near(decode, reference);
+  return outcome;
+}
+
 class GoldenLogits : public ::testing::TestWithParam<std::tuple<Golden, int>> {};
 
 TEST_P(GoldenLogits, AreAsNearAsTheReferencesOwnRounding) {
   const auto& [golden, size] = GetParam();
-  const std::vector<Rows> found = run_all(golden, size);
-  const References references(golden);
-  std::vector<double> ratios;
-  std::size_t near = 0;
-  for (std::size_t i = 0; i < std::size(kFeeds); ++i) {
-    const Rows exact = references.rows("fp32q", kFeeds[i].length);
-    const Rows rounded = references.rows("bf16q", kFeeds[i].length);
-    ASSERT_EQ(exact.size(), static_cast<std::size_t>(kRows));
-    ASSERT_EQ(rounded.size(), static_cast<std::size_t>(kRows));
-    for (std::size_t row = 0; row < exact.size(); ++row) {
-      const Distance ours = distance(found[i][row], exact[row]);
-      const Distance theirs = distance(rounded[row], exact[row]);
-      EXPECT_LT(ours.rms, kSpreadShare * spread(exact[row]))
-          << "prompt of " << kFeeds[i].length << ", row " << row;
-      near += ours.rms <= kRowRatio * theirs.rms && ours.worst <= kRowRatio * theirs.worst;
-      ratios.push_back(ours.rms / theirs.rms);
-    }
-  }
-  std::sort(ratios.begin(), ratios.end());
-  EXPECT_LE(ratios[ratios.size() / 2], kMedianRatio);
-  EXPECT_GE(static_cast<double>(near), kRowShare * static_cast<double>(ratios.size()));
-  RecordProperty("median_ratio", std::to_string(ratios[ratios.size() / 2]));
-  RecordProperty("near_rows", std::to_string(near) + " of " + std::to_string(ratios.size()));
+  check(golden, size);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, GoldenLogits,
@@ -225,6 +350,48 @@ INSTANTIATE_TEST_SUITE_P(Models, GoldenLogits,
                            return std::string(std::get<0>(test.param).name) + "_on_" +
                                   std::to_string(std::get<1>(test.param));
                          });
+
+TEST(GoldenLogits, UnquantisedRowsAreAllNearOnSomeNumberOfRanks) {
+  const Golden& golden = kGoldens[3];
+  ASSERT_STREQ(golden.name, "moe_bf16");
+  std::vector<bool> near(std::size(kFeeds) * kRows);
+  for (const int size : {1, 2, 4}) {
+    const Outcome outcome = check(golden, size);
+    ASSERT_EQ(outcome.near.size(), near.size());
+    for (std::size_t i = 0; i < near.size(); ++i) near[i] = near[i] || outcome.near[i];
+  }
+  EXPECT_EQ(std::count(near.begin(), near.end(), false), 0);
+}
+
+// The goldens above meet the delta-net's recurrent form: cpu prefers it. Waves take the chunked one
+// for whatever has more than one token, so two models come again with that forced, in a process of
+// their own, for a knob is read once. Its logits differ in some bit, or the knob did nothing.
+constexpr std::pair<int, int> kForced[] = {{3, 1}, {3, 2}, {4, 1}, {4, 2}};  // golden, ranks
+
+std::string hash_line(int golden, int size, std::uint64_t hash) {
+  return std::string("hash of ") + kGoldens[golden].name + " on " + std::to_string(size) + ": " +
+         std::to_string(hash) + "\n";
+}
+
+TEST(GoldenChild, DISABLED_ChecksAndPrintsHashes) {
+  for (const auto& [golden, size] : kForced)
+    std::fputs(hash_line(golden, size, check(kGoldens[golden], size).hash).c_str(), stdout);
+}
+
+TEST(GoldenLogits, AreAsNearWithTheChunkedDeltaNet) {
+  std::vector<test::Process> child;
+  child.push_back(test::start_rank(0, 1, test::free_port(),
+                                   "GoldenChild.DISABLED_ChecksAndPrintsHashes",
+                                   {"TENON_FORCE_VARIANT=gated_delta_net:chunked"}));
+  test::expect_all_succeed(child, std::chrono::milliseconds(100'000));
+  for (const auto& [golden, size] : kForced) {
+    if (size != 1) continue;
+    const std::string own = hash_line(golden, size, check(kGoldens[golden], size).hash);
+    const std::string& printed = child[0].output();
+    EXPECT_NE(printed.find(own.substr(0, own.find(": ") + 2)), std::string::npos) << own;
+    EXPECT_EQ(printed.find(own), std::string::npos) << "the same bits: " << own;
+  }
+}
 
 }  // namespace
 }  // namespace tenon
