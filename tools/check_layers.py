@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Include police: who may include whom, how long files may be. Runs as the test policy.layers.
 
-The rules are docs/house.md, section "Layers". Prints every violation and exits 1 if there is one.
+The rules are docs/house.md, section "Floors". Prints every violation and exits 1 if there is one.
 """
 import pathlib
 import re

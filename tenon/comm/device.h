@@ -1,6 +1,6 @@
-// What kernels see of the other ranks: TeamView (a plain struct passed by value), the fault record,
-// the sentinel that means "not arrived", and team_wait(), which every wait goes through.
-// Nothing here touches the host side of a communicator.
+// What kernels see of the other ranks: TeamView (a plain struct passed by value), the fault record
+// and the sentinel that means "not arrived". Not here: team_wait(), which every wait goes through
+// (wait.h), and the host side of a communicator.
 #pragma once
 
 #include <cstddef>

@@ -1,6 +1,6 @@
 // Variants of ops and how one is chosen. Every op has the same five things: Args, check, plan, run,
 // traffic. The walk over variants and the jump through the table are written once, here.
-// A Plan is a value that prints itself. A refusal is not an error: it is a sentence in the plan.
+// A Plan is a value. A refusal is not an error: it is a sentence in the plan.
 #pragma once
 
 #include <cstdint>

@@ -2,8 +2,8 @@
 // part of a row to the owner only; the owner sums, adds the residual, normalises and quantises it
 // once and sends every peer what its consumer reads:
 //   fp8 wanted, 16-bit rows not: the codes and one word per scale
-//   otherwise:                   the 16-bit norm; where both are wanted, each rank quantises its
-//   copy spreads_residual:            the new residual as well
+//   otherwise:                   the 16-bit norm; where both are wanted, ranks quantise their copy
+//   spreads_residual:            the new residual as well
 // Rows are dealt in stripes of `size` rows, one per owner; a block works on whole stripes, so that
 // every rank has the same blocks. A slot holds, per stripe of the chunk, first one part of 2 ·
 // hidden bytes from each peer for the own row, then one result from the owner of each other row.

@@ -1,7 +1,9 @@
 // The delta rule in chunks of 64 tokens (the WY form). With G the running sum of g in a chunk:
-//   A[i,j] = beta_i · (k_i·k_j) · e^(G_i − G_j), j < i          P[i,j] = (q_i·k_j) · e^(G_i − G_j),
-//   j <= i d = (1 + A)⁻¹ · beta · (v − e^G · K·S)                      o = e^G · Q·S + P·d S ←
-//   e^(G_last) · S + (e^(G_last − G) · K)ᵀ · d
+//   A[i,j] = beta_i · (k_i·k_j) · e^(G_i − G_j), j < i
+//   P[i,j] = (q_i·k_j) · e^(G_i − G_j), j <= i
+//   d = (1 + A)⁻¹ · beta · (v − e^G · K·S)
+//   o = e^G · Q·S + P·d
+//   S ← e^(G_last) · S + (e^(G_last − G) · K)ᵀ · d
 // d holds the same values as the recurrent form's d. No exponent is positive. The last chunk of a
 // sequence is as short as it is: nothing is padded.
 // A sequence of one token is left to the recurrent kernel, so its bits do not depend on the batch.
