@@ -141,7 +141,7 @@ std::string run_series(const Series& series) {
       std::string& mine = found[static_cast<std::size_t>(rank)];
       mine = run_rank<Rules>(series, prepared, rank, team, stop);
       if (mine.empty()) return;
-      stop = true;
+      if (stop.exchange(true)) return mine.clear();   // follows from what the first one did
       for (int peer = 0; peer < series.team; ++peer)  // nobody need wait for the deadline
         std::atomic_ref(*team.view(rank).abort_word[peer]).store(1u + static_cast<unsigned>(rank));
     });
