@@ -168,9 +168,7 @@ void Boundary::State::take_knobs() {
 }
 
 bool Boundary::State::variant_is_forced() const {
-  return !spec.force_variant.empty() ||
-         env().force_variant.starts_with(std::string(name(Op::fused_allreduce_rmsnorm_quant)) +
-                                         ":");
+  return !spec.force_variant.empty() || !forced_by_env(Op::fused_allreduce_rmsnorm_quant).empty();
 }
 
 // Called when the ranks know that their specs are equal, so all of them fail or none does.

@@ -109,12 +109,8 @@ std::string run_rank(const Series& series, const std::vector<Prepared>& prepared
     const Status ran = launch_broken<Rules>(
         variant, testing::fused_args(prepared[i].call, tensors[i]), team.view(rank), *stream);
     if (!ran) wrong = ran.to_string();
-    const FaultRecord& fault = team.fault(rank);
-    if (wrong.empty() && fault.claimed != 0) {
-      if (fault.reason == static_cast<std::uint32_t>(FaultReason::kAborted))
-        break;  // a peer's find
-      wrong = "a wait for rank " + std::to_string(fault.awaited_rank) + " failed";
-    }
+    if (wrong.empty() && team.fault(rank).claimed != 0)
+      wrong = "a wait for rank " + std::to_string(team.fault(rank).awaited_rank) + " failed";
     if (wrong.empty())
       wrong = testing::compare_fused(prepared[i].call, tensors[i], prepared[i].expected, variant,
                                      rank, *stream);

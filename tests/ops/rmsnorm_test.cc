@@ -145,8 +145,9 @@ TEST(Rmsnorm, BitsDoNotDependOnTheBlock) {
   for (Target target : test::usable_targets()) {
     const int wave = test::wave_of(target);
     if (wave == 1) continue;  // one thread is all there is
-    for (int hidden : {640, 2880, 16384}) {
-      for (int threads : {64, 3 * 64, 256, 1024}) {
+    for (int hidden : {640, 2880, 8192, 16384}) {
+      for (int threads : {64, 3 * 64, 256, 512}) {
+        if (threads * 4 * 8 < hidden) continue;  // a thread takes four vectors of 8 at most
         const BoundaryCase shape = nth_case(hidden + threads / 64, 2, hidden);
         EXPECT_EQ(run_case(shape, 5, target, threads), "")
             << name(target) << " " << threads << " threads, " << testing::describe(shape);

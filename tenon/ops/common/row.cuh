@@ -47,6 +47,7 @@ auto with_run(int threads, int hidden, const Call& call) {
     const int vectors = hidden / kVector;
     if (vectors <= threads) return call.template operator()<1>();
     if (vectors <= 2 * threads) return call.template operator()<2>();
+    TENON_CHECK(vectors <= kMaxVectors / kRowThreads * threads);
     return call.template operator()<kMaxVectors / kRowThreads>();
   }
 }

@@ -1,5 +1,5 @@
 // How the mailbox is cut for a call: pure arithmetic that plan, run and tests share. Host only.
-// Not here: the protocol (protocol.cuh).
+// Not here: the rules of the exchange (comm/slots.h).
 #pragma once
 
 #include <algorithm>
