@@ -121,7 +121,7 @@ class Stream {
   Status host_call(void (*call)(void*), void* data) {
     return backend_->host_call(handle_, call, data);
   }
-  void* native() const { return handle_; }  // cudaStream_t, hipStream_t; opaque on host targets
+  void* native() const { return handle_; }  // the backend's own, opaque
   Backend& backend() const { return *backend_; }
 
  private:

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <string>
 
 #include "tenon/gpu/backends.h"
@@ -69,15 +70,11 @@ class CurrentDevice {
   VendorError error_ = VENDOR(Success);
 };
 
-int device_of(VendorStream stream) {
-  int index = 0;
-#if defined(TENON_HAS_CUDA)
-  (void)cudaStreamGetDevice(stream, &index);
-#else
-  (void)hipStreamGetDevice(stream, &index);
-#endif
-  return index;
-}
+// What a Stream holds. The vendors' question for a stream's device would break a capture.
+struct DeviceStream {
+  VendorStream stream = nullptr;
+  int device = 0;
+};
 
 class VendorBackend final : public Backend {
  public:
@@ -85,6 +82,8 @@ class VendorBackend final : public Backend {
     // Loading a kernel at its first launch may wait for the device to be idle, which it never is
     // while another rank on it waits for this one. Has an effect before the driver starts only.
     setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+    // Streams that share a hardware queue wait for each other: ranks that share a device must not.
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
   }
 
   Result<int> num_devices() override {
@@ -158,11 +157,15 @@ class VendorBackend final : public Backend {
   Result<void*> create_stream(int index) override {
     const CurrentDevice current(index);
     TENON_TRY(current.status());
-    VendorStream stream = nullptr;
-    TENON_VENDOR(StreamCreateWithFlags, &stream, VENDOR(StreamNonBlocking));
-    return static_cast<void*>(stream);
+    auto made = std::make_unique<DeviceStream>();
+    made->device = index;
+    TENON_VENDOR(StreamCreateWithFlags, &made->stream, VENDOR(StreamNonBlocking));
+    return static_cast<void*>(made.release());
   }
-  void destroy_stream(void* stream) override { (void)VENDOR(StreamDestroy)(as_stream(stream)); }
+  void destroy_stream(void* stream) override {
+    (void)VENDOR(StreamDestroy)(as_stream(stream));
+    delete static_cast<DeviceStream*>(stream);
+  }
 
   Status synchronize(void* stream) override {
     if (capturing(stream))  // asking the vendor would also break the capture
@@ -171,7 +174,7 @@ class VendorBackend final : public Backend {
   }
 
   Status launch(void* stream, const LaunchShape& shape, const KernelCall& call) override {
-    const CurrentDevice current(device_of(as_stream(stream)));
+    const CurrentDevice current(device_of(stream));
     TENON_TRY(current.status());
     if (shape.shared_bytes > kFreeSharedBytes)
       TENON_VENDOR(FuncSetAttribute, call.kernel, VENDOR(FuncAttributeMaxDynamicSharedMemorySize),
@@ -207,14 +210,14 @@ class VendorBackend final : public Backend {
 
   Status copy(void* stream, void* to, const void* from, std::size_t bytes) override {
     if (bytes == 0) return Status::ok();
-    const CurrentDevice current(device_of(as_stream(stream)));
+    const CurrentDevice current(device_of(stream));
     TENON_TRY(current.status());
     return to_status(VENDOR(MemcpyAsync)(to, from, bytes, VENDOR(MemcpyDefault), as_stream(stream)),
                      "MemcpyAsync");
   }
   Status fill(void* stream, void* to, std::uint8_t byte, std::size_t bytes) override {
     if (bytes == 0) return Status::ok();
-    const CurrentDevice current(device_of(as_stream(stream)));
+    const CurrentDevice current(device_of(stream));
     TENON_TRY(current.status());
     return to_status(VENDOR(MemsetAsync)(to, byte, bytes, as_stream(stream)), "MemsetAsync");
   }
@@ -234,7 +237,7 @@ class VendorBackend final : public Backend {
       return Status::error(Code::kInvalidArgument, "the stream is not capturing");
     VENDOR(Graph_t) graph = nullptr;
     TENON_VENDOR(StreamEndCapture, as_stream(stream), &graph);
-    const CurrentDevice current(device_of(as_stream(stream)));
+    const CurrentDevice current(device_of(stream));
     VENDOR(GraphExec_t) runnable = nullptr;
     const VendorError error = VENDOR(GraphInstantiateWithFlags)(&runnable, graph, 0);
     (void)VENDOR(GraphDestroy)(graph);
@@ -286,7 +289,8 @@ class VendorBackend final : public Backend {
  private:
   static constexpr std::size_t kFreeSharedBytes = 48 * 1024;  // more must be asked for, per kernel
 
-  static VendorStream as_stream(void* stream) { return static_cast<VendorStream>(stream); }
+  static VendorStream as_stream(void* stream) { return static_cast<DeviceStream*>(stream)->stream; }
+  static int device_of(void* stream) { return static_cast<DeviceStream*>(stream)->device; }
 };
 
 }  // namespace
