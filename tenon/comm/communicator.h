@@ -77,7 +77,9 @@ class Communicator {
   Status broadcast(std::span<std::byte> bytes);
 
   // Ok, or the first fault of this rank as kTimeout or kPeerLost: "rank 1 waited for rank 0 in …".
-  // Never blocks. Once it is not ok it stays so, and every later wait of any rank ends at once.
+  // Does not block, but for the first time after a fault, when it may wait 200 ms or a tenth of the
+  // deadline for the records of other ranks. Once it is not ok it stays so, and every later wait of
+  // any rank ends at once.
   Status health() const;
   // Tells every rank to give up: their waits end with kPeerLost that names this rank.
   void abort(std::string_view why);
