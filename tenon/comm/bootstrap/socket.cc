@@ -22,7 +22,8 @@ namespace {
 using tcp::Clock;
 using tcp::Socket;
 
-enum class Kind : std::uint32_t { kExchange = 1, kAbort = 2, kGoodbye = 3 };
+// kLoss passes on what the sender knows of a third rank, whose number stands in `call`.
+enum class Kind : std::uint32_t { kExchange = 1, kAbort = 2, kGoodbye = 3, kLoss = 4 };
 
 struct FrameHead {
   std::uint32_t magic = kFrameMagic;
@@ -61,6 +62,11 @@ class SocketBootstrap final : public Bootstrap {
 
   ~SocketBootstrap() override {
     constexpr std::chrono::milliseconds kFarewell(50);
+    // Who leaves because of a loss says so: its goodbye may overtake the news of the loss.
+    if (const auto lost = loss(); lost && lost->rank != rank_)
+      send_to_all(frame(Kind::kLoss, static_cast<std::uint64_t>(lost->rank),
+                        std::string_view(lost->why).substr(0, kMaxLabelBytes), {}),
+                  Clock::now() + kFarewell);
     send_to_all(frame(Kind::kGoodbye, 0, "", {}), Clock::now() + kFarewell);
     const std::uint64_t one = 1;
     [[maybe_unused]] const ssize_t written = write(wake_.number(), &one, sizeof one);
@@ -197,6 +203,8 @@ class SocketBootstrap final : public Bootstrap {
     message.payload.assign(payload.begin(), payload.end());
 
     Peer& peer = peers_[static_cast<std::size_t>(rank)];
+    if (head.kind == Kind::kLoss && head.call < peers_.size())
+      report({static_cast<int>(head.call), message.label});
     if (head.kind == Kind::kAbort)
       report({rank, "rank " + std::to_string(rank) + " gave up: " + message.label});
     {
