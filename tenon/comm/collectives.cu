@@ -90,6 +90,15 @@ TENON_DEVICE std::byte* slot(const Args& args, std::uint32_t number, int owner, 
   return args.team.base[owner] + (number * places + place) * args.slot_bytes;
 }
 
+// False once somebody has given up: what peers still read is then anybody's guess, so that this
+// call writes nothing. A device would read the abort word across the bus on every call: it looks at
+// what its own waits on this channel have found out.
+TENON_DEVICE bool team_alive(const TeamView& team) {
+  const std::uint32_t* const lost =
+      kKernelsAreOrdered ? &team.state[kLostWord] : team.abort_word[team.rank];
+  return load_acquire(lost) == 0;
+}
+
 // --- all_reduce ---------------------------------------------------------------------------------
 
 TENON_DEVICE void send_chunk(const Args& args, const Chunk& chunk, const Call& call) {
@@ -146,6 +155,7 @@ template <class T>
 TENON_KERNEL_MAX(kMaxThreads)
 all_reduce_kernel(Args args) {
   Call call = begin_call<Sound>(args.team);
+  call.lost = !team_alive(args.team);
   for (std::uint64_t begin = 0; begin < args.bytes; begin += args.slot_bytes) {
     if (begin > 0) next_generation<Sound>(call);
     const Chunk chunk = chunk_at(args, begin);
@@ -194,15 +204,6 @@ TENON_DEVICE void take_bytes(const Args& args, const Chunk& chunk, std::uint32_t
       store_bytes(part + at, load16(from + at), chunk.bytes - at);
     }
   }
-}
-
-// False once somebody has given up: what peers still read is then anybody's guess, so that this
-// call writes nothing. A device would read the abort word across the bus on every call: it looks at
-// what its own waits on this channel have found out.
-TENON_DEVICE bool team_alive(const TeamView& team) {
-  const std::uint32_t* const lost =
-      kKernelsAreOrdered ? &team.state[kLostWord] : team.abort_word[team.rank];
-  return load_acquire(lost) == 0;
 }
 
 // The last block to get here advances the counters. Every block has read them by then.
