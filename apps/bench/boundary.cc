@@ -30,7 +30,7 @@ namespace fused = fused_allreduce_rmsnorm_quant;
 
 constexpr int kGroup = 128;
 constexpr int kNumArms = 4;
-constexpr std::size_t kSumChunkBytes = std::size_t{1} << 20;
+constexpr std::size_t kSumChunkBytes = std::size_t{8} << 20;
 constexpr const char* kArms[kNumArms] = {"split", "fused2", "fused1", "fused1bf16"};
 
 struct Shape {

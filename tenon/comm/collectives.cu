@@ -17,7 +17,8 @@ using tenon::collectives::kGatherGenerations;
 using tenon::collectives::kMaxFlags;
 using tenon::collectives::kVectorBytes;
 
-constexpr int kMaxThreads = 256;
+constexpr int kMaxThreads = kWave == 1 ? 1 : 512;
+constexpr std::uint64_t kFewBytes = 256 << 10;  // with more under way, waiting threads step back
 
 // The counters of all_gather in TeamView::state; those of all_reduce are comm/slots.h's.
 constexpr int kStep = 0;        // steps so far
@@ -28,9 +29,14 @@ struct Args {
   TeamView team;
   const std::uint8_t* in;
   std::uint8_t* out;
-  std::uint64_t bytes;       // of `in`
-  std::uint64_t row_bytes;   // names the row in a fault
-  std::uint64_t slot_bytes;  // what a peer's slot holds: the chunk of a step
+  std::uint64_t bytes;             // of `in`
+  std::uint64_t row_bytes;         // names the row in a fault
+  std::uint64_t slot_bytes;        // what a peer's slot holds: the chunk of a step
+  std::uint64_t generation_bytes;  // the slots of all peers
+  // all_reduce: where peer number (rank + 1 + i) mod size keeps what I send it, in generation 0. So
+  // no rank is everybody's first.
+  std::byte* to[kMaxRanks - 1];
+  bool queues;  // all_reduce: many threads wait, see lead_wave()
 };
 
 // --- any bytes as vectors ---------------------------------------------------------------------
@@ -90,78 +96,102 @@ TENON_DEVICE std::byte* slot(const Args& args, std::uint32_t number, int owner, 
   return args.team.base[owner] + (number * places + place) * args.slot_bytes;
 }
 
-// False once somebody has given up: what peers still read is then anybody's guess, so that this
-// call writes nothing. A device would read the abort word across the bus on every call: it looks at
-// what its own waits on this channel have found out.
-TENON_DEVICE bool team_alive(const TeamView& team) {
-  const std::uint32_t* const lost =
-      kKernelsAreOrdered ? &team.state[kLostWord] : team.abort_word[team.rank];
-  return load_acquire(lost) == 0;
-}
-
 // --- all_reduce ---------------------------------------------------------------------------------
 
-TENON_DEVICE void send_chunk(const Args& args, const Chunk& chunk, const Call& call) {
-  const Lane lane = own_lane();
-  const TeamView& team = args.team;
-  for (std::uint32_t v = lane.first; v < chunk.vectors; v += lane.stride) {
-    const std::uint64_t at = std::uint64_t{v} * kVectorBytes;
-    const Word4 words = load_bytes(args.in + chunk.begin + at, chunk.bytes - at);
-    // Everybody starts with its right-hand neighbour, so that no rank is everybody's first.
-    for (int hop = 1; hop < team.size; ++hop) {
-      const int peer = (team.rank + hop) % team.size;
-      send<Sound>(slot(args, call.slot, peer, team.rank) + at, words);
-    }
-  }
+// One vector of 16 bytes of a chunk, and where it lies in the call. Whole calls are aligned at both
+// ends and have no odd end.
+template <bool kWhole>
+TENON_DEVICE Word4 load_vector(const Args& args, const Chunk& chunk, std::uint64_t at) {
+  if constexpr (kWhole) return load16(args.in + chunk.begin + at);
+  return load_bytes(args.in + chunk.begin + at, chunk.bytes - at);
+}
+template <bool kWhole>
+TENON_DEVICE void store_vector(const Args& args, const Chunk& chunk, std::uint64_t at,
+                               Word4 words) {
+  if constexpr (kWhole) return store16(args.out + chunk.begin + at, words);
+  store_bytes(args.out + chunk.begin + at, words, chunk.bytes - at);
 }
 
-// Sums this thread's vectors as the ranks' words arrive, until a wait ends badly.
-template <class T>
-TENON_DEVICE void take_chunk(const Args& args, const Chunk& chunk, Call& call) {
-  const Lane lane = own_lane();
-  const TeamView& team = args.team;
-  for (std::uint32_t v = lane.first; v < chunk.vectors && !call.lost; v += lane.stride) {
-    const std::uint64_t offset = std::uint64_t{v} * kVectorBytes;
-    const std::uint64_t place = chunk.begin + offset;
-    const auto from = [&](int rank) { return slot(args, call.slot, team.rank, rank) + offset; };
-    Word4 words[kMaxRanks];
+// The ranks' words, in rank order, in fp32, rounded once.
+template <class T, int kRanks>
+TENON_DEVICE Word4 sum_words(const Word4 (&words)[kRanks], int size) {
+  float sum[8];
+  unpack8<T>(words[0], sum);
+  TENON_UNROLL
+  for (int rank = 1; rank < kRanks; ++rank) {
+    if (rank >= size) continue;
+    float addend[8];
+    unpack8<T>(words[rank], addend);
     TENON_UNROLL
-    for (int rank = 0; rank < kMaxRanks; ++rank) {  // all are on their way before one is looked at
-      if (rank >= team.size) continue;
-      words[rank] = rank == team.rank ? load_bytes(args.in + place, chunk.bytes - offset)
-                                      : load16_relaxed(from(rank));
-    }
-    float sum[8] = {};
-    TENON_UNROLL
-    for (int rank = 0; rank < kMaxRanks; ++rank) {
-      if (rank >= team.size) continue;
-      if (rank != team.rank && !has_arrived(words[rank])) {
-        // Naming the row costs a division: only for words that are not there yet.
-        const auto row = static_cast<std::uint32_t>(place / args.row_bytes);
-        take<Sound>(team, call, Phase::kScatter, rank, row, from(rank), words[rank]);
-      } else if (rank != team.rank) {
-        take<Sound>(team, call, Phase::kScatter, rank, kNoRow, from(rank), words[rank]);
-      }
-      float addend[8];
-      unpack8<T>(words[rank], addend);
-      TENON_UNROLL
-      for (int i = 0; i < 8; ++i) sum[i] = rank == 0 ? addend[i] : sum[i] + addend[i];
-    }
-    if (!call.lost) store_bytes(args.out + place, pack8<T>(sum), chunk.bytes - offset);
+    for (int i = 0; i < 8; ++i) sum[i] = sum[i] + addend[i];
   }
+  return pack8<T>(sum);
 }
 
-template <class T>
-TENON_KERNEL_MAX(kMaxThreads)
-all_reduce_kernel(Args args) {
+// Sends this thread's vector `v` of a chunk to every peer. Returns it.
+template <int kRanks, bool kWhole>
+TENON_DEVICE Word4 send_vector(const Args& args, const Call& call, const Chunk& chunk,
+                               std::uint32_t v) {
+  const std::uint64_t at = std::uint64_t{v} * kVectorBytes;
+  const Word4 words = load_vector<kWhole>(args, chunk, at);
+  TENON_UNROLL
+  for (int i = 0; i < kRanks - 1; ++i)
+    if (i < args.team.size - 1)
+      send<Sound>(args.to[i] + call.slot * args.generation_bytes + at, words);
+  return words;
+}
+
+// Sums vector `v`, of which this rank's words are `own`, as the others' arrive.
+template <class T, int kRanks, bool kWhole>
+TENON_DEVICE void take_vector(const Args& args, Call& call, const Chunk& chunk, std::uint32_t v,
+                              Word4 own) {
+  const TeamView& team = args.team;
+  const std::uint64_t at = std::uint64_t{v} * kVectorBytes;
+  Word4 words[kRanks] = {};
+  // Naming the row costs a division: the wait does it only when it fails.
+  take_of_all<Sound, kRanks>(
+      team, call, Phase::kScatter,
+      [&] { return static_cast<std::uint32_t>((chunk.begin + at) / args.row_bytes); },
+      [&](int rank) { return slot(args, call.slot, team.rank, rank) + at; }, words);
+  TENON_UNROLL
+  for (int rank = 0; rank < kRanks; ++rank)
+    if (rank == team.rank) words[rank] = own;
+  if (!call.lost) store_vector<kWhole>(args, chunk, at, sum_words<T>(words, team.size));
+}
+
+// Each thread sends a vector ahead of the one it sums. Loops are the same for a whole wave.
+template <class T, int kRanks, bool kWhole>
+TENON_KERNEL_RESIDENT(kMaxThreads, 2)
+all_reduce_kernel(TENON_ARGS(Args) args) {
+  enter<Sound>();
   Call call = begin_call<Sound>(args.team);
-  call.lost = !team_alive(args.team);
+  const TeamView& team = args.team;
+  const Lane lane = own_lane();
+  const auto of_wave = static_cast<std::uint32_t>(thread_id() % kWave);
   for (std::uint64_t begin = 0; begin < args.bytes; begin += args.slot_bytes) {
     if (begin > 0) next_generation<Sound>(call);
     const Chunk chunk = chunk_at(args, begin);
-    if (!call.lost) send_chunk(args, chunk, call);
-    if (begin == 0) count_call<Sound>(args.team, call, num_chunks(args));
-    take_chunk<T>(args, chunk, call);
+    Word4 sent{};
+    for (std::uint32_t lead = lane.first - of_wave; lead < chunk.vectors + lane.stride;
+         lead += lane.stride) {
+      const Word4 own = sent;
+      const std::uint32_t next = lead + of_wave;
+      if (next < chunk.vectors && !call.lost)
+        sent = send_vector<kRanks, kWhole>(args, call, chunk, next);
+      if (lead < lane.stride) {
+        if (begin == 0) count_call<Sound>(team, call, num_chunks(args));
+        continue;
+      }
+      const std::uint32_t v = next - lane.stride;
+      if (args.queues)
+        lead_wave(call, [&] {
+          for (int sender = 0; sender < team.size && v < chunk.vectors; ++sender)
+            if (sender != team.rank)
+              await(team, call, Phase::kScatter, sender, kNoRow,
+                    slot(args, call.slot, team.rank, sender) + std::uint64_t{v} * kVectorBytes);
+        });
+      if (v < chunk.vectors) take_vector<T, kRanks, kWhole>(args, call, chunk, v, own);
+    }
   }
 }
 
@@ -217,7 +247,7 @@ TENON_DEVICE void finish_call(const TeamView& team, std::uint32_t step, std::uin
   state[kCall] = call + 1;
 }
 
-TENON_KERNEL_MAX(kMaxThreads) all_gather_kernel(Args args) {
+TENON_KERNEL_RESIDENT(kMaxThreads, 1) all_gather_kernel(TENON_ARGS(Args) args) {
   wait_for_previous();
   let_next_start();
   const TeamView& team = args.team;
@@ -254,7 +284,7 @@ TENON_KERNEL_MAX(kMaxThreads) all_gather_kernel(Args args) {
 // --- launches -----------------------------------------------------------------------------------
 
 // A function of the size and of what the ranks agreed on, hence the same on every rank.
-LaunchShape shape_for(const Args& args, int most_blocks) {
+LaunchShape shape_for(const Args& args) {
   const std::uint64_t chunk = args.bytes < args.slot_bytes ? args.bytes : args.slot_bytes;
   const auto vectors = static_cast<int>((chunk + kVectorBytes - 1) / kVectorBytes);
   LaunchShape shape;
@@ -263,7 +293,9 @@ LaunchShape shape_for(const Args& args, int most_blocks) {
   const int wanted = (vectors + kWave - 1) / kWave * kWave;
   shape.threads = kWave == 1 ? 1 : wanted < kMaxThreads ? wanted : kMaxThreads;
   const int blocks = (vectors + shape.threads - 1) / shape.threads;
-  shape.blocks = blocks < most_blocks ? blocks : most_blocks;
+  // The kernel is compiled so that two of its largest blocks fit where one of 1024 threads does.
+  const int most = kKernelsAreOrdered ? 2 * args.team.max_blocks : args.team.max_blocks;
+  shape.blocks = blocks < most ? blocks : most;
   return shape;
 }
 
@@ -288,19 +320,45 @@ Result<Args> make_args(const TeamView& team, const TensorView& in, const TensorV
   return args;
 }
 
+template <class T, int kRanks>
+Status launch_all_reduce(const Args& args, Stream& stream) {
+  const bool whole = args.bytes % kVectorBytes == 0 &&
+                     reinterpret_cast<std::uintptr_t>(args.in) % kVectorBytes == 0 &&
+                     reinterpret_cast<std::uintptr_t>(args.out) % kVectorBytes == 0;
+  return launch(stream, shape_for(args),
+                whole ? all_reduce_kernel<T, kRanks, true> : all_reduce_kernel<T, kRanks, false>,
+                args);
+}
+template <class T>
+Status launch_all_reduce(const Args& args, Stream& stream) {
+#if defined(__CUDACC__) || defined(__HIP__)
+  if (args.team.size <= 2) return launch_all_reduce<T, 2>(args, stream);
+  if (args.team.size <= 4) return launch_all_reduce<T, 4>(args, stream);
+#endif
+  return launch_all_reduce<T, kMaxRanks>(args, stream);
+}
+
 Status all_reduce(const TeamView& team, const TensorView& in, const TensorView& out,
                   Stream& stream) {
-  TENON_ASSIGN(const Args args, make_args(team, in, out, kNumSlots, 0));
-  const LaunchShape shape = shape_for(args, team.max_blocks);
-  if (in.dtype == DType::kBF16) return launch(stream, shape, all_reduce_kernel<bf16>, args);
-  return launch(stream, shape, all_reduce_kernel<f16>, args);
+  TENON_ASSIGN(Args args, make_args(team, in, out, kNumSlots, 0));
+  args.generation_bytes = static_cast<std::uint64_t>(team.size - 1) * args.slot_bytes;
+  args.queues = args.bytes > kFewBytes;
+  for (int i = 0; i < team.size - 1; ++i) {
+    const int peer = (team.rank + 1 + i) % team.size;
+    const int place = team.rank < peer ? team.rank : team.rank - 1;  // peer_index() of the kernels
+    args.to[i] = team.base[peer] + static_cast<std::uint64_t>(place) * args.slot_bytes;
+  }
+  if (in.dtype == DType::kBF16) return launch_all_reduce<bf16>(args, stream);
+  return launch_all_reduce<f16>(args, stream);
 }
 
 Status all_gather(const TeamView& team, const TensorView& in, const TensorView& out,
                   Stream& stream) {
   TENON_ASSIGN(const Args args, make_args(team, in, out, kGatherGenerations, kFlagBytes));
+  LaunchShape shape = shape_for(args);
   const int most = team.max_blocks < kMaxFlags ? team.max_blocks : kMaxFlags;
-  return launch(stream, shape_for(args, most), all_gather_kernel, args);
+  if (shape.blocks > most) shape.blocks = most;
+  return launch(stream, shape, all_gather_kernel, args);
 }
 
 }  // namespace

@@ -19,7 +19,7 @@ namespace tenon::collectives {
 // flag words and then such slots. Two generations do there, because the flag of one step says that
 // the slot of the step before has been read.
 inline constexpr std::size_t kVectorBytes = 16;
-inline constexpr std::uint32_t kReduceGenerations = 3, kGatherGenerations = 2;
+inline constexpr std::uint32_t kGatherGenerations = 2;
 inline constexpr int kMaxFlags = 64;  // blocks of an all_gather, which has a flag for each
 inline constexpr std::size_t kFlagBytes =
     sizeof(std::uint32_t) * kGatherGenerations * kMaxRanks * kMaxFlags;

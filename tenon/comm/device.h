@@ -12,6 +12,12 @@ namespace tenon {
 
 inline constexpr int kMaxRanks = 8;
 
+// Slots of a mailbox that generations of an exchange use in turn (comm/slots.h).
+inline constexpr int kNumSlots = 3;
+
+// The most blocks of a kernel that waits for peers: on one multiprocessor, and in all.
+inline constexpr int kMaxBlocksPerUnit = 4, kMaxWaitingBlocks = 1024;
+
 // A 32-bit word of a mailbox that holds this has not arrived. It is two NaNs in either 16-bit type
 // and four in either e4m3: senders replace it by another NaN (arithmetic.md, last part).
 inline constexpr std::uint32_t kNotArrived = 0xffffffffu;
@@ -44,7 +50,9 @@ struct FaultRecord {
 // memory, zero at creation: the op that owns the channel keeps its call counter and extents there.
 struct TeamView {
   int rank = 0, size = 1;
-  int max_blocks = 1;          // of a kernel that waits for peers: agreed by the ranks
+  // Blocks of the largest size that a kernel which waits for peers may have, agreed by the ranks;
+  // of smaller blocks it may have up to kMaxBlocksPerUnit times as many.
+  int max_blocks = 1;
   bool shares_device = false;  // other ranks run on this device
   std::byte* base[kMaxRanks] = {};
   std::size_t bytes = 0;                      // of each region
@@ -54,7 +62,7 @@ struct TeamView {
   std::uint64_t deadline_ns = 0;              // longest any one wait may last
   std::uint32_t channel = 0;
 };
-inline constexpr int kStateWords = 64;
+inline constexpr int kStateWords = 2 * kMaxWaitingBlocks + 2;
 inline constexpr int kLostWord = kStateWords - 1;  // 1 once a wait of a kernel on it has failed
 
 }  // namespace tenon

@@ -27,13 +27,14 @@
 //     where the next kernel may start before this one has ended.
 //  6. That "cleared" is seen in this order: the clears of g - 3 come before the sends of g - 1 by
 //     next_generation() within a call and, between calls, by the kernel boundary (devices) or the
-//     fence of begin_call() (host targets, where a kernel boundary is a mere return). The takes of
+//     fence of enter() (host targets, where a kernel boundary is a mere return). The takes of
 //     g - 1 come before the sends of g for the same reason. Whoever passes on what it took orders
 //     its takes before its sends with order_hop().
 //  7. The generation is counted in device memory, so a replayed graph goes on where the last call
-//     ended. Every block reads the counter at its start; the block that has read it last advances
-//     it for the next call, while the data is still on its way. What is stored is the slot, not the
-//     count: 2^32 is no multiple of 3.
+//     ended. Every block has counters of its own, so that none waits for another: at the start of a
+//     call it reads them (begin_call()), then sets its own and those of the blocks beyond the grid
+//     that are its to keep (count_call()): all are equal between calls. What is stored is the slot,
+//     not the count: 2^32 is no multiple of 3.
 //  8. A take that fails has recorded the fault and told every peer (team_wait). The thread then
 //     takes, clears and sends nothing any more; it only follows its block's barriers to the end.
 // clang-format on
@@ -44,7 +45,6 @@
 
 namespace tenon::TENON_TARGET {
 
-inline constexpr int kNumSlots = 3;
 inline constexpr Word4 kNothing = {kNotArrived, kNotArrived, kNotArrived, kNotArrived};
 
 // The rules of the protocol that code can break. Kernels are compiled with Sound; tests compile
@@ -58,38 +58,57 @@ struct Sound {
   static constexpr bool kReplaces = true;    // senders replace kNotArrived
 };
 
-// Where the words of TeamView::state lie: all zero at creation.
-inline constexpr int kCallWord = 0, kSlotWord = 1, kTicketWord = 2;
-
 // One call as a thread sees it.
 struct Call {
   std::uint32_t number, slot;
   bool lost;  // a wait failed: rule 8
 };
 
-// The first thing that every thread does.
+// The first thing that every thread does, before it touches memory.
 template <class Rules>
-TENON_DEVICE Call begin_call(const TeamView& team) {
+TENON_DEVICE void enter() {
   wait_for_previous();
   let_next_start();
   if (!kKernelsAreOrdered && Rules::kFences) fence_system();
-  const std::uint32_t* const state = team.state;
+}
+
+// False once somebody has given up: what peers still read is then anybody's guess, so that this
+// call writes nothing. A device would read the abort word across the bus on every call: it looks at
+// what its own waits on this channel have found out.
+TENON_DEVICE bool team_alive(const TeamView& team) {
+  if (kKernelsAreOrdered) return load_relaxed(&team.state[kLostWord]) == 0;
+  return load_acquire(team.abort_word[team.rank]) == 0;
+}
+
+// The words of TeamView::state that block `block` counts with: calls so far, and the next slot.
+inline constexpr int kCallWord = 0, kSlotWord = 1;
+TENON_DEVICE std::uint32_t* counters(const TeamView& team, int block) {
+  return team.state + 2 * block;
+}
+
+// Every thread.
+template <class Rules>
+TENON_DEVICE Call begin_call(const TeamView& team) {
+  const std::uint32_t* const own = counters(team, block_id());
   const std::uint32_t skew = Rules::kSharesSlot ? 0u : static_cast<std::uint32_t>(team.rank);
-  return {load_relaxed(&state[kCallWord]), (load_relaxed(&state[kSlotWord]) + skew) % kNumSlots,
-          false};
+  return {load_relaxed(own + kCallWord), (load_relaxed(own + kSlotWord) + skew) % kNumSlots,
+          !team_alive(team)};
 }
 
 // Every thread of every block must call this once, in its first generation, with the number of
-// generations of the call.
+// generations of the call. Its place is behind the first sends: what it costs is then hidden by
+// their way.
 template <class Rules>
 TENON_DEVICE void count_call(const TeamView& team, const Call& call, std::uint32_t generations) {
-  sync_block();  // the block has read the counters
-  if (thread_id() != 0) return;
-  std::uint32_t* const state = team.state;
-  if (atomic_add(&state[kTicketWord], 1u) + 1 != static_cast<std::uint32_t>(grid_blocks())) return;
-  state[kTicketWord] = 0;
-  state[kCallWord] = call.number + 1;
-  if (Rules::kAdvances) state[kSlotWord] = (call.slot + generations) % kNumSlots;
+  sync_block();  // every thread has read the counters
+  const int all_blocks = team.max_blocks * kMaxBlocksPerUnit;
+  TENON_NO_UNROLL
+  for (int block = block_id() + thread_id() * grid_blocks(); block < all_blocks;
+       block += block_threads() * grid_blocks()) {
+    std::uint32_t* const kept = counters(team, block);
+    kept[kCallWord] = call.number + 1;
+    if (Rules::kAdvances) kept[kSlotWord] = (call.slot + generations) % kNumSlots;
+  }
 }
 
 // Between two generations of a call. Every thread of the block must call this.
@@ -126,20 +145,75 @@ TENON_DEVICE bool has_arrived(Word4 words) {
          (words.w != kNotArrived);
 }
 
-// Ends with the words that `sender` sent to `at`; `words` may hold an earlier look at them. `row`
-// names the place in a fault.
+// Rule 8: what a thread does whose wait has ended badly.
+TENON_DEVICE void give_up(const TeamView& team, Call& call, Phase phase, int sender,
+                          std::uint32_t row, const Patience& patience) {
+  call.lost = true;
+  record_fault(team, patience.end, phase, sender, call.number, row);
+}
+
+// Waits until the words of `sender` at `at` are there, and leaves them there.
+TENON_DEVICE void await(const TeamView& team, Call& call, Phase phase, int sender,
+                        std::uint32_t row, const std::byte* at) {
+  Patience patience;
+  while (!call.lost && !has_arrived(load16_relaxed(at)))
+    if (!keeps_waiting(patience, team.abort_word[team.rank], team.deadline_ns))
+      give_up(team, call, phase, sender, row, patience);
+}
+
+// Where many blocks wait, every thread that looks slows what it waits for: one lane of each wave
+// waits for its words, by `wait`, before the others look. Every lane of the wave must call this.
+template <class Wait>
+TENON_DEVICE void lead_wave(Call& call, Wait wait) {
+  if constexpr (kWave > 1) {
+    if (thread_id() % kWave == 0) wait();
+    call.lost |= shuffle_from(call.lost ? 1u : 0u, 0) != 0;
+  }
+}
+
+// Ends with the words that `sender` sent to `at`. `row` names the place in a fault.
 template <class Rules>
 TENON_DEVICE void take(const TeamView& team, Call& call, Phase phase, int sender, std::uint32_t row,
                        std::byte* at, Word4& words) {
   if (call.lost) return;
-  if (!has_arrived(words)) {
-    call.lost = !team_wait(team, phase, sender, call.number, row, [&] {
-      words = load16_relaxed(at);
-      return has_arrived(words);
-    });
-    if (call.lost) return;
+  words = load16_relaxed(at);
+  Patience patience;
+  while (!has_arrived(words)) {
+    const bool waits = keeps_waiting(patience, team.abort_word[team.rank], team.deadline_ns);
+    words = load16_relaxed(at);
+    if (!waits && !has_arrived(words)) return give_up(team, call, phase, sender, row, patience);
   }
   if (Rules::kClears) store16_relaxed(at, kNothing);
+}
+
+// The same for words of every peer at once: those of rank r lie at at(r). words[own rank] is the
+// caller's and stays. row() names the place in a fault. kRanks: the most ranks there may be.
+template <class Rules, int kRanks, class Row, class At>
+TENON_DEVICE void take_of_all(const TeamView& team, Call& call, Phase phase, Row row, At at,
+                              Word4 (&words)[kRanks]) {
+  if (call.lost) return;
+  const auto is_peer = [&](int r) { return r < team.size && r != team.rank; };
+  TENON_UNROLL
+  for (int r = 0; r < kRanks; ++r)  // all loads are under way before the first is looked at
+    if (is_peer(r)) words[r] = load16_relaxed(at(r));
+  const auto missing = [&] {
+    int found = -1;
+    TENON_UNROLL
+    for (int r = 0; r < kRanks; ++r)
+      if (is_peer(r) && !has_arrived(words[r])) found = r;
+    return found;
+  };
+  Patience patience;
+  while (missing() >= 0) {
+    const bool waits = keeps_waiting(patience, team.abort_word[team.rank], team.deadline_ns);
+    TENON_UNROLL
+    for (int r = 0; r < kRanks; ++r)
+      if (is_peer(r) && !has_arrived(words[r])) words[r] = load16_relaxed(at(r));
+    if (!waits && missing() >= 0) return give_up(team, call, phase, missing(), row(), patience);
+  }
+  TENON_UNROLL
+  for (int r = 0; r < kRanks; ++r)
+    if (Rules::kClears && is_peer(r)) store16_relaxed(at(r), kNothing);
 }
 
 }  // namespace tenon::TENON_TARGET

@@ -81,6 +81,15 @@ TENON_HD constexpr float fp8_max(DType dtype) {
   }
 }
 
+// Its reciprocal, rounded: the unit of fp32 scales.
+TENON_HD constexpr float fp8_unit(DType dtype) {
+  switch (dtype) {
+    case DType::kE4M3Fnuz: return 1.0f / 240.0f;
+    case DType::kE5M2: return 1.0f / 57344.0f;
+    default: return 1.0f / 448.0f;
+  }
+}
+
 // Rounds |value| to a float8 with kMantissa bits whose smallest normal is 2^kMinExponent; returns
 // the code without its sign, where code 0 is zero and (1 << kMantissa) the smallest normal.
 // Saturates at kMaxCode. |value| must not be NaN.
@@ -152,9 +161,9 @@ struct GroupScale {
 };
 
 // absmax: the group's max |n|, NaN if any element is NaN. fp32 scales.
-TENON_HD inline GroupScale group_scale(float absmax, float fmax) {
+TENON_HD inline GroupScale group_scale(float absmax, DType fp8) {
   const float floored = absmax < 1e-10f ? 1e-10f : absmax;  // a NaN fails the test and stays
-  return {floored * (1.0f / fmax), fmax / floored};
+  return {floored * fp8_unit(fp8), fp8_max(fp8) / floored};
 }
 
 // A power-of-two scale: the exponent biased by 127, as stored, and the factor applied to values.
@@ -165,8 +174,8 @@ struct Ue8m0Scale {
 
 // UE8M0 scales: e = ceil(log2(floored absmax / fmax)) from the float's bits. NaN gives 255 and NaN;
 // an infinite absmax gives e = 128, whose byte is 255 too, with finite codes.
-TENON_HD inline Ue8m0Scale ue8m0_scale(float absmax, float fmax) {
-  const std::uint32_t bits = float_bits(group_scale(absmax, fmax).scale);
+TENON_HD inline Ue8m0Scale ue8m0_scale(float absmax, DType fp8) {
+  const std::uint32_t bits = float_bits(group_scale(absmax, fp8).scale);
   if (bits > 0x7f800000u) return {255u, bits_float(0x7fc00000u)};
   const std::uint32_t biased = (bits >> 23) + ((bits & 0x7fffffu) != 0 ? 1u : 0u);
   if (biased >= 254u) return {biased, biased == 254u ? 0x1p-127f : 0x1p-128f};

@@ -24,17 +24,26 @@
 //                                          its LaunchShape says that it waits
 //   wait_for_previous()                    every thread, before it touches memory: the stream's
 //                                          kernels before this one have ended
+//   kConverts                              whether the device rounds by itself; only then there are
+//   convert_bf16x2(a, b) convert_f16x2     two floats to nearest even, the first in the low half
+//   convert_f16(bits)                      the float of a half
+//   kOwnFp8 convert_fp8x4(a, b, c, d)      four floats to that e4m3, saturating, the first lowest.
+//                                          All as core/fp8.h but for the bits of a NaN
 //   ticks()                                nanoseconds of a monotonic clock of this device
 //   pause()                                a polite pause in a spin; emulated targets yield here
 //   TENON_KERNEL                           in front of a kernel: TENON_KERNEL f(Args args) { … }
 //   TENON_KERNEL_MAX(threads)              the same for blocks of at most so many threads: leaves
 //                                          the compiler more registers. Plain kernels are compiled
 //                                          for up to 1024 threads
+//   TENON_KERNEL_RESIDENT(threads, blocks) … and so that `blocks` of them fit on a multiprocessor
+//   TENON_ARGS(type)                       the type of a kernel's argument that is only read: it
+//                                          stays where the launch put it, also when indexed
 //   TENON_DEVICE                           in front of a function that only kernels call; members
 //                                          of structs and what the host calls too take TENON_HD
 //   TENON_SHARED(type, name, count)        declares `type name[count]` shared by the block
 //   TENON_DYNAMIC_SHARED(type, name)       declares `type* name`: LaunchShape::shared_bytes of it
 //   TENON_UNROLL                           in front of a loop of known length: unroll it
+//   TENON_NO_UNROLL                        in front of a loop that is rarely taken twice
 // clang-format on
 //
 // The host part of a .cu (supports, launch, the table) needs no guard: CUDA and HIP compilers see
@@ -63,14 +72,24 @@ namespace tenon::TENON_TARGET {
 inline constexpr bool kKernelsAreOrdered = true;
 #else
 inline constexpr bool kKernelsAreOrdered = false;
+
+// Host targets round by core/fp8.h; these are only named.
+inline constexpr bool kConverts = false;
+inline constexpr DType kOwnFp8 = DType::kE4M3;
+std::uint32_t convert_bf16x2(float low, float high);
+std::uint32_t convert_f16x2(float low, float high);
+float convert_f16(std::uint32_t bits);
+std::uint32_t convert_fp8x4(float a, float b, float c, float d);
 #endif
 
 }  // namespace tenon::TENON_TARGET
 
 #if defined(__clang__) || defined(__CUDACC__)
 #define TENON_UNROLL _Pragma("unroll")
+#define TENON_NO_UNROLL _Pragma("unroll 1")
 #else
 #define TENON_UNROLL _Pragma("GCC unroll 16")
+#define TENON_NO_UNROLL _Pragma("GCC unroll 1")
 #endif
 
 #include TENON_DEVICE_HEADER

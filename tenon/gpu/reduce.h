@@ -58,6 +58,20 @@ TENON_DEVICE T block_reduce(T value, T identity, Combine combine) {
 TENON_DEVICE float block_sum(float value) {
   return block_reduce(value, 0.0f, [](float a, float b) { return a + b; });
 }
+// The same for a loop that numbers its calls: one barrier instead of two. Whoever passes the
+// barrier of the next turn has read the sums of this one.
+TENON_DEVICE float block_sum(float value, int turn) {
+  if constexpr (kWave == 1) {
+    return value;
+  } else {
+    TENON_SHARED(float, of_wave, 2 * kMaxWaves);
+    float* const sums = of_wave + turn % 2 * kMaxWaves;
+    value = wave_sum(value);
+    if (lane_id() == 0) sums[wave_id()] = value;
+    sync_block();
+    return wave_sum(lane_id() < block_threads() / kWave ? sums[lane_id()] : 0.0f);
+  }
+}
 TENON_DEVICE float block_max(float value) {  // a NaN wins
   return block_reduce(value, -kInfinity, [](float a, float b) { return max_f(a, b); });
 }

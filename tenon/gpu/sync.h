@@ -8,26 +8,44 @@ namespace tenon::TENON_TARGET {
 
 enum class WaitEnd : std::uint32_t { kReady = 0, kDeadline = 1, kAborted = 2 };
 
-// Spins until ready() is true. Every kSpinsPerCheck spins it looks at *abort_word (not zero means:
-// give up) and at the clock: reading either on every spin would slow the wait it serves.
-// ready() runs again after a bad end, so a signal that came with it is not lost.
+// Devices look at the abort word no more often than this: it lies in host memory, and thousands of
+// threads that read it across the bus would be slower than what they wait for.
+inline constexpr std::uint64_t kAbortLookNs = kKernelsAreOrdered ? 1'000'000 : 0;
+
+// One wait so far.
+struct Patience {
+  std::uint32_t looks = 0;
+  std::uint64_t since = 0, looked = 0;  // ticks: of the first check, of the last look at the abort
+  WaitEnd end = WaitEnd::kReady;        // why it is over
+};
+
+// Between two looks. False when the wait is over for *abort_word (not zero means: give up) or for
+// the deadline. Every kLooksPerCheck looks it takes the time: more often would slow the wait.
+TENON_DEVICE bool keeps_waiting(Patience& patience, const std::uint32_t* abort_word,
+                                std::uint64_t deadline_ns) {
+  constexpr std::uint32_t kLooksPerCheck = 64;
+  pause();
+  if (++patience.looks % kLooksPerCheck != 0) return true;
+  const std::uint64_t now = ticks();
+  if (patience.since == 0) patience.since = patience.looked = now;
+  if (now - patience.looked >= kAbortLookNs) {
+    patience.looked = now;
+    if (load_acquire(abort_word) != 0) patience.end = WaitEnd::kAborted;
+  }
+  if (now - patience.since > deadline_ns) patience.end = WaitEnd::kDeadline;
+  return patience.end == WaitEnd::kReady;
+}
+
+// Spins until ready() is true. ready() runs again after a bad end, so a signal that came with it is
+// not lost.
 template <class Ready>
 TENON_DEVICE WaitEnd wait_until(Ready ready, const std::uint32_t* abort_word,
                                 std::uint64_t deadline_ns) {
-  constexpr int kSpinsPerCheck = 64;
-  std::uint64_t begin = 0;
-  bool timing = false;
-  for (;;) {
-    for (int spin = 0; spin < kSpinsPerCheck; ++spin) {
-      if (ready()) return WaitEnd::kReady;
-      pause();
-    }
-    if (load_acquire(abort_word) != 0) return ready() ? WaitEnd::kReady : WaitEnd::kAborted;
-    const std::uint64_t now = ticks();
-    if (!timing) begin = now;
-    timing = true;
-    if (now - begin > deadline_ns) return ready() ? WaitEnd::kReady : WaitEnd::kDeadline;
-  }
+  Patience patience;
+  while (!ready())
+    if (!keeps_waiting(patience, abort_word, deadline_ns))
+      return ready() ? WaitEnd::kReady : patience.end;
+  return WaitEnd::kReady;
 }
 
 }  // namespace tenon::TENON_TARGET

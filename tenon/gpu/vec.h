@@ -10,10 +10,13 @@ namespace tenon::TENON_TARGET {
 // Two 16-bit elements of T in a word, the first in the low half.
 template <class T>
 TENON_DEVICE float low_half(std::uint32_t word) {
+  if constexpr (kConverts && __is_same(T, f16)) return convert_f16(word & 0xffffu);
   return to_float(T{static_cast<std::uint16_t>(word & 0xffffu)});
 }
 template <class T>
 TENON_DEVICE float high_half(std::uint32_t word) {
+  if constexpr (kConverts && __is_same(T, f16)) return convert_f16(word >> 16);
+  if constexpr (__is_same(T, bf16)) return bits_float(word & 0xffff0000u);
   return to_float(T{static_cast<std::uint16_t>(word >> 16)});
 }
 
@@ -33,6 +36,8 @@ using tenon::to_float;
 
 template <class T>
 TENON_DEVICE std::uint32_t pack_halves(float low, float high) {
+  if constexpr (kConverts && __is_same(T, bf16)) return convert_bf16x2(low, high);
+  if constexpr (kConverts && __is_same(T, f16)) return convert_f16x2(low, high);
   return std::uint32_t{round_to<T>(low).bits} | std::uint32_t{round_to<T>(high).bits} << 16;
 }
 
@@ -79,9 +84,26 @@ TENON_DEVICE void store8(T* at, const float (&in)[8]) {
   }
 }
 
+// e4m3fnuz where the device makes e4m3fn. The code of x in the one is that of 2x in the other, but
+// at the upper end, where fnuz has one more number, and for NaN and negative zero.
+TENON_DEVICE std::uint32_t fnuz_code(std::uint32_t code_of_twice, float value) {
+  const float magnitude = bits_float(float_bits(value) & 0x7fffffffu);
+  std::uint32_t code = magnitude > 232.0f ? code_of_twice | 0x7fu : code_of_twice;
+  code = (code & 0x7fu) == 0 ? 0u : code;
+  return value != value ? 0x80u : code;
+}
+
 // Four fp8 codes in a word, the first in the low byte.
 template <DType kType>
 TENON_DEVICE std::uint32_t pack_fp8x4(float a, float b, float c, float d) {
+  if constexpr (kConverts) {
+    if constexpr (kType == kOwnFp8) return convert_fp8x4(a, b, c, d);
+    if constexpr (kType == DType::kE4M3Fnuz && kOwnFp8 == DType::kE4M3) {
+      const std::uint32_t twice = convert_fp8x4(a + a, b + b, c + c, d + d);
+      return fnuz_code(twice & 0xffu, a) | fnuz_code(twice >> 8 & 0xffu, b) << 8 |
+             fnuz_code(twice >> 16 & 0xffu, c) << 16 | fnuz_code(twice >> 24, d) << 24;
+    }
+  }
   return std::uint32_t{to_fp8<kType>(a)} | std::uint32_t{to_fp8<kType>(b)} << 8 |
          std::uint32_t{to_fp8<kType>(c)} << 16 | std::uint32_t{to_fp8<kType>(d)} << 24;
 }

@@ -17,7 +17,7 @@ namespace fused = fused_allreduce_rmsnorm_quant;
 namespace {
 
 // The peer all-reduce of stage 2 moves this much of every rank at a time.
-constexpr std::size_t kSumChunkBytes = std::size_t{1} << 20;
+constexpr std::size_t kSumChunkBytes = std::size_t{8} << 20;
 
 // Powers of two below max_rows, then max_rows: a call with r rows runs as the first bucket >= r.
 std::vector<int> row_buckets(int max_rows) {

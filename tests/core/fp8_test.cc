@@ -210,9 +210,10 @@ std::vector<float> absmaxes() {
 }
 
 TEST(GroupScale, IsTheFormulaInSinglePrecision) {
-  for (float fmax : {448.0f, 240.0f}) {
+  for (const DType fp8 : {DType::kE4M3, DType::kE4M3Fnuz}) {
+    const float fmax = fp8_max(fp8);
     for (float absmax : absmaxes()) {
-      const GroupScale found = group_scale(absmax, fmax);
+      const GroupScale found = group_scale(absmax, fp8);
       const float floored = std::fmax(absmax, 1e-10f);
       // Through doubles, rounded once each: the reciprocal, the product, the quotient.
       const auto reciprocal = static_cast<float>(1.0 / static_cast<double>(fmax));
@@ -223,24 +224,24 @@ TEST(GroupScale, IsTheFormulaInSinglePrecision) {
       ASSERT_EQ(found.scale, scale) << absmax;
       ASSERT_EQ(found.multiplier, multiplier) << absmax;
     }
-    EXPECT_TRUE(std::isnan(group_scale(kNan, fmax).scale));
-    EXPECT_TRUE(std::isnan(group_scale(kNan, fmax).multiplier));
+    EXPECT_TRUE(std::isnan(group_scale(kNan, fp8).scale));
+    EXPECT_TRUE(std::isnan(group_scale(kNan, fp8).multiplier));
   }
 }
 
 TEST(GroupScale, LargestElementBecomesTheLargestCode) {
   for (float absmax : absmaxes()) {
     if (!(absmax >= 1e-10f) || absmax > 1e37f) continue;
-    const GroupScale found = group_scale(absmax, 448.0f);
+    const GroupScale found = group_scale(absmax, DType::kE4M3);
     ASSERT_EQ(to_fp8<DType::kE4M3>(absmax * found.multiplier), 0x7e) << absmax;
   }
 }
 
 TEST(Ue8m0Scale, IsTheNextPowerOfTwo) {
-  for (float fmax : {448.0f, 240.0f}) {
+  for (const DType fp8 : {DType::kE4M3, DType::kE4M3Fnuz}) {
     for (float absmax : absmaxes()) {
-      const Ue8m0Scale found = ue8m0_scale(absmax, fmax);
-      const float scale = group_scale(absmax, fmax).scale;
+      const Ue8m0Scale found = ue8m0_scale(absmax, fp8);
+      const float scale = group_scale(absmax, fp8).scale;
       if (std::isinf(scale)) {
         EXPECT_EQ(found.biased, 255u);
         continue;
@@ -250,7 +251,7 @@ TEST(Ue8m0Scale, IsTheNextPowerOfTwo) {
       ASSERT_EQ(static_cast<int>(found.biased), exponent + 127) << absmax;
       ASSERT_EQ(static_cast<double>(found.multiplier), std::ldexp(1.0, -exponent)) << absmax;
     }
-    const Ue8m0Scale nan = ue8m0_scale(kNan, fmax);
+    const Ue8m0Scale nan = ue8m0_scale(kNan, fp8);
     EXPECT_EQ(nan.biased, 255u);
     EXPECT_TRUE(std::isnan(nan.multiplier));
   }
@@ -259,7 +260,7 @@ TEST(Ue8m0Scale, IsTheNextPowerOfTwo) {
 TEST(Ue8m0Scale, CodesNeverSaturate) {
   for (float absmax : absmaxes()) {
     if (absmax > 1e37f) continue;
-    const float scaled = absmax * ue8m0_scale(absmax, 448.0f).multiplier;
+    const float scaled = absmax * ue8m0_scale(absmax, DType::kE4M3).multiplier;
     ASSERT_LE(scaled, 448.0f * (1.0f + 0x1p-20f)) << absmax;
   }
 }

@@ -74,7 +74,7 @@ class LayerBench {
       float absmax = 0;
       for (std::size_t i = group; i < group + 128; ++i)
         absmax = std::max(absmax, static_cast<float>(std::abs(made.bf16[i])));
-      const GroupScale scale = group_scale(absmax, fp8_max(DType::kE4M3));
+      const GroupScale scale = group_scale(absmax, DType::kE4M3);
       scales.push_back(scale.scale);
       for (std::size_t i = group; i < group + 128; ++i) {
         codes.push_back(to_fp8<DType::kE4M3>(static_cast<float>(made.bf16[i]) * scale.multiplier));

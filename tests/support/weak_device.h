@@ -8,6 +8,8 @@
 
 #define TENON_KERNEL static void
 #define TENON_KERNEL_MAX(threads) TENON_KERNEL
+#define TENON_KERNEL_RESIDENT(threads, blocks) TENON_KERNEL
+#define TENON_ARGS(type) type
 #define TENON_DEVICE [[maybe_unused]] static inline
 #define TENON_SHARED(type, name, count) alignas(64) type name[count]
 #define TENON_DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(::tenon::cpu_block.shared)

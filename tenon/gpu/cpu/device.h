@@ -7,6 +7,8 @@
 
 #define TENON_KERNEL static void
 #define TENON_KERNEL_MAX(threads) static void
+#define TENON_KERNEL_RESIDENT(threads, blocks) static void
+#define TENON_ARGS(type) type
 #define TENON_DEVICE static inline
 #define TENON_SHARED(type, name, count) alignas(64) type name[count]
 #define TENON_DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(::tenon::cpu_block.shared)

@@ -9,6 +9,8 @@
 
 #define TENON_KERNEL static void
 #define TENON_KERNEL_MAX(threads) static void
+#define TENON_KERNEL_RESIDENT(threads, blocks) static void
+#define TENON_ARGS(type) type
 #define TENON_DEVICE static inline
 #define TENON_SHARED(type, name, count)              \
   static constexpr char name##_key_ = 0;             \

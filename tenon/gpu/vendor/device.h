@@ -15,15 +15,22 @@
 #define TENON_SHARED_ __attribute__((shared))
 #define TENON_DEVICE static __attribute__((device)) inline
 #define TENON_BOUNDS_(threads) __attribute__((amdgpu_flat_work_group_size(1, threads)))
+#define TENON_RESIDENT_(threads, blocks) \
+  TENON_BOUNDS_(threads) __attribute__((amdgpu_waves_per_eu(((threads) * (blocks) + 255) / 256)))
+#define TENON_ARGS(type) const type
 #else
 #define TENON_GLOBAL_ __global__
 #define TENON_SHARED_ __shared__
 #define TENON_DEVICE static __device__ inline
 #define TENON_BOUNDS_(threads) __launch_bounds__(threads)
+#define TENON_RESIDENT_(threads, blocks) __launch_bounds__(threads, blocks)
+#define TENON_ARGS(type) const __grid_constant__ type
 #endif
 
 #define TENON_KERNEL TENON_KERNEL_MAX(1024)
 #define TENON_KERNEL_MAX(threads) TENON_GLOBAL_ static TENON_BOUNDS_(threads) void
+#define TENON_KERNEL_RESIDENT(threads, blocks) \
+  TENON_GLOBAL_ static TENON_RESIDENT_(threads, blocks) void
 #define TENON_SHARED(type, name, count) TENON_SHARED_ alignas(16) type name[count]
 #define TENON_DYNAMIC_SHARED(type, name)                                              \
   extern TENON_SHARED_ __attribute__((aligned(16))) std::byte tenon_dynamic_shared[]; \
@@ -32,6 +39,7 @@
 namespace tenon::TENON_TARGET {
 
 inline constexpr int kWave = TENON_WAVE;
+inline constexpr bool kConverts = true;
 
 #if defined(__HIP__)
 
@@ -97,6 +105,41 @@ TENON_DEVICE void pause() { __builtin_amdgcn_s_sleep(1); }
 TENON_DEVICE void let_next_start() {}  // kernels of a stream never overlap
 TENON_DEVICE void wait_for_previous() {}
 
+using Float2_ = float __attribute__((ext_vector_type(2)));
+TENON_DEVICE std::uint32_t convert_bf16x2(float low, float high) {
+  using Bf16x2 = __bf16 __attribute__((ext_vector_type(2)));
+  return __builtin_bit_cast(std::uint32_t, __builtin_convertvector(Float2_{low, high}, Bf16x2));
+}
+TENON_DEVICE std::uint32_t convert_f16x2(float low, float high) {
+  using F16x2 = _Float16 __attribute__((ext_vector_type(2)));
+  return __builtin_bit_cast(std::uint32_t, __builtin_convertvector(Float2_{low, high}, F16x2));
+}
+TENON_DEVICE float convert_f16(std::uint32_t bits) {
+  return static_cast<float>(__builtin_bit_cast(_Float16, static_cast<std::uint16_t>(bits)));
+}
+// What the device's own conversion makes: fnuz on gfx94x, e4m3fn on gfx950.
+#if defined(__gfx940__) || defined(__gfx941__) || defined(__gfx942__)
+inline constexpr DType kOwnFp8 = DType::kE4M3Fnuz;
+inline constexpr float kOwnFp8Max = 240.0f;
+#else
+inline constexpr DType kOwnFp8 = DType::kE4M3;
+inline constexpr float kOwnFp8Max = 448.0f;
+#endif
+// The instruction does not saturate, and the clamp would lose a NaN.
+TENON_DEVICE float clamp_to_own_(float value) {
+  const float within = __builtin_amdgcn_fmed3f(value, kOwnFp8Max, -kOwnFp8Max);
+  return value != value ? value : within;
+}
+TENON_DEVICE std::uint32_t convert_fp8x4(float a, float b, float c, float d) {
+#if defined(__HIP_DEVICE_COMPILE__)
+  int codes = __builtin_amdgcn_cvt_pk_fp8_f32(clamp_to_own_(a), clamp_to_own_(b), 0, false);
+  codes = __builtin_amdgcn_cvt_pk_fp8_f32(clamp_to_own_(c), clamp_to_own_(d), codes, true);
+  return static_cast<std::uint32_t>(codes);
+#else
+  return 0;
+#endif
+}
+
 #else  // CUDA
 
 TENON_DEVICE int thread_id() { return static_cast<int>(threadIdx.x); }
@@ -158,6 +201,32 @@ TENON_DEVICE std::uint64_t ticks() {
 }
 // Nothing: a sleep would cost more than the signals that kernels wait for.
 TENON_DEVICE void pause() {}
+TENON_DEVICE std::uint32_t convert_bf16x2(float low, float high) {
+  std::uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+TENON_DEVICE std::uint32_t convert_f16x2(float low, float high) {
+  std::uint32_t both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+TENON_DEVICE float convert_f16(std::uint32_t bits) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<std::uint16_t>(bits)));
+  return value;
+}
+inline constexpr DType kOwnFp8 = DType::kE4M3;
+TENON_DEVICE std::uint32_t convert_fp8x4(float a, float b, float c, float d) {
+  std::uint32_t codes;
+  asm("{\n\t.reg .b16 low, high;\n\t"
+      "cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n\t"
+      "cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n\t"
+      "mov.b32 %0, {low, high};\n\t}"
+      : "=r"(codes)
+      : "f"(a), "f"(b), "f"(c), "f"(d));
+  return codes;
+}
 TENON_DEVICE void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
 TENON_DEVICE void wait_for_previous() { asm volatile("griddepcontrol.wait;" : : : "memory"); }
 

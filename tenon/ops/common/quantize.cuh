@@ -52,28 +52,44 @@ TENON_DEVICE void pad_scale_rows(const QuantSpec& spec, int row) {
     for (int pad = spec.rows; pad < spec.padded_rows; ++pad) store_scale(spec, pad, group, 0u);
 }
 
+// What lies beside a row's own scales.
+TENON_DEVICE void pad_scales(const QuantSpec& spec, int row) {
+  if (spec.layout == ScaleLayout::kRow) return;
+  pad_scale_groups(spec, row);
+  pad_scale_rows(spec, row);
+}
+
 // Step 10: the scale as it is stored, and the factor applied before rounding to a code.
 struct ChosenScale {
   std::uint32_t word;
   float multiplier;
 };
-template <class T, DType kFp8>
-TENON_DEVICE ChosenScale choose_scale(std::uint32_t absmax, ScaleLayout layout) {
+template <class T>
+TENON_DEVICE ChosenScale choose_scale(const QuantSpec& spec, std::uint32_t absmax) {
   const float a = to_float(T{static_cast<std::uint16_t>(absmax)});
-  if (layout == ScaleLayout::kUe8m0Packed) {
-    const Ue8m0Scale chosen = ue8m0_scale(a, fp8_max(kFp8));
+  const DType fp8 = spec.is_fnuz ? DType::kE4M3Fnuz : DType::kE4M3;
+  if (spec.layout == ScaleLayout::kUe8m0Packed) {
+    const Ue8m0Scale chosen = ue8m0_scale(a, fp8);
     return {chosen.biased, chosen.multiplier};
   }
-  const GroupScale chosen = group_scale(a, fp8_max(kFp8));
+  const GroupScale chosen = group_scale(a, fp8);
   return {float_bits(chosen.scale), chosen.multiplier};
+}
+
+template <class T, int kVectors>
+TENON_DEVICE void encode_as(const QuantSpec& spec, const Word4* from, float multiplier, void* at) {
+  if (spec.is_fnuz) {
+    encode<T, DType::kE4M3Fnuz, kVectors>(from, multiplier, at);
+  } else {
+    encode<T, DType::kE4M3, kVectors>(from, multiplier, at);
+  }
 }
 
 // Steps 9 and 10 of a row whose vectors the threads hold. Codes go to `codes`, one byte an element;
 // put_scale(group, word) takes the scales. Every thread of the block must call this.
-template <class T, DType kFp8, int kMaxRun, class PutScale>
-TENON_DEVICE void quantize_row_as(const QuantSpec& spec, const Run& run,
-                                  const Word4 (&held)[kMaxRun], std::byte* codes,
-                                  PutScale put_scale) {
+template <class T, int kMaxRun, class PutScale>
+TENON_DEVICE void quantize_row(const QuantSpec& spec, const Run& run, const Word4 (&held)[kMaxRun],
+                               std::byte* codes, PutScale put_scale) {
   const int span = spec.group_vectors;
   if constexpr (kMaxRun > 4) {
     if (run.length >= span) {  // whole groups within each run
@@ -82,10 +98,10 @@ TENON_DEVICE void quantize_row_as(const QuantSpec& spec, const Run& run,
         for_vectors<kMaxRun>(span, [&]<int kVectors>(int i) {
           absmax = larger(absmax, absmax_bits<kVectors>(&held[begin + i]));
         });
-        const ChosenScale chosen = choose_scale<T, kFp8>(absmax, spec.layout);
+        const ChosenScale chosen = choose_scale<T>(spec, absmax);
         for_vectors<kMaxRun>(span, [&]<int kVectors>(int i) {
-          encode<T, kFp8, kVectors>(&held[begin + i], chosen.multiplier,
-                                    codes + (run.first + begin + i) * kVector);
+          encode_as<T, kVectors>(spec, &held[begin + i], chosen.multiplier,
+                                 codes + (run.first + begin + i) * kVector);
         });
         put_scale((run.first + begin) / span, chosen.word);
       }
@@ -98,21 +114,14 @@ TENON_DEVICE void quantize_row_as(const QuantSpec& spec, const Run& run,
   for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
     absmax = larger(absmax, absmax_bits<kVectors>(&held[i]));
   });
-  for (int mask = 1; mask < lanes; mask *= 2) absmax = larger(absmax, shuffle_xor(absmax, mask));
-  const ChosenScale chosen = choose_scale<T, kFp8>(absmax, spec.layout);
+  TENON_UNROLL
+  for (int mask = 1; mask < kWave; mask *= 2)
+    if (mask < lanes) absmax = larger(absmax, shuffle_xor(absmax, mask));
+  const ChosenScale chosen = choose_scale<T>(spec, absmax);
   for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
-    encode<T, kFp8, kVectors>(&held[i], chosen.multiplier, codes + (run.first + i) * kVector);
+    encode_as<T, kVectors>(spec, &held[i], chosen.multiplier, codes + (run.first + i) * kVector);
   });
   if (run.count > 0 && thread_id() % lanes == 0) put_scale(run.first / span, chosen.word);
-}
-template <class T, int kMaxRun, class PutScale>
-TENON_DEVICE void quantize_row(const QuantSpec& spec, const Run& run, const Word4 (&held)[kMaxRun],
-                               std::byte* codes, PutScale put_scale) {
-  if (spec.is_fnuz) {
-    quantize_row_as<T, DType::kE4M3Fnuz>(spec, run, held, codes, put_scale);
-  } else {
-    quantize_row_as<T, DType::kE4M3>(spec, run, held, codes, put_scale);
-  }
 }
 
 // The same for elements from `begin` on of `row`, straight to the tensors of the call. `begin` is a

@@ -18,9 +18,12 @@ namespace tenon::TENON_TARGET {
 inline constexpr int kMaxHidden = 16384;
 inline constexpr int kMaxVectors = kMaxHidden / kVector;
 
-// The most threads of a block that works on a row: TENON_KERNEL_MAX of its kernel. Twice as many
-// would halve the registers of a thread, which then do not hold the parts of eight ranks.
+// The most threads of a block that works on a row: the bound of its kernel.
+#if defined(__CUDACC__)
+inline constexpr int kRowThreads = 1024;
+#else
 inline constexpr int kRowThreads = kWave == 1 ? 1 : 512;
+#endif
 
 // The vectors of a row that one thread owns: [first, first + count). `length` is the power of two
 // that every thread owns, those past the end of the row included, so that runs, waves and blocks
@@ -28,9 +31,11 @@ inline constexpr int kRowThreads = kWave == 1 ? 1 : 512;
 struct Run {
   int first, count, length;
 };
+template <int kMaxRun>
 TENON_DEVICE Run own_run(int num_vectors) {
   int length = 1;
-  while (length * block_threads() < num_vectors) length *= 2;
+  if constexpr (kMaxRun > 1)
+    while (length * block_threads() < num_vectors) length *= 2;
   const int first = thread_id() * length;
   const int left = num_vectors - first;
   return {first, left < 0 ? 0 : left < length ? left : length, length};
@@ -143,68 +148,84 @@ TENON_DEVICE const std::byte* weights_at(const NormSpec& spec, int vector) {
   return static_cast<const std::byte*>(spec.weight) + vector * (spec.weight_is_f32 ? 32 : 16);
 }
 
-// Step 8, in place, for vectors whose weights lie at `weights`.
+// Step 8 for vectors whose weights lie at `weights`; h: their residual.
 template <class T, int kVectors>
-TENON_DEVICE void scale_by_weight(Word4* held, float rstd, const NormSpec& spec,
-                                  const std::byte* weights) {
+TENON_DEVICE void scale_by_weight(const float (&h)[kVectors * kVector], Word4* held, float rstd,
+                                  const NormSpec& spec, const std::byte* weights) {
   constexpr int kSize = kVectors * kVector;
-  float h[kSize], weight[kSize];
-  unpack<T, kVectors>(held, h);
+  float n[kSize], weight[kSize];
   if (spec.weight_is_f32) {
     load_floats<float, kVectors>(reinterpret_cast<const float*>(weights), weight);
   } else {
     load_floats<T, kVectors>(reinterpret_cast<const T*>(weights), weight);
   }
-  for (int k = 0; k < kSize; ++k) h[k] = (h[k] * rstd) * (spec.offset + weight[k]);
-  pack<T, kVectors>(h, held);
+  for (int k = 0; k < kSize; ++k) n[k] = (h[k] * rstd) * (spec.offset + weight[k]);
+  pack<T, kVectors>(n, held);
 }
 
-// What a vector needs besides its sums, on its way while they are awaited.
+// What the vectors of a thread need besides their sums, on its way while the sums are awaited.
+// Longer runs would not stay in registers: their rows are read when they are needed.
 struct Ahead {
   Word4 residual, weights[2];
 };
-TENON_DEVICE Ahead load_ahead(const NormSpec& spec, const std::byte* residual, int vector) {
-  Ahead ahead{};
-  if (!spec.fresh_residual) ahead.residual = load16(residual + vector * 16);
-  const std::byte* const weights = weights_at(spec, vector);
-  ahead.weights[0] = load16(weights);
-  if (spec.weight_is_f32) ahead.weights[1] = load16(weights + 16);
+template <int kMaxRun>
+inline constexpr bool kReadsAhead = kMaxRun <= 2 && kWave > 1;
+template <int kMaxRun>
+struct RowAhead {
+  Ahead of[kReadsAhead<kMaxRun> ? kMaxRun : 1];
+};
+template <int kMaxRun>
+TENON_DEVICE RowAhead<kMaxRun> read_ahead(const NormSpec& spec, int row, const Run& run) {
+  RowAhead<kMaxRun> ahead;
+  if constexpr (kReadsAhead<kMaxRun>) {
+    const std::byte* const residual = spec.residual + row * spec.residual_stride;
+    for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
+      const int vector = run.first + i;
+      const std::byte* const weights = weights_at(spec, vector);
+      if (!spec.fresh_residual) ahead.of[i].residual = load16(residual + vector * 16);
+      ahead.of[i].weights[0] = load16(weights);
+      if (spec.weight_is_f32) ahead.of[i].weights[1] = load16(weights + 16);
+    });
+  }
   return ahead;
 }
 
 // Steps 2 to 8 of one row. load_sums.operator()<kVectors>(vector, s) fills the fp32 sums of step 1
 // from that vector on. Leaves the norm in `held` and stores it where it is wanted. Every thread of
-// the block must call this.
+// the block must call this, with the number of rows that the block has done before as `turn`.
 template <class T, int kMaxRun, class LoadSums>
-TENON_DEVICE void norm_row(const NormSpec& spec, int row, const Run& run, Word4 (&held)[kMaxRun],
+TENON_DEVICE void norm_row(const NormSpec& spec, int row, int turn, const Run& run,
+                           const RowAhead<kMaxRun>& ahead, Word4 (&held)[kMaxRun],
                            LoadSums load_sums) {
   std::byte* const residual = spec.residual + row * spec.residual_stride;
+  constexpr bool kAhead = kReadsAhead<kMaxRun>;
+  float kept[kAhead ? kMaxRun : 1][kVector];  // the new residual as floats
   float partials[kMaxRun];
-  partials[0] = 0.0f;                                      // of a thread that owns nothing
-  constexpr bool kLoadsAhead = kMaxRun <= 2 && kWave > 1;  // more would not stay in registers
-  Ahead ahead[kLoadsAhead ? kMaxRun : 1];
-  if constexpr (kLoadsAhead)
-    for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
-      ahead[i] = load_ahead(spec, residual, run.first + i);
-    });
+  partials[0] = 0.0f;  // of a thread that owns nothing
   const auto bytes = [](const Word4* words) { return reinterpret_cast<const std::byte*>(words); };
   for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
     const int vector = run.first + i;
     float h[kVectors * kVector] = {};  // a lost call leaves them alone
     load_sums.template operator()<kVectors>(vector, h);
-    const std::byte* const old = kLoadsAhead ? bytes(&ahead[i].residual) : residual + vector * 16;
+    const std::byte* const old = kAhead ? bytes(&ahead.of[i].residual) : residual + vector * 16;
     add_residual<T, kVectors>(h, old, spec.fresh_residual, &held[i]);
     store_vectors<kVectors>(residual + vector * 16, &held[i]);
     square_sums<kVectors>(h, &partials[i]);
+    if constexpr (kAhead)
+      for (int k = 0; k < kVector; ++k) kept[i][k] = h[k];
   });
-  const float square = block_sum(run_sum(partials, run.count));
+  const float square = block_sum(run_sum(partials, run.count), turn);
   const float rstd = rsqrt_f(square / static_cast<float>(spec.hidden) + spec.eps);
   std::byte* const norm = spec.norm == nullptr ? nullptr : spec.norm + row * spec.norm_stride;
   for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
     const int vector = run.first + i;
-    const std::byte* const weights =
-        kLoadsAhead ? bytes(ahead[i].weights) : weights_at(spec, vector);
-    scale_by_weight<T, kVectors>(&held[i], rstd, spec, weights);
+    if constexpr (kAhead) {
+      scale_by_weight<T, kVectors>(kept[i], &held[i], rstd, spec, bytes(ahead.of[i].weights));
+    } else {
+      float h[kVectors * kVector];
+      unpack<T, kVectors>(&held[i], h);
+      scale_by_weight<T, kVectors>(h, &held[i], rstd, spec, weights_at(spec, vector));
+    }
     if (norm != nullptr) store_vectors<kVectors>(norm + vector * 16, &held[i]);
   });
 }

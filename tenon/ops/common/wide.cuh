@@ -73,7 +73,16 @@ TENON_DEVICE void pack(const float (&from)[kVectors * kVector], Word4* to) {
 // Rounds every element to T and back.
 template <class T, int kSize>
 TENON_DEVICE void round_through(float (&values)[kSize]) {
-  for (int k = 0; k < kSize; ++k) values[k] = to_float(round_to<T>(values[k]));
+  if constexpr (kConverts) {
+    TENON_UNROLL
+    for (int k = 0; k < kSize; k += 2) {
+      const std::uint32_t both = pack_halves<T>(values[k], values[k + 1]);
+      values[k] = low_half<T>(both);
+      values[k + 1] = high_half<T>(both);
+    }
+  } else {
+    for (int k = 0; k < kSize; ++k) values[k] = to_float(round_to<T>(values[k]));
+  }
 }
 
 // Elements [at, at + 8 · kVectors) of T or float.

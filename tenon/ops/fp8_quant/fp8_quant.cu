@@ -35,7 +35,7 @@ TENON_DEVICE void silu_mul(const std::byte* gate_at, const std::byte* up_at, Wor
 
 template <class T, int kMaxRun>
 TENON_KERNEL_MAX(kRowThreads)
-segment_kernel(SegmentArgs args) {
+segment_kernel(TENON_ARGS(SegmentArgs) args) {
   wait_for_previous();
   let_next_start();
   const int num_segments = (args.width + kSegment - 1) / kSegment;
@@ -47,7 +47,7 @@ segment_kernel(SegmentArgs args) {
     if (wants_fp8 && begin == 0) pad_scale_rows(args.quant, row);
     if (row >= limit) continue;
     const int left = args.width - begin;
-    const Run run = own_run((left < kSegment ? left : kSegment) / kVector);
+    const Run run = own_run<kMaxRun>((left < kSegment ? left : kSegment) / kVector);
     const std::byte* const in = args.in + row * args.in_stride + begin * 2;
     std::byte* const out =
         args.out == nullptr ? nullptr : args.out + row * args.out_stride + begin * 2;

@@ -9,10 +9,11 @@
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
 using tenon::fused_allreduce_rmsnorm_quant::Args;
-using tenon::fused_allreduce_rmsnorm_quant::one_shot_row_bytes;
+using tenon::fused_allreduce_rmsnorm_quant::kSlotAlignment;
+using tenon::fused_allreduce_rmsnorm_quant::kUnit;
 using tenon::fused_allreduce_rmsnorm_quant::part_bytes;
 using tenon::fused_allreduce_rmsnorm_quant::result_bytes;
-using tenon::fused_allreduce_rmsnorm_quant::stripe_bytes;
+using tenon::fused_allreduce_rmsnorm_quant::slot_units;
 
 // One shot sends each row to everybody and does each row everywhere. Above these bytes of one
 // rank's part that costs more than a second trip: on devices by link time, on the cpu by
@@ -20,16 +21,19 @@ using tenon::fused_allreduce_rmsnorm_quant::stripe_bytes;
 static std::int64_t one_shot_limit(int team_size) {
   if (team_size == 1) return std::int64_t{1} << 40;
   if constexpr (kWave == 1) return 32 << 10;
-  if (team_size == 2) return 4 << 20;
+  if (team_size == 2) return std::int64_t{1} << 30;
   return team_size <= 4 ? 384 << 10 : 128 << 10;
 }
 
-// Host targets run the blocks of a signalling kernel on one thread: more blocks serve no purpose on
-// cpu, and a few are enough to show what blocks of emu do to each other.
-static int most_blocks(const Situation& where) {
+// Blocks of `threads` that are resident together. Host targets run the blocks of a signalling
+// kernel on one thread: more blocks serve no purpose on cpu, and a few are enough to show what
+// blocks of emu do to each other.
+static int most_blocks(const Situation& where, int threads) {
   if (kWave == 1) return 1;
   const int resident = std::max(where.properties.max_cooperative_blocks, 1);
-  return is_host(where.device.target) ? std::min(resident, 3) : resident;
+  if (is_host(where.device.target)) return std::min(resident, 3);
+  const int on_unit = std::min(std::max(kRowThreads / threads, 1), kMaxBlocksPerUnit);
+  return std::min(resident * on_unit, kMaxWaitingBlocks);
 }
 
 static Status shape_for(const Args& args, const Situation& where, std::int64_t tasks,
@@ -40,9 +44,10 @@ static Status shape_for(const Args& args, const Situation& where, std::int64_t t
     return Status::error(Code::kUnsupported, std::to_string(where.team_size) +
                                                  " ranks are over the limit of " +
                                                  std::to_string(kMaxRanks));
-  shape->blocks = static_cast<int>(std::min<std::int64_t>(tasks, most_blocks(where)));
   shape->threads =
       row_threads(static_cast<int>(args.residual.shape[1]), where.properties.max_threads_per_block);
+  shape->blocks =
+      static_cast<int>(std::min<std::int64_t>(tasks, most_blocks(where, shape->threads)));
   shape->cooperative = true;
   shape->early = !where.shares_device;
   return Status::ok();
@@ -65,6 +70,9 @@ static Status two_shot_supports(const Args& args, const Situation& where, Launch
   return shape_for(args, where, (rows + where.team_size - 1) / where.team_size, shape);
 }
 
+// Where more rows than these are on their way, those who wait for them step back.
+static constexpr int kFewRows = 32;
+
 static FusedArgs fused_args(const Args& args, const TeamView& team) {
   FusedArgs call{};
   call.team = team;
@@ -78,22 +86,57 @@ static FusedArgs fused_args(const Args& args, const TeamView& team) {
   call.quant = quant_spec(args.out.fp8);
   call.spreads_fp8 = !args.out.bf16;
   call.spreads_residual = args.spread_residual;
-  call.slot_bytes =
-      tenon::fused_allreduce_rmsnorm_quant::slot_bytes(static_cast<std::int64_t>(team.bytes));
+  call.queues = kWave > 1 && call.rows > kFewRows;
+  call.mine = team.base[team.rank];
+  call.slot_units = static_cast<int>(slot_units(team.bytes));
+  call.part_units = static_cast<int>(part_bytes(call.norm.hidden) / kUnit);
+  call.entry_units = call.part_units * (team.size - 1);
   return call;
 }
 
-// How many entries (rows, or stripes) of `bytes` each fit into a slot; at least one must.
-static Status fit_chunk(const FusedArgs& call, std::int64_t bytes, std::int64_t* entries) {
+// Where the peers keep what this rank sends them: see FusedArgs.
+static void find_places(FusedArgs& call) {
+  const TeamView& team = call.team;
+  for (int i = 0; i < team.size - 1; ++i) {
+    const int peer = (team.rank + 1 + i) % team.size;
+    const int place = team.rank < peer ? team.rank : team.rank - 1;  // peer_index() of the kernels
+    call.part_to[i] = team.base[peer] + std::int64_t{place} * call.part_units * kUnit;
+    call.result_to[i] =
+        team.base[peer] + (call.spread_offset + std::int64_t{place} * call.spread_units) * kUnit;
+  }
+}
+
+// launch.operator()<kMaxRun, kRanks>() with the smallest instance that serves the call. Host
+// targets have one for all teams.
+template <class Launch>
+static Status with_instance(const LaunchShape& shape, const FusedArgs& call, const Launch& launch) {
+  return with_run(shape.threads, call.norm.hidden, [&]<int kMaxRun>() {
+#if defined(__CUDACC__) || defined(__HIP__)
+    if (call.team.size == 1) return launch.template operator()<kMaxRun, 1>();
+    if (call.team.size == 2) return launch.template operator()<kMaxRun, 2>();
+    if (call.team.size <= 4) return launch.template operator()<kMaxRun, 4>();
+#endif
+    return launch.template operator()<kMaxRun, kMaxRanks>();
+  });
+}
+
+// How many entries (rows, or stripes) of `units` each fit into a slot; at least one must.
+static Status fit_chunk(const FusedArgs& call, std::int64_t units, std::int64_t* entries) {
   constexpr std::int64_t kAny = 1 << 20;  // no peers: nothing is sent
-  *entries = bytes == 0 ? kAny : std::min(call.slot_bytes / bytes, kAny);
+  *entries = units == 0 ? kAny : std::min(call.slot_units / units, kAny);
   if (*entries > 0) return Status::ok();
   return Status::error(Code::kInvalidArgument,
                        "fused_allreduce_rmsnorm_quant: the mailbox has " +
                            std::to_string(call.team.bytes) + " bytes but hidden " +
                            std::to_string(call.norm.hidden) + " needs at least " +
-                           std::to_string(kNumSlots * (bytes + 256)) + " for " +
+                           std::to_string(kNumSlots * (units * kUnit + kSlotAlignment)) + " for " +
                            std::to_string(call.team.size) + " ranks; see mailbox_bytes()");
+}
+
+// Rows per generation, and so their number.
+static void set_chunk(FusedArgs& call, std::int64_t rows) {
+  call.chunk_rows = static_cast<int>(rows);
+  call.num_generations = (call.rows + call.chunk_rows - 1) / call.chunk_rows;
 }
 
 template <class T, class Rules>
@@ -101,10 +144,15 @@ static Status launch_one_shot(const LaunchShape& shape, const Args& args, const 
                               Stream& stream) {
   FusedArgs call = fused_args(args, *team);
   std::int64_t chunk = 0;
-  TENON_TRY(fit_chunk(call, one_shot_row_bytes(call.norm.hidden, team->size), &chunk));
-  call.chunk_rows = static_cast<int>(chunk);
-  return with_run(shape.threads, call.norm.hidden, [&]<int kMaxRun>() {
-    return tenon::launch(stream, shape, one_shot_kernel<T, kMaxRun, Rules>, call);
+  TENON_TRY(fit_chunk(call, call.entry_units, &chunk));
+  set_chunk(call, chunk);
+  find_places(call);
+  const bool row_each = call.rows <= shape.blocks && call.num_generations == 1;
+  return with_instance(shape, call, [&]<int kMaxRun, int kRanks>() {
+    return tenon::launch(stream, shape,
+                         row_each ? one_shot_row_kernel<T, kMaxRun, kRanks, Rules>
+                                  : one_shot_kernel<T, kMaxRun, kRanks, Rules>,
+                         call);
   });
 }
 
@@ -112,15 +160,17 @@ template <class T, class Rules>
 static Status launch_two_shot(const LaunchShape& shape, const Args& args, const TeamView* team,
                               Stream& stream) {
   FusedArgs call = fused_args(args, *team);
-  call.spread_bytes = result_bytes(call.norm.hidden, call.spreads_fp8, call.quant.num_groups,
-                                   call.spreads_residual);
+  call.spread_units = static_cast<int>(result_bytes(call.norm.hidden, call.spreads_fp8,
+                                                    call.quant.num_groups, call.spreads_residual) /
+                                       kUnit);
+  call.spread_entry_units = call.spread_units * (team->size - 1);
   std::int64_t stripes = 0;
-  TENON_TRY(
-      fit_chunk(call, stripe_bytes(call.norm.hidden, call.spread_bytes, team->size), &stripes));
-  call.chunk_rows = static_cast<int>(stripes * team->size);
-  call.spread_offset = stripes * one_shot_row_bytes(call.norm.hidden, team->size);
-  return with_run(shape.threads, call.norm.hidden, [&]<int kMaxRun>() {
-    return tenon::launch(stream, shape, two_shot_kernel<T, kMaxRun, Rules>, call);
+  TENON_TRY(fit_chunk(call, call.entry_units + call.spread_entry_units, &stripes));
+  set_chunk(call, stripes * team->size);
+  call.spread_offset = static_cast<int>(stripes) * call.entry_units;
+  find_places(call);
+  return with_instance(shape, call, [&]<int kMaxRun, int kRanks>() {
+    return tenon::launch(stream, shape, two_shot_kernel<T, kMaxRun, kRanks, Rules>, call);
   });
 }
 

@@ -9,73 +9,157 @@
 
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
-// What the kernels get. Strides and offsets are in bytes.
+// What the kernels get. Strides are in bytes; offsets within a mailbox, which has at most 2 GiB, in
+// units of 16.
 struct FusedArgs {
   TeamView team;
+  std::byte* mine;  // this rank's region
+  // Where peer number (rank + 1 + i) mod size keeps what I send it, for entry 0 of slot 0: so every
+  // rank starts with another peer.
+  std::byte* part_to[kMaxRanks - 1];
+  std::byte* result_to[kMaxRanks - 1];  // two_shot
   const std::byte* partial;
   std::int64_t partial_stride;
   int rows;
-  int chunk_rows;                            // rows per generation
-  std::int64_t slot_bytes;                   // of one slot
-  std::int64_t spread_offset, spread_bytes;  // two_shot: where results lie in a slot; bytes a row
-  bool spreads_fp8, spreads_residual;        // two_shot
+  int chunk_rows, num_generations;  // rows per generation; how many generations
+  int slot_units;
+  int part_units, entry_units;           // one rank's part of a row; those of all peers
+  int spread_units, spread_entry_units;  // two_shot: a result; those of all peers
+  int spread_offset;                     // two_shot: where results begin in a slot
+  bool spreads_fp8, spreads_residual;    // two_shot
+  bool queues;                           // many blocks wait: see await_of_all()
   NormSpec norm;
   QuantSpec quant;
 };
 
-// Every thread of every block, in the first generation of a call.
-template <class Rules>
-TENON_DEVICE void count_call(const FusedArgs& args, const Call& call) {
-  const int generations = (args.rows + args.chunk_rows - 1) / args.chunk_rows;
-  tenon::TENON_TARGET::count_call<Rules>(args.team, call, static_cast<std::uint32_t>(generations));
+// Where an entry of the chunk lies in an area whose entries have `units` each.
+TENON_DEVICE std::uint32_t entry_at(const FusedArgs& args, const Call& call, int units, int entry) {
+  return call.slot * static_cast<std::uint32_t>(args.slot_units) +
+         static_cast<std::uint32_t>(entry * units);
+}
+// `units` of 16 bytes behind `at`.
+TENON_DEVICE std::byte* at_unit(std::byte* at, std::uint32_t units) {
+  return at + std::uint64_t{units} * 16;
+}
+TENON_DEVICE const std::byte* at_unit(const std::byte* at, std::uint32_t units) {
+  return at + std::uint64_t{units} * 16;
 }
 
-// Offset in every mailbox of what `sender` has for `receiver` about entry `entry` of the chunk,
-// where an area of the slot has entries of `bytes` per sender.
-TENON_DEVICE std::int64_t entry_offset(const FusedArgs& args, const Call& call, std::int64_t area,
-                                       std::int64_t bytes, int entry, int sender, int receiver) {
-  const std::int64_t place =
-      std::int64_t{entry} * (args.team.size - 1) + peer_index(sender, receiver);
-  return call.slot * args.slot_bytes + area + place * bytes;
+// step(i) for each peer number i; kRanks: the most ranks there may be.
+template <int kRanks, class Step>
+TENON_DEVICE void for_peers(const TeamView& team, Step step) {
+  TENON_UNROLL
+  for (int i = 0; i < kRanks - 1; ++i)
+    if (kRanks <= 2 || i < team.size - 1) step(i);
 }
 
-// All threads of a block: 16-byte vectors [0, num_vectors) of `from` to `at`.
-template <class Rules>
-TENON_DEVICE void send_row(std::byte* at, const std::byte* from, int num_vectors) {
-  for (int i = thread_id(); i < num_vectors; i += block_threads())
-    send<Rules>(at + i * 16, load16(from + i * 16));
+// A thread's words of this rank's part of a row. Only a thread that owns one vector keeps it;
+// others read it again.
+template <int kMaxRun>
+struct Own {
+  static constexpr bool kKept = kMaxRun == 1;
+  Word4 words;
+};
+template <int kMaxRun>
+TENON_DEVICE Own<kMaxRun> load_own(const FusedArgs& args, int row) {
+  Own<kMaxRun> own{};
+  if constexpr (Own<kMaxRun>::kKept)
+    if (thread_id() < args.norm.hidden / kVector)
+      own.words = load16(at_unit(args.partial + row * args.partial_stride,
+                                 static_cast<std::uint32_t>(thread_id())));
+  return own;
 }
 
-// Step 1 for vectors of a row that every rank has sent a part of: sums in rank order. The parts of
-// the peers lie at mine + offset(rank), this rank's own at `own`.
-template <class T, class Rules, int kVectors, class Offset>
-TENON_DEVICE void take_sums(const FusedArgs& args, Call& call, Phase phase, int row,
-                            const std::byte* own, Offset offset,
-                            float (&sums)[kVectors * kVector]) {
+// All threads of a block: this rank's part of a row to every peer.
+template <class Rules, int kRanks, int kMaxRun>
+TENON_DEVICE void send_part(const FusedArgs& args, const Call& call, int row, int entry,
+                            const Own<kMaxRun>& own) {
+  const std::uint32_t at = entry_at(args, call, args.entry_units, entry);
+  const std::byte* const from = args.partial + row * args.partial_stride;
+  const auto send_vector = [&](std::uint32_t i, Word4 words) {
+    for_peers<kRanks>(args.team,
+                      [&](int peer) { send<Rules>(at_unit(args.part_to[peer], at + i), words); });
+  };
+  const int num_vectors = args.norm.hidden / kVector;
+  if constexpr (Own<kMaxRun>::kKept) {
+    if (thread_id() < num_vectors) send_vector(static_cast<std::uint32_t>(thread_id()), own.words);
+  } else {
+    for (int i = thread_id(); i < num_vectors; i += block_threads())
+      send_vector(static_cast<std::uint32_t>(i), load16(from + i * 16));
+  }
+}
+
+// Where `sender` leaves vector `vector` of its part of an entry for this rank.
+template <int kRanks>
+TENON_DEVICE std::byte* part_from(const FusedArgs& args, const Call& call, int entry, int vector,
+                                  int sender) {
+  const int place = kRanks == 2 ? 0 : peer_index(sender, args.team.rank) * args.part_units;
+  return at_unit(args.mine, entry_at(args, call, args.entry_units, entry) +
+                                static_cast<std::uint32_t>(place + vector));
+}
+
+// Before the parts of a row are taken, where many rows are under way.
+template <int kRanks>
+TENON_DEVICE void await_parts(const FusedArgs& args, Call& call, int row, int entry,
+                              const Run& run) {
+  if (kRanks == 1 || !args.queues) return;
+  lead_wave(call, [&] {
+    TENON_NO_UNROLL
+    for (int sender = 0; sender < args.team.size && run.count > 0; ++sender)
+      if (sender != args.team.rank)
+        await(args.team, call, Phase::kScatter, sender, static_cast<std::uint32_t>(row),
+              part_from<kRanks>(args, call, entry, run.first, sender));
+  });
+}
+
+// Step 1 of one vector of which every peer has sent its part: sums in rank order.
+template <class T, class Rules, int kRanks>
+TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, int row, int entry, int vector,
+                           const Word4& own, float (&sum)[kVector]) {
   const int rank = args.team.rank, size = args.team.size;
-  std::byte* const mine = args.team.base[rank];
-  Word4 words[kMaxRanks][kVectors];
-  TENON_UNROLL
-  for (int r = 0; r < kMaxRanks; ++r) {  // all loads are under way before the first is looked at
-    if (r >= size) continue;
-    for (int i = 0; i < kVectors; ++i)
-      words[r][i] = r == rank ? load16(own + i * 16) : load16_relaxed(mine + offset(r) + i * 16);
+  const auto name = static_cast<std::uint32_t>(row);
+  float addend[kVector];
+  if constexpr (kRanks == 1) {
+    unpack8<T>(own, sum);
+  } else if constexpr (kRanks == 2) {  // one peer, and a sum of two has no order
+    Word4 theirs{};
+    take<Rules>(args.team, call, Phase::kScatter, 1 - rank, name,
+                part_from<kRanks>(args, call, entry, vector, 1 - rank), theirs);
+    unpack8<T>(own, sum);
+    unpack8<T>(theirs, addend);
+    for (int k = 0; k < kVector; ++k) sum[k] = sum[k] + addend[k];
+  } else {
+    Word4 words[kRanks] = {};
+    take_of_all<Rules, kRanks>(
+        args.team, call, Phase::kScatter, [&] { return name; },
+        [&](int sender) { return part_from<kRanks>(args, call, entry, vector, sender); }, words);
+    TENON_UNROLL
+    for (int r = 0; r < kRanks; ++r)
+      if (r == rank) words[r] = own;
+    const int first = Rules::kRankOrder ? 0 : rank;
+    unpack8<T>(words[first], sum);
+    TENON_UNROLL
+    for (int step = 1; step < kRanks; ++step) {
+      if (step >= size) continue;
+      unpack8<T>(words[Rules::kRankOrder ? step : (first + step) % size], addend);
+      for (int k = 0; k < kVector; ++k) sum[k] = sum[k] + addend[k];
+    }
   }
-  TENON_UNROLL
-  for (int r = 0; r < kMaxRanks; ++r) {
-    if (r >= size || r == rank) continue;
-    for (int i = 0; i < kVectors; ++i)
-      take<Rules>(args.team, call, phase, r, static_cast<std::uint32_t>(row),
-                  mine + offset(r) + i * 16, words[r][i]);
-  }
-  const int first = Rules::kRankOrder ? 0 : rank;
-  unpack<T, kVectors>(words[first], sums);
-  TENON_UNROLL
-  for (int step = 1; step < kMaxRanks; ++step) {
-    if (step >= size) continue;
-    float part[kVectors * kVector];
-    unpack<T, kVectors>(words[Rules::kRankOrder ? step : (first + step) % size], part);
-    for (int k = 0; k < kVectors * kVector; ++k) sums[k] = sums[k] + part[k];
+}
+
+// The same for kVectors vectors from `vector` on.
+template <class T, class Rules, int kRanks, int kMaxRun, int kVectors>
+TENON_DEVICE void take_sums(const FusedArgs& args, Call& call, int row, int entry, int vector,
+                            const Own<kMaxRun>& kept, float (&sums)[kVectors * kVector]) {
+  if constexpr (Own<kMaxRun>::kKept && kVectors == 1) {
+    take_sum<T, Rules, kRanks>(args, call, row, entry, vector, kept.words, sums);
+  } else {
+    const std::byte* const own = args.partial + row * args.partial_stride + vector * 16;
+    for (int i = 0; i < kVectors; ++i) {
+      float sum[kVector];
+      take_sum<T, Rules, kRanks>(args, call, row, entry, vector + i, load16(own + i * 16), sum);
+      for (int k = 0; k < kVector; ++k) sums[i * kVector + k] = sum[k];
+    }
   }
 }
 

@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "tenon/comm/device.h"
+
 namespace tenon::fused_allreduce_rmsnorm_quant {
 
-inline constexpr std::int64_t kSlots = 3;
+inline constexpr std::int64_t kSlots = kNumSlots;
 inline constexpr std::int64_t kMaxSlotBytes = std::int64_t{15} << 20;  // three are 45 MiB
 
 // Bytes of one rank's part of a row, and of an owner's result for one row.
@@ -26,9 +28,13 @@ constexpr std::int64_t stripe_bytes(std::int64_t hidden, std::int64_t result, in
   return (part_bytes(hidden) + result) * (team_size - 1);
 }
 
-// Slots start at multiples of 256 bytes.
-constexpr std::int64_t slot_bytes(std::int64_t mailbox_bytes) {
-  return mailbox_bytes / kSlots / 256 * 256;
+// Offsets are counted in vectors of 16 bytes, and slots start at multiples of 256 bytes. A mailbox
+// may be larger than what 31 bits of such units reach; the rest is not used.
+inline constexpr std::int64_t kUnit = 16, kSlotAlignment = 256;
+constexpr std::int64_t slot_units(std::size_t mailbox_bytes) {
+  const std::int64_t bytes =
+      std::min(static_cast<std::int64_t>(mailbox_bytes), std::int64_t{1} << 31);
+  return bytes / kSlots / kSlotAlignment * (kSlotAlignment / kUnit);
 }
 
 }  // namespace tenon::fused_allreduce_rmsnorm_quant

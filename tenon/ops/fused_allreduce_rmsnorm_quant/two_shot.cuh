@@ -54,39 +54,45 @@ TENON_DEVICE void fill_image(const QuantSpec& spec, int hidden, const Run& run,
   sync_block();
 }
 
-// Where a thread of an owner, or of a receiver, finds the parts of one result.
-struct Results {
-  std::int64_t norm, residual;  // offsets within the result; codes lie where the norm would
-};
-TENON_DEVICE Results results_of(const FusedArgs& args) {
-  return {0, args.spread_bytes - std::int64_t{args.norm.hidden} * 2};
+// Where the residual lies in a result that has it: behind the norm, or the image.
+TENON_DEVICE std::uint32_t residual_at(const FusedArgs& args) {
+  return static_cast<std::uint32_t>(args.spread_units - args.norm.hidden / kVector);
 }
 
-// Phase 2 for one row of mine.
-template <class T, class Rules, int kMaxRun>
-TENON_DEVICE void own_row(const FusedArgs& args, Call& call, int row, int entry, const Run& run,
-                          Word4 (&held)[kMaxRun], Word4* image, std::uint32_t* lost_word) {
-  const TeamView& team = args.team;
-  const int hidden = args.norm.hidden;
-  const std::int64_t part_bytes = std::int64_t{hidden} * 2;
-  const auto result_at = [&](int peer) {
-    return team.base[peer] +
-           entry_offset(args, call, args.spread_offset, args.spread_bytes, entry, team.rank, peer);
+// My part of every row of a stripe to its owner.
+template <class Rules, int kRanks>
+TENON_DEVICE void scatter_stripe(const FusedArgs& args, const Call& call, int first_row,
+                                 int stripe) {
+  const std::uint32_t at = entry_at(args, call, args.entry_units, stripe);
+  const int num_vectors = args.norm.hidden / kVector;
+  for_peers<kRanks>(args.team, [&](int peer) {
+    const int row = first_row + (args.team.rank + 1 + peer) % args.team.size;
+    if (row >= args.rows) return;
+    const std::byte* const from = args.partial + row * args.partial_stride;
+    for (int i = thread_id(); i < num_vectors; i += block_threads())
+      send<Rules>(at_unit(args.part_to[peer], at + static_cast<std::uint32_t>(i)),
+                  load16(from + i * 16));
+  });
+}
+
+// My row of a stripe: its norm, and the results to every peer. `lost_word` is the block's.
+template <class T, int kMaxRun, int kRanks, class Rules>
+TENON_DEVICE void own_row(const FusedArgs& args, Call& call, int row, int turn, int stripe,
+                          const Run& run, Word4* image, std::uint32_t* lost_word) {
+  Word4 held[kMaxRun];
+  const std::uint32_t results = entry_at(args, call, args.spread_entry_units, stripe);
+  const auto send_to_peers = [&](std::uint32_t unit, Word4 words) {
+    for_peers<kRanks>(args.team, [&](int peer) {
+      send<Rules>(at_unit(args.result_to[peer], results + unit), words);
+    });
   };
-  const auto send_to_peers = [&](std::int64_t offset, Word4 words) {
-    for (int step = 1; step < team.size; ++step)
-      send<Rules>(result_at((team.rank + step) % team.size) + offset, words);
-  };
-  const std::byte* const own = args.partial + row * args.partial_stride;
-  norm_row<T>(args.norm, row, run, held,
+  const auto own = load_own<kMaxRun>(args, row);
+  const auto ahead = read_ahead<kMaxRun>(args.norm, row, run);
+  await_parts<kRanks>(args, call, row, stripe, run);
+  norm_row<T>(args.norm, row, turn, run, ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
-                take_sums<T, Rules, kVectors>(
-                    args, call, Phase::kScatter, row, own + vector * 16,
-                    [&](int sender) {
-                      return entry_offset(args, call, 0, part_bytes, entry, sender, team.rank) +
-                             vector * 16;
-                    },
-                    sums);
+                take_sums<T, Rules, kRanks, kMaxRun, kVectors>(args, call, row, stripe, vector, own,
+                                                               sums);
                 if (call.lost) *lost_word = 1;
               });
   call.lost |= *lost_word != 0;  // set before the barriers of norm_row, so all threads agree
@@ -94,78 +100,91 @@ TENON_DEVICE void own_row(const FusedArgs& args, Call& call, int row, int entry,
   if (args.spreads_residual && !call.lost) {
     const std::byte* const residual = args.norm.residual + row * args.norm.residual_stride;
     for (int i = run.first; i < run.first + run.count; ++i)  // what this thread has just stored
-      send_to_peers(results_of(args).residual + i * 16, load16(residual + i * 16));
+      send_to_peers(residual_at(args) + static_cast<std::uint32_t>(i), load16(residual + i * 16));
   }
   if (args.spreads_fp8) {
-    fill_image<T>(args.quant, hidden, run, held, image);
-    for (int i = thread_id(); i < image_vectors(args.quant, hidden); i += block_threads()) {
-      store_image(args.quant, row, hidden, i, image[i]);
-      const bool escapes = args.quant.is_fnuz && i < hidden / 16;
+    fill_image<T>(args.quant, args.norm.hidden, run, held, image);
+    for (int i = thread_id(); i < image_vectors(args.quant, args.norm.hidden);
+         i += block_threads()) {
+      store_image(args.quant, row, args.norm.hidden, i, image[i]);
+      const bool escapes = args.quant.is_fnuz && i < args.norm.hidden / 16;
       if (call.lost) continue;
-      send_to_peers(i * 16, escapes ? replace_words(image[i], kFnuzLowest, kFnuzEscape) : image[i]);
+      send_to_peers(static_cast<std::uint32_t>(i),
+                    escapes ? replace_words(image[i], kFnuzLowest, kFnuzEscape) : image[i]);
     }
     return;
   }
   for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int first) {
     for (int i = first; i < first + kVectors && !call.lost; ++i)
-      send_to_peers((run.first + i) * 16, held[i]);
+      send_to_peers(static_cast<std::uint32_t>(run.first + i), held[i]);
   });
   if (args.quant.codes != nullptr) quantize_to_tensors<T>(args.quant, row, 0, run, held);
 }
 
-// Phase 3 for one row of a peer.
-template <class T, class Rules, int kMaxRun>
-TENON_DEVICE void peer_row(const FusedArgs& args, Call& call, int row, int entry, int owner,
-                           const Run& run, Word4 (&held)[kMaxRun]) {
+// The row of a peer: what its owner has sent.
+template <class T, int kMaxRun, class Rules>
+TENON_DEVICE void peer_row(const FusedArgs& args, Call& call, int row, int stripe, int owner,
+                           const Run& run) {
   const TeamView& team = args.team;
   const int hidden = args.norm.hidden;
-  std::byte* const result =
-      team.base[team.rank] +
-      entry_offset(args, call, args.spread_offset, args.spread_bytes, entry, owner, team.rank);
-  const auto take_at = [&](std::int64_t offset) {
-    Word4 words = load16_relaxed(result + offset);
-    take<Rules>(team, call, Phase::kGather, owner, static_cast<std::uint32_t>(row), result + offset,
-                words);
+  const std::uint32_t result =
+      static_cast<std::uint32_t>(args.spread_offset) +
+      entry_at(args, call, args.spread_entry_units, stripe) +
+      static_cast<std::uint32_t>(peer_index(owner, team.rank) * args.spread_units);
+  const auto take_at = [&](std::uint32_t unit) {
+    Word4 words{};
+    take<Rules>(team, call, Phase::kGather, owner, static_cast<std::uint32_t>(row),
+                at_unit(args.mine, result + unit), words);
     return words;
   };
+  if (args.queues)
+    lead_wave(call, [&] {
+      const int num_vectors =
+          args.spreads_fp8 ? image_vectors(args.quant, hidden) : hidden / kVector;
+      const int vector = args.spreads_fp8 ? thread_id() : run.first;
+      if (vector < num_vectors)
+        await(team, call, Phase::kGather, owner, static_cast<std::uint32_t>(row),
+              at_unit(args.mine, result + static_cast<std::uint32_t>(vector)));
+    });
   if (args.spreads_residual) {
     std::byte* const residual = args.norm.residual + row * args.norm.residual_stride;
     for (int i = thread_id(); i < hidden / kVector; i += block_threads())
-      store16(residual + i * 16, take_at(results_of(args).residual + i * 16));
+      store16(residual + i * 16, take_at(residual_at(args) + static_cast<std::uint32_t>(i)));
   }
   if (args.spreads_fp8) {
     for (int i = thread_id(); i < image_vectors(args.quant, hidden); i += block_threads()) {
-      const Word4 words = take_at(i * 16);
+      const Word4 words = take_at(static_cast<std::uint32_t>(i));
       const bool escapes = args.quant.is_fnuz && i < hidden / 16;
       store_image(args.quant, row, hidden, i,
                   escapes ? replace_words(words, kFnuzEscape, kFnuzLowest) : words);
     }
     return;
   }
+  Word4 held[kMaxRun];
   std::byte* const norm =
       args.norm.norm == nullptr ? nullptr : args.norm.norm + row * args.norm.norm_stride;
   for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int first) {
     for (int i = first; i < first + kVectors; ++i) {
-      held[i] = take_at((run.first + i) * 16);
+      held[i] = take_at(static_cast<std::uint32_t>(run.first + i));
       if (norm != nullptr) store16(norm + (run.first + i) * 16, held[i]);
     }
   });
   if (args.quant.codes != nullptr) quantize_to_tensors<T>(args.quant, row, 0, run, held);
 }
 
-template <class T, int kMaxRun, class Rules = Sound>
-TENON_KERNEL_MAX(kRowThreads)
-two_shot_kernel(FusedArgs args) {
+// Each block sends its parts of a stripe while the parts of the one before and the results of the
+// one before that are on their way.
+template <class T, int kMaxRun, int kRanks, class Rules = Sound>
+TENON_KERNEL_RESIDENT(kRowThreads, 1)
+two_shot_kernel(TENON_ARGS(FusedArgs) args) {
   TENON_SHARED(Word4, image, kMaxImage);
   TENON_SHARED(std::uint32_t, lost_words, 2);
+  enter<Rules>();
   Call call = begin_call<Rules>(args.team);
-  const TeamView& team = args.team;
-  const int size = team.size, num_vectors = args.norm.hidden / kVector;
-  const std::int64_t part_bytes = std::int64_t{num_vectors} * 16;
-  const Run run = own_run(num_vectors);
-  Word4 held[kMaxRun];
-  if (thread_id() == 0) lost_words[0] = lost_words[1] = 0;
-  sync_block();
+  const int size = args.team.size, rank = args.team.rank;
+  const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
+  const int stride = grid_blocks();
+  if (thread_id() == 0) lost_words[0] = lost_words[1] = 0;  // count_call() has a barrier
   int turn = 0;  // rows owned so far: threads of a block are at most one apart, hence two words
 
   for (int first = 0; first < args.rows; first += args.chunk_rows) {
@@ -173,38 +192,27 @@ two_shot_kernel(FusedArgs args) {
     const int left = args.rows - first;
     const int chunk = left < args.chunk_rows ? left : args.chunk_rows;
     const int num_stripes = (chunk + size - 1) / size;
-    const auto row_of = [&](int stripe, int owner) { return first + stripe * size + owner; };
-
-    // Phase 1: my part of every row to its owner.
-    for (int stripe = block_id(); stripe < num_stripes && !call.lost; stripe += grid_blocks()) {
-      for (int step = 1; step < size; ++step) {
-        const int owner = (team.rank + step) % size, row = row_of(stripe, owner);
-        if (row >= args.rows) continue;
-        send_row<Rules>(
-            team.base[owner] + entry_offset(args, call, 0, part_bytes, stripe, team.rank, owner),
-            args.partial + row * args.partial_stride, num_vectors);
+    for (int ahead = block_id(); ahead < num_stripes + 2 * stride; ahead += stride) {
+      if (ahead < num_stripes && !call.lost)
+        scatter_stripe<Rules, kRanks>(args, call, first + ahead * size, ahead);
+      if (first == 0 && ahead < stride)
+        count_call<Rules>(args.team, call, static_cast<std::uint32_t>(args.num_generations));
+      const int mine = ahead - stride, row = first + mine * size + rank;
+      if (mine >= 0 && mine < num_stripes && row < args.rows) {
+        own_row<T, kMaxRun, kRanks, Rules>(args, call, row, turn, mine, run, image,
+                                           &lost_words[turn % 2]);
+        ++turn;
       }
-    }
-    if (first == 0) count_call<Rules>(args, call);
-
-    // Phase 2: my rows, and their results to every peer.
-    for (int stripe = block_id(); stripe < num_stripes; stripe += grid_blocks()) {
-      const int row = row_of(stripe, team.rank);
-      if (row < args.rows)
-        own_row<T, Rules>(args, call, row, stripe, run, held, image, &lost_words[turn++ % 2]);
-    }
-    // Phase 3: the rows of the others.
-    for (int stripe = block_id(); stripe < num_stripes; stripe += grid_blocks()) {
-      for (int step = 1; step < size; ++step) {
-        const int owner = (team.rank + step) % size, row = row_of(stripe, owner);
-        if (row < args.rows) peer_row<T, Rules>(args, call, row, stripe, owner, run, held);
+      const int theirs = mine - stride;
+      for (int peer = 0; theirs >= 0 && peer < size - 1; ++peer) {
+        const int owner = (rank + 1 + peer) % size, of_peer = first + theirs * size + owner;
+        if (of_peer < args.rows)
+          peer_row<T, kMaxRun, Rules>(args, call, of_peer, theirs, owner, run);
       }
-    }
-    // What lies beside the rows' own data: every rank for every row.
-    for (int entry = block_id(); args.quant.codes != nullptr && entry < chunk;
-         entry += grid_blocks()) {
-      pad_scale_groups(args.quant, first + entry);
-      pad_scale_rows(args.quant, first + entry);
+      if (theirs < 0 || args.quant.codes == nullptr) continue;
+      for (int each = 0; each < size; ++each)  // every rank for every row
+        if (first + theirs * size + each < args.rows)
+          pad_scales(args.quant, first + theirs * size + each);
     }
   }
 }

@@ -20,21 +20,21 @@ struct RowArgs {
 
 template <class T, int kMaxRun>
 TENON_KERNEL_MAX(kRowThreads)
-row_kernel(RowArgs args) {
+row_kernel(TENON_ARGS(RowArgs) args) {
   wait_for_previous();
   let_next_start();
-  const Run run = own_run(args.norm.hidden / kVector);
+  const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
   Word4 held[kMaxRun];
+  int turn = 0;
   for (int row = block_id(); row < args.rows; row += grid_blocks()) {
     const std::byte* const y = args.y + row * args.y_stride;
-    norm_row<T>(args.norm, row, run, held,
+    norm_row<T>(args.norm, row, turn++, run, read_ahead<kMaxRun>(args.norm, row, run), held,
                 [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
                   load_floats<T, kVectors>(reinterpret_cast<const T*>(y) + vector * kVector, sums);
                 });
     if (args.quant.codes == nullptr) continue;
     quantize_to_tensors<T>(args.quant, row, 0, run, held);
-    pad_scale_groups(args.quant, row);
-    pad_scale_rows(args.quant, row);
+    pad_scales(args.quant, row);
   }
 }
 
