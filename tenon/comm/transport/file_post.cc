@@ -82,8 +82,8 @@ Status FilePost::send(int peer, int file) const {
   return system_failed("send a file to rank " + std::to_string(peer), sent < 0 ? errno : EIO);
 }
 
-// The next letter that lies here, with the file that came in it.
-Result<Descriptor> FilePost::receive(Letter& letter) const {
+// Takes the next letter that lies here, and the file that came in it; false where there is none.
+bool FilePost::receive(Letter& letter, Descriptor& file) const {
   iovec text{&letter, sizeof letter};
   Attachment attachment{};
   msghdr message{};
@@ -95,40 +95,49 @@ Result<Descriptor> FilePost::receive(Letter& letter) const {
   do {
     got = recvmsg(socket_.number, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   } while (got < 0 && errno == EINTR);
-  if (got < 0) return system_failed("receive a file", errno);
-  Descriptor file;
+  if (got < 0) return false;
   for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
        header = CMSG_NXTHDR(&message, header))
     if (header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS)
       std::memcpy(&file.number, CMSG_DATA(header), sizeof file.number);
   if (got != static_cast<ssize_t>(sizeof letter)) letter = {};  // a stranger's
-  return file;
+  return true;
+}
+
+// Everything that lies here, as the peers' files.
+Status FilePost::collect(std::span<Descriptor> files) const {
+  const int rank = bootstrap_.rank(), size = bootstrap_.size();
+  const std::uint64_t secret = addresses_[static_cast<std::size_t>(rank)].secret;
+  for (;;) {
+    Letter letter;
+    Descriptor file;
+    if (!receive(letter, file)) break;
+    const bool ours = letter.secret == secret && letter.number == number_ && letter.from >= 0 &&
+                      letter.from < size && letter.from != rank;
+    if (ours) files[static_cast<std::size_t>(letter.from)] = std::move(file);
+  }
+  for (int peer = 0; peer < size; ++peer)
+    if (peer != rank && files[static_cast<std::size_t>(peer)].number < 0)
+      return Status::error(Code::kIo, "the file of rank " + std::to_string(peer) +
+                                          " did not arrive; too many may be open here");
+  return Status::ok();
 }
 
 Result<std::vector<Descriptor>> FilePost::exchange(int mine, std::string_view label,
                                                    std::chrono::milliseconds deadline) {
   const int rank = bootstrap_.rank(), size = bootstrap_.size();
-  const std::uint64_t secret = addresses_[static_cast<std::size_t>(rank)].secret;
   ++number_;
   Status sent;
   for (int hop = 1; hop < size && sent; ++hop) sent = send((rank + hop) % size, mine);
   // What was sent lies in its receiver's socket: when all have sent, nobody waits.
-  TENON_TRY(agree(bootstrap_, sent, label, deadline));
+  sent = agree(bootstrap_, sent, label, deadline);
+  if (sent.code() == Code::kTimeout || sent.code() == Code::kPeerLost) return sent;
   std::vector<Descriptor> files(static_cast<std::size_t>(size));
-  for (int missing = size - 1; missing > 0;) {
-    Letter letter;
-    TENON_ASSIGN(Descriptor file, receive(letter));
-    const bool ours = letter.secret == secret && letter.number == number_ && letter.from >= 0 &&
-                      letter.from < size && letter.from != rank;
-    if (!ours) continue;
-    if (file.number < 0)
-      return Status::error(Code::kIo, "no file came with the letter of rank " +
-                                          std::to_string(letter.from) +
-                                          "; too many are open in this process");
-    Descriptor& place = files[static_cast<std::size_t>(letter.from)];
-    if (place.number < 0) --missing;
-    place = std::move(file);
-  }
+  const Status collected = collect(files);
+  // When all have collected, the sockets are empty for the next time.
+  const Status agreed = agree(bootstrap_, sent ? collected : Status::ok(), label, deadline);
+  TENON_TRY(sent);
+  TENON_TRY(agreed);
   return files;
 }
 

@@ -5,6 +5,8 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -21,7 +23,7 @@ class FilePost {
   Status open(std::chrono::milliseconds deadline);
 
   // files[r] = rank r's `mine`, as a descriptor of this process; none for the own rank. The caller
-  // keeps `mine`. Collective; the status is this rank's own, but for kTimeout and kPeerLost.
+  // keeps `mine`. Collective; every rank gets the same status.
   Result<std::vector<Descriptor>> exchange(int mine, std::string_view label,
                                            std::chrono::milliseconds deadline);
 
@@ -38,7 +40,8 @@ class FilePost {
   };
   Status bind_own(Address& own);
   Status send(int peer, int file) const;
-  Result<Descriptor> receive(Letter& letter) const;
+  bool receive(Letter& letter, Descriptor& file) const;
+  Status collect(std::span<Descriptor> files) const;
 
   Bootstrap& bootstrap_;
   Descriptor socket_;

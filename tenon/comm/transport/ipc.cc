@@ -145,13 +145,10 @@ class Ipc final : public Transport {
     TENON_TRY(bootstrap_.exchange(bytes_of(mapping->own_handle()),
                                   std::as_writable_bytes(std::span(handles)), label, deadline_));
     std::vector<Descriptor> files(static_cast<std::size_t>(size));
-    Status opened;
     if (kind == PeerKind::kFile) {
-      auto received = post_.exchange(file.number, label, deadline_);
-      opened = received.status();
-      if (is_fatal(opened)) return opened;
-      if (opened) files = *std::move(received);
+      TENON_ASSIGN(files, post_.exchange(file.number, label, deadline_));
     }
+    Status opened;
     for (int peer = 0; peer < size && opened; ++peer) {
       const auto of_peer = static_cast<std::size_t>(peer);
       if (peer != rank) opened = mapping->open_peer(peer, handles[of_peer], files[of_peer]);
