@@ -4,7 +4,9 @@
 #include <array>
 #include <cstdint>
 #include <cstdlib>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "tenon/gpu/backends.h"
@@ -43,7 +45,11 @@ class VendorBackend final : public Backend {
     return count;
   }
 
+  // Asked once for each device: the vendors take milliseconds to answer.
   Result<DeviceProperties> properties(int index) override {
+    std::lock_guard lock(mutex_);
+    const auto known = properties_.find(index);
+    if (known != properties_.end()) return known->second;
     DeviceFacts facts{};
     TENON_VENDOR(GetDeviceProperties, &facts, index);
     DeviceProperties found;
@@ -55,6 +61,7 @@ class VendorBackend final : public Backend {
         facts.sharedMemPerBlockOptin > 0 ? facts.sharedMemPerBlockOptin : facts.sharedMemPerBlock;
     found.total_bytes = facts.totalGlobalMem;
     found.id = id_of(facts);
+    properties_.emplace(index, found);
     return found;
   }
 
@@ -128,11 +135,13 @@ class VendorBackend final : public Backend {
     return static_cast<void*>(made.release());
   }
   void destroy_stream(void* stream) override {
+    (void)keep_device(device_of(stream));
     (void)VENDOR(StreamDestroy)(as_stream(stream));
     delete static_cast<DeviceStream*>(stream);
   }
 
   Status synchronize(void* stream) override {
+    TENON_TRY(keep_device(device_of(stream)));
     if (capturing(stream))  // asking the vendor would also break the capture
       return Status::error(Code::kInvalidArgument, "synchronize: the stream is capturing");
     return to_status(VENDOR(StreamSynchronize)(as_stream(stream)), "StreamSynchronize");
@@ -149,22 +158,27 @@ class VendorBackend final : public Backend {
     // Cooperative launches are plain ones: their plans take at most max_cooperative_blocks, which
     // are resident together as soon as other work of the device has ended, and a vendor's
     // cooperative launch would cost time to make sure of just that.
+    const auto once = [&] {
 #if defined(TENON_HAS_CUDA)
-    cudaLaunchAttribute early{};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = grid;
-    config.blockDim = block;
-    config.dynamicSmemBytes = shape.shared_bytes;
-    config.stream = as_stream(stream);
-    config.attrs = &early;
-    config.numAttrs = shape.early ? 1 : 0;
-    const VendorError error = cudaLaunchKernelExC(&config, call.kernel, args.data());
+      cudaLaunchAttribute early{};
+      early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      early.val.programmaticStreamSerializationAllowed = 1;
+      cudaLaunchConfig_t config{};
+      config.gridDim = grid;
+      config.blockDim = block;
+      config.dynamicSmemBytes = shape.shared_bytes;
+      config.stream = as_stream(stream);
+      config.attrs = &early;
+      config.numAttrs = shape.early ? 1 : 0;
+      return cudaLaunchKernelExC(&config, call.kernel, args.data());
 #else
-    const VendorError error = hipLaunchKernel(call.kernel, grid, block, args.data(),
-                                              shape.shared_bytes, as_stream(stream));
+      return hipLaunchKernel(call.kernel, grid, block, args.data(), shape.shared_bytes,
+                             as_stream(stream));
 #endif
+    };
+    VendorError error = once();
+    // Other code of this thread may have made another device current since.
+    if (error != VENDOR(Success) && use_device(device_of(stream))) error = once();
     if (error == VENDOR(Success)) return Status::ok();
     return to_status(error, "launch")
         .with(std::to_string(shape.blocks) + " blocks of " + std::to_string(shape.threads) +
@@ -184,10 +198,12 @@ class VendorBackend final : public Backend {
     return to_status(VENDOR(MemsetAsync)(to, byte, bytes, as_stream(stream)), "MemsetAsync");
   }
   Status host_call(void* stream, void (*call)(void*), void* data) override {
+    TENON_TRY(keep_device(device_of(stream)));
     return to_status(VENDOR(LaunchHostFunc)(as_stream(stream), call, data), "LaunchHostFunc");
   }
 
   Status begin_capture(void* stream) override {
+    TENON_TRY(keep_device(device_of(stream)));
     if (capturing(stream))
       return Status::error(Code::kInvalidArgument, "the stream is capturing already");
     return to_status(
@@ -215,6 +231,7 @@ class VendorBackend final : public Backend {
     return found != VENDOR(StreamCaptureStatusNone);
   }
   Status replay(void* graph, void* stream) override {
+    TENON_TRY(keep_device(device_of(stream)));
     return to_status(
         VENDOR(GraphLaunch)(static_cast<VENDOR(GraphExec_t)>(graph), as_stream(stream)),
         "GraphLaunch");
@@ -251,6 +268,9 @@ class VendorBackend final : public Backend {
   static constexpr std::size_t kFreeSharedBytes = 48 * 1024;  // more must be asked for, per kernel
 
   static VendorStream as_stream(void* stream) { return static_cast<DeviceStream*>(stream)->stream; }
+  std::mutex mutex_;
+  std::map<int, DeviceProperties> properties_;
+
   static int device_of(void* stream) { return static_cast<DeviceStream*>(stream)->device; }
 };
 
