@@ -12,6 +12,7 @@
 #include "tenon/comm/transport/file_post.h"
 #include "tenon/comm/transport/shared_memory.h"
 #include "tenon/comm/words.h"
+#include "tenon/core/env.h"
 
 namespace tenon::transport_ipc {
 namespace {
@@ -107,11 +108,16 @@ class Ipc final : public Transport {
     for (const PeerKind kind : {PeerKind::kFile, PeerKind::kHandle}) {
       kind_ = kind;
       const Status tried = try_kind(kind);
-      if (tried || is_fatal(tried)) return tried;
-      refusals += (kind == PeerKind::kFile ? "as a file: " : "; as a handle: ") +
+      if (is_fatal(tried)) return tried;
+      if (tried) {
+        log(LogLevel::kInfo, std::string("ipc: memory of devices travels as ") +
+                                 (kind == PeerKind::kFile ? "files" : "handles" + refusals));
+        return tried;
+      }
+      refusals += (kind == PeerKind::kFile ? "; not as files: " : "; not as handles: ") +
                   std::string(tried.message());
     }
-    return Status::error(Code::kUnsupported, "memory of a device cannot be shared " + refusals);
+    return Status::error(Code::kUnsupported, "memory of devices cannot travel" + refusals);
   }
 
   Status try_kind(PeerKind kind) {
