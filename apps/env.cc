@@ -1,9 +1,11 @@
-// tenon env: what this build and machine can do, and why not the rest. Starts nothing but, with
-// --boundary, a team of threads that only makes its plans.
+// tenon env: what this build and machine can do, and why not the rest. Starts nothing but teams of
+// threads: with --boundary one that only makes its plans, with --links one on all devices that
+// measures what lies between them.
 #include <sched.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <set>
@@ -26,7 +28,7 @@ namespace tenon::apps {
 namespace {
 
 struct Options {
-  bool boundary = false;
+  bool boundary = false, links = false;
   int hidden = 4096, max_rows = 8192, tp = 2;
 };
 
@@ -162,23 +164,76 @@ Result<std::vector<BoundaryUse>> plan_boundary(const Options& options, int rank,
   return boundary.uses();
 }
 
+// body(rank, bootstrap) on a thread for each of `size` ranks; what they found, in rank order.
+template <class T, class Body>
+Result<std::vector<T>> as_team(int size, const Body& body) {
+  const auto bootstraps = local_bootstrap(size);
+  std::vector<Result<T>> found(bootstraps.size(),
+                               Status::error(Code::kInternal, "the rank did not run"));
+  std::vector<std::thread> ranks;
+  for (std::size_t rank = 0; rank < bootstraps.size(); ++rank)
+    ranks.emplace_back([&, rank] {
+      found[rank] = guarded([&] { return body(static_cast<int>(rank), bootstraps[rank]); });
+    });
+  for (std::thread& each : ranks) each.join();
+  std::vector<T> all;
+  for (auto& each : found) {
+    TENON_ASSIGN(T one, std::move(each));
+    all.push_back(std::move(one));
+  }
+  return all;
+}
+
+// What one rank on each device of a target finds between them.
+Status print_links(Target target) {
+  TENON_ASSIGN(const int devices, num_devices(target));
+  const int size = std::min(devices, kMaxRanks);
+  using Links = std::vector<Link>;
+  TENON_ASSIGN(const std::vector<Links> found,
+               as_team<Links>(size, [&](int rank, const auto& bootstrap) -> Result<Links> {
+                 CommOptions comm_options;
+                 comm_options.bootstrap = bootstrap;
+                 TENON_ASSIGN(const auto comm, Communicator::create(comm_options, {target, rank}));
+                 return Links(comm->links().begin(), comm->links().end());
+               }));
+  Table table({"from", "to", "latency", "pushes"});
+  for (int from = 0; from < size; ++from)
+    for (int to = 0; to < size; ++to) {
+      if (from == to || found[static_cast<std::size_t>(from)].empty()) continue;
+      const Link link = found[static_cast<std::size_t>(from)][static_cast<std::size_t>(to)];
+      table.add({std::to_string(from), std::to_string(to), fixed(link.latency_us, 2) + " us",
+                 fixed(link.gbytes_per_s, 0) + " GB/s"});
+    }
+  std::fputs(("\nlinks between " + std::to_string(size) + " " + std::string(name(target)) +
+              " devices, both ways at once\n" + table.text())
+                 .c_str(),
+             stdout);
+  return Status::ok();
+}
+
+Status print_links() {
+  bool any = false;
+  for (const Target target : kTargets) {
+    const auto count = num_devices(target);
+    if (is_host(target) || !count || *count < 2) continue;
+    any = true;
+    TENON_TRY(print_links(target));
+  }
+  if (!any) std::fputs("\nno links: fewer than two devices of one target\n", stdout);
+  return Status::ok();
+}
+
 Status print_boundary(const Options& options) {
   if (options.tp < 1 || options.tp > kMaxRanks)
     return Status::error(Code::kInvalidArgument,
                          "env: --tp is " + std::to_string(options.tp) + "; accepted are 1 to 8");
-  const auto bootstraps = local_bootstrap(options.tp);
-  std::vector<Result<std::vector<BoundaryUse>>> found(
-      bootstraps.size(), Status::error(Code::kInternal, "the rank did not run"));
-  std::vector<std::thread> ranks;
-  for (std::size_t rank = 0; rank < bootstraps.size(); ++rank)
-    ranks.emplace_back([&, rank] {
-      found[rank] =
-          guarded([&] { return plan_boundary(options, static_cast<int>(rank), bootstraps[rank]); });
-    });
-  for (std::thread& each : ranks) each.join();
-  for (const auto& each : found) TENON_TRY(each);
+  using Uses = std::vector<BoundaryUse>;
+  TENON_ASSIGN(const std::vector<Uses> found,
+               as_team<Uses>(options.tp, [&](int rank, const auto& bootstrap) {
+                 return plan_boundary(options, rank, bootstrap);
+               }));
   Table table({"rows up to", "stage", "variant", "why not a more fused one"});
-  for (const BoundaryUse& use : *found[0])
+  for (const BoundaryUse& use : found[0])
     table.add({std::to_string(use.max_rows), std::string(name(use.stage)), use.variant,
                use.reason.empty() ? "it is the most fused" : use.reason});
   std::fputs(("\nboundary of " + std::to_string(options.hidden) + " wide rows, " +
@@ -194,6 +249,7 @@ Command add_env(CLI::App& parent) {
   auto options = std::make_shared<Options>();
   CLI::App* app = parent.add_subcommand("env", "what this build and machine can do, and why not");
   app->add_flag("--boundary", options->boundary, "explain every row bucket of a boundary");
+  app->add_flag("--links", options->links, "measure what lies between the devices");
   app->add_option("--hidden", options->hidden, "width of that boundary")
       ->capture_default_str()
       ->check(whole_number(1, 16384));
@@ -208,6 +264,7 @@ Command add_env(CLI::App& parent) {
             print_transports();
             print_ops();
             print_knobs();
+            if (options->links) TENON_TRY(print_links());
             return options->boundary ? print_boundary(*options) : Status::ok();
           }};
 }

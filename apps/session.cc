@@ -97,7 +97,8 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
   app.add_option("--max-stage", options.max_stage, "the most fused stage allowed: 1, 2 or 3")
       ->capture_default_str();
   app.add_option("--variant", options.variant, "of stage 1: one_shot or two_shot");
-  app.add_option("--transport", options.transport, "auto, threads or shm")->capture_default_str();
+  app.add_option("--transport", options.transport, "auto, threads, ipc or shm")
+      ->capture_default_str();
   app.add_option("--deadline-ms", options.deadline_ms,
                  "the longest any wait for a rank may last; 0: TENON_DEADLINE_MS")
       ->capture_default_str()

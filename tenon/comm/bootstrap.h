@@ -81,6 +81,10 @@ Result<Launch> read_launch(const std::function<const char*(const char* name)>& v
 // True when this process was started by a launcher: one of the torchrun variables is set.
 bool was_launched(const std::function<const char*(const char* name)>& variable);
 
+// Number of this process among those of its host, which is the device it takes (nth_device): what
+// the launcher says, or the rank where there is none.
+int local_rank_or(int rank, const std::function<const char*(const char* name)>& variable);
+
 // Ranks that are processes meet over TCP: rank 0 listens, the others call until the deadline.
 // Collective. A process that dies is noticed when its connection closes.
 Result<std::shared_ptr<Bootstrap>> socket_bootstrap(const Launch& launch,

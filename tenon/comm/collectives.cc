@@ -130,6 +130,7 @@ std::size_t round_up(std::size_t bytes) {
 }
 
 Result<const collectives::Table*> kernels_for(const Mailbox& channel, const Stream& stream) {
+  TENON_TRY(channel.ready());
   if (!channel || channel.team().base[0] == nullptr)
     return Status::error(Code::kUnsupported,
                          "channel \"" + std::string(channel.label()) + "\" has no peer pointers");
@@ -188,6 +189,7 @@ Status Communicator::open_collectives() {
 
 Status Communicator::all_reduce(const PartialRows& in, const TensorView& out, Stream& stream) {
   TENON_TRY(check_reduce(in.addend, out));
+  TENON_TRY(state_->awake(), "all_reduce");
   if (in.addend.size() == 0) return Status::ok();
   if (size() == 1) return copy_alone(in.addend, out, stream);
   if (reduce_channel_) return collectives::all_reduce(reduce_channel_, in, out, stream);
@@ -197,6 +199,7 @@ Status Communicator::all_reduce(const PartialRows& in, const TensorView& out, St
 }
 
 Status Communicator::all_gather(const TensorView& in, const TensorView& out, Stream& stream) {
+  TENON_TRY(state_->awake(), "all_gather");
   if (gather_channel_) return collectives::all_gather(gather_channel_, in, out, stream);
   TENON_TRY(check_gather(in, out, size()));
   if (in.size() == 0) return Status::ok();

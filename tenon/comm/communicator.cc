@@ -3,12 +3,15 @@
 #include "tenon/comm/communicator.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <thread>
 
+#include "tenon/comm/probe.h"
 #include "tenon/comm/state.h"
 #include "tenon/comm/words.h"
+#include "tenon/core/env.h"
 
 namespace tenon {
 namespace {
@@ -70,11 +73,19 @@ int fewest_blocks(std::span<const RankCard> cards) {
 int most_on_one_device(std::span<const RankCard> cards) {
   int most = 1;
   for (const RankCard& each : cards)
-    most = std::max(most, static_cast<int>(
-                              std::count_if(cards.begin(), cards.end(), [&](const RankCard& other) {
-                                return other.host == each.host && other.device == each.device;
-                              })));
+    most = std::max(most, static_cast<int>(std::count_if(
+                              cards.begin(), cards.end(),
+                              [&](const RankCard& other) { return share_device(each, other); })));
   return most;
+}
+
+// "to rank 1 0.7 us, 350 GB/s".
+std::string link_text(int peer, std::span<const Link> links) {
+  const Link& link = links[static_cast<std::size_t>(peer)];
+  char text[80];
+  std::snprintf(text, sizeof text, "to rank %d %.2f us, %.0f GB/s", peer, link.latency_us,
+                link.gbytes_per_s);
+  return text;
 }
 
 // A failure that leaves the ranks out of step: the others must not wait for this one any more.
@@ -251,9 +262,11 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
     TENON_ASSIGN(state->control_mapping, state->transport->map(Place::kHost, sizeof(ControlBlock),
                                                                0, "communicator control"));
     state->labels.push_back("host exchange");
+    state->channels.emplace_back();
     state->watch_id =
         bootstrap->watch([raw = state.get()](const Bootstrap::Loss& loss) { raw->on_loss(loss); });
     auto communicator = std::unique_ptr<Communicator>(new Communicator(state));
+    TENON_TRY(communicator->try_links());
     TENON_TRY(communicator->open_collectives());
     return communicator;
   };
@@ -263,6 +276,24 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
   return opened;
 }
 
+// Not on host targets, whose memory nobody doubts: creation stays cheap there.
+Status Communicator::try_links() {
+  if (is_host(device().target) || size() == 1 || !can().peer_pointers) return Status::ok();
+  TENON_ASSIGN(const Mailbox channel, mailbox(probe::mailbox_bytes(true), "links"));
+  auto run = probe::Run::prepare(channel, device(), true);
+  TENON_TRY(agree(run.status(), "prepare to try the links"));
+  auto links = run->run(0);
+  TENON_TRY(health(), "try the links");
+  TENON_TRY(agree(links.status(), "try the links"));
+  state_->links = *std::move(links);
+  std::string text;
+  for (int peer = 0; peer < size(); ++peer)
+    if (peer != rank()) text += (text.empty() ? "" : ", ") + link_text(peer, state_->links);
+  log(LogLevel::kInfo, "links over " + std::string(transport()) + ": " + text);
+  return Status::ok();
+}
+
+std::span<const Link> Communicator::links() const { return state_->links; }
 int Communicator::rank() const { return state_->bootstrap->rank(); }
 int Communicator::size() const { return state_->bootstrap->size(); }
 Device Communicator::device() const { return state_->device; }

@@ -35,8 +35,15 @@ struct Capabilities {
   bool capturable = false;     // collectives may be recorded into a Graph
 };
 
+// From this rank to another through peer memory, as its kernels found it when the ranks met.
+struct Link {
+  double latency_us = 0;    // one way: half a round trip between two kernels
+  double gbytes_per_s = 0;  // of a kernel that only writes, while the peer writes back
+};
+
 class Communicator {
  public:
+  // On devices this also tries every pair of ranks, with data, before anybody relies on it.
   static Result<std::unique_ptr<Communicator>> create(const CommOptions& options,
                                                       Device device);  // collective
   ~Communicator();
@@ -54,6 +61,17 @@ class Communicator {
   const std::vector<std::string>& refusals() const;  // "shm: …", for each line that was passed over
   Capabilities can() const;
   std::chrono::milliseconds deadline() const;
+  // One for each rank, the own one zero. Empty on host targets and without peer pointers.
+  std::span<const Link> links() const;
+
+  // Gives the memory of every mailbox back to the devices, the communicator's own included, until
+  // resume() maps them again: fresh, as after creation, at other addresses. Mailbox objects stay
+  // what they are; graphs captured before are void. In between the host functions work, and
+  // whatever needs a mailbox is refused. Collective, between calls: every stream must be idle. An
+  // error of resume() leaves the communicator suspended on every rank.
+  Status suspend();
+  Status resume();
+  bool suspended() const;
 
   // A new channel. Collective. Filled with kNotArrived; state words are zero.
   Result<Mailbox> mailbox(std::size_t bytes, std::string_view label);
@@ -88,6 +106,7 @@ class Communicator {
 
  private:
   explicit Communicator(std::shared_ptr<State> state);
+  Status try_links();         // collective
   Status open_collectives();  // collective
   std::shared_ptr<State> state_;
   Mailbox gather_channel_;  // where there are peer pointers

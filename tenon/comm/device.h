@@ -63,6 +63,6 @@ struct TeamView {
   std::uint32_t channel = 0;
 };
 inline constexpr int kStateWords = 2 * kMaxWaitingBlocks + 2;
-inline constexpr int kLostWord = kStateWords - 1;  // 1 once a wait of a kernel on it has failed
+inline constexpr int kLostWord = kStateWords - 1;  // not 0 once a wait of a kernel has failed
 
 }  // namespace tenon

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "tenon/comm/device.h"
+#include "tenon/core/status.h"
 
 namespace tenon {
 
@@ -17,8 +18,12 @@ namespace tenon {
 class Mailbox {
  public:
   Mailbox() = default;
-  // For kernels; valid as long as this object. base[r] is null where there are no peer pointers.
+  // For kernels; valid as long as this object, but read it anew for every call: its addresses
+  // change when the communicator is suspended and resumed. base[r] is null where there are no peer
+  // pointers.
   const TeamView& team() const;
+  // Ok, or why no kernel may be given team() now: the communicator is suspended.
+  Status ready() const;
   std::size_t bytes() const { return team().bytes; }
   std::string_view label() const;
   explicit operator bool() const { return held_ != nullptr; }

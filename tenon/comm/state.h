@@ -1,6 +1,7 @@
 // What a Communicator consists of. Private to this folder.
 #pragma once
 
+#include <atomic>
 #include <deque>
 #include <memory>
 #include <mutex>
@@ -25,6 +26,18 @@ struct ControlBlock {
   char why[500];            // what Communicator::abort() was given
 };
 
+// What the copies of a Mailbox share.
+struct Mailbox::Held {
+  std::shared_ptr<Communicator::State> state;  // the abort words and the fault record
+  std::shared_ptr<Mapping> mapping;            // null while suspended
+  Buffer words;
+  std::string label;
+  TeamView team;
+
+  Status map(const std::string& purpose);  // collective
+  void unmap();
+};
+
 // An all_reduce or all_gather that runs on the host when its stream gets there.
 struct HostCollective {
   Communicator::State* state = nullptr;
@@ -47,9 +60,12 @@ struct Communicator::State {
   std::unique_ptr<Transport> transport;
   std::shared_ptr<Mapping> control_mapping;
   int watch_id = -1;
+  std::vector<Link> links;
+  std::atomic<bool> suspended{false};
 
   mutable std::mutex mutex;
   std::vector<std::string> labels;  // of the channels, by number; 0 is the host exchange
+  std::vector<std::weak_ptr<Mailbox::Held>> channels;  // by number
   std::optional<Bootstrap::Loss> loss_seen;
   Status first_failure;
 
@@ -57,6 +73,7 @@ struct Communicator::State {
   std::deque<HostCollective> recorded;  // of captured graphs: addresses must not move
 
   ControlBlock& control(int of_rank) const;
+  std::vector<std::shared_ptr<Mailbox::Held>> live_channels() const;  // null: destroyed
   TeamView bare_team() const;  // no memory: waits, abort words and the fault record only
   void on_loss(const Bootstrap::Loss& loss);
   std::string why_gave_up(int of_rank, int depth) const;
@@ -64,6 +81,7 @@ struct Communicator::State {
   std::string fault_sentence(int of_rank, std::string_view ending) const;
   std::string chain_text() const;
   Status health();
+  Status awake() const;  // ok, or that the communicator is suspended
   void abort(std::string_view why);
   // Gives up on behalf of everybody if `status` leaves the ranks out of step. Returns it.
   Status finish(Status status);

@@ -64,8 +64,16 @@ RankCard own_card(Device device) {
   card.pid = getpid();
   card.process = process ^ static_cast<std::uint64_t>(card.pid);
   card.device = device;
-  if (const auto found = properties(device)) card.max_blocks = found->max_cooperative_blocks;
+  if (const auto found = properties(device)) {
+    card.max_blocks = found->max_cooperative_blocks;
+    card.device_id = found->id;
+  }
   return card;
+}
+
+bool share_device(const RankCard& a, const RankCard& b) {
+  return a.host == b.host && a.device.target == b.device.target && a.device_id == b.device_id &&
+         (!is_host(a.device.target) || a.device == b.device);
 }
 
 Result<ChosenTransport> choose_transport(const TransportContext& context, std::string_view wanted) {
@@ -87,7 +95,13 @@ Result<ChosenTransport> choose_transport(const TransportContext& context, std::s
       chosen.refusals.push_back(std::string(line.name) + ": " + std::string(verdict.message()));
       continue;
     }
-    TENON_ASSIGN(chosen.transport, line.open(context), "transport " + std::string(line.name));
+    auto opened = line.open(context);
+    if (opened.status().code() == Code::kUnsupported) {
+      chosen.refusals.push_back(std::string(line.name) + ": " +
+                                std::string(opened.status().message()));
+      continue;
+    }
+    TENON_ASSIGN(chosen.transport, std::move(opened), "transport " + std::string(line.name));
     chosen.name = line.name;
     return chosen;
   }

@@ -2,6 +2,7 @@
 // of comm/transports.def per kind; each may refuse with a reason, and all ranks take the same one.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -25,8 +26,11 @@ struct RankCard {
   std::int32_t pid = 0;
   Device device{};
   std::int32_t max_blocks = 0;  // resident together on the device; 0 where there is no such device
+  std::array<std::uint8_t, 16> device_id{};  // DeviceProperties::id; zeros on host targets
 };
 RankCard own_card(Device device);
+// Whether two ranks run on the same device, by whatever numbers their processes know it.
+bool share_device(const RankCard& a, const RankCard& b);
 
 // What a transport needs to know. The references outlive it.
 struct TransportContext {
@@ -81,7 +85,7 @@ struct TransportLine {
   std::string_view name;
   // Ok, or this rank's reason to refuse. Not collective.
   Status (*probe)(const TransportContext& context);
-  // Collective, after all ranks said ok.
+  // Collective, after all ranks said ok. kUnsupported, then on every rank, is a refusal too.
   Result<std::unique_ptr<Transport>> (*open)(const TransportContext& context);
 };
 std::span<const TransportLine> transport_lines();

@@ -11,8 +11,10 @@ namespace tenon::TENON_TARGET {
 TENON_DEVICE void record_fault(const TeamView& team, WaitEnd end, Phase phase, int awaited_rank,
                                std::uint32_t call, std::uint32_t row) {
   FaultRecord& fault = *team.fault;
-  store_release(&team.state[kLostWord], 1u);
-  if (atomic_add(&fault.claimed, 1u) == 0) {
+  // The first thread of this channel asks, so that one atomic crosses the bus; hosts and the
+  // kernels of other channels claim the record too.
+  const bool first = atomic_add(&team.state[kLostWord], 1u) == 0;
+  if (first && atomic_add_system(&fault.claimed, 1u) == 0) {
     fault.reason = static_cast<std::uint32_t>(end);
     fault.phase = static_cast<std::uint32_t>(phase);
     fault.my_rank = static_cast<std::uint32_t>(team.rank);

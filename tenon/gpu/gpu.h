@@ -20,6 +20,7 @@
 //   store8_bytes(p, low, high)             8 bytes as two words, plain, aligned
 //   fence_system()                         orders all earlier accesses before all later ones
 //   atomic_add(p, v)                       32-bit, device scope, relaxed, returns the old value
+//   atomic_add_system(p, v)                the same in pinned host memory and with system scope
 //   let_next_start()                       every block: the stream's next kernel may be started, if
 //                                          its LaunchShape says that it waits
 //   wait_for_previous()                    every thread, before it touches memory: the stream's

@@ -5,6 +5,7 @@
 // enqueues it; while a stream is capturing it is recorded instead.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -43,25 +44,55 @@ struct DeviceProperties {
   int max_cooperative_blocks = 1;    // blocks that are certainly resident together
   std::size_t max_shared_bytes = 0;  // of one block, TENON_SHARED and TENON_DYNAMIC_SHARED together
   std::size_t total_bytes = 0;
+  // The same in every process, whatever numbers devices have there. Zeros on host targets.
+  std::array<std::uint8_t, 16> id{};
 };
 
-// One per target. Functions are called through Stream, Buffer, Graph and Event.
+// Who can map a device's memory: only its own process, or others too. They get a file descriptor,
+// which keeps the memory for whoever has it, or a handle of plain bytes.
+enum class PeerKind : std::uint8_t { kProcess, kFile, kHandle };
+
+// Memory of a device as other processes map it. Travels as bytes, but the file in a socket.
+struct PeerHandle {
+  PeerKind kind = PeerKind::kProcess;
+  std::int32_t file = -1;             // kFile: open in this process; its holder closes it
+  std::uint64_t bytes = 0;            // of the whole allocation, at least what was asked for
+  std::array<std::byte, 64> words{};  // kHandle
+};
+struct PeerMemory {
+  void* data = nullptr;
+  PeerHandle handle;
+};
+
+// One per target. Functions are called through Stream, Buffer, Graph and Event. On devices they
+// leave the device that they work on current for the thread, and never touch another.
 class Backend {
  public:
   virtual ~Backend() = default;
   virtual Result<int> num_devices() = 0;
   virtual Result<DeviceProperties> properties(int index) = 0;
 
-  // Lets kernels on device `from` address memory of device `to`, or says why they cannot.
+  // Whether kernels on device `from` can address memory of device `to`, or why not.
+  virtual Status can_reach(int from, int to) = 0;
+  // Lets them do so in this process.
   virtual Status enable_peer(int from, int to) = 0;
 
   virtual Result<void*> allocate(int index, std::size_t bytes) = 0;  // 256-byte aligned
   virtual void release(int index, void* memory) = 0;
 
+  // Memory that kernels of other devices read and write while kernels of this one do. An error says
+  // why the machine or the vendor has no such kind.
+  virtual Result<PeerMemory> allocate_for_peers(int index, std::size_t bytes, PeerKind kind) = 0;
+  virtual void release_for_peers(int index, const PeerMemory& memory) = 0;
+  // The memory of another process for kernels of device `index`. The file stays the caller's.
+  // Memory that came as a file lives until it is unmapped, even if its owner is gone.
+  virtual Result<PeerMemory> map_of_peer(int index, const PeerHandle& theirs) = 0;
+  virtual void unmap_of_peer(int index, const PeerMemory& memory) = 0;
+
   // Lets kernels of every device address `bytes` of host memory, whole pages, at the same address,
-  // until unpin().
-  virtual Status pin(void* pages, std::size_t bytes) = 0;
-  virtual void unpin(void* pages) = 0;
+  // until unpin(). `index` is the device of the caller.
+  virtual Status pin(int index, void* pages, std::size_t bytes) = 0;
+  virtual void unpin(int index, void* pages) = 0;
 
   virtual Result<void*> create_stream(int index) = 0;
   virtual void destroy_stream(void* stream) = 0;

@@ -428,6 +428,7 @@ Status Boundary::run(const PartialRows& partial, const TensorView& residual,
   if (rows == 0) return Status::ok();
   TENON_TRY(state_->check_call(partial, residual, weight, out));
   auto& channel_state = state_->shared();
+  TENON_TRY(channel_state.mailbox.ready(), where_is(state_->spec));
   Bucket& bucket = state_->bucket_for(rows);
   bucket.count.fetch_add(1, std::memory_order_relaxed);
   if (bucket.stage == Stage::kOneKernel) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdlib>
 #include <string>
 #include <thread>
 
@@ -36,7 +37,9 @@ Result<std::unique_ptr<Rank>> Rank::open(const EngineOptions& options, int rank,
                                          const ModelFactory& make_model) {
   std::unique_ptr<Rank> opened(new Rank(options));
   // Before ranks meet: no target is the plainest reason of all.
-  TENON_ASSIGN(const Device device, nth_device(options.target, rank));
+  const bool is_process = options.bootstrap != nullptr;
+  const int place = is_process ? local_rank_or(rank, std::getenv) : rank;
+  TENON_ASSIGN(const Device device, nth_device(options.target, place));
   set_log_rank(rank);
   set_cpu_threads(threads_of_rank(options.tp));
   CommOptions comm_options;

@@ -289,7 +289,7 @@ class Bench(unittest.TestCase):
                 self.assertGreater(row[f"{arm}_us"], 0)
 
     def test_env_explains_itself(self):
-        done = tenon("env", "--boundary", "--max-rows", "64")
+        done = tenon("env", "--boundary", "--links", "--max-rows", "64")
         self.assertEqual(done.returncode, 0, done.stderr)
         for piece in ("emu64", "threads", "fp8_gemm", "TENON_MAX_STAGE", "one kernel", "cores",
                       "cuda is not part of this build", "is in another process"):

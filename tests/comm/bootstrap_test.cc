@@ -402,6 +402,17 @@ TEST(Launch, LeavesItsPortToTorchrunsAgent) {
   EXPECT_EQ(launch->port, 29501);
 }
 
+TEST(Launch, TheLocalRankIsTheLaunchersOrTheRank) {
+  const auto local_rank = [](const Environment& environment) {
+    return local_rank_or(5, [&](const char* name) -> const char* {
+      const auto found = environment.find(name);
+      return found == environment.end() ? nullptr : found->second.c_str();
+    });
+  };
+  EXPECT_EQ(local_rank(kTorchrun), 1);
+  EXPECT_EQ(local_rank({}), 5);
+}
+
 TEST(Launch, MissingVariablesAreNamed) {
   for (const char* name : {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}) {
     Environment environment = kTorchrun;

@@ -3,7 +3,8 @@
 
 #include <gtest/gtest.h>
 
-#include "tests/support/ranks.h"
+#include "tests/support/conform.h"
+#include "tests/support/targets.h"
 
 namespace tenon {
 namespace {
@@ -55,6 +56,53 @@ TEST(Communicator, BroadcastSpreadsTheBytesOfRankZero) {
           ASSERT_EQ(bytes[i], static_cast<std::byte>(i * 7 + static_cast<std::size_t>(round)));
       }
     });
+}
+
+// Two teams of the same ranks, three channels each, used in turn: nothing of a process is shared.
+TEST(Communicator, ManyInOneProcessDoNotMeet) {
+  for (const Target target : test::usable_targets()) {
+    auto second = local_bootstrap(3);
+    run_ranks(3, {.target = target}, [&](int rank, Communicator& first) {
+      CommOptions options;
+      options.bootstrap = second[static_cast<std::size_t>(rank)];
+      options.deadline = std::chrono::milliseconds(10'000);
+      auto other = Communicator::create(options, first.device());
+      ASSERT_TRUE(other) << other.status().to_string();
+      auto stream = Stream::create(first.device());
+      ASSERT_TRUE(stream);
+      std::vector<Mailbox> channels;
+      channels.reserve(6);
+      std::vector<std::unique_ptr<test::Conformance>> users;
+      for (int each = 0; each < 6; ++each) {
+        Communicator& comm = each % 2 == 0 ? first : **other;
+        auto made = comm.mailbox(collectives::all_reduce_mailbox_bytes(3, 64 << each),
+                                 "channel " + std::to_string(each));
+        ASSERT_TRUE(made) << made.status().to_string();
+        channels.push_back(*made);
+        users.push_back(std::make_unique<test::Conformance>(comm, *stream, channels.back()));
+      }
+      meet(first);
+      for (int round = 0; round < 8; ++round)
+        for (const int each : {3, 0, 1, 5, 4, 2, 0, 3})
+          users[static_cast<std::size_t>(each)]->round(round);
+      EXPECT_TRUE((*other)->health());
+      meet(first);
+    });
+  }
+}
+
+// The failure of one team is not that of another.
+TEST(Communicator, AnAbortStaysInItsTeam) {
+  auto second = local_bootstrap(2);
+  run_ranks(2, [&](int rank, Communicator& first) {
+    CommOptions options;
+    options.bootstrap = second[static_cast<std::size_t>(rank)];
+    auto other = Communicator::create(options, first.device());
+    ASSERT_TRUE(other);
+    if (rank == 0) (*other)->abort("enough");
+    test::conform(first);
+    EXPECT_FALSE((*other)->health());
+  });
 }
 
 }  // namespace

@@ -7,10 +7,8 @@
 #include <cstring>
 #include <set>
 
-#include "tenon/comm/collectives.h"
 #include "tenon/comm/transport.h"
-#include "tenon/core/fp8.h"
-#include "tests/support/chaos.h"
+#include "tests/support/conform.h"
 #include "tests/support/processes.h"
 #include "tests/support/ranks.h"
 #include "tests/support/targets.h"
@@ -20,57 +18,14 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// What every transport must do, seen from one rank.
-void conform(Communicator& comm) {
-  const int rank = comm.rank(), size = comm.size();
-  auto stream = Stream::create(comm.device());
-  ASSERT_TRUE(stream);
-  auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(size, 128), "conformance");
-  ASSERT_TRUE(channel) << channel.status().to_string();
-  test::Delays delays(static_cast<std::uint64_t>(rank));
+using test::conform;
 
-  for (int round = 0; round < 20; ++round) {
-    const int count = 1 + round * 61 % 300;
-    // Small whole numbers: every sum is exact, and different for every element and round.
-    std::vector<std::uint16_t> mine(static_cast<std::size_t>(count)), peer_sum(mine),
-        host_sum(mine);
-    for (int i = 0; i < count; ++i)
-      mine[static_cast<std::size_t>(i)] = to_bf16(static_cast<float>((i + round) % 11 + rank)).bits;
-    const auto rows = [&](std::vector<std::uint16_t>& values) {
-      return view(values.data(), DType::kBF16, comm.device(), {count});
-    };
-    delays.maybe_wait();
-    if (comm.can().peer_pointers) {
-      ASSERT_TRUE(collectives::all_reduce(*channel, {rows(mine)}, rows(peer_sum), *stream));
-    }
-    delays.maybe_wait();
-    ASSERT_TRUE(comm.all_reduce({rows(mine)}, rows(host_sum), *stream));
-    for (int i = 0; i < count; ++i) {
-      const float want =
-          static_cast<float>(size * ((i + round) % 11)) + static_cast<float>(size * (size - 1) / 2);
-      ASSERT_EQ(to_float(bf16{host_sum[static_cast<std::size_t>(i)]}), want);
-      if (comm.can().peer_pointers) {
-        ASSERT_EQ(to_float(bf16{peer_sum[static_cast<std::size_t>(i)]}), want);
-      }
-    }
-
-    std::vector<std::uint8_t> all(static_cast<std::size_t>(size));
-    std::uint8_t own = static_cast<std::uint8_t>(rank * 16 + round % 16);
-    ASSERT_TRUE(comm.all_gather(view(&own, DType::kU8, comm.device(), {1}),
-                                view(all.data(), DType::kU8, comm.device(), {size, 1}), *stream));
-    for (int peer = 0; peer < size; ++peer)
-      ASSERT_EQ(all[static_cast<std::size_t>(peer)], peer * 16 + round % 16);
-
-    std::int32_t value = round - rank;
-    ASSERT_TRUE(comm.agree_min({&value, 1}));
-    ASSERT_EQ(value, round - size + 1);
-    std::vector<std::byte> bytes(70'000, static_cast<std::byte>(rank == 0 ? round : 0xee));
-    ASSERT_TRUE(comm.broadcast(bytes));
-    ASSERT_EQ(bytes.front(), static_cast<std::byte>(round));
-    ASSERT_EQ(bytes.back(), static_cast<std::byte>(round));
-  }
-  const Status health = comm.health();
-  EXPECT_TRUE(health) << health.to_string();
+// Which transport serves what. One that does not refuses, and says why.
+bool serves(std::string_view transport, Target target, bool processes) {
+  if (transport == "threads") return !processes;
+  if (transport == "ipc") return !is_host(target);
+  if (transport == "shm") return is_host(target);
+  return true;
 }
 
 std::set<std::string> shared_memory_of_tenon() {
@@ -97,7 +52,8 @@ INSTANTIATE_TEST_SUITE_P(Transport, EveryTransport,
                          [](const auto& each) { return std::string(each.param.name); });
 
 TEST_P(EveryTransport, ConformsBetweenThreads) {
-  for (const Target target : test::host_targets())
+  for (const Target target : test::usable_targets()) {
+    if (!serves(GetParam().name, target, false)) continue;
     for (const int size : {1, 2, 4}) {
       RankOptions options;
       options.target = target;
@@ -107,7 +63,22 @@ TEST_P(EveryTransport, ConformsBetweenThreads) {
         conform(comm);
       });
     }
+  }
   EXPECT_EQ(num_own_names(), 0u);
+}
+
+TEST_P(EveryTransport, RefusesTargetsThatItDoesNotServe) {
+  for (const Target target : test::usable_targets()) {
+    if (serves(GetParam().name, target, false)) continue;
+    CommOptions options;
+    options.transport = GetParam().name;
+    const auto comm = Communicator::create(options, *nth_device(target, 0));
+    ASSERT_FALSE(comm);
+    EXPECT_EQ(comm.status().code(), Code::kUnsupported);
+    EXPECT_NE(comm.status().message().find("only, not " + test::to_string(target)),
+              std::string_view::npos)
+        << comm.status().message();
+  }
 }
 
 // The body of one rank of the tests below. Conforms, or refuses and says why.
@@ -115,13 +86,38 @@ TEST(TransportChild, DISABLED_Conform) {
   CommOptions options;
   options.transport = std::getenv("CHILD_TRANSPORT");
   options.deadline = milliseconds(10'000);
-  auto comm = Communicator::create(options, Device{});
+  const auto device = test::child_device();
+  ASSERT_TRUE(device) << device.status().to_string();
+  // What creation takes is counted from here: the ranks have met, and the device has its context.
+  ASSERT_TRUE(Stream::create(*device));
+  const auto launch = read_launch([](const char* name) { return std::getenv(name); });
+  ASSERT_TRUE(launch) << launch.status().to_string();
+  auto bootstrap = socket_bootstrap(*launch, options.deadline);
+  ASSERT_TRUE(bootstrap) << bootstrap.status().to_string();
+  options.bootstrap = *bootstrap;
+  ASSERT_TRUE(options.bootstrap->barrier("ready", options.deadline));
+  const auto begin = std::chrono::steady_clock::now();
+  auto comm = Communicator::create(options, *device);
+  const auto took =
+      std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now() - begin);
   if (!comm) {
     std::printf("refused: %s\n", comm.status().to_string().c_str());
     return;
   }
   std::printf("transport: %s\n", std::string((*comm)->transport()).c_str());
+  std::printf("created in %d ms\n", static_cast<int>(took.count()));
+  if (!is_host(device->target) && !(*comm)->shares_device()) {
+    EXPECT_LE(took, milliseconds(200));
+  }
   conform(**comm);
+  EXPECT_EQ((*comm)->links().empty(),
+            is_host(device->target) || (*comm)->size() == 1 || !(*comm)->can().peer_pointers);
+  for (std::size_t peer = 0; peer < (*comm)->links().size(); ++peer) {
+    const Link link = (*comm)->links()[peer];
+    std::printf("link to %zu: %.2f us, %.1f GB/s\n", peer, link.latency_us, link.gbytes_per_s);
+    const bool own = static_cast<int>(peer) == (*comm)->rank();
+    EXPECT_EQ(link.latency_us > 0 && link.gbytes_per_s > 0, !own);
+  }
   for (const std::string& refusal : (*comm)->refusals())
     std::printf("passed over: %s\n", refusal.c_str());
   EXPECT_EQ(num_own_names(), 0u);
@@ -183,14 +179,66 @@ TEST_P(EveryTransport, ConformsBetweenProcessesOrRefuses) {
                                  {"CHILD_TRANSPORT=" + std::string(GetParam().name)});
   test::expect_all_succeed(ranks, milliseconds(60'000));
   for (test::Process& rank : ranks) {
-    const bool accepts = GetParam().name != "threads";
+    const bool accepts = serves(GetParam().name, Target::kCpu, true);
+    const std::string name(GetParam().name);
     const std::string want =
-        accepts
-            ? "transport: " + std::string(GetParam().name)
-            : "refused: unsupported: communicator: no transport that all ranks accept; threads: "
-              "rank 0: rank 1 is in another process (pid ";
+        accepts ? "transport: " + name
+                : "refused: unsupported: communicator: no transport that all ranks accept; " +
+                      name + ": rank 0: " +
+                      (name == "threads" ? "rank 1 is in another process (pid "
+                                         : "serves devices only, not cpu");
     EXPECT_NE(rank.output().find(want), std::string::npos) << rank.output();
   }
+}
+
+// Two ranks, on a device each where there are two, and four, which share devices.
+TEST_P(EveryTransport, ConformsBetweenProcessesOnDevices) {
+  if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
+  for (const Target target : test::device_targets())
+    for (const int size : {2, 4}) {
+      if (!serves(GetParam().name, target, true)) continue;
+      auto ranks = test::start_ranks(size, "TransportChild.DISABLED_Conform",
+                                     {"CHILD_TRANSPORT=" + std::string(GetParam().name),
+                                      "CHILD_TARGET=" + test::to_string(target)});
+      test::expect_all_succeed(ranks, milliseconds(60'000));
+      for (test::Process& rank : ranks)
+        EXPECT_NE(rank.output().find("transport: " + std::string(GetParam().name)),
+                  std::string::npos)
+            << rank.output();
+      std::printf("%s", ranks[0].output().c_str());
+    }
+}
+
+TEST(Transport, AutoTakesIpcBetweenProcessesOnDevices) {
+  if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
+  for (const Target target : test::device_targets()) {
+    auto ranks =
+        test::start_ranks(2, "TransportChild.DISABLED_Conform",
+                          {"CHILD_TRANSPORT=auto", "CHILD_TARGET=" + test::to_string(target)});
+    test::expect_all_succeed(ranks, milliseconds(60'000));
+    for (test::Process& rank : ranks)
+      EXPECT_NE(rank.output().find("transport: ipc"), std::string::npos) << rank.output();
+  }
+}
+
+// As some launchers do it: every process knows its device as number 0.
+TEST(Transport, ProcessesThatSeeOneDeviceEachMeetOverIpc) {
+  if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
+  if (std::getenv("CUDA_VISIBLE_DEVICES") != nullptr ||
+      std::getenv("HIP_VISIBLE_DEVICES") != nullptr)
+    GTEST_SKIP() << "this test hides devices, and somebody has done so already";
+  const Target target = test::device_targets().front();
+  const int count = *(*backend(target))->num_devices();
+  const int port = test::free_port();
+  std::vector<test::Process> ranks;
+  for (int rank = 0; rank < 2; ++rank) {
+    const std::string visible = std::to_string(rank % count);
+    ranks.push_back(
+        test::start_rank(rank, 2, port, "TransportChild.DISABLED_Conform",
+                         {"CHILD_TRANSPORT=ipc", "CHILD_TARGET=" + test::to_string(target),
+                          "CUDA_VISIBLE_DEVICES=" + visible, "HIP_VISIBLE_DEVICES=" + visible}));
+  }
+  test::expect_all_succeed(ranks, milliseconds(60'000));
 }
 
 TEST(Transport, AutoPassesOverWhatARankRefusesAndSaysWhy) {
@@ -210,7 +258,7 @@ TEST(Transport, UnknownNamesAreRefusedWithTheList) {
   const auto comm = Communicator::create(options, Device{});
   ASSERT_FALSE(comm);
   EXPECT_NE(comm.status().message().find(
-                "transport \"pigeon\" is not known; accepted: auto, threads, shm"),
+                "transport \"pigeon\" is not known; accepted: auto, threads, ipc, shm"),
             std::string_view::npos)
       << comm.status().message();
 }

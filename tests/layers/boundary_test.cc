@@ -321,6 +321,41 @@ TEST(Boundary, ReplaysFromAGraph) {
   }
 }
 
+// Its mailboxes go and come back: the same bytes before and after, a refusal in between.
+TEST(Boundary, WorksAgainAfterSuspendAndResume) {
+  for (const char* transport : {"threads", "shm"})
+    for (const Chain& chain : kChains) {
+      SCOPED_TRACE(std::string(transport) + ", stage " + std::to_string(chain.stage) + " " +
+                   chain.variant);
+      const Outputs want = run_chain(chain, Target::kCpu, 2, 5, 256);
+      run_ranks(2, {.transport = transport}, [&](int rank, Communicator& comm) {
+        auto stream = Stream::create(comm.device());
+        auto channel = BoundaryChannel::make(channel_of(256, 5, false), comm);
+        ASSERT_TRUE(stream && channel);
+        BoundarySpec spec = spec_of(256, 5);
+        spec.force_stage = chain.stage;
+        spec.force_variant = chain.variant;
+        auto boundary = Boundary::make(spec, *channel);
+        ASSERT_TRUE(boundary);
+        Site site(5, 256, rank, comm.device());
+        const std::vector<std::uint16_t> residual = site.out.residual;
+        for (int sleep = 0; sleep < 3; ++sleep) {
+          for (int call = 0; call < 4; ++call) {
+            site.out.residual = residual;
+            ASSERT_TRUE(site.run(*boundary, *stream));
+            ASSERT_TRUE(comm.health());
+            EXPECT_EQ(site.out, want) << "call " << call;
+          }
+          ASSERT_TRUE(comm.suspend());
+          const Status refused = site.run(*boundary, *stream);
+          EXPECT_NE(refused.message().find("the communicator is suspended"), std::string_view::npos)
+              << refused.to_string();
+          ASSERT_TRUE(comm.resume());
+        }
+      });
+    }
+}
+
 // Boundaries of different stages share a channel and a residual, call after call.
 TEST(Boundary, MixedStagesKeepOneResidual) {
   constexpr int kRows = 6, kHidden = 256, kCalls = 40;

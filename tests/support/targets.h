@@ -1,6 +1,7 @@
 // Which targets a test loops over.
 #pragma once
 
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,25 @@ inline std::vector<Target> usable_targets() {
     if (count && *count > 0) found.push_back(each);
   }
   return found;
+}
+
+// Those of them that are GPUs.
+inline std::vector<Target> device_targets() {
+  std::vector<Target> found;
+  for (Target each : usable_targets())
+    if (!is_host(each)) found.push_back(each);
+  return found;
+}
+inline constexpr const char* kNoDevice =
+    "this machine has no device of a GPU target, or this build has no such target";
+
+// What a rank that is a process runs on: CHILD_TARGET (cpu where it is not set), and of its devices
+// the one that LOCAL_RANK says.
+inline Result<Device> child_device() {
+  const char* target = std::getenv("CHILD_TARGET");
+  const char* place = std::getenv("LOCAL_RANK");
+  return nth_device(target_named(target == nullptr ? "cpu" : target).value_or(Target::kCpu),
+                    place == nullptr ? 0 : std::atoi(place));
 }
 
 // For SCOPED_TRACE and names of parameterised tests.

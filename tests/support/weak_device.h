@@ -34,6 +34,9 @@ inline T shuffle_from(T value, int) {
 }
 
 using host_memory::atomic_add;
+inline std::uint32_t atomic_add_system(std::uint32_t* at, std::uint32_t value) {
+  return atomic_add(at, value);
+}
 using host_memory::load16;
 using host_memory::load_acquire;
 using host_memory::load_relaxed;

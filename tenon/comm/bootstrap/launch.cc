@@ -45,6 +45,12 @@ bool was_launched(const Variables& variable) {
   return first_of(variable, {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}).has_value();
 }
 
+int local_rank_or(int rank, const Variables& variable) {
+  if (!was_launched(variable)) return rank;
+  const auto launch = read_launch(variable);
+  return launch ? launch->local_rank : rank;
+}
+
 Result<Launch> read_launch(const Variables& variable) {
   constexpr int kMostRanks = 1 << 20, kHighestPort = 65535;
   Launch launch;

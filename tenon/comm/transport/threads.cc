@@ -27,8 +27,8 @@ class Region {
 // Whole pages of its own: no region shares a cache line with anything else.
 class HostRegion final : public Region {
  public:
-  static Result<std::shared_ptr<Region>> make(Target target, std::size_t bytes, std::uint8_t fill) {
-    TENON_ASSIGN(Backend * held, backend(target));
+  static Result<std::shared_ptr<Region>> make(Device device, std::size_t bytes, std::uint8_t fill) {
+    TENON_ASSIGN(Backend * held, backend(device.target));
     void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (pages == MAP_FAILED)
       return Status::error(Code::kOutOfMemory, "no memory for " + std::to_string(bytes) + " bytes");
@@ -36,41 +36,52 @@ class HostRegion final : public Region {
     region->data = static_cast<std::byte*>(pages);
     region->bytes_ = bytes;
     std::memset(region->data, fill, bytes);
-    TENON_TRY(held->pin(pages, bytes));
+    TENON_TRY(held->pin(device.index, pages, bytes));
     region->backend_ = held;
+    region->index_ = device.index;
     return std::static_pointer_cast<Region>(region);
   }
   ~HostRegion() override {
-    if (backend_ != nullptr) backend_->unpin(data);
+    if (backend_ != nullptr) backend_->unpin(index_, data);
     if (data != nullptr) munmap(data, bytes_);
   }
 
  private:
   std::size_t bytes_ = 0;
   Backend* backend_ = nullptr;  // that holds the pin
+  int index_ = 0;
 };
 
 class DeviceRegion final : public Region {
  public:
   static Result<std::shared_ptr<Region>> make(Device device, std::size_t bytes, std::uint8_t fill) {
     auto region = std::make_shared<DeviceRegion>();
-    TENON_ASSIGN(region->memory_, Buffer::allocate(device, bytes));
+    TENON_ASSIGN(Backend * held, backend(device.target));
+    TENON_ASSIGN(region->memory_,
+                 held->allocate_for_peers(device.index, bytes, PeerKind::kProcess));
+    region->backend_ = held;
+    region->index_ = device.index;
+    region->data = static_cast<std::byte*>(region->memory_.data);
     TENON_ASSIGN(Stream stream, Stream::create(device));
-    TENON_TRY(stream.fill(region->memory_.data(), fill, bytes));
+    TENON_TRY(stream.fill(region->data, fill, bytes));
     TENON_TRY(stream.synchronize());
-    region->data = region->memory_.as<std::byte>();
     return std::static_pointer_cast<Region>(region);
+  }
+  ~DeviceRegion() override {
+    if (backend_ != nullptr) backend_->release_for_peers(index_, memory_);
   }
 
  private:
-  Buffer memory_;
+  PeerMemory memory_;
+  Backend* backend_ = nullptr;  // that the memory is from
+  int index_ = 0;
 };
 
 Result<std::shared_ptr<Region>> make_region(Place place, Device device, std::size_t bytes,
                                             std::uint8_t fill) {
   if (place == Place::kDevice && !is_host(device.target))
     return DeviceRegion::make(device, bytes, fill);
-  return HostRegion::make(device.target, bytes, fill);
+  return HostRegion::make(device, bytes, fill);
 }
 
 // Where the ranks of this process leave their regions for each other while they map. The number of

@@ -86,7 +86,8 @@ class HostBackend final : public Backend {
     return found;
   }
 
-  Status enable_peer(int, int) override { return Status::ok(); }  // one address space
+  Status can_reach(int, int) override { return Status::ok(); }  // one address space
+  Status enable_peer(int, int) override { return Status::ok(); }
 
   Result<void*> allocate(int, std::size_t bytes) override {
     const std::size_t rounded = (bytes + 255) / 256 * 256;
@@ -95,8 +96,14 @@ class HostBackend final : public Backend {
     return memory;
   }
   void release(int, void* memory) override { std::free(memory); }
-  Status pin(void*, std::size_t) override { return Status::ok(); }
-  void unpin(void*) override {}
+  Result<PeerMemory> allocate_for_peers(int, std::size_t, PeerKind) override {
+    return no_device_memory();
+  }
+  void release_for_peers(int, const PeerMemory&) override {}
+  Result<PeerMemory> map_of_peer(int, const PeerHandle&) override { return no_device_memory(); }
+  void unmap_of_peer(int, const PeerMemory&) override {}
+  Status pin(int, void*, std::size_t) override { return Status::ok(); }
+  void unpin(int, void*) override {}
 
   Result<void*> create_stream(int) override {
     auto stream = std::make_unique<HostStream>();
@@ -184,6 +191,11 @@ class HostBackend final : public Backend {
   }
 
  private:
+  static Status no_device_memory() {
+    return Status::error(Code::kUnsupported,
+                         "host targets have no memory of a device; processes share files instead");
+  }
+
   // Cooperative launches of the cpu target stay on this thread, in order: a rank's waits must not
   // depend on which of its workers the system happens to run.
   Status run(HostStream& stream, const LaunchShape& shape, const KernelCall& call) {

@@ -68,6 +68,9 @@ inline std::uint32_t atomic_add(std::uint32_t* at, std::uint32_t value) {
   emu::maybe_switch();
   return host_memory::atomic_add(at, value);
 }
+inline std::uint32_t atomic_add_system(std::uint32_t* at, std::uint32_t value) {
+  return atomic_add(at, value);
+}
 inline void pause() { emu::pause(); }
 inline void let_next_start() {}
 inline void wait_for_previous() {}

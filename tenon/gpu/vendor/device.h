@@ -99,6 +99,9 @@ TENON_DEVICE void fence_system() {
 TENON_DEVICE std::uint32_t atomic_add(std::uint32_t* at, std::uint32_t value) {
   return __scoped_atomic_fetch_add(at, value, __ATOMIC_RELAXED, __MEMORY_SCOPE_DEVICE);
 }
+TENON_DEVICE std::uint32_t atomic_add_system(std::uint32_t* at, std::uint32_t value) {
+  return __scoped_atomic_fetch_add(at, value, __ATOMIC_RELAXED, __MEMORY_SCOPE_SYSTEM);
+}
 // The constant clock of gfx94x and gfx950 runs at 100 MHz.
 TENON_DEVICE std::uint64_t ticks() { return __builtin_amdgcn_s_memrealtime() * 10u; }
 TENON_DEVICE void pause() { __builtin_amdgcn_s_sleep(1); }
@@ -193,6 +196,9 @@ TENON_DEVICE void store16_relaxed(void* at, Word4 value) {
 TENON_DEVICE void fence_system() { __threadfence_system(); }
 TENON_DEVICE std::uint32_t atomic_add(std::uint32_t* at, std::uint32_t value) {
   return atomicAdd(at, value);
+}
+TENON_DEVICE std::uint32_t atomic_add_system(std::uint32_t* at, std::uint32_t value) {
+  return atomicAdd_system(at, value);
 }
 TENON_DEVICE std::uint64_t ticks() {
   std::uint64_t now;

@@ -4,71 +4,19 @@
 #include <array>
 #include <cstdint>
 #include <cstdlib>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "tenon/gpu/backends.h"
-
-#if defined(TENON_HAS_CUDA)
-#include <cuda_runtime_api.h>
-#define VENDOR(name) cuda##name
-#else
-#include <hip/hip_runtime_api.h>
-#define VENDOR(name) hip##name
-#endif
+#include "tenon/gpu/vendor/peer_memory.h"
+#include "tenon/gpu/vendor/vendor.h"
 
 namespace tenon {
 namespace {
 
-#if defined(TENON_HAS_CUDA)
-constexpr Target kTarget = Target::kCuda;
-using DeviceFacts = cudaDeviceProp;
-constexpr auto kNoMemory = cudaErrorMemoryAllocation;
-constexpr auto kNoDevice = cudaErrorNoDevice;
-constexpr auto kNoDriver = cudaErrorInsufficientDriver;
-#else
-constexpr Target kTarget = Target::kHip;
-using DeviceFacts = hipDeviceProp_t;
-constexpr auto kNoMemory = hipErrorOutOfMemory;
-constexpr auto kNoDevice = hipErrorNoDevice;
-constexpr auto kNoDriver = hipErrorInsufficientDriver;
-#endif
-using VendorError = VENDOR(Error_t);
-using VendorStream = VENDOR(Stream_t);
-using VendorEvent = VENDOR(Event_t);
-
-Status to_status(VendorError error, const char* doing_what) {
-  if (error == VENDOR(Success)) return Status::ok();
-  (void)VENDOR(GetLastError)();  // it is reported here, not to the next caller
-  return Status::error(error == kNoMemory ? Code::kOutOfMemory : Code::kDevice,
-                       std::string(doing_what) + ": " + VENDOR(GetErrorString)(error) + " (" +
-                           VENDOR(GetErrorName)(error) + ")");
-}
-
-// Calls the vendor's function and returns early from the caller when it fails.
-#define TENON_VENDOR(function, ...) TENON_TRY(to_status(VENDOR(function)(__VA_ARGS__), #function))
-
-// Makes a device current for this thread, and the one before it again at the end of the scope.
-class CurrentDevice {
- public:
-  explicit CurrentDevice(int index) {
-    error_ = VENDOR(GetDevice)(&before_);
-    if (error_ != VENDOR(Success) || before_ == index) return;
-    error_ = VENDOR(SetDevice)(index);
-    changed_ = error_ == VENDOR(Success);
-  }
-  CurrentDevice(const CurrentDevice&) = delete;
-  CurrentDevice& operator=(const CurrentDevice&) = delete;
-  ~CurrentDevice() {
-    if (changed_) (void)VENDOR(SetDevice)(before_);
-  }
-  Status status() const { return to_status(error_, "make the device current"); }
-
- private:
-  int before_ = 0;
-  bool changed_ = false;
-  VendorError error_ = VENDOR(Success);
-};
+using namespace vendor;
 
 // What a Stream holds. The vendors' question for a stream's device would break a capture.
 struct DeviceStream {
@@ -97,7 +45,11 @@ class VendorBackend final : public Backend {
     return count;
   }
 
+  // Asked once for each device: the vendors take milliseconds to answer.
   Result<DeviceProperties> properties(int index) override {
+    std::lock_guard lock(mutex_);
+    const auto known = properties_.find(index);
+    if (known != properties_.end()) return known->second;
     DeviceFacts facts{};
     TENON_VENDOR(GetDeviceProperties, &facts, index);
     DeviceProperties found;
@@ -108,19 +60,24 @@ class VendorBackend final : public Backend {
     found.max_shared_bytes =
         facts.sharedMemPerBlockOptin > 0 ? facts.sharedMemPerBlockOptin : facts.sharedMemPerBlock;
     found.total_bytes = facts.totalGlobalMem;
+    found.id = id_of(facts);
+    properties_.emplace(index, found);
     return found;
   }
 
-  Status enable_peer(int from, int to) override {
+  Status can_reach(int from, int to) override {
     if (from == to) return Status::ok();
     int possible = 0;
     TENON_VENDOR(DeviceCanAccessPeer, &possible, from, to);
-    if (possible == 0)
-      return Status::error(Code::kUnsupported, "device " + std::to_string(from) +
-                                                   " cannot address the memory of device " +
-                                                   std::to_string(to));
-    const CurrentDevice current(from);
-    TENON_TRY(current.status());
+    if (possible != 0) return Status::ok();
+    return Status::error(Code::kUnsupported, "device " + std::to_string(from) +
+                                                 " cannot address the memory of device " +
+                                                 std::to_string(to));
+  }
+  Status enable_peer(int from, int to) override {
+    if (from == to) return Status::ok();
+    TENON_TRY(can_reach(from, to));
+    TENON_TRY(use_device(from));
     const VendorError error = VENDOR(DeviceEnablePeerAccess)(to, 0);
     if (error == VENDOR(ErrorPeerAccessAlreadyEnabled)) {
       (void)VENDOR(GetLastError)();
@@ -130,52 +87,68 @@ class VendorBackend final : public Backend {
   }
 
   Result<void*> allocate(int index, std::size_t bytes) override {
-    const CurrentDevice current(index);
-    TENON_TRY(current.status());
+    TENON_TRY(use_device(index));
     void* memory = nullptr;
     TENON_VENDOR(Malloc, &memory, bytes);  // aligned to 256 bytes by both vendors
     return memory;
   }
   void release(int index, void* memory) override {
-    const CurrentDevice current(index);
+    (void)use_device(index);
     (void)VENDOR(Free)(memory);
   }
 
-  Status pin(void* pages, std::size_t bytes) override {
+  Result<PeerMemory> allocate_for_peers(int index, std::size_t bytes, PeerKind kind) override {
+    return vendor::allocate_for_peers(index, bytes, kind);
+  }
+  void release_for_peers(int index, const PeerMemory& memory) override {
+    vendor::release_for_peers(index, memory);
+  }
+  Result<PeerMemory> map_of_peer(int index, const PeerHandle& theirs) override {
+    return vendor::map_of_peer(index, theirs);
+  }
+  void unmap_of_peer(int index, const PeerMemory& memory) override {
+    vendor::unmap_of_peer(index, memory);
+  }
+
+  Status pin(int index, void* pages, std::size_t bytes) override {
+    TENON_TRY(use_device(index));
     TENON_VENDOR(HostRegister, pages, bytes,
                  VENDOR(HostRegisterPortable) | VENDOR(HostRegisterMapped));
     void* seen = nullptr;
     const VendorError error = VENDOR(HostGetDevicePointer)(&seen, pages, 0);
     if (error == VENDOR(Success) && seen == pages) return Status::ok();
-    unpin(pages);
+    unpin(index, pages);
     TENON_TRY(to_status(error, "HostGetDevicePointer"));
     return Status::error(Code::kUnsupported,
                          "devices see pinned host memory at another address than the host");
   }
-  void unpin(void* pages) override { (void)VENDOR(HostUnregister)(pages); }
+  void unpin(int index, void* pages) override {
+    (void)use_device(index);
+    (void)VENDOR(HostUnregister)(pages);
+  }
 
   Result<void*> create_stream(int index) override {
-    const CurrentDevice current(index);
-    TENON_TRY(current.status());
+    TENON_TRY(use_device(index));
     auto made = std::make_unique<DeviceStream>();
     made->device = index;
     TENON_VENDOR(StreamCreateWithFlags, &made->stream, VENDOR(StreamNonBlocking));
     return static_cast<void*>(made.release());
   }
   void destroy_stream(void* stream) override {
+    (void)keep_device(device_of(stream));
     (void)VENDOR(StreamDestroy)(as_stream(stream));
     delete static_cast<DeviceStream*>(stream);
   }
 
   Status synchronize(void* stream) override {
+    TENON_TRY(keep_device(device_of(stream)));
     if (capturing(stream))  // asking the vendor would also break the capture
       return Status::error(Code::kInvalidArgument, "synchronize: the stream is capturing");
     return to_status(VENDOR(StreamSynchronize)(as_stream(stream)), "StreamSynchronize");
   }
 
   Status launch(void* stream, const LaunchShape& shape, const KernelCall& call) override {
-    const CurrentDevice current(device_of(stream));
-    TENON_TRY(current.status());
+    TENON_TRY(keep_device(device_of(stream)));
     if (shape.shared_bytes > kFreeSharedBytes)
       TENON_VENDOR(FuncSetAttribute, call.kernel, VENDOR(FuncAttributeMaxDynamicSharedMemorySize),
                    static_cast<int>(shape.shared_bytes));
@@ -185,22 +158,27 @@ class VendorBackend final : public Backend {
     // Cooperative launches are plain ones: their plans take at most max_cooperative_blocks, which
     // are resident together as soon as other work of the device has ended, and a vendor's
     // cooperative launch would cost time to make sure of just that.
+    const auto once = [&] {
 #if defined(TENON_HAS_CUDA)
-    cudaLaunchAttribute early{};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = grid;
-    config.blockDim = block;
-    config.dynamicSmemBytes = shape.shared_bytes;
-    config.stream = as_stream(stream);
-    config.attrs = &early;
-    config.numAttrs = shape.early ? 1 : 0;
-    const VendorError error = cudaLaunchKernelExC(&config, call.kernel, args.data());
+      cudaLaunchAttribute early{};
+      early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      early.val.programmaticStreamSerializationAllowed = 1;
+      cudaLaunchConfig_t config{};
+      config.gridDim = grid;
+      config.blockDim = block;
+      config.dynamicSmemBytes = shape.shared_bytes;
+      config.stream = as_stream(stream);
+      config.attrs = &early;
+      config.numAttrs = shape.early ? 1 : 0;
+      return cudaLaunchKernelExC(&config, call.kernel, args.data());
 #else
-    const VendorError error = hipLaunchKernel(call.kernel, grid, block, args.data(),
-                                              shape.shared_bytes, as_stream(stream));
+      return hipLaunchKernel(call.kernel, grid, block, args.data(), shape.shared_bytes,
+                             as_stream(stream));
 #endif
+    };
+    VendorError error = once();
+    // Other code of this thread may have made another device current since.
+    if (error != VENDOR(Success) && use_device(device_of(stream))) error = once();
     if (error == VENDOR(Success)) return Status::ok();
     return to_status(error, "launch")
         .with(std::to_string(shape.blocks) + " blocks of " + std::to_string(shape.threads) +
@@ -210,22 +188,22 @@ class VendorBackend final : public Backend {
 
   Status copy(void* stream, void* to, const void* from, std::size_t bytes) override {
     if (bytes == 0) return Status::ok();
-    const CurrentDevice current(device_of(stream));
-    TENON_TRY(current.status());
+    TENON_TRY(keep_device(device_of(stream)));
     return to_status(VENDOR(MemcpyAsync)(to, from, bytes, VENDOR(MemcpyDefault), as_stream(stream)),
                      "MemcpyAsync");
   }
   Status fill(void* stream, void* to, std::uint8_t byte, std::size_t bytes) override {
     if (bytes == 0) return Status::ok();
-    const CurrentDevice current(device_of(stream));
-    TENON_TRY(current.status());
+    TENON_TRY(keep_device(device_of(stream)));
     return to_status(VENDOR(MemsetAsync)(to, byte, bytes, as_stream(stream)), "MemsetAsync");
   }
   Status host_call(void* stream, void (*call)(void*), void* data) override {
+    TENON_TRY(keep_device(device_of(stream)));
     return to_status(VENDOR(LaunchHostFunc)(as_stream(stream), call, data), "LaunchHostFunc");
   }
 
   Status begin_capture(void* stream) override {
+    TENON_TRY(keep_device(device_of(stream)));
     if (capturing(stream))
       return Status::error(Code::kInvalidArgument, "the stream is capturing already");
     return to_status(
@@ -237,7 +215,7 @@ class VendorBackend final : public Backend {
       return Status::error(Code::kInvalidArgument, "the stream is not capturing");
     VENDOR(Graph_t) graph = nullptr;
     TENON_VENDOR(StreamEndCapture, as_stream(stream), &graph);
-    const CurrentDevice current(device_of(stream));
+    TENON_TRY(use_device(device_of(stream)));
     VENDOR(GraphExec_t) runnable = nullptr;
     const VendorError error = VENDOR(GraphInstantiateWithFlags)(&runnable, graph, 0);
     (void)VENDOR(GraphDestroy)(graph);
@@ -253,6 +231,7 @@ class VendorBackend final : public Backend {
     return found != VENDOR(StreamCaptureStatusNone);
   }
   Status replay(void* graph, void* stream) override {
+    TENON_TRY(keep_device(device_of(stream)));
     return to_status(
         VENDOR(GraphLaunch)(static_cast<VENDOR(GraphExec_t)>(graph), as_stream(stream)),
         "GraphLaunch");
@@ -262,8 +241,7 @@ class VendorBackend final : public Backend {
   }
 
   Result<void*> create_event(int index) override {
-    const CurrentDevice current(index);
-    TENON_TRY(current.status());
+    TENON_TRY(use_device(index));
     VendorEvent event = nullptr;
     TENON_VENDOR(EventCreate, &event);
     return static_cast<void*>(event);
@@ -290,6 +268,9 @@ class VendorBackend final : public Backend {
   static constexpr std::size_t kFreeSharedBytes = 48 * 1024;  // more must be asked for, per kernel
 
   static VendorStream as_stream(void* stream) { return static_cast<DeviceStream*>(stream)->stream; }
+  std::mutex mutex_;
+  std::map<int, DeviceProperties> properties_;
+
   static int device_of(void* stream) { return static_cast<DeviceStream*>(stream)->device; }
 };
 

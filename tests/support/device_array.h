@@ -1,0 +1,42 @@
+// Values of a test on any device, copied through a stream: where the host cannot read the memory.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "tenon/gpu/runtime.h"
+
+namespace tenon::test {
+
+template <class T>
+class DeviceArray {
+ public:
+  DeviceArray(Stream& stream, std::size_t count) : stream_(stream), count_(count) {
+    auto memory = Buffer::allocate(stream.device(), count * sizeof(T));
+    EXPECT_TRUE(memory) << memory.status().to_string();
+    if (memory) memory_ = *std::move(memory);
+  }
+  void put(const std::vector<T>& values) {
+    EXPECT_LE(values.size(), count_);
+    EXPECT_TRUE(stream_.copy(memory_.data(), values.data(), values.size() * sizeof(T)));
+    EXPECT_TRUE(stream_.synchronize());  // the values may go away now
+  }
+  // The first so many, after everything that the stream has to do.
+  std::vector<T> get(std::size_t count) {
+    std::vector<T> values(count);
+    EXPECT_TRUE(stream_.copy(values.data(), memory_.data(), count * sizeof(T)));
+    EXPECT_TRUE(stream_.synchronize());
+    return values;
+  }
+  TensorView first(std::int64_t count, DType dtype) const {
+    return view(memory_.data(), dtype, stream_.device(), {count});
+  }
+
+ private:
+  Stream& stream_;
+  std::size_t count_;
+  Buffer memory_;
+};
+
+}  // namespace tenon::test
