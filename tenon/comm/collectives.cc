@@ -84,8 +84,7 @@ Status open_streams(Communicator::State& state) {
   const std::size_t part = gather_bytes(state.device.target);
   auto scratch =
       Buffer::allocate(state.device, part * static_cast<std::size_t>(state.bootstrap->size()));
-  TENON_TRY(
-      agree(*state.bootstrap, scratch.status(), "scratch of all_reduce", state.deadline));
+  TENON_TRY(agree(*state.bootstrap, scratch.status(), "scratch of all_reduce", state.deadline));
   state.gathered = *std::move(scratch);
   return state.transport->on_streams()->connect(state.gathered.as<std::byte>(), part,
                                                 state.vendor_sum);

@@ -29,10 +29,10 @@ TEST(Env, DefaultsWhenNothingIsSet) {
 }
 
 TEST(Env, ReadsEveryKnob) {
-  const auto env = parse({"TENON_LOG=debug", "TENON_FORCE_STAGE=2", "TENON_MAX_STAGE=3",
-                          "TENON_FORCE_VARIANT=rmsnorm:row", "TENON_DEADLINE_MS=250",
-                          "TENON_CPU_THREADS=4", "TENON_EMU_SEED=18446744073709551615",
-                          "TENON_CCL_LIBRARY=/opt/nccl/libnccl.so.2"});
+  const auto env =
+      parse({"TENON_LOG=debug", "TENON_FORCE_STAGE=2", "TENON_MAX_STAGE=3",
+             "TENON_FORCE_VARIANT=rmsnorm:row", "TENON_DEADLINE_MS=250", "TENON_CPU_THREADS=4",
+             "TENON_EMU_SEED=18446744073709551615", "TENON_CCL_LIBRARY=/opt/nccl/libnccl.so.2"});
   ASSERT_TRUE(env) << env.status().to_string();
   EXPECT_EQ(env->log, LogLevel::kDebug);
   EXPECT_EQ(env->force_stage, 2);

@@ -6,7 +6,7 @@
 // FAKE_CCL="RANK FAULT [CALL]" makes one rank (or, as −1, all of them) misbehave:
 //   fail_init    making the communicator fails
 //   hang_init    making the communicator never ends
-//   old_version  the rank has another version
+//   old_version  the process (with RANK −1) has another version
 //   fail CALL    the call with that number, from 0, is refused
 //   hang CALL    it never begins
 //   report CALL  it ends well, and an asynchronous error is there afterwards
@@ -109,8 +109,8 @@ template <class T>
 void sum_backwards(const std::vector<std::byte>& all, std::size_t count, int size, void* out) {
   const T* in = reinterpret_cast<const T*>(all.data());
   for (std::size_t i = 0; i < count; ++i) {
-    float sum = 0;
-    for (int rank = size - 1; rank >= 0; --rank)
+    float sum = tenon::to_float(in[static_cast<std::size_t>(size - 1) * count + i]);
+    for (int rank = size - 2; rank >= 0; --rank)
       sum += tenon::to_float(in[static_cast<std::size_t>(rank) * count + i]);
     if constexpr (std::is_same_v<T, tenon::bf16>)
       static_cast<T*>(out)[i] = tenon::to_bf16(sum);
@@ -156,7 +156,7 @@ struct FakeId {
 int tenon_ccl_serves_hosts() { return 1; }
 
 int ncclGetVersion(int* version) {
-  *version = 22803;
+  *version = misbehaves(-1, "old_version") ? 22705 : 22803;
   return kSuccess;
 }
 

@@ -1,5 +1,5 @@
-// NCCL (or RCCL) as a transport: for ranks that are threads, processes, or on different hosts. There
-// are no peer pointers, so kernels of ours never wait for a peer here: collectives are the
+// NCCL (or RCCL) as a transport: for ranks that are threads, processes, or on different hosts.
+// There are no peer pointers, so kernels of ours never wait for a peer here: collectives are the
 // library's, on streams, and hosts talk over the bootstrap. The library is loaded at run time
 // (ccl_library.h) and kept from waiting for ever (ccl_session.h).
 #include <cstdlib>
@@ -97,7 +97,8 @@ class Ccl final : public Transport, public StreamCollectives {
       const std::byte* mine = scratch + static_cast<std::size_t>(bootstrap_.rank()) * bytes;
       TENON_TRY(all_gather(mine, scratch, bytes, stream));
       if (own_sum) {
-        TENON_TRY(all_reduce(scratch, scratch, bytes / size_of(DType::kBF16), DType::kBF16, stream));
+        TENON_TRY(
+            all_reduce(scratch, scratch, bytes / size_of(DType::kBF16), DType::kBF16, stream));
       }
     }
     return session_->drain();
@@ -115,8 +116,8 @@ class Ccl final : public Transport, public StreamCollectives {
 
  private:
   bool exchange(std::span<const std::byte> mine, std::span<std::byte> all, const TeamView& team) {
-    const auto deadline = std::chrono::ceil<std::chrono::milliseconds>(
-        std::chrono::nanoseconds(team.deadline_ns));
+    const auto deadline =
+        std::chrono::ceil<std::chrono::milliseconds>(std::chrono::nanoseconds(team.deadline_ns));
     const Status status = bootstrap_.exchange(mine, all, "host exchange", deadline);
     if (status) return true;
     std::ignore = session_->fail(status);

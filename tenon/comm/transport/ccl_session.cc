@@ -28,9 +28,8 @@ std::string version_text(int version) {
 Status check_versions(std::span<const Card> cards) {
   for (std::size_t rank = 1; rank < cards.size(); ++rank)
     if (cards[rank].version != cards[0].version)
-      return Status::error(Code::kUnsupported, "rank 0 has NCCL " +
-                                                   version_text(cards[0].version) + " and rank " +
-                                                   std::to_string(rank) + " has " +
+      return Status::error(Code::kUnsupported, "rank 0 has NCCL " + version_text(cards[0].version) +
+                                                   " and rank " + std::to_string(rank) + " has " +
                                                    version_text(cards[rank].version) +
                                                    "; all must load the same version");
   return Status::ok();
@@ -106,8 +105,7 @@ Status Session::connect(const TeamId& id) {
 // --- calls --------------------------------------------------------------------------------------
 
 std::string Session::place(Work::Kind kind, std::uint32_t call) const {
-  return std::string(function_of(kind)) + ", call " + std::to_string(call) +
-         ", channel \"ccl\"";
+  return std::string(function_of(kind)) + ", call " + std::to_string(call) + ", channel \"ccl\"";
 }
 
 int Session::enqueue(const Work& work, void* stream) {
@@ -138,8 +136,10 @@ Status Session::settle(const std::string& doing_what) {
   const auto end = Clock::now() + deadline_;
   const auto sentence = [&] { return "rank " + std::to_string(rank_) + " in " + doing_what; };
   for (int round = 0;; ++round) {
-    if (const auto lost = bootstrap_.loss())
+    if (const auto lost = bootstrap_.loss()) {
+      given_up_ = true;  // at once: no call may follow one that has not ended
       return Status::error(Code::kPeerLost, sentence() + ": " + lost->why);
+    }
     if (given_up_) return Status::error(Code::kPeerLost, sentence() + ": given up");
     std::string report;
     const int state = async_error(&report);
@@ -202,10 +202,9 @@ Status Session::check_age() {
   TENON_ASSIGN(const Pending* const oldest, oldest_unfinished());
   if (oldest == nullptr || Clock::now() - std::max(oldest->since, last_end_) <= deadline_)
     return Status::ok();
-  return Status::error(Code::kTimeout, "rank " + std::to_string(rank_) + " in " +
-                                           place(oldest->kind, oldest->call) + " waited " +
-                                           seconds_text(deadline_) +
-                                           " for the other ranks: deadline");
+  return Status::error(
+      Code::kTimeout, "rank " + std::to_string(rank_) + " in " + place(oldest->kind, oldest->call) +
+                          " waited " + seconds_text(deadline_) + " for the other ranks: deadline");
 }
 
 Status Session::drain() {

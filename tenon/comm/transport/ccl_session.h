@@ -1,8 +1,9 @@
-// One communicator of NCCL: made, called, watched and freed so that nothing waits for ever, although
-// its kernels have no deadline. Calls of the library never block (its communicator is a nonblocking
-// one); a thread of this session sleeps beside it and looks at three things: whether the bootstrap
-// has lost a rank, whether the library reports an error, and how old the oldest eager collective is
-// that has not ended. Whatever is wrong, the communicator is then aborted, which ends its kernels.
+// One communicator of NCCL: made, called, watched and freed so that nothing waits for ever,
+// although its kernels have no deadline. Calls of the library never block (its communicator is a
+// nonblocking one); a thread of this session sleeps beside it and looks at three things: whether
+// the bootstrap has lost a rank, whether the library reports an error, and how old the oldest eager
+// collective is that has not ended. Whatever is wrong, the communicator is then aborted, which ends
+// its kernels.
 #pragma once
 
 #include <array>
