@@ -102,6 +102,7 @@ TEST_F(CclDevice, ARankThatNeverArrivesEndsTheKernelOfTheOther) {
     auto stream = Stream::create(comm.device());
     auto rows = CclRows::make(comm, DType::kBF16, 4096);
     ASSERT_TRUE(stream && rows);
+    meet(comm);
     if (rank == 1) {
       const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
       while (!ended && std::chrono::steady_clock::now() < end)
