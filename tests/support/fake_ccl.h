@@ -3,11 +3,16 @@
 #pragma once
 
 #include <cstdlib>
+#include <filesystem>
 #include <string>
 
 namespace tenon::test {
 
-inline const bool kLoadsFakeCcl = setenv("TENON_CCL_LIBRARY", TENON_FAKE_CCL, 0) == 0;
+// It lies beside the test, wherever both were copied to.
+inline std::string fake_ccl_path() {
+  return (std::filesystem::read_symlink("/proc/self/exe").parent_path() / TENON_FAKE_CCL).string();
+}
+inline const bool kLoadsFakeCcl = setenv("TENON_CCL_LIBRARY", fake_ccl_path().c_str(), 0) == 0;
 
 // While it lives, the fake misbehaves: "1 fail_init" and so on (fake_ccl.cc has the list).
 class FakeCclFault {
