@@ -193,7 +193,7 @@ endfunction()
 
 # For TENON_COMPILE_ONLY: objects that nothing links, checked as far as a machine without GPU can.
 function(tenon_compile_only)
-  set(sources tenon/comm/collectives.cu)
+  set(sources tenon/comm/collectives.cu tenon/comm/ranked_sum.cu)
   foreach(op IN LISTS TENON_OPS)
     list(APPEND sources tenon/ops/${op}/${op}.cu)
   endforeach()

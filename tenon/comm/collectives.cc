@@ -1,6 +1,7 @@
-// The plain collectives of a Communicator. all_reduce is the generic one: on host targets it moves
-// bytes through the transport's host exchange and sums here, with no peer pointer; on devices it is
-// the kernel over peer memory. Kernels: collectives.cu.
+// The plain collectives of a Communicator. all_reduce is the generic one: where the transport
+// gathers on streams it does so and sums behind; else, on host targets, it moves bytes through the
+// transport's host exchange and sums here, with no peer pointer; on devices it is the kernel over
+// peer memory. Kernels: collectives.cu, ranked_sum.cu.
 #include "tenon/comm/collectives.h"
 
 #include <algorithm>
@@ -8,13 +9,17 @@
 
 #include "tenon/comm/communicator.h"
 #include "tenon/comm/host_exchange.h"
+#include "tenon/comm/ranked_sum.h"
 #include "tenon/comm/state.h"
 #include "tenon/core/fp8.h"
 
-// The tables that collectives.cu defines, one for each target of this build.
+// The tables that the kernel files define, one for each target of this build.
 #define TENON_TARGET_ENTRY(enumerator, space, folder, wave) \
   namespace tenon::space::collectives {                     \
   extern const tenon::collectives::Table table;             \
+  }                                                         \
+  namespace tenon::space::ranked_sum {                      \
+  extern const tenon::ranked_sum::Table table;              \
   }
 #include "tenon/core/built_targets.def"
 #undef TENON_TARGET_ENTRY
@@ -32,9 +37,58 @@ const collectives::Table* collectives::table(Target target) {
   }
 }
 
+const ranked_sum::Table* ranked_sum::table(Target target) {
+  switch (target) {
+#define TENON_TARGET_ENTRY(enumerator, space, folder, wave) \
+  case Target::k##enumerator:                               \
+    return &space::ranked_sum::table;
+#include "tenon/core/built_targets.def"
+#undef TENON_TARGET_ENTRY
+    default: return nullptr;
+  }
+}
+
 namespace {
 
 constexpr std::size_t kChunkBytes = HostExchange::kChunkBytes;
+
+// Of every rank's addend, what is gathered at a time on a stream: 64 MiB in all for eight ranks.
+constexpr std::size_t kGatherBytes = std::size_t{8} << 20;
+std::size_t gather_bytes(Target target) { return is_host(target) ? kChunkBytes : kGatherBytes; }
+
+// A gather and a sum for each chunk, in the order of the stream: one scratch serves them all.
+Status reduce_on_stream(Communicator::State& state, const TensorView& in, const TensorView& out,
+                        Stream& stream) {
+  StreamCollectives& collectives = *state.transport->on_streams();
+  const auto* from = in.as<const std::byte>();
+  if (state.vendor_sum)
+    return collectives.all_reduce(from, out.as<std::byte>(), static_cast<std::size_t>(in.size()),
+                                  in.dtype, stream);
+  const ranked_sum::Table* sums = ranked_sum::table(state.device.target);
+  const std::size_t most = gather_bytes(state.device.target);
+  for (std::size_t begin = 0; begin < in.bytes(); begin += most) {
+    ranked_sum::Args args;
+    args.bytes = std::min(most, in.bytes() - begin);
+    args.parts = state.gathered.as<const std::uint8_t>();
+    args.out = out.as<std::uint8_t>() + begin;
+    args.size = state.bootstrap->size();
+    TENON_TRY(
+        collectives.all_gather(from + begin, state.gathered.as<std::byte>(), args.bytes, stream));
+    TENON_TRY(sums->run(args, in.dtype, stream));
+  }
+  return Status::ok();
+}
+
+// What collectives on streams need: scratch, and connections to all peers.
+Status open_streams(Communicator::State& state) {
+  const std::size_t part = gather_bytes(state.device.target);
+  auto scratch =
+      Buffer::allocate(state.device, part * static_cast<std::size_t>(state.bootstrap->size()));
+  TENON_TRY(agree(*state.bootstrap, scratch.status(), "scratch of all_reduce", state.deadline));
+  state.gathered = *std::move(scratch);
+  return state.transport->on_streams()->connect(state.gathered.as<std::byte>(), part,
+                                                state.vendor_sum);
+}
 
 // out[i] = the sum of the ranks' element i, in rank order, in fp32, rounded once.
 template <class T>
@@ -176,6 +230,7 @@ Status all_gather(const Mailbox& channel, const TensorView& in, const TensorView
 }  // namespace collectives
 
 Status Communicator::open_collectives() {
+  if (state_->transport->on_streams() != nullptr) return open_streams(*state_);
   state_->scratch.resize(kChunkBytes * static_cast<std::size_t>(size()));
   if (!can().peer_pointers) return Status::ok();
   TENON_ASSIGN(gather_channel_,
@@ -191,6 +246,8 @@ Status Communicator::all_reduce(const PartialRows& in, const TensorView& out, St
   if (in.addend.size() == 0) return Status::ok();
   if (size() == 1) return copy_alone(in.addend, out, stream);
   if (reduce_channel_) return collectives::all_reduce(reduce_channel_, in, out, stream);
+  if (state_->transport->on_streams() != nullptr)
+    return reduce_on_stream(*state_, in.addend, out, stream);
   const HostCollective job{state_.get(), in.addend.as<const std::byte>(), out.as<std::byte>(),
                            in.addend.bytes(), in.addend.dtype};
   return enqueue(*state_, job, stream);
@@ -200,6 +257,10 @@ Status Communicator::all_gather(const TensorView& in, const TensorView& out, Str
   if (gather_channel_) return collectives::all_gather(gather_channel_, in, out, stream);
   TENON_TRY(check_gather(in, out, size()));
   if (in.size() == 0) return Status::ok();
+  if (StreamCollectives* const collectives = state_->transport->on_streams())
+    return size() == 1 ? copy_alone(in, out, stream)
+                       : collectives->all_gather(in.as<const std::byte>(), out.as<std::byte>(),
+                                                 in.bytes(), stream);
   const HostCollective job{
       state_.get(), in.as<const std::byte>(), out.as<std::byte>(), in.bytes(), {}};
   return enqueue(*state_, job, stream);

@@ -1,6 +1,7 @@
 // All-reduce and all-gather over peer memory, as kernels: what stage 2 of a boundary calls. One
 // mailbox serves one of the two functions and nothing else; calls on it run on one stream at a
-// time. Not here: the generic all-reduce, which needs no peer pointers (Communicator::all_reduce).
+// time. Not here: the generic all-reduce, which needs no peer pointers (Communicator::all_reduce,
+// and ranked_sum.h).
 #pragma once
 
 #include <cstddef>

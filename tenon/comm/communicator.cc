@@ -55,6 +55,11 @@ Status check_cards(std::span<const RankCard> cards) {
                                " and rank " + std::to_string(rank) + " on " +
                                std::string(name(cards[rank].device.target)) +
                                "; all must run on the same target");
+    if (cards[rank].vendor_sum != cards[0].vendor_sum)
+      return Status::error(Code::kInvalidArgument,
+                           "vendor_sum is " + std::to_string(cards[0].vendor_sum) +
+                               " on rank 0 and " + std::to_string(cards[rank].vendor_sum) +
+                               " on rank " + std::to_string(rank) + "; all must ask for the same");
   }
   return Status::ok();
 }
@@ -86,6 +91,7 @@ bool is_fatal(const Status& status) {
 
 Communicator::State::~State() {
   if (bootstrap != nullptr) bootstrap->unwatch(watch_id);
+  transport.reset();  // it may still have had something to tell this object
 }
 
 ControlBlock& Communicator::State::control(int of_rank) const {
@@ -215,6 +221,14 @@ void Communicator::State::abort(std::string_view why) {
   bootstrap->abort(why);
 }
 
+void Communicator::State::fail(const Status& status) {
+  {
+    std::lock_guard lock(mutex);
+    if (first_failure) first_failure = status;
+  }
+  abort(status.message());
+}
+
 Status Communicator::State::finish(Status status) {
   if (is_fatal(status)) abort(status.message());
   return status;
@@ -230,13 +244,18 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
     const auto deadline = std::max(options.deadline, std::chrono::milliseconds(1));
     TENON_TRY(tenon::agree(*bootstrap, check_place(options, *bootstrap), "communicator options",
                            deadline));
-    const RankCard card = own_card(device);
+    RankCard card = own_card(device);
+    card.vendor_sum = options.vendor_sum ? 1 : 0;
     std::vector<RankCard> cards(static_cast<std::size_t>(bootstrap->size()));
     TENON_TRY(bootstrap->exchange(bytes_of(card), std::as_writable_bytes(std::span(cards)),
                                   "rank cards", deadline));
     TENON_TRY(check_cards(cards));
     const TransportContext context{*bootstrap, device, cards, deadline};
     TENON_ASSIGN(auto chosen, choose_transport(context, options.transport));
+    if (options.vendor_sum && chosen.transport->on_streams() == nullptr)
+      return Status::error(Code::kInvalidArgument,
+                           "vendor_sum was asked for, but transport " + std::string(chosen.name) +
+                               " has no sum of its own; accepted: transport ccl");
 
     auto state = std::make_shared<State>();
     state->bootstrap = bootstrap;
@@ -246,6 +265,8 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
     state->max_blocks = std::max(fewest_blocks(cards) / sharing, 1);
     state->deadline = deadline;
     state->transport_name = chosen.name;
+    state->vendor_sum = options.vendor_sum;
+    if (options.vendor_sum) state->transport_name += " with its own sum";
     state->refusals = std::move(chosen.refusals);
     state->transport = std::move(chosen.transport);
     TENON_ASSIGN(state->control_mapping, state->transport->map(Place::kHost, sizeof(ControlBlock),
@@ -253,6 +274,7 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
     state->labels.push_back("host exchange");
     state->watch_id =
         bootstrap->watch([raw = state.get()](const Bootstrap::Loss& loss) { raw->on_loss(loss); });
+    state->transport->watch([raw = state.get()](const Status& status) { raw->fail(status); });
     auto communicator = std::unique_ptr<Communicator>(new Communicator(state));
     TENON_TRY(communicator->open_collectives());
     return communicator;

@@ -28,6 +28,11 @@ struct CommOptions {
   // the torchrun convention), and a lone rank where size is 1 and no launcher has set any of these.
   // Ranks that share an address space take one handle each of local_bootstrap(size).
   std::shared_ptr<Bootstrap> bootstrap;
+  // Transport ccl only: all_reduce is ncclAllReduce itself. With more than two ranks it then sums
+  // in an order of NCCL's own, which may round differently and may differ between sizes, versions
+  // and machines, so that boundaries of stage 3 no longer have the bits of the others. For
+  // comparisons. All ranks must agree.
+  bool vendor_sum = false;
 };
 
 struct Capabilities {
@@ -50,7 +55,7 @@ class Communicator {
   // Whether ranks share a device anywhere in the team. False on host targets, whose blocks share
   // processors anyway.
   bool shares_device() const;
-  std::string_view transport() const;                // "threads", "shm", …
+  std::string_view transport() const;  // "threads", "shm", "ccl", "ccl with its own sum", …
   const std::vector<std::string>& refusals() const;  // "shm: …", for each line that was passed over
   Capabilities can() const;
   std::chrono::milliseconds deadline() const;
@@ -61,7 +66,7 @@ class Communicator {
   // out = sum over ranks of `in`, summed in rank order 0 … n−1 in fp32 and rounded once
   // (arithmetic.md steps 1 and 2), so that every rank and every transport gets the same bits. bf16
   // or f16, contiguous; out may be the addend itself. Any size. Collective; errors surface in
-  // health().
+  // health(). With CommOptions::vendor_sum the order is NCCL's.
   Status all_reduce(const PartialRows& in, const TensorView& out, Stream& stream);
 
   // out[r] = rank r's `in`: out is [size, …in]. Any dtype, contiguous. Collective.

@@ -42,7 +42,8 @@ struct Communicator::State {
   int max_blocks = 1;
   bool shares_device = false;
   std::chrono::milliseconds deadline{};
-  std::string_view transport_name;
+  std::string transport_name;
+  bool vendor_sum = false;
   std::vector<std::string> refusals;
   std::unique_ptr<Transport> transport;
   std::shared_ptr<Mapping> control_mapping;
@@ -54,6 +55,7 @@ struct Communicator::State {
   Status first_failure;
 
   std::vector<std::byte> scratch;       // every rank's chunk, for host sums
+  Buffer gathered;                      // the same on the device, where gathers run on streams
   std::deque<HostCollective> recorded;  // of captured graphs: addresses must not move
 
   ControlBlock& control(int of_rank) const;
@@ -65,6 +67,8 @@ struct Communicator::State {
   std::string chain_text() const;
   Status health();
   void abort(std::string_view why);
+  // A failure of this rank that has no fault record: what health() says from now on.
+  void fail(const Status& status);
   // Gives up on behalf of everybody if `status` leaves the ranks out of step. Returns it.
   Status finish(Status status);
 };

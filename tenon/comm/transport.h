@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -25,6 +26,7 @@ struct RankCard {
   std::int32_t pid = 0;
   Device device{};
   std::int32_t max_blocks = 0;  // resident together on the device; 0 where there is no such device
+  std::int32_t vendor_sum = 0;  // CommOptions::vendor_sum
 };
 RankCard own_card(Device device);
 
@@ -57,6 +59,22 @@ inline constexpr int kNumLanes = 2;
 // memory that kernels and hosts of all ranks see. On host targets that is the same.
 enum class Place : std::uint8_t { kDevice, kHost };
 
+// Collectives of the device's memory that a transport brings itself. They enqueue on a stream, wait
+// for nothing but the library behind them, and may be captured. One stream at a time.
+class StreamCollectives {
+ public:
+  virtual ~StreamCollectives() = default;
+  // Makes every connection now, so that no later call has to. `scratch` holds size × part_bytes.
+  // Collective, blocks at most the deadline.
+  virtual Status connect(std::byte* scratch, std::size_t part_bytes, bool own_sum) = 0;
+  // all[r] = rank r's `bytes` at `mine`. Collective.
+  virtual Status all_gather(const std::byte* mine, std::byte* all, std::size_t bytes,
+                            Stream& stream) = 0;
+  // The library's own sum, in an order that is its own. bf16 or f16. Collective.
+  virtual Status all_reduce(const std::byte* in, std::byte* out, std::size_t count, DType dtype,
+                            Stream& stream) = 0;
+};
+
 class Transport {
  public:
   virtual ~Transport() = default;
@@ -67,13 +85,20 @@ class Transport {
   virtual Result<std::shared_ptr<Mapping>> map(Place place, std::size_t bytes, std::uint8_t fill,
                                                std::string_view label) = 0;
 
-  // all[r] = rank r's `mine`, between hosts, without peer pointers and without the bootstrap.
+  // all[r] = rank r's `mine`, between hosts, without peer pointers.
   // Collective. Waits are bounded by team.deadline_ns and end when *team.abort_word[team.rank] is
-  // set; false after a fault, which is then in *team.fault.
+  // set, or the bootstrap has lost a rank; false after a fault, which is then in *team.fault, or
+  // with the watcher.
   virtual bool all_gather(Lane lane, std::span<const std::byte> mine, std::span<std::byte> all,
                           const TeamView& team) = 0;
   // Rank 0's bytes reach everybody. The same rules.
   virtual bool broadcast(Lane lane, std::span<std::byte> bytes, const TeamView& team) = 0;
+
+  // Null where collectives are kernels over peer memory or go through the host.
+  virtual StreamCollectives* on_streams() { return nullptr; }
+  // `failed` hears, from any thread, of a failure that has no fault record. At most once, and not
+  // after the transport's end.
+  virtual void watch(std::function<void(const Status& status)> failed) { (void)failed; }
 };
 
 // One line of comm/transports.def.

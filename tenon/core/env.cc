@@ -50,6 +50,13 @@ Status parse_variant(std::string_view value, Env& env) {
   return Status::ok();
 }
 
+Status parse_library(std::string_view value, Env& env) {
+  if (value.find(".so") == std::string_view::npos)
+    return refuse(value, "the file name or path of a shared library (…/libnccl.so.2)");
+  env.ccl_library = value;
+  return Status::ok();
+}
+
 constexpr KnobSpec kKnobs[] = {
     {"TENON_LOG", "how much is logged: error, warning, info, debug", parse_log,
      [](const Env& e) { return std::string(kLevelNames[static_cast<std::size_t>(e.log)]); }},
@@ -82,6 +89,8 @@ constexpr KnobSpec kKnobs[] = {
                                           e.emu_seed);
      },
      [](const Env& e) { return std::to_string(e.emu_seed); }},
+    {"TENON_CCL_LIBRARY", "the NCCL or RCCL that transport ccl loads; empty for the usual names",
+     parse_library, [](const Env& e) { return e.ccl_library; }},
 };
 
 std::size_t edit_distance(std::string_view a, std::string_view b) {

@@ -22,6 +22,7 @@ struct Env {
   std::chrono::milliseconds deadline{30'000};  // TENON_DEADLINE_MS: longest any wait may last
   int cpu_threads = 0;                         // TENON_CPU_THREADS: per rank; 0 shares the cores
   std::uint64_t emu_seed = 0;                  // TENON_EMU_SEED: order of emulated threads
+  std::string ccl_library;  // TENON_CCL_LIBRARY: a file instead of libnccl.so.2 or librccl.so.1
 };
 
 // One knob as `tenon env` prints it.

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -66,6 +67,10 @@ class Backend {
 
   virtual Result<void*> create_stream(int index) = 0;
   virtual void destroy_stream(void* stream) = 0;
+  // What libraries of the vendor take for this stream; null on host targets.
+  virtual void* vendor_stream(void* stream) = 0;
+  // Runs `work` on this thread with the device current, as libraries of the vendor expect it.
+  virtual Status with_device(int index, const std::function<Status()>& work) = 0;
   virtual Status synchronize(void* stream) = 0;
   virtual Status launch(void* stream, const LaunchShape& shape, const KernelCall& call) = 0;
   virtual Status copy(void* stream, void* to, const void* from, std::size_t bytes) = 0;
@@ -73,6 +78,8 @@ class Backend {
   // Runs `call` on the host when the stream reaches it: for host transports inside a step.
   virtual Status host_call(void* stream, void (*call)(void* data), void* data) = 0;
 
+  // Relaxed: meanwhile this thread may call what a vendor forbids in stricter modes, and libraries
+  // of the vendor that are called to be captured do. What the house forbids is refused by itself.
   virtual Status begin_capture(void* stream) = 0;
   virtual Result<void*> end_capture(void* stream) = 0;  // a graph
   virtual bool capturing(void* stream) = 0;
@@ -82,6 +89,7 @@ class Backend {
   virtual Result<void*> create_event(int index) = 0;
   virtual void destroy_event(void* event) = 0;
   virtual Status record(void* event, void* stream) = 0;
+  virtual Result<bool> has_happened(void* event) = 0;             // does not wait
   virtual Result<double> elapsed_us(void* begin, void* end) = 0;  // waits for `end`
 };
 
@@ -174,7 +182,7 @@ class Graph {
   void* handle_ = nullptr;
 };
 
-// A point in a stream's work, for timing.
+// A point in a stream's work: for timing, or to see how far the stream is.
 class Event {
  public:
   static Result<Event> create(Device device);
@@ -182,6 +190,8 @@ class Event {
   Event& operator=(Event&& other) noexcept;
   ~Event();
   Status record(Stream& stream) { return backend_->record(handle_, stream.native()); }
+  // Whether what was last recorded has happened; true before anything was. Does not wait.
+  Result<bool> has_happened() const { return backend_->has_happened(handle_); }
   // Microseconds from `begin` to this event. Waits until this event has happened.
   Result<double> us_since(const Event& begin) {
     return backend_->elapsed_us(begin.handle_, handle_);

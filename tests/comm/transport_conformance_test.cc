@@ -11,6 +11,7 @@
 #include "tenon/comm/transport.h"
 #include "tenon/core/fp8.h"
 #include "tests/support/chaos.h"
+#include "tests/support/fake_ccl.h"
 #include "tests/support/processes.h"
 #include "tests/support/ranks.h"
 #include "tests/support/targets.h"

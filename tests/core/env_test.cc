@@ -25,12 +25,14 @@ TEST(Env, DefaultsWhenNothingIsSet) {
   EXPECT_EQ(env->deadline.count(), 30'000);
   EXPECT_EQ(env->cpu_threads, 0);
   EXPECT_EQ(env->emu_seed, 0u);
+  EXPECT_EQ(env->ccl_library, "");
 }
 
 TEST(Env, ReadsEveryKnob) {
-  const auto env = parse({"TENON_LOG=debug", "TENON_FORCE_STAGE=2", "TENON_MAX_STAGE=3",
-                          "TENON_FORCE_VARIANT=rmsnorm:row", "TENON_DEADLINE_MS=250",
-                          "TENON_CPU_THREADS=4", "TENON_EMU_SEED=18446744073709551615"});
+  const auto env =
+      parse({"TENON_LOG=debug", "TENON_FORCE_STAGE=2", "TENON_MAX_STAGE=3",
+             "TENON_FORCE_VARIANT=rmsnorm:row", "TENON_DEADLINE_MS=250", "TENON_CPU_THREADS=4",
+             "TENON_EMU_SEED=18446744073709551615", "TENON_CCL_LIBRARY=/opt/nccl/libnccl.so.2"});
   ASSERT_TRUE(env) << env.status().to_string();
   EXPECT_EQ(env->log, LogLevel::kDebug);
   EXPECT_EQ(env->force_stage, 2);
@@ -39,13 +41,14 @@ TEST(Env, ReadsEveryKnob) {
   EXPECT_EQ(env->deadline.count(), 250);
   EXPECT_EQ(env->cpu_threads, 4);
   EXPECT_EQ(env->emu_seed, ~std::uint64_t{0});
+  EXPECT_EQ(env->ccl_library, "/opt/nccl/libnccl.so.2");
 }
 
 TEST(Env, EveryKnobIsListedOnce) {
   // What the test above sets, so that a new knob is not forgotten here.
   const std::vector<std::string_view> names = {
       "TENON_LOG",         "TENON_FORCE_STAGE", "TENON_MAX_STAGE", "TENON_FORCE_VARIANT",
-      "TENON_DEADLINE_MS", "TENON_CPU_THREADS", "TENON_EMU_SEED"};
+      "TENON_DEADLINE_MS", "TENON_CPU_THREADS", "TENON_EMU_SEED",  "TENON_CCL_LIBRARY"};
   const std::vector<Knob> listed = knobs();
   ASSERT_EQ(listed.size(), names.size());
   for (std::size_t i = 0; i < names.size(); ++i) {

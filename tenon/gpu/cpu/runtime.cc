@@ -114,6 +114,8 @@ class HostBackend final : public Backend {
     return static_cast<void*>(stream.release());
   }
   void destroy_stream(void* stream) override { delete static_cast<HostStream*>(stream); }
+  void* vendor_stream(void*) override { return nullptr; }
+  Status with_device(int, const std::function<Status()>& work) override { return work(); }
   Status synchronize(void* stream) override {
     if (capturing(stream))
       return Status::error(Code::kInvalidArgument, "synchronize: the stream is capturing");
@@ -180,6 +182,7 @@ class HostBackend final : public Backend {
       return Status::ok();
     });
   }
+  Result<bool> has_happened(void*) override { return true; }  // work runs when it is enqueued
   Result<double> elapsed_us(void* begin, void* end) override {
     const std::chrono::duration<double, std::micro> passed =
         static_cast<HostEvent*>(end)->when - static_cast<HostEvent*>(begin)->when;

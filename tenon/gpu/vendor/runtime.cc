@@ -168,6 +168,13 @@ class VendorBackend final : public Backend {
     delete static_cast<DeviceStream*>(stream);
   }
 
+  void* vendor_stream(void* stream) override { return as_stream(stream); }
+  Status with_device(int index, const std::function<Status()>& work) override {
+    const CurrentDevice current(index);
+    TENON_TRY(current.status());
+    return work();
+  }
+
   Status synchronize(void* stream) override {
     if (capturing(stream))  // asking the vendor would also break the capture
       return Status::error(Code::kInvalidArgument, "synchronize: the stream is capturing");
@@ -230,7 +237,7 @@ class VendorBackend final : public Backend {
     if (capturing(stream))
       return Status::error(Code::kInvalidArgument, "the stream is capturing already");
     return to_status(
-        VENDOR(StreamBeginCapture)(as_stream(stream), VENDOR(StreamCaptureModeThreadLocal)),
+        VENDOR(StreamBeginCapture)(as_stream(stream), VENDOR(StreamCaptureModeRelaxed)),
         "StreamBeginCapture");
   }
   Result<void*> end_capture(void* stream) override {
@@ -278,6 +285,15 @@ class VendorBackend final : public Backend {
     return to_status(
         VENDOR(EventRecordWithFlags)(static_cast<VendorEvent>(event), as_stream(stream), flags),
         "EventRecordWithFlags");
+  }
+  Result<bool> has_happened(void* event) override {
+    const VendorError found = VENDOR(EventQuery)(static_cast<VendorEvent>(event));
+    if (found != VENDOR(ErrorNotReady)) {
+      TENON_TRY(to_status(found, "EventQuery"));
+      return true;
+    }
+    (void)VENDOR(GetLastError)();
+    return false;
   }
   Result<double> elapsed_us(void* begin, void* end) override {
     TENON_VENDOR(EventSynchronize, static_cast<VendorEvent>(end));
