@@ -280,6 +280,7 @@ Result<std::string> Bench::difference(std::size_t index, const Oracle& oracle) {
   TENON_TRY(enqueue(index, 0));
   TENON_TRY(stream_->synchronize());
   TENON_TRY(comm.health());
+  if (arm.chain == Chain::kVendor) TENON_TRY(channels_.vendor->health());
   testing::BoundaryOutputs found;
   TENON_TRY(fetch_rows(oracle.rows, found));
   const auto hidden = static_cast<std::ptrdiff_t>(shape_.hidden);

@@ -179,8 +179,14 @@ Status Rank::run_shape(Shape shape, bool cold) {
     const bool vendor = arms_[arm].chain == Chain::kVendor;
     if (!able) why[arm] = vendor ? why_no_vendor_ : std::string(able.message());
     if (!able) continue;
-    TENON_ASSIGN(const std::string difference, bench.difference(arm, shared_.oracle));
-    TENON_TRY(check(bench, arm, difference, row));
+    const auto difference = bench.difference(arm, shared_.oracle);
+    const Status ran = comm_->agree(difference.status(), "bench check");
+    if (!ran && vendor && comm_->health()) {
+      why[arm] = std::string(ran.message());  // the library's failures are not ours
+      continue;
+    }
+    TENON_TRY(ran);
+    TENON_TRY(check(bench, arm, *difference, row));
   }
   TENON_ASSIGN(const std::vector<Timing> timings,
                time_arms(options_, row.mode, bench, arms_, *comm_, *gate_, *stream_, why));

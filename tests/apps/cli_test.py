@@ -414,6 +414,23 @@ class Bench(unittest.TestCase):
             self.assertIn(piece, done.stdout)
         self.assertRegex(done.stdout, r"(?m)^avx2 +(yes|no)")
 
+    def test_env_explains_every_bucket(self):
+        for target in ("cpu", "emu32"):
+            done = tenon("env", "--boundary", "--max-rows", "40", "--hidden", "512", "--tp", "3",
+                         "--device", target)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            table = done.stdout[done.stdout.index("boundary of 512 wide rows, 3 ranks on " + target):]
+            for outputs in ("fp8", r"fp8\+bf16", "bf16"):
+                for rows in (1, 2, 4, 8, 16, 32, 40):
+                    self.assertRegex(table, rf"(?m)^{outputs} +{rows} +one kernel +(one|two)_shot +"
+                                            r"\d+ x \d+ +\d+\.\d+ MiB +it is the most fused$")
+        limited = subprocess.run([TENON, "env", "--boundary", "--max-rows", "2"], capture_output=True,
+                                 text=True, check=False, env={**os.environ, "TENON_MAX_STAGE": "3"})
+        self.assertIn("max-stage 3 excludes it", limited.stdout)
+        refused = tenon("env", "--boundary", "--device", "abacus")
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn("accepted are cuda", refused.stderr)
+
 
 class Script(unittest.TestCase):
     """./x with stand-ins for the tools it calls: a step that fails is the last one."""
