@@ -107,6 +107,7 @@ inline void ccl_reduces(int rank, Communicator& comm, const std::vector<std::siz
       auto rows = CclRows::make(comm, dtype, count, seed % 3 == 0 ? 1 : 0);
       ASSERT_TRUE(rows);
       ASSERT_TRUE(rows->set(ccl_addend(dtype, count, rank, seed), *stream));
+      meet(comm);  // allocating may wait for devices that are peers, hence for their kernels
       const Buffer& to = seed % 2 == 0 ? rows->in : rows->out;
       const Status status = comm.all_reduce({rows->view_of(rows->in)}, rows->view_of(to), *stream);
       ASSERT_TRUE(status) << status.to_string();
@@ -132,6 +133,7 @@ inline void ccl_gathers(int rank, Communicator& comm) {
     auto out = Buffer::allocate(comm.device(), all.size() + 1);
     ASSERT_TRUE(in && out);
     ASSERT_TRUE(stream->copy(in->data(), mine.data(), bytes));
+    meet(comm);
     const auto length = static_cast<std::int64_t>(bytes);
     const Status status = comm.all_gather(
         view(in->data(), DType::kU8, comm.device(), {length}),
@@ -162,6 +164,7 @@ inline void ccl_replays(int rank, Communicator& comm, bool exact = true) {
                               *stream));
   auto graph = Graph::end(*stream);
   ASSERT_TRUE(graph) << graph.status().to_string();
+  meet(comm);
   for (std::uint64_t round = 0; round < 10; ++round) {
     SCOPED_TRACE(round);
     ASSERT_TRUE(large->set(ccl_addend(DType::kBF16, 40'000, rank, round), *stream));

@@ -119,7 +119,7 @@ int Session::enqueue(const Work& work, void* stream) {
 // What the library says about the last call and about its connections.
 int Session::async_error(std::string* sentence) {
   std::lock_guard lock(comm_mutex_);
-  if (comm_ == nullptr) return kSuccess;
+  if (comm_ == nullptr) return kInProgress;  // given up
   int found = kSuccess;
   const int answer = library_.async_error(comm_, &found);
   if (answer != kSuccess) found = answer;
@@ -164,7 +164,11 @@ Status Session::run(const Work& work, Stream* stream) {
     return fail(Status::error(
         Code::kDevice, "rank " + std::to_string(rank_) + " in " + place(work.kind, call) + ": " +
                            library_.describe(function_of(work.kind), answer, nullptr)));
-  if (answer == kInProgress) TENON_TRY(settle(place(work.kind, call)));
+  if (answer == kInProgress) {
+    const Status settled = settle(place(work.kind, call));
+    if (!settled && stream == nullptr) abort_library();  // no longer touches the caller's memory
+    TENON_TRY(settled);
+  }
   if (stream == nullptr || stream->capturing()) return Status::ok();
   return note(work.kind, call, *stream);
 }
@@ -271,8 +275,10 @@ void Session::watch_until_closed() {
   wake_.notify_all();
 }
 
-// Both may take long: the library waits for the graphs that it was captured into.
+// Both may take long: the library waits for the graphs that it was captured into. Whoever comes
+// second to an abort waits for the first.
 void Session::abort_library() {
+  std::lock_guard aborting(abort_mutex_);
   Comm comm = nullptr;
   {
     std::lock_guard lock(comm_mutex_);

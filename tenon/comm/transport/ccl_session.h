@@ -90,6 +90,7 @@ class Session : public std::enable_shared_from_this<Session> {
 
   std::mutex comm_mutex_;  // every call of the library on comm_
   Comm comm_ = nullptr;
+  std::mutex abort_mutex_;  // for as long as the library takes to abort
   std::atomic<bool> given_up_{false};
 
   std::mutex pending_mutex_;
