@@ -10,27 +10,20 @@
 #include <fstream>
 #include <set>
 #include <sstream>
-#include <thread>
 
 #include "apps/commands.h"
+#include "apps/explain.h"
 #include "apps/options.h"
 #include "apps/table.h"
 #include "tenon/comm/bootstrap.h"
 #include "tenon/comm/communicator.h"
 #include "tenon/comm/transport.h"
 #include "tenon/core/env.h"
-#include "tenon/core/guard.h"
 #include "tenon/gpu/runtime.h"
-#include "tenon/layers/boundary.h"
 #include "tenon/ops/registry.h"
 
 namespace tenon::apps {
 namespace {
-
-struct Options {
-  bool boundary = false, links = false;
-  int hidden = 4096, max_rows = 8192, tp = 2;
-};
 
 constexpr Target kTargets[] = {
 #define TENON_TARGET_ENTRY(enumerator, space, folder, wave) Target::k##enumerator,
@@ -144,26 +137,6 @@ void print_knobs() {
   std::fputs(table.text().c_str(), stdout);
 }
 
-// Every rank makes the boundary, since that is collective; rank 0's answer is everybody's.
-Result<std::vector<BoundaryUse>> plan_boundary(const Options& options, int rank,
-                                               std::shared_ptr<Bootstrap> bootstrap) {
-  CommOptions comm_options;
-  comm_options.rank = rank;
-  comm_options.size = options.tp;
-  comm_options.bootstrap = std::move(bootstrap);
-  TENON_ASSIGN(auto comm, Communicator::create(comm_options, Device{Target::kCpu, 0}));
-  BoundaryChannel::Spec channel_spec;
-  channel_spec.hidden = options.hidden;
-  channel_spec.max_rows = options.max_rows;
-  TENON_ASSIGN(auto channel, BoundaryChannel::make(channel_spec, *comm));
-  BoundarySpec spec;
-  spec.site = "example";
-  spec.hidden = options.hidden;
-  spec.max_rows = options.max_rows;
-  TENON_ASSIGN(const Boundary boundary, Boundary::make(spec, channel));
-  return boundary.uses();
-}
-
 // body(rank, bootstrap) on a thread for each of `size` ranks; what they found, in rank order.
 template <class T, class Body>
 Result<std::vector<T>> as_team(int size, const Body& body) {
@@ -223,49 +196,39 @@ Status print_links() {
   return Status::ok();
 }
 
-Status print_boundary(const Options& options) {
-  if (options.tp < 1 || options.tp > kMaxRanks)
-    return Status::error(Code::kInvalidArgument,
-                         "env: --tp is " + std::to_string(options.tp) + "; accepted are 1 to 8");
-  using Uses = std::vector<BoundaryUse>;
-  TENON_ASSIGN(const std::vector<Uses> found,
-               as_team<Uses>(options.tp, [&](int rank, const auto& bootstrap) {
-                 return plan_boundary(options, rank, bootstrap);
-               }));
-  Table table({"rows up to", "stage", "variant", "why not a more fused one"});
-  for (const BoundaryUse& use : found[0])
-    table.add({std::to_string(use.max_rows), std::string(name(use.stage)), use.variant,
-               use.reason.empty() ? "it is the most fused" : use.reason});
-  std::fputs(("\nboundary of " + std::to_string(options.hidden) + " wide rows, " +
-              std::to_string(options.tp) + " ranks on cpu\n" + table.text())
-                 .c_str(),
-             stdout);
-  return Status::ok();
-}
-
 }  // namespace
 
 Command add_env(CLI::App& parent) {
-  auto options = std::make_shared<Options>();
+  auto question = std::make_shared<BoundaryQuestion>();
+  auto device = std::make_shared<std::string>("cpu");
+  auto wanted = std::make_shared<bool>(false);
+  auto links = std::make_shared<bool>(false);
   CLI::App* app = parent.add_subcommand("env", "what this build and machine can do, and why not");
-  app->add_flag("--boundary", options->boundary, "explain every row bucket of a boundary");
-  app->add_flag("--links", options->links, "measure what lies between the devices");
-  app->add_option("--hidden", options->hidden, "width of that boundary")
+  app->add_flag("--boundary", *wanted, "explain every row bucket of a boundary");
+  app->add_flag("--links", *links, "measure what lies between the devices");
+  app->add_option("--hidden", question->hidden, "width of that boundary")
       ->capture_default_str()
       ->check(whole_number(1, 16384));
-  app->add_option("--max-rows", options->max_rows, "its most rows")
+  app->add_option("--max-rows", question->max_rows, "its most rows")
       ->capture_default_str()
       ->check(whole_number(1, 8192));
-  app->add_option("--tp", options->tp, "its ranks")->capture_default_str();
-  return {app, [options] {
+  app->add_option("--tp", question->tp, "its ranks")->capture_default_str();
+  app->add_option("--device", *device, "its target")->capture_default_str();
+  return {app, [question, device, wanted, links] {
+            const auto target = target_named(*device);
+            if (!target)
+              return Status::error(Code::kInvalidArgument,
+                                   "env: --device is \"" + *device +
+                                       "\"; accepted are cuda, hip, cpu, emu32 and emu64");
+            question->target = *target;
             print_machine();
             print_instructions();
             print_devices();
             print_transports();
             print_ops();
             print_knobs();
-            if (options->links) TENON_TRY(print_links());
-            return options->boundary ? print_boundary(*options) : Status::ok();
+             if (*links) TENON_TRY(print_links());
+             return *wanted ? explain(*question) : Status::ok();
           }};
 }
 

@@ -2,48 +2,111 @@
 #include <CLI/CLI.hpp>
 
 #include "apps/bench/boundary.h"
+#include "apps/bench/shapes.h"
 #include "apps/commands.h"
 #include "apps/options.h"
 
 namespace tenon::apps {
+namespace {
+
+// The command line's words, before they mean anything.
+struct Words {
+  std::string rows, hidden, device = "cpu", dtype = "bf16", mode = "auto", l2 = "warm";
+  bool around = false;
+};
+
+void add_shapes(CLI::App& app, BoundaryBench& options, Words& words) {
+  app.add_option("--rows", words.rows,
+                 "1 to 8192: numbers and ranges of powers of two: 1,3,16..512");
+  app.add_flag("--around", words.around, "also the numbers of rows beside each power of two");
+  app.add_option("--hidden", words.hidden, "widths, multiples of 128, likewise");
+  app.add_option("--tp", options.tp, "ranks, 1 to 8")->capture_default_str();
+  app.add_option("--device", words.device, "target of tenon env")->capture_default_str();
+  app.add_option("--dtype", words.dtype, "bf16 or f16")->capture_default_str();
+}
+
+void add_method(CLI::App& app, BoundaryBench& options, Words& words) {
+  app.add_option("--mode", words.mode, "graph, eager, or auto: graph on devices up to 512 rows")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "graph", "eager"}));
+  app.add_option("--l2", words.l2, "warm, cold or both: what a call finds in the L2 cache")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"warm", "cold", "both"}));
+  app.add_option("--arms", options.arms,
+                 "nccl3, split, fused2, fused2bf16, fused1, fused1bf16; all by default")
+      ->delimiter(',');
+  app.add_option("--variant", options.variant, "of the one-kernel arms: one_shot, two_shot");
+  app.add_flag("--spread-residual", options.spread_residual,
+               "every rank gets the whole residual, not only the rows that it owns");
+  app.add_option("--iterations", options.iterations, "calls of a repeat; 64 on devices, else 30")
+      ->check(whole_number(1, kMaxCount));
+  app.add_option("--repeats", options.repeats, "25 on devices, else 5")
+      ->check(whole_number(1, kMaxCount));
+  app.add_option("--warm-up", options.warm_up, "calls before each repeat; 2 on devices, else 10")
+      ->check(whole_number(0, kMaxCount));
+  app.add_option("--link-gbs", options.link_gbs, "one rank's links, one way; measured by default")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--memory-gbs", options.memory_gbs, "one rank's memory; measured by default")
+      ->check(CLI::PositiveNumber);
+}
+
+void add_outputs(CLI::App& app, BoundaryBench& options) {
+  app.add_option("--csv", options.csv_path, "also write the table as CSV");
+  app.add_option("--json-file", options.json_path, "also write the results as JSON");
+  app.add_option("--svg", options.svg_path, "also plot time against rows");
+  app.add_flag("--json", options.json_to_stdout, "print one JSON object and nothing else");
+  app.add_option(
+      "--check", options.baseline_path,
+      "fail where a ratio is worse than in this JSON, or in this folder's for the device");
+  app.add_option("--tolerance", options.tolerance_percent, "of --check, in per cent")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  app.add_flag("--sweep-variants", options.sweep_variants,
+               "time every choice of kernels instead of the arms");
+  app.add_option("--tune", options.tune_path, "sweep, and write the best choices as a table");
+}
+
+Status read(const Words& words, BoundaryBench& options) {
+  const auto refuse = [](const std::string& option, const std::string& found,
+                         const std::string& accepted) {
+    return Status::error(Code::kInvalidArgument,
+                         "bench: " + option + " is \"" + found + "\"; accepted are " + accepted);
+  };
+  const auto target = target_named(words.device);
+  if (!target) return refuse("--device", words.device, "cuda, hip, cpu, emu32 and emu64");
+  options.target = *target;
+  const auto type = dtype_named(words.dtype);
+  if (!type || (*type != DType::kBF16 && *type != DType::kF16))
+    return refuse("--dtype", words.dtype, "bf16 and f16");
+  options.dtype = *type;
+  if (!words.rows.empty()) {
+    TENON_ASSIGN(options.rows, parse_numbers("--rows", words.rows, words.around));
+  }
+  if (!words.hidden.empty()) {
+    TENON_ASSIGN(options.hidden, parse_numbers("--hidden", words.hidden));
+  }
+  options.around = words.around;
+  options.mode = words.mode == "graph"   ? Mode::kGraph
+                 : words.mode == "eager" ? Mode::kEager
+                                         : Mode::kAuto;
+  options.warm = words.l2 != "cold";
+  options.cold = words.l2 != "warm";
+  return Status::ok();
+}
+
+}  // namespace
 
 Command add_bench(CLI::App& parent) {
   auto options = std::make_shared<BoundaryBench>();
-  auto device = std::make_shared<std::string>("cpu");
-  auto dtype = std::make_shared<std::string>("bf16");
+  auto words = std::make_shared<Words>();
   CLI::App* bench = parent.add_subcommand("bench", "time a part, checked against its oracle");
   bench->require_subcommand(1);
   CLI::App* app = bench->add_subcommand("boundary", "three kernels, two, one, one with bf16 out");
-  app->add_option("--rows", options->rows, "rows, 1 to 8192")->delimiter(',');
-  app->add_option("--hidden", options->hidden, "widths, multiples of 128")->delimiter(',');
-  app->add_option("--tp", options->tp, "ranks, 1 to 8")->capture_default_str();
-  app->add_option("--device", *device, "target of tenon env")->capture_default_str();
-  app->add_option("--dtype", *dtype, "bf16 or f16")->capture_default_str();
-  app->add_option("--variant", options->variant, "of the fused arms: one_shot, two_shot");
-  app->add_option("--iterations", options->iterations)
-      ->capture_default_str()
-      ->check(whole_number(1, kMaxCount));
-  app->add_option("--repeats", options->repeats)
-      ->capture_default_str()
-      ->check(whole_number(1, kMaxCount));
-  app->add_option("--warm-up", options->warm_up)
-      ->capture_default_str()
-      ->check(whole_number(0, kMaxCount));
-  app->add_option("--csv", options->csv_path, "also write the table as CSV");
-  app->add_option("--json-file", options->json_path, "also write the results as JSON");
-  app->add_flag("--json", options->json_to_stdout, "print one JSON object and nothing else");
-  return {bench, [options, device, dtype] {
-            const auto target = target_named(*device);
-            if (!target)
-              return Status::error(Code::kInvalidArgument,
-                                   "bench: --device is \"" + *device +
-                                       "\"; accepted are cuda, hip, cpu, emu32 and emu64");
-            options->target = *target;
-            const auto type = dtype_named(*dtype);
-            if (!type || (*type != DType::kBF16 && *type != DType::kF16))
-              return Status::error(Code::kInvalidArgument, "bench: --dtype is \"" + *dtype +
-                                                               "\"; accepted are bf16 and f16");
-            options->dtype = *type;
+  add_shapes(*app, *options, *words);
+  add_method(*app, *options, *words);
+  add_outputs(*app, *options);
+  return {bench, [options, words] {
+            TENON_TRY(read(*words, *options));
             return run(*options);
           }};
 }

@@ -1,9 +1,5 @@
-// tenon bench boundary: one boundary, four ways, interleaved, each checked against the oracle.
-// The arms and their names follow the microbenchmark of the work that tenon started from:
-//   split      three kernels: all-reduce; residual add + norm; quantise
-//   fused2     two kernels:   all-reduce; residual add + norm + quantise
-//   fused1     one kernel, FP8 out
-//   fused1bf16 one kernel, FP8 and bf16 out
+// tenon bench boundary: one boundary, several ways, interleaved, each checked against the oracle.
+// docs/boundary.md, "How it is measured", says what is timed and how.
 #pragma once
 
 #include <string>
@@ -14,16 +10,33 @@
 
 namespace tenon::apps {
 
+// How the calls of a repeat reach the device.
+enum class Mode {
+  kAuto,   // graph on devices up to kMaxGraphRows rows, else eager
+  kGraph,  // recorded once, replayed
+  kEager,  // enqueued one by one
+};
+inline constexpr int kMaxGraphRows = 512;
+
 struct BoundaryBench {
-  std::vector<int> rows{1, 2, 4, 8, 16, 32, 64, 128};
-  std::vector<int> hidden{4096};
+  std::vector<int> rows, hidden;  // empty: what suits the target and the mode
+  bool around = false;            // with the default rows, also those beside each power of two
   int tp = 2;
   Target target = Target::kCpu;
   DType dtype = DType::kBF16;
-  int iterations = 30, repeats = 5, warm_up = 10;
-  std::string variant;  // of the fused arms; empty leaves the choice
-  std::string csv_path, json_path;
+  Mode mode = Mode::kAuto;
+  bool warm = true, cold = false;                 // states of the L2 cache to measure in
+  int iterations = 0, repeats = 0, warm_up = -1;  // 0, 0, -1: what suits the target
+  bool adapt_iterations = false;        // fewer where calls are long; set where iterations was 0
+  std::vector<std::string> arms;        // names of arms.h; empty: all
+  std::string variant;                  // of the one-kernel arms; empty leaves the choice
+  bool spread_residual = false;         // two_shot gives every rank the whole residual
+  bool sweep_variants = false;          // time every choice of kernels instead of the arms
+  double link_gbs = 0, memory_gbs = 0;  // of one rank and direction; 0: measured at the start
+  std::string csv_path, json_path, svg_path, tune_path;
   bool json_to_stdout = false;  // one JSON object on standard output and nothing else
+  std::string baseline_path;    // --check: a JSON of an earlier run, or a folder of them
+  double tolerance_percent = 3;
 };
 
 Status run(const BoundaryBench& options);

@@ -45,6 +45,7 @@ struct DeviceProperties {
   int max_cooperative_blocks = 1;    // blocks that are certainly resident together
   std::size_t max_shared_bytes = 0;  // of one block, TENON_SHARED and TENON_DYNAMIC_SHARED together
   std::size_t total_bytes = 0;
+  std::size_t l2_bytes = 0;  // of the second-level cache: what a cold benchmark must exceed
   // The same in every process, whatever numbers devices have there. Zeros on host targets.
   std::array<std::uint8_t, 16> id{};
 };

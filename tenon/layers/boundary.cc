@@ -467,11 +467,20 @@ std::string_view Boundary::variant(int rows) const {
 std::string_view Boundary::why(int rows) const { return state_->bucket_for(rows).reason; }
 
 std::vector<BoundaryUse> Boundary::uses() const {
+  const auto& channel_state = state_->shared();
   std::vector<BoundaryUse> found;
-  for (const auto& bucket : state_->buckets)
-    found.push_back({state_->spec.site, bucket->max_rows, bucket->stage,
-                     std::string(variant(bucket->max_rows)), bucket->reason,
-                     bucket->count.load(std::memory_order_relaxed)});
+  for (const auto& bucket : state_->buckets) {
+    const bool one = bucket->stage == Stage::kOneKernel;
+    const LaunchShape& shape = one ? bucket->fused.shape : bucket->norm.shape;
+    BoundaryUse use{state_->spec.site, bucket->max_rows,
+                    bucket->stage,     std::string(variant(bucket->max_rows)),
+                    bucket->reason,    bucket->count.load(std::memory_order_relaxed)};
+    use.blocks = shape.blocks;
+    use.threads = shape.threads;
+    if (one) use.mailbox_bytes = channel_state.mailbox.bytes();
+    if (bucket->stage == Stage::kTwoKernels) use.mailbox_bytes = channel_state.sum_mailbox.bytes();
+    found.push_back(std::move(use));
+  }
   return found;
 }
 

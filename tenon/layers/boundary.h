@@ -45,9 +45,11 @@ struct BoundaryUse {
   std::string site;
   int max_rows = 0;  // bucket: rows up to this
   Stage stage{};
-  std::string variant;      // of the deciding kernel
-  std::string reason;       // why not a more fused stage; empty when fully fused
-  std::uint64_t count = 0;  // calls so far
+  std::string variant;            // of the deciding kernel
+  std::string reason;             // why not a more fused stage; empty when fully fused
+  std::uint64_t count = 0;        // calls so far
+  int blocks = 0, threads = 0;    // of the deciding kernel: the fused one, or the norm
+  std::size_t mailbox_bytes = 0;  // of the mailbox that this bucket's stage uses
 };
 
 // What the boundaries of one model share: the mailboxes they use in turn, the scratch rows of

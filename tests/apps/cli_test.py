@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import unittest
+import xml.etree.ElementTree
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TENON = sys.argv.pop(1) if len(sys.argv) > 1 else str(ROOT / "build/cpu/apps/tenon")
@@ -279,14 +280,131 @@ class Failures(unittest.TestCase):
 
 
 class Bench(unittest.TestCase):
-    def test_every_arm_equals_the_oracle(self):
-        done = tenon("bench", "boundary", "--rows", "1,5", "--hidden", "256", "--iterations", "3",
-                     "--repeats", "2", "--json")
+    ARMS = ["nccl3", "split", "fused2", "fused2bf16", "fused1", "fused1bf16"]
+    QUICK = ["--iterations", "3", "--repeats", "2", "--warm-up", "1"]
+
+    def setUp(self):
+        self.directory = pathlib.Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.directory)
+
+    def bench(self, *arguments):
+        quick = [] if "--iterations" in arguments else self.QUICK
+        done = tenon("bench", "boundary", *quick, *arguments)
         self.assertEqual(done.returncode, 0, done.stderr)
-        for row in json.loads(done.stdout)["results"]:
-            for arm in ("split", "fused2", "fused1", "fused1bf16"):
-                self.assertTrue(row[f"{arm}_equals_oracle"])
-                self.assertGreater(row[f"{arm}_us"], 0)
+        return done.stdout
+
+    def refused(self, *arguments):
+        done = tenon("bench", "boundary", *self.QUICK, *arguments)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        return done.stderr
+
+    def test_every_arm_equals_the_oracle(self):
+        for options in (["--tp", "2"], ["--tp", "3", "--mode", "graph", "--l2", "both"],
+                        ["--variant", "two_shot"], ["--variant", "two_shot", "--spread-residual"],
+                        ["--tp", "1"], ["--dtype", "f16", "--device", "emu32", "--mode", "graph"]):
+            found = json.loads(self.bench("--rows", "1,5", "--hidden", "256", "--json", *options))
+            both = "both" in options
+            self.assertEqual([(row["rows"], row["l2"]) for row in found["results"]],
+                             [(1, "warm"), (1, "cold"), (5, "warm"), (5, "cold")] if both else
+                             [(1, "warm"), (5, "warm")])
+            for row in found["results"]:
+                self.assertEqual(row["checked_rows"], row["rows"])
+                self.assertEqual(row["mode"], "graph" if "graph" in options else "eager")
+                self.assertEqual(list(row["arms"]), sorted(self.ARMS))
+                for name, arm in row["arms"].items():
+                    if name == "nccl3" and "why_not" in arm:
+                        continue
+                    self.assertEqual(arm["equals_oracle"], "yes", (options, name))
+                    self.assertGreater(arm["us"], 0)
+                    self.assertLessEqual(arm["p10_us"], arm["us"])
+                    self.assertLessEqual(arm["us"], arm["p90_us"])
+                    self.assertGreater(arm["floor_us"], 0)
+            for key in ("device", "date", "ranks", "dtype", "link_gbs", "memory_gbs", "latency_us"):
+                self.assertIn(key, found)
+            self.assertTrue(found["command"].startswith("tenon bench boundary"), found["command"])
+
+    def test_large_shapes_are_checked_at_some_rows(self):
+        found = json.loads(self.bench("--rows", "4096", "--hidden", "1280", "--arms", "fused1",
+                                      "--iterations", "1", "--repeats", "1", "--json"))
+        row = found["results"][0]
+        self.assertLess(row["checked_rows"], 4096)
+        self.assertGreater(row["checked_rows"], 500)
+        self.assertEqual(row["arms"]["fused1"]["equals_oracle"], "yes")
+
+    def test_lists_and_ranges_of_rows(self):
+        found = json.loads(self.bench("--rows", "3,8..16", "--around", "--hidden", "256", "--arms",
+                                      "fused1bf16", "--json"))
+        self.assertEqual([row["rows"] for row in found["results"]], [3, 7, 8, 9, 15, 16, 17])
+
+    def test_csv_and_plot(self):
+        table, plot = self.directory / "t.csv", self.directory / "p.svg"
+        out = self.bench("--rows", "1..4", "--hidden", "256,384", "--l2", "both", "--csv", str(table),
+                         "--svg", str(plot))
+        for piece in ("fused2bf16/fused1bf16", "floor_us", "cold", "GB/s"):
+            self.assertIn(piece, out)
+        lines = table.read_text().splitlines()
+        self.assertEqual(len(lines), 1 + 2 * 2 * 3)
+        self.assertEqual({line.count(",") for line in lines}, {lines[0].count(",")})
+        root = xml.etree.ElementTree.parse(plot).getroot()
+        space = "{http://www.w3.org/2000/svg}"
+        self.assertEqual(root.tag, space + "svg")
+        texts = [text.text for text in root.iter(space + "text")]
+        for piece in ("hidden 256", "hidden 384", "fused1bf16", "fused1bf16, cold", "rows"):
+            self.assertIn(piece, texts)
+        curves = list(root.iter(space + "polyline"))
+        self.assertEqual(len(curves) % (2 * 2), 0)
+        for curve in curves:
+            self.assertEqual(len(curve.get("points").split()), 3)
+
+    def test_choices_become_a_table(self):
+        table = self.directory / "tuned.def"
+        found = json.loads(self.bench("--rows", "1..16", "--hidden", "256,512", "--json", "--tune",
+                                      str(table)))
+        choices = {(each["outputs"], each["choice"]) for each in found["choices"]}
+        self.assertEqual(choices, {(outputs, choice) for outputs in ("fp8", "fp8+bf16")
+                                   for choice in ("one_shot", "two_shot", "two_kernels")})
+        lines = table.read_text().splitlines()
+        for wanted in ("0", "1"):
+            of_outputs = [line for line in lines if line.startswith(f'TENON_TUNED("host", 2, {wanted}, ')]
+            ends = [line.split(", ")[3] for line in of_outputs]
+            self.assertEqual(ends[-1], "INT64_MAX")
+            self.assertEqual(ends[:-1], sorted(ends[:-1], key=int))
+        for line in lines:
+            self.assertRegex(line, r'"(one_shot|two_shot|two_kernels)"\)$')
+
+    def test_ratios_against_a_baseline(self):
+        shapes = ["--rows", "1,2", "--hidden", "256"]
+        path = self.directory / "host.json"
+        self.bench(*shapes, "--json-file", str(path))
+        stored = json.loads(path.read_text())
+        for row in stored["results"]:  # far better than it is, then far worse
+            row["arms"]["fused1"]["us"] *= 100
+            row["arms"]["fused1bf16"]["us"] *= 100
+        path.write_text(json.dumps(stored))
+        self.bench(*shapes, "--check", str(path))
+        self.bench(*shapes, "--check", str(self.directory))
+        for row in stored["results"]:
+            row["arms"]["fused1"]["us"] /= 10000
+        path.write_text(json.dumps(stored))
+        found = self.refused(*shapes, "--check", str(path))
+        self.assertIn("worse than the baseline by more than 3.0 %", found)
+        self.assertIn("fused2/fused1", found)
+        stored["ranks"] = 4
+        path.write_text(json.dumps(stored))
+        self.assertIn('"ranks" is 4', self.refused(*shapes, "--check", str(path)))
+
+    def test_bad_options(self):
+        self.assertIn('--arms has "fused9"; accepted are nccl3', self.refused("--arms", "fused9"))
+        for rows in ("9..3", "0", "1,,2", "5..", "many", "-1"):
+            self.assertIn("--rows has", self.refused("--rows", rows), rows)
+        self.assertIn("accepted are 1 to 8192", self.refused("--rows", "9000"))
+        self.assertIn("multiples of 128", self.refused("--hidden", "100"))
+        self.assertIn('no variant is called "slow"', self.refused("--variant", "slow"))
+        self.assertIn("every choice", self.refused("--sweep-variants", "--arms", "fused1"))
+        missing = str(self.directory / "missing.json")
+        self.assertIn("cannot read", self.refused("--check", missing))
+        (self.directory / "missing.json").write_text("[1, 2")
+        self.assertIn("is not the JSON of a run", self.refused("--check", missing))
 
     def test_env_explains_itself(self):
         done = tenon("env", "--boundary", "--links", "--max-rows", "64")
@@ -295,6 +413,23 @@ class Bench(unittest.TestCase):
                       "cuda is not part of this build", "is in another process"):
             self.assertIn(piece, done.stdout)
         self.assertRegex(done.stdout, r"(?m)^avx2 +(yes|no)")
+
+    def test_env_explains_every_bucket(self):
+        for target in ("cpu", "emu32"):
+            done = tenon("env", "--boundary", "--max-rows", "40", "--hidden", "512", "--tp", "3",
+                         "--device", target)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            table = done.stdout[done.stdout.index("boundary of 512 wide rows, 3 ranks on " + target):]
+            for outputs in ("fp8", r"fp8\+bf16", "bf16"):
+                for rows in (1, 2, 4, 8, 16, 32, 40):
+                    self.assertRegex(table, rf"(?m)^{outputs} +{rows} +one kernel +(one|two)_shot +"
+                                            r"\d+ x \d+ +\d+\.\d+ MiB +it is the most fused$")
+        limited = subprocess.run([TENON, "env", "--boundary", "--max-rows", "2"], capture_output=True,
+                                 text=True, check=False, env={**os.environ, "TENON_MAX_STAGE": "3"})
+        self.assertIn("max-stage 3 excludes it", limited.stdout)
+        refused = tenon("env", "--boundary", "--device", "abacus")
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn("accepted are cuda", refused.stderr)
 
 
 class Script(unittest.TestCase):

@@ -83,6 +83,9 @@ class HostBackend final : public Backend {
     }
     found.total_bytes = static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) *
                         static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    // Not every system tells the size of its caches.
+    const long l2_bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    found.l2_bytes = l2_bytes > 0 ? static_cast<std::size_t>(l2_bytes) : std::size_t{1} << 20;
     return found;
   }
 

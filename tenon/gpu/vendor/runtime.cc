@@ -60,6 +60,7 @@ class VendorBackend final : public Backend {
     found.max_shared_bytes =
         facts.sharedMemPerBlockOptin > 0 ? facts.sharedMemPerBlockOptin : facts.sharedMemPerBlock;
     found.total_bytes = facts.totalGlobalMem;
+    found.l2_bytes = static_cast<std::size_t>(facts.l2CacheSize);
     found.id = id_of(facts);
     properties_.emplace(index, found);
     return found;

@@ -1,0 +1,271 @@
+#include "apps/bench/results.h"
+
+#include <algorithm>
+#include <ctime>
+#include <fstream>
+#include <iterator>
+
+namespace tenon::apps {
+namespace {
+
+std::string in_units(double bytes) {
+  if (bytes < 1e4) return fixed(bytes, 0) + " B";
+  return bytes < 1e7 ? fixed(bytes / 1e3, 1) + " kB" : fixed(bytes / 1e6, 1) + " MB";
+}
+
+// The variants that the one-kernel arms took.
+std::string variants_of(const Results& results, const Row& row) {
+  std::vector<std::string> found;
+  for (std::size_t arm = 0; arm < row.arms.size(); ++arm)
+    if (results.arms[arm].chain == Chain::kOneKernel && !row.arms[arm].variant.empty() &&
+        std::find(found.begin(), found.end(), row.arms[arm].variant) == found.end())
+      found.push_back(row.arms[arm].variant);
+  std::string text;
+  for (const std::string& each : found) text += (text.empty() ? "" : " ") + each;
+  return text.empty() ? "-" : text;
+}
+
+std::string equality_of(const Results& results, const Row& row) {
+  std::string wrong, own_order;
+  for (std::size_t arm = 0; arm < row.arms.size(); ++arm) {
+    if (row.arms[arm].equals == "NO") wrong += " NOT " + results.arms[arm].name;
+    if (row.arms[arm].equals == "own order") own_order = " but " + results.arms[arm].name;
+  }
+  return wrong.empty() ? "yes" + own_order : wrong.substr(1);
+}
+
+// The richest arm of one kernel that ran: what the floor is compared with.
+const ArmResult* leader_of(const Results& results, const Row& row, bool* bf16) {
+  const ArmResult* leader = nullptr;
+  for (std::size_t arm = 0; arm < row.arms.size(); ++arm) {
+    if (results.arms[arm].chain != Chain::kOneKernel || row.arms[arm].timing.iterations == 0)
+      continue;
+    leader = &row.arms[arm];
+    *bf16 = results.arms[arm].bf16;
+  }
+  return leader;
+}
+
+std::string_view l2_of(const Row& row) { return row.cold ? "cold" : "warm"; }
+
+nlohmann::json json_of(const Results& results, const Row& row, std::size_t index) {
+  const Arm& arm = results.arms[index];
+  const ArmResult& found = row.arms[index];
+  if (found.timing.iterations == 0) return {{"why_not", found.why_not}};
+  return {{"us", found.timing.us},
+          {"p10_us", found.timing.p10},
+          {"p90_us", found.timing.p90},
+          {"iterations", found.timing.iterations},
+          {"equals_oracle", found.equals},
+          {"variant", found.variant},
+          {"blocks", found.blocks},
+          {"threads", found.threads},
+          {"floor_us", floor_us(arm.bf16 ? row.both : row.fp8, results.rates)}};
+}
+
+// Every choice that was timed, one entry each: what a table of choices is made from.
+nlohmann::json choices_of(const Results& results) {
+  nlohmann::json list = nlohmann::json::array();
+  for (const Row& row : results.rows)
+    for (std::size_t arm = 0; arm < row.arms.size(); ++arm) {
+      if (row.arms[arm].timing.iterations == 0) continue;
+      const std::string& full = results.arms[arm].name;
+      list.push_back({{"team", results.options.tp},
+                      {"hidden", row.shape.hidden},
+                      {"rows", row.shape.rows},
+                      {"outputs", results.arms[arm].bf16 ? "fp8+bf16" : "fp8"},
+                      {"choice", full.substr(0, full.find('+'))},
+                      {"mode", name(row.mode)},
+                      {"l2", l2_of(row)},
+                      {"us", row.arms[arm].timing.us}});
+    }
+  return list;
+}
+
+}  // namespace
+
+const std::vector<Ratio>& ratios() {
+  static const std::vector<Ratio> list{{"nccl3", "fused1bf16"},
+                                       {"split", "fused1bf16"},
+                                       {"fused2bf16", "fused1bf16"},
+                                       {"nccl3", "fused1"},
+                                       {"fused2", "fused1"}};
+  return list;
+}
+
+std::string_view name(Mode mode) {
+  switch (mode) {
+    case Mode::kAuto: return "auto";
+    case Mode::kGraph: return "graph";
+    case Mode::kEager: return "eager";
+  }
+  return "?";
+}
+
+const ArmResult* find_arm(const Results& results, const Row& row, std::string_view name) {
+  for (std::size_t arm = 0; arm < row.arms.size(); ++arm)
+    if (results.arms[arm].name == name && row.arms[arm].timing.iterations > 0)
+      return &row.arms[arm];
+  return nullptr;
+}
+
+Table table_of(const Results& results) {
+  const auto chosen = [&](const std::string& name) {
+    return std::any_of(results.arms.begin(), results.arms.end(),
+                       [&](const Arm& arm) { return arm.name == name; });
+  };
+  std::vector<std::string> header{"device", "ranks", "rows", "hidden", "mode", "L2", "variant"};
+  for (const Arm& arm : results.arms) header.push_back(arm.name + "_us");
+  for (const Ratio& each : ratios())
+    if (chosen(each.slow) && chosen(each.fast)) header.push_back(each.slow + "/" + each.fast);
+  for (const char* each : {"links", "memory", "floor_us", "of_floor", "checked", "equals_oracle"})
+    header.emplace_back(each);
+  Table table(header);
+  for (const Row& row : results.rows) {
+    std::vector<std::string> cells{std::string(name(results.options.target)),
+                                   std::to_string(results.options.tp),
+                                   std::to_string(row.shape.rows),
+                                   std::to_string(row.shape.hidden),
+                                   std::string(name(row.mode)),
+                                   std::string(l2_of(row)),
+                                   variants_of(results, row)};
+    for (const ArmResult& arm : row.arms)
+      cells.push_back(arm.timing.iterations == 0 ? "-" : fixed(arm.timing.us, 2));
+    for (const Ratio& each : ratios()) {
+      if (!chosen(each.slow) || !chosen(each.fast)) continue;
+      const ArmResult* const slow = find_arm(results, row, each.slow);
+      const ArmResult* const fast = find_arm(results, row, each.fast);
+      cells.push_back(slow && fast ? fixed(slow->timing.us / fast->timing.us, 2) + "x" : "-");
+    }
+    bool bf16 = true;
+    const ArmResult* const leader = leader_of(results, row, &bf16);
+    const Traffic& traffic = bf16 ? row.both : row.fp8;
+    const double floor = floor_us(traffic, results.rates);
+    cells.push_back(in_units(traffic.link_bytes));
+    cells.push_back(in_units(traffic.memory_bytes));
+    cells.push_back(fixed(floor, 2));
+    cells.push_back(leader == nullptr ? "-" : fixed(100 * floor / leader->timing.us, 0) + "%");
+    cells.push_back(std::to_string(row.checked_rows));
+    cells.push_back(equality_of(results, row));
+    table.add(cells);
+  }
+  return table;
+}
+
+nlohmann::json json_of(const Results& results) {
+  nlohmann::json list = nlohmann::json::array();
+  for (const Row& row : results.rows) {
+    nlohmann::json arms = nlohmann::json::object();
+    for (std::size_t arm = 0; arm < row.arms.size(); ++arm)
+      arms[results.arms[arm].name] = json_of(results, row, arm);
+    list.push_back(
+        {{"rows", row.shape.rows},
+         {"hidden", row.shape.hidden},
+         {"mode", name(row.mode)},
+         {"l2", l2_of(row)},
+         {"copies", row.copies},
+         {"checked_rows", row.checked_rows},
+         {"bytes_per_rank", std::int64_t{2} * row.shape.rows * row.shape.hidden},
+         {"fp8", {{"link_bytes", row.fp8.link_bytes}, {"memory_bytes", row.fp8.memory_bytes}}},
+         {"fp8+bf16",
+          {{"link_bytes", row.both.link_bytes}, {"memory_bytes", row.both.memory_bytes}}},
+         {"arms", arms}});
+  }
+  const BoundaryBench& options = results.options;
+  nlohmann::json object{{"device", results.device.name},
+                        {"target", name(options.target)},
+                        {"units", results.device.num_units},
+                        {"memory_bytes", results.device.total_bytes},
+                        {"l2_bytes", results.device.l2_bytes},
+                        {"transport", results.transport},
+                        {"date", results.date},
+                        {"command", results.command},
+                        {"ranks", options.tp},
+                        {"dtype", name(options.dtype)},
+                        {"scales", "fp32, row"},
+                        {"spread_residual", options.spread_residual},
+                        {"repeats", options.repeats},
+                        {"warm_up", options.warm_up},
+                        {"link_gbs", results.rates.link_gbs},
+                        {"memory_gbs", results.rates.memory_gbs},
+                        {"latency_us", results.rates.latency_us},
+                        {"results", list}};
+  if (options.sweep_variants) object["choices"] = choices_of(results);
+  return object;
+}
+
+Plot plot_of(const Results& results) {
+  Plot plot;
+  plot.title = "boundary, µs per call: " + results.device.name + ", " +
+               std::to_string(results.options.tp) + " ranks, " + results.date.substr(0, 10);
+  plot.x_label = "rows";
+  plot.y_label = "µs";
+  for (const int hidden : results.options.hidden) {
+    Panel panel;
+    panel.title = "hidden " + std::to_string(hidden);
+    for (const bool cold : {false, true})
+      for (std::size_t arm = 0; arm < results.arms.size(); ++arm) {
+        Line line;
+        line.name = results.arms[arm].name + (cold ? ", cold" : "");
+        line.color = static_cast<int>(arm);
+        line.dashed = cold;
+        for (const Row& row : results.rows)
+          if (row.shape.hidden == hidden && row.cold == cold && row.arms[arm].timing.iterations > 0)
+            line.points.push_back({static_cast<double>(row.shape.rows), row.arms[arm].timing.us});
+        if (!line.points.empty()) panel.lines.push_back(std::move(line));
+      }
+    plot.panels.push_back(std::move(panel));
+  }
+  return plot;
+}
+
+std::vector<std::string> absences(const Results& results) {
+  std::vector<std::string> found;
+  for (const Row& row : results.rows)
+    for (std::size_t arm = 0; arm < row.arms.size(); ++arm) {
+      if (row.arms[arm].why_not.empty()) continue;
+      const std::string start = results.arms[arm].name + ": ";
+      const bool told = std::any_of(found.begin(), found.end(), [&](const std::string& other) {
+        return other.starts_with(start);
+      });
+      if (!told) found.push_back(start + row.arms[arm].why_not);
+    }
+  return found;
+}
+
+Status check_equal(const Results& results) {
+  for (const Row& row : results.rows)
+    for (std::size_t arm = 0; arm < row.arms.size(); ++arm)
+      if (row.arms[arm].equals == "NO")
+        return Status::error(Code::kInternal,
+                             "bench boundary: " + std::to_string(row.shape.rows) + " rows of " +
+                                 std::to_string(row.shape.hidden) + ", " + results.arms[arm].name +
+                                 " differs from the oracle: " + row.arms[arm].why_not);
+  return Status::ok();
+}
+
+std::string date_now() {
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  gmtime_r(&now, &parts);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
+  return text;
+}
+
+std::string own_command() {
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  std::string command;
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.find('\0', begin), text.size());
+    std::string word = text.substr(begin, end - begin);
+    const bool first = begin == 0;
+    if (first || word.starts_with("/")) word = word.substr(word.find_last_of('/') + 1);
+    command += (first ? "" : " ") + word;
+    begin = end + 1;
+  }
+  return command;
+}
+
+}  // namespace tenon::apps

@@ -1,0 +1,67 @@
+// What a run of the bench found, and its forms: a table, CSV, JSON, a plot.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "apps/bench/arms.h"
+#include "apps/bench/plot.h"
+#include "apps/bench/rates.h"
+#include "apps/table.h"
+
+namespace tenon::apps {
+
+struct ArmResult {
+  Timing timing;        // iterations 0: it did not run
+  std::string why_not;  // it did not run
+  std::string equals;   // "yes", "NO", or "own order": the vendor's sum of more than two ranks
+  std::string variant;  // of the deciding kernel, and its launch shape
+  int blocks = 0, threads = 0;
+};
+
+// One shape in one state of the cache.
+struct Row {
+  Shape shape{};
+  Mode mode{};
+  bool cold = false;
+  int copies = 1;        // of what a call reads and writes
+  int checked_rows = 0;  // against the oracle
+  Traffic fp8, both;     // of a boundary with FP8 out, and with 16-bit rows besides
+  std::vector<ArmResult> arms;
+};
+
+struct Results {
+  BoundaryBench options;
+  std::vector<Arm> arms;
+  DeviceProperties device;
+  std::string transport, date, command;
+  Rates rates;
+  std::vector<Row> rows;
+};
+
+// The arms whose times are divided by each other: slow over fast.
+struct Ratio {
+  std::string slow, fast;
+};
+const std::vector<Ratio>& ratios();
+
+// The result of the named arm, or null where it was not chosen or did not run.
+const ArmResult* find_arm(const Results& results, const Row& row, std::string_view name);
+std::string_view name(Mode mode);
+
+Table table_of(const Results& results);
+nlohmann::json json_of(const Results& results);
+Plot plot_of(const Results& results);
+
+// "Why not" of every arm that did not run somewhere, once each.
+std::vector<std::string> absences(const Results& results);
+// Ok, or the first arm that differs from the oracle.
+Status check_equal(const Results& results);
+
+// The present moment as "2026-11-23T14:05:09Z", and this process's command line, in which absolute
+// paths are cut down to names.
+std::string date_now();
+std::string own_command();
+
+}  // namespace tenon::apps

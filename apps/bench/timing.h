@@ -1,0 +1,74 @@
+// Times the arms of one shape: calls in one graph or one by one, arms interleaved, all ranks
+// released together, the slowest rank's time. Not here: what a call is (arms.h).
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "apps/bench/arms.h"
+#include "tenon/comm/bootstrap.h"
+
+namespace tenon::apps {
+
+// What one arm gave. Microseconds per call of the slowest rank: median and quantiles of repeats.
+struct Timing {
+  double us = 0, p10 = 0, p90 = 0;
+  int iterations = 0;  // calls of a repeat
+};
+
+// The ranks at the edges of what is timed.
+class Gate {
+ public:
+  static Result<Gate> make(std::shared_ptr<Bootstrap> bootstrap, Communicator& comm,
+                           Stream& stream);
+  // Host: the largest of the ranks' values, on every rank. Collective; a barrier as well.
+  Result<double> slowest(double mine);
+  // Enqueues a small all-reduce: what follows it starts at nearly the same moment on all ranks.
+  Status align(Stream& stream);
+
+ private:
+  Gate() = default;
+  std::shared_ptr<Bootstrap> bootstrap_;
+  Communicator* comm_ = nullptr;
+  Mailbox mailbox_;
+  Buffer words_;
+};
+
+// Some work, enqueued `count` times between two events, directly or as a graph.
+class Calls {
+ public:
+  // Records the graph, if one is wanted. Not collective, but allocates: no rank may be waiting in a
+  // kernel meanwhile.
+  static Result<Calls> make(std::function<Status(int call)> work, int count, bool graph, Gate& gate,
+                            Stream& stream);
+  // Microseconds per call on this rank. Collective.
+  Result<double> run();
+
+ private:
+  Calls(std::function<Status(int call)> work, int count, Gate& gate, Stream& stream)
+      : work_(std::move(work)), count_(count), gate_(&gate), stream_(&stream) {}
+  Status enqueue_calls();
+  Status enqueue_timed();
+  Result<Graph> record(bool timed);
+
+  std::function<Status(int call)> work_;
+  int count_;
+  Gate* gate_;
+  Stream* stream_;
+  std::optional<Graph> graph_;
+  bool graph_is_timed_ = false;  // the gate and the events are in the graph
+  std::optional<Event> begin_, end_;
+};
+
+// Times every arm that can run; arms that turn out not to be capturable leave a reason in `why`.
+// Collective. One entry per arm; iterations stays 0 where it was not timed.
+Result<std::vector<Timing>> time_arms(const BoundaryBench& options, Mode mode, Bench& bench,
+                                      const std::vector<Arm>& arms, Communicator& comm, Gate& gate,
+                                      Stream& stream, std::vector<std::string>& why);
+
+// The value below which `share` of the values lie. `values` is not empty.
+double quantile(std::vector<double> values, double share);
+
+}  // namespace tenon::apps

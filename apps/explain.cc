@@ -1,0 +1,98 @@
+#include "apps/explain.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <thread>
+
+#include "apps/table.h"
+#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/communicator.h"
+#include "tenon/core/guard.h"
+#include "tenon/layers/boundary.h"
+
+namespace tenon::apps {
+namespace {
+
+struct Site {
+  const char* outputs;
+  bool fp8, bf16;
+};
+constexpr Site kSites[] = {{"fp8", true, false}, {"fp8+bf16", true, true}, {"bf16", false, true}};
+
+// What one rank found: the plans of all sites, and through what the ranks would talk.
+struct Answer {
+  std::vector<std::vector<BoundaryUse>> uses;
+  std::string transport;
+};
+
+// A channel for each site, so that nothing forces them to be alike.
+Result<std::vector<BoundaryUse>> plan_site(const BoundaryQuestion& question, const Site& site,
+                                           Communicator& comm) {
+  BoundaryChannel::Spec channel_spec;
+  channel_spec.hidden = question.hidden;
+  channel_spec.max_rows = question.max_rows;
+  TENON_ASSIGN(auto channel, BoundaryChannel::make(channel_spec, comm));
+  BoundarySpec spec;
+  spec.site = site.outputs;
+  spec.hidden = question.hidden;
+  spec.max_rows = question.max_rows;
+  spec.want_fp8 = site.fp8;
+  spec.want_bf16 = site.bf16;
+  TENON_ASSIGN(const Boundary boundary, Boundary::make(spec, channel));
+  return boundary.uses();
+}
+
+// Every rank makes the boundaries, since that is collective; rank 0's answer is everybody's.
+Result<Answer> plan_all(const BoundaryQuestion& question, int rank,
+                        std::shared_ptr<Bootstrap> bootstrap) {
+  CommOptions options;
+  options.rank = rank;
+  options.size = question.tp;
+  options.bootstrap = std::move(bootstrap);
+  TENON_ASSIGN(const Device device, nth_device(question.target, rank));
+  TENON_ASSIGN(auto comm, Communicator::create(options, device));
+  Answer answer;
+  answer.transport = comm->transport();
+  for (const Site& site : kSites) {
+    TENON_ASSIGN(auto uses, plan_site(question, site, *comm));
+    answer.uses.push_back(std::move(uses));
+  }
+  return answer;
+}
+
+std::string mebibytes(std::size_t bytes) {
+  return bytes == 0 ? "-" : fixed(static_cast<double>(bytes) / (1 << 20), 2) + " MiB";
+}
+
+}  // namespace
+
+Status explain(const BoundaryQuestion& question) {
+  if (question.tp < 1 || question.tp > kMaxRanks)
+    return Status::error(Code::kInvalidArgument,
+                         "env: --tp is " + std::to_string(question.tp) + "; accepted are 1 to 8");
+  const auto bootstraps = local_bootstrap(question.tp);
+  std::vector<Result<Answer>> found(bootstraps.size(),
+                                    Status::error(Code::kInternal, "the rank did not run"));
+  std::vector<std::thread> ranks;
+  for (std::size_t rank = 0; rank < bootstraps.size(); ++rank)
+    ranks.emplace_back([&, rank] {
+      found[rank] =
+          guarded([&] { return plan_all(question, static_cast<int>(rank), bootstraps[rank]); });
+    });
+  for (std::thread& each : ranks) each.join();
+  for (const auto& each : found) TENON_TRY(each);
+  Table table({"outputs", "rows up to", "stage", "variant", "blocks x threads", "mailbox",
+               "why not a more fused one"});
+  for (const auto& site : found[0]->uses)
+    for (const BoundaryUse& use : site)
+      table.add({use.site, std::to_string(use.max_rows), std::string(name(use.stage)), use.variant,
+                 std::to_string(use.blocks) + " x " + std::to_string(use.threads),
+                 mebibytes(use.mailbox_bytes),
+                 use.reason.empty() ? "it is the most fused" : use.reason});
+  std::printf("\nboundary of %d wide rows, %d ranks on %s (%s)\n%s", question.hidden, question.tp,
+              std::string(name(question.target)).c_str(), found[0]->transport.c_str(),
+              table.text().c_str());
+  return Status::ok();
+}
+
+}  // namespace tenon::apps
