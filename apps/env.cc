@@ -10,6 +10,7 @@
 #include <fstream>
 #include <set>
 #include <sstream>
+#include <thread>
 
 #include "apps/commands.h"
 #include "apps/explain.h"
@@ -19,6 +20,7 @@
 #include "tenon/comm/communicator.h"
 #include "tenon/comm/transport.h"
 #include "tenon/core/env.h"
+#include "tenon/core/guard.h"
 #include "tenon/gpu/runtime.h"
 #include "tenon/ops/registry.h"
 
@@ -227,8 +229,8 @@ Command add_env(CLI::App& parent) {
             print_transports();
             print_ops();
             print_knobs();
-             if (*links) TENON_TRY(print_links());
-             return *wanted ? explain(*question) : Status::ok();
+            if (*links) TENON_TRY(print_links());
+            return *wanted ? explain(*question) : Status::ok();
           }};
 }
 

@@ -29,16 +29,6 @@ struct Shared {
   std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
 };
 
-// Asks for the vendor library's own sum. False where this build's communicator has none.
-template <class Options>
-bool ask_vendor_sum(Options& options) {
-  if constexpr (requires { options.vendor_sum; }) {
-    options.vendor_sum = true;
-    return true;
-  }
-  return false;
-}
-
 // One rank of the bench.
 class Rank {
  public:
@@ -80,8 +70,7 @@ Result<std::unique_ptr<Communicator>> Rank::open(std::shared_ptr<Bootstrap> boot
   options.size = options_.tp;
   options.bootstrap = std::move(bootstrap);
   if (vendor) options.transport = "ccl";
-  if (vendor && !ask_vendor_sum(options))
-    return Status::error(Code::kUnsupported, "this build has no vendor transport");
+  options.vendor_sum = vendor;
   TENON_ASSIGN(const Device device, nth_device(options_.target, rank_));
   return Communicator::create(options, device);
 }

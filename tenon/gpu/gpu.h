@@ -90,7 +90,7 @@ std::uint32_t convert_fp8x4(float a, float b, float c, float d);
 #define TENON_NO_UNROLL _Pragma("unroll 1")
 #else
 #define TENON_UNROLL _Pragma("GCC unroll 16")
-#define TENON_NO_UNROLL _Pragma("GCC unroll 1")
+#define TENON_NO_UNROLL
 #endif
 
 #include TENON_DEVICE_HEADER
