@@ -143,8 +143,7 @@ class VendorBackend final : public Backend {
 
   void* vendor_stream(void* stream) override { return as_stream(stream); }
   Status with_device(int index, const std::function<Status()>& work) override {
-    const CurrentDevice current(index);
-    TENON_TRY(current.status());
+    TENON_TRY(use_device(index));
     return work();
   }
 
