@@ -31,6 +31,9 @@
 //   kOwnFp8 convert_fp8x4(a, b, c, d)      four floats to that e4m3, saturating, the first lowest.
 //                                          All as core/fp8.h but for the bits of a NaN
 //   ticks()                                nanoseconds of a monotonic clock of this device
+//   prefetch(p)                            p will be wanted soon; reads nothing
+//   hold(v)                                v is wanted in a register from here on: compilers else
+//                                          fetch arguments again where each is used
 //   pause()                                a polite pause in a spin; emulated targets yield here
 //   TENON_KERNEL                           in front of a kernel: TENON_KERNEL f(Args args) { … }
 //   TENON_KERNEL_MAX(threads)              the same for blocks of at most so many threads: leaves
@@ -80,6 +83,9 @@ inline constexpr DType kOwnFp8 = DType::kE4M3;
 std::uint32_t convert_bf16x2(float low, float high);
 std::uint32_t convert_f16x2(float low, float high);
 float convert_f16(std::uint32_t bits);
+template <class T>
+void hold(T&) {}
+inline void prefetch(const void*) {}
 std::uint32_t convert_fp8x4(float a, float b, float c, float d);
 #endif
 

@@ -58,18 +58,35 @@ TENON_DEVICE T block_reduce(T value, T identity, Combine combine) {
 TENON_DEVICE float block_sum(float value) {
   return block_reduce(value, 0.0f, [](float a, float b) { return a + b; });
 }
-// The same for a loop that numbers its calls: one barrier instead of two. Whoever passes the
-// barrier of the next turn has read the sums of this one.
+// The same for a loop that numbers its calls from 0 and a block of at least 64 threads: one barrier
+// instead of two, since whoever passes the barrier of the next turn has read the sums of this one.
+// Every thread adds up the sums of the waves itself.
 TENON_DEVICE float block_sum(float value, int turn) {
   if constexpr (kWave == 1) {
     return value;
   } else {
-    TENON_SHARED(float, of_wave, 2 * kMaxWaves);
-    float* const sums = of_wave + turn % 2 * kMaxWaves;
+    TENON_SHARED(Word4, of_waves, 2 * kMaxWaves / 4);
+    auto* const sums = reinterpret_cast<float*>(of_waves);
+    const int num_waves = block_threads() / kWave;
+    if (turn == 0 && thread_id() < 2 * kMaxWaves && thread_id() % kMaxWaves >= num_waves)
+      sums[thread_id()] = 0.0f;  // waves that are missing, in both halves
     value = wave_sum(value);
-    if (lane_id() == 0) sums[wave_id()] = value;
+    if (lane_id() == 0) sums[turn % 2 * kMaxWaves + wave_id()] = value;
     sync_block();
-    return wave_sum(lane_id() < block_threads() / kWave ? sums[lane_id()] : 0.0f);
+    const Word4* const of_turn = of_waves + turn % 2 * (kMaxWaves / 4);
+    float of_four[kMaxWaves / 4];
+    TENON_UNROLL
+    for (int i = 0; i < kMaxWaves / 4; ++i) {
+      const Word4 four = of_turn[i];
+      of_four[i] =
+          (bits_float(four.x) + bits_float(four.y)) + (bits_float(four.z) + bits_float(four.w));
+    }
+    TENON_UNROLL
+    for (int width = kMaxWaves / 8; width > 0; width /= 2) {
+      TENON_UNROLL
+      for (int i = 0; i < width; ++i) of_four[i] = of_four[2 * i] + of_four[2 * i + 1];
+    }
+    return of_four[0];
   }
 }
 TENON_DEVICE float block_max(float value) {  // a NaN wins

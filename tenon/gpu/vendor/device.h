@@ -105,6 +105,9 @@ TENON_DEVICE std::uint32_t atomic_add_system(std::uint32_t* at, std::uint32_t va
 // The constant clock of gfx94x and gfx950 runs at 100 MHz.
 TENON_DEVICE std::uint64_t ticks() { return __builtin_amdgcn_s_memrealtime() * 10u; }
 TENON_DEVICE void pause() { __builtin_amdgcn_s_sleep(1); }
+TENON_DEVICE void prefetch(const void*) {}
+template <class T>
+TENON_DEVICE void hold(T&) {}
 TENON_DEVICE void let_next_start() {}  // kernels of a stream never overlap
 TENON_DEVICE void wait_for_previous() {}
 
@@ -232,6 +235,18 @@ TENON_DEVICE std::uint32_t convert_fp8x4(float a, float b, float c, float d) {
       : "=r"(codes)
       : "f"(a), "f"(b), "f"(c), "f"(d));
   return codes;
+}
+TENON_DEVICE void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" : : "l"(at)); }
+template <class T>
+TENON_DEVICE void hold(T& value) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+  if constexpr (__is_same(T, float)) {
+    asm volatile("" : "+f"(value));
+  } else if constexpr (sizeof(T) == 4) {
+    asm volatile("" : "+r"(value));
+  } else {
+    asm volatile("" : "+l"(value));
+  }
 }
 TENON_DEVICE void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
 TENON_DEVICE void wait_for_previous() { asm volatile("griddepcontrol.wait;" : : : "memory"); }

@@ -19,9 +19,18 @@ struct QuantSpec {
   int rows, padded_rows;      // padded_rows: extent of the row dimension of the scales
   int num_groups;
   int group_vectors;  // vectors per group: 4, 8, 16 or 32
+  int group_shift;    // 2 to that power they are
   ScaleLayout layout;
   bool is_fnuz;
 };
+
+// The same call as seen from one of its rows, which is then row 0.
+TENON_DEVICE QuantSpec at_row(QuantSpec spec, int row) {
+  if (spec.codes == nullptr) return spec;
+  spec.codes += row * spec.codes_stride;
+  spec.scales += row * (spec.layout == ScaleLayout::kRow ? std::int64_t{spec.num_groups} * 4 : 4);
+  return spec;
+}
 
 // Writes the scale of (row, group): fp32 bits, or the biased exponent where scales are UE8M0.
 TENON_DEVICE void store_scale(const QuantSpec& spec, int row, int group, std::uint32_t word) {
@@ -50,6 +59,39 @@ TENON_DEVICE void pad_scale_rows(const QuantSpec& spec, int row) {
   if (row != spec.rows - 1 || spec.layout == ScaleLayout::kRow) return;
   for (int group = thread_id(); group < padded_groups(spec); group += block_threads())
     for (int pad = spec.rows; pad < spec.padded_rows; ++pad) store_scale(spec, pad, group, 0u);
+}
+
+// The usual call: bf16 or f16 weights, a residual that is read, fp8 as the cuda target makes it in
+// groups of 128 with fp32 scales by rows, as in the boundaries of Qwen3.5-FP8. A kernel compiled
+// for it has no branches on a row's way.
+inline bool is_usual(const NormSpec& norm, const QuantSpec& quant) {
+  return !norm.weight_is_f32 && !norm.fresh_residual && quant.codes != nullptr &&
+         quant.layout == ScaleLayout::kRow && quant.group_shift == 4 && !quant.is_fnuz;
+}
+template <bool kUsual>
+TENON_DEVICE NormSpec usual_or_not(NormSpec spec) {
+  if constexpr (kUsual) spec.weight_is_f32 = spec.fresh_residual = false;
+  return spec;
+}
+template <bool kUsual>
+TENON_DEVICE QuantSpec usual_or_not(QuantSpec spec) {
+  if constexpr (kUsual) {
+    spec.is_fnuz = false;
+    spec.layout = ScaleLayout::kRow;
+    spec.group_shift = 4;
+    spec.group_vectors = 16;
+  }
+  return spec;
+}
+// Host side: call.operator()<kUsual>(). Only targets with a device have an instance of its own for
+// usual calls, for bf16 rows that fit a block.
+template <class T, int kMaxRun, class Call>
+auto with_usual([[maybe_unused]] bool usual, const Call& call) {
+#if defined(__CUDACC__) || defined(__HIP__)
+  if constexpr (kMaxRun == 1 && __is_same(T, bf16))
+    if (usual) return call.template operator()<true>();
+#endif
+  return call.template operator()<false>();
 }
 
 // What lies beside a row's own scales.
@@ -109,7 +151,9 @@ TENON_DEVICE void quantize_row(const QuantSpec& spec, const Run& run, const Word
     }
   }
   // A group lies on `lanes` neighbouring lanes of a wave; a run is no longer than a group.
-  const int lanes = span / run.length;
+  const int lanes = kMaxRun == 1   ? span
+                    : kMaxRun <= 4 ? span >> (run.length / 2)
+                                   : span / run.length;
   std::uint32_t absmax = 0;
   for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
     absmax = larger(absmax, absmax_bits<kVectors>(&held[i]));
@@ -121,18 +165,19 @@ TENON_DEVICE void quantize_row(const QuantSpec& spec, const Run& run, const Word
   for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
     encode_as<T, kVectors>(spec, &held[i], chosen.multiplier, codes + (run.first + i) * kVector);
   });
-  if (run.count > 0 && thread_id() % lanes == 0) put_scale(run.first / span, chosen.word);
+  if (run.count > 0 && (thread_id() & (lanes - 1)) == 0)
+    put_scale(run.first >> spec.group_shift, chosen.word);
 }
 
-// The same for elements from `begin` on of `row`, straight to the tensors of the call. `begin` is a
-// multiple of the group.
+// The same for elements from `begin` on of the row that `spec` is at, straight to the tensors of
+// the call. `begin` is a multiple of the group.
 template <class T, int kMaxRun>
-TENON_DEVICE void quantize_to_tensors(const QuantSpec& spec, int row, int begin, const Run& run,
+TENON_DEVICE void quantize_to_tensors(const QuantSpec& spec, int begin, const Run& run,
                                       const Word4 (&held)[kMaxRun]) {
-  const int first_group = begin / (spec.group_vectors * kVector);
-  quantize_row<T>(
-      spec, run, held, spec.codes + row * spec.codes_stride + begin,
-      [&](int group, std::uint32_t word) { store_scale(spec, row, first_group + group, word); });
+  const int first_group = (begin / kVector) >> spec.group_shift;
+  quantize_row<T>(spec, run, held, spec.codes + begin, [&](int group, std::uint32_t word) {
+    store_scale(spec, 0, first_group + group, word);
+  });
 }
 
 // Host side: what a call's outputs mean to the kernels.
@@ -147,6 +192,7 @@ inline QuantSpec quant_spec(const std::optional<QuantView>& fp8) {
                                                                        : fp8->scale.shape[1]);
   spec.num_groups = static_cast<int>(fp8->data.shape[1]) / fp8->group;
   spec.group_vectors = fp8->group / kVector;
+  while (1 << spec.group_shift < spec.group_vectors) ++spec.group_shift;
   spec.layout = fp8->layout;
   spec.is_fnuz = fp8->data.dtype == DType::kE4M3Fnuz;
   return spec;

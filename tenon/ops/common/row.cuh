@@ -27,15 +27,16 @@ inline constexpr int kRowThreads = kWave == 1 ? 1 : 512;
 
 // The vectors of a row that one thread owns: [first, first + count). `length` is the power of two
 // that every thread owns, those past the end of the row included, so that runs, waves and blocks
-// cover aligned powers of two of the tree of step 6.
+// cover aligned powers of two of the tree of step 6. kMaxRun is 1 where the block has a thread for
+// every vector and no other.
 struct Run {
   int first, count, length;
 };
 template <int kMaxRun>
 TENON_DEVICE Run own_run(int num_vectors) {
+  if constexpr (kMaxRun == 1) return {thread_id(), 1, 1};
   int length = 1;
-  if constexpr (kMaxRun > 1)
-    while (length * block_threads() < num_vectors) length *= 2;
+  while (length * block_threads() < num_vectors) length *= 2;
   const int first = thread_id() * length;
   const int left = num_vectors - first;
   return {first, left < 0 ? 0 : left < length ? left : length, length};
@@ -50,10 +51,10 @@ auto with_run(int threads, int hidden, const Call& call) {
     return call.template operator()<kMaxVectors>();
   } else {
     const int vectors = hidden / kVector;
-    if (vectors <= threads) return call.template operator()<1>();
+    if (vectors == threads) return call.template operator()<1>();
     if (vectors <= 2 * threads) return call.template operator()<2>();
-    TENON_CHECK(vectors <= kMaxVectors / kRowThreads * threads);
-    return call.template operator()<kMaxVectors / kRowThreads>();
+    TENON_CHECK(vectors <= 4 * threads);
+    return call.template operator()<4>();
   }
 }
 // Host side: threads for a row, one vector each where the block may be that large.
@@ -99,7 +100,7 @@ TENON_DEVICE float run_sum(float (&partials)[kMaxRun], int count) {
   }
 }
 
-// What steps 2 to 8 need of a call. Strides are in bytes.
+// What steps 2 to 8 need of a call, or of one of its rows. Strides are in bytes.
 struct NormSpec {
   const void* weight;
   std::byte* residual;
@@ -109,6 +110,12 @@ struct NormSpec {
   float eps, offset;
   bool weight_is_f32, fresh_residual;
 };
+
+TENON_DEVICE NormSpec at_row(NormSpec spec, int row) {
+  spec.residual += row * spec.residual_stride;
+  if (spec.norm != nullptr) spec.norm += row * spec.norm_stride;
+  return spec;
+}
 
 // Host side: what a call's tensors mean to the kernels; the caller adds eps, offset and
 // fresh_residual.
@@ -175,14 +182,13 @@ struct RowAhead {
   Ahead of[kReadsAhead<kMaxRun> ? kMaxRun : 1];
 };
 template <int kMaxRun>
-TENON_DEVICE RowAhead<kMaxRun> read_ahead(const NormSpec& spec, int row, const Run& run) {
-  RowAhead<kMaxRun> ahead;
+TENON_DEVICE RowAhead<kMaxRun> read_ahead(const NormSpec& spec, const Run& run) {
+  RowAhead<kMaxRun> ahead{};
   if constexpr (kReadsAhead<kMaxRun>) {
-    const std::byte* const residual = spec.residual + row * spec.residual_stride;
     for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
       const int vector = run.first + i;
       const std::byte* const weights = weights_at(spec, vector);
-      if (!spec.fresh_residual) ahead.of[i].residual = load16(residual + vector * 16);
+      if (!spec.fresh_residual) ahead.of[i].residual = load16(spec.residual + vector * 16);
       ahead.of[i].weights[0] = load16(weights);
       if (spec.weight_is_f32) ahead.of[i].weights[1] = load16(weights + 16);
     });
@@ -190,14 +196,15 @@ TENON_DEVICE RowAhead<kMaxRun> read_ahead(const NormSpec& spec, int row, const R
   return ahead;
 }
 
-// Steps 2 to 8 of one row. load_sums.operator()<kVectors>(vector, s) fills the fp32 sums of step 1
-// from that vector on. Leaves the norm in `held` and stores it where it is wanted. Every thread of
-// the block must call this, with the number of rows that the block has done before as `turn`.
+// Steps 2 to 8 of the row that `spec` is at. load_sums.operator()<kVectors>(vector, s) fills the
+// fp32 sums of step 1 from that vector on. Leaves the norm in `held` and stores it where it is
+// wanted. Every thread of the block must call this, with the number of rows that the block has done
+// before as `turn`.
 template <class T, int kMaxRun, class LoadSums>
-TENON_DEVICE void norm_row(const NormSpec& spec, int row, int turn, const Run& run,
+TENON_DEVICE void norm_row(const NormSpec& spec, int turn, const Run& run,
                            const RowAhead<kMaxRun>& ahead, Word4 (&held)[kMaxRun],
                            LoadSums load_sums) {
-  std::byte* const residual = spec.residual + row * spec.residual_stride;
+  std::byte* const residual = spec.residual;
   constexpr bool kAhead = kReadsAhead<kMaxRun>;
   float kept[kAhead ? kMaxRun : 1][kVector];  // the new residual as floats
   float partials[kMaxRun];
@@ -216,7 +223,6 @@ TENON_DEVICE void norm_row(const NormSpec& spec, int row, int turn, const Run& r
   });
   const float square = block_sum(run_sum(partials, run.count), turn);
   const float rstd = rsqrt_f(square / static_cast<float>(spec.hidden) + spec.eps);
-  std::byte* const norm = spec.norm == nullptr ? nullptr : spec.norm + row * spec.norm_stride;
   for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
     const int vector = run.first + i;
     if constexpr (kAhead) {
@@ -226,7 +232,7 @@ TENON_DEVICE void norm_row(const NormSpec& spec, int row, int turn, const Run& r
       unpack<T, kVectors>(&held[i], h);
       scale_by_weight<T, kVectors>(h, &held[i], rstd, spec, weights_at(spec, vector));
     }
-    if (norm != nullptr) store_vectors<kVectors>(norm + vector * 16, &held[i]);
+    if (spec.norm != nullptr) store_vectors<kVectors>(spec.norm + vector * 16, &held[i]);
   });
 }
 

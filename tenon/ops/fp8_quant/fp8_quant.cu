@@ -61,7 +61,7 @@ segment_kernel(TENON_ARGS(SegmentArgs) args) {
       if (out != nullptr) store_vectors<kVectors>(out + at, &held[i]);
     });
     if (!wants_fp8) continue;
-    quantize_to_tensors<T>(args.quant, row, begin, run, held);
+    quantize_to_tensors<T>(at_row(args.quant, row), begin, run, held);
     if (begin == 0) pad_scale_groups(args.quant, row);
   }
 }

@@ -71,7 +71,7 @@ static Status two_shot_supports(const Args& args, const Situation& where, Launch
 }
 
 // Where more rows than these are on their way, those who wait for them step back.
-static constexpr int kFewRows = 32;
+static constexpr int kFewRows = 1;
 
 static FusedArgs fused_args(const Args& args, const TeamView& team) {
   FusedArgs call{};
@@ -106,17 +106,19 @@ static void find_places(FusedArgs& call) {
   }
 }
 
-// launch.operator()<kMaxRun, kRanks>() with the smallest instance that serves the call. Host
-// targets have one for all teams.
-template <class Launch>
+// launch.operator()<kMaxRun, kRanks, kUsual>() with the smallest instance that serves the call.
+// Host targets have one for all teams.
+template <class T, class Launch>
 static Status with_instance(const LaunchShape& shape, const FusedArgs& call, const Launch& launch) {
   return with_run(shape.threads, call.norm.hidden, [&]<int kMaxRun>() {
+    return with_usual<T, kMaxRun>(is_usual(call.norm, call.quant), [&]<bool kUsual>() {
 #if defined(__CUDACC__) || defined(__HIP__)
-    if (call.team.size == 1) return launch.template operator()<kMaxRun, 1>();
-    if (call.team.size == 2) return launch.template operator()<kMaxRun, 2>();
-    if (call.team.size <= 4) return launch.template operator()<kMaxRun, 4>();
+      if (call.team.size == 1) return launch.template operator()<kMaxRun, 1, kUsual>();
+      if (call.team.size == 2) return launch.template operator()<kMaxRun, 2, kUsual>();
+      if (call.team.size <= 4) return launch.template operator()<kMaxRun, 4, kUsual>();
 #endif
-    return launch.template operator()<kMaxRun, kMaxRanks>();
+      return launch.template operator()<kMaxRun, kMaxRanks, kUsual>();
+    });
   });
 }
 
@@ -148,10 +150,10 @@ static Status launch_one_shot(const LaunchShape& shape, const Args& args, const 
   set_chunk(call, chunk);
   find_places(call);
   const bool row_each = call.rows <= shape.blocks && call.num_generations == 1;
-  return with_instance(shape, call, [&]<int kMaxRun, int kRanks>() {
+  return with_instance<T>(shape, call, [&]<int kMaxRun, int kRanks, bool kUsual>() {
     return tenon::launch(stream, shape,
-                         row_each ? one_shot_row_kernel<T, kMaxRun, kRanks, Rules>
-                                  : one_shot_kernel<T, kMaxRun, kRanks, Rules>,
+                         row_each ? one_shot_row_kernel<T, kMaxRun, kRanks, kUsual, Rules>
+                                  : one_shot_kernel<T, kMaxRun, kRanks, kUsual, Rules>,
                          call);
   });
 }
@@ -169,8 +171,8 @@ static Status launch_two_shot(const LaunchShape& shape, const Args& args, const 
   set_chunk(call, stripes * team->size);
   call.spread_offset = static_cast<int>(stripes) * call.entry_units;
   find_places(call);
-  return with_instance(shape, call, [&]<int kMaxRun, int kRanks>() {
-    return tenon::launch(stream, shape, two_shot_kernel<T, kMaxRun, kRanks, Rules>, call);
+  return with_instance<T>(shape, call, [&]<int kMaxRun, int kRanks, bool kUsual>() {
+    return tenon::launch(stream, shape, two_shot_kernel<T, kMaxRun, kRanks, kUsual, Rules>, call);
   });
 }
 

@@ -7,44 +7,71 @@
 
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
-// One row from its parts.
+// One row from its parts. `norm` and `quant` are at that row.
 template <class T, int kMaxRun, int kRanks, class Rules>
-TENON_DEVICE void finish_row(const FusedArgs& args, Call& call, int row, int turn, int entry,
-                             const Run& run, const Own<kMaxRun>& own,
-                             const RowAhead<kMaxRun>& ahead) {
+TENON_DEVICE void finish_row(const FusedArgs& args, const NormSpec& norm, const QuantSpec& quant,
+                             Call& call, int row, int turn, std::uint32_t entry, const Run& run,
+                             const Own<kMaxRun>& own, const RowAhead<kMaxRun>& ahead) {
   Word4 held[kMaxRun];
   await_parts<kRanks>(args, call, row, entry, run);
-  norm_row<T>(args.norm, row, turn, run, ahead, held,
+  norm_row<T>(norm, turn, run, ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
                 take_sums<T, Rules, kRanks, kMaxRun, kVectors>(args, call, row, entry, vector, own,
                                                                sums);
               });
-  if (args.quant.codes == nullptr) return;
-  quantize_to_tensors<T>(args.quant, row, 0, run, held);
-  pad_scales(args.quant, row);
+  if (quant.codes == nullptr) return;
+  quantize_to_tensors<T>(quant, 0, run, held);
+  if (quant.layout != ScaleLayout::kRow) pad_scales(args.quant, row);
+}
+
+// What a row's way needs of the arguments, fetched while the kernel before is still at work.
+TENON_DEVICE void hold_all(NormSpec& norm, QuantSpec& quant) {
+  hold(norm.weight);
+  hold(norm.residual);
+  hold(norm.norm);
+  hold(norm.hidden);
+  hold(norm.eps);
+  hold(norm.offset);
+  hold(quant.codes);
+  hold(quant.scales);
 }
 
 // No more rows than blocks, one generation: nothing but the way of one row.
-template <class T, int kMaxRun, int kRanks, class Rules = Sound>
+template <class T, int kMaxRun, int kRanks, bool kUsual, class Rules = Sound>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
-  enter<Rules>();
   const int row = block_id();
+  const bool has_row = row < args.rows;
   const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
-  const auto own = load_own<kMaxRun>(args, row < args.rows ? row : 0);
+  NormSpec norm = at_row(usual_or_not<kUsual>(args.norm), has_row ? row : 0);
+  QuantSpec quant = at_row(usual_or_not<kUsual>(args.quant), has_row ? row : 0);
+  std::uint32_t entry = in_slot(args.entry_units, row);
+  hold_all(norm, quant);
+  hold(entry);
+  if (thread_id() % kWave == 0) {
+    prefetch(args.partial + (has_row ? row : 0) * args.partial_stride + run.first * 16);
+    prefetch(norm.residual + run.first * 16);
+    prefetch(weights_at(norm, run.first));
+    prefetch(counters(args.team, row));
+    prefetch(at_unit(args.mine, entry + static_cast<std::uint32_t>(run.first)));
+  }
+  enter<Rules>();
+  const auto own = load_own<kMaxRun>(args, has_row ? row : 0);
   Call call = begin_call<Rules>(args.team);
-  if (row >= args.rows) return count_call<Rules>(args.team, call, 1);
-  const auto ahead = read_ahead<kMaxRun>(args.norm, row, run);
-  if (!call.lost) send_part<Rules, kRanks>(args, call, row, row, own);
+  if (!has_row) return count_call<Rules>(args.team, call, 1);
+  if (!call.lost) send_part<Rules, kRanks>(args, call, row, entry, own);
+  const auto ahead = read_ahead<kMaxRun>(norm, run);
   count_call<Rules>(args.team, call, 1);
-  finish_row<T, kMaxRun, kRanks, Rules>(args, call, row, 0, row, run, own, ahead);
+  finish_row<T, kMaxRun, kRanks, Rules>(args, norm, quant, call, row, 0, entry, run, own, ahead);
 }
 
 // Any number of rows. Each block sends a row ahead of the one it works on, so that the link is
 // never idle.
-template <class T, int kMaxRun, int kRanks, class Rules = Sound>
+template <class T, int kMaxRun, int kRanks, bool kUsual, class Rules = Sound>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 one_shot_kernel(TENON_ARGS(FusedArgs) args) {
+  const NormSpec call_norm = usual_or_not<kUsual>(args.norm);
+  const QuantSpec call_quant = usual_or_not<kUsual>(args.quant);
   enter<Rules>();
   Call call = begin_call<Rules>(args.team);
   const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
@@ -58,13 +85,16 @@ one_shot_kernel(TENON_ARGS(FusedArgs) args) {
     for (int next = block_id(); next < chunk + stride; next += stride) {
       const Own<kMaxRun> own = sent;
       if (next < chunk) sent = load_own<kMaxRun>(args, first + next);
-      const int entry = next - stride, row = first + entry;
+      const int index = next - stride, row = first + index;
       RowAhead<kMaxRun> ahead{};
-      if (entry >= 0) ahead = read_ahead<kMaxRun>(args.norm, row, run);
+      const NormSpec norm = at_row(call_norm, index >= 0 ? row : 0);
+      if (index >= 0) ahead = read_ahead<kMaxRun>(norm, run);
       if (next < chunk && !call.lost)
-        send_part<Rules, kRanks>(args, call, first + next, next, sent);
-      if (entry >= 0) {
-        finish_row<T, kMaxRun, kRanks, Rules>(args, call, row, turn++, entry, run, own, ahead);
+        send_part<Rules, kRanks>(args, call, first + next, in_slot(args.entry_units, next), sent);
+      if (index >= 0) {
+        finish_row<T, kMaxRun, kRanks, Rules>(args, norm, at_row(call_quant, row), call, row,
+                                              turn++, in_slot(args.entry_units, index), run, own,
+                                              ahead);
       } else if (first == 0) {
         count_call<Rules>(args.team, call, static_cast<std::uint32_t>(args.num_generations));
       }

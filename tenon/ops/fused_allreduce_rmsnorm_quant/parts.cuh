@@ -32,11 +32,15 @@ struct FusedArgs {
   QuantSpec quant;
 };
 
-// Where an entry of the chunk lies in an area whose entries have `units` each.
-TENON_DEVICE std::uint32_t entry_at(const FusedArgs& args, const Call& call, int units, int entry) {
-  return call.slot * static_cast<std::uint32_t>(args.slot_units) +
-         static_cast<std::uint32_t>(entry * units);
+// Where entry `entry` begins in an area whose entries have `units` each, from the slot's beginning;
+// and from the mailbox's.
+TENON_DEVICE std::uint32_t in_slot(int units, int entry) {
+  return static_cast<std::uint32_t>(entry * units);
 }
+TENON_DEVICE std::uint32_t in_mailbox(const FusedArgs& args, const Call& call, std::uint32_t at) {
+  return call.slot * static_cast<std::uint32_t>(args.slot_units) + at;
+}
+
 // `units` of 16 bytes behind `at`.
 TENON_DEVICE std::byte* at_unit(std::byte* at, std::uint32_t units) {
   return at + std::uint64_t{units} * 16;
@@ -64,43 +68,42 @@ template <int kMaxRun>
 TENON_DEVICE Own<kMaxRun> load_own(const FusedArgs& args, int row) {
   Own<kMaxRun> own{};
   if constexpr (Own<kMaxRun>::kKept)
-    if (thread_id() < args.norm.hidden / kVector)
-      own.words = load16(at_unit(args.partial + row * args.partial_stride,
-                                 static_cast<std::uint32_t>(thread_id())));
+    own.words = load16(
+        at_unit(args.partial + row * args.partial_stride, static_cast<std::uint32_t>(thread_id())));
   return own;
 }
 
-// All threads of a block: this rank's part of a row to every peer.
+// All threads of a block: this rank's part of a row to every peer. `entry`: where the row's entry
+// begins in a slot.
 template <class Rules, int kRanks, int kMaxRun>
-TENON_DEVICE void send_part(const FusedArgs& args, const Call& call, int row, int entry,
+TENON_DEVICE void send_part(const FusedArgs& args, const Call& call, int row, std::uint32_t entry,
                             const Own<kMaxRun>& own) {
-  const std::uint32_t at = entry_at(args, call, args.entry_units, entry);
-  const std::byte* const from = args.partial + row * args.partial_stride;
+  const std::uint32_t at = in_mailbox(args, call, entry);
   const auto send_vector = [&](std::uint32_t i, Word4 words) {
     for_peers<kRanks>(args.team,
                       [&](int peer) { send<Rules>(at_unit(args.part_to[peer], at + i), words); });
   };
-  const int num_vectors = args.norm.hidden / kVector;
   if constexpr (Own<kMaxRun>::kKept) {
-    if (thread_id() < num_vectors) send_vector(static_cast<std::uint32_t>(thread_id()), own.words);
+    send_vector(static_cast<std::uint32_t>(thread_id()), own.words);
   } else {
-    for (int i = thread_id(); i < num_vectors; i += block_threads())
+    const std::byte* const from = args.partial + row * args.partial_stride;
+    for (int i = thread_id(); i < args.norm.hidden / kVector; i += block_threads())
       send_vector(static_cast<std::uint32_t>(i), load16(from + i * 16));
   }
 }
 
 // Where `sender` leaves vector `vector` of its part of an entry for this rank.
 template <int kRanks>
-TENON_DEVICE std::byte* part_from(const FusedArgs& args, const Call& call, int entry, int vector,
-                                  int sender) {
+TENON_DEVICE std::byte* part_from(const FusedArgs& args, const Call& call, std::uint32_t entry,
+                                  int vector, int sender) {
   const int place = kRanks == 2 ? 0 : peer_index(sender, args.team.rank) * args.part_units;
-  return at_unit(args.mine, entry_at(args, call, args.entry_units, entry) +
-                                static_cast<std::uint32_t>(place + vector));
+  return at_unit(args.mine,
+                 in_mailbox(args, call, entry) + static_cast<std::uint32_t>(place + vector));
 }
 
 // Before the parts of a row are taken, where many rows are under way.
 template <int kRanks>
-TENON_DEVICE void await_parts(const FusedArgs& args, Call& call, int row, int entry,
+TENON_DEVICE void await_parts(const FusedArgs& args, Call& call, int row, std::uint32_t entry,
                               const Run& run) {
   if (kRanks == 1 || !args.queues) return;
   lead_wave(call, [&] {
@@ -114,8 +117,8 @@ TENON_DEVICE void await_parts(const FusedArgs& args, Call& call, int row, int en
 
 // Step 1 of one vector of which every peer has sent its part: sums in rank order.
 template <class T, class Rules, int kRanks>
-TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, int row, int entry, int vector,
-                           const Word4& own, float (&sum)[kVector]) {
+TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, int row, std::uint32_t entry,
+                           int vector, const Word4& own, float (&sum)[kVector]) {
   const int rank = args.team.rank, size = args.team.size;
   const auto name = static_cast<std::uint32_t>(row);
   float addend[kVector];
@@ -149,8 +152,9 @@ TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, int row, int entry
 
 // The same for kVectors vectors from `vector` on.
 template <class T, class Rules, int kRanks, int kMaxRun, int kVectors>
-TENON_DEVICE void take_sums(const FusedArgs& args, Call& call, int row, int entry, int vector,
-                            const Own<kMaxRun>& kept, float (&sums)[kVectors * kVector]) {
+TENON_DEVICE void take_sums(const FusedArgs& args, Call& call, int row, std::uint32_t entry,
+                            int vector, const Own<kMaxRun>& kept,
+                            float (&sums)[kVectors * kVector]) {
   if constexpr (Own<kMaxRun>::kKept && kVectors == 1) {
     take_sum<T, Rules, kRanks>(args, call, row, entry, vector, kept.words, sums);
   } else {

@@ -63,7 +63,7 @@ TENON_DEVICE std::uint32_t residual_at(const FusedArgs& args) {
 template <class Rules, int kRanks>
 TENON_DEVICE void scatter_stripe(const FusedArgs& args, const Call& call, int first_row,
                                  int stripe) {
-  const std::uint32_t at = entry_at(args, call, args.entry_units, stripe);
+  const std::uint32_t at = in_mailbox(args, call, in_slot(args.entry_units, stripe));
   const int num_vectors = args.norm.hidden / kVector;
   for_peers<kRanks>(args.team, [&](int peer) {
     const int row = first_row + (args.team.rank + 1 + peer) % args.team.size;
@@ -77,37 +77,39 @@ TENON_DEVICE void scatter_stripe(const FusedArgs& args, const Call& call, int fi
 
 // My row of a stripe: its norm, and the results to every peer. `lost_word` is the block's.
 template <class T, int kMaxRun, int kRanks, class Rules>
-TENON_DEVICE void own_row(const FusedArgs& args, Call& call, int row, int turn, int stripe,
-                          const Run& run, Word4* image, std::uint32_t* lost_word) {
+TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, const QuantSpec& quant,
+                          Call& call, int row, int turn, int stripe, const Run& run, Word4* image,
+                          std::uint32_t* lost_word) {
   Word4 held[kMaxRun];
-  const std::uint32_t results = entry_at(args, call, args.spread_entry_units, stripe);
+  const std::uint32_t entry = in_slot(args.entry_units, stripe);
+  const std::uint32_t results = in_mailbox(args, call, in_slot(args.spread_entry_units, stripe));
   const auto send_to_peers = [&](std::uint32_t unit, Word4 words) {
     for_peers<kRanks>(args.team, [&](int peer) {
       send<Rules>(at_unit(args.result_to[peer], results + unit), words);
     });
   };
   const auto own = load_own<kMaxRun>(args, row);
-  const auto ahead = read_ahead<kMaxRun>(args.norm, row, run);
-  await_parts<kRanks>(args, call, row, stripe, run);
-  norm_row<T>(args.norm, row, turn, run, ahead, held,
+  const NormSpec norm = at_row(call_norm, row);
+  const auto ahead = read_ahead<kMaxRun>(norm, run);
+  await_parts<kRanks>(args, call, row, entry, run);
+  norm_row<T>(norm, turn, run, ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
-                take_sums<T, Rules, kRanks, kMaxRun, kVectors>(args, call, row, stripe, vector, own,
+                take_sums<T, Rules, kRanks, kMaxRun, kVectors>(args, call, row, entry, vector, own,
                                                                sums);
                 if (call.lost) *lost_word = 1;
               });
   call.lost |= *lost_word != 0;  // set before the barriers of norm_row, so all threads agree
   order_hop<Rules>();
   if (args.spreads_residual && !call.lost) {
-    const std::byte* const residual = args.norm.residual + row * args.norm.residual_stride;
+    const std::byte* const residual = norm.residual;
     for (int i = run.first; i < run.first + run.count; ++i)  // what this thread has just stored
       send_to_peers(residual_at(args) + static_cast<std::uint32_t>(i), load16(residual + i * 16));
   }
   if (args.spreads_fp8) {
-    fill_image<T>(args.quant, args.norm.hidden, run, held, image);
-    for (int i = thread_id(); i < image_vectors(args.quant, args.norm.hidden);
-         i += block_threads()) {
-      store_image(args.quant, row, args.norm.hidden, i, image[i]);
-      const bool escapes = args.quant.is_fnuz && i < args.norm.hidden / 16;
+    fill_image<T>(quant, args.norm.hidden, run, held, image);
+    for (int i = thread_id(); i < image_vectors(quant, args.norm.hidden); i += block_threads()) {
+      store_image(quant, row, args.norm.hidden, i, image[i]);
+      const bool escapes = quant.is_fnuz && i < args.norm.hidden / 16;
       if (call.lost) continue;
       send_to_peers(static_cast<std::uint32_t>(i),
                     escapes ? replace_words(image[i], kFnuzLowest, kFnuzEscape) : image[i]);
@@ -118,18 +120,18 @@ TENON_DEVICE void own_row(const FusedArgs& args, Call& call, int row, int turn, 
     for (int i = first; i < first + kVectors && !call.lost; ++i)
       send_to_peers(static_cast<std::uint32_t>(run.first + i), held[i]);
   });
-  if (args.quant.codes != nullptr) quantize_to_tensors<T>(args.quant, row, 0, run, held);
+  if (quant.codes != nullptr) quantize_to_tensors<T>(at_row(quant, row), 0, run, held);
 }
 
 // The row of a peer: what its owner has sent.
 template <class T, int kMaxRun, class Rules>
-TENON_DEVICE void peer_row(const FusedArgs& args, Call& call, int row, int stripe, int owner,
-                           const Run& run) {
+TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& call, int row,
+                           int stripe, int owner, const Run& run) {
   const TeamView& team = args.team;
   const int hidden = args.norm.hidden;
   const std::uint32_t result =
       static_cast<std::uint32_t>(args.spread_offset) +
-      entry_at(args, call, args.spread_entry_units, stripe) +
+      in_mailbox(args, call, in_slot(args.spread_entry_units, stripe)) +
       static_cast<std::uint32_t>(peer_index(owner, team.rank) * args.spread_units);
   const auto take_at = [&](std::uint32_t unit) {
     Word4 words{};
@@ -139,8 +141,7 @@ TENON_DEVICE void peer_row(const FusedArgs& args, Call& call, int row, int strip
   };
   if (args.queues)
     lead_wave(call, [&] {
-      const int num_vectors =
-          args.spreads_fp8 ? image_vectors(args.quant, hidden) : hidden / kVector;
+      const int num_vectors = args.spreads_fp8 ? image_vectors(quant, hidden) : hidden / kVector;
       const int vector = args.spreads_fp8 ? thread_id() : run.first;
       if (vector < num_vectors)
         await(team, call, Phase::kGather, owner, static_cast<std::uint32_t>(row),
@@ -152,10 +153,10 @@ TENON_DEVICE void peer_row(const FusedArgs& args, Call& call, int row, int strip
       store16(residual + i * 16, take_at(residual_at(args) + static_cast<std::uint32_t>(i)));
   }
   if (args.spreads_fp8) {
-    for (int i = thread_id(); i < image_vectors(args.quant, hidden); i += block_threads()) {
+    for (int i = thread_id(); i < image_vectors(quant, hidden); i += block_threads()) {
       const Word4 words = take_at(static_cast<std::uint32_t>(i));
-      const bool escapes = args.quant.is_fnuz && i < hidden / 16;
-      store_image(args.quant, row, hidden, i,
+      const bool escapes = quant.is_fnuz && i < hidden / 16;
+      store_image(quant, row, hidden, i,
                   escapes ? replace_words(words, kFnuzEscape, kFnuzLowest) : words);
     }
     return;
@@ -169,14 +170,16 @@ TENON_DEVICE void peer_row(const FusedArgs& args, Call& call, int row, int strip
       if (norm != nullptr) store16(norm + (run.first + i) * 16, held[i]);
     }
   });
-  if (args.quant.codes != nullptr) quantize_to_tensors<T>(args.quant, row, 0, run, held);
+  if (quant.codes != nullptr) quantize_to_tensors<T>(at_row(quant, row), 0, run, held);
 }
 
 // Each block sends its parts of a stripe while the parts of the one before and the results of the
 // one before that are on their way.
-template <class T, int kMaxRun, int kRanks, class Rules = Sound>
+template <class T, int kMaxRun, int kRanks, bool kUsual, class Rules = Sound>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 two_shot_kernel(TENON_ARGS(FusedArgs) args) {
+  const NormSpec norm = usual_or_not<kUsual>(args.norm);
+  const QuantSpec quant = usual_or_not<kUsual>(args.quant);
   TENON_SHARED(Word4, image, kMaxImage);
   TENON_SHARED(std::uint32_t, lost_words, 2);
   enter<Rules>();
@@ -199,7 +202,7 @@ two_shot_kernel(TENON_ARGS(FusedArgs) args) {
         count_call<Rules>(args.team, call, static_cast<std::uint32_t>(args.num_generations));
       const int mine = ahead - stride, row = first + mine * size + rank;
       if (mine >= 0 && mine < num_stripes && row < args.rows) {
-        own_row<T, kMaxRun, kRanks, Rules>(args, call, row, turn, mine, run, image,
+        own_row<T, kMaxRun, kRanks, Rules>(args, norm, quant, call, row, turn, mine, run, image,
                                            &lost_words[turn % 2]);
         ++turn;
       }
@@ -207,12 +210,12 @@ two_shot_kernel(TENON_ARGS(FusedArgs) args) {
       for (int peer = 0; theirs >= 0 && peer < size - 1; ++peer) {
         const int owner = (rank + 1 + peer) % size, of_peer = first + theirs * size + owner;
         if (of_peer < args.rows)
-          peer_row<T, kMaxRun, Rules>(args, call, of_peer, theirs, owner, run);
+          peer_row<T, kMaxRun, Rules>(args, quant, call, of_peer, theirs, owner, run);
       }
-      if (theirs < 0 || args.quant.codes == nullptr) continue;
+      if (theirs < 0 || quant.codes == nullptr || quant.layout == ScaleLayout::kRow) continue;
       for (int each = 0; each < size; ++each)  // every rank for every row
         if (first + theirs * size + each < args.rows)
-          pad_scales(args.quant, first + theirs * size + each);
+          pad_scales(quant, first + theirs * size + each);
     }
   }
 }

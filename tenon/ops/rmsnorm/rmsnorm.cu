@@ -18,9 +18,11 @@ struct RowArgs {
   QuantSpec quant;
 };
 
-template <class T, int kMaxRun>
+template <class T, int kMaxRun, bool kUsual>
 TENON_KERNEL_MAX(kRowThreads)
 row_kernel(TENON_ARGS(RowArgs) args) {
+  const NormSpec call_norm = usual_or_not<kUsual>(args.norm);
+  const QuantSpec quant = usual_or_not<kUsual>(args.quant);
   wait_for_previous();
   let_next_start();
   const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
@@ -28,13 +30,15 @@ row_kernel(TENON_ARGS(RowArgs) args) {
   int turn = 0;
   for (int row = block_id(); row < args.rows; row += grid_blocks()) {
     const std::byte* const y = args.y + row * args.y_stride;
-    norm_row<T>(args.norm, row, turn++, run, read_ahead<kMaxRun>(args.norm, row, run), held,
+    const NormSpec norm = at_row(call_norm, row);
+    const auto ahead = read_ahead<kMaxRun>(norm, run);
+    norm_row<T>(norm, turn++, run, ahead, held,
                 [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
                   load_floats<T, kVectors>(reinterpret_cast<const T*>(y) + vector * kVector, sums);
                 });
-    if (args.quant.codes == nullptr) continue;
-    quantize_to_tensors<T>(args.quant, row, 0, run, held);
-    pad_scales(args.quant, row);
+    if (quant.codes == nullptr) continue;
+    quantize_to_tensors<T>(at_row(quant, row), 0, run, held);
+    pad_scales(quant, row);
   }
 }
 
@@ -57,11 +61,15 @@ static Status launch(const LaunchShape& shape, const Args& args, const TeamView*
   call.norm.offset = args.offset;
   call.norm.fresh_residual = args.fresh_residual;
   call.quant = quant_spec(args.out.fp8);
-  const bool is_bf16 = args.y.dtype == DType::kBF16;
-  return with_run(shape.threads, hidden, [&]<int kMaxRun>() {
-    return tenon::launch(stream, shape,
-                         is_bf16 ? row_kernel<bf16, kMaxRun> : row_kernel<f16, kMaxRun>, call);
-  });
+  const auto launch_as = [&]<class T>() {
+    return with_run(shape.threads, hidden, [&]<int kMaxRun>() {
+      return with_usual<T, kMaxRun>(is_usual(call.norm, call.quant), [&]<bool kUsual>() {
+        return tenon::launch(stream, shape, row_kernel<T, kMaxRun, kUsual>, call);
+      });
+    });
+  };
+  if (args.y.dtype == DType::kBF16) return launch_as.template operator()<bf16>();
+  return launch_as.template operator()<f16>();
 }
 
 static constexpr Variant kVariants[] = {variant<Args, supports, launch>("row")};
