@@ -237,9 +237,9 @@ Status write(const Results& results) {
   if (!options.json_path.empty()) TENON_TRY(write_file(options.json_path, json));
   if (!options.svg_path.empty()) TENON_TRY(write_file(options.svg_path, svg(plot_of(results))));
   if (options.tune_path.empty()) return Status::ok();
-  const std::vector<Tuning> tunings = tune(results);
-  std::fputs(regrets(tunings).c_str(), options.json_to_stdout ? stderr : stdout);
-  return write_file(options.tune_path, tuned_lines(results, tunings));
+  const Tuning tuning = tune(results);
+  std::fputs(regret(tuning).c_str(), options.json_to_stdout ? stderr : stdout);
+  return write_file(options.tune_path, tuned_lines(results, tuning));
 }
 
 }  // namespace

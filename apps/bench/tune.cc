@@ -36,8 +36,8 @@ void take(const Results& results, const Row& row, bool bf16, Sizes& sizes) {
     size.sum[choice] += regret;
     if (regret < size.worst[choice]) continue;
     size.worst[choice] = regret;
-    size.worst_shape[choice] =
-        std::to_string(row.shape.rows) + " x " + std::to_string(row.shape.hidden);
+    size.worst_shape[choice] = std::to_string(row.shape.rows) + " x " +
+                               std::to_string(row.shape.hidden) + (bf16 ? ", fp8+bf16" : ", fp8");
   }
 }
 
@@ -77,10 +77,9 @@ Cut best_cut(const Sizes& sizes) {
   return best;
 }
 
-Tuning tuning_of(const Sizes& sizes, std::size_t num_shapes, bool bf16) {
+Tuning tuning_of(const Sizes& sizes, std::size_t num_shapes) {
   const Cut cut = best_cut(sizes);
   Tuning tuning;
-  tuning.bf16 = bf16;
   tuning.worst_regret = cut.worst;
   tuning.mean_regret = cut.sum / static_cast<double>(num_shapes);
   tuning.worst_shape = cut.worst_shape;
@@ -95,34 +94,25 @@ Tuning tuning_of(const Sizes& sizes, std::size_t num_shapes, bool bf16) {
 
 }  // namespace
 
-std::vector<Tuning> tune(const Results& results) {
-  std::vector<Tuning> tunings;
-  for (const bool bf16 : {false, true}) {
-    Sizes sizes;
+Tuning tune(const Results& results) {
+  Sizes sizes;
+  for (const bool bf16 : {false, true})
     for (const Row& row : results.rows) take(results, row, bf16, sizes);
-    if (!sizes.empty()) tunings.push_back(tuning_of(sizes, results.rows.size(), bf16));
-  }
-  return tunings;
+  return sizes.empty() ? Tuning{} : tuning_of(sizes, 2 * results.rows.size());
 }
 
-std::string tuned_lines(const Results& results, const std::vector<Tuning>& tunings) {
+std::string tuned_lines(const Results& results, const Tuning& tuning) {
   std::string text;
-  for (const Tuning& tuning : tunings)
-    for (const Threshold& each : tuning.thresholds)
-      text += "TENON_TUNED(\"" + results.device.name + "\", " + std::to_string(results.options.tp) +
-              ", " + (tuning.bf16 ? "1" : "0") + ", " +
-              (each.up_to_bytes == kNoEnd ? "INT64_MAX" : std::to_string(each.up_to_bytes)) +
-              ", \"" + each.choice + "\")\n";
+  for (const Threshold& each : tuning.thresholds)
+    text += "TENON_TUNED(\"" + results.device.name + "\", " + std::to_string(results.options.tp) +
+            ", " + (each.up_to_bytes == kNoEnd ? "INT64_MAX" : std::to_string(each.up_to_bytes)) +
+            ", \"" + each.choice + "\")\n";
   return text;
 }
 
-std::string regrets(const std::vector<Tuning>& tunings) {
-  std::string text;
-  for (const Tuning& tuning : tunings)
-    text += std::string("tuned for ") + (tuning.bf16 ? "fp8+bf16" : "fp8") + ": worst regret " +
-            fixed(100 * tuning.worst_regret, 1) + " % at " + tuning.worst_shape + ", mean " +
-            fixed(100 * tuning.mean_regret, 2) + " %\n";
-  return text;
+std::string regret(const Tuning& tuning) {
+  return "tuned: worst regret " + fixed(100 * tuning.worst_regret, 1) + " % at " +
+         tuning.worst_shape + ", mean " + fixed(100 * tuning.mean_regret, 2) + " %\n";
 }
 
 }  // namespace tenon::apps

@@ -15,20 +15,20 @@ struct Threshold {
   std::string choice;
 };
 
+// One table for all outputs: the boundaries of a model run alike (BoundaryChannel).
 struct Tuning {
-  bool bf16 = false;
   std::vector<Threshold> thresholds;
   double worst_regret = 0, mean_regret = 0;  // over the best choice of each shape; 0.02 is 2 %
   std::string worst_shape;
 };
 
-// One for each set of outputs that was timed: thresholds, each choice at most once, with the least
-// worst regret; of equals, with the least mean regret.
-std::vector<Tuning> tune(const Results& results);
+// Thresholds, each choice at most once, with the least worst regret; of equals, with the least mean
+// regret.
+Tuning tune(const Results& results);
 
-// One TENON_TUNED line per threshold.
-std::string tuned_lines(const Results& results, const std::vector<Tuning>& tunings);
-// What each table costs, a line each, for people.
-std::string regrets(const std::vector<Tuning>& tunings);
+// One TENON_TUNED line per threshold, for ops/fused_allreduce_rmsnorm_quant/tuned.def.
+std::string tuned_lines(const Results& results, const Tuning& tuning);
+// What the table costs, a line for people.
+std::string regret(const Tuning& tuning);
 
 }  // namespace tenon::apps

@@ -27,6 +27,17 @@ std::vector<int> row_buckets(int max_rows) {
   return buckets;
 }
 
+// A stable number for a name, so that ranks can compare names by agree_min.
+template <class T>
+std::string_view bytes_of(const T& value) {
+  return {reinterpret_cast<const char*>(&value), sizeof value};
+}
+std::int32_t fingerprint(std::string_view text) {
+  std::uint32_t hash = 2166136261u;
+  for (const char each : text) hash = (hash ^ static_cast<unsigned char>(each)) * 16777619u;
+  return static_cast<std::int32_t>(hash >> 2);
+}
+
 // What one bucket of one boundary does. The same on every rank.
 struct Bucket {
   int max_rows = 0;
@@ -93,12 +104,16 @@ Result<std::shared_ptr<BoundaryChannel>> BoundaryChannel::make(const Spec& spec,
   state->spec = spec;
   state->comm = &comm;
   TENON_TRY(comm.agree(state->prepare(), "boundary channel"));
-  // Launch shapes must be equal on all ranks: plan for the smallest device of the team.
+  // Plans must be equal on all ranks: they are made for the smallest device of the team, and a team
+  // of different devices is none that anybody has measured.
   DeviceProperties& limits = state->where.properties;
-  std::array<std::int32_t, 2> least{limits.num_units, limits.max_threads_per_block};
+  const std::int32_t device = fingerprint(limits.name);
+  std::array<std::int32_t, 4> least{limits.num_units, limits.max_threads_per_block, device,
+                                    -device};
   TENON_TRY(comm.agree_min(least), "boundary channel: agree on device limits");
   limits.num_units = least[0];
   limits.max_threads_per_block = least[1];
+  if (least[2] != -least[3]) limits.name = "different devices";
   const std::size_t row_bytes = state->row_bytes();
   if (state->where.peer_pointers) {
     const std::size_t bytes =
@@ -146,17 +161,6 @@ Status disagree(const BoundarySpec& spec, std::string_view what, std::int32_t lo
                                                    std::string(what) + ": " + std::to_string(low) +
                                                    " on one, " + std::to_string(high) +
                                                    " on another; all must be equal");
-}
-
-// A stable number for a name, so that ranks can compare names by agree_min.
-template <class T>
-std::string_view bytes_of(const T& value) {
-  return {reinterpret_cast<const char*>(&value), sizeof value};
-}
-std::int32_t fingerprint(std::string_view text) {
-  std::uint32_t hash = 2166136261u;
-  for (const char each : text) hash = (hash ^ static_cast<unsigned char>(each)) * 16777619u;
-  return static_cast<std::int32_t>(hash >> 2);
 }
 
 }  // namespace

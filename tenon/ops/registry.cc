@@ -71,6 +71,8 @@ Result<Plan> choose(Op op, const void* args, const Situation& where, std::string
     return Status::error(Code::kUnsupported, who + ": the target is not part of this build");
   TENON_TRY(check_knob());
   if (forced.empty()) forced = forced_by_env(op);
+  Situation here = where;
+  here.forced = !forced.empty();
   Plan plan;
   plan.op = op;
   plan.target = where.device.target;
@@ -80,7 +82,7 @@ Result<Plan> choose(Op op, const void* args, const Situation& where, std::string
     if (!forced.empty() && each.name != forced) continue;
     named = true;
     LaunchShape shape;
-    const Status answer = each.supports(args, where, &shape);
+    const Status answer = each.supports(args, here, &shape);
     if (!answer) {
       plan.refusals.push_back(std::string(each.name) + ": " + std::string(answer.message()));
       continue;

@@ -44,6 +44,8 @@ struct Situation {
   bool peer_pointers = false;
   // Other ranks run on this device: a kernel that starts early could keep theirs from starting.
   bool shares_device = false;
+  // choose() looks at this variant alone: what is faster does not matter.
+  bool forced = false;
 };
 // Fills the properties of `device`, for an op that does not communicate.
 Result<Situation> situation(Device device);

@@ -64,8 +64,8 @@ class Runner {
       bytes = std::max(bytes, fused::mailbox_bytes(2, shape.hidden, shape.dtype, comm.size()));
       tensors_.push_back(
           std::make_unique<BoundaryTensors>(shape, each.inputs, rank, comm.device(), *stream_));
-      auto plan = testing::plan_beyond_limits(testing::fused_args(each.call, *tensors_.back()),
-                                              comm, each.variant);
+      auto plan =
+          testing::plan_of(testing::fused_args(each.call, *tensors_.back()), comm, each.variant);
       EXPECT_TRUE(plan);
       plans_.push_back(*plan);
     }

@@ -19,17 +19,9 @@ fused::Args fused_args(const FusedCase& call, const BoundaryTensors& tensors) {
   return args;
 }
 
-Result<Plan> plan_beyond_limits(const fused::Args& args, const Communicator& comm,
-                                std::string_view variant) {
+Result<Plan> plan_of(const fused::Args& args, const Communicator& comm, std::string_view variant) {
   TENON_ASSIGN(const Situation where, situation(comm));
-  auto plan = fused::plan(args, where, variant);
-  if (plan) return plan;
-  // The shape of the longest call that is within the limit serves a longer one.
-  fused::Args one_row = args;
-  one_row.partial.addend = args.partial.addend.rows(0, 1);
-  one_row.residual = args.residual.rows(0, 1);
-  one_row.out = {.bf16 = one_row.residual, .fp8 = {}};  // no part of a launch shape
-  return fused::plan(one_row, where, variant);
+  return fused::plan(args, where, variant);
 }
 
 std::string run_fused(const FusedCase& call, const BoundaryTensors& tensors,
@@ -37,7 +29,7 @@ std::string run_fused(const FusedCase& call, const BoundaryTensors& tensors,
                       const Communicator& comm, const TeamView& team, Stream& stream) {
   const fused::Args args = fused_args(call, tensors);
   if (Status checked = fused::check(args); !checked) return checked.to_string();
-  auto plan = plan_beyond_limits(args, comm, variant);
+  auto plan = plan_of(args, comm, variant);
   if (!plan) return plan.status().to_string();
   if (plan->variant_name != variant) return "planned " + std::string(plan->variant_name);
   if (Status ran = fused::run(*plan, args, team, stream); !ran) return ran.to_string();

@@ -19,10 +19,9 @@ struct FusedCase {
 fused_allreduce_rmsnorm_quant::Args fused_args(const FusedCase& call,
                                                const BoundaryTensors& tensors);
 
-// A plan for `variant` also beyond its limit of rows: a limit is about speed, the bits must be the
-// same.
-Result<Plan> plan_beyond_limits(const fused_allreduce_rmsnorm_quant::Args& args,
-                                const Communicator& comm, std::string_view variant);
+// A plan for `variant`, whatever is fastest.
+Result<Plan> plan_of(const fused_allreduce_rmsnorm_quant::Args& args, const Communicator& comm,
+                     std::string_view variant);
 
 // Runs and compares; what is wrong as a sentence, or nothing. Rows of the residual that belong to
 // another rank after the variant are not compared.

@@ -3,6 +3,7 @@
 
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/one_shot.cuh"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/slots.h"
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/tuned.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/two_shot.cuh"
 #include "tenon/ops/registry.h"
 
@@ -17,12 +18,27 @@ using tenon::fused_allreduce_rmsnorm_quant::slot_units;
 
 // One shot sends each row to everybody and does each row everywhere. Above these bytes of one
 // rank's part that costs more than a second trip: on devices by link time, on the cpu by
-// arithmetic.
+// arithmetic. Where nothing was measured; see tuned.def.
 static std::int64_t one_shot_limit(int team_size) {
-  if (team_size == 1) return std::int64_t{1} << 40;
   if constexpr (kWave == 1) return 32 << 10;
-  if (team_size == 2) return std::int64_t{1} << 30;
+  if (team_size == 2) return 1 << 20;
   return team_size <= 4 ? 384 << 10 : 128 << 10;
+}
+
+// Whether a variant is to be taken for its speed. A forced one is, and one rank sends nothing.
+static Status is_fastest(const Args& args, const Situation& where, std::string_view variant) {
+  if (where.forced || where.team_size == 1) return Status::ok();
+  const std::int64_t rows = args.residual.shape[0], hidden = args.residual.shape[1];
+  const std::int64_t bytes = rows * part_bytes(hidden);
+  std::string_view choice =
+      tenon::fused_allreduce_rmsnorm_quant::fastest(where.properties.name, where.team_size, bytes);
+  const bool measured = !choice.empty();
+  if (!measured) choice = bytes <= one_shot_limit(where.team_size) ? "one_shot" : "two_shot";
+  if (choice == variant) return Status::ok();
+  return Status::error(Code::kUnsupported,
+                       std::to_string(rows) + " rows of " + std::to_string(hidden) + " on " +
+                           std::to_string(where.team_size) + " ranks: " + std::string(choice) +
+                           (measured ? " was measured to be" : " is taken to be") + " faster");
 }
 
 // Blocks of `threads` that are resident together. Host targets run the blocks of a signalling
@@ -54,18 +70,12 @@ static Status shape_for(const Args& args, const Situation& where, std::int64_t t
 }
 
 static Status one_shot_supports(const Args& args, const Situation& where, LaunchShape* shape) {
-  const std::int64_t rows = args.residual.shape[0], hidden = args.residual.shape[1];
-  const std::int64_t bytes = rows * part_bytes(hidden), limit = one_shot_limit(where.team_size);
-  if (bytes > limit)
-    return Status::error(Code::kUnsupported,
-                         std::to_string(rows) + " rows of " + std::to_string(hidden) + " are " +
-                             std::to_string(bytes) + " bytes, over the limit of " +
-                             std::to_string(limit) + " for " + std::to_string(where.team_size) +
-                             " ranks");
-  return shape_for(args, where, rows, shape);
+  TENON_TRY(is_fastest(args, where, "one_shot"));
+  return shape_for(args, where, args.residual.shape[0], shape);
 }
 
 static Status two_shot_supports(const Args& args, const Situation& where, LaunchShape* shape) {
+  TENON_TRY(is_fastest(args, where, "two_shot"));
   const std::int64_t rows = args.residual.shape[0];
   return shape_for(args, where, (rows + where.team_size - 1) / where.team_size, shape);
 }
