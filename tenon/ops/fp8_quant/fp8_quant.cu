@@ -94,8 +94,10 @@ static Status launch(const LaunchShape& shape, const Args& args, const TeamView*
   call.width = static_cast<int>(args.in.shape[1]) / (call.silu_mul ? 2 : 1);
   call.quant = quant_spec(args.out.fp8);
   const bool is_bf16 = args.in.dtype == DType::kBF16;
+  // A row may end in a shorter segment than the block has threads for.
   const int segment = call.width < kSegment ? call.width : kSegment;
-  return with_run(shape.threads, segment, [&]<int kMaxRun>() {
+  const bool is_whole = call.width % segment == 0;
+  return with_run(shape.threads, is_whole ? segment : segment + kVector, [&]<int kMaxRun>() {
     return tenon::launch(stream, shape,
                          is_bf16 ? segment_kernel<bf16, kMaxRun> : segment_kernel<f16, kMaxRun>,
                          call);
