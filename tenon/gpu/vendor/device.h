@@ -1,5 +1,5 @@
-// The primitives of gpu.h on CUDA and on HIP. HIP is spelled in compiler builtins alone, so that a
-// plain clang compiles kernels with no ROCm on the machine.
+// The primitives of gpu.h on CUDA and on HIP. HIP is spelled in what the compiler itself knows, so
+// that a plain clang compiles kernels with no ROCm on the machine.
 // Not here: the host side (vendor/runtime.cc), cp.async, TMA, tensor cores (in the ops that use
 // them).
 #pragma once
@@ -51,7 +51,7 @@ TENON_DEVICE int grid_blocks() {
 }
 // Until all that this wave has stored has been performed. Said by hand where a fence says too
 // little: see sync_block() and store_release(). tools/check_isa.py looks for it.
-TENON_DEVICE void wait_for_stores_() { __builtin_amdgcn_s_waitcnt(0x0f70); }  // vmcnt(0)
+TENON_DEVICE void wait_for_stores_() { asm volatile("s_waitcnt vmcnt(0)" : : : "memory"); }
 
 // A fence of a work-group waits for nothing on these devices: its waves see each other's stores in
 // order anyway. But a wave that releases after the barrier waits for its own stores alone.
