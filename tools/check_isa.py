@@ -1,63 +1,218 @@
 #!/usr/bin/env python3
 """Reads the assembly of HIP kernels (gfx942, gfx950) and checks what can be known without the device.
 
-Every kernel: no dynamic stack, shared memory and registers within the device's limits. Kernels on the
-boundary's path: little or no scratch memory. Kernels that talk to other ranks: the accesses that peers
-watch really carry system scope.
+Every kernel: registers, shared and scratch memory within what EXPECTED allows it; roundings as
+tenon/core/fp8.h has them; no calls; a wait wherever caches are written back and before every barrier.
+Kernels that round or talk to other ranks: the instructions that EXPECTED names.
 
 usage: check_isa.py FILE.s ...
 """
 
+import collections
 import re
 import sys
 
-MAX_SHARED_BYTES = 64 * 1024  # of a block, on gfx942
-MAX_VGPRS = 512  # of a lane, accumulation registers included
+LANE_VGPRS = 512  # of a lane of a compute unit's SIMD; half of them where 512 threads must fit, and so on
+SHARED_BYTES = 64 * 1024  # of a block, on gfx942
 
-# Bytes of scratch a lane may use in the kernels that every decode step passes through. The fused ones
-# spill scalar registers (the team's addresses) into a few words; the others spill nothing.
-MAX_SCRATCH_BYTES = {
-    "fused_allreduce_rmsnorm_quant": 128,
-    "rmsnorm": 0,
-    "fp8_quant": 0,
-    "collectives": 0,
-}
-# Instances for blocks too small for their row keep up to 32 vectors in scratch by design.
-ARRAY_INSTANCE = re.compile(r"ELi32E")
-ARRAY_SCRATCH_BYTES = 1024
-MAX_SPILLED_VGPRS = 8
+# A kernel of the file: the name in its source, and what its mangled name says of the instance.
+Kernel = collections.namedtuple("Kernel", "arch symbol name type numbers facts modes code")
+# Something that must be in the code of a kernel, or (wanted is False) must not.
+Sign = collections.namedtuple("Sign", "meaning pattern wanted", defaults=(True,))
 
-# What must appear in a file's code, as (what it shows, pattern). System scope is "sc0 sc1".
-SYSTEM_SCOPE = (
-    ("data that is its own flag is stored past every cache", r"global_store_dwordx2 .* sc0 sc1"),
-    ("data that is its own flag is polled past every cache", r"global_load_dwordx2 .* sc0 sc1"),
-    ("an acquire drops what caches hold", r"buffer_inv sc0 sc1"),
-    ("a release writes caches back", r"buffer_wbl2 sc0 sc1"),
+
+def fp8_signs(_):
+    return [Sign("values become fp8 codes by instruction", r"v_cvt_pk_fp8_f32")]
+
+
+def half_signs(kernel):
+    """gfx942 rounds to bf16 by integers. Sums of two halves may be one addition: the same bits."""
+    pattern = {
+        ("gfx942", "f16"): r"v_cvt_f16_f32|v_pk_add_f16",
+        ("gfx950", "f16"): r"v_cvt_pk_f16_f32|v_pk_add_f16",
+        ("gfx950", "bf16"): r"v_cvt_pk_bf16_f32",
+    }.get((kernel.arch, kernel.type))
+    return [Sign(f"values become {kernel.type} by instruction", pattern)] if pattern else []
+
+
+FLAG_SIGNS = (
+    Sign("an acquire drops what caches hold", r"buffer_inv sc0 sc1"),
+    Sign("a release writes caches back", r"buffer_wbl2 sc0 sc1"),
 )
-MUST_CONTAIN = {
-    "fused_allreduce_rmsnorm_quant": SYSTEM_SCOPE,
-    "collectives": SYSTEM_SCOPE,
+
+
+def flag_signs(_):
+    return FLAG_SIGNS
+
+
+def push_signs(_):
+    return [Sign("data is stored past every cache", r"global_store_dwordx2 .* sc0 sc1")]
+
+
+def slot_signs(kernel):
+    """Data that is its own flag. numbers[-1] of these kernels is the number of ranks, 1 is no team."""
+    if kernel.numbers and kernel.numbers[-1] == 1:
+        return []
+    polled = Sign("data that is its own flag is polled past every cache", r"global_load_dwordx2 .* sc0 sc1")
+    return [*push_signs(kernel), polled, *FLAG_SIGNS]
+
+
+def ranked_signs(kernel):
+    """The same for kernels whose last number says something else."""
+    return slot_signs(kernel._replace(numbers=()))
+
+
+E4M3, E4M3_FNUZ = 3, 4  # enum class DType
+
+
+def own_fp8_signs(kernel):
+    """gfx942 makes e4m3fnuz alone, gfx950 makes e4m3fn and this library fnuz of it."""
+    by_instruction = (E4M3_FNUZ,) if kernel.arch == "gfx942" else (E4M3, E4M3_FNUZ)
+    made = kernel.numbers[0] in by_instruction
+    what = "becomes codes by instruction" if made else "must not be made by an instruction for another type"
+    return [Sign(f"DType {kernel.numbers[0]} {what}", r"v_cvt_pk_fp8_f32", made)]
+
+
+# threads: that must fit on a compute unit together, so that registers must be few. None: one block.
+# shared, scratch: bytes at most. spilled: vector registers at most. signs: functions of the kernel.
+Expected = collections.namedtuple(
+    "Expected", "threads shared scratch spilled signs", defaults=(None, SHARED_BYTES, 0, 0, ())
+)
+
+
+def two_shot(kernel):
+    largest = kernel.numbers == (4, 8)  # vectors of a thread, ranks: does not quite fit
+    return Expected(
+        512, 20 * 1024, 64 if largest else 0, 8 if largest else 0, (fp8_signs, half_signs, slot_signs)
+    )
+
+
+# By file and kernel. Kernels that are not here may do nothing special and use no scratch memory.
+FUSED, QUANTS = (fp8_signs, half_signs, slot_signs), (fp8_signs, half_signs)
+EXPECTED = {
+    ("fused_allreduce_rmsnorm_quant", "one_shot_row_kernel"): Expected(512, 256, signs=FUSED),
+    ("fused_allreduce_rmsnorm_quant", "one_shot_kernel"): Expected(512, 256, signs=FUSED),
+    ("fused_allreduce_rmsnorm_quant", "two_shot_kernel"): two_shot,
+    ("rmsnorm", "row_kernel"): Expected(1024, 256, signs=QUANTS),
+    ("fp8_quant", "segment_kernel"): Expected(1024, 0, signs=QUANTS),
+    ("collectives", "all_reduce_kernel"): Expected(1024, 0, signs=(half_signs, ranked_signs)),
+    ("collectives", "all_gather_kernel"): Expected(512, 256, signs=(flag_signs,)),
+    ("ranked_sum", "vectors_kernel"): Expected(1024, 0, signs=(half_signs,)),
+    ("probe", "exchange_kernel"): Expected(1024, 256, signs=(slot_signs,)),
+    ("probe", "ping_kernel"): Expected(1024, 256, signs=(slot_signs,)),
+    ("probe", "push_kernel"): Expected(1024, 256, signs=(push_signs,)),
+    ("vec_test", "fp8_kernel"): Expected(signs=(own_fp8_signs,)),
+    ("vec_test", "round_trip_kernel"): Expected(signs=(half_signs,)),
+    # Compiled for blocks larger than they have.
+    ("bf16_gemm", "simt_kernel"): Expected(scratch=192, spilled=48),
+    ("fp8_gemm", "simt_kernel"): Expected(scratch=192, spilled=48),
+    ("gated_delta_net", "recurrent_kernel"): Expected(scratch=32),
 }
 
+# Round to nearest even, keep denormals, overflow f16 to infinity: what core/fp8.h does. Blocks stay on
+# one compute unit, on which sync_block() relies.
+MODES = {
+    "float_round_mode_32": 0,
+    "float_round_mode_16_64": 0,
+    "float_denorm_mode_32": 3,
+    "float_denorm_mode_16_64": 3,
+    "fp16_overflow": 0,
+    "tg_split": 0,
+}
+NEVER = (
+    Sign("rounds towards zero", r"v_cvt_pkrtz", False),
+    Sign("calls a function", r"s_swappc_b64", False),
+)
 
-def kernels(text):
-    """The metadata of each kernel, as the assembler directives' YAML spells it."""
+
+def source_name(symbol):
+    """The last part of a mangled nested name: "_ZN5tenon3hip1aL8b_kernelI..." is b_kernel."""
+    at, name = 3, symbol
+    while part := re.match(r"L?(\d+)", symbol[at:]):
+        begin = at + part.end()
+        at = begin + int(part.group(1))
+        name = symbol[begin:at]
+    return name
+
+
+def kernels(text, arch):
+    """Every kernel of a file: what the metadata, the directives and the code say of it."""
     metadata = text.partition(".amdgpu_metadata")[2].partition(".end_amdgpu_metadata")[0]
     for block in re.split(r"\n  - ", metadata)[1:]:
-        found = {}
-        for key in (
-            "name",
-            "private_segment_fixed_size",
-            "group_segment_fixed_size",
-            "vgpr_count",
-            "vgpr_spill_count",
-            "uses_dynamic_stack",
-        ):
-            match = re.search(rf"\n    \.{key}:\s+(\S+)", block)
-            if match:
-                found[key] = match.group(1)
-        if "name" in found:
-            yield found
+        # The first line of a block carries a key too.
+        facts = dict(re.findall(r"\n    \.(\w+):[ \t]+(\S+)", "\n    " + block))
+        symbol = facts.get("name")
+        if symbol is None:
+            continue
+        directives = text.partition(f".amdhsa_kernel {symbol}\n")[2].partition(".end_amdhsa_kernel")[0]
+        modes = {key: int(value) for key, value in re.findall(r"\.amdhsa_(\w+) (\d+)\n", directives)}
+        body = text.partition(f"\n{symbol}:")[2].partition(".Lfunc_end")[0]
+        code = [line.partition(";")[0].strip() for line in body.split("\n")[1:]]
+        element = re.search(r"INS_\d+(bf16|f16)E", symbol)
+        numbers = tuple(int(each) for each in re.findall(r"(?:Li|DTypeE)(\d+)E", symbol))
+        yield Kernel(
+            arch,
+            symbol,
+            source_name(symbol),
+            element.group(1) if element else None,
+            numbers,
+            facts,
+            modes,
+            [line for line in code if line and not line.startswith(".") or line.endswith(":")],
+        )
+
+
+def touches_memory(line):
+    return re.match(r"(global|flat|buffer|scratch)_", line) is not None
+
+
+def waits(line):
+    return line.startswith("s_waitcnt") and "vmcnt(0)" in line
+
+
+def unwaited(code):
+    """Where a wait for the wave's stores is missing."""
+    for at, line in enumerate(code):
+        if line.startswith("buffer_wbl2"):
+            steps, where = code[at + 1 :], "after"
+        elif line.startswith("s_barrier"):
+            steps, where = code[at - 1 :: -1] if at > 0 else [], "before"
+        else:
+            continue
+        for step in steps:
+            if waits(step):
+                break
+            if touches_memory(step) or step.endswith(":") or re.match(r"s_c?branch|s_barrier|s_endpgm", step):
+                yield f"no s_waitcnt vmcnt(0) {where} {line} (next to it: {step})"
+                break
+        else:
+            yield f"no s_waitcnt vmcnt(0) {where} {line}"
+
+
+def complaints_of(kernel, expected):
+    def most(fact, limit):
+        value = int(kernel.facts.get(fact, "0"))
+        if value > limit:
+            yield f"{fact} is {value}, at most {limit} is accepted"
+
+    threads = expected.threads or int(kernel.facts.get("max_flat_workgroup_size", "1024"))
+    yield from most("vgpr_count", min(LANE_VGPRS, LANE_VGPRS * 256 // threads))
+    yield from most("group_segment_fixed_size", expected.shared)
+    yield from most("private_segment_fixed_size", expected.scratch)
+    yield from most("vgpr_spill_count", expected.spilled)
+    if kernel.facts.get("uses_dynamic_stack") == "true":
+        yield "uses a dynamic stack (recursion or a call by pointer)"
+    for mode, wanted in MODES.items():
+        if kernel.modes.get(mode) != wanted:
+            yield f"{mode} is {kernel.modes.get(mode)}, must be {wanted}"
+    if not kernel.code:
+        yield "its code was not found"
+    code = "\n".join(kernel.code)
+    for sign in (*NEVER, *(sign for signs in expected.signs for sign in signs(kernel))):
+        if (re.search(sign.pattern, code) is not None) != sign.wanted:
+            found = "nothing matches" if sign.wanted else "there is a match of"
+            yield f"{found} {sign.pattern!r} ({sign.meaning})"
+    yield from unwaited(kernel.code)
 
 
 def check(path):
@@ -66,34 +221,18 @@ def check(path):
         text = file.read()
     base, arch = path.rsplit("/", 1)[-1].removesuffix(".s").rsplit(".", 1)
     stem = base.rsplit(".", 1)[-1]
-    complaints = []
-    num_kernels = 0
-    for kernel in kernels(text):
-        num_kernels += 1
-        name = kernel["name"]
-
-        def limit(key, most):
-            value = int(kernel.get(key, "0"))
-            if value > most:
-                complaints.append(f"{arch} {name}: {key} is {value}, at most {most} is accepted")
-
-        limit("group_segment_fixed_size", MAX_SHARED_BYTES)
-        limit("vgpr_count", MAX_VGPRS)
-        if kernel.get("uses_dynamic_stack") == "true":
-            complaints.append(f"{arch} {name}: uses a dynamic stack (recursion or a call by pointer)")
-        if stem in MAX_SCRATCH_BYTES:
-            holds_arrays = ARRAY_INSTANCE.search(name) is not None
-            limit(
-                "private_segment_fixed_size",
-                ARRAY_SCRATCH_BYTES if holds_arrays else MAX_SCRATCH_BYTES[stem],
-            )
-            limit("vgpr_spill_count", MAX_SPILLED_VGPRS if MAX_SCRATCH_BYTES[stem] else 0)
-    if num_kernels == 0:
-        complaints.append(f"{path}: no kernel was emitted")
-    for what, pattern in MUST_CONTAIN.get(stem, ()):
-        if not re.search(pattern, text):
-            complaints.append(f"{arch} {stem}: nothing matches {pattern!r} ({what})")
-    return complaints, num_kernels
+    found = list(kernels(text, arch))
+    complaints = [] if found else [f"{path}: no kernel was emitted"]
+    for kernel in found:
+        expected = EXPECTED.get((stem, kernel.name), Expected())
+        if callable(expected):
+            expected = expected(kernel)
+        complaints += [f"{arch} {kernel.symbol}: {each}" for each in complaints_of(kernel, expected)]
+    names = {kernel.name for kernel in found}
+    for of, name in EXPECTED:
+        if of == stem and name not in names:
+            complaints.append(f"{arch} {stem}: there is no {name}; EXPECTED names it")
+    return complaints, len(found)
 
 
 def main(paths):

@@ -10,7 +10,8 @@
 //   kWave                                  lanes that shuffle together: 1, 32 or 64 (constexpr int)
 //   thread_id() block_threads()            position in the block; on width 1: 0 and 1, constexpr
 //   block_id() grid_blocks()               position in the grid
-//   sync_block()                           barrier of the block; every thread must reach it
+//   sync_block()                           barrier of the block; every thread must reach it. What a
+//                                          thread releases after it covers what others stored before
 //   shuffle_xor(v, mask)                   v of lane (lane ^ mask); T of 4 bytes; all lanes together
 //   shuffle_from(v, lane)                  v of that lane of the wave, 0 <= lane < kWave; as above
 //   store_release(p, v) load_acquire(p)    32-bit, system scope: peers on other devices see them

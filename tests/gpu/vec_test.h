@@ -21,6 +21,24 @@ struct Fp8Args {
   float* unpacked;  // the first four of every eight, through unpack_fp8x4
   int n;
 };
+// Four values at a time, rounded to every type that pack_*() of gpu/vec.h makes. n is a multiple
+// of 4.
+struct PackArgs {
+  const float* in;            // [n]
+  std::uint32_t* e4m3;        // [n / 4]
+  std::uint32_t* e4m3fnuz;    // [n / 4]
+  std::uint32_t* from_twice;  // [n / 4], fnuz_code() of what to_fp8<kE4M3>() makes of the double
+  std::uint32_t* bf16;        // [n / 2]
+  std::uint32_t* f16;         // [n / 2]
+  int n;
+};
+// Both halves of words as floats.
+struct HalvesArgs {
+  const std::uint32_t* in;  // [n]
+  float* bf16;              // [2 n]
+  float* f16;               // [2 n]
+  int n;
+};
 struct Kernels {
   void (*bf16)(Args);
   void (*f16)(Args);
@@ -28,6 +46,8 @@ struct Kernels {
   void (*e4m3)(Fp8Args);
   void (*e4m3fnuz)(Fp8Args);
   void (*e5m2)(Fp8Args);
+  void (*pack)(PackArgs);
+  void (*halves)(HalvesArgs);
 };
 
 }  // namespace tenon::vec_test

@@ -29,6 +29,7 @@ class DeviceArray {
     EXPECT_TRUE(stream_.synchronize());
     return values;
   }
+  T* data() const { return static_cast<T*>(memory_.data()); }  // for kernels
   TensorView first(std::int64_t count, DType dtype) const {
     return view(memory_.data(), dtype, stream_.device(), {count});
   }

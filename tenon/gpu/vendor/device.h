@@ -1,5 +1,5 @@
-// The primitives of gpu.h on CUDA and on HIP. HIP is spelled in compiler builtins alone, so that a
-// plain clang compiles kernels with no ROCm on the machine.
+// The primitives of gpu.h on CUDA and on HIP. HIP is spelled in what the compiler itself knows, so
+// that a plain clang compiles kernels with no ROCm on the machine.
 // Not here: the host side (vendor/runtime.cc), cp.async, TMA, tensor cores (in the ops that use
 // them).
 #pragma once
@@ -49,8 +49,15 @@ TENON_DEVICE int block_id() { return static_cast<int>(__builtin_amdgcn_workgroup
 TENON_DEVICE int grid_blocks() {
   return static_cast<int>(__builtin_amdgcn_grid_size_x() / __builtin_amdgcn_workgroup_size_x());
 }
+// Until all that this wave has stored has been performed. Said by hand where a fence says too
+// little: see sync_block() and store_release(). tools/check_isa.py looks for it.
+TENON_DEVICE void wait_for_stores_() { asm volatile("s_waitcnt vmcnt(0)" : : : "memory"); }
+
+// A fence of a work-group waits for nothing on these devices: its waves see each other's stores in
+// order anyway. But a wave that releases after the barrier waits for its own stores alone.
 TENON_DEVICE void sync_block() {
   __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
+  wait_for_stores_();
   __builtin_amdgcn_s_barrier();
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
@@ -68,8 +75,12 @@ TENON_DEVICE T shuffle_xor(T value, int mask) {
   return shuffle_from(value, lane ^ mask);
 }
 
+// Compilers up to LLVM 22 drop the wait between writing the caches back and the store that tells
+// of it, where the wave has nothing else to wait for (llvm-project, pull request 178316).
 TENON_DEVICE void store_release(std::uint32_t* at, std::uint32_t value) {
-  __scoped_atomic_store_n(at, value, __ATOMIC_RELEASE, __MEMORY_SCOPE_SYSTEM);
+  __scoped_atomic_thread_fence(__ATOMIC_RELEASE, __MEMORY_SCOPE_SYSTEM);
+  wait_for_stores_();
+  __scoped_atomic_store_n(at, value, __ATOMIC_RELAXED, __MEMORY_SCOPE_SYSTEM);
 }
 TENON_DEVICE std::uint32_t load_acquire(const std::uint32_t* at) {
   return __scoped_atomic_load_n(at, __ATOMIC_ACQUIRE, __MEMORY_SCOPE_SYSTEM);
@@ -94,7 +105,9 @@ TENON_DEVICE void store16_relaxed(void* at, Word4 value) {
                           __MEMORY_SCOPE_SYSTEM);
 }
 TENON_DEVICE void fence_system() {
-  __scoped_atomic_thread_fence(__ATOMIC_SEQ_CST, __MEMORY_SCOPE_SYSTEM);
+  __scoped_atomic_thread_fence(__ATOMIC_RELEASE, __MEMORY_SCOPE_SYSTEM);
+  wait_for_stores_();
+  __scoped_atomic_thread_fence(__ATOMIC_ACQUIRE, __MEMORY_SCOPE_SYSTEM);
 }
 TENON_DEVICE std::uint32_t atomic_add(std::uint32_t* at, std::uint32_t value) {
   return __scoped_atomic_fetch_add(at, value, __ATOMIC_RELAXED, __MEMORY_SCOPE_DEVICE);
