@@ -201,7 +201,8 @@ Result<const collectives::Table*> kernels_for(const Mailbox& channel, const Stre
 namespace collectives {
 
 std::size_t all_reduce_mailbox_bytes(int team_size, std::size_t chunk_bytes) {
-  return kNumSlots * num_peers(team_size) * round_up(chunk_bytes);
+  const std::size_t slot = num_peers(team_size) * round_up(chunk_bytes);
+  return (slot + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment * kNumSlots;
 }
 
 std::size_t all_gather_mailbox_bytes(int team_size, std::size_t chunk_bytes) {

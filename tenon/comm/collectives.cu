@@ -32,7 +32,7 @@ struct Args {
   std::uint64_t bytes;             // of `in`
   std::uint64_t row_bytes;         // names the row in a fault
   std::uint64_t slot_bytes;        // what a peer's slot holds: the chunk of a step
-  std::uint64_t generation_bytes;  // the slots of all peers
+  std::uint64_t generation_bytes;  // all_reduce: the slots of all peers, and what is left over
   // all_reduce: where peer number (rank + 1 + i) mod size keeps what I send it, in generation 0. So
   // no rank is everybody's first.
   std::byte* to[kMaxRanks - 1];
@@ -89,11 +89,10 @@ TENON_DEVICE std::uint32_t num_chunks(const Args& args) {
   return static_cast<std::uint32_t>((args.bytes + args.slot_bytes - 1) / args.slot_bytes);
 }
 
-// Where `sender` leaves its chunk for `owner`.
-TENON_DEVICE std::byte* slot(const Args& args, std::uint32_t number, int owner, int sender) {
-  const auto places = static_cast<std::uint32_t>(args.team.size - 1);
+// Where `sender` leaves its chunk for `owner`, of the slots that begin at `first`.
+TENON_DEVICE std::byte* slot(const Args& args, std::uint64_t first, int owner, int sender) {
   const auto place = static_cast<std::uint32_t>(peer_index(sender, owner));
-  return args.team.base[owner] + (number * places + place) * args.slot_bytes;
+  return args.team.base[owner] + first + place * args.slot_bytes;
 }
 
 // --- all_reduce ---------------------------------------------------------------------------------
@@ -152,7 +151,8 @@ TENON_DEVICE void take_vector(const Args& args, Call& call, const Chunk& chunk, 
   take_of_all<Sound, kRanks>(
       team, call, Phase::kScatter,
       [&] { return static_cast<std::uint32_t>((chunk.begin + at) / args.row_bytes); },
-      [&](int rank) { return slot(args, call.slot, team.rank, rank) + at; }, words);
+      [&](int rank) { return slot(args, call.slot * args.generation_bytes, team.rank, rank) + at; },
+      words);
   TENON_UNROLL
   for (int rank = 0; rank < kRanks; ++rank)
     if (rank == team.rank) words[rank] = own;
@@ -188,7 +188,8 @@ all_reduce_kernel(TENON_ARGS(Args) args) {
           for (int sender = 0; sender < team.size && v < chunk.vectors; ++sender)
             if (sender != team.rank)
               await(team, call, Phase::kScatter, sender, kNoRow,
-                    slot(args, call.slot, team.rank, sender) + std::uint64_t{v} * kVectorBytes);
+                    slot(args, call.slot * args.generation_bytes, team.rank, sender) +
+                        std::uint64_t{v} * kVectorBytes);
         });
       if (v < chunk.vectors) take_vector<T, kRanks, kWhole>(args, call, chunk, v, own);
     }
@@ -204,7 +205,8 @@ TENON_DEVICE std::uint32_t* flag(const TeamView& team, std::uint32_t generation,
   return reinterpret_cast<std::uint32_t*>(team.base[owner]) + place;
 }
 TENON_DEVICE std::byte* payload(const Args& args, std::uint32_t generation, int owner, int sender) {
-  return slot(args, generation, owner, sender) + kFlagBytes;
+  const auto places = static_cast<std::uint64_t>(args.team.size - 1);
+  return slot(args, kFlagBytes + generation * places * args.slot_bytes, owner, sender);
 }
 
 TENON_DEVICE void push_bytes(const Args& args, const Chunk& chunk, std::uint32_t generation) {
@@ -299,10 +301,9 @@ LaunchShape shape_for(const Args& args) {
   return shape;
 }
 
+// `slot_bytes`: what a peer's slot holds; too small a mailbox has none.
 Result<Args> make_args(const TeamView& team, const TensorView& in, const TensorView& out,
-                       std::uint32_t generations, std::size_t reserved) {
-  const std::size_t slots = static_cast<std::size_t>(team.size - 1) * generations;
-  const std::size_t room = team.bytes > reserved ? team.bytes - reserved : 0;
+                       std::size_t slot_bytes, std::size_t least) {
   Args args{};
   args.team = team;
   args.in = in.as<const std::uint8_t>();
@@ -311,12 +312,12 @@ Result<Args> make_args(const TeamView& team, const TensorView& in, const TensorV
   const std::int64_t row =
       in.num_dims == 0 ? in.size() : in.shape[static_cast<std::size_t>(in.num_dims - 1)];
   args.row_bytes = static_cast<std::uint64_t>(row) * size_of(in.dtype);
-  args.slot_bytes = room / slots / kVectorBytes * kVectorBytes;
+  args.slot_bytes = slot_bytes / kVectorBytes * kVectorBytes;
   if (args.slot_bytes == 0)
-    return Status::error(Code::kInvalidArgument,
-                         "the mailbox has " + std::to_string(team.bytes) + " bytes; " +
-                             std::to_string(team.size) + " ranks need at least " +
-                             std::to_string(reserved + slots * kVectorBytes));
+    return Status::error(Code::kInvalidArgument, "the mailbox has " + std::to_string(team.bytes) +
+                                                     " bytes; " + std::to_string(team.size) +
+                                                     " ranks need at least " +
+                                                     std::to_string(least));
   return args;
 }
 
@@ -340,8 +341,10 @@ Status launch_all_reduce(const Args& args, Stream& stream) {
 
 Status all_reduce(const TeamView& team, const TensorView& in, const TensorView& out,
                   Stream& stream) {
-  TENON_ASSIGN(Args args, make_args(team, in, out, kNumSlots, 0));
-  args.generation_bytes = static_cast<std::uint64_t>(team.size - 1) * args.slot_bytes;
+  const auto places = static_cast<std::size_t>(team.size - 1);
+  TENON_ASSIGN(Args args, make_args(team, in, out, slot_bytes(team.bytes) / places,
+                                    tenon::collectives::all_reduce_mailbox_bytes(team.size, 1)));
+  args.generation_bytes = slot_bytes(team.bytes);
   args.queues = args.bytes > kFewBytes;
   for (int i = 0; i < team.size - 1; ++i) {
     const int peer = (team.rank + 1 + i) % team.size;
@@ -354,7 +357,11 @@ Status all_reduce(const TeamView& team, const TensorView& in, const TensorView& 
 
 Status all_gather(const TeamView& team, const TensorView& in, const TensorView& out,
                   Stream& stream) {
-  TENON_ASSIGN(const Args args, make_args(team, in, out, kGatherGenerations, kFlagBytes));
+  const std::size_t slots = static_cast<std::size_t>(team.size - 1) * kGatherGenerations;
+  const std::size_t room = team.bytes > kFlagBytes ? team.bytes - kFlagBytes : 0;
+  TENON_ASSIGN(const Args args,
+               make_args(team, in, out, room / slots,
+                         tenon::collectives::all_gather_mailbox_bytes(team.size, 1)));
   LaunchShape shape = shape_for(args);
   const int most = team.max_blocks < kMaxFlags ? team.max_blocks : kMaxFlags;
   if (shape.blocks > most) shape.blocks = most;

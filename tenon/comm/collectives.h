@@ -1,5 +1,6 @@
-// All-reduce and all-gather over peer memory, as kernels: what stage 2 of a boundary calls. One
-// mailbox serves one of the two functions and nothing else; calls on it run on one stream at a
+// All-reduce and all-gather over peer memory, as kernels: what stage 2 of a boundary calls. An
+// all-reduce may share its mailbox with other kernels of comm/slots.h, such as the fused op's; an
+// all-gather has one of its own. Calls on a mailbox run on one stream at a
 // time. Not here: the generic all-reduce, which needs no peer pointers (Communicator::all_reduce,
 // and ranked_sum.h).
 #pragma once

@@ -12,8 +12,13 @@ namespace tenon {
 
 inline constexpr int kMaxRanks = 8;
 
-// Slots of a mailbox that generations of an exchange use in turn (comm/slots.h).
+// Slots of a mailbox that generations of an exchange use in turn (comm/slots.h), and the bytes of
+// one. Every kernel of that protocol cuts a mailbox in this way, so that kernels may share one.
 inline constexpr int kNumSlots = 3;
+inline constexpr std::size_t kSlotAlignment = 256;
+constexpr std::size_t slot_bytes(std::size_t mailbox_bytes) {
+  return mailbox_bytes / kNumSlots / kSlotAlignment * kSlotAlignment;
+}
 
 // The most blocks of a kernel that waits for peers: on one multiprocessor, and in all.
 inline constexpr int kMaxBlocksPerUnit = 4, kMaxWaitingBlocks = 1024;

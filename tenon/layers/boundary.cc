@@ -16,9 +16,6 @@ namespace fused = fused_allreduce_rmsnorm_quant;
 
 namespace {
 
-// The peer all-reduce of stage 2 moves this much of every rank at a time.
-constexpr std::size_t kSumChunkBytes = std::size_t{8} << 20;
-
 // Powers of two below max_rows, then max_rows: a call with r rows runs as the first bucket >= r.
 std::vector<int> row_buckets(int max_rows) {
   std::vector<int> buckets;
@@ -65,9 +62,8 @@ struct BoundaryChannel::State {
   Communicator* comm = nullptr;
   Situation where;  // limits agreed by the ranks
   std::vector<int> buckets;
-  Mailbox mailbox;      // of stage 1; empty without peer pointers
-  Mailbox sum_mailbox;  // of stage 2, likewise
-  Buffer sum;           // [max_rows, hidden]: the rounded sum between the kernels of a chain
+  Mailbox mailbox;  // of stages 1 and 2; empty without peer pointers
+  Buffer sum;       // [max_rows, hidden]: the rounded sum between the kernels of a chain
 
   std::size_t row_bytes() const {
     return static_cast<std::size_t>(spec.hidden) * size_of(spec.dtype);
@@ -114,15 +110,10 @@ Result<std::shared_ptr<BoundaryChannel>> BoundaryChannel::make(const Spec& spec,
   limits.num_units = least[0];
   limits.max_threads_per_block = least[1];
   if (least[2] != -least[3]) limits.name = "different devices";
-  const std::size_t row_bytes = state->row_bytes();
   if (state->where.peer_pointers) {
     const std::size_t bytes =
         fused::mailbox_bytes(spec.max_rows, spec.hidden, spec.dtype, comm.size());
     TENON_ASSIGN(state->mailbox, comm.mailbox(bytes, spec.label));
-    const std::size_t payload = static_cast<std::size_t>(spec.max_rows) * row_bytes;
-    const std::size_t sum_bytes =
-        collectives::all_reduce_mailbox_bytes(comm.size(), std::min(payload, kSumChunkBytes));
-    TENON_ASSIGN(state->sum_mailbox, comm.mailbox(sum_bytes, spec.label + " all-reduce"));
   }
   return std::shared_ptr<BoundaryChannel>(new BoundaryChannel(std::move(state)));
 }
@@ -450,7 +441,7 @@ Status Boundary::run(const PartialRows& partial, const TensorView& residual,
   const TensorView sum = view(channel_state.sum.data(), state_->spec.dtype,
                               channel_state.comm->device(), {rows, state_->spec.hidden});
   if (bucket.stage == Stage::kTwoKernels) {
-    TENON_TRY(collectives::all_reduce(channel_state.sum_mailbox, partial, sum, stream));
+    TENON_TRY(collectives::all_reduce(channel_state.mailbox, partial, sum, stream));
   } else {
     TENON_TRY(channel_state.comm->all_reduce(partial, sum, stream));
   }
@@ -481,8 +472,7 @@ std::vector<BoundaryUse> Boundary::uses() const {
                     bucket->reason,    bucket->count.load(std::memory_order_relaxed)};
     use.blocks = shape.blocks;
     use.threads = shape.threads;
-    if (one) use.mailbox_bytes = channel_state.mailbox.bytes();
-    if (bucket->stage == Stage::kTwoKernels) use.mailbox_bytes = channel_state.sum_mailbox.bytes();
+    if (bucket->stage != Stage::kGeneric) use.mailbox_bytes = channel_state.mailbox.bytes();
     found.push_back(std::move(use));
   }
   return found;

@@ -33,7 +33,8 @@ std::size_t mailbox_bytes(int max_rows, int hidden, DType, int team_size) {
   const std::int64_t wanted =
       std::max(rows * one_shot_row_bytes(hidden, team_size), stripes * least);
   const std::int64_t slot = std::max(std::min(wanted, kMaxSlotBytes), least);
-  return static_cast<std::size_t>((slot + 255) / 256 * 256 * kSlots);
+  const auto aligned = (static_cast<std::size_t>(slot) + kSlotAlignment - 1) / kSlotAlignment;
+  return aligned * kSlotAlignment * kNumSlots;
 }
 
 int residual_owner(std::string_view variant, int row, int, int team_size) {

@@ -10,7 +10,6 @@
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
 using tenon::fused_allreduce_rmsnorm_quant::Args;
-using tenon::fused_allreduce_rmsnorm_quant::kSlotAlignment;
 using tenon::fused_allreduce_rmsnorm_quant::kUnit;
 using tenon::fused_allreduce_rmsnorm_quant::part_bytes;
 using tenon::fused_allreduce_rmsnorm_quant::result_bytes;
@@ -137,12 +136,12 @@ static Status fit_chunk(const FusedArgs& call, std::int64_t units, std::int64_t*
   constexpr std::int64_t kAny = 1 << 20;  // no peers: nothing is sent
   *entries = units == 0 ? kAny : std::min(call.slot_units / units, kAny);
   if (*entries > 0) return Status::ok();
-  return Status::error(Code::kInvalidArgument,
-                       "fused_allreduce_rmsnorm_quant: the mailbox has " +
-                           std::to_string(call.team.bytes) + " bytes but hidden " +
-                           std::to_string(call.norm.hidden) + " needs at least " +
-                           std::to_string(kNumSlots * (units * kUnit + kSlotAlignment)) + " for " +
-                           std::to_string(call.team.size) + " ranks; see mailbox_bytes()");
+  return Status::error(
+      Code::kInvalidArgument,
+      "fused_allreduce_rmsnorm_quant: the mailbox has " + std::to_string(call.team.bytes) +
+          " bytes but hidden " + std::to_string(call.norm.hidden) + " needs at least " +
+          std::to_string(kNumSlots * (units * kUnit + std::int64_t{kSlotAlignment})) + " for " +
+          std::to_string(call.team.size) + " ranks; see mailbox_bytes()");
 }
 
 // Rows per generation, and so their number.

@@ -30,7 +30,7 @@ struct Args {
 Status check(const Args& args);
 
 // Mailbox bytes with which every variant does max_rows rows in as few rounds as it may; pass it to
-// Communicator::mailbox. At most 45 MiB; run() takes any mailbox that holds one row per rank, works
+// Communicator::mailbox. At most 42 MiB; run() takes any mailbox that holds one row per rank, works
 // through longer calls in chunks, and may share one mailbox with calls of other shapes.
 std::size_t mailbox_bytes(int max_rows, int hidden, DType dtype, int team_size);
 

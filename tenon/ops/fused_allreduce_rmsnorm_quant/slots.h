@@ -9,8 +9,7 @@
 
 namespace tenon::fused_allreduce_rmsnorm_quant {
 
-inline constexpr std::int64_t kSlots = kNumSlots;
-inline constexpr std::int64_t kMaxSlotBytes = std::int64_t{15} << 20;  // three are 45 MiB
+inline constexpr std::int64_t kMaxSlotBytes = std::int64_t{14} << 20;  // three are 42 MiB
 
 // Bytes of one rank's part of a row, and of an owner's result for one row.
 constexpr std::int64_t part_bytes(std::int64_t hidden) { return 2 * hidden; }
@@ -28,13 +27,11 @@ constexpr std::int64_t stripe_bytes(std::int64_t hidden, std::int64_t result, in
   return (part_bytes(hidden) + result) * (team_size - 1);
 }
 
-// Offsets are counted in vectors of 16 bytes, and slots start at multiples of 256 bytes. A mailbox
-// may be larger than what 31 bits of such units reach; the rest is not used.
-inline constexpr std::int64_t kUnit = 16, kSlotAlignment = 256;
+// Offsets are counted in vectors of 16 bytes, which 31 bits of any mailbox that fits a device
+// reach.
+inline constexpr std::int64_t kUnit = 16;
 constexpr std::int64_t slot_units(std::size_t mailbox_bytes) {
-  const std::int64_t bytes =
-      std::min(static_cast<std::int64_t>(mailbox_bytes), std::int64_t{1} << 31);
-  return bytes / kSlots / kSlotAlignment * (kSlotAlignment / kUnit);
+  return static_cast<std::int64_t>(slot_bytes(mailbox_bytes)) / kUnit;
 }
 
 }  // namespace tenon::fused_allreduce_rmsnorm_quant
