@@ -164,19 +164,19 @@ fused::Args Bench::fused_args(int call, bool bf16) const {
 
 namespace {
 
-rmsnorm::Args norm_args(const fused::Args& from, const TensorView& sum, NormedRows out) {
+rmsnorm::Args norm_args(const fused::Args& from, const TensorView& sum, const NormedRows& out) {
   rmsnorm::Args args;
   args.y = sum;
   args.residual = from.residual;
   args.weight = from.weight;
-  args.out = std::move(out);
+  args.out = out;
   return args;
 }
 
-fp8_quant::Args quant_args(const TensorView& normed, NormedRows out) {
+fp8_quant::Args quant_args(const TensorView& normed, const NormedRows& out) {
   fp8_quant::Args args;
   args.in = normed;
-  args.out = std::move(out);
+  args.out = out;
   return args;
 }
 

@@ -94,7 +94,7 @@ Status Rank::open_vendor() {
 
 Status Rank::run() {
   TENON_ASSIGN(comm_, open(bootstrap_, false));
-  const Status done = guarded([this] { return run_all(); });
+  Status done = guarded([this] { return run_all(); });
   if (!done) comm_->abort(done.message());  // nobody must wait for this rank any more
   return done;
 }
@@ -208,6 +208,7 @@ Status run_ranks(Shared& shared) {
   const auto bootstraps = local_bootstrap(tp), vendor_bootstraps = local_bootstrap(tp);
   std::vector<Status> statuses(static_cast<std::size_t>(tp));
   std::vector<std::thread> threads;
+  threads.reserve(statuses.size());
   for (int rank = 0; rank < tp; ++rank)
     threads.emplace_back([&, rank] {
       const auto at = static_cast<std::size_t>(rank);

@@ -186,9 +186,11 @@ std::string svg(const Plot& plot) {
   out += "<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n";
   out += text_at(kEdge, 22, plot.title, "font-size=\"15\" font-weight=\"bold\"");
   out += names;
-  for (int i = 0; i < count; ++i)
-    out += panel_at(plot, plot.panels[static_cast<std::size_t>(i)],
-                    kEdge + i % columns * kPanelWidth, top + i / columns * kPanelHeight);
+  for (int i = 0; i < count; ++i) {
+    const int column = i % columns, row = i / columns;
+    out += panel_at(plot, plot.panels[static_cast<std::size_t>(i)], kEdge + column * kPanelWidth,
+                    top + row * kPanelHeight);
+  }
   return out + "</svg>\n";
 }
 

@@ -1,6 +1,7 @@
 #include "apps/bench/timing.h"
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <span>
 
@@ -17,7 +18,8 @@ constexpr int kTrialCalls = 3;
 
 double quantile(std::vector<double> values, double share) {
   std::sort(values.begin(), values.end());
-  return values[static_cast<std::size_t>(share * static_cast<double>(values.size() - 1) + 0.5)];
+  const double at = share * static_cast<double>(values.size() - 1);
+  return values[static_cast<std::size_t>(std::lround(at))];
 }
 
 Result<Gate> Gate::make(std::shared_ptr<Bootstrap> bootstrap, Communicator& comm, Stream& stream) {

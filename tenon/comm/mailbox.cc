@@ -117,6 +117,7 @@ Status Communicator::resume() {
   const auto channels = state_->live_channels();
   // A mailbox that some rank has destroyed meanwhile can serve nobody any more.
   std::vector<std::int32_t> alive;
+  alive.reserve(channels.size());
   for (const auto& channel : channels) alive.push_back(channel == nullptr ? 0 : 1);
   TENON_TRY(agree_min(alive), "resume");
   const auto map_all = [&]() -> Status {
@@ -128,7 +129,7 @@ Status Communicator::resume() {
     }
     return tenon::agree(*state_->bootstrap, zeroed, "resume", deadline());
   };
-  const Status mapped = map_all();
+  Status mapped = map_all();
   state_->suspended = !mapped;
   if (mapped) return mapped;
   for (const auto& channel : channels)

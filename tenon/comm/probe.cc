@@ -81,7 +81,7 @@ Result<Run> Run::prepare(const Mailbox& channel, Device device, bool measure) {
 // The ping of a round is also what starts the pushes of a pair together.
 Status Run::measure(int peer) {
   const TeamView& team = channel_.team();
-  const auto event = static_cast<std::size_t>(2 * peer);
+  const std::size_t event = 2 * static_cast<std::size_t>(peer);
   TENON_TRY(table_->push(team, peer, 1, stream_));  // first use of the addresses
   TENON_TRY(table_->ping(team, peer, found_.as<Findings>(), stream_));
   TENON_TRY(events_[event].record(stream_));

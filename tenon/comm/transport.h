@@ -102,7 +102,7 @@ class Transport {
   virtual StreamCollectives* on_streams() { return nullptr; }
   // `failed` hears, from any thread, of a failure that has no fault record. At most once, and not
   // after the transport's end.
-  virtual void watch(std::function<void(const Status& status)> failed) { (void)failed; }
+  virtual void watch(const std::function<void(const Status& status)>& failed) { (void)failed; }
 };
 
 // One line of comm/transports.def.

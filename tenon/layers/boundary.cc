@@ -288,9 +288,12 @@ Status Boundary::State::plan_bucket(Bucket& bucket) const {
           "transport " + std::string(channel_state.comm->transport()) + " has no peer pointers");
     if (stage != Stage::kOneKernel) return Status::ok();
     auto planned = fused::plan(args, channel_state.where, spec.force_variant);
-    if (planned) bucket.fused = *std::move(planned);
-    if (!planned && variant_is_forced()) forced_in_vain = planned.status();
-    return planned.status();
+    if (!planned) {
+      if (variant_is_forced()) forced_in_vain = planned.status();
+      return planned.status();
+    }
+    bucket.fused = *std::move(planned);
+    return Status::ok();
   };
   for (const Stage stage : {Stage::kOneKernel, Stage::kTwoKernels, Stage::kGeneric}) {
     const Status answer = refusal(stage);

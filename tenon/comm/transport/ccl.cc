@@ -82,9 +82,7 @@ class Ccl final : public Transport, public StreamCollectives {
   }
 
   StreamCollectives* on_streams() override { return this; }
-  void watch(std::function<void(const Status&)> failed) override {
-    session_->watch(std::move(failed));
-  }
+  void watch(const std::function<void(const Status&)>& failed) override { session_->watch(failed); }
 
   // --- on streams ---
 

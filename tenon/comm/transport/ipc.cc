@@ -107,7 +107,7 @@ class Ipc final : public Transport {
     std::string refusals;
     for (const PeerKind kind : {PeerKind::kFile, PeerKind::kHandle}) {
       kind_ = kind;
-      const Status tried = try_kind(kind);
+      Status tried = try_kind(kind);
       if (is_fatal(tried)) return tried;
       if (tried) {
         log(LogLevel::kInfo, std::string("ipc: memory of devices travels as ") +
