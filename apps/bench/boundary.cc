@@ -20,7 +20,7 @@ namespace {
 
 namespace fused = fused_allreduce_rmsnorm_quant;
 
-constexpr std::size_t kSumChunkBytes = std::size_t{8} << 20;  // as stage 2 of a boundary
+constexpr std::size_t kSumChunkBytes = std::size_t{8} << 20;  // of the two-kernel arms' own mailbox
 
 // Everything that the rank threads share. Rank 0 writes between two meetings.
 struct Shared {

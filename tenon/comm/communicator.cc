@@ -273,7 +273,9 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
     state->device = device;
     const int sharing = is_host(device.target) ? 1 : most_on_one_device(cards);
     state->shares_device = sharing > 1;
-    state->max_blocks = std::max(fewest_blocks(cards) / sharing, 1);
+    // Kernels count for kMaxBlocksPerUnit times as many blocks: what TeamView::state has room for.
+    state->max_blocks =
+        std::clamp(fewest_blocks(cards) / sharing, 1, kMaxWaitingBlocks / kMaxBlocksPerUnit);
     state->deadline = deadline;
     state->transport_name = chosen.name;
     state->vendor_sum = options.vendor_sum;

@@ -35,7 +35,7 @@
 //     call it reads them (begin_call()), then sets its own and those of the blocks beyond the grid
 //     that are its to keep (count_call()): all are equal between calls. What is stored is the slot,
 //     not the count: 2^32 is no multiple of 3.
-//  8. A take that fails has recorded the fault and told every peer (team_wait). The thread then
+//  8. A take that fails has recorded the fault and told every peer (give_up()). The thread then
 //     takes, clears and sends nothing any more; it only follows its block's barriers to the end.
 // clang-format on
 #pragma once

@@ -27,7 +27,7 @@ struct FusedArgs {
   int spread_units, spread_entry_units;  // two_shot: a result; those of all peers
   int spread_offset;                     // two_shot: where results begin in a slot
   bool spreads_fp8, spreads_residual;    // two_shot
-  bool queues;                           // many blocks wait: see await_of_all()
+  bool queues;                           // many blocks wait: see lead_wave()
   NormSpec norm;
   QuantSpec quant;
 };
