@@ -7,9 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "tenon/comm/host_exchange.h"
-#include "tenon/comm/transport.h"
 #include "tenon/comm/transport/file_post.h"
+#include "tenon/comm/transport/peer_transport.h"
 #include "tenon/comm/transport/shared_memory.h"
 #include "tenon/comm/words.h"
 #include "tenon/core/env.h"
@@ -65,40 +64,25 @@ class DeviceRegions final : public Mapping {
   PeerMemory memory_[kMaxRanks];
 };
 
-class Ipc final : public Transport {
+class Ipc final : public PeerTransport {
  public:
   Ipc(const TransportContext& context, Backend* backend)
-      : bootstrap_(context.bootstrap),
+      : PeerTransport(context),
         backend_(backend),
-        device_(context.device),
-        deadline_(context.deadline),
         cards_(context.cards.begin(), context.cards.end()),
         post_(context.bootstrap) {}
 
   // kUnsupported, on every rank, where no way leads to the peers' memory.
   Status open() {
     TENON_TRY(choose_kind());
-    TENON_ASSIGN(auto mapping,
-                 map(Place::kHost, HostExchange::mapping_bytes(), 0, "host exchange"));
-    exchange_ = std::make_unique<HostExchange>(mapping, bootstrap_.rank(), bootstrap_.size());
-    return Status::ok();
+    return open_exchange();
   }
-
-  Capabilities can() const override { return {.peer_pointers = true, .capturable = true}; }
 
   Result<std::shared_ptr<Mapping>> map(Place place, std::size_t bytes, std::uint8_t fill,
                                        std::string_view label) override {
     if (place == Place::kHost)
       return map_shared_memory(bootstrap_, device_, bytes, fill, label, deadline_);
     return map_device_memory(kind_, bytes, fill, label);
-  }
-
-  bool all_gather(Lane lane, std::span<const std::byte> mine, std::span<std::byte> all,
-                  const TeamView& team) override {
-    return exchange_->all_gather(lane, mine, all, team);
-  }
-  bool broadcast(Lane lane, std::span<std::byte> bytes, const TeamView& team) override {
-    return exchange_->broadcast(lane, bytes, team);
   }
 
  private:
@@ -163,14 +147,10 @@ class Ipc final : public Transport {
     return std::static_pointer_cast<Mapping>(mapping);
   }
 
-  Bootstrap& bootstrap_;
   Backend* const backend_;
-  const Device device_;
-  const std::chrono::milliseconds deadline_;
   const std::vector<RankCard> cards_;
   FilePost post_;
   PeerKind kind_ = PeerKind::kFile;
-  std::unique_ptr<HostExchange> exchange_;
 };
 
 }  // namespace

@@ -7,8 +7,7 @@
 #include <mutex>
 #include <string>
 
-#include "tenon/comm/host_exchange.h"
-#include "tenon/comm/transport.h"
+#include "tenon/comm/transport/peer_transport.h"
 #include "tenon/comm/words.h"
 
 namespace tenon::transport_threads {
@@ -130,19 +129,11 @@ Status find_peers(Regions& mapping, std::span<const std::uint64_t> numbers) {
   return Status::ok();
 }
 
-class Threads final : public Transport {
+class Threads final : public PeerTransport {
  public:
-  explicit Threads(const TransportContext& context)
-      : bootstrap_(context.bootstrap), device_(context.device), deadline_(context.deadline) {}
+  explicit Threads(const TransportContext& context) : PeerTransport(context) {}
 
-  Status open() {
-    TENON_ASSIGN(auto mapping,
-                 map(Place::kHost, HostExchange::mapping_bytes(), 0, "host exchange"));
-    exchange_ = std::make_unique<HostExchange>(mapping, bootstrap_.rank(), bootstrap_.size());
-    return Status::ok();
-  }
-
-  Capabilities can() const override { return {.peer_pointers = true, .capturable = true}; }
+  Status open() { return open_exchange(); }
 
   Result<std::shared_ptr<Mapping>> map(Place place, std::size_t bytes, std::uint8_t fill,
                                        std::string_view label) override {
@@ -161,20 +152,6 @@ class Threads final : public Transport {
     TENON_TRY(agree(bootstrap_, find_peers(*mapping, numbers), label, deadline_));
     return std::static_pointer_cast<Mapping>(mapping);
   }
-
-  bool all_gather(Lane lane, std::span<const std::byte> mine, std::span<std::byte> all,
-                  const TeamView& team) override {
-    return exchange_->all_gather(lane, mine, all, team);
-  }
-  bool broadcast(Lane lane, std::span<std::byte> bytes, const TeamView& team) override {
-    return exchange_->broadcast(lane, bytes, team);
-  }
-
- private:
-  Bootstrap& bootstrap_;
-  const Device device_;
-  const std::chrono::milliseconds deadline_;
-  std::unique_ptr<HostExchange> exchange_;
 };
 
 }  // namespace
