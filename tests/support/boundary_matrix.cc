@@ -1,6 +1,8 @@
 #include "tests/support/boundary_matrix.h"
 
+#include <atomic>
 #include <cstdlib>
+#include <thread>
 
 namespace tenon::testing {
 namespace {
@@ -101,20 +103,26 @@ std::vector<FusedCase> every_output(int team, int rows, int hidden) {
 }
 
 std::vector<Judged> judge(const std::vector<FusedCase>& cases) {
-  std::vector<Judged> judged;
-  judged.reserve(cases.size());
-  for (const FusedCase& each : cases) {
-    Judged one{each, make_inputs(each.shape, each.seed), {}};
-    one.expected = boundary_oracle(each.shape, one.inputs);
-    // The second oracle is slow: large cases only in the whole matrix, and there one in four.
-    const int elements = each.shape.rows * each.shape.hidden;
-    if (elements <= 2'000 || (whole_matrix() && elements <= 200'000 && judged.size() % 4 == 0)) {
+  std::vector<Judged> judged(cases.size());
+  std::atomic<std::size_t> next = 0;
+  const auto work = [&] {
+    for (std::size_t i = next++; i < cases.size(); i = next++) {
+      const FusedCase& each = cases[i];
+      Judged& one = judged[i];
+      one = {each, make_inputs(each.shape, each.seed), {}};
+      one.expected = boundary_oracle(each.shape, one.inputs);
+      // The second oracle is slow: large cases only in the whole matrix, and there one in four.
+      const int elements = each.shape.rows * each.shape.hidden;
+      if (elements > 2'000 && !(whole_matrix() && elements <= 200'000 && i % 4 == 0)) continue;
       const std::string apart =
           difference(each.shape, one.expected, second_oracle(each.shape, one.inputs));
       TENON_CHECK(apart.empty());
     }
-    judged.push_back(std::move(one));
-  }
+  };
+  std::vector<std::thread> helpers;
+  for (unsigned n = 1; n < std::thread::hardware_concurrency(); ++n) helpers.emplace_back(work);
+  work();
+  for (std::thread& each : helpers) each.join();
   return judged;
 }
 

@@ -25,14 +25,22 @@ Result<Plan> plan_of(const fused::Args& args, const Communicator& comm, std::str
 }
 
 std::string run_fused(const FusedCase& call, const BoundaryTensors& tensors,
-                      const BoundaryOutputs& expected, std::string_view variant,
+                      const BoundaryOutputs& expected, std::string_view variant, Launch how,
                       const Communicator& comm, const TeamView& team, Stream& stream) {
   const fused::Args args = fused_args(call, tensors);
   if (Status checked = fused::check(args); !checked) return checked.to_string();
   auto plan = plan_of(args, comm, variant);
   if (!plan) return plan.status().to_string();
   if (plan->variant_name != variant) return "planned " + std::string(plan->variant_name);
-  if (Status ran = fused::run(*plan, args, team, stream); !ran) return ran.to_string();
+  const auto launch = [&]() -> Status {
+    if (how == Launch::kEager) return fused::run(*plan, args, team, stream);
+    TENON_TRY(Graph::begin(stream));
+    TENON_TRY(fused::run(*plan, args, team, stream));
+    TENON_ASSIGN(Graph graph, Graph::end(stream));
+    TENON_TRY(graph.replay(stream));
+    return stream.synchronize();  // the graph ends here
+  };
+  if (Status ran = launch(); !ran) return ran.to_string();
   if (Status done = stream.synchronize(); !done) return done.to_string();
   return compare_fused(call, tensors, expected, variant, team.rank, stream);
 }

@@ -23,10 +23,13 @@ fused_allreduce_rmsnorm_quant::Args fused_args(const FusedCase& call,
 Result<Plan> plan_of(const fused_allreduce_rmsnorm_quant::Args& args, const Communicator& comm,
                      std::string_view variant);
 
+// How a call reaches the device.
+enum class Launch : std::uint8_t { kEager, kGraph };
+
 // Runs and compares; what is wrong as a sentence, or nothing. Rows of the residual that belong to
 // another rank after the variant are not compared.
 std::string run_fused(const FusedCase& call, const BoundaryTensors& tensors,
-                      const BoundaryOutputs& expected, std::string_view variant,
+                      const BoundaryOutputs& expected, std::string_view variant, Launch how,
                       const Communicator& comm, const TeamView& team, Stream& stream);
 std::string compare_fused(const FusedCase& call, const BoundaryTensors& tensors,
                           const BoundaryOutputs& expected, std::string_view variant, int rank,

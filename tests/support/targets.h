@@ -3,17 +3,31 @@
 
 #include <cstdlib>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tenon/gpu/runtime.h"
 
 namespace tenon::test {
 
+// Whether TEST_TARGETS, names between commas, leaves a target in. Where it is not set, all are.
+inline bool is_wanted(Target target) {
+  const char* const wanted = std::getenv("TEST_TARGETS");
+  if (wanted == nullptr) return true;
+  std::string_view left = wanted;
+  while (true) {
+    const std::size_t end = left.find(',');
+    if (left.substr(0, end) == name(target)) return true;
+    if (end == std::string_view::npos) return false;
+    left.remove_prefix(end + 1);
+  }
+}
+
 // Targets of this build whose memory the host can read and whose kernels run right here.
 inline std::vector<Target> host_targets() {
   std::vector<Target> found;
   for (Target each : built_targets())
-    if (is_host(each)) found.push_back(each);
+    if (is_host(each) && is_wanted(each)) found.push_back(each);
   return found;
 }
 
@@ -25,7 +39,7 @@ inline std::vector<Target> usable_targets() {
     const auto held = backend(each);
     if (!held) continue;
     const auto count = (*held)->num_devices();
-    if (count && *count > 0) found.push_back(each);
+    if (count && *count > 0 && is_wanted(each)) found.push_back(each);
   }
   return found;
 }
