@@ -30,6 +30,12 @@
 //     fence of enter() (host targets, where a kernel boundary is a mere return). The takes of
 //     g - 1 come before the sends of g for the same reason. Whoever passes on what it took orders
 //     its takes before its sends with order_hop().
+//     Generations may overlap: two_shot sends in one step, takes that in the next and what came of
+//     it in the one after, and goes on from one generation to the next without a pause. Each block
+//     then has at least kLeastSteps steps in every generation but the last, and fences where a
+//     generation begins, also one in which it has none. Whoever sends the first of g has taken
+//     something of g - 1 from every peer, sent after the peer's fence before g - 1; by that fence
+//     the peer had cleared all of g - 3, whose last words are taken in the second step of g - 2.
 //  7. The generation is counted in device memory, so a replayed graph goes on where the last call
 //     ended. Every block has counters of its own, so that none waits for another: at the start of a
 //     call it reads them (begin_call()), then sets its own and those of the blocks beyond the grid
@@ -56,6 +62,8 @@ struct Sound {
   static constexpr bool kSharesSlot = true;  // all ranks use the same slot
   static constexpr bool kRankOrder = true;   // sums start at rank 0
   static constexpr bool kReplaces = true;    // senders replace kNotArrived
+  static constexpr bool kOrdersHops = !kKernelsAreOrdered;  // order_hop() fences
+  static constexpr int kLeastSteps = 2;      // of a block in a generation, where they overlap
 };
 
 // One call as a thread sees it.
@@ -124,7 +132,7 @@ TENON_DEVICE void next_generation(Call& call) {
 // Host memory models ask for a fence wherever a chain goes through a third rank.
 template <class Rules>
 TENON_DEVICE void order_hop() {
-  if (!kKernelsAreOrdered && Rules::kFences) fence_system();
+  if (Rules::kOrdersHops && Rules::kFences) fence_system();
 }
 
 // Number of `rank` among the peers of `of`: 0 … size − 2. A rank has no place for itself.
@@ -152,13 +160,23 @@ TENON_DEVICE void give_up(const TeamView& team, Call& call, Phase phase, int sen
   record_fault(team, patience.end, phase, sender, call.number, row);
 }
 
+// Looks until look() is true, or the wait has ended badly. who() and row() name for a fault what was
+// awaited.
+template <class Look, class Who, class Row>
+TENON_DEVICE void look_for(const TeamView& team, Call& call, Phase phase, Look look, Who who,
+                           Row row) {
+  Patience patience;
+  while (!call.lost && !look())
+    if (!keeps_waiting(patience, team.abort_word[team.rank], team.deadline_ns) && !look())
+      give_up(team, call, phase, who(), row(), patience);
+}
+
 // Waits until the words of `sender` at `at` are there, and leaves them there.
 TENON_DEVICE void await(const TeamView& team, Call& call, Phase phase, int sender,
                         std::uint32_t row, const std::byte* at) {
-  Patience patience;
-  while (!call.lost && !has_arrived(load16_relaxed(at)))
-    if (!keeps_waiting(patience, team.abort_word[team.rank], team.deadline_ns))
-      give_up(team, call, phase, sender, row, patience);
+  look_for(
+      team, call, phase, [&] { return has_arrived(load16_relaxed(at)); }, [&] { return sender; },
+      [&] { return row; });
 }
 
 // Where many blocks wait, every thread that looks slows what it waits for: one lane of each wave
@@ -171,19 +189,25 @@ TENON_DEVICE void lead_wave(Call& call, Wait wait) {
   }
 }
 
-// Ends with the words that `sender` sent to `at`. `row` names the place in a fault.
+// Ends with the words that `sender` sent to `at`. `row` names the place in a fault; `seen` is what an
+// earlier look found there.
 template <class Rules>
-TENON_DEVICE void take(const TeamView& team, Call& call, Phase phase, int sender, std::uint32_t row,
-                       std::byte* at, Word4& words) {
-  if (call.lost) return;
-  words = load16_relaxed(at);
-  Patience patience;
-  while (!has_arrived(words)) {
-    const bool waits = keeps_waiting(patience, team.abort_word[team.rank], team.deadline_ns);
-    words = load16_relaxed(at);
-    if (!waits && !has_arrived(words)) return give_up(team, call, phase, sender, row, patience);
-  }
-  if (Rules::kClears) store16_relaxed(at, kNothing);
+TENON_DEVICE Word4 take(const TeamView& team, Call& call, Phase phase, int sender,
+                        std::uint32_t row, std::byte* at, Word4 seen) {
+  look_for(
+      team, call, phase,
+      [&] {
+        if (!has_arrived(seen)) seen = load16_relaxed(at);
+        return has_arrived(seen);
+      },
+      [&] { return sender; }, [&] { return row; });
+  if (Rules::kClears && !call.lost) store16_relaxed(at, kNothing);
+  return seen;
+}
+template <class Rules>
+TENON_DEVICE Word4 take(const TeamView& team, Call& call, Phase phase, int sender,
+                        std::uint32_t row, std::byte* at) {
+  return take<Rules>(team, call, phase, sender, row, at, kNothing);
 }
 
 // The same for words of every peer at once: those of rank r lie at at(r). words[own rank] is the
@@ -191,11 +215,7 @@ TENON_DEVICE void take(const TeamView& team, Call& call, Phase phase, int sender
 template <class Rules, int kRanks, class Row, class At>
 TENON_DEVICE void take_of_all(const TeamView& team, Call& call, Phase phase, Row row, At at,
                               Word4 (&words)[kRanks]) {
-  if (call.lost) return;
   const auto is_peer = [&](int r) { return r < team.size && r != team.rank; };
-  TENON_UNROLL
-  for (int r = 0; r < kRanks; ++r)  // all loads are under way before the first is looked at
-    if (is_peer(r)) words[r] = load16_relaxed(at(r));
   const auto missing = [&] {
     int found = -1;
     TENON_UNROLL
@@ -203,17 +223,21 @@ TENON_DEVICE void take_of_all(const TeamView& team, Call& call, Phase phase, Row
       if (is_peer(r) && !has_arrived(words[r])) found = r;
     return found;
   };
-  Patience patience;
-  while (missing() >= 0) {
-    const bool waits = keeps_waiting(patience, team.abort_word[team.rank], team.deadline_ns);
-    TENON_UNROLL
-    for (int r = 0; r < kRanks; ++r)
-      if (is_peer(r) && !has_arrived(words[r])) words[r] = load16_relaxed(at(r));
-    if (!waits && missing() >= 0) return give_up(team, call, phase, missing(), row(), patience);
-  }
   TENON_UNROLL
   for (int r = 0; r < kRanks; ++r)
-    if (Rules::kClears && is_peer(r)) store16_relaxed(at(r), kNothing);
+    if (is_peer(r)) words[r] = kNothing;
+  look_for(
+      team, call, phase,
+      [&] {
+        TENON_UNROLL
+        for (int r = 0; r < kRanks; ++r)  // all loads are under way before the first is looked at
+          if (is_peer(r) && !has_arrived(words[r])) words[r] = load16_relaxed(at(r));
+        return missing() < 0;
+      },
+      missing, row);
+  TENON_UNROLL
+  for (int r = 0; r < kRanks; ++r)
+    if (Rules::kClears && !call.lost && is_peer(r)) store16_relaxed(at(r), kNothing);
 }
 
 }  // namespace tenon::TENON_TARGET

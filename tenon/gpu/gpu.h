@@ -14,12 +14,14 @@
 //                                          thread releases after it covers what others stored before
 //   shuffle_xor(v, mask)                   v of lane (lane ^ mask); T of 4 bytes; all lanes together
 //   shuffle_from(v, lane)                  v of that lane of the wave, 0 <= lane < kWave; as above
+//   any_lane(b)                            whether b holds on any lane of the wave; as above
 //   store_release(p, v) load_acquire(p)    32-bit, system scope: peers on other devices see them
 //   load_relaxed(p)                        32-bit, system scope, no order
 //   load16_relaxed(p) store16_relaxed(p,v) 16 bytes, system scope, each 32-bit word atomic, no order
 //   load16(p) store16(p, v)                16 bytes, plain, aligned
 //   store8_bytes(p, low, high)             8 bytes as two words, plain, aligned
-//   fence_system()                         orders all earlier accesses before all later ones
+//   fence_system()                         acquire and release, system scope: all but an earlier store
+//                                          and a later load are ordered by it
 //   atomic_add(p, v)                       32-bit, device scope, relaxed, returns the old value
 //   atomic_add_system(p, v)                the same in pinned host memory and with system scope
 //   let_next_start()                       every block: the stream's next kernel may be started, if

@@ -41,6 +41,12 @@ struct WrongGeneration : Sound {
 struct RotatedOrder : Sound {
   static constexpr bool kRankOrder = false;
 };
+struct AsOnDevices : Sound {
+  static constexpr bool kOrdersHops = false;
+};
+struct OneStep : AsOnDevices {
+  static constexpr int kLeastSteps = 1;
+};
 struct SentinelAsData : Sound {
   static constexpr bool kReplaces = false;
 };
@@ -52,7 +58,9 @@ struct Series {
   std::vector<std::string_view> variants = {"one_shot"};  // in turn
   Weakness weakness = Weakness::kShuffled;
   int min_rows = 1, max_rows = 5, hidden = 64, mailbox_rows = 8;
+  int blocks = 1;     // of a kernel; they run one after the other
   bool plain = true;  // no NaN among the inputs
+  bool lingers = false;  // ranks rest after clears
   bool lags = true;   // now and then a rank looks late for what was sent to it
   std::uint32_t seed = 1;
 };
@@ -79,9 +87,10 @@ std::vector<Prepared> prepare(const Series& series) {
 }
 
 template <class Rules>
-Status launch_broken(std::string_view variant, const fused_allreduce_rmsnorm_quant::Args& args,
-                     const TeamView& team, Stream& stream) {
-  const LaunchShape shape{1, 1, true, 0};
+Status launch_broken(std::string_view variant, int blocks,
+                     const fused_allreduce_rmsnorm_quant::Args& args, const TeamView& team,
+                     Stream& stream) {
+  const LaunchShape shape{blocks, 1, true, 0};
   return variant == "one_shot" ? kernels::launch_one_shot<bf16, Rules>(shape, args, &team, stream)
                                : kernels::launch_two_shot<bf16, Rules>(shape, args, &team, stream);
 }
@@ -94,6 +103,7 @@ std::string run_rank(const Series& series, const std::vector<Prepared>& prepared
   auto stream = Stream::create(device);
   TENON_CHECK(static_cast<bool>(stream));
   WeakMemory memory(series.weakness, series.seed * 8 + static_cast<std::uint32_t>(rank));
+  if (series.lingers) memory.linger();
   testing::weak_memory = &memory;
   std::vector<BoundaryTensors> tensors;
   tensors.reserve(prepared.size());
@@ -108,7 +118,8 @@ std::string run_rank(const Series& series, const std::vector<Prepared>& prepared
     tensors[i].reset(*stream);
     if (series.lags && random() % 6 == 0) memory.lag_once(std::chrono::microseconds(2000));
     const Status ran = launch_broken<Rules>(
-        variant, testing::fused_args(prepared[i].call, tensors[i]), team.view(rank), *stream);
+        variant, series.blocks, testing::fused_args(prepared[i].call, tensors[i]), team.view(rank),
+        *stream);
     if (!ran) wrong = ran.to_string();
     if (wrong.empty() && team.fault(rank).claimed != 0)
       wrong = "a wait for rank " + std::to_string(team.fault(rank).awaited_rank) + " failed";
@@ -192,10 +203,13 @@ TEST(SoundProtocol, PassesInChunksWithEverySpecialValue) {
     series.deadline_ns = kPatient;
     series.variants = variants;
     series.weakness = Weakness::kLateClears;
-    series.max_rows = 23;
+    series.max_rows = 163;
     series.mailbox_rows = 1;
     series.plain = false;
     series.calls = 16;
+    EXPECT_EQ(run_series<Sound>(series), "");
+    series.blocks = 64;  // those that have work then have the least that they may
+    series.seed = 2;
     EXPECT_EQ(run_series<Sound>(series), "");
   }
 }
@@ -214,7 +228,7 @@ TEST(NegativeControl, MissingFencesLoseWords) {
     series.variants = variants;
     series.weakness = Weakness::kLateClears;
     EXPECT_NE(first_finding<NoFences>(series, 8), "");
-    series.min_rows = 29;  // and between the chunks of one call
+    series.min_rows = 181;  // and between the chunks of one call
     series.mailbox_rows = 1;
     series.calls = 1;
     EXPECT_NE(first_finding<NoFences>(series, 8), "");
@@ -230,6 +244,22 @@ TEST(NegativeControl, StaleCounterLetsFastRanksOverwrite) {
     series.weakness = Weakness::kNone;
     EXPECT_NE(first_finding<StaleCounter>(series, 8), "");
   }
+}
+
+// Where generations overlap, a rank may send the first part of one while its peer still owes the
+// clears of the last two steps.
+TEST(NegativeControl, GenerationsOfOneStepOverlapTooFar) {
+  Series series;
+  series.variants = kTwo;
+  series.weakness = Weakness::kLateClears;
+  series.lingers = true;
+  series.min_rows = 181;
+  series.mailbox_rows = 1;
+  series.blocks = 64;  // more than have work: as many as a generation has stripes for
+  series.calls = 1;
+  series.team = 2;
+  EXPECT_EQ(first_finding<AsOnDevices>(series, 4), "");
+  EXPECT_NE(first_finding<OneStep>(series, 8), "");
 }
 
 TEST(NegativeControl, RanksInDifferentGenerationsMiss) {

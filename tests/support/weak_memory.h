@@ -29,6 +29,7 @@ class WeakMemory {
     if (weakness_ == Weakness::kNone) return publish({at, value});
     pending_.push_back({at, value});
     if (random_() % 4 == 0) show_some(1);
+    if (lingers_ && value == ~0u && random_() % 16 == 0) pass(std::chrono::microseconds(100));
   }
 
   // The rank's own latest store, or what is visible.
@@ -47,10 +48,11 @@ class WeakMemory {
   void lag_once(std::chrono::microseconds lag) { lag_ = lag; }
   void before_load() {
     if (lag_.count() == 0) return;
-    const auto until = std::chrono::steady_clock::now() + lag_;
+    pass(lag_);
     lag_ = {};
-    while (std::chrono::steady_clock::now() < until) idle();
   }
+  // From now on the rank rests after some of its clears, while its peers run ahead.
+  void linger() { lingers_ = true; }
 
   // Time passes.
   void idle() {
@@ -66,6 +68,11 @@ class WeakMemory {
 
   static void publish(const Store& store) {
     std::atomic_ref(*store.at).store(store.value, std::memory_order_relaxed);
+  }
+
+  void pass(std::chrono::microseconds time) {
+    const auto until = std::chrono::steady_clock::now() + time;
+    while (std::chrono::steady_clock::now() < until) idle();
   }
 
   // Makes up to `count` words visible, none of which has an older store to the same word waiting.
@@ -84,6 +91,7 @@ class WeakMemory {
   const Weakness weakness_;
   std::mt19937 random_;
   std::vector<Store> pending_;
+  bool lingers_ = false;
   std::chrono::microseconds lag_{};
 };
 

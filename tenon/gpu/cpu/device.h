@@ -31,6 +31,7 @@ template <class T>
 inline T shuffle_from(T value, int) {
   return value;
 }
+inline bool any_lane(bool value) { return value; }
 
 using host_memory::atomic_add;
 inline std::uint32_t atomic_add_system(std::uint32_t* at, std::uint32_t value) {

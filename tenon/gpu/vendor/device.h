@@ -74,6 +74,7 @@ TENON_DEVICE T shuffle_xor(T value, int mask) {
       static_cast<int>(__builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0u)));
   return shuffle_from(value, lane ^ mask);
 }
+TENON_DEVICE bool any_lane(bool value) { return __builtin_amdgcn_ballot_w64(value) != 0; }
 
 // Compilers up to LLVM 22 drop the wait between writing the caches back and the store that tells
 // of it, where the wave has nothing else to wait for (llvm-project, pull request 178316).
@@ -179,6 +180,7 @@ TENON_DEVICE T shuffle_xor(T value, int mask) {
   std::uint32_t bits = __builtin_bit_cast(std::uint32_t, value);  // const crashes nvcc 13.0
   return __builtin_bit_cast(T, __shfl_xor_sync(0xffffffffu, bits, mask));
 }
+TENON_DEVICE bool any_lane(bool value) { return __any_sync(0xffffffffu, value) != 0; }
 
 // The 32-bit ones take shared memory too; the 16-byte ones global memory only.
 TENON_DEVICE void store_release(std::uint32_t* at, std::uint32_t value) {
@@ -209,7 +211,7 @@ TENON_DEVICE void store16_relaxed(void* at, Word4 value) {
                  "r"(value.w)
                : "memory");
 }
-TENON_DEVICE void fence_system() { __threadfence_system(); }
+TENON_DEVICE void fence_system() { asm volatile("fence.acq_rel.sys;" : : : "memory"); }
 TENON_DEVICE std::uint32_t atomic_add(std::uint32_t* at, std::uint32_t value) {
   return atomicAdd(at, value);
 }

@@ -206,7 +206,6 @@ TENON_DEVICE void norm_row(const NormSpec& spec, int turn, const Run& run,
                            LoadSums load_sums) {
   std::byte* const residual = spec.residual;
   constexpr bool kAhead = kReadsAhead<kMaxRun>;
-  float kept[kAhead ? kMaxRun : 1][kVector];  // the new residual as floats
   float partials[kMaxRun];
   partials[0] = 0.0f;  // of a thread that owns nothing
   const auto bytes = [](const Word4* words) { return reinterpret_cast<const std::byte*>(words); };
@@ -218,20 +217,16 @@ TENON_DEVICE void norm_row(const NormSpec& spec, int turn, const Run& run,
     add_residual<T, kVectors>(h, old, spec.fresh_residual, &held[i]);
     store_vectors<kVectors>(residual + vector * 16, &held[i]);
     square_sums<kVectors>(h, &partials[i]);
-    if constexpr (kAhead)
-      for (int k = 0; k < kVector; ++k) kept[i][k] = h[k];
   });
   const float square = block_sum(run_sum(partials, run.count), turn);
   const float rstd = rsqrt_f(square / static_cast<float>(spec.hidden) + spec.eps);
   for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
     const int vector = run.first + i;
-    if constexpr (kAhead) {
-      scale_by_weight<T, kVectors>(kept[i], &held[i], rstd, spec, bytes(ahead.of[i].weights));
-    } else {
-      float h[kVectors * kVector];
-      unpack<T, kVectors>(&held[i], h);
-      scale_by_weight<T, kVectors>(h, &held[i], rstd, spec, weights_at(spec, vector));
-    }
+    float h[kVectors * kVector];
+    unpack<T, kVectors>(&held[i], h);
+    scale_by_weight<T, kVectors>(
+        h, &held[i], rstd, spec,
+        kAhead ? bytes(ahead.of[i].weights) : weights_at(spec, vector));
     if (spec.norm != nullptr) store_vectors<kVectors>(spec.norm + vector * 16, &held[i]);
   });
 }

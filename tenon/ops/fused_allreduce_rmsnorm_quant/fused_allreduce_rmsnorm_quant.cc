@@ -29,9 +29,10 @@ std::size_t mailbox_bytes(int max_rows, int hidden, DType, int team_size) {
   const std::int64_t rows = std::max(max_rows, 1);
   const std::int64_t stripes = (rows + team_size - 1) / team_size;
   const std::int64_t result = result_bytes(hidden, false, 0, true);
-  const std::int64_t least = stripe_bytes(hidden, result, team_size);
+  const std::int64_t stripe = stripe_bytes(hidden, result, team_size);
+  const std::int64_t least = kLeastStripes * stripe;
   const std::int64_t wanted =
-      std::max(rows * one_shot_row_bytes(hidden, team_size), stripes * least);
+      std::max(rows * one_shot_row_bytes(hidden, team_size), stripes * stripe);
   const std::int64_t slot = std::max(std::min(wanted, kMaxSlotBytes), least);
   const auto aligned = (static_cast<std::size_t>(slot) + kSlotAlignment - 1) / kSlotAlignment;
   return aligned * kSlotAlignment * kNumSlots;

@@ -131,32 +131,33 @@ static Status with_instance(const LaunchShape& shape, const FusedArgs& call, con
   });
 }
 
-// How many entries (rows, or stripes) of `units` each fit into a slot; at least one must.
-static Status fit_chunk(const FusedArgs& call, std::int64_t units, std::int64_t* entries) {
+// How many entries (rows, or stripes) of `units` each fit into a slot; at least `least` must.
+static Status fit_chunk(const FusedArgs& call, std::int64_t units, std::int64_t least,
+                        std::int64_t* entries) {
   constexpr std::int64_t kAny = 1 << 20;  // no peers: nothing is sent
   *entries = units == 0 ? kAny : std::min(call.slot_units / units, kAny);
-  if (*entries > 0) return Status::ok();
+  if (*entries >= least) return Status::ok();
   return Status::error(
       Code::kInvalidArgument,
       "fused_allreduce_rmsnorm_quant: the mailbox has " + std::to_string(call.team.bytes) +
           " bytes but hidden " + std::to_string(call.norm.hidden) + " needs at least " +
-          std::to_string(kNumSlots * (units * kUnit + std::int64_t{kSlotAlignment})) + " for " +
-          std::to_string(call.team.size) + " ranks; see mailbox_bytes()");
+          std::to_string(kNumSlots * (least * units * kUnit + std::int64_t{kSlotAlignment})) +
+          " for " + std::to_string(call.team.size) + " ranks; see mailbox_bytes()");
 }
 
-// Rows per generation, and so their number.
-static void set_chunk(FusedArgs& call, std::int64_t rows) {
-  call.chunk_rows = static_cast<int>(rows);
-  call.num_generations = (call.rows + call.chunk_rows - 1) / call.chunk_rows;
+// Rows, or stripes, per generation, and so how many generations there are for `all`.
+static void set_chunk(FusedArgs& call, std::int64_t chunk, std::int64_t all) {
+  call.chunk = static_cast<int>(chunk);
+  call.num_generations = static_cast<int>((all + chunk - 1) / chunk);
 }
 
 template <class T, class Rules>
 static Status launch_one_shot(const LaunchShape& shape, const Args& args, const TeamView* team,
                               Stream& stream) {
   FusedArgs call = fused_args(args, *team);
-  std::int64_t chunk = 0;
-  TENON_TRY(fit_chunk(call, call.entry_units, &chunk));
-  set_chunk(call, chunk);
+  std::int64_t rows = 0;
+  TENON_TRY(fit_chunk(call, call.entry_units, 1, &rows));
+  set_chunk(call, rows, call.rows);
   find_places(call);
   const bool row_each = call.rows <= shape.blocks && call.num_generations == 1;
   return with_instance<T>(shape, call, [&]<int kMaxRun, int kRanks, bool kUsual>() {
@@ -167,6 +168,8 @@ static Status launch_one_shot(const LaunchShape& shape, const Args& args, const 
   });
 }
 
+static_assert(Sound::kLeastSteps == tenon::fused_allreduce_rmsnorm_quant::kLeastStripes);
+
 template <class T, class Rules>
 static Status launch_two_shot(const LaunchShape& shape, const Args& args, const TeamView* team,
                               Stream& stream) {
@@ -175,10 +178,17 @@ static Status launch_two_shot(const LaunchShape& shape, const Args& args, const 
                                                     call.quant.num_groups, call.spreads_residual) /
                                        kUnit);
   call.spread_entry_units = call.spread_units * (team->size - 1);
-  std::int64_t stripes = 0;
-  TENON_TRY(fit_chunk(call, call.entry_units + call.spread_entry_units, &stripes));
-  set_chunk(call, stripes * team->size);
-  call.spread_offset = static_cast<int>(stripes) * call.entry_units;
+  const std::int64_t stripes = (call.rows + team->size - 1) / team->size;
+  const std::int64_t least = stripes > 1 ? Rules::kLeastSteps : 1;
+  std::int64_t chunk = 0;
+  TENON_TRY(fit_chunk(call, call.entry_units + call.spread_entry_units, least, &chunk));
+  call.workers = shape.blocks;
+  if (stripes > chunk) {  // each block has as many stripes in a generation as any other
+    call.workers = static_cast<int>(std::min<std::int64_t>(shape.blocks, chunk / least));
+    chunk = chunk / call.workers * call.workers;
+  }
+  set_chunk(call, chunk, stripes);
+  call.spread_offset = static_cast<int>(chunk) * call.entry_units;
   find_places(call);
   return with_instance<T>(shape, call, [&]<int kMaxRun, int kRanks, bool kUsual>() {
     return tenon::launch(stream, shape, two_shot_kernel<T, kMaxRun, kRanks, kUsual, Rules>, call);

@@ -13,11 +13,11 @@ TENON_DEVICE void finish_row(const FusedArgs& args, const NormSpec& norm, const 
                              Call& call, int row, int turn, std::uint32_t entry, const Run& run,
                              const Own<kMaxRun>& own, const RowAhead<kMaxRun>& ahead) {
   Word4 held[kMaxRun];
-  await_parts<kRanks>(args, call, row, entry, run);
+  await_parts<kRanks>(args, call, row, entry, run, kNothing);
   norm_row<T>(norm, turn, run, ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
                 take_sums<T, Rules, kRanks, kMaxRun, kVectors>(args, call, row, entry, vector, own,
-                                                               sums);
+                                                               kNothing, sums);
               });
   if (quant.codes == nullptr) return;
   quantize_to_tensors<T>(quant, 0, run, held);
@@ -45,21 +45,22 @@ one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
   NormSpec norm = at_row(usual_or_not<kUsual>(args.norm), has_row ? row : 0);
   QuantSpec quant = at_row(usual_or_not<kUsual>(args.quant), has_row ? row : 0);
-  std::uint32_t entry = in_slot(args.entry_units, row);
+  std::uint32_t place = in_slot(args.entry_units, row);
   hold_all(norm, quant);
-  hold(entry);
+  hold(place);
   if (thread_id() % kWave == 0) {
     prefetch(args.partial + (has_row ? row : 0) * args.partial_stride + run.first * 16);
     prefetch(norm.residual + run.first * 16);
     prefetch(weights_at(norm, run.first));
     prefetch(counters(args.team, row));
-    prefetch(at_unit(args.mine, entry + static_cast<std::uint32_t>(run.first)));
+    prefetch(at_unit(args.mine, place + static_cast<std::uint32_t>(run.first)));
   }
   enter<Rules>();
   const auto own = load_own<kMaxRun>(args, has_row ? row : 0);
   Call call = begin_call<Rules>(args.team);
   if (!has_row) return count_call<Rules>(args.team, call, 1);
-  if (!call.lost) send_part<Rules, kRanks>(args, call, row, entry, own);
+  const std::uint32_t entry = in_mailbox(args, call, place);
+  if (!call.lost) send_part<Rules, kRanks>(args, row, entry, own);
   const auto ahead = read_ahead<kMaxRun>(norm, run);
   count_call<Rules>(args.team, call, 1);
   finish_row<T, kMaxRun, kRanks, Rules>(args, norm, quant, call, row, 0, entry, run, own, ahead);
@@ -77,10 +78,10 @@ one_shot_kernel(TENON_ARGS(FusedArgs) args) {
   const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
   const int stride = grid_blocks();
   int turn = 0;
-  for (int first = 0; first < args.rows; first += args.chunk_rows) {
+  for (int first = 0; first < args.rows; first += args.chunk) {
     if (first > 0) next_generation<Rules>(call);
     const int left = args.rows - first;
-    const int chunk = left < args.chunk_rows ? left : args.chunk_rows;
+    const int chunk = left < args.chunk ? left : args.chunk;
     Own<kMaxRun> sent{};
     for (int next = block_id(); next < chunk + stride; next += stride) {
       const Own<kMaxRun> own = sent;
@@ -89,12 +90,14 @@ one_shot_kernel(TENON_ARGS(FusedArgs) args) {
       RowAhead<kMaxRun> ahead{};
       const NormSpec norm = at_row(call_norm, index >= 0 ? row : 0);
       if (index >= 0) ahead = read_ahead<kMaxRun>(norm, run);
+      const auto entry = [&](int of) {
+        return in_mailbox(args, call, in_slot(args.entry_units, of));
+      };
       if (next < chunk && !call.lost)
-        send_part<Rules, kRanks>(args, call, first + next, in_slot(args.entry_units, next), sent);
+        send_part<Rules, kRanks>(args, first + next, entry(next), sent);
       if (index >= 0) {
         finish_row<T, kMaxRun, kRanks, Rules>(args, norm, at_row(call_quant, row), call, row,
-                                              turn++, in_slot(args.entry_units, index), run, own,
-                                              ahead);
+                                              turn++, entry(index), run, own, ahead);
       } else if (first == 0) {
         count_call<Rules>(args.team, call, static_cast<std::uint32_t>(args.num_generations));
       }

@@ -21,7 +21,8 @@ struct FusedArgs {
   const std::byte* partial;
   std::int64_t partial_stride;
   int rows;
-  int chunk_rows, num_generations;  // rows per generation; how many generations
+  int chunk, num_generations;  // rows, or stripes, per generation; how many generations
+  int workers;                 // two_shot: blocks that take part
   int slot_units;
   int part_units, entry_units;           // one rank's part of a row; those of all peers
   int spread_units, spread_entry_units;  // two_shot: a result; those of all peers
@@ -33,7 +34,7 @@ struct FusedArgs {
 };
 
 // Where entry `entry` begins in an area whose entries have `units` each, from the slot's beginning;
-// and from the mailbox's.
+// and from the mailbox's. In units, as every `entry` below, which counts from the mailbox's.
 TENON_DEVICE std::uint32_t in_slot(int units, int entry) {
   return static_cast<std::uint32_t>(entry * units);
 }
@@ -57,6 +58,11 @@ TENON_DEVICE void for_peers(const TeamView& team, Step step) {
     if (kRanks <= 2 || i < team.size - 1) step(i);
 }
 
+// Whether a kernel that does many rows looks at what comes from its peer long before it takes it, so
+// that the look is over by then. Others would run out of registers.
+template <int kMaxRun, int kRanks>
+inline constexpr bool kLooksAhead = kMaxRun == 1 && kRanks == 2;
+
 // A thread's words of this rank's part of a row. Only a thread that owns one vector keeps it;
 // others read it again.
 template <int kMaxRun>
@@ -74,14 +80,13 @@ TENON_DEVICE Own<kMaxRun> load_own(const FusedArgs& args, int row) {
 }
 
 // All threads of a block: this rank's part of a row to every peer. `entry`: where the row's entry
-// begins in a slot.
+// begins.
 template <class Rules, int kRanks, int kMaxRun>
-TENON_DEVICE void send_part(const FusedArgs& args, const Call& call, int row, std::uint32_t entry,
+TENON_DEVICE void send_part(const FusedArgs& args, int row, std::uint32_t entry,
                             const Own<kMaxRun>& own) {
-  const std::uint32_t at = in_mailbox(args, call, entry);
   const auto send_vector = [&](std::uint32_t i, Word4 words) {
     for_peers<kRanks>(args.team,
-                      [&](int peer) { send<Rules>(at_unit(args.part_to[peer], at + i), words); });
+                      [&](int peer) { send<Rules>(at_unit(args.part_to[peer], entry + i), words); });
   };
   if constexpr (Own<kMaxRun>::kKept) {
     send_vector(static_cast<std::uint32_t>(thread_id()), own.words);
@@ -94,40 +99,48 @@ TENON_DEVICE void send_part(const FusedArgs& args, const Call& call, int row, st
 
 // Where `sender` leaves vector `vector` of its part of an entry for this rank.
 template <int kRanks>
-TENON_DEVICE std::byte* part_from(const FusedArgs& args, const Call& call, std::uint32_t entry,
-                                  int vector, int sender) {
+TENON_DEVICE std::byte* part_from(const FusedArgs& args, std::uint32_t entry, int vector,
+                                  int sender) {
   const int place = kRanks == 2 ? 0 : peer_index(sender, args.team.rank) * args.part_units;
-  return at_unit(args.mine,
-                 in_mailbox(args, call, entry) + static_cast<std::uint32_t>(place + vector));
+  return at_unit(args.mine, entry + static_cast<std::uint32_t>(place + vector));
 }
 
-// Before the parts of a row are taken, where many rows are under way.
+// What a thread that looks ahead sees of its vector of a row's part.
+template <int kMaxRun, int kRanks>
+TENON_DEVICE Word4 look_at_part(const FusedArgs& args, std::uint32_t entry) {
+  if constexpr (!kLooksAhead<kMaxRun, kRanks>) return kNothing;
+  return load16_relaxed(part_from<kRanks>(args, entry, thread_id(), 1 - args.team.rank));
+}
+
+// Before the parts of a row are taken, where many rows are under way. `seen`: what every lane has
+// seen of its own.
 template <int kRanks>
 TENON_DEVICE void await_parts(const FusedArgs& args, Call& call, int row, std::uint32_t entry,
-                              const Run& run) {
-  if (kRanks == 1 || !args.queues) return;
+                              const Run& run, Word4 seen) {
+  if (kRanks == 1 || !args.queues || !any_lane(!has_arrived(seen))) return;
   lead_wave(call, [&] {
     TENON_NO_UNROLL
     for (int sender = 0; sender < args.team.size && run.count > 0; ++sender)
       if (sender != args.team.rank)
         await(args.team, call, Phase::kScatter, sender, static_cast<std::uint32_t>(row),
-              part_from<kRanks>(args, call, entry, run.first, sender));
+              part_from<kRanks>(args, entry, run.first, sender));
   });
 }
 
 // Step 1 of one vector of which every peer has sent its part: sums in rank order.
 template <class T, class Rules, int kRanks>
 TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, int row, std::uint32_t entry,
-                           int vector, const Word4& own, float (&sum)[kVector]) {
+                           int vector, const Word4& own, Word4 seen,
+                           float (&sum)[kVector]) {
   const int rank = args.team.rank, size = args.team.size;
   const auto name = static_cast<std::uint32_t>(row);
   float addend[kVector];
   if constexpr (kRanks == 1) {
     unpack8<T>(own, sum);
   } else if constexpr (kRanks == 2) {  // one peer, and a sum of two has no order
-    Word4 theirs{};
-    take<Rules>(args.team, call, Phase::kScatter, 1 - rank, name,
-                part_from<kRanks>(args, call, entry, vector, 1 - rank), theirs);
+    const Word4 theirs =
+        take<Rules>(args.team, call, Phase::kScatter, 1 - rank, name,
+                    part_from<kRanks>(args, entry, vector, 1 - rank), seen);
     unpack8<T>(own, sum);
     unpack8<T>(theirs, addend);
     for (int k = 0; k < kVector; ++k) sum[k] = sum[k] + addend[k];
@@ -135,7 +148,7 @@ TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, int row, std::uint
     Word4 words[kRanks] = {};
     take_of_all<Rules, kRanks>(
         args.team, call, Phase::kScatter, [&] { return name; },
-        [&](int sender) { return part_from<kRanks>(args, call, entry, vector, sender); }, words);
+        [&](int sender) { return part_from<kRanks>(args, entry, vector, sender); }, words);
     TENON_UNROLL
     for (int r = 0; r < kRanks; ++r)
       if (r == rank) words[r] = own;
@@ -153,15 +166,16 @@ TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, int row, std::uint
 // The same for kVectors vectors from `vector` on.
 template <class T, class Rules, int kRanks, int kMaxRun, int kVectors>
 TENON_DEVICE void take_sums(const FusedArgs& args, Call& call, int row, std::uint32_t entry,
-                            int vector, const Own<kMaxRun>& kept,
+                            int vector, const Own<kMaxRun>& kept, Word4 seen,
                             float (&sums)[kVectors * kVector]) {
   if constexpr (Own<kMaxRun>::kKept && kVectors == 1) {
-    take_sum<T, Rules, kRanks>(args, call, row, entry, vector, kept.words, sums);
+    take_sum<T, Rules, kRanks>(args, call, row, entry, vector, kept.words, seen, sums);
   } else {
     const std::byte* const own = args.partial + row * args.partial_stride + vector * 16;
     for (int i = 0; i < kVectors; ++i) {
       float sum[kVector];
-      take_sum<T, Rules, kRanks>(args, call, row, entry, vector + i, load16(own + i * 16), sum);
+      take_sum<T, Rules, kRanks>(args, call, row, entry, vector + i, load16(own + i * 16), kNothing,
+                                 sum);
       for (int k = 0; k < kVector; ++k) sums[i * kVector + k] = sum[k];
     }
   }

@@ -59,43 +59,67 @@ TENON_DEVICE std::uint32_t residual_at(const FusedArgs& args) {
   return static_cast<std::uint32_t>(args.spread_units - args.norm.hidden / kVector);
 }
 
-// My part of every row of a stripe to its owner.
-template <class Rules, int kRanks>
-TENON_DEVICE void scatter_stripe(const FusedArgs& args, const Call& call, int first_row,
-                                 int stripe) {
-  const std::uint32_t at = in_mailbox(args, call, in_slot(args.entry_units, stripe));
-  const int num_vectors = args.norm.hidden / kVector;
+// `size` rows, one of each owner, on their way through a block; where its parts and its results
+// begin in the mailbox, in units.
+struct Stripe {
+  int first_row;
+  std::uint32_t parts, results;
+};
+TENON_DEVICE Stripe no_stripe(const FusedArgs& args) { return {args.rows, 0, 0}; }
+
+// Stripe `index` of the call, the `entry`-th of its generation.
+TENON_DEVICE Stripe stripe_at(const FusedArgs& args, const Call& call, int index, int entry) {
+  return {index * args.team.size, in_mailbox(args, call, in_slot(args.entry_units, entry)),
+          in_mailbox(args, call, in_slot(args.spread_entry_units, entry))};
+}
+
+// What this rank sends to peer number `peer` of a stripe that begins with `first_row`, or null.
+TENON_DEVICE const std::byte* part_for(const FusedArgs& args, int first_row, int peer) {
+  const int row = first_row + (args.team.rank + 1 + peer) % args.team.size;
+  return row < args.rows ? args.partial + row * args.partial_stride : nullptr;
+}
+
+// My part of every row of a stripe to its owner. `read`: what a thread that looks ahead has read.
+template <class Rules, int kMaxRun, int kRanks>
+TENON_DEVICE void scatter_stripe(const FusedArgs& args, const Stripe& stripe, const Word4& read) {
   for_peers<kRanks>(args.team, [&](int peer) {
-    const int row = first_row + (args.team.rank + 1 + peer) % args.team.size;
-    if (row >= args.rows) return;
-    const std::byte* const from = args.partial + row * args.partial_stride;
-    for (int i = thread_id(); i < num_vectors; i += block_threads())
-      send<Rules>(at_unit(args.part_to[peer], at + static_cast<std::uint32_t>(i)),
-                  load16(from + i * 16));
+    const std::byte* const from = part_for(args, stripe.first_row, peer);
+    if (from == nullptr) return;
+    const auto send_vector = [&](int i, Word4 words) {
+      send<Rules>(at_unit(args.part_to[peer], stripe.parts + static_cast<std::uint32_t>(i)), words);
+    };
+    if constexpr (kLooksAhead<kMaxRun, kRanks>) {
+      send_vector(thread_id(), read);
+    } else {
+      for (int i = thread_id(); i < args.norm.hidden / kVector; i += block_threads())
+        send_vector(i, load16(from + i * 16));
+    }
   });
 }
 
-// My row of a stripe: its norm, and the results to every peer. `lost_word` is the block's.
+// My row of a stripe: its norm, and the results to every peer. `lost_words` are the block's, for odd
+// turns and even.
 template <class T, int kMaxRun, int kRanks, class Rules>
 TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, const QuantSpec& quant,
-                          Call& call, int row, int turn, int stripe, const Run& run, Word4* image,
-                          std::uint32_t* lost_word) {
+                          Call& call, const Stripe& stripe, int turn, const Run& run, Word4* image,
+                          std::uint32_t* lost_words) {
   Word4 held[kMaxRun];
-  const std::uint32_t entry = in_slot(args.entry_units, stripe);
-  const std::uint32_t results = in_mailbox(args, call, in_slot(args.spread_entry_units, stripe));
+  const int row = stripe.first_row + args.team.rank;
+  std::uint32_t* const lost_word = &lost_words[turn % 2];
   const auto send_to_peers = [&](std::uint32_t unit, Word4 words) {
     for_peers<kRanks>(args.team, [&](int peer) {
-      send<Rules>(at_unit(args.result_to[peer], results + unit), words);
+      send<Rules>(at_unit(args.result_to[peer], stripe.results + unit), words);
     });
   };
   const auto own = load_own<kMaxRun>(args, row);
   const NormSpec norm = at_row(call_norm, row);
   const auto ahead = read_ahead<kMaxRun>(norm, run);
-  await_parts<kRanks>(args, call, row, entry, run);
+  const Word4 seen = look_at_part<kMaxRun, kRanks>(args, stripe.parts);
+  await_parts<kRanks>(args, call, row, stripe.parts, run, seen);
   norm_row<T>(norm, turn, run, ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
-                take_sums<T, Rules, kRanks, kMaxRun, kVectors>(args, call, row, entry, vector, own,
-                                                               sums);
+                take_sums<T, Rules, kRanks, kMaxRun, kVectors>(args, call, row, stripe.parts,
+                                                               vector, own, seen, sums);
                 if (call.lost) *lost_word = 1;
               });
   call.lost |= *lost_word != 0;  // set before the barriers of norm_row, so all threads agree
@@ -125,19 +149,16 @@ TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, cons
 
 // The row of a peer: what its owner has sent.
 template <class T, int kMaxRun, class Rules>
-TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& call, int row,
-                           int stripe, int owner, const Run& run) {
+TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& call,
+                           const Stripe& stripe, int owner, const Run& run) {
   const TeamView& team = args.team;
-  const int hidden = args.norm.hidden;
+  const int hidden = args.norm.hidden, row = stripe.first_row + owner;
   const std::uint32_t result =
-      static_cast<std::uint32_t>(args.spread_offset) +
-      in_mailbox(args, call, in_slot(args.spread_entry_units, stripe)) +
-      static_cast<std::uint32_t>(peer_index(owner, team.rank) * args.spread_units);
+      stripe.results + static_cast<std::uint32_t>(args.spread_offset +
+                                                  peer_index(owner, team.rank) * args.spread_units);
   const auto take_at = [&](std::uint32_t unit) {
-    Word4 words{};
-    take<Rules>(team, call, Phase::kGather, owner, static_cast<std::uint32_t>(row),
-                at_unit(args.mine, result + unit), words);
-    return words;
+    return take<Rules>(team, call, Phase::kGather, owner, static_cast<std::uint32_t>(row),
+                       at_unit(args.mine, result + unit));
   };
   if (args.queues)
     lead_wave(call, [&] {
@@ -174,7 +195,8 @@ TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& 
 }
 
 // Each block sends its parts of a stripe while the parts of the one before and the results of the
-// one before that are on their way.
+// one before that are on their way, also from one generation to the next: the end of
+// rule 6 in comm/slots.h.
 template <class T, int kMaxRun, int kRanks, bool kUsual, class Rules = Sound>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 two_shot_kernel(TENON_ARGS(FusedArgs) args) {
@@ -184,39 +206,46 @@ two_shot_kernel(TENON_ARGS(FusedArgs) args) {
   TENON_SHARED(std::uint32_t, lost_words, 2);
   enter<Rules>();
   Call call = begin_call<Rules>(args.team);
-  const int size = args.team.size, rank = args.team.rank;
+  const auto num_generations = static_cast<std::uint32_t>(args.num_generations);
+  if (block_id() >= args.workers) return count_call<Rules>(args.team, call, num_generations);
+  const int size = args.team.size, rank = args.team.rank, stride = args.workers;
+  const int num_stripes = (args.rows + size - 1) / size;
   const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
-  const int stride = grid_blocks();
   if (thread_id() == 0) lost_words[0] = lost_words[1] = 0;  // count_call() has a barrier
-  int turn = 0;  // rows owned so far: threads of a block are at most one apart, hence two words
 
-  for (int first = 0; first < args.rows; first += args.chunk_rows) {
-    if (first > 0) next_generation<Rules>(call);
-    const int left = args.rows - first;
-    const int chunk = left < args.chunk_rows ? left : args.chunk_rows;
-    const int num_stripes = (chunk + size - 1) / size;
-    for (int ahead = block_id(); ahead < num_stripes + 2 * stride; ahead += stride) {
-      if (ahead < num_stripes && !call.lost)
-        scatter_stripe<Rules, kRanks>(args, call, first + ahead * size, ahead);
-      if (first == 0 && ahead < stride)
-        count_call<Rules>(args.team, call, static_cast<std::uint32_t>(args.num_generations));
-      const int mine = ahead - stride, row = first + mine * size + rank;
-      if (mine >= 0 && mine < num_stripes && row < args.rows) {
-        own_row<T, kMaxRun, kRanks, Rules>(args, norm, quant, call, row, turn, mine, run, image,
-                                           &lost_words[turn % 2]);
-        ++turn;
-      }
-      const int theirs = mine - stride;
-      for (int peer = 0; theirs >= 0 && peer < size - 1; ++peer) {
-        const int owner = (rank + 1 + peer) % size, of_peer = first + theirs * size + owner;
-        if (of_peer < args.rows)
-          peer_row<T, kMaxRun, Rules>(args, quant, call, of_peer, theirs, owner, run);
-      }
-      if (theirs < 0 || quant.codes == nullptr || quant.layout == ScaleLayout::kRow) continue;
-      for (int each = 0; each < size; ++each)  // every rank for every row
-        if (first + theirs * size + each < args.rows)
-          pad_scales(quant, first + theirs * size + each);
+  Word4 read{};  // of the next stripe that is sent
+  const auto read_next = [&](int stripe) {
+    if constexpr (kLooksAhead<kMaxRun, kRanks>)
+      if (const std::byte* const from = part_for(args, stripe * size, 0); from != nullptr)
+        read = load16(from + thread_id() * 16);
+  };
+  read_next(block_id());
+  Stripe sent = no_stripe(args), mine = sent;
+  int turn = 0;  // rows owned so far: threads of a block are at most one apart, hence two words
+  int entry = block_id(), generations_left = args.num_generations - 1;
+  for (int next = block_id(); next < num_stripes + 2 * stride; next += stride, entry += stride) {
+    if (entry >= args.chunk && generations_left > 0) {
+      next_generation<Rules>(call);
+      entry -= args.chunk;
+      --generations_left;
     }
+    const Stripe theirs = mine;
+    mine = sent;
+    sent = next < num_stripes ? stripe_at(args, call, next, entry) : no_stripe(args);
+    if (!call.lost) scatter_stripe<Rules, kMaxRun, kRanks>(args, sent, read);
+    if (next < stride) count_call<Rules>(args.team, call, num_generations);
+    read_next(next + stride);
+    if (mine.first_row + rank < args.rows)
+      own_row<T, kMaxRun, kRanks, Rules>(args, norm, quant, call, mine, turn++, run, image,
+                                         lost_words);
+    for (int peer = 0; peer < size - 1; ++peer) {
+      const int owner = (rank + 1 + peer) % size;
+      if (theirs.first_row + owner < args.rows)
+        peer_row<T, kMaxRun, Rules>(args, quant, call, theirs, owner, run);
+    }
+    if (quant.codes == nullptr || quant.layout == ScaleLayout::kRow) continue;
+    for (int row = theirs.first_row; row < theirs.first_row + size; ++row)  // every rank all rows
+      if (row < args.rows) pad_scales(quant, row);
   }
 }
 
