@@ -348,8 +348,8 @@ Status all_reduce(const TeamView& team, const TensorView& in, const TensorView& 
   args.queues = args.bytes > kFewBytes;
   for (int i = 0; i < team.size - 1; ++i) {
     const int peer = (team.rank + 1 + i) % team.size;
-    const int place = team.rank < peer ? team.rank : team.rank - 1;  // peer_index() of the kernels
-    args.to[i] = team.base[peer] + static_cast<std::uint64_t>(place) * args.slot_bytes;
+    const auto place = static_cast<std::uint64_t>(peer_index(team.rank, peer));
+    args.to[i] = team.base[peer] + place * args.slot_bytes;
   }
   if (in.dtype == DType::kBF16) return launch_all_reduce<bf16>(args, stream);
   return launch_all_reduce<f16>(args, stream);

@@ -12,6 +12,9 @@ namespace tenon {
 
 inline constexpr int kMaxRanks = 8;
 
+// Number of `rank` among the peers of `of`: 0 … size − 2. A rank has no place for itself.
+TENON_HD constexpr int peer_index(int rank, int of) { return rank < of ? rank : rank - 1; }
+
 // Slots of a mailbox that generations of an exchange use in turn (comm/slots.h), and the bytes of
 // one. Every kernel of that protocol cuts a mailbox in this way, so that kernels may share one.
 inline constexpr int kNumSlots = 3;

@@ -56,14 +56,14 @@ inline constexpr Word4 kNothing = {kNotArrived, kNotArrived, kNotArrived, kNotAr
 // The rules of the protocol that code can break. Kernels are compiled with Sound; tests compile
 // them with one rule broken and show that they notice.
 struct Sound {
-  static constexpr bool kClears = true;      // take() puts kNotArrived back
-  static constexpr bool kFences = true;      // generations are ordered
-  static constexpr bool kAdvances = true;    // the counter moves on
-  static constexpr bool kSharesSlot = true;  // all ranks use the same slot
-  static constexpr bool kRankOrder = true;   // sums start at rank 0
-  static constexpr bool kReplaces = true;    // senders replace kNotArrived
+  static constexpr bool kClears = true;                     // take() puts kNotArrived back
+  static constexpr bool kFences = true;                     // generations are ordered
+  static constexpr bool kAdvances = true;                   // the counter moves on
+  static constexpr bool kSharesSlot = true;                 // all ranks use the same slot
+  static constexpr bool kRankOrder = true;                  // sums start at rank 0
+  static constexpr bool kReplaces = true;                   // senders replace kNotArrived
   static constexpr bool kOrdersHops = !kKernelsAreOrdered;  // order_hop() fences
-  static constexpr int kLeastSteps = 2;      // of a block in a generation, where they overlap
+  static constexpr int kLeastSteps = 2;  // of a block in a generation, where they overlap
 };
 
 // One call as a thread sees it.
@@ -135,9 +135,6 @@ TENON_DEVICE void order_hop() {
   if (Rules::kOrdersHops && Rules::kFences) fence_system();
 }
 
-// Number of `rank` among the peers of `of`: 0 … size − 2. A rank has no place for itself.
-TENON_DEVICE int peer_index(int rank, int of) { return rank < of ? rank : rank - 1; }
-
 // All-ones is two NaNs of either 16-bit type, four of e4m3fn, one of fp32; so is what replaces it.
 TENON_DEVICE std::uint32_t sendable(std::uint32_t word) {
   return word == kNotArrived ? 0x7fff7fffu : word;
@@ -160,8 +157,8 @@ TENON_DEVICE void give_up(const TeamView& team, Call& call, Phase phase, int sen
   record_fault(team, patience.end, phase, sender, call.number, row);
 }
 
-// Looks until look() is true, or the wait has ended badly. who() and row() name for a fault what was
-// awaited.
+// Looks until look() is true, or the wait has ended badly. who() and row() name for a fault what
+// was awaited.
 template <class Look, class Who, class Row>
 TENON_DEVICE void look_for(const TeamView& team, Call& call, Phase phase, Look look, Who who,
                            Row row) {
@@ -189,8 +186,8 @@ TENON_DEVICE void lead_wave(Call& call, Wait wait) {
   }
 }
 
-// Ends with the words that `sender` sent to `at`. `row` names the place in a fault; `seen` is what an
-// earlier look found there.
+// Ends with the words that `sender` sent to `at`. `row` names the place in a fault; `seen` is what
+// an earlier look found there.
 template <class Rules>
 TENON_DEVICE Word4 take(const TeamView& team, Call& call, Phase phase, int sender,
                         std::uint32_t row, std::byte* at, Word4 seen) {

@@ -58,10 +58,10 @@ struct Series {
   std::vector<std::string_view> variants = {"one_shot"};  // in turn
   Weakness weakness = Weakness::kShuffled;
   int min_rows = 1, max_rows = 5, hidden = 64, mailbox_rows = 8;
-  int blocks = 1;     // of a kernel; they run one after the other
-  bool plain = true;  // no NaN among the inputs
+  int blocks = 1;        // of a kernel; they run one after the other
+  bool plain = true;     // no NaN among the inputs
   bool lingers = false;  // ranks rest after clears
-  bool lags = true;   // now and then a rank looks late for what was sent to it
+  bool lags = true;      // now and then a rank looks late for what was sent to it
   std::uint32_t seed = 1;
 };
 
@@ -117,9 +117,9 @@ std::string run_rank(const Series& series, const std::vector<Prepared>& prepared
         series.variants[static_cast<std::size_t>(n) % series.variants.size()];
     tensors[i].reset(*stream);
     if (series.lags && random() % 6 == 0) memory.lag_once(std::chrono::microseconds(2000));
-    const Status ran = launch_broken<Rules>(
-        variant, series.blocks, testing::fused_args(prepared[i].call, tensors[i]), team.view(rank),
-        *stream);
+    const Status ran = launch_broken<Rules>(variant, series.blocks,
+                                            testing::fused_args(prepared[i].call, tensors[i]),
+                                            team.view(rank), *stream);
     if (!ran) wrong = ran.to_string();
     if (wrong.empty() && team.fault(rank).claimed != 0)
       wrong = "a wait for rank " + std::to_string(team.fault(rank).awaited_rank) + " failed";

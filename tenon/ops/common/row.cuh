@@ -224,9 +224,8 @@ TENON_DEVICE void norm_row(const NormSpec& spec, int turn, const Run& run,
     const int vector = run.first + i;
     float h[kVectors * kVector];
     unpack<T, kVectors>(&held[i], h);
-    scale_by_weight<T, kVectors>(
-        h, &held[i], rstd, spec,
-        kAhead ? bytes(ahead.of[i].weights) : weights_at(spec, vector));
+    scale_by_weight<T, kVectors>(h, &held[i], rstd, spec,
+                                 kAhead ? bytes(ahead.of[i].weights) : weights_at(spec, vector));
     if (spec.norm != nullptr) store_vectors<kVectors>(spec.norm + vector * 16, &held[i]);
   });
 }

@@ -40,19 +40,34 @@ static Status is_fastest(const Args& args, const Situation& where, std::string_v
                            (measured ? " was measured to be" : " is taken to be") + " faster");
 }
 
-// Blocks of `threads` that are resident together. Host targets run the blocks of a signalling
-// kernel on one thread: more blocks serve no purpose on cpu, and a few are enough to show what
-// blocks of emu do to each other.
-static int most_blocks(const Situation& where, int threads) {
-  if (kWave == 1) return 1;
-  const int resident = std::max(where.properties.max_cooperative_blocks, 1);
-  if (is_host(where.device.target)) return std::min(resident, 3);
-  const int on_unit = std::min(std::max(kRowThreads / threads, 1), kMaxBlocksPerUnit);
-  return std::min(resident * on_unit, kMaxWaitingBlocks);
+// Multiprocessors, and blocks of `threads` that are resident together on each. Host targets run the
+// blocks of a signalling kernel on one thread: more blocks serve no purpose on cpu, and a few are
+// enough to show what blocks of emu do to each other.
+struct Room {
+  int units, resident;
+};
+static Room room_for(const Situation& where, int threads) {
+  if (kWave == 1) return {1, 1};
+  const int units = std::max(where.properties.max_cooperative_blocks, 1);
+  if (is_host(where.device.target)) return {std::min(units, 3), 1};
+  return {units, std::min(std::max(kRowThreads / threads, 1), kMaxBlocksPerUnit)};
 }
 
-static Status shape_for(const Args& args, const Situation& where, std::int64_t tasks,
-                        LaunchShape* shape) {
+// Blocks on each multiprocessor for so many stripes. Half of those that are resident move nearly as
+// much as all, so fewer do where all would leave many without work in the last round.
+static int even_blocks(std::int64_t stripes, Room room) {
+  const auto time = [&](int each) {
+    const std::int64_t at_once = std::int64_t{room.units} * each;
+    return (stripes + at_once - 1) / at_once * each;
+  };
+  int best = room.resident;
+  for (int each = room.resident - 1; 2 * each >= room.resident; --each)
+    if (time(each) < time(best)) best = each;
+  return best;
+}
+
+enum class Shots : std::uint8_t { kOne, kTwo };
+static Status shape_for(const Args& args, const Situation& where, Shots shots, LaunchShape* shape) {
   if (where.team_size > 1 && !where.peer_pointers)
     return Status::error(Code::kUnsupported, "the ranks cannot address each other's mailboxes");
   if (where.team_size > kMaxRanks)
@@ -61,8 +76,12 @@ static Status shape_for(const Args& args, const Situation& where, std::int64_t t
                                                  std::to_string(kMaxRanks));
   shape->threads =
       row_threads(static_cast<int>(args.residual.shape[1]), where.properties.max_threads_per_block);
-  shape->blocks =
-      static_cast<int>(std::min<std::int64_t>(tasks, most_blocks(where, shape->threads)));
+  const bool one = shots == Shots::kOne;
+  const std::int64_t rows = args.residual.shape[0];
+  const std::int64_t tasks = one ? rows : (rows + where.team_size - 1) / where.team_size;
+  const Room room = room_for(where, shape->threads);
+  const int most = room.units * (one ? room.resident : even_blocks(tasks, room));
+  shape->blocks = static_cast<int>(std::min<std::int64_t>({tasks, most, kMaxWaitingBlocks}));
   shape->cooperative = true;
   shape->early = !where.shares_device;
   return Status::ok();
@@ -70,13 +89,12 @@ static Status shape_for(const Args& args, const Situation& where, std::int64_t t
 
 static Status one_shot_supports(const Args& args, const Situation& where, LaunchShape* shape) {
   TENON_TRY(is_fastest(args, where, "one_shot"));
-  return shape_for(args, where, args.residual.shape[0], shape);
+  return shape_for(args, where, Shots::kOne, shape);
 }
 
 static Status two_shot_supports(const Args& args, const Situation& where, LaunchShape* shape) {
   TENON_TRY(is_fastest(args, where, "two_shot"));
-  const std::int64_t rows = args.residual.shape[0];
-  return shape_for(args, where, (rows + where.team_size - 1) / where.team_size, shape);
+  return shape_for(args, where, Shots::kTwo, shape);
 }
 
 // Where more rows than these are on their way, those who wait for them step back.
@@ -108,7 +126,7 @@ static void find_places(FusedArgs& call) {
   const TeamView& team = call.team;
   for (int i = 0; i < team.size - 1; ++i) {
     const int peer = (team.rank + 1 + i) % team.size;
-    const int place = team.rank < peer ? team.rank : team.rank - 1;  // peer_index() of the kernels
+    const int place = peer_index(team.rank, peer);
     call.part_to[i] = team.base[peer] + std::int64_t{place} * call.part_units * kUnit;
     call.result_to[i] =
         team.base[peer] + (call.spread_offset + std::int64_t{place} * call.spread_units) * kUnit;

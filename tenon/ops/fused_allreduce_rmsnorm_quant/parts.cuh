@@ -58,8 +58,8 @@ TENON_DEVICE void for_peers(const TeamView& team, Step step) {
     if (kRanks <= 2 || i < team.size - 1) step(i);
 }
 
-// Whether a kernel that does many rows looks at what comes from its peer long before it takes it, so
-// that the look is over by then. Others would run out of registers.
+// Whether a kernel that does many rows looks at what comes from its peer long before it takes it,
+// so that the look is over by then. Others would run out of registers.
 template <int kMaxRun, int kRanks>
 inline constexpr bool kLooksAhead = kMaxRun == 1 && kRanks == 2;
 
@@ -85,8 +85,8 @@ template <class Rules, int kRanks, int kMaxRun>
 TENON_DEVICE void send_part(const FusedArgs& args, int row, std::uint32_t entry,
                             const Own<kMaxRun>& own) {
   const auto send_vector = [&](std::uint32_t i, Word4 words) {
-    for_peers<kRanks>(args.team,
-                      [&](int peer) { send<Rules>(at_unit(args.part_to[peer], entry + i), words); });
+    for_peers<kRanks>(
+        args.team, [&](int peer) { send<Rules>(at_unit(args.part_to[peer], entry + i), words); });
   };
   if constexpr (Own<kMaxRun>::kKept) {
     send_vector(static_cast<std::uint32_t>(thread_id()), own.words);
@@ -130,17 +130,15 @@ TENON_DEVICE void await_parts(const FusedArgs& args, Call& call, int row, std::u
 // Step 1 of one vector of which every peer has sent its part: sums in rank order.
 template <class T, class Rules, int kRanks>
 TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, int row, std::uint32_t entry,
-                           int vector, const Word4& own, Word4 seen,
-                           float (&sum)[kVector]) {
+                           int vector, const Word4& own, Word4 seen, float (&sum)[kVector]) {
   const int rank = args.team.rank, size = args.team.size;
   const auto name = static_cast<std::uint32_t>(row);
   float addend[kVector];
   if constexpr (kRanks == 1) {
     unpack8<T>(own, sum);
   } else if constexpr (kRanks == 2) {  // one peer, and a sum of two has no order
-    const Word4 theirs =
-        take<Rules>(args.team, call, Phase::kScatter, 1 - rank, name,
-                    part_from<kRanks>(args, entry, vector, 1 - rank), seen);
+    const Word4 theirs = take<Rules>(args.team, call, Phase::kScatter, 1 - rank, name,
+                                     part_from<kRanks>(args, entry, vector, 1 - rank), seen);
     unpack8<T>(own, sum);
     unpack8<T>(theirs, addend);
     for (int k = 0; k < kVector; ++k) sum[k] = sum[k] + addend[k];

@@ -97,8 +97,8 @@ TENON_DEVICE void scatter_stripe(const FusedArgs& args, const Stripe& stripe, co
   });
 }
 
-// My row of a stripe: its norm, and the results to every peer. `lost_words` are the block's, for odd
-// turns and even.
+// My row of a stripe: its norm, and the results to every peer. `lost_words` are the block's, for
+// odd turns and even.
 template <class T, int kMaxRun, int kRanks, class Rules>
 TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, const QuantSpec& quant,
                           Call& call, const Stripe& stripe, int turn, const Run& run, Word4* image,
