@@ -13,7 +13,7 @@ TENON_DEVICE void finish_row(const FusedArgs& args, const NormSpec& norm, const 
                              Call& call, int row, int turn, std::uint32_t entry, const Run& run,
                              const Own<kMaxRun>& own, const RowAhead<kMaxRun>& ahead) {
   Word4 held[kMaxRun];
-  await_parts<kRanks>(args, call, row, entry, run, kNothing);
+  await_parts<kRanks>(args, call, row, entry, run);
   norm_row<T>(norm, turn, run, ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
                 take_sums<T, Rules, kRanks, kMaxRun, kVectors>(args, call, row, entry, vector, own,

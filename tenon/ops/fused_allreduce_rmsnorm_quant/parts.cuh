@@ -112,12 +112,11 @@ TENON_DEVICE Word4 look_at_part(const FusedArgs& args, std::uint32_t entry) {
   return load16_relaxed(part_from<kRanks>(args, entry, thread_id(), 1 - args.team.rank));
 }
 
-// Before the parts of a row are taken, where many rows are under way. `seen`: what every lane has
-// seen of its own.
+// Before the parts of a row are taken, where many rows are under way.
 template <int kRanks>
 TENON_DEVICE void await_parts(const FusedArgs& args, Call& call, int row, std::uint32_t entry,
-                              const Run& run, Word4 seen) {
-  if (kRanks == 1 || !args.queues || !any_lane(!has_arrived(seen))) return;
+                              const Run& run) {
+  if (kRanks == 1 || !args.queues) return;
   lead_wave(call, [&] {
     TENON_NO_UNROLL
     for (int sender = 0; sender < args.team.size && run.count > 0; ++sender)

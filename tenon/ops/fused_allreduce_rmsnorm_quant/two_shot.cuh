@@ -115,7 +115,8 @@ TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, cons
   const NormSpec norm = at_row(call_norm, row);
   const auto ahead = read_ahead<kMaxRun>(norm, run);
   const Word4 seen = look_at_part<kMaxRun, kRanks>(args, stripe.parts);
-  await_parts<kRanks>(args, call, row, stripe.parts, run, seen);
+  if (!kLooksAhead<kMaxRun, kRanks> || any_lane(!has_arrived(seen)))
+    await_parts<kRanks>(args, call, row, stripe.parts, run);
   norm_row<T>(norm, turn, run, ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
                 take_sums<T, Rules, kRanks, kMaxRun, kVectors>(args, call, row, stripe.parts,
