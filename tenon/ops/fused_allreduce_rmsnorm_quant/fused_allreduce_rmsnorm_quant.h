@@ -30,8 +30,8 @@ struct Args {
 Status check(const Args& args);
 
 // Mailbox bytes with which every variant does max_rows rows in as few rounds as it may; pass it to
-// Communicator::mailbox. At most 42 MiB; run() takes any mailbox that holds one row per rank, works
-// through longer calls in chunks, and may share one mailbox with calls of other shapes.
+// Communicator::mailbox. At most 42 MiB; run() takes any mailbox that holds two rows per rank,
+// works through longer calls in chunks, and may share one mailbox with calls of other shapes.
 std::size_t mailbox_bytes(int max_rows, int hidden, DType dtype, int team_size);
 
 // Which rank holds the current residual of `row` after a run of `variant`: every rank after
