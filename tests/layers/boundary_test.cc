@@ -78,6 +78,23 @@ BoundaryChannel::Spec channel_of(int hidden, int max_rows, bool sharded) {
   return spec;
 }
 
+std::shared_ptr<BoundaryChannel> make_channel(Communicator& comm,
+                                              const BoundaryChannel::Spec& spec) {
+  auto made = BoundaryChannel::make(spec, comm);
+  EXPECT_TRUE(made) << made.status().to_string();
+  TENON_CHECK(static_cast<bool>(made));
+  return *std::move(made);
+}
+
+// No boundary is made of this, and the reason says `text`.
+void expect_refused(const BoundarySpec& spec, const std::shared_ptr<BoundaryChannel>& channel,
+                    std::string_view text) {
+  const auto refused = Boundary::make(spec, channel);
+  ASSERT_FALSE(refused);
+  EXPECT_NE(refused.status().message().find(text), std::string_view::npos)
+      << refused.status().message();
+}
+
 struct Chain {
   int stage;
   std::string variant;
@@ -93,12 +110,11 @@ Outputs run_chain(const Chain& chain, Target target, int ranks, int rows, int hi
   run_ranks(ranks, options, [&](int rank, Communicator& comm) {
     auto stream = Stream::create(comm.device());
     ASSERT_TRUE(stream);
-    auto channel = BoundaryChannel::make(channel_of(hidden, rows, false), comm);
-    ASSERT_TRUE(channel) << channel.status().to_string();
+    const auto channel = make_channel(comm, channel_of(hidden, rows, false));
     BoundarySpec spec = spec_of(hidden, rows);
     spec.force_stage = chain.stage;
     spec.force_variant = chain.variant;
-    auto boundary = Boundary::make(spec, *channel);
+    auto boundary = Boundary::make(spec, channel);
     ASSERT_TRUE(boundary) << boundary.status().to_string();
     EXPECT_EQ(static_cast<int>(boundary->stage(rows)), chain.stage);
     if (!chain.variant.empty()) {
@@ -133,11 +149,10 @@ TEST(Boundary, StagesAgreeBitForBitOnRanksAndTargets) {
 
 TEST(Boundary, MaxStageExcludesMoreFusedStagesWithAReason) {
   run_ranks(2, [](int, Communicator& comm) {
-    auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
-    ASSERT_TRUE(channel);
+    const auto channel = make_channel(comm, channel_of(256, 4, true));
     BoundarySpec spec = spec_of(256, 4);
     spec.max_stage = 2;
-    auto boundary = Boundary::make(spec, *channel);
+    auto boundary = Boundary::make(spec, channel);
     ASSERT_TRUE(boundary) << boundary.status().to_string();
     EXPECT_EQ(boundary->stage(3), Stage::kTwoKernels);
     EXPECT_NE(boundary->why(3).find("max-stage 2 excludes it"), std::string_view::npos)
@@ -147,42 +162,31 @@ TEST(Boundary, MaxStageExcludesMoreFusedStagesWithAReason) {
 
 TEST(Boundary, AForcedStageDoesNotOverrideTheOperatorsLimit) {
   run_ranks(2, [](int, Communicator& comm) {
-    auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
-    ASSERT_TRUE(channel);
+    const auto channel = make_channel(comm, channel_of(256, 4, true));
     BoundarySpec spec = spec_of(256, 4);
     spec.max_stage = 2;
     spec.force_stage = 1;
-    const auto excluded = Boundary::make(spec, *channel);
-    ASSERT_FALSE(excluded);
-    EXPECT_NE(excluded.status().message().find("stage 1 is forced, but max-stage 2 excludes it"),
-              std::string_view::npos)
-        << excluded.status().message();
+    expect_refused(spec, channel, "stage 1 is forced, but max-stage 2 excludes it");
     spec.max_stage = 0;
     spec.force_stage = 0;
-    const auto none = Boundary::make(spec, *channel);
-    ASSERT_FALSE(none);
-    EXPECT_NE(none.status().message().find("max_stage 0"), std::string_view::npos);
+    expect_refused(spec, channel, "max_stage 0");
   });
 }
 
 TEST(Boundary, AForcedVariantThatCannotRunIsAnErrorNotAnotherStage) {
   run_ranks(2, [](int, Communicator& comm) {
-    auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
-    ASSERT_TRUE(channel);
+    const auto channel = make_channel(comm, channel_of(256, 4, true));
     BoundarySpec spec = spec_of(256, 4);
     spec.force_variant = "three_shot";
-    const auto unknown = Boundary::make(spec, *channel);
-    ASSERT_FALSE(unknown);
-    EXPECT_NE(unknown.status().message().find("\"three_shot\""), std::string_view::npos);
+    expect_refused(spec, channel, "\"three_shot\"");
   });
 }
 
 TEST(Boundary, TensorsThatDoNotFitTheSpecAreRefused) {
   run_ranks(2, [](int rank, Communicator& comm) {
     auto stream = Stream::create(comm.device());
-    auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
-    ASSERT_TRUE(channel);
-    auto boundary = Boundary::make(spec_of(256, 4), *channel);
+    const auto channel = make_channel(comm, channel_of(256, 4, true));
+    auto boundary = Boundary::make(spec_of(256, 4), channel);
     ASSERT_TRUE(boundary);
     Site narrow(2, 128, rank, comm.device());
     const Status refused = narrow.run(*boundary, *stream);
@@ -211,75 +215,50 @@ TEST(Boundary, ARankThatCannotMakeItsChannelIsNamedAtOnce) {
 
 TEST(Boundary, OptionsThatDifferBetweenRanksAreAnErrorOnAll) {
   run_ranks(3, [](int rank, Communicator& comm) {
-    auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
-    ASSERT_TRUE(channel);
+    const auto channel = make_channel(comm, channel_of(256, 4, true));
     BoundarySpec spec = spec_of(256, 4);
     spec.force_stage = rank == 1 ? 3 : 1;
-    const auto boundary = Boundary::make(spec, *channel);
-    ASSERT_FALSE(boundary);
-    EXPECT_NE(boundary.status().message().find("disagree about force_stage: 1 on one, 3"),
-              std::string_view::npos)
-        << boundary.status().message();
+    expect_refused(spec, channel, "disagree about force_stage: 1 on one, 3");
   });
   run_ranks(2, [](int rank, Communicator& comm) {
-    auto channel = BoundaryChannel::make(channel_of(256, 4, rank == 0), comm);
-    ASSERT_TRUE(channel);
-    const auto sharded = Boundary::make(spec_of(256, 4), *channel);
-    ASSERT_FALSE(sharded);
-    EXPECT_NE(sharded.status().message().find("sharded_residual"), std::string_view::npos);
+    const auto channel = make_channel(comm, channel_of(256, 4, rank == 0));
+    expect_refused(spec_of(256, 4), channel, "sharded_residual");
   });
   run_ranks(2, [](int rank, Communicator& comm) {
-    auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
-    ASSERT_TRUE(channel);
+    const auto channel = make_channel(comm, channel_of(256, 4, true));
     BoundarySpec spec = spec_of(256, 4);
     spec.eps = rank == 0 ? 1e-6f : 1e-5f;
-    const auto apart = Boundary::make(spec, *channel);
-    ASSERT_FALSE(apart);
-    EXPECT_NE(apart.status().message().find("disagree about eps"), std::string_view::npos);
+    expect_refused(spec, channel, "disagree about eps");
   });
 }
 
 TEST(Boundary, RefusesWhatItsChannelWasNotMadeFor) {
   run_ranks(2, [](int, Communicator& comm) {
-    auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
-    ASSERT_TRUE(channel);
-    const auto wide = Boundary::make(spec_of(512, 4), *channel);
-    ASSERT_FALSE(wide);
-    EXPECT_NE(wide.status().message().find("its channel was made for 4 rows of 256"),
-              std::string_view::npos)
-        << wide.status().message();
+    const auto channel = make_channel(comm, channel_of(256, 4, true));
+    expect_refused(spec_of(512, 4), channel, "its channel was made for 4 rows of 256");
     BoundarySpec spec = spec_of(256, 4);
     spec.force_variant = "no_such";
     spec.force_stage = 1;
-    const auto unknown = Boundary::make(spec, *channel);
-    ASSERT_FALSE(unknown);
-    EXPECT_NE(unknown.status().message().find("no variant is called \"no_such\""),
-              std::string_view::npos)
-        << unknown.status().message();
+    expect_refused(spec, channel, "no variant is called \"no_such\"");
   });
 }
 
 TEST(Boundary, ShardedResidualRefusesABoundaryThatRunsUnlikeTheOthers) {
   run_ranks(2, [](int, Communicator& comm) {
-    auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
-    ASSERT_TRUE(channel);
+    const auto channel = make_channel(comm, channel_of(256, 4, true));
     BoundarySpec spec = spec_of(256, 4);
     spec.force_stage = 1;
-    ASSERT_TRUE(Boundary::make(spec, *channel));
+    ASSERT_TRUE(Boundary::make(spec, channel));
     spec.force_stage = 3;
-    const auto other = Boundary::make(spec, *channel);
-    ASSERT_FALSE(other);
-    EXPECT_NE(other.status().message().find("must be alike"), std::string_view::npos)
-        << other.status().message();
+    expect_refused(spec, channel, "must be alike");
   });
 }
 
 TEST(Boundary, TooManyRowsAreRefusedAndNoRowsDoNothing) {
   run_ranks(2, [](int rank, Communicator& comm) {
     auto stream = Stream::create(comm.device());
-    auto channel = BoundaryChannel::make(channel_of(256, 4, true), comm);
-    ASSERT_TRUE(channel);
-    auto boundary = Boundary::make(spec_of(256, 4), *channel);
+    const auto channel = make_channel(comm, channel_of(256, 4, true));
+    auto boundary = Boundary::make(spec_of(256, 4), channel);
     ASSERT_TRUE(boundary);
     Site many(5, 256, rank, comm.device());
     const Status refused = many.run(*boundary, *stream);
@@ -298,12 +277,11 @@ TEST(Boundary, ReplaysFromAGraph) {
     const Outputs want = run_chain(chain, Target::kCpu, 2, 5, 256);
     run_ranks(2, [&](int rank, Communicator& comm) {
       auto stream = Stream::create(comm.device());
-      auto channel = BoundaryChannel::make(channel_of(256, 5, false), comm);
-      ASSERT_TRUE(channel);
+      const auto channel = make_channel(comm, channel_of(256, 5, false));
       BoundarySpec spec = spec_of(256, 5);
       spec.force_stage = chain.stage;
       spec.force_variant = chain.variant;
-      auto boundary = Boundary::make(spec, *channel);
+      auto boundary = Boundary::make(spec, channel);
       ASSERT_TRUE(boundary);
       Site site(5, 256, rank, comm.device());
       const std::vector<std::uint16_t> residual = site.out.residual;
@@ -330,12 +308,12 @@ TEST(Boundary, WorksAgainAfterSuspendAndResume) {
       const Outputs want = run_chain(chain, Target::kCpu, 2, 5, 256);
       run_ranks(2, {.transport = transport}, [&](int rank, Communicator& comm) {
         auto stream = Stream::create(comm.device());
-        auto channel = BoundaryChannel::make(channel_of(256, 5, false), comm);
-        ASSERT_TRUE(stream && channel);
+        const auto channel = make_channel(comm, channel_of(256, 5, false));
+        ASSERT_TRUE(stream);
         BoundarySpec spec = spec_of(256, 5);
         spec.force_stage = chain.stage;
         spec.force_variant = chain.variant;
-        auto boundary = Boundary::make(spec, *channel);
+        auto boundary = Boundary::make(spec, channel);
         ASSERT_TRUE(boundary);
         Site site(5, 256, rank, comm.device());
         const std::vector<std::uint16_t> residual = site.out.residual;
@@ -363,14 +341,13 @@ TEST(Boundary, MixedStagesKeepOneResidual) {
     Outputs last;
     run_ranks(3, [&](int rank, Communicator& comm) {
       auto stream = Stream::create(comm.device());
-      auto channel = BoundaryChannel::make(channel_of(kHidden, kRows, false), comm);
-      ASSERT_TRUE(channel);
+      const auto channel = make_channel(comm, channel_of(kHidden, kRows, false));
       std::vector<Boundary> boundaries;
       for (const Chain& chain : kChains) {
         BoundarySpec spec = spec_of(kHidden, kRows);
         spec.force_stage = mixed ? chain.stage : 1;
         spec.force_variant = mixed ? chain.variant : "one_shot";
-        auto made = Boundary::make(spec, *channel);
+        auto made = Boundary::make(spec, channel);
         ASSERT_TRUE(made) << made.status().to_string();
         boundaries.push_back(*std::move(made));
       }
