@@ -10,17 +10,16 @@
 #include <fstream>
 #include <set>
 #include <sstream>
-#include <thread>
 
 #include "apps/commands.h"
 #include "apps/explain.h"
 #include "apps/options.h"
+#include "apps/rank_threads.h"
 #include "apps/table.h"
 #include "tenon/comm/bootstrap.h"
 #include "tenon/comm/communicator.h"
 #include "tenon/comm/transport.h"
 #include "tenon/core/env.h"
-#include "tenon/core/guard.h"
 #include "tenon/gpu/runtime.h"
 #include "tenon/ops/registry.h"
 
@@ -139,38 +138,19 @@ void print_knobs() {
   std::fputs(table.text().c_str(), stdout);
 }
 
-// body(rank, bootstrap) on a thread for each of `size` ranks; what they found, in rank order.
-template <class T, class Body>
-Result<std::vector<T>> as_team(int size, const Body& body) {
-  const auto bootstraps = local_bootstrap(size);
-  std::vector<Result<T>> found(bootstraps.size(),
-                               Status::error(Code::kInternal, "the rank did not run"));
-  std::vector<std::thread> ranks;
-  for (std::size_t rank = 0; rank < bootstraps.size(); ++rank)
-    ranks.emplace_back([&, rank] {
-      found[rank] = guarded([&] { return body(static_cast<int>(rank), bootstraps[rank]); });
-    });
-  for (std::thread& each : ranks) each.join();
-  std::vector<T> all;
-  for (auto& each : found) {
-    TENON_ASSIGN(T one, std::move(each));
-    all.push_back(std::move(one));
-  }
-  return all;
-}
-
 // What one rank on each device of a target finds between them.
 Status print_links(Target target) {
   TENON_ASSIGN(const int devices, num_devices(target));
   const int size = std::min(devices, kMaxRanks);
   using Links = std::vector<Link>;
-  TENON_ASSIGN(const std::vector<Links> found,
-               as_team<Links>(size, [&](int rank, const auto& bootstrap) -> Result<Links> {
-                 CommOptions comm_options;
-                 comm_options.bootstrap = bootstrap;
-                 TENON_ASSIGN(const auto comm, Communicator::create(comm_options, {target, rank}));
-                 return Links(comm->links().begin(), comm->links().end());
-               }));
+  const auto bootstraps = local_bootstrap(size);
+  const auto find_links = [&](int rank) -> Result<Links> {
+    CommOptions options;
+    options.bootstrap = bootstraps[static_cast<std::size_t>(rank)];
+    TENON_ASSIGN(const auto comm, Communicator::create(options, {target, rank}));
+    return Links(comm->links().begin(), comm->links().end());
+  };
+  TENON_ASSIGN(const std::vector<Links> found, on_rank_threads<Links>(size, find_links));
   Table table({"from", "to", "latency", "pushes"});
   for (int from = 0; from < size; ++from)
     for (int to = 0; to < size; ++to) {

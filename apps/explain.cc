@@ -2,12 +2,11 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <thread>
 
+#include "apps/rank_threads.h"
 #include "apps/table.h"
 #include "tenon/comm/bootstrap.h"
 #include "tenon/comm/communicator.h"
-#include "tenon/core/guard.h"
 #include "tenon/layers/boundary.h"
 
 namespace tenon::apps {
@@ -71,26 +70,19 @@ Status explain(const BoundaryQuestion& question) {
     return Status::error(Code::kInvalidArgument,
                          "env: --tp is " + std::to_string(question.tp) + "; accepted are 1 to 8");
   const auto bootstraps = local_bootstrap(question.tp);
-  std::vector<Result<Answer>> found(bootstraps.size(),
-                                    Status::error(Code::kInternal, "the rank did not run"));
-  std::vector<std::thread> ranks;
-  for (std::size_t rank = 0; rank < bootstraps.size(); ++rank)
-    ranks.emplace_back([&, rank] {
-      found[rank] =
-          guarded([&] { return plan_all(question, static_cast<int>(rank), bootstraps[rank]); });
-    });
-  for (std::thread& each : ranks) each.join();
-  for (const auto& each : found) TENON_TRY(each);
+  TENON_ASSIGN(const std::vector<Answer> found, on_rank_threads<Answer>(question.tp, [&](int rank) {
+                 return plan_all(question, rank, bootstraps[static_cast<std::size_t>(rank)]);
+               }));
   Table table({"outputs", "rows up to", "stage", "variant", "blocks x threads", "mailbox",
                "why not a more fused one"});
-  for (const auto& site : found[0]->uses)
+  for (const auto& site : found[0].uses)
     for (const BoundaryUse& use : site)
       table.add({use.site, std::to_string(use.max_rows), std::string(name(use.stage)), use.variant,
                  std::to_string(use.blocks) + " x " + std::to_string(use.threads),
                  mebibytes(use.mailbox_bytes),
                  use.reason.empty() ? "it is the most fused" : use.reason});
   std::printf("\nboundary of %d wide rows, %d ranks on %s (%s)\n%s", question.hidden, question.tp,
-              std::string(name(question.target)).c_str(), found[0]->transport.c_str(),
+              std::string(name(question.target)).c_str(), found[0].transport.c_str(),
               table.text().c_str());
   return Status::ok();
 }

@@ -7,11 +7,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <thread>
 
 #include "apps/bench/baseline.h"
 #include "apps/bench/results.h"
 #include "apps/bench/tune.h"
+#include "apps/rank_threads.h"
 #include "tenon/comm/collectives.h"
 #include "tenon/core/guard.h"
 
@@ -195,29 +195,16 @@ void Rank::report_progress(Shape shape) {
                shape.rows, shape.hidden, passed.count(), screen ? "   " : "\n");
 }
 
-// The first failure that is not the consequence of another rank's.
-Status first_cause(const std::vector<Status>& statuses) {
-  for (const Status& each : statuses)
-    if (!each && each.code() != Code::kPeerLost) return each;
-  for (const Status& each : statuses) TENON_TRY(each);
-  return Status::ok();
-}
-
 Status run_ranks(Shared& shared) {
   const int tp = shared.results.options.tp;
   const auto bootstraps = local_bootstrap(tp), vendor_bootstraps = local_bootstrap(tp);
-  std::vector<Status> statuses(static_cast<std::size_t>(tp));
-  std::vector<std::thread> threads;
-  threads.reserve(statuses.size());
-  for (int rank = 0; rank < tp; ++rank)
-    threads.emplace_back([&, rank] {
-      const auto at = static_cast<std::size_t>(rank);
-      statuses[at] =
-          guarded([&] { return Rank(shared, rank, bootstraps[at], vendor_bootstraps[at]).run(); });
-    });
-  for (std::thread& each : threads) each.join();
+  const auto ran = on_rank_threads<bool>(tp, [&](int rank) -> Result<bool> {
+    const auto at = static_cast<std::size_t>(rank);
+    TENON_TRY(Rank(shared, rank, bootstraps[at], vendor_bootstraps[at]).run());
+    return true;
+  });
   if (isatty(STDERR_FILENO) != 0) std::fprintf(stderr, "\r%60s\r", "");
-  return first_cause(statuses);
+  return ran ? Status::ok() : ran.status();
 }
 
 Status write(const Results& results) {
