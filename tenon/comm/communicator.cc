@@ -93,11 +93,6 @@ std::string link_text(int peer, std::span<const Link> links) {
   return text;
 }
 
-// A failure that leaves the ranks out of step: the others must not wait for this one any more.
-bool is_fatal(const Status& status) {
-  return status.code() == Code::kTimeout || status.code() == Code::kPeerLost;
-}
-
 }  // namespace
 
 Communicator::State::~State() {

@@ -16,6 +16,10 @@ std::string_view name(Phase phase) {
   return "unknown";
 }
 
+bool is_fatal(const Status& status) {
+  return status.code() == Code::kTimeout || status.code() == Code::kPeerLost;
+}
+
 std::string describe(const FaultRecord& fault, std::string_view channel_label,
                      std::uint64_t deadline_ns, std::string_view ending) {
   const auto reason = static_cast<FaultReason>(fault.reason);

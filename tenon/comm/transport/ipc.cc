@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "tenon/comm/fault.h"
 #include "tenon/comm/transport/file_post.h"
 #include "tenon/comm/transport/peer_transport.h"
 #include "tenon/comm/transport/shared_memory.h"
@@ -15,10 +16,6 @@
 
 namespace tenon::transport_ipc {
 namespace {
-
-bool is_fatal(const Status& status) {
-  return status.code() == Code::kTimeout || status.code() == Code::kPeerLost;
-}
 
 class DeviceRegions final : public Mapping {
  public:
