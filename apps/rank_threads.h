@@ -27,12 +27,14 @@ Result<std::vector<T>> on_rank_threads(int size, const std::function<Result<T>(i
   std::vector<Result<T>> found(static_cast<std::size_t>(size),
                                Status::error(Code::kInternal, "the rank did not run"));
   std::vector<std::thread> ranks;
+  ranks.reserve(found.size());
   for (int rank = 0; rank < size; ++rank)
     ranks.emplace_back(
         [&, rank] { found[static_cast<std::size_t>(rank)] = guarded([&] { return body(rank); }); });
   for (std::thread& each : ranks) each.join();
   TENON_TRY(first_cause(found));
   std::vector<T> all;
+  all.reserve(found.size());
   for (auto& each : found) all.push_back(*std::move(each));
   return all;
 }
