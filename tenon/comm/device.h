@@ -23,6 +23,10 @@ constexpr std::size_t slot_bytes(std::size_t mailbox_bytes) {
   return mailbox_bytes / kNumSlots / kSlotAlignment * kSlotAlignment;
 }
 
+// Where generations overlap (rule 6 of comm/slots.h): the fewest steps of a block in each of them
+// but the last.
+inline constexpr int kLeastSteps = 2;
+
 // The most blocks of a kernel that waits for peers: on one multiprocessor, and in all.
 inline constexpr int kMaxBlocksPerUnit = 4, kMaxWaitingBlocks = 1024;
 

@@ -31,8 +31,8 @@
 //     g - 1 come before the sends of g for the same reason. Whoever passes on what it took orders
 //     its takes before its sends with order_hop().
 //     Generations may overlap: two_shot sends in one step, takes that in the next and what came of
-//     it in the one after, and goes on from one generation to the next without a pause. Each block
-//     then has at least kLeastSteps steps in every generation but the last, and fences where a
+//     it in the one after, and goes on from one generation to the next without a pause. A block that
+//     takes part has at least kLeastSteps steps in every generation but the last, and fences where a
 //     generation begins, also one in which it has none. Whoever sends the first of g has taken
 //     something of g - 1 from every peer, sent after the peer's fence before g - 1; by that fence
 //     the peer had cleared all of g - 3, whose last words are taken in the second step of g - 2.
@@ -63,7 +63,7 @@ struct Sound {
   static constexpr bool kRankOrder = true;                  // sums start at rank 0
   static constexpr bool kReplaces = true;                   // senders replace kNotArrived
   static constexpr bool kOrdersHops = !kKernelsAreOrdered;  // order_hop() fences
-  static constexpr int kLeastSteps = 2;  // of a block in a generation, where they overlap
+  static constexpr int kLeastSteps = tenon::kLeastSteps;    // of a block in a generation
 };
 
 // One call as a thread sees it.

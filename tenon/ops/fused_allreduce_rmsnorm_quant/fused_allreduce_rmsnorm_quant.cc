@@ -30,7 +30,7 @@ std::size_t mailbox_bytes(int max_rows, int hidden, DType, int team_size) {
   const std::int64_t stripes = (rows + team_size - 1) / team_size;
   const std::int64_t result = result_bytes(hidden, false, 0, true);
   const std::int64_t stripe = stripe_bytes(hidden, result, team_size);
-  const std::int64_t least = kLeastStripes * stripe;
+  const std::int64_t least = kLeastSteps * stripe;
   const std::int64_t wanted =
       std::max(rows * one_shot_row_bytes(hidden, team_size), stripes * stripe);
   const std::int64_t slot = std::max(std::min(wanted, kMaxSlotBytes), least);

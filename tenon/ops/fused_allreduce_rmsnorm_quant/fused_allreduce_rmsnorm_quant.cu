@@ -186,8 +186,6 @@ static Status launch_one_shot(const LaunchShape& shape, const Args& args, const 
   });
 }
 
-static_assert(Sound::kLeastSteps == tenon::fused_allreduce_rmsnorm_quant::kLeastStripes);
-
 template <class T, class Rules>
 static Status launch_two_shot(const LaunchShape& shape, const Args& args, const TeamView* team,
                               Stream& stream) {

@@ -27,9 +27,6 @@ constexpr std::int64_t stripe_bytes(std::int64_t hidden, std::int64_t result, in
   return (part_bytes(hidden) + result) * (team_size - 1);
 }
 
-// Stripes that a slot must hold where there is more than one: kLeastSteps of comm/slots.h.
-inline constexpr std::int64_t kLeastStripes = 2;
-
 // Offsets are counted in vectors of 16 bytes, which 31 bits of any mailbox that fits a device
 // reach.
 inline constexpr std::int64_t kUnit = 16;
