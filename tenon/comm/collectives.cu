@@ -18,7 +18,6 @@ using tenon::collectives::kMaxFlags;
 using tenon::collectives::kVectorBytes;
 
 constexpr int kMaxThreads = kWave == 1 ? 1 : 512;
-constexpr std::uint64_t kFewBytes = 256 << 10;  // with more under way, waiting threads step back
 
 // The counters of all_gather in TeamView::state; those of all_reduce are comm/slots.h's.
 constexpr int kStep = 0;        // steps so far
@@ -36,7 +35,7 @@ struct Args {
   // all_reduce: where peer number (rank + 1 + i) mod size keeps what I send it, in generation 0. So
   // no rank is everybody's first.
   std::byte* to[kMaxRanks - 1];
-  bool queues;  // all_reduce: many threads wait, see lead_wave()
+  bool whole_waves;  // all_reduce: lanes of a wave have as many vectors as each other
 };
 
 // --- any bytes as vectors ---------------------------------------------------------------------
@@ -151,15 +150,17 @@ TENON_DEVICE void take_vector(const Args& args, Call& call, const Chunk& chunk, 
   take_of_all<Sound, kRanks>(
       team, call, Phase::kScatter,
       [&] { return static_cast<std::uint32_t>((chunk.begin + at) / args.row_bytes); },
-      [&](int rank) { return slot(args, call.slot * args.generation_bytes, team.rank, rank) + at; },
-      words);
+      [&](int rank) {
+        return Place16{slot(args, call.slot * args.generation_bytes, team.rank, rank) + at};
+      },
+      words, args.whole_waves);
   TENON_UNROLL
   for (int rank = 0; rank < kRanks; ++rank)
     if (rank == team.rank) words[rank] = own;
   if (!call.lost) store_vector<kWhole>(args, chunk, at, sum_words<T>(words, team.size));
 }
 
-// Each thread sends a vector ahead of the one it sums. Loops are the same for a whole wave.
+// Each thread sends a vector ahead of the one it sums.
 template <class T, int kRanks, bool kWhole>
 TENON_KERNEL_RESIDENT(kMaxThreads, 2)
 all_reduce_kernel(TENON_ARGS(Args) args) {
@@ -167,31 +168,19 @@ all_reduce_kernel(TENON_ARGS(Args) args) {
   Call call = begin_call<Sound>(args.team);
   const TeamView& team = args.team;
   const Lane lane = own_lane();
-  const auto of_wave = static_cast<std::uint32_t>(thread_id() % kWave);
   for (std::uint64_t begin = 0; begin < args.bytes; begin += args.slot_bytes) {
     if (begin > 0) next_generation<Sound>(call);
     const Chunk chunk = chunk_at(args, begin);
     Word4 sent{};
-    for (std::uint32_t lead = lane.first - of_wave; lead < chunk.vectors + lane.stride;
-         lead += lane.stride) {
+    for (std::uint32_t next = lane.first; next < chunk.vectors + lane.stride; next += lane.stride) {
       const Word4 own = sent;
-      const std::uint32_t next = lead + of_wave;
       if (next < chunk.vectors && !call.lost)
         sent = send_vector<kRanks, kWhole>(args, call, chunk, next);
-      if (lead < lane.stride) {
-        if (begin == 0) count_call<Sound>(team, call, num_chunks(args));
-        continue;
+      if (next >= lane.stride) {
+        take_vector<T, kRanks, kWhole>(args, call, chunk, next - lane.stride, own);
+      } else if (begin == 0) {
+        count_call<Sound>(team, call, num_chunks(args));
       }
-      const std::uint32_t v = next - lane.stride;
-      if (args.queues)
-        lead_wave(call, [&] {
-          for (int sender = 0; sender < team.size && v < chunk.vectors; ++sender)
-            if (sender != team.rank)
-              await(team, call, Phase::kScatter, sender, kNoRow,
-                    slot(args, call.slot * args.generation_bytes, team.rank, sender) +
-                        std::uint64_t{v} * kVectorBytes);
-        });
-      if (v < chunk.vectors) take_vector<T, kRanks, kWhole>(args, call, chunk, v, own);
     }
   }
 }
@@ -345,12 +334,14 @@ Status all_reduce(const TeamView& team, const TensorView& in, const TensorView& 
   TENON_ASSIGN(Args args, make_args(team, in, out, slot_bytes(team.bytes) / places,
                                     tenon::collectives::all_reduce_mailbox_bytes(team.size, 1)));
   args.generation_bytes = slot_bytes(team.bytes);
-  args.queues = args.bytes > kFewBytes;
   for (int i = 0; i < team.size - 1; ++i) {
     const int peer = (team.rank + 1 + i) % team.size;
     const auto place = static_cast<std::uint64_t>(peer_index(team.rank, peer));
     args.to[i] = team.base[peer] + place * args.slot_bytes;
   }
+  constexpr std::uint64_t kWaveBytes = std::uint64_t{kVectorBytes} * kWave;
+  args.whole_waves = args.bytes % kWaveBytes == 0 &&
+                     (args.bytes <= args.slot_bytes || args.slot_bytes % kWaveBytes == 0);
   if (in.dtype == DType::kBF16) return launch_all_reduce<bf16>(args, stream);
   return launch_all_reduce<f16>(args, stream);
 }

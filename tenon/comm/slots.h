@@ -30,6 +30,12 @@
 //     fence of enter() (host targets, where a kernel boundary is a mere return). The takes of
 //     g - 1 come before the sends of g for the same reason. Whoever passes on what it took orders
 //     its takes before its sends with order_hop().
+//     In next_generation() thread 0 alone fences, behind a barrier, while the others go on: a fence
+//     waits for all that is on its way to peers. It covers what its block did before that barrier,
+//     and thread 0's next word tells of it, since thread 0 sends vector 0 of whatever its block
+//     sends, and thread 0 of the peer's block takes it. That block's next barrier and fence lie
+//     before all that it sends from its next generation on but the parts of the first step, and
+//     these go to words that were cleared a generation before the last of their slot.
 //     Generations may overlap: two_shot sends in one step, takes that in the next and what came of
 //     it in the one after, and goes on from one generation to the next without a pause. A block that
 //     takes part has at least kLeastSteps steps in every generation but the last, and fences where a
@@ -84,7 +90,7 @@ TENON_DEVICE void enter() {
 // call writes nothing. A device would read the abort word across the bus on every call: it looks at
 // what its own waits on this channel have found out.
 TENON_DEVICE bool team_alive(const TeamView& team) {
-  if (kKernelsAreOrdered) return load_relaxed(&team.state[kLostWord]) == 0;
+  if (kKernelsAreOrdered) return load4_relaxed(&team.state[kLostWord]) == 0;
   return load_acquire(team.abort_word[team.rank]) == 0;
 }
 
@@ -99,7 +105,7 @@ template <class Rules>
 TENON_DEVICE Call begin_call(const TeamView& team) {
   const std::uint32_t* const own = counters(team, block_id());
   const std::uint32_t skew = Rules::kSharesSlot ? 0u : static_cast<std::uint32_t>(team.rank);
-  return {load_relaxed(own + kCallWord), (load_relaxed(own + kSlotWord) + skew) % kNumSlots,
+  return {load4_relaxed(own + kCallWord), (load4_relaxed(own + kSlotWord) + skew) % kNumSlots,
           !team_alive(team)};
 }
 
@@ -119,11 +125,11 @@ TENON_DEVICE void count_call(const TeamView& team, const Call& call, std::uint32
   }
 }
 
-// Between two generations of a call. Every thread of the block must call this.
+// Between two generations of a call: rule 6. Every thread of the block must call this.
 template <class Rules>
 TENON_DEVICE void next_generation(Call& call) {
   sync_block();
-  if (Rules::kFences) fence_system();
+  if (Rules::kFences && thread_id() == 0) fence_system();
   if (Rules::kAdvances) call.slot = (call.slot + 1) % kNumSlots;
 }
 
@@ -140,9 +146,13 @@ TENON_DEVICE std::uint32_t sendable(std::uint32_t word) {
   return word == kNotArrived ? 0x7fff7fffu : word;
 }
 template <class Rules>
+TENON_DEVICE Word4 sendable(Word4 words) {
+  if (!Rules::kReplaces) return words;
+  return {sendable(words.x), sendable(words.y), sendable(words.z), sendable(words.w)};
+}
+template <class Rules>
 TENON_DEVICE void send(std::byte* at, Word4 words) {
-  if (!Rules::kReplaces) return store16_relaxed(at, words);
-  store16_relaxed(at, {sendable(words.x), sendable(words.y), sendable(words.z), sendable(words.w)});
+  store16_relaxed(at, sendable<Rules>(words));
 }
 
 TENON_DEVICE bool has_arrived(Word4 words) {
@@ -157,61 +167,46 @@ TENON_DEVICE void give_up(const TeamView& team, Call& call, Phase phase, int sen
   record_fault(team, patience.end, phase, sender, call.number, row);
 }
 
-// Waits until the words of `sender` at `at` are there, and leaves them there.
-TENON_DEVICE void await(const TeamView& team, Call& call, Phase phase, int sender,
-                        std::uint32_t row, const std::byte* at) {
-  Patience patience;
-  while (!call.lost && !has_arrived(load16_relaxed(at)))
-    if (!keeps_waiting(patience, team.abort_word[team.rank], team.deadline_ns))
-      give_up(team, call, phase, sender, row, patience);
-}
+// Where words of a sender lie, and what one thread does with them there. Ops that lay their words
+// out in another way have places of their own, with the same two functions; what a look does not
+// fill it leaves 0.
+struct Place16 {
+  std::byte* at;
+};
+TENON_DEVICE Word4 look(const Place16& place) { return load16_relaxed(place.at); }
+TENON_DEVICE void clear(const Place16& place) { store16_relaxed(place.at, kNothing); }
 
-// Where many blocks wait, every thread that looks slows what it waits for: one lane of each wave
-// waits for its words, by `wait`, before the others look. Every lane of the wave must call this.
-template <class Wait>
-TENON_DEVICE void lead_wave(Call& call, Wait wait) {
-  if constexpr (kWave > 1) {
-    if (thread_id() % kWave == 0) wait();
-    call.lost |= shuffle_from(call.lost ? 1u : 0u, 0) != 0;
-  }
-}
-
-// Ends with the words that `sender` sent to `at`. `row` names the place in a fault; `words` is what
-// an earlier look found there. This loop is the latency of a boundary: written with a lambda for
-// the look, as in wait_until(), it took 0.07 us longer on an H100.
-template <class Rules>
+// Ends with the words that `sender` sent to `place`. `row` names the place in a fault; `words` is
+// what an earlier look found there. This loop is the latency of a boundary. Lanes leave it one by
+// one as their words arrive, and clears among the looks of others cost 0.5 us on an H200: where
+// `whole_wave` says that every lane of the wave takes, they clear together. Written with a lambda
+// for the look, as in wait_until(), it took 0.07 us longer.
+template <class Rules, class Place>
 TENON_DEVICE Word4 take(const TeamView& team, Call& call, Phase phase, int sender,
-                        std::uint32_t row, std::byte* at, Word4 words) {
-  if (call.lost) return words;
-  if (!has_arrived(words)) words = load16_relaxed(at);
-  Patience patience;
-  while (!has_arrived(words)) {
-    const bool waits = keeps_waiting(patience, team.abort_word[team.rank], team.deadline_ns);
-    words = load16_relaxed(at);
-    if (!waits && !has_arrived(words)) {
-      give_up(team, call, phase, sender, row, patience);
-      return words;
+                        std::uint32_t row, const Place& place, Word4 words, bool whole_wave) {
+  if (!call.lost) {
+    if (!has_arrived(words)) words = look(place);
+    Patience patience;
+    while (!has_arrived(words)) {
+      const bool waits = keeps_waiting(patience, team.abort_word[team.rank], team.deadline_ns);
+      words = look(place);
+      if (!waits && !has_arrived(words)) {
+        give_up(team, call, phase, sender, row, patience);
+        break;
+      }
     }
   }
-  if (Rules::kClears) store16_relaxed(at, kNothing);
+  if (whole_wave) sync_wave();
+  if (Rules::kClears && !call.lost) clear(place);
   return words;
 }
-template <class Rules>
-TENON_DEVICE Word4 take(const TeamView& team, Call& call, Phase phase, int sender,
-                        std::uint32_t row, std::byte* at) {
-  return take<Rules>(team, call, phase, sender, row, at, kNothing);
-}
 
-// The same for words of every peer at once: those of rank r lie at at(r). words[own rank] is the
+// The same for words of every peer at once: those of rank r lie at place(r). words[own rank] is the
 // caller's and stays. row() names the place in a fault. kRanks: the most ranks there may be.
-template <class Rules, int kRanks, class Row, class At>
-TENON_DEVICE void take_of_all(const TeamView& team, Call& call, Phase phase, Row row, At at,
-                              Word4 (&words)[kRanks]) {
-  if (call.lost) return;
+template <class Rules, int kRanks, class Row, class PlaceOf>
+TENON_DEVICE void take_of_all(const TeamView& team, Call& call, Phase phase, Row row, PlaceOf place,
+                              Word4 (&words)[kRanks], bool whole_wave) {
   const auto is_peer = [&](int r) { return r < team.size && r != team.rank; };
-  TENON_UNROLL
-  for (int r = 0; r < kRanks; ++r)  // all loads are under way before the first is looked at
-    if (is_peer(r)) words[r] = load16_relaxed(at(r));
   const auto missing = [&] {
     int found = -1;
     TENON_UNROLL
@@ -219,17 +214,26 @@ TENON_DEVICE void take_of_all(const TeamView& team, Call& call, Phase phase, Row
       if (is_peer(r) && !has_arrived(words[r])) found = r;
     return found;
   };
-  Patience patience;
-  while (missing() >= 0) {
-    const bool waits = keeps_waiting(patience, team.abort_word[team.rank], team.deadline_ns);
+  if (!call.lost) {
     TENON_UNROLL
-    for (int r = 0; r < kRanks; ++r)
-      if (is_peer(r) && !has_arrived(words[r])) words[r] = load16_relaxed(at(r));
-    if (!waits && missing() >= 0) return give_up(team, call, phase, missing(), row(), patience);
+    for (int r = 0; r < kRanks; ++r)  // all loads are under way before the first is looked at
+      if (is_peer(r)) words[r] = look(place(r));
+    Patience patience;
+    while (missing() >= 0) {
+      const bool waits = keeps_waiting(patience, team.abort_word[team.rank], team.deadline_ns);
+      TENON_UNROLL
+      for (int r = 0; r < kRanks; ++r)
+        if (is_peer(r) && !has_arrived(words[r])) words[r] = look(place(r));
+      if (!waits && missing() >= 0) {
+        give_up(team, call, phase, missing(), row(), patience);
+        break;
+      }
+    }
   }
+  if (whole_wave) sync_wave();
   TENON_UNROLL
   for (int r = 0; r < kRanks; ++r)
-    if (Rules::kClears && is_peer(r)) store16_relaxed(at(r), kNothing);
+    if (Rules::kClears && !call.lost && is_peer(r)) clear(place(r));
 }
 
 }  // namespace tenon::TENON_TARGET

@@ -26,6 +26,7 @@ TENON_DEVICE void record_fault(const TeamView& team, WaitEnd end, Phase phase, i
   }
   // Own word too: other blocks and later calls of this rank end at once. The first who gave up
   // stays.
+  TENON_NO_UNROLL
   for (int rank = 0; rank < team.size; ++rank) {
     std::uint32_t* word = team.abort_word[rank];
     if (word != nullptr && load_acquire(word) == 0)

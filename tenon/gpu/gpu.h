@@ -15,9 +15,12 @@
 //   shuffle_xor(v, mask)                   v of lane (lane ^ mask); T of 4 bytes; all lanes together
 //   shuffle_from(v, lane)                  v of that lane of the wave, 0 <= lane < kWave; as above
 //   any_lane(b)                            whether b holds on any lane of the wave; as above
+//   sync_wave()                            lanes that have left a loop at different times go on
+//                                          together, so that their next access is one; as above
+//   max_lane(v)                            the largest 32-bit v of the wave's lanes; as above
 //   store_release(p, v) load_acquire(p)    32-bit, system scope: peers on other devices see them
-//   load_relaxed(p)                        32-bit, system scope, no order
-//   load16_relaxed(p) store16_relaxed(p,v) 16 bytes, system scope, each 32-bit word atomic, no order
+//   load4_relaxed(p) store4_relaxed(p, v)  4, 8 or 16 bytes of global memory, system scope, each
+//   load8_… store8_… load16_… store16_…    32-bit word atomic, no order
 //   load16(p) store16(p, v)                16 bytes, plain, aligned
 //   store8_bytes(p, low, high)             8 bytes as two words, plain, aligned
 //   fence_system()                         acquire and release, system scope: all but an earlier store
@@ -67,6 +70,10 @@ namespace tenon {
 // Sixteen bytes as four words: the unit of vector loads, and of data that is its own flag.
 struct alignas(16) Word4 {
   std::uint32_t x, y, z, w;
+};
+// Half of it.
+struct alignas(8) Word2 {
+  std::uint32_t x, y;
 };
 
 }  // namespace tenon

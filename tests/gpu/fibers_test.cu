@@ -66,7 +66,7 @@ TENON_KERNEL wrong_lane_kernel(Args args) { args.out[global_thread()] = shuffle_
 // see and refuse.
 TENON_DEVICE std::uint32_t first_word(const void* memory) {
   if constexpr (kWave == 1) return 0;
-  return load_relaxed(static_cast<const std::uint32_t*>(memory));
+  return load4_relaxed(static_cast<const std::uint32_t*>(memory));
 }
 
 TENON_KERNEL too_much_shared_kernel(Args args) {

@@ -99,7 +99,8 @@ struct Chain {
   int stage;
   std::string variant;
 };
-const Chain kChains[] = {{1, "one_shot"}, {1, "two_shot"}, {2, ""}, {3, ""}};
+const Chain kChains[] = {
+    {1, "one_shot"}, {1, "two_shot"}, {1, "two_shot_packed"}, {2, ""}, {3, ""}};
 
 // Outputs of rank 0 under one chain; checks that the chain is the one that ran and that all ranks
 // hold the same bytes.
@@ -139,6 +140,7 @@ TEST(Boundary, StagesAgreeBitForBitOnRanksAndTargets) {
       for (const Target target : test::host_targets())
         for (const Chain& chain : kChains) {
           if (target != Target::kCpu && ranks == 8 && hidden > 256) continue;  // slow, no news
+          if (target != Target::kCpu && chain.variant.ends_with("_packed")) continue;  // too narrow
           SCOPED_TRACE(std::string(name(target)) + " stage " + std::to_string(chain.stage) + " " +
                        chain.variant + " ranks " + std::to_string(ranks) + " rows " +
                        std::to_string(rows) + " hidden " + std::to_string(hidden));
@@ -354,7 +356,8 @@ TEST(Boundary, MixedStagesKeepOneResidual) {
       Site site(kRows, kHidden, rank, comm.device());
       for (int call = 0; call < kCalls; ++call) {
         site.rows = 1 + call % kRows;
-        ASSERT_TRUE(site.run(boundaries[static_cast<std::size_t>(call) % 4], *stream));
+        ASSERT_TRUE(
+            site.run(boundaries[static_cast<std::size_t>(call) % boundaries.size()], *stream));
       }
       ASSERT_TRUE(comm.health());
       if (rank == 0) last = site.out;

@@ -21,7 +21,7 @@ using testing::BoundaryInputs;
 using testing::BoundaryTensors;
 using testing::FusedCase;
 
-// Every case in both variants on `target`, one after the other in one mailbox of `mailbox_bytes`.
+// Every case in every variant on `target`, one after the other in one mailbox of `mailbox_bytes`.
 void run_cases(Target target, int team, const std::vector<FusedCase>& cases,
                std::size_t mailbox_bytes) {
   const std::vector<testing::Judged> judged = testing::judge(cases);
@@ -39,7 +39,7 @@ void run_cases(Target target, int team, const std::vector<FusedCase>& cases,
     meet(comm);
     for (std::size_t i = 0; i < judged.size(); ++i) {
       const auto& [call, inputs, expected] = judged[i];
-      for (const char* variant : {"one_shot", "two_shot"}) {
+      for (const std::string_view variant : testing::variants_of(call.shape, target)) {
         for (const auto how : {testing::Launch::kEager, testing::Launch::kGraph}) {
           if (how == testing::Launch::kGraph && i % 3 != 0) continue;
           tensors[i]->reset(*stream);
@@ -184,7 +184,7 @@ TEST_F(FusedContract, PlanIsPureAndExplainsRefusals) {
   auto long_call = fused::plan(wide, where_);
   ASSERT_TRUE(long_call);
   EXPECT_EQ(long_call->variant_name, "two_shot");
-  ASSERT_EQ(long_call->refusals.size(), 1u);
+  ASSERT_EQ(long_call->refusals.size(), 2u);
   EXPECT_TRUE(has(long_call->refusals[0], "one_shot: 8192 rows of 16384"))
       << long_call->refusals[0];
 
@@ -203,6 +203,71 @@ TEST_F(FusedContract, ForcedVariantIsTheOneThatRuns) {
   EXPECT_EQ(fused::plan(args_, where_, "three_shot").status().code(), Code::kInvalidArgument);
 }
 
+TEST_F(FusedContract, OnlyRowsThatPackTravelPacked) {
+  for (const char* variant : {"one_shot_packed", "two_shot_packed"}) {
+    auto packed = fused::plan(args_, where_, variant);
+    ASSERT_TRUE(packed) << packed.status().to_string();
+    EXPECT_EQ(packed->variant_name, variant);
+    fused::Args halves = args_;
+    for (TensorView* each :
+         {&halves.partial.addend, &halves.residual, &halves.weight, &*halves.out.bf16})
+      each->dtype = DType::kF16;
+    const auto refused = fused::plan(halves, where_, variant);
+    ASSERT_FALSE(refused);
+    EXPECT_TRUE(has(refused.status().message(), "only bf16 can be packed"))
+        << refused.status().message();
+  }
+}
+
+// A wave packs together, so every lane must have a vector.
+TEST(FusedPacked, WidthsThatLeaveLanesWithoutAVectorAreRefused) {
+  for (Target target : test::host_targets()) {
+    if (target == Target::kCpu) continue;
+    for (int hidden : {256, 512, 640, 1024, 8192}) {
+      BoundaryCase shape;
+      shape.hidden = hidden;
+      RankOptions options;
+      options.target = target;
+      run_ranks(2, options, [&](int rank, Communicator& comm) {
+        auto stream = Stream::create(comm.device());
+        ASSERT_TRUE(stream);
+        const BoundaryTensors tensors(shape, testing::make_inputs(shape, 0), rank, comm.device(),
+                                      *stream);
+        const auto plan =
+            testing::plan_of(testing::fused_args({shape}, tensors), comm, "one_shot_packed");
+        const bool packs = testing::variants_of(shape, target).size() == 4;
+        EXPECT_EQ(static_cast<bool>(plan), packs) << hidden;
+        if (!packs) {
+          EXPECT_NE(plan.status().message().find("not one vector for every lane"),
+                    std::string_view::npos)
+              << plan.status().message();
+        }
+      });
+    }
+  }
+}
+
+// Rows of the sizes that pack, with the few elements that do not, on every target.
+TEST(FusedPacked, RowsThatPackMatchTheOracle) {
+  for (Target target : test::usable_targets()) {
+    const bool is_fast = testing::pace_of(target) == testing::Pace::kFast;
+    for (int team : {2, 3, 8}) {
+      if (!is_fast && team == 8) continue;
+      std::vector<FusedCase> cases;
+      for (int hidden : {512, 1024, 4096}) {
+        if (!is_fast && hidden > 1024) continue;
+        for (int mix = 0; mix < 3; ++mix) {
+          FusedCase each = testing::mixed_case(team, is_fast ? 2 * team + 1 : 2, hidden, mix);
+          each.seed = static_cast<std::uint64_t>(testing::RowKind::kNear);  // row 0 is of it
+          each.shape.fresh_residual = false;
+          cases.push_back(each);
+        }
+      }
+      run_cases(target, team, cases, small_mailbox(team));
+    }
+  }
+}
+
 TEST_F(FusedContract, TooSmallMailboxIsRefusedBeforeLaunch) {
   auto plan = fused::plan(args_, where_);
   ASSERT_TRUE(plan);
@@ -216,17 +281,18 @@ TEST_F(FusedContract, TooSmallMailboxIsRefusedBeforeLaunch) {
 
 TEST_F(FusedContract, OwnersAreDealtInTurn) {
   EXPECT_EQ(fused::residual_owner("one_shot", 5, 8, 4), -1);
-  for (int row = 0; row < 9; ++row)
-    EXPECT_EQ(fused::residual_owner("two_shot", row, 9, 4), row % 4);
+  EXPECT_EQ(fused::residual_owner("one_shot_packed", 5, 8, 4), -1);
+  for (const char* variant : {"two_shot", "two_shot_packed"})
+    for (int row = 0; row < 9; ++row) EXPECT_EQ(fused::residual_owner(variant, row, 9, 4), row % 4);
 }
 
 TEST_F(FusedContract, TrafficCountsTheLinks) {
   const double elements = 3 * 256;
-  const Traffic both = fused::traffic(args_, 2);  // 16-bit rows travel where both are wanted
-  EXPECT_EQ(both.link_bytes, elements * (2 + 2) / 2);
+  const Traffic both = fused::traffic(args_, 2);  // rows travel where both are wanted, in 12 bits
+  EXPECT_EQ(both.link_bytes, elements * (1.5 + 1.5) / 2);
   fused::Args codes_only = args_;
   codes_only.out.bf16.reset();
-  EXPECT_EQ(fused::traffic(codes_only, 2).link_bytes, 3 * (256 * 2 + 256 + 16) / 2.0);
+  EXPECT_EQ(fused::traffic(codes_only, 2).link_bytes, 3 * (256 * 1.5 + 256 + 2 * 4) / 2);
 }
 
 }  // namespace

@@ -21,13 +21,13 @@ using testing::FusedCase;
 
 struct Prepared {
   FusedCase call;
-  const char* variant;
+  std::string_view variant;
   testing::BoundaryInputs inputs;
   testing::BoundaryOutputs expected;
 };
 
 // Calls of different rows, widths, types and outputs, all in one mailbox.
-std::vector<Prepared> prepare(int team, int count, int max_rows, int max_hidden) {
+std::vector<Prepared> prepare(Target target, int team, int count, int max_rows, int max_hidden) {
   constexpr ScaleLayout kLayouts[] = {ScaleLayout::kRow, ScaleLayout::kMnMajor,
                                       ScaleLayout::kUe8m0Packed};
   std::vector<Prepared> calls(static_cast<std::size_t>(count));
@@ -43,7 +43,8 @@ std::vector<Prepared> prepare(int team, int count, int max_rows, int max_hidden)
     shape.want_fp8 = i % 4 != 2;
     shape.fp8 = i % 5 == 0 ? DType::kE4M3Fnuz : DType::kE4M3;
     each.call.spread_residual = i % 6 == 5;
-    each.variant = i * 7 % 10 < 5 ? "one_shot" : "two_shot";
+    const auto able = testing::variants_of(shape, target);
+    each.variant = able[static_cast<std::size_t>(i * 7 % 10) % able.size()];
     each.inputs = testing::make_inputs(shape, static_cast<std::uint64_t>(i));
     each.expected = testing::boundary_oracle(shape, each.inputs);
   }
@@ -109,7 +110,7 @@ void dawdle(std::mt19937& random) {
 }
 
 void soak(Target target, int team, int calls, int max_rows, int max_hidden) {
-  const std::vector<Prepared> prepared = prepare(team, 20, max_rows, max_hidden);
+  const std::vector<Prepared> prepared = prepare(target, team, 20, max_rows, max_hidden);
   RankOptions options;
   options.target = target;
   run_ranks(team, options, [&](int rank, Communicator& comm) {
@@ -130,13 +131,13 @@ TEST(FusedProtocol, SoakOnCpuAndGpus) {
   const int calls = std::getenv("TEST_FULL") != nullptr ? 20'000 : 1200;
   for (Target target : test::usable_targets())
     if (!is_host(target) || target == Target::kCpu)
-      for (int team : {2, 3, 4, 8}) soak(target, team, calls * 2 / team, 9, 256);
+      for (int team : {2, 3, 4, 8}) soak(target, team, calls * 2 / team, 9, 512);
 }
 
 TEST(FusedProtocol, SoakOnEmulatedWaves) {
   for (Target target : test::host_targets())
     if (target != Target::kCpu)
-      for (int team : {2, 3}) soak(target, team, 40, 7, 256);
+      for (int team : {2, 3}) soak(target, team, 40, 7, 512);
 }
 
 // A graph of several calls, replayed between eager ones: counters live in device memory.
@@ -144,7 +145,7 @@ TEST(FusedProtocol, GraphsReplayBetweenEagerCalls) {
   for (Target target : test::usable_targets()) {
     const bool emulated = is_host(target) && target != Target::kCpu;
     const int team = 3, rounds = emulated ? 6 : 60;
-    const std::vector<Prepared> prepared = prepare(team, 8, 5, 128);
+    const std::vector<Prepared> prepared = prepare(target, team, 8, 5, 128);
     RankOptions options;
     options.target = target;
     run_ranks(team, options, [&](int rank, Communicator& comm) {
@@ -175,9 +176,9 @@ bool is_named(Communicator& comm, int missing) {
 // Every rank but one calls; each of them ends within the deadline and names the missing one, also
 // where it waited for another that waited for the missing one itself.
 TEST(FusedProtocol, MissingRankIsNamed) {
-  for (const char* variant : {"one_shot", "two_shot"}) {
+  for (const char* variant : {"one_shot", "one_shot_packed", "two_shot", "two_shot_packed"}) {
     for (int team : {2, 4}) {
-      std::vector<Prepared> prepared = prepare(team, 1, 1, 128);
+      std::vector<Prepared> prepared = prepare(Target::kCpu, team, 1, 1, 128);
       prepared[0].variant = variant;
       RankOptions options;
       options.deadline = std::chrono::milliseconds(700);
@@ -208,9 +209,9 @@ TEST(FusedProtocol, MissingRankIsNamed) {
 
 // A rank with one row fewer: the others find that row missing, and whose.
 TEST(FusedProtocol, RankWithFewerRowsIsNamed) {
-  for (const char* variant : {"one_shot", "two_shot"}) {
+  for (const char* variant : {"one_shot", "one_shot_packed", "two_shot", "two_shot_packed"}) {
     const int team = 3;
-    std::vector<Prepared> whole = prepare(team, 1, 1, 128);
+    std::vector<Prepared> whole = prepare(Target::kCpu, team, 1, 1, 128);
     whole[0].variant = variant;
     whole[0].call.shape.rows = 5;
     whole[0].inputs = testing::make_inputs(whole[0].call.shape, 0);

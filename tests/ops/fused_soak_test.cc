@@ -19,6 +19,7 @@
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
 #include "tests/support/boundary_oracle.h"
 #include "tests/support/chaos.h"
+#include "tests/support/fused_run.h"
 #include "tests/support/ranks.h"
 
 #define TENON_TEST_SPACE fused_soak_test
@@ -39,7 +40,7 @@ struct Extent {
 };
 Extent extent_of(Target target) {
   if (!is_host(target)) return {599, 1024, 50, 8};
-  return target == Target::kCpu ? Extent{33, 256, 20, 6} : Extent{5, 128, 5, 2};
+  return target == Target::kCpu ? Extent{33, 256, 20, 6} : Extent{5, 256, 5, 2};
 }
 
 // --- cases --------------------------------------------------------------------------------------
@@ -94,7 +95,9 @@ std::vector<SoakCase> make_cases(const Extent& extent, int team) {
 
 // --- what is drawn ------------------------------------------------------------------------------
 
-constexpr const char* kVariants[] = {"one_shot", "two_shot"};
+// By number: odd ones are two_shot, those from 2 on packed where the case can be.
+constexpr const char* kVariants[] = {"one_shot", "two_shot", "one_shot_packed", "two_shot_packed"};
+constexpr int kNumVariants = 4;
 constexpr const char* kTensorNames[] = {"residual", "norm", "codes", "scales"};
 constexpr int kNumChannels = 4, kLoneChannel = 3;  // the last carries calls of one case only
 constexpr std::uint16_t kLoneCase = 4;
@@ -122,7 +125,7 @@ Batch draw(test::Random& random, std::size_t num_cases) {
         batch.picks + batch.num_picks)
       continue;
     batch.picks[batch.num_picks] = pick;
-    batch.variants[batch.num_picks++] = static_cast<int>(below(random, 2));
+    batch.variants[batch.num_picks++] = static_cast<int>(below(random, kNumVariants));
   }
   return batch;
 }
@@ -384,8 +387,9 @@ class Soaker {
     plans_.resize(cases_.size());
     for (std::size_t i = 0; i < cases_.size(); ++i) {
       args_.push_back(args_of(cases_[i], places_[i], image_, comm_.device()));
-      for (int n = 0; n < 2; ++n) {
-        TENON_ASSIGN(plans_[i][n], plan_for(args_[i], where, kVariants[n]));
+      const bool packs = testing::variants_of(cases_[i].shape, target_).size() == kNumVariants;
+      for (int n = 0; n < kNumVariants; ++n) {
+        TENON_ASSIGN(plans_[i][n], plan_for(args_[i], where, kVariants[packs ? n : n % 2]));
       }
     }
     return Status::ok();
@@ -425,7 +429,7 @@ class Soaker {
     for (int n = 0; n < batch.num_picks; ++n) {
       const std::size_t i = batch.picks[n];
       args.picks[n] = batch.picks[n];
-      args.sharded[n] = batch.variants[n] == 1 && !cases_[i].spread_residual;
+      args.sharded[n] = batch.variants[n] % 2 == 1 && !cases_[i].spread_residual;
       most_vectors = std::max(most_vectors, places_[i].expected[kResidual].vectors);
     }
     args.slices = is_host(target_) ? 1 : std::min(1 + most_vectors / 1024, 32);
@@ -443,7 +447,7 @@ class Soaker {
   std::vector<Places> places_;
   std::size_t state_at_ = 0, regions_at_ = 0;
   std::vector<fused::Args> args_;
-  std::vector<std::array<Plan, 2>> plans_;
+  std::vector<std::array<Plan, kNumVariants>> plans_;
   Mailbox mailboxes_[kNumChannels];
   std::vector<Graph> graphs_;
   int num_enqueued_ = 0, turn_ = 0;  // kernels since the last event

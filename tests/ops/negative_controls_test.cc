@@ -91,8 +91,15 @@ Status launch_broken(std::string_view variant, int blocks,
                      const fused_allreduce_rmsnorm_quant::Args& args, const TeamView& team,
                      Stream& stream) {
   const LaunchShape shape{blocks, 1, true, 0};
-  return variant == "one_shot" ? kernels::launch_one_shot<bf16, Rules>(shape, args, &team, stream)
-                               : kernels::launch_two_shot<bf16, Rules>(shape, args, &team, stream);
+  using kernels::Packed;
+  using kernels::Plain;
+  if (variant == "one_shot")
+    return kernels::launch_one_shot<bf16, Plain, Rules>(shape, args, &team, stream);
+  if (variant == "one_shot_packed")
+    return kernels::launch_one_shot<bf16, Packed, Rules>(shape, args, &team, stream);
+  if (variant == "two_shot")
+    return kernels::launch_two_shot<bf16, Plain, Rules>(shape, args, &team, stream);
+  return kernels::launch_two_shot<bf16, Packed, Rules>(shape, args, &team, stream);
 }
 
 // What one rank finds wrong, or nothing.
@@ -179,11 +186,17 @@ const std::vector<std::string_view> kTwo = {"two_shot"};
 const std::vector<std::string_view> kBoth = {"one_shot", "two_shot", "two_shot", "one_shot",
                                              "two_shot"};
 
+const std::vector<std::string_view> kPackedOne = {"one_shot_packed"};
+const std::vector<std::string_view> kPackedTwo = {"two_shot_packed"};
+// Packed and plain calls on one mailbox.
+const std::vector<std::string_view> kMixed = {"one_shot_packed", "two_shot", "two_shot_packed",
+                                              "one_shot", "two_shot_packed"};
+
 constexpr std::uint64_t kPatient = 20'000'000'000;  // nothing is lost, but cores may be
 
 TEST(SoundProtocol, PassesOnEveryAllowedMemory) {
   for (Weakness weakness : {Weakness::kNone, Weakness::kShuffled, Weakness::kLateClears}) {
-    for (const auto& variants : {kOne, kTwo, kBoth}) {
+    for (const auto& variants : {kOne, kTwo, kBoth, kMixed}) {
       for (int team : {1, 2, 3, 5}) {
         Series series;
         series.deadline_ns = kPatient;
@@ -198,7 +211,7 @@ TEST(SoundProtocol, PassesOnEveryAllowedMemory) {
 }
 
 TEST(SoundProtocol, PassesInChunksWithEverySpecialValue) {
-  for (const auto& variants : {kOne, kTwo, kBoth}) {
+  for (const auto& variants : {kOne, kTwo, kBoth, kPackedOne, kPackedTwo, kMixed}) {
     Series series;
     series.deadline_ns = kPatient;
     series.variants = variants;
@@ -215,7 +228,7 @@ TEST(SoundProtocol, PassesInChunksWithEverySpecialValue) {
 }
 
 TEST(NegativeControl, WordsThatAreNotClearedAreTakenAgain) {
-  for (const auto& variants : {kOne, kTwo, kBoth}) {
+  for (const auto& variants : {kOne, kTwo, kBoth, kPackedOne, kPackedTwo}) {
     Series series;
     series.variants = variants;
     EXPECT_NE(first_finding<NoClears>(series, 1), "");
@@ -223,7 +236,7 @@ TEST(NegativeControl, WordsThatAreNotClearedAreTakenAgain) {
 }
 
 TEST(NegativeControl, MissingFencesLoseWords) {
-  for (const auto& variants : {kOne, kTwo, kBoth}) {
+  for (const auto& variants : {kOne, kTwo, kBoth, kPackedOne, kPackedTwo}) {
     Series series;
     series.variants = variants;
     series.weakness = Weakness::kLateClears;

@@ -442,6 +442,13 @@ void fill_plain(const BoundaryCase& shape, Numbers& numbers, size_t at, Boundary
   for (size_t r = 0; r < parts.size(); ++r) inputs.addends[r][at] = numbers.element(parts[r]);
 }
 
+// How many powers of two below the largest of its row an element is.
+int near_exponent(Numbers& numbers) {
+  constexpr int kRare[] = {7, 8, 13, 14, 15, 16, 17, 30};
+  const std::uint32_t draw = numbers.below(1024);
+  return -(draw < 8 ? kRare[draw] : static_cast<int>(draw % 6));
+}
+
 void fill_element(const BoundaryCase& shape, Numbers& numbers, RowKind kind, int k, size_t at,
                   BoundaryInputs& inputs) {
   const bool bf = shape.dtype == DType::kBF16;
@@ -476,6 +483,13 @@ void fill_element(const BoundaryCase& shape, Numbers& numbers, RowKind kind, int
     case RowKind::kZero:
       for (auto& addend : inputs.addends) addend[at] = sign();
       inputs.residual[at] = sign();
+      return;
+    case RowKind::kNear:
+      for (auto& addend : inputs.addends) {
+        addend[at] = numbers.element(numbers.number(near_exponent(numbers)));
+        if (k / 8 % 37 == 3) addend[at] |= bf ? 0x807f : 0x83ff;
+      }
+      inputs.residual[at] = numbers.element(numbers.number(near_exponent(numbers) - 3));
       return;
   }
 }

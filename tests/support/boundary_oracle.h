@@ -40,8 +40,10 @@ enum class RowKind : std::uint8_t {
   kInfinite,  // an infinity here and there
   kNan,       // NaNs here and there, whole words of the sentinel among them
   kZero,      // all zeros, of both signs
+  kNear,  // sizes that pack on the wire, up to both ends of what does and beyond them; and signs
+          // and mantissas that would be the sentinel there
 };
-inline constexpr int kNumRowKinds = 6;
+inline constexpr int kNumRowKinds = 7;
 
 // Deterministic in (shape, seed). Row i is of kind (i + seed) % kNumRowKinds unless `plain`; the
 // weight has one infinity and one NaN, in different groups, unless `plain`.

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "tests/support/targets.h"
+
 namespace tenon::testing {
 
 namespace fused = fused_allreduce_rmsnorm_quant;
@@ -17,6 +19,15 @@ fused::Args fused_args(const FusedCase& call, const BoundaryTensors& tensors) {
   args.spread_residual = call.spread_residual;
   args.out = tensors.out;
   return args;
+}
+
+std::vector<std::string_view> variants_of(const BoundaryCase& shape, Target target) {
+  const int wave = test::wave_of(target), vectors = shape.hidden / 8;
+  const int most_threads = target == Target::kCuda ? 1024 : 512;
+  const bool fills_waves =
+      wave == 1 || (vectors % wave == 0 && vectors >= 64 && vectors <= most_threads);
+  if (shape.dtype != DType::kBF16 || !fills_waves) return {"one_shot", "two_shot"};
+  return {"one_shot", "one_shot_packed", "two_shot", "two_shot_packed"};
 }
 
 Result<Plan> plan_of(const fused::Args& args, const Communicator& comm, std::string_view variant) {

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
 #include "tests/support/boundary_oracle.h"
@@ -18,6 +20,10 @@ struct FusedCase {
 
 fused_allreduce_rmsnorm_quant::Args fused_args(const FusedCase& call,
                                                const BoundaryTensors& tensors);
+
+// The variants that can run a case on `target`. Packed ones take bf16 alone, and on targets with
+// waves only rows that have a vector for every lane of a block.
+std::vector<std::string_view> variants_of(const BoundaryCase& shape, Target target);
 
 // A plan for `variant`, whatever is fastest.
 Result<Plan> plan_of(const fused_allreduce_rmsnorm_quant::Args& args, const Communicator& comm,

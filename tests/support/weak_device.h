@@ -33,6 +33,8 @@ inline T shuffle_from(T value, int) {
   return value;
 }
 inline bool any_lane(bool value) { return value; }
+inline void sync_wave() {}
+inline std::uint32_t max_lane(std::uint32_t value) { return value; }
 
 using host_memory::atomic_add;
 inline std::uint32_t atomic_add_system(std::uint32_t* at, std::uint32_t value) {
@@ -40,11 +42,26 @@ inline std::uint32_t atomic_add_system(std::uint32_t* at, std::uint32_t value) {
 }
 using host_memory::load16;
 using host_memory::load_acquire;
-using host_memory::load_relaxed;
 using host_memory::store16;
 using host_memory::store8_bytes;
 using host_memory::ticks;
 
+// Of a mailbox as of counters: what nobody stored through the weak memory is visible at once.
+inline std::uint32_t load4_relaxed(const void* at) {
+  return testing::weak_memory->load(static_cast<const std::uint32_t*>(at));
+}
+inline void store4_relaxed(void* at, std::uint32_t value) {
+  testing::weak_memory->store(static_cast<std::uint32_t*>(at), value);
+}
+inline Word2 load8_relaxed(const void* at) {
+  const auto* const words = static_cast<const std::uint32_t*>(at);
+  return {load4_relaxed(words), load4_relaxed(words + 1)};
+}
+inline void store8_relaxed(void* at, Word2 value) {
+  auto* const words = static_cast<std::uint32_t*>(at);
+  store4_relaxed(words, value.x);
+  store4_relaxed(words + 1, value.y);
+}
 inline Word4 load16_relaxed(const void* at) {
   testing::WeakMemory& memory = *testing::weak_memory;
   memory.before_load();

@@ -32,6 +32,8 @@ inline T shuffle_from(T value, int) {
   return value;
 }
 inline bool any_lane(bool value) { return value; }
+inline void sync_wave() {}
+inline std::uint32_t max_lane(std::uint32_t value) { return value; }
 
 using host_memory::atomic_add;
 inline std::uint32_t atomic_add_system(std::uint32_t* at, std::uint32_t value) {
@@ -40,11 +42,14 @@ inline std::uint32_t atomic_add_system(std::uint32_t* at, std::uint32_t value) {
 using host_memory::fence_system;
 using host_memory::load16;
 using host_memory::load16_relaxed;
+using host_memory::load4_relaxed;
+using host_memory::load8_relaxed;
 using host_memory::load_acquire;
-using host_memory::load_relaxed;
 using host_memory::store16;
 using host_memory::store16_relaxed;
+using host_memory::store4_relaxed;
 using host_memory::store8_bytes;
+using host_memory::store8_relaxed;
 using host_memory::store_release;
 using host_memory::ticks;
 

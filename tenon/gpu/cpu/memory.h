@@ -14,20 +14,33 @@ inline void store_release(std::uint32_t* at, std::uint32_t value) {
 inline std::uint32_t load_acquire(const std::uint32_t* at) {
   return std::atomic_ref(*const_cast<std::uint32_t*>(at)).load(std::memory_order_acquire);
 }
-inline std::uint32_t load_relaxed(const std::uint32_t* at) {
-  return std::atomic_ref(*const_cast<std::uint32_t*>(at)).load(std::memory_order_relaxed);
+inline std::uint32_t load4_relaxed(const void* at) {
+  return std::atomic_ref(*static_cast<std::uint32_t*>(const_cast<void*>(at)))
+      .load(std::memory_order_relaxed);
+}
+inline void store4_relaxed(void* at, std::uint32_t value) {
+  std::atomic_ref(*static_cast<std::uint32_t*>(at)).store(value, std::memory_order_relaxed);
+}
+inline Word2 load8_relaxed(const void* at) {
+  const auto* words = static_cast<const std::uint32_t*>(at);
+  return {load4_relaxed(words), load4_relaxed(words + 1)};
+}
+inline void store8_relaxed(void* at, Word2 value) {
+  auto* words = static_cast<std::uint32_t*>(at);
+  store4_relaxed(words, value.x);
+  store4_relaxed(words + 1, value.y);
 }
 inline Word4 load16_relaxed(const void* at) {
   const auto* words = static_cast<const std::uint32_t*>(at);
-  return {load_relaxed(words), load_relaxed(words + 1), load_relaxed(words + 2),
-          load_relaxed(words + 3)};
+  return {load4_relaxed(words), load4_relaxed(words + 1), load4_relaxed(words + 2),
+          load4_relaxed(words + 3)};
 }
 inline void store16_relaxed(void* at, Word4 value) {
   auto* words = static_cast<std::uint32_t*>(at);
-  std::atomic_ref(words[0]).store(value.x, std::memory_order_relaxed);
-  std::atomic_ref(words[1]).store(value.y, std::memory_order_relaxed);
-  std::atomic_ref(words[2]).store(value.z, std::memory_order_relaxed);
-  std::atomic_ref(words[3]).store(value.w, std::memory_order_relaxed);
+  store4_relaxed(words, value.x);
+  store4_relaxed(words + 1, value.y);
+  store4_relaxed(words + 2, value.z);
+  store4_relaxed(words + 3, value.w);
 }
 // Through memcpy: the bytes may belong to objects of any type.
 inline Word4 load16(const void* at) {

@@ -49,11 +49,24 @@ inline bool any_lane(bool value, const char* file = __builtin_FILE(), int line =
   for (int mask = 1; mask < kWave; mask *= 2) any |= shuffle_xor(any, mask, file, line);
   return any != 0;
 }
+// Needless here, but lanes that are missing show.
+inline void sync_wave(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  shuffle_from(0u, 0, file, line);
+}
+inline std::uint32_t max_lane(std::uint32_t value, const char* file = __builtin_FILE(),
+                              int line = __builtin_LINE()) {
+  for (int mask = 1; mask < kWave; mask *= 2) {
+    const std::uint32_t other = shuffle_xor(value, mask, file, line);
+    value = other > value ? other : value;
+  }
+  return value;
+}
 
 using host_memory::load16;
 using host_memory::load16_relaxed;
+using host_memory::load4_relaxed;
+using host_memory::load8_relaxed;
 using host_memory::load_acquire;
-using host_memory::load_relaxed;
 using host_memory::store16;
 using host_memory::store8_bytes;
 using host_memory::ticks;
@@ -61,6 +74,14 @@ using host_memory::ticks;
 inline void store_release(std::uint32_t* at, std::uint32_t value) {
   emu::maybe_switch();
   host_memory::store_release(at, value);
+}
+inline void store4_relaxed(void* at, std::uint32_t value) {
+  emu::maybe_switch();
+  host_memory::store4_relaxed(at, value);
+}
+inline void store8_relaxed(void* at, Word2 value) {
+  emu::maybe_switch();
+  host_memory::store8_relaxed(at, value);
 }
 inline void store16_relaxed(void* at, Word4 value) {
   emu::maybe_switch();

@@ -75,6 +75,14 @@ TENON_DEVICE T shuffle_xor(T value, int mask) {
   return shuffle_from(value, lane ^ mask);
 }
 TENON_DEVICE bool any_lane(bool value) { return __builtin_amdgcn_ballot_w64(value) != 0; }
+TENON_DEVICE void sync_wave() {}  // lanes that leave a loop wait for the others anyway
+TENON_DEVICE std::uint32_t max_lane(std::uint32_t value) {
+  for (int mask = 1; mask < kWave; mask *= 2) {
+    const std::uint32_t other = shuffle_xor(value, mask);
+    value = other > value ? other : value;
+  }
+  return value;
+}
 
 // Compilers up to LLVM 22 drop the wait between writing the caches back and the store that tells
 // of it, where the wave has nothing else to wait for (llvm-project, pull request 178316).
@@ -86,24 +94,33 @@ TENON_DEVICE void store_release(std::uint32_t* at, std::uint32_t value) {
 TENON_DEVICE std::uint32_t load_acquire(const std::uint32_t* at) {
   return __scoped_atomic_load_n(at, __ATOMIC_ACQUIRE, __MEMORY_SCOPE_SYSTEM);
 }
-TENON_DEVICE std::uint32_t load_relaxed(const std::uint32_t* at) {
-  return __scoped_atomic_load_n(at, __ATOMIC_RELAXED, __MEMORY_SCOPE_SYSTEM);
+TENON_DEVICE std::uint32_t load4_relaxed(const void* at) {
+  return __scoped_atomic_load_n(static_cast<const std::uint32_t*>(at), __ATOMIC_RELAXED,
+                                __MEMORY_SCOPE_SYSTEM);
+}
+TENON_DEVICE void store4_relaxed(void* at, std::uint32_t value) {
+  __scoped_atomic_store_n(static_cast<std::uint32_t*>(at), value, __ATOMIC_RELAXED,
+                          __MEMORY_SCOPE_SYSTEM);
+}
+TENON_DEVICE Word2 load8_relaxed(const void* at) {
+  const std::uint64_t both = __scoped_atomic_load_n(static_cast<const std::uint64_t*>(at),
+                                                    __ATOMIC_RELAXED, __MEMORY_SCOPE_SYSTEM);
+  return {static_cast<std::uint32_t>(both), static_cast<std::uint32_t>(both >> 32)};
+}
+TENON_DEVICE void store8_relaxed(void* at, Word2 value) {
+  __scoped_atomic_store_n(static_cast<std::uint64_t*>(at), std::uint64_t{value.y} << 32 | value.x,
+                          __ATOMIC_RELAXED, __MEMORY_SCOPE_SYSTEM);
 }
 // As two halves of 8 bytes: the widest that the compiler keeps atomic without waiting for each.
 TENON_DEVICE Word4 load16_relaxed(const void* at) {
   const auto* halves = static_cast<const std::uint64_t*>(at);
-  const std::uint64_t low = __scoped_atomic_load_n(halves, __ATOMIC_RELAXED, __MEMORY_SCOPE_SYSTEM);
-  const std::uint64_t high =
-      __scoped_atomic_load_n(halves + 1, __ATOMIC_RELAXED, __MEMORY_SCOPE_SYSTEM);
-  return {static_cast<std::uint32_t>(low), static_cast<std::uint32_t>(low >> 32),
-          static_cast<std::uint32_t>(high), static_cast<std::uint32_t>(high >> 32)};
+  const Word2 low = load8_relaxed(halves), high = load8_relaxed(halves + 1);
+  return {low.x, low.y, high.x, high.y};
 }
 TENON_DEVICE void store16_relaxed(void* at, Word4 value) {
   auto* halves = static_cast<std::uint64_t*>(at);
-  __scoped_atomic_store_n(halves, std::uint64_t{value.y} << 32 | value.x, __ATOMIC_RELAXED,
-                          __MEMORY_SCOPE_SYSTEM);
-  __scoped_atomic_store_n(halves + 1, std::uint64_t{value.w} << 32 | value.z, __ATOMIC_RELAXED,
-                          __MEMORY_SCOPE_SYSTEM);
+  store8_relaxed(halves, {value.x, value.y});
+  store8_relaxed(halves + 1, {value.z, value.w});
 }
 TENON_DEVICE void fence_system() {
   __scoped_atomic_thread_fence(__ATOMIC_RELEASE, __MEMORY_SCOPE_SYSTEM);
@@ -181,8 +198,12 @@ TENON_DEVICE T shuffle_xor(T value, int mask) {
   return __builtin_bit_cast(T, __shfl_xor_sync(0xffffffffu, bits, mask));
 }
 TENON_DEVICE bool any_lane(bool value) { return __any_sync(0xffffffffu, value) != 0; }
+TENON_DEVICE void sync_wave() { __syncwarp(); }
+TENON_DEVICE std::uint32_t max_lane(std::uint32_t value) {
+  return __reduce_max_sync(0xffffffffu, value);
+}
 
-// The 32-bit ones take shared memory too; the 16-byte ones global memory only.
+// These take shared memory too; the relaxed ones below global memory only.
 TENON_DEVICE void store_release(std::uint32_t* at, std::uint32_t value) {
   asm volatile("st.release.sys.u32 [%0], %1;" : : "l"(at), "r"(value) : "memory");
 }
@@ -191,10 +212,33 @@ TENON_DEVICE std::uint32_t load_acquire(const std::uint32_t* at) {
   asm volatile("ld.acquire.sys.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
   return value;
 }
-TENON_DEVICE std::uint32_t load_relaxed(const std::uint32_t* at) {
+TENON_DEVICE std::uint32_t load4_relaxed(const void* at) {
   std::uint32_t value;
-  asm volatile("ld.relaxed.sys.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
+  asm volatile("ld.relaxed.sys.global.u32 %0, [%1];"
+               : "=r"(value)
+               : "l"(__cvta_generic_to_global(at))
+               : "memory");
   return value;
+}
+TENON_DEVICE void store4_relaxed(void* at, std::uint32_t value) {
+  asm volatile("st.relaxed.sys.global.u32 [%0], %1;"
+               :
+               : "l"(__cvta_generic_to_global(at)), "r"(value)
+               : "memory");
+}
+TENON_DEVICE Word2 load8_relaxed(const void* at) {
+  Word2 value;
+  asm volatile("ld.relaxed.sys.global.v2.u32 {%0, %1}, [%2];"
+               : "=r"(value.x), "=r"(value.y)
+               : "l"(__cvta_generic_to_global(at))
+               : "memory");
+  return value;
+}
+TENON_DEVICE void store8_relaxed(void* at, Word2 value) {
+  asm volatile("st.relaxed.sys.global.v2.u32 [%0], {%1, %2};"
+               :
+               : "l"(__cvta_generic_to_global(at)), "r"(value.x), "r"(value.y)
+               : "memory");
 }
 TENON_DEVICE Word4 load16_relaxed(const void* at) {
   Word4 value;
@@ -271,9 +315,6 @@ TENON_DEVICE void wait_for_previous() { asm volatile("griddepcontrol.wait;" : : 
 TENON_DEVICE Word4 load16(const void* at) { return *static_cast<const Word4*>(at); }
 TENON_DEVICE void store16(void* at, Word4 value) { *static_cast<Word4*>(at) = value; }
 TENON_DEVICE void store8_bytes(void* at, std::uint32_t low, std::uint32_t high) {
-  struct alignas(8) Word2 {
-    std::uint32_t x, y;
-  };
   *static_cast<Word2*>(at) = {low, high};
 }
 

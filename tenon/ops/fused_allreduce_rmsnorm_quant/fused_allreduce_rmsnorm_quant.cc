@@ -28,18 +28,18 @@ Status check(const Args& args) {
 std::size_t mailbox_bytes(int max_rows, int hidden, DType, int team_size) {
   const std::int64_t rows = std::max(max_rows, 1);
   const std::int64_t stripes = (rows + team_size - 1) / team_size;
-  const std::int64_t result = result_bytes(hidden, false, 0, true);
-  const std::int64_t stripe = stripe_bytes(hidden, result, team_size);
+  const int peers = team_size - 1;
+  const std::int64_t part = row_bytes(hidden, true);
+  const std::int64_t stripe = (part + result_bytes(hidden, true, false, 0, true)) * peers;
   const std::int64_t least = kLeastSteps * stripe;
-  const std::int64_t wanted =
-      std::max(rows * one_shot_row_bytes(hidden, team_size), stripes * stripe);
+  const std::int64_t wanted = std::max(rows * part * peers, stripes * stripe);
   const std::int64_t slot = std::max(std::min(wanted, kMaxSlotBytes), least);
   const auto aligned = (static_cast<std::size_t>(slot) + kSlotAlignment - 1) / kSlotAlignment;
   return aligned * kSlotAlignment * kNumSlots;
 }
 
 int residual_owner(std::string_view variant, int row, int, int team_size) {
-  return variant == "two_shot" ? row % team_size : -1;
+  return variant.starts_with("two_shot") ? row % team_size : -1;
 }
 
 Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced) {
@@ -58,14 +58,14 @@ Traffic traffic(const Args& args, int team_size) {
   cost.flops = elements * (10 + team_size);
   cost.memory_bytes = elements * (args.fresh_residual ? 4 : 6) +
                       static_cast<double>(args.weight.bytes()) + bytes_of(args.out);
-  // Each rank sends its part of the rows of others, and its own results to the others.
-  const bool spreads_fp8 = !args.out.bf16;
-  const std::int64_t groups = args.out.fp8 ? addend.shape[1] / args.out.fp8->group : 0;
-  const std::int64_t result =
-      result_bytes(addend.shape[1], spreads_fp8, groups, args.spread_residual);
-  cost.link_bytes = static_cast<double>(addend.shape[0]) *
-                    static_cast<double>(part_bytes(addend.shape[1]) + result) * (team_size - 1) /
-                    team_size;
+  // Each rank sends its part of the rows of others, and its own results to the others; bf16 goes in
+  // 12 bits (wire.cuh).
+  const auto hidden = static_cast<double>(addend.shape[1]);
+  const double row = hidden * (addend.dtype == DType::kBF16 ? 1.5 : 2.0);
+  const double fp8 = args.out.fp8 ? hidden + hidden / args.out.fp8->group * 4 : 0;
+  const double result = (args.out.bf16 ? row : fp8) + (args.spread_residual ? row : 0);
+  cost.link_bytes =
+      static_cast<double>(addend.shape[0]) * (row + result) * (team_size - 1) / team_size;
   return cost;
 }
 

@@ -11,8 +11,8 @@ namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
 using tenon::fused_allreduce_rmsnorm_quant::Args;
 using tenon::fused_allreduce_rmsnorm_quant::kUnit;
-using tenon::fused_allreduce_rmsnorm_quant::part_bytes;
 using tenon::fused_allreduce_rmsnorm_quant::result_bytes;
+using tenon::fused_allreduce_rmsnorm_quant::row_bytes;
 using tenon::fused_allreduce_rmsnorm_quant::slot_units;
 
 // One shot sends each row to everybody and does each row everywhere. Above these bytes of one
@@ -24,15 +24,41 @@ static std::int64_t one_shot_limit(int team_size) {
   return team_size <= 4 ? 384 << 10 : 128 << 10;
 }
 
+// Packing costs a rank that has a link a few instructions, and saves it a quarter of its bytes.
+static std::string_view usual_choice(std::int64_t bytes, const Situation& where) {
+  if (bytes <= one_shot_limit(where.team_size)) return "one_shot";
+  return is_host(where.device.target) ? "two_shot" : "two_shot_packed";
+}
+
+// A choice that packs, for rows that cannot be packed.
+static std::string_view unpacked(std::string_view choice) {
+  return choice.substr(0, choice.find("_packed"));
+}
+
+// Why rows of a call do not travel packed: elements without bits to spare, or lanes of a wave
+// without a vector.
+static Status can_pack(const Args& args, const Situation& where) {
+  const std::int64_t hidden = args.residual.shape[1];
+  const int threads = row_threads(static_cast<int>(hidden), where.properties.max_threads_per_block);
+  if (args.residual.dtype != DType::kBF16)
+    return Status::error(Code::kUnsupported, "only bf16 can be packed");
+  if (kWave > 1 && hidden != std::int64_t{threads} * kVector)
+    return Status::error(Code::kUnsupported, "rows of " + std::to_string(hidden) +
+                                                 " are not packed: there is not one vector for " +
+                                                 "every lane of a block's waves");
+  return Status::ok();
+}
+
 // Whether a variant is to be taken for its speed. A forced one is, and one rank sends nothing.
 static Status is_fastest(const Args& args, const Situation& where, std::string_view variant) {
   if (where.forced || where.team_size == 1) return Status::ok();
   const std::int64_t rows = args.residual.shape[0], hidden = args.residual.shape[1];
-  const std::int64_t bytes = rows * part_bytes(hidden);
+  const std::int64_t bytes = rows * hidden * 2;
   std::string_view choice =
       tenon::fused_allreduce_rmsnorm_quant::fastest(where.properties.name, where.team_size, bytes);
   const bool measured = !choice.empty();
-  if (!measured) choice = bytes <= one_shot_limit(where.team_size) ? "one_shot" : "two_shot";
+  if (!measured) choice = usual_choice(bytes, where);
+  if (!can_pack(args, where)) choice = unpacked(choice);
   if (choice == variant) return Status::ok();
   return Status::error(Code::kUnsupported,
                        std::to_string(rows) + " rows of " + std::to_string(hidden) + " on " +
@@ -67,6 +93,8 @@ static int even_blocks(std::int64_t stripes, Room room) {
 }
 
 enum class Shots : std::uint8_t { kOne, kTwo };
+static constexpr std::string_view kNames[2][2] = {{"one_shot", "one_shot_packed"},
+                                                  {"two_shot", "two_shot_packed"}};
 static Status shape_for(const Args& args, const Situation& where, Shots shots, LaunchShape* shape) {
   if (where.team_size > 1 && !where.peer_pointers)
     return Status::error(Code::kUnsupported, "the ranks cannot address each other's mailboxes");
@@ -87,19 +115,14 @@ static Status shape_for(const Args& args, const Situation& where, Shots shots, L
   return Status::ok();
 }
 
-static Status one_shot_supports(const Args& args, const Situation& where, LaunchShape* shape) {
-  TENON_TRY(is_fastest(args, where, "one_shot"));
-  return shape_for(args, where, Shots::kOne, shape);
+template <Shots kShots, bool kPacks>
+static Status supports(const Args& args, const Situation& where, LaunchShape* shape) {
+  if (kPacks) TENON_TRY(can_pack(args, where));
+  TENON_TRY(is_fastest(args, where, kNames[kShots == Shots::kTwo][kPacks]));
+  return shape_for(args, where, kShots, shape);
 }
 
-static Status two_shot_supports(const Args& args, const Situation& where, LaunchShape* shape) {
-  TENON_TRY(is_fastest(args, where, "two_shot"));
-  return shape_for(args, where, Shots::kTwo, shape);
-}
-
-// Where more rows than these are on their way, those who wait for them step back.
-static constexpr int kFewRows = 1;
-
+template <class Wire>
 static FusedArgs fused_args(const Args& args, const TeamView& team) {
   FusedArgs call{};
   call.team = team;
@@ -113,10 +136,10 @@ static FusedArgs fused_args(const Args& args, const TeamView& team) {
   call.quant = quant_spec(args.out.fp8);
   call.spreads_fp8 = !args.out.bf16;
   call.spreads_residual = args.spread_residual;
-  call.queues = kWave > 1 && call.rows > kFewRows;
   call.mine = team.base[team.rank];
   call.slot_units = static_cast<int>(slot_units(team.bytes));
-  call.part_units = static_cast<int>(part_bytes(call.norm.hidden) / kUnit);
+  call.vectors = call.norm.hidden / kVector;
+  call.part_units = static_cast<int>(row_bytes(call.norm.hidden, Wire::kPacks) / kUnit);
   call.entry_units = call.part_units * (team.size - 1);
   return call;
 }
@@ -135,17 +158,21 @@ static void find_places(FusedArgs& call) {
 
 // launch.operator()<kMaxRun, kRanks, kUsual>() with the smallest instance that serves the call.
 // Host targets have one for all teams.
-template <class T, class Launch>
+template <class T, class Wire, class Launch>
 static Status with_instance(const LaunchShape& shape, const FusedArgs& call, const Launch& launch) {
-  return with_run(shape.threads, call.norm.hidden, [&]<int kMaxRun>() {
-    return with_usual<T, kMaxRun>(is_usual(call.norm, call.quant), [&]<bool kUsual>() {
+  return with_run(shape.threads, call.norm.hidden, [&]<int kMaxRun>() -> Status {
+    if constexpr (Wire::kPacks && kWave > 1 && kMaxRun > 1) {
+      return Status::error(Code::kInternal, "can_pack() lets no row through that has no instance");
+    } else {
+      return with_usual<T, kMaxRun>(is_usual(call.norm, call.quant), [&]<bool kUsual>() {
 #if defined(__CUDACC__) || defined(__HIP__)
-      if (call.team.size == 1) return launch.template operator()<kMaxRun, 1, kUsual>();
-      if (call.team.size == 2) return launch.template operator()<kMaxRun, 2, kUsual>();
-      if (call.team.size <= 4) return launch.template operator()<kMaxRun, 4, kUsual>();
+        if (call.team.size == 1) return launch.template operator()<kMaxRun, 1, kUsual>();
+        if (call.team.size == 2) return launch.template operator()<kMaxRun, 2, kUsual>();
+        if (call.team.size <= 4) return launch.template operator()<kMaxRun, 4, kUsual>();
 #endif
-      return launch.template operator()<kMaxRun, kMaxRanks, kUsual>();
-    });
+        return launch.template operator()<kMaxRun, kMaxRanks, kUsual>();
+      });
+    }
   });
 }
 
@@ -169,30 +196,31 @@ static void set_chunk(FusedArgs& call, std::int64_t chunk, std::int64_t all) {
   call.num_generations = static_cast<int>((all + chunk - 1) / chunk);
 }
 
-template <class T, class Rules>
+template <class T, class Wire, class Rules>
 static Status launch_one_shot(const LaunchShape& shape, const Args& args, const TeamView* team,
                               Stream& stream) {
-  FusedArgs call = fused_args(args, *team);
+  FusedArgs call = fused_args<Wire>(args, *team);
   std::int64_t rows = 0;
   TENON_TRY(fit_chunk(call, call.entry_units, 1, &rows));
   set_chunk(call, rows, call.rows);
   find_places(call);
   const bool row_each = call.rows <= shape.blocks && call.num_generations == 1;
-  return with_instance<T>(shape, call, [&]<int kMaxRun, int kRanks, bool kUsual>() {
+  return with_instance<T, Wire>(shape, call, [&]<int kMaxRun, int kRanks, bool kUsual>() {
     return tenon::launch(stream, shape,
-                         row_each ? one_shot_row_kernel<T, kMaxRun, kRanks, kUsual, Rules>
-                                  : one_shot_kernel<T, kMaxRun, kRanks, kUsual, Rules>,
+                         row_each ? one_shot_row_kernel<T, Wire, kMaxRun, kRanks, kUsual, Rules>
+                                  : one_shot_kernel<T, Wire, kMaxRun, kRanks, kUsual, Rules>,
                          call);
   });
 }
 
-template <class T, class Rules>
+template <class T, class Wire, class Rules>
 static Status launch_two_shot(const LaunchShape& shape, const Args& args, const TeamView* team,
                               Stream& stream) {
-  FusedArgs call = fused_args(args, *team);
-  call.spread_units = static_cast<int>(result_bytes(call.norm.hidden, call.spreads_fp8,
-                                                    call.quant.num_groups, call.spreads_residual) /
-                                       kUnit);
+  FusedArgs call = fused_args<Wire>(args, *team);
+  call.spread_units =
+      static_cast<int>(result_bytes(call.norm.hidden, Wire::kPacks, call.spreads_fp8,
+                                    call.quant.num_groups, call.spreads_residual) /
+                       kUnit);
   call.spread_entry_units = call.spread_units * (team->size - 1);
   const std::int64_t stripes = (call.rows + team->size - 1) / team->size;
   const std::int64_t least = stripes > 1 ? Rules::kLeastSteps : 1;
@@ -206,8 +234,9 @@ static Status launch_two_shot(const LaunchShape& shape, const Args& args, const 
   set_chunk(call, chunk, stripes);
   call.spread_offset = static_cast<int>(chunk) * call.entry_units;
   find_places(call);
-  return with_instance<T>(shape, call, [&]<int kMaxRun, int kRanks, bool kUsual>() {
-    return tenon::launch(stream, shape, two_shot_kernel<T, kMaxRun, kRanks, kUsual, Rules>, call);
+  return with_instance<T, Wire>(shape, call, [&]<int kMaxRun, int kRanks, bool kUsual>() {
+    return tenon::launch(stream, shape, two_shot_kernel<T, Wire, kMaxRun, kRanks, kUsual, Rules>,
+                         call);
   });
 }
 
@@ -220,10 +249,16 @@ static Status launch_as(const LaunchShape& shape, const Args& args, const TeamVi
 }
 
 static constexpr Variant kVariants[] = {
-    variant<Args, one_shot_supports,
-            launch_as<launch_one_shot<bf16, Sound>, launch_one_shot<f16, Sound>>>("one_shot"),
-    variant<Args, two_shot_supports,
-            launch_as<launch_two_shot<bf16, Sound>, launch_two_shot<f16, Sound>>>("two_shot"),
+    variant<Args, supports<Shots::kOne, false>,
+            launch_as<launch_one_shot<bf16, Plain, Sound>, launch_one_shot<f16, Plain, Sound>>>(
+        kNames[0][false]),
+    variant<Args, supports<Shots::kOne, true>, launch_one_shot<bf16, Packed, Sound>>(
+        kNames[0][true]),
+    variant<Args, supports<Shots::kTwo, false>,
+            launch_as<launch_two_shot<bf16, Plain, Sound>, launch_two_shot<f16, Plain, Sound>>>(
+        kNames[1][false]),
+    variant<Args, supports<Shots::kTwo, true>, launch_two_shot<bf16, Packed, Sound>>(
+        kNames[1][true]),
 };
 extern const VariantTable table;
 const VariantTable table{kVariants};

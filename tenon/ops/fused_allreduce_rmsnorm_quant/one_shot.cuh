@@ -1,6 +1,6 @@
 // One shot, for few rows: every rank sends its rows to every peer and does all rows itself. One
-// trip. A slot holds, per row of the chunk, one part of 2 · hidden bytes from each peer. The
-// rules of the exchange are comm/slots.h's.
+// trip. A slot holds, per row of the chunk, one part from each peer. The rules of the exchange are
+// comm/slots.h's.
 #pragma once
 
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/parts.cuh"
@@ -8,16 +8,15 @@
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
 // One row from its parts. `norm` and `quant` are at that row.
-template <class T, int kMaxRun, int kRanks, class Rules>
+template <class T, class Wire, int kMaxRun, int kRanks, class Rules>
 TENON_DEVICE void finish_row(const FusedArgs& args, const NormSpec& norm, const QuantSpec& quant,
                              Call& call, int row, int turn, std::uint32_t entry, const Run& run,
                              const Own<kMaxRun>& own, const RowAhead<kMaxRun>& ahead) {
   Word4 held[kMaxRun];
-  await_parts<kRanks>(args, call, row, entry, run);
   norm_row<T>(norm, turn, run, ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
-                take_sums<T, Rules, kRanks, kMaxRun, kVectors>(args, call, row, entry, vector, own,
-                                                               kNothing, sums);
+                take_sums<T, Wire, Rules, kRanks, kMaxRun, kVectors>(args, call, row, entry, vector,
+                                                                     own, Seen{}, sums);
               });
   if (quant.codes == nullptr) return;
   quantize_to_tensors<T>(quant, 0, run, held);
@@ -37,7 +36,7 @@ TENON_DEVICE void hold_all(NormSpec& norm, QuantSpec& quant) {
 }
 
 // No more rows than blocks, one generation: nothing but the way of one row.
-template <class T, int kMaxRun, int kRanks, bool kUsual, class Rules = Sound>
+template <class T, class Wire, int kMaxRun, int kRanks, bool kUsual, class Rules = Sound>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   const int row = block_id();
@@ -60,15 +59,16 @@ one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   Call call = begin_call<Rules>(args.team);
   if (!has_row) return count_call<Rules>(args.team, call, 1);
   const std::uint32_t entry = in_mailbox(args, call, place);
-  if (!call.lost) send_part<Rules, kRanks>(args, row, entry, own);
+  send_part<Wire, Rules, kRanks>(args, call, row, entry, own);
   const auto ahead = read_ahead<kMaxRun>(norm, run);
   count_call<Rules>(args.team, call, 1);
-  finish_row<T, kMaxRun, kRanks, Rules>(args, norm, quant, call, row, 0, entry, run, own, ahead);
+  finish_row<T, Wire, kMaxRun, kRanks, Rules>(args, norm, quant, call, row, 0, entry, run, own,
+                                              ahead);
 }
 
 // Any number of rows. Each block sends a row ahead of the one it works on, so that the link is
 // never idle.
-template <class T, int kMaxRun, int kRanks, bool kUsual, class Rules = Sound>
+template <class T, class Wire, int kMaxRun, int kRanks, bool kUsual, class Rules = Sound>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 one_shot_kernel(TENON_ARGS(FusedArgs) args) {
   const NormSpec call_norm = usual_or_not<kUsual>(args.norm);
@@ -93,11 +93,10 @@ one_shot_kernel(TENON_ARGS(FusedArgs) args) {
       const auto entry = [&](int of) {
         return in_mailbox(args, call, in_slot(args.entry_units, of));
       };
-      if (next < chunk && !call.lost)
-        send_part<Rules, kRanks>(args, first + next, entry(next), sent);
+      if (next < chunk) send_part<Wire, Rules, kRanks>(args, call, first + next, entry(next), sent);
       if (index >= 0) {
-        finish_row<T, kMaxRun, kRanks, Rules>(args, norm, at_row(call_quant, row), call, row,
-                                              turn++, entry(index), run, own, ahead);
+        finish_row<T, Wire, kMaxRun, kRanks, Rules>(args, norm, at_row(call_quant, row), call, row,
+                                                    turn++, entry(index), run, own, ahead);
       } else if (first == 0) {
         count_call<Rules>(args.team, call, static_cast<std::uint32_t>(args.num_generations));
       }

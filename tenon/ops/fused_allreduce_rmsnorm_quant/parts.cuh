@@ -1,11 +1,12 @@
 // What the two variants have in common: their arguments, where a part lies in a slot, and the sum
 // of a row's parts. The rules of slots and generations are comm/slots.h's.
-// Not here: what is sent to whom (one_shot.cuh, two_shot.cuh).
+// Not here: what is sent to whom (one_shot.cuh, two_shot.cuh), how a row travels (wire.cuh).
 #pragma once
 
 #include "tenon/comm/slots.h"
 #include "tenon/ops/common/quantize.cuh"
 #include "tenon/ops/common/row.cuh"
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/wire.cuh"
 
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
@@ -24,11 +25,11 @@ struct FusedArgs {
   int chunk, num_generations;  // rows, or stripes, per generation; how many generations
   int workers;                 // two_shot: blocks that take part
   int slot_units;
+  int vectors;                           // of a row
   int part_units, entry_units;           // one rank's part of a row; those of all peers
   int spread_units, spread_entry_units;  // two_shot: a result; those of all peers
   int spread_offset;                     // two_shot: where results begin in a slot
   bool spreads_fp8, spreads_residual;    // two_shot
-  bool queues;                           // many blocks wait: see lead_wave()
   NormSpec norm;
   QuantSpec quant;
 };
@@ -48,6 +49,14 @@ TENON_DEVICE std::byte* at_unit(std::byte* at, std::uint32_t units) {
 }
 TENON_DEVICE const std::byte* at_unit(const std::byte* at, std::uint32_t units) {
   return at + std::uint64_t{units} * 16;
+}
+
+// The rank of peer number `i`: (rank + 1 + i) mod size, without a division.
+template <int kRanks>
+TENON_DEVICE int rank_of_peer(const TeamView& team, int i) {
+  if constexpr (kRanks == 2) return 1 - team.rank;
+  const int rank = team.rank + 1 + i;
+  return rank < team.size ? rank : rank - team.size;
 }
 
 // step(i) for each peer number i; kRanks: the most ranks there may be.
@@ -81,63 +90,56 @@ TENON_DEVICE Own<kMaxRun> load_own(const FusedArgs& args, int row) {
 
 // All threads of a block: this rank's part of a row to every peer. `entry`: where the row's entry
 // begins.
-template <class Rules, int kRanks, int kMaxRun>
-TENON_DEVICE void send_part(const FusedArgs& args, int row, std::uint32_t entry,
+template <class Wire, class Rules, int kRanks, int kMaxRun>
+TENON_DEVICE void send_part(const FusedArgs& args, const Call& call, int row, std::uint32_t entry,
                             const Own<kMaxRun>& own) {
-  const auto send_vector = [&](std::uint32_t i, Word4 words) {
-    for_peers<kRanks>(
-        args.team, [&](int peer) { send<Rules>(at_unit(args.part_to[peer], entry + i), words); });
+  if constexpr (kRanks == 1) return;
+  const auto send_vector = [&](int i, Word4 words) {
+    const Parcel parcel = wrap<Wire, Rules>(words);
+    if (call.lost) return;
+    for_peers<kRanks>(args.team, [&](int peer) {
+      post<Wire>(at_unit(args.part_to[peer], entry), args.vectors, i, parcel);
+    });
   };
   if constexpr (Own<kMaxRun>::kKept) {
-    send_vector(static_cast<std::uint32_t>(thread_id()), own.words);
+    send_vector(thread_id(), own.words);
   } else {
     const std::byte* const from = args.partial + row * args.partial_stride;
-    for (int i = thread_id(); i < args.norm.hidden / kVector; i += block_threads())
-      send_vector(static_cast<std::uint32_t>(i), load16(from + i * 16));
+    for (int i = thread_id(); i < args.vectors; i += block_threads())
+      send_vector(i, load16(from + i * 16));
   }
 }
 
-// Where `sender` leaves vector `vector` of its part of an entry for this rank.
+// Where `sender` leaves its part of an entry for this rank.
 template <int kRanks>
-TENON_DEVICE std::byte* part_from(const FusedArgs& args, std::uint32_t entry, int vector,
-                                  int sender) {
+TENON_DEVICE std::byte* part_from(const FusedArgs& args, std::uint32_t entry, int sender) {
   const int place = kRanks == 2 ? 0 : peer_index(sender, args.team.rank) * args.part_units;
-  return at_unit(args.mine, entry + static_cast<std::uint32_t>(place + vector));
+  return at_unit(args.mine, entry + static_cast<std::uint32_t>(place));
 }
 
 // What a thread that looks ahead sees of its vector of a row's part.
-template <int kMaxRun, int kRanks>
-TENON_DEVICE Word4 look_at_part(const FusedArgs& args, std::uint32_t entry) {
-  if constexpr (!kLooksAhead<kMaxRun, kRanks>) return kNothing;
-  return load16_relaxed(part_from<kRanks>(args, entry, thread_id(), 1 - args.team.rank));
-}
-
-// Before the parts of a row are taken, where many rows are under way.
-template <int kRanks>
-TENON_DEVICE void await_parts(const FusedArgs& args, Call& call, int row, std::uint32_t entry,
-                              const Run& run) {
-  if (kRanks == 1 || !args.queues) return;
-  lead_wave(call, [&] {
-    TENON_NO_UNROLL
-    for (int sender = 0; sender < args.team.size && run.count > 0; ++sender)
-      if (sender != args.team.rank)
-        await(args.team, call, Phase::kScatter, sender, static_cast<std::uint32_t>(row),
-              part_from<kRanks>(args, entry, run.first, sender));
-  });
+template <class Wire, int kMaxRun, int kRanks>
+TENON_DEVICE Seen look_at_part(const FusedArgs& args, std::uint32_t entry) {
+  Seen seen;
+  if constexpr (kLooksAhead<kMaxRun, kRanks>)
+    seen.words = look(place_of<Wire>(part_from<kRanks>(args, entry, 1 - args.team.rank),
+                                     args.vectors, thread_id(), &seen.rest));
+  return seen;
 }
 
 // Step 1 of one vector of which every peer has sent its part: sums in rank order.
-template <class T, class Rules, int kRanks>
+template <class T, class Wire, class Rules, int kRanks, int kMaxRun>
 TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, int row, std::uint32_t entry,
-                           int vector, const Word4& own, Word4 seen, float (&sum)[kVector]) {
-  const int rank = args.team.rank, size = args.team.size;
+                           int vector, const Word4& own, const Seen& seen, float (&sum)[kVector]) {
+  const int rank = args.team.rank, size = args.team.size, vectors = args.vectors;
   const auto name = static_cast<std::uint32_t>(row);
   float addend[kVector];
   if constexpr (kRanks == 1) {
     unpack8<T>(own, sum);
   } else if constexpr (kRanks == 2) {  // one peer, and a sum of two has no order
-    const Word4 theirs = take<Rules>(args.team, call, Phase::kScatter, 1 - rank, name,
-                                     part_from<kRanks>(args, entry, vector, 1 - rank), seen);
+    const Word4 theirs = take_vector<Wire, Rules, kMaxRun>(
+        args.team, call, Phase::kScatter, 1 - rank, name, part_from<kRanks>(args, entry, 1 - rank),
+        vectors, vector, seen);
     unpack8<T>(own, sum);
     unpack8<T>(theirs, addend);
     for (int k = 0; k < kVector; ++k) sum[k] = sum[k] + addend[k];
@@ -145,10 +147,18 @@ TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, int row, std::uint
     Word4 words[kRanks] = {};
     take_of_all<Rules, kRanks>(
         args.team, call, Phase::kScatter, [&] { return name; },
-        [&](int sender) { return part_from<kRanks>(args, entry, vector, sender); }, words);
+        [&](int sender) {
+          return place_of<Wire>(part_from<kRanks>(args, entry, sender), vectors, vector);
+        },
+        words, kMaxRun == 1);
     TENON_UNROLL
-    for (int r = 0; r < kRanks; ++r)
+    for (int r = 0; r < kRanks; ++r) {
+      if (r < size && r != rank)
+        words[r] = unwrap<Rules>(args.team, call, Phase::kScatter, r, name,
+                                 place_of<Wire>(part_from<kRanks>(args, entry, r), vectors, vector),
+                                 words[r]);
       if (r == rank) words[r] = own;
+    }
     const int first = Rules::kRankOrder ? 0 : rank;
     unpack8<T>(words[first], sum);
     TENON_UNROLL
@@ -161,18 +171,19 @@ TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, int row, std::uint
 }
 
 // The same for kVectors vectors from `vector` on.
-template <class T, class Rules, int kRanks, int kMaxRun, int kVectors>
+template <class T, class Wire, class Rules, int kRanks, int kMaxRun, int kVectors>
 TENON_DEVICE void take_sums(const FusedArgs& args, Call& call, int row, std::uint32_t entry,
-                            int vector, const Own<kMaxRun>& kept, Word4 seen,
+                            int vector, const Own<kMaxRun>& kept, const Seen& seen,
                             float (&sums)[kVectors * kVector]) {
   if constexpr (Own<kMaxRun>::kKept && kVectors == 1) {
-    take_sum<T, Rules, kRanks>(args, call, row, entry, vector, kept.words, seen, sums);
+    take_sum<T, Wire, Rules, kRanks, kMaxRun>(args, call, row, entry, vector, kept.words, seen,
+                                              sums);
   } else {
     const std::byte* const own = args.partial + row * args.partial_stride + vector * 16;
     for (int i = 0; i < kVectors; ++i) {
       float sum[kVector];
-      take_sum<T, Rules, kRanks>(args, call, row, entry, vector + i, load16(own + i * 16), kNothing,
-                                 sum);
+      take_sum<T, Wire, Rules, kRanks, kMaxRun>(args, call, row, entry, vector + i,
+                                                load16(own + i * 16), Seen{}, sum);
       for (int k = 0; k < kVector; ++k) sums[i * kVector + k] = sum[k];
     }
   }

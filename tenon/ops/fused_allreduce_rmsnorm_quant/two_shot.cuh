@@ -5,9 +5,9 @@
 //   otherwise:                   the 16-bit norm; where both are wanted, ranks quantise their copy
 //   spreads_residual:            the new residual as well
 // Rows are dealt in stripes of `size` rows, one per owner; a block works on whole stripes, so that
-// every rank has the same blocks. A slot holds, per stripe of the chunk, first one part of 2 ·
-// hidden bytes from each peer for the own row, then one result from the owner of each other row.
-// The rules of the exchange are comm/slots.h's.
+// every rank has the same blocks. A slot holds, per stripe of the chunk, first one part from each
+// peer for the own row, then one result from the owner of each other row. The rules of the exchange
+// are comm/slots.h's.
 #pragma once
 
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/parts.cuh"
@@ -48,6 +48,7 @@ TENON_DEVICE void fill_image(const QuantSpec& spec, int hidden, const Run& run,
   auto* const scales = reinterpret_cast<std::uint32_t*>(image + hidden / 16);
   quantize_row<T>(spec, run, held, reinterpret_cast<std::byte*>(image),
                   [&](int group, std::uint32_t word) { scales[group] = word; });
+  TENON_NO_UNROLL
   for (int pad = spec.num_groups + thread_id(); pad < (spec.num_groups + 3) / 4 * 4;
        pad += block_threads())
     scales[pad] = 0;
@@ -56,7 +57,7 @@ TENON_DEVICE void fill_image(const QuantSpec& spec, int hidden, const Run& run,
 
 // Where the residual lies in a result that has it: behind the norm, or the image.
 TENON_DEVICE std::uint32_t residual_at(const FusedArgs& args) {
-  return static_cast<std::uint32_t>(args.spread_units - args.norm.hidden / kVector);
+  return static_cast<std::uint32_t>(args.spread_units - args.part_units);
 }
 
 // `size` rows, one of each owner, on their way through a block; where its parts and its results
@@ -74,53 +75,71 @@ TENON_DEVICE Stripe stripe_at(const FusedArgs& args, const Call& call, int index
 }
 
 // What this rank sends to peer number `peer` of a stripe that begins with `first_row`, or null.
+template <int kRanks>
 TENON_DEVICE const std::byte* part_for(const FusedArgs& args, int first_row, int peer) {
-  const int row = first_row + (args.team.rank + 1 + peer) % args.team.size;
+  const int row = first_row + rank_of_peer<kRanks>(args.team, peer);
   return row < args.rows ? args.partial + row * args.partial_stride : nullptr;
 }
 
 // My part of every row of a stripe to its owner. `read`: what a thread that looks ahead has read.
-template <class Rules, int kMaxRun, int kRanks>
-TENON_DEVICE void scatter_stripe(const FusedArgs& args, const Stripe& stripe, const Word4& read) {
+template <class Wire, class Rules, int kMaxRun, int kRanks>
+TENON_DEVICE void scatter_stripe(const FusedArgs& args, const Call& call, const Stripe& stripe,
+                                 const Word4& read) {
   for_peers<kRanks>(args.team, [&](int peer) {
-    const std::byte* const from = part_for(args, stripe.first_row, peer);
+    const std::byte* const from = part_for<kRanks>(args, stripe.first_row, peer);
     if (from == nullptr) return;
     const auto send_vector = [&](int i, Word4 words) {
-      send<Rules>(at_unit(args.part_to[peer], stripe.parts + static_cast<std::uint32_t>(i)), words);
+      const Parcel parcel = wrap<Wire, Rules>(words);
+      if (call.lost) return;
+      post<Wire>(at_unit(args.part_to[peer], stripe.parts), args.vectors, i, parcel);
     };
     if constexpr (kLooksAhead<kMaxRun, kRanks>) {
       send_vector(thread_id(), read);
     } else {
-      for (int i = thread_id(); i < args.norm.hidden / kVector; i += block_threads())
+      for (int i = thread_id(); i < args.vectors; i += block_threads())
         send_vector(i, load16(from + i * 16));
     }
   });
 }
 
+// What a thread needs for my row of a stripe. Read before the next stripe is sent: loads would wait
+// behind those stores.
+template <int kMaxRun>
+struct OwnRow {
+  Own<kMaxRun> own;
+  RowAhead<kMaxRun> ahead;
+  Seen seen;
+};
+template <class Wire, int kMaxRun, int kRanks>
+TENON_DEVICE OwnRow<kMaxRun> read_own_row(const FusedArgs& args, const NormSpec& norm,
+                                          const Stripe& stripe, const Run& run) {
+  const int row = stripe.first_row + args.team.rank;
+  if (row >= args.rows) return {};
+  return {load_own<kMaxRun>(args, row), read_ahead<kMaxRun>(at_row(norm, row), run),
+          look_at_part<Wire, kMaxRun, kRanks>(args, stripe.parts)};
+}
+
 // My row of a stripe: its norm, and the results to every peer. `lost_words` are the block's, for
 // odd turns and even.
-template <class T, int kMaxRun, int kRanks, class Rules>
+template <class T, class Wire, int kMaxRun, int kRanks, class Rules>
 TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, const QuantSpec& quant,
-                          Call& call, const Stripe& stripe, int turn, const Run& run, Word4* image,
-                          std::uint32_t* lost_words) {
+                          Call& call, const Stripe& stripe, int turn, const Run& run,
+                          const OwnRow<kMaxRun>& read, Word4* image, std::uint32_t* lost_words) {
   Word4 held[kMaxRun];
   const int row = stripe.first_row + args.team.rank;
   std::uint32_t* const lost_word = &lost_words[turn % 2];
-  const auto send_to_peers = [&](std::uint32_t unit, Word4 words) {
+  const auto send_to_peers = [&](std::uint32_t unit, int vector, Word4 words) {
+    const Parcel parcel = wrap<Wire, Rules>(words);
     for_peers<kRanks>(args.team, [&](int peer) {
-      send<Rules>(at_unit(args.result_to[peer], stripe.results + unit), words);
+      post<Wire>(at_unit(args.result_to[peer], stripe.results + unit), args.vectors, vector,
+                 parcel);
     });
   };
-  const auto own = load_own<kMaxRun>(args, row);
   const NormSpec norm = at_row(call_norm, row);
-  const auto ahead = read_ahead<kMaxRun>(norm, run);
-  const Word4 seen = look_at_part<kMaxRun, kRanks>(args, stripe.parts);
-  if (!kLooksAhead<kMaxRun, kRanks> || any_lane(!has_arrived(seen)))
-    await_parts<kRanks>(args, call, row, stripe.parts, run);
-  norm_row<T>(norm, turn, run, ahead, held,
+  norm_row<T>(norm, turn, run, read.ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
-                take_sums<T, Rules, kRanks, kMaxRun, kVectors>(args, call, row, stripe.parts,
-                                                               vector, own, seen, sums);
+                take_sums<T, Wire, Rules, kRanks, kMaxRun, kVectors>(
+                    args, call, row, stripe.parts, vector, read.own, read.seen, sums);
                 if (call.lost) *lost_word = 1;
               });
   call.lost |= *lost_word != 0;  // set before the barriers of norm_row, so all threads agree
@@ -128,7 +147,7 @@ TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, cons
   if (args.spreads_residual && !call.lost) {
     const std::byte* const residual = norm.residual;
     for (int i = run.first; i < run.first + run.count; ++i)  // what this thread has just stored
-      send_to_peers(residual_at(args) + static_cast<std::uint32_t>(i), load16(residual + i * 16));
+      send_to_peers(residual_at(args), i, load16(residual + i * 16));
   }
   if (args.spreads_fp8) {
     fill_image<T>(quant, args.norm.hidden, run, held, image);
@@ -136,20 +155,23 @@ TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, cons
       store_image(quant, row, args.norm.hidden, i, image[i]);
       const bool escapes = quant.is_fnuz && i < args.norm.hidden / 16;
       if (call.lost) continue;
-      send_to_peers(static_cast<std::uint32_t>(i),
-                    escapes ? replace_words(image[i], kFnuzLowest, kFnuzEscape) : image[i]);
+      const Word4 words = escapes ? replace_words(image[i], kFnuzLowest, kFnuzEscape) : image[i];
+      for_peers<kRanks>(args.team, [&](int peer) {
+        send<Rules>(at_unit(args.result_to[peer], stripe.results + static_cast<std::uint32_t>(i)),
+                    words);
+      });
     }
     return;
   }
   for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int first) {
     for (int i = first; i < first + kVectors && !call.lost; ++i)
-      send_to_peers(static_cast<std::uint32_t>(run.first + i), held[i]);
+      send_to_peers(0, run.first + i, held[i]);
   });
   if (quant.codes != nullptr) quantize_to_tensors<T>(at_row(quant, row), 0, run, held);
 }
 
 // The row of a peer: what its owner has sent.
-template <class T, int kMaxRun, class Rules>
+template <class T, class Wire, int kMaxRun, class Rules>
 TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& call,
                            const Stripe& stripe, int owner, const Run& run) {
   const TeamView& team = args.team;
@@ -157,26 +179,22 @@ TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& 
   const std::uint32_t result =
       stripe.results + static_cast<std::uint32_t>(args.spread_offset +
                                                   peer_index(owner, team.rank) * args.spread_units);
-  const auto take_at = [&](std::uint32_t unit) {
-    return take<Rules>(team, call, Phase::kGather, owner, static_cast<std::uint32_t>(row),
-                       at_unit(args.mine, result + unit));
+  const auto name = static_cast<std::uint32_t>(row);
+  const auto take_at = [&](std::uint32_t unit, int vector) {
+    return take_vector<Wire, Rules, kMaxRun>(team, call, Phase::kGather, owner, name,
+                                             at_unit(args.mine, result + unit), args.vectors,
+                                             vector);
   };
-  if (args.queues)
-    lead_wave(call, [&] {
-      const int num_vectors = args.spreads_fp8 ? image_vectors(quant, hidden) : hidden / kVector;
-      const int vector = args.spreads_fp8 ? thread_id() : run.first;
-      if (vector < num_vectors)
-        await(team, call, Phase::kGather, owner, static_cast<std::uint32_t>(row),
-              at_unit(args.mine, result + static_cast<std::uint32_t>(vector)));
-    });
   if (args.spreads_residual) {
     std::byte* const residual = args.norm.residual + row * args.norm.residual_stride;
-    for (int i = thread_id(); i < hidden / kVector; i += block_threads())
-      store16(residual + i * 16, take_at(residual_at(args) + static_cast<std::uint32_t>(i)));
+    for (int i = thread_id(); i < args.vectors; i += block_threads())
+      store16(residual + i * 16, take_at(residual_at(args), i));
   }
   if (args.spreads_fp8) {
     for (int i = thread_id(); i < image_vectors(quant, hidden); i += block_threads()) {
-      const Word4 words = take_at(static_cast<std::uint32_t>(i));
+      const Place16 place{at_unit(args.mine, result + static_cast<std::uint32_t>(i))};
+      const Word4 words =
+          take<Rules>(team, call, Phase::kGather, owner, name, place, kNothing, false);
       const bool escapes = quant.is_fnuz && i < hidden / 16;
       store_image(quant, row, hidden, i,
                   escapes ? replace_words(words, kFnuzEscape, kFnuzLowest) : words);
@@ -188,7 +206,7 @@ TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& 
       args.norm.norm == nullptr ? nullptr : args.norm.norm + row * args.norm.norm_stride;
   for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int first) {
     for (int i = first; i < first + kVectors; ++i) {
-      held[i] = take_at(static_cast<std::uint32_t>(run.first + i));
+      held[i] = take_at(0, run.first + i);
       if (norm != nullptr) store16(norm + (run.first + i) * 16, held[i]);
     }
   });
@@ -198,7 +216,7 @@ TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& 
 // Each block sends its parts of a stripe while the parts of the one before and the results of the
 // one before that are on their way, also from one generation to the next: the end of
 // rule 6 in comm/slots.h.
-template <class T, int kMaxRun, int kRanks, bool kUsual, class Rules = Sound>
+template <class T, class Wire, int kMaxRun, int kRanks, bool kUsual, class Rules = Sound>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 two_shot_kernel(TENON_ARGS(FusedArgs) args) {
   const NormSpec norm = usual_or_not<kUsual>(args.norm);
@@ -211,13 +229,13 @@ two_shot_kernel(TENON_ARGS(FusedArgs) args) {
   if (block_id() >= args.workers) return count_call<Rules>(args.team, call, num_generations);
   const int size = args.team.size, rank = args.team.rank, stride = args.workers;
   const int num_stripes = (args.rows + size - 1) / size;
-  const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
+  const Run run = own_run<kMaxRun>(args.vectors);
   if (thread_id() == 0) lost_words[0] = lost_words[1] = 0;  // count_call() has a barrier
 
   Word4 read{};  // of the next stripe that is sent
   const auto read_next = [&](int stripe) {
     if constexpr (kLooksAhead<kMaxRun, kRanks>)
-      if (const std::byte* const from = part_for(args, stripe * size, 0); from != nullptr)
+      if (const std::byte* const from = part_for<kRanks>(args, stripe * size, 0); from != nullptr)
         read = load16(from + thread_id() * 16);
   };
   read_next(block_id());
@@ -233,16 +251,17 @@ two_shot_kernel(TENON_ARGS(FusedArgs) args) {
     const Stripe theirs = mine;
     mine = sent;
     sent = next < num_stripes ? stripe_at(args, call, next, entry) : no_stripe(args);
-    if (!call.lost) scatter_stripe<Rules, kMaxRun, kRanks>(args, sent, read);
+    const auto own = read_own_row<Wire, kMaxRun, kRanks>(args, norm, mine, run);
+    scatter_stripe<Wire, Rules, kMaxRun, kRanks>(args, call, sent, read);
     if (next < stride) count_call<Rules>(args.team, call, num_generations);
     read_next(next + stride);
     if (mine.first_row + rank < args.rows)
-      own_row<T, kMaxRun, kRanks, Rules>(args, norm, quant, call, mine, turn++, run, image,
-                                         lost_words);
+      own_row<T, Wire, kMaxRun, kRanks, Rules>(args, norm, quant, call, mine, turn++, run, own,
+                                               image, lost_words);
     for (int peer = 0; peer < size - 1; ++peer) {
-      const int owner = (rank + 1 + peer) % size;
+      const int owner = rank_of_peer<kRanks>(args.team, peer);
       if (theirs.first_row + owner < args.rows)
-        peer_row<T, kMaxRun, Rules>(args, quant, call, theirs, owner, run);
+        peer_row<T, Wire, kMaxRun, Rules>(args, quant, call, theirs, owner, run);
     }
     if (quant.codes == nullptr || quant.layout == ScaleLayout::kRow) continue;
     for (int row = theirs.first_row; row < theirs.first_row + size; ++row)  // every rank all rows

@@ -1,0 +1,196 @@
+// How a row of 16-bit elements travels between ranks: as it is (Plain), or bf16 in 12 bits of 16,
+// without loss (Packed). The variants are written once for both.
+// Not here: the rules of the exchange (comm/slots.h), what is sent to whom.
+//
+// Packed. A bf16 is a sign, 8 bits of exponent and 7 of mantissa, and neighbours in a row are of
+// like size. The lanes of a wave hold neighbouring vectors; they agree on the largest exponent
+// among them, and each sends of its eight elements
+//   8 bytes: signs and mantissas
+//   4 bytes: how far each exponent lies below the largest, in 4 bits; on lane 0 in 3 bits, which
+//            leaves 8 for the largest itself
+// A lane that has an element further below, or a word that would be kNotArrived, sends its vector
+// as it is: an escape instead of the exponents, half of the vector instead of signs and mantissas,
+// and the other half in 8 bytes which every row has spare. So a vector takes 20 bytes of a slot,
+// and 12 of the link where elements of a wave differ by less than 15 powers of two.
+#pragma once
+
+#include "tenon/comm/slots.h"
+#include "tenon/gpu/reduce.h"
+#include "tenon/ops/common/wide.cuh"
+
+namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
+
+// Where a thread's vector of a row lies in a mailbox: what look(), clear() and take() go by. Of the
+// vectors that travel whole most are lane 0's: it looks at the spare bytes too, so that it need not
+// wait for them afterwards.
+struct PackedPlace {
+  std::byte *signs, *exponents, *rest;
+  Word2* seen;  // what lane 0 saw of the rest
+};
+TENON_DEVICE Word4 look(const PackedPlace& place) {
+  const Word2 signs = load8_relaxed(place.signs);
+  const std::uint32_t exponents = load4_relaxed(place.exponents);
+  if (place.seen != nullptr && lane_id() == 0) *place.seen = load8_relaxed(place.rest);
+  return {signs.x, signs.y, exponents, 0};
+}
+TENON_DEVICE void clear(const PackedPlace& place) {
+  store8_relaxed(place.signs, {kNotArrived, kNotArrived});
+  store4_relaxed(place.exponents, kNotArrived);
+}
+// The spare bytes.
+struct RestPlace {
+  std::byte* at;
+};
+TENON_DEVICE Word4 look(const RestPlace& place) {
+  const Word2 rest = load8_relaxed(place.at);
+  return {rest.x, rest.y, 0, 0};
+}
+TENON_DEVICE void clear(const RestPlace& place) {
+  store8_relaxed(place.at, {kNotArrived, kNotArrived});
+}
+
+// A vector made ready for the way.
+struct Parcel {
+  Word4 words;  // Plain: the vector. Packed: signs and mantissas in x and y, exponents in z
+  bool is_whole;
+  Word2 rest;  // of a whole one
+};
+
+struct Plain {
+  static constexpr bool kPacks = false;
+  using Place = Place16;
+};
+struct Packed {
+  static constexpr bool kPacks = true;
+  using Place = PackedPlace;
+};
+
+// What an early look found, in take_vector()'s stead.
+struct Seen {
+  Word4 words = kNothing;
+  Word2 rest = {kNotArrived, kNotArrived};
+};
+
+// Vector `vector` of the row at `row`, which has `vectors` of them.
+template <class Wire>
+TENON_DEVICE typename Wire::Place place_of(std::byte* row, int vectors, int vector,
+                                           [[maybe_unused]] Word2* seen = nullptr) {
+  if constexpr (Wire::kPacks) {
+    return {row + vector * 8, row + vectors * 8 + vector * 4, row + vectors * 12 + vector * 8,
+            seen};
+  } else {
+    return {row + vector * 16};
+  }
+}
+
+// How a lane writes its exponents: `bits` each, in each half of a word four; `fields` are where two
+// of them lie, `escape` what no vector's exponents are. Lane 0 has the bits besides for the
+// largest.
+struct Coding {
+  int bits;
+  std::uint32_t fields, escape;
+};
+TENON_DEVICE Coding own_coding() {
+  const bool first = lane_id() == 0;
+  return {first ? 3 : 4, first ? 0x00070007u : 0x000f000fu, first ? 0x0fff0fffu : 0xfffffffeu};
+}
+TENON_DEVICE std::uint32_t in_both_halves(std::uint32_t value) { return value | value << 16; }
+
+// Every lane of the wave must call this.
+template <class Rules>
+TENON_DEVICE Parcel pack_bf16(Word4 vector) {
+  const std::uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
+  // Not 255, the exponent of infinities and NaN: those travel whole, and lane 0's word is never
+  // kNotArrived.
+  std::uint32_t largest = max_lane(absmax_bits<1>(&vector) >> 7);
+  largest = largest < 254 ? largest : 254;
+  const Coding coding = own_coding();
+  std::uint32_t exponents = 0, outside = 0, signs[4];
+  TENON_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    // A negative difference borrows from the half above and shows outside of the fields.
+    const std::uint32_t below = in_both_halves(largest) - (words[i] >> 7 & 0x00ff00ffu);
+    outside |= below;
+    exponents |= below << (coding.bits * i);
+    signs[i] = (words[i] >> 8 & 0x00800080u) | (words[i] & 0x007f007fu);
+  }
+  Parcel parcel{{signs[0] | signs[1] << 8, signs[2] | signs[3] << 8, exponents, 0}, false, {}};
+  parcel.is_whole = ((outside & ~coding.fields) != 0) |
+                    ((exponents & coding.escape) == coding.escape) |
+                    (Rules::kReplaces & !has_arrived(parcel.words));
+  if (parcel.is_whole) {
+    const Word4 whole = sendable<Rules>(vector);
+    parcel.words = {whole.x, whole.y, coding.escape, 0};
+    parcel.rest = {whole.z, whole.w};
+  }
+  if (lane_id() == 0)
+    parcel.words.z = (parcel.words.z & 0x0fff0fffu) | (largest & 0xfu) << 12 | largest >> 4 << 28;
+  return parcel;
+}
+
+// Every lane of the wave must call this: the vector of `words`, unless it is whole.
+TENON_DEVICE Word4 unpack_bf16(Word4 words, bool* is_whole) {
+  const std::uint32_t first = shuffle_from(words.z, 0);
+  const std::uint32_t largest = in_both_halves((first >> 12 & 0xfu) | (first >> 28) << 4);
+  const Coding coding = own_coding();
+  *is_whole = (words.z & coding.escape) == coding.escape;
+  std::uint32_t out[4];
+  TENON_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const std::uint32_t signs = (i < 2 ? words.x : words.y) >> (i % 2 * 8);
+    const std::uint32_t below = words.z >> (coding.bits * i) & coding.fields;
+    out[i] = (signs & 0x00800080u) << 8 | (signs & 0x007f007fu) | (largest - below) << 7;
+  }
+  return {out[0], out[1], out[2], out[3]};
+}
+
+// Every lane of the wave must call this, also where a call is lost.
+template <class Wire, class Rules>
+TENON_DEVICE Parcel wrap(Word4 vector) {
+  if constexpr (Wire::kPacks) return pack_bf16<Rules>(vector);
+  return {sendable<Rules>(vector), false, {}};
+}
+
+// Sends vector `vector` to the row at `row` of a peer's mailbox.
+template <class Wire>
+TENON_DEVICE void post(std::byte* row, int vectors, int vector, const Parcel& parcel) {
+  const typename Wire::Place place = place_of<Wire>(row, vectors, vector);
+  if constexpr (Wire::kPacks) {
+    store8_relaxed(place.signs, {parcel.words.x, parcel.words.y});
+    store4_relaxed(place.exponents, parcel.words.z);
+    if (parcel.is_whole) store8_relaxed(place.rest, parcel.rest);
+  } else {
+    store16_relaxed(place.at, parcel.words);
+  }
+}
+
+// The vector of which take() brought `words` from `place`. Every lane of the wave must call this.
+template <class Rules>
+TENON_DEVICE Word4 unwrap(const TeamView&, Call&, Phase, int, std::uint32_t, const Place16&,
+                          Word4 words) {
+  return words;
+}
+template <class Rules>
+TENON_DEVICE Word4 unwrap(const TeamView& team, Call& call, Phase phase, int sender,
+                          std::uint32_t name, const PackedPlace& place, Word4 words) {
+  bool is_whole = false;
+  const Word4 unpacked = unpack_bf16(words, &is_whole);
+  if (!is_whole) return unpacked;
+  const Word2 seen = place.seen == nullptr ? Word2{kNotArrived, kNotArrived} : *place.seen;
+  const Word4 rest = take<Rules>(team, call, phase, sender, name, RestPlace{place.rest},
+                                 {seen.x, seen.y, 0, 0}, false);
+  return {words.x, words.y, rest.x, rest.y};
+}
+
+// Ends with vector `vector` of the row that `sender` sent to `row`. Every lane of the wave must
+// call this, unless kMaxRun vectors of a thread are several and Plain; the rest is take()'s.
+template <class Wire, class Rules, int kMaxRun>
+TENON_DEVICE Word4 take_vector(const TeamView& team, Call& call, Phase phase, int sender,
+                               std::uint32_t name, std::byte* row, int vectors, int vector,
+                               Seen seen = {}) {
+  const auto place = place_of<Wire>(row, vectors, vector, &seen.rest);
+  const Word4 words = take<Rules>(team, call, phase, sender, name, place, seen.words, kMaxRun == 1);
+  return unwrap<Rules>(team, call, phase, sender, name, place, words);
+}
+
+}  // namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant
