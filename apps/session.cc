@@ -96,7 +96,8 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
       ->capture_default_str();
   app.add_option("--max-stage", options.max_stage, "the most fused stage allowed: 1, 2 or 3")
       ->capture_default_str();
-  app.add_option("--variant", options.variant, "of stage 1: one_shot or two_shot");
+  app.add_option("--variant", options.variant,
+                 "of stage 1: one_shot or two_shot, or the same with _packed");
   app.add_option("--transport", options.transport, "auto, threads, ipc or shm")
       ->capture_default_str();
   app.add_option("--deadline-ms", options.deadline_ms,

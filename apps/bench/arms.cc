@@ -4,6 +4,7 @@
 
 #include "tenon/comm/collectives.h"
 #include "tenon/ops/fp8_quant/fp8_quant.h"
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/tuned.h"
 #include "tenon/ops/rmsnorm/rmsnorm.h"
 
 namespace tenon::apps {
@@ -27,9 +28,12 @@ std::vector<Arm> all_choices() {
   std::vector<Arm> arms;
   for (const bool bf16 : {false, true}) {
     const std::string outputs = bf16 ? "+bf16" : "";
-    for (const char* variant : {"one_shot", "two_shot"})
-      arms.push_back({variant + outputs, Chain::kOneKernel, bf16, variant});
-    arms.push_back({"two_kernels" + outputs, Chain::kTwoKernels, bf16, {}});
+    for (const std::string_view choice : fused::kChoices) {
+      const std::string name(choice);
+      const bool one_kernel = choice != fused::kTwoKernels;
+      arms.push_back({name + outputs, one_kernel ? Chain::kOneKernel : Chain::kTwoKernels, bf16,
+                      one_kernel ? name : std::string()});
+    }
   }
   return arms;
 }
@@ -109,17 +113,22 @@ Status Bench::allocate(bool cold) {
   return Status::ok();
 }
 
-Status Bench::fill_inputs() {
+Status Bench::fill(Kind kind, const std::vector<std::uint16_t>& values) {
+  for (int copy = 0; copy < rings_[kind].copies; ++copy)
+    TENON_TRY(
+        stream_->copy(at(kind, copy), copy == 0 ? values.data() : at(kind, 0), bytes_of(kind)));
+  return stream_->synchronize();  // the values are the host's, and end at the caller's
+}
+
+Status Bench::fill_addends(Inputs inputs) {
   const Communicator& comm = *channels_.comm;
-  const auto send = [&](Kind kind, const std::vector<std::uint16_t>& values) -> Status {
-    for (int copy = 0; copy < rings_[kind].copies; ++copy)
-      TENON_TRY(
-          stream_->copy(at(kind, copy), copy == 0 ? values.data() : at(kind, 0), bytes_of(kind)));
-    return stream_->synchronize();  // the values are the host's, and end here
-  };
-  TENON_TRY(send(kPartial, make_addend(shape_, dtype_, comm.size(), comm.rank())));
-  TENON_TRY(send(kResidualIn, make_residual(shape_, dtype_)));
-  TENON_TRY(send(kWeight, make_weight(shape_.hidden, dtype_)));
+  return fill(kPartial, make_addend(shape_, dtype_, inputs, comm.size(), comm.rank()));
+}
+
+Status Bench::fill_inputs() {
+  TENON_TRY(fill_addends(Inputs::kCancelling));
+  TENON_TRY(fill(kResidualIn, make_residual(shape_, dtype_)));
+  TENON_TRY(fill(kWeight, make_weight(shape_.hidden, dtype_)));
   return reset();
 }
 

@@ -56,6 +56,8 @@ class Bench {
   const Plan& plan(std::size_t arm) const;
   // Enqueues call number `call` of an arm.
   Status enqueue(std::size_t arm, int call);
+  // Other addends. The first ones are Inputs::kCancelling.
+  Status fill_addends(Inputs inputs);
   // Puts the residuals back to what they were at first.
   Status reset();
   // Evicts everything from the L2 cache. Does nothing for a warm bench.
@@ -97,6 +99,7 @@ class Bench {
   fused_allreduce_rmsnorm_quant::Args fused_args(int call, bool bf16) const;
   Status choose_copies(bool cold, int most);
   Status allocate(bool cold);
+  Status fill(Kind kind, const std::vector<std::uint16_t>& values);
   Status fill_inputs();
   Status plan_arm(const Situation& where, std::size_t arm);
   Status poison();

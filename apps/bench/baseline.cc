@@ -49,6 +49,7 @@ Status compare(const nlohmann::json& baseline, const Results& results, double to
   TENON_TRY(same(baseline, "device", results.device.name));
   TENON_TRY(same(baseline, "ranks", results.options.tp));
   TENON_TRY(same(baseline, "dtype", name(results.options.dtype)));
+  TENON_TRY(same(baseline, "inputs", name(results.options.inputs)));
   TENON_TRY(same(baseline, "spread_residual", results.options.spread_residual));
   int compared = 0;
   std::vector<Loss> losses;

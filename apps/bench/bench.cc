@@ -11,7 +11,8 @@ namespace {
 
 // The command line's words, before they mean anything.
 struct Words {
-  std::string rows, hidden, device = "cpu", dtype = "bf16", mode = "auto", l2 = "warm";
+  std::string rows, hidden, device = "cpu", dtype = "bf16", mode = "auto", l2 = "warm",
+                            inputs = "normal";
   bool around = false;
 };
 
@@ -32,10 +33,16 @@ void add_method(CLI::App& app, BoundaryBench& options, Words& words) {
   app.add_option("--l2", words.l2, "warm, cold or both: what a call finds in the L2 cache")
       ->capture_default_str()
       ->check(CLI::IsMember({"warm", "cold", "both"}));
+  app.add_option("--inputs", words.inputs,
+                 "what is timed: normal numbers, these with outliers, or numbers that cancel")
+      ->capture_default_str()
+      ->check(CLI::IsMember(
+          std::vector<std::string>(std::begin(kInputsNames), std::end(kInputsNames))));
   app.add_option("--arms", options.arms,
                  "nccl3, split, fused2, fused2bf16, fused1, fused1bf16; all by default")
       ->delimiter(',');
-  app.add_option("--variant", options.variant, "of the one-kernel arms: one_shot, two_shot");
+  app.add_option("--variant", options.variant,
+                 "of the one-kernel arms: one_shot or two_shot, or the same with _packed");
   app.add_flag("--spread-residual", options.spread_residual,
                "every rank gets the whole residual, not only the rows that it owns");
   app.add_option("--iterations", options.iterations, "calls of a repeat; 64 on devices, else 30")
@@ -89,6 +96,8 @@ Status read(const Words& words, BoundaryBench& options) {
   options.mode = words.mode == "graph"   ? Mode::kGraph
                  : words.mode == "eager" ? Mode::kEager
                                          : Mode::kAuto;
+  for (const Inputs each : {Inputs::kNormal, Inputs::kOutliers, Inputs::kCancelling})
+    if (words.inputs == name(each)) options.inputs = each;
   options.warm = words.l2 != "cold";
   options.cold = words.l2 != "warm";
   return Status::ok();

@@ -2,6 +2,7 @@
 // docs/boundary.md, "How it is measured", says what is timed and how.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,18 @@ enum class Mode {
 };
 inline constexpr int kMaxGraphRows = 512;
 
+// What the ranks add up. Every arm is checked with the last kind as well, whatever it is timed
+// with.
+enum class Inputs : std::size_t {
+  kNormal,      // normally distributed
+  kOutliers,    // the same, and a column in 128 is 64 times as large, as in the rows of a decoder
+  kCancelling,  // half of the numbers 2^21 to 2^25 on two ranks and gone from the sum, so that its
+                // order shows; sizes that rows in a decoder never have
+};
+
+inline constexpr const char* kInputsNames[] = {"normal", "outliers", "cancelling"};
+inline const char* name(Inputs inputs) { return kInputsNames[static_cast<std::size_t>(inputs)]; }
+
 struct BoundaryBench {
   std::vector<int> rows, hidden;  // empty: what suits the target and the mode
   bool around = false;            // with the default rows, also those beside each power of two
@@ -25,6 +38,7 @@ struct BoundaryBench {
   Target target = Target::kCpu;
   DType dtype = DType::kBF16;
   Mode mode = Mode::kAuto;
+  Inputs inputs = Inputs::kNormal;
   bool warm = true, cold = false;                 // states of the L2 cache to measure in
   int iterations = 0, repeats = 0, warm_up = -1;  // 0, 0, -1: what suits the target
   bool adapt_iterations = false;        // fewer where calls are long; set where iterations was 0

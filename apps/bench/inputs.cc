@@ -1,9 +1,13 @@
 #include "apps/bench/inputs.h"
 
 #include <algorithm>
+#include <cmath>
 #include <exception>
+#include <numbers>
 #include <numeric>
 #include <thread>
+
+#include "tenon/core/fp8.h"
 
 namespace tenon::apps {
 namespace {
@@ -15,7 +19,7 @@ constexpr std::uint64_t mix(std::uint64_t x) {
   return x ^ (x >> 31);
 }
 
-constexpr std::uint64_t kAddends = 0x1234, kResidual = 0x5678, kWeight = 0x9abc;
+constexpr std::uint64_t kAddends = 0x1234, kResidual = 0x5678, kWeight = 0x9abc, kOutlier = 0xdef0;
 std::uint64_t draw(std::uint64_t stream, std::uint64_t place) {
   return mix(stream * 0x9e3779b97f4a7c15u + place);
 }
@@ -37,9 +41,18 @@ Format format_of(DType dtype) {
   return {bf16, bf16 ? 24 : 14};
 }
 
+// Box and Muller's.
+float normal(std::uint64_t random) {
+  const double radius = (static_cast<double>(random >> 32) + 1) * 0x1p-32;
+  const double angle = static_cast<double>(random & 0xffffffffu) * 0x1p-32;
+  return static_cast<float>(std::sqrt(-2 * std::log(radius)) *
+                            std::cos(2 * std::numbers::pi * angle));
+}
+
 // Half of the elements have +V on one rank and −V on another beside numbers of several sizes, so
 // that what survives depends on when V comes and goes.
-std::uint16_t addend_at(const Format& format, std::uint64_t place, unsigned team, unsigned rank) {
+std::uint16_t cancelling_at(const Format& format, std::uint64_t place, unsigned team,
+                            unsigned rank) {
   const std::uint64_t all = draw(kAddends, place);
   const bool cancels = team > 1 && (all & 1u) != 0;
   if (cancels) {
@@ -53,6 +66,14 @@ std::uint16_t addend_at(const Format& format, std::uint64_t place, unsigned team
   }
   const std::uint64_t own = mix(all + 1 + rank);
   return format.number(own, -static_cast<int>(own & 3u));
+}
+
+std::uint16_t addend_at(const Format& format, Inputs inputs, std::uint64_t place, unsigned column,
+                        unsigned team, unsigned rank) {
+  if (inputs == Inputs::kCancelling) return cancelling_at(format, place, team, rank);
+  const bool is_outlier = inputs == Inputs::kOutliers && draw(kOutlier, column) % 128 == 0;
+  const float value = normal(mix(draw(kAddends, place) + rank)) * (is_outlier ? 64.0f : 1.0f);
+  return format.bf16 ? to_bf16(value).bits : to_f16(value).bits;
 }
 
 std::uint16_t residual_at(const Format& format, std::uint64_t place) {
@@ -116,10 +137,13 @@ void in_parallel(int count, int threads, const std::function<void(int begin, int
     if (each) std::rethrow_exception(each);
 }
 
-std::vector<std::uint16_t> make_addend(Shape shape, DType dtype, int team, int rank) {
+std::vector<std::uint16_t> make_addend(Shape shape, DType dtype, Inputs inputs, int team,
+                                       int rank) {
   const Format format = format_of(dtype);
+  const auto hidden = static_cast<std::size_t>(shape.hidden);
   return make_rows(shape, spare_threads(team), [=](std::size_t place) {
-    return addend_at(format, place, static_cast<unsigned>(team), static_cast<unsigned>(rank));
+    return addend_at(format, inputs, place, static_cast<unsigned>(place % hidden),
+                     static_cast<unsigned>(team), static_cast<unsigned>(rank));
   });
 }
 
@@ -139,7 +163,7 @@ std::vector<std::uint16_t> make_weight(int hidden, DType dtype) {
   return weight;
 }
 
-Oracle make_oracle(Shape shape, DType dtype, int team) {
+Oracle make_oracle(Shape shape, DType dtype, Inputs kind, int team) {
   Oracle oracle;
   oracle.rows = rows_to_check(shape, team);
   oracle.shape.rows = static_cast<int>(oracle.rows.size());
@@ -163,8 +187,9 @@ Oracle make_oracle(Shape shape, DType dtype, int team) {
       inputs.residual.clear();
       for (std::uint64_t k = 0; k < static_cast<std::uint64_t>(shape.hidden); ++k) {
         for (unsigned rank = 0; rank < static_cast<unsigned>(team); ++rank)
-          inputs.addends[rank].push_back(
-              addend_at(format, first + k, static_cast<unsigned>(team), rank));
+          inputs.addends[rank].push_back(addend_at(format, kind, first + k,
+                                                   static_cast<unsigned>(k),
+                                                   static_cast<unsigned>(team), rank));
         inputs.residual.push_back(residual_at(format, first + k));
       }
       parts[static_cast<std::size_t>(i)] = testing::boundary_oracle(one, inputs);

@@ -10,10 +10,10 @@
 
 namespace tenon::apps {
 
-// One rank's addend, [rows, hidden]: rank-distinct numbers whose sum depends on its order, large
-// ones that cancel among them. All finite, and so are sums of many calls.
-std::vector<std::uint16_t> make_addend(Shape shape, DType dtype, int team, int rank);
-// The same on every rank.
+// One rank's addend, [rows, hidden]: another on each rank. All finite, and so are sums of many
+// calls.
+std::vector<std::uint16_t> make_addend(Shape shape, DType dtype, Inputs inputs, int team, int rank);
+// The same on every rank, whatever the addends are.
 std::vector<std::uint16_t> make_residual(Shape shape, DType dtype);
 std::vector<std::uint16_t> make_weight(int hidden, DType dtype);
 
@@ -25,7 +25,7 @@ struct Oracle {
   testing::BoundaryOutputs expected;
 };
 inline constexpr std::int64_t kFullCheck = std::int64_t{4} << 20;
-Oracle make_oracle(Shape shape, DType dtype, int team);
+Oracle make_oracle(Shape shape, DType dtype, Inputs inputs, int team);
 
 // Calls work(begin, end) for parts of [0, count), on several threads where that pays.
 void in_parallel(int count, int threads, const std::function<void(int begin, int end)>& work);

@@ -182,6 +182,7 @@ nlohmann::json json_of(const Results& results) {
                         {"command", results.command},
                         {"ranks", options.tp},
                         {"dtype", name(options.dtype)},
+                        {"inputs", name(options.inputs)},
                         {"scales", "fp32, row"},
                         {"spread_residual", options.spread_residual},
                         {"repeats", options.repeats},

@@ -5,12 +5,16 @@
 #include <limits>
 #include <map>
 
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/tuned.h"
+
 namespace tenon::apps {
 namespace {
 
-constexpr const char* kChoices[] = {"one_shot", "two_shot", "two_kernels"};
+using fused_allreduce_rmsnorm_quant::kChoices;
+
 constexpr std::size_t kNumChoices = std::size(kChoices);
-constexpr double kNever = 1e9;  // the regret of a choice that cannot run
+constexpr std::size_t kNumParts = 3;  // of a table: more would follow the noise
+constexpr double kNever = 1e9;        // the regret of a choice that cannot run
 constexpr std::int64_t kNoEnd = std::numeric_limits<std::int64_t>::max();
 
 // The shapes of one size: for each choice, the worst regret and the sum of them.
@@ -24,7 +28,7 @@ void take(const Results& results, const Row& row, bool bf16, Sizes& sizes) {
   std::array<double, kNumChoices> us{};
   double best = 0;
   for (std::size_t choice = 0; choice < kNumChoices; ++choice) {
-    const std::string arm = kChoices[choice] + std::string(bf16 ? "+bf16" : "");
+    const std::string arm = std::string(kChoices[choice]) + (bf16 ? "+bf16" : "");
     const ArmResult* const found = find_arm(results, row, arm);
     us[choice] = found == nullptr ? 0 : found->timing.us;
     if (us[choice] > 0 && (best == 0 || us[choice] < best)) best = us[choice];
@@ -43,7 +47,7 @@ void take(const Results& results, const Row& row, bool bf16, Sizes& sizes) {
 
 // One way to cut the sizes: choice order[0] for the first cuts[0] of them, and so on.
 struct Cut {
-  std::array<std::size_t, kNumChoices> order{}, cuts{};
+  std::array<std::size_t, kNumParts> order{}, cuts{};
   double worst = kNever * 10, sum = 0;
   std::string worst_shape;
 };
@@ -66,14 +70,17 @@ Cut judge(const Sizes& sizes, Cut cut) {
 
 Cut best_cut(const Sizes& sizes) {
   Cut best;
-  std::array<std::size_t, kNumChoices> order{0, 1, 2};
-  do {
+  const auto try_order = [&](std::array<std::size_t, kNumParts> order) {
     for (std::size_t first = 0; first <= sizes.size(); ++first)
       for (std::size_t second = first; second <= sizes.size(); ++second) {
         const Cut cut = judge(sizes, {order, {first, second, sizes.size()}, 0, 0, {}});
         if (cut.worst < best.worst || (cut.worst == best.worst && cut.sum < best.sum)) best = cut;
       }
-  } while (std::next_permutation(order.begin(), order.end()));
+  };
+  for (std::size_t a = 0; a < kNumChoices; ++a)
+    for (std::size_t b = 0; b < kNumChoices; ++b)
+      for (std::size_t c = 0; c < kNumChoices; ++c)
+        if (a != b && b != c && a != c) try_order({a, b, c});
   return best;
 }
 
@@ -85,9 +92,10 @@ Tuning tuning_of(const Sizes& sizes, std::size_t num_shapes) {
   tuning.worst_shape = cut.worst_shape;
   std::vector<std::int64_t> bytes;
   for (const auto& each : sizes) bytes.push_back(each.first);
-  for (std::size_t part = 0, begin = 0; part < kNumChoices; begin = cut.cuts[part++])
+  for (std::size_t part = 0, begin = 0; part < kNumParts; begin = cut.cuts[part++])
     if (cut.cuts[part] > begin)
-      tuning.thresholds.push_back({bytes[cut.cuts[part] - 1], kChoices[cut.order[part]]});
+      tuning.thresholds.push_back(
+          {bytes[cut.cuts[part] - 1], std::string(kChoices[cut.order[part]])});
   tuning.thresholds.back().up_to_bytes = kNoEnd;
   return tuning;
 }
