@@ -14,7 +14,6 @@
 //                                          thread releases after it covers what others stored before
 //   shuffle_xor(v, mask)                   v of lane (lane ^ mask); T of 4 bytes; all lanes together
 //   shuffle_from(v, lane)                  v of that lane of the wave, 0 <= lane < kWave; as above
-//   any_lane(b)                            whether b holds on any lane of the wave; as above
 //   sync_wave()                            lanes that have left a loop at different times go on
 //                                          together, so that their next access is one; as above
 //   max_lane(v)                            the largest 32-bit v of the wave's lanes; as above

@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "tenon/core/fp8.h"
 #define TENON_TEST_SPACE reduce_test
 #include "tests/support/kernels.inc"
 
@@ -28,20 +29,21 @@ float tree_sum(std::vector<float> values) {
 
 struct Out {
   std::vector<float> sum, max, lanes_sum, second;
-  std::vector<int> lane, any;
+  std::vector<int> lane;
+  std::vector<std::uint32_t> most;
 };
 
 Out run(Target target, const std::vector<float>& in, std::uint64_t seed) {
   Out out;
   out.sum = out.max = out.lanes_sum = out.second = std::vector<float>(in.size(), -1.0f);
   out.lane.resize(in.size());
-  out.any.resize(in.size(), -1);
+  out.most.resize(in.size());
   set_emu_seed(seed);
   auto stream = Stream::create({target, 0});
   EXPECT_TRUE(stream) << stream.status().to_string();
   const reduce_test::Args args{
       in.data(),         out.sum.data(),  out.max.data(), out.lanes_sum.data(),
-      out.second.data(), out.lane.data(), out.any.data()};
+      out.second.data(), out.lane.data(), out.most.data()};
   LaunchShape shape;
   shape.threads = static_cast<int>(in.size());
   const Status status = launch(*stream, shape, kernels(target).reduce, args);
@@ -94,17 +96,19 @@ TEST(Reduce, SumsAreThePerfectTreeOnEveryThread) {
   }
 }
 
-TEST(Reduce, AnyLaneIsHeardByItsWaveAlone) {
+// Negative floats have the largest bits: what is compared is unsigned.
+TEST(Reduce, MaxLaneIsOfItsWaveAlone) {
   for (Target target : test::host_targets()) {
     const int wave = kernels(target).wave;
     for (int threads : sizes(target)) {
-      for (int place : {-1, 0, threads / 2, threads - 1}) {  // -1: nobody
-        std::vector<float> in(static_cast<std::size_t>(threads), 0.25f);
-        if (place >= 0) in[static_cast<std::size_t>(place)] = 1.0f;
-        const Out out = run(target, in, 6);
-        for (int i = 0; i < threads; ++i)
-          ASSERT_EQ(out.any[static_cast<std::size_t>(i)], place >= 0 && i / wave == place / wave)
-              << test::to_string(target) << " threads " << threads << ", " << place << " " << i;
+      const std::vector<float> in = random_values(threads, 6);
+      const Out out = run(target, in, 6);
+      for (int i = 0; i < threads; ++i) {
+        std::uint32_t most = 0;
+        for (int k = i / wave * wave; k < i / wave * wave + wave; ++k)
+          most = std::max(most, float_bits(in[static_cast<std::size_t>(k)]));
+        ASSERT_EQ(out.most[static_cast<std::size_t>(i)], most)
+            << test::to_string(target) << " threads " << threads << ", " << i;
       }
     }
   }

@@ -13,7 +13,7 @@ TENON_KERNEL reduce_kernel(Args args) {
   args.second[i] = block_sum(2.0f * args.in[i]);
   args.max[i] = block_max(args.in[i]);
   args.lanes_sum[i] = lanes_sum<kLanes>(args.in[i]);
-  args.any[i] = any_lane(args.in[i] > 0.5f);
+  args.most[i] = max_lane(float_bits(args.in[i]));
   args.lane[i] = lane_id() + 1000 * wave_id();
 }
 

@@ -12,7 +12,7 @@ struct Args {
   float* lanes_sum;  // over groups of 8 lanes (or the whole wave where it is narrower)
   float* second;     // a second block_sum, right after the first
   int* lane;
-  int* any;  // whether a lane of the wave has more than 0.5
+  std::uint32_t* most;  // the largest bits of `in` in the wave
 };
 
 struct Kernels {

@@ -32,7 +32,6 @@ template <class T>
 inline T shuffle_from(T value, int) {
   return value;
 }
-inline bool any_lane(bool value) { return value; }
 inline void sync_wave() {}
 inline std::uint32_t max_lane(std::uint32_t value) { return value; }
 

@@ -44,11 +44,6 @@ inline T shuffle_xor(T value, int mask, const char* file = __builtin_FILE(),
   return shuffle_from(value, (thread_id() % kWave) ^ mask, file, line);
 }
 
-inline bool any_lane(bool value, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-  std::uint32_t any = value ? 1 : 0;
-  for (int mask = 1; mask < kWave; mask *= 2) any |= shuffle_xor(any, mask, file, line);
-  return any != 0;
-}
 // Needless here, but lanes that are missing show.
 inline void sync_wave(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   shuffle_from(0u, 0, file, line);

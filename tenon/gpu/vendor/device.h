@@ -74,7 +74,6 @@ TENON_DEVICE T shuffle_xor(T value, int mask) {
       static_cast<int>(__builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0u)));
   return shuffle_from(value, lane ^ mask);
 }
-TENON_DEVICE bool any_lane(bool value) { return __builtin_amdgcn_ballot_w64(value) != 0; }
 TENON_DEVICE void sync_wave() {}  // lanes that leave a loop wait for the others anyway
 TENON_DEVICE std::uint32_t max_lane(std::uint32_t value) {
   for (int mask = 1; mask < kWave; mask *= 2) {
@@ -197,7 +196,6 @@ TENON_DEVICE T shuffle_xor(T value, int mask) {
   std::uint32_t bits = __builtin_bit_cast(std::uint32_t, value);  // const crashes nvcc 13.0
   return __builtin_bit_cast(T, __shfl_xor_sync(0xffffffffu, bits, mask));
 }
-TENON_DEVICE bool any_lane(bool value) { return __any_sync(0xffffffffu, value) != 0; }
 TENON_DEVICE void sync_wave() { __syncwarp(); }
 TENON_DEVICE std::uint32_t max_lane(std::uint32_t value) {
   return __reduce_max_sync(0xffffffffu, value);
