@@ -301,9 +301,13 @@ class Bench(unittest.TestCase):
     def test_every_arm_equals_the_oracle(self):
         for options in (["--tp", "2"], ["--tp", "3", "--mode", "graph", "--l2", "both"],
                         ["--variant", "two_shot"], ["--variant", "two_shot", "--spread-residual"],
+                        ["--variant", "one_shot_packed", "--inputs", "outliers"],
+                        ["--variant", "two_shot_packed", "--inputs", "cancelling"],
                         ["--tp", "1"], ["--dtype", "f16", "--device", "emu32", "--mode", "graph"]):
             found = json.loads(self.bench("--rows", "1,5", "--hidden", "256", "--json", *options))
             both = "both" in options
+            inputs = options[options.index("--inputs") + 1] if "--inputs" in options else "normal"
+            self.assertEqual(found["inputs"], inputs)
             self.assertEqual([(row["rows"], row["l2"]) for row in found["results"]],
                              [(1, "warm"), (1, "cold"), (5, "warm"), (5, "cold")] if both else
                              [(1, "warm"), (5, "warm")])
