@@ -58,10 +58,10 @@ Traffic traffic(const Args& args, int team_size) {
   cost.flops = elements * (10 + team_size);
   cost.memory_bytes = elements * (args.fresh_residual ? 4 : 6) +
                       static_cast<double>(args.weight.bytes()) + bytes_of(args.out);
-  // Each rank sends its part of the rows of others, and its own results to the others; bf16 goes in
-  // 12 bits (wire.cuh).
+  // Each rank sends its part of the rows of others, and its own results to the others.
   const auto hidden = static_cast<double>(addend.shape[1]);
-  const double row = hidden * (addend.dtype == DType::kBF16 ? 1.5 : 2.0);
+  const auto row =
+      static_cast<double>(row_link_bytes(addend.shape[1], addend.dtype == DType::kBF16));
   const double fp8 = args.out.fp8 ? hidden + hidden / args.out.fp8->group * 4 : 0;
   const double result = (args.out.bf16 ? row : fp8) + (args.spread_residual ? row : 0);
   cost.link_bytes =

@@ -10,6 +10,7 @@
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
 using tenon::fused_allreduce_rmsnorm_quant::Args;
+using tenon::fused_allreduce_rmsnorm_quant::kChoices;
 using tenon::fused_allreduce_rmsnorm_quant::kUnit;
 using tenon::fused_allreduce_rmsnorm_quant::result_bytes;
 using tenon::fused_allreduce_rmsnorm_quant::row_bytes;
@@ -24,11 +25,16 @@ static std::int64_t one_shot_limit(int team_size) {
   return team_size <= 4 ? 384 << 10 : 128 << 10;
 }
 
+enum class Shots : std::uint8_t { kOne, kTwo };
+constexpr std::string_view name_of(Shots shots, bool packs) {
+  return kChoices[(shots == Shots::kTwo ? 2 : 0) + (packs ? 1 : 0)];
+}
+
 // Many rows travel packed: that costs a few instructions and saves a link a quarter of its bytes.
 // Host targets have no link.
 static std::string_view usual_choice(std::int64_t bytes, const Situation& where) {
-  if (bytes <= one_shot_limit(where.team_size)) return "one_shot";
-  return is_host(where.device.target) ? "two_shot" : "two_shot_packed";
+  if (bytes <= one_shot_limit(where.team_size)) return name_of(Shots::kOne, false);
+  return name_of(Shots::kTwo, !is_host(where.device.target));
 }
 
 // A choice that packs, for rows that cannot be packed.
@@ -93,9 +99,6 @@ static int even_blocks(std::int64_t stripes, Room room) {
   return best;
 }
 
-enum class Shots : std::uint8_t { kOne, kTwo };
-static constexpr std::string_view kNames[2][2] = {{"one_shot", "one_shot_packed"},
-                                                  {"two_shot", "two_shot_packed"}};
 static Status shape_for(const Args& args, const Situation& where, Shots shots, LaunchShape* shape) {
   if (where.team_size > 1 && !where.peer_pointers)
     return Status::error(Code::kUnsupported, "the ranks cannot address each other's mailboxes");
@@ -119,7 +122,7 @@ static Status shape_for(const Args& args, const Situation& where, Shots shots, L
 template <Shots kShots, bool kPacks>
 static Status supports(const Args& args, const Situation& where, LaunchShape* shape) {
   if (kPacks) TENON_TRY(can_pack(args, where));
-  TENON_TRY(is_fastest(args, where, kNames[kShots == Shots::kTwo][kPacks]));
+  TENON_TRY(is_fastest(args, where, name_of(kShots, kPacks)));
   return shape_for(args, where, kShots, shape);
 }
 
@@ -252,14 +255,14 @@ static Status launch_as(const LaunchShape& shape, const Args& args, const TeamVi
 static constexpr Variant kVariants[] = {
     variant<Args, supports<Shots::kOne, false>,
             launch_as<launch_one_shot<bf16, Plain, Sound>, launch_one_shot<f16, Plain, Sound>>>(
-        kNames[0][false]),
+        name_of(Shots::kOne, false)),
     variant<Args, supports<Shots::kOne, true>, launch_one_shot<bf16, Packed, Sound>>(
-        kNames[0][true]),
+        name_of(Shots::kOne, true)),
     variant<Args, supports<Shots::kTwo, false>,
             launch_as<launch_two_shot<bf16, Plain, Sound>, launch_two_shot<f16, Plain, Sound>>>(
-        kNames[1][false]),
+        name_of(Shots::kTwo, false)),
     variant<Args, supports<Shots::kTwo, true>, launch_two_shot<bf16, Packed, Sound>>(
-        kNames[1][true]),
+        name_of(Shots::kTwo, true)),
 };
 extern const VariantTable table;
 const VariantTable table{kVariants};

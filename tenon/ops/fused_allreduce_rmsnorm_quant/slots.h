@@ -22,6 +22,11 @@ constexpr std::int64_t result_bytes(std::int64_t hidden, bool packs, bool spread
   return (spreads_fp8 ? hidden + (groups + 3) / 4 * 16 : row) + (spreads_residual ? row : 0);
 }
 
+// Bytes that such a row takes of the link, at least.
+constexpr std::int64_t row_link_bytes(std::int64_t hidden, bool packs) {
+  return hidden / 8 * (packs ? 12 : 16);
+}
+
 // Offsets are counted in vectors of 16 bytes, which 31 bits of any mailbox that fits a device
 // reach.
 inline constexpr std::int64_t kUnit = 16;

@@ -65,7 +65,7 @@ struct Packed {
   using Place = PackedPlace;
 };
 
-// What an early look found, in take_vector()'s stead.
+// What an early look found; take_vector() goes on from there.
 struct Seen {
   Word4 words = kNothing;
   Word2 rest = {kNotArrived, kNotArrived};
@@ -182,8 +182,8 @@ TENON_DEVICE Word4 unwrap(const TeamView& team, Call& call, Phase phase, int sen
   return {words.x, words.y, rest.x, rest.y};
 }
 
-// Ends with vector `vector` of the row that `sender` sent to `row`. Every lane of the wave must
-// call this, unless kMaxRun vectors of a thread are several and Plain; the rest is take()'s.
+// Ends with vector `vector` of the row that `sender` sent to `row`. Where kMaxRun is 1 or rows
+// travel packed, every lane of the wave must call this. The rest is take()'s.
 template <class Wire, class Rules, int kMaxRun>
 TENON_DEVICE Word4 take_vector(const TeamView& team, Call& call, Phase phase, int sender,
                                std::uint32_t name, std::byte* row, int vectors, int vector,
