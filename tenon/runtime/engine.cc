@@ -156,7 +156,9 @@ std::string_view name(Finish finish) {
     case Finish::kNone: return "none";
     case Finish::kStop: return "stop";
     case Finish::kLength: return "length";
+    case Finish::kContext: return "context";
     case Finish::kCancelled: return "cancelled";
+    case Finish::kFailed: return "failed";
   }
   return "?";
 }
@@ -343,12 +345,11 @@ Status Engine::follow() {
 }
 
 Status Engine::State::check_prompt(const std::vector<std::int32_t>& prompt) const {
-  const int vocab = own->model().vocab_size();
   for (const std::int32_t id : prompt)
-    if (id < 0 || id >= vocab)
+    if (id < 0 || id >= own->num_tokens())
       return Status::error(Code::kInvalidArgument, "the prompt has token id " + std::to_string(id) +
                                                        "; accepted are 0 to " +
-                                                       std::to_string(vocab - 1));
+                                                       std::to_string(own->num_tokens() - 1));
   return Status::ok();
 }
 
@@ -375,10 +376,20 @@ Status Engine::cancel(RequestId id) {
 std::vector<TokenEvent> Engine::State::drop_cancelled() {
   std::vector<TokenEvent> events;
   for (const RequestId id : scheduler->cancelled()) {
-    events.push_back({id, -1, Finish::kCancelled});
+    events.push_back({id, -1, Finish::kCancelled, Status::ok()});
     scheduler->remove(id);
   }
   return events;
+}
+
+// The last event of a sequence that has no logits to draw from, be it in the middle of its prompt.
+TokenEvent failed(const Sequence& sequence) {
+  const auto id = std::to_string(static_cast<std::uint64_t>(sequence.id));
+  const auto made = static_cast<int>(sequence.tokens.size()) - sequence.prompt_tokens;
+  return {sequence.id, -1, Finish::kFailed,
+          Status::error(Code::kInternal, "request " + id + " ends after " + std::to_string(made) +
+                                             " tokens: its logits hold no number, so nothing can "
+                                             "be drawn; other requests go on")};
 }
 
 // Turns drawn tokens into events and lets finished sequences go.
@@ -387,15 +398,17 @@ std::vector<TokenEvent> Engine::State::digest(const BatchPlan& plan,
   std::vector<TokenEvent> events;  // the one allocation of a decode step
   events.reserve(plan.entries.size());
   for (std::size_t i = 0; i < plan.entries.size(); ++i) {
-    if (!plan.entries[i].draws()) continue;
     const Sequence& sequence = *plan.entries[i].sequence;
-    TokenEvent event{sequence.id, drawn[i], Finish::kNone};
+    if (drawn[i] < 0) events.push_back(failed(sequence));
+    if (drawn[i] < 0 || !plan.entries[i].draws()) continue;
+    TokenEvent event{sequence.id, drawn[i], Finish::kNone, Status::ok()};
     const int made = static_cast<int>(sequence.tokens.size()) + 1 - sequence.prompt_tokens;
     const bool is_eos = std::find(eos.begin(), eos.end(), drawn[i]) != eos.end();
     if (is_eos && !sequence.sampling.ignore_eos) {
       event.finish = Finish::kStop;
-    } else if (made >= sequence.sampling.max_tokens) {
-      event.finish = Finish::kLength;
+    } else if (made >= sequence.max_tokens) {
+      const bool all = made >= sequence.sampling.max_tokens;
+      event.finish = all ? Finish::kLength : Finish::kContext;
     }
     events.push_back(event);
   }
@@ -426,18 +439,12 @@ Result<std::vector<TokenEvent>> Engine::State::step() {
   const std::chrono::duration<double> passed = Clock::now() - begin;
   ++stats.steps;
   if (plan.decode_only()) {
-    stats.decode_tokens += static_cast<std::int64_t>(plan.entries.size());
+    stats.decode_tokens +=
+        std::count_if(drawn.begin(), drawn.end(), [](std::int32_t token) { return token >= 0; });
     stats.decode_seconds += passed.count();
   }
-  for (std::size_t i = 0; i < plan.entries.size(); ++i) {
-    const BatchEntry& entry = plan.entries[i];
+  for (const BatchEntry& entry : plan.entries)
     if (entry.first < entry.sequence->prompt_tokens) stats.prompt_tokens += entry.count;
-    if (entry.draws() && drawn[i] < 0)
-      return Status::error(Code::kInternal,
-                           "the logits of request " +
-                               std::to_string(static_cast<std::uint64_t>(entry.sequence->id)) +
-                               " hold no number: nothing can be drawn");
-  }
   std::vector<TokenEvent> made = digest(plan, drawn);
   if (events.empty()) return made;
   events.insert(events.end(), made.begin(), made.end());

@@ -64,7 +64,8 @@ Status Rank::allocate() {
     return Status::error(Code::kInternal,
                          "the model reports a vocabulary of " + std::to_string(vocab) + ", which " +
                              std::to_string(comm_->size()) + " ranks cannot share evenly");
-  if (num_tokens_ <= 0 || num_tokens_ > vocab) num_tokens_ = vocab;
+  if (num_tokens_ <= 0) num_tokens_ = model_->num_ids();
+  num_tokens_ = std::min(num_tokens_, model_->num_ids());
   const auto batch = static_cast<std::size_t>(max_batch_);
   TENON_ASSIGN(input_, Buffer::allocate(device, layout_.bytes()));
   TENON_ASSIGN(logits_, Buffer::allocate(device, batch * static_cast<std::size_t>(vocab) * 4));
@@ -173,7 +174,26 @@ Status Rank::run_on_stream(std::span<const std::byte> input) {
   TENON_TRY(sampling::run(sampling_plan_, args, stream));
   TENON_TRY(stream.copy(drawn_host_.data(), drawn_.data(), args.out.bytes()));
   TENON_TRY(stream.synchronize());
+  for (int row = 0; row < last_rows_; ++row)
+    if (drawn_host_[static_cast<std::size_t>(row)] < 0)
+      TENON_TRY(clear_caches(StepReader::caches(layout_, input, row)));
   return comm_->health();
+}
+
+// What a sequence without a number leaves behind may be NaN, and 0 · NaN is NaN for whoever has
+// these blocks and this slot next.
+Status Rank::clear_caches(const StepReader::Caches& held) {
+  const auto clear = [this](const TensorView& tensor, std::int32_t index) {
+    const std::size_t bytes = tensor.bytes() / static_cast<std::size_t>(tensor.shape[0]);
+    auto* memory = static_cast<std::byte*>(tensor.data);
+    return stream_->fill(memory + static_cast<std::size_t>(index) * bytes, 0, bytes);
+  };
+  for (const auto* layers : {&k_, &v_})
+    for (const TensorView& layer : *layers)
+      for (const std::int32_t block : held.blocks) TENON_TRY(clear(layer, block));
+  for (const auto* layers : {&conv_state_, &state_})
+    for (const TensorView& layer : *layers) TENON_TRY(clear(layer, held.state_slot));
+  return Status::ok();
 }
 
 Result<std::span<const std::int32_t>> Rank::run(std::span<const std::byte> input) {

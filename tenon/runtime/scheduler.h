@@ -42,6 +42,7 @@ struct Sequence {
   int prompt_tokens = 0;
   int computed = 0;
   SamplingParams sampling;
+  int max_tokens = 0;  // sampling.max_tokens, or fewer where the context ends first
   CacheLease lease;
   bool cancelled = false;
 
@@ -83,7 +84,7 @@ class Scheduler {
 
   // Queues a request, or says why it can never run.
   Status add(RequestId id, std::vector<std::int32_t> prompt, const SamplingParams& sampling);
-  // False when there is no such request. It leaves at the next finished().
+  // Marks it for cancelled(). False when there is no such request.
   bool cancel(RequestId id);
   // The next step. Empty when nothing can run. Valid until the next call of any function.
   const BatchPlan& next();

@@ -48,7 +48,7 @@ constexpr int kVocab = 72;  // over 1, 2, 3 and 4 ranks
 
 FakeOptions fake_options() {
   FakeOptions options;
-  options.vocab = kVocab;
+  options.vocab = options.num_ids = kVocab;
   return options;
 }
 
@@ -88,8 +88,16 @@ void collect(const std::vector<TokenEvent>& events, Answers& answers) {
   for (const TokenEvent& event : events) {
     Answer& answer = answers[event.id];
     EXPECT_EQ(answer.finish, Finish::kNone) << "an event after the last";
+    const bool drew = event.finish != Finish::kCancelled && event.finish != Finish::kFailed;
+    EXPECT_EQ(event.token >= 0, drew);
     if (event.token >= 0) answer.tokens.push_back(event.token);
     answer.finish = event.finish;
+    EXPECT_EQ(static_cast<bool>(event.why), event.finish != Finish::kFailed);
+    if (event.why) continue;
+    EXPECT_EQ(event.why.code(), Code::kInternal);
+    const std::string named = "request " + std::to_string(static_cast<std::uint64_t>(event.id));
+    for (const std::string& piece : {named, std::string("logits hold no number")})
+      EXPECT_NE(event.why.message().find(piece), std::string_view::npos) << event.why.to_string();
   }
 }
 
@@ -111,18 +119,24 @@ SamplingParams greedy(int max_tokens, bool ignore_eos = false) {
   return sampling;
 }
 
-Answer oracle(Tokens context, const SamplingParams& sampling, int max_context) {
-  const FakeOptions fake = fake_options();
+Answer oracle(Tokens context, const SamplingParams& sampling, int max_context,
+              const FakeOptions& fake = fake_options()) {
   Answer answer;
   while (answer.finish == Finish::kNone) {
+    if (fake.poison >= 0 &&
+        std::find(context.begin(), context.end(), fake.poison) != context.end()) {
+      answer.finish = Finish::kFailed;
+      break;
+    }
     const std::int32_t next = expected_token(context, fake.num_tokens);
     context.push_back(next);
     answer.tokens.push_back(next);
     if (next == fake.eos && !sampling.ignore_eos) {
       answer.finish = Finish::kStop;
-    } else if (static_cast<int>(answer.tokens.size()) >= sampling.max_tokens ||
-               static_cast<int>(context.size()) >= max_context) {
+    } else if (static_cast<int>(answer.tokens.size()) >= sampling.max_tokens) {
       answer.finish = Finish::kLength;
+    } else if (static_cast<int>(context.size()) >= max_context) {
+      answer.finish = Finish::kContext;
     }
   }
   return answer;
@@ -130,14 +144,17 @@ Answer oracle(Tokens context, const SamplingParams& sampling, int max_context) {
 
 Tokens random_prompt(std::mt19937& random, int most) {
   Tokens prompt(1 + random() % static_cast<unsigned>(most));
-  for (auto& token : prompt) token = static_cast<std::int32_t>(random() % kVocab);
+  const auto count = static_cast<unsigned>(fake_options().num_tokens);
+  for (auto& token : prompt) token = static_cast<std::int32_t>(random() % count);
   return prompt;
 }
 
-// Random requests that come while others run, some of them cancelled.
-void expect_oracle_tokens(const EngineOptions& options, int requests, unsigned seed) {
+// Random requests that come while others run, some of them cancelled: each gets the oracle's tokens
+// and ends once.
+void expect_oracle_tokens(const EngineOptions& options, int requests, unsigned seed,
+                          const FakeOptions& fake = fake_options()) {
   std::mt19937 random(seed);
-  auto engine = must_open(options);
+  auto engine = must_open(options, fake);
   Answers answers;
   std::map<RequestId, Answer> wanted;
   std::map<RequestId, bool> cancelled;
@@ -148,7 +165,7 @@ void expect_oracle_tokens(const EngineOptions& options, int requests, unsigned s
           greedy(1 + static_cast<int>(random() % 50), random() % 2 == 0);
       auto id = engine->submit(prompt, sampling);
       ASSERT_TRUE(id) << id.status().to_string();
-      wanted[*id] = oracle(prompt, sampling, options.max_context);
+      wanted[*id] = oracle(prompt, sampling, options.max_context, fake);
       ++submitted;
       if (random() % 8 == 0) cancelled[*id] = true;
     }
@@ -167,6 +184,7 @@ void expect_oracle_tokens(const EngineOptions& options, int requests, unsigned s
     if (answers[id].finish == Finish::kCancelled) tokens.resize(answers[id].tokens.size());
     EXPECT_EQ(answers[id].tokens, tokens);
     EXPECT_TRUE(answers[id].finish == answer.finish || answers[id].finish == Finish::kCancelled);
+    EXPECT_NE(answers[id].finish, Finish::kNone) << "it never ended";
   }
   EXPECT_EQ(answers.size(), wanted.size());
 }
@@ -223,8 +241,20 @@ TEST(Engine, EndsAtTheContextsEnd) {
   auto id = engine->submit(Tokens(290, 3), greedy(1000, true));
   ASSERT_TRUE(id);
   const Answer answer = run_to_end(*engine)[*id];
-  EXPECT_EQ(answer.finish, Finish::kLength);
+  EXPECT_EQ(answer.finish, Finish::kContext);
   EXPECT_EQ(answer.tokens.size(), 10u);
+}
+
+TEST(Engine, SaysWhichLimitEndedARequest) {
+  auto engine = must_open(engine_options(1));
+  const auto finish = [&](int max_tokens) {
+    auto id = engine->submit(Tokens(290, 3), greedy(max_tokens, true));
+    EXPECT_TRUE(id);
+    return run_to_end(*engine)[*id].finish;
+  };
+  EXPECT_EQ(name(finish(9)), "length");
+  EXPECT_EQ(name(finish(10)), "length");  // both at once: it got all that it asked for
+  EXPECT_EQ(name(finish(11)), "context");
 }
 
 TEST(Engine, RefusesWhatCannotRun) {
@@ -235,6 +265,7 @@ TEST(Engine, RefusesWhatCannotRun) {
   EXPECT_TRUE(refused({}, greedy(1)));
   EXPECT_TRUE(refused({-1}, greedy(1)));
   EXPECT_TRUE(refused({kVocab}, greedy(1)));
+  EXPECT_TRUE(refused({1, fake_options().num_tokens}, greedy(1)));
   EXPECT_TRUE(refused(Tokens(300, 1), greedy(1)));
   EXPECT_TRUE(refused({1}, greedy(0)));
   EXPECT_FALSE(engine->cancel(RequestId{99}));
@@ -412,12 +443,102 @@ TEST(EngineFailure, ARankWithoutMemoryEndsEveryRank) {
   }
 }
 
-TEST(EngineFailure, LogitsWithoutANumberAreAnError) {
+// ---- logits that hold no number: the request ends, nobody else does ----
+
+FakeOptions poisoned_options() {
   FakeOptions fake = fake_options();
-  fake.nan_logits = true;
-  auto engine = must_open(engine_options(2), fake);
-  ASSERT_TRUE(engine->submit({1, 2, 3}, greedy(3)));
-  EXPECT_EQ(failure_of(*engine).code(), Code::kInternal);
+  fake.poison = 59;
+  return fake;
+}
+
+TEST(EnginePoison, OneRequestEndsAndTheOthersGoOn) {
+  const FakeOptions fake = poisoned_options();
+  for (int tp : {1, 2}) {
+    auto engine = must_open(engine_options(tp), fake);
+    const SamplingParams sampling = greedy(30, true);
+    const Tokens good(40, 3), bad{1, fake.poison, 2};
+    const auto first = engine->submit(good, sampling);
+    const auto failing = engine->submit(bad, sampling), failing_too = engine->submit(bad, sampling);
+    const auto last = engine->submit(Tokens{5}, sampling);
+    Answers answers = run_to_end(*engine);
+    for (const auto& id : {failing, failing_too}) {
+      EXPECT_EQ(answers[*id].finish, Finish::kFailed);
+      EXPECT_TRUE(answers[*id].tokens.empty());
+    }
+    EXPECT_EQ(answers[*first].tokens, oracle(good, sampling, 300, fake).tokens);
+    EXPECT_EQ(answers[*last].tokens, oracle({5}, sampling, 300, fake).tokens);
+    EXPECT_EQ(name(Finish::kFailed), "failed");
+  }
+}
+
+// At the first piece of a prompt, not after all of it.
+TEST(EnginePoison, EndsAPromptAtThePieceThatFails) {
+  EngineOptions options = engine_options(2);
+  auto engine = must_open(options, poisoned_options());
+  Tokens prompt(250, 3);
+  prompt[10] = poisoned_options().poison;
+  const auto id = engine->submit(prompt, greedy(5));
+  ASSERT_TRUE(id);
+  const auto events = engine->step();
+  ASSERT_TRUE(events) << events.status().to_string();
+  ASSERT_EQ(events->size(), 1u);
+  EXPECT_EQ((*events)[0].finish, Finish::kFailed);
+  EXPECT_TRUE(engine->idle());
+}
+
+// The next one gets the same blocks and the same state slot, with nothing in them.
+TEST(EnginePoison, NobodyInheritsTheCaches) {
+  const FakeOptions fake = poisoned_options();
+  for (int tp : {1, 2, 3}) {
+    EngineOptions options = engine_options(tp);
+    options.max_batch = 1;
+    auto engine = must_open(options, fake);
+    for (int round = 0; round < 3; ++round) {
+      Tokens bad(150, 4);
+      bad[static_cast<std::size_t>(20 + 60 * round)] = fake.poison;
+      const auto failing = engine->submit(bad, greedy(10, true));
+      const auto next = engine->submit(Tokens(5, 3), greedy(10, true));
+      Answers answers = run_to_end(*engine);
+      EXPECT_EQ(answers[*failing].finish, Finish::kFailed);
+      EXPECT_EQ(answers[*next].tokens, oracle(Tokens(5, 3), greedy(10, true), 300, fake).tokens);
+    }
+  }
+}
+
+// Prompts and answers that meet the token at any time, and everybody else around them.
+TEST(EnginePoison, EveryRequestEndsOnce) {
+  for (int tp : {1, 2, 3})
+    ASSERT_NO_FATAL_FAILURE(
+        expect_oracle_tokens(engine_options(tp), 40, 300u + unsigned(tp), poisoned_options()));
+}
+
+// ---- the vocabulary's padding ----
+
+// 71 ids shared by 2 or 3 ranks as 72: nobody may ask with the last one, and it is never drawn
+// though its logit is the largest.
+TEST(Engine, PaddingIsNoToken) {
+  FakeOptions fake = fake_options();
+  fake.num_ids = fake.num_tokens = 71;
+  for (int tp : {2, 3}) {
+    for (int num_tokens : {0, 71, 72, 1000}) {
+      EngineOptions options = engine_options(tp);
+      options.num_tokens = num_tokens;
+      auto engine = must_open(options, fake);
+      const Status refused = engine->submit({1, 71}, greedy(1)).status();
+      EXPECT_EQ(refused.code(), Code::kInvalidArgument);
+      EXPECT_NE(refused.message().find("token id 71; accepted are 0 to 70"), std::string_view::npos)
+          << refused.to_string();
+      SamplingParams hot = greedy(200, true);
+      hot.temperature = 100;
+      for (const SamplingParams& sampling : {greedy(200, true), hot}) {
+        const auto id = engine->submit({1, 70}, sampling);
+        ASSERT_TRUE(id) << id.status().to_string();
+        const Answer answer = run_to_end(*engine)[*id];
+        EXPECT_EQ(answer.tokens.size(), 200u);
+        for (const std::int32_t token : answer.tokens) EXPECT_LT(token, 71);
+      }
+    }
+  }
 }
 
 // ---- ranks as processes ----
