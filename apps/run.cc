@@ -52,6 +52,8 @@ Result<Answer> generate(Session& session, const Options& options) {
       return events.status();
     }
     for (const TokenEvent& event : *events) {
+      if (!event.why && !options.json) std::printf("\n");
+      TENON_TRY(Status(event.why));
       if (answer.tokens.empty()) {
         const std::chrono::duration<double, std::milli> passed =
             std::chrono::steady_clock::now() - begin;
