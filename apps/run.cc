@@ -116,6 +116,7 @@ Status run(Options options) {
     options.prompt = kQuestion;
     options.session.chat = true;
   }
+  TENON_TRY(check(options.sampling));
   TENON_ASSIGN(auto session, Session::open(options.session));
   if (session == nullptr) return Status::ok();  // a follower: the leader has spoken
   TENON_ASSIGN(const Answer answer, generate(*session, options));

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "tenon/comm/bootstrap.h"
+#include "tenon/comm/transport.h"
 #include "tenon/core/guard.h"
 #include "tenon/runtime/rank.h"
 
@@ -128,13 +129,26 @@ class KeepAlive {
   std::thread thread_;  // last: it uses the rest
 };
 
-Status check(const EngineOptions& options) {
-  if (options.tp < 1 || options.tp > kMaxRanks)
-    return Status::error(
-        Code::kInvalidArgument,
-        "tp is " + std::to_string(options.tp) + "; accepted are 1 to " + std::to_string(kMaxRanks));
-  Scheduler::Limits limits{options.max_batch, options.max_tokens_per_step, options.max_context};
-  return Scheduler::check(limits);
+Status check_number(std::string_view what, std::int64_t value, std::int64_t low,
+                    std::int64_t high) {
+  if (value >= low && value <= high) return Status::ok();
+  return Status::error(Code::kInvalidArgument, std::string(what) + " is " + std::to_string(value) +
+                                                   "; accepted are " + std::to_string(low) +
+                                                   " to " + std::to_string(high));
+}
+
+// `free` stands for a free choice.
+template <class Entries>
+Status check_name(std::string_view what, std::string_view wanted, std::string_view free,
+                  const Entries& entries) {
+  if (wanted == free) return Status::ok();
+  std::string accepted(free);
+  for (const auto& each : entries) {
+    if (each.name == wanted) return Status::ok();
+    accepted += (accepted.empty() ? "" : ", ") + std::string(each.name);
+  }
+  return Status::error(Code::kInvalidArgument, std::string(what) + " \"" + std::string(wanted) +
+                                                   "\" is not known; accepted: " + accepted);
 }
 
 ModelOptions model_options(const EngineOptions& options) {
@@ -272,6 +286,21 @@ Status Engine::State::open_leader() {
 }
 
 Engine::Engine(std::unique_ptr<State> state) : state_(std::move(state)) {}
+
+Status Engine::check(const EngineOptions& options) {
+  TENON_TRY(check_number("tp", options.tp, 1, kMaxRanks));
+  TENON_TRY(
+      Scheduler::check({options.max_batch, options.max_tokens_per_step, options.max_context}));
+  TENON_TRY(check_number("num_tokens", options.num_tokens, 0, INT32_MAX));
+  TENON_TRY(check_number("force_stage", options.force_stage, 0, 4));
+  TENON_TRY(check_number("max_stage", options.max_stage, 1, 3));
+  TENON_TRY(check_number("deadline in ms", options.deadline.count(), 1, INT32_MAX));
+  TENON_TRY(nth_device(options.target, 0));
+  TENON_TRY(check_name("transport", options.transport, "auto", transport_lines()));
+  const VariantTable* table = variants(Op::fused_allreduce_rmsnorm_quant, options.target);
+  if (table == nullptr) return Status::ok();
+  return check_name("variant", options.force_variant, "", table->variants);
+}
 
 Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options,
                                              ModelFactory make_model) {

@@ -18,11 +18,11 @@ struct EngineOptions {
   std::string model;  // directory of a checkpoint
   int tp = 1;         // ranks
   Target target = Target::kCpu;
-  int max_batch = 16;             // sequences that run together
-  int max_context = 4096;         // prompt and completion of one sequence
-  int max_tokens_per_step = 256;  // at least 64 + max_batch
-  int num_tokens = 0;             // ids at or past this have no token; 0: all the model's ids
-  int force_stage = 0, max_stage = 1;
+  int max_batch = 16;                  // sequences that run together
+  int max_context = 4096;              // prompt and completion of one sequence
+  int max_tokens_per_step = 256;       // at least 64 + max_batch
+  int num_tokens = 0;                  // ids at or past this have no token; 0: all the model's ids
+  int force_stage = 0, max_stage = 1;  // as in ModelOptions
   std::string force_variant;
   std::string transport = "auto";
   std::chrono::milliseconds deadline{30'000};
@@ -67,6 +67,8 @@ class Engine {
   // Collective over processes. With the model factory, for tests: any Model instead of a
   // checkpoint.
   using ModelFactory = std::function<Result<std::unique_ptr<Model>>(Communicator&, Stream&)>;
+  // What can be said of the options before anything is started or read; open() begins with it.
+  static Status check(const EngineOptions& options);
   static Result<std::unique_ptr<Engine>> open(const EngineOptions& options,
                                               ModelFactory make_model = {});
   ~Engine();  // tells the other ranks to stop, and waits for those that are threads

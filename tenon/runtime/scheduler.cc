@@ -9,7 +9,9 @@ namespace {
 
 Status refuse(std::string why) { return Status::error(Code::kInvalidArgument, std::move(why)); }
 
-Status check_sampling(const SamplingParams& sampling) {
+}  // namespace
+
+Status check(const SamplingParams& sampling) {
   if (!(sampling.temperature >= 0.0f) || sampling.temperature > 100.0f)
     return refuse("temperature is " + std::to_string(sampling.temperature) +
                   "; accepted: 0 to 100");
@@ -22,8 +24,6 @@ Status check_sampling(const SamplingParams& sampling) {
                   "; at least 1 is needed");
   return Status::ok();
 }
-
-}  // namespace
 
 bool BatchPlan::decode_only() const {
   return std::all_of(entries.begin(), entries.end(),
@@ -61,7 +61,7 @@ Status Scheduler::check(const Limits& limits) {
 
 Status Scheduler::add(RequestId id, std::vector<std::int32_t> prompt,
                       const SamplingParams& sampling) {
-  TENON_TRY(check_sampling(sampling));
+  TENON_TRY(tenon::check(sampling));
   if (prompt.empty()) return refuse("the prompt has no tokens; at least 1 is needed");
   const int prompt_tokens = static_cast<int>(prompt.size());
   if (prompt_tokens + 1 > limits_.max_context)

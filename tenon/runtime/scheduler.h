@@ -21,8 +21,8 @@
 namespace tenon {
 
 inline constexpr int kPrefillQuantum = 64;
-inline constexpr int kMaxContext = 1 << 20;        // as far as Qwen stretches its positions
-inline constexpr int kMaxTokensPerStep = 1 << 16;  // more would only wait longer
+inline constexpr int kMaxContext = 1 << 20;     // as far as Qwen stretches its positions
+inline constexpr int kMaxTokensPerStep = 8192;  // the most rows of a boundary
 
 struct SamplingParams {
   float temperature = 0;  // 0 is greedy
@@ -32,6 +32,9 @@ struct SamplingParams {
   std::uint64_t seed = 0;
   bool ignore_eos = false;
 };
+
+// What can be said of them before there is an engine.
+Status check(const SamplingParams& sampling);
 
 enum class RequestId : std::uint64_t {};
 

@@ -280,6 +280,20 @@ TEST(Engine, RefusesWhatCannotRun) {
   wrong = engine_options(1);
   wrong.max_batch = wrong.max_context = std::numeric_limits<int>::max();
   EXPECT_EQ(open_fake(wrong).status().code(), Code::kInvalidArgument);
+  wrong = engine_options(1);
+  wrong.max_stage = 4;
+  EXPECT_EQ(open_fake(wrong).status().message(),
+            "open engine: max_stage is 4; accepted are 1 to 3");
+  wrong = engine_options(1);
+  wrong.force_variant = "slow";
+  wrong.transport = "pigeon";
+  EXPECT_NE(
+      Engine::check(wrong).message().find("transport \"pigeon\" is not known; accepted: auto"),
+      std::string_view::npos);
+  wrong.transport = "shm";
+  EXPECT_NE(
+      Engine::check(wrong).message().find("variant \"slow\" is not known; accepted: one_shot"),
+      std::string_view::npos);
   wrong = engine_options(1, Target::kCuda);
   EXPECT_EQ(static_cast<bool>(open_fake(wrong)),
             static_cast<bool>(properties(Device{Target::kCuda, 0})));

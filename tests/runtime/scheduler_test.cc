@@ -10,6 +10,7 @@
 #include <random>
 #include <set>
 
+#include "tenon/ops/common/normed_rows.h"
 #include "tenon/runtime/step_input.h"
 
 namespace tenon {
@@ -39,6 +40,17 @@ TEST(Scheduler, RefusesLimitsUnderWhichPromptsStarve) {
   expect_refused(Scheduler::check({16, 79, 4096}), "at least 80");
   expect_refused(Scheduler::check({0, 256, 4096}), "max_sequences is 0");
   expect_refused(Scheduler::check({1, 256, 0}), "max_context 0");
+}
+
+// A step is the rows of one boundary.
+static_assert(kMaxTokensPerStep == kMaxNormedRows);
+
+TEST(Scheduler, RefusesStepsThatNoBoundaryTakes) {
+  EXPECT_TRUE(Scheduler::check({8128, 8192, 64}));
+  expect_refused(Scheduler::check({8129, 8192, 64}),
+                 "max_sequences is 8129; accepted are at most 8128");
+  expect_refused(Scheduler::check({16, 8193, 64}),
+                 "max_tokens_per_step is 8193; accepted are at most 8192");
 }
 
 TEST(Scheduler, RefusesLimitsThatOverflow) {
