@@ -73,7 +73,7 @@ class HostBackend final : public Backend {
       found.num_units = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
       found.max_threads_per_block = 1;
       found.max_cooperative_blocks = 1;  // blocks of one launch run in order, not together
-      found.max_shared_bytes = 256 * 1024;
+      found.max_shared_bytes = 512 * 1024;
     } else {
       found.name = "emulator with waves of " + std::to_string(wave_);
       found.num_units = 4;
