@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <new>
+#include <string>
+#include <thread>
 
 #include "tenon/gpu/cpu/block.h"
 
@@ -31,13 +34,17 @@ struct Arena {
   std::unique_ptr<std::byte[]> memory;
   std::size_t bytes = 0;
 
-  void* reserve(std::size_t wanted) {
-    static constexpr std::size_t kAlign = 64;
-    if (wanted == 0) return nullptr;
-    if (wanted > bytes) {
-      memory = std::make_unique<std::byte[]>(wanted + kAlign);
-      bytes = wanted;
-    }
+  static constexpr std::size_t kAlign = 64;
+
+  bool reserve(std::size_t wanted) {
+    if (wanted <= bytes) return true;
+    std::unique_ptr<std::byte[]> larger(new (std::nothrow) std::byte[wanted + kAlign]);
+    if (larger == nullptr) return false;
+    memory = std::move(larger);
+    bytes = wanted;
+    return true;
+  }
+  void* begin() const {
     const auto address = reinterpret_cast<std::uintptr_t>(memory.get());
     return memory.get() + (kAlign - address % kAlign) % kAlign;
   }
@@ -46,9 +53,11 @@ thread_local Arena arena;
 
 }  // namespace
 
+bool prepare(const LaunchShape& shape) { return arena.reserve(shape.shared_bytes); }
+
 void run_blocks(const LaunchShape& shape, const KernelCall& call, int begin, int end) {
   const CpuBlock outer = cpu_block;
-  cpu_block = {begin, shape.blocks, arena.reserve(shape.shared_bytes)};
+  cpu_block = {begin, shape.blocks, shape.shared_bytes > 0 ? arena.begin() : nullptr};
   for (int block = begin; block < end; ++block) {
     cpu_block.block = block;
     call.invoke(call.kernel, call.args);
@@ -56,15 +65,25 @@ void run_blocks(const LaunchShape& shape, const KernelCall& call, int begin, int
   cpu_block = outer;
 }
 
-Pool::Pool(int num_threads) : ranges_(static_cast<std::size_t>(num_threads)) {
-  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { work(i); });
+Result<std::shared_ptr<Pool>> Pool::create(int num_threads) {
+  auto pool = std::make_shared<Pool>(num_threads);
+  pool->workers_.reserve(pool->ranges_.size());
+  for (int i = 1; i < num_threads; ++i) {
+    TENON_ASSIGN(
+        Thread worker,
+        start_thread("tenon pool " + std::to_string(i), [raw = pool.get(), i] { raw->work(i); }),
+        "the kernels of the cpu target run on " + std::to_string(num_threads) +
+            " threads (TENON_CPU_THREADS takes fewer)");
+    pool->workers_.push_back(std::move(worker));
+  }
+  return pool;
 }
 
 Pool::~Pool() {
   stop_.store(true);
   bell_.fetch_add(1);
   bell_.notify_all();
-  for (std::thread& each : workers_) each.join();
+  for (Thread& each : workers_) each.join();
 }
 
 Pool::Cost& Pool::cost_of(const LaunchShape& shape, const KernelCall& call) {
@@ -157,7 +176,7 @@ void Pool::work(int self) {
     heard = rung;
     if (stop_.load()) return;
     if (!join(state_.load(std::memory_order_acquire))) continue;
-    take_blocks(self);
+    if (prepare(shape_)) take_blocks(self);  // else the launching thread takes them
     state_.fetch_sub(1, std::memory_order_release);
   }
 }

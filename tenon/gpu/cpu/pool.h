@@ -10,22 +10,28 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <thread>
 #include <vector>
 
+#include "tenon/core/thread.h"
 #include "tenon/gpu/runtime.h"
 
 namespace tenon::cpu {
 
-// Runs blocks [begin, end) of a launch on the calling thread.
+// Makes the calling thread ready to run blocks of a launch: false when there is no memory for their
+// dynamic shared memory.
+bool prepare(const LaunchShape& shape);
+// Runs blocks [begin, end) of a launch that the calling thread is ready for.
 void run_blocks(const LaunchShape& shape, const KernelCall& call, int begin, int end);
 
 class Pool {
  public:
-  explicit Pool(int num_threads);  // counts the launching thread
+  // num_threads counts the launching thread.
+  static Result<std::shared_ptr<Pool>> create(int num_threads);
+  explicit Pool(int num_threads) : ranges_(static_cast<std::size_t>(num_threads)) {}
   ~Pool();
   int num_threads() const { return static_cast<int>(ranges_.size()); }
-  // Runs every block. From several threads at once, all but one do without help.
+  // Runs every block; the calling thread is ready for them. From several threads at once, all but
+  // one do without help.
   void run(const LaunchShape& shape, const KernelCall& call);
 
  private:
@@ -62,7 +68,7 @@ class Pool {
   int chunk_ = 1;
   std::vector<Range> ranges_;
   std::array<Cost, 256> costs_{};
-  std::vector<std::thread> workers_;
+  std::vector<Thread> workers_;
 };
 
 }  // namespace tenon::cpu
