@@ -12,6 +12,7 @@
 #include "tenon/comm/bootstrap.h"
 #include "tenon/comm/transport.h"
 #include "tenon/core/guard.h"
+#include "tenon/core/thread.h"
 #include "tenon/runtime/rank.h"
 
 namespace tenon {
@@ -91,10 +92,13 @@ class ThreadSteps {
 class KeepAlive {
  public:
   // `send_idle` is called with the channel locked.
-  KeepAlive(std::chrono::milliseconds deadline, std::function<void()> send_idle)
-      : interval_(std::max(deadline / 4, std::chrono::milliseconds(1))),
-        send_idle_(std::move(send_idle)),
-        thread_([this] { run(); }) {}
+  static Result<std::unique_ptr<KeepAlive>> start(std::chrono::milliseconds deadline,
+                                                  std::function<void()> send_idle) {
+    std::unique_ptr<KeepAlive> started(new KeepAlive(deadline, std::move(send_idle)));
+    TENON_ASSIGN(started->thread_,
+                 start_thread("tenon keepalive", [raw = started.get()] { raw->run(); }));
+    return started;
+  }
   ~KeepAlive() {
     {
       const std::scoped_lock lock(mutex_);
@@ -111,6 +115,9 @@ class KeepAlive {
   }
 
  private:
+  KeepAlive(std::chrono::milliseconds deadline, std::function<void()> send_idle)
+      : interval_(std::max(deadline / 4, std::chrono::milliseconds(1))),
+        send_idle_(std::move(send_idle)) {}
   void run() {
     std::unique_lock lock(mutex_);
     while (!stopped_) {
@@ -126,7 +133,7 @@ class KeepAlive {
   std::condition_variable wake_;
   Clock::time_point last_used_ = Clock::now();
   bool stopped_ = false;
-  std::thread thread_;  // last: it uses the rest
+  Thread thread_;  // last: it uses the rest
 };
 
 Status check_number(std::string_view what, std::int64_t value, std::int64_t low,
@@ -182,7 +189,7 @@ struct Engine::State {
   ModelFactory make_model;
   std::vector<std::shared_ptr<Bootstrap>> bootstraps;  // of the ranks in this process
   std::unique_ptr<Rank> own;                           // rank 0, or this process's
-  std::vector<std::thread> threads;                    // ranks 1 … tp − 1
+  std::vector<Thread> threads;                         // ranks 1 … tp − 1
   std::unique_ptr<ThreadSteps> steps;                  // to those threads
   std::optional<CachePool> caches;
   std::optional<Scheduler> scheduler;
@@ -193,6 +200,7 @@ struct Engine::State {
   Status dead = Status::ok();
   std::unique_ptr<KeepAlive> keep_alive;  // only with processes; last: it uses the rest
 
+  ~State() { stop_threads(); }
   bool in_threads() const { return options.bootstrap == nullptr; }
   Status open_in_threads();
   Status open_as_process();
@@ -208,6 +216,7 @@ struct Engine::State {
   std::vector<TokenEvent> digest(const BatchPlan& plan, std::span<const std::int32_t> drawn);
   std::vector<TokenEvent> drop_cancelled();
   Status die(Status why);
+  void stop_threads();
   void stop();
 };
 
@@ -236,9 +245,13 @@ void Engine::State::follow_in_thread(int rank) {
 }
 
 Status Engine::State::start_threads() {
-  return guarded([this] {
-    for (int rank = 1; rank < options.tp; ++rank)
-      threads.emplace_back([this, rank] { follow_in_thread(rank); });
+  return guarded([this]() -> Status {
+    threads.reserve(static_cast<std::size_t>(options.tp));
+    for (int rank = 1; rank < options.tp; ++rank) {
+      TENON_ASSIGN(Thread thread, start_thread("tenon rank " + std::to_string(rank),
+                                               [this, rank] { follow_in_thread(rank); }));
+      threads.push_back(std::move(thread));
+    }
     return Status::ok();
   });
 }
@@ -252,9 +265,7 @@ Status Engine::State::open_in_threads() {
   if (!mine) bootstraps[0]->abort("could not start a rank: " + std::string(mine.message()));
   if (mine) mine = open_rank(0, &own);
   if (mine) return Status::ok();
-  steps->stop();
-  for (std::thread& each : threads) each.join();  // opening ends within the deadline everywhere
-  threads.clear();
+  stop_threads();  // opening ends within the deadline everywhere
   steps->report(0, 0, mine);
   return steps->root_cause({});
 }
@@ -277,8 +288,9 @@ Status Engine::State::open_leader() {
   writer.emplace(own->layout());
   idle_writer.emplace(own->layout());
   idle_writer->write(StepCommand::kIdle);
-  if (!in_threads() && options.tp > 1)
-    keep_alive = std::make_unique<KeepAlive>(options.deadline, [this] { send_idle(); });
+  if (!in_threads() && options.tp > 1) {
+    TENON_ASSIGN(keep_alive, KeepAlive::start(options.deadline, [this] { send_idle(); }));
+  }
   eos = own->model().eos_ids();
   stats.weight_bytes = own->model().weight_bytes();
   stats.transport = own->comm().transport();
@@ -305,23 +317,23 @@ Status Engine::check(const EngineOptions& options) {
 Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options,
                                              ModelFactory make_model) {
   TENON_TRY(check(options), "open engine");
-  auto state = std::make_unique<State>();
-  state->options = options;
-  state->make_model = std::move(make_model);
-  if (!state->make_model)
-    state->make_model = [raw = state.get()](Communicator& comm, Stream& stream) {
-      ModelOptions wanted = model_options(raw->options);
-      if (comm.rank() != 0) wanted.progress = {};
-      return open_model(raw->options.model, wanted, comm, stream);
-    };
-  TENON_TRY(guarded([&] {
-              return state->in_threads() ? state->open_in_threads() : state->open_as_process();
-            }),
-            "open engine");
-  std::unique_ptr<Engine> engine(new Engine(std::move(state)));
-  if (engine->leads())
-    TENON_TRY(guarded([&] { return engine->state_->open_leader(); }), "open engine");
-  return engine;
+  auto opened = guarded([&]() -> Result<std::unique_ptr<Engine>> {
+    auto state = std::make_unique<State>();
+    state->options = options;
+    state->make_model = std::move(make_model);
+    if (!state->make_model)
+      state->make_model = [raw = state.get()](Communicator& comm, Stream& stream) {
+        ModelOptions wanted = model_options(raw->options);
+        if (comm.rank() != 0) wanted.progress = {};
+        return open_model(raw->options.model, wanted, comm, stream);
+      };
+    TENON_TRY(state->in_threads() ? state->open_in_threads() : state->open_as_process());
+    std::unique_ptr<Engine> engine(new Engine(std::move(state)));
+    if (engine->leads()) TENON_TRY(engine->state_->open_leader());
+    return engine;
+  });
+  TENON_TRY(opened, "open engine");
+  return opened;
 }
 
 Engine::~Engine() {
@@ -332,12 +344,16 @@ bool Engine::leads() const { return state_->own->comm().rank() == 0; }
 
 // Followers are waiting for a step: the last one they get says stop. Waits for threads, however
 // long their present step takes: all waits inside a step end by the deadline.
+void Engine::State::stop_threads() {
+  if (threads.empty()) return;
+  steps->stop();
+  threads.clear();  // joins
+}
+
 void Engine::State::stop() {
   keep_alive.reset();
   if (in_threads()) {
-    steps->stop();
-    for (std::thread& each : threads) each.join();
-    threads.clear();
+    stop_threads();
   } else if (writer && dead) {  // after a failure the followers know already
     writer->write(StepCommand::kStop);
     static_cast<void>(own->comm().broadcast(writer->bytes()));
