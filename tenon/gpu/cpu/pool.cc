@@ -29,33 +29,24 @@ void relax() {
 #endif
 }
 
-// Dynamic shared memory of the blocks this thread runs: grows to the largest launch, then stays.
-struct Arena {
-  std::unique_ptr<std::byte[]> memory;
-  std::size_t bytes = 0;
-
-  static constexpr std::size_t kAlign = 64;
-
-  bool reserve(std::size_t wanted) {
-    if (wanted <= bytes) return true;
-    std::unique_ptr<std::byte[]> larger(new (std::nothrow) std::byte[wanted + kAlign]);
-    if (larger == nullptr) return false;
-    memory = std::move(larger);
-    bytes = wanted;
-    return true;
-  }
-  void* begin() const {
-    const auto address = reinterpret_cast<std::uintptr_t>(memory.get());
-    return memory.get() + (kAlign - address % kAlign) % kAlign;
-  }
-};
-thread_local Arena arena;
-
 }  // namespace
 
-bool prepare(const LaunchShape& shape) { return arena.reserve(shape.shared_bytes); }
+bool Arena::reserve(std::size_t wanted) {
+  if (wanted <= bytes_) return true;
+  std::unique_ptr<std::byte[]> larger(new (std::nothrow) std::byte[wanted + kAlign]);
+  if (larger == nullptr) return false;
+  memory_ = std::move(larger);
+  bytes_ = wanted;
+  return true;
+}
 
-void run_blocks(const LaunchShape& shape, const KernelCall& call, int begin, int end) {
+void* Arena::begin() const {
+  const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
+  return memory_.get() + (kAlign - address % kAlign) % kAlign;
+}
+
+void run_blocks(const LaunchShape& shape, const KernelCall& call, const Arena& arena, int begin,
+                int end) {
   const CpuBlock outer = cpu_block;
   cpu_block = {begin, shape.blocks, shape.shared_bytes > 0 ? arena.begin() : nullptr};
   for (int block = begin; block < end; ++block) {
@@ -96,23 +87,23 @@ Pool::Cost& Pool::cost_of(const LaunchShape& shape, const KernelCall& call) {
   return cost;
 }
 
-void Pool::run(const LaunchShape& shape, const KernelCall& call) {
+void Pool::run(const LaunchShape& shape, const KernelCall& call, const Arena& arena) {
   if (shape.blocks == 1 || workers_.empty() || busy_.exchange(true, std::memory_order_acquire)) {
-    run_blocks(shape, call, 0, shape.blocks);
+    run_blocks(shape, call, arena, 0, shape.blocks);
     return;
   }
   Cost& cost = cost_of(shape, call);
   if (cost.ns_per_block * static_cast<std::uint64_t>(shape.blocks) < kWorthSharingNs) {
     const std::uint64_t begin = now_ns();
-    run_blocks(shape, call, 0, shape.blocks);
+    run_blocks(shape, call, arena, 0, shape.blocks);
     cost.ns_per_block = (now_ns() - begin) / static_cast<std::uint64_t>(shape.blocks);
   } else {
-    run_shared(shape, call);
+    run_shared(shape, call, arena);
   }
   busy_.store(false, std::memory_order_release);
 }
 
-void Pool::run_shared(const LaunchShape& shape, const KernelCall& call) {
+void Pool::run_shared(const LaunchShape& shape, const KernelCall& call, const Arena& arena) {
   shape_ = shape;
   call_ = call;
   const auto num_threads = static_cast<int>(ranges_.size());
@@ -131,7 +122,7 @@ void Pool::run_shared(const LaunchShape& shape, const KernelCall& call) {
   bell_.notify_all();  // no system call when nobody sleeps
 
   const std::uint64_t begin = now_ns();
-  const int ran = take_blocks(0);
+  const int ran = take_blocks(0, arena);
   const std::uint64_t spent = now_ns() - begin;
   state_.fetch_and(~kOpen, std::memory_order_acq_rel);
   for (int spins = 0; state_.load(std::memory_order_acquire) != launch; ++spins)
@@ -147,7 +138,7 @@ bool Pool::join(std::uint64_t seen) {
   return false;
 }
 
-int Pool::take_blocks(int self) {
+int Pool::take_blocks(int self, const Arena& arena) {
   int ran = 0;
   const auto num_ranges = static_cast<int>(ranges_.size());
   for (int i = 0; i < num_ranges; ++i) {
@@ -156,7 +147,7 @@ int Pool::take_blocks(int self) {
       const int begin = range.next.fetch_add(chunk_, std::memory_order_relaxed);
       if (begin >= range.end) break;
       const int end = std::min(begin + chunk_, range.end);
-      run_blocks(shape_, call_, begin, end);
+      run_blocks(shape_, call_, arena, begin, end);
       ran += end - begin;
     }
   }
@@ -164,6 +155,7 @@ int Pool::take_blocks(int self) {
 }
 
 void Pool::work(int self) {
+  Arena arena;
   std::uint32_t heard = 0;
   for (;;) {
     const std::uint64_t begin = now_ns();
@@ -176,7 +168,8 @@ void Pool::work(int self) {
     heard = rung;
     if (stop_.load()) return;
     if (!join(state_.load(std::memory_order_acquire))) continue;
-    if (prepare(shape_)) take_blocks(self);  // else the launching thread takes them
+    // Without memory it takes none: the launching thread does.
+    if (arena.reserve(shape_.shared_bytes)) take_blocks(self, arena);
     state_.fetch_sub(1, std::memory_order_release);
   }
 }

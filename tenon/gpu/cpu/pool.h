@@ -17,11 +17,22 @@
 
 namespace tenon::cpu {
 
-// Makes the calling thread ready to run blocks of a launch: false when there is no memory for their
-// dynamic shared memory.
-bool prepare(const LaunchShape& shape);
-// Runs blocks [begin, end) of a launch that the calling thread is ready for.
-void run_blocks(const LaunchShape& shape, const KernelCall& call, int begin, int end);
+// Dynamic shared memory of the blocks that one thread runs: grows to the largest launch, then
+// stays.
+class Arena {
+ public:
+  bool reserve(std::size_t wanted);  // false when there is no memory
+  void* begin() const;
+
+ private:
+  static constexpr std::size_t kAlign = 64;
+  std::unique_ptr<std::byte[]> memory_;
+  std::size_t bytes_ = 0;
+};
+
+// Runs blocks [begin, end) of a launch on the calling thread. `arena` has room for the launch.
+void run_blocks(const LaunchShape& shape, const KernelCall& call, const Arena& arena, int begin,
+                int end);
 
 class Pool {
  public:
@@ -30,9 +41,9 @@ class Pool {
   explicit Pool(int num_threads) : ranges_(static_cast<std::size_t>(num_threads)) {}
   ~Pool();
   int num_threads() const { return static_cast<int>(ranges_.size()); }
-  // Runs every block; the calling thread is ready for them. From several threads at once, all but
-  // one do without help.
-  void run(const LaunchShape& shape, const KernelCall& call);
+  // Runs every block; `arena` has room for the launch. From several threads at once, all but one do
+  // without help.
+  void run(const LaunchShape& shape, const KernelCall& call, const Arena& arena);
 
  private:
   static constexpr std::uint64_t kWorthSharingNs = 4'000;
@@ -50,11 +61,12 @@ class Pool {
     std::uint64_t ns_per_block = 0;
   };
 
-  void work(int self);            // a worker's life
-  int take_blocks(int self);      // runs what is left of all ranges, own range first
+  void work(int self);  // a worker's life
+  // Runs what is left of all ranges, own range first.
+  int take_blocks(int self, const Arena& arena);
   bool join(std::uint64_t seen);  // false: that launch is over
   Cost& cost_of(const LaunchShape& shape, const KernelCall& call);
-  void run_shared(const LaunchShape& shape, const KernelCall& call);
+  void run_shared(const LaunchShape& shape, const KernelCall& call, const Arena& arena);
 
   // Launch number (high), open bit, number of workers inside (low): a worker joins by adding one
   // while the launch is open, so a late riser can never touch a launch that is over.

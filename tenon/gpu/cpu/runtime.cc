@@ -38,6 +38,7 @@ struct HostGraph {
 struct HostStream {
   std::unique_ptr<HostGraph> recording;
   std::shared_ptr<cpu::Pool> pool;  // null: launches stay on the enqueuing thread
+  cpu::Arena arena;                 // of the enqueuing thread's blocks
 };
 
 struct HostEvent {
@@ -229,14 +230,14 @@ class HostBackend final : public Backend {
   // depend on which of its workers the system happens to run.
   Status run(HostStream& stream, const LaunchShape& shape, const KernelCall& call) {
     if (target_ != Target::kCpu) return emu::run_grid(shape, call, wave_);
-    if (!cpu::prepare(shape))
+    if (!stream.arena.reserve(shape.shared_bytes))
       return Status::error(Code::kOutOfMemory, "the host has no memory for the " +
                                                    std::to_string(shape.shared_bytes) +
                                                    " bytes that blocks of a kernel share");
     if (shape.cooperative || stream.pool == nullptr) {
-      cpu::run_blocks(shape, call, 0, shape.blocks);
+      cpu::run_blocks(shape, call, stream.arena, 0, shape.blocks);
     } else {
-      stream.pool->run(shape, call);
+      stream.pool->run(shape, call, stream.arena);
     }
     return Status::ok();
   }
