@@ -49,6 +49,8 @@ class Rank {
   explicit Rank(const EngineOptions& options);
   Status allocate();
   Status check_cache_bytes(const CacheLayout& caches) const;
+  Status no_room_for_caches(double wanted, const std::string& found,
+                            const std::string& accepted) const;
   Status allocate_caches(const CacheLayout& caches);
   Status plan_sampling();
   TensorView gathered_logits(int rows) const;

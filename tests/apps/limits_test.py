@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""The program under limits of the system that are too small: limits_test.py PATH_TO_TENON.
+
+Every start ends with success, or with exit code 1 and one sentence: never by a signal, never with
+two complaints, and within its deadline. Needs models/tiny.
+"""
+import os
+import pathlib
+import re
+import resource
+import subprocess
+import sys
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+TENON = sys.argv.pop(1) if len(sys.argv) > 1 else str(ROOT / "build/cpu/apps/tenon")
+SANITIZED = any(mark in pathlib.Path(TENON).read_bytes() for mark in (b"__asan_", b"__tsan_"))
+MIB = 1 << 20
+MODES = {"threads": [], "processes": ["--processes"]}
+# What the loader says when the program itself cannot be brought into memory.
+LOADER = re.compile("error while loading shared libraries|cannot allocate TLS")
+
+
+def run(limits, *arguments, **variables):
+    """The program's exit code and complaints under {resource: limit}."""
+    def set_limits():
+        for which, limit in limits.items():
+            resource.setrlimit(which, (int(limit), int(limit)))
+
+    command = [TENON, "run", "--json", "--prompt", "Tom", "--max-new-tokens", "2", "--deadline-ms",
+               "30000", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
+                          env={**os.environ, **variables}, preexec_fn=set_limits)
+    return done.returncode, done.stderr
+
+
+@unittest.skipIf(SANITIZED, "sanitizers need more than the limits leave")
+class Limits(unittest.TestCase):
+    def sweep(self, which, limits, **variables):
+        """Runs under each limit in both modes: what was complained of, by limit and mode."""
+        found = {}
+        for limit in limits:
+            for mode, options in MODES.items():
+                with self.subTest(limit=limit, mode=mode):
+                    code, complaint = run({which: limit}, *options, **variables)
+                    if code == 127 and LOADER.search(complaint):
+                        continue
+                    self.assertIn(code, (0, 1), complaint)
+                    self.assertEqual(len(complaint.splitlines()), code, complaint)
+                    self.assertTrue(code == 0 or complaint.startswith("tenon: "), complaint)
+                    found[limit, mode] = complaint
+        return found
+
+    def test_addresses(self):
+        sizes = [MIB * size for size in (12, 12.5, 14, 20, 24, 28, 36, 48, 64, 90, 130, 180, 240)]
+        found = self.sweep(resource.RLIMIT_AS, sizes)
+        self.assertTrue(any(found.values()))
+        largest = self.sweep(resource.RLIMIT_AS, [2000 * MIB])
+        self.assertEqual(set(largest.values()), {""})
+
+    def test_data(self):
+        sizes = [MIB * size for size in (0.3, 0.6, 1, 1.1, 2, 6, 12, 20, 40, 80, 150)]
+        found = self.sweep(resource.RLIMIT_DATA, sizes)
+        self.assertTrue(any(found.values()))
+
+    def test_caches_that_do_not_fit_say_how_large_they_are(self):
+        code, complaint = run({resource.RLIMIT_AS: 700 * MIB}, "--max-context", "200000")
+        self.assertEqual(code, 1)
+        self.assertRegex(complaint, r"max_context 200000 with max_batch 16 asks for \d+ MB of caches on "
+                                    r"each rank, which had room for \d+ MB; accepted are smaller")
+
+    def test_threads(self):
+        for size in (100, 1000, 4000):
+            found = self.sweep(resource.RLIMIT_AS, [size * MIB], TENON_CPU_THREADS="1024")
+            for complaint in found.values():
+                self.assertIn("run on 1024 threads (TENON_CPU_THREADS takes fewer): could not start the "
+                              'thread "tenon pool ', complaint)
+        code, complaint = run({}, TENON_CPU_THREADS="1025")
+        self.assertEqual(code, 1)
+        self.assertIn('TENON_CPU_THREADS: is "1025" but must be 0 to 1024', complaint)
+
+    def test_stacks(self):
+        found = self.sweep(resource.RLIMIT_STACK, [1024 * kib for kib in (128, 160, 192, 256, 1024)])
+        for (limit, mode), complaint in found.items():
+            if limit < 192 * 1024:
+                self.assertIn("kernels of the cpu target need 192 KiB", complaint)
+            elif limit > 192 * 1024:
+                self.assertEqual(complaint, "", (limit, mode))
+
+    def test_descriptors(self):
+        found = self.sweep(resource.RLIMIT_NOFILE, (5, 6, 7, 8, 12, 16, 32))
+        self.assertEqual(found[32, "threads"] + found[32, "processes"], "")
+
+
+if __name__ == "__main__":
+    unittest.main()
