@@ -42,6 +42,10 @@ void Thread::join() {
   if (running_) pthread_join(*std::exchange(running_, std::nullopt), nullptr);
 }
 
+void Thread::detach() {
+  if (running_) pthread_detach(*std::exchange(running_, std::nullopt));
+}
+
 Result<Thread> start_thread(const std::string& name, std::function<void()> work) {
   return guarded([&]() -> Result<Thread> {
     auto start = std::make_unique<Start>(Start{name, std::move(work)});

@@ -29,7 +29,8 @@ class Thread {
   }
   ~Thread() { join(); }
   bool joinable() const { return running_.has_value(); }
-  void join();  // at once where there is none
+  void join();    // at once where there is none
+  void detach();  // it ends by itself, whenever that is
 
  private:
   friend Result<Thread> start_thread(const std::string& name, std::function<void()> work);

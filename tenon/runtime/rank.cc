@@ -93,11 +93,10 @@ Status Rank::allocate() {
 
 Status Rank::no_room_for_caches(double wanted, const std::string& found,
                                 const std::string& accepted) const {
-  return Status::error(Code::kOutOfMemory, "max_context " + std::to_string(max_context_) +
-                                               " with max_batch " + std::to_string(max_batch_) +
-                                               " asks for " + bytes_text(wanted) +
-                                               " of caches on each rank, which " + found +
-                                               "; accepted are " + accepted);
+  return Status::error(Code::kOutOfMemory,
+                       "max_context " + std::to_string(max_context_) + " with max_batch " +
+                           std::to_string(max_batch_) + " asks for " + bytes_text(wanted) +
+                           " of caches on each rank, " + found + "; accepted are " + accepted);
 }
 
 // Host memory is promised before it is there: caches that cannot fit are refused, not touched.
@@ -118,7 +117,7 @@ Status Rank::check_cache_bytes(const CacheLayout& caches) const {
     accepted += (accepted.empty() ? "" : ", or ") +
                 ("batches of at most " + std::to_string(static_cast<std::int64_t>(most_batch)));
   if (accepted.empty()) accepted = "smaller contexts and batches together";
-  return no_room_for_caches(wanted, "has " + bytes_text(has), accepted);
+  return no_room_for_caches(wanted, "which has " + bytes_text(has), accepted);
 }
 
 Status Rank::allocate_caches(const CacheLayout& caches) {
@@ -134,7 +133,7 @@ Status Rank::allocate_caches(const CacheLayout& caches) {
     TensorView tensor = view(nullptr, dtype, comm_->device(), shape);
     auto allocated = Buffer::allocate(comm_->device(), tensor.bytes());
     if (allocated.status().code() == Code::kOutOfMemory)
-      return no_room_for_caches(wanted, "had room for " + bytes_text(had),
+      return no_room_for_caches(wanted, "of which " + bytes_text(had) + " could be had",
                                 "smaller contexts and batches");
     TENON_ASSIGN(Buffer memory, std::move(allocated), "allocate the caches");
     had += static_cast<double>(memory.bytes());

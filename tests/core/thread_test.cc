@@ -76,6 +76,10 @@ TEST(Thread, IsJoinedByItsOwner) {
     EXPECT_GE(done, 1);
   }
   EXPECT_EQ(done, 2);
+  auto alone = start_thread("three", [] {});
+  ASSERT_TRUE(alone);
+  alone->detach();
+  EXPECT_FALSE(alone->joinable());
   Thread none;
   EXPECT_FALSE(none.joinable());
   none.join();
