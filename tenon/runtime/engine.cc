@@ -403,10 +403,12 @@ Result<RequestId> Engine::submit(std::vector<std::int32_t> prompt, const Samplin
     const auto channel = state_->channel();
     TENON_TRY(Status(state_->dead));
   }
-  TENON_TRY(state_->check_prompt(prompt), "submit");
   const RequestId id{state_->next_id};
-  TENON_TRY(guarded([&] { return state_->scheduler->add(id, std::move(prompt), sampling); }),
-            "submit");
+  const Status queued = guarded([&] {
+    Status fits = state_->check_prompt(prompt);
+    return fits ? state_->scheduler->add(id, std::move(prompt), sampling) : fits;
+  });
+  TENON_TRY(queued, "submit");
   ++state_->next_id;
   return id;
 }

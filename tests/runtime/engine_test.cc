@@ -567,7 +567,8 @@ Result<std::unique_ptr<Engine>> open_process(Milliseconds deadline, const FakeOp
 }
 
 TEST(EngineProcessRank, DISABLED_Answers) {
-  auto opened = open_process(Milliseconds(1200), fake_options());
+  const FakeOptions fake = poisoned_options();
+  auto opened = open_process(Milliseconds(1200), fake);
   ASSERT_TRUE(opened) << opened.status().to_string();
   Engine& engine = **opened;
   if (!engine.leads()) {
@@ -579,9 +580,12 @@ TEST(EngineProcessRank, DISABLED_Answers) {
     // Idle for longer than the deadline.
     if (round > 0) std::this_thread::sleep_for(Milliseconds(2000));
     const Tokens prompt(70, 5 + round);
+    auto failing = engine.submit({1, fake.poison}, greedy(20, true));
     auto id = engine.submit(prompt, greedy(20, true));
-    ASSERT_TRUE(id);
-    EXPECT_EQ(run_to_end(engine)[*id].tokens, oracle(prompt, greedy(20, true), 300).tokens);
+    ASSERT_TRUE(failing && id);
+    Answers answers = run_to_end(engine);
+    EXPECT_EQ(answers[*failing].finish, Finish::kFailed);
+    EXPECT_EQ(answers[*id].tokens, oracle(prompt, greedy(20, true), 300, fake).tokens);
   }
 }
 
