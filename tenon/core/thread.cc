@@ -1,10 +1,10 @@
 #include "tenon/core/thread.h"
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 
-#include "tenon/core/env.h"
 #include "tenon/core/guard.h"
 
 namespace tenon {
@@ -22,7 +22,12 @@ void* run(void* argument) {
     start->work();
     return Status::ok();
   });
-  if (!ended) log(LogLevel::kError, "thread \"" + start->name + "\" ended: " + ended.to_string());
+  if (!ended) {  // printed as it is: a log line would need memory
+    const std::string_view code = name(ended.code()), why = ended.message();
+    std::fprintf(stderr, "tenon: error: thread \"%s\" ended: %.*s: %.*s\n", start->name.c_str(),
+                 static_cast<int>(code.size()), code.data(), static_cast<int>(why.size()),
+                 why.data());
+  }
   return nullptr;
 }
 

@@ -158,6 +158,14 @@ Status check_name(std::string_view what, std::string_view wanted, std::string_vi
                                                    "\" is not known; accepted: " + accepted);
 }
 
+// Tells the other ranks. Without the memory for it they notice by their deadline.
+void give_up(Bootstrap& bootstrap, std::string_view doing, const Status& why) {
+  static_cast<void>(guarded([&] {
+    bootstrap.abort(std::string(doing) + std::string(why.message()));
+    return Status::ok();
+  }));
+}
+
 ModelOptions model_options(const EngineOptions& options) {
   ModelOptions out;
   out.max_tokens_per_step = options.max_tokens_per_step;
@@ -225,7 +233,7 @@ Status Engine::State::open_rank(int rank, std::unique_ptr<Rank>* opened) {
   auto& bootstrap = bootstraps[in_threads() ? static_cast<std::size_t>(rank) : 0];
   auto result = guarded([&] { return Rank::open(options, rank, bootstrap, make_model); });
   Status mine = result.status();
-  if (!mine) bootstrap->abort("could not open: " + std::string(mine.message()));
+  if (!mine) give_up(*bootstrap, "could not open: ", mine);
   if (!mine) return mine;
   *opened = *std::move(result);
   return guarded([&] { return agree(*bootstrap, mine, "open the engine", options.deadline); });
@@ -262,7 +270,7 @@ Status Engine::State::open_in_threads() {
                           Scheduler::blocks_per_sequence(options.max_context));
   steps = std::make_unique<ThreadSteps>(layout.bytes(), options.tp);
   Status mine = start_threads();
-  if (!mine) bootstraps[0]->abort("could not start a rank: " + std::string(mine.message()));
+  if (!mine) give_up(*bootstraps[0], "could not start a rank: ", mine);
   if (mine) mine = open_rank(0, &own);
   if (mine) return Status::ok();
   stop_threads();  // opening ends within the deadline everywhere

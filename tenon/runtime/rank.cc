@@ -228,7 +228,10 @@ Result<std::span<const std::int32_t>> Rank::run(std::span<const std::byte> input
     // What a peer did wrong comes first: a step that failed because of it is only the consequence.
     const Status health = comm_->health();
     const Status& cause = health ? status : health;
-    comm_->abort(cause.message());
+    static_cast<void>(guarded([&] {  // without the memory for it they notice by their deadline
+      comm_->abort(cause.message());
+      return Status::ok();
+    }));
     return cause;
   }
   return std::span<const std::int32_t>(drawn_host_.data(), static_cast<std::size_t>(last_rows_));

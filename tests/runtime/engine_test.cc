@@ -21,13 +21,16 @@
 
 namespace {
 std::atomic<std::int64_t> num_allocations{0};
+std::atomic<std::int64_t> failing_from{INT64_MAX};  // these allocations fail, by number
+std::atomic<std::int64_t> failing_to{INT64_MAX};
 }  // namespace
 
 // Counts what every thread allocates. Not inlined: the compiler would pair new with free and
 // object.
 __attribute__((noinline)) void* operator new(std::size_t bytes) {
-  num_allocations.fetch_add(1, std::memory_order_relaxed);
-  if (void* memory = std::malloc(bytes)) return memory;
+  const std::int64_t number = num_allocations.fetch_add(1, std::memory_order_relaxed);
+  const bool fails = number >= failing_from && number < failing_to;
+  if (void* memory = fails ? nullptr : std::malloc(bytes)) return memory;
   throw std::bad_alloc();
 }
 __attribute__((noinline)) void operator delete(void* memory) noexcept { std::free(memory); }
@@ -64,11 +67,15 @@ EngineOptions engine_options(int tp, Target target = Target::kCpu) {
   return options;
 }
 
+Engine::ModelFactory fake_factory(const EngineOptions& options, const FakeOptions& fake) {
+  return [=](Communicator& comm, Stream&) -> Result<std::unique_ptr<Model>> {
+    return std::unique_ptr<Model>(new FakeModel(fake, comm, options.max_batch));
+  };
+}
+
 Result<std::unique_ptr<Engine>> open_fake(const EngineOptions& options,
                                           const FakeOptions& fake = fake_options()) {
-  return Engine::open(options, [=](Communicator& comm, Stream&) -> Result<std::unique_ptr<Model>> {
-    return std::unique_ptr<Model>(new FakeModel(fake, comm, options.max_batch));
-  });
+  return Engine::open(options, fake_factory(options, fake));
 }
 
 std::unique_ptr<Engine> must_open(const EngineOptions& options,
@@ -455,6 +462,40 @@ TEST(EngineFailure, ARankWithoutMemoryEndsEveryRank) {
         });
     EXPECT_EQ(unopened.status().code(), Code::kOutOfMemory) << unopened.status().to_string();
   }
+}
+
+// Allocations [first, first + count) from here on fail, whichever thread makes them.
+void fail_allocations(std::int64_t first, std::int64_t count) {
+  failing_from = INT64_MAX;
+  failing_to = num_allocations + first + count;
+  failing_from = num_allocations + first;
+}
+
+// Any one allocation of a run, and any stretch of them: it ends with an error or does not matter.
+TEST(EngineFailure, AnyAllocationMayFail) {
+  EngineOptions options = engine_options(2);
+  options.deadline = Milliseconds(100);  // of a rank that had no memory to say that it gives up
+  int failures = 0, successes = 0;
+  for (const std::int64_t count : {1, 1000}) {
+    for (std::int64_t first = 0; first < 600; first += count == 1 && first < 180 ? 1 : 13) {
+      SCOPED_TRACE(std::to_string(count) + " from " + std::to_string(first));
+      Engine::ModelFactory factory = fake_factory(options, fake_options());
+      Tokens prompt{1, 2, 3};
+      fail_allocations(first, count);
+      auto engine = Engine::open(options, std::move(factory));
+      Status failure = engine.status();
+      if (engine) failure = (*engine)->submit(std::move(prompt), greedy(20, true)).status();
+      while (failure && !(*engine)->idle()) failure = (*engine)->step().status();
+      failing_from = INT64_MAX;
+      ++(failure ? successes : failures);
+      if (failure) continue;
+      EXPECT_TRUE(failure.code() == Code::kOutOfMemory || failure.code() == Code::kPeerLost ||
+                  failure.code() == Code::kTimeout)
+          << failure.to_string();
+    }
+  }
+  EXPECT_GT(failures, 50);
+  EXPECT_GT(successes, 0);
 }
 
 // ---- logits that hold no number: the request ends, nobody else does ----

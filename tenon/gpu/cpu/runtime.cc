@@ -154,7 +154,8 @@ class HostBackend final : public Backend {
   }
 
   Status launch(void* stream, const LaunchShape& shape, const KernelCall& call) override {
-    if (!capturing(stream)) return run(*static_cast<HostStream*>(stream), shape, call);
+    if (!capturing(stream))
+      return guarded([&] { return run(*static_cast<HostStream*>(stream), shape, call); });
     auto args = std::make_shared<std::vector<std::byte>>(call.args_bytes);
     std::memcpy(args->data(), call.args, call.args_bytes);
     return enqueue(stream, [this, shape, call, args](HostStream& on) {
