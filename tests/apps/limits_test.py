@@ -79,8 +79,7 @@ class Limits(unittest.TestCase):
         for size in (100, 1000, 4000):
             found = self.sweep(resource.RLIMIT_AS, [size * MIB], TENON_CPU_THREADS="1024")
             for complaint in found.values():
-                self.assertIn("run on 1024 threads (TENON_CPU_THREADS takes fewer): could not start the "
-                              'thread "tenon pool ', complaint)
+                self.assertIn("run on 1024 threads (TENON_CPU_THREADS takes fewer): ", complaint)
         code, complaint = run({}, TENON_CPU_THREADS="1025")
         self.one_sentence(code, complaint)
         self.assertIn('TENON_CPU_THREADS: is "1025" but must be 0 to 1024', complaint)

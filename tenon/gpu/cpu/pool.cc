@@ -40,6 +40,12 @@ bool Arena::reserve(std::size_t wanted) {
   return true;
 }
 
+Status no_shared_memory(std::size_t bytes) {
+  return Status::error(Code::kOutOfMemory, "the host has no memory for the " +
+                                               std::to_string(bytes) +
+                                               " bytes that blocks of a kernel share");
+}
+
 void* Arena::begin() const {
   const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
   return memory_.get() + (kAlign - address % kAlign) % kAlign;
@@ -58,16 +64,24 @@ void run_blocks(const LaunchShape& shape, const KernelCall& call, const Arena& a
 
 Result<std::shared_ptr<Pool>> Pool::create(int num_threads) {
   auto pool = std::make_shared<Pool>(num_threads);
-  pool->workers_.reserve(pool->ranges_.size());
-  for (int i = 1; i < num_threads; ++i) {
-    TENON_ASSIGN(
-        Thread worker,
-        start_thread("tenon pool " + std::to_string(i), [raw = pool.get(), i] { raw->work(i); }),
-        "the kernels of the cpu target run on " + std::to_string(num_threads) +
-            " threads (TENON_CPU_THREADS takes fewer)");
-    pool->workers_.push_back(std::move(worker));
-  }
+  for (int i = 1; i < num_threads; ++i)
+    TENON_TRY(pool->start_worker(i), "the kernels of the cpu target run on " +
+                                         std::to_string(num_threads) +
+                                         " threads (TENON_CPU_THREADS takes fewer)");
   return pool;
+}
+
+Pool::Pool(int num_threads)
+    : ranges_(static_cast<std::size_t>(num_threads)),
+      arenas_(ranges_.size()),
+      workers_(ranges_.size()) {}
+
+Status Pool::start_worker(int self) {
+  const auto i = static_cast<std::size_t>(self);
+  if (!arenas_[i].reserve(kMaxSharedBytes)) return no_shared_memory(kMaxSharedBytes);
+  TENON_ASSIGN(workers_[i],
+               start_thread("tenon pool " + std::to_string(self), [this, self] { work(self); }));
+  return Status::ok();
 }
 
 Pool::~Pool() {
@@ -88,7 +102,7 @@ Pool::Cost& Pool::cost_of(const LaunchShape& shape, const KernelCall& call) {
 }
 
 void Pool::run(const LaunchShape& shape, const KernelCall& call, const Arena& arena) {
-  if (shape.blocks == 1 || workers_.empty() || busy_.exchange(true, std::memory_order_acquire)) {
+  if (shape.blocks == 1 || workers_.size() < 2 || busy_.exchange(true, std::memory_order_acquire)) {
     run_blocks(shape, call, arena, 0, shape.blocks);
     return;
   }
@@ -155,7 +169,7 @@ int Pool::take_blocks(int self, const Arena& arena) {
 }
 
 void Pool::work(int self) {
-  Arena arena;
+  Arena& arena = arenas_[static_cast<std::size_t>(self)];
   std::uint32_t heard = 0;
   for (;;) {
     const std::uint64_t begin = now_ns();

@@ -17,6 +17,9 @@
 
 namespace tenon::cpu {
 
+// Dynamic shared memory of a block that a launch may count on: reserved when a stream is made.
+inline constexpr std::size_t kMaxSharedBytes = 512 * 1024;
+
 // Dynamic shared memory of the blocks that one thread runs: grows to the largest launch, then
 // stays.
 class Arena {
@@ -30,6 +33,9 @@ class Arena {
   std::size_t bytes_ = 0;
 };
 
+// What there is to say when an arena cannot grow.
+Status no_shared_memory(std::size_t bytes);
+
 // Runs blocks [begin, end) of a launch on the calling thread. `arena` has room for the launch.
 void run_blocks(const LaunchShape& shape, const KernelCall& call, const Arena& arena, int begin,
                 int end);
@@ -38,7 +44,7 @@ class Pool {
  public:
   // num_threads counts the launching thread.
   static Result<std::shared_ptr<Pool>> create(int num_threads);
-  explicit Pool(int num_threads) : ranges_(static_cast<std::size_t>(num_threads)) {}
+  explicit Pool(int num_threads);  // without threads yet
   ~Pool();
   int num_threads() const { return static_cast<int>(ranges_.size()); }
   // Runs every block; `arena` has room for the launch. From several threads at once, all but one do
@@ -61,6 +67,7 @@ class Pool {
     std::uint64_t ns_per_block = 0;
   };
 
+  Status start_worker(int self);
   void work(int self);  // a worker's life
   // Runs what is left of all ranges, own range first.
   int take_blocks(int self, const Arena& arena);
@@ -80,6 +87,8 @@ class Pool {
   int chunk_ = 1;
   std::vector<Range> ranges_;
   std::array<Cost, 256> costs_{};
+  // By number; 0 is the launching thread, which brings its own.
+  std::vector<Arena> arenas_;
   std::vector<Thread> workers_;
 };
 

@@ -99,7 +99,7 @@ class HostBackend final : public Backend {
       found.num_units = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
       found.max_threads_per_block = 1;
       found.max_cooperative_blocks = 1;  // blocks of one launch run in order, not together
-      found.max_shared_bytes = 512 * 1024;
+      found.max_shared_bytes = cpu::kMaxSharedBytes;
     } else {
       found.name = "emulator with waves of " + std::to_string(wave_);
       found.num_units = 4;
@@ -139,6 +139,8 @@ class HostBackend final : public Backend {
       auto stream = std::make_unique<HostStream>();
       if (target_ == Target::kCpu) {
         TENON_TRY(check_stack());
+        if (!stream->arena.reserve(cpu::kMaxSharedBytes))
+          return cpu::no_shared_memory(cpu::kMaxSharedBytes);
         TENON_ASSIGN(stream->pool, pool_for_new_stream());
       }
       return static_cast<void*>(stream.release());
@@ -231,10 +233,7 @@ class HostBackend final : public Backend {
   // depend on which of its workers the system happens to run.
   Status run(HostStream& stream, const LaunchShape& shape, const KernelCall& call) {
     if (target_ != Target::kCpu) return emu::run_grid(shape, call, wave_);
-    if (!stream.arena.reserve(shape.shared_bytes))
-      return Status::error(Code::kOutOfMemory, "the host has no memory for the " +
-                                                   std::to_string(shape.shared_bytes) +
-                                                   " bytes that blocks of a kernel share");
+    if (!stream.arena.reserve(shape.shared_bytes)) return cpu::no_shared_memory(shape.shared_bytes);
     if (shape.cooperative || stream.pool == nullptr) {
       cpu::run_blocks(shape, call, stream.arena, 0, shape.blocks);
     } else {
