@@ -65,6 +65,8 @@ Result<int> run(int argc, char** argv) {
   return 0;
 }
 
+std::terminate_handler usual_end = nullptr;
+
 // Memory can also run out where no exception may pass: JSON values allocate in their destructors.
 [[noreturn]] void end_without_memory() {
   constexpr char kSentence[] = "tenon: out of memory: the host has no more memory\n";
@@ -75,11 +77,12 @@ Result<int> run(int argc, char** argv) {
     _exit(1);
   } catch (...) {
   }
+  usual_end();
   std::abort();
 }
 
 int run_and_report(int argc, char** argv) {
-  std::set_terminate(end_without_memory);
+  usual_end = std::set_terminate(end_without_memory);
   auto exit_code = guarded([&]() -> Result<int> {
     TENON_TRY(check_standard_streams());
     return run(argc, argv);

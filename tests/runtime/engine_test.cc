@@ -4,6 +4,7 @@
 #include "tenon/runtime/engine.h"
 
 #include <gtest/gtest.h>
+#include <pthread.h>
 
 #include <atomic>
 #include <chrono>
@@ -304,6 +305,20 @@ TEST(Engine, RefusesWhatCannotRun) {
   wrong = engine_options(1, Target::kCuda);
   EXPECT_EQ(static_cast<bool>(open_fake(wrong)),
             static_cast<bool>(properties(Device{Target::kCuda, 0})));
+}
+
+TEST(Engine, ItsThreadsHaveNames) {
+  char names[3][16] = {};
+  FakeOptions fake = fake_options();
+  fake.before_step = [&](int rank, int) {
+    pthread_getname_np(pthread_self(), names[rank], sizeof names[rank]);
+    return Status::ok();
+  };
+  auto engine = must_open(engine_options(3), fake);
+  ASSERT_TRUE(engine->submit({1, 2, 3}, greedy(2, true)));
+  run_to_end(*engine);
+  EXPECT_STREQ(names[1], "tenon rank 1");
+  EXPECT_STREQ(names[2], "tenon rank 2");
 }
 
 TEST(Engine, CountsWhatItDid) {
