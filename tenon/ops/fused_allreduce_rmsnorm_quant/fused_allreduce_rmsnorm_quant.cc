@@ -32,9 +32,10 @@ std::size_t mailbox_bytes(const MailboxNeeds& needs) {
   const std::int64_t part = row_bytes(needs.hidden, true);
   const std::int64_t stripe =
       stripe_units(needs.hidden, true, false, 0, needs.spread_residual, team_size).all() * kUnit;
-  const std::int64_t most_blocks =
-      std::int64_t{std::max(needs.max_blocks, 1)} * resident_blocks(needs.hidden);
-  const std::int64_t all_at_work = kLeastSteps * most_blocks * stripe;
+  const std::int64_t units = std::max(needs.max_blocks, 1);
+  const std::int64_t resident = resident_blocks(needs.hidden);
+  const std::int64_t all_at_work =
+      std::max(resident, kLeastSteps * blocks_of_long_calls(resident, team_size)) * units * stripe;
   const std::int64_t wanted = std::max(rows * part * (team_size - 1), stripes * stripe);
   const std::int64_t enough = std::max(kWantedSlotBytes, all_at_work);
   const std::int64_t least = kLeastSteps * stripe;  // the longest call may be a short one

@@ -36,11 +36,11 @@ struct MailboxNeeds {
   bool spread_residual = true;  // whether calls may have Args::spread_residual
 };
 // Bytes for Communicator::mailbox with which calls of up to max_rows rows, of any type and variant,
-// keep every block of the device at work. Longer calls go through in chunks of 14 MiB or, where
-// that is more, of two rows per rank and block: 42 MiB in all for two ranks; for four ranks and
-// eight 93 and 217 MiB on 132 multiprocessors where the residual is not spread and hidden is 8192
-// or less. run() takes any mailbox that holds two rows per rank, with fewer blocks, and may share
-// one mailbox with calls of other shapes.
+// keep the device at work. Longer calls go through in chunks of 14 MiB or, where that is more, of
+// what its blocks work on at a time: 42 MiB in all for two ranks; for four ranks and eight 46 and
+// 108 MiB on 132 multiprocessors where the residual is not spread and hidden is 4096 or less, twice
+// that for 8192. run() takes any mailbox that holds two rows per rank, with fewer blocks, and may
+// share one mailbox with calls of other shapes.
 std::size_t mailbox_bytes(const MailboxNeeds& needs);
 
 // Which rank holds the current residual of `row` after a run of `variant`: every rank after
