@@ -349,6 +349,53 @@ TEST(Load, RefusesFp8RowsThatAreNoWholeBlocks) {
   EXPECT_EQ(refusals({OnDisk(shape).where()}).front(), "accepted");
 }
 
+// Whatever the sizes: right logits on any team, or a sentence; never an access outside.
+TEST(Load, OddSizesRunOrAreRefused) {
+  std::vector<TinyShape> shapes;
+  const auto add = [&](const std::function<void(TinyShape&)>& change) {
+    for (const bool fp8 : {true, false})
+      for (TinyShape shape : {dense_shape(), moe_shape()}) {
+        shape.fp8 = fp8;
+        change(shape);
+        shapes.push_back(shape);
+      }
+  };
+  add([](TinyShape& s) { s.hidden = 136; });
+  add([](TinyShape& s) { s.hidden = 128; });
+  add([](TinyShape& s) { s.head_dim = 64, s.heads = s.kv_heads = 3; });
+  add([](TinyShape& s) { s.head_dim = 72; });
+  add([](TinyShape& s) { s.head_dim = 40, s.heads = 2, s.kv_heads = 1; });
+  add([](TinyShape& s) { s.intermediate = s.moe_intermediate = s.shared_intermediate = 192; });
+  add([](TinyShape& s) { s.intermediate = s.moe_intermediate = s.shared_intermediate = 72; });
+  add([](TinyShape& s) { s.intermediate = s.moe_intermediate = s.shared_intermediate = 20; });
+  add([](TinyShape& s) { s.experts = s.experts > 0 ? 3 : 0; });
+  add([](TinyShape& s) { s.k_heads = s.v_heads = 1; });
+  add([](TinyShape& s) { s.vocab = 257; });
+  int ran = 0;
+  for (const TinyShape& shape : shapes) {
+    const OnDisk files(shape);
+    std::vector<float> alone;
+    for (const int size : {1, 2}) {
+      SCOPED_TRACE(files.config + " on " + std::to_string(size));
+      const std::vector<std::string> said =
+          refusals(std::vector<std::string>(static_cast<std::size_t>(size), files.where()));
+      if (said.front() != "accepted") {
+        EXPECT_GT(said.front().size(), 40u) << said.front();
+        EXPECT_EQ(said.front().find("an exception"), std::string::npos) << said.front();
+        continue;
+      }
+      ++ran;
+      std::vector<float> found = logits(files, size);
+      ASSERT_GE(found.size(), static_cast<std::size_t>(shape.vocab));
+      found.resize(static_cast<std::size_t>(shape.vocab));
+      EXPECT_TRUE(std::isfinite(rms(found)));
+      if (alone.empty()) alone = found;
+      EXPECT_LT(rms_difference(found, alone), (shape.fp8 ? 0.2 : 0.05) * rms(alone));
+    }
+  }
+  EXPECT_GE(ran, 40);
+}
+
 // --- files ----------------------------------------------------------------------------------
 
 TEST(Load, RefusesFilesThatAreNone) {

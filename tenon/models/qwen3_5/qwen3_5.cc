@@ -200,7 +200,7 @@ Status Decoder::open(const std::string& directory, const ModelOptions& options,
                          "max_context is " + std::to_string(options.max_context) +
                              " but the checkpoint's \"max_position_embeddings\" is " +
                              std::to_string(config_.max_positions) +
-                             "; accepted: at most that many");
+                             "; accepted: at most that many, so ask for fewer (--max-context)");
   TENON_ASSIGN(eos_ids_, read_eos_ids(directory));
   TENON_ASSIGN(files_, Weights::open(directory));
   TENON_TRY(check_modelopt(config_, directory));
