@@ -133,11 +133,13 @@ Status agree_on_facts(const Status& mine, const Facts& facts, Communicator& comm
   TENON_TRY(comm.agree(mine, label));
   // Nearly always all are the same: one number says so.
   Digest digest;
+  std::uint64_t bytes_packed = 0;
   for (const auto& [name, value] : facts) {
     digest.add(name);
     digest.add(value);
+    bytes_packed += name.size() + value.size() + 2;
   }
-  std::array<std::uint64_t, 2> first{digest.value(), packed(facts).size()};
+  std::array<std::uint64_t, 2> first{digest.value(), bytes_packed};
   TENON_TRY(comm.broadcast(std::as_writable_bytes(std::span(first))), label);
   std::array<std::int32_t, 1> same{first[0] == digest.value() ? 1 : 0};
   TENON_TRY(comm.agree_min(same), label);

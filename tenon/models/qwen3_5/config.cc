@@ -83,7 +83,7 @@ class Reader {
   void nothing_but(std::initializer_list<std::string_view> keys) {
     for (const auto& [key, value] : object_.items())
       if (!value.is_null() && std::find(keys.begin(), keys.end(), key) == keys.end())
-        refuse("\"" + path_ + key + "\" is " + shown(value) +
+        refuse("\"" + path_ + key.substr(0, 60) + "\" is " + shown(value) +
                ", which is not understood; accepted: no such key");
   }
 
