@@ -135,7 +135,7 @@ class Refusals(unittest.TestCase):
         for mode in ([], ["--processes"]):
             for context in ("100000000", ABSURD):
                 found = self.refused("run", "--max-context", context, *mode)
-                self.assertIn(f"max_context is {context}; accepted", found)
+                self.assertIn(f'--max-context: is "{context}"; accepted', found)
             found = self.refused("run", "--max-context", "4097", *mode)
             self.assertIn('max_context is 4097 but the checkpoint\'s "max_position_embeddings" is 4096; '
                           "accepted: at most that many", found)
