@@ -291,19 +291,23 @@ TENON_DEVICE void clear(const NotePlace& place) {
   store8_relaxed(place.at, {kNotArrived, kNotArrived});
 }
 
-// Every thread, behind begin_call(). True in the block that has notes and no data: it has done all
-// that it has to do, count_call() too. Blocks of the cpu run one after the other: the first sends
-// the notes there, so that they do not wait behind data that may never come.
+// The first thing that every thread does: begins the call, with enter() and begin_call(), and does
+// all that it has to do in the block that has notes and no data, which is then over: true. Other
+// blocks begin theirs themselves; so they hold nothing of this in registers. Blocks of the cpu run
+// one after the other: the first sends the notes there, so that they do not wait behind data that
+// may never come.
 template <class Rules>
-TENON_DEVICE bool exchange_notes(const TeamView& team, Call& call, const Note& note,
+TENON_DEVICE bool exchange_notes(const TeamView& team, const Note& note,
                                  std::uint32_t generations) {
-  if (team.size == 1) return false;
   const int last = grid_blocks() - 1;
-  if (block_id() == (kWave == 1 ? 0 : last))
-    for (int peer = thread_id(); peer < team.size && !call.lost; peer += block_threads())
-      if (peer != team.rank)
-        store8_relaxed(note_place(team, call, note, peer, team.rank).at, {note.shape, note.rows});
-  if (block_id() != last) return false;
+  const bool sends = block_id() == (kWave == 1 ? 0 : last), compares = block_id() == last;
+  if (team.size == 1 || (!sends && !compares)) return false;
+  enter<Rules>();
+  Call call = begin_call<Rules>(team);
+  for (int peer = thread_id(); sends && peer < team.size && !call.lost; peer += block_threads())
+    if (peer != team.rank)
+      store8_relaxed(note_place(team, call, note, peer, team.rank).at, {note.shape, note.rows});
+  if (!compares) return false;
   count_call<Rules>(team, call, generations);
   for (int peer = thread_id(); peer < team.size; peer += block_threads()) {
     if (peer == team.rank) continue;

@@ -39,6 +39,7 @@ TENON_DEVICE void hold_all(NormSpec& norm, QuantSpec& quant) {
 template <class T, class Wire, int kMaxRun, int kRanks, bool kUsual, class Rules = Sound>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
+  if (exchange_notes<Rules>(args.team, args.note, 1)) return;
   const int row = block_id();
   const bool has_row = row < args.rows;
   const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
@@ -59,7 +60,6 @@ one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   enter<Rules>();
   const auto own = load_own<kMaxRun>(args, has_row ? row : 0);
   Call call = begin_call<Rules>(args.team);
-  if (exchange_notes<Rules>(args.team, call, args.note, 1)) return;
   if (!has_row) return count_call<Rules>(args.team, call, 1);
   const std::uint32_t entry = in_mailbox(args, call, place);
   send_part<Wire, Rules, kRanks>(args, call, row, entry, own);
@@ -76,11 +76,10 @@ TENON_KERNEL_RESIDENT(kRowThreads, 1)
 one_shot_kernel(TENON_ARGS(FusedArgs) args) {
   const NormSpec call_norm = usual_or_not<kUsual>(args.norm);
   const QuantSpec call_quant = usual_or_not<kUsual>(args.quant);
+  if (exchange_notes<Rules>(args.team, args.note, static_cast<std::uint32_t>(args.num_generations)))
+    return;
   enter<Rules>();
   Call call = begin_call<Rules>(args.team);
-  if (exchange_notes<Rules>(args.team, call, args.note,
-                            static_cast<std::uint32_t>(args.num_generations)))
-    return;
   const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
   const int stride = args.workers;
   int turn = 0;
