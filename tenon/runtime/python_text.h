@@ -1,4 +1,5 @@
-// Python's string functions over UTF-8, as templates expect them. Upper and lower case map single
+// Python's string functions over UTF-8, as templates expect them. Categories and case are those of
+// utf8proc (Unicode 15 in Debian 12; the reference's are those of its Python). Upper and lower case map single
 // characters (utf8proc): of Python's mappings to several characters only "ß" to "SS" is made.
 #pragma once
 
