@@ -264,6 +264,7 @@ Status Engine::State::open_leader() {
   if (!in_threads() && options.tp > 1)
     keep_alive = std::make_unique<KeepAlive>(options.deadline, [this] { send_idle(); });
   eos = own->model().eos_ids();
+  eos.insert(eos.end(), options.eos_ids.begin(), options.eos_ids.end());
   stats.weight_bytes = own->model().weight_bytes();
   stats.transport = own->comm().transport();
   return Status::ok();
