@@ -22,11 +22,20 @@ struct CategoryRange {
   const char* category;  // "Lo", "Mn", …
 };
 
+// What upper and title case make of a character where that is not one character.
+struct SpecialCase {
+  char32_t code;
+  std::u32string_view upper, title;
+};
+
 // Marks and composites that exist since Unicode 10 only, in order: NFC leaves them as they are, and
 // nothing composes or moves across them.
 std::span<const CodeRange> inert_in_nfc();
 // Characters that exist since Unicode 15 or 16 only, in order.
 std::span<const CategoryRange> newer_categories();
+
+// In order of the characters.
+std::span<const SpecialCase> special_cases();
 
 // `text` in the composed form NFC of Unicode 9. The text is valid UTF-8; n bytes take O(n log n).
 std::string to_nfc(std::string_view text);
