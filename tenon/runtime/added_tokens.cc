@@ -21,15 +21,15 @@ std::optional<AddedTokens::Found> AddedTokens::find(std::string_view text, std::
     auto low = entries_.begin(), high = entries_.end();
     std::optional<Found> longest;
     for (std::size_t length = 1; low != high && begin + length <= text.size(); ++length) {
-      const auto byte = static_cast<unsigned char>(text[begin + length - 1]);
+      const int byte = static_cast<unsigned char>(text[begin + length - 1]);
       const auto byte_of = [&](const Entry& entry) {
-        return entry.spelling.size() < length
-                   ? -1
-                   : static_cast<int>(static_cast<unsigned char>(entry.spelling[length - 1]));
+        if (entry.spelling.size() < length) return -1;
+        return static_cast<int>(static_cast<unsigned char>(entry.spelling[length - 1]));
       };
-      const auto same = std::ranges::equal_range(low, high, static_cast<int>(byte), {}, byte_of);
-      low = same.begin();
-      high = same.end();
+      low = std::lower_bound(
+          low, high, byte, [&](const Entry& entry, int wanted) { return byte_of(entry) < wanted; });
+      high = std::upper_bound(
+          low, high, byte, [&](int wanted, const Entry& entry) { return wanted < byte_of(entry); });
       if (low != high && low->spelling.size() == length)
         longest = Found{begin, begin + length, low->id};
     }

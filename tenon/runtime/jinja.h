@@ -3,10 +3,12 @@
 // escaping). Values are immutable and JSON-shaped. Rendering is bounded: no template can hang or
 // overflow.
 //
-// Not there: template inheritance, include and import, auto-escaping, string formatting by %,
-// integers past 65536 bits. They are refused with the line they stand on. Filters that give a
-// generator in Jinja2 give a list, and `safe` changes nothing: nothing is escaped here, not even
-// when text that is marked safe is added to other text.
+// Not there: template inheritance, include and import, auto-escaping, string formatting by % or
+// format, complex numbers, integers past 65536 bits, the filters filesizeformat, format, groupby,
+// pprint, random, slice, striptags, truncate, urlencode, urlize, wordwrap and xmlattr. They are
+// refused with the line they stand on. Filters that give a generator in Jinja2 give a list, and
+// `safe` changes nothing: nothing is escaped here, not even when text that is marked safe is added
+// to other text.
 #pragma once
 
 #include <cstdint>

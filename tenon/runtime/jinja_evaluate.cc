@@ -56,9 +56,11 @@ std::int64_t position(const Value& index, std::size_t size) {
 }  // namespace
 
 Value Interpreter::look_up(std::string_view name) {
-  for (const Scope* scope = scope_; scope; scope = scope->parent)
+  for (const Scope* scope = scope_; scope; scope = scope->parent) {
+    charge(scope->names.size() / 8);
     for (const auto& pair : scope->names)
       if (pair.first == name) return pair.second;
+  }
   if (auto* function = find_function(name)) return own<Function>(function);
   return Value::undefined("'" + std::string(name) + "' is undefined");
 }
@@ -137,6 +139,7 @@ CallArguments Interpreter::evaluate(const Arguments& arguments) {
   CallArguments made;
   made.positional = evaluate_all(arguments.positional);
   for (const auto& [name, value] : arguments.keywords) {
+    charge(made.keywords.size() / 8);
     const auto same = [&given = name](const auto& pair) { return pair.first == given; };
     if (std::ranges::any_of(made.keywords, same))
       fail("keyword argument '" + name + "' is given twice");

@@ -110,13 +110,15 @@ Value length(Interpreter&, const Value& value, const Given& given) {
   fail("object of type '" + std::string(type_name(value)) + "' has no len()");
 }
 
-Value to_int(Interpreter&, const Value& value, const Given& given) {
+Value to_int(Interpreter& on, const Value& value, const Given& given) {
   const Bound bound("int", given, {"default", "base"});
   demand_defined(value);
   if (value.is_integer()) return value;
   if (value.is_bool()) return Value(value.as_bool() ? 1 : 0);
   std::optional<double> real;
   if (value.is_string()) {
+    const std::size_t digits = std::min(value.as_string().size(), kMaxIntegerDigits);
+    on.charge(digits * digits / 64);
     if (auto whole = parse_integer(value.as_string(), static_cast<int>(bound.integer(1, 10))))
       return std::move(*whole);
     real = python::parse_float(value.as_string());

@@ -398,6 +398,7 @@ std::string Interpreter::call_macro(const MacroDefinition& macro, Scope* closure
     const Inside scope(*this, closure);
     std::vector<std::pair<std::string, Value>> keywords = given.keywords;
     auto taken = [&](std::string_view name) -> std::optional<Value> {
+      charge(keywords.size() / 8);
       const auto found = std::ranges::find(
           keywords, name, [](auto& pair) -> std::string_view { return pair.first; });
       if (found == keywords.end()) return std::nullopt;
@@ -464,6 +465,7 @@ void Interpreter::assign(const Target& target, const Value& value) {
 }
 
 void Interpreter::set_name(std::string_view name, Value value) {
+  charge(scope_->names.size() / 8);
   for (auto& pair : scope_->names) {
     if (pair.first != name) continue;
     pair.second = std::move(value);

@@ -5,6 +5,7 @@
 #include "tenon/runtime/jinja_integer.h"
 #include "tenon/runtime/jinja_interpreter.h"
 #include "tenon/runtime/python_text.h"
+#include "tenon/runtime/utf8.h"
 
 namespace tenon::jinja {
 namespace {
@@ -28,14 +29,19 @@ Value folded(const Value& value) {
   return value.is_string() ? Value(python::lower(value.as_string())) : value;
 }
 
-Value first(Interpreter&, const Value& value, const Given& given) {
+Value first(Interpreter& on, const Value& value, const Given& given) {
   const Bound none("first", given, {});
+  if (value.is_string() && !value.as_string().empty())
+    return on.text(std::string(utf8_slice(value.as_string(), 0, 1)));
   const Value::Items items = iterate(value);
   return items.empty() ? Value::undefined("No first item, sequence was empty.") : items.front();
 }
 
-Value last(Interpreter&, const Value& value, const Given& given) {
+Value last(Interpreter& on, const Value& value, const Given& given) {
   const Bound none("last", given, {});
+  if (value.is_string() && !value.as_string().empty())
+    return on.text(
+        std::string(utf8_slice(value.as_string(), utf8_count(value.as_string()) - 1, 1)));
   const Value::Items items = iterate(value);
   return items.empty() ? Value::undefined("No last item, sequence was empty.") : items.back();
 }

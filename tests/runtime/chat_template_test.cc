@@ -247,6 +247,8 @@ TEST(JinjaBounds, HostileTemplatesEndSoonWithAnError) {
       "{% set a = 'a' * 1000000 %}{% set b = 'a' * 500000 ~ 'b' %}{% for i in range(999) %}{{ "
       "a.find(b) }}{{ a.rfind('b' ~ b) }}{{ b in a }}{{ a.replace(b, '') | length }}{{ a.split(b) "
       "| length }}{{ a.count(b) }}{{ a.partition(b) | length }}{% endfor %}",
+      "{% set a = 'é' * 1000000 %}{% for i in range(999) %}{{ a | first }}{{ a | last }}{% endfor "
+      "%}",
       "{% set a = 'é' * 1000000 %}{% for i in range(999) %}{{ a[i] }}{{ a[i:i+1] }}{{ a[-1] }}{% "
       "endfor %}",
       "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
@@ -274,6 +276,23 @@ TEST(JinjaBounds, HostileTemplatesEndSoonWithAnError) {
     EXPECT_FALSE(made) << source;
     EXPECT_LT(taken.count(), 10.0) << source;  // some ms; without bounds for ever
   }
+}
+
+// As many names and keywords as some MB of template hold: what would be quadratic is charged for.
+TEST(JinjaBounds, ManyNamesAreBounded) {
+  std::string names, keywords = "{% macro m() %}{{ kwargs | length }}{% endmacro %}{{ m(";
+  for (int i = 0; i < 100'000; ++i) {
+    const std::string number = std::to_string(i);
+    names.append("{% set a").append(number).append(" = 1 %}");
+    keywords.append(i == 0 ? "b" : ", b").append(number).append("=1");
+  }
+  for (const std::string& source : {names, keywords + ") }}"}) {
+    const auto begin = std::chrono::steady_clock::now();
+    EXPECT_EQ(rendered(source, Value::dict({})).status().code(), Code::kOutOfMemory);
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+    EXPECT_LT(taken.count(), 60.0);
+  }
+  EXPECT_TRUE(rendered(names.substr(0, names.find("{% set a5000 ")), Value::dict({})));
 }
 
 TEST(JinjaBounds, DeepNestingIsRefusedNotFollowed) {
@@ -311,6 +330,7 @@ TEST(JinjaBounds, DeepNestingIsRefusedNotFollowed) {
   EXPECT_FALSE(jinja::parse_json(many("[", n)));
   EXPECT_FALSE(jinja::parse_json(many("[", n) + many("]", n)));
   EXPECT_TRUE(jinja::parse_json(many("[", 90) + many("]", 90)));
+  EXPECT_FALSE(jinja::parse_json(many("{\"a\":", 100'000) + "1" + many("}", 100'000)));
   // Long, but not deep.
   EXPECT_TRUE(rendered("{{ 'a'" + many(" ~ 'a'", 20'000) + " }}", Value::dict({})));
   EXPECT_TRUE(
