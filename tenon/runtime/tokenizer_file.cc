@@ -14,7 +14,7 @@ namespace {
 using Json = nlohmann::json;
 using State = Tokenizer::State;
 
-constexpr std::int64_t kMaxTokens = 1 << 24;  // a larger id is a broken file, not a vocabulary
+constexpr std::int64_t kMaxTokens = 1 << 22;  // a larger id is a broken file, not a vocabulary
 constexpr std::uint64_t kMaxFileBytes = std::uint64_t{256} << 20;
 
 std::string type_of(const Json& object) {
@@ -273,7 +273,8 @@ Result<Tokenizer> Tokenizer::load(const std::string& directory) {
   TENON_ASSIGN(const std::string text, read_text(directory + "/tokenizer.json", kMaxFileBytes));
   std::string config;
   const std::string config_path = directory + "/tokenizer_config.json";
-  if (std::filesystem::exists(config_path)) {
+  std::error_code ignored;
+  if (std::filesystem::exists(config_path, ignored)) {
     TENON_ASSIGN(config, read_text(config_path));
     if (config.empty()) return malformed("it is empty", config_path.c_str());
   }

@@ -207,6 +207,10 @@ TEST(ChatTemplate, FallsBackToTheTokenizerConfig) {
   EXPECT_FALSE(ChatTemplate::load(folder.path()));
   folder.write("tokenizer_config.json", "{");
   EXPECT_FALSE(ChatTemplate::load(folder.path()));
+  folder.write("chat_template.jinja", "x");
+  folder.write("tokenizer_config.json",
+               "{\"a\": " + std::string(100'000, '[') + std::string(100'000, ']') + "}");
+  EXPECT_FALSE(ChatTemplate::load(folder.path()));
 }
 
 // ---- bounds ----
