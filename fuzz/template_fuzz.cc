@@ -6,7 +6,6 @@
 #include <string_view>
 
 #include "tenon/runtime/chat_template.h"
-#include "tenon/runtime/utf8.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using tenon::jinja::Value;

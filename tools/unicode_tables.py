@@ -2,10 +2,11 @@
 
     pip install tokenizers unicodedata2
     python3 tools/unicode_tables.py            # Python 3.11, whose own tables are those of Unicode 14
+    clang-format-14 -i tenon/runtime/unicode_tables.cc
 
 The PyPI package `tokenizers` composes text (NFC) by the tables of Unicode 9 and cuts it by those of Unicode 16, while
-utf8proc of Debian 12 has those of Unicode 15 and PCRE2 those of Unicode 14. Token ids have to be the reference's, so that two lists are kept:
-characters that exist for NFC since Unicode 10 only, and characters that have a category since Unicode 15 or 16 only.
+utf8proc of Debian 12 has those of Unicode 15 and PCRE2 those of Unicode 14. Token ids have to be the reference's, so
+that two lists are kept: characters that exist for NFC since Unicode 10 only, and characters that have a category since Unicode 15 or 16 only.
 Both are asked from the reference itself, character by character; unicodedata2 says which ones to ask for.
 A third list is for templates: what upper and title case make of a character where that is more than one, by Python.
 """

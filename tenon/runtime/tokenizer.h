@@ -21,6 +21,7 @@ class Tokenizer {
  public:
   // Reads tokenizer.json in `directory`, and tokenizer_config.json if there is one: added tokens
   // that only it lists (added_tokens_decoder, named and extra special tokens) count as well.
+  // Older files (special_tokens_map.json, added_tokens.json) are not read.
   static Result<Tokenizer> load(const std::string& directory);
   // The same from the texts of the two files; an empty `config` is none.
   static Result<Tokenizer> parse(std::string_view json, std::string_view config = {});
