@@ -116,6 +116,7 @@ Result<std::unique_ptr<Session>> Session::open(const SessionOptions& options) {
   std::unique_ptr<Session> session(new Session);
   TENON_ASSIGN(Tokenizer tokenizer, Tokenizer::load(options.model));
   wanted.num_tokens = tokenizer.num_tokens();
+  if (options.chat && tokenizer.eos_id() >= 0) wanted.eos_ids = {tokenizer.eos_id()};
   session->tokenizer_.emplace(std::move(tokenizer));
   if (options.chat) {
     TENON_ASSIGN(ChatTemplate chat, ChatTemplate::load(options.model));

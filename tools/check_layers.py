@@ -31,7 +31,7 @@ VENDOR_HOMES = ("tenon/gpu/vendor/", "tenon/comm/transport/", "tenon/comm/bootst
 LIBRARIES = {  # third-party headers and the only places that may name them
     "nlohmann/": ("tenon/core/json.", "tenon/models/", "tenon/runtime/", "apps/", "tests/"),
     "CLI/": ("apps/",),
-    "boost/": ("apps/server/",),
+    "boost/": ("apps/server/", "tenon/runtime/jinja_integer."),
     "pcre2": ("tenon/runtime/",),
     "utf8proc": ("tenon/runtime/",),
 }

@@ -300,6 +300,7 @@ Status Engine::State::open_leader() {
     TENON_ASSIGN(keep_alive, KeepAlive::start(options.deadline, [this] { send_idle(); }));
   }
   eos = own->model().eos_ids();
+  eos.insert(eos.end(), options.eos_ids.begin(), options.eos_ids.end());
   stats.weight_bytes = own->model().weight_bytes();
   stats.transport = own->comm().transport();
   return Status::ok();

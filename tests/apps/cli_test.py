@@ -100,6 +100,16 @@ def copy_of_model(directory, without=(), **config):
     return str(directory)
 
 
+class EndOfSequence(unittest.TestCase):
+    def test_a_chat_also_ends_at_the_eos_token_of_the_tokenizer(self):
+        with tempfile.TemporaryDirectory() as directory:
+            model = copy_of_model(pathlib.Path(directory), without=("generation_config.json",),
+                                  eos_token_id=None)
+            found = run_json("--model", model, "--max-new-tokens", "200")
+        self.assertEqual(found["finish"], "stop")
+        self.assertEqual(found["tokens"][-1], 962)  # <|im_end|>
+
+
 class Refusals(unittest.TestCase):
     def setUp(self):
         self.directory = pathlib.Path(tempfile.mkdtemp())
