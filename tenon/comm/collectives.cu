@@ -167,10 +167,12 @@ TENON_DEVICE void take_vector(const Args& args, Call& call, const Chunk& chunk, 
 template <class T, int kRanks, bool kWhole>
 TENON_KERNEL_RESIDENT(kMaxThreads, 2)
 all_reduce_kernel(TENON_ARGS(Args) args) {
-  const TeamView& team = args.team;
-  if (exchange_notes<Sound>(team, args.note, num_chunks(args))) return;
   enter<Sound>();
-  Call call = begin_call<Sound>(team);
+  Call call = begin_call<Sound>(args.team);
+  const TeamView& team = args.team;
+  if (block_id() == grid_blocks() - 1)
+    return finish_without_data<Sound>(team, call, args.note, num_chunks(args));
+  send_notes_first(team, call, args.note);
   const Lane lane = own_lane(grid_blocks() - 1);
   for (std::uint64_t begin = 0; begin < args.bytes; begin += args.slot_bytes) {
     if (begin > 0) next_generation<Sound>(call);

@@ -39,7 +39,6 @@ TENON_DEVICE void hold_all(NormSpec& norm, QuantSpec& quant) {
 template <class T, class Wire, int kMaxRun, int kRanks, bool kUsual, class Rules = Sound>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
-  if (exchange_notes<Rules>(args.team, args.note, 1)) return;
   const int row = block_id();
   const bool has_row = row < args.rows;
   const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
@@ -60,7 +59,8 @@ one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   enter<Rules>();
   const auto own = load_own<kMaxRun>(args, has_row ? row : 0);
   Call call = begin_call<Rules>(args.team);
-  if (!has_row) return count_call<Rules>(args.team, call, 1);
+  if (!has_row) return finish_without_data<Rules>(args.team, call, args.note, 1);
+  send_notes_first(args.team, call, args.note);
   const std::uint32_t entry = in_mailbox(args, call, place);
   send_part<Wire, Rules, kRanks>(args, call, row, entry, own);
   const auto ahead = read_ahead<kMaxRun>(norm, run);
@@ -76,10 +76,12 @@ TENON_KERNEL_RESIDENT(kRowThreads, 1)
 one_shot_kernel(TENON_ARGS(FusedArgs) args) {
   const NormSpec call_norm = usual_or_not<kUsual>(args.norm);
   const QuantSpec call_quant = usual_or_not<kUsual>(args.quant);
-  if (exchange_notes<Rules>(args.team, args.note, static_cast<std::uint32_t>(args.num_generations)))
-    return;
   enter<Rules>();
   Call call = begin_call<Rules>(args.team);
+  if (block_id() >= args.workers)
+    return finish_without_data<Rules>(args.team, call, args.note,
+                                      static_cast<std::uint32_t>(args.num_generations));
+  send_notes_first(args.team, call, args.note);
   const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
   const int stride = args.workers;
   int turn = 0;
