@@ -280,7 +280,7 @@ LaunchShape shape_for(const Args& args) {
   const auto vectors = static_cast<int>((chunk + kVectorBytes - 1) / kVectorBytes);
   LaunchShape shape;
   shape.cooperative = true;
-  shape.early = !args.team.shares_device;
+  shape.early = args.team.early;
   const int wanted = (vectors + kWave - 1) / kWave * kWave;
   shape.threads = kWave == 1 ? 1 : wanted < kMaxThreads ? wanted : kMaxThreads;
   const int blocks = (vectors + shape.threads - 1) / shape.threads;

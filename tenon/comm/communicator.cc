@@ -8,6 +8,7 @@
 #include <cstring>
 #include <thread>
 
+#include "tenon/comm/agreement.h"
 #include "tenon/comm/probe.h"
 #include "tenon/comm/state.h"
 #include "tenon/comm/words.h"
@@ -58,11 +59,6 @@ Status check_cards(std::span<const RankCard> cards) {
                                " and rank " + std::to_string(rank) + " on " +
                                std::string(name(cards[rank].device.target)) +
                                "; all must run on the same target");
-    if (cards[rank].vendor_sum != cards[0].vendor_sum)
-      return Status::error(Code::kInvalidArgument,
-                           "vendor_sum is " + std::to_string(cards[0].vendor_sum) +
-                               " on rank 0 and " + std::to_string(cards[rank].vendor_sum) +
-                               " on rank " + std::to_string(rank) + "; all must ask for the same");
   }
   return Status::ok();
 }
@@ -109,7 +105,7 @@ TeamView Communicator::State::bare_team() const {
   team.rank = bootstrap->rank();
   team.size = bootstrap->size();
   team.max_blocks = max_blocks;
-  team.shares_device = shares_device;
+  team.early = early_launch;
   for (int peer = 0; peer < team.size; ++peer) team.abort_word[peer] = &control(peer).abort_word;
   team.fault = &control(team.rank).fault;
   team.deadline_ns = static_cast<std::uint64_t>(std::chrono::nanoseconds(deadline).count());
@@ -247,11 +243,15 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
                                                            Device device) {
   TENON_ASSIGN(const auto bootstrap, find_bootstrap(options), "communicator");
   const auto open = [&]() -> Result<std::unique_ptr<Communicator>> {
-    const auto deadline = std::max(options.deadline, std::chrono::milliseconds(1));
+    // One that is not accepted must not keep this rank from hearing so together with the others.
+    const auto deadline = options.deadline.count() > 0 ? options.deadline : CommOptions().deadline;
+    Fields fields;
+    visit_equal_fields(options, fields);
+    fields("TENON_EARLY", env().early);
+    TENON_TRY(tenon::agree_equal(*bootstrap, fields, "options", deadline));
     TENON_TRY(tenon::agree(*bootstrap, check_place(options, *bootstrap), "communicator options",
                            deadline));
-    RankCard card = own_card(device);
-    card.vendor_sum = options.vendor_sum ? 1 : 0;
+    const RankCard card = own_card(device);
     std::vector<RankCard> cards(static_cast<std::size_t>(bootstrap->size()));
     TENON_TRY(bootstrap->exchange(bytes_of(card), std::as_writable_bytes(std::span(cards)),
                                   "rank cards", deadline));
@@ -268,6 +268,8 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
     state->device = device;
     const int sharing = is_host(device.target) ? 1 : most_on_one_device(cards);
     state->shares_device = sharing > 1;
+    // Where ranks share a device, a kernel that starts early could keep theirs from starting.
+    state->early_launch = env().early && !state->shares_device;
     // Kernels count for kMaxBlocksPerUnit times as many blocks: what TeamView::state has room for.
     state->max_blocks =
         std::clamp(fewest_blocks(cards) / sharing, 1, kMaxWaitingBlocks / kMaxBlocksPerUnit);
@@ -318,6 +320,7 @@ int Communicator::size() const { return state_->bootstrap->size(); }
 Device Communicator::device() const { return state_->device; }
 int Communicator::max_blocks() const { return state_->max_blocks; }
 bool Communicator::shares_device() const { return state_->shares_device; }
+bool Communicator::early_launch() const { return state_->early_launch; }
 std::string_view Communicator::transport() const { return state_->transport_name; }
 const std::vector<std::string>& Communicator::refusals() const { return state_->refusals; }
 Capabilities Communicator::can() const { return state_->transport->can(); }
@@ -335,6 +338,15 @@ Status Communicator::agree_min(std::span<std::int32_t> values) {
   for (std::size_t i = 0; i < all.size(); ++i)
     values[i % count] = std::min(values[i % count], all[i]);
   return Status::ok();
+}
+
+Status Communicator::agree_equal(const Fields& fields, std::string_view where) {
+  TENON_TRY(health(), where);
+  return state_->finish(tenon::agree_equal(*state_->bootstrap, fields, where, deadline()));
+}
+
+std::unique_ptr<Communicator> Communicator::share() const {
+  return std::unique_ptr<Communicator>(new Communicator(*this));
 }
 
 Status Communicator::agree(const Status& mine, std::string_view label) {

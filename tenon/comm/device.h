@@ -65,7 +65,7 @@ struct TeamView {
   // Blocks of the largest size that a kernel which waits for peers may have, agreed by the ranks;
   // of smaller blocks it may have up to kMaxBlocksPerUnit times as many.
   int max_blocks = 1;
-  bool shares_device = false;  // other ranks run on this device
+  bool early = true;  // kernels may start before earlier work of their stream has ended
   std::byte* base[kMaxRanks] = {};
   std::size_t bytes = 0;                      // of each region
   std::uint32_t* state = nullptr;             // [kStateWords]

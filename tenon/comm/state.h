@@ -54,6 +54,7 @@ struct Communicator::State {
   Device device{};
   int max_blocks = 1;
   bool shares_device = false;
+  bool early_launch = true;
   std::chrono::milliseconds deadline{};
   std::string transport_name;
   bool vendor_sum = false;

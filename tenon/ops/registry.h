@@ -42,8 +42,7 @@ struct Situation {
   DeviceProperties properties{};
   int team_size = 1;
   bool peer_pointers = false;
-  // Other ranks run on this device: a kernel that starts early could keep theirs from starting.
-  bool shares_device = false;
+  bool early = true;  // kernels may start before earlier work of their stream has ended
   // choose() looks at this variant alone: what is faster does not matter.
   bool forced = false;
 };
@@ -62,6 +61,10 @@ struct Plan {
   Target target = Target::kCpu;
   std::string_view variant_name;  // "one_shot"
   LaunchShape shape;
+  // What it was made for, where run() of its op compares that with the call. Zeros elsewhere.
+  std::int64_t rows = 0, hidden = 0;
+  DType dtype{};
+  int team_size = 0;
   std::vector<std::string> refusals;  // "one_shot: 4096 rows is over the limit of 512"
 };
 

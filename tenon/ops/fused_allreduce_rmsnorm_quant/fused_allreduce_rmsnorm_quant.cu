@@ -115,7 +115,7 @@ static Status shape_for(const Args& args, const Situation& where, Shots shots, L
   const int most = room.units * (one ? room.resident : even_blocks(tasks, room));
   shape->blocks = static_cast<int>(std::min<std::int64_t>({tasks, most, kMaxWaitingBlocks}));
   shape->cooperative = true;
-  shape->early = !where.shares_device;
+  shape->early = where.early;
   return Status::ok();
 }
 
