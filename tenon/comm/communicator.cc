@@ -17,6 +17,8 @@
 namespace tenon {
 namespace {
 
+constexpr int kMaxConcurrentChannels = 16;
+
 const char* environment_variable(const char* name) { return std::getenv(name); }
 
 Result<std::shared_ptr<Bootstrap>> find_bootstrap(const CommOptions& options) {
@@ -43,6 +45,10 @@ Status check_place(const CommOptions& options, const Bootstrap& bootstrap) {
     return Status::error(
         Code::kInvalidArgument,
         "a deadline of " + std::to_string(options.deadline.count()) + " ms; accepted: more than 0");
+  if (options.concurrent_channels < 1 || options.concurrent_channels > kMaxConcurrentChannels)
+    return Status::error(Code::kInvalidArgument, std::to_string(options.concurrent_channels) +
+                                                     " concurrent channels; accepted: 1 to " +
+                                                     std::to_string(kMaxConcurrentChannels));
   return Status::ok();
 }
 
@@ -105,11 +111,15 @@ TeamView Communicator::State::bare_team() const {
   team.rank = bootstrap->rank();
   team.size = bootstrap->size();
   team.max_blocks = max_blocks;
-  team.early = early_launch;
+  team.may_start_early = may_start_early();
   for (int peer = 0; peer < team.size; ++peer) team.abort_word[peer] = &control(peer).abort_word;
   team.fault = &control(team.rank).fault;
   team.deadline_ns = static_cast<std::uint64_t>(std::chrono::nanoseconds(deadline).count());
   return team;
+}
+
+bool Communicator::State::may_start_early() const {
+  return env().early && !shares_device && concurrent_channels == 1;
 }
 
 void Communicator::State::on_loss(const Bootstrap::Loss& loss) {
@@ -268,11 +278,10 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
     state->device = device;
     const int sharing = is_host(device.target) ? 1 : most_on_one_device(cards);
     state->shares_device = sharing > 1;
-    // Where ranks share a device, a kernel that starts early could keep theirs from starting.
-    state->early_launch = env().early && !state->shares_device;
+    state->concurrent_channels = options.concurrent_channels;
     // Kernels count for kMaxBlocksPerUnit times as many blocks: what TeamView::state has room for.
-    state->max_blocks =
-        std::clamp(fewest_blocks(cards) / sharing, 1, kMaxWaitingBlocks / kMaxBlocksPerUnit);
+    state->max_blocks = std::clamp(fewest_blocks(cards) / sharing / options.concurrent_channels, 1,
+                                   kMaxWaitingBlocks / kMaxBlocksPerUnit);
     state->deadline = deadline;
     state->transport_name = chosen.name;
     state->vendor_sum = options.vendor_sum;
@@ -320,7 +329,7 @@ int Communicator::size() const { return state_->bootstrap->size(); }
 Device Communicator::device() const { return state_->device; }
 int Communicator::max_blocks() const { return state_->max_blocks; }
 bool Communicator::shares_device() const { return state_->shares_device; }
-bool Communicator::early_launch() const { return state_->early_launch; }
+bool Communicator::may_start_early() const { return state_->may_start_early(); }
 std::string_view Communicator::transport() const { return state_->transport_name; }
 const std::vector<std::string>& Communicator::refusals() const { return state_->refusals; }
 Capabilities Communicator::can() const { return state_->transport->can(); }

@@ -116,8 +116,10 @@ Result<std::shared_ptr<BoundaryChannel>> BoundaryChannel::make(const Spec& spec,
     TENON_TRY(same);
   }
   if (state->where.peer_pointers) {
-    const std::size_t bytes =
-        fused::mailbox_bytes(spec.max_rows, spec.hidden, spec.dtype, comm.size());
+    const std::size_t bytes = fused::mailbox_bytes(
+        {spec.max_rows, spec.hidden, comm.size(),
+         is_host(comm.device().target) ? 1 : comm.max_blocks(), !spec.sharded_residual});
+    state->where.mailbox_bytes = bytes;
     TENON_ASSIGN(state->mailbox, comm.mailbox(bytes, spec.label));
   }
   return std::shared_ptr<BoundaryChannel>(new BoundaryChannel(std::move(state)));

@@ -52,7 +52,7 @@ Result<Situation> situation(Device device) {
   Situation where;
   where.device = device;
   TENON_ASSIGN(where.properties, properties(device));
-  where.early = env().early;
+  where.may_start_early = env().early;
   return where;
 }
 
@@ -61,7 +61,7 @@ Result<Situation> situation(const Communicator& comm) {
   where.team_size = comm.size();
   where.peer_pointers = comm.can().peer_pointers;
   where.properties.max_cooperative_blocks = comm.max_blocks();
-  where.early = comm.early_launch();
+  where.may_start_early = comm.may_start_early();
   return where;
 }
 

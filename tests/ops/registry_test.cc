@@ -124,7 +124,8 @@ TEST(RegistryChild, DISABLED_Early) {
   ASSERT_TRUE(alone && in_team);
   const auto plan = fp8_quant::plan(call.args, *alone);
   ASSERT_TRUE(plan);
-  std::printf("early: %d %d %d\n", plan->shape.early, in_team->early, (*comm)->early_launch());
+  std::printf("early: %d %d %d\n", plan->shape.early, in_team->may_start_early,
+              (*comm)->may_start_early());
 }
 
 TEST(Registry, TheKnobTurnsEarlyLaunchOffEverywhere) {

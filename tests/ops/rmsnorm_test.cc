@@ -288,7 +288,7 @@ TEST(Rmsnorm, PlansSayWhetherKernelsStartEarly) {
   shape.team = 1;
   const BoundaryTensors tensors(shape, testing::make_inputs(shape, 0), 0, device, *stream);
   for (const bool early : {true, false}) {
-    where->early = early;
+    where->may_start_early = early;
     const auto plan = rmsnorm::plan(args_of(shape, tensors), *where);
     ASSERT_TRUE(plan);
     EXPECT_EQ(plan->shape.early, early);
