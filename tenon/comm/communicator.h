@@ -25,6 +25,8 @@ class Fields;     // comm/agreement.h: named values that ranks compare
 
 struct CommOptions {
   int rank = 0, size = 1;
+  // But for rank, size and bootstrap, all ranks must ask for the same: a difference is the same
+  // error on all of them, which names it.
   std::string transport = "auto";              // or a name of comm/transports.def
   std::chrono::milliseconds deadline{30'000};  // the longest any wait may last, also in kernels
   // The most channels of these devices that are in flight at once: of this communicator and of

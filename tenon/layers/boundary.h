@@ -130,12 +130,18 @@ class Boundary {
   // [hidden]; out holds what the spec wants. Tensors that do not fit are refused before anything is
   // launched: shape, type, last stride 1, rows that start at multiples of 16 bytes, the device of
   // the communicator, scales of exactly the layout's padded shape, and what is written must overlap
-  // nothing else. So is a stream of another device. Checking takes some ten nanoseconds, allocates
-  // nothing and is what run() of the ops does. Collective: every rank with the same rows. Rows 0
-  // does nothing.
-  // Launches only; a fault shows up in Communicator::health(). With a sharded residual, two_shot
-  // leaves the residual of a row current on its owner only; every boundary of the same rows keeps
-  // the same owners, so nobody ever reads a stale row.
+  // nothing else. So is a stream of another device. Looking takes a tenth of a microsecond,
+  // allocates nothing and is what run() of the ops does. Collective: every rank with the same rows.
+  // Rows 0 does nothing. Launches only; a fault shows up in Communicator::health(). With a sharded
+  // residual, two_shot leaves the residual of a row current on its owner only; every boundary of
+  // the same rows keeps the same owners, so nobody ever reads a stale row.
+  //
+  // On CUDA a kernel of ours lets the next one of its stream start at once. A kernel of yours that
+  // is launched so (programmatic stream serialization) behind one of ours must call
+  // cudaGridDependencySynchronize() in every thread before it reads or writes anything that kernels
+  // in front of it use. Between two of ours it must call it in any case, because ours behind it
+  // waits for yours alone; in front of ours it need do no more. TENON_EARLY=0 turns early launch
+  // off.
   Status run(const PartialRows& partial, const TensorView& residual, const TensorView& weight,
              const NormedRows& out, Stream& stream);
 
