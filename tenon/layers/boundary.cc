@@ -109,7 +109,7 @@ Result<std::shared_ptr<BoundaryChannel>> BoundaryChannel::make(const Spec& spec,
   limits.max_threads_per_block = least[1];
   Fields device;
   device("device", limits.name);
-  const Status same = comm.agree_equal(device, where);
+  const Status same = comm.agree_equal(device, where);  // here a difference is no error
   if (same.code() == Code::kInvalidArgument) {
     limits.name = "different devices";
   } else {
