@@ -7,6 +7,7 @@
 #include <string>
 #include <thread>
 
+#include "tenon/comm/agreement.h"
 #include "tenon/comm/bootstrap.h"
 #include "tenon/core/env.h"
 #include "tenon/core/guard.h"
@@ -64,6 +65,12 @@ Result<std::unique_ptr<Rank>> Rank::open(const EngineOptions& options, int rank,
   comm_options.deadline = options.deadline;
   comm_options.bootstrap = std::move(bootstrap);
   TENON_ASSIGN(opened->comm_, Communicator::create(comm_options, device));
+  Fields fields;  // what steps, caches and draws are cut to; a process may have been told otherwise
+  fields("max_batch", options.max_batch);
+  fields("max_context", options.max_context);
+  fields("max_tokens_per_step", options.max_tokens_per_step);
+  fields("num_tokens", options.num_tokens);
+  TENON_TRY(opened->comm_->agree_equal(fields, "engine options"));
   TENON_ASSIGN(Stream stream, Stream::create(device));
   opened->stream_.emplace(std::move(stream));
   TENON_ASSIGN(opened->model_, make_model(*opened->comm_, *opened->stream_));

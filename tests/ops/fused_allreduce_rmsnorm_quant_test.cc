@@ -352,12 +352,61 @@ TEST(FusedPacked, OddWidthsMatchTheOracleOnTheCpu) {
 TEST_F(FusedContract, TooSmallMailboxIsRefusedBeforeLaunch) {
   auto plan = fused::plan(args_, where_);
   ASSERT_TRUE(plan);
+  std::byte region[1024];
   TeamView team;
   team.size = 2;
-  team.bytes = 1024;
+  team.bytes = sizeof region;
+  team.base[0] = team.base[1] = region;
   const Status refused = fused::run(*plan, args_, team, *stream_);
   EXPECT_EQ(refused.code(), Code::kInvalidArgument);
   EXPECT_TRUE(has(refused.message(), "the mailbox has 1024 bytes")) << refused.message();
+}
+
+TEST_F(FusedContract, RunRefusesWhatItsPlanWasNotMadeFor) {
+  const auto plan = fused::plan(args_, where_);
+  ASSERT_TRUE(plan);
+  std::vector<std::byte> region(
+      fused::mailbox_bytes({.max_rows = 8, .hidden = 256, .team_size = 2}));
+  TeamView team;
+  team.size = 2;
+  team.bytes = region.size();
+  team.base[0] = team.base[1] = region.data();
+  const auto expect_refused = [&](const Plan& with, const fused::Args& args, const TeamView& of,
+                                  std::string_view text) {
+    const Status refused = fused::run(with, args, of, *stream_);
+    EXPECT_EQ(refused.code(), Code::kInvalidArgument);
+    EXPECT_TRUE(has(refused.message(), text)) << refused.to_string();
+  };
+  expect_refused(Plan{}, args_, team, "the plan is empty");
+  TeamView of_three = team;
+  of_three.size = 3;
+  expect_refused(*plan, args_, of_three, "on 3 ranks, but its plan was made for up to 3 rows");
+  TeamView asleep = team;  // its communicator is suspended
+  asleep.base[1] = nullptr;
+  expect_refused(*plan, args_, asleep, "the mailbox has no memory of rank 1");
+  for (const auto& change : std::vector<std::function<void(Plan&)>>{
+           [](Plan& made) { made.rows = 2; }, [](Plan& made) { made.hidden = 512; },
+           [](Plan& made) { made.dtype = DType::kF16; }, [](Plan& made) { made.team_size = 1; }}) {
+    Plan other = *plan;
+    change(other);
+    expect_refused(other, args_, team, "but its plan was made for");
+  }
+  fused::Args args = args_;
+  args.residual.data = args_.out.bf16->data;
+  expect_refused(*plan, args, team, "residual and out.bf16 overlap");
+  args = args_;
+  args.out.fp8->scale.shape[0] = 1;
+  expect_refused(*plan, args, team, "out.fp8.scale is f32 [1, 2]");
+}
+
+TEST_F(FusedContract, PlansSayWhetherKernelsStartEarly) {
+  for (const char* variant : {"one_shot", "one_shot_packed", "two_shot", "two_shot_packed"})
+    for (const bool early : {true, false}) {
+      where_.may_start_early = early;
+      const auto plan = fused::plan(args_, where_, variant);
+      ASSERT_TRUE(plan);
+      EXPECT_EQ(plan->shape.early, early) << variant;
+    }
 }
 
 TEST_F(FusedContract, OwnersAreDealtInTurn) {
