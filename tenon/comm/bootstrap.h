@@ -69,8 +69,12 @@ std::vector<std::shared_ptr<Bootstrap>> local_bootstrap(int size);
 // What a launcher tells a process about itself.
 struct Launch {
   int rank = 0, size = 1, local_rank = 0;
-  std::string address;  // of rank 0: a host name or an IP address
-  int port = 0;         // where rank 0 listens
+  std::string address = {};  // of rank 0: a host name or an IP address
+  int port = 0;              // where rank 0 listens
+  // What proves that a process is a rank of this job: the same on all ranks. Empty: whoever claims
+  // to be a rank is believed.
+  std::string secret = {};
+  bool listen_all = false;  // rank 0 listens at every address of its host, not at `address`
 };
 
 // Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; rank and size also from

@@ -15,6 +15,7 @@
 #include <new>
 #include <thread>
 
+#include "tenon/comm/bootstrap/greeting.h"
 #include "tenon/comm/bootstrap/tcp.h"
 #include "tests/support/chaos.h"
 #include "tests/support/processes.h"
@@ -258,8 +259,11 @@ TEST(Rendezvous, NamesRankZeroWhenNobodyListens) {
 TEST(Rendezvous, RefusesAnotherWorldAndTellsBoth) {
   const int port = test::free_port();
   on_threads(2, [&](int rank) {
-    const auto met = socket_bootstrap({rank, 2 + rank, rank, "127.0.0.1", port}, kLong);
+    // Rank 0 goes on waiting for the right one, and tells then what came instead.
+    const auto patience = rank == 0 ? milliseconds(1'000) : kLong;
+    const auto met = socket_bootstrap({rank, 2 + rank, rank, "127.0.0.1", port}, patience);
     ASSERT_FALSE(met);
+    EXPECT_EQ(met.status().code(), rank == 0 ? Code::kTimeout : Code::kPeerLost);
     EXPECT_TRUE(says(met.status(), "rank 1 of 3")) << met.status().message();
   });
 }
@@ -301,15 +305,17 @@ TEST(Rendezvous, StrangersDoNotDisturb) {
   });
 }
 
-// What `rank` of `size` says when rank 0 answers with texts that never end.
-Status met_by_endless_texts(int rank, int size, std::uint32_t accepted) {
+// What `rank` of `size` says when rank 0 answers with texts that never end: as one that knows the
+// secret, or not.
+Status met_by_endless_texts(int rank, int size, greeting::Verdict verdict, bool knows_secret) {
   auto listener = tcp::listen_at("127.0.0.1", 0);
   EXPECT_TRUE(listener);
   const auto port = tcp::port_of(*listener);
   Status status;
   on_threads(2, [&](int thread) {
     if (thread == 1) {
-      status = socket_bootstrap({rank, size, rank, "127.0.0.1", *port}, milliseconds(250)).status();
+      status = socket_bootstrap({rank, size, rank, "127.0.0.1", *port}, milliseconds(500)).status();
+      listener->close();
       return;
     }
     const auto end = tcp::Clock::now() + kLong;
@@ -317,10 +323,21 @@ Status met_by_endless_texts(int rank, int size, std::uint32_t accepted) {
     for (; !caller && tcp::Clock::now() < end; caller = tcp::accept_from(*listener))
       std::this_thread::yield();
     ASSERT_TRUE(caller);
-    std::vector<char> answer(4096, '.');  // longer than any answer
-    const std::uint32_t head[] = {0x4e4e4554, accepted};
-    std::memcpy(answer.data(), head, sizeof head);
-    std::ignore = tcp::send_all(*caller, std::as_bytes(std::span(answer)), end);
+    const greeting::Key key(knows_secret ? "" : "another");
+    const greeting::Challenge challenge;
+    ASSERT_TRUE(tcp::send_all(*caller, bytes_of(challenge), end));
+    greeting::Hello hello;
+    ASSERT_TRUE(tcp::receive_all(*caller, writable_bytes_of(hello), end));
+    greeting::Answer answer;
+    answer.verdict = verdict;
+    std::memset(answer.why, '.', sizeof answer.why);
+    answer.tag = greeting::tag_of(key, challenge, hello.nonce, answer);
+    std::ignore = tcp::send_all(*caller, bytes_of(answer), end);
+    greeting::Welcome welcome;
+    welcome.complete = 1;
+    for (auto& place : welcome.places) std::memset(place.address, '.', sizeof place.address);
+    welcome.tag = greeting::tag_of(key, challenge, hello.nonce, welcome);
+    std::ignore = tcp::send_all(*caller, bytes_of(welcome), end);
     std::byte byte;  // until the caller has gone
     while (tcp::receive_all(*caller, {&byte, 1}, end)) continue;
   });
@@ -331,11 +348,14 @@ TEST(Rendezvous, TextsOfAHostileRankZeroEnd) {
   const auto dots = [](const Status& status) {
     return std::count(status.message().begin(), status.message().end(), '.');
   };
-  const Status refused = met_by_endless_texts(1, 2, 0);
-  EXPECT_TRUE(says(refused, "rank 0 refused: ....")) << refused.message();
-  EXPECT_LE(dots(refused), 400) << refused.message();
-  const Status welcomed = met_by_endless_texts(2, 3, 1);  // with an address of rank 1
-  EXPECT_TRUE(says(welcomed, "rank 1")) << welcomed.message();
+  for (const bool knows_secret : {true, false}) {
+    const Status refused = met_by_endless_texts(1, 2, greeting::Verdict::kNever, knows_secret);
+    EXPECT_TRUE(says(refused, knows_secret ? "rank 0 refused: ...." : "and says: ...."))
+        << refused.message();
+    EXPECT_LE(dots(refused), 410) << refused.message();
+  }
+  const Status welcomed = met_by_endless_texts(2, 3, greeting::Verdict::kAccepted, true);
+  EXPECT_TRUE(says(welcomed, "waited for rank 1")) << welcomed.message();
   EXPECT_LE(dots(welcomed), 2 * 64 + 10) << welcomed.message();
 }
 

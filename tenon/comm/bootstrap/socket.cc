@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "tenon/comm/bootstrap.h"
+#include "tenon/comm/bootstrap/frames.h"
 #include "tenon/comm/bootstrap/rendezvous.h"
 #include "tenon/comm/words.h"
 
@@ -22,37 +23,23 @@ namespace {
 using tcp::Clock;
 using tcp::Socket;
 
-// kLoss passes on what the sender knows of a third rank, whose number stands in `call`.
-enum class Kind : std::uint32_t { kExchange = 1, kAbort = 2, kGoodbye = 3, kLoss = 4 };
-
-struct FrameHead {
-  std::uint32_t magic = kFrameMagic;
-  Kind kind = Kind::kExchange;
-  std::uint64_t call = 0;
-  std::uint64_t label_bytes = 0, payload_bytes = 0;
-  static constexpr std::uint32_t kFrameMagic = 0x4652414d;  // "FRAM"
-};
-constexpr std::uint64_t kMaxLabelBytes = 4096;
-constexpr std::uint64_t kMaxPayloadBytes = std::uint64_t{1} << 30;
-
-struct Message {
-  FrameHead head;
-  std::string label;
-  std::vector<std::byte> payload;
-};
+// A rank is never more than one exchange ahead of another: two frames of the largest size.
+constexpr std::size_t kMaxInboxBytes = 2 * kMaxFrameBytes;
 
 struct Peer {
   Socket socket;
-  std::vector<std::byte> received;  // bytes of a frame that is not complete yet
-  std::deque<Message> inbox;        // exchanges, in order
-  bool left = false;                // said goodbye
+  FrameReader reader;
+  std::deque<Frame> inbox;  // exchanges, in order
+  std::size_t inbox_bytes = 0;
+  bool left = false;  // said goodbye
   bool open = false;
 };
 
 class SocketBootstrap final : public Bootstrap {
  public:
-  SocketBootstrap(int rank, std::vector<Socket> sockets)
-      : rank_(rank), peers_(sockets.size()), wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  // `wake` ends the reading thread.
+  SocketBootstrap(int rank, std::vector<Socket> sockets, Socket wake)
+      : rank_(rank), peers_(sockets.size()), wake_(std::move(wake)) {
     for (std::size_t peer = 0; peer < sockets.size(); ++peer) {
       peers_[peer].open = static_cast<bool>(sockets[peer]);
       peers_[peer].socket = std::move(sockets[peer]);
@@ -64,10 +51,10 @@ class SocketBootstrap final : public Bootstrap {
     constexpr std::chrono::milliseconds kFarewell(50);
     // Who leaves because of a loss says so: its goodbye may overtake the news of the loss.
     if (const auto lost = loss(); lost && lost->rank != rank_)
-      send_to_all(frame(Kind::kLoss, static_cast<std::uint64_t>(lost->rank),
-                        std::string_view(lost->why).substr(0, kMaxLabelBytes), {}),
-                  Clock::now() + kFarewell);
-    send_to_all(frame(Kind::kGoodbye, 0, "", {}), Clock::now() + kFarewell);
+      send_to_all(
+          frame_bytes(FrameKind::kLoss, static_cast<std::uint64_t>(lost->rank), lost->why, {}),
+          Clock::now() + kFarewell);
+    send_to_all(frame_bytes(FrameKind::kGoodbye, 0, "", {}), Clock::now() + kFarewell);
     const std::uint64_t one = 1;
     [[maybe_unused]] const ssize_t written = write(wake_.number(), &one, sizeof one);
     reader_.join();
@@ -83,7 +70,13 @@ class SocketBootstrap final : public Bootstrap {
     const std::uint64_t call = next_call_++;
     if (const auto lost = loss())
       return Status::error(Code::kPeerLost, std::string(label) + ": " + lost->why);
-    send_to_all(frame(Kind::kExchange, call, label, mine), end);
+    if (mine.size() > kMaxPayloadBytes || label.size() > kMaxLabelBytes)
+      return Status::error(Code::kInvalidArgument,
+                           "exchange \"" + std::string(label.substr(0, 80)) + "\" of " +
+                               std::to_string(mine.size()) + " bytes; accepted: at most " +
+                               std::to_string(kMaxPayloadBytes) + ", with a label of at most " +
+                               std::to_string(kMaxLabelBytes));
+    send_to_all(frame_bytes(FrameKind::kExchange, call, label, mine), end);
     Status different;
     std::unique_lock lock(inbox_mutex_);
     for (int peer = 0; peer < size(); ++peer) {
@@ -94,8 +87,9 @@ class SocketBootstrap final : public Bootstrap {
       }
       Peer& from = peers_[static_cast<std::size_t>(peer)];
       while (from.inbox.empty()) TENON_TRY(wait_more(lock, peer, call, label, end, deadline));
-      const Message message = std::move(from.inbox.front());
+      const Frame message = std::move(from.inbox.front());
       from.inbox.pop_front();
+      from.inbox_bytes -= message.held_bytes();
       const bool same = message.head.call == call && message.label == label &&
                         message.payload.size() == mine.size();
       // Everybody's message is taken even so: the next call is in step again.
@@ -109,27 +103,11 @@ class SocketBootstrap final : public Bootstrap {
 
   void abort(std::string_view why) override {
     constexpr std::chrono::milliseconds kPatience(50);
-    send_to_all(frame(Kind::kAbort, 0, why.substr(0, kMaxLabelBytes), {}),
-                Clock::now() + kPatience);
+    send_to_all(frame_bytes(FrameKind::kAbort, 0, why, {}), Clock::now() + kPatience);
     report({rank_, "rank " + std::to_string(rank_) + " gave up: " + std::string(why)});
   }
 
  private:
-  static std::vector<std::byte> frame(Kind kind, std::uint64_t call, std::string_view label,
-                                      std::span<const std::byte> payload) {
-    FrameHead head;
-    head.kind = kind;
-    head.call = call;
-    head.label_bytes = label.size();
-    head.payload_bytes = payload.size();
-    std::vector<std::byte> bytes(sizeof head + label.size() + payload.size());
-    std::memcpy(bytes.data(), &head, sizeof head);
-    label.copy(reinterpret_cast<char*>(bytes.data() + sizeof head), label.size());
-    if (!payload.empty())
-      std::memcpy(bytes.data() + sizeof head + label.size(), payload.data(), payload.size());
-    return bytes;
-  }
-
   // A peer that cannot take the bytes is either gone, which the reader reports, or stopped, which
   // the wait for its answer reports.
   void send_to_all(const std::vector<std::byte>& bytes, tcp::Deadline end) {
@@ -176,49 +154,41 @@ class SocketBootstrap final : public Bootstrap {
     const ssize_t got = recv(peer.socket.number(), chunk, sizeof chunk, MSG_DONTWAIT);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (got <= 0) return hang_up(rank, "its connection closed: the process died");
-    peer.received.insert(peer.received.end(), chunk, chunk + got);
-    std::size_t used = 0;
-    while (const std::size_t bytes = take_frame(rank, std::span(peer.received).subspan(used)))
-      used += bytes;
-    peer.received.erase(peer.received.begin(),
-                        peer.received.begin() + static_cast<std::ptrdiff_t>(used));
+    std::vector<Frame> frames;
+    const Status read =
+        peer.reader.read(std::span(chunk).first(static_cast<std::size_t>(got)), frames);
+    for (Frame& frame : frames)
+      if (peer.open) take(rank, std::move(frame));
+    if (!read && peer.open) hang_up(rank, read.message());
   }
 
-  // Handles the frame at the front of `bytes` and returns its size; 0 if it is not complete.
-  std::size_t take_frame(int rank, std::span<const std::byte> bytes) {
-    Message message;
-    if (bytes.size() < sizeof(FrameHead)) return 0;
-    std::memcpy(&message.head, bytes.data(), sizeof(FrameHead));
-    const FrameHead& head = message.head;
-    if (head.magic != FrameHead::kFrameMagic || head.label_bytes > kMaxLabelBytes ||
-        head.payload_bytes > kMaxPayloadBytes) {
-      hang_up(rank, "it sent something malformed");
-      return 0;
-    }
-    const std::size_t total = sizeof(FrameHead) + head.label_bytes + head.payload_bytes;
-    if (bytes.size() < total) return 0;
-    const auto text = bytes.subspan(sizeof(FrameHead), head.label_bytes);
-    message.label.assign(reinterpret_cast<const char*>(text.data()), text.size());
-    const auto payload = bytes.subspan(sizeof(FrameHead) + head.label_bytes, head.payload_bytes);
-    message.payload.assign(payload.begin(), payload.end());
-
+  void take(int rank, Frame frame) {
     Peer& peer = peers_[static_cast<std::size_t>(rank)];
-    if (head.kind == Kind::kLoss && head.call < peers_.size())
-      report({static_cast<int>(head.call), message.label});
-    if (head.kind == Kind::kAbort)
-      report({rank, "rank " + std::to_string(rank) + " gave up: " + message.label});
+    const FrameHead head = frame.head;
+    if (head.kind == FrameKind::kLoss && head.call < peers_.size())
+      report({static_cast<int>(head.call), frame.label});
+    if (head.kind == FrameKind::kAbort)
+      report({rank, "rank " + std::to_string(rank) + " gave up: " + frame.label});
+    bool full = false;
     {
       std::lock_guard lock(inbox_mutex_);
-      if (head.kind == Kind::kExchange) peer.inbox.push_back(std::move(message));
-      if (head.kind == Kind::kGoodbye) peer.left = true;
+      if (head.kind == FrameKind::kExchange) {
+        full = peer.inbox_bytes + frame.held_bytes() > kMaxInboxBytes;
+        if (!full) peer.inbox_bytes += frame.held_bytes();
+        if (!full) peer.inbox.push_back(std::move(frame));
+      }
+      if (head.kind == FrameKind::kGoodbye) peer.left = true;
     }
+    if (full)
+      hang_up(rank, "it sent more than " + std::to_string(kMaxInboxBytes) +
+                        " bytes that nobody has asked for yet");
     changed_.notify_all();
-    return total;
   }
 
   void hang_up(int rank, std::string_view why) {
     Peer& peer = peers_[static_cast<std::size_t>(rank)];
     peer.open = false;
+    shutdown(peer.socket.number(), SHUT_RDWR);  // who sends without end is told so
     bool left;
     {
       std::lock_guard lock(inbox_mutex_);
@@ -245,10 +215,12 @@ class SocketBootstrap final : public Bootstrap {
 
 Result<std::shared_ptr<Bootstrap>> socket_bootstrap(const Launch& launch,
                                                     std::chrono::milliseconds deadline) {
+  Socket wake(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!wake) return Status::error(Code::kIo, std::string("eventfd: ") + std::strerror(errno));
   auto sockets = meet(launch, deadline);
   if (!sockets) return sockets.status().with("rendezvous");
   return std::static_pointer_cast<Bootstrap>(
-      std::make_shared<SocketBootstrap>(launch.rank, *std::move(sockets)));
+      std::make_shared<SocketBootstrap>(launch.rank, *std::move(sockets), std::move(wake)));
 }
 
 }  // namespace tenon
