@@ -25,7 +25,7 @@ struct CommOptions {
   std::string transport = "auto";              // or a name of comm/transports.def
   std::chrono::milliseconds deadline{30'000};  // the longest any wait may last, also in kernels
   // Null builds one from the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT:
-  // the torchrun convention), and a lone rank where size is 1 and no launcher has set any of these.
+  // the torchrun convention), and a lone rank where size is 1 and no launcher has set them all.
   // Ranks that share an address space take one handle each of local_bootstrap(size).
   std::shared_ptr<Bootstrap> bootstrap;
   // Transport ccl only: all_reduce is ncclAllReduce itself. With more than two ranks it then sums

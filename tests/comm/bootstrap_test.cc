@@ -17,6 +17,7 @@
 
 #include "tenon/comm/bootstrap/greeting.h"
 #include "tenon/comm/bootstrap/tcp.h"
+#include "tenon/comm/communicator.h"
 #include "tests/support/chaos.h"
 #include "tests/support/processes.h"
 
@@ -422,6 +423,20 @@ TEST(Launch, LeavesItsPortToTorchrunsAgent) {
   EXPECT_EQ(launch->port, 29501);
 }
 
+// One rank that nobody has launched needs no launcher's variables.
+TEST(Launch, ALonePortDoesNotStopALoneRank) {
+  ASSERT_EQ(setenv("MASTER_PORT", "29500", 1), 0);
+  const auto comm = Communicator::create(CommOptions{}, Device{});
+  CommOptions two;
+  two.size = 2;
+  const auto pair = Communicator::create(two, Device{});
+  unsetenv("MASTER_PORT");
+  EXPECT_TRUE(comm) << comm.status().to_string();
+  ASSERT_FALSE(pair);
+  EXPECT_TRUE(says(pair.status(), "WORLD_SIZE (or SLURM_NTASKS, OMPI_COMM_WORLD_SIZE) is not set"))
+      << pair.status().message();
+}
+
 TEST(Launch, TheLocalRankIsTheLaunchersOrTheRank) {
   const auto local_rank = [](const Environment& environment) {
     return local_rank_or(5, [&](const char* name) -> const char* {
@@ -443,6 +458,58 @@ TEST(Launch, MissingVariablesAreNamed) {
     EXPECT_TRUE(says(launch.status(), name) && says(launch.status(), "is not set"))
         << launch.status().message();
   }
+}
+
+TEST(Launch, EverythingThatIsMissingIsNamedAtOnce) {
+  const auto launch = read({{"MASTER_PORT", "29500"}, {"MASTER_ADDR", ""}});
+  ASSERT_FALSE(launch);
+  EXPECT_EQ(launch.status().message(),
+            "WORLD_SIZE (or SLURM_NTASKS, OMPI_COMM_WORLD_SIZE) is not set; accepted: the number "
+            "of ranks; RANK (or SLURM_PROCID, OMPI_COMM_WORLD_RANK) is not set; accepted: this "
+            "process's rank, from 0; MASTER_ADDR is not set; accepted: the host name or IP address "
+            "of rank 0");
+}
+
+// Variables that are left over in a shell are no launcher.
+TEST(Launch, OnlyACompleteSetIsALauncher) {
+  const auto launched = [](const Environment& environment) {
+    return was_launched([&](const char* name) -> const char* {
+      const auto found = environment.find(name);
+      return found == environment.end() ? nullptr : found->second.c_str();
+    });
+  };
+  EXPECT_TRUE(launched(kTorchrun));
+  EXPECT_TRUE(launched(
+      {{"SLURM_PROCID", "1"}, {"SLURM_NTASKS", "2"}, {"MASTER_ADDR", "a"}, {"MASTER_PORT", "1"}}));
+  EXPECT_FALSE(launched({}));
+  testing::internal::CaptureStderr();
+  for (const char* name : {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}) {
+    EXPECT_FALSE(launched({{name, "1"}})) << name;
+    Environment environment = kTorchrun;
+    environment.erase(name);
+    EXPECT_FALSE(launched(environment)) << name;
+  }
+  const std::string warned = testing::internal::GetCapturedStderr();
+  EXPECT_NE(warned.find("RANK is set, but no launcher is at work, and it is ignored: WORLD_SIZE"),
+            std::string::npos)
+      << warned;
+}
+
+TEST(Launch, TheSecretIsChosenOrTheLaunchersJobId) {
+  const auto secret = [](Environment more) {
+    more.insert(kTorchrun.begin(), kTorchrun.end());
+    const auto launch = read(more);
+    EXPECT_TRUE(launch);
+    return launch->secret;
+  };
+  EXPECT_EQ(secret({}), "");
+  EXPECT_EQ(secret({{"TORCHELASTIC_RUN_ID", "none"}}), "") << "what torchrun says for none";
+  EXPECT_EQ(secret({{"SLURM_JOB_ID", "77"}}), "SLURM_JOB_ID=77");
+  EXPECT_EQ(secret({{"TORCHELASTIC_RUN_ID", "none"}, {"SLURM_JOB_ID", "77"}}), "SLURM_JOB_ID=77");
+  EXPECT_EQ(secret({{"TORCHELASTIC_RUN_ID", "a1b2"}, {"SLURM_JOB_ID", "77"}}),
+            "TORCHELASTIC_RUN_ID=a1b2");
+  EXPECT_EQ(secret({{"TORCHELASTIC_RUN_ID", "a1b2"}, {"TENON_SECRET", "nobody knows this"}}),
+            "nobody knows this");
 }
 
 TEST(Launch, MalformedVariablesAreNamedWithWhatTheyHold) {

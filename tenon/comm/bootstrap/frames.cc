@@ -9,7 +9,7 @@ namespace {
 Status check(const FrameHead& head) {
   const auto kind = static_cast<std::uint32_t>(head.kind);
   if (head.magic != FrameHead::kFrameMagic || kind < 1 ||
-      kind > static_cast<std::uint32_t>(FrameKind::kLoss))
+      kind > static_cast<std::uint32_t>(FrameKind::kAlive))
     return Status::error(Code::kIo, "it sent something that is no message of a rank");
   if (head.label_bytes > kMaxLabelBytes || head.payload_bytes > kMaxPayloadBytes)
     return Status::error(

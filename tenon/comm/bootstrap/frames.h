@@ -13,8 +13,15 @@
 
 namespace tenon {
 
-// kLoss passes on what the sender knows of a third rank, whose number stands in `call`.
-enum class FrameKind : std::uint32_t { kExchange = 1, kAbort = 2, kGoodbye = 3, kLoss = 4 };
+// kLoss passes on what the sender knows of a third rank, whose number stands in `call`. kAlive says
+// nothing else.
+enum class FrameKind : std::uint32_t {
+  kExchange = 1,
+  kAbort = 2,
+  kGoodbye = 3,
+  kLoss = 4,
+  kAlive = 5
+};
 
 struct FrameHead {
   std::uint32_t magic = kFrameMagic;

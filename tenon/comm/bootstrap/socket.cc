@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <condition_variable>
 #include <cstring>
@@ -16,6 +17,7 @@
 #include "tenon/comm/bootstrap/frames.h"
 #include "tenon/comm/bootstrap/rendezvous.h"
 #include "tenon/comm/words.h"
+#include "tenon/core/env.h"
 
 namespace tenon {
 namespace {
@@ -25,6 +27,9 @@ using tcp::Socket;
 
 // A rank is never more than one exchange ahead of another: two frames of the largest size.
 constexpr std::size_t kMaxInboxBytes = 2 * kMaxFrameBytes;
+// How often a rank is heard of, whatever it does, and the shortest silence that means something.
+constexpr std::chrono::milliseconds kBeat(500), kLeastSilence = 10 * kBeat;
+constexpr std::chrono::seconds kTellEvery(30);  // who is awaited, in waits that may be long
 
 struct Peer {
   Socket socket;
@@ -33,6 +38,7 @@ struct Peer {
   std::size_t inbox_bytes = 0;
   bool left = false;  // said goodbye
   bool open = false;
+  Clock::time_point heard;  // when the last bytes came
 };
 
 class SocketBootstrap final : public Bootstrap {
@@ -43,6 +49,7 @@ class SocketBootstrap final : public Bootstrap {
     for (std::size_t peer = 0; peer < sockets.size(); ++peer) {
       peers_[peer].open = static_cast<bool>(sockets[peer]);
       peers_[peer].socket = std::move(sockets[peer]);
+      peers_[peer].heard = Clock::now();
     }
     reader_ = std::thread([this] { read_until_told(); });
   }
@@ -64,9 +71,9 @@ class SocketBootstrap final : public Bootstrap {
   int size() const override { return static_cast<int>(peers_.size()); }
 
   Status exchange(std::span<const std::byte> mine, std::span<std::byte> all, std::string_view label,
-                  std::chrono::milliseconds deadline) override {
+                  Patience patience) override {
     TENON_CHECK(all.size() == mine.size() * peers_.size());
-    const auto end = Clock::now() + deadline;
+    const auto begin = Clock::now(), end = begin + patience.deadline;
     const std::uint64_t call = next_call_++;
     if (const auto lost = loss())
       return Status::error(Code::kPeerLost, std::string(label) + ": " + lost->why);
@@ -86,7 +93,14 @@ class SocketBootstrap final : public Bootstrap {
         continue;
       }
       Peer& from = peers_[static_cast<std::size_t>(peer)];
-      while (from.inbox.empty()) TENON_TRY(wait_more(lock, peer, call, label, end, deadline));
+      auto tell_at = begin + kTellEvery;
+      while (from.inbox.empty()) {
+        TENON_TRY(wait_more(lock, peer, call, label, end, patience));
+        const bool may_be_long = patience.silence.count() > 0 && rank_ == 0;
+        if (!may_be_long || Clock::now() < tell_at) continue;
+        tell_at = Clock::now() + kTellEvery;
+        tell_awaited(label, begin, patience);
+      }
       const Frame message = std::move(from.inbox.front());
       from.inbox.pop_front();
       from.inbox_bytes -= message.held_bytes();
@@ -117,17 +131,40 @@ class SocketBootstrap final : public Bootstrap {
   }
 
   Status wait_more(std::unique_lock<std::mutex>& lock, int peer, std::uint64_t call,
-                   std::string_view label, tcp::Deadline end, std::chrono::milliseconds deadline) {
+                   std::string_view label, tcp::Deadline end, Patience patience) {
     const std::string sentence = waited_text(rank_, peer, call, label);
     if (const auto lost = loss())
       return Status::error(Code::kPeerLost, sentence + ": " + lost->why);
     if (peers_[static_cast<std::size_t>(peer)].left)
       return Status::error(Code::kPeerLost, sentence + ", which has left");
-    if (Clock::now() >= end)
+    const auto now = Clock::now();
+    if (now >= end)
       return Status::error(Code::kTimeout,
-                           sentence + " for " + seconds_text(deadline) + ": deadline");
-    changed_.wait_until(lock, end);
+                           sentence + " for " + seconds_text(patience.deadline) + ": deadline");
+    const auto silence = now - peers_[static_cast<std::size_t>(peer)].heard;
+    if (patience.silence.count() > 0 && silence > std::max(patience.silence, kLeastSilence))
+      return Status::error(Code::kPeerLost, sentence + ", of which nothing was heard for " +
+                                                seconds_text(silence) +
+                                                ": it is stopped, or its host is gone");
+    if (changed_.wait_until(lock, std::min(end, now + kLook)) == std::cv_status::no_timeout)
+      return Status::ok();
+    lock.unlock();  // an answer may take its time
+    const Status given = given_up();
+    lock.lock();
+    if (!given && peers_[static_cast<std::size_t>(peer)].inbox.empty())
+      return Status(given).with(sentence);
     return Status::ok();
+  }
+
+  // For whoever looks at the leader meanwhile.
+  void tell_awaited(std::string_view label, Clock::time_point begin, Patience patience) const {
+    std::string awaited;
+    for (int peer = 0; peer < size(); ++peer)
+      if (peer != rank_ && peers_[static_cast<std::size_t>(peer)].inbox.empty())
+        awaited += (awaited.empty() ? "rank " : ", rank ") + std::to_string(peer);
+    log(LogLevel::kWarning, "\"" + std::string(label) + "\": still waits for " + awaited +
+                                " after " + seconds_text(Clock::now() - begin) + ", at most " +
+                                seconds_text(patience.deadline));
   }
 
   // --- the reading thread ---
@@ -141,10 +178,27 @@ class SocketBootstrap final : public Bootstrap {
         waiting.push_back({peers_[static_cast<std::size_t>(peer)].socket.number(), POLLIN, 0});
         ranks.push_back(peer);
       }
-      if (poll(waiting.data(), waiting.size(), -1) < 0 && errno != EINTR) return;
+      const int beat = static_cast<int>(kBeat.count());
+      if (poll(waiting.data(), waiting.size(), beat) < 0 && errno != EINTR) return;
       if (waiting[0].revents != 0) return;
+      say_alive();
       for (std::size_t i = 1; i < waiting.size(); ++i)
         if (waiting[i].revents != 0) read_from(ranks[i]);
+    }
+  }
+
+  // Never waits: a sender that does not get on holds the mutex, and its bytes are a sign of life.
+  void say_alive() {
+    if (Clock::now() < next_beat_) return;
+    next_beat_ = Clock::now() + kBeat;
+    const std::unique_lock lock(send_mutex_, std::try_to_lock);
+    if (!lock) return;
+    const auto bytes = frame_bytes(FrameKind::kAlive, 0, "", {});
+    for (Peer& peer : peers_) {
+      if (!peer.open) continue;
+      pollfd one{peer.socket.number(), POLLOUT, 0};  // set where far more than this fits
+      if (poll(&one, 1, 0) > 0 && (one.revents & POLLOUT) != 0)
+        std::ignore = tcp::send_all(peer.socket, bytes, Clock::now());
     }
   }
 
@@ -154,6 +208,10 @@ class SocketBootstrap final : public Bootstrap {
     const ssize_t got = recv(peer.socket.number(), chunk, sizeof chunk, MSG_DONTWAIT);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (got <= 0) return hang_up(rank, "its connection closed: the process died");
+    {
+      std::lock_guard lock(inbox_mutex_);
+      peer.heard = Clock::now();
+    }
     std::vector<Frame> frames;
     const Status read =
         peer.reader.read(std::span(chunk).first(static_cast<std::size_t>(got)), frames);
@@ -205,8 +263,9 @@ class SocketBootstrap final : public Bootstrap {
   std::vector<Peer> peers_;
   const Socket wake_;
   std::uint64_t next_call_ = 0;
+  Clock::time_point next_beat_{};  // of the reading thread
   std::mutex send_mutex_;
-  std::mutex inbox_mutex_;  // inboxes and `left`
+  std::mutex inbox_mutex_;  // inboxes, `left` and `heard`
   std::condition_variable changed_;
   std::thread reader_;
 };
