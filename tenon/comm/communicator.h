@@ -24,6 +24,8 @@ struct CommOptions {
   int rank = 0, size = 1;
   std::string transport = "auto";              // or a name of comm/transports.def
   std::chrono::milliseconds deadline{30'000};  // the longest any wait may last, also in kernels
+  // The longest wait for a rank that is alive and loads; 0: TENON_LOAD_DEADLINE_MS, half an hour.
+  std::chrono::milliseconds load_deadline{0};
   // Null builds one from the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT:
   // the torchrun convention), and a lone rank where size is 1 and no launcher has set them all.
   // Ranks that share an address space take one handle each of local_bootstrap(size).
@@ -96,6 +98,10 @@ class Communicator {
   // order with that rank's number in front. What may fail on one rank alone goes before a
   // collective and through here. Collective, blocks at most the deadline.
   Status agree(const Status& mine, std::string_view label);
+  // The same after work that may take much longer on one rank than on another, such as loading:
+  // waits up to the load deadline for a rank that is alive, and for one that died or of which
+  // nothing is heard for a deadline no longer.
+  Status agree_after_load(const Status& mine, std::string_view label);
   // Host: rank 0's bytes reach everybody. Collective, blocks at most the deadline.
   Status broadcast(std::span<std::byte> bytes);
 
