@@ -326,7 +326,7 @@ Result<std::unique_ptr<Model>> open(const std::string& directory, const ModelOpt
   Status mine = check_options(options);
   if (mine) mine = decoder->load(directory, options, comm, stream);
   // A rank that fails alone must not leave the others waiting in the collective part.
-  TENON_TRY(comm.agree(mine, "load"), "load " + directory);
+  TENON_TRY(comm.agree_after_load(mine, "load"), "load " + directory);
   TENON_TRY(decoder->join(options, comm), "load " + directory);
   return std::unique_ptr<Model>(std::move(decoder));
 }
