@@ -273,6 +273,7 @@ TEST(Failure, ARankThatLoadsIsWaitedForBeyondTheDeadline) {
   RankOptions options;
   options.deadline = kDeadline;
   run_ranks(2, options, load);
+  testing::internal::CaptureStderr();
   const int port = test::free_port();
   std::vector<std::thread> ranks;
   for (int rank = 0; rank < 2; ++rank)
@@ -282,6 +283,8 @@ TEST(Failure, ARankThatLoadsIsWaitedForBeyondTheDeadline) {
       run_one_rank(rank, options, *bootstrap, load);
     });
   for (std::thread& rank : ranks) rank.join();
+  const std::string told = testing::internal::GetCapturedStderr();
+  EXPECT_NE(told.find("\"load\": still waits for rank 1 after 0."), std::string::npos) << told;
 }
 
 TEST(Failure, TheLoadDeadlineEndsAWaitForARankThatIsAlive) {

@@ -29,7 +29,6 @@ using tcp::Socket;
 constexpr std::size_t kMaxInboxBytes = 2 * kMaxFrameBytes;
 // How often a rank is heard of, whatever it does, and the shortest silence that means something.
 constexpr std::chrono::milliseconds kBeat(500), kLeastSilence = 10 * kBeat;
-constexpr std::chrono::seconds kTellEvery(30);  // who is awaited, in waits that may be long
 
 struct Peer {
   Socket socket;
@@ -93,12 +92,13 @@ class SocketBootstrap final : public Bootstrap {
         continue;
       }
       Peer& from = peers_[static_cast<std::size_t>(peer)];
-      auto tell_at = begin + kTellEvery;
+      auto tell_at = begin + patience.silence;
       while (from.inbox.empty()) {
         TENON_TRY(wait_more(lock, peer, call, label, end, patience));
-        const bool may_be_long = patience.silence.count() > 0 && rank_ == 0;
-        if (!may_be_long || Clock::now() < tell_at) continue;
-        tell_at = Clock::now() + kTellEvery;
+        // A wait that may be long is told by the leader, once per silence that would end it.
+        const bool is_told = patience.silence.count() > 0 && rank_ == 0;
+        if (!is_told || Clock::now() < tell_at) continue;
+        tell_at = Clock::now() + patience.silence;
         tell_awaited(label, begin, patience);
       }
       const Frame message = std::move(from.inbox.front());
