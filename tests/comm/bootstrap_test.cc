@@ -490,8 +490,10 @@ TEST(Launch, OnlyACompleteSetIsALauncher) {
     EXPECT_FALSE(launched(environment)) << name;
   }
   const std::string warned = testing::internal::GetCapturedStderr();
-  EXPECT_NE(warned.find("RANK is set, but no launcher is at work, and it is ignored: WORLD_SIZE"),
-            std::string::npos)
+  EXPECT_NE(
+      warned.find("RANK is set, but not WORLD_SIZE, MASTER_ADDR, MASTER_PORT: no launcher is at "
+                  "work, and it is ignored\n"),
+      std::string::npos)
       << warned;
 }
 

@@ -3,6 +3,7 @@
 #include <charconv>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "tenon/comm/bootstrap.h"
 #include "tenon/core/env.h"
@@ -57,16 +58,13 @@ std::string names_text(const Wanted& wanted) {
   return others.empty() ? text : text + " (or " + others + ")";
 }
 
-// Each that is missing, with what it means; empty when a launcher has said all.
-std::string missing_text(const Variables& variable) {
-  std::string text;
+std::vector<const Wanted*> missing_of(const Variables& variable) {
+  std::vector<const Wanted*> missing;
   for (const Wanted* wanted : kWanted) {
     const auto found = first_of(variable, wanted->names);
-    if (found && !(wanted == &kAddress && found->value.empty())) continue;
-    text += (text.empty() ? "" : "; ") + names_text(*wanted) +
-            " is not set; accepted: " + std::string(wanted->meaning);
+    if (!found || (wanted == &kAddress && found->value.empty())) missing.push_back(wanted);
   }
-  return text;
+  return missing;
 }
 
 // What the ranks of one job share although nobody has chosen it: keeps other jobs apart, and is no
@@ -84,13 +82,15 @@ std::string job_id(const Variables& variable) {
 }  // namespace
 
 bool was_launched(const Variables& variable) {
-  const std::string missing = missing_text(variable);
+  const auto missing = missing_of(variable);
   if (missing.empty()) return true;
   const auto some = first_of(variable, {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"});
-  if (some)
-    log(LogLevel::kWarning,
-        std::string(some->name) +
-            " is set, but no launcher is at work, and it is ignored: " + missing);
+  if (!some) return false;
+  std::string names;
+  for (const Wanted* each : missing)
+    names += (names.empty() ? "" : ", ") + std::string(*each->names.begin());
+  log(LogLevel::kWarning, std::string(some->name) + " is set, but not " + names +
+                              ": no launcher is at work, and it is ignored");
   return false;
 }
 
@@ -102,8 +102,11 @@ int local_rank_or(int rank, const Variables& variable) {
 
 Result<Launch> read_launch(const Variables& variable) {
   constexpr int kMostRanks = 1 << 20, kHighestPort = 65535;
-  if (const std::string missing = missing_text(variable); !missing.empty())
-    return Status::error(Code::kInvalidArgument, missing);
+  std::string missing;
+  for (const Wanted* each : missing_of(variable))
+    missing += (missing.empty() ? "" : "; ") + names_text(*each) +
+               " is not set; accepted: " + std::string(each->meaning);
+  if (!missing.empty()) return Status::error(Code::kInvalidArgument, missing);
   Launch launch;
   TENON_ASSIGN(launch.size, number(*first_of(variable, kSize.names), 1, kMostRanks, kSize.meaning));
   TENON_ASSIGN(launch.rank,

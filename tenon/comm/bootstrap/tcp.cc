@@ -106,12 +106,12 @@ Result<Socket> listen_at(const std::string& address, int port) {
   for (const addrinfo* each = found.get(); each != nullptr; each = each->ai_next) {
     auto socket = bind_and_listen(*each);
     if (socket) return socket;
-    const bool foreign = errno == EADDRNOTAVAIL;
-    if (why && foreign)
+    const int error = errno;
+    if (error == EADDRINUSE) return socket.status();
+    if (error != EADDRNOTAVAIL)
+      why = socket.status();
+    else if (why)
       why = Status::error(Code::kInvalidArgument, "it is not an address of this host");
-    if (foreign) continue;
-    why = socket.status();
-    break;
   }
   return why;
 }
