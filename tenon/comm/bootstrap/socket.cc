@@ -18,6 +18,7 @@
 #include "tenon/comm/bootstrap/rendezvous.h"
 #include "tenon/comm/words.h"
 #include "tenon/core/env.h"
+#include "tenon/core/guard.h"
 
 namespace tenon {
 namespace {
@@ -50,7 +51,15 @@ class SocketBootstrap final : public Bootstrap {
       peers_[peer].socket = std::move(sockets[peer]);
       peers_[peer].heard = Clock::now();
     }
-    reader_ = std::thread([this] { read_until_told(); });
+    reader_ = std::thread([this] {
+      const Status read = guarded([this] {
+        read_until_told();
+        return Status::ok();
+      });
+      if (!read)
+        report({rank_, "rank " + std::to_string(rank_) +
+                           " reads no more: " + std::string(read.message())});
+    });
   }
 
   ~SocketBootstrap() override {
