@@ -57,6 +57,7 @@ struct Communicator::State {
   Device device{};
   int max_blocks = 1;
   bool shares_device = false;
+  int concurrent_channels = 1;
   std::chrono::milliseconds deadline{};
   std::string transport_name;
   bool vendor_sum = false;
@@ -81,6 +82,7 @@ struct Communicator::State {
 
   ControlBlock& control(int of_rank) const;
   std::vector<std::shared_ptr<Mailbox::Held>> live_channels() const;  // null: destroyed
+  bool may_start_early() const;
   TeamView bare_team() const;  // no memory: for waits of the host
   void on_loss(const Bootstrap::Loss& loss);
   // The record of that rank's first wait that ended badly, or null while it is not complete.
