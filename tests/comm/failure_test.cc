@@ -101,15 +101,13 @@ TEST(Failure, TheSentenceNamesRankCallChannelAndRow) {
     const TensorView rows = in.view_of(6, comm.device());
     for (int call = 0; call < 17; ++call)
       ASSERT_TRUE(collectives::all_reduce(*channel, {rows}, rows, *stream));
-    // Rank 0 comes with four rows, rank 1 with six: rank 1 waits for the fifth.
-    const TensorView fewer = rows.rows(0, rank == 0 ? 4 : 6);
-    ASSERT_TRUE(collectives::all_reduce(*channel, {fewer}, fewer, *stream));
     if (rank == 1) {
+      ASSERT_TRUE(collectives::all_reduce(*channel, {rows}, rows, *stream));
       const Status health = comm.health();
       EXPECT_EQ(health.code(), Code::kTimeout);
       EXPECT_EQ(health.message(),
                 "rank 1 waited 0.20 s for rank 0 (phase scatter), call 17, channel " +
-                    std::to_string(channel->team().channel) + " \"boundary\", row 4: deadline");
+                    std::to_string(channel->team().channel) + " \"boundary\", row 0: deadline");
     }
     curtain.wait();
     if (rank == 0) {
@@ -171,8 +169,9 @@ TEST(Failure, AKernelsFaultEndsTheWaitsOfOtherHosts) {
       [](Communicator& comm) { return comm.suspend(); }};
   for (const char* transport : {"threads", "shm"})
     for (const auto& wait : waits) {
+      if (transport[0] == 's' && &wait != waits) continue;
       RankOptions options = doomed(Target::kCpu, transport);
-      options.deadline = milliseconds(1'000);
+      options.deadline = milliseconds(3'000);  // and almost as long to notice
       Curtain curtain(2);
       run_ranks(2, options, [&](int rank, Communicator& comm) {
         auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(2, 64), "reduce");
@@ -184,10 +183,10 @@ TEST(Failure, AKernelsFaultEndsTheWaitsOfOtherHosts) {
         if (rank == 0) {
           ASSERT_TRUE(collectives::all_reduce(*channel, {rows}, rows, *stream));
         } else {
-          std::this_thread::sleep_for(options.deadline * 8 / 10);
+          std::this_thread::sleep_for(options.deadline * 9 / 10);
           const Status status = wait(comm);
           EXPECT_EQ(status.code(), Code::kPeerLost) << status.to_string();
-          EXPECT_TRUE(says(status, "rank 0 gave up (rank 0 waited 1.0 s for rank 1 (phase"))
+          EXPECT_TRUE(says(status, "rank 0 gave up (rank 0 waited 3.0 s for rank 1 (phase"))
               << status.to_string();
         }
         curtain.wait();
@@ -426,7 +425,7 @@ TEST(Failure, AStoppedRankIsNamedAtTheDeadline) {
     disturb(mode, 1, SIGSTOP, kDeadline, kEnd);
   disturb("peer", 0, SIGSTOP, kDeadline, kEnd);
   // It says nothing any more: half an hour for loading is for ranks that are alive.
-  disturb("load", 1, SIGSTOP, kDeadline, milliseconds(5'000) + kEnd);
+  disturb("load", 1, SIGSTOP, kDeadline, milliseconds(20'000));
 }
 
 }  // namespace
