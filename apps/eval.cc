@@ -11,6 +11,7 @@
 #include "apps/options.h"
 #include "apps/session.h"
 #include "apps/table.h"
+#include "tenon/core/env.h"
 
 namespace tenon::apps {
 namespace {
@@ -96,7 +97,10 @@ Result<std::vector<std::vector<std::int32_t>>> answer_all(Session& session,
   while (!session.engine().idle()) {
     TENON_ASSIGN(const auto events, session.engine().step());
     for (const TokenEvent& event : events) {
-      if (event.finish != Finish::kStop) tokens[place.at(event.id)].push_back(event.token);
+      const std::size_t at = place.at(event.id);
+      if (!event.why)  // no answer is a wrong one
+        log(LogLevel::kWarning, "problem " + std::to_string(at + 1) + ": " + event.why.to_string());
+      if (event.token >= 0 && event.finish != Finish::kStop) tokens[at].push_back(event.token);
       if (event.finish == Finish::kNone) continue;
       ++done;
       if (isatty(STDERR_FILENO) != 0)

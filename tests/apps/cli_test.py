@@ -135,7 +135,7 @@ class Refusals(unittest.TestCase):
         for mode in ([], ["--processes"]):
             for context in ("100000000", ABSURD):
                 found = self.refused("run", "--max-context", context, *mode)
-                self.assertIn(f"max_context is {context}; accepted", found)
+                self.assertIn(f'--max-context: is "{context}"; accepted', found)
             found = self.refused("run", "--max-context", "40000", "--max-batch", "4000", *mode)
             self.assertRegex(found, r"40000 with .* GB of caches .* accepted are ")
             model = copy_of_model(pathlib.Path(tempfile.mkdtemp(dir=self.directory)),

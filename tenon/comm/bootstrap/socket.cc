@@ -10,7 +10,6 @@
 #include <condition_variable>
 #include <cstring>
 #include <deque>
-#include <thread>
 #include <tuple>
 
 #include "tenon/comm/bootstrap.h"
@@ -19,6 +18,7 @@
 #include "tenon/comm/words.h"
 #include "tenon/core/env.h"
 #include "tenon/core/guard.h"
+#include "tenon/core/thread.h"
 
 namespace tenon {
 namespace {
@@ -51,15 +51,20 @@ class SocketBootstrap final : public Bootstrap {
       peers_[peer].socket = std::move(sockets[peer]);
       peers_[peer].heard = Clock::now();
     }
-    reader_ = std::thread([this] {
-      const Status read = guarded([this] {
-        read_until_told();
-        return Status::ok();
-      });
-      if (!read)
-        report({rank_, "rank " + std::to_string(rank_) +
-                           " reads no more: " + std::string(read.message())});
-    });
+  }
+
+  // Before anything else.
+  Status start() {
+    TENON_ASSIGN(reader_, start_thread("tenon reader", [this] {
+                   const Status read = guarded([this] {
+                     read_until_told();
+                     return Status::ok();
+                   });
+                   if (!read)
+                     report({rank_, "rank " + std::to_string(rank_) +
+                                        " reads no more: " + std::string(read.message())});
+                 }));
+    return Status::ok();
   }
 
   ~SocketBootstrap() override {
@@ -276,7 +281,7 @@ class SocketBootstrap final : public Bootstrap {
   std::mutex send_mutex_;
   std::mutex inbox_mutex_;  // inboxes, `left` and `heard`
   std::condition_variable changed_;
-  std::thread reader_;
+  Thread reader_;
 };
 
 }  // namespace
@@ -287,8 +292,13 @@ Result<std::shared_ptr<Bootstrap>> socket_bootstrap(const Launch& launch,
   if (!wake) return Status::error(Code::kIo, std::string("eventfd: ") + std::strerror(errno));
   auto sockets = meet(launch, deadline);
   if (!sockets) return sockets.status().with("rendezvous");
-  return std::static_pointer_cast<Bootstrap>(
-      std::make_shared<SocketBootstrap>(launch.rank, *std::move(sockets), std::move(wake)));
+  auto bootstrap =
+      std::make_shared<SocketBootstrap>(launch.rank, *std::move(sockets), std::move(wake));
+  if (Status started = bootstrap->start(); !started) {
+    bootstrap->abort(started.message());
+    return std::move(started).with("rendezvous");
+  }
+  return std::static_pointer_cast<Bootstrap>(std::move(bootstrap));
 }
 
 }  // namespace tenon
