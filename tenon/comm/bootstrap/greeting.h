@@ -11,6 +11,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include "tenon/comm/device.h"
 #include "tenon/comm/words.h"
