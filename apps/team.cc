@@ -5,6 +5,7 @@
 #include <netinet/in.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -72,6 +73,18 @@ void set_rank(int rank) {
   _exit(127);
 }
 
+// The children inherit it: nobody else on this host takes a rank's place.
+Status draw_secret() {
+  unsigned char bytes[32];
+  if (getrandom(bytes, sizeof bytes, 0) != static_cast<ssize_t>(sizeof bytes))
+    return system_error("draw random bytes");
+  std::string text;
+  for (const unsigned char byte : bytes)
+    for (const int digit : {byte >> 4, byte & 15}) text += "0123456789abcdef"[digit];
+  setenv("TENON_SECRET", text.c_str(), 0);
+  return Status::ok();
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Team>> Team::start(int size) {
@@ -80,6 +93,7 @@ Result<std::unique_ptr<Team>> Team::start(int size) {
   setenv("WORLD_SIZE", std::to_string(size).c_str(), 1);
   setenv("MASTER_ADDR", "127.0.0.1", 1);
   setenv("MASTER_PORT", std::to_string(port).c_str(), 1);
+  TENON_TRY(draw_secret());
   auto team = std::make_unique<Team>();
   const pid_t parent = getpid();
   for (int rank = 1; rank < size; ++rank) {

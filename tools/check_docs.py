@@ -13,7 +13,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#]+)(?:#[^)]*)?\)")
-PATH = re.compile(r"`((?:tenon|apps|tests|tools|docs|models|bench|bindings|cmake|examples)/[\w./-]+)`")
+PATH = re.compile(r"`((?:tenon|apps|tests|fuzz|tools|docs|models|bench|bindings|cmake|examples)/[\w./-]+)`")
 SNIPPET = re.compile(r"<!-- from (\S+): (\S+) -->\n```\w*\n(.*?)```", re.S)
 VERB = re.compile(r"\./x ([a-z]+)")
 

@@ -34,6 +34,7 @@ LIBRARIES = {  # third-party headers and the only places that may name them
     "boost/": ("apps/server/", "tenon/runtime/jinja_integer."),
     "pcre2": ("tenon/runtime/",),
     "utf8proc": ("tenon/runtime/",),
+    "openssl/": ("tenon/comm/bootstrap/",),
 }
 
 
@@ -98,7 +99,7 @@ def check_file(path, text):
 
 
 def main():
-    files = sorted(p for top in ("tenon", "apps", "bindings", "tests") for p in (ROOT / top).rglob("*")
+    files = sorted(p for top in ("tenon", "apps", "bindings", "tests", "fuzz") for p in (ROOT / top).rglob("*")
                    if p.suffix in (".h", ".cc", ".cu", ".cuh", ".c"))
     bad = 0
     for file in files:

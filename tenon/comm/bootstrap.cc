@@ -11,8 +11,8 @@
 
 namespace tenon {
 
-Status Bootstrap::barrier(std::string_view label, std::chrono::milliseconds deadline) {
-  return exchange({}, {}, label, deadline);
+Status Bootstrap::barrier(std::string_view label, Patience patience) {
+  return exchange({}, {}, label, patience);
 }
 
 std::optional<Bootstrap::Loss> Bootstrap::loss() const {
@@ -23,13 +23,30 @@ std::optional<Bootstrap::Loss> Bootstrap::loss() const {
 int Bootstrap::watch(Watcher lost) {
   std::lock_guard lock(mutex_);
   if (loss_) lost(*loss_);
-  watchers_.emplace(next_watcher_, std::move(lost));
-  return next_watcher_++;
+  watchers_.emplace(next_id_, std::move(lost));
+  return next_id_++;
 }
 
 void Bootstrap::unwatch(int id) {
   std::lock_guard lock(mutex_);
   watchers_.erase(id);
+}
+
+int Bootstrap::ask(Question given_up) {
+  std::lock_guard lock(mutex_);
+  questions_.emplace(next_id_, std::move(given_up));
+  return next_id_++;
+}
+
+void Bootstrap::unask(int id) {
+  std::lock_guard lock(mutex_);
+  questions_.erase(id);
+}
+
+Status Bootstrap::given_up() const {
+  std::lock_guard lock(mutex_);
+  for (const auto& [id, question] : questions_) TENON_TRY(question());
+  return Status::ok();
 }
 
 void Bootstrap::report(Loss loss) {
@@ -39,8 +56,8 @@ void Bootstrap::report(Loss loss) {
   for (const auto& [id, watcher] : watchers_) watcher(*loss_);
 }
 
-Status agree(Bootstrap& bootstrap, const Status& mine, std::string_view label,
-             std::chrono::milliseconds deadline) {
+Agreement exchange_votes(Bootstrap& bootstrap, const Status& mine, std::string_view label,
+                         Patience patience) {
   struct Vote {
     Code code;
     char text[400];
@@ -49,14 +66,20 @@ Status agree(Bootstrap& bootstrap, const Status& mine, std::string_view label,
   vote.code = mine.code();
   copy_text(mine.message(), vote.text);
   std::vector<Vote> votes(static_cast<std::size_t>(bootstrap.size()));
-  TENON_TRY(bootstrap.exchange(bytes_of(vote), std::as_writable_bytes(std::span(votes)), label,
-                               deadline));
+  Status exchanged =
+      bootstrap.exchange(bytes_of(vote), std::as_writable_bytes(std::span(votes)), label, patience);
+  if (!exchanged) return {exchanged, Status::ok()};
   for (std::size_t rank = 0; rank < votes.size(); ++rank) {
     if (votes[rank].code == Code::kOk) continue;
-    return Status::error(votes[rank].code,
-                         "rank " + std::to_string(rank) + ": " + votes[rank].text);
+    return {Status::ok(), Status::error(votes[rank].code,
+                                        "rank " + std::to_string(rank) + ": " + votes[rank].text)};
   }
-  return Status::ok();
+  return {};
+}
+
+Status agree(Bootstrap& bootstrap, const Status& mine, std::string_view label, Patience patience) {
+  const Agreement votes = exchange_votes(bootstrap, mine, label, patience);
+  return votes.exchanged ? votes.agreed : votes.exchanged;
 }
 
 namespace {
@@ -109,11 +132,10 @@ class LocalBootstrap final : public Bootstrap {
   int size() const override { return team_->size; }
 
   Status exchange(std::span<const std::byte> mine, std::span<std::byte> all, std::string_view label,
-                  std::chrono::milliseconds deadline) override {
+                  Patience patience) override {
     TENON_CHECK(all.size() == mine.size() * static_cast<std::size_t>(size()));
-    const auto end = std::chrono::steady_clock::now() + deadline;
     std::unique_lock lock(team_->mutex);
-    const Status status = exchange_locked(lock, mine, all, label, deadline, end);
+    const Status status = exchange_locked(lock, mine, all, label, patience.deadline);
     ++team_->num_ended[static_cast<std::size_t>(rank_)];
     team_->forget_ended();
     return status;
@@ -131,8 +153,9 @@ class LocalBootstrap final : public Bootstrap {
   // `lock` holds the team's mutex, but for the waits.
   Status exchange_locked(std::unique_lock<std::mutex>& lock, std::span<const std::byte> mine,
                          std::span<std::byte> all, std::string_view label,
-                         std::chrono::milliseconds deadline,
-                         std::chrono::steady_clock::time_point end) {
+                         std::chrono::milliseconds deadline) {
+    using Clock = std::chrono::steady_clock;
+    const auto end = Clock::now() + deadline;
     const std::uint64_t call = team_->num_ended[static_cast<std::size_t>(rank_)];
     if (const auto lost = loss())
       return Status::error(Code::kPeerLost, std::string(label) + ": " + lost->why);
@@ -147,10 +170,16 @@ class LocalBootstrap final : public Bootstrap {
           return Status::error(Code::kPeerLost, sentence(peer, call, label) + ": " + lost->why);
         if (team_->members[static_cast<std::size_t>(peer)] == nullptr)
           return Status::error(Code::kPeerLost, sentence(peer, call, label) + ", which has left");
-        if (std::chrono::steady_clock::now() >= end)
+        if (Clock::now() >= end)
           return Status::error(Code::kTimeout, sentence(peer, call, label) + " for " +
                                                    seconds_text(deadline) + ": deadline");
-        team_->changed.wait_until(lock, end);
+        if (team_->changed.wait_until(lock, std::min(end, Clock::now() + kLook)) ==
+            std::cv_status::no_timeout)
+          continue;
+        lock.unlock();  // an answer may take its time, and needs nothing that this lock guards
+        const Status given = given_up();
+        lock.lock();
+        if (!given && !post) return Status(given).with(sentence(peer, call, label));
       }
       if (post->label != label || post->bytes.size() != mine.size())
         return different_call(rank_, label, mine.size(), peer, post->label, post->bytes.size(),

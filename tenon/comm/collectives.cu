@@ -233,6 +233,9 @@ TENON_DEVICE void take_bytes(const Args& args, const Chunk& chunk, std::uint32_t
   }
 }
 
+// What a flag says when the bytes of a step have arrived: never what nobody has written.
+TENON_DEVICE std::uint32_t flag_of(std::uint32_t step) { return (step + 1) & (kNotArrived >> 1); }
+
 // The last block to get here advances the counters. Every block has read them by then.
 TENON_DEVICE void finish_call(const TeamView& team, std::uint32_t step, std::uint32_t call) {
   sync_block();
@@ -262,12 +265,12 @@ TENON_KERNEL_RESIDENT(kMaxThreads, 1) all_gather_kernel(TENON_ARGS(Args) args) {
     push_bytes(args, chunk, generation);
     sync_block();
     for (int peer = thread_id(); peer < team.size; peer += block_threads())
-      if (peer != team.rank) store_release(flag(team, generation, peer, team.rank), step + 1);
+      if (peer != team.rank) store_release(flag(team, generation, peer, team.rank), flag_of(step));
     // 2: the same-numbered blocks of all peers.
     for (int sender = thread_id(); sender < team.size; sender += block_threads()) {
       if (sender == team.rank) continue;
       const std::uint32_t* at = flag(team, generation, team.rank, sender);
-      const auto arrived = [&] { return load_acquire(at) == step + 1; };
+      const auto arrived = [&] { return load_acquire(at) == flag_of(step); };
       if (!team_wait(team, Phase::kGather, sender, call, kNoRow, arrived)) failed[0] = 1;
     }
     sync_block();

@@ -99,6 +99,7 @@ std::string link_text(int peer, std::span<const Link> links) {
 
 Communicator::State::~State() {
   if (bootstrap != nullptr) bootstrap->unwatch(watch_id);
+  if (bootstrap != nullptr) bootstrap->unask(question_id);
   transport.reset();  // it may still have had something to tell this object
 }
 
@@ -113,7 +114,7 @@ TeamView Communicator::State::bare_team() const {
   team.max_blocks = max_blocks;
   team.may_start_early = may_start_early();
   for (int peer = 0; peer < team.size; ++peer) team.abort_word[peer] = &control(peer).abort_word;
-  team.fault = &control(team.rank).fault;
+  team.fault = &control(team.rank).host_fault;
   team.deadline_ns = static_cast<std::uint64_t>(std::chrono::nanoseconds(deadline).count());
   return team;
 }
@@ -133,18 +134,31 @@ void Communicator::State::on_loss(const Bootstrap::Loss& loss) {
       .compare_exchange_strong(none, 1u + static_cast<std::uint32_t>(loss.rank));
 }
 
+const FaultRecord* Communicator::State::fault_of(int of_rank) const {
+  const ControlBlock& block = control(of_rank);
+  const FaultRecord* found = nullptr;
+  for (const FaultRecord* fault : {&block.kernel_fault, &block.host_fault}) {
+    if (load_word(&fault->ready) == 0) continue;
+    // A wait that an abort ended came after another.
+    const bool was_aborted = static_cast<FaultReason>(fault->reason) == FaultReason::kAborted;
+    if (found == nullptr || !was_aborted) found = fault;
+    if (!was_aborted) break;
+  }
+  return found;
+}
+
 std::string Communicator::State::why_gave_up(int of_rank, int depth) const {
   std::string who = "rank " + std::to_string(of_rank) + " gave up";
   const ControlBlock& block = control(of_rank);
   if (load_word(&block.why_ready) != 0) return who + ": " + block.why;
   if (loss_seen && loss_seen->rank == of_rank) return loss_seen->why;
-  if (depth > 0 && load_word(&block.fault.ready) != 0)
+  if (depth > 0 && fault_of(of_rank) != nullptr)
     return who + " (" + fault_text(of_rank, depth - 1) + ")";
   return who;
 }
 
 std::string Communicator::State::fault_sentence(int of_rank, std::string_view ending) const {
-  const FaultRecord& fault = control(of_rank).fault;
+  const FaultRecord& fault = *fault_of(of_rank);
   const std::string_view label =
       fault.channel < labels.size() ? std::string_view(labels[fault.channel]) : "?";
   const auto deadline_ns = static_cast<std::uint64_t>(std::chrono::nanoseconds(deadline).count());
@@ -165,15 +179,15 @@ std::string Communicator::State::chain_text() const {
   const auto patience_for_others = std::min(deadline / 10, std::chrono::milliseconds(200));
   const auto is_waiter = [&](int rank, std::chrono::milliseconds patience) {
     const auto end = std::chrono::steady_clock::now() + patience;
-    while (load_word(&control(rank).fault.ready) == 0) {
+    while (fault_of(rank) == nullptr) {
       if (std::chrono::steady_clock::now() >= end) return false;
       std::this_thread::sleep_for(std::chrono::microseconds(100));
     }
     return true;
   };
   const auto is_late = [&](int rank) {
-    const FaultRecord& fault = control(rank).fault;
-    return is_waiter(rank, {}) && static_cast<FaultReason>(fault.reason) == FaultReason::kDeadline;
+    const FaultRecord* fault = fault_of(rank);
+    return fault != nullptr && static_cast<FaultReason>(fault->reason) == FaultReason::kDeadline;
   };
   const int own = bootstrap->rank();
   const std::uint32_t word = load_word(&control(own).abort_word);
@@ -184,7 +198,7 @@ std::string Communicator::State::chain_text() const {
   std::uint32_t visited = 1u << at;
   const std::uint32_t told = visited | 1u << own;  // by the sentence that this one follows
   for (;;) {
-    const std::uint32_t next = control(at).fault.awaited_rank;
+    const std::uint32_t next = fault_of(at)->awaited_rank;
     if (next >= static_cast<std::uint32_t>(bootstrap->size()) || (visited >> next & 1u) != 0)
       return text;
     at = static_cast<int>(next);
@@ -198,14 +212,15 @@ Status Communicator::State::health() {
   const int rank = bootstrap->rank();
   const ControlBlock& own = control(rank);
   const std::uint32_t word = load_word(&own.abort_word);
-  const bool claimed = load_word(&own.fault.claimed) != 0;
-  const bool complete = load_word(&own.fault.ready) != 0;
+  const bool claimed =
+      load_word(&own.kernel_fault.claimed) != 0 || load_word(&own.host_fault.claimed) != 0;
+  const FaultRecord* fault = fault_of(rank);
   if (word == 0 && !claimed) return Status::ok();
   std::lock_guard lock(mutex);
   if (!first_failure) return first_failure;
   Status failure;
-  if (complete) {
-    const auto reason = static_cast<FaultReason>(own.fault.reason);
+  if (fault != nullptr) {
+    const auto reason = static_cast<FaultReason>(fault->reason);
     const Code code = reason == FaultReason::kDeadline   ? Code::kTimeout
                       : reason == FaultReason::kMismatch ? Code::kInvalidArgument
                                                          : Code::kPeerLost;
@@ -219,6 +234,14 @@ Status Communicator::State::health() {
   }
   first_failure = failure;
   return failure;
+}
+
+Status Communicator::State::healthy() {
+  Status status = health();
+  // Who only heard of another's fault has nothing to add.
+  const bool is_own = !status && status.code() != Code::kPeerLost;
+  if (is_own && !told_bootstrap.exchange(true)) bootstrap->abort(status.message());
+  return status;
 }
 
 void Communicator::State::abort(std::string_view why) {
@@ -244,6 +267,21 @@ void Communicator::State::fail(const Status& status) {
 Status Communicator::State::finish(Status status) {
   if (is_fatal(status)) abort(status.message());
   return status;
+}
+
+Status Communicator::State::agree(const Status& mine, std::string_view label, Patience patience) {
+  Agreement votes = exchange_votes(*bootstrap, mine, label, patience);
+  TENON_TRY(finish(std::move(votes.exchanged)));
+  return votes.agreed;
+}
+
+Status Communicator::State::given_up() {
+  const ControlBlock& own = control(bootstrap->rank());
+  const bool claimed =
+      load_word(&own.kernel_fault.claimed) != 0 || load_word(&own.host_fault.claimed) != 0;
+  // A record that is being written says more when it is complete.
+  if (claimed && fault_of(bootstrap->rank()) == nullptr) return Status::ok();
+  return health();
 }
 
 Communicator::Communicator(std::shared_ptr<State> state) : state_(std::move(state)) {}
@@ -283,6 +321,8 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
     state->max_blocks = std::clamp(fewest_blocks(cards) / sharing / options.concurrent_channels, 1,
                                    kMaxWaitingBlocks / kMaxBlocksPerUnit);
     state->deadline = deadline;
+    state->load_deadline =
+        options.load_deadline.count() > 0 ? options.load_deadline : env().load_deadline;
     state->transport_name = chosen.name;
     state->vendor_sum = options.vendor_sum;
     if (options.vendor_sum) state->transport_name += " with its own sum";
@@ -294,6 +334,7 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
     state->channels.emplace_back();
     state->watch_id =
         bootstrap->watch([raw = state.get()](const Bootstrap::Loss& loss) { raw->on_loss(loss); });
+    state->question_id = bootstrap->ask([raw = state.get()] { return raw->given_up(); });
     state->transport->watch([raw = state.get()](const Status& status) { raw->fail(status); });
     auto communicator = std::unique_ptr<Communicator>(new Communicator(state));
     TENON_TRY(communicator->try_links());
@@ -313,7 +354,7 @@ Status Communicator::try_links() {
   auto run = probe::Run::prepare(channel, device(), true);
   TENON_TRY(agree(run.status(), "prepare to try the links"));
   auto links = run->run(0);
-  TENON_TRY(health(), "try the links");
+  TENON_TRY(state_->healthy(), "try the links");
   TENON_TRY(agree(links.status(), "try the links"));
   state_->links = *std::move(links);
   std::string text;
@@ -338,19 +379,19 @@ Status Communicator::health() const { return state_->health(); }
 void Communicator::abort(std::string_view why) { state_->abort(why); }
 
 Status Communicator::agree_min(std::span<std::int32_t> values) {
-  TENON_TRY(health(), "agree_min");
+  TENON_TRY(state_->healthy(), "agree_min");
   const std::size_t count = values.size();
   std::vector<std::int32_t> all(count * static_cast<std::size_t>(size()));
   if (!state_->transport->all_gather(Lane::kControl, std::as_bytes(values),
                                      std::as_writable_bytes(std::span(all)), state_->bare_team()))
-    return health().with("agree_min");
+    return state_->healthy().with("agree_min");
   for (std::size_t i = 0; i < all.size(); ++i)
     values[i % count] = std::min(values[i % count], all[i]);
   return Status::ok();
 }
 
 Status Communicator::agree_equal(const Fields& fields, std::string_view where) {
-  TENON_TRY(health(), where);
+  TENON_TRY(state_->healthy(), where);
   return state_->finish(tenon::agree_equal(*state_->bootstrap, fields, where, deadline()));
 }
 
@@ -359,14 +400,19 @@ std::unique_ptr<Communicator> Communicator::share() const {
 }
 
 Status Communicator::agree(const Status& mine, std::string_view label) {
-  TENON_TRY(health(), label);
-  return state_->finish(tenon::agree(*state_->bootstrap, mine, label, deadline()));
+  TENON_TRY(state_->healthy(), label);
+  return state_->agree(mine, label, deadline());
+}
+
+Status Communicator::agree_after_load(const Status& mine, std::string_view label) {
+  TENON_TRY(state_->healthy(), label);
+  return state_->agree(mine, label, {state_->load_deadline, deadline()});
 }
 
 Status Communicator::broadcast(std::span<std::byte> bytes) {
-  TENON_TRY(health(), "broadcast");
+  TENON_TRY(state_->healthy(), "broadcast");
   if (!state_->transport->broadcast(Lane::kControl, bytes, state_->bare_team()))
-    return health().with("broadcast");
+    return state_->healthy().with("broadcast");
   return Status::ok();
 }
 

@@ -29,6 +29,8 @@ struct CommOptions {
   // error on all of them, which names it.
   std::string transport = "auto";              // or a name of comm/transports.def
   std::chrono::milliseconds deadline{30'000};  // the longest any wait may last, also in kernels
+  // The longest wait for a rank that is alive and loads; 0: TENON_LOAD_DEADLINE_MS, half an hour.
+  std::chrono::milliseconds load_deadline{0};
   // The most channels of these devices that are in flight at once: of this communicator and of
   // others, one for each stream on which calls may run beside each other, whether eagerly or as
   // branches of a graph. Kernels of two channels that each fill the device may start in another
@@ -38,7 +40,7 @@ struct CommOptions {
   // agree; 1 to 16.
   int concurrent_channels = 1;
   // Null builds one from the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT:
-  // the torchrun convention), and a lone rank where size is 1 and no launcher has set any of these.
+  // the torchrun convention), and a lone rank where size is 1 and no launcher has set them all.
   // Ranks that share an address space take one handle each of local_bootstrap(size).
   std::shared_ptr<Bootstrap> bootstrap;
   // Transport ccl only: all_reduce is ncclAllReduce itself. With more than two ranks it then sums
@@ -53,7 +55,8 @@ struct CommOptions {
 template <class Options, class Visit>
 requires std::same_as<std::remove_const_t<Options>, CommOptions>
 void visit_equal_fields(Options& options, Visit&& visit) {
-  auto& [rank, size, transport, deadline, concurrent_channels, bootstrap, vendor_sum] = options;
+  auto& [rank, size, transport, deadline, load_deadline, concurrent_channels, bootstrap,
+         vendor_sum] = options;
   visit("transport", transport);
   visit("deadline", deadline);
   visit("concurrent_channels", concurrent_channels);
@@ -131,6 +134,10 @@ class Communicator {
   // order with that rank's number in front. What may fail on one rank alone goes before a
   // collective and through here. Collective, blocks at most the deadline.
   Status agree(const Status& mine, std::string_view label);
+  // The same after work that may take much longer on one rank than on another, such as loading:
+  // waits up to the load deadline for a rank that is alive, and for one that died or of which
+  // nothing is heard for a deadline no longer.
+  Status agree_after_load(const Status& mine, std::string_view label);
   // Host: rank 0's bytes reach everybody. Collective, blocks at most the deadline.
   Status broadcast(std::span<std::byte> bytes);
 

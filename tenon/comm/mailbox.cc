@@ -47,7 +47,7 @@ std::string_view Mailbox::label() const { return held_ ? std::string_view(held_-
 
 Result<Mailbox> Communicator::mailbox(std::size_t bytes, std::string_view label) {
   const std::string purpose = "mailbox " + std::string(label);
-  TENON_TRY(health(), purpose);
+  TENON_TRY(state_->healthy(), purpose);
   TENON_TRY(state_->awake(), purpose);
   // The size travels in the label of the exchange: different sizes are found out and named.
   const std::string call = purpose + " of " + std::to_string(bytes) + " bytes";
@@ -59,6 +59,7 @@ Result<Mailbox> Communicator::mailbox(std::size_t bytes, std::string_view label)
     TENON_TRY(tenon::agree(*state_->bootstrap, words.status(), call, deadline()));
     held->words = *std::move(words);
     held->team = state_->bare_team();
+    held->team.fault = &state_->control(rank()).kernel_fault;
     held->team.bytes = bytes;
     held->team.state = held->words.as<std::uint32_t>();
     TENON_TRY(held->map(call));
@@ -100,19 +101,18 @@ Status Communicator::State::awake() const {
 bool Communicator::suspended() const { return state_->suspended; }
 
 Status Communicator::suspend() {
-  TENON_TRY(health(), "suspend");
+  TENON_TRY(state_->healthy(), "suspend");
   // When all are here, all streams are idle and nobody's kernel uses what goes away.
-  TENON_TRY(
-      state_->finish(tenon::agree(*state_->bootstrap, state_->awake(), "suspend", deadline())));
+  TENON_TRY(state_->agree(state_->awake(), "suspend", deadline()));
   state_->suspended = true;
   for (const auto& channel : state_->live_channels())
     if (channel != nullptr) channel->unmap();
   // When all have left, the memory is free.
-  return state_->finish(tenon::agree(*state_->bootstrap, Status::ok(), "suspended", deadline()));
+  return state_->agree(Status::ok(), "suspended", deadline());
 }
 
 Status Communicator::resume() {
-  TENON_TRY(health(), "resume");
+  TENON_TRY(state_->healthy(), "resume");
   if (!state_->suspended)
     return Status::error(Code::kInvalidArgument, "resume: the communicator is not suspended");
   const auto channels = state_->live_channels();

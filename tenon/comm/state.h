@@ -20,7 +20,10 @@ namespace tenon {
 // One rank's part of the memory through which failures spread. Peer visible; zero at creation.
 struct ControlBlock {
   alignas(64) std::uint32_t abort_word;
-  alignas(64) FaultRecord fault;
+  // Two, since a device's atomics and its host's need not see each other: one that kernels claim,
+  // one that hosts do. Either may be written, or both.
+  alignas(64) FaultRecord kernel_fault;
+  alignas(64) FaultRecord host_fault;
   alignas(64) std::uint32_t why_claimed;
   std::uint32_t why_ready;  // 1 (release) when `why` is complete
   char why[500];            // what Communicator::abort() was given
@@ -61,7 +64,9 @@ struct Communicator::State {
   std::vector<std::string> refusals;
   std::unique_ptr<Transport> transport;
   std::shared_ptr<Mapping> control_mapping;
-  int watch_id = -1;
+  int watch_id = -1, question_id = -1;
+  std::chrono::milliseconds load_deadline{};
+  std::atomic<bool> told_bootstrap{false};  // the bootstrap, of a fault of this rank
   std::vector<Link> links;
   std::atomic<bool> suspended{false};
 
@@ -78,17 +83,25 @@ struct Communicator::State {
   ControlBlock& control(int of_rank) const;
   std::vector<std::shared_ptr<Mailbox::Held>> live_channels() const;  // null: destroyed
   bool may_start_early() const;
-  TeamView bare_team() const;  // no memory: waits, abort words and the fault record only
+  TeamView bare_team() const;  // no memory: for waits of the host
   void on_loss(const Bootstrap::Loss& loss);
+  // The record of that rank's first wait that ended badly, or null while it is not complete.
+  const FaultRecord* fault_of(int of_rank) const;
   std::string why_gave_up(int of_rank, int depth) const;
   std::string fault_text(int of_rank, int depth) const;
   std::string fault_sentence(int of_rank, std::string_view ending) const;
   std::string chain_text() const;
   Status health();
+  // The same before something collective. A fault of this rank is told to all bootstraps, once:
+  // where ranks share no memory nobody else would hear of it.
+  Status healthy();
   Status awake() const;  // ok, or that the communicator is suspended
   void abort(std::string_view why);
   // A failure of this rank that has no fault record: what health() says from now on.
   void fail(const Status& status);
+  Status given_up();  // health() as a question of the bootstrap
+  // As Communicator::agree(). What a rank brought, a timeout say, is no failure of the exchange.
+  Status agree(const Status& mine, std::string_view label, Patience patience);
   // Gives up on behalf of everybody if `status` leaves the ranks out of step. Returns it.
   Status finish(Status status);
 };

@@ -11,8 +11,8 @@ namespace tenon::TENON_TARGET {
 TENON_DEVICE void record_fault(const TeamView& team, WaitEnd end, Phase phase, int awaited_rank,
                                std::uint32_t call, std::uint32_t row) {
   FaultRecord& fault = *team.fault;
-  // The first thread of this channel asks, so that one atomic crosses the bus; hosts and the
-  // kernels of other channels claim the record too.
+  // The first thread of this channel asks, so that one atomic crosses the bus; the kernels of other
+  // channels claim the record too, and hosts have one of their own.
   const bool first = atomic_add(&team.state[kLostWord], 1u) == 0;
   if (first && atomic_add_system(&fault.claimed, 1u) == 0) {
     fault.reason = static_cast<std::uint32_t>(end);

@@ -57,6 +57,22 @@ Status parse_library(std::string_view value, Env& env) {
   return Status::ok();
 }
 
+Status parse_secret(std::string_view value, Env& env) {
+  constexpr std::size_t kLeast = 16;
+  if (value.size() < kLeast)  // and never says what it is
+    return Status::error(Code::kInvalidArgument, "has " + std::to_string(value.size()) +
+                                                     " characters but must have 16 or more");
+  env.secret = value;
+  return Status::ok();
+}
+
+Status parse_milliseconds(std::string_view value, std::chrono::milliseconds& out) {
+  std::int64_t ms = 0;
+  TENON_TRY(parse_number<std::int64_t>(value, 1, 86'400'000, "1 to 86400000", ms));
+  out = std::chrono::milliseconds(ms);
+  return Status::ok();
+}
+
 constexpr KnobSpec kKnobs[] = {
     {"TENON_LOG", "how much is logged: error, warning, info, debug", parse_log,
      [](const Env& e) { return std::string(kLevelNames[static_cast<std::size_t>(e.log)]); }},
@@ -79,12 +95,7 @@ constexpr KnobSpec kKnobs[] = {
      },
      [](const Env& e) { return std::string(e.early ? "1" : "0"); }},
     {"TENON_DEADLINE_MS", "the longest any wait for a peer may last, in milliseconds",
-     [](std::string_view v, Env& e) {
-       std::int64_t ms = 0;
-       TENON_TRY(parse_number<std::int64_t>(v, 1, 86'400'000, "1 to 86400000", ms));
-       e.deadline = std::chrono::milliseconds(ms);
-       return Status::ok();
-     },
+     [](std::string_view v, Env& e) { return parse_milliseconds(v, e.deadline); },
      [](const Env& e) { return std::to_string(e.deadline.count()); }},
     {"TENON_CPU_THREADS", "threads per rank on the cpu target; 0 shares the cores among the ranks",
      [](std::string_view v, Env& e) {
@@ -99,6 +110,22 @@ constexpr KnobSpec kKnobs[] = {
      [](const Env& e) { return std::to_string(e.emu_seed); }},
     {"TENON_CCL_LIBRARY", "the NCCL or RCCL that transport ccl loads; empty for the usual names",
      parse_library, [](const Env& e) { return e.ccl_library; }},
+    {"TENON_LOAD_DEADLINE_MS",
+     "the longest wait for a rank that is alive and loads, in milliseconds",
+     [](std::string_view v, Env& e) { return parse_milliseconds(v, e.load_deadline); },
+     [](const Env& e) { return std::to_string(e.load_deadline.count()); }},
+    {"TENON_SECRET",
+     "what proves that a process is a rank of this job, 16 characters or more, the same on all "
+     "ranks; empty for the launcher's job id",
+     parse_secret, [](const Env& e) { return std::string(e.secret.empty() ? "" : "(set)"); }},
+    {"TENON_LISTEN_ALL", "1: rank 0 listens at all addresses of its host; 0: at MASTER_ADDR",
+     [](std::string_view v, Env& e) {
+       int on = 0;
+       TENON_TRY(parse_number(v, 0, 1, "0 or 1", on));
+       e.listen_all = on != 0;
+       return Status::ok();
+     },
+     [](const Env& e) { return std::string(e.listen_all ? "1" : "0"); }},
 };
 
 std::size_t edit_distance(std::string_view a, std::string_view b) {

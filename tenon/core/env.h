@@ -24,6 +24,12 @@ struct Env {
   int cpu_threads = 0;                         // TENON_CPU_THREADS: per rank; 0 shares the cores
   std::uint64_t emu_seed = 0;                  // TENON_EMU_SEED: order of emulated threads
   std::string ccl_library;  // TENON_CCL_LIBRARY: a file instead of libnccl.so.2 or librccl.so.1
+  // TENON_LOAD_DEADLINE_MS: longest wait for a rank that is alive and loads
+  std::chrono::milliseconds load_deadline{1'800'000};
+  // TENON_SECRET, TENON_LISTEN_ALL: how ranks that are processes meet (read_launch,
+  // comm/bootstrap.h)
+  std::string secret;
+  bool listen_all = false;
 };
 
 // One knob as `tenon env` prints it.

@@ -130,7 +130,7 @@ void add_tensors(const Weights& weights, std::span<const std::string_view> skipp
 
 Status agree_on_facts(const Status& mine, const Facts& facts, Communicator& comm,
                       std::string_view label) {
-  TENON_TRY(comm.agree(mine, label));
+  TENON_TRY(comm.agree_after_load(mine, label));
   // Nearly always all are the same: one number says so.
   Digest digest;
   std::uint64_t bytes_packed = 0;

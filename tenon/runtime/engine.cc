@@ -11,6 +11,7 @@
 
 #include "tenon/comm/bootstrap.h"
 #include "tenon/comm/transport.h"
+#include "tenon/core/env.h"
 #include "tenon/core/guard.h"
 #include "tenon/core/thread.h"
 #include "tenon/runtime/rank.h"
@@ -236,7 +237,9 @@ Status Engine::State::open_rank(int rank, std::unique_ptr<Rank>* opened) {
   if (!mine) give_up(*bootstrap, "could not open: ", mine);
   if (!mine) return mine;
   *opened = *std::move(result);
-  return guarded([&] { return agree(*bootstrap, mine, "open the engine", options.deadline); });
+  // Some ranks may have been done long before.
+  const Patience patience(env().load_deadline, options.deadline);
+  return guarded([&] { return agree(*bootstrap, mine, "open the engine", patience); });
 }
 
 void Engine::State::follow_in_thread(int rank) {

@@ -15,7 +15,9 @@
 #include <new>
 #include <thread>
 
+#include "tenon/comm/bootstrap/greeting.h"
 #include "tenon/comm/bootstrap/tcp.h"
+#include "tenon/comm/communicator.h"
 #include "tests/support/chaos.h"
 #include "tests/support/processes.h"
 
@@ -258,8 +260,11 @@ TEST(Rendezvous, NamesRankZeroWhenNobodyListens) {
 TEST(Rendezvous, RefusesAnotherWorldAndTellsBoth) {
   const int port = test::free_port();
   on_threads(2, [&](int rank) {
-    const auto met = socket_bootstrap({rank, 2 + rank, rank, "127.0.0.1", port}, kLong);
+    // Rank 0 goes on waiting for the right one, and tells then what came instead.
+    const auto patience = rank == 0 ? milliseconds(1'000) : kLong;
+    const auto met = socket_bootstrap({rank, 2 + rank, rank, "127.0.0.1", port}, patience);
     ASSERT_FALSE(met);
+    EXPECT_EQ(met.status().code(), rank == 0 ? Code::kTimeout : Code::kPeerLost);
     EXPECT_TRUE(says(met.status(), "rank 1 of 3")) << met.status().message();
   });
 }
@@ -301,15 +306,17 @@ TEST(Rendezvous, StrangersDoNotDisturb) {
   });
 }
 
-// What `rank` of `size` says when rank 0 answers with texts that never end.
-Status met_by_endless_texts(int rank, int size, std::uint32_t accepted) {
+// What `rank` of `size` says when rank 0 answers with texts that never end: as one that knows the
+// secret, or not.
+Status met_by_endless_texts(int rank, int size, greeting::Verdict verdict, bool knows_secret) {
   auto listener = tcp::listen_at("127.0.0.1", 0);
   EXPECT_TRUE(listener);
   const auto port = tcp::port_of(*listener);
   Status status;
   on_threads(2, [&](int thread) {
     if (thread == 1) {
-      status = socket_bootstrap({rank, size, rank, "127.0.0.1", *port}, milliseconds(250)).status();
+      status = socket_bootstrap({rank, size, rank, "127.0.0.1", *port}, milliseconds(500)).status();
+      listener->close();
       return;
     }
     const auto end = tcp::Clock::now() + kLong;
@@ -317,10 +324,21 @@ Status met_by_endless_texts(int rank, int size, std::uint32_t accepted) {
     for (; !caller && tcp::Clock::now() < end; caller = tcp::accept_from(*listener))
       std::this_thread::yield();
     ASSERT_TRUE(caller);
-    std::vector<char> answer(4096, '.');  // longer than any answer
-    const std::uint32_t head[] = {0x4e4e4554, accepted};
-    std::memcpy(answer.data(), head, sizeof head);
-    std::ignore = tcp::send_all(*caller, std::as_bytes(std::span(answer)), end);
+    const greeting::Key key(knows_secret ? "" : "another");
+    const greeting::Challenge challenge;
+    ASSERT_TRUE(tcp::send_all(*caller, bytes_of(challenge), end));
+    greeting::Hello hello;
+    ASSERT_TRUE(tcp::receive_all(*caller, writable_bytes_of(hello), end));
+    greeting::Answer answer;
+    answer.verdict = verdict;
+    std::memset(answer.why, '.', sizeof answer.why);
+    answer.tag = greeting::tag_of(key, challenge, hello.nonce, answer);
+    std::ignore = tcp::send_all(*caller, bytes_of(answer), end);
+    greeting::Welcome welcome;
+    welcome.complete = 1;
+    for (auto& place : welcome.places) std::memset(place.address, '.', sizeof place.address);
+    welcome.tag = greeting::tag_of(key, challenge, hello.nonce, welcome);
+    std::ignore = tcp::send_all(*caller, bytes_of(welcome), end);
     std::byte byte;  // until the caller has gone
     while (tcp::receive_all(*caller, {&byte, 1}, end)) continue;
   });
@@ -331,11 +349,14 @@ TEST(Rendezvous, TextsOfAHostileRankZeroEnd) {
   const auto dots = [](const Status& status) {
     return std::count(status.message().begin(), status.message().end(), '.');
   };
-  const Status refused = met_by_endless_texts(1, 2, 0);
-  EXPECT_TRUE(says(refused, "rank 0 refused: ....")) << refused.message();
-  EXPECT_LE(dots(refused), 400) << refused.message();
-  const Status welcomed = met_by_endless_texts(2, 3, 1);  // with an address of rank 1
-  EXPECT_TRUE(says(welcomed, "rank 1")) << welcomed.message();
+  for (const bool knows_secret : {true, false}) {
+    const Status refused = met_by_endless_texts(1, 2, greeting::Verdict::kNever, knows_secret);
+    EXPECT_TRUE(says(refused, knows_secret ? "rank 0 refused: ...." : "and says: ...."))
+        << refused.message();
+    EXPECT_LE(dots(refused), 410) << refused.message();
+  }
+  const Status welcomed = met_by_endless_texts(2, 3, greeting::Verdict::kAccepted, true);
+  EXPECT_TRUE(says(welcomed, "waited for rank 1")) << welcomed.message();
   EXPECT_LE(dots(welcomed), 2 * 64 + 10) << welcomed.message();
 }
 
@@ -402,6 +423,20 @@ TEST(Launch, LeavesItsPortToTorchrunsAgent) {
   EXPECT_EQ(launch->port, 29501);
 }
 
+// One rank that nobody has launched needs no launcher's variables.
+TEST(Launch, ALonePortDoesNotStopALoneRank) {
+  ASSERT_EQ(setenv("MASTER_PORT", "29500", 1), 0);
+  const auto comm = Communicator::create(CommOptions{}, Device{});
+  CommOptions two;
+  two.size = 2;
+  const auto pair = Communicator::create(two, Device{});
+  unsetenv("MASTER_PORT");
+  EXPECT_TRUE(comm) << comm.status().to_string();
+  ASSERT_FALSE(pair);
+  EXPECT_TRUE(says(pair.status(), "WORLD_SIZE (or SLURM_NTASKS, OMPI_COMM_WORLD_SIZE) is not set"))
+      << pair.status().message();
+}
+
 TEST(Launch, TheLocalRankIsTheLaunchersOrTheRank) {
   const auto local_rank = [](const Environment& environment) {
     return local_rank_or(5, [&](const char* name) -> const char* {
@@ -423,6 +458,60 @@ TEST(Launch, MissingVariablesAreNamed) {
     EXPECT_TRUE(says(launch.status(), name) && says(launch.status(), "is not set"))
         << launch.status().message();
   }
+}
+
+TEST(Launch, EverythingThatIsMissingIsNamedAtOnce) {
+  const auto launch = read({{"MASTER_PORT", "29500"}, {"MASTER_ADDR", ""}});
+  ASSERT_FALSE(launch);
+  EXPECT_EQ(launch.status().message(),
+            "WORLD_SIZE (or SLURM_NTASKS, OMPI_COMM_WORLD_SIZE) is not set; accepted: the number "
+            "of ranks; RANK (or SLURM_PROCID, OMPI_COMM_WORLD_RANK) is not set; accepted: this "
+            "process's rank, from 0; MASTER_ADDR is not set; accepted: the host name or IP address "
+            "of rank 0");
+}
+
+// Variables that are left over in a shell are no launcher.
+TEST(Launch, OnlyACompleteSetIsALauncher) {
+  const auto launched = [](const Environment& environment) {
+    return was_launched([&](const char* name) -> const char* {
+      const auto found = environment.find(name);
+      return found == environment.end() ? nullptr : found->second.c_str();
+    });
+  };
+  EXPECT_TRUE(launched(kTorchrun));
+  EXPECT_TRUE(launched(
+      {{"SLURM_PROCID", "1"}, {"SLURM_NTASKS", "2"}, {"MASTER_ADDR", "a"}, {"MASTER_PORT", "1"}}));
+  EXPECT_FALSE(launched({}));
+  testing::internal::CaptureStderr();
+  for (const char* name : {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}) {
+    EXPECT_FALSE(launched({{name, "1"}})) << name;
+    Environment environment = kTorchrun;
+    environment.erase(name);
+    EXPECT_FALSE(launched(environment)) << name;
+  }
+  const std::string warned = testing::internal::GetCapturedStderr();
+  EXPECT_NE(
+      warned.find("RANK is set, but not WORLD_SIZE, MASTER_ADDR, MASTER_PORT: no launcher is at "
+                  "work, and it is ignored\n"),
+      std::string::npos)
+      << warned;
+}
+
+TEST(Launch, TheSecretIsChosenOrTheLaunchersJobId) {
+  const auto secret = [](Environment more) {
+    more.insert(kTorchrun.begin(), kTorchrun.end());
+    const auto launch = read(more);
+    EXPECT_TRUE(launch);
+    return launch->secret;
+  };
+  EXPECT_EQ(secret({}), "");
+  EXPECT_EQ(secret({{"TORCHELASTIC_RUN_ID", "none"}}), "") << "what torchrun says for none";
+  EXPECT_EQ(secret({{"SLURM_JOB_ID", "77"}}), "SLURM_JOB_ID=77");
+  EXPECT_EQ(secret({{"TORCHELASTIC_RUN_ID", "none"}, {"SLURM_JOB_ID", "77"}}), "SLURM_JOB_ID=77");
+  EXPECT_EQ(secret({{"TORCHELASTIC_RUN_ID", "a1b2"}, {"SLURM_JOB_ID", "77"}}),
+            "TORCHELASTIC_RUN_ID=a1b2");
+  EXPECT_EQ(secret({{"TORCHELASTIC_RUN_ID", "a1b2"}, {"TENON_SECRET", "nobody knows this"}}),
+            "nobody knows this");
 }
 
 TEST(Launch, MalformedVariablesAreNamedWithWhatTheyHold) {

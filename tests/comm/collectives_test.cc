@@ -375,5 +375,24 @@ TEST(Collectives, OutMayBeTheAddendButNotLieAcrossIt) {
   });
 }
 
+// A flag that nobody has written is no step, whatever the number of steps: here rank 0 looks first.
+TEST(AllGather, AFlagThatWasNeverWrittenIsNoStep) {
+  run_ranks(2, [&](int rank, Communicator& comm) {
+    auto channel = comm.mailbox(collectives::all_gather_mailbox_bytes(2, 64), "gather");
+    auto stream = Stream::create(comm.device());
+    ASSERT_TRUE(channel && stream);
+    channel->team().state[0] = 0xfffffffe;  // steps so far
+    std::vector<std::uint32_t> mine(4, 7u + static_cast<std::uint32_t>(rank)), all(8);
+    const TensorView in = view(mine.data(), DType::kI32, comm.device(), {4});
+    const TensorView out = view(all.data(), DType::kI32, comm.device(), {2, 4});
+    for (int call = 0; call < 4; ++call) {  // past the last number
+      if (rank == 1 && call == 0) std::this_thread::sleep_for(std::chrono::milliseconds(200));
+      ASSERT_TRUE(collectives::all_gather(*channel, in, out, *stream));
+      ASSERT_TRUE(stream->synchronize());
+      for (std::size_t i = 0; i < 8; ++i) EXPECT_EQ(all[i], 7 + i / 4) << "call " << call;
+    }
+  });
+}
+
 }  // namespace
 }  // namespace tenon

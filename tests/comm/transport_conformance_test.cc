@@ -132,13 +132,13 @@ class Stopping final : public Bootstrap {
   int rank() const override { return 0; }
   int size() const override { return 1; }
   Status exchange(std::span<const std::byte> mine, std::span<std::byte> all, std::string_view label,
-                  milliseconds deadline) override {
+                  Patience patience) override {
     if (calls_left_-- == 0) {
       std::printf("stopped, pid %d\n", static_cast<int>(getpid()));
       std::fflush(stdout);
       for (;;) pause();
     }
-    return inner_->exchange(mine, all, label, deadline);
+    return inner_->exchange(mine, all, label, patience);
   }
   void abort(std::string_view why) override { inner_->abort(why); }
 

@@ -27,6 +27,9 @@ TEST(Env, DefaultsWhenNothingIsSet) {
   EXPECT_EQ(env->cpu_threads, 0);
   EXPECT_EQ(env->emu_seed, 0u);
   EXPECT_EQ(env->ccl_library, "");
+  EXPECT_EQ(env->load_deadline.count(), 1'800'000);
+  EXPECT_EQ(env->secret, "");
+  EXPECT_FALSE(env->listen_all);
 }
 
 TEST(Env, ReadsEveryKnob) {
@@ -34,7 +37,8 @@ TEST(Env, ReadsEveryKnob) {
       parse({"TENON_LOG=debug", "TENON_FORCE_STAGE=2", "TENON_MAX_STAGE=3",
              "TENON_FORCE_VARIANT=rmsnorm:row", "TENON_EARLY=0", "TENON_DEADLINE_MS=250",
              "TENON_CPU_THREADS=4", "TENON_EMU_SEED=18446744073709551615",
-             "TENON_CCL_LIBRARY=/opt/nccl/libnccl.so.2"});
+             "TENON_CCL_LIBRARY=/opt/nccl/libnccl.so.2", "TENON_LOAD_DEADLINE_MS=9000",
+             "TENON_SECRET=sixteen letters!", "TENON_LISTEN_ALL=1"});
   ASSERT_TRUE(env) << env.status().to_string();
   EXPECT_EQ(env->log, LogLevel::kDebug);
   EXPECT_EQ(env->force_stage, 2);
@@ -45,14 +49,17 @@ TEST(Env, ReadsEveryKnob) {
   EXPECT_EQ(env->cpu_threads, 4);
   EXPECT_EQ(env->emu_seed, ~std::uint64_t{0});
   EXPECT_EQ(env->ccl_library, "/opt/nccl/libnccl.so.2");
+  EXPECT_EQ(env->load_deadline.count(), 9000);
+  EXPECT_EQ(env->secret, "sixteen letters!");
+  EXPECT_TRUE(env->listen_all);
 }
 
 TEST(Env, EveryKnobIsListedOnce) {
   // What the test above sets, so that a new knob is not forgotten here.
   const std::vector<std::string_view> names = {
-      "TENON_LOG",           "TENON_FORCE_STAGE", "TENON_MAX_STAGE",
-      "TENON_FORCE_VARIANT", "TENON_EARLY",       "TENON_DEADLINE_MS",
-      "TENON_CPU_THREADS",   "TENON_EMU_SEED",    "TENON_CCL_LIBRARY"};
+      "TENON_LOG",         "TENON_FORCE_STAGE",      "TENON_MAX_STAGE",   "TENON_FORCE_VARIANT",
+      "TENON_EARLY",       "TENON_DEADLINE_MS",      "TENON_CPU_THREADS", "TENON_EMU_SEED",
+      "TENON_CCL_LIBRARY", "TENON_LOAD_DEADLINE_MS", "TENON_SECRET",      "TENON_LISTEN_ALL"};
   const std::vector<Knob> listed = knobs();
   ASSERT_EQ(listed.size(), names.size());
   for (std::size_t i = 0; i < names.size(); ++i) {
@@ -84,6 +91,9 @@ TEST(Env, MalformedValuesAreNamedWithWhatIsAccepted) {
       {"TENON_EMU_SEED=-1", "TENON_EMU_SEED: is \"-1\" but must be an unsigned integer"},
       {"TENON_EMU_SEED=18446744073709551616",
        "TENON_EMU_SEED: is \"18446744073709551616\" but must be an unsigned integer"},
+      {"TENON_LOAD_DEADLINE_MS=0", "TENON_LOAD_DEADLINE_MS: is \"0\" but must be 1 to 86400000"},
+      {"TENON_SECRET=short", "TENON_SECRET: has 5 characters but must have 16 or more"},
+      {"TENON_LISTEN_ALL=yes", "TENON_LISTEN_ALL: is \"yes\" but must be 0 or 1"},
       {"TENON_LOG", "TENON_LOG: is \"\" but must be error, warning, info or debug"},
   };
   for (const Case& each : cases) {

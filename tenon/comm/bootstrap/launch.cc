@@ -3,8 +3,10 @@
 #include <charconv>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "tenon/comm/bootstrap.h"
+#include "tenon/core/env.h"
 
 namespace tenon {
 namespace {
@@ -22,11 +24,6 @@ std::optional<Found> first_of(const Variables& variable, std::initializer_list<c
   return std::nullopt;
 }
 
-Status missing(std::string_view name, std::string_view accepted) {
-  return Status::error(Code::kInvalidArgument,
-                       std::string(name) + " is not set; accepted: " + std::string(accepted));
-}
-
 Result<int> number(const Found& found, int least, int most, std::string_view meaning) {
   int value = 0;
   const char* end = found.value.data() + found.value.size();
@@ -39,10 +36,62 @@ Result<int> number(const Found& found, int least, int most, std::string_view mea
   return value;
 }
 
+// What a launcher must say, and under which names.
+struct Wanted {
+  std::initializer_list<const char*> names;
+  std::string_view meaning;
+};
+const Wanted kSize{{"WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"}, "the number of ranks"};
+const Wanted kRank{{"RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"}, "this process's rank, from 0"};
+const Wanted kAddress{{"MASTER_ADDR"}, "the host name or IP address of rank 0"};
+const Wanted kPort{{"MASTER_PORT"}, "the port on which rank 0 listens"};
+const Wanted* const kWanted[] = {&kSize, &kRank, &kAddress, &kPort};
+
+// "RANK (or SLURM_PROCID, OMPI_COMM_WORLD_RANK)".
+std::string names_text(const Wanted& wanted) {
+  std::string text, others;
+  for (const char* name : wanted.names)
+    if (text.empty())
+      text = name;
+    else
+      others += (others.empty() ? "" : ", ") + std::string(name);
+  return others.empty() ? text : text + " (or " + others + ")";
+}
+
+std::vector<const Wanted*> missing_of(const Variables& variable) {
+  std::vector<const Wanted*> missing;
+  for (const Wanted* wanted : kWanted) {
+    const auto found = first_of(variable, wanted->names);
+    if (!found || (wanted == &kAddress && found->value.empty())) missing.push_back(wanted);
+  }
+  return missing;
+}
+
+// What the ranks of one job share although nobody has chosen it: keeps other jobs apart, and is no
+// secret from who can guess it. Not torchrun's count of restarts, which may differ between hosts.
+std::string job_id(const Variables& variable) {
+  for (const char* name : {"TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "PMIX_NAMESPACE"}) {
+    const char* value = variable(name);
+    const bool says_something =
+        value != nullptr && *value != 0 && value != std::string_view("none");
+    if (says_something) return std::string(name) + "=" + value;
+  }
+  return {};
+}
+
 }  // namespace
 
 bool was_launched(const Variables& variable) {
-  return first_of(variable, {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}).has_value();
+  const auto missing = missing_of(variable);
+  if (missing.empty()) return true;
+  const auto some = first_of(variable, {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"});
+  if (!some) return false;
+  std::string names;
+  for (const Wanted* each : missing)
+    names += (names.empty() ? "" : ", ") + std::string(*each->names.begin());
+  log(LogLevel::kWarning, std::string(some->name) + " is set, but not " + names +
+                              ": no launcher is at work, and it is ignored");
+  return false;
 }
 
 int local_rank_or(int rank, const Variables& variable) {
@@ -53,16 +102,15 @@ int local_rank_or(int rank, const Variables& variable) {
 
 Result<Launch> read_launch(const Variables& variable) {
   constexpr int kMostRanks = 1 << 20, kHighestPort = 65535;
+  std::string missing;
+  for (const Wanted* each : missing_of(variable))
+    missing += (missing.empty() ? "" : "; ") + names_text(*each) +
+               " is not set; accepted: " + std::string(each->meaning);
+  if (!missing.empty()) return Status::error(Code::kInvalidArgument, missing);
   Launch launch;
-  const auto size = first_of(variable, {"WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"});
-  if (!size)
-    return missing("WORLD_SIZE (or SLURM_NTASKS, OMPI_COMM_WORLD_SIZE)", "the number of ranks");
-  TENON_ASSIGN(launch.size, number(*size, 1, kMostRanks, "the number of ranks"));
-
-  const auto rank = first_of(variable, {"RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"});
-  if (!rank)
-    return missing("RANK (or SLURM_PROCID, OMPI_COMM_WORLD_RANK)", "this process's rank, from 0");
-  TENON_ASSIGN(launch.rank, number(*rank, 0, launch.size - 1, "this process's rank"));
+  TENON_ASSIGN(launch.size, number(*first_of(variable, kSize.names), 1, kMostRanks, kSize.meaning));
+  TENON_ASSIGN(launch.rank,
+               number(*first_of(variable, kRank.names), 0, launch.size - 1, "this process's rank"));
 
   launch.local_rank = launch.rank;
   const auto local =
@@ -72,17 +120,17 @@ Result<Launch> read_launch(const Variables& variable) {
                  number(*local, 0, launch.size - 1, "this process's rank on its host"));
   }
 
-  const auto address = first_of(variable, {"MASTER_ADDR"});
-  if (!address || address->value.empty())
-    return missing("MASTER_ADDR", "the host name or IP address of rank 0");
-  launch.address = address->value;
-
-  const auto port = first_of(variable, {"MASTER_PORT"});
-  if (!port) return missing("MASTER_PORT", "the port on which rank 0 listens");
-  TENON_ASSIGN(launch.port, number(*port, 1, kHighestPort, "the port on which rank 0 listens"));
+  launch.address = first_of(variable, kAddress.names)->value;
+  TENON_ASSIGN(launch.port,
+               number(*first_of(variable, kPort.names), 1, kHighestPort, kPort.meaning));
   // torchrun's agent keeps a server of its own on that port: take the next one.
   const auto agent = first_of(variable, {"TORCHELASTIC_USE_AGENT_STORE"});
   if (agent && agent->value == "True" && launch.port < kHighestPort) ++launch.port;
+
+  const char* secret = variable("TENON_SECRET");
+  launch.secret = secret != nullptr && *secret != 0 ? secret : job_id(variable);
+  const char* listen_all = variable("TENON_LISTEN_ALL");
+  launch.listen_all = listen_all != nullptr && listen_all == std::string_view("1");
   return launch;
 }
 

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <condition_variable>
 #include <cstring>
@@ -12,8 +13,11 @@
 #include <tuple>
 
 #include "tenon/comm/bootstrap.h"
+#include "tenon/comm/bootstrap/frames.h"
 #include "tenon/comm/bootstrap/rendezvous.h"
 #include "tenon/comm/words.h"
+#include "tenon/core/env.h"
+#include "tenon/core/guard.h"
 #include "tenon/core/thread.h"
 
 namespace tenon {
@@ -22,45 +26,44 @@ namespace {
 using tcp::Clock;
 using tcp::Socket;
 
-// kLoss passes on what the sender knows of a third rank, whose number stands in `call`.
-enum class Kind : std::uint32_t { kExchange = 1, kAbort = 2, kGoodbye = 3, kLoss = 4 };
-
-struct FrameHead {
-  std::uint32_t magic = kFrameMagic;
-  Kind kind = Kind::kExchange;
-  std::uint64_t call = 0;
-  std::uint64_t label_bytes = 0, payload_bytes = 0;
-  static constexpr std::uint32_t kFrameMagic = 0x4652414d;  // "FRAM"
-};
-constexpr std::uint64_t kMaxLabelBytes = 4096;
-constexpr std::uint64_t kMaxPayloadBytes = std::uint64_t{1} << 30;
-
-struct Message {
-  FrameHead head;
-  std::string label;
-  std::vector<std::byte> payload;
-};
+// A rank is never more than one exchange ahead of another: two frames of the largest size.
+constexpr std::size_t kMaxInboxBytes = 2 * kMaxFrameBytes;
+// How often a rank is heard of, whatever it does, and the shortest silence that means something.
+constexpr std::chrono::milliseconds kBeat(500), kLeastSilence = 10 * kBeat;
 
 struct Peer {
   Socket socket;
-  std::vector<std::byte> received;  // bytes of a frame that is not complete yet
-  std::deque<Message> inbox;        // exchanges, in order
-  bool left = false;                // said goodbye
+  FrameReader reader;
+  std::deque<Frame> inbox;  // exchanges, in order
+  std::size_t inbox_bytes = 0;
+  bool left = false;  // said goodbye
   bool open = false;
+  Clock::time_point heard;  // when the last bytes came
 };
 
 class SocketBootstrap final : public Bootstrap {
  public:
-  SocketBootstrap(int rank, std::vector<Socket> sockets)
-      : rank_(rank), peers_(sockets.size()), wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  // `wake` ends the reading thread.
+  SocketBootstrap(int rank, std::vector<Socket> sockets, Socket wake)
+      : rank_(rank), peers_(sockets.size()), wake_(std::move(wake)) {
     for (std::size_t peer = 0; peer < sockets.size(); ++peer) {
       peers_[peer].open = static_cast<bool>(sockets[peer]);
       peers_[peer].socket = std::move(sockets[peer]);
+      peers_[peer].heard = Clock::now();
     }
   }
+
   // Before anything else.
   Status start() {
-    TENON_ASSIGN(reader_, start_thread("tenon reader", [this] { read_until_told(); }));
+    TENON_ASSIGN(reader_, start_thread("tenon reader", [this] {
+                   const Status read = guarded([this] {
+                     read_until_told();
+                     return Status::ok();
+                   });
+                   if (!read)
+                     report({rank_, "rank " + std::to_string(rank_) +
+                                        " reads no more: " + std::string(read.message())});
+                 }));
     return Status::ok();
   }
 
@@ -68,10 +71,10 @@ class SocketBootstrap final : public Bootstrap {
     constexpr std::chrono::milliseconds kFarewell(50);
     // Who leaves because of a loss says so: its goodbye may overtake the news of the loss.
     if (const auto lost = loss(); lost && lost->rank != rank_)
-      send_to_all(frame(Kind::kLoss, static_cast<std::uint64_t>(lost->rank),
-                        std::string_view(lost->why).substr(0, kMaxLabelBytes), {}),
-                  Clock::now() + kFarewell);
-    send_to_all(frame(Kind::kGoodbye, 0, "", {}), Clock::now() + kFarewell);
+      send_to_all(
+          frame_bytes(FrameKind::kLoss, static_cast<std::uint64_t>(lost->rank), lost->why, {}),
+          Clock::now() + kFarewell);
+    send_to_all(frame_bytes(FrameKind::kGoodbye, 0, "", {}), Clock::now() + kFarewell);
     const std::uint64_t one = 1;
     [[maybe_unused]] const ssize_t written = write(wake_.number(), &one, sizeof one);
     reader_.join();
@@ -81,13 +84,19 @@ class SocketBootstrap final : public Bootstrap {
   int size() const override { return static_cast<int>(peers_.size()); }
 
   Status exchange(std::span<const std::byte> mine, std::span<std::byte> all, std::string_view label,
-                  std::chrono::milliseconds deadline) override {
+                  Patience patience) override {
     TENON_CHECK(all.size() == mine.size() * peers_.size());
-    const auto end = Clock::now() + deadline;
+    const auto begin = Clock::now(), end = begin + patience.deadline;
     const std::uint64_t call = next_call_++;
     if (const auto lost = loss())
       return Status::error(Code::kPeerLost, std::string(label) + ": " + lost->why);
-    send_to_all(frame(Kind::kExchange, call, label, mine), end);
+    if (mine.size() > kMaxPayloadBytes || label.size() > kMaxLabelBytes)
+      return Status::error(Code::kInvalidArgument,
+                           "exchange \"" + std::string(label.substr(0, 80)) + "\" of " +
+                               std::to_string(mine.size()) + " bytes; accepted: at most " +
+                               std::to_string(kMaxPayloadBytes) + ", with a label of at most " +
+                               std::to_string(kMaxLabelBytes));
+    send_to_all(frame_bytes(FrameKind::kExchange, call, label, mine), end);
     Status different;
     std::unique_lock lock(inbox_mutex_);
     for (int peer = 0; peer < size(); ++peer) {
@@ -97,9 +106,18 @@ class SocketBootstrap final : public Bootstrap {
         continue;
       }
       Peer& from = peers_[static_cast<std::size_t>(peer)];
-      while (from.inbox.empty()) TENON_TRY(wait_more(lock, peer, call, label, end, deadline));
-      const Message message = std::move(from.inbox.front());
+      auto tell_at = begin + patience.silence;
+      while (from.inbox.empty()) {
+        TENON_TRY(wait_more(lock, peer, call, label, end, patience));
+        // A wait that may be long is told by the leader, once per silence that would end it.
+        const bool is_told = patience.silence.count() > 0 && rank_ == 0;
+        if (!is_told || Clock::now() < tell_at) continue;
+        tell_at = Clock::now() + patience.silence;
+        tell_awaited(label, begin, patience);
+      }
+      const Frame message = std::move(from.inbox.front());
       from.inbox.pop_front();
+      from.inbox_bytes -= message.held_bytes();
       const bool same = message.head.call == call && message.label == label &&
                         message.payload.size() == mine.size();
       // Everybody's message is taken even so: the next call is in step again.
@@ -113,27 +131,11 @@ class SocketBootstrap final : public Bootstrap {
 
   void abort(std::string_view why) override {
     constexpr std::chrono::milliseconds kPatience(50);
-    send_to_all(frame(Kind::kAbort, 0, why.substr(0, kMaxLabelBytes), {}),
-                Clock::now() + kPatience);
+    send_to_all(frame_bytes(FrameKind::kAbort, 0, why, {}), Clock::now() + kPatience);
     report({rank_, "rank " + std::to_string(rank_) + " gave up: " + std::string(why)});
   }
 
  private:
-  static std::vector<std::byte> frame(Kind kind, std::uint64_t call, std::string_view label,
-                                      std::span<const std::byte> payload) {
-    FrameHead head;
-    head.kind = kind;
-    head.call = call;
-    head.label_bytes = label.size();
-    head.payload_bytes = payload.size();
-    std::vector<std::byte> bytes(sizeof head + label.size() + payload.size());
-    std::memcpy(bytes.data(), &head, sizeof head);
-    label.copy(reinterpret_cast<char*>(bytes.data() + sizeof head), label.size());
-    if (!payload.empty())
-      std::memcpy(bytes.data() + sizeof head + label.size(), payload.data(), payload.size());
-    return bytes;
-  }
-
   // A peer that cannot take the bytes is either gone, which the reader reports, or stopped, which
   // the wait for its answer reports.
   void send_to_all(const std::vector<std::byte>& bytes, tcp::Deadline end) {
@@ -143,17 +145,40 @@ class SocketBootstrap final : public Bootstrap {
   }
 
   Status wait_more(std::unique_lock<std::mutex>& lock, int peer, std::uint64_t call,
-                   std::string_view label, tcp::Deadline end, std::chrono::milliseconds deadline) {
+                   std::string_view label, tcp::Deadline end, Patience patience) {
     const std::string sentence = waited_text(rank_, peer, call, label);
     if (const auto lost = loss())
       return Status::error(Code::kPeerLost, sentence + ": " + lost->why);
     if (peers_[static_cast<std::size_t>(peer)].left)
       return Status::error(Code::kPeerLost, sentence + ", which has left");
-    if (Clock::now() >= end)
+    const auto now = Clock::now();
+    if (now >= end)
       return Status::error(Code::kTimeout,
-                           sentence + " for " + seconds_text(deadline) + ": deadline");
-    changed_.wait_until(lock, end);
+                           sentence + " for " + seconds_text(patience.deadline) + ": deadline");
+    const auto silence = now - peers_[static_cast<std::size_t>(peer)].heard;
+    if (patience.silence.count() > 0 && silence > std::max(patience.silence, kLeastSilence))
+      return Status::error(Code::kPeerLost, sentence + ", of which nothing was heard for " +
+                                                seconds_text(silence) +
+                                                ": it is stopped, or its host is gone");
+    if (changed_.wait_until(lock, std::min(end, now + kLook)) == std::cv_status::no_timeout)
+      return Status::ok();
+    lock.unlock();  // an answer may take its time
+    const Status given = given_up();
+    lock.lock();
+    if (!given && peers_[static_cast<std::size_t>(peer)].inbox.empty())
+      return Status(given).with(sentence);
     return Status::ok();
+  }
+
+  // For whoever looks at the leader meanwhile.
+  void tell_awaited(std::string_view label, Clock::time_point begin, Patience patience) const {
+    std::string awaited;
+    for (int peer = 0; peer < size(); ++peer)
+      if (peer != rank_ && peers_[static_cast<std::size_t>(peer)].inbox.empty())
+        awaited += (awaited.empty() ? "rank " : ", rank ") + std::to_string(peer);
+    log(LogLevel::kWarning, "\"" + std::string(label) + "\": still waits for " + awaited +
+                                " after " + seconds_text(Clock::now() - begin) + ", at most " +
+                                seconds_text(patience.deadline));
   }
 
   // --- the reading thread ---
@@ -167,10 +192,27 @@ class SocketBootstrap final : public Bootstrap {
         waiting.push_back({peers_[static_cast<std::size_t>(peer)].socket.number(), POLLIN, 0});
         ranks.push_back(peer);
       }
-      if (poll(waiting.data(), waiting.size(), -1) < 0 && errno != EINTR) return;
+      const int beat = static_cast<int>(kBeat.count());
+      if (poll(waiting.data(), waiting.size(), beat) < 0 && errno != EINTR) return;
       if (waiting[0].revents != 0) return;
+      say_alive();
       for (std::size_t i = 1; i < waiting.size(); ++i)
         if (waiting[i].revents != 0) read_from(ranks[i]);
+    }
+  }
+
+  // Never waits: a sender that does not get on holds the mutex, and its bytes are a sign of life.
+  void say_alive() {
+    if (Clock::now() < next_beat_) return;
+    next_beat_ = Clock::now() + kBeat;
+    const std::unique_lock lock(send_mutex_, std::try_to_lock);
+    if (!lock) return;
+    const auto bytes = frame_bytes(FrameKind::kAlive, 0, "", {});
+    for (Peer& peer : peers_) {
+      if (!peer.open) continue;
+      pollfd one{peer.socket.number(), POLLOUT, 0};  // set where far more than this fits
+      if (poll(&one, 1, 0) > 0 && (one.revents & POLLOUT) != 0)
+        std::ignore = tcp::send_all(peer.socket, bytes, Clock::now());
     }
   }
 
@@ -180,49 +222,45 @@ class SocketBootstrap final : public Bootstrap {
     const ssize_t got = recv(peer.socket.number(), chunk, sizeof chunk, MSG_DONTWAIT);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (got <= 0) return hang_up(rank, "its connection closed: the process died");
-    peer.received.insert(peer.received.end(), chunk, chunk + got);
-    std::size_t used = 0;
-    while (const std::size_t bytes = take_frame(rank, std::span(peer.received).subspan(used)))
-      used += bytes;
-    peer.received.erase(peer.received.begin(),
-                        peer.received.begin() + static_cast<std::ptrdiff_t>(used));
-  }
-
-  // Handles the frame at the front of `bytes` and returns its size; 0 if it is not complete.
-  std::size_t take_frame(int rank, std::span<const std::byte> bytes) {
-    Message message;
-    if (bytes.size() < sizeof(FrameHead)) return 0;
-    std::memcpy(&message.head, bytes.data(), sizeof(FrameHead));
-    const FrameHead& head = message.head;
-    if (head.magic != FrameHead::kFrameMagic || head.label_bytes > kMaxLabelBytes ||
-        head.payload_bytes > kMaxPayloadBytes) {
-      hang_up(rank, "it sent something malformed");
-      return 0;
-    }
-    const std::size_t total = sizeof(FrameHead) + head.label_bytes + head.payload_bytes;
-    if (bytes.size() < total) return 0;
-    const auto text = bytes.subspan(sizeof(FrameHead), head.label_bytes);
-    message.label.assign(reinterpret_cast<const char*>(text.data()), text.size());
-    const auto payload = bytes.subspan(sizeof(FrameHead) + head.label_bytes, head.payload_bytes);
-    message.payload.assign(payload.begin(), payload.end());
-
-    Peer& peer = peers_[static_cast<std::size_t>(rank)];
-    if (head.kind == Kind::kLoss && head.call < peers_.size())
-      report({static_cast<int>(head.call), message.label});
-    if (head.kind == Kind::kAbort)
-      report({rank, "rank " + std::to_string(rank) + " gave up: " + message.label});
     {
       std::lock_guard lock(inbox_mutex_);
-      if (head.kind == Kind::kExchange) peer.inbox.push_back(std::move(message));
-      if (head.kind == Kind::kGoodbye) peer.left = true;
+      peer.heard = Clock::now();
     }
+    std::vector<Frame> frames;
+    const Status read =
+        peer.reader.read(std::span(chunk).first(static_cast<std::size_t>(got)), frames);
+    for (Frame& frame : frames)
+      if (peer.open) take(rank, std::move(frame));
+    if (!read && peer.open) hang_up(rank, read.message());
+  }
+
+  void take(int rank, Frame frame) {
+    Peer& peer = peers_[static_cast<std::size_t>(rank)];
+    const FrameHead head = frame.head;
+    if (head.kind == FrameKind::kLoss && head.call < peers_.size())
+      report({static_cast<int>(head.call), frame.label});
+    if (head.kind == FrameKind::kAbort)
+      report({rank, "rank " + std::to_string(rank) + " gave up: " + frame.label});
+    bool full = false;
+    {
+      std::lock_guard lock(inbox_mutex_);
+      if (head.kind == FrameKind::kExchange) {
+        full = peer.inbox_bytes + frame.held_bytes() > kMaxInboxBytes;
+        if (!full) peer.inbox_bytes += frame.held_bytes();
+        if (!full) peer.inbox.push_back(std::move(frame));
+      }
+      if (head.kind == FrameKind::kGoodbye) peer.left = true;
+    }
+    if (full)
+      hang_up(rank, "it sent more than " + std::to_string(kMaxInboxBytes) +
+                        " bytes that nobody has asked for yet");
     changed_.notify_all();
-    return total;
   }
 
   void hang_up(int rank, std::string_view why) {
     Peer& peer = peers_[static_cast<std::size_t>(rank)];
     peer.open = false;
+    shutdown(peer.socket.number(), SHUT_RDWR);  // who sends without end is told so
     bool left;
     {
       std::lock_guard lock(inbox_mutex_);
@@ -239,8 +277,9 @@ class SocketBootstrap final : public Bootstrap {
   std::vector<Peer> peers_;
   const Socket wake_;
   std::uint64_t next_call_ = 0;
+  Clock::time_point next_beat_{};  // of the reading thread
   std::mutex send_mutex_;
-  std::mutex inbox_mutex_;  // inboxes and `left`
+  std::mutex inbox_mutex_;  // inboxes, `left` and `heard`
   std::condition_variable changed_;
   Thread reader_;
 };
@@ -249,9 +288,12 @@ class SocketBootstrap final : public Bootstrap {
 
 Result<std::shared_ptr<Bootstrap>> socket_bootstrap(const Launch& launch,
                                                     std::chrono::milliseconds deadline) {
+  Socket wake(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!wake) return Status::error(Code::kIo, std::string("eventfd: ") + std::strerror(errno));
   auto sockets = meet(launch, deadline);
   if (!sockets) return sockets.status().with("rendezvous");
-  auto bootstrap = std::make_shared<SocketBootstrap>(launch.rank, *std::move(sockets));
+  auto bootstrap =
+      std::make_shared<SocketBootstrap>(launch.rank, *std::move(sockets), std::move(wake));
   if (Status started = bootstrap->start(); !started) {
     bootstrap->abort(started.message());
     return std::move(started).with("rendezvous");

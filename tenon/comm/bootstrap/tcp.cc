@@ -101,15 +101,17 @@ void Socket::close() {
 }
 
 Result<Socket> listen_at(const std::string& address, int port) {
+  TENON_ASSIGN(const Addresses found, resolve(address, port, AI_PASSIVE));
   Status why;
-  for (const std::string& place : {address, std::string()}) {
-    TENON_ASSIGN(const Addresses found, resolve(place, port, AI_PASSIVE));
-    for (const addrinfo* each = found.get(); each != nullptr; each = each->ai_next) {
-      auto socket = bind_and_listen(*each);
-      if (socket) return socket;
+  for (const addrinfo* each = found.get(); each != nullptr; each = each->ai_next) {
+    auto socket = bind_and_listen(*each);
+    if (socket) return socket;
+    const int error = errno;
+    if (error == EADDRINUSE) return socket.status();
+    if (error != EADDRNOTAVAIL)
       why = socket.status();
-      if (errno == EADDRINUSE) return why;
-    }
+    else if (why)
+      why = Status::error(Code::kInvalidArgument, "it is not an address of this host");
   }
   return why;
 }
@@ -148,6 +150,9 @@ Result<Socket> connect_to(const std::string& address, int port, Deadline end) {
 
 Result<Socket> accept_from(const Socket& listener) {
   Socket socket(accept4(listener.number(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  const bool nobody = errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ||
+                      errno == ECONNABORTED;  // one that has left again
+  if (!socket && nobody) return Status::error(Code::kTimeout, "nobody is calling");
   if (!socket) return system_error("accept", errno);
   set_options(socket.number());
   return socket;
@@ -181,6 +186,18 @@ Status receive_all(const Socket& socket, std::span<std::byte> bytes, Deadline en
     }
   }
   return Status::ok();
+}
+
+Result<std::size_t> receive_some(const Socket& socket, std::span<std::byte> bytes) {
+  const ssize_t got = recv(socket.number(), bytes.data(), bytes.size(), MSG_DONTWAIT);
+  if (got > 0) return static_cast<std::size_t>(got);
+  if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return std::size_t{0};
+  return closed();
+}
+
+bool is_closed(const Socket& socket) {
+  pollfd one{socket.number(), POLLRDHUP, 0};
+  return poll(&one, 1, 0) > 0;
 }
 
 }  // namespace tenon::tcp

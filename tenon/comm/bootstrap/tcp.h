@@ -32,7 +32,8 @@ class Socket {
   int number_ = -1;
 };
 
-// Listens on `address` if that is one of this host's, else on all of them. Port 0 takes any.
+// Listens on `address`, which must be one of this host's; on all of them where it is empty. Port 0
+// takes any.
 Result<Socket> listen_at(const std::string& address, int port);
 Result<int> port_of(const Socket& socket);
 // The numeric address of this or of the other end.
@@ -41,11 +42,16 @@ std::string peer_address(const Socket& socket);
 
 // One attempt. The error says what the system said; kTimeout when `end` passed.
 Result<Socket> connect_to(const std::string& address, int port, Deadline end);
-// Sets what every connection wants: no delay, not blocking, closed on exec.
+// Sets what every connection wants: no delay, not blocking, closed on exec. kTimeout when nobody is
+// waiting to be accepted; any other error may last.
 Result<Socket> accept_from(const Socket& listener);
 
 // All bytes or an error: kTimeout at the deadline, kPeerLost when the connection is closed.
 Status send_all(const Socket& socket, std::span<const std::byte> bytes, Deadline end);
 Status receive_all(const Socket& socket, std::span<std::byte> bytes, Deadline end);
+// What is there, which may be nothing; kPeerLost when the connection is closed.
+Result<std::size_t> receive_some(const Socket& socket, std::span<std::byte> bytes);
+// True when the other end has closed the connection.
+bool is_closed(const Socket& socket);
 
 }  // namespace tenon::tcp

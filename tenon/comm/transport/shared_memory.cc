@@ -82,6 +82,10 @@ class SharedRegions final : public Mapping {
     if (file.number < 0 || fstat(file.number, &found) != 0) return system_failed(what, errno);
     if (found.st_dev != where.device || found.st_ino != where.inode)
       return Status::error(Code::kIo, what + ": another file is there by now");
+    // Memory behind the end of a file is a bus error when it is touched.
+    if (found.st_size < 0 || static_cast<std::size_t>(found.st_size) < bytes)
+      return Status::error(Code::kIo, what + ": it has " + std::to_string(found.st_size) +
+                                          " bytes; accepted: at least " + std::to_string(bytes));
     return attach(rank, file.number);
   }
 

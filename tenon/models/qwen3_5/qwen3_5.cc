@@ -374,7 +374,7 @@ Result<std::unique_ptr<Model>> open(const std::string& directory, const ModelOpt
   });
   TENON_TRY(agree_on_facts(mine, facts, comm, "checkpoint"), "load " + directory);
   mine = guarded([&] { return decoder->load(options, comm, stream); });
-  TENON_TRY(comm.agree(mine, "load"), "load " + directory);
+  TENON_TRY(comm.agree_after_load(mine, "load"), "load " + directory);
   TENON_TRY(decoder->join(options, comm), "load " + directory);
   return std::unique_ptr<Model>(std::move(decoder));
 }
