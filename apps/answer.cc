@@ -19,11 +19,9 @@ double rate(std::int64_t tokens, double seconds) {
   return tokens > 0 && seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
 }
 
-// What ended a request, so that a limit says which one it was.
-std::string finish_of(Finish finish, const Answer& answer, const SamplingParams& sampling) {
-  if (finish != Finish::kLength) return std::string(name(finish));
-  const bool all = static_cast<int>(answer.tokens.size()) >= sampling.max_tokens;
-  return all ? "max_new_tokens" : "context";
+// What ended a request. A limit says which one it was.
+std::string finish_of(Finish finish) {
+  return finish == Finish::kLength ? "max_new_tokens" : std::string(name(finish));
 }
 
 }  // namespace
@@ -76,11 +74,12 @@ Result<Answer> answer(Session& session, std::vector<std::int32_t> prompt,
     }
     TENON_ASSIGN(const auto events, engine.step());
     for (const TokenEvent& event : events) {
+      TENON_TRY(Status(event.why));
       if (event.token < 0 || !out.finish.empty()) continue;  // it was cancelled
       if (out.tokens.empty()) out.first_token_seconds = seconds_since(begin);
       out.tokens.push_back(event.token);
       if (event.finish != Finish::kStop) tell(filter.push(detokenizer.push(event.token)));
-      if (event.finish != Finish::kNone) out.finish = finish_of(event.finish, out, sampling);
+      if (event.finish != Finish::kNone) out.finish = finish_of(event.finish);
       if (filter.found().empty()) continue;
       if (event.finish == Finish::kNone) TENON_TRY(engine.cancel(id));
       out.finish = "stop_string";

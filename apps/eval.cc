@@ -14,6 +14,7 @@
 #include "apps/session.h"
 #include "apps/table.h"
 #include "apps/version.h"
+#include "tenon/core/env.h"
 
 namespace tenon::apps {
 namespace {
@@ -112,7 +113,10 @@ Result<std::vector<Outcome>> answer_all(Session& session, const std::vector<Prob
   while (!session.engine().idle() && interrupted_by() == 0) {
     TENON_ASSIGN(const auto events, session.engine().step());
     for (const TokenEvent& event : events) {
-      Outcome& outcome = outcomes[place.at(event.id)];
+      const std::size_t at = place.at(event.id);
+      if (!event.why)  // no answer is a wrong one
+        log(LogLevel::kWarning, "problem " + std::to_string(at + 1) + ": " + event.why.to_string());
+      Outcome& outcome = outcomes[at];
       if (event.token >= 0 && event.finish != Finish::kStop) outcome.tokens.push_back(event.token);
       if (event.finish == Finish::kNone) continue;
       outcome.finished = true;

@@ -185,6 +185,7 @@ Status run(Options options) {
       return Status::error(Code::kInvalidArgument,
                            "--raw needs a prompt: a chat needs the template");
   }
+  TENON_TRY(check(options.sampling));
   TENON_ASSIGN(auto session, Session::open(options.session));
   if (session == nullptr) return Status::ok();  // a follower: the leader has spoken
   if (text) return answer_one(*session, options, *text);

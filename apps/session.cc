@@ -51,7 +51,7 @@ Result<EngineOptions> engine_options(const SessionOptions& options) {
   out.deadline =
       options.deadline_ms > 0 ? std::chrono::milliseconds(options.deadline_ms) : env().deadline;
   if (!options.quiet) out.progress = show_progress;
-  TENON_TRY(Scheduler::check({out.max_batch, out.max_tokens_per_step, out.max_context}));
+  TENON_TRY(Engine::check(out));
   TENON_TRY(check_checkpoint(options.model));
   TENON_TRY(check_team(options.model, options.tp));
   return out;
@@ -70,9 +70,10 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
   app.add_option("--max-context", options.max_context,
                  "the most tokens of one sequence, prompt and answer together")
       ->capture_default_str()
-      ->check(whole_number(1, kMaxCount))
+      ->check(whole_number(1, kMaxContext))
       ->group("Model");
-  app.add_option("--max-batch", options.max_batch, "the most sequences that run together")
+  app.add_option("--max-batch", options.max_batch,
+                 "the most sequences that run together; long contexts may leave memory for fewer")
       ->capture_default_str()
       ->check(whole_number(1, kMaxTokensPerStep - kPrefillQuantum))
       ->group("Model");

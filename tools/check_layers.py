@@ -21,6 +21,9 @@ ONLY = {
 RUNTIME_OPS = re.compile(r"tenon/ops/(sampling/|registry\.h)")
 RUNTIME_MODELS = "tenon/models/model.h"
 RUNTIME_LAYERS = re.compile(r"tenon/layers/(step|boundary)\.h")
+# A thread of its own kind has the process's stack size, no name, and throws when there is none.
+PLAIN_THREAD = re.compile(r"\bstd::(jthread|async|thread)\b(?!::)|\bpthread_create\b")
+THREAD_HOME = "tenon/core/thread.cc"
 DEVICE_HEADERS = re.compile(
     r"tenon/(core/[a-z0-9_]+\.h|gpu/[a-z0-9_]+\.h|comm/(device|slots|wait)\.h|ops/common/[a-z0-9_]+\.cuh)$")
 VENDOR = re.compile(r"^(cuda|hip|nccl\.h|mpi\.h|rccl)")
@@ -73,6 +76,8 @@ def check_file(path, text):
     lines = text.count("\n")
     if lines > MAX_LINES:
         complaints.append(f"has {lines} lines; the limit is {MAX_LINES}")
+    if path.startswith(("tenon/", "apps/")) and path != THREAD_HOME and PLAIN_THREAD.search(text):
+        complaints.append("starts a thread by itself; start_thread (tenon/core/thread.h) does")
     for kind, target in INCLUDE.findall(text):
         if kind == '"':
             if not target.startswith(("tenon/", "tests/", "apps/", "bindings/")):

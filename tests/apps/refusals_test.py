@@ -65,7 +65,7 @@ class Refusals(unittest.TestCase):
         for mode in ([], ["--processes"]):
             for context in ("100000000", ABSURD):
                 found = self.refused("run", "--demo", "--max-context", context, *mode)
-                self.assertIn(f"max_context is {context}; accepted", found)
+                self.assertIn(f'--max-context is "{context}"; accepted', found)
             model = self.model_of_long_contexts()
             found = self.refused("run", "--demo", "--quiet", "--model", model, "--max-context", "40000",
                                  "--max-batch", "4000", *mode)

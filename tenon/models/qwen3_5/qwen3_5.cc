@@ -58,6 +58,7 @@ class Decoder final : public Model {
  public:
   CacheLayout cache_layout() const override { return caches_; }
   int vocab_size() const override { return share_.vocab_width * share_.size; }
+  int num_ids() const override { return config_.vocab; }
   std::vector<std::int32_t> eos_ids() const override { return config_.eos_ids; }
   std::int64_t weight_bytes() const override { return weight_bytes_; }
   Result<LogitsShard> forward(const StepView& step, const CacheViews& caches,

@@ -30,7 +30,7 @@ inline constexpr int kHostScales = kHostChunk / kGemmBlock;
 inline constexpr int kLanes = 16;
 inline constexpr int kGroup = 4;  // columns that are worked on together
 
-// The working memory of a block, on its stack.
+// The working memory of a block: dynamic shared memory, for it is too large for a small stack.
 struct HostScratch {
   alignas(64) float x[kHostRows][kHostStride];
   alignas(64) float weight[kGroup][kHostStride];
