@@ -27,7 +27,8 @@ class Failures(unittest.TestCase):
         os.kill(child, number)
         begin = time.monotonic()
         _, errors = process.communicate(timeout=60)
-        self.assertLess(time.monotonic() - begin, 1.1 * self.DEADLINE_S + 3)  # + the team's patience
+        # The team's patience and a busy machine included; the usual deadline is 30 s.
+        self.assertLess(time.monotonic() - begin, self.DEADLINE_S + 17)
         self.assertEqual(process.returncode, 1, errors)  # an error, not a signal
         self.assertIn("rank 1", errors)
         self.assertFalse(os.path.exists(f"/proc/{child}"), "a rank was left behind")
