@@ -17,6 +17,8 @@ using tenon::collectives::kGatherGenerations;
 using tenon::collectives::kMaxFlags;
 using tenon::collectives::kVectorBytes;
 
+constexpr std::uint64_t kAllReduceNote = 0xa11;  // no op's number
+
 constexpr int kMaxThreads = kWave == 1 ? 1 : 512;
 
 // The counters of all_gather in TeamView::state; those of all_reduce are comm/slots.h's.
@@ -36,6 +38,7 @@ struct Args {
   // no rank is everybody's first.
   std::byte* to[kMaxRanks - 1];
   bool whole_waves;  // all_reduce: lanes of a wave have as many vectors as each other
+  Note note;         // all_reduce
 };
 
 // --- any bytes as vectors ---------------------------------------------------------------------
@@ -68,9 +71,9 @@ TENON_DEVICE void store_bytes(std::uint8_t* at, Word4 value, std::uint64_t valid
 struct Lane {
   std::uint32_t first, stride;
 };
-TENON_DEVICE Lane own_lane() {
+TENON_DEVICE Lane own_lane(int blocks) {
   return {static_cast<std::uint32_t>(block_id() * block_threads() + thread_id()),
-          static_cast<std::uint32_t>(grid_blocks() * block_threads())};
+          static_cast<std::uint32_t>(blocks * block_threads())};
 }
 
 // One chunk: `bytes` of the call from `begin` on, as vectors of 16.
@@ -167,7 +170,8 @@ all_reduce_kernel(TENON_ARGS(Args) args) {
   enter<Sound>();
   Call call = begin_call<Sound>(args.team);
   const TeamView& team = args.team;
-  const Lane lane = own_lane();
+  if (exchange_notes<Sound>(team, call, args.note, num_chunks(args))) return;
+  const Lane lane = own_lane(grid_blocks() - 1);
   for (std::uint64_t begin = 0; begin < args.bytes; begin += args.slot_bytes) {
     if (begin > 0) next_generation<Sound>(call);
     const Chunk chunk = chunk_at(args, begin);
@@ -199,7 +203,7 @@ TENON_DEVICE std::byte* payload(const Args& args, std::uint32_t generation, int 
 }
 
 TENON_DEVICE void push_bytes(const Args& args, const Chunk& chunk, std::uint32_t generation) {
-  const Lane lane = own_lane();
+  const Lane lane = own_lane(grid_blocks());
   const TeamView& team = args.team;
   std::uint8_t* own_part = args.out + static_cast<std::uint64_t>(team.rank) * args.bytes;
   for (std::uint32_t v = lane.first; v < chunk.vectors; v += lane.stride) {
@@ -214,7 +218,7 @@ TENON_DEVICE void push_bytes(const Args& args, const Chunk& chunk, std::uint32_t
 }
 
 TENON_DEVICE void take_bytes(const Args& args, const Chunk& chunk, std::uint32_t generation) {
-  const Lane lane = own_lane();
+  const Lane lane = own_lane(grid_blocks());
   const TeamView& team = args.team;
   for (int sender = 0; sender < team.size; ++sender) {
     if (sender == team.rank) continue;
@@ -280,12 +284,13 @@ LaunchShape shape_for(const Args& args) {
   const auto vectors = static_cast<int>((chunk + kVectorBytes - 1) / kVectorBytes);
   LaunchShape shape;
   shape.cooperative = true;
-  shape.early = !args.team.shares_device;
+  shape.early = args.team.may_start_early;
   const int wanted = (vectors + kWave - 1) / kWave * kWave;
   shape.threads = kWave == 1 ? 1 : wanted < kMaxThreads ? wanted : kMaxThreads;
   const int blocks = (vectors + shape.threads - 1) / shape.threads;
   // The kernel is compiled so that two of its largest blocks fit where one of 1024 threads does.
-  const int most = kKernelsAreOrdered ? 2 * args.team.max_blocks : args.team.max_blocks;
+  const int resident = kKernelsAreOrdered ? 2 * args.team.max_blocks : args.team.max_blocks;
+  const auto most = static_cast<int>(most_data_blocks(resident, args.team.size));
   shape.blocks = blocks < most ? blocks : most;
   return shape;
 }
@@ -315,7 +320,7 @@ Status launch_all_reduce(const Args& args, Stream& stream) {
   const bool whole = args.bytes % kVectorBytes == 0 &&
                      reinterpret_cast<std::uintptr_t>(args.in) % kVectorBytes == 0 &&
                      reinterpret_cast<std::uintptr_t>(args.out) % kVectorBytes == 0;
-  return launch(stream, shape_for(args),
+  return launch(stream, with_note_block(shape_for(args), args.team),
                 whole ? all_reduce_kernel<T, kRanks, true> : all_reduce_kernel<T, kRanks, false>,
                 args);
 }
@@ -342,6 +347,7 @@ Status all_reduce(const TeamView& team, const TensorView& in, const TensorView& 
   constexpr std::uint64_t kWaveBytes = std::uint64_t{kVectorBytes} * kWave;
   args.whole_waves = args.bytes % kWaveBytes == 0 &&
                      (args.bytes <= args.slot_bytes || args.slot_bytes % kWaveBytes == 0);
+  args.note = note_of(team, {kAllReduceNote, args.bytes}, args.bytes / args.row_bytes);
   if (in.dtype == DType::kBF16) return launch_all_reduce<bf16>(args, stream);
   return launch_all_reduce<f16>(args, stream);
 }

@@ -10,7 +10,8 @@
 //     and never with that value (sendable()). Words are compared as integers.
 //  2. Each word of a slot has one sender block and one taking thread per generation, and where it
 //     lies depends on its place in the chunk and its sender only, never on how much there is. A rank
-//     that comes with less is therefore missed by name, not misread.
+//     that comes with less is missed by name. One that comes with another shape may be misread;
+//     rule 9 finds it out.
 //  3. Whoever takes a word puts kNotArrived back at once (take()). So, between two calls of a rank,
 //     its slots hold nothing but what faster ranks have sent ahead, and no call needs to know the
 //     shape of an earlier one.
@@ -49,11 +50,21 @@
 //     not the count: 2^32 is no multiple of 3.
 //  8. A take that fails has recorded the fault and told every peer (give_up()). The thread then
 //     takes, clears and sends nothing any more; it only follows its block's barriers to the end.
+//  9. The last block of the grid has no data. It sends every peer a note, two words that tell the
+//     shape of the call, and compares the notes of the peers with its own: a rank that came with
+//     other rows, or another variant, is named on every rank that met it, even where words of it
+//     were taken for those of this call. Notes lie behind the slots, where every kernel looks for
+//     them, in four places by the number of the call; they are words of rules 1, 3 and 8. A rank
+//     sends the note of call c + 4 when it has taken that of c + 3 from every peer, hence when all
+//     peers have ended call c, in which they cleared that place.
 // clang-format on
 #pragma once
 
+#include <initializer_list>
+
 #include "tenon/comm/device.h"
 #include "tenon/comm/wait.h"
+#include "tenon/gpu/runtime.h"
 
 namespace tenon::TENON_TARGET {
 
@@ -160,11 +171,11 @@ TENON_DEVICE bool has_arrived(Word4 words) {
          (words.w != kNotArrived);
 }
 
-// Rule 8: what a thread does whose wait has ended badly.
-TENON_DEVICE void give_up(const TeamView& team, Call& call, Phase phase, int sender,
-                          std::uint32_t row, const Patience& patience) {
+// Rule 8: what a thread does whose wait has ended badly, or that met something else.
+TENON_DEVICE void give_up(const TeamView& team, Call& call, WaitEnd end, Phase phase, int sender,
+                          std::uint32_t row) {
   call.lost = true;
-  record_fault(team, patience.end, phase, sender, call.number, row);
+  record_fault(team, end, phase, sender, call.number, row);
 }
 
 // Where words of a sender lie, and what one thread does with them there. Ops that lay their words
@@ -191,7 +202,7 @@ TENON_DEVICE Word4 take(const TeamView& team, Call& call, Phase phase, int sende
       const bool waits = keeps_waiting(patience, team.abort_word[team.rank], team.deadline_ns);
       words = look(place);
       if (!waits && !has_arrived(words)) {
-        give_up(team, call, phase, sender, row, patience);
+        give_up(team, call, patience.end, phase, sender, row);
         break;
       }
     }
@@ -225,7 +236,7 @@ TENON_DEVICE void take_of_all(const TeamView& team, Call& call, Phase phase, Row
       for (int r = 0; r < kRanks; ++r)
         if (is_peer(r) && !has_arrived(words[r])) words[r] = look(place(r));
       if (!waits && missing() >= 0) {
-        give_up(team, call, phase, missing(), row(), patience);
+        give_up(team, call, patience.end, phase, missing(), row());
         break;
       }
     }
@@ -234,6 +245,74 @@ TENON_DEVICE void take_of_all(const TeamView& team, Call& call, Phase phase, Row
   TENON_UNROLL
   for (int r = 0; r < kRanks; ++r)
     if (Rules::kClears && !call.lost && is_peer(r)) clear(place(r));
+}
+
+// --- notes: rule 9 ------------------------------------------------------------------------------
+
+// What this rank tells its peers of a call, and where mailboxes keep it. Made by launches.
+struct Note {
+  std::uint32_t shape, rows;  // what decides where words lie; neither is kNotArrived
+  std::uint64_t at;           // of the notes, from a mailbox's beginning
+};
+// Host side. `shape` holds whatever decides a call's layout but its rows.
+inline Note note_of(const TeamView& team, std::initializer_list<std::uint64_t> shape,
+                    std::uint64_t rows) {
+  std::uint64_t hash = 14695981039346656037u;  // FNV-1a
+  for (const std::uint64_t each : shape) hash = (hash ^ each) * 1099511628211u;
+  return {static_cast<std::uint32_t>(hash >> 33), static_cast<std::uint32_t>(rows & 0x7fffffffu),
+          kNumSlots * slot_bytes(team.bytes)};
+}
+
+// The block that exchanges notes, for a shape that has blocks for data. It is resident with them on
+// devices where most_data_blocks() is heeded.
+inline LaunchShape with_note_block(LaunchShape shape, const TeamView& team) {
+  if (team.size > 1) ++shape.blocks;
+  return shape;
+}
+constexpr std::int64_t most_data_blocks(std::int64_t resident, int team_size) {
+  return team_size > 1 && resident > 1 ? resident - 1 : resident;
+}
+
+// Where `owner` keeps the note of `sender`.
+struct NotePlace {
+  std::byte* at;
+};
+TENON_DEVICE NotePlace note_place(const TeamView& team, const Call& call, const Note& note,
+                                  int owner, int sender) {
+  const std::uint32_t place =
+      call.number % kNotedCalls * kMaxRanks + static_cast<std::uint32_t>(sender);
+  return {team.base[owner] + note.at + place * kNoteBytes};
+}
+TENON_DEVICE Word4 look(const NotePlace& place) {
+  const Word2 words = load8_relaxed(place.at);
+  return {words.x, words.y, 0, 0};
+}
+TENON_DEVICE void clear(const NotePlace& place) {
+  store8_relaxed(place.at, {kNotArrived, kNotArrived});
+}
+
+// Every thread, behind begin_call(). True in the block that has notes and no data: it has done all
+// that it has to do, count_call() too. Blocks of the cpu run one after the other: the first sends
+// the notes there, so that they do not wait behind data that may never come.
+template <class Rules>
+TENON_DEVICE bool exchange_notes(const TeamView& team, Call& call, const Note& note,
+                                 std::uint32_t generations) {
+  if (team.size == 1) return false;
+  const int last = grid_blocks() - 1;
+  if (block_id() == (kWave == 1 ? 0 : last))
+    for (int peer = thread_id(); peer < team.size && !call.lost; peer += block_threads())
+      if (peer != team.rank)
+        store8_relaxed(note_place(team, call, note, peer, team.rank).at, {note.shape, note.rows});
+  if (block_id() != last) return false;
+  count_call<Rules>(team, call, generations);
+  for (int peer = thread_id(); peer < team.size; peer += block_threads()) {
+    if (peer == team.rank) continue;
+    const Word4 words = take<Rules>(team, call, Phase::kScatter, peer, kNoRow,
+                                    note_place(team, call, note, team.rank, peer), kNothing, false);
+    if (!call.lost && (words.x != note.shape || words.y != note.rows))
+      give_up(team, call, WaitEnd::kMismatch, Phase::kScatter, peer, words.y);
+  }
+  return true;
 }
 
 }  // namespace tenon::TENON_TARGET

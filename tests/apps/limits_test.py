@@ -4,12 +4,14 @@
 Every start ends with success, or with an exit code and one sentence: never by a signal, never with
 two complaints, and within its deadline. Needs models/tiny.
 """
+import json
 import os
 import pathlib
 import re
 import resource
 import subprocess
 import sys
+import tempfile
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -70,7 +72,15 @@ class Limits(unittest.TestCase):
         self.assertTrue(any(found.values()))
 
     def test_caches_that_do_not_fit_say_how_large_they_are(self):
-        code, complaint = run({resource.RLIMIT_AS: 700 * MIB}, "--max-context", "200000")
+        with tempfile.TemporaryDirectory() as model:  # models/tiny, but for longer contexts
+            for path in (ROOT / "models/tiny").iterdir():
+                os.symlink(path, pathlib.Path(model) / path.name)
+            config = pathlib.Path(model) / "config.json"
+            longer = json.loads(config.read_text())
+            longer["text_config"]["max_position_embeddings"] = 1 << 20
+            config.unlink()
+            config.write_text(json.dumps(longer))
+            code, complaint = run({resource.RLIMIT_AS: 700 * MIB}, "--model", model, "--max-context", "200000")
         self.one_sentence(code, complaint)
         self.assertRegex(complaint, r"max_context 200000 with max_batch 16 asks for \d+ MB of caches on "
                                     r"each rank, of which \d+ MB could be had; accepted are smaller")

@@ -66,6 +66,9 @@ class Refusals(unittest.TestCase):
             for context in ("100000000", ABSURD):
                 found = self.refused("run", "--demo", "--max-context", context, *mode)
                 self.assertIn(f'--max-context is "{context}"; accepted', found)
+            found = self.refused("run", "--demo", "--quiet", "--max-context", "4097", *mode)
+            self.assertIn('max_context is 4097 but the checkpoint\'s "max_position_embeddings" is 4096; '
+                          "accepted: at most that many", found)
             model = self.model_of_long_contexts()
             found = self.refused("run", "--demo", "--quiet", "--model", model, "--max-context", "40000",
                                  "--max-batch", "4000", *mode)

@@ -48,15 +48,18 @@ one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   hold_all(norm, quant);
   hold(place);
   if (thread_id() % kWave == 0) {
-    prefetch(args.partial + (has_row ? row : 0) * args.partial_stride + run.first * 16);
-    prefetch(norm.residual + run.first * 16);
-    prefetch(weights_at(norm, run.first));
+    if (run.count > 0) {  // others have no vector: run.first lies behind the row
+      prefetch(args.partial + (has_row ? row : 0) * args.partial_stride + run.first * 16);
+      prefetch(norm.residual + run.first * 16);
+      prefetch(weights_at(norm, run.first));
+      prefetch(at_unit(args.mine, place + static_cast<std::uint32_t>(run.first)));
+    }
     prefetch(counters(args.team, row));
-    prefetch(at_unit(args.mine, place + static_cast<std::uint32_t>(run.first)));
   }
   enter<Rules>();
   const auto own = load_own<kMaxRun>(args, has_row ? row : 0);
   Call call = begin_call<Rules>(args.team);
+  if (exchange_notes<Rules>(args.team, call, args.note, 1)) return;
   if (!has_row) return count_call<Rules>(args.team, call, 1);
   const std::uint32_t entry = in_mailbox(args, call, place);
   send_part<Wire, Rules, kRanks>(args, call, row, entry, own);
@@ -75,8 +78,11 @@ one_shot_kernel(TENON_ARGS(FusedArgs) args) {
   const QuantSpec call_quant = usual_or_not<kUsual>(args.quant);
   enter<Rules>();
   Call call = begin_call<Rules>(args.team);
+  if (exchange_notes<Rules>(args.team, call, args.note,
+                            static_cast<std::uint32_t>(args.num_generations)))
+    return;
   const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
-  const int stride = grid_blocks();
+  const int stride = args.workers;
   int turn = 0;
   for (int first = 0; first < args.rows; first += args.chunk) {
     if (first > 0) next_generation<Rules>(call);
