@@ -375,7 +375,7 @@ class Bench(unittest.TestCase):
         self.assertEqual(ends[-1], "INT64_MAX")
         self.assertEqual(ends[:-1], sorted(ends[:-1], key=int))
         for line in lines:
-            self.assertRegex(line, rf'"({"|".join(self.CHOICES)})"\)$')
+            self.assertRegex(line, rf'"({"|".join(self.CHOICES)})", "\d{{4}}-\d\d-\d\d", ""\)$')
 
     def test_ratios_against_a_baseline(self):
         shapes = ["--rows", "1,2", "--hidden", "256"]
