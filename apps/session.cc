@@ -1,7 +1,5 @@
 #include "apps/session.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -10,6 +8,7 @@
 #include <tuple>
 
 #include "apps/options.h"
+#include "apps/progress.h"
 #include "apps/team.h"
 #include "tenon/comm/bootstrap.h"
 #include "tenon/core/env.h"
@@ -25,16 +24,6 @@ Result<int> stage_of(const std::string& text) {
   if (text == "1" || text == "2" || text == "3") return text[0] - '0';
   return Status::error(Code::kInvalidArgument,
                        "--force-stage is \"" + text + "\"; accepted are auto, 1, 2, 3 and mixed");
-}
-
-// A line that keeps saying how far the load is, on a terminal only.
-void show_progress(std::int64_t done, std::int64_t total) {
-  if (isatty(STDERR_FILENO) == 0) return;
-  const double percent =
-      total == 0 ? 100.0 : 100.0 * static_cast<double>(done) / static_cast<double>(total);
-  std::fprintf(stderr, "\rloading %3.0f%% of %.1f MB", percent, static_cast<double>(total) / 1e6);
-  if (done >= total) std::fprintf(stderr, "\r%40s\r", "");
-  std::fflush(stderr);
 }
 
 Status check_directory(const std::string& path) {
@@ -70,7 +59,10 @@ Result<EngineOptions> engine_options(const SessionOptions& options) {
   out.transport = options.transport;
   out.deadline =
       options.deadline_ms > 0 ? std::chrono::milliseconds(options.deadline_ms) : env().deadline;
-  out.progress = show_progress;
+  out.progress = [line = std::make_shared<Progress>("loading", "loaded")](std::int64_t done,
+                                                                          std::int64_t total) {
+    line->update(static_cast<double>(done), static_cast<double>(total));
+  };
   TENON_TRY(Scheduler::check({out.max_batch, out.max_tokens_per_step, out.max_context}));
   TENON_TRY(check_directory(options.model));
   return out;
@@ -127,6 +119,7 @@ Result<std::unique_ptr<Session>> Session::open(const SessionOptions& options) {
   }
   if (launched || session->team_ != nullptr) {
     TENON_ASSIGN(const Launch launch, read_launch(variable));
+    Team::name_follower(launch.rank, launch.size);
     TENON_ASSIGN(wanted.bootstrap, socket_bootstrap(launch, wanted.deadline));
   }
   TENON_ASSIGN(session->engine_, Engine::open(wanted));
