@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 
 #include "tenon/core/status.h"
@@ -16,6 +17,8 @@ namespace tenon::apps {
 struct Command {
   CLI::App* app = nullptr;  // set by the parser when this one was chosen
   std::function<Status()> run;
+  // What the program ends with where run() was ok; null: 0.
+  std::shared_ptr<const int> exit_code = {};
 };
 
 Command add_run(CLI::App& parent);

@@ -58,8 +58,11 @@ Result<int> run(int argc, char** argv) {
     return cli.exit(end);
   }
   TENON_TRY(env_status());
-  for (const Command& command : commands)
-    if (command.app->parsed()) TENON_TRY(command.run());
+  for (const Command& command : commands) {
+    if (!command.app->parsed()) continue;
+    TENON_TRY(command.run());
+    if (command.exit_code != nullptr) return *command.exit_code;
+  }
   return 0;
 }
 

@@ -5,6 +5,7 @@
 #include <limits>
 #include <map>
 
+#include "apps/table.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/tuned.h"
 
 namespace tenon::apps {
