@@ -11,6 +11,7 @@
 #include "apps/options.h"
 #include "apps/session.h"
 #include "apps/table.h"
+#include "tenon/core/json.h"
 
 namespace tenon::apps {
 namespace {
@@ -43,13 +44,15 @@ std::string final_number(const std::string& text) {
 }
 
 Result<Problem> parse_problem(const std::string& line, const std::string& where) {
-  const auto json = nlohmann::json::parse(line, nullptr, false);
+  const auto parsed = parse_json(line);
   const auto bad = [&](const std::string& why) {
     return Status::error(Code::kIo,
                          where + " " + why +
                              "; accepted is an object with \"question\" and \"final\" or "
                              "an \"answer\" that ends in \"#### N\"");
   };
+  if (!parsed) return bad(std::string(parsed.status().message()));
+  const nlohmann::json& json = *parsed;
   if (!json.is_object()) return bad("is no JSON object");
   if (!json.contains("question") || !json["question"].is_string()) return bad("has no question");
   Problem problem{json["question"], {}};

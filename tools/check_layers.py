@@ -26,7 +26,7 @@ DEVICE_HEADERS = re.compile(
 VENDOR = re.compile(r"^(cuda|hip|nccl\.h|mpi\.h|rccl)")
 VENDOR_HOMES = ("tenon/gpu/vendor/", "tenon/comm/transport/", "tenon/comm/bootstrap/")
 LIBRARIES = {  # third-party headers and the only places that may name them
-    "nlohmann/": ("tenon/models/", "tenon/runtime/", "apps/", "tests/"),
+    "nlohmann/": ("tenon/core/json.", "tenon/models/", "tenon/runtime/", "apps/", "tests/"),
     "CLI/": ("apps/",),
     "boost/": ("apps/server/",),
     "pcre2": ("tenon/runtime/",),
