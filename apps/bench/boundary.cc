@@ -158,7 +158,7 @@ Status Rank::run_all() {
 
 // Tells how far the run is, and asks whether a signal came. All ranks get the same answer.
 Result<bool> Rank::goes_on(Shape shape, double share) {
-  const int signal = rank_ == 0 ? Interrupt::received() : 0;
+  const int signal = rank_ == 0 ? interrupted_by() : 0;
   if (rank_ == 0 && signal == 0)
     shared_.progress.update(weight_ + share * weight_of(shape), all_weight_,
                             std::to_string(shape.rows) + " x " + std::to_string(shape.hidden));
@@ -358,10 +358,10 @@ Status run(const BoundaryBench& asked, int* exit_code) {
     TENON_ASSIGN(baseline, read_baseline(asked.baseline_path, results.device.name));
     TENON_TRY(check_comparable(baseline, results));
   }
-  std::optional<Interrupt> interrupt;
+  std::optional<Interruptible> interruptible;
   {
     TENON_ASSIGN(Files files, open_files(results.options));
-    interrupt.emplace();
+    interruptible.emplace();
     const Status ran = run_ranks(shared);
     results.complete = ran && results.complete;
     if (!results.complete) say_incomplete(results);
@@ -378,7 +378,8 @@ Status run(const BoundaryBench& asked, int* exit_code) {
     if (results.complete) TENON_TRY(found);
     if (results.complete && !found->slower.empty()) *exit_code = 1;
   }
-  Interrupt::act();  // the files are closed
+  std::fflush(stdout);
+  end_if_interrupted();  // the files are closed
   return Status::ok();
 }
 
