@@ -25,5 +25,6 @@ Command add_run(CLI::App& parent);
 Command add_eval(CLI::App& parent);
 Command add_bench(CLI::App& parent);
 Command add_env(CLI::App& parent);
+Command add_inspect(CLI::App& parent);
 
 }  // namespace tenon::apps

@@ -51,7 +51,8 @@ void complain(const Status& status) {
 Result<int> run(int argc, char** argv) {
   CLI::App cli("tenon: fused tensor-parallel boundaries, and Qwen3.5-FP8 served through them");
   cli.require_subcommand(1);
-  const Command commands[] = {add_run(cli), add_eval(cli), add_bench(cli), add_env(cli)};
+  const Command commands[] = {add_run(cli), add_eval(cli), add_bench(cli), add_env(cli),
+                              add_inspect(cli)};
   try {
     cli.parse(argc, argv);
   } catch (const CLI::ParseError& end) {
