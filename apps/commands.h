@@ -26,5 +26,8 @@ Command add_eval(CLI::App& parent);
 Command add_bench(CLI::App& parent);
 Command add_env(CLI::App& parent);
 Command add_inspect(CLI::App& parent);
+// For shells and packagers; help does not list them.
+Command add_completion(CLI::App& parent);
+Command add_man(CLI::App& parent);
 
 }  // namespace tenon::apps

@@ -7,10 +7,13 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "apps/answer.h"
 #include "apps/commands.h"
+#include "apps/interrupt.h"
 #include "apps/options.h"
 #include "apps/session.h"
 #include "apps/table.h"
+#include "apps/version.h"
 #include "tenon/core/json.h"
 
 namespace tenon::apps {
@@ -21,11 +24,16 @@ struct Options {
   std::string file;  // empty: eval.jsonl of the model
   int limit = 0;     // 0: all
   int max_new_tokens = 256;
-  bool json = false;
+  bool json = false, verbose = false;
 };
 
 struct Problem {
   std::string question, final;
+};
+
+struct Outcome {
+  std::vector<std::int32_t> tokens;  // without the end-of-sequence token
+  bool finished = false;             // false where a signal came first
 };
 
 // The number after the last "####", without commas and blanks; empty when there is none.
@@ -73,7 +81,7 @@ Result<std::vector<Problem>> read_problems(const std::string& path, int limit) {
   for (std::string line; std::getline(file, line);) {
     ++number;
     if (limit > 0 && static_cast<int>(problems.size()) == limit) break;
-    if (line.empty()) continue;
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     TENON_ASSIGN(auto problem,
                  parse_problem(line, "line " + std::to_string(number) + " of \"" + path + "\""));
     problems.push_back(std::move(problem));
@@ -82,12 +90,20 @@ Result<std::vector<Problem>> read_problems(const std::string& path, int limit) {
   return problems;
 }
 
-// Drawn tokens in the order of the problems, without the end-of-sequence token.
-Result<std::vector<std::vector<std::int32_t>>> answer_all(Session& session,
-                                                          const std::vector<Problem>& problems,
-                                                          const Options& options) {
+// One line on a terminal; elsewhere a line for every tenth, so that logs show that it is alive.
+void show_progress(std::size_t done, std::size_t total) {
+  const bool screen = isatty(STDERR_FILENO) != 0;
+  if (!screen && done * 10 / total == (done - 1) * 10 / total) return;
+  std::fprintf(stderr, "%seval words: %zu of %zu%s", screen ? "\r" : "", done, total,
+               screen ? "" : "\n");
+  if (screen && done == total) std::fprintf(stderr, "\r%40s\r", "");
+}
+
+// In the order of the problems. A signal ends it early.
+Result<std::vector<Outcome>> answer_all(Session& session, const std::vector<Problem>& problems,
+                                        const Options& options) {
   std::map<RequestId, std::size_t> place;
-  std::vector<std::vector<std::int32_t>> tokens(problems.size());
+  std::vector<Outcome> outcomes(problems.size());
   SamplingParams sampling;
   sampling.max_tokens = options.max_new_tokens;
   for (std::size_t i = 0; i < problems.size(); ++i) {
@@ -96,18 +112,75 @@ Result<std::vector<std::vector<std::int32_t>>> answer_all(Session& session,
     place[id] = i;
   }
   std::size_t done = 0;
-  while (!session.engine().idle()) {
+  while (!session.engine().idle() && interrupted_by() == 0) {
     TENON_ASSIGN(const auto events, session.engine().step());
     for (const TokenEvent& event : events) {
-      if (event.finish != Finish::kStop) tokens[place.at(event.id)].push_back(event.token);
+      Outcome& outcome = outcomes[place.at(event.id)];
+      if (event.token >= 0 && event.finish != Finish::kStop) outcome.tokens.push_back(event.token);
       if (event.finish == Finish::kNone) continue;
+      outcome.finished = true;
       ++done;
-      if (isatty(STDERR_FILENO) != 0)
-        std::fprintf(stderr, "\reval words: %zu of %zu", done, problems.size());
+      if (!options.session.quiet) show_progress(done, problems.size());
     }
   }
-  if (isatty(STDERR_FILENO) != 0) std::fprintf(stderr, "\r%40s\r", "");
-  return tokens;
+  if (interrupted_by() != 0 && isatty(STDERR_FILENO) != 0) std::fputs("\n", stderr);
+  return outcomes;
+}
+
+struct Score {
+  int correct = 0, finished = 0;
+  std::vector<std::string> answers;  // the final numbers; empty where there is none
+  std::vector<std::size_t> wrong;    // which of the finished ones
+};
+
+Score score(const Session& session, const std::vector<Problem>& problems,
+            const std::vector<Outcome>& outcomes) {
+  Score out;
+  for (std::size_t i = 0; i < problems.size(); ++i) {
+    out.answers.push_back(final_number(session.tokenizer().decode(outcomes[i].tokens)));
+    if (!outcomes[i].finished) continue;
+    ++out.finished;
+    if (out.answers[i] == problems[i].final) {
+      ++out.correct;
+    } else {
+      out.wrong.push_back(i);
+    }
+  }
+  return out;
+}
+
+void print_json(const Options& options, const Session& session, const Score& score,
+                const std::vector<Outcome>& outcomes, const EngineStats& stats) {
+  nlohmann::ordered_json tokens = nlohmann::ordered_json::array();
+  for (const Outcome& each : outcomes) tokens.push_back(each.tokens);
+  const nlohmann::ordered_json out{
+      {"correct", score.correct},         {"total", outcomes.size()},
+      {"finished", score.finished},       {"finish", interrupted_by() != 0 ? "interrupted" : "all"},
+      {"answers", score.answers},         {"tokens", tokens},
+      {"load_s", session.load_seconds()}, {"decode_tokens_per_s", decode_rate(stats)},
+      {"model", options.session.model},   {"tp", options.session.tp},
+      {"target", options.session.device}, {"transport", stats.transport},
+      {"version", version_name()}};
+  std::printf("%s\n",
+              out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
+}
+
+void print_wrong(const std::vector<Problem>& problems, const Score& score) {
+  for (const std::size_t i : score.wrong)
+    std::printf("wrong: problem %zu, expected %s, found %s: %s\n", i + 1, problems[i].final.c_str(),
+                score.answers[i].empty() ? "no number" : score.answers[i].c_str(),
+                problems[i].question.c_str());
+  if (!score.wrong.empty()) std::printf("\n");
+}
+
+void print_table(const Options& options, const Score& score, const EngineStats& stats) {
+  Table table({"model", "tp", "correct", "total", "exact match", "decode tokens/s"});
+  const int total = score.finished;
+  table.add({options.session.model, std::to_string(options.session.tp),
+             std::to_string(score.correct), std::to_string(total),
+             total == 0 ? "none" : fixed(100.0 * score.correct / total, 1) + "%",
+             fixed(decode_rate(stats), 1)});
+  std::printf("%s", table.text().c_str());
 }
 
 Status run(const Options& options) {
@@ -117,30 +190,19 @@ Status run(const Options& options) {
   TENON_ASSIGN(const auto problems, read_problems(path, options.limit), "eval words");
   TENON_ASSIGN(auto session, Session::open(options.session));
   if (session == nullptr) return Status::ok();  // a follower
-  TENON_ASSIGN(const auto tokens, answer_all(*session, problems, options));
-  int correct = 0;
-  nlohmann::json answers = nlohmann::json::array();
-  for (std::size_t i = 0; i < problems.size(); ++i) {
-    const std::string found = final_number(session->tokenizer().decode(tokens[i]));
-    correct += found == problems[i].final ? 1 : 0;
-    answers.push_back(found);
-  }
-  const auto total = static_cast<int>(problems.size());
+  const Interruptible interruptible;
+  TENON_ASSIGN(const auto outcomes, answer_all(*session, problems, options));
+  const Score found = score(*session, problems, outcomes);
   const EngineStats stats = session->engine().stats();
   if (options.json) {
-    const nlohmann::json out{
-        {"correct", correct}, {"total", total}, {"answers", answers}, {"tokens", tokens}};
-    std::printf("%s\n", out.dump(2).c_str());
+    print_json(options, *session, found, outcomes, stats);
     return Status::ok();
   }
-  Table table({"model", "tp", "correct", "total", "exact match", "decode tokens/s"});
-  table.add({options.session.model, std::to_string(options.session.tp), std::to_string(correct),
-             std::to_string(total), fixed(100.0 * correct / total, 1) + "%",
-             fixed(stats.decode_seconds > 0
-                       ? static_cast<double>(stats.decode_tokens) / stats.decode_seconds
-                       : 0.0,
-                   1)});
-  std::printf("%s", table.text().c_str());
+  if (options.verbose) print_wrong(problems, found);
+  print_table(options, found, stats);
+  if (interrupted_by() != 0)
+    std::fprintf(stderr, "interrupted: %d of %zu problems are finished\n", found.finished,
+                 problems.size());
   return Status::ok();
 }
 
@@ -148,20 +210,30 @@ Status run(const Options& options) {
 
 Command add_eval(CLI::App& parent) {
   auto options = std::make_shared<Options>();
-  options->session.chat = true;
+  options->session.chat = Chat::kOn;
   CLI::App* eval = parent.add_subcommand("eval", "score a model");
   eval->require_subcommand(1);
   CLI::App* app = eval->add_subcommand("words", "exact match on held-out word problems, greedy");
-  add_session_options(*app, options->session);
   app->add_option("--file", options->file,
-                  "problems, one JSON object a line; default: the model's");
-  app->add_option("--limit", options->limit, "only the first so many; 0 means all")
+                  "problems, one JSON object a line; default: eval.jsonl of the model")
+      ->type_name("FILE")
+      ->group("Problems");
+  app->add_option("--limit", options->limit, "only the first so many; 0: all")
       ->capture_default_str()
-      ->check(whole_number(0, kMaxCount));
-  app->add_option("--max-new-tokens", options->max_new_tokens)
+      ->check(whole_number(0, kMaxCount))
+      ->group("Problems");
+  app->add_option("--max-new-tokens", options->max_new_tokens, "the longest answer")
       ->capture_default_str()
-      ->check(whole_number(1, kMaxCount));
-  app->add_flag("--json", options->json, "print one JSON object and nothing else");
+      ->check(whole_number(1, kMaxCount))
+      ->group("Problems");
+  add_session_options(*app, options->session);
+  app->add_flag("--json", options->json, "print one JSON object, in one line, instead of a table")
+      ->group("Output");
+  app->add_flag("--verbose", options->verbose, "list the wrong answers")->group("Output");
+  app->add_flag("--quiet", options->session.quiet, "no progress")->group("Output");
+  app->footer(
+      "Ctrl-C ends it with the score of the problems that are finished.\n\n"
+      "  tenon eval words --limit 50 --verbose");
   return {eval, [options] { return run(*options); }};
 }
 

@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "apps/rank_threads.h"
+#include "apps/version.h"
 #include "tenon/comm/bootstrap.h"
 #include "tenon/comm/communicator.h"
 #include "tenon/comm/transport.h"
@@ -18,10 +19,6 @@
 #include "tenon/core/env.h"
 #include "tenon/gpu/runtime.h"
 #include "tenon/ops/registry.h"
-#if __has_include("apps/version.h")
-#include "apps/version.h"
-#define TENON_HAS_VERSION 1
-#endif
 
 namespace tenon::apps {
 namespace {
@@ -42,22 +39,15 @@ Result<int> num_devices(Target target) {
 
 std::vector<NamedText> look_at_build() {
   std::vector<NamedText> found;
-#ifdef TENON_HAS_VERSION
   found.push_back({"version", kBuildInfo.version});
   found.push_back(
       {"commit", std::string(kBuildInfo.commit) + (kBuildInfo.modified ? ", modified" : "")});
   found.push_back({"build", kBuildInfo.build});
   found.push_back({"compiler", kBuildInfo.compiler});
-#else
-  found.push_back({"compiler", __VERSION__});
-#endif
 #ifdef TENON_CUDA_VERSION
   found.push_back({"CUDA toolkit", TENON_CUDA_VERSION});
 #endif
-  std::string targets;
-  for (const Target target : kTargets)
-    if (backend(target)) targets += (targets.empty() ? "" : ", ") + std::string(name(target));
-  found.push_back({"targets", targets});
+  found.push_back({"targets", kBuildInfo.targets});
   return found;
 }
 

@@ -9,7 +9,10 @@
 #include <cstring>
 
 #include "apps/commands.h"
+#include "apps/interrupt.h"
 #include "apps/team.h"
+#include "apps/usage.h"
+#include "apps/version.h"
 #include "tenon/comm/bootstrap.h"
 #include "tenon/core/env.h"
 #include "tenon/core/guard.h"
@@ -47,16 +50,33 @@ void complain(const Status& status) {
   std::fprintf(stderr, "tenon: %s%s\n", rank.c_str(), status.to_string().c_str());
 }
 
-// The exit code of a command line that CLI11 ends (help, or an error), or 0 after the command ran.
+// 0: it did what was asked. 1: it failed. 2: what was asked cannot be.
+constexpr int kFailed = 1, kUsage = 2;
+
+int exit_code_of(const Status& status) {
+  if (status) return 0;
+  return status.code() == Code::kInvalidArgument ? kUsage : kFailed;
+}
+
+// The exit code of a command line that the parser ends (help, or a refusal), or 0 after the command
+// ran.
 Result<int> run(int argc, char** argv) {
-  CLI::App cli("tenon: fused tensor-parallel boundaries, and Qwen3.5-FP8 served through them");
+  CLI::App cli("tenon: fused tensor-parallel boundaries, and Qwen3.5-FP8 served through them",
+               "tenon");
+  set_help_format(cli);
+  cli.set_version_flag("--version", version_text, "say which build this is");
+  cli.footer(
+      "tenon VERB --help says more. Exit codes: 0 it worked, 1 it failed, 2 the command line is "
+      "wrong;\na signal ends it as ever.");
   cli.require_subcommand(1);
-  const Command commands[] = {add_run(cli), add_eval(cli), add_bench(cli), add_env(cli),
-                              add_inspect(cli)};
+  const Command commands[] = {add_run(cli),     add_eval(cli),       add_bench(cli), add_env(cli),
+                              add_inspect(cli), add_completion(cli), add_man(cli)};
   try {
     cli.parse(argc, argv);
   } catch (const CLI::ParseError& end) {
-    return cli.exit(end);
+    if (end.get_exit_code() == 0) return cli.exit(end);
+    std::fprintf(stderr, "tenon: %s\n", refusal(cli, end).c_str());
+    return kUsage;
   }
   TENON_TRY(env_status());
   for (const Command& command : commands) {
@@ -68,15 +88,16 @@ Result<int> run(int argc, char** argv) {
 }
 
 int run_and_report(int argc, char** argv) {
+  if (Team::has_leader()) leave_signals_to_leader();
   auto exit_code = guarded([&]() -> Result<int> {
     TENON_TRY(check_standard_streams());
     return run(argc, argv);
   });
   const Status flushed = flush_output();
   if (exit_code && *exit_code == 0 && !flushed) exit_code = flushed;
-  if (exit_code) return *exit_code;
-  complain(exit_code.status());
-  return 1;
+  if (!exit_code) complain(exit_code.status());
+  end_if_interrupted();
+  return exit_code ? *exit_code : exit_code_of(exit_code.status());
 }
 
 }  // namespace

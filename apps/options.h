@@ -1,12 +1,17 @@
-// Checks of command-line values that several subcommands share.
+// Checks of command-line values, and lists of what they may be, that several subcommands share.
 #pragma once
 
 #include <CLI/CLI.hpp>
 #include <charconv>
 #include <cstdint>
+#include <cstdlib>
+#include <sstream>
 #include <string>
+#include <vector>
 
 namespace tenon::apps {
+
+inline constexpr std::uint64_t kMaxCount = INT32_MAX;
 
 // Accepts the whole numbers from `low` to `high`.
 inline CLI::Validator whole_number(std::uint64_t low, std::uint64_t high) {
@@ -18,9 +23,46 @@ inline CLI::Validator whole_number(std::uint64_t low, std::uint64_t high) {
     if (error == std::errc() && stop == end && value >= low && value <= high) return std::string();
     return "is \"" + text + "\"; accepted are whole numbers from " + range;
   };
-  return CLI::Validator(check, range);
+  // What help shows: no bound where there is none that anybody would meet.
+  return CLI::Validator(check, high < kMaxCount ? range : std::to_string(low) + " or more");
 }
 
-inline constexpr std::uint64_t kMaxCount = INT32_MAX;
+// Accepts the numbers from `low` to `high`, without `low` itself where it is open.
+inline CLI::Validator number(double low, double high, bool open = false) {
+  std::ostringstream range;
+  range << (open ? "above " : "") << low << " to " << high;
+  const auto check = [low, high, open, range = range.str()](std::string& text) {
+    char* stop = nullptr;
+    const double value = std::strtod(text.c_str(), &stop);
+    const bool whole = !text.empty() && stop == text.c_str() + text.size();
+    if (whole && (open ? value > low : value >= low) && value <= high) return std::string();
+    return "is \"" + text + "\"; accepted are numbers from " + range;
+  };
+  return CLI::Validator(check, range.str());
+}
+
+// "a, b or c"
+inline std::string listed(const std::vector<std::string>& names, const std::string& last) {
+  std::string text;
+  for (std::size_t i = 0; i < names.size(); ++i)
+    text += (i == 0 ? "" : i + 1 == names.size() ? " " + last + " " : ", ") + names[i];
+  return text;
+}
+
+inline std::vector<std::string> target_names() {
+  return {
+#define TENON_TARGET_ENTRY(enumerator, space, folder, wave) #space,
+#include "tenon/core/targets.def"
+#undef TENON_TARGET_ENTRY
+  };
+}
+
+inline std::vector<std::string> transport_names() {
+  return {
+#define TENON_TRANSPORT(name) #name,
+#include "tenon/comm/transports.def"
+#undef TENON_TRANSPORT
+  };
+}
 
 }  // namespace tenon::apps

@@ -1,96 +1,109 @@
-// tenon run: one prompt, its answer streamed, and how every boundary ran.
+// tenon run: one prompt, its answer streamed to standard output, and how every boundary ran on
+// standard error. On a terminal and without a prompt: a chat.
+#include <signal.h>
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
-#include <chrono>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "apps/answer.h"
+#include "apps/chat.h"
 #include "apps/commands.h"
+#include "apps/interrupt.h"
 #include "apps/options.h"
 #include "apps/session.h"
 #include "apps/table.h"
+#include "apps/version.h"
 
 namespace tenon::apps {
 namespace {
 
-// Answered as a chat where no prompt is given.
+// What --demo asks.
 constexpr const char* kQuestion =
     "Tom has 3 boxes of 12 pencils. He gives 8 to his sister. How many pencils are left?";
 
 struct Options {
   SessionOptions session;
   SamplingParams sampling;
-  std::optional<std::string> prompt;
-  bool json = false;
+  std::optional<std::string> prompt;  // as given: "-" and "@FILE" name where it is
+  std::string prompt_file, system;
+  std::vector<std::string> stops;
+  bool demo = false, json = false, chat = false, raw = false;
 };
 
-struct Answer {
+// The text without the newline that editors and echo put at its end.
+Result<std::string> read_prompt(std::FILE* file, const std::string& name) {
   std::string text;
-  std::vector<std::int32_t> tokens;
-  Finish finish = Finish::kNone;
-  double first_token_ms = 0;
-};
+  char bytes[4096];
+  for (std::size_t got; (got = std::fread(bytes, 1, sizeof bytes, file)) > 0;)
+    text.append(bytes, got);
+  if (std::ferror(file) != 0)
+    return Status::error(Code::kIo,
+                         "cannot read the prompt in " + name + ": " + std::strerror(errno));
+  if (text.ends_with('\n')) text.pop_back();
+  if (text.ends_with('\r')) text.pop_back();
+  if (text.empty())
+    return Status::error(Code::kInvalidArgument,
+                         name + " holds no prompt; accepted are a text in it, or --prompt TEXT");
+  return text;
+}
 
-Result<Answer> generate(Session& session, const Options& options) {
-  const std::string& text = *options.prompt;
-  TENON_ASSIGN(auto prompt, session.prompt(text));
-  const auto begin = std::chrono::steady_clock::now();
-  TENON_TRY(session.engine().submit(std::move(prompt), options.sampling));
-  if (!options.json) std::printf("%s%s", text.c_str(), options.session.chat ? "\n\n" : "");
-  StreamingDetokenizer detokenizer(session.tokenizer());
-  Answer answer;
-  const auto show = [&](const std::string& part) {
-    answer.text += part;
-    if (options.json) return;
-    std::fwrite(part.data(), 1, part.size(), stdout);
-    std::fflush(stdout);
+Result<std::string> read_prompt_file(const std::string& path) {
+  const std::string name = "\"" + path + "\"";
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"),
+                                                             std::fclose);
+  if (file == nullptr)
+    return Status::error(Code::kIo,
+                         "cannot read the prompt in " + name + ": " + std::strerror(errno));
+  return read_prompt(file.get(), name);
+}
+
+// The prompt, or nothing for a chat.
+Result<std::optional<std::string>> find_prompt(const Options& options) {
+  using Found = std::optional<std::string>;
+  const auto found = [](Result<std::string> text) -> Result<Found> {
+    TENON_TRY(text);
+    return Found(*std::move(text));
   };
-  while (!session.engine().idle()) {
-    const auto events = session.engine().step();
-    if (!events) {
-      if (!options.json) std::printf("\n");  // ends the line that has begun
-      return events.status();
-    }
-    for (const TokenEvent& event : *events) {
-      if (answer.tokens.empty()) {
-        const std::chrono::duration<double, std::milli> passed =
-            std::chrono::steady_clock::now() - begin;
-        answer.first_token_ms = passed.count();
-      }
-      answer.tokens.push_back(event.token);
-      answer.finish = event.finish;
-      if (event.finish != Finish::kStop) show(detokenizer.push(event.token));
-    }
-  }
-  show(detokenizer.finish());
-  return answer;
+  if (!options.prompt_file.empty()) return found(read_prompt_file(options.prompt_file));
+  if (options.prompt && options.prompt->starts_with("@"))
+    return found(read_prompt_file(options.prompt->substr(1)));
+  if (options.prompt && *options.prompt != "-") return Found(*options.prompt);
+  if (!options.prompt && options.demo) return Found(kQuestion);
+  if (!options.prompt && isatty(STDIN_FILENO) != 0) return Found();
+  return found(read_prompt(stdin, "standard input"));
 }
 
-double decode_rate(const EngineStats& stats) {
-  return stats.decode_seconds > 0 ? static_cast<double>(stats.decode_tokens) / stats.decode_seconds
-                                  : 0.0;
+Result<std::vector<std::int32_t>> tokens_of(const Session& session, const Options& options,
+                                            const std::string& text) {
+  if (options.system.empty()) return session.prompt(text);
+  return session.chat({message_of("system", options.system), message_of("user", text)});
 }
 
-void report(const Options& options, const Answer& answer, const EngineStats& stats) {
+void report(const Options& options, const Answer& answer, const EngineStats& stats,
+            double load_seconds) {
   Table table({"site", "rows up to", "stage", "variant", "count", "why not a more fused stage"});
   for (const BoundaryUse& use : summarize(stats.boundaries))
     table.add({use.site, std::to_string(use.max_rows),
                std::to_string(static_cast<int>(use.stage)) + " " + std::string(name(use.stage)),
                use.variant, std::to_string(use.count),
                use.reason.empty() ? "it is the most fused" : use.reason});
-  std::printf("\n\n%s\n", table.text().c_str());
-  std::printf("%d ranks on %s over %s, %.1f MB of weights on each\n", options.session.tp,
-              options.session.device.c_str(), stats.transport.c_str(),
-              static_cast<double>(stats.weight_bytes) / 1e6);
-  std::printf(
-      "prompt %lld tokens, first token after %.1f ms; %zu tokens (%s), decode %.1f tokens/s\n",
-      static_cast<long long>(stats.prompt_tokens), answer.first_token_ms, answer.tokens.size(),
-      std::string(name(answer.finish)).c_str(), decode_rate(stats));
-  std::printf("last logits %s\n", hex(stats.logits_fingerprint).c_str());
+  std::fprintf(stderr, "\n%s\n", table.text().c_str());
+  std::fprintf(stderr, "%d ranks on %s over %s, %.1f MB of weights on each, loaded in %.2f s\n",
+               options.session.tp, options.session.device.c_str(), stats.transport.c_str(),
+               static_cast<double>(stats.weight_bytes) / 1e6, load_seconds);
+  std::fprintf(stderr, "%s\n", numbers_of(answer).c_str());
+  std::fprintf(stderr, "last logits %s\n", hex(stats.logits_fingerprint).c_str());
+  if (interrupted_by() != 0) std::fputs("interrupted\n", stderr);
 }
 
-void print_json(const Answer& answer, const EngineStats& stats) {
-  nlohmann::json boundaries = nlohmann::json::array();
+void print_json(const Options& options, const Answer& answer, const EngineStats& stats,
+                double load_seconds) {
+  nlohmann::ordered_json boundaries = nlohmann::ordered_json::array();
   for (const BoundaryUse& use : summarize(stats.boundaries))
     boundaries.push_back({{"site", use.site},
                           {"rows", use.max_rows},
@@ -98,58 +111,167 @@ void print_json(const Answer& answer, const EngineStats& stats) {
                           {"variant", use.variant},
                           {"reason", use.reason},
                           {"count", use.count}});
-  const nlohmann::json out{{"text", answer.text},
-                           {"tokens", answer.tokens},
-                           {"finish", name(answer.finish)},
-                           {"boundaries", boundaries},
-                           {"prompt_tokens", stats.prompt_tokens},
-                           {"first_token_ms", answer.first_token_ms},
-                           {"decode_tokens_per_s", decode_rate(stats)},
-                           {"logits_fingerprint", hex(stats.logits_fingerprint)}};
-  std::printf("%s\n", out.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+  nlohmann::ordered_json out{{"text", answer.text},
+                             {"tokens", answer.tokens},
+                             {"finish", answer.finish},
+                             {"boundaries", boundaries},
+                             {"prompt_tokens", answer.prompt_tokens},
+                             {"load_s", load_seconds},
+                             {"first_token_ms", 1e3 * answer.first_token_seconds},
+                             {"total_s", answer.total_seconds},
+                             {"prefill_tokens_per_s", answer.prefill_rate},
+                             {"decode_tokens_per_s", answer.decode_rate},
+                             {"logits_fingerprint", hex(stats.logits_fingerprint)},
+                             {"model", options.session.model},
+                             {"tp", options.session.tp},
+                             {"target", options.session.device},
+                             {"transport", stats.transport},
+                             {"version", version_name()}};
+  if (!answer.stop_string.empty()) out["stop_string"] = answer.stop_string;
+  std::printf("%s\n",
+              out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
+}
+
+Status answer_one(Session& session, const Options& options, const std::string& text) {
+  TENON_ASSIGN(auto prompt, tokens_of(session, options, text));
+  const bool quiet = options.session.quiet;
+  if (!quiet) std::fprintf(stderr, "%s%s", text.c_str(), session.chats() ? "\n\n" : "");
+  bool fresh_line = true;
+  const auto show = [&](std::string_view part) {
+    if (options.json) return;
+    std::fwrite(part.data(), 1, part.size(), stdout);
+    std::fflush(stdout);
+    fresh_line = part.ends_with('\n');
+  };
+  const Interruptible interruptible;
+  const auto found = answer(session, std::move(prompt), options.sampling, options.stops, show);
+  if (!fresh_line) show("\n");
+  TENON_TRY(found);
+  const EngineStats stats = session.engine().stats();
+  if (options.json) print_json(options, *found, stats, session.load_seconds());
+  if (!quiet) report(options, *found, stats, session.load_seconds());
+  if (quiet && !options.json && interrupted_by() != 0) std::fputs("interrupted\n", stderr);
+  return Status::ok();
+}
+
+Status check(const Options& options) {
+  TENON_TRY(check(options.session));
+  const auto refuse = [](const char* why) { return Status::error(Code::kInvalidArgument, why); };
+  if (options.prompt && !options.prompt_file.empty())
+    return refuse("--prompt and --prompt-file are both given; accepted is one of them");
+  if (!options.system.empty() && options.raw)
+    return refuse("--system needs the chat template, which --raw leaves out");
+  if (options.prompt && options.prompt->empty())
+    return refuse("--prompt is empty; accepted are texts of at least 1 byte");
+  for (const std::string& each : options.stops)
+    if (each.empty()) return refuse("--stop is \"\"; accepted are texts of at least 1 byte");
+  return Status::ok();
 }
 
 Status run(Options options) {
-  if (!options.prompt) {
-    options.prompt = kQuestion;
-    options.session.chat = true;
+  options.session.quiet |= options.json;
+  options.session.chat = options.raw ? Chat::kOff : options.chat ? Chat::kOn : Chat::kAuto;
+  // --system without a template is refused by whoever looks for it.
+  if (!options.system.empty()) options.session.chat = Chat::kOn;
+  TENON_TRY(check(options));
+  std::optional<std::string> text;
+  if (!follows_a_leader()) {
+    TENON_ASSIGN(text, find_prompt(options));
+    if (!text && options.json)
+      return Status::error(Code::kInvalidArgument,
+                           "--json needs a prompt; accepted are --prompt, --prompt-file, --demo "
+                           "and standard input that is no terminal");
+    if (!text && options.raw)
+      return Status::error(Code::kInvalidArgument,
+                           "--raw needs a prompt: a chat needs the template");
   }
   TENON_ASSIGN(auto session, Session::open(options.session));
   if (session == nullptr) return Status::ok();  // a follower: the leader has spoken
-  TENON_ASSIGN(const Answer answer, generate(*session, options));
-  const EngineStats stats = session->engine().stats();
-  if (options.json) {
-    print_json(answer, stats);
-  } else {
-    report(options, answer, stats);
-  }
-  return Status::ok();
+  if (text) return answer_one(*session, options, *text);
+  if (!session->chats())
+    return Status::error(Code::kInvalidArgument,
+                         "\"" + options.session.model +
+                             "\" has no chat template to chat with; accepted is a prompt, such as "
+                             "--prompt TEXT");
+  return chat(*session, {options.sampling, options.stops, options.system, options.session.quiet});
+}
+
+void add_prompt(CLI::App& app, Options& options) {
+  const char* group = "Prompt";
+  app.add_option("--prompt", options.prompt,
+                 "what to answer: a text, @FILE, or - for standard input. Without one: standard "
+                 "input, or a chat where that is a terminal")
+      ->group(group);
+  app.add_option("--prompt-file", options.prompt_file, "the same from a file")
+      ->type_name("FILE")
+      ->group(group);
+  app.add_flag("--demo", options.demo, "a word problem, where no prompt is given")->group(group);
+  app.add_option("--system", options.system, "a system prompt in front")->group(group);
+  auto* chat = app.add_flag("--chat", options.chat,
+                            "put the prompt into the checkpoint's chat template; what happens "
+                            "anyway where it has one")
+                   ->group(group);
+  app.add_flag("--raw,--no-chat", options.raw, "continue the text as it is")
+      ->excludes(chat)
+      ->group(group);
+}
+
+void add_sampling(CLI::App& app, Options& options) {
+  const char* group = "Sampling";
+  app.add_option("--max-new-tokens", options.sampling.max_tokens,
+                 "the longest answer; the context may end it earlier")
+      ->capture_default_str()
+      ->check(whole_number(1, kMaxCount))
+      ->group(group);
+  app.add_option("--temperature", options.sampling.temperature,
+                 "0 takes the likeliest token; higher is more random")
+      ->capture_default_str()
+      ->check(number(0, 100))
+      ->group(group);
+  app.add_option("--top-p", options.sampling.top_p,
+                 "draw from the likeliest tokens that have this much probability together")
+      ->capture_default_str()
+      ->check(number(0, 1, true))
+      ->group(group);
+  app.add_option("--top-k", options.sampling.top_k, "draw from so many likeliest tokens; 0: all")
+      ->capture_default_str()
+      ->check(whole_number(0, kMaxCount))
+      ->group(group);
+  app.add_option("--seed", options.sampling.seed,
+                 "of what is drawn: the same seed, the same answer")
+      ->capture_default_str()
+      ->check(whole_number(0, UINT64_MAX))
+      ->group(group);
+  app.add_option("--stop", options.stops,
+                 "a text that ends the answer, which does not show it; may be given again")
+      ->allow_extra_args(false)
+      ->group(group);
+  app.add_flag("--ignore-eos", options.sampling.ignore_eos,
+               "go on after the end of an answer, to --max-new-tokens")
+      ->group(group);
 }
 
 }  // namespace
 
 Command add_run(CLI::App& parent) {
   auto options = std::make_shared<Options>();
-  CLI::App* app = parent.add_subcommand("run", "answer one prompt and say how every boundary ran");
+  CLI::App* app =
+      parent.add_subcommand("run", "answer a prompt, or chat, and say how every boundary ran");
+  add_prompt(*app, *options);
   add_session_options(*app, options->session);
-  app->add_option("--prompt", options->prompt,
-                  "the text to continue, or with --chat to answer; default: a chat's word problem");
-  app->add_flag("--chat", options->session.chat,
-                "put the prompt into the checkpoint's chat template");
-  app->add_option("--max-new-tokens", options->sampling.max_tokens)
-      ->capture_default_str()
-      ->check(whole_number(1, kMaxCount));
-  app->add_option("--temperature", options->sampling.temperature, "0 is greedy")
-      ->capture_default_str();
-  app->add_option("--top-p", options->sampling.top_p)->capture_default_str();
-  app->add_option("--top-k", options->sampling.top_k, "0 means all")
-      ->capture_default_str()
-      ->check(whole_number(0, kMaxCount));
-  app->add_option("--seed", options->sampling.seed)
-      ->capture_default_str()
-      ->check(whole_number(0, UINT64_MAX));
-  app->add_flag("--ignore-eos", options->sampling.ignore_eos, "go on to --max-new-tokens");
-  app->add_flag("--json", options->json, "print one JSON object and nothing else");
+  add_sampling(*app, *options);
+  app->add_flag("--json", options->json, "print one JSON object, in one line, instead of text")
+      ->group("Output");
+  app->add_flag("--quiet", options->session.quiet, "the answer alone: no report, no progress")
+      ->group("Output");
+  app->footer(
+      "The answer goes to standard output, the report to standard error. Ctrl-C ends an answer "
+      "and\n"
+      "reports on what there is; a second one ends the program.\n\n"
+      "  tenon run                                   a chat\n"
+      "  tenon run --prompt \"How far is the moon?\"   one answer\n"
+      "  tenon run --tp 4 --quiet < question.txt     the same from a file, without the report\n"
+      "  tenon run --prompt @question.txt --json     for programs");
   return {app, [options] { return run(*options); }};
 }
 

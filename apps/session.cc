@@ -1,9 +1,9 @@
 #include "apps/session.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
 #include <map>
 #include <tuple>
 
@@ -18,53 +18,35 @@ namespace {
 
 constexpr int kMixedStages = 4;  // what models take for "one stage per site in turn"
 
-Result<int> stage_of(const std::string& text) {
+int stage_of(const std::string& text) {
   if (text == "auto") return 0;
-  if (text == "mixed") return kMixedStages;
-  if (text == "1" || text == "2" || text == "3") return text[0] - '0';
-  return Status::error(Code::kInvalidArgument,
-                       "--force-stage is \"" + text + "\"; accepted are auto, 1, 2, 3 and mixed");
-}
-
-Status check_directory(const std::string& path) {
-  std::error_code failed;
-  const auto found = std::filesystem::status(path, failed);
-  if (std::filesystem::is_directory(found)) return Status::ok();
-  std::string why = "no such directory";
-  if (std::filesystem::exists(found)) why = "is a file; accepted is the directory it lies in";
-  if (failed && found.type() != std::filesystem::file_type::not_found) why = failed.message();
-  return Status::error(Code::kIo, "--model \"" + path + "\": " + why);
+  return text == "mixed" ? kMixedStages : text[0] - '0';
 }
 
 Result<EngineOptions> engine_options(const SessionOptions& options) {
   EngineOptions out;
   out.model = options.model;
   out.tp = options.tp;
-  if (options.tp < 1 || options.tp > kMaxRanks)
-    return Status::error(Code::kInvalidArgument, "--tp is " + std::to_string(options.tp) +
-                                                     "; accepted are 1 to " +
-                                                     std::to_string(kMaxRanks));
   const auto target = target_named(options.device);
-  if (!target)
-    return Status::error(
-        Code::kInvalidArgument,
-        "--device is \"" + options.device + "\"; accepted are cuda, hip, cpu, emu32 and emu64");
+  TENON_CHECK(target.has_value());  // the command line has asked for one of the list
   out.target = *target;
   out.max_context = options.max_context;
   out.max_batch = options.max_batch;
   out.max_tokens_per_step = std::max(out.max_tokens_per_step, kPrefillQuantum + options.max_batch);
-  TENON_ASSIGN(out.force_stage, stage_of(options.force_stage));
+  out.force_stage = stage_of(options.force_stage);
   out.max_stage = options.max_stage;
   out.force_variant = options.variant;
   out.transport = options.transport;
   out.deadline =
       options.deadline_ms > 0 ? std::chrono::milliseconds(options.deadline_ms) : env().deadline;
-  out.progress = [line = std::make_shared<Progress>("loading", "loaded")](std::int64_t done,
-                                                                          std::int64_t total) {
-    line->update(static_cast<double>(done), static_cast<double>(total));
-  };
+  if (!options.quiet)
+    out.progress = [line = std::make_shared<Progress>("loading", "loaded")](std::int64_t done,
+                                                                            std::int64_t total) {
+      line->update(static_cast<double>(done), static_cast<double>(total));
+    };
   TENON_TRY(Scheduler::check({out.max_batch, out.max_tokens_per_step, out.max_context}));
-  TENON_TRY(check_directory(options.model));
+  TENON_TRY(check_checkpoint(options.model));
+  TENON_TRY(check_team(options.model, options.tp));
   return out;
 }
 
@@ -73,44 +55,71 @@ Result<EngineOptions> engine_options(const SessionOptions& options) {
 Status check(const SessionOptions& options) { return engine_options(options).status(); }
 
 void add_session_options(CLI::App& app, SessionOptions& options) {
-  app.add_option("--model", options.model, "directory of a Qwen3.5 checkpoint")
-      ->capture_default_str();
-  app.add_option("--tp", options.tp, "tensor-parallel ranks, 1 to 8")->capture_default_str();
-  app.add_option("--device", options.device, "target: see tenon env")->capture_default_str();
-  app.add_option("--max-context", options.max_context, "prompt and answer of one sequence")
+  app.add_option("--model", options.model,
+                 "a checkpoint's directory: config.json, tokenizer.json, *.safetensors")
+      ->type_name("DIR")
       ->capture_default_str()
-      ->check(whole_number(1, kMaxCount));
-  app.add_option("--max-batch", options.max_batch, "sequences that run together")
+      ->group("Model");
+  app.add_option("--max-context", options.max_context,
+                 "the most tokens of one sequence, prompt and answer together")
       ->capture_default_str()
-      ->check(whole_number(1, kMaxTokensPerStep - kPrefillQuantum));
-  app.add_option("--force-stage", options.force_stage,
-                 "every boundary's stage: auto, 1, 2, 3, or mixed")
-      ->capture_default_str();
-  app.add_option("--max-stage", options.max_stage, "the most fused stage allowed: 1, 2 or 3")
-      ->capture_default_str();
-  app.add_option("--variant", options.variant,
-                 "of stage 1: one_shot or two_shot, or the same with _packed");
-  app.add_option("--transport", options.transport, "auto, threads, ipc or shm")
-      ->capture_default_str();
+      ->check(whole_number(1, kMaxCount))
+      ->group("Model");
+  app.add_option("--max-batch", options.max_batch, "the most sequences that run together")
+      ->capture_default_str()
+      ->check(whole_number(1, kMaxTokensPerStep - kPrefillQuantum))
+      ->group("Model");
+  app.add_option("--tp", options.tp, "tensor-parallel ranks, as far as they divide the model")
+      ->capture_default_str()
+      ->check(whole_number(1, kMaxRanks))
+      ->group("Ranks");
+  app.add_flag("--processes", options.processes, "ranks as processes instead of threads")
+      ->group("Ranks");
+  app.add_option("--device", options.device, "target; tenon env says which are here")
+      ->capture_default_str()
+      ->check(CLI::IsMember(target_names()))
+      ->group("Ranks");
+  std::vector<std::string> transports = transport_names();
+  transports.insert(transports.begin(), "auto");
+  app.add_option("--transport", options.transport, "how ranks see each other")
+      ->capture_default_str()
+      ->check(CLI::IsMember(transports))
+      ->group("Ranks");
   app.add_option("--deadline-ms", options.deadline_ms,
                  "the longest any wait for a rank may last; 0: TENON_DEADLINE_MS")
       ->capture_default_str()
-      ->check(whole_number(0, 86'400'000));
-  app.add_flag("--processes", options.processes, "ranks as processes instead of threads");
+      ->check(whole_number(0, 86'400'000))
+      ->group("Ranks");
+  app.add_option("--force-stage", options.force_stage,
+                 "every boundary's stage; mixed: one per site in turn")
+      ->capture_default_str()
+      ->check(CLI::IsMember(std::vector<std::string>{"auto", "1", "2", "3", "mixed"}))
+      ->group("Boundaries");
+  app.add_option("--max-stage", options.max_stage, "the most fused stage allowed")
+      ->capture_default_str()
+      ->check(whole_number(1, 3))
+      ->group("Boundaries");
+  app.add_option("--variant", options.variant,
+                 "of stage 1: one_shot or two_shot, or the same with _packed")
+      ->group("Boundaries");
 }
 
 Session::Session() = default;
 Session::~Session() = default;  // the engine goes first and tells the team to end
 
 Result<std::unique_ptr<Session>> Session::open(const SessionOptions& options) {
+  const auto begin = std::chrono::steady_clock::now();
   TENON_ASSIGN(EngineOptions wanted, engine_options(options));
   std::unique_ptr<Session> session(new Session);
   TENON_ASSIGN(Tokenizer tokenizer, Tokenizer::load(options.model));
   wanted.num_tokens = tokenizer.num_tokens();
   session->tokenizer_.emplace(std::move(tokenizer));
-  if (options.chat) {
-    TENON_ASSIGN(ChatTemplate chat, ChatTemplate::load(options.model));
-    session->chat_template_.emplace(std::move(chat));
+  const bool found = options.chat == Chat::kAuto && has_chat_template(options.model);
+  if (found || options.chat == Chat::kOn) {
+    auto chat = ChatTemplate::load(options.model);
+    if (!chat && found) return chat.status().with("--raw leaves the chat template out");
+    TENON_TRY(chat);
+    session->chat_template_.emplace(*std::move(chat));
   }
   const auto variable = [](const char* name) { return std::getenv(name); };
   const bool launched = was_launched(variable);
@@ -127,16 +136,33 @@ Result<std::unique_ptr<Session>> Session::open(const SessionOptions& options) {
     TENON_TRY(session->engine_->follow());
     return std::unique_ptr<Session>();
   }
+  session->load_seconds_ =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return session;
 }
 
-Result<std::vector<std::int32_t>> Session::prompt(const std::string& text) const {
-  if (!chat_template_) return tokenizer_->encode(text);
-  ChatMessage message;
-  message.role = "user";
-  message.content = text;
-  TENON_ASSIGN(const std::string rendered, chat_template_->render({message}));
+Result<std::vector<std::int32_t>> Session::chat(const std::vector<ChatMessage>& messages) const {
+  TENON_CHECK(chats());
+  TENON_ASSIGN(const std::string rendered, chat_template_->render(messages));
   return tokenizer_->encode(rendered);
+}
+
+Result<std::vector<std::int32_t>> Session::prompt(const std::string& text) const {
+  return chats() ? chat({message_of("user", text)}) : tokenizer_->encode(text);
+}
+
+bool follows_a_leader() {
+  const auto variable = [](const char* name) { return std::getenv(name); };
+  if (!was_launched(variable)) return false;
+  const auto launch = read_launch(variable);
+  return launch && launch->rank != 0;
+}
+
+ChatMessage message_of(std::string role, std::string content) {
+  ChatMessage message;
+  message.role = std::move(role);
+  message.content = std::move(content);
+  return message;
 }
 
 std::vector<BoundaryUse> summarize(const std::vector<BoundaryUse>& uses) {

@@ -1,5 +1,5 @@
 // What run and eval share: the options that open an engine, the team of processes behind
-// --processes, prompts as tokens, and the report on how the boundaries ran.
+// --processes, prompts and chats as tokens, and the report on how the boundaries ran.
 #pragma once
 
 #include <memory>
@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "apps/checkpoint.h"
 #include "tenon/core/status.h"
 #include "tenon/runtime/chat_template.h"
 #include "tenon/runtime/engine.h"
@@ -18,8 +19,11 @@ class App;
 
 namespace tenon::apps {
 
+// Whether prompts go through the checkpoint's chat template. Auto: where it has one.
+enum class Chat : std::uint8_t { kAuto, kOn, kOff };
+
 struct SessionOptions {
-  std::string model = "models/tiny";
+  std::string model = default_model();
   int tp = 2;
   std::string device = "cpu";
   int max_context = 2048, max_batch = 16;
@@ -29,10 +33,11 @@ struct SessionOptions {
   std::string transport = "auto";
   int deadline_ms = 0;  // 0: TENON_DEADLINE_MS
   bool processes = false;
-  bool chat = false;  // prompts are the user's turn in the checkpoint's chat template
+  Chat chat = Chat::kAuto;
+  bool quiet = false;  // no progress while loading
 };
 
-// Adds the options above but for chat.
+// Adds the options above but for chat and quiet.
 void add_session_options(CLI::App& app, SessionOptions& options);
 
 // What can be said of them before anything is started or read.
@@ -50,7 +55,11 @@ class Session {
 
   Engine& engine() { return *engine_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
-  // Tokens of the text as it is, or as the user's turn of a chat with the answer about to begin.
+  double load_seconds() const { return load_seconds_; }  // of open(), model and team
+  bool chats() const { return chat_template_.has_value(); }
+  // Tokens of the messages in the chat template, with the answer about to begin.
+  Result<std::vector<std::int32_t>> chat(const std::vector<ChatMessage>& messages) const;
+  // Tokens of the text as the user's turn of a chat, or as it is where the session does not chat.
   Result<std::vector<std::int32_t>> prompt(const std::string& text) const;
 
  private:
@@ -58,8 +67,15 @@ class Session {
   std::unique_ptr<Team> team_;
   std::unique_ptr<Engine> engine_;
   std::optional<Tokenizer> tokenizer_;
-  std::optional<ChatTemplate> chat_template_;  // only for chats
+  double load_seconds_ = 0;
+  std::optional<ChatTemplate> chat_template_;  // only where it chats
 };
+
+// Whether this process is a rank that only does what another process's leader says.
+bool follows_a_leader();
+
+// A message with a role of its own, or of the user.
+ChatMessage message_of(std::string role, std::string content);
 
 // Uses with a count, those of equal site, bucket, stage and variant in one line, in order of site.
 std::vector<BoundaryUse> summarize(const std::vector<BoundaryUse>& uses);

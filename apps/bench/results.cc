@@ -6,6 +6,7 @@
 #include <iterator>
 
 #include "apps/table.h"
+#include "apps/version.h"
 
 namespace tenon::apps {
 namespace {
@@ -126,6 +127,7 @@ nlohmann::json json_of(const Results& results) {
                         {"transport", results.transport},
                         {"date", results.date},
                         {"command", results.command},
+                        {"version", version_name()},
                         {"complete", results.complete},
                         {"ranks", options.tp},
                         {"dtype", name(options.dtype)},

@@ -1,0 +1,23 @@
+// Questions about a checkpoint's directory that are answered before anything is started.
+#pragma once
+
+#include <string>
+
+#include "tenon/core/status.h"
+
+namespace tenon::apps {
+
+// models/tiny of the caller's directory, or else of the nearest directory above the program that
+// has it: its repository. Where there is none, "models/tiny", which is then refused by that name.
+std::string default_model();
+
+// That the directory holds what every checkpoint has, or what is missing.
+Status check_checkpoint(const std::string& directory);
+
+// That a team of `size` divides the model, or which sizes do.
+Status check_team(const std::string& directory, int size);
+
+// Whether the checkpoint brings a chat template, valid or not.
+bool has_chat_template(const std::string& directory);
+
+}  // namespace tenon::apps

@@ -1,0 +1,21 @@
+# Writes OUTPUT, the definition of apps/version.h's kBuildInfo, when its content changes:
+#   cmake -DOUTPUT=... -DSOURCE=<tree> -DVERSION=... -DBUILD=... -DCOMPILER=... -DTARGETS=... -P this
+# Run by the build, not by the configure step, so that the commit is that of what was built.
+execute_process(COMMAND git -C ${SOURCE} rev-parse --short=12 HEAD
+                OUTPUT_VARIABLE commit OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE failed)
+set(modified false)
+if(failed)
+  set(commit unknown)
+else()
+  execute_process(COMMAND git -C ${SOURCE} status --porcelain --untracked-files=no
+                  OUTPUT_VARIABLE changes ERROR_QUIET)
+  if(changes)
+    set(modified true)
+  endif()
+endif()
+file(CONFIGURE OUTPUT ${OUTPUT} @ONLY CONTENT [==[// Made by cmake/build_info.cmake.
+#include "apps/version.h"
+
+const tenon::apps::BuildInfo tenon::apps::kBuildInfo{"@VERSION@", "@commit@", @modified@,
+                                                     "@BUILD@", "@COMPILER@", "@TARGETS@"};
+]==])

@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""What tenon refuses, and how it says so."""
+import json
+import os
+import pathlib
+import resource
+import shutil
+import subprocess
+import tempfile
+import unittest
+
+from support import ABSURD, MODEL, ROOT, SANITIZED, TENON, copy_of_model, tenon
+
+
+class Refusals(unittest.TestCase):
+    def setUp(self):
+        self.directory = pathlib.Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.directory)
+
+    def refused(self, *arguments):
+        done = tenon(*arguments)
+        self.assertIn(done.returncode, (1, 2), done.stderr)  # not a signal
+        self.assertEqual(done.stdout, "")
+        self.assertTrue(done.stderr.startswith("tenon: "), done.stderr)
+        return done.stderr
+
+    def test_impossible_tp(self):
+        self.assertEqual(self.refused("run", "--demo", "--tp", "3"),
+                         'tenon: invalid argument: --tp is 3; "models/tiny" accepts 1, 2 and 4: a team '
+                         "of 3 ranks does not divide num_attention_heads = 4\n")
+        for mode in ([], ["--processes"]):
+            for tp in ("99", "0", "-1", "two"):
+                self.assertIn(f'tenon: run: --tp is "{tp}"; accepted are whole numbers from 1 to 8',
+                              self.refused("run", "--tp", tp, *mode))
+
+    def test_no_checkpoint(self):
+        found = self.refused("run", "--demo", "--model", str(self.directory))
+        self.assertIn("is no checkpoint: it has no config.json, tokenizer.json or *.safetensors; a "
+                      "checkpoint has", found)
+        model = copy_of_model(self.directory, without=["tokenizer.json"])
+        for command in (["run", "--demo"], ["eval", "words"]):
+            self.assertIn("it has no tokenizer.json; a checkpoint has",
+                          self.refused(*command, "--model", model))
+
+    def test_missing_model(self):
+        for command in (["run", "--demo"], ["run", "--demo", "--processes"], ["eval", "words"]):
+            found = self.refused(*command, "--model", "no/such/place")
+            self.assertIn('"no/such/place": no such directory', found)
+            self.assertIn("is a file", self.refused(*command, "--model", __file__))
+
+    def test_processes_say_an_error_once_and_by_whom(self):
+        shard = "model-00001-of-00003.safetensors"
+        broken = copy_of_model(self.directory, without=[shard])
+        (self.directory / shard).write_bytes((pathlib.Path(MODEL) / shard).read_bytes()[:5000])
+        lines = self.refused("run", "--demo", "--quiet", "--processes", "--tp", "4", "--model",
+                             broken).splitlines()
+        self.assertEqual(len(lines), 1, lines)
+        self.assertRegex(lines[0], r"^tenon: rank \d: .*safetensors")
+
+    def test_numbers_beyond_every_machine(self):
+        for mode in ([], ["--processes"]):
+            for context in ("100000000", ABSURD):
+                found = self.refused("run", "--demo", "--max-context", context, *mode)
+                self.assertIn(f"max_context is {context}; accepted", found)
+            found = self.refused("run", "--demo", "--max-context", "40000", "--max-batch", "4000", *mode)
+            self.assertRegex(found, r"40000 with .* GB of caches .* accepted are ")
+            model = copy_of_model(pathlib.Path(tempfile.mkdtemp(dir=self.directory)),
+                                  head_dim=16777216)
+            found = self.refused("run", "--demo", "--model", model, *mode)
+            self.assertIn('"head_dim" is 16777216; accepted', found)
+        self.assertIn("--max-batch", self.refused("run", "--demo", "--max-batch", ABSURD))
+
+    @unittest.skipIf(SANITIZED, "sanitizers need more addresses than the limit leaves")
+    def test_memory_that_cannot_be_had_is_an_error(self):
+        command = [TENON, "run", "--demo", "--max-context", "200000"]
+        limit = 700 << 20
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False,
+                              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS,
+                                                                    (limit, limit)))
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertIn("out of memory", done.stderr)
+
+    def test_chat_templates(self):
+        found = json.loads((pathlib.Path(MODEL) / "tokenizer_config.json").read_text())
+        found["chat_template"] = (pathlib.Path(MODEL) / "chat_template.jinja").read_text()
+        names = ["chat_template.jinja", "tokenizer_config.json"]
+        model = copy_of_model(self.directory, without=names)
+        options = ("run", "--tp", "1", "--max-new-tokens", "4", "--model", model, "--prompt", "Tom")
+        self.assertIn("no chat template", self.refused(*options, "--chat"))
+        self.assertIn("no chat template", self.refused(*options, "--system", "Be brief."))
+        self.assertEqual(tenon(*options).returncode, 0)
+        (self.directory / names[1]).write_text(json.dumps(found))
+        self.assertEqual(tenon(*options, "--chat").returncode, 0)
+        (self.directory / names[0]).write_text("{% if %}")
+        self.assertIn("chat template", self.refused(*options, "--chat"))
+        self.assertIn("--raw leaves the chat template out", self.refused(*options))
+        self.assertEqual(tenon(*options, "--raw").returncode, 0)
+
+    def test_bad_options(self):
+        self.assertIn("auto, 1, 2, 3, mixed", self.refused("run", "--force-stage", "7"))
+        self.assertIn("numbers from 1 to 3", self.refused("run", "--max-stage", "9"))
+        self.assertIn("accepted are cuda", self.refused("run", "--device", "abacus"))
+        self.assertIn("auto, threads, ipc, shm, ccl", self.refused("run", "--transport", "pigeon"))
+        self.assertIn("above 0 to 1", self.refused("run", "--top-p", "0"))
+        self.assertIn("0 to 100", self.refused("run", "--temperature", "nan"))
+        self.assertIn("--prompt is empty", self.refused("run", "--prompt", ""))
+        self.assertIn("standard input holds no prompt", self.refused("run"))
+        self.assertIn("cannot read the prompt", self.refused("run", "--prompt", "@/no/such/file"))
+        self.assertIn("one of them", self.refused("run", "--prompt", "a", "--prompt-file", "b"))
+        self.assertIn("--raw", self.refused("run", "--demo", "--raw", "--system", "Be brief."))
+        self.assertIn("--stop", self.refused("run", "--demo", "--stop", ""))
+
+    def test_numbers_out_of_range(self):
+        for option, *command in (("--deadline-ms", "run"), ("--limit", "eval", "words"),
+                                 ("--warm-up", "bench", "boundary"), ("--seed", "run"),
+                                 ("--max-batch", "run"), ("--max-context", "run"),
+                                 ("--max-new-tokens", "run"), ("--top-k", "run"),
+                                 ("--iterations", "bench", "boundary"), ("--max-rows", "env")):
+            found = self.refused(*command, option, "-5")
+            self.assertIn(f"{option} is \"-5\"; accepted are whole numbers from", found)
+
+    def test_output_that_cannot_be_written(self):
+        for command in (["run", "--demo", "--json", "--max-new-tokens", "2"], ["env"], ["run", "--help"]):
+            with open("/dev/full", "w", encoding="utf-8") as full:
+                done = subprocess.run([TENON, *command], stdout=full, stderr=subprocess.PIPE,
+                                      text=True, cwd=ROOT, check=False)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("standard output", done.stderr)
+            done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", TENON, *command], text=True,
+                                  stderr=subprocess.PIPE, cwd=ROOT, check=False)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("standard output is closed", done.stderr)
+
+    def test_target_that_is_not_there(self):
+        self.assertIn("not part of this build", self.refused("run", "--demo", "--device", "cuda"))
+
+    def test_malformed_knob(self):
+        done = subprocess.run([TENON, "env"], capture_output=True, text=True, check=False,
+                              env={**os.environ, "TENON_FORCE_STAGE": "soon"})
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("TENON_FORCE_STAGE", done.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
