@@ -70,8 +70,8 @@ TEST(Inspect, SizesThatArePossibleAreThoseThatLoad) {
         ASSERT_TRUE(stream);
         const auto model = open_model(disk.where(), test::small_options(), comm, *stream);
         EXPECT_EQ(static_cast<bool>(model), team.refusals.empty()) << model.status().to_string();
-        for (const std::string& why : team.refusals)
-          EXPECT_NE(model.status().message().find(why), std::string::npos)
+        if (!model)
+          EXPECT_NE(model.status().message().find(team.refusals.front()), std::string::npos)
               << model.status().message();
       });
     }

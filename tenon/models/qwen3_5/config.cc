@@ -455,10 +455,8 @@ std::vector<std::string> team_refusals(const Config& config, bool fp8, int size)
 }
 
 Result<Share> share(const Config& config, bool fp8, int rank, int size) {
-  std::string why;
-  for (const std::string& each : team_refusals(config, fp8, size))
-    why += (why.empty() ? "" : "; ") + each;
-  if (!why.empty()) return unsupported(why);
+  const std::vector<std::string> why = team_refusals(config, fp8, size);
+  if (!why.empty()) return unsupported(why.front());
   Share mine;
   mine.rank = rank;
   mine.size = size;

@@ -80,8 +80,8 @@ struct Share {
 // Every reason why a team of `size` cannot share the model; none: it can. `fp8` as in share().
 std::vector<std::string> team_refusals(const Config& config, bool fp8, int size);
 
-// The slices of `rank`, or the reasons above. `fp8`: rows and slices must be whole blocks
-// of 128.
+// The slices of `rank`, or the first of the reasons above. `fp8`: rows and slices must be whole
+// blocks of 128.
 //   heads: equal shares; kv heads are replicated when there are fewer than ranks
 //   dense and shared mlp: whole blocks, as evenly as possible
 //   experts: sliced by intermediate size if every slice is whole blocks, else placed whole
