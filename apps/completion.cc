@@ -34,6 +34,14 @@ std::string fish_quoted(const std::string& text) {
   return "'" + replaced(replaced(text, "\\", "\\\\"), "'", "\\'") + "'";
 }
 
+// Those that are words to complete.
+std::vector<const CLI::Option*> named_options(const CLI::App& app) {
+  std::vector<const CLI::Option*> out;
+  for (const CLI::Option* each : shown_options(app))
+    if (!each->get_positional()) out.push_back(each);
+  return out;
+}
+
 std::string verbs_of(const CLI::App& app) {
   std::string out;
   for (const CLI::App* each : shown_verbs(app)) out += (out.empty() ? "" : " ") + each->get_name();
@@ -42,7 +50,7 @@ std::string verbs_of(const CLI::App& app) {
 
 std::string with_options(const CLI::App& app) {
   std::string out = verbs_of(app);
-  for (const CLI::Option* each : shown_options(app))
+  for (const CLI::Option* each : named_options(app))
     for (const std::string& name : text_of(*each).names) out += (out.empty() ? "" : " ") + name;
   return out;
 }
@@ -65,7 +73,7 @@ std::string bash(const CLI::App& root) {
     const std::string name = full_name(app);
     known += (known.empty() ? "" : " | ") + quoted(name);
     words += "    " + quoted(name) + ") words=" + quoted(with_options(app)) + " ;;\n";
-    for (const CLI::Option* each : shown_options(app)) {
+    for (const CLI::Option* each : named_options(app)) {
       const OptionText text = text_of(*each);
       if (text.value.empty()) continue;
       for (const std::string& option : text.names)
@@ -110,7 +118,7 @@ std::string zsh(const CLI::App& root) {
     words += "    " + quoted(name) + ") items=(\n";
     for (const CLI::App* each : shown_verbs(app))
       words += zsh_item(each->get_name(), each->get_description());
-    for (const CLI::Option* each : shown_options(app)) {
+    for (const CLI::Option* each : named_options(app)) {
       const OptionText text = text_of(*each);
       for (const std::string& option : text.names) {
         words += zsh_item(option, text.text);
@@ -154,7 +162,7 @@ std::string fish(const CLI::App& root) {
     for (const CLI::App* each : shown_verbs(app))
       out +=
           at + " -f -a " + each->get_name() + " -d " + fish_quoted(each->get_description()) + "\n";
-    for (const CLI::Option* each : shown_options(app)) {
+    for (const CLI::Option* each : named_options(app)) {
       const OptionText text = text_of(*each);
       out += at;
       for (const std::string& option : text.names)

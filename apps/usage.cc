@@ -61,7 +61,7 @@ class Format : public CLI::Formatter {
   std::string make_usage(const CLI::App* app, std::string) const override {
     std::string words;
     for (const CLI::Option* each : shown_options(*app))
-      if (each->get_positional()) words += " " + text_of(*each).value;
+      if (each->get_positional()) words += " " + each->get_name(true);
     const bool verbs = !shown_verbs(*app).empty();
     return "\nusage: " + full_name(*app) + (verbs ? " VERB" : "") + words + " [options]\n";
   }
@@ -138,7 +138,9 @@ std::string unknown(const CLI::App& app, const std::string& word) {
 }  // namespace
 
 void set_help_format(CLI::App& cli) {
-  cli.formatter(std::make_shared<Format>());
+  const auto format = std::make_shared<Format>();
+  format->label("Positionals", "Words");
+  cli.formatter(format);
   cli.set_help_flag("-h,--help", "say this and do nothing else");
 }
 
@@ -172,18 +174,22 @@ OptionText text_of(const CLI::Option& option) {
   OptionText out;
   for (const std::string& each : option.get_snames()) out.names.push_back("-" + each);
   for (const std::string& each : option.get_lnames()) out.names.push_back("--" + each);
+  if (option.get_positional()) out.names.push_back(option.get_name(true));
   out.text = option.get_description();
   if (option.get_type_size() == 0) return out;
   const std::string type = option.get_type_name();  // "INT:1 to 8", "TEXT:{a,b}"
   const auto colon = type.find(':');
   const std::string kind = type.substr(0, colon);
   if (colon != std::string::npos) out.range = type.substr(colon + 1);
-  out.value = kind == "INT" || kind == "UINT" ? "N" : kind == "FLOAT" ? "NUMBER" : kind;
+  out.value = option.get_positional()           ? ""
+              : kind == "INT" || kind == "UINT" ? "N"
+              : kind == "FLOAT"                 ? "NUMBER"
+                                                : kind;
   if (out.range.starts_with("{") && out.range.ends_with("}")) {
     std::istringstream list(out.range.substr(1, out.range.size() - 2));
     for (std::string each; std::getline(list, each, ',');) out.choices.push_back(each);
     out.range = joined(out.choices, ", ");
-    out.value = "NAME";
+    if (!out.value.empty()) out.value = "NAME";
   }
   std::vector<std::string> more;
   if (!out.range.empty()) more.push_back(out.range);

@@ -76,6 +76,10 @@ class Help(unittest.TestCase):
         for group in ("Prompt", "Model", "Ranks", "Sampling", "Output"):
             self.assertIn(f"\n{group}:\n", text)
         self.assertIn("\n  tenon run --prompt", text)
+        self.assertIn("usage: tenon completion SHELL [options]\n\nWords:\n  SHELL  ",
+                      tenon("completion", "--help").stdout)
+        self.assertIn("Exit codes: 0", tenon("--help").stdout)
+        self.assertNotIn("Exit codes", tenon("env", "--help").stdout)
         found = options_of(["run"])
         self.assertIn("default: 256", found["--max-new-tokens"])
         self.assertLess(max(len(line) for line in text.splitlines()), 101)
