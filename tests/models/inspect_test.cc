@@ -70,9 +70,10 @@ TEST(Inspect, SizesThatArePossibleAreThoseThatLoad) {
         ASSERT_TRUE(stream);
         const auto model = open_model(disk.where(), test::small_options(), comm, *stream);
         EXPECT_EQ(static_cast<bool>(model), team.refusals.empty()) << model.status().to_string();
-        if (!model)
+        if (!model) {
           EXPECT_NE(model.status().message().find(team.refusals.front()), std::string::npos)
               << model.status().message();
+        }
       });
     }
   }
