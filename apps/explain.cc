@@ -1,7 +1,6 @@
 #include "apps/explain.h"
 
 #include <algorithm>
-#include <cstdio>
 
 #include "apps/rank_threads.h"
 #include "apps/table.h"
@@ -65,7 +64,7 @@ std::string mebibytes(std::size_t bytes) {
 
 }  // namespace
 
-Status explain(const BoundaryQuestion& question) {
+Result<Explanation> explain(const BoundaryQuestion& question) {
   if (question.tp < 1 || question.tp > kMaxRanks)
     return Status::error(Code::kInvalidArgument,
                          "env: --tp is " + std::to_string(question.tp) + "; accepted are 1 to 8");
@@ -73,18 +72,40 @@ Status explain(const BoundaryQuestion& question) {
   TENON_ASSIGN(const std::vector<Answer> found, on_rank_threads<Answer>(question.tp, [&](int rank) {
                  return plan_all(question, rank, bootstraps[static_cast<std::size_t>(rank)]);
                }));
+  Explanation out{question, found[0].transport, {}};
+  for (const auto& site : found[0].uses) out.uses.insert(out.uses.end(), site.begin(), site.end());
+  return out;
+}
+
+std::string text_of(const Explanation& found) {
   Table table({"outputs", "rows up to", "stage", "variant", "blocks x threads", "mailbox",
                "why not a more fused one"});
-  for (const auto& site : found[0].uses)
-    for (const BoundaryUse& use : site)
-      table.add({use.site, std::to_string(use.max_rows), std::string(name(use.stage)), use.variant,
-                 std::to_string(use.blocks) + " x " + std::to_string(use.threads),
-                 mebibytes(use.mailbox_bytes),
-                 use.reason.empty() ? "it is the most fused" : use.reason});
-  std::printf("\nboundary of %d wide rows, %d ranks on %s (%s)\n%s", question.hidden, question.tp,
-              std::string(name(question.target)).c_str(), found[0].transport.c_str(),
-              table.text().c_str());
-  return Status::ok();
+  for (const BoundaryUse& use : found.uses)
+    table.add({use.site, std::to_string(use.max_rows), std::string(name(use.stage)), use.variant,
+               std::to_string(use.blocks) + " x " + std::to_string(use.threads),
+               mebibytes(use.mailbox_bytes),
+               use.reason.empty() ? "it is the most fused" : use.reason});
+  return "\nboundary of " + std::to_string(found.question.hidden) + " wide rows, " +
+         std::to_string(found.question.tp) + " ranks on " +
+         std::string(name(found.question.target)) + " (" + found.transport + ")\n" + table.text();
+}
+
+nlohmann::json json_of(const Explanation& found) {
+  nlohmann::json list = nlohmann::json::array();
+  for (const BoundaryUse& use : found.uses)
+    list.push_back({{"outputs", use.site},
+                    {"rows", use.max_rows},
+                    {"stage", static_cast<int>(use.stage)},
+                    {"variant", use.variant},
+                    {"blocks", use.blocks},
+                    {"threads", use.threads},
+                    {"mailbox_bytes", use.mailbox_bytes},
+                    {"reason", use.reason}});
+  return {{"hidden", found.question.hidden},
+          {"ranks", found.question.tp},
+          {"target", name(found.question.target)},
+          {"transport", found.transport},
+          {"buckets", list}};
 }
 
 }  // namespace tenon::apps

@@ -1,7 +1,5 @@
 #include "apps/session.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -10,6 +8,7 @@
 #include <tuple>
 
 #include "apps/options.h"
+#include "apps/progress.h"
 #include "apps/team.h"
 #include "tenon/comm/bootstrap.h"
 #include "tenon/core/env.h"
@@ -22,16 +21,6 @@ constexpr int kMixedStages = 4;  // what models take for "one stage per site in 
 int stage_of(const std::string& text) {
   if (text == "auto") return 0;
   return text == "mixed" ? kMixedStages : text[0] - '0';
-}
-
-// A line that keeps saying how far the load is, on a terminal only.
-void show_progress(std::int64_t done, std::int64_t total) {
-  if (isatty(STDERR_FILENO) == 0) return;
-  const double percent =
-      total == 0 ? 100.0 : 100.0 * static_cast<double>(done) / static_cast<double>(total);
-  std::fprintf(stderr, "\rloading %3.0f%% of %.1f MB", percent, static_cast<double>(total) / 1e6);
-  if (done >= total) std::fprintf(stderr, "\r%40s\r", "");
-  std::fflush(stderr);
 }
 
 Result<EngineOptions> engine_options(const SessionOptions& options) {
@@ -50,7 +39,11 @@ Result<EngineOptions> engine_options(const SessionOptions& options) {
   out.transport = options.transport;
   out.deadline =
       options.deadline_ms > 0 ? std::chrono::milliseconds(options.deadline_ms) : env().deadline;
-  if (!options.quiet) out.progress = show_progress;
+  if (!options.quiet)
+    out.progress = [line = std::make_shared<Progress>("loading", "loaded")](std::int64_t done,
+                                                                            std::int64_t total) {
+      line->update(static_cast<double>(done), static_cast<double>(total));
+    };
   TENON_TRY(Engine::check(out));
   TENON_TRY(check_checkpoint(options.model));
   TENON_TRY(check_team(options.model, options.tp));
@@ -138,6 +131,7 @@ Result<std::unique_ptr<Session>> Session::open(const SessionOptions& options) {
   }
   if (launched || session->team_ != nullptr) {
     TENON_ASSIGN(const Launch launch, read_launch(variable));
+    Team::name_follower(launch.rank, launch.size);
     TENON_ASSIGN(wanted.bootstrap, socket_bootstrap(launch, wanted.deadline));
   }
   TENON_ASSIGN(session->engine_, Engine::open(wanted));

@@ -18,28 +18,48 @@ std::size_t width(std::string_view cell) {
 
 }  // namespace
 
-std::string Table::text() const {
+std::string Table::block(const std::vector<std::size_t>& columns,
+                         const std::vector<std::size_t>& widths) const {
+  std::string out;
+  for (std::size_t r = 0; r < rows_.size(); ++r) {
+    std::string line;
+    for (const std::size_t i : columns) {
+      const std::string cell = i < rows_[r].size() ? rows_[r][i] : std::string();
+      const std::string gap(widths[i] - width(cell), ' ');
+      line += (line.empty() ? "" : "  ") + (r > 0 && looks_numeric(cell) ? gap + cell : cell + gap);
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    out += line + "\n";
+    if (r > 0) continue;
+    std::size_t total = 0;
+    for (const std::size_t i : columns) total += widths[i] + 2;
+    out += std::string(total < 2 ? 0 : total - 2, '-') + "\n";
+  }
+  return out;
+}
+
+std::string Table::text(std::size_t most_columns, std::size_t keys) const {
   std::vector<std::size_t> widths;
   for (const auto& row : rows_) {
     widths.resize(std::max(widths.size(), row.size()));
     for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], width(row[i]));
   }
   std::string out;
-  for (std::size_t r = 0; r < rows_.size(); ++r) {
-    std::string line;
-    for (std::size_t i = 0; i < rows_[r].size(); ++i) {
-      const std::string& cell = rows_[r][i];
-      const std::string gap(widths[i] - width(cell), ' ');
-      line += (i == 0 ? "" : "  ") + (r > 0 && looks_numeric(cell) ? gap + cell : cell + gap);
+  std::vector<std::size_t> columns;
+  std::size_t taken = 0, begin = 0;
+  for (std::size_t i = 0; i < widths.size(); ++i) {
+    const std::size_t more = widths[i] + (columns.empty() ? 0 : 2);
+    if (most_columns > 0 && taken + more > most_columns && columns.size() > begin) {
+      out += block(columns, widths) + "\n";
+      columns.resize(begin = std::min(keys, columns.size()));
+      taken = 0;
+      for (const std::size_t key : columns) taken += widths[key] + 2;
     }
-    line.erase(line.find_last_not_of(' ') + 1);
-    out += line + "\n";
-    if (r > 0) continue;
-    std::size_t total = 0;
-    for (const std::size_t each : widths) total += each + 2;
-    out += std::string(total < 2 ? 0 : total - 2, '-') + "\n";
+    taken += widths[i] + (columns.empty() ? 0 : 2);
+    columns.push_back(i);
+    if (columns.size() <= keys) begin = columns.size();
   }
-  return out;
+  return out + block(columns, widths);
 }
 
 std::string Table::csv() const {
@@ -61,15 +81,6 @@ std::string fixed(double value, int decimals) {
   char text[64];
   std::snprintf(text, sizeof text, "%.*f", decimals, value);
   return text;
-}
-
-Status write_file(const std::string& path, std::string_view text) {
-  std::FILE* file = std::fopen(path.c_str(), "wb");
-  if (file == nullptr) return Status::error(Code::kIo, "cannot write \"" + path + "\"");
-  const bool whole = std::fwrite(text.data(), 1, text.size(), file) == text.size();
-  const bool closed = std::fclose(file) == 0;
-  if (!whole || !closed) return Status::error(Code::kIo, "could not write all of \"" + path + "\"");
-  return Status::ok();
 }
 
 }  // namespace tenon::apps

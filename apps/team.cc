@@ -52,6 +52,10 @@ std::vector<std::string> own_arguments() {
 
 constexpr const char* kLeader = "TEAM_LEADER";  // variable of the children: their parent's id
 
+std::string name_of(int rank, int size) {
+  return "tenon rank " + std::to_string(rank) + "/" + std::to_string(size);
+}
+
 void set_rank(int rank) {
   setenv("RANK", std::to_string(rank).c_str(), 1);
   setenv("LOCAL_RANK", std::to_string(rank).c_str(), 1);
@@ -90,6 +94,7 @@ Status draw_secret() {
 Result<std::unique_ptr<Team>> Team::start(int size) {
   TENON_ASSIGN(const int port, free_port());
   std::vector<std::string> arguments = own_arguments();
+  if (arguments.empty()) arguments.emplace_back();
   setenv("WORLD_SIZE", std::to_string(size).c_str(), 1);
   setenv("MASTER_ADDR", "127.0.0.1", 1);
   setenv("MASTER_PORT", std::to_string(port).c_str(), 1);
@@ -97,6 +102,7 @@ Result<std::unique_ptr<Team>> Team::start(int size) {
   auto team = std::make_unique<Team>();
   const pid_t parent = getpid();
   for (int rank = 1; rank < size; ++rank) {
+    arguments[0] = name_of(rank, size);
     const pid_t child = fork();
     if (child < 0) return system_error("start rank " + std::to_string(rank));
     if (child == 0) become_rank(rank, parent, arguments);
@@ -109,6 +115,12 @@ Result<std::unique_ptr<Team>> Team::start(int size) {
 bool Team::has_leader() {
   const char* leader = std::getenv(kLeader);
   return leader != nullptr && leader == std::to_string(getppid());
+}
+
+// The arguments hold it as well, but where a rank became this program again, the system has named
+// it after what was executed.
+void Team::name_follower(int rank, int size) {
+  if (rank > 0) prctl(PR_SET_NAME, name_of(rank, size).c_str());
 }
 
 Team::~Team() {

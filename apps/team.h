@@ -18,6 +18,9 @@ class Team {
   static Result<std::unique_ptr<Team>> start(int size);
   // True in a process that start() started. Its errors reach the leader, which tells them once.
   static bool has_leader();
+  // Names this process, a follower, "tenon rank 1/2" in ps and top. The leader keeps the program's
+  // name.
+  static void name_follower(int rank, int size);
   // Waits a moment for the processes to end by themselves, then ends them.
   ~Team();
 

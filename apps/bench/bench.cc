@@ -3,6 +3,7 @@
 
 #include "apps/bench/boundary.h"
 #include "apps/bench/shapes.h"
+#include "apps/bench/tables.h"
 #include "apps/commands.h"
 #include "apps/options.h"
 
@@ -17,10 +18,14 @@ struct Words {
 };
 
 void add_shapes(CLI::App& app, BoundaryBench& options, Words& words) {
-  app.add_option("--rows", words.rows,
-                 "1 to 8192: numbers and ranges of powers of two: 1,3,16..512");
+  app.add_option(
+      "--rows", words.rows,
+      "1 to 8192, as 1,3,16..512: a range is both its ends and the powers of two between; "
+      "by default 1..128 on hosts, 1..512 on devices, 64..8192 there with --mode eager");
   app.add_flag("--around", words.around, "also the numbers of rows beside each power of two");
-  app.add_option("--hidden", words.hidden, "widths, multiples of 128, likewise");
+  app.add_option("--hidden", words.hidden,
+                 "widths, multiples of 128, likewise; by default 4096 on hosts, seven from 1024 "
+                 "to 8192 on devices");
   app.add_option("--tp", options.tp, "ranks, 1 to 8")->capture_default_str();
   app.add_option("--device", words.device, "target of tenon env")->capture_default_str();
   app.add_option("--dtype", words.dtype, "bf16 or f16")->capture_default_str();
@@ -38,8 +43,9 @@ void add_method(CLI::App& app, BoundaryBench& options, Words& words) {
       ->capture_default_str()
       ->check(CLI::IsMember(
           std::vector<std::string>(std::begin(kInputsNames), std::end(kInputsNames))));
-  app.add_option("--arms", options.arms,
-                 "nccl3, split, fused2, fused2bf16, fused1, fused1bf16; all by default")
+  app.add_option(
+         "--arms", options.arms,
+         "some of nccl3,split,fused2,fused2bf16,fused1,fused1bf16 (see below); all by default")
       ->delimiter(',');
   app.add_option("--variant", options.variant,
                  "of the one-kernel arms: one_shot or two_shot, or the same with _packed");
@@ -58,13 +64,14 @@ void add_method(CLI::App& app, BoundaryBench& options, Words& words) {
 }
 
 void add_outputs(CLI::App& app, BoundaryBench& options) {
-  app.add_option("--csv", options.csv_path, "also write the table as CSV");
+  app.add_option("--csv", options.csv_path, "also write every number as CSV");
   app.add_option("--json-file", options.json_path, "also write the results as JSON");
   app.add_option("--svg", options.svg_path, "also plot time against rows");
+  app.add_flag("--wide", options.wide, "every column of the table, in lines of any length");
   app.add_flag("--json", options.json_to_stdout, "print one JSON object and nothing else");
   app.add_option(
       "--check", options.baseline_path,
-      "fail where a ratio is worse than in this JSON, or in this folder's for the device");
+      "end with 1 where a ratio is worse than in this JSON, or in this folder's for the device");
   app.add_option("--tolerance", options.tolerance_percent, "of --check, in per cent")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
@@ -114,10 +121,15 @@ Command add_bench(CLI::App& parent) {
   add_shapes(*app, *options, *words);
   add_method(*app, *options, *words);
   add_outputs(*app, *options);
-  return {bench, [options, words] {
+  app->footer("\n" + key_text() +
+              "\nCtrl-C ends the run: what was measured until then is printed and written.");
+  const auto exit_code = std::make_shared<int>(0);
+  return {bench,
+          [options, words, exit_code] {
             TENON_TRY(read(*words, *options));
-            return run(*options);
-          }};
+            return run(*options, exit_code.get());
+          },
+          exit_code};
 }
 
 }  // namespace tenon::apps

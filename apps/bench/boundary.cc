@@ -5,13 +5,17 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 
 #include "apps/bench/baseline.h"
 #include "apps/bench/results.h"
+#include "apps/bench/tables.h"
 #include "apps/bench/tune.h"
+#include "apps/interrupt.h"
+#include "apps/output_file.h"
+#include "apps/progress.h"
 #include "apps/rank_threads.h"
+#include "apps/table.h"
 #include "tenon/comm/collectives.h"
 #include "tenon/core/guard.h"
 
@@ -26,8 +30,11 @@ constexpr std::size_t kSumChunkBytes = std::size_t{8} << 20;  // of the two-kern
 struct Shared {
   Results results;
   Oracle oracle, timed_oracle;  // of Inputs::kCancelling, and of what is timed
-  std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
+  Progress progress{"bench boundary:"};
 };
+
+// About how long a shape takes, next to others.
+double weight_of(Shape shape) { return (1 << 16) + 1.0 * shape.rows * shape.hidden; }
 
 // One rank of the bench.
 class Rank {
@@ -50,7 +57,7 @@ class Rank {
   Status run_shape(Shape shape, bool cold);
   Status check_arms(Bench& bench, const Oracle& oracle, Row& row, std::vector<std::string>& why);
   Status check(const Bench& bench, std::size_t arm, const std::string& difference, Row& row);
-  void report_progress(Shape shape);
+  Result<bool> goes_on(Shape shape, double share);
   bool is_checked_twice() const { return options_.inputs != Inputs::kCancelling; }
 
   Shared& shared_;
@@ -63,6 +70,7 @@ class Rank {
   Channels channels_;
   std::optional<Stream> stream_;
   std::optional<Gate> gate_;
+  double weight_ = 0, all_weight_ = 0;  // of the shapes that are done, and of all
 };
 
 Result<std::unique_ptr<Communicator>> Rank::open(std::shared_ptr<Bootstrap> bootstrap,
@@ -102,6 +110,7 @@ Status Rank::run() {
 }
 
 Status Rank::run_all() {
+  if (rank_ == 0) shared_.results.complete = false;
   TENON_TRY(open_vendor());
   TENON_ASSIGN(Stream stream, Stream::create(comm_->device()));
   stream_.emplace(std::move(stream));
@@ -116,6 +125,9 @@ Status Rank::run_all() {
     shared_.results.rates = rates;
     shared_.results.transport = comm_->transport();
   }
+  for (const int hidden : options_.hidden)
+    for (const int rows : options_.rows)
+      all_weight_ += weight_of({rows, hidden}) * (options_.warm + options_.cold);
   const int most_rows = *std::max_element(options_.rows.begin(), options_.rows.end());
   for (const int hidden : options_.hidden) {
     const std::size_t bytes = fused::mailbox_bytes(
@@ -130,12 +142,28 @@ Status Rank::run_all() {
       if (rank_ == 0) shared_.oracle = oracle(Inputs::kCancelling);
       if (rank_ == 0 && is_checked_twice()) shared_.timed_oracle = oracle(options_.inputs);
       TENON_TRY(comm_->agree(Status::ok(), "bench oracle"));
-      if (options_.warm) TENON_TRY(run_shape(shape, false));
-      if (options_.cold) TENON_TRY(run_shape(shape, true));
-      if (rank_ == 0) report_progress(shape);
+      for (const bool cold : {false, true}) {
+        if (!(cold ? options_.cold : options_.warm)) continue;
+        TENON_ASSIGN(const bool begins, goes_on(shape, 0));
+        if (!begins) return Status::ok();
+        TENON_TRY(run_shape(shape, cold));
+        weight_ += weight_of(shape);
+      }
     }
   }
+  TENON_ASSIGN(const bool ended, goes_on({most_rows, options_.hidden.back()}, 0));
+  if (rank_ == 0) shared_.results.complete = ended;  // a signal may have cut the last shape
   return Status::ok();
+}
+
+// Tells how far the run is, and asks whether a signal came. All ranks get the same answer.
+Result<bool> Rank::goes_on(Shape shape, double share) {
+  const int signal = rank_ == 0 ? interrupted_by() : 0;
+  if (rank_ == 0 && signal == 0)
+    shared_.progress.update(weight_ + share * weight_of(shape), all_weight_,
+                            std::to_string(shape.rows) + " x " + std::to_string(shape.hidden));
+  TENON_ASSIGN(const double stops, gate_->slowest(signal));
+  return stops == 0;
 }
 
 // What the ranks agree on about an arm: that it equals the oracle on all of them, or who differs.
@@ -145,10 +173,10 @@ Status Rank::check(const Bench& bench, std::size_t arm, const std::string& diffe
   const Status all = comm_->agree(mine, "bench check");
   TENON_TRY(comm_->health());
   ArmResult& found = row.arms[arm];
-  if (found.equals == "NO") return Status::ok();  // with other inputs already
+  if (found.equals == Equality::kNo) return Status::ok();  // with other inputs already
   const bool own_order = arms_[arm].chain == Chain::kVendor && options_.tp > 2;
-  found.equals = all ? "yes" : own_order ? "own order" : "NO";
-  if (found.equals == "NO") found.why_not = std::string(all.message());
+  found.equals = all ? Equality::kYes : own_order ? Equality::kOwnOrder : Equality::kNo;
+  if (found.equals == Equality::kNo) found.why_not = std::string(all.message());
   const Plan& plan = bench.plan(arm);
   found.variant = plan.variant_name;
   found.blocks = plan.shape.blocks;
@@ -198,22 +226,21 @@ Status Rank::run_shape(Shape shape, bool cold) {
     TENON_TRY(comm_->agree(bench.fill_addends(options_.inputs), "bench inputs"));
     TENON_TRY(check_arms(bench, shared_.timed_oracle, row, why));
   }
+  Watch watch{[&](double share) { return goes_on(shape, share); }};
+  if (is_host(options_.target))  // whose calls of many rows take long
+    watch.calls_between = std::clamp((1 << 24) / (shape.rows * shape.hidden), 1, 4096);
   TENON_ASSIGN(const std::vector<Timing> timings,
-               time_arms(options_, row.mode, bench, arms_, *comm_, *gate_, *stream_, why));
+               time_arms(options_, row.mode, bench, arms_, *comm_, *gate_, *stream_, watch, why));
   for (std::size_t arm = 0; arm < arms_.size(); ++arm) {
     row.arms[arm].timing = timings[arm];
     if (row.arms[arm].why_not.empty()) row.arms[arm].why_not = why[arm];
   }
-  if (rank_ == 0) shared_.results.rows.push_back(std::move(row));
+  const bool timed = std::any_of(timings.begin(), timings.end(),
+                                 [](const Timing& each) { return each.iterations > 0; });
+  const bool absent =
+      std::none_of(why.begin(), why.end(), [](const std::string& each) { return each.empty(); });
+  if (rank_ == 0 && (timed || absent)) shared_.results.rows.push_back(std::move(row));
   return comm_->agree(stream_->synchronize(), "bench shape");  // buffers end here, on all ranks
-}
-
-void Rank::report_progress(Shape shape) {
-  const bool screen = isatty(STDERR_FILENO) != 0;
-  if (!screen && shape.rows != options_.rows.back()) return;  // a line per width is enough
-  const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - shared_.start;
-  std::fprintf(stderr, "%sbench boundary: %d x %d done after %.1f s%s", screen ? "\r" : "",
-               shape.rows, shape.hidden, passed.count(), screen ? "   " : "\n");
 }
 
 Status run_ranks(Shared& shared) {
@@ -224,37 +251,99 @@ Status run_ranks(Shared& shared) {
     TENON_TRY(Rank(shared, rank, bootstraps[at], vendor_bootstraps[at]).run());
     return true;
   });
-  if (isatty(STDERR_FILENO) != 0) std::fprintf(stderr, "\r%60s\r", "");
   return ran ? Status::ok() : ran.status();
 }
 
-Status write(const Results& results) {
+// The files that results go to. All are opened before anything is measured.
+struct Files {
+  std::optional<OutputFile> csv, json, svg, tune;
+};
+
+Result<Files> open_files(const BoundaryBench& options) {
+  Files files;
+  std::vector<const OutputFile*> opened;
+  const auto add = [&](const char* option, const std::string& path,
+                       std::optional<OutputFile>& file) -> Status {
+    if (path.empty()) return Status::ok();
+    TENON_ASSIGN(OutputFile made, OutputFile::open(option, path));
+    file.emplace(std::move(made));
+    for (const OutputFile* other : opened)
+      if (file->is_same_file(*other))
+        return Status::error(Code::kInvalidArgument,
+                             std::string(option) + " and " + other->option() +
+                                 " name the same file \"" + path + "\"; accepted is one for each");
+    opened.push_back(&*file);
+    return Status::ok();
+  };
+  TENON_TRY(add("--csv", options.csv_path, files.csv));
+  TENON_TRY(add("--json-file", options.json_path, files.json));
+  TENON_TRY(add("--svg", options.svg_path, files.svg));
+  TENON_TRY(add("--tune", options.tune_path, files.tune));
+  return files;
+}
+
+void print_table(const Results& results) {
   const BoundaryBench& options = results.options;
-  const Table table = table_of(results);
-  const std::string json = json_of(results).dump(2) + "\n";
+  std::printf("%s, %d ranks (%s), %s; %s inputs; links %s GB/s, memory %s GB/s, latency %s us\n",
+              results.device.name.c_str(), options.tp, results.transport.c_str(),
+              results.date.c_str(), name(options.inputs), fixed(results.rates.link_gbs, 1).c_str(),
+              fixed(results.rates.memory_gbs, 1).c_str(),
+              fixed(results.rates.latency_us, 2).c_str());
+  if (!options.wide && !results.rows.empty()) {
+    const Row& first = results.rows.front();
+    std::printf("%s, L2 %s where no column says else; µs per call\n",
+                std::string(name(first.mode)).c_str(), std::string(l2_of(first)).c_str());
+  }
+  const std::size_t columns = terminal_columns(STDOUT_FILENO);
+  std::fputs(table_text(results, options.wide, columns).c_str(), stdout);
+  for (const std::string& each : absences(results)) std::printf("not run: %s\n", each.c_str());
+  if (columns > 0) std::fputs(("\n" + key_text()).c_str(), stdout);
+}
+
+// Prints first, and writes every file that can be written; the first that could not is the error.
+Status write(const Results& results, const std::optional<Comparison>& found, Files& files) {
+  const BoundaryBench& options = results.options;
+  nlohmann::json all = json_of(results);
+  if (found) all["check"] = json_of(*found, options.tolerance_percent);
+  const std::string json = text_of(all);
+  std::FILE* const people = options.json_to_stdout ? stderr : stdout;
   if (options.json_to_stdout) {
     std::fputs(json.c_str(), stdout);
   } else {
-    std::printf(
-        "%s, %d ranks (%s), %s; %s inputs; links %s GB/s, memory %s GB/s, latency %s us\n%s",
-        results.device.name.c_str(), options.tp, results.transport.c_str(), results.date.c_str(),
-        name(options.inputs), fixed(results.rates.link_gbs, 1).c_str(),
-        fixed(results.rates.memory_gbs, 1).c_str(), fixed(results.rates.latency_us, 2).c_str(),
-        table.text().c_str());
-    for (const std::string& each : absences(results)) std::printf("not run: %s\n", each.c_str());
+    print_table(results);
   }
-  if (!options.csv_path.empty()) TENON_TRY(write_file(options.csv_path, table.csv()));
-  if (!options.json_path.empty()) TENON_TRY(write_file(options.json_path, json));
-  if (!options.svg_path.empty()) TENON_TRY(write_file(options.svg_path, svg(plot_of(results))));
-  if (options.tune_path.empty()) return Status::ok();
+  if (found) std::fputs(slower_text(*found, options.tolerance_percent).c_str(), people);
+  Status first = Status::ok();
+  const auto save = [&](std::optional<OutputFile>& file, const std::string& text) {
+    const Status saved = file ? file->write(text) : Status::ok();
+    if (first) first = saved;
+  };
+  save(files.csv, csv_of(results));
+  save(files.json, json);
+  save(files.svg, svg(plot_of(results)));
+  if (!files.tune) return first;
+  if (!results.complete) {
+    std::fputs("--tune: no table is made from a part of the shapes\n", stderr);
+    return first;
+  }
   const Tuning tuning = tune(results);
-  std::fputs(regret(tuning).c_str(), options.json_to_stdout ? stderr : stdout);
-  return write_file(options.tune_path, tuned_lines(results, tuning));
+  std::fputs(regret(tuning).c_str(), people);
+  save(files.tune, tuned_lines(results, tuning));
+  return first;
+}
+
+// What was measured before a signal or a failure ended the run.
+void say_incomplete(const Results& results) {
+  const BoundaryBench& options = results.options;
+  const std::size_t all = options.rows.size() * options.hidden.size() *
+                          static_cast<std::size_t>(options.warm + options.cold);
+  std::fprintf(stderr, "bench boundary: stopped with %zu of %zu rows of the table%s\n",
+               results.rows.size(), all, results.rows.empty() ? "" : ", the last perhaps in part");
 }
 
 }  // namespace
 
-Status run(const BoundaryBench& asked) {
+Status run(const BoundaryBench& asked, int* exit_code) {
   Shared shared;
   Results& results = shared.results;
   results.options = asked;
@@ -267,12 +356,31 @@ Status run(const BoundaryBench& asked) {
   nlohmann::json baseline;
   if (!asked.baseline_path.empty()) {
     TENON_ASSIGN(baseline, read_baseline(asked.baseline_path, results.device.name));
+    TENON_TRY(check_comparable(baseline, results));
   }
-  TENON_TRY(run_ranks(shared));
-  TENON_TRY(write(results));
-  TENON_TRY(check_equal(results));
-  if (asked.baseline_path.empty()) return Status::ok();
-  return check_against(baseline, results, asked.tolerance_percent);
+  std::optional<Interruptible> interruptible;
+  {
+    TENON_ASSIGN(Files files, open_files(results.options));
+    interruptible.emplace();
+    const Status ran = run_ranks(shared);
+    results.complete = ran && results.complete;
+    if (!results.complete) say_incomplete(results);
+    const bool compares = !asked.baseline_path.empty() && results.complete;
+    Result<Comparison> found = Comparison{};
+    if (compares) found = compare(baseline, results, asked.tolerance_percent);
+    std::optional<Comparison> shown;
+    if (compares && found) shown = *found;
+    Status written = Status::ok();
+    if (results.complete || !results.rows.empty()) written = write(results, shown, files);
+    TENON_TRY(ran);
+    TENON_TRY(written);
+    TENON_TRY(check_equal(results));
+    if (results.complete) TENON_TRY(found);
+    if (results.complete && !found->slower.empty()) *exit_code = 1;
+  }
+  std::fflush(stdout);
+  end_if_interrupted();  // the files are closed
+  return Status::ok();
 }
 
 }  // namespace tenon::apps

@@ -49,10 +49,12 @@ struct BoundaryBench {
   double link_gbs = 0, memory_gbs = 0;  // of one rank and direction; 0: measured at the start
   std::string csv_path, json_path, svg_path, tune_path;
   bool json_to_stdout = false;  // one JSON object on standard output and nothing else
+  bool wide = false;            // every column of the table, in lines of any length
   std::string baseline_path;    // --check: a JSON of an earlier run, or a folder of them
   double tolerance_percent = 3;
 };
 
-Status run(const BoundaryBench& options);
+// What the program ends with where run() was ok: 1 where --check found something slower.
+Status run(const BoundaryBench& options, int* exit_code);
 
 }  // namespace tenon::apps

@@ -5,48 +5,11 @@
 #include <fstream>
 #include <iterator>
 
+#include "apps/table.h"
+#include "apps/version.h"
+
 namespace tenon::apps {
 namespace {
-
-std::string in_units(double bytes) {
-  if (bytes < 1e4) return fixed(bytes, 0) + " B";
-  return bytes < 1e7 ? fixed(bytes / 1e3, 1) + " kB" : fixed(bytes / 1e6, 1) + " MB";
-}
-
-// The variants that the one-kernel arms took.
-std::string variants_of(const Results& results, const Row& row) {
-  std::vector<std::string> found;
-  for (std::size_t arm = 0; arm < row.arms.size(); ++arm)
-    if (results.arms[arm].chain == Chain::kOneKernel && !row.arms[arm].variant.empty() &&
-        std::find(found.begin(), found.end(), row.arms[arm].variant) == found.end())
-      found.push_back(row.arms[arm].variant);
-  std::string text;
-  for (const std::string& each : found) text += (text.empty() ? "" : " ") + each;
-  return text.empty() ? "-" : text;
-}
-
-std::string equality_of(const Results& results, const Row& row) {
-  std::string wrong, own_order;
-  for (std::size_t arm = 0; arm < row.arms.size(); ++arm) {
-    if (row.arms[arm].equals == "NO") wrong += " NOT " + results.arms[arm].name;
-    if (row.arms[arm].equals == "own order") own_order = " but " + results.arms[arm].name;
-  }
-  return wrong.empty() ? "yes" + own_order : wrong.substr(1);
-}
-
-// The richest arm of one kernel that ran: what the floor is compared with.
-const ArmResult* leader_of(const Results& results, const Row& row, bool* bf16) {
-  const ArmResult* leader = nullptr;
-  for (std::size_t arm = 0; arm < row.arms.size(); ++arm) {
-    if (results.arms[arm].chain != Chain::kOneKernel || row.arms[arm].timing.iterations == 0)
-      continue;
-    leader = &row.arms[arm];
-    *bf16 = results.arms[arm].bf16;
-  }
-  return leader;
-}
-
-std::string_view l2_of(const Row& row) { return row.cold ? "cold" : "warm"; }
 
 nlohmann::json json_of(const Results& results, const Row& row, std::size_t index) {
   const Arm& arm = results.arms[index];
@@ -56,7 +19,9 @@ nlohmann::json json_of(const Results& results, const Row& row, std::size_t index
           {"p10_us", found.timing.p10},
           {"p90_us", found.timing.p90},
           {"iterations", found.timing.iterations},
-          {"equals_oracle", found.equals},
+          {"repeats", found.timing.repeats},
+          {"equals_oracle", found.equals == Equality::kYes},
+          {"own_order", found.equals == Equality::kOwnOrder},
           {"variant", found.variant},
           {"blocks", found.blocks},
           {"threads", found.threads},
@@ -109,47 +74,29 @@ const ArmResult* find_arm(const Results& results, const Row& row, std::string_vi
   return nullptr;
 }
 
-Table table_of(const Results& results) {
-  const auto chosen = [&](const std::string& name) {
-    return std::any_of(results.arms.begin(), results.arms.end(),
-                       [&](const Arm& arm) { return arm.name == name; });
-  };
-  std::vector<std::string> header{"device", "ranks", "rows", "hidden", "mode", "L2", "variant"};
-  for (const Arm& arm : results.arms) header.push_back(arm.name + "_us");
-  for (const Ratio& each : ratios())
-    if (chosen(each.slow) && chosen(each.fast)) header.push_back(each.slow + "/" + each.fast);
-  for (const char* each : {"links", "memory", "floor_us", "of_floor", "checked", "equals_oracle"})
-    header.emplace_back(each);
-  Table table(header);
-  for (const Row& row : results.rows) {
-    std::vector<std::string> cells{std::string(name(results.options.target)),
-                                   std::to_string(results.options.tp),
-                                   std::to_string(row.shape.rows),
-                                   std::to_string(row.shape.hidden),
-                                   std::string(name(row.mode)),
-                                   std::string(l2_of(row)),
-                                   variants_of(results, row)};
-    for (const ArmResult& arm : row.arms)
-      cells.push_back(arm.timing.iterations == 0 ? "-" : fixed(arm.timing.us, 2));
-    for (const Ratio& each : ratios()) {
-      if (!chosen(each.slow) || !chosen(each.fast)) continue;
-      const ArmResult* const slow = find_arm(results, row, each.slow);
-      const ArmResult* const fast = find_arm(results, row, each.fast);
-      cells.push_back(slow && fast ? fixed(slow->timing.us / fast->timing.us, 2) + "x" : "-");
-    }
-    bool bf16 = true;
-    const ArmResult* const leader = leader_of(results, row, &bf16);
-    const Traffic& traffic = bf16 ? row.both : row.fp8;
-    const double floor = floor_us(traffic, results.rates);
-    cells.push_back(in_units(traffic.link_bytes));
-    cells.push_back(in_units(traffic.memory_bytes));
-    cells.push_back(fixed(floor, 2));
-    cells.push_back(leader == nullptr ? "-" : fixed(100 * floor / leader->timing.us, 0) + "%");
-    cells.push_back(std::to_string(row.checked_rows));
-    cells.push_back(equality_of(results, row));
-    table.add(cells);
+std::string_view l2_of(const Row& row) { return row.cold ? "cold" : "warm"; }
+
+std::string variants_of(const Results& results, const Row& row) {
+  std::vector<std::string> found;
+  for (std::size_t arm = 0; arm < row.arms.size(); ++arm)
+    if (results.arms[arm].chain == Chain::kOneKernel && !row.arms[arm].variant.empty() &&
+        std::find(found.begin(), found.end(), row.arms[arm].variant) == found.end())
+      found.push_back(row.arms[arm].variant);
+  std::string text;
+  for (const std::string& each : found) text += (text.empty() ? "" : " ") + each;
+  return text;
+}
+
+const ArmResult* leader_of(const Results& results, const Row& row, bool* bf16) {
+  const ArmResult* leader = nullptr;
+  *bf16 = true;
+  for (std::size_t arm = 0; arm < row.arms.size(); ++arm) {
+    if (results.arms[arm].chain != Chain::kOneKernel || row.arms[arm].timing.iterations == 0)
+      continue;
+    leader = &row.arms[arm];
+    *bf16 = results.arms[arm].bf16;
   }
-  return table;
+  return leader;
 }
 
 nlohmann::json json_of(const Results& results) {
@@ -180,6 +127,8 @@ nlohmann::json json_of(const Results& results) {
                         {"transport", results.transport},
                         {"date", results.date},
                         {"command", results.command},
+                        {"version", version_name()},
+                        {"complete", results.complete},
                         {"ranks", options.tp},
                         {"dtype", name(options.dtype)},
                         {"inputs", name(options.inputs)},
@@ -237,7 +186,7 @@ std::vector<std::string> absences(const Results& results) {
 Status check_equal(const Results& results) {
   for (const Row& row : results.rows)
     for (std::size_t arm = 0; arm < row.arms.size(); ++arm)
-      if (row.arms[arm].equals == "NO")
+      if (row.arms[arm].equals == Equality::kNo)
         return Status::error(Code::kInternal,
                              "bench boundary: " + std::to_string(row.shape.rows) + " rows of " +
                                  std::to_string(row.shape.hidden) + ", " + results.arms[arm].name +
@@ -252,6 +201,10 @@ std::string date_now() {
   char text[32];
   std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
   return text;
+}
+
+std::string text_of(const nlohmann::json& json) {
+  return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
 std::string own_command() {

@@ -1,4 +1,4 @@
-// What a run of the bench found, and its forms: a table, CSV, JSON, a plot.
+// What a run of the bench found, and two of its forms: JSON and a plot. Tables: tables.h.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -8,14 +8,21 @@
 #include "apps/bench/arms.h"
 #include "apps/bench/plot.h"
 #include "apps/bench/rates.h"
-#include "apps/table.h"
 
 namespace tenon::apps {
+
+// Of an arm's results and the oracle's.
+enum class Equality {
+  kUnknown,   // it did not run
+  kYes,       // byte for byte
+  kOwnOrder,  // no, and nobody promised: the vendor's sum of more than two ranks
+  kNo,
+};
 
 struct ArmResult {
   Timing timing;        // iterations 0: it did not run
   std::string why_not;  // it did not run
-  std::string equals;   // "yes", "NO", or "own order": the vendor's sum of more than two ranks
+  Equality equals{};
   std::string variant;  // of the deciding kernel, and its launch shape
   int blocks = 0, threads = 0;
 };
@@ -38,6 +45,7 @@ struct Results {
   std::string transport, date, command;
   Rates rates;
   std::vector<Row> rows;
+  bool complete = true;  // false: stopped before all rows were there
 };
 
 // The arms whose times are divided by each other: slow over fast.
@@ -50,7 +58,14 @@ const std::vector<Ratio>& ratios();
 const ArmResult* find_arm(const Results& results, const Row& row, std::string_view name);
 std::string_view name(Mode mode);
 
-Table table_of(const Results& results);
+// "warm" or "cold".
+std::string_view l2_of(const Row& row);
+// The variants that the one-kernel arms took, or nothing.
+std::string variants_of(const Results& results, const Row& row);
+// The one-kernel arm with the most outputs that ran, or null: what the floor is compared with.
+// Where there is none, the floor is that of all outputs.
+const ArmResult* leader_of(const Results& results, const Row& row, bool* bf16);
+
 nlohmann::json json_of(const Results& results);
 Plot plot_of(const Results& results);
 
@@ -63,5 +78,7 @@ Status check_equal(const Results& results);
 // paths are cut down to names.
 std::string date_now();
 std::string own_command();
+// As text that is UTF-8 whatever a path held.
+std::string text_of(const nlohmann::json& json);
 
 }  // namespace tenon::apps

@@ -11,6 +11,7 @@ namespace tenon::apps {
 namespace {
 
 constexpr int kMaxRows = 8192, kMaxHidden = 16384;
+constexpr int kMaxGraphCalls = 1 << 16;
 
 bool read_number(std::string_view text, int* value) {
   const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), *value);
@@ -25,7 +26,8 @@ Status refuse(std::string why) {
 Status add_piece(std::string_view option, std::string_view piece, std::set<int>& found) {
   const auto bad = [&](std::string_view why) {
     return refuse(std::string(option) + " has \"" + std::string(piece) + "\"" + std::string(why) +
-                  "; accepted are numbers and ranges of powers of two, as in 1,3,16..512");
+                  "; accepted are numbers and ranges, as in 1,3,16..512: both ends and the powers "
+                  "of two between them");
   };
   const auto dots = piece.find("..");
   int low = 0, high = 0;
@@ -36,14 +38,10 @@ Status add_piece(std::string_view option, std::string_view piece, std::set<int>&
   }
   if (!read_number(piece.substr(0, dots), &low) || !read_number(piece.substr(dots + 2), &high))
     return bad("");
-  const std::size_t before = found.size();
-  bool any = false;
-  for (std::int64_t power = 1; power <= high; power *= 2) {
-    if (power < low) continue;
-    found.insert(static_cast<int>(power));
-    any = true;
-  }
-  if (!any && found.size() == before) return bad(", which holds no power of two");
+  if (low > high) return bad(", which ends before it begins");
+  found.insert({low, high});
+  for (std::int64_t power = 1; power < high; power *= 2)
+    if (power > low) found.insert(static_cast<int>(power));
   return Status::ok();
 }
 
@@ -101,6 +99,11 @@ Status complete(BoundaryBench& options) {
     options.iterations = host ? 30 : 64;
     options.adapt_iterations = !host;
   }
+  const bool graphs = std::any_of(options.rows.begin(), options.rows.end(),
+                                  [&](int rows) { return mode_of(options, rows) == Mode::kGraph; });
+  if (graphs && options.iterations > kMaxGraphCalls)
+    return refuse("--iterations is " + std::to_string(options.iterations) + "; accepted are 1 to " +
+                  std::to_string(kMaxGraphCalls) + " in graphs, and more with --mode eager");
   if (options.repeats == 0) options.repeats = host ? 5 : 25;
   if (options.warm_up < 0) options.warm_up = host ? 10 : 2;
   return chosen_arms(options).status();

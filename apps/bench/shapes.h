@@ -14,8 +14,9 @@ struct Shape {
   int rows, hidden;
 };
 
-// "1,3,16..512": numbers, and ranges that stand for the powers of two in them. With `around`, the
-// numbers beside each power of two as well. Sorted, each once. `option` names it in errors.
+// "1,3,16..500": numbers, and ranges, which stand for both their ends and the powers of two between
+// these: 16, 32, 64, 128, 256 and 500. With `around`, the numbers beside each power of two as well.
+// Sorted, each once. `option` names it in errors.
 Result<std::vector<int>> parse_numbers(std::string_view option, std::string_view text,
                                        bool around = false);
 

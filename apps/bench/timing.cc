@@ -46,21 +46,27 @@ Status Gate::align(Stream& stream) {
   return collectives::all_reduce(mailbox_, PartialRows{words}, words, stream);
 }
 
-Status Calls::enqueue_calls() {
-  for (int call = 0; call < count_; ++call) TENON_TRY(work_(call));
+Status Calls::enqueue_calls(const Watch* watch) {
+  for (called_ = 0; called_ < count_; ++called_) {
+    if (watch != nullptr && called_ > 0 && called_ % watch->calls_between == 0) {
+      TENON_ASSIGN(const bool goes_on, watch->goes_on(static_cast<double>(called_) / count_));
+      if (!goes_on) return Status::ok();
+    }
+    TENON_TRY(work_(called_));
+  }
   return Status::ok();
 }
 
-Status Calls::enqueue_timed() {
+Status Calls::enqueue_timed(const Watch* watch) {
   TENON_TRY(gate_->align(*stream_));
   TENON_TRY(begin_->record(*stream_));
-  TENON_TRY(enqueue_calls());
+  TENON_TRY(enqueue_calls(watch));
   return end_->record(*stream_);
 }
 
 Result<Graph> Calls::record(bool timed) {
   TENON_TRY(Graph::begin(*stream_));
-  const Status recorded = timed ? enqueue_timed() : enqueue_calls();
+  const Status recorded = timed ? enqueue_timed(nullptr) : enqueue_calls(nullptr);
   auto graph = Graph::end(*stream_);
   TENON_TRY(recorded);
   return graph;
@@ -83,9 +89,9 @@ Result<Calls> Calls::make(std::function<Status(int call)> work, int count, bool 
   return calls;
 }
 
-Result<double> Calls::run() {
+Result<double> Calls::run(const Watch* watch) {
   if (!graph_) {
-    TENON_TRY(enqueue_timed());
+    TENON_TRY(enqueue_timed(watch));
   } else if (graph_is_timed_) {
     TENON_TRY(graph_->replay(*stream_));
   } else {
@@ -96,7 +102,7 @@ Result<double> Calls::run() {
   }
   TENON_TRY(stream_->synchronize());
   TENON_ASSIGN(const double passed, end_->us_since(*begin_));
-  return passed / count_;
+  return called_ > 0 ? passed / called_ : 0;
 }
 
 namespace {
@@ -105,13 +111,14 @@ namespace {
 class Race {
  public:
   Race(const BoundaryBench& options, Mode mode, Bench& bench, Communicator& comm, Gate& gate,
-       Stream& stream)
+       Stream& stream, const Watch& watch)
       : options_(options),
         graph_(mode == Mode::kGraph),
         bench_(bench),
         comm_(comm),
         gate_(gate),
-        stream_(stream) {}
+        stream_(stream),
+        watch_(watch) {}
 
   Status prepare(const std::vector<Arm>& arms, std::vector<std::string>& why);
   Status run();
@@ -132,8 +139,11 @@ class Race {
   Status meet(const Status& mine, std::string_view label) {
     return comm_.agree(mine ? stream_.synchronize() : mine, label);
   }
+  // Asks the watch, `part` into the present turn. All ranks stop at the same place.
+  Result<bool> goes_on(double part);
   Result<int> choose_iterations(std::size_t arm);
-  Status run_once(std::size_t arm);
+  Status warm_up(std::size_t arm);
+  Status run_once(std::size_t arm, bool counts);
 
   const BoundaryBench& options_;
   bool graph_;
@@ -141,8 +151,17 @@ class Race {
   Communicator& comm_;
   Gate& gate_;
   Stream& stream_;
+  const Watch& watch_;
   std::vector<Entry> entries_;
+  double turns_ = 0, turn_ = 0;  // of arms, each with its calls: all there are, and those done
+  bool stopped_ = false;
 };
+
+Result<bool> Race::goes_on(double part) {
+  TENON_ASSIGN(const bool answer, watch_.goes_on(turns_ > 0 ? (turn_ + part) / turns_ : 0));
+  stopped_ = stopped_ || !answer;
+  return answer;
+}
 
 // As many as are wanted, or as fit into the longest repeat. The same on all ranks.
 Result<int> Race::choose_iterations(std::size_t arm) {
@@ -157,7 +176,9 @@ Result<int> Race::choose_iterations(std::size_t arm) {
 
 Status Race::prepare(const std::vector<Arm>& arms, std::vector<std::string>& why) {
   entries_.resize(arms.size());
-  for (std::size_t arm = 0; arm < arms.size(); ++arm) {
+  const auto able = std::count(why.begin(), why.end(), std::string());
+  turns_ = static_cast<double>(able) * (1.0 + options_.repeats);
+  for (std::size_t arm = 0; arm < arms.size() && !stopped_; ++arm) {
     if (!why[arm].empty()) continue;
     TENON_TRY(bench_.reset());
     TENON_ASSIGN(const int iterations, choose_iterations(arm));
@@ -171,28 +192,45 @@ Status Race::prepare(const std::vector<Arm>& arms, std::vector<std::string>& why
     TENON_TRY(made);
     entries_[arm].iterations = iterations;
     entries_[arm].calls.emplace(*std::move(calls));
-    TENON_TRY(entries_[arm].calls->run());  // the first replay loads the graph
+    TENON_TRY(run_once(arm, false));  // the first replay loads the graph
     TENON_TRY(meet(Status::ok(), "bench first replay"));
   }
   return Status::ok();
 }
 
-Status Race::run_once(std::size_t arm) {
-  TENON_TRY(bench_.reset());
-  for (int call = 0; call < options_.warm_up; ++call) TENON_TRY(bench_.enqueue(arm, call));
-  TENON_TRY(bench_.flush());
+Status Race::warm_up(std::size_t arm) {
+  for (int call = 0; call < options_.warm_up && !stopped_; ++call) {
+    if (call > 0 && call % watch_.calls_between == 0) TENON_TRY(goes_on(0));
+    TENON_TRY(bench_.enqueue(arm, call));
+  }
+  return Status::ok();
+}
+
+// A turn of an arm. One that does not count is kept only where it is the last.
+Status Race::run_once(std::size_t arm, bool counts) {
+  Entry& entry = entries_[arm];
+  if (counts) {
+    TENON_TRY(bench_.reset());
+    TENON_TRY(warm_up(arm));
+    TENON_TRY(bench_.flush());
+  }
   TENON_TRY(stream_.synchronize());
-  TENON_TRY(gate_.slowest(0));
-  TENON_ASSIGN(const double mine, entries_[arm].calls->run());
+  TENON_ASSIGN(const bool begins, goes_on(0));
+  if (!begins) return Status::ok();
+  const Watch within{[this](double share) { return goes_on(share); }, watch_.calls_between};
+  TENON_ASSIGN(const double mine, entry.calls->run(&within));
   TENON_ASSIGN(const double us, gate_.slowest(mine));
-  entries_[arm].times.push_back(us);
+  turn_ += 1;
+  if (entry.calls->called() == 0 || !(counts || stopped_)) return Status::ok();
+  if (entry.times.empty()) entry.iterations = entry.calls->called();
+  entry.times.push_back(us);
   return Status::ok();
 }
 
 Status Race::run() {
-  for (int repeat = 0; repeat < options_.repeats; ++repeat) {
-    for (std::size_t arm = 0; arm < entries_.size(); ++arm)  // interleaved: drift meets all alike
-      if (entries_[arm].calls) TENON_TRY(run_once(arm));
+  for (int repeat = 0; repeat < options_.repeats && !stopped_; ++repeat) {
+    for (std::size_t arm = 0; arm < entries_.size() && !stopped_; ++arm)
+      if (entries_[arm].calls) TENON_TRY(run_once(arm, true));  // in turns: drift meets all alike
     TENON_TRY(comm_.health());
   }
   return Status::ok();
@@ -204,7 +242,8 @@ std::vector<Timing> Race::results() const {
     const Entry& entry = entries_[arm];
     if (entry.times.empty()) continue;
     timings[arm] = {quantile(entry.times, 0.5), quantile(entry.times, 0.1),
-                    quantile(entry.times, 0.9), entry.iterations};
+                    quantile(entry.times, 0.9), entry.iterations,
+                    static_cast<int>(entry.times.size())};
   }
   return timings;
 }
@@ -213,8 +252,9 @@ std::vector<Timing> Race::results() const {
 
 Result<std::vector<Timing>> time_arms(const BoundaryBench& options, Mode mode, Bench& bench,
                                       const std::vector<Arm>& arms, Communicator& comm, Gate& gate,
-                                      Stream& stream, std::vector<std::string>& why) {
-  Race race(options, mode, bench, comm, gate, stream);
+                                      Stream& stream, const Watch& watch,
+                                      std::vector<std::string>& why) {
+  Race race(options, mode, bench, comm, gate, stream, watch);
   TENON_TRY(race.prepare(arms, why));
   TENON_TRY(race.run());
   return race.results();

@@ -2,6 +2,7 @@
 // released together, the slowest rank's time. Not here: what a call is (arms.h).
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -15,7 +16,15 @@ namespace tenon::apps {
 // What one arm gave. Microseconds per call of the slowest rank: median and quantiles of repeats.
 struct Timing {
   double us = 0, p10 = 0, p90 = 0;
-  int iterations = 0;  // calls of a repeat
+  int iterations = 0;  // calls of a repeat; 0: it was not timed
+  int repeats = 0;     // fewer than wanted where the run was stopped
+};
+
+// What long measurements ask every now and then, on all ranks at the same places: whether to go on.
+struct Watch {
+  // `share` of the work between 0 and 1 is done. Collective.
+  std::function<Result<bool>(double share)> goes_on;
+  int calls_between = 4096;
 };
 
 // The ranks at the edges of what is timed.
@@ -43,18 +52,22 @@ class Calls {
   // kernel meanwhile.
   static Result<Calls> make(std::function<Status(int call)> work, int count, bool graph, Gate& gate,
                             Stream& stream);
-  // Microseconds per call on this rank. Collective.
-  Result<double> run();
+  // Microseconds per call on this rank. Collective. Calls one by one end early where the watch, if
+  // there is one, says so; its shares are those of this run.
+  Result<double> run(const Watch* watch = nullptr);
+  // Calls of the last run: fewer than wanted where it ended early, perhaps none.
+  int called() const { return called_; }
+  int count() const { return count_; }
 
  private:
   Calls(std::function<Status(int call)> work, int count, Gate& gate, Stream& stream)
       : work_(std::move(work)), count_(count), gate_(&gate), stream_(&stream) {}
-  Status enqueue_calls();
-  Status enqueue_timed();
+  Status enqueue_calls(const Watch* watch);
+  Status enqueue_timed(const Watch* watch);
   Result<Graph> record(bool timed);
 
   std::function<Status(int call)> work_;
-  int count_;
+  int count_, called_ = 0;
   Gate* gate_;
   Stream* stream_;
   std::optional<Graph> graph_;
@@ -63,10 +76,11 @@ class Calls {
 };
 
 // Times every arm that can run; arms that turn out not to be capturable leave a reason in `why`.
-// Collective. One entry per arm; iterations stays 0 where it was not timed.
+// Collective. One entry per arm. Where the watch ends it, what was timed until then.
 Result<std::vector<Timing>> time_arms(const BoundaryBench& options, Mode mode, Bench& bench,
                                       const std::vector<Arm>& arms, Communicator& comm, Gate& gate,
-                                      Stream& stream, std::vector<std::string>& why);
+                                      Stream& stream, const Watch& watch,
+                                      std::vector<std::string>& why);
 
 // The value below which `share` of the values lie. `values` is not empty.
 double quantile(std::vector<double> values, double share);

@@ -5,6 +5,7 @@
 #include <limits>
 #include <map>
 
+#include "apps/table.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/tuned.h"
 
 namespace tenon::apps {
@@ -114,7 +115,7 @@ std::string tuned_lines(const Results& results, const Tuning& tuning) {
   for (const Threshold& each : tuning.thresholds)
     text += "TENON_TUNED(\"" + results.device.name + "\", " + std::to_string(results.options.tp) +
             ", " + (each.up_to_bytes == kNoEnd ? "INT64_MAX" : std::to_string(each.up_to_bytes)) +
-            ", \"" + each.choice + "\")\n";
+            ", \"" + each.choice + "\", \"" + results.date.substr(0, 10) + "\", \"\")\n";
   return text;
 }
 

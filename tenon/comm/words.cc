@@ -7,7 +7,8 @@ namespace tenon {
 std::string seconds_text(std::chrono::nanoseconds duration) {
   const double seconds = std::chrono::duration<double>(duration).count();
   char text[32];
-  std::snprintf(text, sizeof text, seconds < 1 ? "%.2f s" : "%.1f s", seconds);
+  const char* format = seconds < 0.1 ? "%.2g s" : seconds < 1 ? "%.2f s" : "%.1f s";
+  std::snprintf(text, sizeof text, format, seconds);
   return text;
 }
 

@@ -29,7 +29,7 @@ void copy_text(std::string_view text, char (&to)[kSize]) {
   to[count] = 0;
 }
 
-// "30.0 s", "0.25 s".
+// "30.0 s", "0.25 s", "0.001 s": never nothing.
 std::string seconds_text(std::chrono::nanoseconds duration);
 
 // "rank 1 waited for rank 0 in bootstrap call 3 "agree_min"".

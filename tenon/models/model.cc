@@ -8,6 +8,8 @@
 #include "tenon/core/guard.h"
 #include "tenon/core/json.h"
 #include "tenon/models/fingerprint.h"
+#include "tenon/models/inspect.h"
+#include "tenon/models/qwen3_5/inspect.h"
 #include "tenon/models/qwen3_5/qwen3_5.h"
 
 namespace tenon {
@@ -16,12 +18,14 @@ namespace {
 using Json = nlohmann::json;
 using Open = Result<std::unique_ptr<Model>> (*)(const std::string&, const ModelOptions&,
                                                 Communicator&, Stream&);
+using Inspect = Result<ModelSummary> (*)(const std::string&, std::span<const int>);
 struct Architecture {
   std::string_view name;
   Open open;
+  Inspect inspect;
 };
 constexpr Architecture kArchitectures[] = {
-#define TENON_MODEL(architecture, space) {#architecture, &space::open},
+#define TENON_MODEL(architecture, space) {#architecture, &space::open, &space::inspect},
 #include "tenon/models/models.def"
 #undef TENON_MODEL
 };
@@ -57,6 +61,15 @@ Result<std::unique_ptr<Model>> open_model(const std::string& directory, const Mo
   if (wanted) facts.push_back({"\"architectures\"", std::string((*wanted)->name)});
   TENON_TRY(agree_on_facts(wanted.status(), facts, comm, "architecture"));
   return (*wanted)->open(directory, options, comm, stream);
+}
+
+Result<ModelSummary> inspect_model(const std::string& directory, std::span<const int> sizes) {
+  return guarded([&]() -> Result<ModelSummary> {
+    TENON_ASSIGN(const Architecture* wanted, find_architecture(directory));
+    TENON_ASSIGN(ModelSummary found, wanted->inspect(directory, sizes), directory);
+    found.architecture = wanted->name;
+    return found;
+  });
 }
 
 }  // namespace tenon

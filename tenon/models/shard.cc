@@ -93,9 +93,13 @@ ShardLoader::ShardLoader(Weights weights, std::vector<std::string_view> skipped_
                          Stream& stream, Progress progress)
     : weights_(std::move(weights)),
       skipped_prefixes_(std::move(skipped_prefixes)),
-      stream_(stream),
+      device_(stream.device()),
+      stream_(&stream),
       progress_(std::move(progress)),
       total_bytes_(weights_.bytes_wanted(skipped_prefixes_)) {}
+
+ShardLoader::ShardLoader(Weights weights, std::vector<std::string_view> skipped_prefixes)
+    : weights_(std::move(weights)), skipped_prefixes_(std::move(skipped_prefixes)) {}
 
 Result<HostTensor> ShardLoader::take(std::string_view name, std::initializer_list<DType> accepted,
                                      const std::vector<std::int64_t>& shape) {
@@ -116,10 +120,11 @@ void ShardLoader::pack(std::span<const Piece> pieces, DType as, std::byte* to) {
 }
 
 Result<TensorView> ShardLoader::allocate(DType dtype, std::initializer_list<std::int64_t> shape) {
-  TensorView tensor = view(nullptr, dtype, stream_.device(), shape);
-  TENON_ASSIGN(Buffer memory, Buffer::allocate(stream_.device(), tensor.bytes()));
-  tensor.data = memory.data();
+  TensorView tensor = view(nullptr, dtype, device_, shape);
   device_bytes_ += static_cast<std::int64_t>(tensor.bytes());
+  if (only_counts()) return tensor;
+  TENON_ASSIGN(Buffer memory, Buffer::allocate(device_, tensor.bytes()));
+  tensor.data = memory.data();
   buffers_.push_back(std::move(memory));
   return tensor;
 }
@@ -130,14 +135,15 @@ Result<TensorView> ShardLoader::upload(std::span<const Piece> pieces, DType as,
   std::int64_t elements = 0;
   for (const Piece& piece : pieces) elements += piece.rows.count * piece.columns.count;
   TENON_CHECK(elements == tensor.size());
+  if (only_counts()) return tensor;
   if (is_host(tensor.device.target)) {
     pack(pieces, as, tensor.as<std::byte>());
     return tensor;
   }
   std::vector<std::byte> packed(tensor.bytes());
   pack(pieces, as, packed.data());
-  TENON_TRY(stream_.copy(tensor.data, packed.data(), packed.size()));
-  TENON_TRY(stream_.synchronize());  // the host memory goes away
+  TENON_TRY(stream_->copy(tensor.data, packed.data(), packed.size()));
+  TENON_TRY(stream_->synchronize());  // the host memory goes away
   return tensor;
 }
 
@@ -161,8 +167,9 @@ Result<TensorView> ShardLoader::values(std::span<const float> values,
                                        std::initializer_list<std::int64_t> shape) {
   TENON_ASSIGN(const TensorView tensor, allocate(DType::kF32, shape));
   TENON_CHECK(tensor.bytes() == values.size_bytes());
-  TENON_TRY(stream_.copy(tensor.data, values.data(), values.size_bytes()));
-  TENON_TRY(stream_.synchronize());
+  if (only_counts()) return tensor;
+  TENON_TRY(stream_->copy(tensor.data, values.data(), values.size_bytes()));
+  TENON_TRY(stream_->synchronize());
   return tensor;
 }
 

@@ -45,8 +45,12 @@ class ShardLoader {
   using Progress = std::function<void(std::int64_t done, std::int64_t total)>;
   ShardLoader(Weights weights, std::vector<std::string_view> skipped_prefixes, Stream& stream,
               Progress progress);
+  // Only counts: does everything but reading, allocating and copying, and gives views without data.
+  ShardLoader(Weights weights, std::vector<std::string_view> skipped_prefixes);
 
+  bool only_counts() const { return stream_ == nullptr; }
   const Weights& weights() const { return weights_; }
+  Weights release() { return std::move(weights_); }
 
   // Rows `rows` of a tensor seen as [product of leading dimensions, last dimension], as `as`:
   // unchanged, widened to f32, or f32 rounded to bf16. The view has the given shape.
@@ -97,7 +101,8 @@ class ShardLoader {
 
   Weights weights_;
   std::vector<std::string_view> skipped_prefixes_;
-  Stream& stream_;
+  Device device_{Target::kCpu, 0};
+  Stream* stream_ = nullptr;
   Progress progress_;
   std::int64_t total_bytes_ = 0, device_bytes_ = 0;
   std::vector<Buffer> buffers_;

@@ -170,6 +170,11 @@ Status Weights::finish(std::span<const std::string_view> skipped_prefixes) const
                    " tensors that this model has no place for: " + list);
 }
 
+void Weights::take_back() {
+  state_->taken.clear();
+  state_->bytes_taken = 0;
+}
+
 std::int64_t Weights::bytes_taken() const { return state_->bytes_taken; }
 
 std::int64_t Weights::bytes_wanted(std::span<const std::string_view> skipped_prefixes) const {

@@ -60,6 +60,9 @@ class Weights {
   // the model does not use). Otherwise names the first leftovers.
   Status finish(std::span<const std::string_view> skipped_prefixes) const;
 
+  // As if nobody had taken anything yet.
+  void take_back();
+
   std::int64_t bytes_taken() const;
   // Bytes of all tensors that do not start with one of the prefixes.
   std::int64_t bytes_wanted(std::span<const std::string_view> skipped_prefixes) const;

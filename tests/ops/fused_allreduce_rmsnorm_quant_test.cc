@@ -232,6 +232,28 @@ TEST_F(FusedContract, CheckNamesWhatIsWrong) {
   EXPECT_TRUE(has(fused::check(args).message(), "contiguous"));
 }
 
+// What nobody has measured on a device is not said to have been.
+TEST_F(FusedContract, ReasonsSayWhereAChoiceWasMeasured) {
+  const auto reason_on = [&](const char* device) {
+    Situation there = where_;
+    there.properties.name = device;
+    fused::Args wide = args_;
+    wide.residual = wide.partial.addend =
+        view(args_.residual.data, args_.residual.dtype, device_, {4096, 16384});  // nothing runs
+    wide.weight = view(args_.weight.data, args_.weight.dtype, device_, {16384});
+    wide.out = {.bf16 = wide.residual, .fp8 = {}};
+    const auto found = fused::plan(wide, there);
+    return found && !found->refusals.empty() ? found->refusals[0] : found.status().to_string();
+  };
+  EXPECT_TRUE(has(reason_on("NVIDIA H200"), "was measured to be faster (2026-11-26)"))
+      << reason_on("NVIDIA H200");
+  const std::string taken = reason_on("NVIDIA H100 80GB HBM3");
+  EXPECT_TRUE(has(taken, "is taken to be faster, as it was measured to be on NVIDIA H200"))
+      << taken;
+  EXPECT_FALSE(has(taken, "was measured to be faster")) << taken;
+  EXPECT_FALSE(has(reason_on("host"), "measured")) << reason_on("host");
+}
+
 TEST_F(FusedContract, PlanIsPureAndExplainsRefusals) {
   auto first = fused::plan(args_, where_);
   auto again = fused::plan(args_, where_);

@@ -162,9 +162,9 @@ Status probe(const TransportContext& context) {
   for (std::size_t rank = 0; rank < context.cards.size(); ++rank) {
     const RankCard& theirs = context.cards[rank];
     if (theirs.process != mine.process)
-      return Status::error(Code::kUnsupported, "rank " + std::to_string(rank) +
-                                                   " is in another process (pid " +
-                                                   std::to_string(theirs.pid) + ")");
+      return Status::error(Code::kUnsupported,
+                           "rank " + std::to_string(rank) + " is in another process" +
+                               (theirs.pid > 0 ? " (pid " + std::to_string(theirs.pid) + ")" : ""));
     TENON_TRY(held->enable_peer(mine.device.index, theirs.device.index));
   }
   return Status::ok();

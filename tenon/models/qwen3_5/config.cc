@@ -425,44 +425,38 @@ Facts describe(const Config& config) {
 
 namespace {
 
-Status divides(int size, int extent, std::string_view what) {
-  if (extent % size == 0) return Status::ok();
-  return unsupported("a team of " + std::to_string(size) + " ranks does not divide " +
-                     std::string(what) + " = " + std::to_string(extent));
-}
-
-// Slices of the experts: of their intermediate size if all are whole blocks, else whole experts.
-Status share_experts(const Config& config, Share* share) {
-  const int width = config.moe_intermediate, rank = share->rank, size = share->size;
-  if (size == 1 || width % (size * kBlock) == 0) {
-    share->experts = {0, config.experts};
-    share->moe_intermediate = even_slice(width, rank, size);
-    return Status::ok();
-  }
-  if (config.experts % size == 0) {
-    share->experts = even_slice(config.experts, rank, size);
-    share->moe_intermediate = {0, width};
-    return Status::ok();
-  }
-  return unsupported(
-      "a team of " + std::to_string(size) + " ranks can neither slice " +
-      "moe_intermediate_size = " + std::to_string(width) +
-      " into multiples of 128 nor divide num_experts = " + std::to_string(config.experts));
+// Whether experts are sliced by their intermediate size; else they are dealt whole.
+bool slices_experts(const Config& config, int size) {
+  return size == 1 || config.moe_intermediate % (size * kBlock) == 0;
 }
 
 }  // namespace
 
-Result<Share> share(const Config& config, bool fp8, int rank, int size) {
+std::vector<std::string> team_refusals(const Config& config, bool fp8, int size) {
+  std::vector<std::string> why;
   if (fp8 && config.hidden % kBlock != 0)
-    return unsupported("config: \"hidden_size\" is " + std::to_string(config.hidden) +
-                       "; accepted with fp8 weights: a multiple of 128");
-  TENON_TRY(divides(size, config.q_heads, "num_attention_heads"));
-  TENON_TRY(divides(size, config.k_heads, "linear_num_key_heads"));
-  TENON_TRY(divides(size, config.v_heads, "linear_num_value_heads"));
+    why.push_back("config: \"hidden_size\" is " + std::to_string(config.hidden) +
+                  "; accepted with fp8 weights: a multiple of 128");
+  const std::string team = "a team of " + std::to_string(size) + " ranks";
+  for (const auto& [name, extent] : {std::pair("num_attention_heads", config.q_heads),
+                                     std::pair("linear_num_key_heads", config.k_heads),
+                                     std::pair("linear_num_value_heads", config.v_heads)})
+    if (extent % size != 0)
+      why.push_back(team + " does not divide " + name + " = " + std::to_string(extent));
   if (config.kv_heads % size != 0 && size % config.kv_heads != 0)
-    return unsupported("num_key_value_heads = " + std::to_string(config.kv_heads) +
-                       " neither divides nor is divided by a team of " + std::to_string(size) +
-                       " ranks");
+    why.push_back("num_key_value_heads = " + std::to_string(config.kv_heads) +
+                  " neither divides nor is divided by " + team);
+  if (config.is_moe() && !slices_experts(config, size) && config.experts % size != 0)
+    why.push_back(
+        team +
+        " can neither slice moe_intermediate_size = " + std::to_string(config.moe_intermediate) +
+        " into multiples of 128 nor divide num_experts = " + std::to_string(config.experts));
+  return why;
+}
+
+Result<Share> share(const Config& config, bool fp8, int rank, int size) {
+  const std::vector<std::string> why = team_refusals(config, fp8, size);
+  if (!why.empty()) return unsupported(why.front());
   Share mine;
   mine.rank = rank;
   mine.size = size;
@@ -478,12 +472,31 @@ Result<Share> share(const Config& config, bool fp8, int rank, int size) {
   const std::int64_t block = fp8 ? kBlock : 8;  // bf16 rows are read 16 bytes at a time
   mine.intermediate = block_slice(config.intermediate, block, rank, size);
   mine.shared_intermediate = block_slice(config.shared_intermediate, block, rank, size);
-  if (config.is_moe()) TENON_TRY(share_experts(config, &mine));
+  if (config.is_moe() && slices_experts(config, size)) {
+    mine.experts = {0, config.experts};
+    mine.moe_intermediate = even_slice(config.moe_intermediate, rank, size);
+  } else if (config.is_moe()) {
+    mine.experts = even_slice(config.experts, rank, size);
+    mine.moe_intermediate = {0, config.moe_intermediate};
+  }
 
   mine.vocab_width = (config.vocab + size - 1) / size;
   const int first = std::min(config.vocab, rank * mine.vocab_width);
   mine.vocab = {first, std::min(mine.vocab_width, config.vocab - first)};
   return mine;
+}
+
+CacheLayout cache_layout(const Config& config, const Share& share) {
+  CacheLayout caches;
+  for (const LayerKind kind : config.layers)
+    ++(kind == LayerKind::kAttention ? caches.num_kv_layers : caches.num_state_layers);
+  caches.kv_heads = share.kv_heads;
+  caches.head_dim = config.head_dim;
+  caches.conv_dim = (2 * share.k_heads + share.v_heads) * config.key_dim;
+  caches.v_heads = share.v_heads;
+  caches.key_dim = config.key_dim;
+  caches.value_dim = config.value_dim;
+  return caches;
 }
 
 }  // namespace tenon::qwen3_5

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tenon/core/status.h"
+#include "tenon/layers/step.h"
 #include "tenon/models/fingerprint.h"
 #include "tenon/models/shard.h"
 
@@ -76,12 +77,18 @@ struct Share {
   Range vocab;                // ids that have a row here; the last slice may be short
 };
 
-// The slices of `rank`, or which size does not divide. `fp8`: rows and slices must be whole blocks
-// of 128.
+// Every reason why a team of `size` cannot share the model; none: it can. `fp8` as in share().
+std::vector<std::string> team_refusals(const Config& config, bool fp8, int size);
+
+// The slices of `rank`, or the first of the reasons above. `fp8`: rows and slices must be whole
+// blocks of 128.
 //   heads: equal shares; kv heads are replicated when there are fewer than ranks
 //   dense and shared mlp: whole blocks, as evenly as possible
 //   experts: sliced by intermediate size if every slice is whole blocks, else placed whole
 //   vocabulary: equal slots, the last slice may be short
 Result<Share> share(const Config& config, bool fp8, int rank, int size);
+
+// The caches of one rank.
+CacheLayout cache_layout(const Config& config, const Share& share);
 
 }  // namespace tenon::qwen3_5

@@ -221,10 +221,11 @@ Result<bool> is_tied(const Config& config, const Share& share, const std::string
   }
   if (!config.tied || !*config.tied) return false;
   TENON_ASSIGN(const bool copy, loader.skip_copy(kHead, embedding, share.vocab));
-  log(copy ? LogLevel::kInfo : LogLevel::kWarning,
-      std::string("config: \"tie_word_embeddings\" is true and there is \"lm_head.weight\": ") +
-          (copy ? "it repeats the embedding and is skipped"
-                : "it differs from the embedding and is used"));
+  if (!loader.only_counts())
+    log(copy ? LogLevel::kInfo : LogLevel::kWarning,
+        std::string("config: \"tie_word_embeddings\" is true and there is \"lm_head.weight\": ") +
+            (copy ? "it repeats the embedding and is skipped"
+                  : "it differs from the embedding and is used"));
   return copy;
 }
 

@@ -1,5 +1,5 @@
 // One rank's weights of a Qwen3.5 checkpoint as the specs of its layers. Tensor names live in
-// load.cc only. Not here: plans and scratch (qwen3_5.cc).
+// load.cc only, marks of their kinds in inspect.cc. Not here: plans and scratch (qwen3_5.cc).
 #pragma once
 
 #include <variant>

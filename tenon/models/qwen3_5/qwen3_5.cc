@@ -2,15 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <filesystem>
 #include <utility>
 
-#include "tenon/core/file.h"
 #include "tenon/core/guard.h"
 #include "tenon/layers/boundary.h"
 #include "tenon/layers/layers.h"
-#include "tenon/models/eos.h"
 #include "tenon/models/fingerprint.h"
+#include "tenon/models/qwen3_5/checkpoint.h"
 #include "tenon/models/qwen3_5/config.h"
 #include "tenon/models/qwen3_5/load.h"
 #include "tenon/models/weights.h"
@@ -167,47 +165,19 @@ std::vector<BoundaryUse> Decoder::boundary_uses() const {
 
 // --- construction ---------------------------------------------------------------------------
 
-// What ModelOpt writes beside a config that says nothing.
-Status check_modelopt(const Config& config, const std::filesystem::path& directory) {
-  const std::filesystem::path path = directory / "hf_quant_config.json";
-  std::error_code ignored;
-  if (config.quantized || !std::filesystem::exists(path, ignored)) return Status::ok();
-  TENON_ASSIGN(const std::string text, read_text(path.string()));
-  return refuse_modelopt(text).with(path.string());
-}
-
-// fp8 codes mean nothing without a word about their scales.
-Status check_fp8(const Config& config, const Weights& weights) {
-  if (config.quantized) return Status::ok();
-  Status status;
-  weights.visit(skipped_prefixes(), [&](const std::string& name, const StoredTensor& stored) {
-    if (status && stored.dtype == DType::kE4M3)
-      status =
-          Status::error(Code::kUnsupported,
-                        "tensor \"" + name + "\" is " + stored.type +
-                            " but config.json has no \"quantization_config\"; accepted: one with "
-                            "\"quant_method\" \"fp8\" and \"weight_block_size\" [128, 128]");
-  });
-  return status;
-}
-
 Status Decoder::open(const std::string& directory, const ModelOptions& options,
                      const Communicator& comm, Facts* facts) {
-  const std::string path = (std::filesystem::path(directory) / "config.json").string();
-  TENON_ASSIGN(const std::string json, read_text(path));
-  TENON_ASSIGN(config_, parse_config(json));
+  TENON_ASSIGN(Checkpoint found, open_checkpoint(directory));
+  config_ = std::move(found.config);
   if (options.max_context > config_.max_positions)
     return Status::error(Code::kInvalidArgument,
                          "max_context is " + std::to_string(options.max_context) +
                              " but the checkpoint's \"max_position_embeddings\" is " +
                              std::to_string(config_.max_positions) +
                              "; accepted: at most that many, so ask for fewer (--max-context)");
-  TENON_ASSIGN(eos_ids_, read_eos_ids(directory));
-  TENON_ASSIGN(files_, Weights::open(directory));
-  TENON_TRY(check_modelopt(config_, directory));
-  TENON_TRY(check_fp8(config_, *files_));
-  const bool fp8 = files_->holds(DType::kE4M3, skipped_prefixes());
-  TENON_ASSIGN(share_, share(config_, fp8, comm.rank(), comm.size()));
+  eos_ids_ = std::move(found.eos_ids);
+  files_.emplace(std::move(found.files));
+  TENON_ASSIGN(share_, share(config_, found.fp8, comm.rank(), comm.size()));
   *facts = describe(config_);
   std::string ids;
   for (std::int32_t id : eos_ids_) ids += (ids.empty() ? "" : ", ") + std::to_string(id);
@@ -240,14 +210,15 @@ Status Decoder::make_rows(Scratch& scratch) {
 Status Decoder::make_layers(const ModelWeights& weights, LayerContext& context, Stream& stream) {
   TENON_ASSIGN(embedding_, Embedding::make(weights.embedding,
                                            static_cast<std::int32_t>(share_.vocab.begin), context));
+  int kv_layer = 0, state_layer = 0;  // of the caches
   for (const LayerWeights& from : weights.layers) {
     std::optional<Mixer> mixer;
     if (const auto* spec = std::get_if<AttentionSpec>(&from.mixer)) {
       TENON_ASSIGN(Attention attention, Attention::make(*spec, context));
-      mixer.emplace(std::move(attention), caches_.num_kv_layers++);
+      mixer.emplace(std::move(attention), kv_layer++);
     } else {
       TENON_ASSIGN(DeltaNet delta_net, DeltaNet::make(std::get<DeltaNetSpec>(from.mixer), context));
-      mixer.emplace(std::move(delta_net), caches_.num_state_layers++);
+      mixer.emplace(std::move(delta_net), state_layer++);
     }
     std::optional<Mlp> mlp;
     if (const auto* spec = std::get_if<ExpertsSpec>(&from.mlp)) {
@@ -272,13 +243,8 @@ Status Decoder::load(const ModelOptions& options, const Communicator& comm, Stre
   TENON_TRY(read(options, stream, &weights));
   max_tokens_ = options.max_tokens_per_step;
   max_sequences_ = options.max_sequences;
+  caches_ = qwen3_5::cache_layout(config_, share_);
   caches_.block_tokens = kBlockTokens;
-  caches_.kv_heads = share_.kv_heads;
-  caches_.head_dim = config_.head_dim;
-  caches_.conv_dim = (2 * share_.k_heads + share_.v_heads) * config_.key_dim;
-  caches_.v_heads = share_.v_heads;
-  caches_.key_dim = config_.key_dim;
-  caches_.value_dim = config_.value_dim;
 
   Scratch scratch(stream, max_tokens_);
   TENON_TRY(make_rows(scratch));

@@ -65,16 +65,15 @@ static Status is_fastest(const Args& args, const Situation& where, std::string_v
   if (where.forced || where.team_size == 1) return Status::ok();
   const std::int64_t rows = args.residual.shape[0], hidden = args.residual.shape[1];
   const std::int64_t bytes = rows * hidden * 2;
-  std::string_view choice =
+  const auto tuned =
       tenon::fused_allreduce_rmsnorm_quant::fastest(where.properties.name, where.team_size, bytes);
-  const bool measured = !choice.empty();
-  if (!measured) choice = usual_choice(bytes, where);
+  std::string_view choice = tuned.choice.empty() ? usual_choice(bytes, where) : tuned.choice;
   if (!can_pack(args, where)) choice = unpacked(choice);
   if (choice == variant) return Status::ok();
   return Status::error(Code::kUnsupported,
                        std::to_string(rows) + " rows of " + std::to_string(hidden) + " on " +
                            std::to_string(where.team_size) + " ranks: " + std::string(choice) +
-                           (measured ? " was measured to be" : " is taken to be") + " faster");
+                           " " + tenon::fused_allreduce_rmsnorm_quant::claim(tuned));
 }
 
 // Multiprocessors, and blocks of `threads` that are resident together on each. Host targets run the

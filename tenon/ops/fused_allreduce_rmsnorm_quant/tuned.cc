@@ -3,27 +3,28 @@
 namespace tenon::fused_allreduce_rmsnorm_quant {
 namespace {
 
-struct Line {
-  std::string_view device;
-  int team_size;
-  std::int64_t up_to_bytes;
-  std::string_view choice;
-};
-
-constexpr Line kLines[] = {
-#define TENON_TUNED(device, team_size, up_to_bytes, choice) \
-  {device, team_size, up_to_bytes, choice},
+constexpr Tuned kLines[] = {
+#define TENON_TUNED(device, team_size, up_to_bytes, choice, date, other_device) \
+  {device, team_size, up_to_bytes, choice, date, other_device},
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/tuned.def"
 #undef TENON_TUNED
 };
 
 }  // namespace
 
-std::string_view fastest(std::string_view device, int team_size, std::int64_t bytes) {
-  for (const Line& each : kLines)
+Tuned fastest(std::string_view device, int team_size, std::int64_t bytes) {
+  for (const Tuned& each : kLines)
     if (each.device == device && each.team_size == team_size && bytes <= each.up_to_bytes)
-      return each.choice;
+      return each;
   return {};
+}
+
+std::string claim(const Tuned& tuned) {
+  if (tuned.choice.empty()) return "is taken to be faster";
+  const std::string date(tuned.date);
+  if (tuned.other_device.empty()) return "was measured to be faster (" + date + ")";
+  return "is taken to be faster, as it was measured to be on " + std::string(tuned.other_device) +
+         " (" + date + ")";
 }
 
 }  // namespace tenon::fused_allreduce_rmsnorm_quant

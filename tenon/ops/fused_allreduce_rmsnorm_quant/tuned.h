@@ -1,7 +1,8 @@
-// The table of what was measured to be fastest (tuned.def).
+// The table of what was measured to be fastest, and where (tuned.def).
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 namespace tenon::fused_allreduce_rmsnorm_quant {
@@ -11,8 +12,21 @@ inline constexpr std::string_view kTwoKernels = "two_kernels";
 inline constexpr std::string_view kChoices[] = {"one_shot", "one_shot_packed", "two_shot",
                                                 "two_shot_packed", kTwoKernels};
 
-// One of them for rows of `bytes` on one rank; empty for a device and a number of ranks that nobody
-// has measured. Pure: ranks on equal devices get the same answer.
-std::string_view fastest(std::string_view device, int team_size, std::int64_t bytes);
+// A line of the table.
+struct Tuned {
+  std::string_view device;
+  int team_size = 0;
+  std::int64_t up_to_bytes = 0;
+  std::string_view choice;        // empty: nothing is known
+  std::string_view date;          // of the measurement
+  std::string_view other_device;  // it was taken there; empty: on the device itself
+};
+
+// The line for rows of `bytes` on one rank, or one without a choice for a device and a number of
+// ranks that have none. Pure: ranks on equal devices get the same answer.
+Tuned fastest(std::string_view device, int team_size, std::int64_t bytes);
+
+// "was measured to be faster (2026-11-26)": what may be said of the choice of a line.
+std::string claim(const Tuned& tuned);
 
 }  // namespace tenon::fused_allreduce_rmsnorm_quant

@@ -1,0 +1,24 @@
+// A checkpoint's directory after everything that can be said of it without reading a weight: what
+// loading begins with, and inspecting too.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tenon/models/qwen3_5/config.h"
+#include "tenon/models/weights.h"
+
+namespace tenon::qwen3_5 {
+
+struct Checkpoint {
+  Config config;
+  std::string json;                   // the text of config.json
+  std::vector<std::int32_t> eos_ids;  // of all configs
+  Weights files;
+  bool fp8 = false;  // some weights are; slices must be whole blocks then
+};
+
+Result<Checkpoint> open_checkpoint(const std::string& directory);
+
+}  // namespace tenon::qwen3_5
