@@ -321,10 +321,10 @@ Status launch_all_reduce(const Args& args, Stream& stream) {
 }
 template <class T>
 Status launch_all_reduce(const Args& args, Stream& stream) {
-#if defined(__CUDACC__) || defined(__HIP__)
-  if (args.team.size <= 2) return launch_all_reduce<T, 2>(args, stream);
-  if (args.team.size <= 4) return launch_all_reduce<T, 4>(args, stream);
-#endif
+  if constexpr (kWave > 1) {  // cpu has one for all teams
+    if (args.team.size <= 2) return launch_all_reduce<T, 2>(args, stream);
+    if (args.team.size <= 4) return launch_all_reduce<T, 4>(args, stream);
+  }
   return launch_all_reduce<T, kMaxRanks>(args, stream);
 }
 
