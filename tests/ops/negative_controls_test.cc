@@ -30,7 +30,7 @@ struct NoClears : Sound {
   static constexpr bool kClears = false;
 };
 struct NoFences : Sound {
-  static constexpr bool kFences = false;
+  static constexpr bool kFences = false, kFencesCalls = false, kOrdersHops = false;
 };
 struct StaleCounter : Sound {
   static constexpr bool kAdvances = false;
