@@ -118,7 +118,9 @@ Status Rank::run_all() {
   }
   const int most_rows = *std::max_element(options_.rows.begin(), options_.rows.end());
   for (const int hidden : options_.hidden) {
-    const std::size_t bytes = fused::mailbox_bytes(most_rows, hidden, options_.dtype, options_.tp);
+    const std::size_t bytes = fused::mailbox_bytes(
+        {most_rows, hidden, options_.tp, is_host(comm_->device().target) ? 1 : comm_->max_blocks(),
+         options_.spread_residual});
     TENON_ASSIGN(channels_.fused, comm_->mailbox(bytes, "bench"));
     for (const int rows : options_.rows) {
       const Shape shape{rows, hidden};

@@ -17,6 +17,8 @@ using tenon::collectives::kGatherGenerations;
 using tenon::collectives::kMaxFlags;
 using tenon::collectives::kVectorBytes;
 
+constexpr std::uint64_t kAllReduceNote = 0xa11;  // no op's number
+
 constexpr int kMaxThreads = kWave == 1 ? 1 : 512;
 
 // The counters of all_gather in TeamView::state; those of all_reduce are comm/slots.h's.
@@ -36,6 +38,7 @@ struct Args {
   // no rank is everybody's first.
   std::byte* to[kMaxRanks - 1];
   bool whole_waves;  // all_reduce: lanes of a wave have as many vectors as each other
+  Note note;         // all_reduce
 };
 
 // --- any bytes as vectors ---------------------------------------------------------------------
@@ -179,9 +182,11 @@ all_reduce_kernel(TENON_ARGS(Args) args) {
       if (next >= lane.stride) {
         take_vector<T, Rules, kRanks, kWhole>(args, call, chunk, next - lane.stride, own);
       } else if (begin == 0) {
+        send_note(team, call, args.note);
         count_call<Rules>(team, call, num_chunks(args));
       }
     }
+    if (begin == 0) compare_notes<Rules>(team, call, args.note, kNothing);
   }
 }
 
@@ -280,7 +285,7 @@ LaunchShape shape_for(const Args& args) {
   const auto vectors = static_cast<int>((chunk + kVectorBytes - 1) / kVectorBytes);
   LaunchShape shape;
   shape.cooperative = true;
-  shape.early = !args.team.shares_device;
+  shape.early = args.team.may_start_early;
   const int wanted = (vectors + kWave - 1) / kWave * kWave;
   shape.threads = kWave == 1 ? 1 : wanted < kMaxThreads ? wanted : kMaxThreads;
   const int blocks = (vectors + shape.threads - 1) / shape.threads;
@@ -333,7 +338,7 @@ template <class Rules>
 Status all_reduce(const TeamView& team, const TensorView& in, const TensorView& out,
                   Stream& stream) {
   const auto places = static_cast<std::size_t>(team.size - 1);
-  TENON_ASSIGN(Args args, make_args(team, in, out, slot_bytes(team.bytes) / places,
+  TENON_ASSIGN(Args args, make_args(team, in, out, slot_data_bytes(team.bytes) / places,
                                     tenon::collectives::all_reduce_mailbox_bytes(team.size, 1)));
   args.generation_bytes = slot_bytes(team.bytes);
   for (int i = 0; i < team.size - 1; ++i) {
@@ -344,6 +349,7 @@ Status all_reduce(const TeamView& team, const TensorView& in, const TensorView& 
   constexpr std::uint64_t kWaveBytes = std::uint64_t{kVectorBytes} * kWave;
   args.whole_waves = args.bytes % kWaveBytes == 0 &&
                      (args.bytes <= args.slot_bytes || args.slot_bytes % kWaveBytes == 0);
+  args.note = note_of(team, {kAllReduceNote, args.bytes}, args.bytes / args.row_bytes);
   if (in.dtype == DType::kBF16) return launch_all_reduce<bf16, Rules>(args, stream);
   return launch_all_reduce<f16, Rules>(args, stream);
 }

@@ -16,6 +16,8 @@
 namespace tenon {
 namespace {
 
+constexpr int kMaxConcurrentChannels = 16;
+
 const char* environment_variable(const char* name) { return std::getenv(name); }
 
 Result<std::shared_ptr<Bootstrap>> find_bootstrap(const CommOptions& options) {
@@ -42,6 +44,10 @@ Status check_place(const CommOptions& options, const Bootstrap& bootstrap) {
     return Status::error(
         Code::kInvalidArgument,
         "a deadline of " + std::to_string(options.deadline.count()) + " ms; accepted: more than 0");
+  if (options.concurrent_channels < 1 || options.concurrent_channels > kMaxConcurrentChannels)
+    return Status::error(Code::kInvalidArgument, std::to_string(options.concurrent_channels) +
+                                                     " concurrent channels; accepted: 1 to " +
+                                                     std::to_string(kMaxConcurrentChannels));
   return Status::ok();
 }
 
@@ -63,6 +69,12 @@ Status check_cards(std::span<const RankCard> cards) {
                            "vendor_sum is " + std::to_string(cards[0].vendor_sum) +
                                " on rank 0 and " + std::to_string(cards[rank].vendor_sum) +
                                " on rank " + std::to_string(rank) + "; all must ask for the same");
+    if (cards[rank].concurrent_channels != cards[0].concurrent_channels)
+      return Status::error(Code::kInvalidArgument,
+                           "concurrent_channels is " +
+                               std::to_string(cards[0].concurrent_channels) + " on rank 0 and " +
+                               std::to_string(cards[rank].concurrent_channels) + " on rank " +
+                               std::to_string(rank) + "; all must ask for the same");
   }
   return Status::ok();
 }
@@ -109,11 +121,15 @@ TeamView Communicator::State::bare_team() const {
   team.rank = bootstrap->rank();
   team.size = bootstrap->size();
   team.max_blocks = max_blocks;
-  team.shares_device = shares_device;
+  team.may_start_early = may_start_early();
   for (int peer = 0; peer < team.size; ++peer) team.abort_word[peer] = &control(peer).abort_word;
   team.fault = &control(team.rank).fault;
   team.deadline_ns = static_cast<std::uint64_t>(std::chrono::nanoseconds(deadline).count());
   return team;
+}
+
+bool Communicator::State::may_start_early() const {
+  return !shares_device && concurrent_channels == 1;
 }
 
 void Communicator::State::on_loss(const Bootstrap::Loss& loss) {
@@ -252,6 +268,7 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
                            deadline));
     RankCard card = own_card(device);
     card.vendor_sum = options.vendor_sum ? 1 : 0;
+    card.concurrent_channels = options.concurrent_channels;
     std::vector<RankCard> cards(static_cast<std::size_t>(bootstrap->size()));
     TENON_TRY(bootstrap->exchange(bytes_of(card), std::as_writable_bytes(std::span(cards)),
                                   "rank cards", deadline));
@@ -268,9 +285,10 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
     state->device = device;
     const int sharing = is_host(device.target) ? 1 : most_on_one_device(cards);
     state->shares_device = sharing > 1;
+    state->concurrent_channels = options.concurrent_channels;
     // Kernels count for kMaxBlocksPerUnit times as many blocks: what TeamView::state has room for.
-    state->max_blocks =
-        std::clamp(fewest_blocks(cards) / sharing, 1, kMaxWaitingBlocks / kMaxBlocksPerUnit);
+    state->max_blocks = std::clamp(fewest_blocks(cards) / sharing / options.concurrent_channels, 1,
+                                   kMaxWaitingBlocks / kMaxBlocksPerUnit);
     state->deadline = deadline;
     state->transport_name = chosen.name;
     state->vendor_sum = options.vendor_sum;
@@ -318,6 +336,7 @@ int Communicator::size() const { return state_->bootstrap->size(); }
 Device Communicator::device() const { return state_->device; }
 int Communicator::max_blocks() const { return state_->max_blocks; }
 bool Communicator::shares_device() const { return state_->shares_device; }
+bool Communicator::may_start_early() const { return state_->may_start_early(); }
 std::string_view Communicator::transport() const { return state_->transport_name; }
 const std::vector<std::string>& Communicator::refusals() const { return state_->refusals; }
 Capabilities Communicator::can() const { return state_->transport->can(); }

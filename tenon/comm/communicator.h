@@ -24,6 +24,14 @@ struct CommOptions {
   int rank = 0, size = 1;
   std::string transport = "auto";              // or a name of comm/transports.def
   std::chrono::milliseconds deadline{30'000};  // the longest any wait may last, also in kernels
+  // The most channels of these devices that are in flight at once: of this communicator and of
+  // others, one for each stream on which calls may run beside each other, whether eagerly or as
+  // branches of a graph. Kernels of two channels that each fill the device may start in another
+  // order on another rank, and then wait for each other until the deadline. So each takes its share
+  // of the device only, and none starts before the kernel in front of it has ended. With 1, calls
+  // of all channels must follow each other on one stream, or be ordered by events. All ranks must
+  // agree; 1 to 16.
+  int concurrent_channels = 1;
   // Null builds one from the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT:
   // the torchrun convention), and a lone rank where size is 1 and no launcher has set any of these.
   // Ranks that share an address space take one handle each of local_bootstrap(size).
@@ -57,11 +65,15 @@ class Communicator {
   int size() const;
   Device device() const;
   // Blocks of a kernel that waits for peers: those that are resident together on every device of
-  // the team, also where ranks share one. The same on all ranks.
+  // the team, also where ranks share one and beside concurrent_channels - 1 others of their kind.
+  // The same on all ranks.
   int max_blocks() const;
   // Whether ranks share a device anywhere in the team. False on host targets, whose blocks share
   // processors anyway.
   bool shares_device() const;
+  // Whether a kernel may become resident while the one before it on its stream still runs. It would
+  // take room that another rank's or another channel's kernel may need.
+  bool may_start_early() const;
   std::string_view transport() const;  // "threads", "shm", "ccl", "ccl with its own sum", …
   const std::vector<std::string>& refusals() const;  // "shm: …", for each line that was passed over
   Capabilities can() const;

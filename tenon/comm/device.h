@@ -22,6 +22,17 @@ inline constexpr std::size_t kSlotAlignment = 256;
 constexpr std::size_t slot_bytes(std::size_t mailbox_bytes) {
   return mailbox_bytes / kNumSlots / kSlotAlignment * kSlotAlignment;
 }
+// The end of a slot holds what each peer says of its call (rule 9 of comm/slots.h); what lies
+// before it is for data.
+inline constexpr std::size_t kNoteBytes = 8 * kMaxRanks;
+constexpr std::size_t slot_data_bytes(std::size_t mailbox_bytes) {
+  return slot_bytes(mailbox_bytes) < kNoteBytes ? 0 : slot_bytes(mailbox_bytes) - kNoteBytes;
+}
+// The least mailbox whose slots have `data_bytes` for data.
+constexpr std::size_t mailbox_of(std::size_t data_bytes) {
+  return (data_bytes + kNoteBytes + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment *
+         kNumSlots;
+}
 
 // Where generations overlap (rule 6 of comm/slots.h): the fewest steps of a block in each of them
 // but the last.
@@ -42,7 +53,7 @@ enum class FaultReason : std::uint32_t {
   kNone = 0,
   kDeadline = 1,
   kAborted = 2,   // by a peer: its number is in the abort word
-  kMismatch = 3,  // the awaited rank came to this call with another size
+  kMismatch = 3,  // the awaited rank came to this call with another shape
 };
 
 // Written once by the first wait of this rank that ended badly; read by Communicator::health().
@@ -54,7 +65,8 @@ struct FaultRecord {
   std::uint32_t my_rank, awaited_rank;
   std::uint32_t channel;  // index of the mailbox, named by its label on the host
   std::uint32_t call;     // number of the call on that channel, from 0
-  std::uint32_t row;      // row being waited for, ~0 where that means nothing
+  std::uint32_t row;      // row being waited for, ~0 where that means nothing; for a mismatch the
+                          // rows that the awaited rank brought
 };
 
 // One channel as a kernel sees it. `base[r]` is rank r's region of this mailbox: the same layout on
@@ -65,7 +77,7 @@ struct TeamView {
   // Blocks of the largest size that a kernel which waits for peers may have, agreed by the ranks;
   // of smaller blocks it may have up to kMaxBlocksPerUnit times as many.
   int max_blocks = 1;
-  bool shares_device = false;  // other ranks run on this device
+  bool may_start_early = true;  // Communicator::may_start_early()
   std::byte* base[kMaxRanks] = {};
   std::size_t bytes = 0;                      // of each region
   std::uint32_t* state = nullptr;             // [kStateWords]

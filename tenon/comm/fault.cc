@@ -34,10 +34,14 @@ std::string describe(const FaultRecord& fault, std::string_view channel_label,
   text += awaited + " (phase " + std::string(name(static_cast<Phase>(fault.phase))) + "), call " +
           std::to_string(fault.call) + ", channel " + std::to_string(fault.channel) + " \"" +
           std::string(channel_label) + "\"";
+  if (reason == FaultReason::kMismatch)
+    return text + ": " + awaited + " came with " +
+           (fault.row == ~0u ? "another size; every rank must bring the same"
+                             : "a call of " + std::to_string(fault.row) +
+                                   " rows, unlike this rank's; every rank must bring as many, of "
+                                   "one kind and variant");
   if (fault.row != ~0u) text += ", row " + std::to_string(fault.row);
   if (reason == FaultReason::kDeadline) return text + ": deadline";
-  if (reason == FaultReason::kMismatch)
-    return text + ": " + awaited + " came with another size; every rank must bring the same";
   return text + ", when " + std::string(ending);
 }
 

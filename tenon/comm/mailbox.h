@@ -13,7 +13,8 @@
 namespace tenon {
 
 // One channel: its own region, its own counters, its own label in fault reports. Two streams that
-// communicate concurrently need two channels. Keeps its communicator's memory alive; must be
+// communicate concurrently need two channels, and a communicator that was told so
+// (CommOptions::concurrent_channels). Keeps its communicator's memory alive; must be
 // destroyed on every rank, in any order. Made by Communicator::mailbox (collective).
 class Mailbox {
  public:

@@ -10,7 +10,8 @@
 //     and never with that value (sendable()). Words are compared as integers.
 //  2. Each word of a slot has one sender block and one taking thread per generation, and where it
 //     lies depends on its place in the chunk and its sender only, never on how much there is. A rank
-//     that comes with less is therefore missed by name, not misread.
+//     that comes with less is missed by name. One that comes with another shape may be misread;
+//     rule 9 finds it out.
 //  3. Whoever takes a word puts kNotArrived back at once (take()). So, between two calls of a rank,
 //     its slots hold nothing but what faster ranks have sent ahead, and no call needs to know the
 //     shape of an earlier one.
@@ -40,13 +41,14 @@
 //     ----------  -------------------------  -----------  -----------  ------------  ----------------
 //     VECTOR      g                          R fence g+1  R first g+1  P fence g+2   P barrier g+3
 //     PART        g                          R fence g+1  R first g+1  P fence g+2   P barrier g+3
+//     NOTE        g                          R fence g+1  R first g+1  P fence g+2   P barrier g+3
 //     FIRST PART  g                          R fence g+1  R first g+1  P fence g+2   P barrier g+3
 //     LATE PART   g, or step 1 of g+1        R fence g+2  R first g+2  P fence g+3   P norm g+3
 //     RESULT      g, or step 1 or 2 of g+1   R fence g+2  R first g+2  P fence g+3   P norm g+3
 //
-//     VECTOR is all_reduce's, PART one_shot's; FIRST PART is what two_shot sends in the first step of
-//     a generation, LATE PART in any other; RESULT is what an owner sends.
-//     Three slots, not two: with two, the upper three would be sent again in g + 2, and P's fence g+2
+//     VECTOR is all_reduce's, PART one_shot's; NOTE is of rule 9; FIRST PART is what two_shot sends in
+//     the first step of a generation, LATE PART in any other; RESULT is what an owner sends.
+//     Three slots, not two: with two, the upper four would be sent again in g + 2, and P's fence g+2
 //     is not known to have come first.
 //     kLeastSteps steps, not one, for a block of two_shot in every generation but the last: else a
 //     FIRST PART would be the last of its generation too, and cleared a generation later; and "first
@@ -60,8 +62,15 @@
 //     not the count: 2^32 is no multiple of 3.
 //  8. A take that fails has recorded the fault and told every peer (give_up()). The thread then
 //     takes, clears and sends nothing any more; it only follows its block's barriers to the end.
+//  9. Block 0 of every rank sends each peer a note, two words that tell the shape of its call, right
+//     behind its first data, and compares the notes of the peers with its own in the same
+//     generation, when it has taken its first data. Notes lie at the end of a slot, where every
+//     kernel looks for them: NOTE of rule 6. A rank that came with other rows, or another variant, is
+//     named on every rank that met it, even where words of it were taken for those of this call.
 // clang-format on
 #pragma once
+
+#include <initializer_list>
 
 #include "tenon/comm/device.h"
 #include "tenon/comm/wait.h"
@@ -176,11 +185,11 @@ TENON_DEVICE bool has_arrived(Word4 words) {
          (words.w != kNotArrived);
 }
 
-// Rule 8: what a thread does whose wait has ended badly.
-TENON_DEVICE void give_up(const TeamView& team, Call& call, Phase phase, int sender,
-                          std::uint32_t row, const Patience& patience) {
+// Rule 8: what a thread does whose wait has ended badly, or that met something else.
+TENON_DEVICE void give_up(const TeamView& team, Call& call, WaitEnd end, Phase phase, int sender,
+                          std::uint32_t row) {
   call.lost = true;
-  record_fault(team, patience.end, phase, sender, call.number, row);
+  record_fault(team, end, phase, sender, call.number, row);
 }
 
 // Where words of a sender lie, and what one thread does with them there. Ops that lay their words
@@ -207,7 +216,7 @@ TENON_DEVICE Word4 take(const TeamView& team, Call& call, Phase phase, int sende
       const bool waits = keeps_waiting(patience, team.abort_word[team.rank], team.deadline_ns);
       words = look(place);
       if (!waits && !has_arrived(words)) {
-        give_up(team, call, phase, sender, row, patience);
+        give_up(team, call, patience.end, phase, sender, row);
         break;
       }
     }
@@ -241,7 +250,7 @@ TENON_DEVICE void take_of_all(const TeamView& team, Call& call, Phase phase, Row
       for (int r = 0; r < kRanks; ++r)
         if (is_peer(r) && !has_arrived(words[r])) words[r] = look(place(r));
       if (!waits && missing() >= 0) {
-        give_up(team, call, phase, missing(), row(), patience);
+        give_up(team, call, patience.end, phase, missing(), row());
         break;
       }
     }
@@ -250,6 +259,78 @@ TENON_DEVICE void take_of_all(const TeamView& team, Call& call, Phase phase, Row
   TENON_UNROLL
   for (int r = 0; r < kRanks; ++r)
     if (Rules::kClears && !call.lost && is_peer(r)) clear(place(r));
+}
+
+// --- notes: rule 9 ------------------------------------------------------------------------------
+
+// What this rank tells its peers of a call, and where a mailbox keeps it. Made by launches.
+struct Note {
+  std::uint32_t shape, rows;     // what decides where words lie; neither is kNotArrived
+  std::uint64_t slot_bytes, at;  // of a slot; of the notes, from its beginning
+};
+// Host side. `shape` holds whatever decides a call's layout but its rows.
+inline Note note_of(const TeamView& team, std::initializer_list<std::uint64_t> shape,
+                    std::uint64_t rows) {
+  std::uint64_t hash = 14695981039346656037u;  // FNV-1a
+  for (const std::uint64_t each : shape) hash = (hash ^ each) * 1099511628211u;
+  return {static_cast<std::uint32_t>(hash >> 33), static_cast<std::uint32_t>(rows & 0x7fffffffu),
+          slot_bytes(team.bytes), slot_data_bytes(team.bytes)};
+}
+
+// Where `owner` keeps the note of `sender`.
+struct NotePlace {
+  std::byte* at;
+};
+TENON_DEVICE NotePlace note_place(const TeamView& team, const Call& call, const Note& note,
+                                  int owner, int sender) {
+  return {team.base[owner] + call.slot * note.slot_bytes + note.at + 8 * peer_index(sender, owner)};
+}
+TENON_DEVICE Word4 look(const NotePlace& place) {
+  const Word2 words = load8_relaxed(place.at);
+  return {words.x, words.y, 0, 0};
+}
+TENON_DEVICE void clear(const NotePlace& place) {
+  store8_relaxed(place.at, {kNotArrived, kNotArrived});
+}
+
+// step(peer, i) in the thread of block 0 that exchanges notes with that peer, its i-th.
+template <class Step>
+TENON_DEVICE void for_noted_peers(const TeamView& team, Step step) {
+  if (block_id() != 0) return;
+  TENON_NO_UNROLL
+  for (int peer = thread_id(), i = 0; peer < team.size - 1; peer += block_threads(), ++i)
+    step(peer < team.rank ? peer : peer + 1, i);
+}
+
+// Every thread, behind the first sends of a call.
+TENON_DEVICE void send_note(const TeamView& team, const Call& call, const Note& note) {
+  if (call.lost) return;
+  for_noted_peers(team, [&](int peer, int) {
+    store8_relaxed(note_place(team, call, note, peer, team.rank).at, {note.shape, note.rows});
+  });
+}
+
+// What a thread finds of its first note when it looks early, so that compare_notes() need not wait
+// for the look.
+TENON_DEVICE Word4 look_at_note(const TeamView& team, const Call& call, const Note& note) {
+  Word4 seen = kNothing;
+  if (block_id() == 0 && thread_id() < team.size - 1) {
+    const int peer = thread_id() < team.rank ? thread_id() : thread_id() + 1;
+    seen = look(note_place(team, call, note, team.rank, peer));
+  }
+  return seen;
+}
+
+// Every thread, in the generation of send_note(), when the first data have been taken.
+template <class Rules>
+TENON_DEVICE void compare_notes(const TeamView& team, Call& call, const Note& note, Word4 seen) {
+  for_noted_peers(team, [&](int peer, int i) {
+    const NotePlace place = note_place(team, call, note, team.rank, peer);
+    const Word4 words =
+        take<Rules>(team, call, Phase::kScatter, peer, 0, place, i == 0 ? seen : kNothing, false);
+    if (!call.lost && (words.x != note.shape || words.y != note.rows))
+      give_up(team, call, WaitEnd::kMismatch, Phase::kScatter, peer, words.y);
+  });
 }
 
 }  // namespace tenon::TENON_TARGET

@@ -54,6 +54,7 @@ struct Communicator::State {
   Device device{};
   int max_blocks = 1;
   bool shares_device = false;
+  int concurrent_channels = 1;
   std::chrono::milliseconds deadline{};
   std::string transport_name;
   bool vendor_sum = false;
@@ -76,6 +77,7 @@ struct Communicator::State {
 
   ControlBlock& control(int of_rank) const;
   std::vector<std::shared_ptr<Mailbox::Held>> live_channels() const;  // null: destroyed
+  bool may_start_early() const;
   TeamView bare_team() const;  // no memory: waits, abort words and the fault record only
   void on_loss(const Bootstrap::Loss& loss);
   std::string why_gave_up(int of_rank, int depth) const;

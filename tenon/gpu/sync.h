@@ -6,7 +6,8 @@
 
 namespace tenon::TENON_TARGET {
 
-enum class WaitEnd : std::uint32_t { kReady = 0, kDeadline = 1, kAborted = 2 };
+// kMismatch: something came, but not what this rank can use.
+enum class WaitEnd : std::uint32_t { kReady = 0, kDeadline = 1, kAborted = 2, kMismatch = 3 };
 
 // Devices look at the abort word no more often than this: it lies in host memory, and thousands of
 // threads that read it across the bus would be slower than what they wait for.

@@ -111,8 +111,10 @@ Result<std::shared_ptr<BoundaryChannel>> BoundaryChannel::make(const Spec& spec,
   limits.max_threads_per_block = least[1];
   if (least[2] != -least[3]) limits.name = "different devices";
   if (state->where.peer_pointers) {
-    const std::size_t bytes =
-        fused::mailbox_bytes(spec.max_rows, spec.hidden, spec.dtype, comm.size());
+    const std::size_t bytes = fused::mailbox_bytes(
+        {spec.max_rows, spec.hidden, comm.size(),
+         is_host(comm.device().target) ? 1 : comm.max_blocks(), !spec.sharded_residual});
+    state->where.mailbox_bytes = bytes;
     TENON_ASSIGN(state->mailbox, comm.mailbox(bytes, spec.label));
   }
   return std::shared_ptr<BoundaryChannel>(new BoundaryChannel(std::move(state)));

@@ -60,7 +60,7 @@ Result<Situation> situation(const Communicator& comm) {
   where.team_size = comm.size();
   where.peer_pointers = comm.can().peer_pointers;
   where.properties.max_cooperative_blocks = comm.max_blocks();
-  where.shares_device = comm.shares_device();
+  where.may_start_early = comm.may_start_early();
   return where;
 }
 

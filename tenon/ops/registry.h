@@ -42,8 +42,10 @@ struct Situation {
   DeviceProperties properties{};
   int team_size = 1;
   bool peer_pointers = false;
-  // Other ranks run on this device: a kernel that starts early could keep theirs from starting.
-  bool shares_device = false;
+  bool may_start_early = true;  // Communicator::may_start_early()
+  // Of the channel that calls will use; 0: not known. A call that goes through it in several
+  // generations has no more blocks than all find work in each of them.
+  std::size_t mailbox_bytes = 0;
   // choose() looks at this variant alone: what is faster does not matter.
   bool forced = false;
 };

@@ -7,6 +7,7 @@
 
 #include <memory>
 
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/slots.h"
 #include "tests/support/boundary_matrix.h"
 #include "tests/support/fused_run.h"
 #include "tests/support/ranks.h"
@@ -56,7 +57,7 @@ void run_cases(Target target, int team, const std::vector<FusedCase>& cases,
 }
 
 // Bytes for which long cases need several chunks, and the widest still has its one stripe.
-std::size_t small_mailbox(int team) { return fused::mailbox_bytes(8, 16384, DType::kBF16, team); }
+std::size_t small_mailbox(int team) { return fused::mailbox_bytes({8, 16384, team}); }
 
 class FusedBoundary : public ::testing::TestWithParam<int> {
  protected:
@@ -93,7 +94,7 @@ TEST_P(FusedBoundary, LongCallsGoInChunks) {
     std::vector<FusedCase> cases;
     for (int mix = 0; mix < 4; ++mix)
       cases.push_back(testing::mixed_case(team(), 9 * team() + mix, 256, mix * 5 + team()));
-    run_cases(target, team(), cases, fused::mailbox_bytes(2, 256, DType::kBF16, team()));
+    run_cases(target, team(), cases, fused::mailbox_bytes({2, 256, team()}));
   }
 }
 
@@ -103,21 +104,82 @@ INSTANTIATE_TEST_SUITE_P(Teams, FusedBoundary, ::testing::Range(1, 9));
 TEST(FusedBoundaryLimits, MostRows) {
   const int hidden = testing::whole_matrix() ? 1024 : 128;
   run_cases(Target::kCpu, 2, {testing::mixed_case(2, 8192, hidden, 4)},
-            fused::mailbox_bytes(8192, hidden, DType::kBF16, 2));
+            fused::mailbox_bytes({8192, hidden, 2}));
 }
 
-TEST(FusedBoundaryLimits, MailboxStaysBelow48Megabytes) {
+TEST(FusedBoundaryLimits, MailboxesStayAsSmallAsTheHeaderSays) {
+  constexpr double kMiB = 1 << 20;
   for (int team = 1; team <= 8; ++team) {
+    const double on_devices = team <= 2 ? 42.01 : team <= 4 ? 93 : 217;
     for (int hidden : {128, 2880, 5120, 8192}) {
       std::size_t before = 0;
       for (int rows : {0, 1, 16, 300, 8192}) {
-        const std::size_t bytes = fused::mailbox_bytes(rows, hidden, DType::kBF16, team);
-        EXPECT_LE(bytes, 48'000'000u) << team << " ranks, " << rows << " x " << hidden;
+        const std::size_t bytes = fused::mailbox_bytes({rows, hidden, team});
+        EXPECT_LE(static_cast<double>(bytes) / kMiB, 42.01)
+            << team << ": " << rows << "x" << hidden;
         EXPECT_GE(bytes, before);
         before = bytes;
+        const std::size_t wide = fused::mailbox_bytes({rows, hidden, team, 132, false});
+        EXPECT_LE(static_cast<double>(wide) / kMiB, on_devices)
+            << team << " ranks, " << rows << " x " << hidden;
       }
     }
   }
+}
+
+// A device with 132 multiprocessors: what its plans say of blocks.
+class FusedPlans : public ::testing::Test {
+ protected:
+  // The plan of a two_shot call of `rows` rows through the mailbox of a boundary for 8192.
+  static Plan plan_for(int team, int rows, int hidden, int concurrent, Target target) {
+    const Device device{target, 0};
+    Situation where;
+    where.device = device;
+    where.properties.max_threads_per_block = 1024;
+    where.properties.max_cooperative_blocks = 132 / concurrent;
+    where.team_size = team;
+    where.peer_pointers = true;
+    where.may_start_early = concurrent == 1;
+    where.mailbox_bytes =
+        fused::mailbox_bytes({8192, hidden, team, is_host(target) ? 1 : 132 / concurrent, false});
+    alignas(16) static std::byte somewhere[16];
+    fused::Args args;
+    args.partial.addend = view(somewhere, DType::kBF16, device, {rows, hidden});
+    args.residual = args.partial.addend;
+    args.weight = view(somewhere, DType::kBF16, device, {hidden});
+    args.out.bf16 = args.residual;
+    auto plan = fused::plan(args, where, "two_shot");
+    EXPECT_TRUE(plan) << plan.status().to_string();
+    return plan ? *plan : Plan{};
+  }
+};
+
+// Blocks without work would make a long call last longer: in teams of any size, all that are
+// resident work, or as many as there are stripes.
+TEST_F(FusedPlans, LongCallsKeepAllBlocksAtWork) {
+  namespace layout = fused_allreduce_rmsnorm_quant;
+  for (int team = 2; team <= 8; ++team) {
+    for (int hidden : {1024, 2048, 3072, 4096, 5120, 8192}) {
+      const std::size_t bytes = fused::mailbox_bytes({8192, hidden, team, 132, false});
+      const std::int64_t most = 132 * layout::resident_blocks(hidden);
+      const auto units = layout::stripe_units(hidden, true, false, 0, false, team);
+      const std::int64_t fit = layout::slot_data_units(bytes) / units.all();
+      for (int rows : {64, 512, 817, 1024, 2048, 4096, 8192}) {
+        const std::int64_t stripes = (rows + team - 1) / team;
+        const std::int64_t blocks = std::min(most, stripes);
+        EXPECT_EQ(layout::working_blocks(blocks, stripes, fit), blocks)
+            << team << " ranks, " << rows << " x " << hidden;
+      }
+    }
+  }
+}
+
+// What a plan says is what works: a mailbox that is too small for all blocks shows in it.
+TEST_F(FusedPlans, PlansCountTheBlocksThatWork) {
+  const Target target = Target::kEmu32;
+  if (!backend(target)) GTEST_SKIP() << "emu32 is not part of this build";
+  EXPECT_EQ(plan_for(4, 4096, 4096, 1, target).shape.blocks, 3);
+  EXPECT_EQ(plan_for(8, 8192, 16384, 1, target).shape.blocks, 3);  // 14 MiB still hold six stripes
 }
 
 // What a caller may rely on before anything runs.
@@ -265,6 +327,22 @@ TEST(FusedPacked, RowsThatPackMatchTheOracle) {
       }
       run_cases(target, team, cases, small_mailbox(team));
     }
+  }
+}
+
+// On the cpu a row of any width packs, also where its bytes are no multiple of 16.
+TEST(FusedPacked, OddWidthsMatchTheOracleOnTheCpu) {
+  for (int team : {2, 3}) {
+    std::vector<FusedCase> cases;
+    for (int hidden : {8, 24, 40, 136, 1000}) {
+      FusedCase each = testing::mixed_case(team, 2 * team + 1, 256, 0);
+      each.seed = static_cast<std::uint64_t>(testing::RowKind::kNear);
+      each.shape.hidden = hidden;
+      each.shape.want_fp8 = false;
+      each.shape.want_bf16 = true;
+      cases.push_back(each);
+    }
+    run_cases(Target::kCpu, team, cases, small_mailbox(team));
   }
 }
 

@@ -400,12 +400,10 @@ class Soaker {
     const int widest = 4 * extent_.least_hidden, team = comm_.size();
     std::size_t all = 0;
     for (const SoakCase& each : cases_)
-      all = std::max(
-          all, fused::mailbox_bytes(each.shape.rows, each.shape.hidden, each.shape.dtype, team));
-    const std::size_t bytes[kNumChannels] = {all,
-                                             fused::mailbox_bytes(4, widest, DType::kBF16, team),
-                                             fused::mailbox_bytes(20, widest, DType::kBF16, team),
-                                             fused::mailbox_bytes(1, widest, DType::kBF16, team)};
+      all = std::max(all, fused::mailbox_bytes({each.shape.rows, each.shape.hidden, team}));
+    const std::size_t bytes[kNumChannels] = {all, fused::mailbox_bytes({4, widest, team}),
+                                             fused::mailbox_bytes({20, widest, team}),
+                                             fused::mailbox_bytes({1, widest, team})};
     for (int n = 0; n < kNumChannels; ++n) {
       TENON_ASSIGN(mailboxes_[n], comm_.mailbox(bytes[n], "soak " + std::to_string(n)));
     }

@@ -122,7 +122,7 @@ std::string run_series(const WeakSeries& series, const WeakKernels& kernels) {
   const std::vector<Prepared> prepared = prepare(series);
   const HandMadeTeam team(series.team,
                           fused_allreduce_rmsnorm_quant::mailbox_bytes(
-                              series.mailbox_rows, 2 * series.hidden, DType::kBF16, series.team),
+                              {series.mailbox_rows, 2 * series.hidden, series.team}),
                           series.deadline_ns, series.max_blocks);
   std::atomic<bool> stop = false;
   std::vector<std::string> found(static_cast<std::size_t>(series.team));

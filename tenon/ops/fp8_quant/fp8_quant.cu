@@ -76,7 +76,7 @@ static Status supports(const Args& args, const Situation& where, LaunchShape* sh
                          std::to_string(tasks) + " segments of rows are over the limit of 2^30");
   shape->blocks = static_cast<int>(tasks < 1 << 16 ? tasks : 1 << 16);
   shape->threads = row_threads(segment, where.properties.max_threads_per_block);
-  shape->early = !where.shares_device;
+  shape->early = where.may_start_early;
   return Status::ok();
 }
 

@@ -25,17 +25,20 @@ Status check(const Args& args) {
   return check_extents(dims, kMaxNormedRows, kMaxNormedHidden).with(kName);
 }
 
-std::size_t mailbox_bytes(int max_rows, int hidden, DType, int team_size) {
-  const std::int64_t rows = std::max(max_rows, 1);
+std::size_t mailbox_bytes(const MailboxNeeds& needs) {
+  const int team_size = needs.team_size;
+  const std::int64_t rows = std::max(needs.max_rows, 1);
   const std::int64_t stripes = (rows + team_size - 1) / team_size;
-  const int peers = team_size - 1;
-  const std::int64_t part = row_bytes(hidden, true);
-  const std::int64_t stripe = (part + result_bytes(hidden, true, false, 0, true)) * peers;
-  const std::int64_t least = kLeastSteps * stripe;
-  const std::int64_t wanted = std::max(rows * part * peers, stripes * stripe);
-  const std::int64_t slot = std::max(std::min(wanted, kMaxSlotBytes), least);
-  const auto aligned = (static_cast<std::size_t>(slot) + kSlotAlignment - 1) / kSlotAlignment;
-  return aligned * kSlotAlignment * kNumSlots;
+  const std::int64_t part = row_bytes(needs.hidden, true);
+  const std::int64_t stripe =
+      stripe_units(needs.hidden, true, false, 0, needs.spread_residual, team_size).all() * kUnit;
+  const std::int64_t most_blocks =
+      std::int64_t{std::max(needs.max_blocks, 1)} * resident_blocks(needs.hidden);
+  const std::int64_t all_at_work = kLeastSteps * most_blocks * stripe;
+  const std::int64_t wanted = std::max(rows * part * (team_size - 1), stripes * stripe);
+  const std::int64_t enough = std::max(kWantedSlotBytes, all_at_work);
+  const std::int64_t least = kLeastSteps * stripe;  // the longest call may be a short one
+  return mailbox_of(static_cast<std::size_t>(std::max(std::min(wanted, enough), least)));
 }
 
 int residual_owner(std::string_view variant, int row, int, int team_size) {

@@ -14,7 +14,11 @@ using tenon::fused_allreduce_rmsnorm_quant::kChoices;
 using tenon::fused_allreduce_rmsnorm_quant::kUnit;
 using tenon::fused_allreduce_rmsnorm_quant::result_bytes;
 using tenon::fused_allreduce_rmsnorm_quant::row_bytes;
+using tenon::fused_allreduce_rmsnorm_quant::slot_data_units;
 using tenon::fused_allreduce_rmsnorm_quant::slot_units;
+using tenon::fused_allreduce_rmsnorm_quant::stripe_units;
+using tenon::fused_allreduce_rmsnorm_quant::StripeUnits;
+using tenon::fused_allreduce_rmsnorm_quant::working_blocks;
 
 // One shot sends each row to everybody and does each row everywhere. Above these bytes of one
 // rank's part that costs more than a second trip: on devices by link time, on the cpu by
@@ -99,7 +103,15 @@ static int even_blocks(std::int64_t stripes, Room room) {
   return best;
 }
 
-static Status shape_for(const Args& args, const Situation& where, Shots shots, LaunchShape* shape) {
+// What stripes of a call take of a slot.
+static StripeUnits units_of(const Args& args, bool packs, int team_size) {
+  const std::int64_t hidden = args.residual.shape[1];
+  const std::int64_t groups = args.out.fp8 ? hidden / args.out.fp8->group : 0;
+  return stripe_units(hidden, packs, !args.out.bf16, groups, args.spread_residual, team_size);
+}
+
+static Status shape_for(const Args& args, const Situation& where, Shots shots, bool packs,
+                        LaunchShape* shape) {
   if (where.team_size > 1 && !where.peer_pointers)
     return Status::error(Code::kUnsupported, "the ranks cannot address each other's mailboxes");
   if (where.team_size > kMaxRanks)
@@ -113,9 +125,13 @@ static Status shape_for(const Args& args, const Situation& where, Shots shots, L
   const std::int64_t tasks = one ? rows : (rows + where.team_size - 1) / where.team_size;
   const Room room = room_for(where, shape->threads);
   const int most = room.units * (one ? room.resident : even_blocks(tasks, room));
-  shape->blocks = static_cast<int>(std::min<std::int64_t>({tasks, most, kMaxWaitingBlocks}));
+  std::int64_t blocks = std::min<std::int64_t>({tasks, most, kMaxWaitingBlocks});
+  const std::int64_t units = one ? 0 : units_of(args, packs, where.team_size).all();
+  if (units > 0 && where.mailbox_bytes > 0)
+    blocks = working_blocks(blocks, tasks, slot_data_units(where.mailbox_bytes) / units);
+  shape->blocks = static_cast<int>(blocks);
   shape->cooperative = true;
-  shape->early = !where.shares_device;
+  shape->early = where.may_start_early;
   return Status::ok();
 }
 
@@ -123,7 +139,7 @@ template <Shots kShots, bool kPacks>
 static Status supports(const Args& args, const Situation& where, LaunchShape* shape) {
   if (kPacks) TENON_TRY(can_pack(args, where));
   TENON_TRY(is_fastest(args, where, name_of(kShots, kPacks)));
-  return shape_for(args, where, kShots, shape);
+  return shape_for(args, where, kShots, kPacks, shape);
 }
 
 template <class Wire>
@@ -146,6 +162,15 @@ static FusedArgs fused_args(const Args& args, const TeamView& team) {
   call.part_units = static_cast<int>(row_bytes(call.norm.hidden, Wire::kPacks) / kUnit);
   call.entry_units = call.part_units * (team.size - 1);
   return call;
+}
+
+// What of a call besides its rows decides where words lie and who sends them.
+static Note note_for(const FusedArgs& call, const LaunchShape& shape, Shots shots, bool packs) {
+  const auto as = [](auto value) { return static_cast<std::uint64_t>(value); };
+  return note_of(call.team,
+                 {as(Op::fused_allreduce_rmsnorm_quant), as(shots), as(packs), as(call.norm.hidden),
+                  as(call.spreads_fp8), as(call.spreads_residual), as(shape.blocks)},
+                 as(call.rows));
 }
 
 // Where the peers keep what this rank sends them: see FusedArgs.
@@ -185,14 +210,14 @@ static Status with_instance(const LaunchShape& shape, const FusedArgs& call, con
 static Status fit_chunk(const FusedArgs& call, std::int64_t units, std::int64_t least,
                         std::int64_t* entries) {
   constexpr std::int64_t kAny = 1 << 20;  // no peers: nothing is sent
-  *entries = units == 0 ? kAny : std::min(call.slot_units / units, kAny);
+  *entries = units == 0 ? kAny : std::min(slot_data_units(call.team.bytes) / units, kAny);
   if (*entries >= least) return Status::ok();
   return Status::error(
       Code::kInvalidArgument,
       "fused_allreduce_rmsnorm_quant: the mailbox has " + std::to_string(call.team.bytes) +
           " bytes but hidden " + std::to_string(call.norm.hidden) + " needs at least " +
-          std::to_string(kNumSlots * (least * units * kUnit + std::int64_t{kSlotAlignment})) +
-          " for " + std::to_string(call.team.size) + " ranks; see mailbox_bytes()");
+          std::to_string(mailbox_of(static_cast<std::size_t>(least * units * kUnit))) + " for " +
+          std::to_string(call.team.size) + " ranks; see mailbox_bytes()");
 }
 
 // Rows, or stripes, per generation, and so how many generations there are for `all`.
@@ -209,6 +234,7 @@ static Status launch_one_shot(const LaunchShape& shape, const Args& args, const 
   TENON_TRY(fit_chunk(call, call.entry_units, 1, &rows));
   set_chunk(call, rows, call.rows);
   find_places(call);
+  call.note = note_for(call, shape, Shots::kOne, Wire::kPacks);
   const bool row_each = call.rows <= shape.blocks && call.num_generations == 1;
   return with_instance<T, Wire>(shape, call, [&]<int kMaxRun, int kRanks, bool kUsual>() {
     return tenon::launch(stream, shape,
@@ -222,23 +248,20 @@ template <class T, class Wire, class Rules>
 static Status launch_two_shot(const LaunchShape& shape, const Args& args, const TeamView* team,
                               Stream& stream) {
   FusedArgs call = fused_args<Wire>(args, *team);
-  call.spread_units =
-      static_cast<int>(result_bytes(call.norm.hidden, Wire::kPacks, call.spreads_fp8,
-                                    call.quant.num_groups, call.spreads_residual) /
-                       kUnit);
-  call.spread_entry_units = call.spread_units * (team->size - 1);
+  const StripeUnits units = units_of(args, Wire::kPacks, team->size);
+  call.spread_entry_units = static_cast<int>(units.results);
+  call.spread_units = call.spread_entry_units / std::max(team->size - 1, 1);
   const std::int64_t stripes = (call.rows + team->size - 1) / team->size;
   const std::int64_t least = stripes > 1 ? Rules::kLeastSteps : 1;
-  std::int64_t chunk = 0;
-  TENON_TRY(fit_chunk(call, call.entry_units + call.spread_entry_units, least, &chunk));
-  call.workers = shape.blocks;
-  if (stripes > chunk) {  // each block has as many stripes in a generation as any other
-    call.workers = static_cast<int>(std::min<std::int64_t>(shape.blocks, chunk / least));
-    chunk = chunk / call.workers * call.workers;
-  }
-  set_chunk(call, chunk, stripes);
-  call.spread_offset = static_cast<int>(chunk) * call.entry_units;
+  std::int64_t fit = 0;
+  TENON_TRY(fit_chunk(call, units.all(), least, &fit));
+  call.workers =
+      static_cast<int>(working_blocks(shape.blocks, stripes, fit, static_cast<int>(least)));
+  // In several generations each block has as many stripes as any other.
+  set_chunk(call, stripes > fit ? fit / call.workers * call.workers : fit, stripes);
+  call.spread_offset = static_cast<int>(fit * units.parts);  // not by how much there is: rule 2
   find_places(call);
+  call.note = note_for(call, shape, Shots::kTwo, Wire::kPacks);
   return with_instance<T, Wire>(shape, call, [&]<int kMaxRun, int kRanks, bool kUsual>() {
     return tenon::launch(stream, shape, two_shot_kernel<T, Wire, kMaxRun, kRanks, kUsual, Rules>,
                          call);

@@ -29,10 +29,19 @@ struct Args {
 // Named dimensions, types and alignment (rows start at multiples of 16 bytes). Touches no device.
 Status check(const Args& args);
 
-// Mailbox bytes with which every variant does max_rows rows in as few rounds as it may; pass it to
-// Communicator::mailbox. At most 42 MiB; run() takes any mailbox that holds two rows per rank,
-// works through longer calls in chunks, and may share one mailbox with calls of other shapes.
-std::size_t mailbox_bytes(int max_rows, int hidden, DType dtype, int team_size);
+// What decides how large a mailbox should be. The same on all ranks.
+struct MailboxNeeds {
+  int max_rows = 1, hidden = 0, team_size = 1;
+  int max_blocks = 1;           // Communicator::max_blocks() on devices; 1 does for host targets
+  bool spread_residual = true;  // whether calls may have Args::spread_residual
+};
+// Bytes for Communicator::mailbox with which calls of up to max_rows rows, of any type and variant,
+// keep every block of the device at work. Longer calls go through in chunks of 14 MiB or, where
+// that is more, of two rows per rank and block: 42 MiB in all for two ranks; for four ranks and
+// eight 93 and 217 MiB on 132 multiprocessors where the residual is not spread and hidden is 8192
+// or less. run() takes any mailbox that holds two rows per rank, with fewer blocks, and may share
+// one mailbox with calls of other shapes.
+std::size_t mailbox_bytes(const MailboxNeeds& needs);
 
 // Which rank holds the current residual of `row` after a run of `variant`: every rank after
 // one_shot (returns -1); the row's owner after two_shot.

@@ -7,16 +7,17 @@
 
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
-// One row from its parts. `norm` and `quant` are at that row.
-template <class T, class Wire, int kMaxRun, int kRanks, class Rules>
+// One row from its parts. `norm` and `quant` are at that row; taken() runs when they are there.
+template <class T, class Wire, int kMaxRun, int kRanks, class Rules, class Taken>
 TENON_DEVICE void finish_row(const FusedArgs& args, const NormSpec& norm, const QuantSpec& quant,
                              Call& call, int row, int turn, std::uint32_t entry, const Run& run,
-                             const Own<kMaxRun>& own, const RowAhead<kMaxRun>& ahead) {
+                             const Own<kMaxRun>& own, const RowAhead<kMaxRun>& ahead, Taken taken) {
   Word4 held[kMaxRun];
   norm_row<T>(norm, turn, run, ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
                 take_sums<T, Wire, Rules, kRanks, kMaxRun, kVectors>(args, call, row, entry, vector,
                                                                      own, Seen{}, sums);
+                taken();
               });
   if (quant.codes == nullptr) return;
   quantize_to_tensors<T>(quant, 0, run, held);
@@ -48,11 +49,13 @@ one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   hold_all(norm, quant);
   hold(place);
   if (thread_id() % kWave == 0) {
-    prefetch(args.partial + (has_row ? row : 0) * args.partial_stride + run.first * 16);
-    prefetch(norm.residual + run.first * 16);
-    prefetch(weights_at(norm, run.first));
+    if (run.count > 0) {  // others have no vector: run.first lies behind the row
+      prefetch(args.partial + (has_row ? row : 0) * args.partial_stride + run.first * 16);
+      prefetch(norm.residual + run.first * 16);
+      prefetch(weights_at(norm, run.first));
+      prefetch(at_unit(args.mine, place + static_cast<std::uint32_t>(run.first)));
+    }
     prefetch(counters(args.team, row));
-    prefetch(at_unit(args.mine, place + static_cast<std::uint32_t>(run.first)));
   }
   enter<Rules>();
   const auto own = load_own<kMaxRun>(args, has_row ? row : 0);
@@ -60,10 +63,16 @@ one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   if (!has_row) return count_call<Rules>(args.team, call, 1);
   const std::uint32_t entry = in_mailbox(args, call, place);
   send_part<Wire, Rules, kRanks>(args, call, row, entry, own);
+  if constexpr (kRanks > 1) send_note(args.team, call, args.note);
   const auto ahead = read_ahead<kMaxRun>(norm, run);
   count_call<Rules>(args.team, call, 1);
+  Word4 seen = kNothing;
   finish_row<T, Wire, kMaxRun, kRanks, Rules>(args, norm, quant, call, row, 0, entry, run, own,
-                                              ahead);
+                                              ahead, [&] {
+                                                if constexpr (kRanks > 1)
+                                                  seen = look_at_note(args.team, call, args.note);
+                                              });
+  if constexpr (kRanks > 1) compare_notes<Rules>(args.team, call, args.note, seen);
 }
 
 // Any number of rows. Each block sends a row ahead of the one it works on, so that the link is
@@ -96,11 +105,14 @@ one_shot_kernel(TENON_ARGS(FusedArgs) args) {
       if (next < chunk) send_part<Wire, Rules, kRanks>(args, call, first + next, entry(next), sent);
       if (index >= 0) {
         finish_row<T, Wire, kMaxRun, kRanks, Rules>(args, norm, at_row(call_quant, row), call, row,
-                                                    turn++, entry(index), run, own, ahead);
+                                                    turn++, entry(index), run, own, ahead, [] {});
       } else if (first == 0) {
+        if constexpr (kRanks > 1) send_note(args.team, call, args.note);
         count_call<Rules>(args.team, call, static_cast<std::uint32_t>(args.num_generations));
       }
     }
+    if constexpr (kRanks > 1)
+      if (first == 0) compare_notes<Rules>(args.team, call, args.note, kNothing);
   }
 }
 

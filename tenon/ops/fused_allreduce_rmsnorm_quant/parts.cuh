@@ -30,6 +30,7 @@ struct FusedArgs {
   int spread_units, spread_entry_units;  // two_shot: a result; those of all peers
   int spread_offset;                     // two_shot: where results begin in a slot
   bool spreads_fp8, spreads_residual;    // two_shot
+  Note note;
   NormSpec norm;
   QuantSpec quant;
 };

@@ -9,12 +9,19 @@
 
 namespace tenon::fused_allreduce_rmsnorm_quant {
 
-inline constexpr std::int64_t kMaxSlotBytes = std::int64_t{14} << 20;  // three are 42 MiB
+// A slot is as large as its longest call wants, but no larger than this, or than what keeps all
+// blocks at work, whichever is more.
+inline constexpr std::int64_t kWantedSlotBytes = std::int64_t{14} << 20;  // three are 42 MiB
+
+// Where the spare bytes of a packed row begin that has `vectors` of 8 elements: at a multiple of 8.
+TENON_HD constexpr int rest_offset(int vectors) { return (vectors + 1) / 2 * 24; }
 
 // Bytes that a slot keeps for a row of 16-bit elements (wire.cuh), such as one rank's part of a
-// row, and for an owner's result.
+// row, and for an owner's result. Multiples of 16.
 constexpr std::int64_t row_bytes(std::int64_t hidden, bool packs) {
-  return hidden / 8 * (packs ? 20 : 16);
+  const std::int64_t vectors = hidden / 8;
+  if (!packs) return vectors * 16;
+  return (rest_offset(static_cast<int>(vectors)) + vectors * 8 + 15) / 16 * 16;
 }
 constexpr std::int64_t result_bytes(std::int64_t hidden, bool packs, bool spreads_fp8,
                                     std::int64_t groups, bool spreads_residual) {
@@ -32,6 +39,37 @@ constexpr std::int64_t row_link_bytes(std::int64_t hidden, bool packs) {
 inline constexpr std::int64_t kUnit = 16;
 constexpr std::int64_t slot_units(std::size_t mailbox_bytes) {
   return static_cast<std::int64_t>(slot_bytes(mailbox_bytes)) / kUnit;
+}
+constexpr std::int64_t slot_data_units(std::size_t mailbox_bytes) {
+  return static_cast<std::int64_t>(slot_data_bytes(mailbox_bytes)) / kUnit;
+}
+
+// What a slot holds of one stripe of a two_shot call, in units: a part from each peer, and a result
+// of each.
+struct StripeUnits {
+  std::int64_t parts, results;
+  constexpr std::int64_t all() const { return parts + results; }
+};
+constexpr StripeUnits stripe_units(std::int64_t hidden, bool packs, bool spreads_fp8,
+                                   std::int64_t groups, bool spreads_residual, int team_size) {
+  const std::int64_t peers = team_size - 1;
+  return {row_bytes(hidden, packs) / kUnit * peers,
+          result_bytes(hidden, packs, spreads_fp8, groups, spreads_residual) / kUnit * peers};
+}
+
+// Blocks of a row of `hidden` elements that are resident together on one multiprocessor, at most.
+constexpr std::int64_t resident_blocks(std::int64_t hidden) {
+  constexpr std::int64_t kThreads = 1024;  // whose registers a multiprocessor has
+  return std::clamp<std::int64_t>(kThreads / std::max<std::int64_t>(hidden / 8, 1), 1,
+                                  kMaxBlocksPerUnit);
+}
+
+// How many blocks, of `blocks` at most, do `stripes` stripes of which a slot holds `fit`: all of
+// them where one generation does; otherwise each has kLeastSteps or more in every generation.
+constexpr std::int64_t working_blocks(std::int64_t blocks, std::int64_t stripes, std::int64_t fit,
+                                      int least_steps = kLeastSteps) {
+  if (stripes <= fit) return blocks;
+  return std::max<std::int64_t>(std::min(blocks, fit / least_steps), 1);
 }
 
 }  // namespace tenon::fused_allreduce_rmsnorm_quant

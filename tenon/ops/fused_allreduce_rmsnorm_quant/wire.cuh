@@ -17,6 +17,7 @@
 #include "tenon/comm/slots.h"
 #include "tenon/gpu/reduce.h"
 #include "tenon/ops/common/wide.cuh"
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/slots.h"
 
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
@@ -76,8 +77,10 @@ template <class Wire>
 TENON_DEVICE typename Wire::Place place_of(std::byte* row, int vectors, int vector,
                                            [[maybe_unused]] Word2* seen = nullptr) {
   if constexpr (Wire::kPacks) {
-    return {row + vector * 8, row + vectors * 8 + vector * 4, row + vectors * 12 + vector * 8,
-            seen};
+    // Waves have even numbers of vectors.
+    const int rest =
+        kWave > 1 ? vectors * 12 : tenon::fused_allreduce_rmsnorm_quant::rest_offset(vectors);
+    return {row + vector * 8, row + vectors * 8 + vector * 4, row + rest + vector * 8, seen};
   } else {
     return {row + vector * 16};
   }

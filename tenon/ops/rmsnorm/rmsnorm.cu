@@ -46,7 +46,7 @@ static Status supports(const Args& args, const Situation& where, LaunchShape* sh
   shape->blocks = static_cast<int>(args.y.shape[0]);
   shape->threads =
       row_threads(static_cast<int>(args.y.shape[1]), where.properties.max_threads_per_block);
-  shape->early = !where.shares_device;
+  shape->early = where.may_start_early;
   return Status::ok();
 }
 
