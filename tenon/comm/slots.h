@@ -41,14 +41,13 @@
 //     ----------  -------------------------  -----------  -----------  ------------  ----------------
 //     VECTOR      g                          R fence g+1  R first g+1  P fence g+2   P barrier g+3
 //     PART        g                          R fence g+1  R first g+1  P fence g+2   P barrier g+3
-//     NOTE        g                          R fence g+1  R first g+1  P fence g+2   P barrier g+3
 //     FIRST PART  g                          R fence g+1  R first g+1  P fence g+2   P barrier g+3
 //     LATE PART   g, or step 1 of g+1        R fence g+2  R first g+2  P fence g+3   P norm g+3
 //     RESULT      g, or step 1 or 2 of g+1   R fence g+2  R first g+2  P fence g+3   P norm g+3
 //
-//     VECTOR is all_reduce's, PART one_shot's; NOTE is of rule 9; FIRST PART is what two_shot sends in
-//     the first step of a generation, LATE PART in any other; RESULT is what an owner sends.
-//     Three slots, not two: with two, the upper four would be sent again in g + 2, and P's fence g+2
+//     VECTOR is all_reduce's, PART one_shot's; FIRST PART is what two_shot sends in the first step of
+//     a generation, LATE PART in any other; RESULT is what an owner sends.
+//     Three slots, not two: with two, the upper three would be sent again in g + 2, and P's fence g+2
 //     is not known to have come first.
 //     kLeastSteps steps, not one, for a block of two_shot in every generation but the last: else a
 //     FIRST PART would be the last of its generation too, and cleared a generation later; and "first
@@ -65,8 +64,9 @@
 //  9. Block 0 of every rank sends each peer a note, two words that tell the shape of its call, right
 //     behind its first data, and compares the notes of the peers with its own in the same
 //     generation, when it has taken its first data. Notes lie at the end of a slot, where every
-//     kernel looks for them: NOTE of rule 6. A rank that came with other rows, or another variant, is
-//     named on every rank that met it, even where words of it were taken for those of this call.
+//     kernel looks for them, and obey the rules of a first step's data. A rank that came with other
+//     rows, or another variant, is named on every rank that met it, even where words of it were
+//     taken for those of this call.
 // clang-format on
 #pragma once
 
@@ -302,7 +302,7 @@ TENON_DEVICE void for_noted_peers(const TeamView& team, Step step) {
     step(peer < team.rank ? peer : peer + 1, i);
 }
 
-// Every thread, behind the first sends of a call.
+// Every thread, behind the first sends.
 TENON_DEVICE void send_note(const TeamView& team, const Call& call, const Note& note) {
   if (call.lost) return;
   for_noted_peers(team, [&](int peer, int) {
