@@ -112,7 +112,7 @@ def check(paths, sources):
     given = {pathlib.Path(path).stem for path in paths}
     for source in sources:
         if not source.endswith(".cu"):
-            complaints.append(f"{source} sets early; only kernel files (.cu) may, so that it is known whose launch it is")
+            complaints.append(f"{source} sets early; only kernel files (.cu) may: it is then known whose launch it is")
         elif pathlib.Path(source).stem not in given:
             complaints.append(f"{source} sets early, and its PTX was not given")
     for path in paths:

@@ -25,6 +25,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PRESET = "cpu"
 TEST_SECONDS = 300
+COMPILER = "the compiler, so it tells nothing"
 
 # A test program and which of its tests. `own`: it compiles the mutated files itself, so that its object is all
 # that must be built.
@@ -44,53 +45,52 @@ OP = "tenon/ops/fused_allreduce_rmsnorm_quant"
 # `survives`: why no test can notice, where that is so.
 Kind = collections.namedtuple("Kind", "what files pattern new tests survives", defaults=(None,))
 
-CHECK = r"(?<=\n)( +)if \(((?:[^;{}]|\n)*?)\)(?: \[\[unlikely\]\])?\s+(?=return (?:Status::error|refuse|disagree)\()"
+SLOTS, WAITS, SPIN = ("tenon/comm/slots.h",), ("tenon/comm/wait.h",), ("tenon/gpu/sync.h",)
+REDUCE, GATHER = ("tenon/gpu/reduce.h",), ("tenon/comm/collectives.cu",)
+PARTS, WIRE, TWO_SHOT = (f"{OP}/parts.cuh",), (f"{OP}/wire.cuh",), (f"{OP}/two_shot.cuh",)
+ALL_OF_OP = (*SLOTS, f"{OP}/one_shot.cuh", *TWO_SHOT, *PARTS)
+COMM, LAYER = ("tenon/comm/communicator.cc",), ("tenon/layers/boundary.cc", "tenon/layers/boundary.h")
+CHECK = (
+    r"(?<=\n)( +)if \(((?:[^;{}]|\n)*?)\)(?: \[\[unlikely\]\])?\s+"
+    r"(?=return (?:Status::error|refuse|disagree)\()"
+)
+FIELD = r'(?<=\n) +(?:\{"[^"]+", [^\n]*\},|visit\("[^"]+", \w+\);)(?=\n)'
+CLEARED = r"(?:\{kNotArrived, kNotArrived\}|kNotArrived)"
+SEEN_BY_ALL = "a visible store is visible to all on every machine and memory that we have; the C++ model asks for it"
+FOR_SPEED = "it is there for speed; tools/check_ptx.py looks for it"
 KINDS = (
-    # --- the exchange
-    Kind("rule", ("tenon/comm/slots.h",), r"static constexpr bool (\w+) = true;", r"static constexpr bool \1 = false;", EXCHANGE),
-    Kind("rule", ("tenon/comm/slots.h",), r"int (kLeastSteps) = tenon::kLeastSteps;", r"int \1 = 1;", EXCHANGE),
-    Kind("rule", ("tenon/comm/slots.h",), r"int (kSlots) = kNumSlots;", r"int \1 = 2;", EXCHANGE),
-    Kind("rule", ("tenon/comm/slots.h",), r"bool (kFencesCalls) = !kKernelsAreOrdered;", r"bool \1 = false;", EXCHANGE),
-    Kind("rule", ("tenon/comm/slots.h",), r"bool (kOrdersHops) = !kKernelsAreOrdered;", r"bool \1 = false;", EXCHANGE,
-         "a visible store is visible to all on every machine and memory that we have; the C++ model asks for it"),
-    Kind("barrier", ("tenon/comm/slots.h", f"{OP}/one_shot.cuh", f"{OP}/two_shot.cuh", f"{OP}/parts.cuh"),
-         r"(?<=\n)( +(?:if \(.*\) )?)sync_block\(\);", r"\1{}", (*EXCHANGE, FUSED)),
-    Kind("fence", ("tenon/comm/slots.h", f"{OP}/one_shot.cuh", f"{OP}/two_shot.cuh", f"{OP}/parts.cuh"),
-         r"(?<=\n)( +if \((?!Rules::kOrdersHops).*\) )fence_system\(\);", r"\1{}", EXCHANGE),
-    Kind("fence of a hop", ("tenon/comm/slots.h",), r"if \(Rules::kOrdersHops\) fence_system\(\);", "", EXCHANGE,
-         "as kOrdersHops"),
-    Kind("barrier of a norm", ("tenon/gpu/reduce.h",), r"(sums\[turn .*\n +)sync_block\(\);", r"\1", (WAVES,)),
-    Kind("clear", ("tenon/comm/slots.h",), r"(if \(Rules::kClears[^;]*\) )clear\(\w+(?:\(r\))?\);", r"\1{}", EXCHANGE),
-    Kind("meeting of lanes", ("tenon/comm/slots.h",), r"if \(whole_wave\) sync_wave\(\);", "", (WAVES,),
-         "it is there for speed; tools/check_ptx.py looks for it"),
-    Kind("sentinel", ("tenon/comm/slots.h",), r"word == kNotArrived \? 0x7fff7fffu : word", "word", EXCHANGE),
-    Kind("sentinel of packed", (f"{OP}/wire.cuh",), r"\(Rules::kReplaces & !has_arrived\(parcel\.words\)\)", "0", EXCHANGE),
-    Kind("clear of packed", (f"{OP}/wire.cuh",), r"(?<=\n)  store\d_relaxed\(place\.\w+, (?:\{kNotArrived, kNotArrived\}|kNotArrived)\);",
-         "", EXCHANGE),
-    Kind("place of a rank", (f"{OP}/parts.cuh",), r"kRanks == 2 \? 0 : peer_index\(sender, args\.team\.rank\) \* args\.part_units",
-         "0", EXCHANGE),
-    Kind("peer", (f"{OP}/parts.cuh",), r"if constexpr \(kRanks == 2\) return 1 - team\.rank;", "if constexpr (kRanks == 2) return team.rank;",
-         EXCHANGE),
-    Kind("order of parts", ("tenon/comm/collectives.cu",), r"int rank = 1; rank < kRanks; \+\+rank\) \{\n    if \(rank >= size\)",
-         "int rank = kRanks - 1; rank > 0; --rank) {\n    if (rank >= size)", (WAVES,)),
-    Kind("lost call", (f"{OP}/two_shot.cuh",), r"call\.lost \|= \*lost_word != 0;.*", "", (PROTOCOL, FUSED)),
+    # --- the exchange. Barriers and fences of slots.h each have a rule.
+    Kind("rule", SLOTS, r"bool (\w+) = true;", r"bool \1 = false;", EXCHANGE),
+    Kind("rule", SLOTS, r"int (kLeastSteps) = tenon::kLeastSteps;", r"int \1 = 1;", EXCHANGE),
+    Kind("rule", SLOTS, r"int (kSlots) = kNumSlots;", r"int \1 = 2;", EXCHANGE),
+    Kind("rule", SLOTS, r"bool (kFencesCalls) = !kKernelsAreOrdered;", r"bool \1 = false;", (WIDTH_ONE,)),
+    Kind("rule", SLOTS, r"bool (kOrdersHops) = !kKernelsAreOrdered;", r"bool \1 = false;", EXCHANGE, SEEN_BY_ALL),
+    Kind("barrier", ALL_OF_OP, r"(?<=\n)( +)sync_block\(\);", r"\1{}", (*EXCHANGE, FUSED)),
+    Kind("barrier of a norm", REDUCE, r"(sums\[turn .*\n +)sync_block\(\);", r"\1", (WAVES,)),
+    Kind("clear", SLOTS, r"(if \(Rules::kClears[^;]*\) )clear\(\w+(?:\(r\))?\);", r"\1{}", EXCHANGE),
+    Kind("meeting of lanes", SLOTS, r"if \(whole_wave\) sync_wave\(\);", "", (WAVES,), FOR_SPEED),
+    Kind("sentinel", SLOTS, r"word == kNotArrived \? 0x7fff7fffu : word", "word", EXCHANGE),
+    Kind("sentinel of packed", WIRE, r"\(Rules::kReplaces & !has_arrived\(parcel\.words\)\)", "0", EXCHANGE),
+    Kind("clear of packed", WIRE, rf"(?<=\n)  store\d_relaxed\(place\.\w+, {CLEARED}\);", "", EXCHANGE),
+    Kind("place of a rank", PARTS, r"(?<=== 2 \? 0 : )peer_index\(sender, args\.team\.rank\)", "0", EXCHANGE),
+    Kind("peer", PARTS, r"(?<=kRanks == 2\) return )1 - team\.rank;", "team.rank;", EXCHANGE),
+    Kind("order of a sum", GATHER, r"(?<=unpack8<T>\(words\[)rank(?=\], addend\))", "size - rank", (COLLECTIVES,)),
+    Kind("lost call", TWO_SHOT, r"call\.lost \|= \*lost_word != 0;.*", "", (PROTOCOL, FUSED)),
     # --- all_gather
-    Kind("barrier of all_gather", ("tenon/comm/collectives.cu",), r"(?<=\n)( +)sync_block\(\);", r"\1{}", (COLLECTIVES,)),
-    Kind("flag of all_gather", ("tenon/comm/collectives.cu",), r"== step \+ 1;", "!= 0;", (COLLECTIVES,)),
-    Kind("generation of all_gather", ("tenon/comm/collectives.cu",), r"step % kGatherGenerations", "0u", (COLLECTIVES,)),
+    Kind("barrier of all_gather", GATHER, r"(?<=\n)( +)sync_block\(\);", r"\1{}", (COLLECTIVES,)),
+    Kind("flag of all_gather", GATHER, r"== step \+ 1;", "!= 0;", (COLLECTIVES,)),
+    Kind("generation of all_gather", GATHER, r"step % kGatherGenerations", "0u", (COLLECTIVES,)),
     # --- waits
-    Kind("deadline", ("tenon/gpu/sync.h",), r"if \(now - patience\.since > deadline_ns\) .*", "", (WAIT,)),
-    Kind("look at the abort word", ("tenon/gpu/sync.h",), r"if \(load_acquire\(abort_word\) != 0\) .*", "", (WAIT,)),
-    Kind("word to the peers", ("tenon/comm/wait.h",), r"store_release\(word, 1u \+ [^;]*;", "{}", (WAIT, FAILURE)),
-    Kind("the first who gave up", ("tenon/comm/wait.h",), r"word != nullptr && load_acquire\(word\) == 0", "word != nullptr",
-         (WAIT, FAILURE)),
-    Kind("record of a fault", ("tenon/comm/wait.h",), r"store_release\(&fault\.ready, 1u\);", "", (WAIT, FAILURE)),
-    Kind("field of a fault", ("tenon/comm/wait.h",), r"(?<=\n)    fault\.(\w+) = [^;]*;", "", (WAIT, FAILURE)),
+    Kind("deadline", SPIN, r"if \(now - patience\.since > deadline_ns\) .*", "", (WAIT,)),
+    Kind("look at the abort word", SPIN, r"if \(load_acquire\(abort_word\) != 0\) .*", "", (WAIT,)),
+    Kind("word to the peers", WAITS, r"store_release\(word, 1u \+ [^;]*;", "{}", (WAIT, FAILURE)),
+    Kind("who gave up first", WAITS, r" && load_acquire\(word\) == 0", "", (WAIT, FAILURE)),
+    Kind("record of a fault", WAITS, r"store_release\(&fault\.ready, 1u\);", "", (WAIT, FAILURE)),
+    Kind("field of a fault", WAITS, r"(?<=\n)    fault\.(\w+) = [^;]*;", "", (WAIT, FAILURE)),
     # --- agreement
-    Kind("check", ("tenon/comm/communicator.cc",), CHECK, r"\1if (false && (\2)) ", (COMMUNICATOR,)),
-    Kind("check", ("tenon/layers/boundary.cc",), CHECK, r"\1if (false && (\2)) ", (BOUNDARY,)),
-    Kind("field", ("tenon/layers/boundary.cc", "tenon/layers/boundary.h"),
-         r'(?<=\n) +(?:\{"[^"]+", [^\n]*\},|visit\("[^"]+", \w+\);)(?=\n)', "", (BOUNDARY,)),
+    Kind("check", COMM, CHECK, r"\1if (false && (\2)) ", (COMMUNICATOR,)),
+    Kind("check", LAYER, CHECK, r"\1if (false && (\2)) ", (BOUNDARY,)),
+    Kind("field", LAYER, FIELD, "", (BOUNDARY,)),
 )
 
 Mutant = collections.namedtuple("Mutant", "name file begin end new tests survives")
@@ -144,7 +144,8 @@ class Scratch:
     def must(self, *command):
         ran = subprocess.run(list(map(str, command)), cwd=self.root, capture_output=True, text=True)
         if ran.returncode != 0:
-            raise SystemExit(f"mutants: {' '.join(map(str, command))} failed:\n{ran.stdout[-3000:]}{ran.stderr[-3000:]}")
+            said = ran.stdout[-3000:] + ran.stderr[-3000:]
+            raise SystemExit(f"mutants: {' '.join(map(str, command))} failed:\n{said}")
         return ran.stdout
 
     def named(self, test):
@@ -161,13 +162,15 @@ class Scratch:
             target = f"tests/CMakeFiles/{program}.dir/{folder}/{stem}.cc.o"
         built = subprocess.run(["ninja", "-C", str(self.build), target], capture_output=True, text=True)
         if built.returncode == 0 and own:  # the libraries stay as they were
-            link = self.must("ninja", "-C", self.build, "-t", "commands", "-s", f"tests/{program}").strip().split("\n")[-1]
+            steps = self.must("ninja", "-C", self.build, "-t", "commands", "-s", f"tests/{program}")
+            link = steps.strip().split("\n")[-1]
             built = subprocess.run(["bash", "-c", link], cwd=self.build, capture_output=True, text=True)
         return built.returncode == 0
 
     def passes(self, program, which):
-        ran = subprocess.Popen([str(self.build / "tests" / program), f"--gtest_filter={which}", "--gtest_fail_fast"],
-                               cwd=self.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        command = [str(self.build / "tests" / program), f"--gtest_filter={which}", "--gtest_fail_fast"]
+        ran = subprocess.Popen(command, cwd=self.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               start_new_session=True)
         try:
             return ran.wait(TEST_SECONDS) == 0
         except subprocess.TimeoutExpired:
@@ -184,7 +187,7 @@ class Scratch:
             for test in mutant.tests:
                 for program in self.named(test):
                     if not self.make(program, test.own):
-                        return "the compiler"
+                        return COMPILER
                     if not self.passes(program, test.filter):
                         return program
             return None
@@ -204,9 +207,10 @@ def run(mutants, folder):
         began = time.monotonic()
         killer = scratch.killer_of(mutant)
         seconds = time.monotonic() - began
-        outcome = f"noticed by {killer}" if killer else f"SURVIVES ({mutant.survives})" if mutant.survives else "SURVIVES"
+        survives = f"SURVIVES, as expected: {mutant.survives}" if mutant.survives else "SURVIVES"
+        outcome = f"noticed by {killer}" if killer else survives
         print(f"{seconds:5.0f} s  {mutant.name}\n         {outcome}", flush=True)
-        if (killer is None) != (mutant.survives is not None):
+        if (killer is None) != (mutant.survives is not None) or killer == COMPILER:
             bad.append(mutant.name)
     noun = "mutant" if len(mutants) == 1 else "mutants"
     print(f"mutants: {len(mutants)} {noun}, {len(bad)} not as expected" + "".join(f"\n  {name}" for name in bad))
