@@ -202,7 +202,7 @@ namespace collectives {
 
 std::size_t all_reduce_mailbox_bytes(int team_size, std::size_t chunk_bytes) {
   const std::size_t slot = num_peers(team_size) * round_up(chunk_bytes);
-  return mailbox_of(slot);
+  return mailbox_with_slots_of(slot);
 }
 
 std::size_t all_gather_mailbox_bytes(int team_size, std::size_t chunk_bytes) {

@@ -71,9 +71,9 @@ TENON_DEVICE void store_bytes(std::uint8_t* at, Word4 value, std::uint64_t valid
 struct Lane {
   std::uint32_t first, stride;
 };
-TENON_DEVICE Lane own_lane() {
+TENON_DEVICE Lane own_lane(int blocks) {
   return {static_cast<std::uint32_t>(block_id() * block_threads() + thread_id()),
-          static_cast<std::uint32_t>(grid_blocks() * block_threads())};
+          static_cast<std::uint32_t>(blocks * block_threads())};
 }
 
 // One chunk: `bytes` of the call from `begin` on, as vectors of 16.
@@ -170,7 +170,8 @@ all_reduce_kernel(TENON_ARGS(Args) args) {
   enter<Rules>();
   Call call = begin_call<Rules>(args.team);
   const TeamView& team = args.team;
-  const Lane lane = own_lane();
+  if (exchange_notes<Rules>(team, call, args.note, num_chunks(args))) return;
+  const Lane lane = own_lane(grid_blocks() - 1);
   for (std::uint64_t begin = 0; begin < args.bytes; begin += args.slot_bytes) {
     if (begin > 0) next_generation<Rules>(call);
     const Chunk chunk = chunk_at(args, begin);
@@ -182,11 +183,9 @@ all_reduce_kernel(TENON_ARGS(Args) args) {
       if (next >= lane.stride) {
         take_vector<T, Rules, kRanks, kWhole>(args, call, chunk, next - lane.stride, own);
       } else if (begin == 0) {
-        send_note(team, call, args.note);
         count_call<Rules>(team, call, num_chunks(args));
       }
     }
-    if (begin == 0) compare_notes<Rules>(team, call, args.note, kNothing);
   }
 }
 
@@ -204,7 +203,7 @@ TENON_DEVICE std::byte* payload(const Args& args, std::uint32_t generation, int 
 }
 
 TENON_DEVICE void push_bytes(const Args& args, const Chunk& chunk, std::uint32_t generation) {
-  const Lane lane = own_lane();
+  const Lane lane = own_lane(grid_blocks());
   const TeamView& team = args.team;
   std::uint8_t* own_part = args.out + static_cast<std::uint64_t>(team.rank) * args.bytes;
   for (std::uint32_t v = lane.first; v < chunk.vectors; v += lane.stride) {
@@ -219,7 +218,7 @@ TENON_DEVICE void push_bytes(const Args& args, const Chunk& chunk, std::uint32_t
 }
 
 TENON_DEVICE void take_bytes(const Args& args, const Chunk& chunk, std::uint32_t generation) {
-  const Lane lane = own_lane();
+  const Lane lane = own_lane(grid_blocks());
   const TeamView& team = args.team;
   for (int sender = 0; sender < team.size; ++sender) {
     if (sender == team.rank) continue;
@@ -290,7 +289,8 @@ LaunchShape shape_for(const Args& args) {
   shape.threads = kWave == 1 ? 1 : wanted < kMaxThreads ? wanted : kMaxThreads;
   const int blocks = (vectors + shape.threads - 1) / shape.threads;
   // The kernel is compiled so that two of its largest blocks fit where one of 1024 threads does.
-  const int most = kKernelsAreOrdered ? 2 * args.team.max_blocks : args.team.max_blocks;
+  const int resident = kKernelsAreOrdered ? 2 * args.team.max_blocks : args.team.max_blocks;
+  const auto most = static_cast<int>(most_data_blocks(resident, args.team.size));
   shape.blocks = blocks < most ? blocks : most;
   return shape;
 }
@@ -320,7 +320,7 @@ Status launch_all_reduce(const Args& args, Stream& stream) {
   const bool whole = args.bytes % kVectorBytes == 0 &&
                      reinterpret_cast<std::uintptr_t>(args.in) % kVectorBytes == 0 &&
                      reinterpret_cast<std::uintptr_t>(args.out) % kVectorBytes == 0;
-  return launch(stream, shape_for(args),
+  return launch(stream, with_note_block(shape_for(args), args.team),
                 whole ? all_reduce_kernel<T, kRanks, true, Rules>
                       : all_reduce_kernel<T, kRanks, false, Rules>,
                 args);
@@ -338,7 +338,7 @@ template <class Rules>
 Status all_reduce(const TeamView& team, const TensorView& in, const TensorView& out,
                   Stream& stream) {
   const auto places = static_cast<std::size_t>(team.size - 1);
-  TENON_ASSIGN(Args args, make_args(team, in, out, slot_data_bytes(team.bytes) / places,
+  TENON_ASSIGN(Args args, make_args(team, in, out, slot_bytes(team.bytes) / places,
                                     tenon::collectives::all_reduce_mailbox_bytes(team.size, 1)));
   args.generation_bytes = slot_bytes(team.bytes);
   for (int i = 0; i < team.size - 1; ++i) {

@@ -19,19 +19,17 @@ TENON_HD constexpr int peer_index(int rank, int of) { return rank < of ? rank : 
 // one. Every kernel of that protocol cuts a mailbox in this way, so that kernels may share one.
 inline constexpr int kNumSlots = 3;
 inline constexpr std::size_t kSlotAlignment = 256;
+// Behind the slots lie the notes of four calls, one from each peer (rule 9 of comm/slots.h).
+inline constexpr std::uint32_t kNotedCalls = 4, kNoteBytes = 8;
+inline constexpr std::size_t kAllNotesBytes = std::size_t{kNotedCalls} * kMaxRanks * kNoteBytes;
 constexpr std::size_t slot_bytes(std::size_t mailbox_bytes) {
-  return mailbox_bytes / kNumSlots / kSlotAlignment * kSlotAlignment;
+  if (mailbox_bytes < kAllNotesBytes) return 0;
+  return (mailbox_bytes - kAllNotesBytes) / kNumSlots / kSlotAlignment * kSlotAlignment;
 }
-// The end of a slot holds what each peer says of its call (rule 9 of comm/slots.h); what lies
-// before it is for data.
-inline constexpr std::size_t kNoteBytes = 8 * kMaxRanks;
-constexpr std::size_t slot_data_bytes(std::size_t mailbox_bytes) {
-  return slot_bytes(mailbox_bytes) < kNoteBytes ? 0 : slot_bytes(mailbox_bytes) - kNoteBytes;
-}
-// The least mailbox whose slots have `data_bytes` for data.
-constexpr std::size_t mailbox_of(std::size_t data_bytes) {
-  return (data_bytes + kNoteBytes + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment *
-         kNumSlots;
+// The least mailbox whose slots have `bytes`.
+constexpr std::size_t mailbox_with_slots_of(std::size_t bytes) {
+  return (bytes + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment * kNumSlots +
+         kAllNotesBytes;
 }
 
 // Where generations overlap (rule 6 of comm/slots.h): the fewest steps of a block in each of them

@@ -61,12 +61,13 @@
 //     not the count: 2^32 is no multiple of 3.
 //  8. A take that fails has recorded the fault and told every peer (give_up()). The thread then
 //     takes, clears and sends nothing any more; it only follows its block's barriers to the end.
-//  9. Block 0 of every rank sends each peer a note, two words that tell the shape of its call, right
-//     behind its first data, and compares the notes of the peers with its own in the same
-//     generation, when it has taken its first data. Notes lie at the end of a slot, where every
-//     kernel looks for them, and obey the rules of a first step's data. A rank that came with other
-//     rows, or another variant, is named on every rank that met it, even where words of it were
-//     taken for those of this call.
+//  9. The last block of the grid has no data. It sends every peer a note, two words that tell the
+//     shape of the call, and compares the notes of the peers with its own: a rank that came with
+//     other rows, or another variant, is named on every rank that met it, even where words of it
+//     were taken for those of this call. Notes lie behind the slots, where every kernel looks for
+//     them, in four places by the number of the call; they are words of rules 1, 3 and 8. A rank
+//     sends the note of call c + 4 when it has taken that of c + 3 from every peer, hence when all
+//     peers have ended call c, in which they cleared that place.
 // clang-format on
 #pragma once
 
@@ -74,6 +75,7 @@
 
 #include "tenon/comm/device.h"
 #include "tenon/comm/wait.h"
+#include "tenon/gpu/runtime.h"
 
 namespace tenon::TENON_TARGET {
 
@@ -263,10 +265,10 @@ TENON_DEVICE void take_of_all(const TeamView& team, Call& call, Phase phase, Row
 
 // --- notes: rule 9 ------------------------------------------------------------------------------
 
-// What this rank tells its peers of a call, and where a mailbox keeps it. Made by launches.
+// What this rank tells its peers of a call, and where mailboxes keep it. Made by launches.
 struct Note {
-  std::uint32_t shape, rows;     // what decides where words lie; neither is kNotArrived
-  std::uint64_t slot_bytes, at;  // of a slot; of the notes, from its beginning
+  std::uint32_t shape, rows;  // what decides where words lie; neither is kNotArrived
+  std::uint64_t at;           // of the notes, from a mailbox's beginning
 };
 // Host side. `shape` holds whatever decides a call's layout but its rows.
 inline Note note_of(const TeamView& team, std::initializer_list<std::uint64_t> shape,
@@ -274,7 +276,17 @@ inline Note note_of(const TeamView& team, std::initializer_list<std::uint64_t> s
   std::uint64_t hash = 14695981039346656037u;  // FNV-1a
   for (const std::uint64_t each : shape) hash = (hash ^ each) * 1099511628211u;
   return {static_cast<std::uint32_t>(hash >> 33), static_cast<std::uint32_t>(rows & 0x7fffffffu),
-          slot_bytes(team.bytes), slot_data_bytes(team.bytes)};
+          kNumSlots * slot_bytes(team.bytes)};
+}
+
+// The block that exchanges notes, for a shape that has blocks for data. It is resident with them on
+// devices where most_data_blocks() is heeded.
+inline LaunchShape with_note_block(LaunchShape shape, const TeamView& team) {
+  if (team.size > 1) ++shape.blocks;
+  return shape;
+}
+constexpr std::int64_t most_data_blocks(std::int64_t resident, int team_size) {
+  return team_size > 1 && resident > 1 ? resident - 1 : resident;
 }
 
 // Where `owner` keeps the note of `sender`.
@@ -283,7 +295,9 @@ struct NotePlace {
 };
 TENON_DEVICE NotePlace note_place(const TeamView& team, const Call& call, const Note& note,
                                   int owner, int sender) {
-  return {team.base[owner] + call.slot * note.slot_bytes + note.at + 8 * peer_index(sender, owner)};
+  const std::uint32_t place =
+      call.number % kNotedCalls * kMaxRanks + static_cast<std::uint32_t>(sender);
+  return {team.base[owner] + note.at + place * kNoteBytes};
 }
 TENON_DEVICE Word4 look(const NotePlace& place) {
   const Word2 words = load8_relaxed(place.at);
@@ -293,44 +307,28 @@ TENON_DEVICE void clear(const NotePlace& place) {
   store8_relaxed(place.at, {kNotArrived, kNotArrived});
 }
 
-// step(peer, i) in the thread of block 0 that exchanges notes with that peer, its i-th.
-template <class Step>
-TENON_DEVICE void for_noted_peers(const TeamView& team, Step step) {
-  if (block_id() != 0) return;
-  TENON_NO_UNROLL
-  for (int peer = thread_id(), i = 0; peer < team.size - 1; peer += block_threads(), ++i)
-    step(peer < team.rank ? peer : peer + 1, i);
-}
-
-// Every thread, behind the first sends.
-TENON_DEVICE void send_note(const TeamView& team, const Call& call, const Note& note) {
-  if (call.lost) return;
-  for_noted_peers(team, [&](int peer, int) {
-    store8_relaxed(note_place(team, call, note, peer, team.rank).at, {note.shape, note.rows});
-  });
-}
-
-// What a thread finds of its first note when it looks early, so that compare_notes() need not wait
-// for the look.
-TENON_DEVICE Word4 look_at_note(const TeamView& team, const Call& call, const Note& note) {
-  Word4 seen = kNothing;
-  if (block_id() == 0 && thread_id() < team.size - 1) {
-    const int peer = thread_id() < team.rank ? thread_id() : thread_id() + 1;
-    seen = look(note_place(team, call, note, team.rank, peer));
-  }
-  return seen;
-}
-
-// Every thread, in the generation of send_note(), when the first data have been taken.
+// Every thread, behind begin_call(). True in the block that has notes and no data: it has done all
+// that it has to do, count_call() too. Blocks of the cpu run one after the other: the first sends
+// the notes there, so that they do not wait behind data that may never come.
 template <class Rules>
-TENON_DEVICE void compare_notes(const TeamView& team, Call& call, const Note& note, Word4 seen) {
-  for_noted_peers(team, [&](int peer, int i) {
-    const NotePlace place = note_place(team, call, note, team.rank, peer);
-    const Word4 words =
-        take<Rules>(team, call, Phase::kScatter, peer, 0, place, i == 0 ? seen : kNothing, false);
+TENON_DEVICE bool exchange_notes(const TeamView& team, Call& call, const Note& note,
+                                 std::uint32_t generations) {
+  if (team.size == 1) return false;
+  const int last = grid_blocks() - 1;
+  if (block_id() == (kWave == 1 ? 0 : last))
+    for (int peer = thread_id(); peer < team.size && !call.lost; peer += block_threads())
+      if (peer != team.rank)
+        store8_relaxed(note_place(team, call, note, peer, team.rank).at, {note.shape, note.rows});
+  if (block_id() != last) return false;
+  count_call<Rules>(team, call, generations);
+  for (int peer = thread_id(); peer < team.size; peer += block_threads()) {
+    if (peer == team.rank) continue;
+    const Word4 words = take<Rules>(team, call, Phase::kScatter, peer, kNoRow,
+                                    note_place(team, call, note, team.rank, peer), kNothing, false);
     if (!call.lost && (words.x != note.shape || words.y != note.rows))
       give_up(team, call, WaitEnd::kMismatch, Phase::kScatter, peer, words.y);
-  });
+  }
+  return true;
 }
 
 }  // namespace tenon::TENON_TARGET

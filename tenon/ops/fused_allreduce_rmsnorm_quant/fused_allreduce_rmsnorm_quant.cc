@@ -38,7 +38,7 @@ std::size_t mailbox_bytes(const MailboxNeeds& needs) {
   const std::int64_t wanted = std::max(rows * part * (team_size - 1), stripes * stripe);
   const std::int64_t enough = std::max(kWantedSlotBytes, all_at_work);
   const std::int64_t least = kLeastSteps * stripe;  // the longest call may be a short one
-  return mailbox_of(static_cast<std::size_t>(std::max(std::min(wanted, enough), least)));
+  return mailbox_with_slots_of(static_cast<std::size_t>(std::max(std::min(wanted, enough), least)));
 }
 
 int residual_owner(std::string_view variant, int row, int, int team_size) {

@@ -14,7 +14,6 @@ using tenon::fused_allreduce_rmsnorm_quant::kChoices;
 using tenon::fused_allreduce_rmsnorm_quant::kUnit;
 using tenon::fused_allreduce_rmsnorm_quant::result_bytes;
 using tenon::fused_allreduce_rmsnorm_quant::row_bytes;
-using tenon::fused_allreduce_rmsnorm_quant::slot_data_units;
 using tenon::fused_allreduce_rmsnorm_quant::slot_units;
 using tenon::fused_allreduce_rmsnorm_quant::stripe_units;
 using tenon::fused_allreduce_rmsnorm_quant::StripeUnits;
@@ -125,10 +124,12 @@ static Status shape_for(const Args& args, const Situation& where, Shots shots, b
   const std::int64_t tasks = one ? rows : (rows + where.team_size - 1) / where.team_size;
   const Room room = room_for(where, shape->threads);
   const int most = room.units * (one ? room.resident : even_blocks(tasks, room));
-  std::int64_t blocks = std::min<std::int64_t>({tasks, most, kMaxWaitingBlocks});
+  const std::int64_t resident =
+      most_data_blocks(std::int64_t{room.units} * room.resident, where.team_size);
+  std::int64_t blocks = std::min<std::int64_t>({tasks, most, resident, kMaxWaitingBlocks - 1});
   const std::int64_t units = one ? 0 : units_of(args, packs, where.team_size).all();
   if (units > 0 && where.mailbox_bytes > 0)
-    blocks = working_blocks(blocks, tasks, slot_data_units(where.mailbox_bytes) / units);
+    blocks = working_blocks(blocks, tasks, slot_units(where.mailbox_bytes) / units);
   shape->blocks = static_cast<int>(blocks);
   shape->cooperative = true;
   shape->early = where.may_start_early;
@@ -210,14 +211,14 @@ static Status with_instance(const LaunchShape& shape, const FusedArgs& call, con
 static Status fit_chunk(const FusedArgs& call, std::int64_t units, std::int64_t least,
                         std::int64_t* entries) {
   constexpr std::int64_t kAny = 1 << 20;  // no peers: nothing is sent
-  *entries = units == 0 ? kAny : std::min(slot_data_units(call.team.bytes) / units, kAny);
+  *entries = units == 0 ? kAny : std::min(slot_units(call.team.bytes) / units, kAny);
   if (*entries >= least) return Status::ok();
   return Status::error(
       Code::kInvalidArgument,
       "fused_allreduce_rmsnorm_quant: the mailbox has " + std::to_string(call.team.bytes) +
           " bytes but hidden " + std::to_string(call.norm.hidden) + " needs at least " +
-          std::to_string(mailbox_of(static_cast<std::size_t>(least * units * kUnit))) + " for " +
-          std::to_string(call.team.size) + " ranks; see mailbox_bytes()");
+          std::to_string(mailbox_with_slots_of(static_cast<std::size_t>(least * units * kUnit))) +
+          " for " + std::to_string(call.team.size) + " ranks; see mailbox_bytes()");
 }
 
 // Rows, or stripes, per generation, and so how many generations there are for `all`.
@@ -235,9 +236,10 @@ static Status launch_one_shot(const LaunchShape& shape, const Args& args, const 
   set_chunk(call, rows, call.rows);
   find_places(call);
   call.note = note_for(call, shape, Shots::kOne, Wire::kPacks);
+  call.workers = shape.blocks;
   const bool row_each = call.rows <= shape.blocks && call.num_generations == 1;
   return with_instance<T, Wire>(shape, call, [&]<int kMaxRun, int kRanks, bool kUsual>() {
-    return tenon::launch(stream, shape,
+    return tenon::launch(stream, with_note_block(shape, *team),
                          row_each ? one_shot_row_kernel<T, Wire, kMaxRun, kRanks, kUsual, Rules>
                                   : one_shot_kernel<T, Wire, kMaxRun, kRanks, kUsual, Rules>,
                          call);
@@ -263,8 +265,8 @@ static Status launch_two_shot(const LaunchShape& shape, const Args& args, const 
   find_places(call);
   call.note = note_for(call, shape, Shots::kTwo, Wire::kPacks);
   return with_instance<T, Wire>(shape, call, [&]<int kMaxRun, int kRanks, bool kUsual>() {
-    return tenon::launch(stream, shape, two_shot_kernel<T, Wire, kMaxRun, kRanks, kUsual, Rules>,
-                         call);
+    return tenon::launch(stream, with_note_block(shape, *team),
+                         two_shot_kernel<T, Wire, kMaxRun, kRanks, kUsual, Rules>, call);
   });
 }
 

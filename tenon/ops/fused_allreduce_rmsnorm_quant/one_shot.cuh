@@ -7,17 +7,16 @@
 
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
-// One row from its parts. `norm` and `quant` are at that row; taken() runs when they are there.
-template <class T, class Wire, int kMaxRun, int kRanks, class Rules, class Taken>
+// One row from its parts. `norm` and `quant` are at that row.
+template <class T, class Wire, int kMaxRun, int kRanks, class Rules>
 TENON_DEVICE void finish_row(const FusedArgs& args, const NormSpec& norm, const QuantSpec& quant,
                              Call& call, int row, int turn, std::uint32_t entry, const Run& run,
-                             const Own<kMaxRun>& own, const RowAhead<kMaxRun>& ahead, Taken taken) {
+                             const Own<kMaxRun>& own, const RowAhead<kMaxRun>& ahead) {
   Word4 held[kMaxRun];
   norm_row<T>(norm, turn, run, ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
                 take_sums<T, Wire, Rules, kRanks, kMaxRun, kVectors>(args, call, row, entry, vector,
                                                                      own, Seen{}, sums);
-                taken();
               });
   if (quant.codes == nullptr) return;
   quantize_to_tensors<T>(quant, 0, run, held);
@@ -60,19 +59,14 @@ one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   enter<Rules>();
   const auto own = load_own<kMaxRun>(args, has_row ? row : 0);
   Call call = begin_call<Rules>(args.team);
+  if (exchange_notes<Rules>(args.team, call, args.note, 1)) return;
   if (!has_row) return count_call<Rules>(args.team, call, 1);
   const std::uint32_t entry = in_mailbox(args, call, place);
   send_part<Wire, Rules, kRanks>(args, call, row, entry, own);
-  if constexpr (kRanks > 1) send_note(args.team, call, args.note);
   const auto ahead = read_ahead<kMaxRun>(norm, run);
   count_call<Rules>(args.team, call, 1);
-  Word4 seen = kNothing;
   finish_row<T, Wire, kMaxRun, kRanks, Rules>(args, norm, quant, call, row, 0, entry, run, own,
-                                              ahead, [&] {
-                                                if constexpr (kRanks > 1)
-                                                  seen = look_at_note(args.team, call, args.note);
-                                              });
-  if constexpr (kRanks > 1) compare_notes<Rules>(args.team, call, args.note, seen);
+                                              ahead);
 }
 
 // Any number of rows. Each block sends a row ahead of the one it works on, so that the link is
@@ -84,8 +78,11 @@ one_shot_kernel(TENON_ARGS(FusedArgs) args) {
   const QuantSpec call_quant = usual_or_not<kUsual>(args.quant);
   enter<Rules>();
   Call call = begin_call<Rules>(args.team);
+  if (exchange_notes<Rules>(args.team, call, args.note,
+                            static_cast<std::uint32_t>(args.num_generations)))
+    return;
   const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
-  const int stride = grid_blocks();
+  const int stride = args.workers;
   int turn = 0;
   for (int first = 0; first < args.rows; first += args.chunk) {
     if (first > 0) next_generation<Rules>(call);
@@ -105,14 +102,11 @@ one_shot_kernel(TENON_ARGS(FusedArgs) args) {
       if (next < chunk) send_part<Wire, Rules, kRanks>(args, call, first + next, entry(next), sent);
       if (index >= 0) {
         finish_row<T, Wire, kMaxRun, kRanks, Rules>(args, norm, at_row(call_quant, row), call, row,
-                                                    turn++, entry(index), run, own, ahead, [] {});
+                                                    turn++, entry(index), run, own, ahead);
       } else if (first == 0) {
-        if constexpr (kRanks > 1) send_note(args.team, call, args.note);
         count_call<Rules>(args.team, call, static_cast<std::uint32_t>(args.num_generations));
       }
     }
-    if constexpr (kRanks > 1)
-      if (first == 0) compare_notes<Rules>(args.team, call, args.note, kNothing);
   }
 }
 

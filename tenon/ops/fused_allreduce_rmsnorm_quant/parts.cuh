@@ -23,7 +23,7 @@ struct FusedArgs {
   std::int64_t partial_stride;
   int rows;
   int chunk, num_generations;  // rows, or stripes, per generation; how many generations
-  int workers;                 // two_shot: blocks that take part
+  int workers;                 // blocks with data
   int slot_units;
   int vectors;                           // of a row
   int part_units, entry_units;           // one rank's part of a row; those of all peers

@@ -40,9 +40,6 @@ inline constexpr std::int64_t kUnit = 16;
 constexpr std::int64_t slot_units(std::size_t mailbox_bytes) {
   return static_cast<std::int64_t>(slot_bytes(mailbox_bytes)) / kUnit;
 }
-constexpr std::int64_t slot_data_units(std::size_t mailbox_bytes) {
-  return static_cast<std::int64_t>(slot_data_bytes(mailbox_bytes)) / kUnit;
-}
 
 // What a slot holds of one stripe of a two_shot call, in units: a part from each peer, and a result
 // of each.

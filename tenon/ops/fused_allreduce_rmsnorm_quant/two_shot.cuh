@@ -227,6 +227,7 @@ two_shot_kernel(TENON_ARGS(FusedArgs) args) {
   enter<Rules>();
   Call call = begin_call<Rules>(args.team);
   const auto num_generations = static_cast<std::uint32_t>(args.num_generations);
+  if (exchange_notes<Rules>(args.team, call, args.note, num_generations)) return;
   if (block_id() >= args.workers) return count_call<Rules>(args.team, call, num_generations);
   const int size = args.team.size, rank = args.team.rank, stride = args.workers;
   const int num_stripes = (args.rows + size - 1) / size;
@@ -254,16 +255,11 @@ two_shot_kernel(TENON_ARGS(FusedArgs) args) {
     sent = next < num_stripes ? stripe_at(args, call, next, entry) : no_stripe(args);
     const auto own = read_own_row<Wire, kMaxRun, kRanks>(args, norm, mine, run);
     scatter_stripe<Wire, Rules, kMaxRun, kRanks>(args, call, sent, read);
-    if (next < stride) {
-      if constexpr (kRanks > 1) send_note(args.team, call, args.note);
-      count_call<Rules>(args.team, call, num_generations);
-    }
+    if (next < stride) count_call<Rules>(args.team, call, num_generations);
     read_next(next + stride);
     if (mine.first_row + rank < args.rows)
       own_row<T, Wire, kMaxRun, kRanks, Rules>(args, norm, quant, call, mine, turn++, run, own,
                                                image, lost_words);
-    if constexpr (kRanks > 1)  // in the second step, which is one of the first generation
-      if (next == stride) compare_notes<Rules>(args.team, call, args.note, kNothing);
     for (int peer = 0; peer < size - 1; ++peer) {
       const int owner = rank_of_peer<kRanks>(args.team, peer);
       if (theirs.first_row + owner < args.rows)
