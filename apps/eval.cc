@@ -11,6 +11,8 @@
 #include "apps/options.h"
 #include "apps/session.h"
 #include "apps/table.h"
+#include "tenon/core/env.h"
+#include "tenon/core/json.h"
 
 namespace tenon::apps {
 namespace {
@@ -43,13 +45,15 @@ std::string final_number(const std::string& text) {
 }
 
 Result<Problem> parse_problem(const std::string& line, const std::string& where) {
-  const auto json = nlohmann::json::parse(line, nullptr, false);
+  const auto parsed = parse_json(line);
   const auto bad = [&](const std::string& why) {
     return Status::error(Code::kIo,
                          where + " " + why +
                              "; accepted is an object with \"question\" and \"final\" or "
                              "an \"answer\" that ends in \"#### N\"");
   };
+  if (!parsed) return bad(std::string(parsed.status().message()));
+  const nlohmann::json& json = *parsed;
   if (!json.is_object()) return bad("is no JSON object");
   if (!json.contains("question") || !json["question"].is_string()) return bad("has no question");
   Problem problem{json["question"], {}};
@@ -96,7 +100,10 @@ Result<std::vector<std::vector<std::int32_t>>> answer_all(Session& session,
   while (!session.engine().idle()) {
     TENON_ASSIGN(const auto events, session.engine().step());
     for (const TokenEvent& event : events) {
-      if (event.finish != Finish::kStop) tokens[place.at(event.id)].push_back(event.token);
+      const std::size_t at = place.at(event.id);
+      if (!event.why)  // no answer is a wrong one
+        log(LogLevel::kWarning, "problem " + std::to_string(at + 1) + ": " + event.why.to_string());
+      if (event.token >= 0 && event.finish != Finish::kStop) tokens[at].push_back(event.token);
       if (event.finish == Finish::kNone) continue;
       ++done;
       if (isatty(STDERR_FILENO) != 0)

@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
+#include <new>
 
 #include "apps/commands.h"
 #include "apps/team.h"
@@ -63,7 +65,24 @@ Result<int> run(int argc, char** argv) {
   return 0;
 }
 
+std::terminate_handler usual_end = nullptr;
+
+// Memory can also run out where no exception may pass: JSON values allocate in their destructors.
+[[noreturn]] void end_without_memory() {
+  constexpr char kSentence[] = "tenon: out of memory: the host has no more memory\n";
+  try {
+    if (const auto thrown = std::current_exception()) std::rethrow_exception(thrown);
+  } catch (const std::bad_alloc&) {
+    if (!Team::has_leader() && write(STDERR_FILENO, kSentence, sizeof kSentence - 1) < 0) _exit(2);
+    _exit(1);
+  } catch (...) {
+  }
+  usual_end();
+  std::abort();
+}
+
 int run_and_report(int argc, char** argv) {
+  usual_end = std::set_terminate(end_without_memory);
   auto exit_code = guarded([&]() -> Result<int> {
     TENON_TRY(check_standard_streams());
     return run(argc, argv);

@@ -52,6 +52,8 @@ Result<Answer> generate(Session& session, const Options& options) {
       return events.status();
     }
     for (const TokenEvent& event : *events) {
+      if (!event.why && !options.json) std::printf("\n");
+      TENON_TRY(Status(event.why));
       if (answer.tokens.empty()) {
         const std::chrono::duration<double, std::milli> passed =
             std::chrono::steady_clock::now() - begin;
@@ -114,6 +116,7 @@ Status run(Options options) {
     options.prompt = kQuestion;
     options.session.chat = true;
   }
+  TENON_TRY(check(options.sampling));
   TENON_ASSIGN(auto session, Session::open(options.session));
   if (session == nullptr) return Status::ok();  // a follower: the leader has spoken
   TENON_ASSIGN(const Answer answer, generate(*session, options));

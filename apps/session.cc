@@ -71,7 +71,7 @@ Result<EngineOptions> engine_options(const SessionOptions& options) {
   out.deadline =
       options.deadline_ms > 0 ? std::chrono::milliseconds(options.deadline_ms) : env().deadline;
   out.progress = show_progress;
-  TENON_TRY(Scheduler::check({out.max_batch, out.max_tokens_per_step, out.max_context}));
+  TENON_TRY(Engine::check(out));
   TENON_TRY(check_directory(options.model));
   return out;
 }
@@ -87,8 +87,9 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
   app.add_option("--device", options.device, "target: see tenon env")->capture_default_str();
   app.add_option("--max-context", options.max_context, "prompt and answer of one sequence")
       ->capture_default_str()
-      ->check(whole_number(1, kMaxCount));
-  app.add_option("--max-batch", options.max_batch, "sequences that run together")
+      ->check(whole_number(1, kMaxContext));
+  app.add_option("--max-batch", options.max_batch,
+                 "sequences that run together; long contexts may leave memory for fewer")
       ->capture_default_str()
       ->check(whole_number(1, kMaxTokensPerStep - kPrefillQuantum));
   app.add_option("--force-stage", options.force_stage,
@@ -98,7 +99,7 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
       ->capture_default_str();
   app.add_option("--variant", options.variant,
                  "of stage 1: one_shot or two_shot, or the same with _packed");
-  app.add_option("--transport", options.transport, "auto, threads, ipc or shm")
+  app.add_option("--transport", options.transport, "auto, threads, ipc, shm or ccl")
       ->capture_default_str();
   app.add_option("--deadline-ms", options.deadline_ms,
                  "the longest any wait for a rank may last; 0: TENON_DEADLINE_MS")
@@ -115,6 +116,7 @@ Result<std::unique_ptr<Session>> Session::open(const SessionOptions& options) {
   std::unique_ptr<Session> session(new Session);
   TENON_ASSIGN(Tokenizer tokenizer, Tokenizer::load(options.model));
   wanted.num_tokens = tokenizer.num_tokens();
+  if (options.chat && tokenizer.eos_id() >= 0) wanted.eos_ids = {tokenizer.eos_id()};
   session->tokenizer_.emplace(std::move(tokenizer));
   if (options.chat) {
     TENON_ASSIGN(ChatTemplate chat, ChatTemplate::load(options.model));

@@ -41,7 +41,7 @@ def environment():
         return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     def strftime_now(form):
-        return datetime.datetime.fromtimestamp(NOW, datetime.timezone.utc).strftime(form)
+        return datetime.datetime.fromtimestamp(NOW, datetime.timezone.utc).replace(tzinfo=None).strftime(form)  # without a zone
 
     env = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
@@ -119,6 +119,57 @@ FAILURES = [
     "{% if %}", "{% if t %}", "{% endif %}", "{% for %}", "{% for x in %}{% endfor %}", "{% for x in list %}", "{{ }}", "{{ 1", "{{ 1 + }}", "{{ (1 }}", "{{ [1, 2 }}", "{{ {'a' 1} }}", "{{ 'abc }}", "{% nope %}", "{% set %}", "{% set x %}", "{% set 1 = 2 %}", "{% set true = 2 %}", "{{ 1 2 }}", "{{ a b }}", "{{ a. }}", "{{ a| }}", "{{ a is }}", "{{ a[ }}", "{{ ) }}", "{{ [) }}", "{{ a; b }}", "{{ a ! b }}", "{# open", "{% raw %}x", "{% macro %}{% endmacro %}", "{% macro m(a=1, b) %}{% endmacro %}", "{% macro m %}{% endmacro %}", "{% else %}", "{% elif t %}", "{% endfor %}", "{% break %}", "{% call s %}{% endcall %}", "{% filter nope %}x{% endfilter %}", "{{ 1 if }}", "{{ not }}", "{{ f(a=1, 2) }}", "{{ 1..2 }}", "{{ 'a' is string is string }}", "{{ '\\xZZ' }}", "{{ 1 = 2 }}", "{% for x in list %}{% endif %}", "{% if t %}{% else %}{% else %}{% endif %}",
 ]
 
+def generated():
+    """Expressions of every kind in many combinations; those that fail have to fail, all others print the same."""
+    false = ["none", "0", "0.0", "''", "[]", "{}", "false", "undefined_name", "()"]
+    for value in false + ["5", "true", "'ab'", "[1]"]:
+        for use in ("select", "reject", "map('upper')", "map(attribute='x')", "selectattr('x')", "rejectattr('x', 'eq', 1)", "select('nope')", "map('nope')"):
+            yield f"{value} | {use} | list"
+        for use in ("list", "first", "last", "join(',')", "sum", "sort", "unique | list", "length", "reverse | list", "max", "min", "items | list", "batch(2) | list", "dictsort", "tojson", "string", "int", "float", "abs", "upper", "default(7, true)"):
+            yield f"{value} | {use}"
+    numbers = ["0", "1", "-1", "7", "-7", "2.5", "-0.5", "true", "9223372036854775807", "-9223372036854775808", "9223372036854775808", "18446744073709551615",
+               "123456789012345678901234567890", "-99999999999999999999", "1e22", "9007199254740993", "1e300", "10 ** 40"]
+    for a in numbers:
+        yield from (f"-({a})", f"+({a})", f"({a}) | string", f"({a}) | tojson", f"({a}) | int", f"({a}) | float", f"({a}) | abs", f"({a}) is integer", f"({a}) is number", f"({a}) is float",
+                    f"({a}) is odd", f"({a}) is even", f"({a}) is divisibleby(3)", f"not ({a})", f"{{({a}): 1}}", f"s[({a}):]", f"s[:({a})]", f"[1, 2][({a})]", f"({a}) | round", f"({a}) | round(2)",
+                    f"({a}) | round(-1)", f"({a}) | round(1, 'floor')", f"({a}) | round(-2, 'ceil')", f"('%s' | replace('%s', ({a}) | string)) | int", f"[{a}] | sum", f"({a}) in [1, 9223372036854775808, 1e22]")
+        for b in numbers:
+            for op in ("+", "-", "*", "//", "%", "/", "==", "<", ">="):
+                yield f"({a}) {op} ({b})"
+    for base in ("2", "-3", "10", "0", "1", "-1", "2.0", "0.5"):
+        for exponent in ("0", "1", "5", "64", "100", "-1", "-2", "0.5", "1000"):
+            if not (base.startswith("-") and exponent == "0.5"):  # complex numbers are refused
+                yield f"({base}) ** ({exponent})"
+    yield from ("99999999999999999999 | int == 99999999999999999999", "'99999999999999999999' | int", "'-123456789012345678901234567890' | int", "'0x1ffffffffffffffffff' | int(base=16)", "'zz' | int(5, 36)", "'1e400' | int", "1e308 * 10", "(1e308 * 10) | int",
+                "1e22 | int", "1e300 | int", "1.9e19 | int", "-1.9e19 | int", "0xffffffffffffffffffff", "0b1" + "0" * 80, "0o7777777777777777777777777", "1_000_000_000_000_000_000_000", "10 ** 4299", "10 ** 4300", "(10 ** 4300) > 5", "('9' * 4300) | int > 1", "('9' * 4301) | int",
+                "9007199254740993 == 9007199254740992.0", "9007199254740993 > 9007199254740992.0", "2 ** 63 == 9.223372036854775808e18", "{10 ** 22: 'a'}[1e22]", "{1e22: 'a'}[10 ** 22]", "[10 ** 20, 1e20, 5] | unique | list", "[10 ** 20, -10 ** 20, 3, 2.5] | sort", "[10 ** 20, 3] | max",
+                "range(10 ** 20)", "range(10 ** 20, 10 ** 20 + 2) | list | length == 2 or true", "'a' * -1", "[1] * 0", "(10 ** 30) // 7 * 7 + (10 ** 30) % 7 == 10 ** 30", "(-10 ** 30) // 7", "(-10 ** 30) % 7", "10 ** 30 / 10 ** 28", "1 / 10 ** 30", "10 ** 400 / 10 ** 399", "10 ** 400 / 3", "10 ** 400 * 1.0", "(3 ** 200) / (3 ** 199)", "(10 ** 18 + 1) / 3", "123456789123456789 / 1000",
+                "0.5 | round", "1.5 | round", "2.5 | round", "2.675 | round(2)", "1e16 | round(3)", "1234.5678 | round(-2)", "1250.0 | round(-2)", "1350 | round(-2)", "15 | round(-1)", "25 | round(-1)", "-25 | round(-1)", "5 | round(-1)", "4 | round(-3)", "1e22 | round(-20)", "0.1 | round(20)", "-0.4 | round", "55.5 | round(-2)", "45.0 | round(-2)", "1e-7 | round(5, 'ceil')", "7 | round(2, 'ceil')")
+    for many in ("[none, none]", "[none]", "[{}, {}]", "[[none], [none]]", "[undefined_name, undefined_name]", "[none, 1]", "[true, none]", "[[1, none], [1, none]]", "[(2, 'b'), (1, 'a')]", "['b', 'A', 'a', 'B']", "[1, true, 0]", "[1.5, 1, 2]", "['a', 1]", "people"):
+        for use in ("sort", "sort(reverse=true)", "sort(case_sensitive=true)", "max", "min", "unique | list"):
+            yield f"{many} | {use}"
+    yield from ("people | sort(attribute='age,name') | map(attribute='name') | list", "people | sort(attribute='age,city') | map(attribute='name') | list", "people | sort(attribute='nope') | map(attribute='name') | list", "[[2, 1], [1, 2]] | sort(attribute=1)", "[[2, 1], [1, 2]] | sort(attribute='0')", "{'b': none, 'a': none} | dictsort", "{'b': none, 'a': none} | dictsort(by='value')")
+    texts = ["'hello'", "''", "uni", "'aaaa'", "'a\\nb\\r\\nc\\n'"]
+    for text in texts:
+        for method in ("startswith", "endswith", "find", "rfind", "index", "rindex", "count"):
+            for wanted in ("'l'", "'aa'", "''", "'世'"):
+                for span in ("", ", 1", ", -2", ", 1, 3", ", none, -1", ", 3, 1", ", 10", ", 5", ", -100, 100"):
+                    yield f"{text}.{method}({wanted}{span})"
+        for more in ("splitlines()", "splitlines(true)", "splitlines(keepends=true)", "partition('l')", "rpartition('l')", "partition('')", "center(9)", "center(10, '*')", "ljust(7, '.')", "rjust(7)", "center(3)", "swapcase()", "isascii()", "isprintable()", "title()", "capitalize()", "upper()", "lower()"):
+            yield f"{text}.{more}"
+        for filter in ("title", "capitalize", "upper", "lower", "wordcount", "length", "reverse", "list", "first", "last", "trim", "string", "tojson"):
+            yield f"{text} | {filter}"
+    for word in ("'ß'", "'straße ßa'", "'ŉa'", "'ǆ ǅ ǳ'", "'ﬁne ﬀ'", "'ΐ'", "'İstanbul'", "'ΑΣ'", "'ΑΣ Σ'", "'ΑΣΑ'", "'Α.Σ'", "'ΑΣ\\''", "'Σ'", "'օւ և'", "'ᾳ ᾼ'", "\"o'clock it's\"", "'a-ß(ß[ß{ß<ß'", "'ıI'", "'ⅷ'", "'ａ'"):
+        for use in ("| title", "| capitalize", "| upper", "| lower", ".title()", ".capitalize()", ".swapcase()", ".upper()", "| upper | lower", "is upper", "is lower"):
+            yield f"{word} {use}"
+    for form in ("%Y", "%Z", "%z", "%f", "[%Z]", "%H:%M:%S.%f", "%d %B %Y %Z", "%%Z", "%%%Z", "%a %A %b %j %U %w %y %p %I", "", "plain", "100%%", "%-d %e", "%c", "%x %X"):
+        yield f"strftime_now('{form}')"
+
+
+MACROS = ["{% macro m(a, b=2) %}{{ varargs }}{% endmacro %}{{ m.arguments }}{{ m.name }}{{ m.catch_kwargs }}{{ m.catch_varargs }}{{ m.caller }}", "{% macro m() %}{{ kwargs }}{{ caller() }}{% endmacro %}{{ m.arguments }}{{ m.catch_kwargs }}{{ m.catch_varargs }}{{ m.caller }}",
+          "{% macro m(x) %}{% endmacro %}{{ m.arguments | join }}{{ m.arguments | length }}{{ m.nope is defined }}", "{% macro m(a, b) %}{% endmacro %}{% for x in m.arguments %}<{{ x }}>{% endfor %}"]
+BIG = {"big": 2 ** 64 - 1, "bigger": -(10 ** 40), "in": [{"id": 10 ** 19}], "f": 1e19, "edge": 2 ** 63}  # what a request may hold: as JSON
+
 TEXT = "What is 3 + 4?"
 TOOL = {"type": "function", "function": {"name": "add", "description": " Adds numbers. ", "parameters": {"type": "object", "properties": {
     "a": {"type": "number"}, "b": {"type": "array", "items": {"type": "object", "properties": {"x": {"type": "string", "enum": ["p", "ö"]}}}}}, "required": ["a"]}}}
@@ -166,7 +217,10 @@ def main():
             for options in OPTIONS:
                 variables = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": False, **options}
                 chats.append({"file": path, "messages": messages, "options": options, **rendered(env, source, variables)})
-    goldens = {"now": NOW, "variables": VALUES, "snippets": snippets, "failures": failures, "chats": chats}
+    sources = ["{{ " + e + " }}" for e in generated()] + MACROS
+    more = [{"template": source, **rendered(env, source, VALUES)} for source in sources]
+    big = [{"template": source, **rendered(env, source, BIG)} for source in ("{{ big }} {{ bigger }} {{ edge }} {{ f }}", "{{ [big, bigger, f] | tojson }}", "{{ self_ | default(big + 1) }}", "{{ in_ | default(big is integer) }}", "{{ big == 18446744073709551615 }}{{ -edge }}{{ big // 3 }}{{ big * big }}", "{{ big ~ '' }}{{ big | string | length }}")]
+    goldens = {"now": NOW, "variables": VALUES, "snippets": snippets, "failures": failures, "chats": chats, "generated": more, "big_variables": json.dumps(BIG), "big": big}
     text = json.dumps(goldens, ensure_ascii=True)
     for key in ('{"template"', '{"file"'):
         text = text.replace(key, "\n" + key)

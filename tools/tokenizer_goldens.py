@@ -1,6 +1,6 @@
 """Writes tests/data/tokenizer/: token ids and decoded text by the PyPI package `tokenizers`, the reference.
 
-    pip install tokenizers
+    pip install tokenizers transformers unicodedata2
     python tools/tokenizer_goldens.py            # goldens.json and the small tokenizers it refers to
     python tools/tokenizer_goldens.py --fuzz N --tokenizer FILE > cases.jsonl   # N random cases for one tokenizer
 
@@ -12,7 +12,11 @@ import argparse
 import json
 import random
 import sys
+import tempfile
+import unicodedata
 from pathlib import Path
+
+import unicodedata2
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -85,6 +89,65 @@ def small_tokenizer():
     return tokenizer
 
 
+def token(content, **flags):
+    return {"content": content, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": False, **flags}
+
+
+# What tokenizer_config.json may add to small.json: which of its own added tokens are kept, the configuration, texts.
+SIZE = 1146  # of small.json's vocabulary
+CHAT = ["hi<|im_end|>", "<|im_start|>user\nHi <|im_end|> \n<|im_start|>", "a<|im_end|>>b<think> x </think>", ""]
+CONFIGS = [
+    ([], {"added_tokens_decoder": {str(SIZE + i): token(t, special=t[1] == "|") for i, t in enumerate(("<|im_start|>", "<|im_end|>", "<think>", "</think>"))}}, CHAT),
+    (["<|im_start|>"], {"added_tokens_decoder": {str(SIZE + 1): token("<|im_end|>", special=True), str(SIZE): token("<|im_start|>", special=True)}}, CHAT),
+    ([], {}, CHAT), (["<|im_start|>", "<|im_end|>"], {"split_special_tokens": True, "added_tokens_decoder": {str(SIZE + 2): token("<think>")}}, CHAT),
+    ([], {"added_tokens_decoder": {str(SIZE): token("<L>", lstrip=True), str(SIZE + 1): token("<R>", rstrip=True), str(SIZE + 2): token("<B>", lstrip=True, rstrip=True, special=True), str(SIZE + 3): token("word", single_word=True), str(SIZE + 4): token(" ", rstrip=True)}},
+     ["a <L> b", "a\u3000\t<L><L> b", "<R>  \n x", " <R> <L> <R>", "a  <B>  <B>  b", " <B> ", "word", "a word b", "sword", "words", "word_", "word-word", "\u00e9word", "word\u0301", "\u24b6word", "word\u200d", "word word", "1word", "   a  b", " \u00a0 <B>\u2028x", "\U00010d4aword", "word\U0001f170"]),
+    ([], {"added_tokens_decoder": {str(SIZE): token("n\u00e4h", normalized=True), str(SIZE + 1): token("gr\u00fc\u00df"), str(SIZE + 2): token("e\u0301t", normalized=True, single_word=True), str(SIZE + 3): token("e\u0301u"), str(SIZE + 4): token("x x", normalized=True, lstrip=True)}},
+     ["na\u0308hen n\u00e4h", "gr\u00fc\u00dfe gru\u0308\u00df", "\u00e9t e\u0301t e\u0301t\u0301", "\u00e9u e\u0301u", "a  x x x x"]),
+    (["<|im_start|>", "<think>"], {"added_tokens_decoder": {str(SIZE): token("<|im_start|>", lstrip=True), str(SIZE + 1): token("<think>", rstrip=True, normalized=True)}}, ["a <|im_start|> b <think> c", "<|im_start|>"]),
+    (["<think>"], {"eos_token": "<think>", "pad_token": "<|pad|>", "added_tokens_decoder": {str(SIZE): token("<think>")}}, ["a<think>b<|pad|>c"]),
+    ([], {"eos_token": "<|im_end|>", "added_tokens_decoder": {str(SIZE): token("<|im_end|>")}}, ["a<|im_end|>b"]),
+    ([], {"eos_token": {"__type": "AddedToken", **token("<E>", rstrip=True)}, "bos_token": "<B>", "extra_special_tokens": ["<Q>"]}, ["<B>a<E> b <Q> c"]),
+    ([], {"additional_special_tokens": ["<Q>", "<P>"]}, ["a<Q> b<P>"]), ([], {"extra_special_tokens": {"image_token": "<I>"}, "unk_token": "<U>"}, ["a<I> b<U>"]),
+    ([], {"added_tokens_decoder": {"64": token("a", special=True)}}, ["banana a", "A a"]),
+    ([], {"added_tokens_decoder": {str(SIZE): {"content": "<S>", "special": True}, str(SIZE + 1): {"content": "c\u0327a"}}}, ["<S>c\u0327a \u00e7a"]),
+]
+
+
+def configured():
+    """The same by `transformers`, which reads both files."""
+    from transformers import PreTrainedTokenizerFast
+    base = json.loads((OUT / "small.json").read_text())
+    assert len(base["model"]["vocab"]) == SIZE
+    for kept, config, texts in CONFIGS:
+        added = [dict(t) for t in base["added_tokens"] if t["content"] in kept]
+        for at, one in enumerate(added):
+            one["id"] = SIZE + at
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "tokenizer.json").write_text(json.dumps({**base, "added_tokens": added, "truncation": None}))
+            Path(folder, "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **config}))
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        cases = []
+        for text in texts:
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            cases.append({"hex": text.encode().hex(), "ids": ids, "kept": tokenizer.decode(ids), "skipped": tokenizer.decode(ids, skip_special_tokens=True)})
+        yield {"added_tokens": added, "config": config, "eos": tokenizer.eos_token_id if "eos_token" in config else -1, "size": len(tokenizer), "cases": cases}
+
+
+def unicode_cases(tokenizer):
+    """The ends of every range that the tables of Unicode 9, 14, 16 and 18 may see differently, and marks in disorder."""
+    def seen(code):
+        c = chr(code)
+        return (unicodedata.category(c), unicodedata2.category(c)[0], unicodedata2.combining(c) > 0, unicodedata2.normalize("NFD", c) != c)
+    codes = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000 and (seen(c)[0] != unicodedata2.category(chr(c)) or any(seen(c)[2:]))]
+    ends = [c for c in codes if seen(c) != seen(c - 1 if c != 0xE000 else 0)]
+    yield case(tokenizer, "".join(f"a{chr(c)} 1{chr(c)}" for c in ends).encode())
+    rng = random.Random(3)
+    marks = [chr(c) for c in codes if unicodedata2.combining(chr(c))]
+    for _ in range(60):
+        yield case(tokenizer, "".join(rng.choice("ae\u1112\u1161\u11ab\u0915\u00e5") + "".join(rng.choice(marks) for _ in range(rng.randrange(1, 7))) for _ in range(4)).encode())
+
+
 def case(tokenizer, raw):
     ids = tokenizer.encode(raw.decode("utf-8", "replace"), add_special_tokens=False).ids
     return {"hex": raw.hex(), "ids": ids, "kept": tokenizer.decode(ids, skip_special_tokens=False),
@@ -152,10 +215,13 @@ def main():
     for path in ("tests/data/tokenizer/small.json", "models/tiny/tokenizer.json"):
         tokenizer = Tokenizer.from_file(str(ROOT / path))
         size = tokenizer.get_vocab_size()
-        goldens.append({"tokenizer": path, "cases": [case(tokenizer, raw) for raw in inputs],
+        cases = [case(tokenizer, raw) for raw in inputs] + (list(unicode_cases(tokenizer)) if "small" in path else [])
+        goldens.append({"tokenizer": path, "cases": cases,
                         "decoding": list(decoding_cases(tokenizer, size))})
     lines = json.dumps(goldens, ensure_ascii=True).replace('{"hex"', '\n{"hex"').replace('{"tokenizer"', '\n{"tokenizer"')
     (OUT / "goldens.json").write_text(lines + "\n")
+    lines = json.dumps(list(configured()), ensure_ascii=True).replace('{"hex"', '\n{"hex"').replace('{"added_tokens":', '\n{"added_tokens":')
+    (OUT / "configs.json").write_text(lines + "\n")
 
 
 if __name__ == "__main__":

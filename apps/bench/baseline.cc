@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
+
+#include "tenon/core/file.h"
+#include "tenon/core/json.h"
 
 namespace tenon::apps {
 namespace {
@@ -91,10 +93,10 @@ Result<nlohmann::json> read_baseline(const std::string& path, const std::string&
   std::error_code ignored;
   const bool folder = std::filesystem::is_directory(path, ignored);
   const std::string file = folder ? path + "/" + with_dashes(device) + ".json" : path;
-  std::ifstream in(file, std::ios::binary);
-  if (!in) return Status::error(Code::kIo, "bench boundary: --check: cannot read \"" + file + "\"");
-  auto found = nlohmann::json::parse(in, nullptr, false);
-  if (found.is_discarded() || !found.is_object() || !found.contains("results"))
+  TENON_ASSIGN(const std::string text, read_text(file),
+               "bench boundary: --check: cannot read \"" + file + "\"");
+  auto found = parse_json(text);
+  if (!found || !found->is_object() || !found->contains("results"))
     return refuse("\"" + file + "\" is not the JSON of a run of this bench");
   return found;
 }

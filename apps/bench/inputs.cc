@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "tenon/core/fp8.h"
+#include "tenon/core/thread.h"
 
 namespace tenon::apps {
 namespace {
@@ -118,7 +119,7 @@ void append(std::vector<T>& to, const std::vector<T>& from) {
 
 void in_parallel(int count, int threads, const std::function<void(int begin, int end)>& work) {
   threads = std::clamp(threads, 1, std::max(count, 1));
-  std::vector<std::thread> helpers;
+  std::vector<Thread> helpers;
   std::vector<std::exception_ptr> failures(static_cast<std::size_t>(threads));
   const auto begin_of = [&](int part) {
     return static_cast<int>(std::int64_t{count} * part / threads);
@@ -130,9 +131,14 @@ void in_parallel(int count, int threads, const std::function<void(int begin, int
       failures[static_cast<std::size_t>(part)] = std::current_exception();
     }
   };
-  for (int part = 1; part < threads; ++part) helpers.emplace_back(run_part, part);
+  for (int part = 1; part < threads; ++part) {
+    auto helper =
+        start_thread("tenon inputs " + std::to_string(part), [&, part] { run_part(part); });
+    if (helper) helpers.push_back(*std::move(helper));
+    if (!helper) run_part(part);  // slower, not wrong
+  }
   run_part(0);
-  for (std::thread& each : helpers) each.join();
+  for (Thread& each : helpers) each.join();
   for (const std::exception_ptr& each : failures)
     if (each) std::rethrow_exception(each);
 }

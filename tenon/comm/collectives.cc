@@ -5,6 +5,7 @@
 #include "tenon/comm/collectives.h"
 
 #include <algorithm>
+#include <functional>
 #include <type_traits>
 
 #include "tenon/comm/communicator.h"
@@ -145,7 +146,35 @@ Status enqueue(Communicator::State& state, const HostCollective& job, Stream& st
   return stream.host_call(run_on_host, &now);
 }
 
-Status check_reduce(const TensorView& in, const TensorView& out) {
+// Kernels and copies of `stream` reach both. `out` may be `in` itself, where that is said to be
+// allowed, but not lie across it.
+Status check_place(std::string_view what, const TensorView& in, const TensorView& out,
+                   bool in_place, Device device, const Stream& stream) {
+  const auto refuse = [&](std::string_view why) {
+    return Status::error(Code::kInvalidArgument, std::string(what) + ": in is " + describe(in) +
+                                                     " and out is " + describe(out) +
+                                                     std::string(why));
+  };
+  if (in.device != device || out.device != device || stream.device() != device) [[unlikely]]
+    return refuse(", the stream is on " + std::string(name(stream.device().target)) + ":" +
+                  std::to_string(stream.device().index) +
+                  "; accepted: " + std::string(name(device.target)) + ":" +
+                  std::to_string(device.index) + ", the device of the communicator");
+  if (in.bytes() == 0) return Status::ok();
+  if (in.data == nullptr || out.data == nullptr) [[unlikely]]
+    return refuse(", but a data pointer is null");
+  const auto* const from = in.as<const std::byte>();
+  const auto* const to = out.as<const std::byte>();
+  const bool apart =
+      !std::less<>()(from, to + out.bytes()) || !std::less<>()(to, from + in.bytes());
+  if (!apart && !(in_place && from == to)) [[unlikely]]
+    return refuse(in_place ? "; they overlap, but out must be the addend itself or lie apart"
+                           : "; they overlap, but must lie apart");
+  return Status::ok();
+}
+
+Status check_reduce(const TensorView& in, const TensorView& out, Device device,
+                    const Stream& stream) {
   if (in.dtype != DType::kBF16 && in.dtype != DType::kF16)
     return Status::error(Code::kInvalidArgument,
                          "all_reduce: the addend is " + describe(in) + "; accepted: bf16, f16");
@@ -156,10 +185,11 @@ Status check_reduce(const TensorView& in, const TensorView& out) {
     return Status::error(Code::kInvalidArgument,
                          "all_reduce: addend and out must be contiguous; they are " + describe(in) +
                              " and " + describe(out));
-  return Status::ok();
+  return check_place("all_reduce", in, out, true, device, stream);
 }
 
-Status check_gather(const TensorView& in, const TensorView& out, int size) {
+Status check_gather(const TensorView& in, const TensorView& out, int size, Device device,
+                    const Stream& stream) {
   if (out.dtype != in.dtype || out.size() != in.size() * size)
     return Status::error(Code::kInvalidArgument, "all_gather: out is " + describe(out) + " but " +
                                                      std::to_string(size) + " times " +
@@ -168,7 +198,7 @@ Status check_gather(const TensorView& in, const TensorView& out, int size) {
     return Status::error(Code::kInvalidArgument,
                          "all_gather: in and out must be contiguous; they are " + describe(in) +
                              " and " + describe(out));
-  return Status::ok();
+  return check_place("all_gather", in, out, size == 1, device, stream);
 }
 
 Status copy_alone(const TensorView& in, const TensorView& out, Stream& stream) {
@@ -212,7 +242,7 @@ std::size_t all_gather_mailbox_bytes(int team_size, std::size_t chunk_bytes) {
 Status all_reduce(const Mailbox& channel, const PartialRows& in, const TensorView& out,
                   Stream& stream) {
   const TeamView& team = channel.team();
-  TENON_TRY(check_reduce(in.addend, out));
+  TENON_TRY(check_reduce(in.addend, out, channel.device(), stream));
   if (in.addend.size() == 0) return Status::ok();
   if (team.size == 1) return copy_alone(in.addend, out, stream);
   TENON_ASSIGN(const Table* const kernels, kernels_for(channel, stream), "all_reduce");
@@ -222,7 +252,7 @@ Status all_reduce(const Mailbox& channel, const PartialRows& in, const TensorVie
 Status all_gather(const Mailbox& channel, const TensorView& in, const TensorView& out,
                   Stream& stream) {
   const TeamView& team = channel.team();
-  TENON_TRY(check_gather(in, out, team.size));
+  TENON_TRY(check_gather(in, out, team.size, channel.device(), stream));
   if (in.size() == 0) return Status::ok();
   if (team.size == 1) return copy_alone(in, out, stream);
   TENON_ASSIGN(const Table* const kernels, kernels_for(channel, stream), "all_gather");
@@ -244,7 +274,7 @@ Status Communicator::open_collectives() {
 }
 
 Status Communicator::all_reduce(const PartialRows& in, const TensorView& out, Stream& stream) {
-  TENON_TRY(check_reduce(in.addend, out));
+  TENON_TRY(check_reduce(in.addend, out, device(), stream));
   TENON_TRY(state_->awake(), "all_reduce");
   if (in.addend.size() == 0) return Status::ok();
   if (size() == 1) return copy_alone(in.addend, out, stream);
@@ -259,7 +289,7 @@ Status Communicator::all_reduce(const PartialRows& in, const TensorView& out, St
 Status Communicator::all_gather(const TensorView& in, const TensorView& out, Stream& stream) {
   TENON_TRY(state_->awake(), "all_gather");
   if (gather_channel_) return collectives::all_gather(gather_channel_, in, out, stream);
-  TENON_TRY(check_gather(in, out, size()));
+  TENON_TRY(check_gather(in, out, size(), device(), stream));
   if (in.size() == 0) return Status::ok();
   if (StreamCollectives* const collectives = state_->transport->on_streams())
     return size() == 1 ? copy_alone(in, out, stream)

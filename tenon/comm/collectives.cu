@@ -170,7 +170,9 @@ all_reduce_kernel(TENON_ARGS(Args) args) {
   enter<Rules>();
   Call call = begin_call<Rules>(args.team);
   const TeamView& team = args.team;
-  if (exchange_notes<Rules>(team, call, args.note, num_chunks(args))) return;
+  if (block_id() == grid_blocks() - 1)
+    return finish_without_data<Rules>(team, call, args.note, num_chunks(args));
+  send_notes_first(team, call, args.note);
   const Lane lane = own_lane(grid_blocks() - 1);
   for (std::uint64_t begin = 0; begin < args.bytes; begin += args.slot_bytes) {
     if (begin > 0) next_generation<Rules>(call);

@@ -32,8 +32,9 @@ std::size_t all_reduce_mailbox_bytes(int team_size, std::size_t chunk_bytes);
 std::size_t all_gather_mailbox_bytes(int team_size, std::size_t chunk_bytes);
 
 // out = sum over ranks of `in`, in rank order in fp32, rounded once: the bits of
-// Communicator::all_reduce. bf16 or f16, contiguous; out may be the addend itself. Launches only,
-// capturable; a fault shows up in Communicator::health(). Collective.
+// Communicator::all_reduce. bf16 or f16, contiguous; out may be the addend itself, but not lie
+// across it. Tensors that do not fit, and a stream or tensors of another device than the channel's,
+// are refused. Launches only, capturable; a fault shows up in Communicator::health(). Collective.
 Status all_reduce(const Mailbox& channel, const PartialRows& in, const TensorView& out,
                   Stream& stream);
 

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <thread>
 
+#include "tenon/comm/agreement.h"
 #include "tenon/comm/probe.h"
 #include "tenon/comm/state.h"
 #include "tenon/comm/words.h"
@@ -64,17 +65,6 @@ Status check_cards(std::span<const RankCard> cards) {
                                " and rank " + std::to_string(rank) + " on " +
                                std::string(name(cards[rank].device.target)) +
                                "; all must run on the same target");
-    if (cards[rank].vendor_sum != cards[0].vendor_sum)
-      return Status::error(Code::kInvalidArgument,
-                           "vendor_sum is " + std::to_string(cards[0].vendor_sum) +
-                               " on rank 0 and " + std::to_string(cards[rank].vendor_sum) +
-                               " on rank " + std::to_string(rank) + "; all must ask for the same");
-    if (cards[rank].concurrent_channels != cards[0].concurrent_channels)
-      return Status::error(Code::kInvalidArgument,
-                           "concurrent_channels is " +
-                               std::to_string(cards[0].concurrent_channels) + " on rank 0 and " +
-                               std::to_string(cards[rank].concurrent_channels) + " on rank " +
-                               std::to_string(rank) + "; all must ask for the same");
   }
   return Status::ok();
 }
@@ -129,7 +119,7 @@ TeamView Communicator::State::bare_team() const {
 }
 
 bool Communicator::State::may_start_early() const {
-  return !shares_device && concurrent_channels == 1;
+  return env().early && !shares_device && concurrent_channels == 1;
 }
 
 void Communicator::State::on_loss(const Bootstrap::Loss& loss) {
@@ -263,12 +253,15 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
                                                            Device device) {
   TENON_ASSIGN(const auto bootstrap, find_bootstrap(options), "communicator");
   const auto open = [&]() -> Result<std::unique_ptr<Communicator>> {
-    const auto deadline = std::max(options.deadline, std::chrono::milliseconds(1));
+    // One that is not accepted must not keep this rank from hearing so together with the others.
+    const auto deadline = options.deadline.count() > 0 ? options.deadline : CommOptions().deadline;
+    Fields fields;
+    visit_equal_fields(options, fields);
+    fields("TENON_EARLY", env().early);
+    TENON_TRY(tenon::agree_equal(*bootstrap, fields, "options", deadline));
     TENON_TRY(tenon::agree(*bootstrap, check_place(options, *bootstrap), "communicator options",
                            deadline));
-    RankCard card = own_card(device);
-    card.vendor_sum = options.vendor_sum ? 1 : 0;
-    card.concurrent_channels = options.concurrent_channels;
+    const RankCard card = own_card(device);
     std::vector<RankCard> cards(static_cast<std::size_t>(bootstrap->size()));
     TENON_TRY(bootstrap->exchange(bytes_of(card), std::as_writable_bytes(std::span(cards)),
                                   "rank cards", deadline));
@@ -354,6 +347,15 @@ Status Communicator::agree_min(std::span<std::int32_t> values) {
   for (std::size_t i = 0; i < all.size(); ++i)
     values[i % count] = std::min(values[i % count], all[i]);
   return Status::ok();
+}
+
+Status Communicator::agree_equal(const Fields& fields, std::string_view where) {
+  TENON_TRY(health(), where);
+  return state_->finish(tenon::agree_equal(*state_->bootstrap, fields, where, deadline()));
+}
+
+std::unique_ptr<Communicator> Communicator::share() const {
+  return std::unique_ptr<Communicator>(new Communicator(*this));
 }
 
 Status Communicator::agree(const Status& mine, std::string_view label) {

@@ -3,11 +3,13 @@
 #pragma once
 
 #include <chrono>
+#include <concepts>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "tenon/comm/mailbox.h"
@@ -19,9 +21,12 @@
 namespace tenon {
 
 class Bootstrap;  // comm/bootstrap.h: how ranks find each other
+class Fields;     // comm/agreement.h: named values that ranks compare
 
 struct CommOptions {
   int rank = 0, size = 1;
+  // But for rank, size and bootstrap, all ranks must ask for the same: a difference is the same
+  // error on all of them, which names it.
   std::string transport = "auto";              // or a name of comm/transports.def
   std::chrono::milliseconds deadline{30'000};  // the longest any wait may last, also in kernels
   // The most channels of these devices that are in flight at once: of this communicator and of
@@ -42,6 +47,18 @@ struct CommOptions {
   // comparisons. All ranks must agree.
   bool vendor_sum = false;
 };
+
+// Calls visit(name, field) for every option that all ranks must have alike. It does not compile
+// while a field of CommOptions is missing here.
+template <class Options, class Visit>
+requires std::same_as<std::remove_const_t<Options>, CommOptions>
+void visit_equal_fields(Options& options, Visit&& visit) {
+  auto& [rank, size, transport, deadline, concurrent_channels, bootstrap, vendor_sum] = options;
+  visit("transport", transport);
+  visit("deadline", deadline);
+  visit("concurrent_channels", concurrent_channels);
+  visit("vendor_sum", vendor_sum);
+}
 
 struct Capabilities {
   bool peer_pointers = false;  // kernels may address peers' mailboxes (stages 1 and 2)
@@ -72,7 +89,8 @@ class Communicator {
   // processors anyway.
   bool shares_device() const;
   // Whether a kernel may become resident while the one before it on its stream still runs. It would
-  // take room that another rank's or another channel's kernel may need.
+  // take room that another rank's or another channel's kernel may need. Never with TENON_EARLY=0.
+  // The same on all ranks.
   bool may_start_early() const;
   std::string_view transport() const;  // "threads", "shm", "ccl", "ccl with its own sum", …
   const std::vector<std::string>& refusals() const;  // "shm: …", for each line that was passed over
@@ -104,6 +122,11 @@ class Communicator {
 
   // Host: every rank ends with the element-wise minimum. Collective, blocks at most the deadline.
   Status agree_min(std::span<std::int32_t> values);
+  // Host: ok if every rank brought the same values, otherwise the same kInvalidArgument on every
+  // rank, which names each value that differs and the ranks that brought it (comm/agreement.h).
+  // `where` stands in front. After a difference the communicator is what it was. Collective, blocks
+  // at most the deadline.
+  Status agree_equal(const Fields& fields, std::string_view where);
   // Host: one status for all: ok if every rank brought ok, otherwise the first failure in rank
   // order with that rank's number in front. What may fail on one rank alone goes before a
   // collective and through here. Collective, blocks at most the deadline.
@@ -119,10 +142,14 @@ class Communicator {
   // Tells every rank to give up: their waits end with kPeerLost that names this rank.
   void abort(std::string_view why);
 
+  // Another handle of this communicator: what they stand for ends with the last of them. Local.
+  std::unique_ptr<Communicator> share() const;
+
   struct State;  // for this folder; shared with the mailboxes, which may live longer
 
  private:
   explicit Communicator(std::shared_ptr<State> state);
+  Communicator(const Communicator&) = default;
   Status try_links();         // collective
   Status open_collectives();  // collective
   std::shared_ptr<State> state_;

@@ -42,6 +42,7 @@ Status Mailbox::ready() const {
                            "\" was not resumed: another rank had destroyed its mailbox before");
 }
 
+Device Mailbox::device() const { return held_ ? held_->state->device : Device{}; }
 std::string_view Mailbox::label() const { return held_ ? std::string_view(held_->label) : ""; }
 
 Result<Mailbox> Communicator::mailbox(std::size_t bytes, std::string_view label) {

@@ -9,6 +9,7 @@
 
 #include "tenon/comm/device.h"
 #include "tenon/core/status.h"
+#include "tenon/core/tensor.h"
 
 namespace tenon {
 
@@ -27,6 +28,7 @@ class Mailbox {
   Status ready() const;
   std::size_t bytes() const { return team().bytes; }
   std::string_view label() const;
+  Device device() const;  // of its communicator
   explicit operator bool() const { return held_ != nullptr; }
 
  private:

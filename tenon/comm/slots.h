@@ -307,28 +307,33 @@ TENON_DEVICE void clear(const NotePlace& place) {
   store8_relaxed(place.at, {kNotArrived, kNotArrived});
 }
 
-// Every thread, behind begin_call(). True in the block that has notes and no data: it has done all
-// that it has to do, count_call() too. Blocks of the cpu run one after the other: the first sends
-// the notes there, so that they do not wait behind data that may never come.
+TENON_DEVICE void send_notes(const TeamView& team, const Call& call, const Note& note) {
+  for (int peer = thread_id(); peer < team.size && !call.lost; peer += block_threads())
+    if (peer != team.rank)
+      store8_relaxed(note_place(team, call, note, peer, team.rank).at, {note.shape, note.rows});
+}
+
+// Every thread of a block with data: nothing, but on the cpu, whose blocks run one after the other.
+// The first sends the notes there, so that they do not wait behind data that may never come.
+TENON_DEVICE void send_notes_first(const TeamView& team, const Call& call, const Note& note) {
+  if (kWave == 1 && block_id() == 0) send_notes(team, call, note);
+}
+
+// Every thread of a block without data: counts the call and, in the last block of the grid,
+// exchanges the notes.
 template <class Rules>
-TENON_DEVICE bool exchange_notes(const TeamView& team, Call& call, const Note& note,
-                                 std::uint32_t generations) {
-  if (team.size == 1) return false;
-  const int last = grid_blocks() - 1;
-  if (block_id() == (kWave == 1 ? 0 : last))
-    for (int peer = thread_id(); peer < team.size && !call.lost; peer += block_threads())
-      if (peer != team.rank)
-        store8_relaxed(note_place(team, call, note, peer, team.rank).at, {note.shape, note.rows});
-  if (block_id() != last) return false;
+TENON_DEVICE void finish_without_data(const TeamView& team, Call& call, const Note& note,
+                                      std::uint32_t generations) {
+  const bool notes = team.size > 1 && block_id() == grid_blocks() - 1;
+  if (notes && kWave > 1) send_notes(team, call, note);
   count_call<Rules>(team, call, generations);
-  for (int peer = thread_id(); peer < team.size; peer += block_threads()) {
+  for (int peer = thread_id(); notes && peer < team.size; peer += block_threads()) {
     if (peer == team.rank) continue;
     const Word4 words = take<Rules>(team, call, Phase::kScatter, peer, kNoRow,
                                     note_place(team, call, note, team.rank, peer), kNothing, false);
     if (!call.lost && (words.x != note.shape || words.y != note.rows))
       give_up(team, call, WaitEnd::kMismatch, Phase::kScatter, peer, words.y);
   }
-  return true;
 }
 
 }  // namespace tenon::TENON_TARGET

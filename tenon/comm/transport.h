@@ -28,8 +28,6 @@ struct RankCard {
   Device device{};
   std::int32_t max_blocks = 0;  // resident together on the device; 0 where there is no such device
   std::array<std::uint8_t, 16> device_id{};  // DeviceProperties::id; zeros on host targets
-  std::int32_t vendor_sum = 0;               // CommOptions::vendor_sum
-  std::int32_t concurrent_channels = 1;      // CommOptions::concurrent_channels
 };
 RankCard own_card(Device device);
 // Whether two ranks run on the same device, by whatever numbers their processes know it.

@@ -70,6 +70,14 @@ constexpr KnobSpec kKnobs[] = {
      [](const Env& e) { return std::to_string(e.max_stage); }},
     {"TENON_FORCE_VARIANT", "op:variant, the one variant that op may use", parse_variant,
      [](const Env& e) { return e.force_variant; }},
+    {"TENON_EARLY", "1: kernels may start before earlier work of their stream has ended; 0: never",
+     [](std::string_view v, Env& e) {
+       int on = 0;
+       TENON_TRY(parse_number(v, 0, 1, "0 or 1", on));
+       e.early = on != 0;
+       return Status::ok();
+     },
+     [](const Env& e) { return std::string(e.early ? "1" : "0"); }},
     {"TENON_DEADLINE_MS", "the longest any wait for a peer may last, in milliseconds",
      [](std::string_view v, Env& e) {
        std::int64_t ms = 0;

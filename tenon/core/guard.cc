@@ -6,12 +6,18 @@
 #include <system_error>
 
 namespace tenon {
+namespace {
+
+// Made at the start: when it is needed there is no memory to make it with.
+const Status no_memory = Status::error(Code::kOutOfMemory, "the host has no more memory");
+
+}  // namespace
 
 Status status_of_exception() {
   try {
     throw;
   } catch (const std::bad_alloc&) {
-    return Status::error(Code::kOutOfMemory, "the host has no more memory");
+    return no_memory;
   } catch (const std::length_error& error) {
     return Status::error(
         Code::kOutOfMemory,

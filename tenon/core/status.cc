@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <new>
 
 namespace tenon {
 
@@ -32,7 +33,11 @@ std::string_view Status::message() const { return text_ ? *text_ : std::string_v
 
 Status Status::with(std::string_view doing_what) && {
   if (*this) return std::move(*this);
-  return error(code_, std::string(doing_what) + ": " + std::string(message()));
+  try {
+    return error(code_, std::string(doing_what) + ": " + std::string(message()));
+  } catch (const std::bad_alloc&) {
+    return std::move(*this);  // the error itself is worth more
+  }
 }
 
 std::string Status::to_string() const {

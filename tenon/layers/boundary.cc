@@ -4,9 +4,12 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cmath>
+#include <optional>
 
 #include "tenon/comm/collectives.h"
 #include "tenon/core/env.h"
+#include "tenon/ops/common/normed_rows.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
 #include "tenon/ops/rmsnorm/rmsnorm.h"
 
@@ -22,17 +25,6 @@ std::vector<int> row_buckets(int max_rows) {
   for (int rows = 1; rows < max_rows; rows *= 2) buckets.push_back(rows);
   buckets.push_back(max_rows);
   return buckets;
-}
-
-// A stable number for a name, so that ranks can compare names by agree_min.
-template <class T>
-std::string_view bytes_of(const T& value) {
-  return {reinterpret_cast<const char*>(&value), sizeof value};
-}
-std::int32_t fingerprint(std::string_view text) {
-  std::uint32_t hash = 2166136261u;
-  for (const char each : text) hash = (hash ^ static_cast<unsigned char>(each)) * 16777619u;
-  return static_cast<std::int32_t>(hash >> 2);
 }
 
 // What one bucket of one boundary does. The same on every rank.
@@ -59,8 +51,8 @@ std::string_view name(Stage stage) {
 
 struct BoundaryChannel::State {
   Spec spec;
-  Communicator* comm = nullptr;
-  Situation where;  // limits agreed by the ranks
+  std::unique_ptr<Communicator> comm;  // a handle of its own: the maker's may end first
+  Situation where;                     // limits agreed by the ranks
   std::vector<int> buckets;
   Mailbox mailbox;  // of stages 1 and 2; empty without peer pointers
   Buffer sum;       // [max_rows, hidden]: the rounded sum between the kernels of a chain
@@ -70,7 +62,8 @@ struct BoundaryChannel::State {
   }
   Status prepare();  // what one rank may fail at alone
 
-  // Stage and variant of each bucket, fixed by the first boundary when the residual is sharded.
+  // Stage and variant of each bucket, fixed by the first boundary that was made when the residual
+  // is sharded.
   struct Choice {
     Stage stage;
     std::string variant;
@@ -83,6 +76,9 @@ Status BoundaryChannel::State::prepare() {
     return Status::error(Code::kInvalidArgument,
                          "hidden is " + std::to_string(spec.hidden) + " and max_rows " +
                              std::to_string(spec.max_rows) + "; both must be positive");
+  if (spec.dtype != DType::kBF16 && spec.dtype != DType::kF16)
+    return Status::error(Code::kInvalidArgument,
+                         "dtype is " + std::string(name(spec.dtype)) + "; accepted: bf16, f16");
   buckets = row_buckets(spec.max_rows);
   fixed.resize(buckets.size());
   TENON_ASSIGN(where, situation(*comm));
@@ -98,18 +94,27 @@ Result<std::shared_ptr<BoundaryChannel>> BoundaryChannel::make(const Spec& spec,
                                                                Communicator& comm) {
   auto state = std::make_unique<State>();
   state->spec = spec;
-  state->comm = &comm;
-  TENON_TRY(comm.agree(state->prepare(), "boundary channel"));
+  state->comm = comm.share();
+  Fields fields;
+  visit_equal_fields(spec, fields);
+  const std::string where = "boundary channel \"" + spec.label + "\"";
+  TENON_TRY(comm.agree_equal(fields, where));
+  TENON_TRY(comm.agree(state->prepare(), "boundary channel"), where);
   // Plans must be equal on all ranks: they are made for the smallest device of the team, and a team
   // of different devices is none that anybody has measured.
   DeviceProperties& limits = state->where.properties;
-  const std::int32_t device = fingerprint(limits.name);
-  std::array<std::int32_t, 4> least{limits.num_units, limits.max_threads_per_block, device,
-                                    -device};
-  TENON_TRY(comm.agree_min(least), "boundary channel: agree on device limits");
+  std::array<std::int32_t, 2> least{limits.num_units, limits.max_threads_per_block};
+  TENON_TRY(comm.agree_min(least), where);
   limits.num_units = least[0];
   limits.max_threads_per_block = least[1];
-  if (least[2] != -least[3]) limits.name = "different devices";
+  Fields device;
+  device("device", limits.name);
+  const Status same = comm.agree_equal(device, where);  // here a difference is no error
+  if (same.code() == Code::kInvalidArgument) {
+    limits.name = "different devices";
+  } else {
+    TENON_TRY(same);
+  }
   if (state->where.peer_pointers) {
     const std::size_t bytes = fused::mailbox_bytes(
         {spec.max_rows, spec.hidden, comm.size(),
@@ -130,31 +135,25 @@ struct Boundary::State {
   BoundaryChannel::State& shared() const { return *channel->state_; }
 
   void take_knobs();
+  Status decide();
   bool variant_is_forced() const;
   Status check_call(const PartialRows& partial, const TensorView& residual,
-                    const TensorView& weight, const NormedRows& out) const;
-  Status agree_on_options() const;
+                    const TensorView& weight, const NormedRows& out, const Stream& stream) const;
+  Status agree_on_spec() const;
   Status validate() const;
   fused::Args planning_args(int rows) const;
   rmsnorm::Args norm_args(const TensorView& y, const TensorView& residual, const TensorView& weight,
                           const NormedRows& out) const;
   Status plan_bucket(Bucket& bucket) const;
-  Status keep_uniform(std::size_t index) const;
-  Status agree_on_buckets();
+  std::optional<BoundaryChannel::State::Choice> choice(std::size_t index) const;
+  Status check_uniform(std::size_t index) const;
+  Status agree_on_outcome(const Status& decided) const;
   Bucket& bucket_for(int rows) const;
 };
 
 namespace {
 
 std::string where_is(const BoundarySpec& spec) { return "boundary \"" + spec.site + "\""; }
-
-Status disagree(const BoundarySpec& spec, std::string_view what, std::int32_t low,
-                std::int32_t high) {
-  return Status::error(Code::kInvalidArgument, where_is(spec) + ": the ranks disagree about " +
-                                                   std::string(what) + ": " + std::to_string(low) +
-                                                   " on one, " + std::to_string(high) +
-                                                   " on another; all must be equal");
-}
 
 }  // namespace
 
@@ -168,7 +167,7 @@ bool Boundary::State::variant_is_forced() const {
   return !spec.force_variant.empty() || !forced_by_env(Op::fused_allreduce_rmsnorm_quant).empty();
 }
 
-// Called when the ranks know that their specs are equal, so all of them fail or none does.
+// A function of what the ranks have compared, so all of them fail or none does.
 Status Boundary::State::validate() const {
   if (spec.force_stage < 0 || spec.force_stage > 3 || spec.max_stage < 1 || spec.max_stage > 3)
     return Status::error(Code::kInvalidArgument,
@@ -180,6 +179,20 @@ Status Boundary::State::validate() const {
                          where_is(spec) + ": stage " + std::to_string(spec.force_stage) +
                              " is forced, but max-stage " + std::to_string(spec.max_stage) +
                              " excludes it");
+  if (spec.max_rows < 1)
+    return Status::error(Code::kInvalidArgument, where_is(spec) + ": max_rows is " +
+                                                     std::to_string(spec.max_rows) +
+                                                     "; accepted: 1 or more");
+  if (!(spec.eps >= 0) || !std::isfinite(spec.eps) || !std::isfinite(spec.offset))
+    return Status::error(Code::kInvalidArgument,
+                         where_is(spec) + ": eps is " + std::to_string(spec.eps) +
+                             " (accepted: finite, 0 or more) and offset " +
+                             std::to_string(spec.offset) + " (accepted: finite)");
+  if (spec.want_fp8 && (spec.group < 1 || !scale_layout_named(name(spec.layout))))
+    return Status::error(Code::kInvalidArgument,
+                         where_is(spec) + ": group is " + std::to_string(spec.group) +
+                             " (accepted: 32, 64, 128, 256) and layout number " +
+                             std::to_string(static_cast<int>(spec.layout)) + " (accepted: 0 to 2)");
   const auto& limits = shared().spec;
   if (spec.hidden != limits.hidden || spec.max_rows > limits.max_rows || spec.dtype != limits.dtype)
     return Status::error(Code::kInvalidArgument,
@@ -192,41 +205,16 @@ Status Boundary::State::validate() const {
 }
 
 // A rank that was told something else must not sail into another kernel: compare before planning.
-Status Boundary::State::agree_on_options() const {
-  const BoundaryChannel::Spec& channel_spec = shared().spec;
-  const struct {
-    std::string_view what;
-    std::int32_t mine;
-  } options[] = {
-      {"hidden", spec.hidden},
-      {"max_rows", spec.max_rows},
-      {"dtype", static_cast<std::int32_t>(spec.dtype)},
-      {"weight_dtype", static_cast<std::int32_t>(spec.weight_dtype)},
-      {"eps", fingerprint(bytes_of(spec.eps))},
-      {"offset", fingerprint(bytes_of(spec.offset))},
-      {"fresh_residual", spec.fresh_residual},
-      {"want_bf16", spec.want_bf16},
-      {"want_fp8", spec.want_fp8},
-      {"fp8", static_cast<std::int32_t>(spec.fp8)},
-      {"group", spec.group},
-      {"layout", static_cast<std::int32_t>(spec.layout)},
-      {"force_stage", spec.force_stage},
-      {"max_stage", spec.max_stage},
-      {"force_variant", fingerprint(spec.force_variant)},
-      {"TENON_FORCE_VARIANT", fingerprint(env().force_variant)},
-      {"the channel's max_rows", channel_spec.max_rows},
-      {"the channel's sharded_residual", channel_spec.sharded_residual},
-  };
-  std::vector<std::int32_t> both;
-  for (const auto& [what, mine] : options) {
-    both.push_back(mine);
-    both.push_back(-mine);
-  }
-  TENON_TRY(shared().comm->agree_min(both), where_is(spec) + ": agree on options");
-  for (std::size_t i = 0; i < std::size(options); ++i)
-    if (both[2 * i] != -both[2 * i + 1])
-      return disagree(spec, options[i].what, both[2 * i], -both[2 * i + 1]);
-  return Status::ok();
+Status Boundary::State::agree_on_spec() const {
+  Fields fields;
+  visit_equal_fields(spec, fields);
+  fields("TENON_FORCE_VARIANT", env().force_variant);
+  Fields of_channel;  // ranks may have come with different channels
+  visit_equal_fields(shared().spec, of_channel);
+  for (const Fields::Field& each : of_channel.all())
+    fields.add("the channel's " + each.name, each.text);
+  fields("the channel's mailbox", shared().mailbox.team().channel);
+  return shared().comm->agree_equal(fields, where_is(spec));
 }
 
 // Plans ask for shapes and types only; the addresses are stand-ins that are never read.
@@ -312,47 +300,63 @@ Status Boundary::State::plan_bucket(Bucket& bucket) const {
                                                " rows: no stage is possible: " + bucket.reason);
 }
 
-// A sharded residual stands or falls with all boundaries of a bucket running alike.
-Status Boundary::State::keep_uniform(std::size_t index) const {
-  auto& channel_state = shared();
-  if (!channel_state.spec.sharded_residual) return Status::ok();
+// What a bucket must have in common with that of other boundaries, where there is such a thing.
+std::optional<BoundaryChannel::State::Choice> Boundary::State::choice(std::size_t index) const {
+  if (!shared().spec.sharded_residual) return {};
   const Bucket& bucket = *buckets[index];
-  const std::string variant(bucket.stage == Stage::kOneKernel ? bucket.fused.variant_name
-                                                              : std::string_view());
-  auto& fixed = channel_state.fixed[index];
-  if (!fixed) fixed = BoundaryChannel::State::Choice{bucket.stage, variant};
-  if (fixed->stage == bucket.stage && fixed->variant == variant) return Status::ok();
+  const bool one = bucket.stage == Stage::kOneKernel;
+  return BoundaryChannel::State::Choice{
+      bucket.stage, std::string(one ? bucket.fused.variant_name : std::string_view())};
+}
+
+// A sharded residual stands or falls with all boundaries of a bucket running alike.
+Status Boundary::State::check_uniform(std::size_t index) const {
+  const auto mine = choice(index);
+  const auto& fixed = shared().fixed[index];
+  if (!mine || !fixed || (fixed->stage == mine->stage && fixed->variant == mine->variant))
+    return Status::ok();
   return Status::error(Code::kInvalidArgument,
-                       where_is(spec) + " would run as " + std::string(name(bucket.stage)) + " " +
-                           variant + " where another boundary of its channel runs as " +
+                       where_is(spec) + " would run as " + std::string(name(mine->stage)) + " " +
+                           mine->variant + " where another boundary of its channel runs as " +
                            std::string(name(fixed->stage)) + " " + fixed->variant +
                            "; with a sharded residual all must be alike");
 }
 
-// Plans are pure functions of agreed values, so this can only fail where ranks run different
-// builds.
-Status Boundary::State::agree_on_buckets() {
-  std::vector<std::int32_t> values;
-  for (const auto& bucket : buckets) {
-    const bool one = bucket->stage == Stage::kOneKernel;
-    const std::array<std::int32_t, 5> mine{static_cast<std::int32_t>(bucket->stage),
-                                           one ? fingerprint(bucket->fused.variant_name) : 0,
-                                           one ? bucket->fused.shape.blocks : 0,
-                                           one ? bucket->fused.shape.threads : 0, bucket->max_rows};
-    for (const std::int32_t each : mine) {
-      values.push_back(each);
-      values.push_back(-each);
-    }
+// Everything about the boundary that is not the caller's, from values that the ranks agreed on.
+Status Boundary::State::decide() {
+  TENON_TRY(validate());
+  const std::vector<int>& rows = shared().buckets;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (i > 0 && rows[i - 1] >= spec.max_rows) break;  // no call gets there
+    buckets.push_back(std::make_unique<Bucket>());
+    buckets.back()->max_rows = rows[i];
+    TENON_TRY(plan_bucket(*buckets.back()));
+    TENON_TRY(check_uniform(i));
   }
-  TENON_TRY(shared().comm->agree_min(values), where_is(spec) + ": agree on stages");
-  for (std::size_t i = 0; i < values.size(); i += 2)
-    if (values[i] != -values[i + 1]) return disagree(spec, "a plan", values[i], -values[i + 1]);
   return Status::ok();
 }
 
-// Tensors are the caller's; that they fit the spec is what the ranks agreed on.
+// Decisions are pure functions of agreed values, so they can only differ where ranks run different
+// builds. Failures are compared too: nobody leaves alone.
+Status Boundary::State::agree_on_outcome(const Status& decided) const {
+  Fields outcome;
+  outcome.add("whether it can be made", decided.to_string());
+  for (const auto& bucket : buckets) {
+    const bool one = bucket->stage == Stage::kOneKernel;
+    const Plan& plan = one ? bucket->fused : bucket->norm;
+    outcome.add("the plan for up to " + std::to_string(bucket->max_rows) + " rows",
+                std::string(name(bucket->stage)) + " " + std::string(plan.variant_name) + " of " +
+                    std::to_string(plan.shape.blocks) + " × " + std::to_string(plan.shape.threads));
+  }
+  return shared().comm->agree_equal(outcome, where_is(spec));
+}
+
+// Tensors are the caller's; that they fit the spec is what the ranks agreed on. The rest (strides,
+// alignment, the scales' shape, overlaps) is the same for every caller of the ops and is checked
+// there.
 Status Boundary::State::check_call(const PartialRows& partial, const TensorView& residual,
-                                   const TensorView& weight, const NormedRows& out) const {
+                                   const TensorView& weight, const NormedRows& out,
+                                   const Stream& stream) const {
   const std::int64_t rows = partial.addend.shape[0];
   const auto refuse = [&](std::string_view what, const TensorView& found, DType dtype) {
     return Status::error(Code::kInvalidArgument,
@@ -365,6 +369,14 @@ Status Boundary::State::check_call(const PartialRows& partial, const TensorView&
     return tensor.dtype == dtype && tensor.num_dims == 2 && tensor.shape[0] == rows &&
            tensor.shape[1] == spec.hidden;
   };
+  const Device device = shared().where.device;
+  if (stream.device() != device || partial.addend.device != device) [[unlikely]]
+    return Status::error(Code::kInvalidArgument,
+                         where_is(spec) + ": the addend is " + describe(partial.addend) +
+                             " and the stream is on " + std::string(name(stream.device().target)) +
+                             ":" + std::to_string(stream.device().index) +
+                             "; its communicator is on " + std::string(name(device.target)) + ":" +
+                             std::to_string(device.index));
   if (!fits(partial.addend, spec.dtype)) return refuse("the addend", partial.addend, spec.dtype);
   if (!partial.addend.contiguous())
     return Status::error(Code::kInvalidArgument, where_is(spec) + ": the addend has gaps between " +
@@ -400,51 +412,57 @@ Boundary::~Boundary() = default;
 
 Result<Boundary> Boundary::make(const BoundarySpec& spec,
                                 std::shared_ptr<BoundaryChannel> channel) {
+  if (channel == nullptr)
+    return Status::error(Code::kInvalidArgument, where_is(spec) + ": there is no channel");
   auto state = std::make_unique<State>();
   state->spec = spec;
   state->channel = std::move(channel);
   state->take_knobs();
-  TENON_TRY(state->agree_on_options());
-  TENON_TRY(state->validate());
-  const auto& rows = state->shared().buckets;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    state->buckets.push_back(std::make_unique<Bucket>());
-    state->buckets.back()->max_rows = rows[i];
-    TENON_TRY(state->plan_bucket(*state->buckets.back()));
-    TENON_TRY(state->keep_uniform(i));
-  }
-  TENON_TRY(state->agree_on_buckets());
+  TENON_TRY(state->agree_on_spec());
+  const Status decided = state->decide();
+  TENON_TRY(state->agree_on_outcome(decided));
+  TENON_TRY(decided);
+  // Only now: what could not be made leaves nothing behind.
+  for (std::size_t i = 0; i < state->buckets.size(); ++i)
+    state->shared().fixed[i] = state->choice(i);
   return Boundary(std::move(state));
 }
 
 Status Boundary::run(const PartialRows& partial, const TensorView& residual,
                      const TensorView& weight, const NormedRows& out, Stream& stream) {
-  const auto rows = static_cast<int>(partial.addend.shape[0]);
-  if (rows > state_->spec.max_rows)
+  const TensorView& addend = partial.addend;
+  if (addend.num_dims == 2 && addend.shape[0] == 0) return Status::ok();
+  if (addend.num_dims == 2 && addend.shape[0] > state_->spec.max_rows)
     return Status::error(Code::kInvalidArgument, where_is(state_->spec) + ": " +
-                                                     std::to_string(rows) +
+                                                     std::to_string(addend.shape[0]) +
                                                      " rows were passed; it was made for at most " +
                                                      std::to_string(state_->spec.max_rows));
-  if (rows == 0) return Status::ok();
-  TENON_TRY(state_->check_call(partial, residual, weight, out));
+  TENON_TRY(state_->check_call(partial, residual, weight, out, stream));
+  const auto rows = static_cast<int>(addend.shape[0]);
   auto& channel_state = state_->shared();
   TENON_TRY(channel_state.mailbox.ready(), where_is(state_->spec));
   Bucket& bucket = state_->bucket_for(rows);
-  bucket.count.fetch_add(1, std::memory_order_relaxed);
+  fused::Args args;
+  args.partial = partial;
+  args.residual = residual;
+  args.weight = weight;
+  args.eps = state_->spec.eps;
+  args.offset = state_->spec.offset;
+  args.fresh_residual = state_->spec.fresh_residual;
+  args.spread_residual = !channel_state.spec.sharded_residual;
+  args.out = out;
   if (bucket.stage == Stage::kOneKernel) {
-    fused::Args args;
-    args.partial = partial;
-    args.residual = residual;
-    args.weight = weight;
-    args.eps = state_->spec.eps;
-    args.offset = state_->spec.offset;
-    args.fresh_residual = state_->spec.fresh_residual;
-    args.spread_residual = !channel_state.spec.sharded_residual;
-    args.out = out;
-    return fused::run(bucket.fused, args, channel_state.mailbox.team(), stream);
+    TENON_TRY(fused::run(bucket.fused, args, channel_state.mailbox.team(), stream),
+              where_is(state_->spec));
+    bucket.count.fetch_add(1, std::memory_order_relaxed);
+    return Status::ok();
   }
+  // Before the first of the two kernels: the second must not be refused alone.
+  TENON_TRY(fused::check(args), where_is(state_->spec));
+  TENON_TRY(check_apart({"the addend", addend, residual, weight, out}), where_is(state_->spec));
+  bucket.count.fetch_add(1, std::memory_order_relaxed);
   const TensorView sum = view(channel_state.sum.data(), state_->spec.dtype,
-                              channel_state.comm->device(), {rows, state_->spec.hidden});
+                              channel_state.where.device, {rows, state_->spec.hidden});
   if (bucket.stage == Stage::kTwoKernels) {
     TENON_TRY(collectives::all_reduce(channel_state.mailbox, partial, sum, stream));
   } else {

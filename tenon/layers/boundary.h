@@ -3,12 +3,15 @@
 // it can, in two or in the generic chain where it must, with the same bits in every case.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
+#include "tenon/comm/agreement.h"
 #include "tenon/comm/communicator.h"
 #include "tenon/comm/partial_rows.h"
 #include "tenon/core/tensor.h"
@@ -40,6 +43,31 @@ struct BoundarySpec {
   std::string force_variant;  // of stage 1: "one_shot", "two_shot"; empty leaves the choice
 };
 
+// Calls visit(name, field) for every field: all ranks must have all of them alike. It does not
+// compile while a field of BoundarySpec is missing here.
+template <class Spec, class Visit>
+requires std::same_as<std::remove_const_t<Spec>, BoundarySpec>
+void visit_equal_fields(Spec& spec, Visit&& visit) {
+  auto& [site, hidden, max_rows, dtype, weight_dtype, eps, offset, fresh_residual, want_bf16,
+         want_fp8, fp8, group, layout, force_stage, max_stage, force_variant] = spec;
+  visit("site", site);
+  visit("hidden", hidden);
+  visit("max_rows", max_rows);
+  visit("dtype", dtype);
+  visit("weight_dtype", weight_dtype);
+  visit("eps", eps);
+  visit("offset", offset);
+  visit("fresh_residual", fresh_residual);
+  visit("want_bf16", want_bf16);
+  visit("want_fp8", want_fp8);
+  visit("fp8", fp8);
+  visit("group", group);
+  visit("layout", layout);
+  visit("force_stage", force_stage);
+  visit("max_stage", max_stage);
+  visit("force_variant", force_variant);
+}
+
 // One row bucket of one boundary, for tables: how it would run, or did.
 struct BoundaryUse {
   std::string site;
@@ -53,7 +81,8 @@ struct BoundaryUse {
 };
 
 // What the boundaries of one model share: the mailboxes they use in turn, the scratch rows of
-// stages 2 and 3, and the row buckets. One per stream that communicates. Creation is collective.
+// stages 2 and 3, and the row buckets. One per stream that communicates. Creation is collective:
+// ranks that bring different specs all get the same error. Keeps its communicator alive.
 class BoundaryChannel {
  public:
   struct Spec {
@@ -65,6 +94,17 @@ class BoundaryChannel {
     // Off, two_shot spreads the residual too and stages may differ from site to site.
     bool sharded_residual = true;
   };
+  // As for BoundarySpec.
+  template <class AnySpec, class Visit>
+  requires std::same_as<std::remove_const_t<AnySpec>, Spec>
+  friend void visit_equal_fields(AnySpec& spec, Visit&& visit) {
+    auto& [hidden, max_rows, dtype, label, sharded_residual] = spec;
+    visit("hidden", hidden);
+    visit("max_rows", max_rows);
+    visit("dtype", dtype);
+    visit("label", label);
+    visit("sharded_residual", sharded_residual);
+  }
   static Result<std::shared_ptr<BoundaryChannel>> make(const Spec& spec, Communicator& comm);
   ~BoundaryChannel();
   BoundaryChannel(const BoundaryChannel&) = delete;
@@ -79,18 +119,29 @@ class BoundaryChannel {
 
 class Boundary {
  public:
-  // Collective: the ranks agree, bucket by bucket, on stage, variant and launch shape.
+  // Collective: the ranks agree on the whole spec and then, bucket by bucket, on stage, variant and
+  // launch shape. A difference is the same error on all of them, and the communicator works on.
   static Result<Boundary> make(const BoundarySpec& spec, std::shared_ptr<BoundaryChannel> channel);
   Boundary(Boundary&&) noexcept;
   Boundary& operator=(Boundary&&) noexcept;
   ~Boundary();
 
   // partial [rows, hidden], contiguous; residual [rows, hidden], read and overwritten; weight
-  // [hidden]; out holds what the spec wants. Tensors that do not fit the spec are refused before
-  // anything is launched. Collective: every rank with the same rows. Rows 0 does nothing.
-  // Launches only; a fault shows up in Communicator::health(). With a sharded residual, two_shot
-  // leaves the residual of a row current on its owner only; every boundary of the same rows keeps
-  // the same owners, so nobody ever reads a stale row.
+  // [hidden]; out holds what the spec wants. Tensors that do not fit are refused before anything is
+  // launched: shape, type, last stride 1, rows that start at multiples of 16 bytes, the device of
+  // the communicator, scales of exactly the layout's padded shape, and what is written must overlap
+  // nothing else. So is a stream of another device. Looking takes a tenth of a microsecond,
+  // allocates nothing and is what run() of the ops does. Collective: every rank with the same rows.
+  // Rows 0 does nothing. Launches only; a fault shows up in Communicator::health(). With a sharded
+  // residual, two_shot leaves the residual of a row current on its owner only; every boundary of
+  // the same rows keeps the same owners, so nobody ever reads a stale row.
+  //
+  // On CUDA a kernel of ours lets the next one of its stream start at once. A kernel of yours that
+  // is launched so (programmatic stream serialization) behind one of ours must call
+  // cudaGridDependencySynchronize() in every thread before it reads or writes anything that kernels
+  // in front of it use. Between two of ours it must call it in any case, because ours behind it
+  // waits for yours alone; in front of ours it need do no more. TENON_EARLY=0 turns early launch
+  // off.
   Status run(const PartialRows& partial, const TensorView& residual, const TensorView& weight,
              const NormedRows& out, Stream& stream);
 

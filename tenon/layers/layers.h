@@ -175,7 +175,7 @@ struct AttentionSpec {
   int q_heads = 0, kv_heads = 0, head_dim = 0;  // of this rank
   float eps = 1e-6f;
   Matrix qkv;                 // [q_heads · 2 · head_dim + 2 · kv_heads · head_dim, hidden]
-  TensorView q_norm, k_norm;  // bf16 [head_dim]
+  TensorView q_norm, k_norm;  // bf16 or f32 [head_dim], both of one type
   TensorView cos_sin;         // f32 [positions, rotary_dim]
   Matrix out;                 // [hidden, q_heads · head_dim]
 };

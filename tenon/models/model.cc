@@ -4,8 +4,11 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "tenon/core/file.h"
+#include "tenon/core/guard.h"
+#include "tenon/core/json.h"
+#include "tenon/models/fingerprint.h"
 #include "tenon/models/qwen3_5/qwen3_5.h"
-#include "tenon/models/weights.h"
 
 namespace tenon {
 namespace {
@@ -26,7 +29,7 @@ constexpr Architecture kArchitectures[] = {
 Result<std::string> read_architecture(const std::string& directory) {
   const std::string path = (std::filesystem::path(directory) / "config.json").string();
   TENON_ASSIGN(const std::string text, read_text(path));
-  const Json config = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  TENON_ASSIGN(const Json config, parse_json(text), path);
   if (!config.is_object()) return Status::error(Code::kIo, path + ": is not a JSON object");
   const auto found = config.find("architectures");
   if (found == config.end() || !found->is_array() || found->empty() || !found->front().is_string())
@@ -34,18 +37,26 @@ Result<std::string> read_architecture(const std::string& directory) {
   return found->front().get<std::string>();
 }
 
-}  // namespace
-
-Result<std::unique_ptr<Model>> open_model(const std::string& directory, const ModelOptions& options,
-                                          Communicator& comm, Stream& stream) {
+Result<const Architecture*> find_architecture(const std::string& directory) {
   TENON_ASSIGN(const std::string wanted, read_architecture(directory));
   std::string known;
   for (const Architecture& each : kArchitectures) {
-    if (each.name == wanted) return each.open(directory, options, comm, stream);
+    if (each.name == wanted) return &each;
     known += (known.empty() ? "" : ", ") + std::string(each.name);
   }
   return Status::error(Code::kUnsupported,
                        directory + ": the architecture is \"" + wanted + "\"; accepted: " + known);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Model>> open_model(const std::string& directory, const ModelOptions& options,
+                                          Communicator& comm, Stream& stream) {
+  const auto wanted = guarded([&] { return find_architecture(directory); });
+  Facts facts;
+  if (wanted) facts.push_back({"\"architectures\"", std::string((*wanted)->name)});
+  TENON_TRY(agree_on_facts(wanted.status(), facts, comm, "architecture"));
+  return (*wanted)->open(directory, options, comm, stream);
 }
 
 }  // namespace tenon

@@ -32,6 +32,9 @@ class Model {
   virtual ~Model() = default;
   virtual CacheLayout cache_layout() const = 0;
   virtual int vocab_size() const = 0;  // over all ranks, padding rows included
+  // Ids that the checkpoint has a row for: 0 … num_ids() − 1. At or past it is only padding, which
+  // makes the ranks' slices equal.
+  virtual int num_ids() const = 0;
   virtual std::vector<std::int32_t> eos_ids() const = 0;
   // Collective: every rank runs the same step. Launches only. The logits stay valid until the next
   // call.

@@ -1,17 +1,16 @@
 #include "tenon/models/safetensors.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <utility>
+
+#include "tenon/core/file.h"
+#include "tenon/core/json.h"
 
 namespace tenon {
 namespace {
@@ -46,27 +45,6 @@ constexpr std::array<StoredType, 16> kTypes{{
 }};
 
 Status malformed(std::string why) { return Status::error(Code::kIo, std::move(why)); }
-
-// The header as JSON, with the first name that some object holds twice (JSON itself would keep
-// one).
-Result<Json> parse_header(const char* begin, const char* end) {
-  std::vector<std::set<std::string>> open_objects;
-  std::optional<std::string> repeated;
-  const auto watch_keys = [&](int, Json::parse_event_t event, Json& parsed) {
-    if (event == Json::parse_event_t::object_start) open_objects.emplace_back();
-    if (event == Json::parse_event_t::object_end && !open_objects.empty()) open_objects.pop_back();
-    if (event == Json::parse_event_t::key && !open_objects.empty()) {
-      const auto& key = parsed.get_ref<const std::string&>();
-      if (!open_objects.back().insert(key).second && !repeated) repeated = key;
-    }
-    return true;
-  };
-  Json header = Json::parse(begin, end, watch_keys, /*allow_exceptions=*/false);
-  if (header.is_discarded()) return malformed("the header is not valid JSON");
-  if (!header.is_object()) return malformed("the header is JSON but not an object");
-  if (repeated) return malformed("the header holds the key \"" + *repeated + "\" twice");
-  return header;
-}
 
 // A list of non-negative integers, or nothing.
 std::optional<std::vector<std::uint64_t>> integers(const Json& entry, const char* key) {
@@ -174,7 +152,9 @@ Result<StoredTensors> parse_safetensors(const std::byte* file, std::size_t bytes
                      " after the length, and at most " + std::to_string(kMaxHeaderBytes) +
                      " are accepted");
   const auto* text = reinterpret_cast<const char*>(file + 8);
-  TENON_ASSIGN(const Json header, parse_header(text, text + header_bytes));
+  TENON_ASSIGN(const Json header, parse_json({text, header_bytes}, JsonKeys::kUnique),
+               "the header");
+  if (!header.is_object()) return malformed("the header is JSON but not an object");
 
   const std::byte* data = file + 8 + header_bytes;
   const std::uint64_t data_bytes = bytes - 8 - header_bytes;
@@ -190,24 +170,16 @@ Result<StoredTensors> parse_safetensors(const std::byte* file, std::size_t bytes
 }
 
 Result<SafetensorsFile> SafetensorsFile::open(const std::string& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) return malformed(path + ": cannot be opened: " + std::strerror(errno));
-  struct stat found {};
-  if (::fstat(descriptor, &found) != 0 || !S_ISREG(found.st_mode)) {
-    ::close(descriptor);
-    return malformed(path + ": is not a regular file");
-  }
+  TENON_ASSIGN(const InputFile opened, InputFile::open(path));  // the mapping outlives it
   SafetensorsFile file;
-  file.bytes_ = static_cast<std::size_t>(found.st_size);
+  file.bytes_ = static_cast<std::size_t>(opened.bytes());
   if (file.bytes_ > 0) {
-    void* mapping = ::mmap(nullptr, file.bytes_, PROT_READ, MAP_PRIVATE, descriptor, 0);
-    if (mapping == MAP_FAILED) {
-      ::close(descriptor);
-      return malformed(path + ": cannot be mapped: " + std::strerror(errno));
-    }
+    void* mapping = ::mmap(nullptr, file.bytes_, PROT_READ, MAP_PRIVATE, opened.descriptor(), 0);
+    if (mapping == MAP_FAILED)
+      return malformed(path + ": cannot be mapped: " + std::strerror(errno) + "; it takes " +
+                       std::to_string(file.bytes_) + " bytes of address space (ulimit -v)");
     file.mapping_ = mapping;
   }
-  ::close(descriptor);  // the mapping keeps the file
   TENON_ASSIGN(file.tensors_,
                parse_safetensors(static_cast<const std::byte*>(file.mapping_), file.bytes_), path);
   return file;

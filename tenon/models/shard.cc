@@ -31,12 +31,20 @@ float load_float(const std::byte* from, DType dtype) {
   return dtype == DType::kF16 ? to_float(f16{bits}) : to_float(bf16{bits});
 }
 
-// Copies `count` elements and returns where the next ones go. The types are equal, or `as` is f32.
+// Copies `count` elements and returns where the next ones go. The types are equal, `as` is f32, or
+// f32 is rounded to bf16.
 std::byte* copy_elements(const std::byte* from, DType dtype, std::size_t count, DType as,
                          std::byte* to) {
   if (dtype == as) {
     std::memcpy(to, from, count * size_of(as));
     return to + count * size_of(as);
+  }
+  if (dtype == DType::kF32 && as == DType::kBF16) {
+    for (std::size_t i = 0; i < count; ++i, to += sizeof(bf16)) {
+      const bf16 value = to_bf16(load_float(from + i * sizeof(float), dtype));
+      std::memcpy(to, &value, sizeof value);
+    }
+    return to;
   }
   TENON_CHECK(as == DType::kF32);
   for (std::size_t i = 0; i < count; ++i, to += sizeof(float)) {
@@ -131,6 +139,22 @@ Result<TensorView> ShardLoader::upload(std::span<const Piece> pieces, DType as,
   TENON_TRY(stream_.copy(tensor.data, packed.data(), packed.size()));
   TENON_TRY(stream_.synchronize());  // the host memory goes away
   return tensor;
+}
+
+Result<bool> ShardLoader::skip_copy(std::string_view name, std::string_view of, Range rows) {
+  const StoredTensor *copy = weights_.find(name), *original = weights_.find(of);
+  if (copy == nullptr || original == nullptr || copy->type != original->type ||
+      copy->shape != original->shape || copy->shape.empty() || !copy->dtype)
+    return false;
+  const std::size_t height = static_cast<std::size_t>(copy->shape.front());
+  if (height == 0 || rows.end() > copy->shape.front()) return false;
+  const std::size_t row_bytes = copy->bytes / height;
+  const std::size_t begin = static_cast<std::size_t>(rows.begin) * row_bytes;
+  if (std::memcmp(copy->data + begin, original->data + begin,
+                  static_cast<std::size_t>(rows.count) * row_bytes) != 0)
+    return false;
+  TENON_TRY(take(name, {*copy->dtype}, copy->shape));
+  return true;
 }
 
 Result<TensorView> ShardLoader::values(std::span<const float> values,

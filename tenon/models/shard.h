@@ -49,7 +49,7 @@ class ShardLoader {
   const Weights& weights() const { return weights_; }
 
   // Rows `rows` of a tensor seen as [product of leading dimensions, last dimension], as `as`:
-  // unchanged, or widened to f32. The view has the given shape.
+  // unchanged, widened to f32, or f32 rounded to bf16. The view has the given shape.
   Result<TensorView> rows(std::string_view name, std::initializer_list<DType> accepted,
                           const std::vector<std::int64_t>& shape, const std::vector<Range>& rows,
                           DType as, std::initializer_list<std::int64_t> result_shape);
@@ -66,6 +66,10 @@ class ShardLoader {
   // Rows `rows` and columns `columns` of each taken expert of a fused tensor [experts, out, in].
   Result<Matrix> fused_experts(std::string_view name, const std::vector<std::int64_t>& shape,
                                Range experts, const std::vector<Range>& rows, Range columns);
+
+  // Takes a tensor whose rows `rows` have the bytes of another's, and leaves it where it is. False,
+  // and nothing is taken, when it is another one.
+  Result<bool> skip_copy(std::string_view name, std::string_view of, Range rows);
 
   // Values computed by the caller.
   Result<TensorView> values(std::span<const float> values,

@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <utility>
+
+#include "tenon/core/file.h"
+#include "tenon/core/json.h"
 
 namespace tenon {
 namespace {
@@ -14,7 +15,7 @@ using Json = nlohmann::json;
 
 constexpr std::string_view kIndexName = "model.safetensors.index.json";
 constexpr std::string_view kSingleName = "model.safetensors";
-constexpr std::uintmax_t kMaxTextBytes = 64u << 20;
+constexpr std::uint64_t kMaxIndexBytes = std::uint64_t{256} << 20;
 
 Status malformed(std::string why) { return Status::error(Code::kIo, std::move(why)); }
 
@@ -32,8 +33,8 @@ using WeightMap = std::map<std::string, std::string, std::less<>>;  // tensor na
 
 // The "weight_map" of an index. File names stay inside the directory.
 Result<WeightMap> read_index(const std::string& path) {
-  TENON_ASSIGN(const std::string text, read_text(path));
-  const Json index = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  TENON_ASSIGN(const std::string text, read_text(path, kMaxIndexBytes));
+  TENON_ASSIGN(const Json index, parse_json(text, JsonKeys::kUnique), path);
   if (!index.is_object()) return malformed(path + ": is not a JSON object");
   const auto found = index.find("weight_map");
   if (found == index.end() || !found->is_object())
@@ -69,20 +70,6 @@ std::int64_t HostTensor::rows() const {
   std::int64_t count = 1;
   for (std::size_t i = 0; i + 1 < shape.size(); ++i) count *= shape[i];
   return count;
-}
-
-Result<std::string> read_text(const std::string& path) {
-  std::error_code failed;
-  const std::uintmax_t bytes = std::filesystem::file_size(path, failed);
-  if (failed) return malformed(path + ": cannot be read: " + failed.message());
-  if (bytes > kMaxTextBytes)
-    return malformed(path + ": has " + std::to_string(bytes) + " bytes, at most " +
-                     std::to_string(kMaxTextBytes) + " are accepted");
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (!file) return malformed(path + ": cannot be read");
-  return std::move(text).str();
 }
 
 Result<Weights> Weights::open(const std::string& directory) {
@@ -131,10 +118,22 @@ std::optional<DType> Weights::dtype(std::string_view name) const {
   return found == state_->tensors.end() ? std::nullopt : found->second->dtype;
 }
 
+void Weights::visit(
+    std::span<const std::string_view> skipped_prefixes,
+    const std::function<void(const std::string& name, const StoredTensor&)>& see) const {
+  for (const auto& [name, stored] : state_->tensors)
+    if (!skipped(name, skipped_prefixes)) see(name, *stored);
+}
+
 bool Weights::holds(DType dtype, std::span<const std::string_view> skipped_prefixes) const {
   return std::any_of(state_->tensors.begin(), state_->tensors.end(), [&](const auto& entry) {
     return entry.second->dtype == dtype && !skipped(entry.first, skipped_prefixes);
   });
+}
+
+const StoredTensor* Weights::find(std::string_view name) const {
+  const auto found = state_->tensors.find(name);
+  return found == state_->tensors.end() ? nullptr : found->second;
 }
 
 Result<HostTensor> Weights::take(std::string_view name, std::initializer_list<DType> accepted,

@@ -1,11 +1,13 @@
 // A checkpoint directory as Qwen publishes it: safetensors shards with an index, or one file.
 // Every tensor is demanded by name, type and shape and taken exactly once; what is left over at the
-// end is an error. Not here: slices and device memory (upload.h).
+// end is an error. Not here: slices and device memory (shard.h).
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -40,8 +42,15 @@ class Weights {
   // The element type of a tensor, or nothing if there is none of that name or its type is exotic.
   std::optional<DType> dtype(std::string_view name) const;
 
+  // Every tensor in the order of names, those with one of the prefixes aside.
+  void visit(std::span<const std::string_view> skipped_prefixes,
+             const std::function<void(const std::string& name, const StoredTensor&)>& see) const;
+
   // Whether any tensor has this element type, those with one of the prefixes aside.
   bool holds(DType dtype, std::span<const std::string_view> skipped_prefixes) const;
+
+  // The tensor as it lies in its file, or null. Nothing is taken.
+  const StoredTensor* find(std::string_view name) const;
 
   // The tensor, which nobody has taken yet and which has one of the accepted types and this shape.
   Result<HostTensor> take(std::string_view name, std::initializer_list<DType> accepted,
@@ -60,8 +69,5 @@ class Weights {
   explicit Weights(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };
-
-// The whole text of a small file, such as config.json; at most 64 MiB.
-Result<std::string> read_text(const std::string& path);
 
 }  // namespace tenon

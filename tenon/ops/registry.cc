@@ -52,6 +52,7 @@ Result<Situation> situation(Device device) {
   Situation where;
   where.device = device;
   TENON_ASSIGN(where.properties, properties(device));
+  where.may_start_early = env().early;
   return where;
 }
 

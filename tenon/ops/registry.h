@@ -64,6 +64,10 @@ struct Plan {
   Target target = Target::kCpu;
   std::string_view variant_name;  // "one_shot"
   LaunchShape shape;
+  // What it was made for, where run() of its op compares that with the call. Zeros elsewhere.
+  std::int64_t rows = 0, hidden = 0;
+  DType dtype{};
+  int team_size = 0;
   std::vector<std::string> refusals;  // "one_shot: 4096 rows is over the limit of 512"
 };
 

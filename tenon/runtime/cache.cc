@@ -61,6 +61,7 @@ CacheLease CachePool::lease(int tokens) {
   CacheLease lease;
   const int wanted = blocks_for(tokens);
   if (blocks_.num_free() < wanted || slots_.num_free() < 1) return lease;
+  lease.blocks_.reserve(static_cast<std::size_t>(wanted));  // what may throw comes first
   lease.pool_ = this;
   for (int i = 0; i < wanted; ++i) lease.blocks_.push_back(blocks_.take());
   lease.state_slot_ = slots_.take();

@@ -1,8 +1,9 @@
 #include "tenon/runtime/chat_template.h"
 
-#include <fstream>
-#include <iterator>
+#include <filesystem>
 #include <optional>
+
+#include "tenon/core/file.h"
 
 namespace tenon {
 namespace {
@@ -11,10 +12,9 @@ using jinja::Value;
 
 // Nothing when the file does not exist.
 Result<std::optional<std::string>> read_if_there(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return std::optional<std::string>();
-  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (file.bad()) return Status::error(Code::kIo, path + " cannot be read");
+  std::error_code ignored;
+  if (!std::filesystem::exists(path, ignored)) return std::optional<std::string>();
+  TENON_ASSIGN(std::string text, read_text(path));
   return std::optional<std::string>(std::move(text));
 }
 

@@ -10,7 +10,9 @@
 #include <thread>
 
 #include "tenon/comm/bootstrap.h"
+#include "tenon/comm/transport.h"
 #include "tenon/core/guard.h"
+#include "tenon/core/thread.h"
 #include "tenon/runtime/rank.h"
 
 namespace tenon {
@@ -90,10 +92,13 @@ class ThreadSteps {
 class KeepAlive {
  public:
   // `send_idle` is called with the channel locked.
-  KeepAlive(std::chrono::milliseconds deadline, std::function<void()> send_idle)
-      : interval_(std::max(deadline / 4, std::chrono::milliseconds(1))),
-        send_idle_(std::move(send_idle)),
-        thread_([this] { run(); }) {}
+  static Result<std::unique_ptr<KeepAlive>> start(std::chrono::milliseconds deadline,
+                                                  std::function<void()> send_idle) {
+    std::unique_ptr<KeepAlive> started(new KeepAlive(deadline, std::move(send_idle)));
+    TENON_ASSIGN(started->thread_,
+                 start_thread("tenon keepalive", [raw = started.get()] { raw->run(); }));
+    return started;
+  }
   ~KeepAlive() {
     {
       const std::scoped_lock lock(mutex_);
@@ -110,6 +115,9 @@ class KeepAlive {
   }
 
  private:
+  KeepAlive(std::chrono::milliseconds deadline, std::function<void()> send_idle)
+      : interval_(std::max(deadline / 4, std::chrono::milliseconds(1))),
+        send_idle_(std::move(send_idle)) {}
   void run() {
     std::unique_lock lock(mutex_);
     while (!stopped_) {
@@ -125,16 +133,37 @@ class KeepAlive {
   std::condition_variable wake_;
   Clock::time_point last_used_ = Clock::now();
   bool stopped_ = false;
-  std::thread thread_;  // last: it uses the rest
+  Thread thread_;  // last: it uses the rest
 };
 
-Status check(const EngineOptions& options) {
-  if (options.tp < 1 || options.tp > kMaxRanks)
-    return Status::error(
-        Code::kInvalidArgument,
-        "tp is " + std::to_string(options.tp) + "; accepted are 1 to " + std::to_string(kMaxRanks));
-  Scheduler::Limits limits{options.max_batch, options.max_tokens_per_step, options.max_context};
-  return Scheduler::check(limits);
+Status check_number(std::string_view what, std::int64_t value, std::int64_t low,
+                    std::int64_t high) {
+  if (value >= low && value <= high) return Status::ok();
+  return Status::error(Code::kInvalidArgument, std::string(what) + " is " + std::to_string(value) +
+                                                   "; accepted are " + std::to_string(low) +
+                                                   " to " + std::to_string(high));
+}
+
+// `free` stands for a free choice.
+template <class Entries>
+Status check_name(std::string_view what, std::string_view wanted, std::string_view free,
+                  const Entries& entries) {
+  if (wanted == free) return Status::ok();
+  std::string accepted(free);
+  for (const auto& each : entries) {
+    if (each.name == wanted) return Status::ok();
+    accepted += (accepted.empty() ? "" : ", ") + std::string(each.name);
+  }
+  return Status::error(Code::kInvalidArgument, std::string(what) + " \"" + std::string(wanted) +
+                                                   "\" is not known; accepted: " + accepted);
+}
+
+// Tells the other ranks. Without the memory for it they notice by their deadline.
+void give_up(Bootstrap& bootstrap, std::string_view doing, const Status& why) {
+  static_cast<void>(guarded([&] {
+    bootstrap.abort(std::string(doing) + std::string(why.message()));
+    return Status::ok();
+  }));
 }
 
 ModelOptions model_options(const EngineOptions& options) {
@@ -156,7 +185,9 @@ std::string_view name(Finish finish) {
     case Finish::kNone: return "none";
     case Finish::kStop: return "stop";
     case Finish::kLength: return "length";
+    case Finish::kContext: return "context";
     case Finish::kCancelled: return "cancelled";
+    case Finish::kFailed: return "failed";
   }
   return "?";
 }
@@ -166,7 +197,7 @@ struct Engine::State {
   ModelFactory make_model;
   std::vector<std::shared_ptr<Bootstrap>> bootstraps;  // of the ranks in this process
   std::unique_ptr<Rank> own;                           // rank 0, or this process's
-  std::vector<std::thread> threads;                    // ranks 1 … tp − 1
+  std::vector<Thread> threads;                         // ranks 1 … tp − 1
   std::unique_ptr<ThreadSteps> steps;                  // to those threads
   std::optional<CachePool> caches;
   std::optional<Scheduler> scheduler;
@@ -177,6 +208,7 @@ struct Engine::State {
   Status dead = Status::ok();
   std::unique_ptr<KeepAlive> keep_alive;  // only with processes; last: it uses the rest
 
+  ~State() { stop_threads(); }
   bool in_threads() const { return options.bootstrap == nullptr; }
   Status open_in_threads();
   Status open_as_process();
@@ -192,6 +224,7 @@ struct Engine::State {
   std::vector<TokenEvent> digest(const BatchPlan& plan, std::span<const std::int32_t> drawn);
   std::vector<TokenEvent> drop_cancelled();
   Status die(Status why);
+  void stop_threads();
   void stop();
 };
 
@@ -200,7 +233,7 @@ Status Engine::State::open_rank(int rank, std::unique_ptr<Rank>* opened) {
   auto& bootstrap = bootstraps[in_threads() ? static_cast<std::size_t>(rank) : 0];
   auto result = guarded([&] { return Rank::open(options, rank, bootstrap, make_model); });
   Status mine = result.status();
-  if (!mine) bootstrap->abort("could not open: " + std::string(mine.message()));
+  if (!mine) give_up(*bootstrap, "could not open: ", mine);
   if (!mine) return mine;
   *opened = *std::move(result);
   return guarded([&] { return agree(*bootstrap, mine, "open the engine", options.deadline); });
@@ -220,9 +253,13 @@ void Engine::State::follow_in_thread(int rank) {
 }
 
 Status Engine::State::start_threads() {
-  return guarded([this] {
-    for (int rank = 1; rank < options.tp; ++rank)
-      threads.emplace_back([this, rank] { follow_in_thread(rank); });
+  return guarded([this]() -> Status {
+    threads.reserve(static_cast<std::size_t>(options.tp));
+    for (int rank = 1; rank < options.tp; ++rank) {
+      TENON_ASSIGN(Thread thread, start_thread("tenon rank " + std::to_string(rank),
+                                               [this, rank] { follow_in_thread(rank); }));
+      threads.push_back(std::move(thread));
+    }
     return Status::ok();
   });
 }
@@ -233,12 +270,10 @@ Status Engine::State::open_in_threads() {
                           Scheduler::blocks_per_sequence(options.max_context));
   steps = std::make_unique<ThreadSteps>(layout.bytes(), options.tp);
   Status mine = start_threads();
-  if (!mine) bootstraps[0]->abort("could not start a rank: " + std::string(mine.message()));
+  if (!mine) give_up(*bootstraps[0], "could not start a rank: ", mine);
   if (mine) mine = open_rank(0, &own);
   if (mine) return Status::ok();
-  steps->stop();
-  for (std::thread& each : threads) each.join();  // opening ends within the deadline everywhere
-  threads.clear();
+  stop_threads();  // opening ends within the deadline everywhere
   steps->report(0, 0, mine);
   return steps->root_cause({});
 }
@@ -261,9 +296,11 @@ Status Engine::State::open_leader() {
   writer.emplace(own->layout());
   idle_writer.emplace(own->layout());
   idle_writer->write(StepCommand::kIdle);
-  if (!in_threads() && options.tp > 1)
-    keep_alive = std::make_unique<KeepAlive>(options.deadline, [this] { send_idle(); });
+  if (!in_threads() && options.tp > 1) {
+    TENON_ASSIGN(keep_alive, KeepAlive::start(options.deadline, [this] { send_idle(); }));
+  }
   eos = own->model().eos_ids();
+  eos.insert(eos.end(), options.eos_ids.begin(), options.eos_ids.end());
   stats.weight_bytes = own->model().weight_bytes();
   stats.transport = own->comm().transport();
   return Status::ok();
@@ -271,26 +308,41 @@ Status Engine::State::open_leader() {
 
 Engine::Engine(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
+Status Engine::check(const EngineOptions& options) {
+  TENON_TRY(check_number("tp", options.tp, 1, kMaxRanks));
+  TENON_TRY(
+      Scheduler::check({options.max_batch, options.max_tokens_per_step, options.max_context}));
+  TENON_TRY(check_number("num_tokens", options.num_tokens, 0, INT32_MAX));
+  TENON_TRY(check_number("force_stage", options.force_stage, 0, 4));
+  TENON_TRY(check_number("max_stage", options.max_stage, 1, 3));
+  TENON_TRY(check_number("deadline in ms", options.deadline.count(), 1, INT32_MAX));
+  TENON_TRY(nth_device(options.target, 0));
+  TENON_TRY(check_name("transport", options.transport, "auto", transport_lines()));
+  const VariantTable* table = variants(Op::fused_allreduce_rmsnorm_quant, options.target);
+  if (table == nullptr) return Status::ok();
+  return check_name("variant", options.force_variant, "", table->variants);
+}
+
 Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options,
                                              ModelFactory make_model) {
   TENON_TRY(check(options), "open engine");
-  auto state = std::make_unique<State>();
-  state->options = options;
-  state->make_model = std::move(make_model);
-  if (!state->make_model)
-    state->make_model = [raw = state.get()](Communicator& comm, Stream& stream) {
-      ModelOptions wanted = model_options(raw->options);
-      if (comm.rank() != 0) wanted.progress = {};
-      return open_model(raw->options.model, wanted, comm, stream);
-    };
-  TENON_TRY(guarded([&] {
-              return state->in_threads() ? state->open_in_threads() : state->open_as_process();
-            }),
-            "open engine");
-  std::unique_ptr<Engine> engine(new Engine(std::move(state)));
-  if (engine->leads())
-    TENON_TRY(guarded([&] { return engine->state_->open_leader(); }), "open engine");
-  return engine;
+  auto opened = guarded([&]() -> Result<std::unique_ptr<Engine>> {
+    auto state = std::make_unique<State>();
+    state->options = options;
+    state->make_model = std::move(make_model);
+    if (!state->make_model)
+      state->make_model = [raw = state.get()](Communicator& comm, Stream& stream) {
+        ModelOptions wanted = model_options(raw->options);
+        if (comm.rank() != 0) wanted.progress = {};
+        return open_model(raw->options.model, wanted, comm, stream);
+      };
+    TENON_TRY(state->in_threads() ? state->open_in_threads() : state->open_as_process());
+    std::unique_ptr<Engine> engine(new Engine(std::move(state)));
+    if (engine->leads()) TENON_TRY(engine->state_->open_leader());
+    return engine;
+  });
+  TENON_TRY(opened, "open engine");
+  return opened;
 }
 
 Engine::~Engine() {
@@ -301,12 +353,16 @@ bool Engine::leads() const { return state_->own->comm().rank() == 0; }
 
 // Followers are waiting for a step: the last one they get says stop. Waits for threads, however
 // long their present step takes: all waits inside a step end by the deadline.
+void Engine::State::stop_threads() {
+  if (threads.empty()) return;
+  steps->stop();
+  threads.clear();  // joins
+}
+
 void Engine::State::stop() {
   keep_alive.reset();
   if (in_threads()) {
-    steps->stop();
-    for (std::thread& each : threads) each.join();
-    threads.clear();
+    stop_threads();
   } else if (writer && dead) {  // after a failure the followers know already
     writer->write(StepCommand::kStop);
     static_cast<void>(own->comm().broadcast(writer->bytes()));
@@ -343,12 +399,11 @@ Status Engine::follow() {
 }
 
 Status Engine::State::check_prompt(const std::vector<std::int32_t>& prompt) const {
-  const int vocab = own->model().vocab_size();
   for (const std::int32_t id : prompt)
-    if (id < 0 || id >= vocab)
+    if (id < 0 || id >= own->num_tokens())
       return Status::error(Code::kInvalidArgument, "the prompt has token id " + std::to_string(id) +
                                                        "; accepted are 0 to " +
-                                                       std::to_string(vocab - 1));
+                                                       std::to_string(own->num_tokens() - 1));
   return Status::ok();
 }
 
@@ -357,10 +412,12 @@ Result<RequestId> Engine::submit(std::vector<std::int32_t> prompt, const Samplin
     const auto channel = state_->channel();
     TENON_TRY(Status(state_->dead));
   }
-  TENON_TRY(state_->check_prompt(prompt), "submit");
   const RequestId id{state_->next_id};
-  TENON_TRY(guarded([&] { return state_->scheduler->add(id, std::move(prompt), sampling); }),
-            "submit");
+  const Status queued = guarded([&] {
+    Status fits = state_->check_prompt(prompt);
+    return fits ? state_->scheduler->add(id, std::move(prompt), sampling) : fits;
+  });
+  TENON_TRY(queued, "submit");
   ++state_->next_id;
   return id;
 }
@@ -375,10 +432,20 @@ Status Engine::cancel(RequestId id) {
 std::vector<TokenEvent> Engine::State::drop_cancelled() {
   std::vector<TokenEvent> events;
   for (const RequestId id : scheduler->cancelled()) {
-    events.push_back({id, -1, Finish::kCancelled});
+    events.push_back({id, -1, Finish::kCancelled, Status::ok()});
     scheduler->remove(id);
   }
   return events;
+}
+
+// The last event of a sequence that has no logits to draw from, be it in the middle of its prompt.
+TokenEvent failed(const Sequence& sequence) {
+  const auto id = std::to_string(static_cast<std::uint64_t>(sequence.id));
+  const auto made = static_cast<int>(sequence.tokens.size()) - sequence.prompt_tokens;
+  return {sequence.id, -1, Finish::kFailed,
+          Status::error(Code::kInternal, "request " + id + " ends after " + std::to_string(made) +
+                                             " tokens: its logits hold no number, so nothing can "
+                                             "be drawn; other requests go on")};
 }
 
 // Turns drawn tokens into events and lets finished sequences go.
@@ -387,15 +454,17 @@ std::vector<TokenEvent> Engine::State::digest(const BatchPlan& plan,
   std::vector<TokenEvent> events;  // the one allocation of a decode step
   events.reserve(plan.entries.size());
   for (std::size_t i = 0; i < plan.entries.size(); ++i) {
-    if (!plan.entries[i].draws()) continue;
     const Sequence& sequence = *plan.entries[i].sequence;
-    TokenEvent event{sequence.id, drawn[i], Finish::kNone};
+    if (drawn[i] < 0) events.push_back(failed(sequence));
+    if (drawn[i] < 0 || !plan.entries[i].draws()) continue;
+    TokenEvent event{sequence.id, drawn[i], Finish::kNone, Status::ok()};
     const int made = static_cast<int>(sequence.tokens.size()) + 1 - sequence.prompt_tokens;
     const bool is_eos = std::find(eos.begin(), eos.end(), drawn[i]) != eos.end();
     if (is_eos && !sequence.sampling.ignore_eos) {
       event.finish = Finish::kStop;
-    } else if (made >= sequence.sampling.max_tokens) {
-      event.finish = Finish::kLength;
+    } else if (made >= sequence.max_tokens) {
+      const bool all = made >= sequence.sampling.max_tokens;
+      event.finish = all ? Finish::kLength : Finish::kContext;
     }
     events.push_back(event);
   }
@@ -426,18 +495,12 @@ Result<std::vector<TokenEvent>> Engine::State::step() {
   const std::chrono::duration<double> passed = Clock::now() - begin;
   ++stats.steps;
   if (plan.decode_only()) {
-    stats.decode_tokens += static_cast<std::int64_t>(plan.entries.size());
+    stats.decode_tokens +=
+        std::count_if(drawn.begin(), drawn.end(), [](std::int32_t token) { return token >= 0; });
     stats.decode_seconds += passed.count();
   }
-  for (std::size_t i = 0; i < plan.entries.size(); ++i) {
-    const BatchEntry& entry = plan.entries[i];
+  for (const BatchEntry& entry : plan.entries)
     if (entry.first < entry.sequence->prompt_tokens) stats.prompt_tokens += entry.count;
-    if (entry.draws() && drawn[i] < 0)
-      return Status::error(Code::kInternal,
-                           "the logits of request " +
-                               std::to_string(static_cast<std::uint64_t>(entry.sequence->id)) +
-                               " hold no number: nothing can be drawn");
-  }
   std::vector<TokenEvent> made = digest(plan, drawn);
   if (events.empty()) return made;
   events.insert(events.end(), made.begin(), made.end());

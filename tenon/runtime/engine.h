@@ -18,11 +18,12 @@ struct EngineOptions {
   std::string model;  // directory of a checkpoint
   int tp = 1;         // ranks
   Target target = Target::kCpu;
-  int max_batch = 16;             // sequences that run together
-  int max_context = 4096;         // prompt and completion of one sequence
-  int max_tokens_per_step = 256;  // at least 64 + max_batch
-  int num_tokens = 0;             // ids at or past this have no token; 0: the model's vocabulary
-  int force_stage = 0, max_stage = 1;
+  int max_batch = 16;                  // sequences that run together
+  int max_context = 4096;              // prompt and completion of one sequence
+  int max_tokens_per_step = 256;       // at least 64 + max_batch
+  int num_tokens = 0;                  // ids at or past this have no token; 0: all the model's ids
+  std::vector<std::int32_t> eos_ids;   // end a sequence, as those of the model's configuration do
+  int force_stage = 0, max_stage = 1;  // as in ModelOptions
   std::string force_variant;
   std::string transport = "auto";
   std::chrono::milliseconds deadline{30'000};
@@ -32,14 +33,24 @@ struct EngineOptions {
   std::function<void(std::int64_t done, std::int64_t total)> progress;  // while loading, rank 0
 };
 
-enum class Finish : std::uint8_t { kNone, kStop, kLength, kCancelled };
+enum class Finish : std::uint8_t {
+  kNone,       // it goes on
+  kStop,       // an end-of-sequence token
+  kLength,     // its max_tokens
+  kContext,    // the engine's max_context, before its max_tokens
+  kCancelled,  // cancel()
+  kFailed,     // it alone: TokenEvent::why
+};
 std::string_view name(Finish finish);
 
-// One drawn token. An end-of-sequence token is reported too, with kStop. Cancelled: token is −1.
+// One drawn token. An end-of-sequence token is reported too, with kStop. With kCancelled and
+// kFailed there is no token. Every request that was submitted gets one event with a finish, its
+// last, unless the engine dies.
 struct TokenEvent {
   RequestId id{};
   std::int32_t token = -1;
   Finish finish = Finish::kNone;
+  Status why = Status::ok();  // of kFailed: names the request
 };
 
 struct EngineStats {
@@ -57,6 +68,8 @@ class Engine {
   // Collective over processes. With the model factory, for tests: any Model instead of a
   // checkpoint.
   using ModelFactory = std::function<Result<std::unique_ptr<Model>>(Communicator&, Stream&)>;
+  // What can be said of the options before anything is started or read; open() begins with it.
+  static Status check(const EngineOptions& options);
   static Result<std::unique_ptr<Engine>> open(const EngineOptions& options,
                                               ModelFactory make_model = {});
   ~Engine();  // tells the other ranks to stop, and waits for those that are threads
@@ -65,8 +78,8 @@ class Engine {
   // Followers: run the leader's steps until it stops. The leader's error, or this rank's.
   Status follow();
 
-  // Leader only, all of them. submit says why a request can never run; ids outside the vocabulary
-  // are refused.
+  // Leader only, all of them. submit says why a request can never run; ids without a token are
+  // refused.
   Result<RequestId> submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling);
   Status cancel(RequestId id);
   // One decision, one forward pass, its tokens. Empty when there is nothing to do. After an error

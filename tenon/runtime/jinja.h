@@ -3,10 +3,12 @@
 // escaping). Values are immutable and JSON-shaped. Rendering is bounded: no template can hang or
 // overflow.
 //
-// Not there: template inheritance, include and import, auto-escaping, integers past 64 bits, string
-// formatting by %. They are refused with the line they stand on. Filters that give a generator in
-// Jinja2 give a list, and `safe` changes nothing: nothing is escaped here, not even when text that
-// is marked safe is added to other text.
+// Not there: template inheritance, include and import, auto-escaping, string formatting by % or
+// format, complex numbers, integers past 65536 bits, the filters filesizeformat, format, groupby,
+// pprint, random, slice, striptags, truncate, urlencode, urlize, wordwrap and xmlattr. They are
+// refused with the line they stand on. Filters that give a generator in Jinja2 give a list, and
+// `safe` changes nothing: nothing is escaped here, not even when text that is marked safe is added
+// to other text.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +27,7 @@ namespace tenon::jinja {
 
 struct List;
 struct Dict;
+struct BigInteger;
 struct Object;  // namespaces, macros, loops: they live only while a template is being rendered
 
 // A value of the template language. Copies are cheap: strings and containers are shared. Lists and
@@ -43,6 +46,7 @@ class Value {
   Value(std::string value) : held_(std::make_shared<const std::string>(std::move(value))) {}
   Value(std::string_view value) : Value(std::string(value)) {}
   Value(const char* value) : Value(std::string(value)) {}
+  explicit Value(std::shared_ptr<const BigInteger> value) : held_(std::move(value)) {}
   explicit Value(Object* object) : held_(object) {}
 
   // What a missing variable gives: prints as nothing, false; most other uses fail and say `why`.
@@ -56,8 +60,10 @@ class Value {
   bool is_none() const { return holds<std::monostate>(); }
   bool is_bool() const { return holds<bool>(); }
   bool is_int() const { return holds<std::int64_t>(); }
+  bool is_big() const { return holds<std::shared_ptr<const BigInteger>>(); }  // does not fit one
+  bool is_integer() const { return is_int() || is_big(); }
   bool is_float() const { return holds<double>(); }
-  bool is_number() const { return is_bool() || is_int() || is_float(); }
+  bool is_number() const { return is_bool() || is_integer() || is_float(); }
   bool is_string() const { return holds<Text>(); }
   bool is_list() const { return holds<std::shared_ptr<const List>>(); }  // or tuple
   bool is_tuple() const;
@@ -67,6 +73,7 @@ class Value {
   // Each only for its own kind.
   bool as_bool() const { return std::get<bool>(held_); }
   std::int64_t as_int() const { return std::get<std::int64_t>(held_); }
+  const BigInteger& as_big() const { return *std::get<std::shared_ptr<const BigInteger>>(held_); }
   double as_float() const { return std::get<double>(held_); }
   const std::string& as_string() const { return *std::get<Text>(held_); }
   const Items& items() const;
@@ -90,13 +97,13 @@ class Value {
   bool holds() const {
     return std::holds_alternative<T>(held_);
   }
-  std::variant<std::monostate, bool, std::int64_t, double, Text, std::shared_ptr<const List>,
-               std::shared_ptr<const Dict>, Undefined, Object*>
+  std::variant<std::monostate, bool, std::int64_t, std::shared_ptr<const BigInteger>, double, Text,
+               std::shared_ptr<const List>, std::shared_ptr<const Dict>, Undefined, Object*>
       held_;
 };
 
-// JSON text to a value and back. Objects keep the order of their keys. Refuses malformed text and
-// nesting deeper than 100.
+// JSON text to a value and back. Integers may have up to 308 digits. Objects keep the order of
+// their keys. Refuses malformed text and nesting deeper than 100.
 Result<Value> parse_json(std::string_view text);
 // As Python's json.dumps with ensure_ascii off; none for what JSON cannot hold is an error.
 Result<std::string> to_json(const Value& value);

@@ -1,6 +1,7 @@
 // Expressions.
 #include <algorithm>
 
+#include "tenon/runtime/jinja_integer.h"
 #include "tenon/runtime/jinja_interpreter.h"
 #include "tenon/runtime/utf8.h"
 
@@ -47,7 +48,7 @@ Value no_attribute(const Value& value, std::string_view name) {
 
 // Position `index` of a sequence of `size`, or −1.
 std::int64_t position(const Value& index, std::size_t size) {
-  std::int64_t at = index.is_int() ? index.as_int() : index.as_bool() ? 1 : 0;
+  std::int64_t at = clamped(index);
   if (at < 0) at += static_cast<std::int64_t>(size);
   return at >= 0 && at < static_cast<std::int64_t>(size) ? at : -1;
 }
@@ -55,9 +56,11 @@ std::int64_t position(const Value& index, std::size_t size) {
 }  // namespace
 
 Value Interpreter::look_up(std::string_view name) {
-  for (const Scope* scope = scope_; scope; scope = scope->parent)
+  for (const Scope* scope = scope_; scope; scope = scope->parent) {
+    charge(scope->names.size() / 8);
     for (const auto& pair : scope->names)
       if (pair.first == name) return pair.second;
+  }
   if (auto* function = find_function(name)) return own<Function>(function);
   return Value::undefined("'" + std::string(name) + "' is undefined");
 }
@@ -82,15 +85,15 @@ Value Interpreter::subscript(const Value& value, const Value& key) {
     if (const Value* found = value.find(key)) return *found;
   } else if (value.is_dict() && key.is_tuple()) {
     if (const Value* found = value.find(key)) return *found;
-  } else if ((value.is_list() || value.is_string()) && (key.is_int() || key.is_bool())) {
+  } else if ((value.is_list() || value.is_string()) && (key.is_integer() || key.is_bool())) {
     if (value.is_list()) {
       const std::int64_t at = position(key, value.items().size());
       if (at >= 0) return value.items()[static_cast<std::size_t>(at)];
     } else {
       charge(value.as_string().size() / 8);
-      const Value::Items characters = iterate(value);
-      const std::int64_t at = position(key, characters.size());
-      if (at >= 0) return characters[static_cast<std::size_t>(at)];
+      const std::string& characters = value.as_string();
+      const std::int64_t at = position(key, utf8_count(characters));
+      if (at >= 0) return Value(utf8_slice(characters, static_cast<std::size_t>(at), 1));
     }
   }
   if (key.is_string()) {
@@ -136,6 +139,7 @@ CallArguments Interpreter::evaluate(const Arguments& arguments) {
   CallArguments made;
   made.positional = evaluate_all(arguments.positional);
   for (const auto& [name, value] : arguments.keywords) {
+    charge(made.keywords.size() / 8);
     const auto same = [&given = name](const auto& pair) { return pair.first == given; };
     if (std::ranges::any_of(made.keywords, same))
       fail("keyword argument '" + name + "' is given twice");
@@ -266,7 +270,7 @@ Value Interpreter::evaluate_inner(const Expression& expression) {
       return Value(tested(expression.text, value, evaluate(expression.arguments)));
     }
     case Kind::kNot: return Value(!truth(child(0)));
-    case Kind::kNegative: return negative(child(0));
+    case Kind::kNegative: return negative(*this, child(0));
     case Kind::kPositive: {
       Value value = child(0);
       demand_defined(value);

@@ -223,7 +223,7 @@ ExpressionPtr ExpressionParser::primary() {
   const int line = now().line;
   switch (now().kind) {
     case TokenKind::kName: return named();
-    case TokenKind::kInteger: return constant(line, Value(take().integer));
+    case TokenKind::kInteger: return constant(line, take().integer);
     case TokenKind::kFloat: return constant(line, Value(take().real));
     case TokenKind::kString: {
       std::string text;
@@ -309,8 +309,7 @@ ExpressionPtr ExpressionParser::postfix(ExpressionPtr value) {
 ExpressionPtr ExpressionParser::member(ExpressionPtr value) {
   const int line = take().line;
   if (now().kind == TokenKind::kInteger)
-    return node(Kind::kSubscript, line, "", std::move(value),
-                constant(line, Value(take().integer)));
+    return node(Kind::kSubscript, line, "", std::move(value), constant(line, take().integer));
   if (now().kind != TokenKind::kName) unexpected("a name or a number after '.'");
   return node(Kind::kAttribute, line, take().text, std::move(value));
 }

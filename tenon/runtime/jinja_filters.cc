@@ -3,6 +3,7 @@
 #include <array>
 #include <cmath>
 
+#include "tenon/runtime/jinja_integer.h"
 #include "tenon/runtime/jinja_interpreter.h"
 #include "tenon/runtime/python_text.h"
 #include "tenon/runtime/utf8.h"
@@ -32,7 +33,10 @@ Value title(Interpreter& on, const Value& value, const Given& given) {
   const Bound none("title", given, {});
   std::string made, word;
   auto flush = [&] {
-    made += python::capitalize(word);
+    if (word.empty()) return;
+    const auto first = static_cast<std::size_t>(utf8_first(word).num_bytes);
+    made += python::upper(std::string_view(word).substr(0, first));
+    made += python::lower(std::string_view(word).substr(first));
     word.clear();
   };
   for (char32_t code : python::code_points(on.shown(value))) {
@@ -106,46 +110,67 @@ Value length(Interpreter&, const Value& value, const Given& given) {
   fail("object of type '" + std::string(type_name(value)) + "' has no len()");
 }
 
-Value to_int(Interpreter&, const Value& value, const Given& given) {
+Value to_int(Interpreter& on, const Value& value, const Given& given) {
   const Bound bound("int", given, {"default", "base"});
   demand_defined(value);
-  if (value.is_int()) return value;
+  if (value.is_integer()) return value;
   if (value.is_bool()) return Value(value.as_bool() ? 1 : 0);
   std::optional<double> real;
   if (value.is_string()) {
-    if (auto whole = python::parse_int(value.as_string(), static_cast<int>(bound.integer(1, 10))))
-      return Value(*whole);
+    const std::size_t digits = std::min(value.as_string().size(), kMaxIntegerDigits);
+    on.charge(digits * digits / 64);
+    if (auto whole = parse_integer(value.as_string(), static_cast<int>(bound.integer(1, 10))))
+      return std::move(*whole);
     real = python::parse_float(value.as_string());
   } else if (value.is_float()) {
     real = value.as_float();
+    if (std::isinf(*real)) fail("cannot convert float infinity to integer");
   }
   if (!real || std::isnan(*real) || std::isinf(*real)) return bound.get(0, Value(0));
-  if (std::fabs(*real) >= 9.2e18) fail("an integer does not fit 64 bits");
-  return Value(static_cast<std::int64_t>(*real));
+  return integer_of_double(*real);
 }
 
 Value to_float(Interpreter&, const Value& value, const Given& given) {
   const Bound bound("float", given, {"default"});
   demand_defined(value);
   if (value.is_float()) return value;
-  if (value.is_int()) return Value(static_cast<double>(value.as_int()));
-  if (value.is_bool()) return Value(value.as_bool() ? 1.0 : 0.0);
+  if (value.is_number()) return Value(integer_to_double(value));
   if (value.is_string())
     if (auto real = python::parse_float(value.as_string())) return Value(*real);
   return bound.get(0, Value(0.0));
 }
 
-Value absolute(Interpreter&, const Value& value, const Given& given) {
+Value absolute(Interpreter& on, const Value& value, const Given& given) {
   const Bound none("abs", given, {});
   demand_defined(value);
   if (value.is_float()) return Value(std::fabs(value.as_float()));
   if (!value.is_number())
     fail("bad operand type for abs(): '" + std::string(type_name(value)) + "'");
   if (value.is_bool()) return Value(value.as_bool() ? 1 : 0);
-  return value.as_int() < 0 ? negative(value) : value;
+  return compare_numbers(value, Value(0)) < 0 ? negative(on, value) : value;
 }
 
-Value round(Interpreter&, const Value& value, const Given& given) {
+// Python rounds the exact decimal expansion, ties to even: so does printing with few digits.
+double rounded(double value, std::int64_t places) {
+  if (value == 0 || !std::isfinite(value) || places > 400) return value;
+  std::array<char, 800> text;
+  if (places >= 0) {
+    std::snprintf(text.data(), text.size(), "%.*f", static_cast<int>(places), value);
+  } else {
+    // As many significant digits as stand before the place; none leaves 0 or one unit.
+    const auto digits =
+        static_cast<std::int64_t>(std::floor(std::log10(std::fabs(value)))) + places;
+    if (digits < -1) return std::copysign(0.0, value);
+    if (digits < 0) {
+      const double unit = std::pow(10.0, static_cast<double>(-places));
+      return std::copysign(std::fabs(value) > unit / 2 ? unit : 0.0, value);
+    }
+    std::snprintf(text.data(), text.size(), "%.*e", static_cast<int>(digits), value);
+  }
+  return python::parse_float(text.data()).value_or(value);
+}
+
+Value round(Interpreter& on, const Value& value, const Given& given) {
   const Bound bound("round", given, {"precision", "method"});
   demand_defined(value);
   const std::int64_t precision = bound.integer(0, 0);
@@ -153,22 +178,19 @@ Value round(Interpreter&, const Value& value, const Given& given) {
   if (method != "common" && method != "ceil" && method != "floor")
     fail("method must be common, ceil or floor");
   if (!value.is_number()) fail("'" + std::string(type_name(value)) + "' cannot be rounded");
-  if (std::llabs(precision) > 15) fail("round: a precision of at most 15 is implemented");
-  if (method == "common" && !value.is_float()) {
-    if (precision >= 0) return value.is_bool() ? Value(value.as_bool() ? 1 : 0) : value;
-    fail("round: integers with a negative precision are not implemented");
+  if (method == "common") {
+    if (!value.is_float()) return round_integer(on, value, precision);
+    return Value(rounded(value.as_float(), precision));
   }
-  const double real = value.is_float() ? value.as_float()
-                      : value.is_int() ? static_cast<double>(value.as_int())
-                                       : static_cast<double>(value.as_bool());
-  const double scale = std::pow(10.0, static_cast<double>(precision));
-  if (method == "ceil") return Value(std::ceil(real * scale) / scale);
-  if (method == "floor") return Value(std::floor(real * scale) / scale);
-  // Python rounds the exact decimal expansion, ties to even: so does printing with few digits.
-  if (precision < 0) return Value(std::nearbyint(real * scale) / scale);
-  std::array<char, 400> text;
-  std::snprintf(text.data(), text.size(), "%.*f", static_cast<int>(precision), real);
-  return Value(python::parse_float(text.data()).value_or(real));
+  if (std::llabs(precision) > 300) fail("round: a precision of at most 300 is implemented");
+  const Value scale = arithmetic(on, "**", Value(10), Value(precision));
+  Value scaled = arithmetic(on, "*", value, scale);
+  if (scaled.is_float()) {
+    if (!std::isfinite(scaled.as_float())) fail("cannot convert float infinity or NaN to integer");
+    scaled = integer_of_double(method == "ceil" ? std::ceil(scaled.as_float())
+                                                : std::floor(scaled.as_float()));
+  }
+  return arithmetic(on, "/", scaled, scale);
 }
 
 Value tojson(Interpreter& on, const Value& value, const Given& given) {

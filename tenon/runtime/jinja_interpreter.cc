@@ -21,6 +21,13 @@ struct Macro : Object {
   }
   std::optional<Value> attribute(std::string_view name) override {
     if (name == "name") return Value(definition.name);
+    if (name == "arguments") {
+      Value::Items names(definition.parameters.begin(), definition.parameters.end());
+      return Value::tuple(std::move(names));
+    }
+    if (name == "catch_kwargs") return Value(definition.uses_kwargs);
+    if (name == "catch_varargs") return Value(definition.uses_varargs);
+    if (name == "caller") return Value(definition.uses_caller);
     return std::nullopt;
   }
   const MacroDefinition& definition;
@@ -189,15 +196,32 @@ Value Interpreter::list(Value::Items items) {
   return Value::list(std::move(items));
 }
 
+// As Python's datetime.strftime of a time without a zone: %Z and %z are empty, %f is microseconds.
 std::string Interpreter::strftime(const std::string& format) const {
-  const std::time_t when = now_.value_or(std::time(nullptr));
+  std::timespec clock{};
+  std::timespec_get(&clock, TIME_UTC);
+  const std::time_t when = now_.value_or(clock.tv_sec);
+  const std::string micros =
+      std::to_string(1'000'000 + (now_ ? 0 : clock.tv_nsec / 1000)).substr(1);
   std::tm parts{};
   localtime_r(&when, &parts);
-  std::array<char, 1024> out;
-  const std::size_t bytes = std::strftime(out.data(), out.size(), format.c_str(), &parts);
-  if (bytes == 0 && !format.empty())
+  std::string own;
+  for (std::size_t i = 0; i < format.size(); ++i) {
+    const char kind = format[i] == '%' && i + 1 < format.size() ? format[i + 1] : '\0';
+    if (kind == 'f') own += micros;
+    if (kind == 'f' || kind == 'Z' || kind == 'z') {
+      ++i;
+      continue;
+    }
+    own += format[i];
+    if (kind != '\0') own += format[++i];
+  }
+  own += '.';  // so that no text means one that is too long
+  std::string out(own.size() + 4096, '\0');
+  const std::size_t bytes = std::strftime(out.data(), out.size(), own.c_str(), &parts);
+  if (bytes == 0)
     fail("strftime_now: the format \"" + format.substr(0, 80) + "\" gives too long a text");
-  return std::string(out.data(), bytes);
+  return out.substr(0, bytes - 1);
 }
 
 std::string Interpreter::run(const Body& body, const Value& variables) {
@@ -374,6 +398,7 @@ std::string Interpreter::call_macro(const MacroDefinition& macro, Scope* closure
     const Inside scope(*this, closure);
     std::vector<std::pair<std::string, Value>> keywords = given.keywords;
     auto taken = [&](std::string_view name) -> std::optional<Value> {
+      charge(keywords.size() / 8);
       const auto found = std::ranges::find(
           keywords, name, [](auto& pair) -> std::string_view { return pair.first; });
       if (found == keywords.end()) return std::nullopt;
@@ -440,6 +465,7 @@ void Interpreter::assign(const Target& target, const Value& value) {
 }
 
 void Interpreter::set_name(std::string_view name, Value value) {
+  charge(scope_->names.size() / 8);
   for (auto& pair : scope_->names) {
     if (pair.first != name) continue;
     pair.second = std::move(value);

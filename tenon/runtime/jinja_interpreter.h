@@ -109,7 +109,7 @@ Value (*find_function(std::string_view name))(Interpreter&, const CallArguments&
 
 // a op b; op is one of + - * / // % **.
 Value arithmetic(Interpreter& on, std::string_view op, const Value& a, const Value& b);
-Value negative(const Value& value);
+Value negative(Interpreter& on, const Value& value);
 bool contains(Interpreter& on, const Value& container, const Value& item);
 Value slice(Interpreter& on, const Value& value, const Value& begin, const Value& end,
             const Value& step);

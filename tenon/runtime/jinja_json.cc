@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "tenon/runtime/jinja_integer.h"
 #include "tenon/runtime/jinja_value.h"
 #include "tenon/runtime/python_text.h"
 #include "tenon/runtime/utf8.h"
@@ -23,9 +24,13 @@ class Builder : public nlohmann::json_sax<Json> {
   bool number_unsigned(number_unsigned_t given) override {
     if (given <= static_cast<number_unsigned_t>(INT64_MAX))
       return put(Value(static_cast<std::int64_t>(given)));
-    return put(Value(static_cast<double>(given)));
+    return integer(std::to_string(given));
   }
-  bool number_float(number_float_t given, const string_t&) override { return put(Value(given)); }
+  // Also what no 64 bits hold: an integer keeps all its digits.
+  bool number_float(number_float_t given, const string_t& text) override {
+    if (text.find_first_of(".eE") == string_t::npos) return integer(text);
+    return put(Value(given));
+  }
   bool string(string_t& given) override { return put(Value(std::move(given))); }
   bool binary(binary_t&) override { return false; }
   bool start_object(std::size_t) override { return open(); }
@@ -48,8 +53,12 @@ class Builder : public nlohmann::json_sax<Json> {
     open_.pop_back();
     return put(Value::list(std::move(level.values)));
   }
-  bool parse_error(std::size_t position, const std::string&, const Json::exception&) override {
-    problem_ = "the JSON text is malformed at byte " + std::to_string(position);
+  bool parse_error(std::size_t position, const std::string&, const Json::exception& why) override {
+    constexpr int kNoDouble = 406;
+    problem_ = why.id == kNoDouble
+                   ? "the JSON text has a number that no double can hold, before byte "
+                   : "the JSON text is malformed at byte ";
+    problem_ += std::to_string(position);
     return false;
   }
   Value value;
@@ -68,6 +77,7 @@ class Builder : public nlohmann::json_sax<Json> {
     open_.emplace_back();
     return true;
   }
+  bool integer(const std::string& text) { return put(parse_integer(text, 10).value()); }
   bool put(Value made) {
     (open_.empty() ? value : open_.back().values.emplace_back()) = std::move(made);
     return true;
@@ -118,8 +128,8 @@ class Writer {
       out_ += value.as_bool() ? "true" : "false";
     } else if (value.is_float()) {
       out_ += number(value.as_float());
-    } else if (value.is_int()) {
-      out_ += std::to_string(value.as_int());
+    } else if (value.is_integer()) {
+      out_ += integer_text(value);
     } else if (value.is_string()) {
       string(value.as_string());
     } else if (value.is_list()) {

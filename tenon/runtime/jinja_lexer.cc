@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "tenon/runtime/jinja_integer.h"
 #include "tenon/runtime/jinja_value.h"
 #include "tenon/runtime/python_text.h"
 #include "tenon/runtime/utf8.h"
@@ -58,7 +59,7 @@ class Lexer {
     }
   }
   void add(TokenKind kind, std::string text) {
-    tokens_.push_back({kind, line_, std::move(text), 0, 0});
+    tokens_.push_back({kind, line_, std::move(text), {}, 0});
   }
 
   // Text up to the next tag, then that tag.
@@ -246,9 +247,10 @@ class Lexer {
     if (is_float) {
       tokens_.back().real = python::parse_float(text).value_or(0);
     } else {
-      const auto value = python::parse_int(text, 0);
-      if (!value || (text.size() > 1 && text[0] == '0' && kind == ' ' && *value != 0))
-        fail_here("\"" + std::string(text) + "\" is not an integer of at most 64 bits");
+      const auto value = parse_integer(text, 0);
+      if (!value || (text.size() > 1 && text[0] == '0' && kind == ' ' && truth(*value)))
+        fail_here("\"" + std::string(text) + "\" is not an integer of at most " +
+                  std::to_string(kMaxIntegerDigits) + " digits");
       tokens_.back().integer = *value;
     }
     advance(end);

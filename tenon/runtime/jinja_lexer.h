@@ -1,10 +1,11 @@
 // Template text to tokens: tags, white-space control, literals. Private to jinja*.cc.
 #pragma once
 
-#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "tenon/runtime/jinja_value.h"
 
 namespace tenon::jinja {
 
@@ -26,7 +27,7 @@ struct Token {
   TokenKind kind = TokenKind::kEnd;
   int line = 1;
   std::string text;
-  std::int64_t integer = 0;
+  Value integer;
   double real = 0;
 };
 

@@ -25,16 +25,38 @@ Value strip(Interpreter& on, const Value& self, const Given& given) {
   return on.text(std::string(python::strip(text_of(self), kSide, characters)));
 }
 
+// text[begin:end] by arguments `at` and `at` + 1 of a method; nothing where it begins past its end.
+struct Part {
+  std::string_view text;
+  std::int64_t begin = 0;  // in characters
+};
+std::optional<Part> part_of(Interpreter& on, const std::string& text, const Bound& bound,
+                            std::size_t at) {
+  const auto has = [&](std::size_t i) { return bound.has(i) && !bound[i].is_none(); };
+  if (!has(at) && !has(at + 1)) return Part{text, 0};
+  on.charge(text.size() / 8);
+  const auto size = static_cast<std::int64_t>(utf8_count(text));
+  auto clamp = [&](std::int64_t i) { return i < 0 ? std::max<std::int64_t>(i + size, 0) : i; };
+  const std::int64_t begin = has(at) ? clamp(bound.integer(at, 0)) : 0;
+  const std::int64_t end = has(at + 1) ? std::min(clamp(bound.integer(at + 1, 0)), size) : size;
+  if (begin > end) return std::nullopt;
+  return Part{
+      utf8_slice(text, static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)),
+      begin};
+}
+
 template <bool kAtStart>
-Value affix(Interpreter&, const Value& self, const Given& given) {
-  const Bound bound(kAtStart ? "startswith" : "endswith", given, {"affix"}, 1);
+Value affix(Interpreter& on, const Value& self, const Given& given) {
+  const Bound bound(kAtStart ? "startswith" : "endswith", given, {"affix", "start", "end"}, 1);
+  const std::optional<Part> part = part_of(on, text_of(self), bound, 1);
   auto has = [&](const Value& affix) {
     demand_defined(affix);
     if (!affix.is_string())
       fail("startswith and endswith need a string or a tuple of strings, not '" +
            std::string(type_name(affix)) + "'");
-    return kAtStart ? text_of(self).starts_with(affix.as_string())
-                    : text_of(self).ends_with(affix.as_string());
+    if (!part) return false;
+    return kAtStart ? part->text.starts_with(affix.as_string())
+                    : part->text.ends_with(affix.as_string());
   };
   if (bound[0].is_tuple()) return Value(std::ranges::any_of(bound[0].items(), has));
   return Value(has(bound[0]));
@@ -57,9 +79,50 @@ Value split(Interpreter& on, const Value& self, const Given& given) {
 }
 
 Value splitlines(Interpreter& on, const Value& self, const Given& given) {
-  const Bound none("splitlines", given, {});
+  const Bound bound("splitlines", given, {"keepends"});
   on.charge(text_of(self).size());
-  return listed(on, python::split_lines(text_of(self)));
+  return listed(on, python::split_lines(text_of(self), bound.flag(0, false)));
+}
+
+// What stands before a separator, the separator, what stands behind it.
+template <bool kFromRight>
+Value partition(Interpreter& on, const Value& self, const Given& given) {
+  const Bound bound("partition", given, {"sep"}, 1);
+  const std::string separator = bound.string(0, "");
+  if (separator.empty()) fail("empty separator");
+  const std::string_view text = text_of(self);
+  on.charge(text.size() / 8);
+  const std::size_t at =
+      kFromRight ? python::rfind(text, separator) : python::find(text, separator);
+  Value::Items parts(3, Value(""));
+  if (at == std::string_view::npos) {
+    parts[kFromRight ? 2 : 0] = self;
+  } else {
+    parts = {on.text(std::string(text.substr(0, at))), Value(separator),
+             on.text(std::string(text.substr(at + separator.size())))};
+  }
+  return Value::tuple(std::move(parts));
+}
+
+// Padded to a width: kLeft and kRight say where the text stays, kBoth centres it.
+template <python::Side kStays>
+Value justified(Interpreter& on, const Value& self, const Given& given) {
+  const Bound bound("ljust, rjust and center", given, {"width", "fillchar"}, 1);
+  const std::string fill = bound.string(1, " ");
+  if (utf8_count(fill) != 1) fail("The fill character must be exactly one character long");
+  const std::int64_t width = bound.integer(0, 0);
+  const auto size = static_cast<std::int64_t>(utf8_count(text_of(self)));
+  if (width <= size) return self;
+  const std::int64_t missing = width - size;
+  if (missing > 1'000'000) throw Error{"a string is padded to too great a width", 0, true};
+  std::int64_t before = kStays == python::Side::kRight ? missing : 0;
+  // Python leaves the odd one on the left where the width is odd.
+  if (kStays == python::Side::kBoth) before = missing / 2 + (missing & width & 1);
+  std::string made;
+  for (std::int64_t i = 0; i < before; ++i) made += fill;
+  made += text_of(self);
+  for (std::int64_t i = before; i < missing; ++i) made += fill;
+  return on.text(std::move(made));
 }
 
 Value replace(Interpreter& on, const Value& self, const Given& given) {
@@ -75,34 +138,38 @@ Value mapped(Interpreter& on, const Value& self, const Given& given) {
   return on.text(kMap(text_of(self)));
 }
 
-// Position of a byte, in characters.
-std::int64_t character_at(const std::string& text, std::size_t byte) {
-  if (byte == std::string::npos) return -1;
-  return static_cast<std::int64_t>(utf8_count(std::string_view(text).substr(0, byte)));
+template <bool kFromRight>
+std::int64_t position(Interpreter& on, const Value& self, const Given& given) {
+  const Bound bound(kFromRight ? "rfind" : "find", given, {"sub", "start", "end"}, 1);
+  on.charge(text_of(self).size() / 8);
+  const std::string wanted = bound.string(0, "");
+  const std::optional<Part> part = part_of(on, text_of(self), bound, 1);
+  if (!part) return -1;
+  const std::size_t at =
+      kFromRight ? python::rfind(part->text, wanted) : python::find(part->text, wanted);
+  if (at == std::string_view::npos) return -1;
+  return part->begin + static_cast<std::int64_t>(utf8_count(part->text.substr(0, at)));
 }
 
+template <bool kFromRight>
 Value find(Interpreter& on, const Value& self, const Given& given) {
-  const Bound bound("find", given, {"sub"}, 1);
-  on.charge(text_of(self).size() / 8);
-  return Value(character_at(text_of(self), text_of(self).find(bound.string(0, ""))));
+  return Value(position<kFromRight>(on, self, given));
 }
-Value rfind(Interpreter& on, const Value& self, const Given& given) {
-  const Bound bound("rfind", given, {"sub"}, 1);
-  on.charge(text_of(self).size() / 8);
-  return Value(character_at(text_of(self), text_of(self).rfind(bound.string(0, ""))));
-}
+template <bool kFromRight>
 Value index(Interpreter& on, const Value& self, const Given& given) {
-  Value found = find(on, self, given);
-  if (found.as_int() < 0) fail("substring not found");
-  return found;
+  const std::int64_t found = position<kFromRight>(on, self, given);
+  if (found < 0) fail("substring not found");
+  return Value(found);
 }
 
 Value count(Interpreter& on, const Value& self, const Given& given) {
-  const Bound bound("count", given, {"sub"}, 1);
-  const std::string part = bound.string(0, "");
+  const Bound bound("count", given, {"sub", "start", "end"}, 1);
+  const std::string wanted = bound.string(0, "");
   on.charge(text_of(self).size() / 8);
-  if (part.empty()) return Value(static_cast<std::int64_t>(utf8_count(text_of(self))) + 1);
-  return Value(static_cast<std::int64_t>(python::split(text_of(self), part, -1, false).size()) - 1);
+  const std::optional<Part> part = part_of(on, text_of(self), bound, 1);
+  if (!part) return Value(0);
+  if (wanted.empty()) return Value(static_cast<std::int64_t>(utf8_count(part->text)) + 1);
+  return Value(static_cast<std::int64_t>(python::split(part->text, wanted, -1, false).size()) - 1);
 }
 
 Value join(Interpreter& on, const Value& self, const Given& given) {
@@ -138,10 +205,19 @@ Value all_are(Interpreter&, const Value& self, const Given&) {
 }
 bool is_alnum(char32_t code) { return python::is_alpha(code) || python::is_decimal(code); }
 
+Value is_ascii(Interpreter&, const Value& self, const Given&) {
+  return Value(std::ranges::all_of(text_of(self),
+                                   [](char c) { return static_cast<unsigned char>(c) < 0x80; }));
+}
+Value is_printable(Interpreter&, const Value& self, const Given&) {
+  return Value(std::ranges::all_of(python::code_points(text_of(self)), python::is_printable));
+}
+
 template <bool (*kWanted)(char32_t), bool (*kOther)(char32_t)>
 Value cased(Interpreter&, const Value& self, const Given&) {
   const std::u32string codes = python::code_points(text_of(self));
-  return Value(std::ranges::any_of(codes, kWanted) && std::ranges::none_of(codes, kOther));
+  return Value(std::ranges::any_of(codes, kWanted) && std::ranges::none_of(codes, kOther) &&
+               std::ranges::none_of(codes, python::is_title));
 }
 
 Value zfill(Interpreter& on, const Value& self, const Given& given) {
@@ -207,30 +283,39 @@ struct Entry {
 
 constexpr Entry kStringMethods[] = {
     {"capitalize", mapped<python::capitalize>},
+    {"center", justified<python::Side::kBoth>},
     {"count", count},
     {"endswith", affix<false>},
-    {"find", find},
-    {"index", index},
+    {"find", find<false>},
+    {"index", index<false>},
     {"isalnum", all_are<is_alnum>},
     {"isalpha", all_are<python::is_alpha>},
     {"isdecimal", all_are<python::is_decimal>},
+    {"isascii", is_ascii},
     {"isdigit", all_are<python::is_decimal>},
     {"islower", cased<python::is_lower, python::is_upper>},
+    {"isprintable", is_printable},
     {"isspace", all_are<python::is_space>},
     {"isupper", cased<python::is_upper, python::is_lower>},
     {"join", join},
+    {"ljust", justified<python::Side::kLeft>},
     {"lower", mapped<python::lower>},
     {"lstrip", strip<python::Side::kLeft>},
+    {"partition", partition<false>},
     {"removeprefix", without_affix<true>},
     {"removesuffix", without_affix<false>},
     {"replace", replace},
-    {"rfind", rfind},
+    {"rfind", find<true>},
+    {"rindex", index<true>},
+    {"rjust", justified<python::Side::kRight>},
+    {"rpartition", partition<true>},
     {"rsplit", split<true>},
     {"rstrip", strip<python::Side::kRight>},
     {"split", split<false>},
     {"splitlines", splitlines},
     {"startswith", affix<true>},
     {"strip", strip<python::Side::kBoth>},
+    {"swapcase", mapped<python::swapcase>},
     {"title", mapped<python::title>},
     {"upper", mapped<python::upper>},
     {"zfill", zfill},

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tenon/runtime/jinja_integer.h"
 #include "tenon/runtime/jinja_interpreter.h"
 #include "tenon/runtime/python_text.h"
 
@@ -10,59 +11,30 @@ namespace {
 
 constexpr std::int64_t kMaxRange = 100'000;  // as Jinja2's sandbox
 
-std::int64_t whole(const Value& value) {
-  return value.is_int() ? value.as_int() : value.as_bool() ? 1 : 0;
-}
+bool is_index(const Value& value) { return value.is_integer() || value.is_bool(); }
 double real(const Value& value) {
-  return value.is_float() ? value.as_float() : static_cast<double>(whole(value));
-}
-
-[[noreturn]] void overflow() { fail("an integer does not fit 64 bits"); }
-
-std::int64_t power(std::int64_t base, std::int64_t exponent) {
-  std::int64_t made = 1;
-  while (exponent > 0) {
-    if (exponent & 1)
-      if (__builtin_mul_overflow(made, base, &made)) overflow();
-    exponent >>= 1;
-    if (exponent > 0 && __builtin_mul_overflow(base, base, &base)) overflow();
-  }
-  return made;
-}
-
-Value integers(std::string_view op, std::int64_t a, std::int64_t b) {
-  std::int64_t made = 0;
-  if (op == "+") {
-    if (__builtin_add_overflow(a, b, &made)) overflow();
-  } else if (op == "-") {
-    if (__builtin_sub_overflow(a, b, &made)) overflow();
-  } else if (op == "*") {
-    if (__builtin_mul_overflow(a, b, &made)) overflow();
-  } else if (op == "**") {
-    if (b < 0) return Value(std::pow(static_cast<double>(a), static_cast<double>(b)));
-    made = power(a, b);
-  } else {
-    if (b == 0) fail("division by zero");
-    if (op == "/") return Value(static_cast<double>(a) / static_cast<double>(b));
-    if (b == -1) return op == "//" ? integers("-", 0, a) : Value(0);
-    // Python rounds towards minus infinity.
-    const std::int64_t quotient = a / b - ((a % b != 0) && ((a < 0) != (b < 0)));
-    made = op == "//" ? quotient : a - quotient * b;
-  }
-  return Value(made);
+  return value.is_float() ? value.as_float() : integer_to_double(value);
 }
 
 Value reals(std::string_view op, double a, double b) {
   if (op == "+") return Value(a + b);
   if (op == "-") return Value(a - b);
   if (op == "*") return Value(a * b);
-  if (op == "**") return Value(std::pow(a, b));
+  if (op == "**") {
+    if (a == 0 && b < 0) fail("0.0 cannot be raised to a negative power");
+    const double made = std::pow(a, b);
+    if (std::isnan(made) && !std::isnan(a) && !std::isnan(b))
+      fail("a negative number to a power that is not whole has no real value");
+    if (std::isinf(made) && !std::isinf(a) && !std::isinf(b)) fail("Numerical result out of range");
+    return Value(made);
+  }
   if (b == 0) fail("division by zero");
   if (op == "/") return Value(a / b);
   double rest = std::fmod(a, b);
   if (rest != 0 && (rest < 0) != (b < 0)) rest += b;
   if (op == "%") return Value(rest == 0 ? std::copysign(0.0, b) : rest);
   const double quotient = (a - rest) / b;
+  if (quotient == 0) return Value(std::copysign(0.0, a / b));
   const double floor = std::floor(quotient);
   return Value(quotient - floor > 0.5 ? floor + 1 : floor);
 }
@@ -93,13 +65,13 @@ Value range(Interpreter& on, const CallArguments& given) {
     fail("range takes 1 to 3 numbers");
   for (const Value& value : values) {
     demand_defined(value);
-    if (!value.is_int() && !value.is_bool())
+    if (!is_index(value))
       fail("range: '" + std::string(type_name(value)) +
            "' object cannot be interpreted as an integer");
   }
-  const std::int64_t begin = values.size() > 1 ? whole(values[0]) : 0;
-  const std::int64_t end = values.size() > 1 ? whole(values[1]) : whole(values[0]);
-  const std::int64_t step = values.size() > 2 ? whole(values[2]) : 1;
+  const std::int64_t begin = values.size() > 1 ? clamped(values[0]) : 0;
+  const std::int64_t end = values.size() > 1 ? clamped(values[1]) : clamped(values[0]);
+  const std::int64_t step = values.size() > 2 ? clamped(values[2]) : 1;
   if (step == 0) fail("range() arg 3 must not be zero");
   Value::Items items;
   for (std::int64_t at = begin; step > 0 ? at < end : at > end;) {
@@ -152,9 +124,9 @@ Value strftime_now(Interpreter& on, const CallArguments& given) {
 std::int64_t slice_bound(const Value& bound, std::int64_t size, std::int64_t absent,
                          bool backwards) {
   if (bound.is_none()) return absent;
-  if (!bound.is_int() && !bound.is_bool())
+  if (!is_index(bound))
     fail("slice indices must be integers or None, not " + std::string(type_name(bound)));
-  std::int64_t at = whole(bound);
+  std::int64_t at = clamped(bound);
   if (at < 0) at = at < -size ? -1 : at + size;
   const std::int64_t low = backwards ? -1 : 0;
   return std::clamp(at < 0 ? low : at, low, backwards ? size - 1 : size);
@@ -167,7 +139,7 @@ Value arithmetic(Interpreter& on, std::string_view op, const Value& a, const Val
   demand_defined(b);
   if (a.is_number() && b.is_number()) {
     if (a.is_float() || b.is_float()) return reals(op, real(a), real(b));
-    return integers(op, whole(a), whole(b));
+    return integer_arithmetic(on, op, a, b);
   }
   if (op == "+" && a.is_string() && b.is_string()) return on.text(a.as_string() + b.as_string());
   if (op == "+" && a.is_list() && b.is_list() && a.is_tuple() == b.is_tuple()) {
@@ -176,21 +148,21 @@ Value arithmetic(Interpreter& on, std::string_view op, const Value& a, const Val
     on.charge(4 * items.size());
     return a.is_tuple() ? Value::tuple(std::move(items)) : Value::list(std::move(items));
   }
-  if (op == "*" && (a.is_string() || a.is_list()) && (b.is_int() || b.is_bool()))
-    return repeated(on, a, whole(b));
-  if (op == "*" && (b.is_string() || b.is_list()) && (a.is_int() || a.is_bool()))
-    return repeated(on, b, whole(a));
+  if (op == "*" && (a.is_string() || a.is_list()) && is_index(b))
+    return repeated(on, a, clamped(b));
+  if (op == "*" && (b.is_string() || b.is_list()) && is_index(a))
+    return repeated(on, b, clamped(a));
   if (op == "%" && a.is_string()) fail("formatting a string with % is not implemented");
   fail("unsupported operand types for " + std::string(op) + ": '" + std::string(type_name(a)) +
        "' and '" + std::string(type_name(b)) + "'");
 }
 
-Value negative(const Value& value) {
+Value negative(Interpreter& on, const Value& value) {
   demand_defined(value);
   if (value.is_float()) return Value(-value.as_float());
   if (!value.is_number())
     fail("bad operand type for unary -: '" + std::string(type_name(value)) + "'");
-  return integers("-", 0, whole(value));
+  return integer_arithmetic(on, "-", Value(0), value);
 }
 
 bool contains(Interpreter& on, const Value& container, const Value& item) {
@@ -198,7 +170,7 @@ bool contains(Interpreter& on, const Value& container, const Value& item) {
     if (!item.is_string())
       fail("'in <string>' requires string as left operand, not " + std::string(type_name(item)));
     on.charge(container.as_string().size() / 8);
-    return container.as_string().find(item.as_string()) != std::string::npos;
+    return python::find(container.as_string(), item.as_string()) != std::string::npos;
   }
   if (container.is_list()) {
     const bool deep = item.is_list() || item.is_dict();
@@ -216,9 +188,9 @@ Value slice(Interpreter& on, const Value& value, const Value& begin, const Value
   demand_defined(value);
   if (!value.is_list() && !value.is_string())
     return Value::undefined("'" + std::string(type_name(value)) + " object' cannot be sliced");
-  if (!step.is_none() && !step.is_int() && !step.is_bool())
+  if (!step.is_none() && !is_index(step))
     fail("slice indices must be integers or None, not " + std::string(type_name(step)));
-  const std::int64_t stride = step.is_none() ? 1 : whole(step);
+  const std::int64_t stride = step.is_none() ? 1 : clamped(step);
   if (stride == 0) fail("slice step cannot be zero");
   const Value::Items all = iterate(value);
   on.charge(all.size());
@@ -268,9 +240,9 @@ Bound::Bound(std::string_view what, const CallArguments& given,
 std::int64_t Bound::integer(std::size_t i, std::int64_t otherwise) const {
   if (!has(i)) return otherwise;
   demand_defined(*values_[i]);
-  if (!values_[i]->is_int() && !values_[i]->is_bool())
+  if (!is_index(*values_[i]))
     fail(what_ + " needs an integer, not '" + std::string(type_name(*values_[i])) + "'");
-  return whole(*values_[i]);
+  return clamped(*values_[i]);
 }
 
 std::string Bound::string(std::size_t i, std::string otherwise) const {

@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <set>
 
+#include "tenon/runtime/jinja_integer.h"
 #include "tenon/runtime/jinja_interpreter.h"
 #include "tenon/runtime/python_text.h"
+#include "tenon/runtime/utf8.h"
 
 namespace tenon::jinja {
 namespace {
@@ -12,12 +14,12 @@ using Given = CallArguments;
 
 // What `attribute=` names: a dotted path of members and positions.
 Value path(Interpreter& on, Value value, const Value& attribute) {
-  if (attribute.is_int()) return on.subscript(value, attribute);
+  if (attribute.is_integer()) return on.subscript(value, attribute);
   for (const std::string& part : python::split(on.shown(attribute), ".", -1, false)) {
     const bool is_number =
         !part.empty() && part.find_first_not_of("0123456789") == std::string::npos;
-    const auto index = is_number ? python::parse_int(part, 10) : std::nullopt;
-    value = on.subscript(value, index ? Value(*index) : Value(part));
+    const auto index = is_number ? parse_integer(part, 10) : std::nullopt;
+    value = on.subscript(value, index ? *index : Value(part));
   }
   return value;
 }
@@ -27,14 +29,19 @@ Value folded(const Value& value) {
   return value.is_string() ? Value(python::lower(value.as_string())) : value;
 }
 
-Value first(Interpreter&, const Value& value, const Given& given) {
+Value first(Interpreter& on, const Value& value, const Given& given) {
   const Bound none("first", given, {});
+  if (value.is_string() && !value.as_string().empty())
+    return on.text(std::string(utf8_slice(value.as_string(), 0, 1)));
   const Value::Items items = iterate(value);
   return items.empty() ? Value::undefined("No first item, sequence was empty.") : items.front();
 }
 
-Value last(Interpreter&, const Value& value, const Given& given) {
+Value last(Interpreter& on, const Value& value, const Given& given) {
   const Bound none("last", given, {});
+  if (value.is_string() && !value.as_string().empty())
+    return on.text(
+        std::string(utf8_slice(value.as_string(), utf8_count(value.as_string()) - 1, 1)));
   const Value::Items items = iterate(value);
   return items.empty() ? Value::undefined("No last item, sequence was empty.") : items.back();
 }
@@ -115,6 +122,22 @@ Value min(Interpreter& on, const Value& value, const Given& given) {
   return extreme(on, value, given, "min", -1);
 }
 
+// The key of `sort`: all that `attribute` names, with commas between; none names the item.
+Value sort_key(Interpreter& on, const Value& item, bool case_sensitive, const Value& attribute) {
+  Value::Items parts;
+  if (attribute.is_none() || attribute.is_integer()) {
+    parts.push_back(attribute.is_none() ? item : path(on, item, attribute));
+  } else {
+    for (const std::string& name : python::split(on.shown(attribute), ",", -1, false))
+      parts.push_back(path(on, item, Value(name)));
+  }
+  for (Value& part : parts) {
+    if (part.is_string()) on.charge(part.weight());
+    if (!case_sensitive) part = folded(part);
+  }
+  return Value::tuple(std::move(parts));
+}
+
 void sort_by_key(Interpreter& on, Keyed& all, bool reverse) {
   auto before = [&](const auto& a, const auto& b) {
     return reverse ? on.compared(b.first, a.first) < 0 : on.compared(a.first, b.first) < 0;
@@ -124,7 +147,10 @@ void sort_by_key(Interpreter& on, Keyed& all, bool reverse) {
 
 Value sort(Interpreter& on, const Value& value, const Given& given) {
   const Bound bound("sort", given, {"reverse", "case_sensitive", "attribute"});
-  Keyed all = keyed(on, value, bound.flag(1, false), bound.get(2, Value()));
+  Keyed all;
+  for (const Value& item : iterate(value))
+    all.emplace_back(sort_key(on, item, bound.flag(1, false), bound.get(2, Value())), item);
+  on.charge(8 * all.size());
   sort_by_key(on, all, bound.flag(0, false));
   Value::Items items;
   for (auto& pair : all) items.push_back(std::move(pair.second));
@@ -167,6 +193,7 @@ Given rest_of(const Given& given, std::size_t used) {
 }
 
 Value map(Interpreter& on, const Value& value, const Given& given) {
+  if (!truth(value)) return Value::list({});  // also none and 0, which cannot be iterated over
   Value::Items made;
   if (given.positional.empty()) {
     const Bound bound("map", given, {"attribute", "default"}, 1);
@@ -186,6 +213,7 @@ Value map(Interpreter& on, const Value& value, const Given& given) {
 // select, reject, selectattr, rejectattr.
 Value chosen(Interpreter& on, const Value& value, const Given& given, bool by_attribute,
              bool wanted) {
+  if (!truth(value)) return Value::list({});
   if (by_attribute && given.positional.empty()) fail("Missing parameter for attribute name");
   const std::size_t used = by_attribute ? 1 : 0;
   const bool has_test = given.positional.size() > used;

@@ -1,6 +1,7 @@
 // Tests: what may follow `is`.
 #include <algorithm>
 
+#include "tenon/runtime/jinja_integer.h"
 #include "tenon/runtime/jinja_interpreter.h"
 #include "tenon/runtime/python_text.h"
 
@@ -22,7 +23,7 @@ bool is_none(const Value& v) { return v.is_none(); }
 bool is_boolean(const Value& v) { return v.is_bool(); }
 bool is_true(const Value& v) { return v.is_bool() && v.as_bool(); }
 bool is_false(const Value& v) { return v.is_bool() && !v.as_bool(); }
-bool is_integer(const Value& v) { return v.is_int(); }
+bool is_integer(const Value& v) { return v.is_integer(); }
 bool is_float(const Value& v) { return v.is_float(); }
 bool is_number(const Value& v) { return v.is_number(); }
 bool is_string(const Value& v) { return v.is_string(); }
@@ -37,7 +38,8 @@ bool is_callable(const Value& v) {
 // All cased characters, of which there is one, are of one case.
 bool cased(const Value& value, bool (*wanted)(char32_t), bool (*other)(char32_t)) {
   const std::u32string codes = python::code_points(to_text(value));
-  return std::ranges::any_of(codes, wanted) && std::ranges::none_of(codes, other);
+  return std::ranges::any_of(codes, wanted) && std::ranges::none_of(codes, other) &&
+         std::ranges::none_of(codes, python::is_title);
 }
 bool is_lower(const Value& v) { return cased(v, python::is_lower, python::is_upper); }
 bool is_upper(const Value& v) { return cased(v, python::is_upper, python::is_lower); }
@@ -45,7 +47,7 @@ bool is_upper(const Value& v) { return cased(v, python::is_upper, python::is_low
 std::int64_t rest_by(Interpreter& on, const Value& value, const Value& by) {
   const Value rest = arithmetic(on, "%", value, by);
   if (rest.is_float()) return rest.as_float() == 0 ? 0 : rest.as_float() == 1 ? 1 : 2;
-  return rest.as_int();
+  return clamped(rest);
 }
 bool is_odd(Interpreter& on, const Value& value, const Given&) {
   return rest_by(on, value, Value(2)) == 1;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tenon/runtime/jinja_integer.h"
 #include "tenon/runtime/jinja_object.h"
 #include "tenon/runtime/python_text.h"
 #include "tenon/runtime/utf8.h"
@@ -35,21 +36,6 @@ std::size_t place_of(const Dict& dict, const Value& key) {
   return static_cast<std::size_t>(found - dict.pairs.begin());
 }
 
-double as_double(const Value& value) {
-  if (value.is_bool()) return value.as_bool() ? 1 : 0;
-  return value.is_int() ? static_cast<double>(value.as_int()) : value.as_float();
-}
-
-int compare_numbers(const Value& a, const Value& b) {
-  if (!a.is_float() && !b.is_float()) {
-    const std::int64_t x = a.is_int() ? a.as_int() : a.as_bool();
-    const std::int64_t y = b.is_int() ? b.as_int() : b.as_bool();
-    return x < y ? -1 : x > y ? 1 : 0;
-  }
-  const double x = as_double(a), y = as_double(b);
-  return x < y ? -1 : x > y ? 1 : 0;
-}
-
 std::string join_reprs(const Value::Items& items) {
   std::string text;
   for (const Value& item : items) {
@@ -64,12 +50,13 @@ std::string join_reprs(const Value::Items& items) {
 std::string key_text(const Value& key) {
   if (key.is_string()) return "s" + key.as_string();
   if (key.is_none()) return "z";
+  if (key.is_undefined()) return "u";
   if (key.is_bool()) return key.as_bool() ? "n1" : "n0";
-  if (key.is_int()) return "n" + std::to_string(key.as_int());
+  if (key.is_integer()) return "n" + integer_text(key);
   if (key.is_float()) {
     const double value = key.as_float();
-    if (value == std::floor(value) && std::fabs(value) < 9e15)
-      return "n" + std::to_string(static_cast<std::int64_t>(value));
+    if (value == std::floor(value) && !std::isinf(value))
+      return "n" + integer_text(integer_of_double(value));
     return "n" + python::number(value);
   }
   if (key.is_tuple()) {
@@ -155,6 +142,7 @@ int Value::depth() const {
 
 std::size_t Value::weight() const {
   if (is_string()) return 1 + as_string().size() / 8;
+  if (is_big()) return 1000;
   if (is_list()) return std::get<std::shared_ptr<const List>>(held_)->weight;
   if (is_dict()) return std::get<std::shared_ptr<const Dict>>(held_)->weight;
   return 1;
@@ -163,7 +151,7 @@ std::size_t Value::weight() const {
 std::string_view type_name(const Value& value) {
   if (value.is_none()) return "NoneType";
   if (value.is_bool()) return "bool";
-  if (value.is_int()) return "int";
+  if (value.is_integer()) return "int";
   if (value.is_float()) return "float";
   if (value.is_string()) return "str";
   if (value.is_list()) return value.is_tuple() ? "tuple" : "list";
@@ -176,6 +164,7 @@ bool truth(const Value& value) {
   if (value.is_bool()) return value.as_bool();
   if (value.is_int()) return value.as_int() != 0;
   if (value.is_float()) return value.as_float() != 0;
+  if (value.is_big()) return true;
   if (value.is_string()) return !value.as_string().empty();
   if (value.is_list()) return !value.items().empty();
   if (value.is_dict()) return !value.pairs().empty();
@@ -228,7 +217,7 @@ std::string to_text(const Value& value) {
 std::string to_repr(const Value& value) {
   if (value.is_none()) return "None";
   if (value.is_bool()) return value.as_bool() ? "True" : "False";
-  if (value.is_int()) return std::to_string(value.as_int());
+  if (value.is_integer()) return integer_text(value);
   if (value.is_float()) return python::number(value.as_float());
   if (value.is_string()) return python::quoted(value.as_string());
   if (value.is_undefined()) return "Undefined";

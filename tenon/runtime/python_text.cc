@@ -8,6 +8,7 @@
 #include <cmath>
 #include <limits>
 
+#include "tenon/runtime/unicode.h"
 #include "tenon/runtime/utf8.h"
 
 namespace tenon::python {
@@ -17,26 +18,78 @@ utf8proc_category_t category(char32_t code) {
   return utf8proc_category(static_cast<utf8proc_int32_t>(code));
 }
 
-template <class Map>
-std::string mapped(std::string_view text, Map&& map) {
-  std::string out;
-  out.reserve(text.size());
-  for (char32_t code : code_points(text)) utf8_append(out, map(code));
-  return out;
+bool is_cased(char32_t code) { return is_upper(code) || is_lower(code) || is_title(code); }
+
+const SpecialCase* special_case(char32_t code) {
+  const auto found = std::ranges::lower_bound(special_cases(), code, {}, &SpecialCase::code);
+  return found != special_cases().end() && found->code == code ? &*found : nullptr;
 }
 
-char32_t to_upper(char32_t code) {
-  return static_cast<char32_t>(utf8proc_toupper(static_cast<utf8proc_int32_t>(code)));
+void append(std::string& out, std::u32string_view codes) {
+  for (char32_t code : codes) utf8_append(out, code);
 }
-char32_t to_lower(char32_t code) {
-  return static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(code)));
+void append_upper(std::string& out, char32_t code) {
+  if (const SpecialCase* special = special_case(code)) return append(out, special->upper);
+  utf8_append(out, static_cast<char32_t>(utf8proc_toupper(static_cast<utf8proc_int32_t>(code))));
 }
-char32_t to_title(char32_t code) {
-  return static_cast<char32_t>(utf8proc_totitle(static_cast<utf8proc_int32_t>(code)));
+void append_title(std::string& out, char32_t code) {
+  if (const SpecialCase* special = special_case(code)) return append(out, special->title);
+  utf8_append(out, static_cast<char32_t>(utf8proc_totitle(static_cast<utf8proc_int32_t>(code))));
 }
-bool is_cased(char32_t code) {
-  return is_upper(code) || is_lower(code) || category(code) == UTF8PROC_CATEGORY_LT;
+
+// Marks, signs and the like that do not end a word for the sake of its last sigma.
+bool is_case_ignorable(char32_t code) {
+  switch (category(code)) {
+    case UTF8PROC_CATEGORY_MN:
+    case UTF8PROC_CATEGORY_ME:
+    case UTF8PROC_CATEGORY_CF:
+    case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_SK: return true;
+    default: break;
+  }
+  constexpr std::u32string_view kInWords =
+      U"'.:\u00B7\u0387\u055F\u05F4\u2018\u2019\u2024\u2027\uFE13\uFE52\uFE55\uFF07\uFF0E\uFF1A";
+  return kInWords.find(code) != std::u32string_view::npos;
 }
+
+// Appends lower case of text piece by piece. Only two characters are not mapped one to one.
+class Lowering {
+ public:
+  explicit Lowering(std::u32string_view codes) : codes_(codes) {
+    // Whether a cased character follows, ignorable ones left out, for every sigma.
+    bool follows = false;
+    followed_.resize(codes.find(kSigma) == codes.npos ? 0 : codes.size());
+    for (std::size_t i = followed_.size(); i-- > 0;) {
+      followed_[i] = follows;
+      if (!is_case_ignorable(codes[i])) follows = is_cased(codes[i]);
+    }
+  }
+  // Character `i`, after all before it.
+  void append(std::string& out, std::size_t i) {
+    const char32_t code = codes_[i];
+    if (code == kSigma) {
+      utf8_append(out, follows_cased_ && !followed_[i] ? U'\u03C2' : U'\u03C3');
+    } else if (code == U'\u0130') {
+      out += "i\u0307";
+    } else {
+      utf8_append(out,
+                  static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(code))));
+    }
+    pass(i);
+  }
+  // Character `i` was written otherwise.
+  void pass(std::size_t i) {
+    if (!is_case_ignorable(codes_[i])) follows_cased_ = is_cased(codes_[i]);
+  }
+
+ private:
+  static constexpr char32_t kSigma = U'\u03A3';
+  std::u32string_view codes_;
+  std::vector<bool> followed_;
+  bool follows_cased_ = false;
+};
+
+constexpr std::size_t kShortPart = 32;  // searched plainly
 
 // The last character of `text`, which is not empty, and its bytes.
 Utf8Character last_character(std::string_view text) {
@@ -75,8 +128,15 @@ bool is_alpha(char32_t code) {
   return kind >= UTF8PROC_CATEGORY_LU && kind <= UTF8PROC_CATEGORY_LO;
 }
 bool is_decimal(char32_t code) { return category(code) == UTF8PROC_CATEGORY_ND; }
-bool is_upper(char32_t code) { return category(code) == UTF8PROC_CATEGORY_LU; }
-bool is_lower(char32_t code) { return category(code) == UTF8PROC_CATEGORY_LL; }
+bool is_upper(char32_t code) {
+  return category(code) == UTF8PROC_CATEGORY_LU ||
+         utf8proc_isupper(static_cast<utf8proc_int32_t>(code));
+}
+bool is_lower(char32_t code) {
+  return category(code) == UTF8PROC_CATEGORY_LL ||
+         utf8proc_islower(static_cast<utf8proc_int32_t>(code));
+}
+bool is_title(char32_t code) { return category(code) == UTF8PROC_CATEGORY_LT; }
 bool is_printable(char32_t code) {
   switch (category(code)) {
     case UTF8PROC_CATEGORY_CC:
@@ -93,33 +153,96 @@ bool is_printable(char32_t code) {
 
 std::string upper(std::string_view text) {
   std::string out;
-  for (char32_t code : code_points(text)) {
-    if (code == U'ß') {
-      out += "SS";
-    } else {
-      utf8_append(out, to_upper(code));
+  for (char32_t code : code_points(text)) append_upper(out, code);
+  return out;
+}
+
+std::string lower(std::string_view text) {
+  const std::u32string codes = code_points(text);
+  Lowering lowering(codes);
+  std::string out;
+  out.reserve(text.size());
+  for (std::size_t i = 0; i < codes.size(); ++i) lowering.append(out, i);
+  return out;
+}
+
+std::string swapcase(std::string_view text) {
+  const std::u32string codes = code_points(text);
+  Lowering lowering(codes);
+  std::string out;
+  for (std::size_t i = 0; i < codes.size(); ++i) {
+    if (is_upper(codes[i])) {
+      lowering.append(out, i);
+      continue;
     }
+    if (is_lower(codes[i])) {
+      append_upper(out, codes[i]);
+    } else {
+      utf8_append(out, codes[i]);
+    }
+    lowering.pass(i);
   }
   return out;
 }
-std::string lower(std::string_view text) { return mapped(text, to_lower); }
 
-std::string title(std::string_view text) {
+namespace {
+
+// Title case where a word begins (or only the first one), lower case elsewhere.
+std::string titled(std::string_view text, bool only_first) {
+  const std::u32string codes = code_points(text);
+  Lowering lowering(codes);
+  std::string out;
   bool inside = false;
-  return mapped(text, [&](char32_t code) {
-    const char32_t out = inside ? to_lower(code) : to_title(code);
-    inside = is_cased(code);
-    return out;
-  });
+  for (std::size_t i = 0; i < codes.size(); ++i) {
+    if (inside) {
+      lowering.append(out, i);
+    } else {
+      append_title(out, codes[i]);
+      lowering.pass(i);
+    }
+    inside = only_first || is_cased(codes[i]);
+  }
+  return out;
 }
 
-std::string capitalize(std::string_view text) {
-  bool inside = false;
-  return mapped(text, [&](char32_t code) {
-    const char32_t out = inside ? to_lower(code) : to_title(code);
-    inside = true;
-    return out;
-  });
+}  // namespace
+
+std::string title(std::string_view text) { return titled(text, false); }
+std::string capitalize(std::string_view text) { return titled(text, true); }
+
+namespace {
+
+// Knuth, Morris and Pratt: where `part` first stands in the text, or the end; reads no byte twice.
+template <class Text, class Part>
+Text found_in(Text text, Text end, Part part, std::size_t size) {
+  // How much of a beginning of the part is also the end of that beginning.
+  std::vector<std::uint32_t> border(size + 1, 0);
+  for (std::size_t i = 1, k = 0; i < size; ++i) {
+    while (k > 0 && part[i] != part[k]) k = border[k];
+    border[i + 1] = static_cast<std::uint32_t>(k += part[i] == part[k]);
+  }
+  for (std::size_t k = 0; text != end;) {
+    while (k > 0 && *text != part[k]) k = border[k];
+    k += *text == part[k];
+    ++text;
+    if (k == size) return text - static_cast<std::ptrdiff_t>(size);
+  }
+  return end;
+}
+
+}  // namespace
+
+std::size_t find(std::string_view text, std::string_view part) {
+  if (part.size() <= kShortPart || part.size() > text.size()) return text.find(part);
+  const auto at = found_in(text.begin(), text.end(), part.begin(), part.size());
+  return at == text.end() ? std::string_view::npos : static_cast<std::size_t>(at - text.begin());
+}
+
+std::size_t rfind(std::string_view text, std::string_view part) {
+  if (part.size() <= kShortPart || part.size() > text.size()) return text.rfind(part);
+  const auto at = found_in(text.rbegin(), text.rend(), part.rbegin(), part.size());
+  return at == text.rend() ? std::string_view::npos
+                           : static_cast<std::size_t>(text.rend() - at) - part.size();
 }
 
 std::string_view strip(std::string_view text, Side side,
@@ -194,8 +317,8 @@ std::vector<std::string> split(std::string_view text, std::optional<std::string_
   for (;;) {
     const bool may = max_splits < 0 || static_cast<std::int64_t>(parts.size()) < max_splits;
     const std::size_t at = !may         ? std::string_view::npos
-                           : from_right ? text.rfind(*separator)
-                                        : text.find(*separator);
+                           : from_right ? rfind(text, *separator)
+                                        : find(text, *separator);
     if (at == std::string_view::npos) break;
     if (from_right) {
       parts.emplace_back(text.substr(at + separator->size()));
@@ -210,7 +333,7 @@ std::vector<std::string> split(std::string_view text, std::optional<std::string_
   return parts;
 }
 
-std::vector<std::string> split_lines(std::string_view text) {
+std::vector<std::string> split_lines(std::string_view text, bool keep_ends) {
   auto ends_line = [](char32_t code) {
     return (code >= 0x0A && code <= 0x0D) || (code >= 0x1C && code <= 0x1E) || code == 0x85 ||
            code == 0x2028 || code == 0x2029;
@@ -224,8 +347,8 @@ std::vector<std::string> split_lines(std::string_view text) {
       if (ends_line(one.code)) break;
       end = next;
     }
-    lines.emplace_back(text.substr(0, end));
     if (text.substr(end).starts_with("\r\n")) ++next;
+    lines.emplace_back(text.substr(0, keep_ends ? next : end));
     text.remove_prefix(next);
   }
   return lines;
@@ -247,7 +370,7 @@ std::string replace(std::string_view text, std::string_view from, std::string_vi
     return out.append(text);
   }
   while (count != max_count) {
-    const std::size_t at = text.find(from);
+    const std::size_t at = find(text, from);
     if (at == std::string_view::npos) break;
     out.append(text.substr(0, at)).append(to);
     text.remove_prefix(at + from.size());
@@ -299,7 +422,7 @@ std::string number(double value) {
   return out;
 }
 
-std::optional<std::int64_t> parse_int(std::string_view text, int base) {
+std::optional<IntegerDigits> integer_digits(std::string_view text, int base) {
   text = strip(text, Side::kBoth);
   bool negative = false;
   if (text.starts_with('-') || text.starts_with('+')) {
@@ -322,11 +445,7 @@ std::optional<std::int64_t> parse_int(std::string_view text, int base) {
   std::string digits(text);
   std::erase(digits, '_');
   if (negative) digits.insert(0, 1, '-');
-  std::int64_t value = 0;
-  const auto [end, error] =
-      std::from_chars(digits.data(), digits.data() + digits.size(), value, base);
-  if (error != std::errc() || end != digits.data() + digits.size()) return std::nullopt;
-  return value;
+  return IntegerDigits{std::move(digits), base};
 }
 
 std::optional<double> parse_float(std::string_view text) {

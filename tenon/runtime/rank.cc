@@ -7,6 +7,7 @@
 #include <string>
 #include <thread>
 
+#include "tenon/comm/agreement.h"
 #include "tenon/comm/bootstrap.h"
 #include "tenon/core/env.h"
 #include "tenon/core/guard.h"
@@ -21,6 +22,21 @@ int threads_of_rank(int ranks) {
   if (env().cpu_threads > 0) return env().cpu_threads;
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / ranks);
 }
+
+std::string bytes_text(double bytes) {
+  if (bytes >= 1e10) return std::to_string(std::llround(bytes / 1e9)) + " GB";
+  return std::to_string(std::llround(bytes / 1e6)) + " MB";
+}
+
+// Bytes of the caches of one rank: of a block of tokens and of a sequence, over all layers.
+struct CacheBytes {
+  double block, state;
+  explicit CacheBytes(const CacheLayout& of)
+      : block(2.0 * 2 * of.num_kv_layers * of.kv_heads * of.head_dim * kBlockTokens),
+        state(of.num_state_layers *
+              (2.0 * 3 * of.conv_dim + 4.0 * of.v_heads * of.key_dim * of.value_dim)) {}
+  double of(int blocks, int sequences) const { return block * blocks + state * sequences; }
+};
 
 }  // namespace
 
@@ -49,6 +65,12 @@ Result<std::unique_ptr<Rank>> Rank::open(const EngineOptions& options, int rank,
   comm_options.deadline = options.deadline;
   comm_options.bootstrap = std::move(bootstrap);
   TENON_ASSIGN(opened->comm_, Communicator::create(comm_options, device));
+  Fields fields;  // what steps, caches and draws are cut to; a process may have been told otherwise
+  fields("max_batch", options.max_batch);
+  fields("max_context", options.max_context);
+  fields("max_tokens_per_step", options.max_tokens_per_step);
+  fields("num_tokens", options.num_tokens);
+  TENON_TRY(opened->comm_->agree_equal(fields, "engine options"));
   TENON_ASSIGN(Stream stream, Stream::create(device));
   opened->stream_.emplace(std::move(stream));
   TENON_ASSIGN(opened->model_, make_model(*opened->comm_, *opened->stream_));
@@ -64,7 +86,8 @@ Status Rank::allocate() {
     return Status::error(Code::kInternal,
                          "the model reports a vocabulary of " + std::to_string(vocab) + ", which " +
                              std::to_string(comm_->size()) + " ranks cannot share evenly");
-  if (num_tokens_ <= 0 || num_tokens_ > vocab) num_tokens_ = vocab;
+  if (num_tokens_ <= 0) num_tokens_ = model_->num_ids();
+  num_tokens_ = std::min(num_tokens_, model_->num_ids());
   const auto batch = static_cast<std::size_t>(max_batch_);
   TENON_ASSIGN(input_, Buffer::allocate(device, layout_.bytes()));
   TENON_ASSIGN(logits_, Buffer::allocate(device, batch * static_cast<std::size_t>(vocab) * 4));
@@ -75,28 +98,33 @@ Status Rank::allocate() {
   return plan_sampling();
 }
 
+Status Rank::no_room_for_caches(double wanted, const std::string& found,
+                                const std::string& accepted) const {
+  return Status::error(Code::kOutOfMemory,
+                       "max_context " + std::to_string(max_context_) + " with max_batch " +
+                           std::to_string(max_batch_) + " asks for " + bytes_text(wanted) +
+                           " of caches on each rank, " + found + "; accepted are " + accepted);
+}
+
 // Host memory is promised before it is there: caches that cannot fit are refused, not touched.
 Status Rank::check_cache_bytes(const CacheLayout& caches) const {
-  const double token_bytes = 2.0 * 2 * caches.num_kv_layers * caches.kv_heads * caches.head_dim;
-  const double state_bytes =
-      caches.num_state_layers *
-      (2.0 * 3 * caches.conv_dim + 4.0 * caches.v_heads * caches.key_dim * caches.value_dim);
-  const double wanted = token_bytes * kBlockTokens * max_blocks_total_ + state_bytes * max_batch_;
+  const CacheBytes each(caches);
+  const double wanted = each.of(max_blocks_total_, max_batch_);
   TENON_ASSIGN(const DeviceProperties found, properties(comm_->device()));
   const int sharers = is_host(comm_->device().target) ? comm_->size() : 1;
   const double has = static_cast<double>(found.total_bytes) / sharers;
   if (wanted <= has) return Status::ok();
-  const auto gigabytes = [](double bytes) { return std::to_string(std::llround(bytes / 1e9)); };
-  const double most = token_bytes > 0 ? (has / max_batch_ - state_bytes) / token_bytes : 0;
-  return Status::error(
-      Code::kOutOfMemory,
-      "max_context " + std::to_string(max_context_) + " with max_batch " +
-          std::to_string(max_batch_) + " asks for " + gigabytes(wanted) +
-          " GB of caches on each rank, which has " + gigabytes(has) + " GB; accepted are " +
-          (most < kBlockTokens
-               ? "smaller batches"
-               : "contexts of at most " +
-                     std::to_string(static_cast<int>(most) / kBlockTokens * kBlockTokens)));
+  const double most_batch = has / each.of(Scheduler::blocks_per_sequence(max_context_), 1);
+  const double most_blocks = each.block > 0 ? (has / max_batch_ - each.state) / each.block : 0;
+  std::string accepted;
+  if (most_blocks >= 1)
+    accepted = "contexts of at most " +
+               std::to_string(static_cast<std::int64_t>(most_blocks) * kBlockTokens);
+  if (most_batch >= 1)
+    accepted += (accepted.empty() ? "" : ", or ") +
+                ("batches of at most " + std::to_string(static_cast<std::int64_t>(most_batch)));
+  if (accepted.empty()) accepted = "smaller contexts and batches together";
+  return no_room_for_caches(wanted, "which has " + bytes_text(has), accepted);
 }
 
 Status Rank::allocate_caches(const CacheLayout& caches) {
@@ -105,11 +133,17 @@ Status Rank::allocate_caches(const CacheLayout& caches) {
                                               std::to_string(caches.block_tokens) +
                                               " tokens; the engine has blocks of 64");
   TENON_TRY(check_cache_bytes(caches));
+  const double wanted = CacheBytes(caches).of(max_blocks_total_, max_batch_);
+  double had = 0;
   const auto add = [&](std::vector<TensorView>& list, DType dtype,
                        std::initializer_list<std::int64_t> shape) -> Status {
     TensorView tensor = view(nullptr, dtype, comm_->device(), shape);
-    TENON_ASSIGN(Buffer memory, Buffer::allocate(comm_->device(), tensor.bytes()),
-                 "allocate the caches");
+    auto allocated = Buffer::allocate(comm_->device(), tensor.bytes());
+    if (allocated.status().code() == Code::kOutOfMemory)
+      return no_room_for_caches(wanted, "of which " + bytes_text(had) + " could be had",
+                                "smaller contexts and batches");
+    TENON_ASSIGN(Buffer memory, std::move(allocated), "allocate the caches");
+    had += static_cast<double>(memory.bytes());
     // Zero, so that nothing ever reads what was never written.
     TENON_TRY(stream_->fill(memory.data(), 0, memory.bytes()));
     tensor.data = memory.data();
@@ -173,7 +207,26 @@ Status Rank::run_on_stream(std::span<const std::byte> input) {
   TENON_TRY(sampling::run(sampling_plan_, args, stream));
   TENON_TRY(stream.copy(drawn_host_.data(), drawn_.data(), args.out.bytes()));
   TENON_TRY(stream.synchronize());
+  for (int row = 0; row < last_rows_; ++row)
+    if (drawn_host_[static_cast<std::size_t>(row)] < 0)
+      TENON_TRY(clear_caches(StepReader::caches(layout_, input, row)));
   return comm_->health();
+}
+
+// What a sequence without a number leaves behind may be NaN, and 0 · NaN is NaN for whoever has
+// these blocks and this slot next.
+Status Rank::clear_caches(const StepReader::Caches& held) {
+  const auto clear = [this](const TensorView& tensor, std::int32_t index) {
+    const std::size_t bytes = tensor.bytes() / static_cast<std::size_t>(tensor.shape[0]);
+    auto* memory = static_cast<std::byte*>(tensor.data);
+    return stream_->fill(memory + static_cast<std::size_t>(index) * bytes, 0, bytes);
+  };
+  for (const auto* layers : {&k_, &v_})
+    for (const TensorView& layer : *layers)
+      for (const std::int32_t block : held.blocks) TENON_TRY(clear(layer, block));
+  for (const auto* layers : {&conv_state_, &state_})
+    for (const TensorView& layer : *layers) TENON_TRY(clear(layer, held.state_slot));
+  return Status::ok();
 }
 
 Result<std::span<const std::int32_t>> Rank::run(std::span<const std::byte> input) {
@@ -182,7 +235,10 @@ Result<std::span<const std::int32_t>> Rank::run(std::span<const std::byte> input
     // What a peer did wrong comes first: a step that failed because of it is only the consequence.
     const Status health = comm_->health();
     const Status& cause = health ? status : health;
-    comm_->abort(cause.message());
+    static_cast<void>(guarded([&] {  // without the memory for it they notice by their deadline
+      comm_->abort(cause.message());
+      return Status::ok();
+    }));
     return cause;
   }
   return std::span<const std::int32_t>(drawn_host_.data(), static_cast<std::size_t>(last_rows_));

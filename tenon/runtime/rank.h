@@ -33,7 +33,11 @@ class Rank {
   // Followers: room for one step's bytes.
   std::span<std::byte> received() { return received_; }
 
-  // Runs the step that `input` holds and returns the token drawn for each of its sequences.
+  // Ids that may be asked with and drawn: 0 … num_tokens() − 1.
+  int num_tokens() const { return num_tokens_; }
+
+  // Runs the step that `input` holds and returns the token drawn for each of its sequences: −1
+  // where the logits hold no number. Such a sequence cannot go on; its caches are empty again.
   // Collective. An error has already told the other ranks to give up.
   Result<std::span<const std::int32_t>> run(std::span<const std::byte> input);
 
@@ -45,10 +49,13 @@ class Rank {
   explicit Rank(const EngineOptions& options);
   Status allocate();
   Status check_cache_bytes(const CacheLayout& caches) const;
+  Status no_room_for_caches(double wanted, const std::string& found,
+                            const std::string& accepted) const;
   Status allocate_caches(const CacheLayout& caches);
   Status plan_sampling();
   TensorView gathered_logits(int rows) const;
   Status run_on_stream(std::span<const std::byte> input);
+  Status clear_caches(const StepReader::Caches& held);
 
   int max_batch_, max_context_, max_blocks_total_, num_tokens_;
   StepLayout layout_;

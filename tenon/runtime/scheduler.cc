@@ -9,7 +9,9 @@ namespace {
 
 Status refuse(std::string why) { return Status::error(Code::kInvalidArgument, std::move(why)); }
 
-Status check_sampling(const SamplingParams& sampling) {
+}  // namespace
+
+Status check(const SamplingParams& sampling) {
   if (!(sampling.temperature >= 0.0f) || sampling.temperature > 100.0f)
     return refuse("temperature is " + std::to_string(sampling.temperature) +
                   "; accepted: 0 to 100");
@@ -22,8 +24,6 @@ Status check_sampling(const SamplingParams& sampling) {
                   "; at least 1 is needed");
   return Status::ok();
 }
-
-}  // namespace
 
 bool BatchPlan::decode_only() const {
   return std::all_of(entries.begin(), entries.end(),
@@ -61,20 +61,20 @@ Status Scheduler::check(const Limits& limits) {
 
 Status Scheduler::add(RequestId id, std::vector<std::int32_t> prompt,
                       const SamplingParams& sampling) {
-  TENON_TRY(check_sampling(sampling));
+  TENON_TRY(tenon::check(sampling));
   if (prompt.empty()) return refuse("the prompt has no tokens; at least 1 is needed");
   const int prompt_tokens = static_cast<int>(prompt.size());
   if (prompt_tokens + 1 > limits_.max_context)
-    return refuse("the prompt has " + std::to_string(prompt_tokens) +
-                  " tokens; with room for one more at most " + std::to_string(limits_.max_context) +
-                  " fit the context");
+    return refuse("the prompt has " + std::to_string(prompt_tokens) + " tokens; a context of " +
+                  std::to_string(limits_.max_context) + " with room for one more takes at most " +
+                  std::to_string(limits_.max_context - 1));
   Sequence sequence;
   sequence.id = id;
   sequence.tokens = std::move(prompt);
   sequence.prompt_tokens = prompt_tokens;
   sequence.sampling = sampling;
-  sequence.sampling.max_tokens = std::min(sampling.max_tokens, limits_.max_context - prompt_tokens);
-  const int whole = prompt_tokens + sequence.sampling.max_tokens;
+  sequence.max_tokens = std::min(sampling.max_tokens, limits_.max_context - prompt_tokens);
+  const int whole = prompt_tokens + sequence.max_tokens;
   if (!caches_->can_ever_fit(whole))
     return refuse("the request needs cache for " + std::to_string(whole) +
                   " tokens, more than the whole cache holds");
@@ -116,7 +116,7 @@ void Scheduler::remove(RequestId id) {
 void Scheduler::admit() {
   while (!waiting_.empty() && static_cast<int>(running_.size()) < limits_.max_sequences) {
     Sequence& first = waiting_.front();
-    first.lease = caches_->lease(first.prompt_tokens + first.sampling.max_tokens);
+    first.lease = caches_->lease(first.prompt_tokens + first.max_tokens);
     if (!first.lease) return;  // in order: nobody overtakes
     running_.push_back(std::move(first));
     waiting_.pop_front();

@@ -21,8 +21,8 @@
 namespace tenon {
 
 inline constexpr int kPrefillQuantum = 64;
-inline constexpr int kMaxContext = 1 << 20;        // as far as Qwen stretches its positions
-inline constexpr int kMaxTokensPerStep = 1 << 16;  // more would only wait longer
+inline constexpr int kMaxContext = 1 << 20;     // as far as Qwen stretches its positions
+inline constexpr int kMaxTokensPerStep = 8192;  // the most rows of a boundary
 
 struct SamplingParams {
   float temperature = 0;  // 0 is greedy
@@ -33,6 +33,9 @@ struct SamplingParams {
   bool ignore_eos = false;
 };
 
+// What can be said of them before there is an engine.
+Status check(const SamplingParams& sampling);
+
 enum class RequestId : std::uint64_t {};
 
 // One request on its way. Positions: tokens[0 … computed) are in the caches.
@@ -42,6 +45,7 @@ struct Sequence {
   int prompt_tokens = 0;
   int computed = 0;
   SamplingParams sampling;
+  int max_tokens = 0;  // sampling.max_tokens, or fewer where the context ends first
   CacheLease lease;
   bool cancelled = false;
 
@@ -83,7 +87,7 @@ class Scheduler {
 
   // Queues a request, or says why it can never run.
   Status add(RequestId id, std::vector<std::int32_t> prompt, const SamplingParams& sampling);
-  // False when there is no such request. It leaves at the next finished().
+  // Marks it for cancelled(). False when there is no such request.
   bool cancel(RequestId id);
   // The next step. Empty when nothing can run. Valid until the next call of any function.
   const BatchPlan& next();

@@ -3,6 +3,11 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include <algorithm>
+#include <array>
+#include <cstdio>
+
+#include "tenon/runtime/unicode.h"
 #include "tenon/runtime/utf8.h"
 
 namespace tenon {
@@ -13,51 +18,114 @@ namespace {
 constexpr std::string_view kWhiteSpace =
     R"(\t-\r\x20\x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000})";
 
-// Rewrites \s and \S by kWhiteSpace. \S inside a class cannot be written that way and is refused.
-Result<std::string> with_unicode_spaces(std::string_view pattern) {
+// What the reference counts to a general category ("L", "Lu") and an older PCRE2 does not: ranges
+// for a character class.
+std::string newer_members(std::string_view category) {
+  std::vector<CodeRange> ranges;
+  for (const CategoryRange& one : newer_categories()) {
+    if (!std::string_view(one.category).starts_with(category)) continue;
+    if (!ranges.empty() && ranges.back().last + 1 == one.first) {
+      ranges.back().last = one.last;
+    } else {
+      ranges.push_back({one.first, one.last});
+    }
+  }
   std::string out;
-  bool in_class = false;
-  for (std::size_t i = 0; i < pattern.size(); ++i) {
-    const char c = pattern[i];
-    if (c == '\\' && i + 1 < pattern.size()) {
-      const char escaped = pattern[++i];
-      if (escaped == 's') {
-        if (!in_class) out += '[';
-        out += kWhiteSpace;
-        if (!in_class) out += ']';
-      } else if (escaped == 'S') {
-        if (in_class)
-          return Status::error(
-              Code::kUnsupported,
-              "the split pattern has \\S inside a character class; only \\S outside of "
-              "classes is implemented");
-        out.append("[^").append(kWhiteSpace).append("]");
-      } else {
-        out += c;
-        out += escaped;
-      }
-      continue;
-    }
-    if (in_class && pattern.substr(i).starts_with("[:")) {  // a named class: up to its ":]"
-      const std::size_t end = pattern.find(":]", i);
-      if (end != std::string_view::npos) {
-        out += pattern.substr(i, end + 2 - i);
-        i = end + 1;
-        continue;
-      }
-    }
-    out += c;
-    if (!in_class && c == '[') {
-      in_class = true;
-      if (i + 1 < pattern.size() && pattern[i + 1] == '^') out += pattern[++i];
-      if (i + 1 < pattern.size() && pattern[i + 1] == ']')
-        out += pattern[++i];  // literal when first
-    } else if (c == ']') {
-      in_class = false;
-    }
+  for (const CodeRange& range : ranges) {
+    std::array<char, 40> text;
+    std::snprintf(text.data(), text.size(), "\\x{%X}-\\x{%X}", static_cast<unsigned>(range.first),
+                  static_cast<unsigned>(range.last));
+    out += text.data();
   }
   return out;
 }
+
+// Rewrites a pattern for PCRE2 so that \s, \S, \p and \P mean what they mean in the reference.
+class Rewriter {
+ public:
+  explicit Rewriter(std::string_view pattern) : pattern_(pattern) {}
+
+  Result<std::string> run() {
+    while (at_ < pattern_.size()) {
+      if (pattern_[at_] == '\\' && at_ + 1 < pattern_.size()) {
+        TENON_TRY(escape());
+      } else {
+        plain();
+      }
+    }
+    return std::move(out_);
+  }
+
+ private:
+  Status escape() {
+    const char kind = pattern_[at_ + 1];
+    if (kind == 's') return members(kWhiteSpace, false, "\\s", 2);
+    if (kind == 'S') return members(kWhiteSpace, true, "\\S", 2);
+    if (kind == 'p' || kind == 'P') return property();
+    out_ += pattern_.substr(at_, 2);
+    at_ += 2;
+    return Status::ok();
+  }
+
+  // \pL, \p{Lu}, \p{^Lu}, \P{L}. Other properties than general categories stay PCRE2's.
+  Status property() {
+    std::string_view name = pattern_.substr(at_ + 2, 1);
+    std::size_t bytes = 3;
+    if (name == "{") {
+      const std::size_t end = pattern_.find('}', at_);
+      if (end == std::string_view::npos) return copy(2);  // PCRE2 says what is wrong
+      name = pattern_.substr(at_ + 3, end - at_ - 3);
+      bytes = end + 1 - at_;
+    }
+    bool outside = pattern_[at_ + 1] == 'P';
+    if (name.starts_with('^')) outside = !outside, name.remove_prefix(1);
+    const std::string newer = name.empty() || name.size() > 2 ? "" : newer_members(name);
+    if (newer.empty()) return copy(bytes);
+    const std::string own = "\\p{" + std::string(name) + "}";
+    return members(own + newer, outside, pattern_.substr(at_, bytes), bytes);
+  }
+
+  // A set of characters, or what lies outside of it, for the `bytes` of the pattern that named it.
+  Status members(std::string_view set, bool outside, std::string_view named, std::size_t bytes) {
+    if (in_class_ && outside)
+      return Status::error(Code::kUnsupported,
+                           "the split pattern has " + std::string(named) +
+                               " inside a character class; only outside of classes is it "
+                               "implemented");
+    if (!in_class_) out_ += outside ? "[^" : "[";
+    out_ += set;
+    if (!in_class_) out_ += ']';
+    at_ += bytes;
+    return Status::ok();
+  }
+
+  Status copy(std::size_t bytes) {
+    out_ += pattern_.substr(at_, bytes);
+    at_ += std::min(bytes, pattern_.size() - at_);
+    return Status::ok();
+  }
+
+  void plain() {
+    if (in_class_ && pattern_.substr(at_).starts_with("[:")) {  // a named class: up to its ":]"
+      const std::size_t end = pattern_.find(":]", at_);
+      if (end != std::string_view::npos) return (void)copy(end + 2 - at_);
+    }
+    const char c = pattern_[at_];
+    (void)copy(1);
+    if (!in_class_ && c == '[') {
+      in_class_ = true;
+      if (at_ < pattern_.size() && pattern_[at_] == '^') (void)copy(1);
+      if (at_ < pattern_.size() && pattern_[at_] == ']') (void)copy(1);  // literal when first
+    } else if (c == ']') {
+      in_class_ = false;
+    }
+  }
+
+  std::string_view pattern_;
+  std::size_t at_ = 0;
+  bool in_class_ = false;
+  std::string out_;
+};
 
 std::string error_text(int code) {
   PCRE2_UCHAR text[256];
@@ -82,7 +150,7 @@ SplitPattern& SplitPattern::operator=(SplitPattern&&) noexcept = default;
 SplitPattern::~SplitPattern() = default;
 
 Result<SplitPattern> SplitPattern::compile(std::string_view pattern) {
-  TENON_ASSIGN(const std::string rewritten, with_unicode_spaces(pattern));
+  TENON_ASSIGN(const std::string rewritten, Rewriter(pattern).run());
   int error = 0;
   PCRE2_SIZE offset = 0;
   auto state = std::make_unique<State>();

@@ -96,6 +96,17 @@ StepCommand StepReader::command(std::span<const std::byte> host) {
   return read_header(host).command;
 }
 
+StepReader::Caches StepReader::caches(const StepLayout& layout, std::span<const std::byte> host,
+                                      int row) {
+  const auto field = [&](int which) {
+    return reinterpret_cast<const std::int32_t*>(host.data() + layout.offset_[which]);
+  };
+  const int tokens = field(StepLayout::kSequenceLengths)[row];
+  const auto blocks = static_cast<std::size_t>((tokens + kBlockTokens - 1) / kBlockTokens);
+  return {{field(StepLayout::kBlockTable) + std::ptrdiff_t{row} * layout.max_blocks_, blocks},
+          field(StepLayout::kStateSlots)[row]};
+}
+
 StepView StepReader::step(const StepLayout& layout, std::span<const std::byte> host, void* base,
                           Device device) {
   const Header header = read_header(host);

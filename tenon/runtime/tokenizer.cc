@@ -1,11 +1,9 @@
 #include "tenon/runtime/tokenizer.h"
 
-#include <utf8proc.h>
-
 #include <algorithm>
-#include <cstdlib>
 
 #include "tenon/runtime/tokenizer_state.h"
+#include "tenon/runtime/unicode.h"
 #include "tenon/runtime/utf8.h"
 
 namespace tenon {
@@ -13,6 +11,40 @@ namespace {
 
 bool is_ascii(std::string_view text) {
   return std::ranges::all_of(text, [](char c) { return static_cast<unsigned char>(c) < 0x80; });
+}
+
+// The beginning of the last character of `text` before `end`.
+std::size_t last_character(std::string_view text, std::size_t end) {
+  std::size_t begin = end - 1;
+  while (begin > 0 && (static_cast<unsigned char>(text[begin]) & 0xC0) == 0x80) --begin;
+  return begin;
+}
+
+// Where the white space that ends at `at` begins, but not before `limit`.
+std::size_t before_spaces(std::string_view text, std::size_t at, std::size_t limit) {
+  while (at > limit) {
+    const std::size_t begin = last_character(text, at);
+    if (!is_white_space(utf8_first(text.substr(begin)).code)) break;
+    at = begin;
+  }
+  return std::max(at, limit);
+}
+
+// Where the white space that begins at `at` ends.
+std::size_t after_spaces(std::string_view text, std::size_t at) {
+  while (at < text.size()) {
+    const Utf8Character next = utf8_first(text.substr(at));
+    if (!is_white_space(next.code)) break;
+    at += static_cast<std::size_t>(next.num_bytes);
+  }
+  return at;
+}
+
+// Is it no part of a longer word?
+bool stands_alone(std::string_view text, const AddedTokens::Found& found) {
+  if (found.begin > 0 && is_word(utf8_first(text.substr(last_character(text, found.begin))).code))
+    return false;
+  return found.end == text.size() || !is_word(utf8_first(text.substr(found.end)).code);
 }
 
 // One call of encode(): what it appends to and the memory it works in.
@@ -26,21 +58,30 @@ class Encoding {
   Status text(std::string_view text) {
     return between(state_.raw_added, text, [&](std::string_view part) -> Status {
       if (!state_.nfc || is_ascii(part)) return normalized(part);
-      TENON_ASSIGN(const std::string composed, to_nfc(part));
-      return normalized(composed);
+      return normalized(to_nfc(part));
     });
   }
 
  private:
   template <class Encode>
   Status between(const AddedTokens& added, std::string_view text, Encode&& encode) {
-    std::size_t from = 0;
+    std::size_t done = 0, from = 0, spaces_end = 0;
     while (const auto found = added.find(text, from)) {
-      if (found->begin > from) TENON_TRY(encode(text.substr(from, found->begin - from)));
+      const Tokenizer::State::Token& token = state_.tokens[static_cast<std::size_t>(found->id)];
+      from = found->end;
+      if (state_.splits_special && token.special) continue;
+      if (token.single_word && !stands_alone(text, *found)) continue;
+      std::size_t begin = found->begin, end = found->end;
+      if (token.lstrip) begin = before_spaces(text, begin, done);
+      if (token.rstrip) {
+        if (end >= spaces_end) spaces_end = after_spaces(text, end);
+        end = spaces_end;
+      }
+      if (begin > done) TENON_TRY(encode(text.substr(done, begin - done)));
       ids_.push_back(found->id);
-      from = found->begin + found->bytes;
+      done = end;
     }
-    if (from < text.size()) TENON_TRY(encode(text.substr(from)));
+    if (done < text.size()) TENON_TRY(encode(text.substr(done)));
     return Status::ok();
   }
 
@@ -80,39 +121,6 @@ class Encoding {
 
 }  // namespace
 
-Result<std::string> to_nfc(std::string_view text) {
-  utf8proc_uint8_t* composed = nullptr;
-  const utf8proc_ssize_t bytes =
-      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                   static_cast<utf8proc_ssize_t>(text.size()), &composed,
-                   static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
-  if (bytes < 0)
-    return Status::error(
-        bytes == UTF8PROC_ERROR_NOMEM ? Code::kOutOfMemory : Code::kInvalidArgument,
-        std::string("normalising the text to NFC: ") + utf8proc_errmsg(bytes));
-  std::string out(reinterpret_cast<const char*>(composed), static_cast<std::size_t>(bytes));
-  std::free(composed);
-  return out;
-}
-
-void AddedTokens::add(std::string spelling, std::int32_t id) {
-  auto& entries = by_first_byte_[static_cast<unsigned char>(spelling.front())];
-  const auto shorter = std::ranges::find_if(
-      entries, [&](const Entry& entry) { return entry.spelling.size() < spelling.size(); });
-  entries.insert(shorter, Entry{std::move(spelling), id});
-  ++count_;
-}
-
-std::optional<AddedTokens::Found> AddedTokens::find(std::string_view text, std::size_t from) const {
-  if (empty()) return std::nullopt;
-  for (std::size_t begin = from; begin < text.size(); ++begin) {
-    for (const Entry& entry : by_first_byte_[static_cast<unsigned char>(text[begin])])
-      if (text.substr(begin).starts_with(entry.spelling))
-        return Found{begin, entry.spelling.size(), entry.id};
-  }
-  return std::nullopt;
-}
-
 Tokenizer::Tokenizer(std::unique_ptr<const State> state) : state_(std::move(state)) {}
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
@@ -149,6 +157,8 @@ std::int32_t Tokenizer::id_of(std::string_view spelling) const {
   const auto found = state_->ids.find(std::string(spelling));
   return found == state_->ids.end() ? -1 : found->second;
 }
+
+std::int32_t Tokenizer::eos_id() const { return state_->eos; }
 
 std::int32_t Tokenizer::num_tokens() const {
   return static_cast<std::int32_t>(state_->tokens.size());

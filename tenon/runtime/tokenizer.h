@@ -16,15 +16,15 @@ namespace tenon {
 
 // Immutable after load and safe to share between threads. Malformed UTF-8 in the text to encode is
 // replaced by U+FFFD, one for each maximal ill-formed piece, before anything else happens.
-// Character classes and composition are those of the installed PCRE2 and utf8proc (Unicode 14 in
-// Debian 12): a few combining marks added to Unicode since may be cut or ordered otherwise than by
-// a build of the reference with other tables. Everything older agrees.
+// Composition and the categories of characters are the reference's: unicode.h says which.
 class Tokenizer {
  public:
-  // Reads tokenizer.json in `directory`.
+  // Reads tokenizer.json in `directory`, and tokenizer_config.json if there is one: added tokens
+  // that only it lists (added_tokens_decoder, named and extra special tokens) count as well.
+  // Older files (special_tokens_map.json, added_tokens.json) are not read.
   static Result<Tokenizer> load(const std::string& directory);
-  // The same from the text of a tokenizer.json.
-  static Result<Tokenizer> parse(std::string_view json);
+  // The same from the texts of the two files; an empty `config` is none.
+  static Result<Tokenizer> parse(std::string_view json, std::string_view config = {});
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();
@@ -42,6 +42,8 @@ class Tokenizer {
   bool is_special(std::int32_t id) const;
   // The id of a token by its spelling in tokenizer.json, such as "<|im_end|>"; −1 if there is none.
   std::int32_t id_of(std::string_view spelling) const;
+  // What ends the answers of a chat: eos_token of tokenizer_config.json; −1 if there is none.
+  std::int32_t eos_id() const;
   // One more than the largest id that has a token.
   std::int32_t num_tokens() const;
 

@@ -1,9 +1,10 @@
 // tokenizer.json → Tokenizer::State. Whatever the file asks for is either done or refused by name.
 #include <algorithm>
-#include <fstream>
-#include <iterator>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "tenon/core/file.h"
+#include "tenon/core/json.h"
 #include "tenon/runtime/tokenizer_state.h"
 #include "tenon/runtime/utf8.h"
 
@@ -13,32 +14,12 @@ namespace {
 using Json = nlohmann::json;
 using State = Tokenizer::State;
 
-constexpr std::int64_t kMaxTokens = 1 << 24;  // a larger id is a broken file, not a vocabulary
-
-Status malformed(std::string what) {
-  return Status::error(Code::kIo, "tokenizer.json: " + std::move(what));
-}
-Status unsupported(std::string what) {
-  return Status::error(Code::kUnsupported, "tokenizer.json: " + std::move(what));
-}
-
-// The member `key`, or null when it is missing.
-const Json& member(const Json& object, const char* key) {
-  static const Json null;
-  if (!object.is_object()) return null;
-  const auto found = object.find(key);
-  return found == object.end() ? null : *found;
-}
+constexpr std::int64_t kMaxTokens = 1 << 22;  // a larger id is a broken file, not a vocabulary
+constexpr std::uint64_t kMaxFileBytes = std::uint64_t{256} << 20;
 
 std::string type_of(const Json& object) {
   const Json& type = member(object, "type");
   return type.is_string() ? type.get<std::string>() : std::string();
-}
-
-std::string shown(const Json& value) {
-  std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
-  if (text.size() > 80) text = text.substr(0, 77) + "...";
-  return text;
 }
 
 // Refuses `object[key]` unless it is missing, null or one of `accepted`.
@@ -65,8 +46,7 @@ std::array<char32_t, 256> byte_characters() {
   return characters;
 }
 
-// The bytes a vocabulary entry stands for. An entry with a character outside the alphabet stands
-// for its own spelling, as in the reference implementation.
+// The byte that a character stands for, or −1.
 class ByteAlphabet {
  public:
   ByteAlphabet() {
@@ -75,53 +55,21 @@ class ByteAlphabet {
     for (int byte = 0; byte < 256; ++byte)
       bytes_[characters[static_cast<std::size_t>(byte)]] = byte;
   }
-  std::string bytes_of(std::string_view spelling) const {
-    std::string bytes;
-    for (std::string_view rest = spelling; !rest.empty();) {
-      const Utf8Character next = utf8_first(rest);
-      if (next.kind != Utf8Character::Kind::kValid || next.code >= bytes_.size() ||
-          bytes_[next.code] < 0)
-        return std::string(spelling);
-      bytes.push_back(static_cast<char>(bytes_[next.code]));
-      rest.remove_prefix(static_cast<std::size_t>(next.num_bytes));
-    }
-    return bytes;
-  }
+  int byte_of(char32_t code) const { return code < bytes_.size() ? bytes_[code] : -1; }
 
  private:
   std::array<int, 0x144> bytes_;
 };
-
-// Gives `spelling` the number `id`.
-Status claim(State& state, const std::string& spelling, const Json& number, std::string bytes) {
-  if (!number.is_number_integer() || number.get<std::int64_t>() < 0 ||
-      number.get<std::int64_t>() >= kMaxTokens)
-    return malformed("token \"" + spelling + "\" has the id " + shown(number) +
-                     "; an integer from 0 to " + std::to_string(kMaxTokens - 1) + " is needed");
-  const auto id = number.get<std::int32_t>();
-  const auto at = static_cast<std::size_t>(id);
-  if (at >= state.tokens.size()) state.tokens.resize(at + 1);
-  const auto [entry, is_new] = state.ids.emplace(spelling, id);
-  if (!is_new && entry->second != id)
-    return malformed("token \"" + spelling + "\" has two ids, " + std::to_string(entry->second) +
-                     " and " + std::to_string(id));
-  if (is_new && state.tokens[at].exists)
-    return malformed("id " + std::to_string(id) + " belongs to two tokens; one is \"" + spelling +
-                     "\"");
-  state.tokens[at].exists = true;
-  state.tokens[at].bytes = std::move(bytes);
-  return Status::ok();
-}
 
 Status read_vocabulary(const Json& model, State& state) {
   const Json& vocabulary = member(model, "vocab");
   if (!vocabulary.is_object() || vocabulary.empty())
     return malformed("model.vocab must be an object of tokens and their ids, not " +
                      shown(vocabulary));
-  const ByteAlphabet alphabet;
   state.ids.reserve(vocabulary.size() + 64);
   for (const auto& [spelling, id] : vocabulary.items())
-    TENON_TRY(claim(state, spelling, id, alphabet.bytes_of(spelling)));
+    TENON_TRY(claim(state, spelling, id, bytes_of_spelling(spelling)));
+  state.vocabulary = static_cast<std::int32_t>(vocabulary.size());
   const auto characters = byte_characters();
   for (std::size_t byte = 0; byte < 256; ++byte) {
     std::string spelling;
@@ -242,37 +190,6 @@ Status read_pre_tokenizer(const Json& pre_tokenizer, State& state) {
   return Status::ok();
 }
 
-Status read_added_tokens(const Json& added, State& state) {
-  if (added.is_null()) return Status::ok();
-  if (!added.is_array()) return malformed("added_tokens must be a list, not " + shown(added));
-  for (const Json& token : added) {
-    const Json& content = member(token, "content");
-    if (!content.is_string() || content.get<std::string>().empty())
-      return malformed("an added token has no \"content\": " + shown(token));
-    const auto spelling = content.get<std::string>();
-    const std::string where = "added token \"" + spelling + "\"";
-    for (const char* flag : {"single_word", "lstrip", "rstrip"})
-      TENON_TRY(only(token, where.c_str(), flag, {false}));
-    TENON_TRY(claim(state, spelling, member(token, "id"), spelling));
-    const std::int32_t id = state.ids.find(spelling)->second;
-    state.tokens[static_cast<std::size_t>(id)].special = member(token, "special") == true;
-    // The reference default of "normalized" is "not special".
-    const Json& normalized = member(token, "normalized");
-    const bool in_normalized =
-        normalized.is_boolean() ? normalized.get<bool>() : member(token, "special") != true;
-    if (!in_normalized) {
-      state.raw_added.add(spelling, id);
-    } else if (state.nfc) {
-      TENON_ASSIGN(std::string composed, to_nfc(spelling));
-      state.tokens[static_cast<std::size_t>(id)].bytes = composed;  // so decodes the reference, too
-      state.normalized_added.add(std::move(composed), id);
-    } else {
-      state.normalized_added.add(spelling, id);
-    }
-  }
-  return Status::ok();
-}
-
 Status read_rest(const Json& file) {
   const std::string decoder = type_of(member(file, "decoder"));
   if (decoder != "ByteLevel")
@@ -282,15 +199,61 @@ Status read_rest(const Json& file) {
   if (!post.is_null() && type_of(post) != "ByteLevel")  // ByteLevel there only trims offsets
     return unsupported("the post_processor is " + shown(post) +
                        "; only null and ByteLevel, which add no tokens, are implemented");
-  TENON_TRY(only(file, "tokenizer", "truncation", {}));
-  return only(file, "tokenizer", "padding", {});
+  // "truncation" and "padding" are what was last asked of the tool that wrote the file; encoding
+  // one text without asking for them ignores both.
+  return Status::ok();
 }
 
 }  // namespace
 
-Result<Tokenizer> Tokenizer::parse(std::string_view json) {
-  const Json file = Json::parse(json, nullptr, /*allow_exceptions=*/false);
-  if (file.is_discarded()) return malformed("it is not valid JSON");
+const Json& member(const Json& object, const char* key) {
+  static const Json null;
+  if (!object.is_object()) return null;
+  const auto found = object.find(key);
+  return found == object.end() ? null : *found;
+}
+
+std::string shown(const Json& value) {
+  std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
+  if (text.size() > 80) text = utf8_lossy(text.substr(0, 77)) + "...";
+  return text;
+}
+
+Status claim(State& state, const std::string& spelling, const Json& number, std::string bytes) {
+  if (!number.is_number_integer() || number.get<std::int64_t>() < 0 ||
+      number.get<std::int64_t>() >= kMaxTokens)
+    return malformed("token \"" + spelling + "\" has the id " + shown(number) +
+                     "; an integer from 0 to " + std::to_string(kMaxTokens - 1) + " is needed");
+  const auto id = number.get<std::int32_t>();
+  const auto at = static_cast<std::size_t>(id);
+  if (at >= state.tokens.size()) state.tokens.resize(at + 1);
+  const auto [entry, is_new] = state.ids.emplace(spelling, id);
+  if (!is_new && entry->second != id)
+    return malformed("token \"" + spelling + "\" has two ids, " + std::to_string(entry->second) +
+                     " and " + std::to_string(id));
+  if (is_new && state.tokens[at].exists)
+    return malformed("id " + std::to_string(id) + " belongs to two tokens; one is \"" + spelling +
+                     "\"");
+  state.tokens[at].exists = true;
+  state.tokens[at].bytes = std::move(bytes);
+  return Status::ok();
+}
+
+std::string bytes_of_spelling(std::string_view spelling) {
+  static const ByteAlphabet alphabet;
+  std::string bytes;
+  for (std::string_view rest = spelling; !rest.empty();) {
+    const Utf8Character next = utf8_first(rest);
+    const int byte = next.kind == Utf8Character::Kind::kValid ? alphabet.byte_of(next.code) : -1;
+    if (byte < 0) return std::string(spelling);
+    bytes.push_back(static_cast<char>(byte));
+    rest.remove_prefix(static_cast<std::size_t>(next.num_bytes));
+  }
+  return bytes;
+}
+
+Result<Tokenizer> Tokenizer::parse(std::string_view json, std::string_view config) {
+  TENON_ASSIGN(const Json file, parse_json(json), "tokenizer.json");
   if (!file.is_object()) return malformed("it must hold an object, not " + shown(file));
   if (!member(file, "model").is_object()) return malformed("it has no \"model\"");
   auto state = std::make_unique<State>();
@@ -299,16 +262,23 @@ Result<Tokenizer> Tokenizer::parse(std::string_view json) {
   TENON_TRY(read_pre_tokenizer(member(file, "pre_tokenizer"), *state));
   TENON_TRY(read_model(member(file, "model"), *state));
   TENON_TRY(read_added_tokens(member(file, "added_tokens"), *state));
+  if (!config.empty()) {
+    TENON_ASSIGN(const Json settings, parse_json(config), "tokenizer_config.json");
+    TENON_TRY(read_tokenizer_config(settings, *state));
+  }
   return Tokenizer(std::move(state));
 }
 
 Result<Tokenizer> Tokenizer::load(const std::string& directory) {
-  const std::string path = directory + "/tokenizer.json";
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return Status::error(Code::kIo, path + " cannot be opened");
-  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (file.bad()) return Status::error(Code::kIo, path + " cannot be read");
-  auto parsed = parse(text);
+  TENON_ASSIGN(const std::string text, read_text(directory + "/tokenizer.json", kMaxFileBytes));
+  std::string config;
+  const std::string config_path = directory + "/tokenizer_config.json";
+  std::error_code ignored;
+  if (std::filesystem::exists(config_path, ignored)) {
+    TENON_ASSIGN(config, read_text(config_path));
+    if (config.empty()) return malformed("it is empty", config_path.c_str());
+  }
+  auto parsed = parse(text, config);
   if (!parsed) return parsed.status().with(directory);
   return parsed;
 }

@@ -88,4 +88,14 @@ std::size_t utf8_count(std::string_view text) {
       text, [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
 }
 
+std::string_view utf8_slice(std::string_view text, std::size_t begin, std::size_t count) {
+  auto skip = [&](std::size_t at, std::size_t characters) {
+    for (; characters > 0 && at < text.size(); --characters)
+      at += static_cast<std::size_t>(utf8_first(text.substr(at)).num_bytes);
+    return at;
+  };
+  const std::size_t from = skip(0, begin);
+  return text.substr(from, skip(from, count) - from);
+}
+
 }  // namespace tenon

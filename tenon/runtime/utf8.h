@@ -32,4 +32,7 @@ bool utf8_valid(std::string_view text);
 // Number of characters of valid UTF-8.
 std::size_t utf8_count(std::string_view text);
 
+// `count` characters of valid UTF-8 from number `begin` on, or as many as there are.
+std::string_view utf8_slice(std::string_view text, std::size_t begin, std::size_t count);
+
 }  // namespace tenon

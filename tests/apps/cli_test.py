@@ -100,6 +100,16 @@ def copy_of_model(directory, without=(), **config):
     return str(directory)
 
 
+class EndOfSequence(unittest.TestCase):
+    def test_a_chat_also_ends_at_the_eos_token_of_the_tokenizer(self):
+        with tempfile.TemporaryDirectory() as directory:
+            model = copy_of_model(pathlib.Path(directory), without=("generation_config.json",),
+                                  eos_token_id=None)
+            found = run_json("--model", model, "--max-new-tokens", "200")
+        self.assertEqual(found["finish"], "stop")
+        self.assertEqual(found["tokens"][-1], 962)  # <|im_end|>
+
+
 class Refusals(unittest.TestCase):
     def setUp(self):
         self.directory = pathlib.Path(tempfile.mkdtemp())
@@ -135,8 +145,14 @@ class Refusals(unittest.TestCase):
         for mode in ([], ["--processes"]):
             for context in ("100000000", ABSURD):
                 found = self.refused("run", "--max-context", context, *mode)
-                self.assertIn(f"max_context is {context}; accepted", found)
-            found = self.refused("run", "--max-context", "40000", "--max-batch", "4000", *mode)
+                self.assertIn(f'--max-context: is "{context}"; accepted', found)
+            found = self.refused("run", "--max-context", "4097", *mode)
+            self.assertIn('max_context is 4097 but the checkpoint\'s "max_position_embeddings" is 4096; '
+                          "accepted: at most that many", found)
+            model = copy_of_model(pathlib.Path(tempfile.mkdtemp(dir=self.directory)),
+                                  max_position_embeddings=1 << 20)
+            found = self.refused("run", "--model", model, "--max-context", "40000", "--max-batch", "4000",
+                                 *mode)
             self.assertRegex(found, r"40000 with .* GB of caches .* accepted are ")
             model = copy_of_model(pathlib.Path(tempfile.mkdtemp(dir=self.directory)),
                                   head_dim=16777216)
@@ -146,7 +162,8 @@ class Refusals(unittest.TestCase):
 
     @unittest.skipIf(SANITIZED, "sanitizers need more addresses than the limit leaves")
     def test_memory_that_cannot_be_had_is_an_error(self):
-        command = [TENON, "run", "--max-context", "200000"]
+        model = copy_of_model(self.directory, max_position_embeddings=1 << 20)
+        command = [TENON, "run", "--model", model, "--max-context", "200000"]
         limit = 700 << 20
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False,
                               preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS,

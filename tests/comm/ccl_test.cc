@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdlib>
 
+#include "tenon/comm/transport.h"
 #include "tenon/core/env.h"
 #include "tests/support/ccl_cases.h"
 #include "tests/support/fake_ccl.h"
@@ -155,7 +156,47 @@ TEST(Ccl, RanksThatDisagreeOnVendorSumAreRefused) {
   const auto statuses =
       create_all(2, [](int rank, CommOptions& options) { options.vendor_sum = rank == 1; });
   for (const Status& status : statuses)
-    EXPECT_TRUE(says(status, "vendor_sum is 0 on rank 0 and 1 on rank 1")) << status.to_string();
+    EXPECT_TRUE(says(status, "vendor_sum: false on rank 0, true on rank 1")) << status.to_string();
+}
+
+// --- one rank for each device -------------------------------------------------------------------
+
+// What transport ccl says to ranks on GPUs that they know by these numbers and that are these.
+std::vector<Status> probe_gpus(const std::vector<int>& numbers, const std::vector<int>& devices) {
+  const auto bootstraps = local_bootstrap(static_cast<int>(numbers.size()));
+  std::vector<RankCard> cards;
+  for (std::size_t rank = 0; rank < numbers.size(); ++rank) {
+    cards.push_back(own_card(Device{}));
+    cards.back().process += rank;
+    cards.back().device = Device{Target::kCuda, numbers[rank]};
+    cards.back().device_id = {static_cast<std::uint8_t>(1 + devices[rank])};
+  }
+  std::vector<Status> statuses;
+  for (std::size_t rank = 0; rank < numbers.size(); ++rank) {
+    const TransportContext context{*bootstraps[rank], cards[rank].device, cards, kDeadline};
+    for (const TransportLine& line : transport_lines())
+      if (line.name == "ccl") statuses.push_back(line.probe(context));
+  }
+  return statuses;
+}
+
+// As launchers do it that show each process its own GPU, by the number 0.
+TEST(Ccl, ProcessesThatEachSeeOneGpuAreAccepted) {
+  for (const auto& numbers : {std::vector{0, 0, 0}, {1, 0, 0}, {0, 1, 2}})
+    for (const Status& status : probe_gpus(numbers, {0, 1, 2}))
+      // No more than that this library is a stand-in: nothing is said against the devices.
+      EXPECT_TRUE(says(status, "serves host targets, not cuda")) << status.to_string();
+}
+
+TEST(Ccl, OneGpuUnderTwoNumbersIsRefused) {
+  for (const Status& status : probe_gpus({0, 1, 2}, {0, 1, 0})) {
+    EXPECT_EQ(status.code(), Code::kUnsupported);
+    EXPECT_EQ(status.message(),
+              "ranks 0 and 2 share one device, which they call cuda:0 and cuda:2; accepted: one "
+              "rank per device");
+  }
+  for (const Status& status : probe_gpus({3, 3}, {0, 0}))
+    EXPECT_TRUE(says(status, "ranks 0 and 1 share one device")) << status.to_string();
 }
 
 // --- libraries that cannot be used --------------------------------------------------------------

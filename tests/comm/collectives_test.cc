@@ -311,5 +311,69 @@ TEST(Collectives, AMailboxTooSmallForOneVectorIsRefused) {
   });
 }
 
+// Whichever way the sum goes: through the host, over peer memory, or alone.
+TEST(Collectives, WhatTheStreamCannotReachIsRefused) {
+  for (const int size : {1, 2})
+    run_ranks(size, [](int, Communicator& comm) {
+      auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(2, 64), "reduce");
+      auto gathers = comm.mailbox(collectives::all_gather_mailbox_bytes(2, 64), "gather");
+      auto stream = Stream::create(comm.device());
+      ASSERT_TRUE(channel && gathers && stream);
+      Halves mine(8, 1), sum(8, 2), all(16, 3);
+      const TensorView in = halves_view(mine, DType::kBF16, comm.device());
+      const TensorView out = halves_view(sum, DType::kBF16, comm.device());
+      TensorView every = halves_view(all, DType::kBF16, comm.device());
+      every.shape[0] = 8 * comm.size();
+      const auto expect_refused = [&](const TensorView& from, const TensorView& to,
+                                      const TensorView& of_all, Stream& on, std::string_view text) {
+        for (const Status& status :
+             {comm.all_reduce({from}, to, on), collectives::all_reduce(*channel, {from}, to, on),
+              comm.all_gather(from, of_all, on),
+              collectives::all_gather(*gathers, from, of_all, on)}) {
+          EXPECT_EQ(status.code(), Code::kInvalidArgument);
+          EXPECT_NE(status.message().find(text), std::string_view::npos) << status.to_string();
+        }
+      };
+      TensorView elsewhere = in, nowhere = in, out_there = out, all_there = every;
+      elsewhere.device.index = out_there.device.index = all_there.device.index = 3;
+      nowhere.data = nullptr;
+      expect_refused(elsewhere, out, every, *stream, "the device of the communicator");
+      expect_refused(in, out_there, all_there, *stream, "the device of the communicator");
+      expect_refused(nowhere, out, every, *stream, "pointer is null");
+      for (const Target other : test::host_targets()) {
+        if (other == comm.device().target) continue;
+        auto of_other = Stream::create(Device{other, 0});
+        ASSERT_TRUE(of_other);
+        expect_refused(in, out, every, *of_other, "the stream is on " + std::string(name(other)));
+      }
+      EXPECT_EQ(mine, Halves(8, 1));
+      EXPECT_EQ(sum, Halves(8, 2));
+      EXPECT_EQ(all, Halves(16, 3));
+      ASSERT_TRUE(comm.all_reduce({in}, out, *stream));
+    });
+}
+
+TEST(Collectives, OutMayBeTheAddendButNotLieAcrossIt) {
+  run_ranks(2, [](int, Communicator& comm) {
+    auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(2, 64), "reduce");
+    auto stream = Stream::create(comm.device());
+    ASSERT_TRUE(channel && stream);
+    Halves values(32);
+    const TensorView in = halves_view(values, DType::kBF16, comm.device()).rows(0, 16);
+    const TensorView across = halves_view(values, DType::kBF16, comm.device()).rows(8, 16);
+    const TensorView behind = halves_view(values, DType::kBF16, comm.device()).rows(16, 16);
+    for (const TensorView& out : {in, behind}) {
+      EXPECT_TRUE(comm.all_reduce({in}, out, *stream));
+      EXPECT_TRUE(collectives::all_reduce(*channel, {in}, out, *stream));
+    }
+    EXPECT_EQ(comm.all_reduce({in}, across, *stream).code(), Code::kInvalidArgument);
+    EXPECT_EQ(comm.all_reduce({across}, in, *stream).code(), Code::kInvalidArgument);
+    const Status refused = collectives::all_reduce(*channel, {in}, across, *stream);
+    EXPECT_EQ(refused.code(), Code::kInvalidArgument);
+    EXPECT_NE(refused.message().find("they overlap"), std::string_view::npos)
+        << refused.to_string();
+  });
+}
+
 }  // namespace
 }  // namespace tenon

@@ -22,6 +22,7 @@ TEST(Env, DefaultsWhenNothingIsSet) {
   EXPECT_EQ(env->force_stage, 0);
   EXPECT_EQ(env->max_stage, 1);
   EXPECT_EQ(env->force_variant, "");
+  EXPECT_TRUE(env->early);
   EXPECT_EQ(env->deadline.count(), 30'000);
   EXPECT_EQ(env->cpu_threads, 0);
   EXPECT_EQ(env->emu_seed, 0u);
@@ -31,13 +32,15 @@ TEST(Env, DefaultsWhenNothingIsSet) {
 TEST(Env, ReadsEveryKnob) {
   const auto env =
       parse({"TENON_LOG=debug", "TENON_FORCE_STAGE=2", "TENON_MAX_STAGE=3",
-             "TENON_FORCE_VARIANT=rmsnorm:row", "TENON_DEADLINE_MS=250", "TENON_CPU_THREADS=4",
-             "TENON_EMU_SEED=18446744073709551615", "TENON_CCL_LIBRARY=/opt/nccl/libnccl.so.2"});
+             "TENON_FORCE_VARIANT=rmsnorm:row", "TENON_EARLY=0", "TENON_DEADLINE_MS=250",
+             "TENON_CPU_THREADS=4", "TENON_EMU_SEED=18446744073709551615",
+             "TENON_CCL_LIBRARY=/opt/nccl/libnccl.so.2"});
   ASSERT_TRUE(env) << env.status().to_string();
   EXPECT_EQ(env->log, LogLevel::kDebug);
   EXPECT_EQ(env->force_stage, 2);
   EXPECT_EQ(env->max_stage, 3);
   EXPECT_EQ(env->force_variant, "rmsnorm:row");
+  EXPECT_FALSE(env->early);
   EXPECT_EQ(env->deadline.count(), 250);
   EXPECT_EQ(env->cpu_threads, 4);
   EXPECT_EQ(env->emu_seed, ~std::uint64_t{0});
@@ -47,8 +50,9 @@ TEST(Env, ReadsEveryKnob) {
 TEST(Env, EveryKnobIsListedOnce) {
   // What the test above sets, so that a new knob is not forgotten here.
   const std::vector<std::string_view> names = {
-      "TENON_LOG",         "TENON_FORCE_STAGE", "TENON_MAX_STAGE", "TENON_FORCE_VARIANT",
-      "TENON_DEADLINE_MS", "TENON_CPU_THREADS", "TENON_EMU_SEED",  "TENON_CCL_LIBRARY"};
+      "TENON_LOG",           "TENON_FORCE_STAGE", "TENON_MAX_STAGE",
+      "TENON_FORCE_VARIANT", "TENON_EARLY",       "TENON_DEADLINE_MS",
+      "TENON_CPU_THREADS",   "TENON_EMU_SEED",    "TENON_CCL_LIBRARY"};
   const std::vector<Knob> listed = knobs();
   ASSERT_EQ(listed.size(), names.size());
   for (std::size_t i = 0; i < names.size(); ++i) {
@@ -72,6 +76,8 @@ TEST(Env, MalformedValuesAreNamedWithWhatIsAccepted) {
       {"TENON_FORCE_VARIANT=:row", "TENON_FORCE_VARIANT: is \":row\" but must be op:variant"},
       {"TENON_FORCE_VARIANT=rmsnorm:",
        "TENON_FORCE_VARIANT: is \"rmsnorm:\" but must be op:variant"},
+      {"TENON_EARLY=no", "TENON_EARLY: is \"no\" but must be 0 or 1"},
+      {"TENON_EARLY=2", "TENON_EARLY: is \"2\" but must be 0 or 1"},
       {"TENON_DEADLINE_MS=0", "TENON_DEADLINE_MS: is \"0\" but must be 1 to 86400000"},
       {"TENON_DEADLINE_MS=1e3", "TENON_DEADLINE_MS: is \"1e3\" but must be 1 to 86400000"},
       {"TENON_CPU_THREADS=-1", "TENON_CPU_THREADS: is \"-1\" but must be 0 to 1024"},

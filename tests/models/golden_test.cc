@@ -43,8 +43,9 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "tenon/core/file.h"
 #include "tenon/models/model.h"
-#include "tenon/models/weights.h"
+#include "tenon/models/safetensors.h"
 #include "tests/support/model_driver.h"
 #include "tests/support/processes.h"
 #include "tests/support/ranks.h"

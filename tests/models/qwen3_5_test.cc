@@ -12,10 +12,8 @@
 #include <new>
 
 #include "tenon/models/qwen3_5/config.h"
-#include "tests/support/model_driver.h"
-#include "tests/support/ranks.h"
+#include "tests/support/small_model.h"
 #include "tests/support/targets.h"
-#include "tests/support/tiny_model.h"
 
 // Every allocation of this program, device memory of the host targets included.
 namespace {
@@ -38,85 +36,20 @@ extern "C" void* aligned_alloc(std::size_t alignment, std::size_t bytes) {
 namespace tenon::qwen3_5 {
 namespace {
 
+using test::dense_shape;
 using test::host_targets;
+using test::logits_of;
 using test::ModelDriver;
-using test::ShardRows;
+using test::moe_shape;
+using test::OnDisk;
+using test::prompt;
+using test::rms;
+using test::rms_difference;
+using test::small_options;
 using test::TempDirectory;
 using test::TinyShape;
 using test::Turn;
-
-// The smallest models with both kinds of layer.
-TinyShape dense_shape() { return {.layers = 4, .vocab = 256, .intermediate = 512}; }
-TinyShape moe_shape() {
-  return {.layers = 4, .vocab = 256, .experts = 4, .top_k = 2, .moe_intermediate = 128};
-}
-
-struct OnDisk : TempDirectory {
-  explicit OnDisk(const TinyShape& shape, std::string_view prefix = "model.language_model.")
-      : config(test::tiny_config(shape)) {
-    test::write_checkpoint(path(), config, test::tiny_tensors(config, prefix), 2);
-  }
-  std::string config;
-  std::string where() const { return path().string(); }
-};
-
-std::vector<std::int32_t> prompt(int length, int seed, int vocab = 256) {
-  std::vector<std::int32_t> ids;
-  for (int i = 0; i < length; ++i)
-    ids.push_back(
-        static_cast<std::int32_t>(test::splitmix64(static_cast<std::uint64_t>(seed * 1000 + i)) %
-                                  static_cast<std::uint64_t>(vocab)));
-  return ids;
-}
-
-ModelOptions small_options() {
-  ModelOptions options;
-  options.max_tokens_per_step = 24;
-  options.max_sequences = 4;
-  options.max_context = 256;
-  return options;
-}
-
-// Opens the model on every rank of a team and runs `body`.
-void with_model(int size, const std::string& directory, const ModelOptions& options,
-                const std::function<void(int rank, Model&, Stream&)>& body) {
-  run_ranks(size, [&](int rank, Communicator& comm) {
-    auto stream = Stream::create(comm.device());
-    ASSERT_TRUE(stream);
-    auto model = open_model(directory, options, comm, *stream);
-    ASSERT_TRUE(model) << model.status().to_string();
-    body(rank, **model, *stream);
-  });
-}
-
-// Logits of one prompt from every rank, side by side.
-std::vector<float> logits_of(int size, const std::string& directory, const ModelOptions& options,
-                             const std::vector<Turn>& turns, std::size_t row) {
-  std::vector<ShardRows> shards(static_cast<std::size_t>(size));
-  with_model(size, directory, options, [&](int rank, Model& model, Stream& stream) {
-    ModelDriver driver(model, options.max_sequences, stream);
-    shards[static_cast<std::size_t>(rank)] = driver.step(turns);
-  });
-  std::vector<float> all;
-  for (const ShardRows& shard : shards) {
-    if (row >= shard.rows.size()) return {};
-    EXPECT_EQ(shard.vocab_begin, static_cast<int>(all.size()));
-    all.insert(all.end(), shard.rows[row].begin(), shard.rows[row].end());
-  }
-  return all;
-}
-
-double rms(const std::vector<float>& values) {
-  double sum = 0;
-  for (float each : values) sum += static_cast<double>(each) * each;
-  return std::sqrt(sum / static_cast<double>(values.size()));
-}
-
-double rms_difference(const std::vector<float>& a, const std::vector<float>& b) {
-  std::vector<float> difference;
-  for (std::size_t i = 0; i < a.size(); ++i) difference.push_back(a[i] - b[i]);
-  return rms(difference);
-}
+using test::with_model;
 
 TEST(Qwen3_5, LayersMeetInTwoLPlusOneBoundaries) {
   const OnDisk moe(moe_shape());
@@ -460,13 +393,13 @@ TEST(Qwen3_5Config, ReadsTheReleasedKeys) {
   EXPECT_EQ(config->experts, 4);
   EXPECT_EQ(config->conv_dim(), 2 * 4 * 128 + 8 * 128);
   EXPECT_EQ(config->tied, false);
-  EXPECT_EQ(config->eos_ids, std::vector<std::int32_t>{255});
 }
 
 TEST(Qwen3_5Config, RefusesWhatItDoesNotCompute) {
-  expect_refused(parse_config("").status(), "not a JSON object");
+  expect_refused(parse_config("").status(), "config: is not valid JSON at line 1, column 1");
+  expect_refused(parse_config("[]").status(), "not a JSON object");
   expect_refused(parse_config("{\"text_config\":3}").status(), "\"text_config\" is not an object");
-  expect_refused(parse_config("{}").status(), "\"hidden_size\" is missing");
+  expect_refused(parse_config("{}").status(), "says which model this is");
   const std::vector<std::array<std::string, 3>> cases{
       {"hidden_act", "\"gelu\"", "\"hidden_act\" is \"gelu\"; accepted: \"silu\""},
       {"attention_bias", "true", "\"attention_bias\" is true"},
@@ -487,11 +420,11 @@ TEST(Qwen3_5Config, RefusesWhatItDoesNotCompute) {
       {"linear_key_head_dim", "64", "\"linear_key_head_dim\" is 64; accepted: 128"},
       {"num_hidden_layers", "5", "a list of 5 times"},
       {"num_experts_per_tok", "9", "accepted: at most num_experts = 4"},
-      {"rope_type", "\"yarn\"", "\"rope_type\" is \"yarn\"; accepted: \"default\""},
+      {"rope_type", "\"yarn\"", "\"rope_parameters.rope_type\" is \"yarn\"; accepted: \"default\""},
       {"partial_rotary_factor", "0.3", "accepted: an even number up to head_dim"},
-      {"eos_token_id", "\"x\"", "\"eos_token_id\" is \"x\""},
-      {"quant_method", "\"awq\"", "\"quant_method\" is \"awq\"; accepted: \"fp8\""},
-      {"weight_block_size", "[64]", "\"weight_block_size\" is"},
+      {"quant_method", "\"awq\"",
+       "\"quantization_config.quant_method\" is \"awq\"; accepted: \"fp8\""},
+      {"weight_block_size", "[64]", "\"quantization_config.weight_block_size\" is"},
   };
   for (const auto& [key, value, sentence] : cases) {
     SCOPED_TRACE(key + " = " + value);

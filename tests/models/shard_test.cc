@@ -103,6 +103,46 @@ TEST(ShardLoader, TakesRowsOfAnyShape) {
   EXPECT_EQ(files.loader->device_bytes(), 24 + 8);
 }
 
+TEST(ShardLoader, RoundsF32ToBf16) {
+  Loaded files({{"conv", numbered<float>("F32", {3, 1, 2}, [](std::int64_t i) {
+                   return 1 + static_cast<float>(i) / 256;  // every second one is a tie
+                 })}});
+  const auto rows = files.loader->rows("conv", {DType::kBF16, DType::kF32}, {3, 1, 2}, {{1, 2}},
+                                       DType::kBF16, {2, 2});
+  ASSERT_TRUE(rows) << rows.status().message();
+  const std::uint16_t one = to_bf16(1.0f).bits;
+  EXPECT_EQ(files.bench.get<std::uint16_t>(*rows),
+            (std::vector<std::uint16_t>{
+                static_cast<std::uint16_t>(one + 1), static_cast<std::uint16_t>(one + 2),
+                static_cast<std::uint16_t>(one + 2), static_cast<std::uint16_t>(one + 2)}));
+}
+
+// A copy is told by the bytes of this rank's rows; only then it is taken.
+TEST(ShardLoader, SkipsACopyOfAnotherTensor) {
+  FileTensor other = bf16_numbers({4, 3});
+  other.bytes.back() ^= std::byte{1};
+  Loaded files({{"a", bf16_numbers({4, 3})},
+                {"copy", bf16_numbers({4, 3})},
+                {"flat", bf16_numbers({12})},
+                {"other", other}});
+  const auto skips = [&](std::string_view name, Range rows) {
+    const auto skipped = files.loader->skip_copy(name, "a", rows);
+    EXPECT_TRUE(skipped) << skipped.status().message();
+    return skipped && *skipped;
+  };
+  EXPECT_FALSE(skips("other", {2, 2}));
+  EXPECT_FALSE(skips("other", {0, 5}));
+  EXPECT_FALSE(skips("flat", {0, 4}));
+  EXPECT_FALSE(skips("missing", {0, 4}));
+  EXPECT_TRUE(skips("other", {0, 3}));
+  EXPECT_TRUE(skips("copy", {0, 4}));
+  EXPECT_FALSE(files.loader->finish());  // "a" and "flat"
+  ASSERT_TRUE(files.loader->rows("a", {DType::kBF16}, {4, 3}, {{0, 4}}, DType::kBF16, {4, 3}));
+  ASSERT_TRUE(files.loader->vector("flat", {DType::kBF16}, 12, {0, 12}, DType::kBF16));
+  EXPECT_TRUE(files.loader->finish());
+  EXPECT_EQ(files.progress.first, files.progress.second);
+}
+
 TEST(ShardLoader, StacksPartsOfOneFusedProjection) {
   Loaded files({{"a.weight", bf16_numbers({4, 3})}, {"b.weight", bf16_numbers({2, 3}, 100)}});
   const LinearPart parts[] = {{"a", 4, 3, {{3, 1}, {0, 1}}, {1, 2}}, {"b", 2, 3, {{1, 1}}, {1, 2}}};

@@ -210,7 +210,7 @@ TEST_F(Checkpoint, RefusesBrokenDirectories) {
   expect_refused(open(), "holds neither model.safetensors.index.json nor model.safetensors");
   write_shards();
   write_index("nonsense");
-  expect_refused(open(), "is not a JSON object");
+  expect_refused(open(), "is not valid JSON");
   write_index("[1]");
   expect_refused(open(), "is not a JSON object");
   write_index(R"({"weight_map":[]})");
@@ -235,7 +235,7 @@ TEST_F(Checkpoint, RefusesBrokenDirectories) {
   expect_refused(open(), "two.safetensors: the file has 0 bytes");
   std::filesystem::remove(directory_.path() / "two.safetensors");
   std::filesystem::create_directory(directory_.path() / "two.safetensors");
-  expect_refused(open(), "is not a regular file");
+  expect_refused(open(), "accepted: a regular file");
 }
 
 }  // namespace

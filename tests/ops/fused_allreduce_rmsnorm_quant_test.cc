@@ -110,7 +110,7 @@ TEST(FusedBoundaryLimits, MostRows) {
 TEST(FusedBoundaryLimits, MailboxesStayAsSmallAsTheHeaderSays) {
   constexpr double kMiB = 1 << 20;
   for (int team = 1; team <= 8; ++team) {
-    const double on_devices = team <= 2 ? 42.01 : team <= 4 ? 93 : 217;
+    const double on_devices = team <= 2 ? 42.01 : team <= 4 ? 93.1 : 217;
     for (int hidden : {128, 2880, 5120, 8192}) {
       std::size_t before = 0;
       for (int rows : {0, 1, 16, 300, 8192}) {
@@ -154,8 +154,8 @@ class FusedPlans : public ::testing::Test {
   }
 };
 
-// Blocks without work would make a long call last longer: in teams of any size, all that are
-// resident work, or as many as there are stripes.
+// Blocks without work would make a long call last longer: in teams of any size, all that a plan
+// asks for have some in every generation.
 TEST_F(FusedPlans, LongCallsKeepAllBlocksAtWork) {
   namespace layout = fused_allreduce_rmsnorm_quant;
   for (int team = 2; team <= 8; ++team) {
@@ -166,7 +166,10 @@ TEST_F(FusedPlans, LongCallsKeepAllBlocksAtWork) {
       const std::int64_t fit = layout::slot_units(bytes) / units.all();
       for (int rows : {64, 512, 817, 1024, 2048, 4096, 8192}) {
         const std::int64_t stripes = (rows + team - 1) / team;
-        const std::int64_t blocks = std::min(most, stripes);
+        const std::int64_t blocks =
+            stripes <= most
+                ? stripes
+                : 132 * layout::blocks_of_long_calls(layout::resident_blocks(hidden), team);
         EXPECT_EQ(layout::working_blocks(blocks, stripes, fit), blocks)
             << team << " ranks, " << rows << " x " << hidden;
       }
@@ -349,12 +352,61 @@ TEST(FusedPacked, OddWidthsMatchTheOracleOnTheCpu) {
 TEST_F(FusedContract, TooSmallMailboxIsRefusedBeforeLaunch) {
   auto plan = fused::plan(args_, where_);
   ASSERT_TRUE(plan);
+  std::byte region[1024];
   TeamView team;
   team.size = 2;
-  team.bytes = 1024;
+  team.bytes = sizeof region;
+  team.base[0] = team.base[1] = region;
   const Status refused = fused::run(*plan, args_, team, *stream_);
   EXPECT_EQ(refused.code(), Code::kInvalidArgument);
   EXPECT_TRUE(has(refused.message(), "the mailbox has 1024 bytes")) << refused.message();
+}
+
+TEST_F(FusedContract, RunRefusesWhatItsPlanWasNotMadeFor) {
+  const auto plan = fused::plan(args_, where_);
+  ASSERT_TRUE(plan);
+  std::vector<std::byte> region(
+      fused::mailbox_bytes({.max_rows = 8, .hidden = 256, .team_size = 2}));
+  TeamView team;
+  team.size = 2;
+  team.bytes = region.size();
+  team.base[0] = team.base[1] = region.data();
+  const auto expect_refused = [&](const Plan& with, const fused::Args& args, const TeamView& of,
+                                  std::string_view text) {
+    const Status refused = fused::run(with, args, of, *stream_);
+    EXPECT_EQ(refused.code(), Code::kInvalidArgument);
+    EXPECT_TRUE(has(refused.message(), text)) << refused.to_string();
+  };
+  expect_refused(Plan{}, args_, team, "the plan is empty");
+  TeamView of_three = team;
+  of_three.size = 3;
+  expect_refused(*plan, args_, of_three, "on 3 ranks, but its plan was made for up to 3 rows");
+  TeamView asleep = team;  // its communicator is suspended
+  asleep.base[1] = nullptr;
+  expect_refused(*plan, args_, asleep, "the mailbox has no memory of rank 1");
+  for (const auto& change : std::vector<std::function<void(Plan&)>>{
+           [](Plan& made) { made.rows = 2; }, [](Plan& made) { made.hidden = 512; },
+           [](Plan& made) { made.dtype = DType::kF16; }, [](Plan& made) { made.team_size = 1; }}) {
+    Plan other = *plan;
+    change(other);
+    expect_refused(other, args_, team, "but its plan was made for");
+  }
+  fused::Args args = args_;
+  args.residual.data = args_.out.bf16->data;
+  expect_refused(*plan, args, team, "residual and out.bf16 overlap");
+  args = args_;
+  args.out.fp8->scale.shape[0] = 1;
+  expect_refused(*plan, args, team, "out.fp8.scale is f32 [1, 2]");
+}
+
+TEST_F(FusedContract, PlansSayWhetherKernelsStartEarly) {
+  for (const char* variant : {"one_shot", "one_shot_packed", "two_shot", "two_shot_packed"})
+    for (const bool early : {true, false}) {
+      where_.may_start_early = early;
+      const auto plan = fused::plan(args_, where_, variant);
+      ASSERT_TRUE(plan);
+      EXPECT_EQ(plan->shape.early, early) << variant;
+    }
 }
 
 TEST_F(FusedContract, OwnersAreDealtInTurn) {

@@ -3,10 +3,12 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdio>
 #include <set>
 
 #include "tenon/core/fp8.h"
 #include "tenon/ops/fp8_quant/fp8_quant.h"
+#include "tests/support/processes.h"
 #include "tests/support/targets.h"
 
 namespace tenon {
@@ -112,6 +114,28 @@ TEST(Registry, LaunchJumpsThroughThePlan) {
   ASSERT_TRUE(stream->synchronize());
   EXPECT_EQ(call.codes[0], 0x7e);  // every element is its group's largest: 448
   EXPECT_EQ(call.scales[3], 1.0f * (1.0f / 448.0f));
+}
+
+TEST(RegistryChild, DISABLED_Early) {
+  const SmallCall call;
+  const auto comm = Communicator::create({}, Device{});
+  ASSERT_TRUE(comm);
+  const auto alone = situation(Device{}), in_team = situation(**comm);
+  ASSERT_TRUE(alone && in_team);
+  const auto plan = fp8_quant::plan(call.args, *alone);
+  ASSERT_TRUE(plan);
+  std::printf("early: %d %d %d\n", plan->shape.early, in_team->may_start_early,
+              (*comm)->may_start_early());
+}
+
+TEST(Registry, TheKnobTurnsEarlyLaunchOffEverywhere) {
+  for (const char* knob : {"TENON_EARLY=1", "TENON_EARLY=0"}) {
+    auto child = test::start_rank(0, 1, test::free_port(), "RegistryChild.DISABLED_Early", {knob});
+    EXPECT_EQ(child.wait(std::chrono::milliseconds(20'000)), 0) << child.output();
+    const bool off = std::string_view(knob).ends_with("0");
+    EXPECT_NE(child.output().find(off ? "early: 0 0 0\n" : "early: 1 1 1\n"), std::string::npos)
+        << child.output();
+  }
 }
 
 }  // namespace

@@ -219,6 +219,82 @@ TEST(Rmsnorm, CheckNamesWhatIsWrong) {
   EXPECT_NE(complaint(args).find("must be of type bf16"), std::string::npos) << complaint(args);
 }
 
+// Users call run() with a plan of their own: nothing is launched that the plan was not made for.
+TEST(Rmsnorm, RunRefusesWhatItsPlanWasNotMadeFor) {
+  const Device device{Target::kCpu, 0};
+  auto stream = Stream::create(device);
+  auto where = situation(device);
+  ASSERT_TRUE(stream && where);
+  BoundaryCase shape;
+  shape.rows = 3;
+  shape.team = 1;
+  const BoundaryTensors tensors(shape, testing::make_inputs(shape, 0), 0, device, *stream);
+  tensors.reset(*stream);
+  std::string damage;
+  const BoundaryOutputs before = tensors.read(*stream, damage);
+  const rmsnorm::Args good = args_of(shape, tensors);
+  const auto plan = rmsnorm::plan(good, *where);
+  ASSERT_TRUE(plan);
+  const auto expect_refused = [&](const Plan& with, const rmsnorm::Args& args, Stream& on,
+                                  std::string_view text) {
+    const Status refused = rmsnorm::run(with, args, on);
+    EXPECT_EQ(refused.code(), Code::kInvalidArgument);
+    EXPECT_NE(refused.message().find(text), std::string_view::npos) << refused.to_string();
+  };
+  expect_refused(Plan{}, good, *stream, "the plan is empty");
+  Plan other = *plan;
+  other.op = Op::fp8_quant;
+  expect_refused(other, good, *stream, "the plan is one of fp8_quant");
+
+  shape.rows = 2;
+  const BoundaryTensors few(shape, testing::make_inputs(shape, 0), 0, device, *stream);
+  const auto short_plan = rmsnorm::plan(args_of(shape, few), *where);
+  shape.rows = 3;
+  shape.hidden = 512;
+  const BoundaryTensors wide(shape, testing::make_inputs(shape, 0), 0, device, *stream);
+  const auto wide_plan = rmsnorm::plan(args_of(shape, wide), *where);
+  shape.hidden = 256;
+  shape.dtype = shape.weight_dtype = DType::kF16;
+  const BoundaryTensors halves(shape, testing::make_inputs(shape, 0), 0, device, *stream);
+  const auto halves_plan = rmsnorm::plan(args_of(shape, halves), *where);
+  ASSERT_TRUE(short_plan && wide_plan && halves_plan);
+  expect_refused(*short_plan, good, *stream, "made for up to 2 rows of 256 bf16");
+  expect_refused(*wide_plan, good, *stream, "made for up to 3 rows of 512 bf16");
+  expect_refused(*halves_plan, good, *stream, "made for up to 3 rows of 256 f16");
+  for (const Target target : test::host_targets()) {
+    if (target == Target::kCpu) continue;
+    auto elsewhere = Stream::create(Device{target, 0});
+    ASSERT_TRUE(elsewhere);
+    expect_refused(*plan, good, *elsewhere, "the stream is on " + std::string(name(target)));
+  }
+  rmsnorm::Args args = good;
+  args.out.fp8->scale.shape[0] = 1;
+  expect_refused(*plan, args, *stream, "out.fp8.scale is f32 [1, 2]");
+  args = good;
+  args.residual.data = good.out.bf16->data;
+  expect_refused(*plan, args, *stream, "residual and out.bf16 overlap");
+  EXPECT_EQ(testing::difference(shape, before, tensors.read(*stream, damage)), "");
+
+  EXPECT_TRUE(rmsnorm::run(*plan, args_of(BoundaryCase{shape}, few), *stream));
+  EXPECT_TRUE(rmsnorm::run(*plan, good, *stream));
+}
+
+TEST(Rmsnorm, PlansSayWhetherKernelsStartEarly) {
+  const Device device{Target::kCpu, 0};
+  auto stream = Stream::create(device);
+  auto where = situation(device);
+  ASSERT_TRUE(stream && where);
+  BoundaryCase shape;
+  shape.team = 1;
+  const BoundaryTensors tensors(shape, testing::make_inputs(shape, 0), 0, device, *stream);
+  for (const bool early : {true, false}) {
+    where->may_start_early = early;
+    const auto plan = rmsnorm::plan(args_of(shape, tensors), *where);
+    ASSERT_TRUE(plan);
+    EXPECT_EQ(plan->shape.early, early);
+  }
+}
+
 TEST(Rmsnorm, TrafficCountsEveryTensorOnce) {
   const Device device{Target::kCpu, 0};
   auto stream = Stream::create(device);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <random>
 
 #include "tenon/core/fp8.h"
@@ -108,11 +109,15 @@ Args args_of(Problem& problem, Outputs& outputs, Device device) {
   return args;
 }
 
-// With `planned`, the plan is made for that problem instead.
-Outputs run_on(Target target, Problem& problem, Problem* planned = nullptr) {
+// With `planned`, the plan is made for that problem instead. With `wide`, these are the norm of q
+// and of k.
+Outputs run_on(Target target, Problem& problem, Problem* planned = nullptr,
+               std::vector<float>* wide = nullptr) {
   const Device device{target, 0};
   Outputs outputs = empty_outputs(problem.shape);
-  const Args args = args_of(problem, outputs, device);
+  Args args = args_of(problem, outputs, device);
+  if (wide != nullptr)
+    args.q_norm = args.k_norm = view(wide->data(), DType::kF32, device, {problem.shape.head_dim});
   Outputs unused = empty_outputs(planned != nullptr ? planned->shape : problem.shape);
   const Args plan_args = planned != nullptr ? args_of(*planned, unused, device) : args;
   auto where = situation(device);
@@ -136,14 +141,17 @@ double rounded(double value) { return to_float(to_bf16(static_cast<float>(value)
 // The head norm in double. The fp32 sum of squares errs by at most (n + 1) u relative, halved by
 // the root; the rest are four roundings. So a value may round to either side of a tie that is this
 // near.
-std::vector<Range> oracle_norm(const bf16* row, const bf16* weight, int n, double eps) {
+double as_double(bf16 value) { return to_float(value); }
+double as_double(float value) { return value; }
+template <class Weight>
+std::vector<Range> oracle_norm(const bf16* row, const Weight* weight, int n, double eps) {
   double squares = 0;
   for (int i = 0; i < n; ++i) squares += std::pow(double{to_float(row[i])}, 2);
   const double rstd = 1.0 / std::sqrt(squares / n + eps);
   const double slack = (0.5 * (n / 32 + 6) + 6) * 0x1p-24;
   std::vector<Range> found;
   for (int i = 0; i < n; ++i) {
-    const double exact = to_float(row[i]) * rstd * (1.0 + to_float(weight[i]));
+    const double exact = to_float(row[i]) * rstd * (1.0 + as_double(weight[i]));
     const double one = rounded(exact * (1 - slack)), other = rounded(exact * (1 + slack));
     found.push_back({std::min(one, other), std::max(one, other)});
   }
@@ -264,6 +272,30 @@ TEST(Rope, PositionZeroOnlyNorms) {
   }
 }
 
+// Norms in f32: those that bf16 can hold give the same bits, others are not rounded to it.
+TEST(Rope, ReadsWideNorms) {
+  Problem problem = make_problem({.tokens = 3, .q_heads = 2, .kv_heads = 1});
+  problem.k_norm = problem.q_norm;
+  problem.positions = {0, 0, 0};
+  std::vector<float> same, between;
+  for (bf16 each : problem.q_norm) {
+    same.push_back(to_float(each));
+    between.push_back(to_float(each) * (1 + 0.9f / 512));  // rounds to the same bf16
+  }
+  for (Target target : test::host_targets()) {
+    SCOPED_TRACE(test::to_string(target));
+    const Outputs narrow = run_on(target, problem), wide = run_on(target, problem, nullptr, &same);
+    expect_same(narrow.q, wide.q);
+    expect_same(narrow.k_cache, wide.k_cache);
+    const Outputs finer = run_on(target, problem, nullptr, &between);
+    EXPECT_NE(std::memcmp(finer.q.data(), narrow.q.data(), finer.q.size() * sizeof(bf16)), 0);
+    for (int t = 0; t < 3; ++t)
+      for (int h = 0; h < 2; ++h)
+        expect_head(oracle_norm(problem.q_at(t, h), between.data(), 256, 1e-6),
+                    &finer.q[static_cast<std::size_t>(2 * t + h) * 256], "normed q");
+  }
+}
+
 TEST(Rope, PlanServesFewerTokens) {
   Problem many = make_problem({.tokens = 9}), few = make_problem({.tokens = 2});
   for (Target target : test::host_targets()) {
@@ -296,7 +328,11 @@ TEST(Rope, CheckNamesWhatItRefuses) {
   args.q.stride[2] = 2;
   EXPECT_NE(check(args).message().find("strided"), std::string_view::npos);
   args = good;
-  args.q_norm.dtype = DType::kF32;
+  args.q_norm.dtype = DType::kF32;  // and k_norm is bf16
+  EXPECT_NE(check(args).message().find("k_norm"), std::string_view::npos);
+  args.k_norm.dtype = DType::kF32;
+  EXPECT_TRUE(check(args)) << check(args).message();
+  args.q_norm.dtype = args.k_norm.dtype = DType::kF16;
   EXPECT_NE(check(args).message().find("q_norm"), std::string_view::npos);
   EXPECT_FALSE(plan(good, *situation(Device{}), "no_such_variant"));
 }

@@ -28,12 +28,15 @@ inline std::int32_t expected_token(const std::vector<std::int32_t>& tokens, int 
 
 struct FakeOptions {
   int vocab = 64;       // divisible by the ranks
+  int num_ids = 64;     // the rest of vocab is padding
   int num_tokens = 60;  // never makes an id at or past this
   std::int32_t eos = 7;
   // Called by every rank before its step is computed; an error is the model's error.
   std::function<Status(int rank, int step)> before_step;
-  bool nan_logits = false;
   int kv_layers = 1;
+  // A sequence that has met this token has NaN in its caches and logits from then on, and so has
+  // one whose caches hold NaN from somebody before it. Negative: none.
+  std::int32_t poison = -1;
 };
 
 class FakeModel final : public Model {
@@ -44,15 +47,17 @@ class FakeModel final : public Model {
   }
 
   CacheLayout cache_layout() const override {
-    CacheLayout layout;  // k: one 32-bit token; state: a count and a hash
-    layout.num_kv_layers = options_.kv_layers;
+    CacheLayout layout;  // k: one 32-bit token; state: a count, a hash and a NaN or nothing
+    layout.num_kv_layers = options_.kv_layers;  // v: NaN where a poisoned token lies
     layout.kv_heads = 1;
     layout.head_dim = 2;
     layout.num_state_layers = layout.v_heads = layout.key_dim = 1;
-    layout.conv_dim = layout.value_dim = 2;
+    layout.conv_dim = 2;
+    layout.value_dim = sizeof(State) / 4;
     return layout;
   }
   int vocab_size() const override { return options_.vocab; }
+  int num_ids() const override { return options_.num_ids; }
   std::vector<std::int32_t> eos_ids() const override { return {options_.eos}; }
   std::vector<BoundaryUse> boundary_uses() const override { return {}; }
   std::int64_t weight_bytes() const override { return 0; }
@@ -71,8 +76,9 @@ class FakeModel final : public Model {
 
  private:
   struct State {
-    std::uint32_t count, hash;
+    std::uint32_t count, hash, nan;
   };
+  static constexpr std::uint32_t kNan = 0x7fc07fc0u;  // a NaN in f32, and two in bf16
 
   static Status demand(bool condition, const char* what) {
     if (condition) return Status::ok();
@@ -85,7 +91,7 @@ class FakeModel final : public Model {
     TENON_TRY(demand(slot >= 0 && slot < caches.state[0].shape[0], "the state slot"));
     auto* state = caches.state[0].as<State>() + slot;
     const bool fresh = step.fresh.as<std::int32_t>()[row] != 0;
-    if (fresh) *state = {0, 0};
+    if (fresh) state->count = state->hash = 0;
     const int count = starts[row + 1] - starts[row];
     TENON_TRY(demand(count >= 1 && count <= step.max_tokens_per_sequence, "the count of tokens"));
     // A prompt may be cut only at whole chunks.
@@ -98,6 +104,7 @@ class FakeModel final : public Model {
           "the position of a token"));
       TENON_TRY(demand(place >= 0 && place < caches.k[0].shape[0] * 64, "the slot of a token"));
       caches.k[0].as<std::int32_t>()[place] = id;
+      if (id == options_.poison) poison(caches, slot, place);
       state->hash = extended_hash(state->hash, id);
       ++state->count;
     }
@@ -106,8 +113,27 @@ class FakeModel final : public Model {
     TENON_TRY(
         demand(step.logit_rows.as<std::int32_t>()[row] == starts[row + 1] - 1, "the logit row"));
     TENON_TRY(demand(hash_of_blocks(step, caches, row, length) == state->hash, "the block table"));
-    write_logits(row, state->hash);
+    write_logits(row, state->hash, is_poisoned(step, caches, row, length));
     return Status::ok();
+  }
+
+  void poison(const CacheViews& caches, int slot, int place) {
+    caches.state[0].as<State>()[slot].nan = kNan;
+    caches.conv_state[0].as<std::uint32_t>()[slot * 3] = kNan;
+    caches.v[0].as<std::uint32_t>()[place] = kNan;
+  }
+
+  // NaN anywhere in what the sequence holds: also past its end, where a kernel may multiply by 0.
+  bool is_poisoned(const StepView& step, const CacheViews& caches, int row, int length) const {
+    if (options_.poison < 0) return false;
+    const int slot = step.state_slots.as<std::int32_t>()[row];
+    if (caches.state[0].as<State>()[slot].nan == kNan) return true;
+    if (caches.conv_state[0].as<std::uint32_t>()[slot * 3] == kNan) return true;
+    const auto* table = step.block_table.as<std::int32_t>() + row * step.block_table.shape[1];
+    for (int block = 0; block < (length + 63) / 64; ++block)
+      for (int i = 0; i < 64; ++i)
+        if (caches.v[0].as<std::uint32_t>()[table[block] * 64 + i] == kNan) return true;
+    return false;
   }
 
   // The same hash, from the kv cache and the block table alone.
@@ -121,14 +147,16 @@ class FakeModel final : public Model {
     return hash;
   }
 
-  void write_logits(int row, std::uint32_t hash) {
+  void write_logits(int row, std::uint32_t hash, bool no_number) {
     const auto best =
         static_cast<int>((hash >> 8) % static_cast<std::uint32_t>(options_.num_tokens));
     for (int column = 0; column < width_; ++column) {
       const int id = comm_.rank() * width_ + column;
       float logit = id == best ? 8.0f : static_cast<float>((hash + static_cast<unsigned>(id)) % 5u);
       if (id >= options_.num_tokens) logit = 100.0f;  // rows without a token: never to be drawn
-      if (options_.nan_logits) logit = std::numeric_limits<float>::quiet_NaN();
+      if (no_number)
+        logit = id % 3 == 0 ? -std::numeric_limits<float>::infinity()
+                            : std::numeric_limits<float>::quiet_NaN();
       logits_[static_cast<std::size_t>(row * width_ + column)] = logit;
     }
   }

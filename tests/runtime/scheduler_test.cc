@@ -10,6 +10,7 @@
 #include <random>
 #include <set>
 
+#include "tenon/ops/common/normed_rows.h"
 #include "tenon/runtime/step_input.h"
 
 namespace tenon {
@@ -41,6 +42,17 @@ TEST(Scheduler, RefusesLimitsUnderWhichPromptsStarve) {
   expect_refused(Scheduler::check({1, 256, 0}), "max_context 0");
 }
 
+// A step is the rows of one boundary.
+static_assert(kMaxTokensPerStep == kMaxNormedRows);
+
+TEST(Scheduler, RefusesStepsThatNoBoundaryTakes) {
+  EXPECT_TRUE(Scheduler::check({8128, 8192, 64}));
+  expect_refused(Scheduler::check({8129, 8192, 64}),
+                 "max_sequences is 8129; accepted are at most 8128");
+  expect_refused(Scheduler::check({16, 8193, 64}),
+                 "max_tokens_per_step is 8193; accepted are at most 8192");
+}
+
 TEST(Scheduler, RefusesLimitsThatOverflow) {
   constexpr int kMost = std::numeric_limits<int>::max();
   EXPECT_TRUE(Scheduler::check({2047, 4096, kMaxContext}));
@@ -52,10 +64,13 @@ TEST(Scheduler, RefusesLimitsThatOverflow) {
 }
 
 TEST(Scheduler, RefusesRequestsThatCanNeverRun) {
-  CachePool caches(4, 64, 2);
+  CachePool caches(4, 64, 2), large(5, 64, 2);
   Scheduler scheduler({2, 128, 300}, caches);
   expect_refused(scheduler.add(RequestId{1}, {}, tokens(1)), "no tokens");
-  expect_refused(scheduler.add(RequestId{1}, prompt_of(300), tokens(1)), "300 tokens");
+  expect_refused(
+      scheduler.add(RequestId{1}, prompt_of(300), tokens(1)),
+      "the prompt has 300 tokens; a context of 300 with room for one more takes at most 299");
+  EXPECT_TRUE(Scheduler({2, 128, 300}, large).add(RequestId{1}, prompt_of(299), tokens(1)));
   expect_refused(scheduler.add(RequestId{1}, prompt_of(200), tokens(80)), "cache for 280 tokens");
   expect_refused(scheduler.add(RequestId{1}, prompt_of(2), tokens(0)), "max_tokens is 0");
   SamplingParams wrong = tokens(1);
@@ -292,8 +307,7 @@ class Workload {
       ASSERT_EQ(sequence->tokens.size(), size);
       const int made = static_cast<int>(size) - sequence->prompt_tokens;
       ASSERT_LE(static_cast<int>(size), limits_.max_context);
-      if (made >= sequence->sampling.max_tokens || random_() % 50 == 0)
-        scheduler_->remove(sequence->id);
+      if (made >= sequence->max_tokens || random_() % 50 == 0) scheduler_->remove(sequence->id);
     }
   }
 

@@ -4,9 +4,11 @@
 #include "tenon/runtime/tokenizer.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iterator>
@@ -102,6 +104,50 @@ TEST(Tokenizer, AgreesWithTheReferenceOnAFuzzFile) {
   EXPECT_EQ(wrong, 0);
 }
 
+TEST(Tokenizer, AddsTheTokensOfTheConfigurationAsTheReference) {
+  const Json goldens = Json::parse(read("tests/data/tokenizer/configs.json"));
+  ASSERT_GT(goldens.size(), 10u);
+  const Json base = Json::parse(read("tests/data/tokenizer/small.json"));
+  for (const Json& one : goldens) {
+    Json file = base;
+    file["added_tokens"] = one["added_tokens"];
+    auto tokenizer = Tokenizer::parse(file.dump(), one["config"].dump());
+    ASSERT_TRUE(tokenizer) << one["config"].dump() << "\n " << tokenizer.status().to_string();
+    EXPECT_EQ(tokenizer->eos_id(), one["eos"].get<int>()) << one["config"].dump();
+    EXPECT_EQ(tokenizer->num_tokens(), one["size"].get<int>()) << one["config"].dump();
+    for (const Json& golden : one["cases"]) {
+      const std::string text = from_hex(golden["hex"].get<std::string>());
+      auto ids = tokenizer->encode(text);
+      ASSERT_TRUE(ids) << ids.status().to_string();
+      EXPECT_EQ(*ids, golden["ids"].get<Ids>()) << '"' << text << "\" " << one["config"].dump();
+      expect_decodes(*tokenizer, golden);
+    }
+  }
+}
+
+TEST(Tokenizer, LoadsBothFilesOfACheckpoint) {
+  const std::string folder = testing::TempDir() + "tenon_tokenizer_" + std::to_string(getpid());
+  std::filesystem::create_directory(folder);
+  auto write = [&](const char* name, const std::string& text) {
+    std::ofstream(folder + "/" + name) << text;
+  };
+  Json file = Json::parse(read("models/tiny/tokenizer.json"));
+  file["added_tokens"].erase(file["added_tokens"].begin() + 2, file["added_tokens"].end());
+  write("tokenizer.json", file.dump());
+  auto bare = Tokenizer::load(folder);
+  ASSERT_TRUE(bare) << bare.status().to_string();
+  EXPECT_GT(bare->encode("hi<|im_end|>")->size(), 4u);
+  EXPECT_EQ(bare->eos_id(), -1);
+  write("tokenizer_config.json", read("models/tiny/tokenizer_config.json"));
+  auto whole = Tokenizer::load(folder);
+  ASSERT_TRUE(whole) << whole.status().to_string();
+  EXPECT_EQ(whole->eos_id(), 962);
+  EXPECT_EQ(whole->encode("hi<|im_end|>")->back(), 962);
+  write("tokenizer_config.json", "{");
+  EXPECT_FALSE(Tokenizer::load(folder));
+  std::filesystem::remove_all(folder);
+}
+
 TEST(Tokenizer, KnowsItsTokens) {
   const Tokenizer tokenizer = small();
   const std::int32_t end = tokenizer.id_of("<|im_end|>");
@@ -172,17 +218,64 @@ TEST(BpeMerger, IsThePlainLoopForRandomTables) {
   }
 }
 
-TEST(BpeMerger, ALongPieceDoesNotTakeQuadraticTime) {
-  const Tokenizer tokenizer = small();
+std::string repeated(std::string_view part, std::size_t bytes) {
+  std::string text;
+  while (text.size() < bytes) text += part;
+  return text;
+}
+
+// Some 2 MB of what could make a part of the path quadratic: that would take many minutes.
+TEST(Tokenizer, NothingTakesQuadraticTime) {
+  Json file = Json::parse(read("tests/data/tokenizer/small.json"));
+  for (int i = 0; i < 300; ++i)
+    file["added_tokens"].push_back(
+        {{"id", 1154 + i},
+         {"content", std::string("<").append(static_cast<std::size_t>(1 + i), '~').append(">")},
+         {"special", true},
+         {"rstrip", i % 2 == 0},
+         {"lstrip", i % 3 == 0}});
+  auto made = Tokenizer::parse(file.dump());
+  ASSERT_TRUE(made) << made.status().to_string();
   std::string letters;
   std::mt19937 random(3);
-  for (int i = 0; i < 400'000; ++i) letters.push_back(static_cast<char>('a' + random() % 26));
-  const auto begin = std::chrono::steady_clock::now();
-  auto ids = tokenizer.encode(letters);  // one piece: a single run of letters
-  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-  ASSERT_TRUE(ids);
-  EXPECT_EQ(tokenizer.decode(*ids), letters);
-  EXPECT_LT(taken.count(), 5.0);  // quadratic would be minutes
+  for (int i = 0; i < 2'000'000; ++i) letters.push_back(static_cast<char>('a' + random() % 26));
+  constexpr std::size_t kBytes = 2'000'000;
+  for (const auto& [what, text] : std::vector<std::pair<std::string, std::string>>{
+           {"letters", letters},
+           {"one letter", std::string(kBytes, 'a')},
+           {"marks of two classes in turn", repeated("\u0301\u0316", kBytes)},
+           {"one mark", "a" + repeated("\u0301", kBytes)},
+           {"falling classes", repeated("\u0345\u0301\u0316\u05b0\u0334", kBytes)},
+           {"spaces", std::string(kBytes, ' ')},
+           {"spaces before a letter", std::string(kBytes, ' ') + "a"},
+           {"newlines", std::string(kBytes, '\n')},
+           {"spaces and newlines in turn", repeated(" \n", kBytes)},
+           {"carriage returns and letters", repeated("\r  a", kBytes)},
+           {"digits", std::string(kBytes, '7')},
+           {"punctuation", std::string(kBytes, '!')},
+           {"punctuation before newlines",
+            repeated("!", kBytes / 2) + repeated("\r\n", kBytes / 2)},
+           {"apostrophes", std::string(kBytes, '\'')},
+           {"beginnings of added tokens", repeated("<~~~~~~~~~", kBytes)},
+           {"almost an added token", repeated(std::string("<").append(299, '~'), kBytes)},
+           {"added tokens between spaces", repeated("<~>   <~~>  ", kBytes)},
+           {"added tokens", repeated("<|im_end|>", kBytes)},
+           {"Hangul", repeated("\u1112\u1161\u11ab", kBytes)},
+           {"emoji", repeated("\U0001F469\u200D", kBytes)},
+           {"broken UTF-8", std::string(kBytes, '\xF0')},
+       }) {
+    const auto begin = std::chrono::steady_clock::now();
+    auto ids = made->encode(text);
+    ASSERT_TRUE(ids) << what << ": " << ids.status().to_string();
+    EXPECT_FALSE(made->decode(*ids, false).empty()) << what;
+    std::size_t bytes = 0;
+    StreamingDetokenizer stream(*made, false);
+    for (std::int32_t id : *ids) bytes += stream.push(id).size();
+    EXPECT_GT(bytes + stream.finish().size(), 0u) << what;
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+    if (taken.count() > 1) std::printf("%s: %.1f s\n", what.c_str(), taken.count());
+    EXPECT_LT(taken.count(), 30.0) << what;  // some tenths of a second
+  }
 }
 
 TEST(Utf8, FindsEveryCharacterAndNothingElse) {
@@ -244,10 +337,45 @@ TEST(TokenizerFile, RefusesWhatIsNotImplemented) {
         f["post_processor"] = {{"type", "TemplateProcessing"}};
       },
       no, "TemplateProcessing");
-  expect_refused([](Json& f) { f["truncation"] = {{"max_length", 4}}; }, no, "truncation");
-  expect_refused([](Json& f) { f["padding"] = {{"direction", "Left"}}; }, no, "padding");
-  for (const char* flag : {"single_word", "lstrip", "rstrip"})
-    expect_refused([&](Json& f) { f["added_tokens"][0][flag] = true; }, no, flag);
+  expect_refused([&](Json& f) { split(f)["pattern"]["Regex"] = "[\\P{L}]"; }, no, "\\P{L}");
+}
+
+TEST(TokenizerFile, IgnoresTruncationAndPadding) {
+  Json file = Json::parse(read("tests/data/tokenizer/small.json"));
+  file["truncation"] = {
+      {"direction", "Right"}, {"max_length", 3}, {"strategy", "LongestFirst"}, {"stride", 0}};
+  file["padding"] = {{"strategy", {{"Fixed", 100}}}, {"direction", "Left"}, {"pad_id", 0}};
+  auto tokenizer = Tokenizer::parse(file.dump());
+  ASSERT_TRUE(tokenizer) << tokenizer.status().to_string();
+  const std::string text = "The quick brown fox jumps over the lazy dog.";
+  EXPECT_EQ(*tokenizer->encode(text), *small().encode(text));
+}
+
+TEST(TokenizerFile, RefusesABrokenConfiguration) {
+  const std::string file = read("tests/data/tokenizer/small.json");
+  auto expect = [&](const Json& config, const std::string& mentions) {
+    const Status status = Tokenizer::parse(file, config.dump()).status();
+    EXPECT_EQ(status.code(), Code::kIo) << mentions;
+    EXPECT_NE(status.message().find(mentions), std::string_view::npos) << status.to_string();
+    EXPECT_NE(status.message().find("tokenizer_config.json"), std::string_view::npos);
+  };
+  auto listed = [](const char* id, const Json& token) {
+    return Json{{"added_tokens_decoder", {{id, token}}}};
+  };
+  expect(Json::array(), "object");
+  expect({{"added_tokens_decoder", 5}}, "added_tokens_decoder");
+  expect(listed("x1", {{"content", "<A>"}}), "x1");
+  expect(listed("-1", {{"content", "<A>"}}), "-1");
+  expect(listed("1154", {{"special", true}}), "content");
+  expect(listed("1154", {{"content", "<A>"}, {"lstrip", 1}}), "lstrip");
+  expect(listed("1160", {{"content", "<A>"}}), "free is 1154");    // a gap
+  expect(listed("5", {{"content", "<A>"}}), "free is 1154");       // taken
+  expect(listed("1154", {{"content", "<|im_end|>"}}), "it 1147");  // two ids
+  expect({{"eos_token", 5}}, "eos_token");
+  const std::string deep(100'000, '[');
+  EXPECT_FALSE(Tokenizer::parse(file, deep));
+  EXPECT_FALSE(Tokenizer::parse(file, "{\"a\": " + deep + std::string(100'000, ']') + "}"));
+  EXPECT_FALSE(Tokenizer::parse("{\"model\": " + deep + std::string(100'000, ']') + "}"));
 }
 
 TEST(TokenizerFile, RefusesWhatIsBroken) {

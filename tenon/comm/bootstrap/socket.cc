@@ -9,12 +9,12 @@
 #include <condition_variable>
 #include <cstring>
 #include <deque>
-#include <thread>
 #include <tuple>
 
 #include "tenon/comm/bootstrap.h"
 #include "tenon/comm/bootstrap/rendezvous.h"
 #include "tenon/comm/words.h"
+#include "tenon/core/thread.h"
 
 namespace tenon {
 namespace {
@@ -57,7 +57,11 @@ class SocketBootstrap final : public Bootstrap {
       peers_[peer].open = static_cast<bool>(sockets[peer]);
       peers_[peer].socket = std::move(sockets[peer]);
     }
-    reader_ = std::thread([this] { read_until_told(); });
+  }
+  // Before anything else.
+  Status start() {
+    TENON_ASSIGN(reader_, start_thread("tenon reader", [this] { read_until_told(); }));
+    return Status::ok();
   }
 
   ~SocketBootstrap() override {
@@ -238,7 +242,7 @@ class SocketBootstrap final : public Bootstrap {
   std::mutex send_mutex_;
   std::mutex inbox_mutex_;  // inboxes and `left`
   std::condition_variable changed_;
-  std::thread reader_;
+  Thread reader_;
 };
 
 }  // namespace
@@ -247,8 +251,12 @@ Result<std::shared_ptr<Bootstrap>> socket_bootstrap(const Launch& launch,
                                                     std::chrono::milliseconds deadline) {
   auto sockets = meet(launch, deadline);
   if (!sockets) return sockets.status().with("rendezvous");
-  return std::static_pointer_cast<Bootstrap>(
-      std::make_shared<SocketBootstrap>(launch.rank, *std::move(sockets)));
+  auto bootstrap = std::make_shared<SocketBootstrap>(launch.rank, *std::move(sockets));
+  if (Status started = bootstrap->start(); !started) {
+    bootstrap->abort(started.message());
+    return std::move(started).with("rendezvous");
+  }
+  return std::static_pointer_cast<Bootstrap>(std::move(bootstrap));
 }
 
 }  // namespace tenon

@@ -144,15 +144,19 @@ class Ccl final : public Transport, public StreamCollectives {
   std::deque<HostWork> recorded_;  // of captured graphs: addresses must not move
 };
 
-// The library takes one rank per device.
+std::string device_text(const RankCard& card) {
+  return std::string(name(card.device.target)) + ":" + std::to_string(card.device.index);
+}
+
+// The library takes one rank per device. Processes may number devices as they like.
 Status check_devices(std::span<const RankCard> cards) {
   for (std::size_t rank = 0; rank < cards.size(); ++rank)
     for (std::size_t other = 0; other < rank; ++other)
-      if (cards[rank].host == cards[other].host && cards[rank].device == cards[other].device)
+      if (share_device(cards[other], cards[rank]))
         return Status::error(Code::kUnsupported,
                              "ranks " + std::to_string(other) + " and " + std::to_string(rank) +
-                                 " share " + std::string(name(cards[rank].device.target)) + ":" +
-                                 std::to_string(cards[rank].device.index) +
+                                 " share one device, which they call " + device_text(cards[other]) +
+                                 " and " + device_text(cards[rank]) +
                                  "; accepted: one rank per device");
   return Status::ok();
 }

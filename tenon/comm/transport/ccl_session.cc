@@ -78,7 +78,9 @@ Result<std::shared_ptr<Session>> Session::open(const TransportContext& context,
   TENON_TRY(check_versions(cards));
 
   Status connected = session->connect(cards[0].id);
-  session->watcher_ = std::thread([session] { session->watch_until_closed(); });
+  auto watcher = start_thread("tenon ccl", [session] { session->watch_until_closed(); });
+  if (connected) connected = watcher.status();
+  if (watcher) session->watcher_ = *std::move(watcher);
   // The others are in the library, waiting for this rank: only an abort reaches them there.
   if (!connected) bootstrap.abort(connected.message());
   if (connected) connected = bootstrap.barrier("ccl: connected", context.deadline);
@@ -311,7 +313,10 @@ void Session::close() {
   std::unique_lock lock(wake_mutex_);
   closing_ = true;
   wake_.notify_all();
-  if (!watcher_.joinable()) return;
+  if (!watcher_.joinable()) {
+    lock.unlock();
+    return free_library();
+  }
   if (wake_.wait_for(lock, deadline_, [&] { return freed_; })) {
     lock.unlock();
     return watcher_.join();

@@ -15,10 +15,10 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <thread>
 
 #include "tenon/comm/transport.h"
 #include "tenon/comm/transport/ccl_library.h"
+#include "tenon/core/thread.h"
 
 namespace tenon::transport_ccl {
 
@@ -105,7 +105,7 @@ class Session : public std::enable_shared_from_this<Session> {
   std::mutex wake_mutex_;
   std::condition_variable wake_;
   bool closing_ = false, freed_ = false;
-  std::thread watcher_;
+  Thread watcher_;
 };
 
 }  // namespace tenon::transport_ccl

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <new>
+#include <string>
+#include <thread>
 
 #include "tenon/gpu/cpu/block.h"
 
@@ -26,29 +29,32 @@ void relax() {
 #endif
 }
 
-// Dynamic shared memory of the blocks this thread runs: grows to the largest launch, then stays.
-struct Arena {
-  std::unique_ptr<std::byte[]> memory;
-  std::size_t bytes = 0;
-
-  void* reserve(std::size_t wanted) {
-    static constexpr std::size_t kAlign = 64;
-    if (wanted == 0) return nullptr;
-    if (wanted > bytes) {
-      memory = std::make_unique<std::byte[]>(wanted + kAlign);
-      bytes = wanted;
-    }
-    const auto address = reinterpret_cast<std::uintptr_t>(memory.get());
-    return memory.get() + (kAlign - address % kAlign) % kAlign;
-  }
-};
-thread_local Arena arena;
-
 }  // namespace
 
-void run_blocks(const LaunchShape& shape, const KernelCall& call, int begin, int end) {
+bool Arena::reserve(std::size_t wanted) {
+  if (wanted <= bytes_) return true;
+  std::unique_ptr<std::byte[]> larger(new (std::nothrow) std::byte[wanted + kAlign]);
+  if (larger == nullptr) return false;
+  memory_ = std::move(larger);
+  bytes_ = wanted;
+  return true;
+}
+
+Status no_shared_memory(std::size_t bytes) {
+  return Status::error(Code::kOutOfMemory, "the host has no memory for the " +
+                                               std::to_string(bytes) +
+                                               " bytes that blocks of a kernel share");
+}
+
+void* Arena::begin() const {
+  const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
+  return memory_.get() + (kAlign - address % kAlign) % kAlign;
+}
+
+void run_blocks(const LaunchShape& shape, const KernelCall& call, const Arena& arena, int begin,
+                int end) {
   const CpuBlock outer = cpu_block;
-  cpu_block = {begin, shape.blocks, arena.reserve(shape.shared_bytes)};
+  cpu_block = {begin, shape.blocks, shape.shared_bytes > 0 ? arena.begin() : nullptr};
   for (int block = begin; block < end; ++block) {
     cpu_block.block = block;
     call.invoke(call.kernel, call.args);
@@ -56,15 +62,33 @@ void run_blocks(const LaunchShape& shape, const KernelCall& call, int begin, int
   cpu_block = outer;
 }
 
-Pool::Pool(int num_threads) : ranges_(static_cast<std::size_t>(num_threads)) {
-  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { work(i); });
+Result<std::shared_ptr<Pool>> Pool::create(int num_threads) {
+  auto pool = std::make_shared<Pool>(num_threads);
+  for (int i = 1; i < num_threads; ++i)
+    TENON_TRY(pool->start_worker(i), "the kernels of the cpu target run on " +
+                                         std::to_string(num_threads) +
+                                         " threads (TENON_CPU_THREADS takes fewer)");
+  return pool;
+}
+
+Pool::Pool(int num_threads)
+    : ranges_(static_cast<std::size_t>(num_threads)),
+      arenas_(ranges_.size()),
+      workers_(ranges_.size()) {}
+
+Status Pool::start_worker(int self) {
+  const auto i = static_cast<std::size_t>(self);
+  if (!arenas_[i].reserve(kMaxSharedBytes)) return no_shared_memory(kMaxSharedBytes);
+  TENON_ASSIGN(workers_[i],
+               start_thread("tenon pool " + std::to_string(self), [this, self] { work(self); }));
+  return Status::ok();
 }
 
 Pool::~Pool() {
   stop_.store(true);
   bell_.fetch_add(1);
   bell_.notify_all();
-  for (std::thread& each : workers_) each.join();
+  for (Thread& each : workers_) each.join();
 }
 
 Pool::Cost& Pool::cost_of(const LaunchShape& shape, const KernelCall& call) {
@@ -77,23 +101,23 @@ Pool::Cost& Pool::cost_of(const LaunchShape& shape, const KernelCall& call) {
   return cost;
 }
 
-void Pool::run(const LaunchShape& shape, const KernelCall& call) {
-  if (shape.blocks == 1 || workers_.empty() || busy_.exchange(true, std::memory_order_acquire)) {
-    run_blocks(shape, call, 0, shape.blocks);
+void Pool::run(const LaunchShape& shape, const KernelCall& call, const Arena& arena) {
+  if (shape.blocks == 1 || workers_.size() < 2 || busy_.exchange(true, std::memory_order_acquire)) {
+    run_blocks(shape, call, arena, 0, shape.blocks);
     return;
   }
   Cost& cost = cost_of(shape, call);
   if (cost.ns_per_block * static_cast<std::uint64_t>(shape.blocks) < kWorthSharingNs) {
     const std::uint64_t begin = now_ns();
-    run_blocks(shape, call, 0, shape.blocks);
+    run_blocks(shape, call, arena, 0, shape.blocks);
     cost.ns_per_block = (now_ns() - begin) / static_cast<std::uint64_t>(shape.blocks);
   } else {
-    run_shared(shape, call);
+    run_shared(shape, call, arena);
   }
   busy_.store(false, std::memory_order_release);
 }
 
-void Pool::run_shared(const LaunchShape& shape, const KernelCall& call) {
+void Pool::run_shared(const LaunchShape& shape, const KernelCall& call, const Arena& arena) {
   shape_ = shape;
   call_ = call;
   const auto num_threads = static_cast<int>(ranges_.size());
@@ -112,7 +136,7 @@ void Pool::run_shared(const LaunchShape& shape, const KernelCall& call) {
   bell_.notify_all();  // no system call when nobody sleeps
 
   const std::uint64_t begin = now_ns();
-  const int ran = take_blocks(0);
+  const int ran = take_blocks(0, arena);
   const std::uint64_t spent = now_ns() - begin;
   state_.fetch_and(~kOpen, std::memory_order_acq_rel);
   for (int spins = 0; state_.load(std::memory_order_acquire) != launch; ++spins)
@@ -128,7 +152,7 @@ bool Pool::join(std::uint64_t seen) {
   return false;
 }
 
-int Pool::take_blocks(int self) {
+int Pool::take_blocks(int self, const Arena& arena) {
   int ran = 0;
   const auto num_ranges = static_cast<int>(ranges_.size());
   for (int i = 0; i < num_ranges; ++i) {
@@ -137,7 +161,7 @@ int Pool::take_blocks(int self) {
       const int begin = range.next.fetch_add(chunk_, std::memory_order_relaxed);
       if (begin >= range.end) break;
       const int end = std::min(begin + chunk_, range.end);
-      run_blocks(shape_, call_, begin, end);
+      run_blocks(shape_, call_, arena, begin, end);
       ran += end - begin;
     }
   }
@@ -145,6 +169,7 @@ int Pool::take_blocks(int self) {
 }
 
 void Pool::work(int self) {
+  Arena& arena = arenas_[static_cast<std::size_t>(self)];
   std::uint32_t heard = 0;
   for (;;) {
     const std::uint64_t begin = now_ns();
@@ -157,7 +182,8 @@ void Pool::work(int self) {
     heard = rung;
     if (stop_.load()) return;
     if (!join(state_.load(std::memory_order_acquire))) continue;
-    take_blocks(self);
+    // Without memory it takes none: the launching thread does.
+    if (arena.reserve(shape_.shared_bytes)) take_blocks(self, arena);
     state_.fetch_sub(1, std::memory_order_release);
   }
 }

@@ -10,23 +10,46 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <thread>
 #include <vector>
 
+#include "tenon/core/thread.h"
 #include "tenon/gpu/runtime.h"
 
 namespace tenon::cpu {
 
-// Runs blocks [begin, end) of a launch on the calling thread.
-void run_blocks(const LaunchShape& shape, const KernelCall& call, int begin, int end);
+// Dynamic shared memory of a block that a launch may count on: reserved when a stream is made.
+inline constexpr std::size_t kMaxSharedBytes = 512 * 1024;
+
+// Dynamic shared memory of the blocks that one thread runs: grows to the largest launch, then
+// stays.
+class Arena {
+ public:
+  bool reserve(std::size_t wanted);  // false when there is no memory
+  void* begin() const;
+
+ private:
+  static constexpr std::size_t kAlign = 64;
+  std::unique_ptr<std::byte[]> memory_;
+  std::size_t bytes_ = 0;
+};
+
+// What there is to say when an arena cannot grow.
+Status no_shared_memory(std::size_t bytes);
+
+// Runs blocks [begin, end) of a launch on the calling thread. `arena` has room for the launch.
+void run_blocks(const LaunchShape& shape, const KernelCall& call, const Arena& arena, int begin,
+                int end);
 
 class Pool {
  public:
-  explicit Pool(int num_threads);  // counts the launching thread
+  // num_threads counts the launching thread.
+  static Result<std::shared_ptr<Pool>> create(int num_threads);
+  explicit Pool(int num_threads);  // without threads yet
   ~Pool();
   int num_threads() const { return static_cast<int>(ranges_.size()); }
-  // Runs every block. From several threads at once, all but one do without help.
-  void run(const LaunchShape& shape, const KernelCall& call);
+  // Runs every block; `arena` has room for the launch. From several threads at once, all but one do
+  // without help.
+  void run(const LaunchShape& shape, const KernelCall& call, const Arena& arena);
 
  private:
   static constexpr std::uint64_t kWorthSharingNs = 4'000;
@@ -44,11 +67,13 @@ class Pool {
     std::uint64_t ns_per_block = 0;
   };
 
-  void work(int self);            // a worker's life
-  int take_blocks(int self);      // runs what is left of all ranges, own range first
+  Status start_worker(int self);
+  void work(int self);  // a worker's life
+  // Runs what is left of all ranges, own range first.
+  int take_blocks(int self, const Arena& arena);
   bool join(std::uint64_t seen);  // false: that launch is over
   Cost& cost_of(const LaunchShape& shape, const KernelCall& call);
-  void run_shared(const LaunchShape& shape, const KernelCall& call);
+  void run_shared(const LaunchShape& shape, const KernelCall& call, const Arena& arena);
 
   // Launch number (high), open bit, number of workers inside (low): a worker joins by adding one
   // while the launch is open, so a late riser can never touch a launch that is over.
@@ -62,7 +87,9 @@ class Pool {
   int chunk_ = 1;
   std::vector<Range> ranges_;
   std::array<Cost, 256> costs_{};
-  std::vector<std::thread> workers_;
+  // By number; 0 is the launching thread, which brings its own.
+  std::vector<Arena> arenas_;
+  std::vector<Thread> workers_;
 };
 
 }  // namespace tenon::cpu

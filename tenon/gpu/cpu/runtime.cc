@@ -1,6 +1,7 @@
 // The backend of the host targets: cpu (blocks as calls, plain launches spread over a pool) and
 // emu32, emu64 (blocks of fibers). Work runs on the thread that enqueues it, or is recorded while a
 // stream captures.
+#include <pthread.h>
 #include <sched.h>
 #include <unistd.h>
 
@@ -9,10 +10,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <system_error>
+#include <string>
 #include <thread>
 
 #include "tenon/core/env.h"
+#include "tenon/core/guard.h"
 #include "tenon/gpu/backends.h"
 #include "tenon/gpu/cpu/pool.h"
 #include "tenon/gpu/emu/fibers.h"
@@ -36,6 +38,7 @@ struct HostGraph {
 struct HostStream {
   std::unique_ptr<HostGraph> recording;
   std::shared_ptr<cpu::Pool> pool;  // null: launches stay on the enqueuing thread
+  cpu::Arena arena;                 // of the enqueuing thread's blocks
 };
 
 struct HostEvent {
@@ -49,14 +52,37 @@ struct ThreadPools {
 };
 thread_local ThreadPools thread_pools;
 
-std::shared_ptr<cpu::Pool> pool_for_new_stream() {
+Result<std::shared_ptr<cpu::Pool>> pool_for_new_stream() {
   int wanted = thread_pools.num_threads;
   if (wanted == 0) wanted = env().cpu_threads;
   if (wanted == 0) wanted = static_cast<int>(std::thread::hardware_concurrency());
-  if (wanted <= 1) return nullptr;
-  if (thread_pools.pool == nullptr || thread_pools.pool->num_threads() != wanted)
-    thread_pools.pool = std::make_shared<cpu::Pool>(wanted);
+  if (wanted <= 1) return std::shared_ptr<cpu::Pool>();
+  if (thread_pools.pool == nullptr || thread_pools.pool->num_threads() != wanted) {
+    thread_pools.pool = nullptr;  // its threads end before others start
+    TENON_ASSIGN(thread_pools.pool, cpu::Pool::create(wanted));
+  }
   return thread_pools.pool;
+}
+
+// The cpu target's kernels run on the stack of the thread that enqueues them, and keep up to about
+// 150 KiB there.
+constexpr std::size_t kKernelStackBytes = 192 * 1024;
+
+Status check_stack() {
+  pthread_attr_t attributes;
+  if (pthread_getattr_np(pthread_self(), &attributes) != 0) return Status::ok();  // cannot be known
+  void* low = nullptr;
+  std::size_t bytes = 0;
+  const int error = pthread_attr_getstack(&attributes, &low, &bytes);
+  pthread_attr_destroy(&attributes);
+  const auto here = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
+  const std::size_t left = here - reinterpret_cast<std::uintptr_t>(low);
+  if (error != 0 || left > bytes || left >= kKernelStackBytes) return Status::ok();
+  return Status::error(Code::kOutOfMemory, "the stack of this thread has " +
+                                               std::to_string(left / 1024) +
+                                               " KiB left; kernels of the cpu target need " +
+                                               std::to_string(kKernelStackBytes / 1024) +
+                                               " KiB (ulimit -s, or the attributes of the thread)");
 }
 
 constexpr int kMaxDevices = 8;  // every rank may have "its own" host device
@@ -73,7 +99,7 @@ class HostBackend final : public Backend {
       found.num_units = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
       found.max_threads_per_block = 1;
       found.max_cooperative_blocks = 1;  // blocks of one launch run in order, not together
-      found.max_shared_bytes = 256 * 1024;
+      found.max_shared_bytes = cpu::kMaxSharedBytes;
     } else {
       found.name = "emulator with waves of " + std::to_string(wave_);
       found.num_units = 4;
@@ -109,16 +135,16 @@ class HostBackend final : public Backend {
   void unpin(int, void*) override {}
 
   Result<void*> create_stream(int) override {
-    auto stream = std::make_unique<HostStream>();
-    if (target_ == Target::kCpu) {
-      try {
-        stream->pool = pool_for_new_stream();
-      } catch (const std::system_error& error) {
-        return Status::error(Code::kOutOfMemory,
-                             std::string("the threads of a stream: ") + error.what());
+    return guarded([this]() -> Result<void*> {
+      auto stream = std::make_unique<HostStream>();
+      if (target_ == Target::kCpu) {
+        TENON_TRY(check_stack());
+        if (!stream->arena.reserve(cpu::kMaxSharedBytes))
+          return cpu::no_shared_memory(cpu::kMaxSharedBytes);
+        TENON_ASSIGN(stream->pool, pool_for_new_stream());
       }
-    }
-    return static_cast<void*>(stream.release());
+      return static_cast<void*>(stream.release());
+    });
   }
   void destroy_stream(void* stream) override { delete static_cast<HostStream*>(stream); }
   void* vendor_stream(void*) override { return nullptr; }
@@ -130,7 +156,8 @@ class HostBackend final : public Backend {
   }
 
   Status launch(void* stream, const LaunchShape& shape, const KernelCall& call) override {
-    if (!capturing(stream)) return run(*static_cast<HostStream*>(stream), shape, call);
+    if (!capturing(stream))
+      return guarded([&] { return run(*static_cast<HostStream*>(stream), shape, call); });
     auto args = std::make_shared<std::vector<std::byte>>(call.args_bytes);
     std::memcpy(args->data(), call.args, call.args_bytes);
     return enqueue(stream, [this, shape, call, args](HostStream& on) {
@@ -206,10 +233,11 @@ class HostBackend final : public Backend {
   // depend on which of its workers the system happens to run.
   Status run(HostStream& stream, const LaunchShape& shape, const KernelCall& call) {
     if (target_ != Target::kCpu) return emu::run_grid(shape, call, wave_);
+    if (!stream.arena.reserve(shape.shared_bytes)) return cpu::no_shared_memory(shape.shared_bytes);
     if (shape.cooperative || stream.pool == nullptr) {
-      cpu::run_blocks(shape, call, 0, shape.blocks);
+      cpu::run_blocks(shape, call, stream.arena, 0, shape.blocks);
     } else {
-      stream.pool->run(shape, call);
+      stream.pool->run(shape, call, stream.arena);
     }
     return Status::ok();
   }

@@ -1,9 +1,13 @@
 #include "tenon/models/qwen3_5/config.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
-#include <limits>
+#include <cstdio>
 #include <nlohmann/json.hpp>
+#include <utility>
+
+#include "tenon/core/json.h"
 
 namespace tenon::qwen3_5 {
 namespace {
@@ -12,7 +16,7 @@ using Json = nlohmann::json;
 
 // Larger than in any released model, and small enough that no product of them overflows.
 constexpr int kMaxWidth = 1 << 20, kMaxVocab = 1 << 24, kMaxHeads = 1 << 12, kMaxHeadDim = 1 << 10,
-              kMaxLayers = 1 << 12, kMaxExperts = 1 << 14;
+              kMaxLayers = 1 << 12, kMaxExperts = 1 << 14, kMaxPositions = 1 << 30;
 constexpr std::int64_t kBlock = 128;  // fp8 weights carry one scale per 128 × 128 elements
 
 Status unsupported(std::string why) { return Status::error(Code::kUnsupported, std::move(why)); }
@@ -27,12 +31,20 @@ std::string shown(const Json& value) {
 // Reads keys of one JSON object and keeps the first thing that is wrong.
 class Reader {
  public:
-  explicit Reader(const Json& object) : object_(object) {}
+  // `beside` is the root of a config whose text model has an object of its own: a key that the
+  // model reads and that stands there instead is read by nobody, whatever its writer meant.
+  explicit Reader(const Json& object, std::string path = {}, const Json* beside = nullptr)
+      : object_(object), path_(std::move(path)), beside_(beside) {}
 
   // The value, or null when the key is absent or null.
-  const Json* find(const char* key) const {
-    const auto found = object_.find(key);
-    return found == object_.end() || found->is_null() ? nullptr : &*found;
+  const Json* find(const char* key) {
+    const Json* found = find_in(object_, key);
+    const Json* other = beside_ == nullptr ? nullptr : find_in(*beside_, key);
+    if (other != nullptr && (found == nullptr || *found != *other))
+      refuse("\"" + std::string(key) + "\" stands beside \"text_config\" as " + shown(*other) +
+             " and in it as " + (found == nullptr ? "nothing" : shown(*found)) +
+             "; accepted: in it only, or the same in both");
+    return found;
   }
 
   int positive(const char* key, int most, std::optional<int> otherwise = std::nullopt) {
@@ -67,22 +79,78 @@ class Reader {
     fail(key, value, list);
   }
 
-  void fail(const char* key, const Json* found, const std::string& accepted) {
-    if (!status_) return;
-    status_ =
-        unsupported("config: \"" + std::string(key) + "\" is " +
-                    (found == nullptr ? "missing" : shown(*found)) + "; accepted: " + accepted);
+  // Every other key of the object is refused, unless it is null: it may change the result.
+  void nothing_but(std::initializer_list<std::string_view> keys) {
+    for (const auto& [key, value] : object_.items())
+      if (!value.is_null() && std::find(keys.begin(), keys.end(), key) == keys.end())
+        refuse("\"" + path_ + key.substr(0, 60) + "\" is " + shown(value) +
+               ", which is not understood; accepted: no such key");
+  }
+
+  void fail(const std::string& key, const Json* found, const std::string& accepted) {
+    refuse("\"" + path_ + key + "\" is " + (found == nullptr ? "missing" : shown(*found)) +
+           "; accepted: " + accepted);
+  }
+  void refuse(const std::string& why) {
+    if (status_) status_ = unsupported("config: " + why);
   }
 
   const Status& status() const { return status_; }
 
  private:
+  static const Json* find_in(const Json& object, const char* key) {
+    const auto found = object.find(key);
+    return found == object.end() || found->is_null() ? nullptr : &*found;
+  }
+
   const Json& object_;
+  const std::string path_;  // "rope_parameters.", in front of keys in messages
+  const Json* const beside_;
   Status status_;
 };
 
-std::vector<LayerKind> read_layers(Reader& read) {
-  const int count = read.positive("num_hidden_layers", kMaxLayers);
+// What transformers takes for a missing key: Qwen3_5TextConfig and Qwen3_5MoeTextConfig. Those that
+// both share stand where they are used.
+struct Defaults {
+  int hidden, layers, kv_heads;
+};
+constexpr Defaults kDenseDefaults{4096, 32, 4}, kMoeDefaults{2048, 40, 2};
+
+// Dense or MoE is what the config calls itself, in up to three places that must agree.
+Result<bool> read_is_moe(const Json& root, const Json& text) {
+  struct Name {
+    std::string_view key;
+    const Json* value;
+  };
+  std::vector<Name> names{{"model_type", Reader(root).find("model_type")}};
+  if (&text != &root) names.push_back({"model_type", Reader(text).find("model_type")});
+  const Json* listed = Reader(root).find("architectures");
+  if (listed != nullptr && listed->is_array() && !listed->empty())
+    names.push_back({"architectures", &listed->front()});
+  std::optional<bool> moe;
+  for (const auto& [key, value] : names) {
+    if (value == nullptr) continue;
+    bool known = false;
+    for (const std::string_view dense :
+         {"qwen3_5", "qwen3_5_text", "Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"})
+      if (*value == dense) known = !moe.value_or(false), moe = false;
+    for (const std::string_view mixture :
+         {"qwen3_5_moe", "qwen3_5_moe_text", "Qwen3_5MoeForConditionalGeneration",
+          "Qwen3_5MoeForCausalLM"})
+      if (*value == mixture) known = moe.value_or(true), moe = true;
+    if (!known)
+      return unsupported("config: \"" + std::string(key) + "\" is " + shown(*value) +
+                         "; accepted: names of Qwen3.5 (\"qwen3_5\", \"qwen3_5_text\") or of its "
+                         "mixture (\"qwen3_5_moe\", \"qwen3_5_moe_text\"), the same everywhere");
+  }
+  if (!moe)
+    return unsupported(
+        "config: neither \"model_type\" nor \"architectures\" says which model this is");
+  return *moe;
+}
+
+std::vector<LayerKind> read_layers(Reader& read, int usual) {
+  const int count = read.positive("num_hidden_layers", kMaxLayers, usual);
   std::vector<LayerKind> layers;
   const Json* listed = read.find("layer_types");
   if (listed == nullptr) {
@@ -108,95 +176,151 @@ std::vector<LayerKind> read_layers(Reader& read) {
   return layers;
 }
 
-// Rotary parameters: the newer "rope_parameters" object, or the older keys beside the others.
-Status read_rope(Reader& read, Config* config) {
-  const Json* nested = read.find("rope_parameters");
-  if (nested == nullptr) nested = read.find("rope_scaling");
+struct Rotary {
+  double theta = 0, part = 0;
+  friend bool operator==(const Rotary&, const Rotary&) = default;
+};
+
+// One object of rotary parameters, or none; keys that it lacks stand beside it in older configs.
+// Sections of mRoPE do not matter to text, whose three positions are one.
+Result<Rotary> read_rotary(Reader& read, const char* name, const Json* found) {
+  if (found != nullptr && !found->is_object()) read.fail(name, found, "an object");
+  TENON_TRY(read.status());
   const Json none = Json::object();
-  if (nested != nullptr && !nested->is_object())
-    return unsupported("config: \"rope_parameters\" is " + shown(*nested) +
-                       "; accepted: an object");
-  Reader rope(nested == nullptr ? none : *nested);
+  Reader rope(found == nullptr ? none : *found, std::string(name) + ".");
   rope.only("rope_type", {"default"});
   rope.only("type", {"default"});
-  config->rope_theta = rope.positive_number("rope_theta", read.positive_number("rope_theta", 1e7));
-  const double part = rope.positive_number("partial_rotary_factor",
-                                           read.positive_number("partial_rotary_factor", 0.25));
+  Rotary rotary;
+  rotary.theta = rope.positive_number("rope_theta", read.positive_number("rope_theta", 10'000));
+  rotary.part = rope.positive_number("partial_rotary_factor",
+                                     read.positive_number("partial_rotary_factor", 0.25));
+  rope.nothing_but({"rope_type", "type", "rope_theta", "partial_rotary_factor", "mrope_section",
+                    "mrope_interleaved"});
   TENON_TRY(rope.status());
-  const double rotary = config->head_dim * part;
-  if (part > 1 || rotary != std::floor(rotary) || static_cast<int>(rotary) % 2 != 0)
-    return unsupported("config: head_dim · partial_rotary_factor is " + std::to_string(rotary) +
-                       "; accepted: an even number up to head_dim");
-  config->rotary_dim = static_cast<int>(rotary);
-  return Status::ok();
+  TENON_TRY(read.status());
+  return rotary;
 }
 
-Status read_eos(const Json* found, std::vector<std::int32_t>* ids) {
-  if (found == nullptr) return Status::ok();
-  const Json list = found->is_array() ? *found : Json::array({*found});
-  for (const Json& each : list) {
-    if (!each.is_number_integer() || each.get<std::int64_t>() < 0 ||
-        each.get<std::int64_t>() > std::numeric_limits<std::int32_t>::max())
-      return malformed("\"eos_token_id\" is " + shown(*found) +
-                       "; accepted: an id or a list of ids");
-    const auto id = each.get<std::int32_t>();
-    if (std::find(ids->begin(), ids->end(), id) == ids->end()) ids->push_back(id);
+// The newer "rope_parameters", the older "rope_scaling", neither, or both if they say the same.
+Status read_rope(Reader& read, Config* config) {
+  const Json *newer = read.find("rope_parameters"), *older = read.find("rope_scaling");
+  TENON_TRY(read.status());
+  if (older != nullptr && older->empty()) older = nullptr;
+  TENON_ASSIGN(Rotary rotary, read_rotary(read, "rope_parameters", newer));
+  if (older != nullptr) {
+    TENON_ASSIGN(const Rotary other, read_rotary(read, "rope_scaling", older));
+    if (newer != nullptr && rotary != other)
+      return unsupported("config: \"rope_scaling\" is " + shown(*older) +
+                         " and \"rope_parameters\" is " + shown(*newer) +
+                         "; accepted: one of them, or both with the same meaning");
+    rotary = other;
   }
+  config->rope_theta = rotary.theta;
+  const double width = config->head_dim * rotary.part;
+  if (rotary.part > 1 || width != std::floor(width) || static_cast<int>(width) % 2 != 0)
+    return unsupported("config: head_dim · partial_rotary_factor is " + std::to_string(width) +
+                       "; accepted: an even number up to head_dim");
+  config->rotary_dim = static_cast<int>(width);
   return Status::ok();
 }
 
-// true, false or absent; the root's word and the text model's word must not differ.
-Status read_tied(const Json& root, const Json& text, std::optional<bool>* tied) {
+// The root's word and the text model's, or nothing when neither or each says another: then the
+// presence of lm_head.weight decides.
+Result<std::optional<bool>> read_tied(const Json& root, const Json& text) {
+  std::optional<bool> tied;
   for (const Json* object : {&root, &text}) {
     const Json* found = Reader(*object).find("tie_word_embeddings");
     if (found == nullptr) continue;
     if (!found->is_boolean())
       return unsupported("config: \"tie_word_embeddings\" is " + shown(*found) +
                          "; accepted: true or false");
-    if (*tied && **tied != found->get<bool>()) {
-      tied->reset();  // they differ: the presence of lm_head.weight decides
-      return Status::ok();
-    }
-    *tied = found->get<bool>();
+    if (tied && *tied != found->get<bool>()) return std::optional<bool>();
+    tied = found->get<bool>();
   }
-  return Status::ok();
+  return tied;
 }
 
-// Whatever would change the arithmetic and is not computed here.
+// Whatever would change the arithmetic and is not computed here. The first six are keys of this
+// family; the others belong to its relatives and mean nothing else wherever they appear.
 void refuse_variations(Reader& read) {
-  read.only("hidden_act", {"silu"});
+  read.only("hidden_act", {"silu", "swish"});
   read.only("attention_bias", {false});
   read.only("attn_output_gate", {true});
   read.only("output_gate_type", {"silu", "swish"});
   read.only("linear_conv_kernel_dim", {4});
   read.only("mamba_ssm_dtype", {"float32"});
+
   read.only("mlp_only_layers", {Json::array()});
+  read.only("decoder_sparse_step", {1});
   read.only("norm_topk_prob", {true});
+  read.only("routed_scaling_factor", {1});
+  read.only("scoring_func", {"softmax"});
+  read.only("n_group", {1});
+  read.only("topk_group", {1});
+  read.only("mlp_bias", {false});
   read.only("use_sliding_window", {false});
+  for (const char* none : {"attn_logit_softcapping", "final_logit_softcapping"})
+    if (const Json* found = read.find(none)) read.fail(none, found, "null");
+  for (const char* factor : {"attention_multiplier", "embedding_multiplier", "residual_multiplier",
+                             "logits_scaling", "logit_scale"})
+    read.only(factor, {1});
 }
 
-void read_mlp(Reader& read, Config* config) {
-  if (read.find("num_experts") == nullptr) {
-    config->intermediate = read.positive("intermediate_size", kMaxWidth);
+void read_mlp(Reader& read, bool moe, Config* config) {
+  if (!moe) {
+    if (const Json* experts = read.find("num_experts"); experts != nullptr && *experts != 0)
+      read.refuse("\"num_experts\" is " + shown(*experts) + " in a dense model; accepted: 0");
+    config->intermediate = read.positive("intermediate_size", kMaxWidth, 12288);
     return;
   }
-  config->experts = read.positive("num_experts", kMaxExperts);
-  config->top_k = read.positive("num_experts_per_tok", kMaxExperts);
-  config->moe_intermediate = read.positive("moe_intermediate_size", kMaxWidth);
-  config->shared_intermediate = read.positive("shared_expert_intermediate_size", kMaxWidth);
+  config->experts = read.positive("num_experts", kMaxExperts, 256);
+  config->top_k = read.positive("num_experts_per_tok", kMaxExperts, 8);
+  config->moe_intermediate = read.positive("moe_intermediate_size", kMaxWidth, 512);
+  config->shared_intermediate = read.positive("shared_expert_intermediate_size", kMaxWidth, 512);
 }
 
-Status check_quantization(const Json& root) {
-  const Json* found = Reader(root).find("quantization_config");
-  if (found == nullptr) return Status::ok();
-  if (!found->is_object()) return unsupported("config: \"quantization_config\" is not an object");
-  Reader read(*found);
-  if (read.find("quant_method") == nullptr) read.fail("quant_method", nullptr, "\"fp8\"");
-  read.only("quant_method", {"fp8"});
+// fp8 codes with one scale per 128 × 128 weights and activations quantised on the fly, or none.
+Status check_quantization(const Json& found) {
+  if (!found.is_object()) return unsupported("config: \"quantization_config\" is not an object");
+  Reader read(found, "quantization_config.");
+  const Json* method = read.find("quant_method");
+  if (method == nullptr || *method != "fp8") {
+    std::string what = "\"quantization_config.quant_method\" is ";
+    what += method == nullptr ? "missing" : shown(*method);
+    for (const char* key : {"quant_algo", "format", "bits"})  // what others call their kinds
+      if (const Json* kind = read.find(key))
+        what.append(" with \"").append(key).append("\" ").append(shown(*kind));
+    read.refuse(what + "; accepted: \"fp8\"");
+  }
   read.only("fmt", {"e4m3"});
   read.only("activation_scheme", {"dynamic"});
+  read.only("scale_fmt", {"float"});
+  read.only("expert_dtype", {"fp8"});
+  read.only("dequantize", {false});
   read.only("weight_block_size", {Json::array({128, 128})});
+  if (found.contains("weight_block_size") && found["weight_block_size"].is_null())
+    read.fail("weight_block_size", &found["weight_block_size"], "[128,128]");
+  // Which modules are fp8 is seen from the tensors.
+  read.nothing_but({"quant_method", "fmt", "activation_scheme", "scale_fmt", "expert_dtype",
+                    "dequantize", "weight_block_size", "modules_to_not_convert",
+                    "modules_to_convert", "ignored_layers", "is_checkpoint_fp8_serialized"});
   return read.status();
+}
+
+// In the root, in the text model, or in both; whether there is any.
+Result<bool> read_quantization(const Json& root, const Json& text) {
+  bool any = false;
+  for (const Json* object : {&root, &text}) {
+    Reader read(*object);
+    const Json* found = read.find("quantization_config");
+    if (const Json* other = read.find("compression_config"))
+      read.fail("compression_config", other, "null");
+    TENON_TRY(read.status());
+    if (found == nullptr) continue;
+    TENON_TRY(check_quantization(*found));
+    any = true;
+  }
+  return any;
 }
 
 Status check_sizes(const Config& config) {
@@ -222,42 +346,81 @@ Status check_sizes(const Config& config) {
 }  // namespace
 
 Result<Config> parse_config(std::string_view json) {
-  const Json root = Json::parse(json, nullptr, /*allow_exceptions=*/false);
+  TENON_ASSIGN(const Json root, parse_json(json), "config");
   if (!root.is_object()) return malformed("config: is not a JSON object");
   const Json* nested = Reader(root).find("text_config");
   if (nested != nullptr && !nested->is_object())
     return malformed("config: \"text_config\" is not an object");
   const Json& text = nested == nullptr ? root : *nested;
-  TENON_TRY(check_quantization(root));
+  TENON_ASSIGN(const bool moe, read_is_moe(root, text));
+  const Defaults& usual = moe ? kMoeDefaults : kDenseDefaults;
 
   Config config;
-  Reader read(text);
-  config.hidden = read.positive("hidden_size", kMaxWidth);
-  config.vocab = read.positive("vocab_size", kMaxVocab);
+  TENON_ASSIGN(config.quantized, read_quantization(root, text));
+  Reader read(text, "", nested == nullptr ? nullptr : &root);
+  config.hidden = read.positive("hidden_size", kMaxWidth, usual.hidden);
+  config.vocab = read.positive("vocab_size", kMaxVocab, 248'320);
+  config.max_positions = read.positive("max_position_embeddings", kMaxPositions, 32'768);
   config.eps = static_cast<float>(read.positive_number("rms_norm_eps", 1e-6));
-  config.layers = read_layers(read);
-  config.q_heads = read.positive("num_attention_heads", kMaxHeads);
-  config.kv_heads = read.positive("num_key_value_heads", kMaxHeads);
+  config.layers = read_layers(read, usual.layers);
+  config.q_heads = read.positive("num_attention_heads", kMaxHeads, 16);
+  config.kv_heads = read.positive("num_key_value_heads", kMaxHeads, usual.kv_heads);
   config.head_dim = read.positive("head_dim", kMaxHeadDim, 256);
   config.k_heads = read.positive("linear_num_key_heads", kMaxHeads, 16);
   config.v_heads = read.positive("linear_num_value_heads", kMaxHeads, 32);
   config.key_dim = read.positive("linear_key_head_dim", kMaxHeadDim, 128);
   config.value_dim = read.positive("linear_value_head_dim", kMaxHeadDim, 128);
-  read_mlp(read, &config);
+  read_mlp(read, moe, &config);
   refuse_variations(read);
   TENON_TRY(read.status());
   TENON_TRY(read_rope(read, &config));
-  TENON_TRY(read.status());
-  TENON_TRY(read_eos(read.find("eos_token_id"), &config.eos_ids), "config");
-  TENON_TRY(read_tied(root, text, &config.tied));
+  TENON_ASSIGN(config.tied, read_tied(root, text));
   TENON_TRY(check_sizes(config));
   return config;
 }
 
-Status add_eos_ids(std::string_view json, std::vector<std::int32_t>* ids) {
-  const Json root = Json::parse(json, nullptr, /*allow_exceptions=*/false);
-  if (!root.is_object()) return malformed("is not a JSON object");
-  return read_eos(Reader(root).find("eos_token_id"), ids);
+Status refuse_modelopt(std::string_view json) {
+  TENON_ASSIGN(const Json root, parse_json(json));
+  const Json* inside = root.is_object() ? Reader(root).find("quantization") : nullptr;
+  const Json* kind =
+      inside != nullptr && inside->is_object() ? Reader(*inside).find("quant_algo") : nullptr;
+  return unsupported("\"quant_algo\" is " + (kind == nullptr ? "missing" : shown(*kind)) +
+                     "; accepted: no such file, or a \"quantization_config\" in config.json with "
+                     "\"quant_method\" \"fp8\"");
+}
+
+Facts describe(const Config& config) {
+  Facts facts;
+  const auto add = [&facts](const char* name, double value) {
+    std::array<char, 32> text{};
+    std::snprintf(text.data(), text.size(), "%.17g", value);
+    facts.push_back({name, text.data()});
+  };
+  add("hidden_size", config.hidden);
+  add("vocab_size", config.vocab);
+  add("rms_norm_eps", static_cast<double>(config.eps));
+  add("max_position_embeddings", config.max_positions);
+  add("num_attention_heads", config.q_heads);
+  add("num_key_value_heads", config.kv_heads);
+  add("head_dim", config.head_dim);
+  add("rotary dimensions", config.rotary_dim);
+  add("rope_theta", config.rope_theta);
+  add("linear_num_key_heads", config.k_heads);
+  add("linear_num_value_heads", config.v_heads);
+  add("linear_key_head_dim", config.key_dim);
+  add("linear_value_head_dim", config.value_dim);
+  add("intermediate_size", config.intermediate);
+  add("num_experts", config.experts);
+  add("num_experts_per_tok", config.top_k);
+  add("moe_intermediate_size", config.moe_intermediate);
+  add("shared_expert_intermediate_size", config.shared_intermediate);
+  std::string layers;
+  for (const LayerKind kind : config.layers) layers += kind == LayerKind::kAttention ? 'F' : 'L';
+  facts.push_back({"layer_types (L linear, F full)", layers});
+  facts.push_back(
+      {"tie_word_embeddings", !config.tied ? "open" : (*config.tied ? "true" : "false")});
+  facts.push_back({"quantization_config", config.quantized ? "block fp8" : "none"});
+  return facts;
 }
 
 namespace {
@@ -290,6 +453,9 @@ Status share_experts(const Config& config, Share* share) {
 }  // namespace
 
 Result<Share> share(const Config& config, bool fp8, int rank, int size) {
+  if (fp8 && config.hidden % kBlock != 0)
+    return unsupported("config: \"hidden_size\" is " + std::to_string(config.hidden) +
+                       "; accepted with fp8 weights: a multiple of 128");
   TENON_TRY(divides(size, config.q_heads, "num_attention_heads"));
   TENON_TRY(divides(size, config.k_heads, "linear_num_key_heads"));
   TENON_TRY(divides(size, config.v_heads, "linear_num_value_heads"));

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tenon/core/status.h"
+#include "tenon/models/fingerprint.h"
 #include "tenon/models/shard.h"
 
 namespace tenon::qwen3_5 {
@@ -20,15 +21,16 @@ struct Config {
   int vocab = 0;                  // vocab_size: embedding rows, padding rows included
   float eps = 1e-6f;              // rms_norm_eps, of every norm
   std::vector<LayerKind> layers;  // layer_types, or every full_attention_interval-th is attention
-  std::vector<std::int32_t> eos_ids;  // eos_token_id; generation_config.json may add more
-  std::optional<bool> tied;           // tie_word_embeddings; absent: whoever has no lm_head ties
+  int max_positions = 0;          // max_position_embeddings
+  std::optional<bool> tied;       // tie_word_embeddings; absent: whoever has no lm_head ties
+  bool quantized = false;         // there is a quantization_config, which says block-fp8
 
   // Attention layers.
-  int q_heads = 0;          // num_attention_heads
-  int kv_heads = 0;         // num_key_value_heads
-  int head_dim = 256;       // head_dim: of q, k, v and gate; not hidden / heads
-  int rotary_dim = 64;      // head_dim · partial_rotary_factor: leading components that rotate
-  double rope_theta = 1e7;  // rope_parameters.rope_theta
+  int q_heads = 0;        // num_attention_heads
+  int kv_heads = 0;       // num_key_value_heads
+  int head_dim = 256;     // head_dim: of q, k, v and gate; not hidden / heads
+  int rotary_dim = 64;    // head_dim · partial_rotary_factor: leading components that rotate
+  double rope_theta = 0;  // rope_parameters.rope_theta
 
   // Delta-net layers.
   int k_heads = 16;     // linear_num_key_heads: of q and k
@@ -49,11 +51,15 @@ struct Config {
   int conv_dim() const { return 2 * k_heads * key_dim + v_heads * value_dim; }
 };
 
-// Refuses what this model does not compute, by name of the key.
+// Refuses what this model does not compute, by name of the key. A key that is absent or null has
+// the value that transformers gives it.
 Result<Config> parse_config(std::string_view json);
 
-// Adds the ids of generation_config.json's eos_token_id (one or a list) that are not there yet.
-Status add_eos_ids(std::string_view json, std::vector<std::int32_t>* ids);
+// Refuses the quantization that hf_quant_config.json describes, by its name.
+Status refuse_modelopt(std::string_view json);
+
+// The config as facts that all ranks must share.
+Facts describe(const Config& config);
 
 // What one rank of a team computes.
 struct Share {
@@ -70,7 +76,8 @@ struct Share {
   Range vocab;                // ids that have a row here; the last slice may be short
 };
 
-// The slices of `rank`, or which size does not divide. `fp8`: slices must be whole blocks of 128.
+// The slices of `rank`, or which size does not divide. `fp8`: rows and slices must be whole blocks
+// of 128.
 //   heads: equal shares; kv heads are replicated when there are fewer than ranks
 //   dense and shared mlp: whole blocks, as evenly as possible
 //   experts: sliced by intermediate size if every slice is whole blocks, else placed whole

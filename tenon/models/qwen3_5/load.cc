@@ -4,6 +4,8 @@
 #include <cmath>
 #include <string>
 
+#include "tenon/core/env.h"
+
 namespace tenon::qwen3_5 {
 namespace {
 
@@ -33,12 +35,15 @@ class LayerLoader {
   }
 
  private:
+  bool is_f32(const std::string& name) { return loader_.weights().dtype(name) == DType::kF32; }
+
   // Norms of rows keep their type: the boundary reads either.
   Result<TensorView> norm(const char* name) {
     const std::string full = at_ + name;
-    const DType as = loader_.weights().dtype(full) == DType::kF32 ? DType::kF32 : DType::kBF16;
-    return loader_.vector(full, {DType::kBF16, DType::kF32}, config_.hidden, {0, config_.hidden},
-                          as);
+    return norm_as(full, config_.hidden, is_f32(full) ? DType::kF32 : DType::kBF16);
+  }
+  Result<TensorView> norm_as(const std::string& name, std::int64_t width, DType as) {
+    return loader_.vector(name, {DType::kBF16, DType::kF32}, width, {0, width}, as);
   }
 
   // A small matrix that is never quantised and that every rank holds whole.
@@ -77,11 +82,10 @@ class LayerLoader {
                                            {at + "k_proj", kv_width, hidden, {kv}, all},
                                            {at + "v_proj", kv_width, hidden, {kv}, all}}};
     TENON_ASSIGN(spec.qkv, loader_.linear(parts));
-    for (auto [name, view] :
-         {std::pair("q_norm", &spec.q_norm), std::pair("k_norm", &spec.k_norm)}) {
-      TENON_ASSIGN(*view, loader_.vector(at + name + ".weight", {DType::kBF16}, dim, {0, dim},
-                                         DType::kBF16));
-    }
+    const std::string q_norm = at + "q_norm.weight", k_norm = at + "k_norm.weight";
+    const DType as = is_f32(q_norm) || is_f32(k_norm) ? DType::kF32 : DType::kBF16;
+    TENON_ASSIGN(spec.q_norm, norm_as(q_norm, dim, as));
+    TENON_ASSIGN(spec.k_norm, norm_as(k_norm, dim, as));
     TENON_ASSIGN(spec.out, back(at + "o_proj", q_width / 2, {q.begin / 2, q.count / 2}));
     return spec;
   }
@@ -109,9 +113,10 @@ class LayerLoader {
          {at + "in_proj_a", config_.v_heads, hidden, {heads}, all}}};
     TENON_ASSIGN(spec.qkvz, loader_.linear(large));
     TENON_ASSIGN(spec.ba, loader_.linear(small));
-    TENON_ASSIGN(spec.conv_weight,
-                 loader_.rows(at + "conv1d.weight", {DType::kBF16}, {conv_dim, 1, kConvTaps},
-                              {q, k, v}, DType::kBF16, {2 * q.count + v.count, kConvTaps}));
+    // The op reads bf16, which is what transformers computes with.
+    TENON_ASSIGN(spec.conv_weight, loader_.rows(at + "conv1d.weight", {DType::kBF16, DType::kF32},
+                                                {conv_dim, 1, kConvTaps}, {q, k, v}, DType::kBF16,
+                                                {2 * q.count + v.count, kConvTaps}));
     TENON_ASSIGN(spec.a_log, as_f32(at + "A_log", config_.v_heads, heads));
     TENON_ASSIGN(spec.dt_bias, as_f32(at + "dt_bias", config_.v_heads, heads));
     TENON_ASSIGN(spec.norm, as_f32(at + "norm.weight", dim, {0, dim}));
@@ -203,17 +208,24 @@ Result<std::string> find_prefix(const Weights& weights) {
                        "nor \"model.embed_tokens.weight\"");
 }
 
-// The head's own matrix, or nothing if it is the embedding's.
-Result<bool> is_tied(const Config& config, const Weights& weights) {
-  const bool has_head = weights.has("lm_head.weight");
-  if (config.tied && *config.tied && has_head)
-    return Status::error(Code::kIo,
-                         "config: \"tie_word_embeddings\" is true but the checkpoint holds "
-                         "\"lm_head.weight\"; accepted: one or the other");
-  if (config.tied && !*config.tied && !has_head)
-    return Status::error(
-        Code::kIo, "config: \"tie_word_embeddings\" is false but \"lm_head.weight\" is missing");
-  return !has_head;
+// Whether the head is the embedding. A head of its own counts, whatever the config says, unless it
+// only repeats the rows of this rank: then the result is the same and the memory is saved.
+Result<bool> is_tied(const Config& config, const Share& share, const std::string& embedding,
+                     ShardLoader& loader) {
+  constexpr std::string_view kHead = "lm_head.weight";
+  if (!loader.weights().has(kHead)) {
+    if (config.tied && !*config.tied)
+      return Status::error(
+          Code::kIo, "config: \"tie_word_embeddings\" is false but \"lm_head.weight\" is missing");
+    return true;
+  }
+  if (!config.tied || !*config.tied) return false;
+  TENON_ASSIGN(const bool copy, loader.skip_copy(kHead, embedding, share.vocab));
+  log(copy ? LogLevel::kInfo : LogLevel::kWarning,
+      std::string("config: \"tie_word_embeddings\" is true and there is \"lm_head.weight\": ") +
+          (copy ? "it repeats the embedding and is skipped"
+                : "it differs from the embedding and is used"));
+  return copy;
 }
 
 }  // namespace
@@ -226,7 +238,7 @@ std::vector<std::string_view> skipped_prefixes() {
 Result<ModelWeights> load_weights(const Config& config, const Share& share,
                                   const TensorView& cos_sin, ShardLoader& loader) {
   TENON_ASSIGN(const std::string prefix, find_prefix(loader.weights()));
-  TENON_ASSIGN(const bool tied, is_tied(config, loader.weights()));
+  TENON_ASSIGN(const bool tied, is_tied(config, share, prefix + "embed_tokens.weight", loader));
   const auto vocabulary_rows = [&](const std::string& name) {
     return loader.rows(name, {DType::kBF16}, {config.vocab, config.hidden}, {share.vocab},
                        DType::kBF16, {share.vocab.count, config.hidden});

@@ -5,8 +5,12 @@
 #include <filesystem>
 #include <utility>
 
+#include "tenon/core/file.h"
+#include "tenon/core/guard.h"
 #include "tenon/layers/boundary.h"
 #include "tenon/layers/layers.h"
+#include "tenon/models/eos.h"
+#include "tenon/models/fingerprint.h"
 #include "tenon/models/qwen3_5/config.h"
 #include "tenon/models/qwen3_5/load.h"
 #include "tenon/models/weights.h"
@@ -58,21 +62,23 @@ class Decoder final : public Model {
  public:
   CacheLayout cache_layout() const override { return caches_; }
   int vocab_size() const override { return share_.vocab_width * share_.size; }
-  std::vector<std::int32_t> eos_ids() const override { return config_.eos_ids; }
+  int num_ids() const override { return config_.vocab; }
+  std::vector<std::int32_t> eos_ids() const override { return eos_ids_; }
   std::int64_t weight_bytes() const override { return weight_bytes_; }
   Result<LogitsShard> forward(const StepView& step, const CacheViews& caches,
                               Stream& stream) override;
   std::vector<BoundaryUse> boundary_uses() const override;
 
-  // This rank's part of the construction: reads, uploads, plans. Not collective.
-  Status load(const std::string& directory, const ModelOptions& options, const Communicator& comm,
-              Stream& stream);
+  // This rank's part of the construction. Not collective: looks at the files and notes what all
+  // ranks must have alike; then reads, uploads, plans.
+  Status open(const std::string& directory, const ModelOptions& options, const Communicator& comm,
+              Facts* facts);
+  Status load(const ModelOptions& options, const Communicator& comm, Stream& stream);
   // The ranks' common part: every boundary.
   Status join(const ModelOptions& options, Communicator& comm);
 
  private:
-  Status read(const std::string& directory, const Communicator& comm, const ModelOptions& options,
-              Stream& stream, ModelWeights* weights);
+  Status read(const ModelOptions& options, Stream& stream, ModelWeights* weights);
   Status make_rows(Scratch& scratch);
   Status make_layers(const ModelWeights& weights, LayerContext& context, Stream& stream);
   Status check(const StepView& step, const CacheViews& caches) const;
@@ -80,6 +86,8 @@ class Decoder final : public Model {
                    const ModelOptions& options, const std::shared_ptr<BoundaryChannel>& channel);
 
   Config config_;
+  std::vector<std::int32_t> eos_ids_;
+  std::optional<Weights> files_;  // until they are read
   Share share_;
   CacheLayout caches_;
   int max_tokens_ = 0, max_sequences_ = 0;
@@ -159,22 +167,58 @@ std::vector<BoundaryUse> Decoder::boundary_uses() const {
 
 // --- construction ---------------------------------------------------------------------------
 
-Status Decoder::read(const std::string& directory, const Communicator& comm,
-                     const ModelOptions& options, Stream& stream, ModelWeights* weights) {
-  const std::filesystem::path root(directory);
-  TENON_ASSIGN(const std::string json, read_text((root / "config.json").string()));
-  TENON_ASSIGN(config_, parse_config(json));
-  const std::string generation = (root / "generation_config.json").string();
+// What ModelOpt writes beside a config that says nothing.
+Status check_modelopt(const Config& config, const std::filesystem::path& directory) {
+  const std::filesystem::path path = directory / "hf_quant_config.json";
   std::error_code ignored;
-  if (std::filesystem::exists(generation, ignored)) {
-    TENON_ASSIGN(const std::string text, read_text(generation));
-    TENON_TRY(add_eos_ids(text, &config_.eos_ids), generation);
-  }
-  TENON_ASSIGN(Weights files, Weights::open(directory));
-  const bool fp8 = files.holds(DType::kE4M3, skipped_prefixes());
-  TENON_ASSIGN(share_, share(config_, fp8, comm.rank(), comm.size()));
+  if (config.quantized || !std::filesystem::exists(path, ignored)) return Status::ok();
+  TENON_ASSIGN(const std::string text, read_text(path.string()));
+  return refuse_modelopt(text).with(path.string());
+}
 
-  ShardLoader loader(std::move(files), skipped_prefixes(), stream, options.progress);
+// fp8 codes mean nothing without a word about their scales.
+Status check_fp8(const Config& config, const Weights& weights) {
+  if (config.quantized) return Status::ok();
+  Status status;
+  weights.visit(skipped_prefixes(), [&](const std::string& name, const StoredTensor& stored) {
+    if (status && stored.dtype == DType::kE4M3)
+      status =
+          Status::error(Code::kUnsupported,
+                        "tensor \"" + name + "\" is " + stored.type +
+                            " but config.json has no \"quantization_config\"; accepted: one with "
+                            "\"quant_method\" \"fp8\" and \"weight_block_size\" [128, 128]");
+  });
+  return status;
+}
+
+Status Decoder::open(const std::string& directory, const ModelOptions& options,
+                     const Communicator& comm, Facts* facts) {
+  const std::string path = (std::filesystem::path(directory) / "config.json").string();
+  TENON_ASSIGN(const std::string json, read_text(path));
+  TENON_ASSIGN(config_, parse_config(json));
+  if (options.max_context > config_.max_positions)
+    return Status::error(Code::kInvalidArgument,
+                         "max_context is " + std::to_string(options.max_context) +
+                             " but the checkpoint's \"max_position_embeddings\" is " +
+                             std::to_string(config_.max_positions) +
+                             "; accepted: at most that many, so ask for fewer (--max-context)");
+  TENON_ASSIGN(eos_ids_, read_eos_ids(directory));
+  TENON_ASSIGN(files_, Weights::open(directory));
+  TENON_TRY(check_modelopt(config_, directory));
+  TENON_TRY(check_fp8(config_, *files_));
+  const bool fp8 = files_->holds(DType::kE4M3, skipped_prefixes());
+  TENON_ASSIGN(share_, share(config_, fp8, comm.rank(), comm.size()));
+  *facts = describe(config_);
+  std::string ids;
+  for (std::int32_t id : eos_ids_) ids += (ids.empty() ? "" : ", ") + std::to_string(id);
+  facts->push_back({"eos_token_id", ids});
+  add_tensors(*files_, skipped_prefixes(), facts);
+  return Status::ok();
+}
+
+Status Decoder::read(const ModelOptions& options, Stream& stream, ModelWeights* weights) {
+  ShardLoader loader(*std::move(files_), skipped_prefixes(), stream, options.progress);
+  files_.reset();
   TENON_ASSIGN(const TensorView cos_sin, loader.values(rotary_table(config_, options.max_context),
                                                        {options.max_context, config_.rotary_dim}));
   TENON_ASSIGN(*weights, load_weights(config_, share_, cos_sin, loader));
@@ -223,10 +267,9 @@ Status Decoder::make_layers(const ModelWeights& weights, LayerContext& context, 
   return Status::ok();
 }
 
-Status Decoder::load(const std::string& directory, const ModelOptions& options,
-                     const Communicator& comm, Stream& stream) {
+Status Decoder::load(const ModelOptions& options, const Communicator& comm, Stream& stream) {
   ModelWeights weights;
-  TENON_TRY(read(directory, comm, options, stream, &weights));
+  TENON_TRY(read(options, stream, &weights));
   max_tokens_ = options.max_tokens_per_step;
   max_sequences_ = options.max_sequences;
   caches_.block_tokens = kBlockTokens;
@@ -323,9 +366,14 @@ Status check_options(const ModelOptions& options) {
 Result<std::unique_ptr<Model>> open(const std::string& directory, const ModelOptions& options,
                                     Communicator& comm, Stream& stream) {
   auto decoder = std::make_unique<Decoder>();
-  Status mine = check_options(options);
-  if (mine) mine = decoder->load(directory, options, comm, stream);
   // A rank that fails alone must not leave the others waiting in the collective part.
+  Facts facts;
+  Status mine = guarded([&]() -> Status {
+    TENON_TRY(check_options(options));
+    return decoder->open(directory, options, comm, &facts);
+  });
+  TENON_TRY(agree_on_facts(mine, facts, comm, "checkpoint"), "load " + directory);
+  mine = guarded([&] { return decoder->load(options, comm, stream); });
   TENON_TRY(comm.agree(mine, "load"), "load " + directory);
   TENON_TRY(decoder->join(options, comm), "load " + directory);
   return std::unique_ptr<Model>(std::move(decoder));

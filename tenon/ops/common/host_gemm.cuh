@@ -17,6 +17,7 @@
 #include "tenon/ops/common/gemm_tile.cuh"
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -30,7 +31,7 @@ inline constexpr int kHostScales = kHostChunk / kGemmBlock;
 inline constexpr int kLanes = 16;
 inline constexpr int kGroup = 4;  // columns that are worked on together
 
-// The working memory of a block, on its stack.
+// The working memory of a block: dynamic shared memory, for it is too large for a small stack.
 struct HostScratch {
   alignas(64) float x[kHostRows][kHostStride];
   alignas(64) float weight[kGroup][kHostStride];
@@ -111,9 +112,13 @@ inline Status has_avx512() {
                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"),
                "avx512f, bw, vl or dq");
 }
+// Older clangs do not know this feature by name.
+inline bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
 inline Status has_avx2() {
-  return needs(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                   __builtin_cpu_supports("f16c"),
+  return needs(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(),
                "avx2, fma or f16c");
 }
 #endif

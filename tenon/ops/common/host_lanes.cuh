@@ -383,7 +383,8 @@ TENON_ISA_CODE void finish(const HostTile& tile, HostScratch& scratch) {
 // The tile of num_rows × num_columns outputs. Code: std::uint8_t for e4m3, std::uint16_t for bf16.
 template <class Code>
 TENON_ISA_CODE void run_tile(const HostTile& tile) {
-  HostScratch scratch;
+  TENON_DYNAMIC_SHARED(HostScratch, memory);
+  HostScratch& scratch = *memory;
   for (int begin = 0; begin < tile.call.k; begin += kHostChunk) {
     const int left = tile.call.k - begin;
     const Chunk chunk{begin, left < kHostChunk ? left : kHostChunk};

@@ -43,6 +43,7 @@ template <Status (*kHas)()>
 Status supports_host(const Args& args, const Situation&, LaunchShape* shape) {
   shape->blocks = num_host_blocks(call_of(args).gemm);
   shape->threads = 1;
+  shape->shared_bytes = sizeof(HostScratch);
   return kHas();
 }
 template <void (*kKernel)(Fp8Call)>

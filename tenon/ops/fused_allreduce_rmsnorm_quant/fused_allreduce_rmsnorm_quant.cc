@@ -8,22 +8,23 @@ namespace {
 
 constexpr std::string_view kName = "fused_allreduce_rmsnorm_quant";
 
+NormTensors tensors_of(const Args& args) {
+  return {"partial", args.partial.addend, args.residual, args.weight, args.out};
+}
+
+// A mailbox whose communicator is suspended, or has no peer pointers, has no addresses.
+Status check_team(const TeamView& team) {
+  for (int rank = 0; team.size > 1 && rank < team.size; ++rank)
+    if (team.base[rank] == nullptr) [[unlikely]]
+      return Status::error(Code::kInvalidArgument,
+                           "the mailbox has no memory of rank " + std::to_string(rank) +
+                               "; accepted: the team of a Mailbox that is ready()");
+  return Status::ok();
+}
+
 }  // namespace
 
-Status check(const Args& args) {
-  const TensorView& addend = args.partial.addend;
-  const Device device = addend.device;
-  const DType dtype = addend.dtype;
-  Dims dims;
-  TENON_TRY(match("partial", addend, {DType::kBF16, DType::kF16}, {"rows", "hidden"}, dims), kName);
-  TENON_TRY(check_wide_rows("partial", addend, device), kName);
-  TENON_TRY(match("residual", args.residual, {dtype}, {"rows", "hidden"}, dims), kName);
-  TENON_TRY(check_wide_rows("residual", args.residual, device), kName);
-  TENON_TRY(match("weight", args.weight, {dtype, DType::kF32}, {"hidden"}, dims), kName);
-  TENON_TRY(check_wide_rows("weight", args.weight, device), kName);
-  TENON_TRY(check_normed_rows(args.out, dtype, device, dims), kName);
-  return check_extents(dims, kMaxNormedRows, kMaxNormedHidden).with(kName);
-}
+Status check(const Args& args) { return check_norm(tensors_of(args)).with(kName); }
 
 std::size_t mailbox_bytes(const MailboxNeeds& needs) {
   const int team_size = needs.team_size;
@@ -32,9 +33,10 @@ std::size_t mailbox_bytes(const MailboxNeeds& needs) {
   const std::int64_t part = row_bytes(needs.hidden, true);
   const std::int64_t stripe =
       stripe_units(needs.hidden, true, false, 0, needs.spread_residual, team_size).all() * kUnit;
-  const std::int64_t most_blocks =
-      std::int64_t{std::max(needs.max_blocks, 1)} * resident_blocks(needs.hidden);
-  const std::int64_t all_at_work = kLeastSteps * most_blocks * stripe;
+  const std::int64_t units = std::max(needs.max_blocks, 1);
+  const std::int64_t resident = resident_blocks(needs.hidden);
+  const std::int64_t all_at_work =
+      std::max(resident, kLeastSteps * blocks_of_long_calls(resident, team_size)) * units * stripe;
   const std::int64_t wanted = std::max(rows * part * (team_size - 1), stripes * stripe);
   const std::int64_t enough = std::max(kWantedSlotBytes, all_at_work);
   const std::int64_t least = kLeastSteps * stripe;  // the longest call may be a short one
@@ -47,10 +49,21 @@ int residual_owner(std::string_view variant, int row, int, int team_size) {
 
 Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced) {
   TENON_TRY(check(args));
-  return choose(Op::fused_allreduce_rmsnorm_quant, &args, where, forced);
+  TENON_ASSIGN(Plan made, choose(Op::fused_allreduce_rmsnorm_quant, &args, where, forced));
+  made.rows = args.partial.addend.shape[0];
+  made.hidden = args.partial.addend.shape[1];
+  made.dtype = args.partial.addend.dtype;
+  made.team_size = where.team_size;
+  return made;
 }
 
 Status run(const Plan& plan, const Args& args, const TeamView& team, Stream& stream) {
+  TENON_TRY(check(args));
+  TENON_TRY(check_apart(tensors_of(args)), kName);
+  TENON_TRY(
+      check_plan(plan, Op::fused_allreduce_rmsnorm_quant, args.partial.addend, team.size, stream),
+      kName);
+  TENON_TRY(check_team(team), kName);
   return launch(plan, &args, &team, stream);
 }
 

@@ -10,6 +10,7 @@
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
 using tenon::fused_allreduce_rmsnorm_quant::Args;
+using tenon::fused_allreduce_rmsnorm_quant::blocks_of_long_calls;
 using tenon::fused_allreduce_rmsnorm_quant::kChoices;
 using tenon::fused_allreduce_rmsnorm_quant::kUnit;
 using tenon::fused_allreduce_rmsnorm_quant::result_bytes;
@@ -91,7 +92,9 @@ static Room room_for(const Situation& where, int threads) {
 
 // Blocks on each multiprocessor for so many stripes. Half of those that are resident move nearly as
 // much as all, so fewer do where all would leave many without work in the last round.
-static int even_blocks(std::int64_t stripes, Room room) {
+static int even_blocks(std::int64_t stripes, Room room, int team_size) {
+  if (stripes > std::int64_t{room.units} * room.resident && team_size > 2)
+    return static_cast<int>(blocks_of_long_calls(room.resident, team_size));
   const auto time = [&](int each) {
     const std::int64_t at_once = std::int64_t{room.units} * each;
     return (stripes + at_once - 1) / at_once * each;
@@ -123,7 +126,7 @@ static Status shape_for(const Args& args, const Situation& where, Shots shots, b
   const std::int64_t rows = args.residual.shape[0];
   const std::int64_t tasks = one ? rows : (rows + where.team_size - 1) / where.team_size;
   const Room room = room_for(where, shape->threads);
-  const int most = room.units * (one ? room.resident : even_blocks(tasks, room));
+  const int most = room.units * (one ? room.resident : even_blocks(tasks, room, where.team_size));
   const std::int64_t resident =
       most_data_blocks(std::int64_t{room.units} * room.resident, where.team_size);
   std::int64_t blocks = std::min<std::int64_t>({tasks, most, resident, kMaxWaitingBlocks - 1});

@@ -26,7 +26,8 @@ struct Args {
   NormedRows out;  // either or both; group 32, 64, 128 or 256 dividing hidden
 };
 
-// Named dimensions, types and alignment (rows start at multiples of 16 bytes). Touches no device.
+// Named dimensions, types, strides, one device, and alignment (rows start at multiples of 16
+// bytes). Touches no device and, where all is well, allocates nothing.
 Status check(const Args& args);
 
 // What decides how large a mailbox should be. The same on all ranks.
@@ -36,11 +37,11 @@ struct MailboxNeeds {
   bool spread_residual = true;  // whether calls may have Args::spread_residual
 };
 // Bytes for Communicator::mailbox with which calls of up to max_rows rows, of any type and variant,
-// keep every block of the device at work. Longer calls go through in chunks of 14 MiB or, where
-// that is more, of two rows per rank and block: 42 MiB in all for two ranks; for four ranks and
-// eight 93 and 217 MiB on 132 multiprocessors where the residual is not spread and hidden is 8192
-// or less. run() takes any mailbox that holds two rows per rank, with fewer blocks, and may share
-// one mailbox with calls of other shapes.
+// keep the device at work. Longer calls go through in chunks of 14 MiB or, where that is more, of
+// what its blocks work on at a time: 42 MiB in all for two ranks; for four ranks and eight 46 and
+// 108 MiB on 132 multiprocessors where the residual is not spread and hidden is 4096 or less, twice
+// that for 8192. run() takes any mailbox that holds two rows per rank, with fewer blocks, and may
+// share one mailbox with calls of other shapes.
 std::size_t mailbox_bytes(const MailboxNeeds& needs);
 
 // Which rank holds the current residual of `row` after a run of `variant`: every rank after
@@ -51,7 +52,10 @@ int residual_owner(std::string_view variant, int row, int rows, int team_size);
 Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced = {});
 
 // Launches one kernel. Collective on the team. Capturable. Waits end by arrival, deadline or abort;
-// a fault shows up in Communicator::health().
+// a fault shows up in Communicator::health(). Before that it does check(), and refuses what is
+// written over another tensor, a plan that was made for fewer rows, for others than these or for
+// another team, a team without memory, and a stream of another device. A rank that is refused alone
+// has not come to the collective: its peers wait for it until their deadline.
 Status run(const Plan& plan, const Args& args, const TeamView& team, Stream& stream);
 
 Traffic traffic(const Args& args, int team_size);

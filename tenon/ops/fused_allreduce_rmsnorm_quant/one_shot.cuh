@@ -59,8 +59,8 @@ one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   enter<Rules>();
   const auto own = load_own<kMaxRun>(args, has_row ? row : 0);
   Call call = begin_call<Rules>(args.team);
-  if (exchange_notes<Rules>(args.team, call, args.note, 1)) return;
-  if (!has_row) return count_call<Rules>(args.team, call, 1);
+  if (!has_row) return finish_without_data<Rules>(args.team, call, args.note, 1);
+  send_notes_first(args.team, call, args.note);
   const std::uint32_t entry = in_mailbox(args, call, place);
   send_part<Wire, Rules, kRanks>(args, call, row, entry, own);
   const auto ahead = read_ahead<kMaxRun>(norm, run);
@@ -78,9 +78,10 @@ one_shot_kernel(TENON_ARGS(FusedArgs) args) {
   const QuantSpec call_quant = usual_or_not<kUsual>(args.quant);
   enter<Rules>();
   Call call = begin_call<Rules>(args.team);
-  if (exchange_notes<Rules>(args.team, call, args.note,
-                            static_cast<std::uint32_t>(args.num_generations)))
-    return;
+  if (block_id() >= args.workers)
+    return finish_without_data<Rules>(args.team, call, args.note,
+                                      static_cast<std::uint32_t>(args.num_generations));
+  send_notes_first(args.team, call, args.note);
   const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
   const int stride = args.workers;
   int turn = 0;

@@ -227,8 +227,9 @@ two_shot_kernel(TENON_ARGS(FusedArgs) args) {
   enter<Rules>();
   Call call = begin_call<Rules>(args.team);
   const auto num_generations = static_cast<std::uint32_t>(args.num_generations);
-  if (exchange_notes<Rules>(args.team, call, args.note, num_generations)) return;
-  if (block_id() >= args.workers) return count_call<Rules>(args.team, call, num_generations);
+  if (block_id() >= args.workers)
+    return finish_without_data<Rules>(args.team, call, args.note, num_generations);
+  send_notes_first(args.team, call, args.note);
   const int size = args.team.size, rank = args.team.rank, stride = args.workers;
   const int num_stripes = (args.rows + size - 1) / size;
   const Run run = own_run<kMaxRun>(args.vectors);

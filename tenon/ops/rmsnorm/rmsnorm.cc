@@ -4,26 +4,26 @@
 
 namespace tenon::rmsnorm {
 
-Status check(const Args& args) {
-  const Device device = args.y.device;
-  const DType dtype = args.y.dtype;
-  Dims dims;
-  TENON_TRY(match("y", args.y, {DType::kBF16, DType::kF16}, {"rows", "hidden"}, dims), "rmsnorm");
-  TENON_TRY(check_wide_rows("y", args.y, device), "rmsnorm");
-  TENON_TRY(match("residual", args.residual, {dtype}, {"rows", "hidden"}, dims), "rmsnorm");
-  TENON_TRY(check_wide_rows("residual", args.residual, device), "rmsnorm");
-  TENON_TRY(match("weight", args.weight, {dtype, DType::kF32}, {"hidden"}, dims), "rmsnorm");
-  TENON_TRY(check_wide_rows("weight", args.weight, device), "rmsnorm");
-  TENON_TRY(check_normed_rows(args.out, dtype, device, dims), "rmsnorm");
-  return check_extents(dims, kMaxNormedRows, kMaxNormedHidden).with("rmsnorm");
+static NormTensors tensors_of(const Args& args) {
+  return {"y", args.y, args.residual, args.weight, args.out};
 }
+
+Status check(const Args& args) { return check_norm(tensors_of(args)).with("rmsnorm"); }
 
 Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced) {
   TENON_TRY(check(args));
-  return choose(Op::rmsnorm, &args, where, forced);
+  TENON_ASSIGN(Plan made, choose(Op::rmsnorm, &args, where, forced));
+  made.rows = args.y.shape[0];
+  made.hidden = args.y.shape[1];
+  made.dtype = args.y.dtype;
+  made.team_size = 1;
+  return made;
 }
 
 Status run(const Plan& plan, const Args& args, Stream& stream) {
+  TENON_TRY(check(args));
+  TENON_TRY(check_apart(tensors_of(args)), "rmsnorm");
+  TENON_TRY(check_plan(plan, Op::rmsnorm, args.y, 1, stream), "rmsnorm");
   return launch(plan, &args, nullptr, stream);
 }
 

@@ -19,8 +19,13 @@ struct Args {
   NormedRows out;               // either or both
 };
 
+// Named dimensions, types, strides, one device, and alignment (rows start at multiples of 16
+// bytes). Touches no device and, where all is well, allocates nothing.
 Status check(const Args& args);
 Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced = {});
+// Launches one kernel. Before that it does check(), and refuses what is written over another
+// tensor, a plan that was made for fewer rows or for others than these, and a stream of another
+// device.
 Status run(const Plan& plan, const Args& args, Stream& stream);
 Traffic traffic(const Args& args);
 

@@ -14,8 +14,8 @@ Status check_shapes(const Args& args, Dims& dims) {
   TENON_TRY(match("q", args.q, {kBF16}, {"tokens", "q_heads", "head_dim"}, dims));
   TENON_TRY(match("k", args.k, {kBF16}, {"tokens", "kv_heads", "head_dim"}, dims));
   TENON_TRY(match("v", args.v, {kBF16}, {"tokens", "kv_heads", "head_dim"}, dims));
-  TENON_TRY(match("q_norm", args.q_norm, {kBF16}, {"head_dim"}, dims));
-  TENON_TRY(match("k_norm", args.k_norm, {kBF16}, {"head_dim"}, dims));
+  TENON_TRY(match("q_norm", args.q_norm, {kBF16, DType::kF32}, {"head_dim"}, dims));
+  TENON_TRY(match("k_norm", args.k_norm, {args.q_norm.dtype}, {"head_dim"}, dims));
   TENON_TRY(match("positions", args.positions, {DType::kI32}, {"tokens"}, dims));
   TENON_TRY(match("cos_sin", args.cos_sin, {DType::kF32}, {"max_positions", "rotary_dim"}, dims));
   TENON_TRY(match("slot_mapping", args.slot_mapping, {DType::kI32}, {"tokens"}, dims));

@@ -21,13 +21,14 @@ struct Heads {
 
 struct KernelArgs {
   Heads q, k, v;
-  const bf16 *q_norm, *k_norm;
+  const void *q_norm, *k_norm;  // bf16, or f32 if wide_norms
   const std::int32_t *positions, *slots;
   const float* cos_sin;  // [max_positions, rotary_dim]
   bf16 *q_out, *k_cache, *v_cache;
   std::int64_t num_slots;
   float eps;
   int tokens, q_heads, kv_heads, head_dim, rotary_dim, max_positions;
+  bool wide_norms;
 };
 
 TENON_DEVICE const bf16* head_at(const Heads& heads, std::int64_t token, int head) {
@@ -35,7 +36,7 @@ TENON_DEVICE const bf16* head_at(const Heads& heads, std::int64_t token, int hea
 }
 
 // Norm and rotation of one head into `out`. Every thread of the block must call it.
-TENON_DEVICE void norm_and_rotate(const KernelArgs& args, const bf16* row, const bf16* weight,
+TENON_DEVICE void norm_and_rotate(const KernelArgs& args, const bf16* row, const void* weight,
                                   std::int32_t position, bf16* out) {
   TENON_SHARED(float, head, kMaxHeadDim);
   const int n = args.head_dim;
@@ -48,8 +49,11 @@ TENON_DEVICE void norm_and_rotate(const KernelArgs& args, const bf16* row, const
   sync_block();
 
   // Phase 2: normalised values, rounded to bf16.
-  for (int i = thread_id(); i < n; i += block_threads())
-    head[i] = to_float(to_bf16(head[i] * rstd * (1.0f + to_float(weight[i]))));
+  for (int i = thread_id(); i < n; i += block_threads()) {
+    const float offset = args.wide_norms ? static_cast<const float*>(weight)[i]
+                                         : to_float(static_cast<const bf16*>(weight)[i]);
+    head[i] = to_float(to_bf16(head[i] * rstd * (1.0f + offset)));
+  }
   sync_block();
 
   // Phase 3: pairs (i, i + half) are rotated, the rest passes through.
@@ -101,8 +105,9 @@ Status launch(const LaunchShape& shape, const Args& args, const TeamView*, Strea
   to.q = heads_of(args.q);
   to.k = heads_of(args.k);
   to.v = heads_of(args.v);
-  to.q_norm = args.q_norm.as<const bf16>();
-  to.k_norm = args.k_norm.as<const bf16>();
+  to.q_norm = args.q_norm.data;
+  to.k_norm = args.k_norm.data;
+  to.wide_norms = args.q_norm.dtype == DType::kF32;
   to.positions = args.positions.as<const std::int32_t>();
   to.slots = args.slot_mapping.as<const std::int32_t>();
   to.cos_sin = args.cos_sin.as<const float>();

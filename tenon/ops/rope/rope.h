@@ -17,7 +17,7 @@ inline constexpr int kMaxHeadDim = 256;
 struct Args {
   TensorView q;               // [tokens, q_heads, head_dim] bf16; token and head strides free
   TensorView k, v;            // [tokens, kv_heads, head_dim] bf16; token and head strides free
-  TensorView q_norm, k_norm;  // [head_dim] bf16
+  TensorView q_norm, k_norm;  // [head_dim] bf16 or f32, both of one type
   float eps = 1e-6f;
   TensorView positions;         // i32 [tokens]
   TensorView cos_sin;           // f32 [max positions, rotary_dim]: rotary_dim/2 cosines, then sines
