@@ -14,6 +14,7 @@
 #include "apps/session.h"
 #include "apps/table.h"
 #include "apps/version.h"
+#include "tenon/core/env.h"
 #include "tenon/core/json.h"
 
 namespace tenon::apps {

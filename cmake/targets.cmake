@@ -48,6 +48,10 @@ if(TENON_CPU_ARCH)
   list(APPEND TENON_HOST_KERNEL_OPTIONS -march=${TENON_CPU_ARCH})
 endif()
 
+# Arithmetic of HIP kernels: every operation rounded once, denormals kept. Defaults, but said.
+set(TENON_HIP_ARITHMETIC -ffp-contract=off -fno-fast-math -fno-math-errno
+  -fhip-fp32-correctly-rounded-divide-sqrt -fno-gpu-flush-denormals-to-zero)
+
 # How each target's compiler sees a kernel file: its namespace, its device.h, its wave.
 function(tenon_target_definitions target out)
   set(${out} -DTENON_TARGET=${target} -DTENON_WAVE=${TENON_WAVE_${target}}
@@ -61,27 +65,37 @@ function(tenon_stem source out)
   set(${out} ${stem} PARENT_SCOPE)
 endfunction()
 
-# One .cu as an object for `vendor` (cuda, or hip with its host side): ${out} is the object's path.
+# One .cu as an object for `vendor` (cuda, or hip with its host side): ${out} is the object's path. With
+# KEEP the PTX that nvcc makes on the way is ${out}_ptx.
 function(tenon_vendor_object vendor source out)
   tenon_stem(${source} stem)
   tenon_target_definitions(${vendor} definitions)
   set(object ${CMAKE_BINARY_DIR}/kernels/${stem}.${vendor}.o)
+  set(ptx "")
   if(vendor STREQUAL "cuda")
     set(command ${CMAKE_CXX_COMPILER_LAUNCHER} ${TENON_NVCC} -gencode=arch=compute_90a,code=sm_90a
       -fmad=false --expt-relaxed-constexpr -lineinfo -Xcompiler=-fPIC,-Wall,-ffp-contract=off)
     if(TENON_WERROR)
       list(APPEND command -Werror all-warnings)
     endif()
+    if("KEEP" IN_LIST ARGN)
+      set(folder ${CMAKE_BINARY_DIR}/kernels/${stem})
+      file(MAKE_DIRECTORY ${folder})
+      list(APPEND command --keep --keep-dir ${folder})
+      get_filename_component(base ${source} NAME_WE)
+      set(ptx ${folder}/${base}.ptx)
+    endif()
   else()
     set(command ${TENON_HIPCXX} -x hip --offload-arch=gfx942 --offload-arch=gfx950 -fPIC -Wall
-      -ffp-contract=off -fno-math-errno)
+      ${TENON_HIP_ARITHMETIC})
   endif()
-  add_custom_command(OUTPUT ${object}
+  add_custom_command(OUTPUT ${object} ${ptx}
     COMMAND ${command} -std=c++20 -O3 -I${CMAKE_SOURCE_DIR} -I${CMAKE_BINARY_DIR}/generated
             ${definitions} -MD -MF ${object}.d -c ${CMAKE_SOURCE_DIR}/${source} -o ${object}
     DEPENDS ${CMAKE_SOURCE_DIR}/${source} DEPFILE ${object}.d
     COMMENT "Compiling ${source} for ${vendor}" VERBATIM)
   set(${out} ${object} PARENT_SCOPE)
+  set(${out}_ptx ${ptx} PARENT_SCOPE)
 endfunction()
 
 # One .cu as a gfx942 and a gfx950 code object, without ROCm: ${out} are the assembly files.
@@ -97,7 +111,7 @@ function(tenon_code_objects source out)
     endif()
     add_custom_command(OUTPUT ${base}.s ${base}.co
       COMMAND ${TENON_CLANG} -x hip --offload-arch=${arch} --cuda-device-only -nogpuinc -nogpulib
-              -std=c++20 -O3 -ffp-contract=off -fno-math-errno -Wall -Wextra ${werror}
+              -std=c++20 -O3 ${TENON_HIP_ARITHMETIC} -Wall -Wextra ${werror}
               -I${CMAKE_SOURCE_DIR} -I${CMAKE_BINARY_DIR}/generated ${definitions}
               -Xclang -dependency-file -Xclang ${base}.d -Xclang -MT -Xclang ${base}.s
               -S ${CMAKE_SOURCE_DIR}/${source} -o ${base}.s
@@ -198,12 +212,26 @@ function(tenon_compile_only)
     list(APPEND sources tenon/ops/${op}/${op}.cu)
   endforeach()
   if("cuda" IN_LIST TENON_COMPILE_ONLY)
+    find_package(Python3 REQUIRED COMPONENTS Interpreter)
     set(objects "")
+    set(early "")  # PTX of kernels that may start early
     foreach(source IN LISTS sources)
-      tenon_vendor_object(cuda ${source} object)
+      file(STRINGS ${source} sets_early REGEX "shape(->|\\.)early = ")
+      set(keep "")
+      if(sets_early)
+        set(keep KEEP)
+      endif()
+      tenon_vendor_object(cuda ${source} object ${keep})
       list(APPEND objects ${object})
+      list(APPEND early ${object_ptx})
     endforeach()
-    add_custom_target(cuda_objects ALL DEPENDS ${objects})
+    set(checked ${CMAKE_BINARY_DIR}/kernels/ptx_checked)
+    add_custom_command(OUTPUT ${checked}
+      COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tools/check_ptx.py ${early}
+      COMMAND ${CMAKE_COMMAND} -E touch ${checked}
+      DEPENDS ${early} ${CMAKE_SOURCE_DIR}/tools/check_ptx.py
+      COMMENT "Checking that kernels wait before they touch memory" VERBATIM)
+    add_custom_target(cuda_objects ALL DEPENDS ${objects} ${checked})
     add_library(cuda_runtime OBJECT tenon/gpu/vendor/runtime.cc tenon/gpu/vendor/peer_memory.cc)
     target_compile_definitions(cuda_runtime PRIVATE TENON_HAS_CUDA=1)
     target_link_libraries(cuda_runtime PRIVATE CUDA::cudart_static)

@@ -2,7 +2,8 @@
 """Reads the assembly of HIP kernels (gfx942, gfx950) and checks what can be known without the device.
 
 Every kernel: registers, shared and scratch memory within what EXPECTED allows it; roundings as
-tenon/core/fp8.h has them; no calls; a wait wherever caches are written back and before every barrier.
+tenon/core/fp8.h has them, quotients and square roots rounded correctly; no calls; a wait wherever caches are
+written back and before every barrier.
 Kernels that round or talk to other ranks: the instructions that EXPECTED names.
 
 usage: check_isa.py FILE.s ...
@@ -83,7 +84,17 @@ Expected = collections.namedtuple(
 )
 
 
-FUSED, QUANTS = (fp8_signs, half_signs, slot_signs), (fp8_signs, half_signs)
+def division_signs(_):
+    return [Sign("quotients are rounded once", r"v_div_fixup_f32")]
+
+
+def norm_signs(kernel):
+    return [*division_signs(kernel), Sign("there is a square root", r"v_sqrt_f32")]
+
+
+QUANTS = (fp8_signs, half_signs, division_signs)
+NORMS = (*QUANTS, norm_signs)
+FUSED = (*NORMS, slot_signs)
 
 
 def is_largest(kernel):
@@ -104,7 +115,7 @@ EXPECTED = {
     ("fused_allreduce_rmsnorm_quant", "one_shot_row_kernel"): one_shot_row,
     ("fused_allreduce_rmsnorm_quant", "one_shot_kernel"): Expected(512, 256, signs=FUSED),
     ("fused_allreduce_rmsnorm_quant", "two_shot_kernel"): two_shot,
-    ("rmsnorm", "row_kernel"): Expected(1024, 256, signs=QUANTS),
+    ("rmsnorm", "row_kernel"): Expected(1024, 256, signs=NORMS),
     ("fp8_quant", "segment_kernel"): Expected(1024, 0, signs=QUANTS),
     ("collectives", "all_reduce_kernel"): Expected(1024, 0, signs=(half_signs, ranked_signs)),
     ("collectives", "all_gather_kernel"): Expected(512, 256, signs=(flag_signs,)),
@@ -133,6 +144,12 @@ MODES = {
 NEVER = (
     Sign("rounds towards zero", r"v_cvt_pkrtz", False),
     Sign("calls a function", r"s_swappc_b64", False),
+    Sign("one over a square root, in one instruction that is not rounded correctly", r"v_rsq_f32", False),
+)
+# What the device computes roughly, and what makes it right: as many of the second as of the first, at least.
+MADE_RIGHT = (
+    ("v_rcp_f32", "v_div_fixup_f32", "a quotient"),
+    ("v_sqrt_f32", "v_cmp_class_f32", "a square root"),
 )
 
 
@@ -223,6 +240,10 @@ def complaints_of(kernel, expected):
         if (re.search(sign.pattern, code) is not None) != sign.wanted:
             found = "nothing matches" if sign.wanted else "there is a match of"
             yield f"{found} {sign.pattern!r} ({sign.meaning})"
+    for rough, fixed, what in MADE_RIGHT:
+        of_rough, of_fixed = (sum(line.startswith(each) for line in kernel.code) for each in (rough, fixed))
+        if of_rough > of_fixed:
+            yield f"{of_rough} {rough} but {of_fixed} {fixed}: {what} is not rounded correctly"
     yield from unwaited(kernel.code)
 
 

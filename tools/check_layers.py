@@ -28,6 +28,10 @@ DEVICE_HEADERS = re.compile(
     r"tenon/(core/[a-z0-9_]+\.h|gpu/[a-z0-9_]+\.h|comm/(device|slots|wait)\.h|ops/common/[a-z0-9_]+\.cuh)$")
 VENDOR = re.compile(r"^(cuda|hip|nccl\.h|mpi\.h|rccl)")
 VENDOR_HOMES = ("tenon/gpu/vendor/", "tenon/comm/transport/", "tenon/comm/bootstrap/")
+# Who may ask which compiler reads the file. Elsewhere what devices run is chosen by kWave, so that tests on
+# emulated targets run the same.
+VENDOR_MACRO = re.compile(r"^\s*#\s*(?:el)?if.*(__CUDACC__|__HIP__|__CUDA_ARCH__|__HIP_DEVICE_COMPILE__)", re.M)
+VENDOR_MACRO_HOMES = ("tenon/core/dtype.h", "tenon/gpu/", "tenon/ops/common/row.cuh")
 LIBRARIES = {  # third-party headers and the only places that may name them
     "nlohmann/": ("tenon/core/json.", "tenon/models/", "tenon/runtime/", "apps/", "tests/"),
     "CLI/": ("apps/",),
@@ -77,6 +81,9 @@ def check_file(path, text):
     lines = text.count("\n")
     if lines > MAX_LINES:
         complaints.append(f"has {lines} lines; the limit is {MAX_LINES}")
+    macro = VENDOR_MACRO.search(text)
+    if macro and path.startswith("tenon/") and not path.startswith(VENDOR_MACRO_HOMES):
+        complaints.append(f"asks for {macro.group(1)}; only {', '.join(VENDOR_MACRO_HOMES)} may")
     if path.startswith(("tenon/", "apps/")) and path != THREAD_HOME and PLAIN_THREAD.search(text):
         complaints.append("starts a thread by itself; start_thread (tenon/core/thread.h) does")
     for kind, target in INCLUDE.findall(text):

@@ -129,8 +129,8 @@ TENON_DEVICE Word4 sum_words(const Word4 (&words)[kRanks], int size) {
   return pack8<T>(sum);
 }
 
-// Sends this thread's vector `v` of a chunk to every peer. Returns it.
-template <int kRanks, bool kWhole>
+// Sends this thread's vector `v` of a chunk to every peer: a VECTOR of rule 6. Returns it.
+template <class Rules, int kRanks, bool kWhole>
 TENON_DEVICE Word4 send_vector(const Args& args, const Call& call, const Chunk& chunk,
                                std::uint32_t v) {
   const std::uint64_t at = std::uint64_t{v} * kVectorBytes;
@@ -138,19 +138,19 @@ TENON_DEVICE Word4 send_vector(const Args& args, const Call& call, const Chunk& 
   TENON_UNROLL
   for (int i = 0; i < kRanks - 1; ++i)
     if (i < args.team.size - 1)
-      send<Sound>(args.to[i] + call.slot * args.generation_bytes + at, words);
+      send<Rules>(args.to[i] + call.slot * args.generation_bytes + at, words);
   return words;
 }
 
 // Sums vector `v`, of which this rank's words are `own`, as the others' arrive.
-template <class T, int kRanks, bool kWhole>
+template <class T, class Rules, int kRanks, bool kWhole>
 TENON_DEVICE void take_vector(const Args& args, Call& call, const Chunk& chunk, std::uint32_t v,
                               Word4 own) {
   const TeamView& team = args.team;
   const std::uint64_t at = std::uint64_t{v} * kVectorBytes;
   Word4 words[kRanks] = {};
   // Naming the row costs a division: the wait does it only when it fails.
-  take_of_all<Sound, kRanks>(
+  take_of_all<Rules, kRanks>(
       team, call, Phase::kScatter,
       [&] { return static_cast<std::uint32_t>((chunk.begin + at) / args.row_bytes); },
       [&](int rank) {
@@ -164,28 +164,28 @@ TENON_DEVICE void take_vector(const Args& args, Call& call, const Chunk& chunk, 
 }
 
 // Each thread sends a vector ahead of the one it sums.
-template <class T, int kRanks, bool kWhole>
+template <class T, int kRanks, bool kWhole, class Rules = Sound>
 TENON_KERNEL_RESIDENT(kMaxThreads, 2)
 all_reduce_kernel(TENON_ARGS(Args) args) {
-  enter<Sound>();
-  Call call = begin_call<Sound>(args.team);
+  enter<Rules>();
+  Call call = begin_call<Rules>(args.team);
   const TeamView& team = args.team;
   if (block_id() == grid_blocks() - 1)
-    return finish_without_data<Sound>(team, call, args.note, num_chunks(args));
+    return finish_without_data<Rules>(team, call, args.note, num_chunks(args));
   send_notes_first(team, call, args.note);
   const Lane lane = own_lane(grid_blocks() - 1);
   for (std::uint64_t begin = 0; begin < args.bytes; begin += args.slot_bytes) {
-    if (begin > 0) next_generation<Sound>(call);
+    if (begin > 0) next_generation<Rules>(call);
     const Chunk chunk = chunk_at(args, begin);
     Word4 sent{};
     for (std::uint32_t next = lane.first; next < chunk.vectors + lane.stride; next += lane.stride) {
       const Word4 own = sent;
       if (next < chunk.vectors && !call.lost)
-        sent = send_vector<kRanks, kWhole>(args, call, chunk, next);
+        sent = send_vector<Rules, kRanks, kWhole>(args, call, chunk, next);
       if (next >= lane.stride) {
-        take_vector<T, kRanks, kWhole>(args, call, chunk, next - lane.stride, own);
+        take_vector<T, Rules, kRanks, kWhole>(args, call, chunk, next - lane.stride, own);
       } else if (begin == 0) {
-        count_call<Sound>(team, call, num_chunks(args));
+        count_call<Rules>(team, call, num_chunks(args));
       }
     }
   }
@@ -320,24 +320,26 @@ Result<Args> make_args(const TeamView& team, const TensorView& in, const TensorV
   return args;
 }
 
-template <class T, int kRanks>
+template <class T, class Rules, int kRanks>
 Status launch_all_reduce(const Args& args, Stream& stream) {
   const bool whole = args.bytes % kVectorBytes == 0 &&
                      reinterpret_cast<std::uintptr_t>(args.in) % kVectorBytes == 0 &&
                      reinterpret_cast<std::uintptr_t>(args.out) % kVectorBytes == 0;
   return launch(stream, with_note_block(shape_for(args), args.team),
-                whole ? all_reduce_kernel<T, kRanks, true> : all_reduce_kernel<T, kRanks, false>,
+                whole ? all_reduce_kernel<T, kRanks, true, Rules>
+                      : all_reduce_kernel<T, kRanks, false, Rules>,
                 args);
 }
-template <class T>
+template <class T, class Rules>
 Status launch_all_reduce(const Args& args, Stream& stream) {
-#if defined(__CUDACC__) || defined(__HIP__)
-  if (args.team.size <= 2) return launch_all_reduce<T, 2>(args, stream);
-  if (args.team.size <= 4) return launch_all_reduce<T, 4>(args, stream);
-#endif
-  return launch_all_reduce<T, kMaxRanks>(args, stream);
+  if constexpr (kWave > 1) {  // cpu has one for all teams
+    if (args.team.size <= 2) return launch_all_reduce<T, Rules, 2>(args, stream);
+    if (args.team.size <= 4) return launch_all_reduce<T, Rules, 4>(args, stream);
+  }
+  return launch_all_reduce<T, Rules, kMaxRanks>(args, stream);
 }
 
+template <class Rules>
 Status all_reduce(const TeamView& team, const TensorView& in, const TensorView& out,
                   Stream& stream) {
   const auto places = static_cast<std::size_t>(team.size - 1);
@@ -353,8 +355,8 @@ Status all_reduce(const TeamView& team, const TensorView& in, const TensorView& 
   args.whole_waves = args.bytes % kWaveBytes == 0 &&
                      (args.bytes <= args.slot_bytes || args.slot_bytes % kWaveBytes == 0);
   args.note = note_of(team, {kAllReduceNote, args.bytes}, args.bytes / args.row_bytes);
-  if (in.dtype == DType::kBF16) return launch_all_reduce<bf16>(args, stream);
-  return launch_all_reduce<f16>(args, stream);
+  if (in.dtype == DType::kBF16) return launch_all_reduce<bf16, Rules>(args, stream);
+  return launch_all_reduce<f16, Rules>(args, stream);
 }
 
 Status all_gather(const TeamView& team, const TensorView& in, const TensorView& out,
@@ -373,6 +375,6 @@ Status all_gather(const TeamView& team, const TensorView& in, const TensorView& 
 }  // namespace
 
 extern const tenon::collectives::Table table;
-const tenon::collectives::Table table{all_reduce, all_gather};
+const tenon::collectives::Table table{all_reduce<Sound>, all_gather};
 
 }  // namespace tenon::TENON_TARGET::collectives

@@ -23,26 +23,37 @@
 //  5. Therefore nobody runs ahead by more than one generation: finishing g + 1 would need the part
 //     that a rank still in g has not sent. A rank sends generation g only after it has finished
 //     g - 1, when every peer has sent g - 1, hence finished g - 2 and cleared, in g - 3, the words
-//     that g will fill. Two slots would do; the third keeps a whole generation between clearing a
-//     word and its next use, also for a block that had nothing in the last generation of a call, and
-//     where the next kernel may start before this one has ended.
-//  6. That "cleared" is seen in this order: the clears of g - 3 come before the sends of g - 1 by
-//     next_generation() within a call and, between calls, by the kernel boundary (devices) or the
-//     fence of enter() (host targets, where a kernel boundary is a mere return). The takes of
-//     g - 1 come before the sends of g for the same reason. Whoever passes on what it took orders
-//     its takes before its sends with order_hop().
-//     In next_generation() thread 0 alone fences, behind a barrier, while the others go on: a fence
-//     waits for all that is on its way to peers. It covers what its block did before that barrier,
-//     and thread 0's next word tells of it, since thread 0 sends vector 0 of whatever its block
-//     sends, and thread 0 of the peer's block takes it. That block's next barrier and fence lie
-//     before all that it sends from its next generation on but the parts of the first step, and
-//     these go to words that were cleared a generation before the last of their slot.
-//     Generations may overlap: two_shot sends in one step, takes that in the next and what came of
-//     it in the one after, and goes on from one generation to the next without a pause. A block that
-//     takes part has at least kLeastSteps steps in every generation but the last, and fences where a
-//     generation begins, also one in which it has none. Whoever sends the first of g has taken
-//     something of g - 1 from every peer, sent after the peer's fence before g - 1; by that fence
-//     the peer had cleared all of g - 3, whose last words are taken in the second step of g - 2.
+//     that g will fill.
+//  6. That "cleared" is seen in this order. Between calls it is by the kernel boundary (devices) or
+//     the fence of enter() (host targets, where a kernel boundary is a mere return). Within a call
+//     it is by next_generation(): a barrier, behind which thread 0 alone fences while the others go
+//     on, since a fence waits for all that is on its way to peers. That fence does not cover
+//       - what its block takes and clears after the barrier, as two_shot does with the last words of
+//         a generation in the first two steps of the next;
+//       - what other threads send before they meet thread 0 again: of that only the fence of the
+//         generation before is known to have come first.
+//     So the order rests on one line each. A word is sent in g by P and taken by R; "barrier n" and
+//     "fence n" are those with which generation n begins; "first n" is what thread 0 sends first in
+//     n: vector 0 of whatever its block sends, which thread 0 of the peer's block takes; "norm n" is
+//     the barrier of a row in the first step of n, which thread 0 reaches with fence n behind it.
+//
+//     word        R clears it in             covered by   told by      taken before  sent again after
+//     ----------  -------------------------  -----------  -----------  ------------  ----------------
+//     VECTOR      g                          R fence g+1  R first g+1  P fence g+2   P barrier g+3
+//     PART        g                          R fence g+1  R first g+1  P fence g+2   P barrier g+3
+//     FIRST PART  g                          R fence g+1  R first g+1  P fence g+2   P barrier g+3
+//     LATE PART   g, or step 1 of g+1        R fence g+2  R first g+2  P fence g+3   P norm g+3
+//     RESULT      g, or step 1 or 2 of g+1   R fence g+2  R first g+2  P fence g+3   P norm g+3
+//
+//     VECTOR is all_reduce's, PART one_shot's; FIRST PART is what two_shot sends in the first step of
+//     a generation, LATE PART in any other; RESULT is what an owner sends.
+//     Three slots, not two: with two, the upper three would be sent again in g + 2, and P's fence g+2
+//     is not known to have come first.
+//     kLeastSteps steps, not one, for a block of two_shot in every generation but the last: else a
+//     FIRST PART would be the last of its generation too, and cleared a generation later; and "first
+//     n" would be taken behind fence n + 1, not before it. Such a block begins every generation with
+//     barrier and fence, also one in which it has nothing to send.
+//     Whoever passes on what it took orders its takes before its sends with order_hop().
 //  7. The generation is counted in device memory, so a replayed graph goes on where the last call
 //     ended. Every block has counters of its own, so that none waits for another: at the start of a
 //     call it reads them (begin_call()), then sets its own and those of the blocks beyond the grid
@@ -73,14 +84,19 @@ inline constexpr Word4 kNothing = {kNotArrived, kNotArrived, kNotArrived, kNotAr
 // The rules of the protocol that code can break. Kernels are compiled with Sound; tests compile
 // them with one rule broken and show that they notice.
 struct Sound {
-  static constexpr bool kClears = true;                     // take() puts kNotArrived back
-  static constexpr bool kFences = true;                     // generations are ordered
-  static constexpr bool kAdvances = true;                   // the counter moves on
-  static constexpr bool kSharesSlot = true;                 // all ranks use the same slot
-  static constexpr bool kRankOrder = true;                  // sums start at rank 0
-  static constexpr bool kReplaces = true;                   // senders replace kNotArrived
-  static constexpr bool kOrdersHops = !kKernelsAreOrdered;  // order_hop() fences
-  static constexpr int kLeastSteps = tenon::kLeastSteps;    // of a block in a generation
+  static constexpr bool kClears = true;                      // take() puts kNotArrived back
+  static constexpr bool kMeets = true;                       // next_generation() has its barrier
+  static constexpr bool kFences = true;                      // and its fence
+  static constexpr bool kFencesCalls = !kKernelsAreOrdered;  // enter() fences
+  static constexpr bool kOrdersHops = !kKernelsAreOrdered;   // order_hop() fences
+  static constexpr bool kReadsFirst = true;                  // count_call() has its barrier
+  static constexpr bool kCountsAll = true;                   // blocks beyond the grid are counted
+  static constexpr bool kAdvances = true;                    // the counter moves on
+  static constexpr bool kSharesSlot = true;                  // all ranks use the same slot
+  static constexpr bool kRankOrder = true;                   // sums start at rank 0
+  static constexpr bool kReplaces = true;                    // senders replace kNotArrived
+  static constexpr int kLeastSteps = tenon::kLeastSteps;     // of a block in a generation
+  static constexpr int kSlots = kNumSlots;                   // that generations use in turn
 };
 
 // One call as a thread sees it.
@@ -94,7 +110,7 @@ template <class Rules>
 TENON_DEVICE void enter() {
   wait_for_previous();
   let_next_start();
-  if (!kKernelsAreOrdered && Rules::kFences) fence_system();
+  if (Rules::kFencesCalls) fence_system();
 }
 
 // False once somebody has given up: what peers still read is then anybody's guess, so that this
@@ -116,7 +132,7 @@ template <class Rules>
 TENON_DEVICE Call begin_call(const TeamView& team) {
   const std::uint32_t* const own = counters(team, block_id());
   const std::uint32_t skew = Rules::kSharesSlot ? 0u : static_cast<std::uint32_t>(team.rank);
-  return {load4_relaxed(own + kCallWord), (load4_relaxed(own + kSlotWord) + skew) % kNumSlots,
+  return {load4_relaxed(own + kCallWord), (load4_relaxed(own + kSlotWord) + skew) % Rules::kSlots,
           !team_alive(team)};
 }
 
@@ -125,23 +141,23 @@ TENON_DEVICE Call begin_call(const TeamView& team) {
 // their way.
 template <class Rules>
 TENON_DEVICE void count_call(const TeamView& team, const Call& call, std::uint32_t generations) {
-  sync_block();  // every thread has read the counters
-  const int all_blocks = team.max_blocks * kMaxBlocksPerUnit;
+  if (Rules::kReadsFirst) sync_block();  // every thread has read the counters
+  const int all_blocks = Rules::kCountsAll ? team.max_blocks * kMaxBlocksPerUnit : grid_blocks();
   TENON_NO_UNROLL
   for (int block = block_id() + thread_id() * grid_blocks(); block < all_blocks;
        block += block_threads() * grid_blocks()) {
     std::uint32_t* const kept = counters(team, block);
     kept[kCallWord] = call.number + 1;
-    if (Rules::kAdvances) kept[kSlotWord] = (call.slot + generations) % kNumSlots;
+    if (Rules::kAdvances) kept[kSlotWord] = (call.slot + generations) % Rules::kSlots;
   }
 }
 
 // Between two generations of a call: rule 6. Every thread of the block must call this.
 template <class Rules>
 TENON_DEVICE void next_generation(Call& call) {
-  sync_block();
+  if (Rules::kMeets) sync_block();
   if (Rules::kFences && thread_id() == 0) fence_system();
-  if (Rules::kAdvances) call.slot = (call.slot + 1) % kNumSlots;
+  if (Rules::kAdvances) call.slot = (call.slot + 1) % Rules::kSlots;
 }
 
 // Between taking something and sending on what came of it. On devices the clears that matter were
@@ -149,7 +165,7 @@ TENON_DEVICE void next_generation(Call& call) {
 // Host memory models ask for a fence wherever a chain goes through a third rank.
 template <class Rules>
 TENON_DEVICE void order_hop() {
-  if (Rules::kOrdersHops && Rules::kFences) fence_system();
+  if (Rules::kOrdersHops) fence_system();
 }
 
 // All-ones is two NaNs of either 16-bit type, four of e4m3fn, one of fp32; so is what replaces it.

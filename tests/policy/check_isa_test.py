@@ -21,6 +21,10 @@ CODE = """
 	buffer_inv sc0 sc1
 	v_cvt_pk_bf16_f32 v2, v2, v3
 	v_cvt_pk_fp8_f32 v2, v2, v3
+	v_sqrt_f32_e32 v2, v2
+	v_cmp_class_f32_e32 vcc, v2, v3
+	v_rcp_f32_e32 v3, v2
+	v_div_fixup_f32 v2, v3, v2, v2
 	s_waitcnt vmcnt(0) lgkmcnt(0)
 	s_barrier
 	buffer_wbl2 sc0 sc1
@@ -100,6 +104,14 @@ class CheckIsa(unittest.TestCase):
     def test_names_what_must_not_be_there(self):
         self.assert_one("rounds towards zero", source(CODE + "\tv_cvt_pkrtz_f16_f32 v0, v0, v1\n"))
         self.assert_one("calls a function", source(CODE + "\ts_swappc_b64 s[30:31], s[4:5]\n"))
+
+    def test_names_rough_arithmetic(self):
+        self.assert_one("1 v_sqrt_f32 but 0 v_cmp_class", self.change("v_cmp_class_f32", "v_cmp_eq_f32"))
+        self.assert_one("2 v_rcp_f32 but 1 v_div_fixup", source(CODE + "\tv_rcp_f32_e32 v3, v2\n"))
+        self.assert_one("not rounded correctly", source(CODE + "\tv_rsq_f32_e32 v3, v2\n"))
+        self.assert_one("is a square root", self.change("v_sqrt_f32_e32 v2, v2\n", ""))
+        found = self.complaints(self.change("v_div_fixup_f32", "v_mul_f32"))
+        self.assertEqual(len([each for each in found if "quotient" in each]), len(found), found)
 
     def test_names_limits(self):
         self.assert_one("vgpr_count is 257, at most 256", self.change("vgpr_count:     200", "vgpr_count: 257"))

@@ -14,7 +14,8 @@ namespace tenon::testing {
 
 class HandMadeTeam {
  public:
-  HandMadeTeam(int size, std::size_t bytes, std::uint64_t deadline_ns) : ranks_(size) {
+  HandMadeTeam(int size, std::size_t bytes, std::uint64_t deadline_ns, int max_blocks = 1)
+      : ranks_(static_cast<std::size_t>(size)) {
     for (Rank& rank : ranks_) {
       rank.region.reset(
           static_cast<std::byte*>(std::aligned_alloc(256, (bytes + 255) / 256 * 256)));
@@ -26,7 +27,7 @@ class HandMadeTeam {
       TeamView& view = rank(r).view;
       view.rank = r;
       view.size = size;
-      view.max_blocks = 1;
+      view.max_blocks = max_blocks;
       view.bytes = bytes;
       view.state = rank(r).state.data();
       view.fault = &rank(r).fault;

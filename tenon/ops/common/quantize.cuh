@@ -83,14 +83,12 @@ TENON_DEVICE QuantSpec usual_or_not(QuantSpec spec) {
   }
   return spec;
 }
-// Host side: call.operator()<kUsual>(). Only targets with a device have an instance of its own for
+// Host side: call.operator()<kUsual>(). Only targets with waves have an instance of its own for
 // usual calls, for bf16 rows that fit a block.
 template <class T, int kMaxRun, class Call>
 auto with_usual([[maybe_unused]] bool usual, const Call& call) {
-#if defined(__CUDACC__) || defined(__HIP__)
-  if constexpr (kMaxRun == 1 && __is_same(T, bf16))
+  if constexpr (kWave > 1 && kMaxRun == 1 && __is_same(T, bf16))
     if (usual) return call.template operator()<true>();
-#endif
   return call.template operator()<false>();
 }
 

@@ -189,7 +189,8 @@ static void find_places(FusedArgs& call) {
 }
 
 // launch.operator()<kMaxRun, kRanks, kUsual>() with the smallest instance that serves the call.
-// Host targets have one for all teams.
+// Emulated targets have those of devices, so that tests run what devices run; cpu has one for all
+// teams.
 template <class T, class Wire, class Launch>
 static Status with_instance(const LaunchShape& shape, const FusedArgs& call, const Launch& launch) {
   return with_run(shape.threads, call.norm.hidden, [&]<int kMaxRun>() -> Status {
@@ -197,11 +198,11 @@ static Status with_instance(const LaunchShape& shape, const FusedArgs& call, con
       return Status::error(Code::kInternal, "can_pack() lets no row through that has no instance");
     } else {
       return with_usual<T, kMaxRun>(is_usual(call.norm, call.quant), [&]<bool kUsual>() {
-#if defined(__CUDACC__) || defined(__HIP__)
-        if (call.team.size == 1) return launch.template operator()<kMaxRun, 1, kUsual>();
-        if (call.team.size == 2) return launch.template operator()<kMaxRun, 2, kUsual>();
-        if (call.team.size <= 4) return launch.template operator()<kMaxRun, 4, kUsual>();
-#endif
+        if constexpr (kWave > 1) {
+          if (call.team.size == 1) return launch.template operator()<kMaxRun, 1, kUsual>();
+          if (call.team.size == 2) return launch.template operator()<kMaxRun, 2, kUsual>();
+          if (call.team.size <= 4) return launch.template operator()<kMaxRun, 4, kUsual>();
+        }
         return launch.template operator()<kMaxRun, kMaxRanks, kUsual>();
       });
     }

@@ -89,8 +89,8 @@ TENON_DEVICE Own<kMaxRun> load_own(const FusedArgs& args, int row) {
   return own;
 }
 
-// All threads of a block: this rank's part of a row to every peer. `entry`: where the row's entry
-// begins.
+// All threads of a block: this rank's part of a row to every peer, a PART of rule 6. `entry`: where
+// the row's entry begins.
 template <class Wire, class Rules, int kRanks, int kMaxRun>
 TENON_DEVICE void send_part(const FusedArgs& args, const Call& call, int row, std::uint32_t entry,
                             const Own<kMaxRun>& own) {

@@ -81,7 +81,8 @@ TENON_DEVICE const std::byte* part_for(const FusedArgs& args, int first_row, int
   return row < args.rows ? args.partial + row * args.partial_stride : nullptr;
 }
 
-// My part of every row of a stripe to its owner. `read`: what a thread that looks ahead has read.
+// My part of every row of a stripe to its owner: FIRST PARTs and LATE PARTs of rule 6. `read`: what
+// a thread that looks ahead has read.
 template <class Wire, class Rules, int kMaxRun, int kRanks>
 TENON_DEVICE void scatter_stripe(const FusedArgs& args, const Call& call, const Stripe& stripe,
                                  const Word4& read) {
@@ -119,8 +120,8 @@ TENON_DEVICE OwnRow<kMaxRun> read_own_row(const FusedArgs& args, const NormSpec&
           look_at_part<Wire, kMaxRun, kRanks>(args, stripe.parts)};
 }
 
-// My row of a stripe: its norm, and the results to every peer. `lost_words` are the block's, for
-// odd turns and even.
+// My row of a stripe: its norm, and the results (RESULT of rule 6) to every peer. `lost_words` are
+// the block's, for odd turns and even.
 template <class T, class Wire, int kMaxRun, int kRanks, class Rules>
 TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, const QuantSpec& quant,
                           Call& call, const Stripe& stripe, int turn, const Run& run,
