@@ -99,6 +99,7 @@ Result<std::unique_ptr<Team>> Team::start(int size) {
   setenv("MASTER_ADDR", "127.0.0.1", 1);
   setenv("MASTER_PORT", std::to_string(port).c_str(), 1);
   TENON_TRY(draw_secret());
+  set_rank(0);
   auto team = std::make_unique<Team>();
   const pid_t parent = getpid();
   for (int rank = 1; rank < size; ++rank) {
@@ -108,7 +109,6 @@ Result<std::unique_ptr<Team>> Team::start(int size) {
     if (child == 0) become_rank(rank, parent, arguments);
     team->children_.push_back(child);
   }
-  set_rank(0);
   return team;
 }
 

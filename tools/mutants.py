@@ -78,7 +78,7 @@ KINDS = (
     Kind("lost call", TWO_SHOT, r"call\.lost \|= \*lost_word != 0;.*", "", (PROTOCOL, FUSED)),
     # --- all_gather
     Kind("barrier of all_gather", GATHER, r"(?<=\n)( +)sync_block\(\);", r"\1{}", (COLLECTIVES,)),
-    Kind("flag of all_gather", GATHER, r"== step \+ 1;", "!= 0;", (COLLECTIVES,)),
+    Kind("flag of all_gather", GATHER, r"== flag_of\(step\);", "!= 0;", (COLLECTIVES,)),
     Kind("generation of all_gather", GATHER, r"step % kGatherGenerations", "0u", (COLLECTIVES,)),
     # --- waits
     Kind("deadline", SPIN, r"if \(now - patience\.since > deadline_ns\) .*", "", (WAIT,)),

@@ -279,10 +279,10 @@ inline Note note_of(const TeamView& team, std::initializer_list<std::uint64_t> s
           kNumSlots * slot_bytes(team.bytes)};
 }
 
-// The block that exchanges notes, for a shape that has blocks for data. It is resident with them on
-// devices where most_data_blocks() is heeded.
+// The block that exchanges notes, for a shape that has blocks for data: a call without rows is no
+// call. It is resident with them on devices where most_data_blocks() is heeded.
 inline LaunchShape with_note_block(LaunchShape shape, const TeamView& team) {
-  if (team.size > 1) ++shape.blocks;
+  if (team.size > 1 && shape.blocks > 0) ++shape.blocks;
   return shape;
 }
 constexpr std::int64_t most_data_blocks(std::int64_t resident, int team_size) {

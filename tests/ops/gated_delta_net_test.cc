@@ -40,9 +40,9 @@ struct Rows {
 };
 
 std::vector<bf16> random_bf16(std::mt19937& random, std::int64_t n, float spread, float mean = 0) {
-  std::normal_distribution<float> normal(mean, spread);
+  std::normal_distribution<float> normal;  // a spread of 0 is no distribution of the library's
   std::vector<bf16> found(at(n));
-  for (bf16& each : found) each = to_bf16(normal(random));
+  for (bf16& each : found) each = to_bf16(mean + spread * normal(random));
   return found;
 }
 
@@ -85,9 +85,9 @@ States make_states(const Weights& weights, int slots, bool poison = true) {
   States states;
   states.slots = slots;
   states.conv = random_bf16(random, std::int64_t{slots} * 3 * weights.conv_dim(), 1.0f);
-  std::normal_distribution<float> normal(0.0f, poison ? 0.3f : 0.0f);
+  std::normal_distribution<float> normal;
   states.state.resize(at(std::int64_t{slots} * weights.value_dim() * kD));
-  for (float& each : states.state) each = normal(random);
+  for (float& each : states.state) each = poison ? 0.3f * normal(random) : 0.0f;
   return states;
 }
 

@@ -136,8 +136,8 @@ TEST(Engine, ItsThreadsHaveNames) {
   auto engine = must_open(engine_options(3), fake);
   ASSERT_TRUE(engine->submit({1, 2, 3}, greedy(2, true)));
   run_to_end(*engine);
-  EXPECT_STREQ(names[1], "tenon rank 1");
-  EXPECT_STREQ(names[2], "tenon rank 2");
+  EXPECT_STREQ(names[1], "tenon rank 1/3");
+  EXPECT_STREQ(names[2], "tenon rank 2/3");
 }
 
 TEST(Engine, CountsWhatItDid) {
