@@ -161,7 +161,7 @@ Status check_name(std::string_view what, std::string_view wanted, std::string_vi
                                                    "\" is not known; accepted: " + accepted);
 }
 
-// Tells the other ranks. Without the memory for it they notice by their deadline.
+// Tells the other ranks. Without the memory for it they notice when this one leaves.
 void give_up(Bootstrap& bootstrap, std::string_view doing, const Status& why) {
   static_cast<void>(guarded([&] {
     bootstrap.abort(std::string(doing) + std::string(why.message()));
@@ -236,12 +236,16 @@ Status Engine::State::open_rank(int rank, std::unique_ptr<Rank>* opened) {
   auto& bootstrap = bootstraps[in_threads() ? static_cast<std::size_t>(rank) : 0];
   auto result = guarded([&] { return Rank::open(options, rank, bootstrap, make_model); });
   Status mine = result.status();
-  if (!mine) give_up(*bootstrap, "could not open: ", mine);
-  if (!mine) return mine;
-  *opened = *std::move(result);
-  // Some ranks may have been done long before.
-  const Patience patience(env().load_deadline, options.deadline);
-  return guarded([&] { return agree(*bootstrap, mine, "open the engine", patience); });
+  if (mine) {
+    *opened = *std::move(result);
+    // Some ranks may have been done long before.
+    const Patience patience(env().load_deadline, options.deadline);
+    mine = guarded([&] { return agree(*bootstrap, Status::ok(), "open the engine", patience); });
+  } else {
+    give_up(*bootstrap, "could not open: ", mine);
+  }
+  if (!mine) bootstrap.reset();  // to leave needs no memory, and ends every wait for this rank
+  return mine;
 }
 
 void Engine::State::follow_in_thread(int rank) {
@@ -277,7 +281,10 @@ Status Engine::State::open_in_threads() {
                           Scheduler::blocks_per_sequence(options.max_context));
   steps = std::make_unique<ThreadSteps>(layout.bytes(), options.tp);
   Status mine = start_threads();
-  if (!mine) give_up(*bootstraps[0], "could not start a rank: ", mine);
+  if (!mine) {
+    give_up(*bootstraps[0], "could not start a rank: ", mine);
+    bootstraps[0].reset();
+  }
   if (mine) mine = open_rank(0, &own);
   if (mine) return Status::ok();
   stop_threads();  // opening ends within the deadline everywhere
