@@ -109,6 +109,8 @@ class CheckIsa(unittest.TestCase):
         self.assert_one("1 v_sqrt_f32 but 0 v_cmp_class", self.change("v_cmp_class_f32", "v_cmp_eq_f32"))
         self.assert_one("2 v_rcp_f32 but 1 v_div_fixup", source(CODE + "\tv_rcp_f32_e32 v3, v2\n"))
         self.assert_one("not rounded correctly", source(CODE + "\tv_rsq_f32_e32 v3, v2\n"))
+        of_integers = CODE + "\tv_rcp_f32_e32 v3, v2\n\tv_mul_f32_e32 v3, 0x5f7ffffc, v3\n"
+        self.assertEqual(self.complaints(source(of_integers)), [])
         self.assert_one("is a square root", self.change("v_sqrt_f32_e32 v2, v2\n", ""))
         found = self.complaints(self.change("v_div_fixup_f32", "v_mul_f32"))
         self.assertEqual(len([each for each in found if "quotient" in each]), len(found), found)
