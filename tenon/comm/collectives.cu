@@ -17,8 +17,6 @@ using tenon::collectives::kGatherGenerations;
 using tenon::collectives::kMaxFlags;
 using tenon::collectives::kVectorBytes;
 
-constexpr std::uint64_t kAllReduceNote = 0xa11;  // no op's number
-
 constexpr int kMaxThreads = kWave == 1 ? 1 : 512;
 
 // The counters of all_gather in TeamView::state; those of all_reduce are comm/slots.h's.
@@ -38,7 +36,6 @@ struct Args {
   // no rank is everybody's first.
   std::byte* to[kMaxRanks - 1];
   bool whole_waves;  // all_reduce: lanes of a wave have as many vectors as each other
-  Note note;         // all_reduce
 };
 
 // --- any bytes as vectors ---------------------------------------------------------------------
@@ -71,9 +68,9 @@ TENON_DEVICE void store_bytes(std::uint8_t* at, Word4 value, std::uint64_t valid
 struct Lane {
   std::uint32_t first, stride;
 };
-TENON_DEVICE Lane own_lane(int blocks) {
+TENON_DEVICE Lane own_lane() {
   return {static_cast<std::uint32_t>(block_id() * block_threads() + thread_id()),
-          static_cast<std::uint32_t>(blocks * block_threads())};
+          static_cast<std::uint32_t>(grid_blocks() * block_threads())};
 }
 
 // One chunk: `bytes` of the call from `begin` on, as vectors of 16.
@@ -170,10 +167,7 @@ all_reduce_kernel(TENON_ARGS(Args) args) {
   enter<Rules>();
   Call call = begin_call<Rules>(args.team);
   const TeamView& team = args.team;
-  if (block_id() == grid_blocks() - 1)
-    return finish_without_data<Rules>(team, call, args.note, num_chunks(args));
-  send_notes_first(team, call, args.note);
-  const Lane lane = own_lane(grid_blocks() - 1);
+  const Lane lane = own_lane();
   for (std::uint64_t begin = 0; begin < args.bytes; begin += args.slot_bytes) {
     if (begin > 0) next_generation<Rules>(call);
     const Chunk chunk = chunk_at(args, begin);
@@ -205,7 +199,7 @@ TENON_DEVICE std::byte* payload(const Args& args, std::uint32_t generation, int 
 }
 
 TENON_DEVICE void push_bytes(const Args& args, const Chunk& chunk, std::uint32_t generation) {
-  const Lane lane = own_lane(grid_blocks());
+  const Lane lane = own_lane();
   const TeamView& team = args.team;
   std::uint8_t* own_part = args.out + static_cast<std::uint64_t>(team.rank) * args.bytes;
   for (std::uint32_t v = lane.first; v < chunk.vectors; v += lane.stride) {
@@ -220,7 +214,7 @@ TENON_DEVICE void push_bytes(const Args& args, const Chunk& chunk, std::uint32_t
 }
 
 TENON_DEVICE void take_bytes(const Args& args, const Chunk& chunk, std::uint32_t generation) {
-  const Lane lane = own_lane(grid_blocks());
+  const Lane lane = own_lane();
   const TeamView& team = args.team;
   for (int sender = 0; sender < team.size; ++sender) {
     if (sender == team.rank) continue;
@@ -294,8 +288,7 @@ LaunchShape shape_for(const Args& args) {
   shape.threads = kWave == 1 ? 1 : wanted < kMaxThreads ? wanted : kMaxThreads;
   const int blocks = (vectors + shape.threads - 1) / shape.threads;
   // The kernel is compiled so that two of its largest blocks fit where one of 1024 threads does.
-  const int resident = kKernelsAreOrdered ? 2 * args.team.max_blocks : args.team.max_blocks;
-  const auto most = static_cast<int>(most_data_blocks(resident, args.team.size));
+  const int most = kKernelsAreOrdered ? 2 * args.team.max_blocks : args.team.max_blocks;
   shape.blocks = blocks < most ? blocks : most;
   return shape;
 }
@@ -325,7 +318,7 @@ Status launch_all_reduce(const Args& args, Stream& stream) {
   const bool whole = args.bytes % kVectorBytes == 0 &&
                      reinterpret_cast<std::uintptr_t>(args.in) % kVectorBytes == 0 &&
                      reinterpret_cast<std::uintptr_t>(args.out) % kVectorBytes == 0;
-  return launch(stream, with_note_block(shape_for(args), args.team),
+  return launch(stream, shape_for(args),
                 whole ? all_reduce_kernel<T, kRanks, true, Rules>
                       : all_reduce_kernel<T, kRanks, false, Rules>,
                 args);
@@ -354,7 +347,6 @@ Status all_reduce(const TeamView& team, const TensorView& in, const TensorView& 
   constexpr std::uint64_t kWaveBytes = std::uint64_t{kVectorBytes} * kWave;
   args.whole_waves = args.bytes % kWaveBytes == 0 &&
                      (args.bytes <= args.slot_bytes || args.slot_bytes % kWaveBytes == 0);
-  args.note = note_of(team, {kAllReduceNote, args.bytes}, args.bytes / args.row_bytes);
   if (in.dtype == DType::kBF16) return launch_all_reduce<bf16, Rules>(args, stream);
   return launch_all_reduce<f16, Rules>(args, stream);
 }

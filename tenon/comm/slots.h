@@ -61,13 +61,13 @@
 //     not the count: 2^32 is no multiple of 3.
 //  8. A take that fails has recorded the fault and told every peer (give_up()). The thread then
 //     takes, clears and sends nothing any more; it only follows its block's barriers to the end.
-//  9. The last block of the grid has no data. It sends every peer a note, two words that tell the
-//     shape of the call, and compares the notes of the peers with its own: a rank that came with
-//     other rows, or another variant, is named on every rank that met it, even where words of it
-//     were taken for those of this call. Notes lie behind the slots, where every kernel looks for
-//     them, in four places by the number of the call; they are words of rules 1, 3 and 8. A rank
-//     sends the note of call c + 4 when it has taken that of c + 3 from every peer, hence when all
-//     peers have ended call c, in which they cleared that place.
+//  9. Where words of one shape may lie where another shape awaits its own, as in the fused op, the
+//     last block of the grid has no data. It sends every peer a note, two words that tell the shape
+//     of the call, and compares the notes of the peers with its own: a rank that came with other
+//     rows, or another variant, is named on every rank that met it. Notes lie behind the slots, in
+//     four places by the number of the call; they are words of rules 1, 3 and 8. A rank sends the
+//     note of call c + 4 when it has ended c + 3, in which it took something from every peer, hence
+//     when all peers have ended call c, in which they cleared that place.
 // clang-format on
 #pragma once
 

@@ -28,10 +28,10 @@ using weak_wave::Rule;
 
 constexpr int kMostThreads = 512;
 
-// A kernel of so many blocks for data, and its end.
+// A kernel of so many blocks, and its end.
 template <class Launch>
 Status run_kernel(int blocks, const Launch& launch) {
-  weak_wave::begin_kernel(blocks + 1, kMostThreads);  // and one for notes
+  weak_wave::begin_kernel(blocks, kMostThreads);
   const Status ran = launch();
   testing::weak_memory->show_all();
   return ran;
@@ -51,7 +51,7 @@ Status launch_fused(std::string_view variant, int blocks,
   shape.cooperative = true;
   using kernels::Packed;
   using kernels::Plain;
-  return run_kernel(shape.blocks, [&] {
+  return run_kernel(shape.blocks + 1, [&] {  // and one for notes
     if (one && packs)
       return kernels::launch_one_shot<bf16, Packed, ChosenRules>(shape, args, &team, stream);
     if (one) return kernels::launch_one_shot<bf16, Plain, ChosenRules>(shape, args, &team, stream);
