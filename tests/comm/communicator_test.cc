@@ -105,5 +105,59 @@ TEST(Communicator, AnAbortStaysInItsTeam) {
   });
 }
 
+// What every rank hears where all ask for `options`, but rank 1 alone for its place and `device`.
+std::vector<Status> refusals(int size, const CommOptions& options, Device device) {
+  auto handles = local_bootstrap(size);
+  std::vector<Status> heard(handles.size());
+  std::vector<std::thread> threads;
+  for (std::size_t rank = 0; rank < handles.size(); ++rank)
+    threads.emplace_back([&, rank, handle = std::move(handles[rank])] {
+      CommOptions own = options;
+      own.bootstrap = handle;
+      if (rank != 1) own.rank = 0, own.size = 1;
+      const auto made = Communicator::create(own, rank == 1 ? device : Device{});
+      EXPECT_FALSE(made) << "rank " << rank;
+      heard[rank] = made.status();
+    });
+  handles.clear();
+  for (std::thread& thread : threads) thread.join();
+  return heard;
+}
+
+TEST(Communicator, WhatCannotBeIsTheSameErrorOnAll) {
+  const auto expect = [](const std::vector<Status>& heard, Code code, std::string_view words) {
+    for (const Status& status : heard) {
+      EXPECT_EQ(status.code(), code) << status.to_string();
+      EXPECT_NE(status.message().find(words), std::string_view::npos) << status.to_string();
+    }
+  };
+  const Code invalid = Code::kInvalidArgument;
+  CommOptions misplaced;
+  misplaced.size = 3;
+  expect(refusals(2, misplaced, Device{}), invalid,
+         "rank 1: the options say rank 0 of 3, the bootstrap says rank 1 of 2");
+  expect(refusals(kMaxRanks + 1, {}, Device{}), invalid, "9 ranks; accepted: 1 to 8");
+  for (const int late : {0, -5}) {
+    CommOptions hasty;
+    hasty.deadline = std::chrono::milliseconds(late);
+    expect(refusals(2, hasty, Device{}), invalid,
+           "a deadline of " + std::to_string(late) + " ms; accepted: more than 0");
+  }
+  for (const int channels : {0, 17}) {
+    CommOptions crowded;
+    crowded.concurrent_channels = channels;
+    expect(refusals(2, crowded, Device{}), invalid,
+           std::to_string(channels) + " concurrent channels; accepted: 1 to 16");
+  }
+  CommOptions vendors;
+  vendors.vendor_sum = true;
+  expect(refusals(2, vendors, Device{}), invalid, "has no sum of its own; accepted: transport ccl");
+  expect(refusals(2, {}, Device{Target::kCpu, 999}), Code::kUnsupported,
+         "rank 1 has no device cpu:999");
+  if (backend(Target::kEmu32))
+    expect(refusals(2, {}, Device{Target::kEmu32, 0}), invalid,
+           "rank 0 runs on cpu and rank 1 on emu32; all must run on the same target");
+}
+
 }  // namespace
 }  // namespace tenon

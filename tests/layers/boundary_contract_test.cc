@@ -165,6 +165,20 @@ std::vector<Misfit> misfits() {
       "weight");
   add(
       "weight with a stride", [](Call& c) { c.weight.stride[0] = 2; }, "weight");
+  // What the op would take, or refuse in words of its own: the boundary was made for another type.
+  const auto add_type = [&](const std::string& what, const std::string& says, DType dtype,
+                            const std::function<TensorView&(Call&)>& pick) {
+    add(
+        what + " as " + std::string(name(dtype)), [=](Call& c) { pick(c).dtype = dtype; }, says);
+  };
+  add_type("residual", "the residual is f16 [5, 512] on cpu:0; it was made for bf16 rows",
+           DType::kF16, [](Call& c) -> TensorView& { return c.residual; });
+  add_type("weight", "the weight is f32 [512] on cpu:0; it was made for bf16 [512]", DType::kF32,
+           [](Call& c) -> TensorView& { return c.weight; });
+  add_type("rows out", "out.bf16 is f16 [5, 512] on cpu:0; it was made for bf16 rows", DType::kF16,
+           [](Call& c) -> TensorView& { return *c.out.bf16; });
+  add_type("codes", "out.fp8 is e4m3fnuz [5, 512] on cpu:0; it was made for e4m3fn rows",
+           DType::kE4M3Fnuz, [](Call& c) -> TensorView& { return c.out.fp8->data; });
   add(
       "residual over the rows out", [](Call& c) { c.residual.data = c.out.bf16->data; }, "overlap");
   add(
@@ -265,16 +279,37 @@ TEST(BoundaryContract, AStreamOfAnotherDeviceIsRefused) {
         auto stream = Stream::create(Device{other, 0});
         auto boundary = make_boundary(comm, stage);
         ASSERT_TRUE(stream && boundary);
-        Call call(comm.device());
-        const std::vector<std::byte> before = call.memory;
-        const Status refused = call.run(*boundary, *stream);
-        EXPECT_EQ(refused.code(), Code::kInvalidArgument);
-        EXPECT_NE(refused.message().find("the stream is on " + std::string(name(other)) + ":0"),
-                  std::string_view::npos)
-            << refused.to_string();
-        EXPECT_TRUE(call.memory == before) << "something was written";
+        for (const Device of_tensors : {comm.device(), stream->device()}) {
+          Call call(of_tensors);
+          const std::vector<std::byte> before = call.memory;
+          const Status refused = call.run(*boundary, *stream);
+          EXPECT_EQ(refused.code(), Code::kInvalidArgument);
+          EXPECT_NE(refused.message().find("the stream is on " + std::string(name(other)) +
+                                           ":0; its communicator is on cpu:0"),
+                    std::string_view::npos)
+              << refused.to_string();
+          EXPECT_TRUE(call.memory == before) << "something was written";
+        }
       });
   }
+}
+
+TEST(BoundaryContract, ATransportWithoutPeerPointersHasTheGenericStageAlone) {
+  run_ranks(2, {.transport = "ccl"}, [](int, Communicator& comm) {
+    auto boundary = make_boundary(comm, 0);
+    ASSERT_TRUE(boundary) << boundary.status().to_string();
+    EXPECT_EQ(boundary->stage(kRows), Stage::kGeneric);
+    EXPECT_NE(boundary->why(kRows).find("transport ccl has no peer pointers"),
+              std::string_view::npos)
+        << boundary->why(kRows);
+    for (const int stage : {1, 2}) {
+      const auto refused = make_boundary(comm, stage);
+      EXPECT_FALSE(refused);
+      EXPECT_NE(refused.status().message().find("transport ccl has no peer pointers"),
+                std::string_view::npos)
+          << refused.status().to_string();
+    }
+  });
 }
 
 TEST(BoundaryContract, CheckingAllocatesNothing) {

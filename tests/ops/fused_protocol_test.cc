@@ -2,6 +2,7 @@
 // what happens when a rank is missing or comes with fewer rows.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -9,6 +10,7 @@
 
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
 #include "tests/support/fused_run.h"
+#include "tests/support/hand_made_team.h"
 #include "tests/support/ranks.h"
 #include "tests/support/targets.h"
 
@@ -282,6 +284,75 @@ TEST(FusedProtocol, OtherRowsAreFoundOutAtOnce) {
     ++done;
     while (done < 2) std::this_thread::yield();
   });
+}
+
+using Bytes = std::vector<std::byte>;
+
+// What rank `rank` of two leaves in its peer's mailbox when it calls alone and its own mailbox
+// holds only `arrived`, which its peer left in the same way. The wait for the rest ends in `fault`.
+Bytes sent_alone(Target target, const Prepared& call, int rank, const Bytes& arrived,
+                 FaultRecord& fault) {
+  const testing::BoundaryCase& shape = call.call.shape;
+  const Device device{target, 0};
+  const testing::HandMadeTeam team(2, fused::mailbox_bytes({shape.rows, shape.hidden, 2}),
+                                   50'000'000);
+  const TeamView& view = team.view(rank);
+  EXPECT_LE(arrived.size(), view.bytes);
+  std::copy(arrived.begin(), arrived.end(), view.base[rank]);
+  auto stream = Stream::create(device);
+  auto where = situation(device);
+  EXPECT_TRUE(stream && where);
+  where->team_size = 2;
+  where->peer_pointers = true;
+  where->properties.max_cooperative_blocks = view.max_blocks;
+  const BoundaryTensors tensors(shape, call.inputs, rank, device, *stream);
+  const fused::Args args = testing::fused_args(call.call, tensors);
+  const auto plan = fused::plan(args, *where, call.variant);
+  EXPECT_TRUE(plan) << plan.status().to_string();
+  const Status ran = fused::run(*plan, args, view, *stream);
+  EXPECT_TRUE(ran) << ran.to_string();
+  EXPECT_TRUE(stream->synchronize());
+  fault = team.fault(rank);
+  return {view.base[1 - rank], view.base[1 - rank] + view.bytes};
+}
+
+// Takes the last word of a part back: the last in the slots, behind which the notes lie.
+void take_back_last_word(Bytes& mailbox) {
+  for (std::size_t at = kNumSlots * slot_bytes(mailbox.size()); at >= 4; at -= 4) {
+    std::uint32_t word = 0;
+    std::memcpy(&word, &mailbox[at - 4], 4);
+    if (word == kNotArrived) continue;
+    std::memset(&mailbox[at - 4], 0xff, 4);
+    return;
+  }
+  ADD_FAILURE() << "nothing has been sent";
+}
+
+// One thread of the owner's block misses a word of a row; those that send the codes miss nothing.
+// They must send nothing either: else the peer would take a wrong row and stay healthy.
+TEST(FusedProtocol, ResultOfARowThatOneThreadLostIsNotSent) {
+  for (Target target : test::host_targets()) {
+    for (const char* variant : {"two_shot", "two_shot_packed"}) {
+      SCOPED_TRACE(test::to_string(target) + ", " + variant);
+      Prepared call{};
+      testing::BoundaryCase& shape = call.call.shape;
+      shape.rows = 2;
+      shape.hidden = 1024;  // two waves or more; codes and scales are 66 vectors, of 128 threads
+      shape.want_bf16 = false;
+      call.variant = variant;
+      call.inputs = testing::make_inputs(shape, 1, true);
+      FaultRecord fault{};
+      Bytes arrived = sent_alone(target, call, 1, {}, fault);
+      const Bytes parts = sent_alone(target, call, 0, {}, fault);
+      EXPECT_FALSE(sent_alone(target, call, 0, arrived, fault) == parts)
+          << "the result is not seen";
+      EXPECT_EQ(fault.phase, static_cast<std::uint32_t>(Phase::kGather));
+      take_back_last_word(arrived);
+      EXPECT_TRUE(sent_alone(target, call, 0, arrived, fault) == parts) << "a result was sent";
+      EXPECT_EQ(fault.phase, static_cast<std::uint32_t>(Phase::kScatter));
+      EXPECT_EQ(fault.reason, static_cast<std::uint32_t>(FaultReason::kDeadline));
+    }
+  }
 }
 
 }  // namespace
