@@ -447,7 +447,7 @@ TEST(Load, SurvivesDeepNesting) {
 // --- limits of the process ------------------------------------------------------------------
 
 // Opens with some room above what the process has already; ends the process with what was said.
-[[noreturn]] void open_within(const std::string& directory, rlim_t room) {
+[[noreturn, maybe_unused]] void open_within(const std::string& directory, rlim_t room) {
   run_ranks(1, [&](int, Communicator& comm) {
     auto stream = Stream::create(comm.device());
     std::ifstream statm("/proc/self/statm");
