@@ -244,7 +244,10 @@ Status Engine::State::open_rank(int rank, std::unique_ptr<Rank>* opened) {
   } else {
     give_up(*bootstrap, "could not open: ", mine);
   }
-  if (!mine) bootstrap.reset();  // to leave needs no memory, and ends every wait for this rank
+  if (!mine) {  // to leave needs no memory, and ends every wait for this rank
+    opened->reset();
+    bootstrap.reset();
+  }
   return mine;
 }
 
