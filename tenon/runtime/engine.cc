@@ -2,8 +2,6 @@
 // thread; followers run the same bytes, as threads of this process or as processes of their own.
 #include "tenon/runtime/engine.h"
 
-#include <sys/prctl.h>
-
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -252,8 +250,6 @@ Status Engine::State::open_rank(int rank, std::unique_ptr<Rank>* opened) {
 }
 
 void Engine::State::follow_in_thread(int rank) {
-  const std::string shown = "tenon rank " + std::to_string(rank) + "/" + std::to_string(options.tp);
-  prctl(PR_SET_NAME, shown.c_str());  // in top and gdb; at most 15 characters
   std::unique_ptr<Rank> held;
   Status status = open_rank(rank, &held);
   steps->report(rank, 0, status);
@@ -270,7 +266,8 @@ Status Engine::State::start_threads() {
   return guarded([this]() -> Status {
     threads.reserve(static_cast<std::size_t>(options.tp));
     for (int rank = 1; rank < options.tp; ++rank) {
-      TENON_ASSIGN(Thread thread, start_thread("tenon rank " + std::to_string(rank),
+      TENON_ASSIGN(Thread thread, start_thread("tenon rank " + std::to_string(rank) + "/" +
+                                                   std::to_string(options.tp),
                                                [this, rank] { follow_in_thread(rank); }));
       threads.push_back(std::move(thread));
     }
