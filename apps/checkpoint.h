@@ -7,8 +7,9 @@
 
 namespace tenon::apps {
 
-// models/tiny of the caller's directory, or else of the nearest directory above the program that
-// has it: its repository. Where there is none, "models/tiny", which is then refused by that name.
+// checkpoints/tiny of the caller's directory, or else of the nearest directory above the program
+// that has it: its repository. Where there is none, "checkpoints/tiny", which is then refused by
+// that name.
 std::string default_model();
 
 // That the directory holds what every checkpoint has, or what is missing.

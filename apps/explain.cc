@@ -4,7 +4,7 @@
 
 #include "apps/rank_threads.h"
 #include "apps/table.h"
-#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/comm/communicator.h"
 #include "tenon/layers/boundary.h"
 

@@ -13,7 +13,7 @@
 #include "apps/table.h"
 #include "tenon/comm/communicator.h"
 #include "tenon/models/inspect.h"
-#include "tenon/runtime/chat_template.h"
+#include "tenon/text/chat_template.h"
 
 namespace tenon::apps {
 namespace {

@@ -12,12 +12,12 @@
 
 #include "apps/rank_threads.h"
 #include "apps/version.h"
-#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/comm/communicator.h"
-#include "tenon/comm/transport.h"
 #include "tenon/comm/transport/ccl_library.h"
+#include "tenon/comm/transport/transport.h"
 #include "tenon/core/env.h"
-#include "tenon/gpu/runtime.h"
+#include "tenon/device/runtime.h"
 #include "tenon/ops/registry.h"
 
 namespace tenon::apps {
@@ -147,23 +147,23 @@ std::vector<MachineDevice> look_at_devices() {
 }
 
 // Asks a transport as rank 0 of two ranks of this machine would.
-Status probe(const TransportLine& line, Target target, bool in_processes) {
-  std::vector<RankCard> cards;
+Status probe(const TransportEntry& line, Target target, bool in_processes) {
+  std::vector<RankInfo> infos;
   for (int rank = 0; rank < 2; ++rank) {
     TENON_ASSIGN(const Device device, nth_device(target, rank));
-    cards.push_back(own_card(device));
+    infos.push_back(own_card(device));
   }
   if (in_processes) {
-    cards[1].process ^= 1;
-    cards[1].pid = 0;  // of a process that is not there
+    infos[1].process ^= 1;
+    infos[1].pid = 0;  // of a process that is not there
   }
   const auto bootstraps = local_bootstrap(2);
-  return line.probe({*bootstraps[0], cards[0].device, cards, env().deadline});
+  return line.probe({*bootstraps[0], infos[0].device, infos, env().deadline});
 }
 
 std::vector<MachineTransport> look_at_transports() {
   std::vector<MachineTransport> list;
-  for (const TransportLine& line : transport_lines())
+  for (const TransportEntry& line : transport_lines())
     for (const Target target : kTargets) {
       if (!nth_device(target, 0)) continue;
       list.push_back({std::string(line.name), target,

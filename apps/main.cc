@@ -15,7 +15,7 @@
 #include "apps/team.h"
 #include "apps/usage.h"
 #include "apps/version.h"
-#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/core/env.h"
 #include "tenon/core/guard.h"
 

@@ -60,7 +60,7 @@ inline std::vector<std::string> target_names() {
 inline std::vector<std::string> transport_names() {
   return {
 #define TENON_TRANSPORT(name) #name,
-#include "tenon/comm/transports.def"
+#include "tenon/comm/transport/transports.def"
 #undef TENON_TRANSPORT
   };
 }

@@ -10,7 +10,7 @@
 #include "apps/options.h"
 #include "apps/progress.h"
 #include "apps/team.h"
-#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/core/env.h"
 
 namespace tenon::apps {

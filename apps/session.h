@@ -9,9 +9,9 @@
 
 #include "apps/checkpoint.h"
 #include "tenon/core/status.h"
-#include "tenon/runtime/chat_template.h"
 #include "tenon/runtime/engine.h"
-#include "tenon/runtime/tokenizer.h"
+#include "tenon/text/chat_template.h"
+#include "tenon/text/tokenizer.h"
 
 namespace CLI {
 class App;

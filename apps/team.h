@@ -1,5 +1,6 @@
 // The processes behind --processes: this program again, once per further rank, with the variables
-// of the torchrun convention. Not here: how they find each other (tenon/comm/bootstrap.h).
+// of the torchrun convention. Not here: how they find each other
+// (tenon/comm/bootstrap/bootstrap.h).
 #pragma once
 
 #include <sys/types.h>

@@ -4,7 +4,7 @@
 file(STRINGS tenon/core/targets.def target_lines REGEX "^TENON_TARGET_ENTRY")
 set(TENON_TARGET_NAMES "")
 foreach(line IN LISTS target_lines)
-  string(REGEX MATCH "\\(([A-Za-z0-9]+), ([a-z0-9]+), ([a-z]+), ([0-9]+)\\)" matched "${line}")
+  string(REGEX MATCH "\\(([A-Za-z0-9]+), ([a-z0-9]+), ([a-z_]+), ([0-9]+)\\)" matched "${line}")
   list(APPEND TENON_TARGET_NAMES ${CMAKE_MATCH_2})
   set(TENON_ENUM_${CMAKE_MATCH_2} ${CMAKE_MATCH_1})
   set(TENON_FOLDER_${CMAKE_MATCH_2} ${CMAKE_MATCH_3})
@@ -23,19 +23,19 @@ foreach(line IN LISTS target_lines)
     string(APPEND built_lines "${line}\n")
   endif()
 endforeach()
-file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/generated/tenon/core/built_targets.def
+file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/generated/tenon/core/built_targets.def
   CONTENT "${built_lines}" @ONLY)
-include_directories(${CMAKE_BINARY_DIR}/generated)
 
 set(TENON_HOST_TARGETS ${TENON_TARGETS})
 list(FILTER TENON_HOST_TARGETS EXCLUDE REGEX "^(cuda|hip)$")
 
 file(STRINGS tenon/ops/ops.def op_lines REGEX "^TENON_OP")
 set(TENON_OPS "")
-file(GLOB kernel_files CONFIGURE_DEPENDS tenon/comm/*.cu tenon/ops/*/*.cu)  # a new one: run CMake again
+file(GLOB TENON_COMM_KERNELS CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/tenon/comm/collectives/*.cu)
+file(GLOB kernel_files CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tenon/ops/*/*.cu)  # a new one: run CMake again
 foreach(line IN LISTS op_lines)
   string(REGEX MATCH "\\(([a-z0-9_]+)\\)" matched "${line}")
-  if(EXISTS ${CMAKE_SOURCE_DIR}/tenon/ops/${CMAKE_MATCH_1}/${CMAKE_MATCH_1}.cu)
+  if(EXISTS ${PROJECT_SOURCE_DIR}/tenon/ops/${CMAKE_MATCH_1}/${CMAKE_MATCH_1}.cu)
     list(APPEND TENON_OPS ${CMAKE_MATCH_1})
   endif()
 endforeach()
@@ -55,7 +55,7 @@ set(TENON_HIP_ARITHMETIC -ffp-contract=off -fno-fast-math -fno-math-errno
 # How each target's compiler sees a kernel file: its namespace, its device.h, its wave.
 function(tenon_target_definitions target out)
   set(${out} -DTENON_TARGET=${target} -DTENON_WAVE=${TENON_WAVE_${target}}
-    "-DTENON_DEVICE_HEADER=\"tenon/gpu/${TENON_FOLDER_${target}}/device.h\"" PARENT_SCOPE)
+    "-DTENON_DEVICE_HEADER=\"tenon/device/${TENON_FOLDER_${target}}/device.cuh\"" PARENT_SCOPE)
 endfunction()
 
 # "tenon/ops/rope/rope.cu" becomes "tenon.ops.rope.rope": the name of what is made of it.
@@ -70,7 +70,7 @@ endfunction()
 function(tenon_vendor_object vendor source out)
   tenon_stem(${source} stem)
   tenon_target_definitions(${vendor} definitions)
-  set(object ${CMAKE_BINARY_DIR}/kernels/${stem}.${vendor}.o)
+  set(object ${PROJECT_BINARY_DIR}/kernels/${stem}.${vendor}.o)
   set(ptx "")
   if(vendor STREQUAL "cuda")
     set(command ${CMAKE_CXX_COMPILER_LAUNCHER} ${TENON_NVCC} -gencode=arch=compute_90a,code=sm_90a
@@ -79,7 +79,7 @@ function(tenon_vendor_object vendor source out)
       list(APPEND command -Werror all-warnings)
     endif()
     if("KEEP" IN_LIST ARGN)
-      set(folder ${CMAKE_BINARY_DIR}/kernels/${stem})
+      set(folder ${PROJECT_BINARY_DIR}/kernels/${stem})
       file(MAKE_DIRECTORY ${folder})
       list(APPEND command --keep --keep-dir ${folder})
       get_filename_component(base ${source} NAME_WE)
@@ -90,9 +90,9 @@ function(tenon_vendor_object vendor source out)
       ${TENON_HIP_ARITHMETIC})
   endif()
   add_custom_command(OUTPUT ${object} ${ptx}
-    COMMAND ${command} -std=c++20 -O3 -I${CMAKE_SOURCE_DIR} -I${CMAKE_BINARY_DIR}/generated
-            ${definitions} -MD -MF ${object}.d -c ${CMAKE_SOURCE_DIR}/${source} -o ${object}
-    DEPENDS ${CMAKE_SOURCE_DIR}/${source} DEPFILE ${object}.d
+    COMMAND ${command} -std=c++20 -O3 -I${PROJECT_SOURCE_DIR} -I${PROJECT_BINARY_DIR}/generated
+            ${definitions} -MD -MF ${object}.d -c ${PROJECT_SOURCE_DIR}/${source} -o ${object}
+    DEPENDS ${PROJECT_SOURCE_DIR}/${source} DEPFILE ${object}.d
     COMMENT "Compiling ${source} for ${vendor}" VERBATIM)
   set(${out} ${object} PARENT_SCOPE)
   set(${out}_ptx ${ptx} PARENT_SCOPE)
@@ -104,7 +104,7 @@ function(tenon_code_objects source out)
   tenon_target_definitions(hip definitions)
   set(assemblies "")
   foreach(arch gfx942 gfx950)
-    set(base ${CMAKE_BINARY_DIR}/kernels/${stem}.${arch})
+    set(base ${PROJECT_BINARY_DIR}/kernels/${stem}.${arch})
     set(werror "")
     if(TENON_WERROR)
       set(werror -Werror)
@@ -112,12 +112,12 @@ function(tenon_code_objects source out)
     add_custom_command(OUTPUT ${base}.s ${base}.co
       COMMAND ${TENON_CLANG} -x hip --offload-arch=${arch} --cuda-device-only -nogpuinc -nogpulib
               -std=c++20 -O3 ${TENON_HIP_ARITHMETIC} -Wall -Wextra ${werror}
-              -I${CMAKE_SOURCE_DIR} -I${CMAKE_BINARY_DIR}/generated ${definitions}
+              -I${PROJECT_SOURCE_DIR} -I${PROJECT_BINARY_DIR}/generated ${definitions}
               -Xclang -dependency-file -Xclang ${base}.d -Xclang -MT -Xclang ${base}.s
-              -S ${CMAKE_SOURCE_DIR}/${source} -o ${base}.s
+              -S ${PROJECT_SOURCE_DIR}/${source} -o ${base}.s
       COMMAND ${TENON_CLANG} --target=amdgcn-amd-amdhsa -mcpu=${arch} -x assembler ${base}.s
               -o ${base}.co
-      DEPENDS ${CMAKE_SOURCE_DIR}/${source} DEPFILE ${base}.d
+      DEPENDS ${PROJECT_SOURCE_DIR}/${source} DEPFILE ${base}.d
       COMMENT "Compiling ${source} for ${arch}" VERBATIM)
     list(APPEND assemblies ${base}.s)
   endforeach()
@@ -126,12 +126,12 @@ endfunction()
 
 # Compiles one .cu for every target of this build into `library`; the host's through a wrapper.
 function(tenon_kernels library source)
-  if(NOT EXISTS ${CMAKE_SOURCE_DIR}/${source})
+  if(NOT EXISTS ${PROJECT_SOURCE_DIR}/${source})
     return()
   endif()
   tenon_stem(${source} stem)
   foreach(target IN LISTS TENON_HOST_TARGETS)
-    set(wrapper ${CMAKE_BINARY_DIR}/kernels/${stem}.${target}.cc)
+    set(wrapper ${PROJECT_BINARY_DIR}/kernels/${stem}.${target}.cc)
     file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"${source}\"\n" @ONLY)
     tenon_target_definitions(${target} definitions)
     set(optimize -O3)
@@ -140,7 +140,7 @@ function(tenon_kernels library source)
     endif()
     set_source_files_properties(${wrapper} PROPERTIES
       COMPILE_OPTIONS "${definitions};${TENON_HOST_KERNEL_OPTIONS};${optimize}"
-      OBJECT_DEPENDS ${CMAKE_SOURCE_DIR}/${source})
+      OBJECT_DEPENDS ${PROJECT_SOURCE_DIR}/${source})
     target_sources(${library} PRIVATE ${wrapper})
   endforeach()
   foreach(vendor cuda hip)
@@ -163,7 +163,7 @@ function(tenon_op_kernels library)
       string(APPEND rows "  if (op == Op::${op} && target == Target::k${TENON_ENUM_${target}}) return &${target}::${op}::table;\n")
     endforeach()
   endforeach()
-  set(table ${CMAKE_BINARY_DIR}/kernels/op_table.cc)
+  set(table ${PROJECT_BINARY_DIR}/kernels/op_table.cc)
   file(CONFIGURE OUTPUT ${table} @ONLY CONTENT "// Made by cmake/targets.cmake from ops.def and targets.def.
 #include \"tenon/ops/registry.h\"
 ${declarations}
@@ -193,7 +193,7 @@ endif()
 function(tenon_vendor_sources library)
   foreach(vendor cuda hip)
     if(vendor IN_LIST TENON_TARGETS)
-      target_sources(${library} PRIVATE tenon/gpu/vendor/runtime.cc tenon/gpu/vendor/peer_memory.cc)
+      target_sources(${library} PRIVATE tenon/device/cuda_hip/runtime.cc tenon/device/cuda_hip/peer_memory.cc)
       string(TOUPPER ${vendor} upper)
       target_compile_definitions(${library} PUBLIC TENON_HAS_${upper}=1)
       if(vendor STREQUAL "cuda")
@@ -207,7 +207,7 @@ endfunction()
 
 # For TENON_COMPILE_ONLY: objects that nothing links, checked as far as a machine without GPU can.
 function(tenon_compile_only)
-  set(sources tenon/comm/collectives.cu tenon/comm/probe.cu tenon/comm/ranked_sum.cu)
+  set(sources ${TENON_COMM_KERNELS})
   foreach(op IN LISTS TENON_OPS)
     list(APPEND sources tenon/ops/${op}/${op}.cu)
   endforeach()
@@ -225,14 +225,14 @@ function(tenon_compile_only)
       list(APPEND objects ${object})
       list(APPEND early ${object_ptx})
     endforeach()
-    set(checked ${CMAKE_BINARY_DIR}/kernels/ptx_checked)
+    set(checked ${PROJECT_BINARY_DIR}/kernels/ptx_checked)
     add_custom_command(OUTPUT ${checked}
-      COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tools/check_ptx.py ${early}
+      COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tools/check_ptx.py ${early}
       COMMAND ${CMAKE_COMMAND} -E touch ${checked}
-      DEPENDS ${early} ${CMAKE_SOURCE_DIR}/tools/check_ptx.py
+      DEPENDS ${early} ${PROJECT_SOURCE_DIR}/tools/check_ptx.py
       COMMENT "Checking that kernels wait before they touch memory" VERBATIM)
     add_custom_target(cuda_objects ALL DEPENDS ${objects} ${checked})
-    add_library(cuda_runtime OBJECT tenon/gpu/vendor/runtime.cc tenon/gpu/vendor/peer_memory.cc)
+    add_library(cuda_runtime OBJECT tenon/device/cuda_hip/runtime.cc tenon/device/cuda_hip/peer_memory.cc)
     target_compile_definitions(cuda_runtime PRIVATE TENON_HAS_CUDA=1)
     target_link_libraries(cuda_runtime PRIVATE CUDA::cudart_static)
   endif()
@@ -240,15 +240,15 @@ function(tenon_compile_only)
     find_program(TENON_CLANG clang++-22 REQUIRED)
     find_package(Python3 REQUIRED COMPONENTS Interpreter)
     set(assemblies "")
-    foreach(source IN LISTS sources ITEMS tests/gpu/vec_test.cu)  # every conversion on its own
+    foreach(source IN LISTS sources ITEMS tests/device/vec_test.cu)  # every conversion on its own
       tenon_code_objects(${source} made)
       list(APPEND assemblies ${made})
     endforeach()
-    set(checked ${CMAKE_BINARY_DIR}/kernels/isa_checked)
+    set(checked ${PROJECT_BINARY_DIR}/kernels/isa_checked)
     add_custom_command(OUTPUT ${checked}
-      COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tools/check_isa.py ${assemblies}
+      COMMAND ${Python3_EXECUTABLE} ${PROJECT_SOURCE_DIR}/tools/check_isa.py ${assemblies}
       COMMAND ${CMAKE_COMMAND} -E touch ${checked}
-      DEPENDS ${assemblies} ${CMAKE_SOURCE_DIR}/tools/check_isa.py
+      DEPENDS ${assemblies} ${PROJECT_SOURCE_DIR}/tools/check_isa.py
       COMMENT "Checking the instructions of gfx942 and gfx950" VERBATIM)
     add_custom_target(hip_objects ALL DEPENDS ${checked})
   endif()

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "tenon/runtime/chat_template.h"
+#include "tenon/text/chat_template.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using tenon::jinja::Value;

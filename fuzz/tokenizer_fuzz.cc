@@ -6,9 +6,9 @@
 #include <string>
 #include <string_view>
 
-#include "tenon/runtime/tokenizer.h"
-#include "tenon/runtime/unicode.h"
-#include "tenon/runtime/utf8.h"
+#include "tenon/text/tokenizer.h"
+#include "tenon/text/unicode.h"
+#include "tenon/text/utf8.h"
 
 namespace {
 

@@ -13,7 +13,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#]+)(?:#[^)]*)?\)")
-PATH = re.compile(r"`((?:tenon|apps|tests|fuzz|tools|docs|models|bench|bindings|cmake|examples)/[\w./-]+)`")
+PATH = re.compile(r"`((?:tenon|apps|tests|fuzz|tools|docs|checkpoints|baselines|bindings|cmake|examples)/[\w./-]+)`")
 SNIPPET = re.compile(r"<!-- from (\S+): (\S+) -->\n```\w*\n(.*?)```", re.S)
 VERB = re.compile(r"\./x ([a-z]+)")
 
@@ -46,7 +46,7 @@ def main():
     usage = re.search(r"cat <<'TEXT'\n(.*?)\nTEXT", (ROOT / "x").read_text(), re.S).group(1)
     verbs = set(VERB.findall(usage))
     documents = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")),
-                 *sorted((ROOT / "models").rglob("*.md")), *sorted((ROOT / "tools").rglob("*.md"))]
+                 *sorted((ROOT / "checkpoints").rglob("*.md")), *sorted((ROOT / "tools").rglob("*.md"))]
     bad = 0
     for document in documents:
         for complaint in check(document, verbs):

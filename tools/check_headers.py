@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CPU = ["-DTENON_TARGET=cpu", "-DTENON_WAVE=1", '-DTENON_DEVICE_HEADER="tenon/gpu/cpu/device.h"']
+CPU = ["-DTENON_TARGET=cpu", "-DTENON_WAVE=1", '-DTENON_DEVICE_HEADER="tenon/device/cpu/device.cuh"']
 
 
 def compile_alone(compiler, header):
@@ -26,8 +26,9 @@ def compile_alone(compiler, header):
 
 def main():
     compiler = sys.argv[1] if len(sys.argv) > 1 else "c++"
-    # What lies in a target's folder under gpu/ is no header of its own: gpu/gpu.h brings it in.
-    headers = [p for p in sorted((ROOT / "tenon").rglob("*.h")) if p.parent.parent.name != "gpu"]
+    # What lies in a target's folder under device/ is no header of its own: device/device.cuh brings it in.
+    headers = [p for p in sorted((ROOT / "tenon").rglob("*.h"))
+               if p.parent.parent != ROOT / "tenon/device"]
     headers += sorted((ROOT / "bindings").rglob("*.h"))
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda header: compile_alone(compiler, header), headers))

@@ -11,11 +11,16 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.M)
 MAX_LINES = 700
 
-FLOORS = ["core", "gpu", "comm", "ops", "layers", "models", "runtime"]
+FLOORS = ["core", "text", "reference", "device", "comm", "ops", "layers", "models", "runtime"]
 # Floors that skip some of what lies below them; the others may include every floor below.
 ONLY = {
-    "models": {"core", "gpu", "comm", "layers", "models"},
-    "runtime": {"core", "gpu", "comm", "ops", "layers", "models", "runtime"},
+    "reference": {"core", "reference"},
+    "device": {"core", "device"},
+    "comm": {"core", "device", "comm"},
+    "ops": {"core", "device", "comm", "ops"},
+    "layers": {"core", "device", "comm", "ops", "layers"},
+    "models": {"core", "device", "comm", "layers", "models"},
+    "runtime": {"core", "device", "comm", "ops", "layers", "models", "runtime"},
 }
 # What a floor may see of another that it otherwise may not, or may see only in part.
 RUNTIME_OPS = re.compile(r"tenon/ops/(sampling/|registry\.h)")
@@ -25,19 +30,19 @@ RUNTIME_LAYERS = re.compile(r"tenon/layers/(step|boundary)\.h")
 PLAIN_THREAD = re.compile(r"\bstd::(jthread|async|thread)\b(?!::)|\bpthread_create\b")
 THREAD_HOME = "tenon/core/thread.cc"
 DEVICE_HEADERS = re.compile(
-    r"tenon/(core/[a-z0-9_]+\.h|gpu/[a-z0-9_]+\.h|comm/(device|slots|wait)\.h|ops/common/[a-z0-9_]+\.cuh)$")
+    r"tenon/(core/[a-z0-9_]+\.h|device/([a-z_]+/)?[a-z0-9_]+\.(h|cuh)|comm/device/[a-z_]+\.(h|cuh)|ops/common/[a-z0-9_]+\.cuh)$")
 VENDOR = re.compile(r"^(cuda|hip|nccl\.h|mpi\.h|rccl)")
-VENDOR_HOMES = ("tenon/gpu/vendor/", "tenon/comm/transport/", "tenon/comm/bootstrap/")
+VENDOR_HOMES = ("tenon/device/cuda_hip/", "tenon/comm/transport/", "tenon/comm/bootstrap/")
 # Who may ask which compiler reads the file. Elsewhere what devices run is chosen by kWave, so that tests on
 # emulated targets run the same.
 VENDOR_MACRO = re.compile(r"^\s*#\s*(?:el)?if.*(__CUDACC__|__HIP__|__CUDA_ARCH__|__HIP_DEVICE_COMPILE__)", re.M)
-VENDOR_MACRO_HOMES = ("tenon/core/dtype.h", "tenon/gpu/", "tenon/ops/common/row.cuh")
+VENDOR_MACRO_HOMES = ("tenon/core/dtype.h", "tenon/device/", "tenon/ops/common/row.cuh")
 LIBRARIES = {  # third-party headers and the only places that may name them
-    "nlohmann/": ("tenon/core/json.", "tenon/models/", "tenon/runtime/", "apps/", "tests/"),
+    "nlohmann/": ("tenon/core/json.", "tenon/text/", "tenon/models/", "apps/", "tests/"),
     "CLI/": ("apps/",),
-    "boost/": ("apps/server/", "tenon/runtime/jinja_integer."),
-    "pcre2": ("tenon/runtime/",),
-    "utf8proc": ("tenon/runtime/",),
+    "boost/": ("apps/server/", "tenon/text/jinja/integer."),
+    "pcre2": ("tenon/text/",),
+    "utf8proc": ("tenon/text/",),
     "openssl/": ("tenon/comm/bootstrap/",),
 }
 
@@ -88,7 +93,9 @@ def check_file(path, text):
         complaints.append("starts a thread by itself; start_thread (tenon/core/thread.h) does")
     for kind, target in INCLUDE.findall(text):
         if kind == '"':
-            if not target.startswith(("tenon/", "tests/", "apps/", "bindings/")):
+            if target.startswith("tests/") and not path.startswith("tests/"):
+                complaints.append(f"includes {target}; only tests may")
+            elif not target.startswith(("tenon/", "tests/", "apps/", "bindings/")):
                 complaints.append(f'includes "{target}", which is not written from the root')
             elif path.startswith("tenon/"):
                 if not target.startswith("tenon/"):

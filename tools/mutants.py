@@ -45,8 +45,8 @@ OP = "tenon/ops/fused_allreduce_rmsnorm_quant"
 # `survives`: why no test can notice, where that is so.
 Kind = collections.namedtuple("Kind", "what files pattern new tests survives", defaults=(None,))
 
-SLOTS, WAITS, SPIN = ("tenon/comm/slots.h",), ("tenon/comm/wait.h",), ("tenon/gpu/sync.h",)
-REDUCE, GATHER = ("tenon/gpu/reduce.h",), ("tenon/comm/collectives.cu",)
+SLOTS, WAITS, SPIN = ("tenon/comm/device/exchange.cuh",), ("tenon/comm/device/wait.cuh",), ("tenon/device/sync.cuh",)
+REDUCE, GATHER = ("tenon/device/reduce.cuh",), ("tenon/comm/collectives/collectives.cu",)
 PARTS, WIRE, TWO_SHOT = (f"{OP}/parts.cuh",), (f"{OP}/wire.cuh",), (f"{OP}/two_shot.cuh",)
 ALL_OF_OP = (*SLOTS, f"{OP}/one_shot.cuh", *TWO_SHOT, *PARTS)
 COMM, LAYER = ("tenon/comm/communicator.cc",), ("tenon/layers/boundary.cc", "tenon/layers/boundary.h")
@@ -66,11 +66,11 @@ KINDS = (
     Kind("rule", SLOTS, r"bool (kFencesCalls) = !kKernelsAreOrdered;", r"bool \1 = false;", (WIDTH_ONE,)),
     Kind("rule", SLOTS, r"bool (kOrdersHops) = !kKernelsAreOrdered;", r"bool \1 = false;", EXCHANGE, SEEN_BY_ALL),
     Kind("barrier", ALL_OF_OP, r"(?<=\n)( +)sync_block\(\);", r"\1{}", (*EXCHANGE, FUSED)),
-    Kind("barrier of a norm", REDUCE, r"(sums\[turn .*\n +)sync_block\(\);", r"\1", (WAVES,)),
-    Kind("clear", SLOTS, r"(if \(Rules::kClears[^;]*\) )clear\(\w+(?:\(r\))?\);", r"\1{}", EXCHANGE),
+    Kind("barrier of a norm", REDUCE, r"(sums\[rows_done .*\n +)sync_block\(\);", r"\1", (WAVES,)),
+    Kind("clear", SLOTS, r"(if \(Protocol::kClears[^;]*\) )clear\(\w+(?:\(r\))?\);", r"\1{}", EXCHANGE),
     Kind("meeting of lanes", SLOTS, r"if \(whole_wave\) sync_wave\(\);", "", (WAVES,), FOR_SPEED),
     Kind("sentinel", SLOTS, r"word == kNotArrived \? 0x7fff7fffu : word", "word", EXCHANGE),
-    Kind("sentinel of packed", WIRE, r"\(Rules::kReplaces & !has_arrived\(parcel\.words\)\)", "0", EXCHANGE),
+    Kind("sentinel of packed", WIRE, r"\(Protocol::kReplaces & !has_arrived\(parcel\.words\)\)", "0", EXCHANGE),
     Kind("clear of packed", WIRE, rf"(?<=\n)  store\d_relaxed\(place\.\w+, {CLEARED}\);", "", EXCHANGE),
     Kind("place of a rank", PARTS, r"(?<=== 2 \? 0 : )peer_index\(sender, args\.team\.rank\)", "0", EXCHANGE),
     Kind("peer", PARTS, r"(?<=kRanks == 2\) return )1 - team\.rank;", "team.rank;", EXCHANGE),
@@ -81,7 +81,7 @@ KINDS = (
     Kind("flag of all_gather", GATHER, r"== flag_of\(step\);", "!= 0;", (COLLECTIVES,)),
     Kind("generation of all_gather", GATHER, r"step % kGatherGenerations", "0u", (COLLECTIVES,)),
     # --- waits
-    Kind("deadline", SPIN, r"if \(now - patience\.since > deadline_ns\) .*", "", (WAIT,)),
+    Kind("deadline", SPIN, r"if \(now - budget\.since > deadline_ns\) .*", "", (WAIT,)),
     Kind("look at the abort word", SPIN, r"if \(load_acquire\(abort_word\) != 0\) .*", "", (WAIT,)),
     Kind("word to the peers", WAITS, r"store_release\(word, 1u \+ [^;]*;", "{}", (WAIT, FAILURE)),
     Kind("who gave up first", WAITS, r" && load_acquire\(word\) == 0", "", (WAIT, FAILURE)),

@@ -11,7 +11,7 @@ HEADER = """// NAME: the formula in two or three lines, shapes, who calls it.
 #pragma once
 
 #include "tenon/core/tensor.h"
-#include "tenon/gpu/runtime.h"
+#include "tenon/device/runtime.h"
 #include "tenon/ops/registry.h"
 
 namespace tenon::NAME {
@@ -22,7 +22,7 @@ struct Args {
 };
 
 Status check(const Args& args);
-Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced = {});
+Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced = {});
 Status run(const Plan& plan, const Args& args, Stream& stream);
 Traffic traffic(const Args& args);
 
@@ -41,7 +41,7 @@ Status check(const Args& args) {
   return Status::ok();
 }
 
-Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced) {
+Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
   return choose(Op::NAME, &args, where, forced);
 }

@@ -211,7 +211,7 @@ def main():
     fine = [one for one in failures if "output" in one]
     assert not fine, fine
     chats = []
-    for path in ("models/tiny/chat_template.jinja", "tests/data/templates/agent.jinja"):
+    for path in ("checkpoints/tiny/chat_template.jinja", "tests/data/templates/agent.jinja"):
         source = (ROOT / path).read_text()
         for messages in CHATS:
             for options in OPTIONS:

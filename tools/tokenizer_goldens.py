@@ -197,7 +197,7 @@ def random_text(rng, added):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fuzz", type=int, help="print this many random cases instead")
-    parser.add_argument("--tokenizer", type=Path, default=ROOT / "models/tiny/tokenizer.json")
+    parser.add_argument("--tokenizer", type=Path, default=ROOT / "checkpoints/tiny/tokenizer.json")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     if args.fuzz:
@@ -212,7 +212,7 @@ def main():
     small_tokenizer().save(str(OUT / "small.json"), pretty=False)
     inputs = [text.encode("utf-8") for text in TEXTS] + BROKEN
     goldens = []
-    for path in ("tests/data/tokenizer/small.json", "models/tiny/tokenizer.json"):
+    for path in ("tests/data/tokenizer/small.json", "checkpoints/tiny/tokenizer.json"):
         tokenizer = Tokenizer.from_file(str(ROOT / path))
         size = tokenizer.get_vocab_size()
         cases = [case(tokenizer, raw) for raw in inputs] + (list(unicode_cases(tokenizer)) if "small" in path else [])

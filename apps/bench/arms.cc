@@ -2,7 +2,8 @@
 
 #include <algorithm>
 
-#include "tenon/comm/collectives.h"
+#include "tenon/reference/compare.h"
+#include "tenon/comm/collectives/collectives.h"
 #include "tenon/ops/fp8_quant/fp8_quant.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/tuned.h"
 #include "tenon/ops/rmsnorm/rmsnorm.h"
@@ -191,7 +192,7 @@ fp8_quant::Args quant_args(const TensorView& normed, const NormedRows& out) {
 
 }  // namespace
 
-Status Bench::plan_arm(const Situation& where, std::size_t index) {
+Status Bench::plan_arm(const PlanContext& where, std::size_t index) {
   const Arm& arm = arms_[index];
   Plans& plans = plans_[index];
   const fused::Args args = fused_args(0, arm.bf16);
@@ -226,7 +227,7 @@ Result<Bench> Bench::make(const BoundaryBench& options, Shape shape, bool cold,
   TENON_TRY(bench.choose_copies(cold, std::max(options.iterations, 2)));
   TENON_TRY(bench.allocate(cold));
   TENON_TRY(bench.fill_inputs());
-  TENON_ASSIGN(const Situation where, situation(*channels.comm));
+  TENON_ASSIGN(const PlanContext where, plan_context(*channels.comm));
   bench.plans_.resize(arms.size());
   for (std::size_t arm = 0; arm < arms.size(); ++arm)
     bench.able_.push_back(bench.plan_arm(where, arm));
@@ -238,7 +239,7 @@ Status Bench::enqueue(std::size_t index, int call) {
   const Plans& plans = plans_[index];
   const fused::Args args = fused_args(call, arm.bf16);
   if (arm.chain == Chain::kOneKernel)
-    return fused::run(plans.one, args, channels_.fused.team(), *stream_);
+    return fused::run(plans.one, args, channels_.fused.view(), *stream_);
   const TensorView sum = rows_of(kSum, call);
   if (arm.chain == Chain::kVendor) {
     TENON_TRY(channels_.vendor->all_reduce(args.partial, sum, *stream_));
@@ -260,7 +261,7 @@ Traffic Bench::traffic(bool bf16) const {
 // --- against the oracle -------------------------------------------------------------------------
 
 // The given rows of everything that call 0 wrote, packed. Runs of rows travel together.
-Status Bench::fetch_rows(const std::vector<int>& rows, testing::BoundaryOutputs& found) {
+Status Bench::fetch_rows(const std::vector<int>& rows, reference::BoundaryOutputs& found) {
   const auto fetch = [&](Kind kind, auto& to) -> Status {
     const std::size_t bytes = bytes_of(kind) / static_cast<std::size_t>(shape_.rows);
     to.resize(rows.size() * bytes / sizeof(to[0]));
@@ -290,7 +291,7 @@ Result<std::string> Bench::difference(std::size_t index, const Oracle& oracle) {
   TENON_TRY(stream_->synchronize());
   TENON_TRY(comm.health());
   if (arm.chain == Chain::kVendor) TENON_TRY(channels_.vendor->health());
-  testing::BoundaryOutputs found;
+  reference::BoundaryOutputs found;
   TENON_TRY(fetch_rows(oracle.rows, found));
   const auto hidden = static_cast<std::ptrdiff_t>(shape_.hidden);
   for (std::size_t i = 0; i < oracle.rows.size(); ++i) {
@@ -302,7 +303,7 @@ Result<std::string> Bench::difference(std::size_t index, const Oracle& oracle) {
     std::copy_n(oracle.expected.residual.begin() + first, hidden, found.residual.begin() + first);
   }
   if (!arm.bf16) found.norm = oracle.expected.norm;
-  return testing::difference(oracle.shape, oracle.expected, found);
+  return reference::difference(oracle.shape, oracle.expected, found);
 }
 
 }  // namespace tenon::apps

@@ -39,7 +39,7 @@ Result<std::vector<Arm>> chosen_arms(const BoundaryBench& options);
 struct Channels {
   Communicator* comm = nullptr;
   Communicator* vendor = nullptr;  // sums by the vendor's library; null where there is none
-  Mailbox fused, sum;
+  Channel fused, sum;
 };
 
 // One rank's tensors and plans for one shape. Calls go round `copies` of what a call reads and
@@ -101,9 +101,9 @@ class Bench {
   Status allocate(bool cold);
   Status fill(Kind kind, const std::vector<std::uint16_t>& values);
   Status fill_inputs();
-  Status plan_arm(const Situation& where, std::size_t arm);
+  Status plan_arm(const PlanContext& where, std::size_t arm);
   Status poison();
-  Status fetch_rows(const std::vector<int>& rows, testing::BoundaryOutputs& found);
+  Status fetch_rows(const std::vector<int>& rows, reference::BoundaryOutputs& found);
 
   Shape shape_{};
   DType dtype_{};

@@ -16,7 +16,7 @@
 #include "apps/progress.h"
 #include "apps/rank_threads.h"
 #include "apps/table.h"
-#include "tenon/comm/collectives.h"
+#include "tenon/comm/collectives/collectives.h"
 #include "tenon/core/guard.h"
 
 namespace tenon::apps {
@@ -115,9 +115,9 @@ Status Rank::run_all() {
   TENON_ASSIGN(Stream stream, Stream::create(comm_->device()));
   stream_.emplace(std::move(stream));
   channels_.comm = comm_.get();
-  TENON_ASSIGN(channels_.sum,
-               comm_->mailbox(collectives::all_reduce_mailbox_bytes(options_.tp, kSumChunkBytes),
-                              "bench all-reduce"));
+  TENON_ASSIGN(channels_.sum, comm_->make_channel(collectives::all_reduce_mailbox_bytes(
+                                                      options_.tp, kSumChunkBytes),
+                                                  "bench all-reduce"));
   TENON_ASSIGN(Gate gate, Gate::make(bootstrap_, *comm_, *stream_));
   gate_.emplace(std::move(gate));
   TENON_ASSIGN(const Rates rates, measure_rates(options_, *comm_, *gate_, *stream_));
@@ -133,7 +133,7 @@ Status Rank::run_all() {
     const std::size_t bytes = fused::mailbox_bytes(
         {most_rows, hidden, options_.tp, is_host(comm_->device().target) ? 1 : comm_->max_blocks(),
          options_.spread_residual});
-    TENON_ASSIGN(channels_.fused, comm_->mailbox(bytes, "bench"));
+    TENON_ASSIGN(channels_.fused, comm_->make_channel(bytes, "bench"));
     for (const int rows : options_.rows) {
       const Shape shape{rows, hidden};
       const auto oracle = [&](Inputs inputs) {

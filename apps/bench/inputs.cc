@@ -179,11 +179,11 @@ Oracle make_oracle(Shape shape, DType dtype, Inputs kind, int team) {
   const Format format = format_of(dtype);
   const std::vector<std::uint16_t> weight = make_weight(shape.hidden, dtype);
   const int threads = std::min(spare_threads(1), oracle.shape.rows);
-  std::vector<testing::BoundaryOutputs> parts(oracle.rows.size());
+  std::vector<reference::BoundaryOutputs> parts(oracle.rows.size());
   in_parallel(oracle.shape.rows, threads, [&](int begin, int end) {
-    testing::BoundaryCase one = oracle.shape;
+    reference::BoundaryCase one = oracle.shape;
     one.rows = 1;
-    testing::BoundaryInputs inputs;
+    reference::BoundaryInputs inputs;
     inputs.weight.assign(weight.begin(), weight.end());
     inputs.addends.resize(static_cast<std::size_t>(team));
     for (int i = begin; i < end; ++i) {
@@ -198,10 +198,10 @@ Oracle make_oracle(Shape shape, DType dtype, Inputs kind, int team) {
                                                    static_cast<unsigned>(team), rank));
         inputs.residual.push_back(residual_at(format, first + k));
       }
-      parts[static_cast<std::size_t>(i)] = testing::boundary_oracle(one, inputs);
+      parts[static_cast<std::size_t>(i)] = reference::boundary(one, inputs);
     }
   });
-  for (const testing::BoundaryOutputs& part : parts) {
+  for (const reference::BoundaryOutputs& part : parts) {
     append(oracle.expected.residual, part.residual);
     append(oracle.expected.norm, part.norm);
     append(oracle.expected.codes, part.codes);

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "apps/bench/shapes.h"
-#include "tests/support/boundary_oracle.h"
+#include "tenon/reference/boundary.h"
 
 namespace tenon::apps {
 
@@ -20,9 +20,9 @@ std::vector<std::uint16_t> make_weight(int hidden, DType dtype);
 // What a boundary must give for some rows of a shape: all of them where that takes no more than
 // kFullCheck elements, else the first, the last and evenly spaced ones between.
 struct Oracle {
-  testing::BoundaryCase shape;  // rows: those checked
-  std::vector<int> rows;        // their numbers
-  testing::BoundaryOutputs expected;
+  reference::BoundaryCase shape;  // rows: those checked
+  std::vector<int> rows;          // their numbers
+  reference::BoundaryOutputs expected;
 };
 inline constexpr std::int64_t kFullCheck = std::int64_t{4} << 20;
 Oracle make_oracle(Shape shape, DType dtype, Inputs inputs, int team);

@@ -43,8 +43,8 @@ Result<Rates> measure_rates(const BoundaryBench& options, Communicator& comm, Ga
   if (rates.link_gbs == 0 && comm.size() > 1 && comm.can().peer_pointers) {
     // A mailbox that nothing else uses: what lies in it is of no account.
     const std::size_t half = bytes / 2;
-    TENON_ASSIGN(const Mailbox links, comm.mailbox(half, "bench links"));
-    std::byte* const there = links.team().base[(comm.rank() + 1) % comm.size()];
+    TENON_ASSIGN(const Channel links, comm.make_channel(half, "bench links"));
+    std::byte* const there = links.view().base[(comm.rank() + 1) % comm.size()];
     const auto push = [&](int) { return stream.copy(there, source->data(), half); };
     TENON_ASSIGN(const double us, best_us(push, count, false, comm, gate, stream));
     rates.link_gbs = static_cast<double>(half) / us * 1e-3;

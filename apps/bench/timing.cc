@@ -5,7 +5,7 @@
 #include <functional>
 #include <span>
 
-#include "tenon/comm/collectives.h"
+#include "tenon/comm/collectives/collectives.h"
 
 namespace tenon::apps {
 namespace {
@@ -27,7 +27,7 @@ Result<Gate> Gate::make(std::shared_ptr<Bootstrap> bootstrap, Communicator& comm
   gate.bootstrap_ = std::move(bootstrap);
   gate.comm_ = &comm;
   const std::size_t bytes = collectives::all_reduce_mailbox_bytes(comm.size(), kGateElements * 2);
-  TENON_ASSIGN(gate.mailbox_, comm.mailbox(bytes, "bench gate"));
+  TENON_ASSIGN(gate.mailbox_, comm.make_channel(bytes, "bench gate"));
   TENON_ASSIGN(gate.words_, Buffer::allocate(comm.device(), kGateElements * 2));
   TENON_TRY(stream.fill(gate.words_.data(), 0, gate.words_.bytes()));
   return gate;

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "apps/bench/arms.h"
-#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/bootstrap/bootstrap.h"
 
 namespace tenon::apps {
 
@@ -41,7 +41,7 @@ class Gate {
   Gate() = default;
   std::shared_ptr<Bootstrap> bootstrap_;
   Communicator* comm_ = nullptr;
-  Mailbox mailbox_;
+  Channel mailbox_;
   Buffer words_;
 };
 

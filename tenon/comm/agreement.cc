@@ -6,7 +6,7 @@
 #include <cstring>
 #include <span>
 
-#include "tenon/comm/words.h"
+#include "tenon/comm/messages.h"
 
 namespace tenon {
 

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/core/status.h"
 #include "tenon/core/tensor.h"
 

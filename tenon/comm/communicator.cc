@@ -9,9 +9,9 @@
 #include <thread>
 
 #include "tenon/comm/agreement.h"
-#include "tenon/comm/probe.h"
+#include "tenon/comm/collectives/probe.h"
+#include "tenon/comm/messages.h"
 #include "tenon/comm/state.h"
-#include "tenon/comm/words.h"
 #include "tenon/core/env.h"
 
 namespace tenon {
@@ -52,37 +52,37 @@ Status check_place(const CommOptions& options, const Bootstrap& bootstrap) {
   return Status::ok();
 }
 
-// Every rank has the same cards, so all fail or none does.
-Status check_cards(std::span<const RankCard> cards) {
-  for (std::size_t rank = 0; rank < cards.size(); ++rank) {
-    if (cards[rank].max_blocks == 0)
+// Every rank has the same infos, so all fail or none does.
+Status check_cards(std::span<const RankInfo> infos) {
+  for (std::size_t rank = 0; rank < infos.size(); ++rank) {
+    if (infos[rank].max_blocks == 0)
       return Status::error(Code::kUnsupported, "rank " + std::to_string(rank) + " has no device " +
-                                                   std::string(name(cards[rank].device.target)) +
-                                                   ":" + std::to_string(cards[rank].device.index));
-    if (cards[rank].device.target != cards[0].device.target)
+                                                   std::string(name(infos[rank].device.target)) +
+                                                   ":" + std::to_string(infos[rank].device.index));
+    if (infos[rank].device.target != infos[0].device.target)
       return Status::error(Code::kInvalidArgument,
-                           "rank 0 runs on " + std::string(name(cards[0].device.target)) +
+                           "rank 0 runs on " + std::string(name(infos[0].device.target)) +
                                " and rank " + std::to_string(rank) + " on " +
-                               std::string(name(cards[rank].device.target)) +
+                               std::string(name(infos[rank].device.target)) +
                                "; all must run on the same target");
   }
   return Status::ok();
 }
 
-int fewest_blocks(std::span<const RankCard> cards) {
+int fewest_blocks(std::span<const RankInfo> infos) {
   return std::min_element(
-             cards.begin(), cards.end(),
-             [](const RankCard& a, const RankCard& b) { return a.max_blocks < b.max_blocks; })
+             infos.begin(), infos.end(),
+             [](const RankInfo& a, const RankInfo& b) { return a.max_blocks < b.max_blocks; })
       ->max_blocks;
 }
 
 // The most ranks that have a device in common.
-int most_on_one_device(std::span<const RankCard> cards) {
+int most_on_one_device(std::span<const RankInfo> infos) {
   int most = 1;
-  for (const RankCard& each : cards)
+  for (const RankInfo& each : infos)
     most = std::max(most, static_cast<int>(std::count_if(
-                              cards.begin(), cards.end(),
-                              [&](const RankCard& other) { return share_device(each, other); })));
+                              infos.begin(), infos.end(),
+                              [&](const RankInfo& other) { return share_device(each, other); })));
   return most;
 }
 
@@ -107,8 +107,8 @@ ControlBlock& Communicator::State::control(int of_rank) const {
   return *reinterpret_cast<ControlBlock*>(control_mapping->base[of_rank]);
 }
 
-TeamView Communicator::State::bare_team() const {
-  TeamView team;
+ChannelView Communicator::State::bare_team() const {
+  ChannelView team;
   team.rank = bootstrap->rank();
   team.size = bootstrap->size();
   team.max_blocks = max_blocks;
@@ -177,8 +177,8 @@ std::string Communicator::State::fault_text(int of_rank, int depth) const {
 std::string Communicator::State::chain_text() const {
   // A waiting rank that is told to give up records its wait at once, unless it has lost its core.
   const auto patience_for_others = std::min(deadline / 10, std::chrono::milliseconds(200));
-  const auto is_waiter = [&](int rank, std::chrono::milliseconds patience) {
-    const auto end = std::chrono::steady_clock::now() + patience;
+  const auto is_waiter = [&](int rank, std::chrono::milliseconds budget) {
+    const auto end = std::chrono::steady_clock::now() + budget;
     while (fault_of(rank) == nullptr) {
       if (std::chrono::steady_clock::now() >= end) return false;
       std::this_thread::sleep_for(std::chrono::microseconds(100));
@@ -245,7 +245,7 @@ Status Communicator::State::healthy() {
 }
 
 void Communicator::State::abort(std::string_view why) {
-  const TeamView team = bare_team();
+  const ChannelView team = bare_team();
   ControlBlock& own = control(team.rank);
   std::uint32_t unclaimed = 0;
   if (std::atomic_ref(own.why_claimed).compare_exchange_strong(unclaimed, 1u)) {
@@ -269,8 +269,8 @@ Status Communicator::State::finish(Status status) {
   return status;
 }
 
-Status Communicator::State::agree(const Status& mine, std::string_view label, Patience patience) {
-  Agreement votes = exchange_votes(*bootstrap, mine, label, patience);
+Status Communicator::State::agree(const Status& mine, std::string_view label, WaitBudget budget) {
+  Agreement votes = exchange_votes(*bootstrap, mine, label, budget);
   TENON_TRY(finish(std::move(votes.exchanged)));
   return votes.agreed;
 }
@@ -299,12 +299,12 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
     TENON_TRY(tenon::agree_equal(*bootstrap, fields, "options", deadline));
     TENON_TRY(tenon::agree(*bootstrap, check_place(options, *bootstrap), "communicator options",
                            deadline));
-    const RankCard card = own_card(device);
-    std::vector<RankCard> cards(static_cast<std::size_t>(bootstrap->size()));
-    TENON_TRY(bootstrap->exchange(bytes_of(card), std::as_writable_bytes(std::span(cards)),
-                                  "rank cards", deadline));
-    TENON_TRY(check_cards(cards));
-    const TransportContext context{*bootstrap, device, cards, deadline};
+    const RankInfo info = own_card(device);
+    std::vector<RankInfo> infos(static_cast<std::size_t>(bootstrap->size()));
+    TENON_TRY(bootstrap->exchange(bytes_of(info), std::as_writable_bytes(std::span(infos)),
+                                  "rank infos", deadline));
+    TENON_TRY(check_cards(infos));
+    const TransportContext context{*bootstrap, device, infos, deadline};
     TENON_ASSIGN(auto chosen, choose_transport(context, options.transport));
     if (options.vendor_sum && chosen.transport->on_streams() == nullptr)
       return Status::error(Code::kInvalidArgument,
@@ -314,11 +314,12 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
     auto state = std::make_shared<State>();
     state->bootstrap = bootstrap;
     state->device = device;
-    const int sharing = is_host(device.target) ? 1 : most_on_one_device(cards);
+    const int sharing = is_host(device.target) ? 1 : most_on_one_device(infos);
     state->shares_device = sharing > 1;
     state->concurrent_channels = options.concurrent_channels;
-    // Kernels count for kMaxBlocksPerUnit times as many blocks: what TeamView::state has room for.
-    state->max_blocks = std::clamp(fewest_blocks(cards) / sharing / options.concurrent_channels, 1,
+    // Kernels count for kMaxBlocksPerUnit times as many blocks: what ChannelView::state has room
+    // for.
+    state->max_blocks = std::clamp(fewest_blocks(infos) / sharing / options.concurrent_channels, 1,
                                    kMaxWaitingBlocks / kMaxBlocksPerUnit);
     state->deadline = deadline;
     state->load_deadline =
@@ -328,8 +329,9 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
     if (options.vendor_sum) state->transport_name += " with its own sum";
     state->refusals = std::move(chosen.refusals);
     state->transport = std::move(chosen.transport);
-    TENON_ASSIGN(state->control_mapping, state->transport->map(Place::kHost, sizeof(ControlBlock),
-                                                               0, "communicator control"));
+    TENON_ASSIGN(
+        state->control_mapping,
+        state->transport->map(MemoryKind::kHost, sizeof(ControlBlock), 0, "communicator control"));
     state->labels.push_back("host exchange");
     state->channels.emplace_back();
     state->watch_id =
@@ -350,8 +352,8 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
 // Not on host targets, whose memory nobody doubts: creation stays cheap there.
 Status Communicator::try_links() {
   if (is_host(device().target) || size() == 1 || !can().peer_pointers) return Status::ok();
-  TENON_ASSIGN(const Mailbox channel, mailbox(probe::mailbox_bytes(true), "links"));
-  auto run = probe::Run::prepare(channel, device(), true);
+  TENON_ASSIGN(const Channel channel, make_channel(probe::mailbox_bytes(true), "links"));
+  auto run = probe::LinkProbe::prepare(channel, device(), true);
   TENON_TRY(agree(run.status(), "prepare to try the links"));
   auto links = run->run(0);
   TENON_TRY(state_->healthy(), "try the links");
@@ -382,7 +384,7 @@ Status Communicator::agree_min(std::span<std::int32_t> values) {
   TENON_TRY(state_->healthy(), "agree_min");
   const std::size_t count = values.size();
   std::vector<std::int32_t> all(count * static_cast<std::size_t>(size()));
-  if (!state_->transport->all_gather(Lane::kControl, std::as_bytes(values),
+  if (!state_->transport->all_gather(HostChannel::kControl, std::as_bytes(values),
                                      std::as_writable_bytes(std::span(all)), state_->bare_team()))
     return state_->healthy().with("agree_min");
   for (std::size_t i = 0; i < all.size(); ++i)
@@ -411,7 +413,7 @@ Status Communicator::agree_after_load(const Status& mine, std::string_view label
 
 Status Communicator::broadcast(std::span<std::byte> bytes) {
   TENON_TRY(state_->healthy(), "broadcast");
-  if (!state_->transport->broadcast(Lane::kControl, bytes, state_->bare_team()))
+  if (!state_->transport->broadcast(HostChannel::kControl, bytes, state_->bare_team()))
     return state_->healthy().with("broadcast");
   return Status::ok();
 }

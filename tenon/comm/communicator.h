@@ -12,22 +12,22 @@
 #include <type_traits>
 #include <vector>
 
-#include "tenon/comm/mailbox.h"
+#include "tenon/comm/channel.h"
 #include "tenon/comm/partial_rows.h"
 #include "tenon/core/status.h"
 #include "tenon/core/tensor.h"
-#include "tenon/gpu/runtime.h"
+#include "tenon/device/runtime.h"
 
 namespace tenon {
 
-class Bootstrap;  // comm/bootstrap.h: how ranks find each other
+class Bootstrap;  // comm/bootstrap/bootstrap.h: how ranks find each other
 class Fields;     // comm/agreement.h: named values that ranks compare
 
 struct CommOptions {
   int rank = 0, size = 1;
   // But for rank, size and bootstrap, all ranks must ask for the same: a difference is the same
   // error on all of them, which names it.
-  std::string transport = "auto";              // or a name of comm/transports.def
+  std::string transport = "auto";              // or a name of comm/transport/transports.def
   std::chrono::milliseconds deadline{30'000};  // the longest any wait may last, also in kernels
   // The longest wait for a rank that is alive and loads; 0: TENON_LOAD_DEADLINE_MS, half an hour.
   std::chrono::milliseconds load_deadline{0};
@@ -103,7 +103,7 @@ class Communicator {
   std::span<const Link> links() const;
 
   // Gives the memory of every mailbox back to the devices, the communicator's own included, until
-  // resume() maps them again: fresh, as after creation, at other addresses. Mailbox objects stay
+  // resume() maps them again: fresh, as after creation, at other addresses. Channel objects stay
   // what they are; graphs captured before are void. In between the host functions work, and
   // whatever needs a mailbox is refused. Collective, between calls: every stream must be idle. An
   // error of resume() leaves the communicator suspended on every rank.
@@ -112,7 +112,7 @@ class Communicator {
   bool suspended() const;
 
   // A new channel. Collective. Filled with kNotArrived; state words are zero.
-  Result<Mailbox> mailbox(std::size_t bytes, std::string_view label);
+  Result<Channel> make_channel(std::size_t bytes, std::string_view label);
 
   // out = sum over ranks of `in`, summed in rank order 0 … n−1 in fp32 and rounded once
   // (arithmetic.md steps 1 and 2), so that every rank and every transport gets the same bits. bf16
@@ -160,8 +160,8 @@ class Communicator {
   Status try_links();         // collective
   Status open_collectives();  // collective
   std::shared_ptr<State> state_;
-  Mailbox gather_channel_;  // where there are peer pointers
-  Mailbox reduce_channel_;  // where the host cannot read the device's memory, besides
+  Channel gather_channel_;  // where there are peer pointers
+  Channel reduce_channel_;  // where the host cannot read the device's memory, besides
 };
 
 }  // namespace tenon

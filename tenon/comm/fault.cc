@@ -1,6 +1,6 @@
 #include "tenon/comm/fault.h"
 
-#include "tenon/comm/words.h"
+#include "tenon/comm/messages.h"
 
 namespace tenon {
 

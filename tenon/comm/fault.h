@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-#include "tenon/comm/device.h"
+#include "tenon/comm/device/channel_view.h"
 #include "tenon/core/status.h"
 
 namespace tenon {

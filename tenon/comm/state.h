@@ -9,11 +9,11 @@
 #include <string>
 #include <vector>
 
-#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/comm/communicator.h"
 #include "tenon/comm/fault.h"
-#include "tenon/comm/host_wait.h"
-#include "tenon/comm/transport.h"
+#include "tenon/comm/transport/host_wait.h"
+#include "tenon/comm/transport/transport.h"
 
 namespace tenon {
 
@@ -29,13 +29,13 @@ struct ControlBlock {
   char why[500];            // what Communicator::abort() was given
 };
 
-// What the copies of a Mailbox share.
-struct Mailbox::Held {
+// What the copies of a Channel share.
+struct Channel::Impl {
   std::shared_ptr<Communicator::State> state;  // the abort words and the fault record
   std::shared_ptr<Mapping> mapping;            // null while suspended
   Buffer words;
   std::string label;
-  TeamView team;
+  ChannelView view;
 
   Status map(const std::string& purpose);  // collective
   void unmap();
@@ -72,7 +72,7 @@ struct Communicator::State {
 
   mutable std::mutex mutex;
   std::vector<std::string> labels;  // of the channels, by number; 0 is the host exchange
-  std::vector<std::weak_ptr<Mailbox::Held>> channels;  // by number
+  std::vector<std::weak_ptr<Channel::Impl>> channels;  // by number
   std::optional<Bootstrap::Loss> loss_seen;
   Status first_failure;
 
@@ -81,9 +81,9 @@ struct Communicator::State {
   std::deque<HostCollective> recorded;  // of captured graphs: addresses must not move
 
   ControlBlock& control(int of_rank) const;
-  std::vector<std::shared_ptr<Mailbox::Held>> live_channels() const;  // null: destroyed
+  std::vector<std::shared_ptr<Channel::Impl>> live_channels() const;  // null: destroyed
   bool may_start_early() const;
-  TeamView bare_team() const;  // no memory: for waits of the host
+  ChannelView bare_team() const;  // no memory: for waits of the host
   void on_loss(const Bootstrap::Loss& loss);
   // The record of that rank's first wait that ended badly, or null while it is not complete.
   const FaultRecord* fault_of(int of_rank) const;
@@ -101,7 +101,7 @@ struct Communicator::State {
   void fail(const Status& status);
   Status given_up();  // health() as a question of the bootstrap
   // As Communicator::agree(). What a rank brought, a timeout say, is no failure of the exchange.
-  Status agree(const Status& mine, std::string_view label, Patience patience);
+  Status agree(const Status& mine, std::string_view label, WaitBudget budget);
   // Gives up on behalf of everybody if `status` leaves the ranks out of step. Returns it.
   Status finish(Status status);
 };

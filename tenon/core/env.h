@@ -27,7 +27,7 @@ struct Env {
   // TENON_LOAD_DEADLINE_MS: longest wait for a rank that is alive and loads
   std::chrono::milliseconds load_deadline{1'800'000};
   // TENON_SECRET, TENON_LISTEN_ALL: how ranks that are processes meet (read_launch,
-  // comm/bootstrap.h)
+  // comm/bootstrap/bootstrap.h)
   std::string secret;
   bool listen_all = false;
 };

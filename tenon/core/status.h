@@ -1,5 +1,5 @@
 // Errors are values: Code, Status, Result<T>, TENON_TRY. No exception crosses a public function.
-// What does not live here: logging (env.h), device faults (comm/device.h).
+// What does not live here: logging (env.h), device faults (comm/device/channel_view.h).
 #pragma once
 
 #include <cstdint>

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <optional>
 
-#include "tenon/comm/collectives.h"
+#include "tenon/comm/collectives/collectives.h"
 #include "tenon/core/env.h"
 #include "tenon/ops/common/normed_rows.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
@@ -52,9 +52,9 @@ std::string_view name(Stage stage) {
 struct BoundaryChannel::State {
   Spec spec;
   std::unique_ptr<Communicator> comm;  // a handle of its own: the maker's may end first
-  Situation where;                     // limits agreed by the ranks
+  PlanContext where;                   // limits agreed by the ranks
   std::vector<int> buckets;
-  Mailbox mailbox;  // of stages 1 and 2; empty without peer pointers
+  Channel mailbox;  // of stages 1 and 2; empty without peer pointers
   Buffer sum;       // [max_rows, hidden]: the rounded sum between the kernels of a chain
 
   std::size_t row_bytes() const {
@@ -81,7 +81,7 @@ Status BoundaryChannel::State::prepare() {
                          "dtype is " + std::string(name(spec.dtype)) + "; accepted: bf16, f16");
   buckets = row_buckets(spec.max_rows);
   fixed.resize(buckets.size());
-  TENON_ASSIGN(where, situation(*comm));
+  TENON_ASSIGN(where, plan_context(*comm));
   TENON_ASSIGN(
       sum, Buffer::allocate(comm->device(), static_cast<std::size_t>(spec.max_rows) * row_bytes()));
   return Status::ok();
@@ -120,7 +120,7 @@ Result<std::shared_ptr<BoundaryChannel>> BoundaryChannel::make(const Spec& spec,
         {spec.max_rows, spec.hidden, comm.size(),
          is_host(comm.device().target) ? 1 : comm.max_blocks(), !spec.sharded_residual});
     state->where.mailbox_bytes = bytes;
-    TENON_ASSIGN(state->mailbox, comm.mailbox(bytes, spec.label));
+    TENON_ASSIGN(state->mailbox, comm.make_channel(bytes, spec.label));
   }
   return std::shared_ptr<BoundaryChannel>(new BoundaryChannel(std::move(state)));
 }
@@ -196,7 +196,7 @@ Status Boundary::State::validate() const {
   const auto& limits = shared().spec;
   if (spec.hidden != limits.hidden || spec.max_rows > limits.max_rows || spec.dtype != limits.dtype)
     return Status::error(Code::kInvalidArgument,
-                         where_is(spec) + ": wants " + std::to_string(spec.max_rows) + " rows of " +
+                         where_is(spec) + ": forms " + std::to_string(spec.max_rows) + " rows of " +
                              std::to_string(spec.hidden) + " " + std::string(name(spec.dtype)) +
                              ", but its channel was made for " + std::to_string(limits.max_rows) +
                              " rows of " + std::to_string(limits.hidden) + " " +
@@ -213,7 +213,7 @@ Status Boundary::State::agree_on_spec() const {
   visit_equal_fields(shared().spec, of_channel);
   for (const Fields::Field& each : of_channel.all())
     fields.add("the channel's " + each.name, each.text);
-  fields("the channel's mailbox", shared().mailbox.team().channel);
+  fields("the channel's mailbox", shared().mailbox.view().channel);
   return shared().comm->agree_equal(fields, where_is(spec));
 }
 
@@ -452,7 +452,7 @@ Status Boundary::run(const PartialRows& partial, const TensorView& residual,
   args.spread_residual = !channel_state.spec.sharded_residual;
   args.out = out;
   if (bucket.stage == Stage::kOneKernel) {
-    TENON_TRY(fused::run(bucket.fused, args, channel_state.mailbox.team(), stream),
+    TENON_TRY(fused::run(bucket.fused, args, channel_state.mailbox.view(), stream),
               where_is(state_->spec));
     bucket.count.fetch_add(1, std::memory_order_relaxed);
     return Status::ok();

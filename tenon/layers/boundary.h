@@ -15,7 +15,7 @@
 #include "tenon/comm/communicator.h"
 #include "tenon/comm/partial_rows.h"
 #include "tenon/core/tensor.h"
-#include "tenon/gpu/runtime.h"
+#include "tenon/device/runtime.h"
 
 namespace tenon {
 
@@ -127,7 +127,7 @@ class Boundary {
   ~Boundary();
 
   // partial [rows, hidden], contiguous; residual [rows, hidden], read and overwritten; weight
-  // [hidden]; out holds what the spec wants. Tensors that do not fit are refused before anything is
+  // [hidden]; out holds what the spec forms. Tensors that do not fit are refused before anything is
   // launched: shape, type, last stride 1, rows that start at multiples of 16 bytes, the device of
   // the communicator, scales of exactly the layout's padded shape, and what is written must overlap
   // nothing else. So is a stream of another device. Looking takes a tenth of a microsecond,

@@ -15,7 +15,7 @@
 
 #include "tenon/comm/partial_rows.h"
 #include "tenon/core/tensor.h"
-#include "tenon/gpu/runtime.h"
+#include "tenon/device/runtime.h"
 #include "tenon/layers/step.h"
 #include "tenon/ops/fp8_quant/fp8_quant.h"
 #include "tenon/ops/moe_combine/moe_combine.h"
@@ -85,14 +85,14 @@ QuantView first_rows(const QuantView& all, std::int64_t rows);
 NormedRows first_rows(const NormedRows& all, std::int64_t rows);
 
 // Which outputs of the boundary in front of it a layer reads.
-struct Wants {
+struct NormedForms {
   bool bf16 = false, fp8 = false;
 };
 
 // What making a layer needs besides its weights.
 struct LayerContext {
   Scratch& scratch;
-  Situation where;
+  PlanContext where;
   NormedRows x;        // both forms of the normed rows, at the largest step
   TensorView partial;  // [max rows, hidden]: where mixers and mlps leave their addend
   int max_sequences = 1, max_blocks = 1;  // rows and columns of the largest block table
@@ -112,11 +112,11 @@ class Linear {
  public:
   // x and out as the largest step has them.
   static Result<Linear> make(const Matrix& matrix, const NormedRows& x, const TensorView& out,
-                             const Situation& where, std::optional<Grouping> grouping = {});
+                             const PlanContext& where, std::optional<Grouping> grouping = {});
   // Dense: as many rows in x as in out.
   Status run(const NormedRows& x, const TensorView& out, Stream& stream) const;
 
-  void add_to(Wants* wants) const;
+  void add_to(NormedForms* forms) const;
 
  private:
   Matrix matrix_;
@@ -185,7 +185,7 @@ class Attention {
   static Result<Attention> make(const AttentionSpec& spec, LayerContext& context);
   Status run(const NormedRows& x, const StepView& step, const TensorView& k_cache,
              const TensorView& v_cache, const PartialRows& out, Stream& stream) const;
-  Wants wants() const;
+  NormedForms forms() const;
 
  private:
   AttentionSpec spec_;
@@ -212,7 +212,7 @@ class DeltaNet {
   static Result<DeltaNet> make(const DeltaNetSpec& spec, LayerContext& context);
   Status run(const NormedRows& x, const StepView& step, const TensorView& conv_state,
              const TensorView& state, const PartialRows& out, Stream& stream) const;
-  Wants wants() const;
+  NormedForms forms() const;
 
  private:
   DeltaNetSpec spec_;
@@ -229,7 +229,7 @@ class Mixer {
   Mixer(DeltaNet delta_net, int cache_index) : held_(std::move(delta_net)), cache_(cache_index) {}
   Status run(const NormedRows& x, const StepView& step, const CacheViews& caches,
              const PartialRows& out, Stream& stream) const;
-  Wants wants() const;
+  NormedForms forms() const;
 
  private:
   std::variant<Attention, DeltaNet> held_;
@@ -248,11 +248,11 @@ class Dense {
   static Result<Dense> make(std::string_view label, const DenseSpec& spec, const TensorView& out,
                             LayerContext& context);
   Status run(const NormedRows& x, const TensorView& out, Stream& stream) const;
-  Wants wants() const { return wants_; }
+  NormedForms forms() const { return wants_; }
 
  private:
   std::int64_t width_ = 0;
-  Wants wants_;         // the same on every rank, whether it has a share or not
+  NormedForms wants_;   // the same on every rank, whether it has a share or not
   TensorView gate_up_;  // scratch
   Linear project_;
   OutProjection finish_;
@@ -274,7 +274,7 @@ class Experts {
  public:
   static Result<Experts> make(const ExpertsSpec& spec, LayerContext& context);
   Status run(const NormedRows& x, const PartialRows& out, Stream& stream) const;
-  Wants wants() const;
+  NormedForms forms() const;
 
  private:
   moe_route::Args route_args(std::int64_t tokens) const;
@@ -295,7 +295,7 @@ class Mlp {
   explicit Mlp(Dense dense) : held_(std::move(dense)) {}
   explicit Mlp(Experts experts) : held_(std::move(experts)) {}
   Status run(const NormedRows& x, const PartialRows& out, Stream& stream) const;
-  Wants wants() const;
+  NormedForms forms() const;
 
  private:
   std::variant<Dense, Experts> held_;

@@ -100,7 +100,7 @@ NormedRows first_rows(const NormedRows& all, std::int64_t rows) {
 // --- Linear ---------------------------------------------------------------------------------
 
 Result<Linear> Linear::make(const Matrix& matrix, const NormedRows& x, const TensorView& out,
-                            const Situation& where, std::optional<Grouping> grouping) {
+                            const PlanContext& where, std::optional<Grouping> grouping) {
   Linear linear;
   linear.matrix_ = matrix;
   linear.grouping_ = grouping;
@@ -121,7 +121,9 @@ Status Linear::run(const NormedRows& x, const TensorView& out, Stream& stream) c
   return bf16_gemm::run(plan, bf16_args(matrix_, grouping_, x, out), stream);
 }
 
-void Linear::add_to(Wants* wants) const { (matrix_.is_fp8() ? wants->fp8 : wants->bf16) = true; }
+void Linear::add_to(NormedForms* forms) const {
+  (matrix_.is_fp8() ? forms->fp8 : forms->bf16) = true;
+}
 
 // --- OutProjection --------------------------------------------------------------------------
 

@@ -148,10 +148,10 @@ Status Attention::run(const NormedRows& x, const StepView& step, const TensorVie
   return finish_.run(attended, out.addend, stream);
 }
 
-Wants Attention::wants() const {
-  Wants wants;
-  project_.add_to(&wants);
-  return wants;
+NormedForms Attention::forms() const {
+  NormedForms forms;
+  project_.add_to(&forms);
+  return forms;
 }
 
 // --- DeltaNet -------------------------------------------------------------------------------
@@ -237,11 +237,11 @@ Status DeltaNet::run(const NormedRows& x, const StepView& step, const TensorView
   return finish_.run(part.mixed, out.addend, stream);
 }
 
-Wants DeltaNet::wants() const {
-  Wants wants;
-  project_.add_to(&wants);
-  project_ba_.add_to(&wants);
-  return wants;
+NormedForms DeltaNet::forms() const {
+  NormedForms forms;
+  project_.add_to(&forms);
+  project_ba_.add_to(&forms);
+  return forms;
 }
 
 // --- Mixer ----------------------------------------------------------------------------------
@@ -255,8 +255,8 @@ Status Mixer::run(const NormedRows& x, const StepView& step, const CacheViews& c
                                        stream);
 }
 
-Wants Mixer::wants() const {
-  return std::visit([](const auto& mixer) { return mixer.wants(); }, held_);
+NormedForms Mixer::forms() const {
+  return std::visit([](const auto& mixer) { return mixer.forms(); }, held_);
 }
 
 }  // namespace tenon

@@ -33,7 +33,7 @@ Result<Experts> Experts::make(const ExpertsSpec& spec, LayerContext& context) {
   Experts layer;
   layer.spec_ = spec;
   Scratch& scratch = context.scratch;
-  const Situation& where = context.where;
+  const PlanContext& where = context.where;
   const std::int64_t max_rows = scratch.max_rows(), pairs = max_rows * spec.top_k;
   const std::int64_t hidden = context.partial.shape[1];
   TENON_ASSIGN(layer.logits_, scratch.rows("router logits", DType::kF32, spec.experts));
@@ -104,12 +104,12 @@ Status Experts::run(const NormedRows& x, const PartialRows& out, Stream& stream)
   return moe_combine::run(combine_.at(tokens), combine_args(out), stream);
 }
 
-Wants Experts::wants() const {
-  Wants wants = shared_.wants();
-  router_.add_to(&wants);
-  shared_gate_product_.add_to(&wants);
-  project_.add_to(&wants);
-  return wants;
+NormedForms Experts::forms() const {
+  NormedForms forms = shared_.forms();
+  router_.add_to(&forms);
+  shared_gate_product_.add_to(&forms);
+  project_.add_to(&forms);
+  return forms;
 }
 
 // --- Mlp ------------------------------------------------------------------------------------
@@ -119,8 +119,8 @@ Status Mlp::run(const NormedRows& x, const PartialRows& out, Stream& stream) con
   return std::get<Experts>(held_).run(x, out, stream);
 }
 
-Wants Mlp::wants() const {
-  return std::visit([](const auto& mlp) { return mlp.wants(); }, held_);
+NormedForms Mlp::forms() const {
+  return std::visit([](const auto& mlp) { return mlp.forms(); }, held_);
 }
 
 }  // namespace tenon

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "tenon/comm/communicator.h"
-#include "tenon/gpu/runtime.h"
+#include "tenon/device/runtime.h"
 #include "tenon/layers/boundary.h"
 #include "tenon/layers/step.h"
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "tenon/core/tensor.h"
-#include "tenon/gpu/runtime.h"
+#include "tenon/device/runtime.h"
 #include "tenon/layers/layers.h"
 #include "tenon/models/weights.h"
 

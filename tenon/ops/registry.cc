@@ -48,16 +48,16 @@ std::string_view forced_by_env(Op op) {
   return op_of_knob() == name(op) ? knob.substr(knob.find(':') + 1) : std::string_view();
 }
 
-Result<Situation> situation(Device device) {
-  Situation where;
+Result<PlanContext> plan_context(Device device) {
+  PlanContext where;
   where.device = device;
   TENON_ASSIGN(where.properties, properties(device));
   where.may_start_early = env().early;
   return where;
 }
 
-Result<Situation> situation(const Communicator& comm) {
-  TENON_ASSIGN(Situation where, situation(comm.device()));
+Result<PlanContext> plan_context(const Communicator& comm) {
+  TENON_ASSIGN(PlanContext where, plan_context(comm.device()));
   where.team_size = comm.size();
   where.peer_pointers = comm.can().peer_pointers;
   where.properties.max_cooperative_blocks = comm.max_blocks();
@@ -65,14 +65,14 @@ Result<Situation> situation(const Communicator& comm) {
   return where;
 }
 
-Result<Plan> choose(Op op, const void* args, const Situation& where, std::string_view forced) {
+Result<Plan> choose(Op op, const void* args, const PlanContext& where, std::string_view forced) {
   const VariantTable* table = variants(op, where.device.target);
   const std::string who = std::string(name(op)) + " on " + std::string(name(where.device.target));
   if (table == nullptr)
     return Status::error(Code::kUnsupported, who + ": the target is not part of this build");
   TENON_TRY(check_knob());
   if (forced.empty()) forced = forced_by_env(op);
-  Situation here = where;
+  PlanContext here = where;
   here.forced = !forced.empty();
   Plan plan;
   plan.op = op;
@@ -102,7 +102,7 @@ Result<Plan> choose(Op op, const void* args, const Situation& where, std::string
   return Status::error(Code::kUnsupported, reasons);
 }
 
-Status launch(const Plan& plan, const void* args, const TeamView* team, Stream& stream) {
+Status launch(const Plan& plan, const void* args, const ChannelView* team, Stream& stream) {
   const VariantTable* table = variants(plan.op, plan.target);
   TENON_CHECK(table != nullptr && plan.variant >= 0);
   return table->variants[static_cast<std::size_t>(plan.variant)].launch(plan.shape, args, team,

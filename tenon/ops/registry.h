@@ -9,11 +9,11 @@
 #include <string_view>
 #include <vector>
 
+#include "tenon/comm/channel.h"
 #include "tenon/comm/communicator.h"
-#include "tenon/comm/mailbox.h"
 #include "tenon/core/status.h"
 #include "tenon/core/tensor.h"
-#include "tenon/gpu/runtime.h"
+#include "tenon/device/runtime.h"
 
 namespace tenon {
 
@@ -37,7 +37,7 @@ struct Traffic {
 
 // What a plan may depend on besides Args. All of it is agreed by the ranks or equal by
 // construction.
-struct Situation {
+struct PlanContext {
   Device device{};
   DeviceProperties properties{};
   int team_size = 1;
@@ -50,10 +50,10 @@ struct Situation {
   bool forced = false;
 };
 // Fills the properties of `device`, for an op that does not communicate.
-Result<Situation> situation(Device device);
+Result<PlanContext> plan_context(Device device);
 // Of one rank of a team: its device's properties, of which max_cooperative_blocks is agreed by all.
 // What else plans of a communicating op depend on, BoundaryChannel makes equal.
-Result<Situation> situation(const Communicator& comm);
+Result<PlanContext> plan_context(const Communicator& comm);
 
 // The chosen variant and its launch shape. Pure data. A plan serves every call with as many rows
 // and sequences as it was made for, or fewer: kernels take their bounds from Args, not from the
@@ -75,22 +75,22 @@ struct Plan {
 struct Variant {
   std::string_view name;
   // Ok and fills `shape`, or the reason it does not apply (its code is ignored).
-  Status (*supports)(const void* args, const Situation& where, LaunchShape* shape);
+  Status (*supports)(const void* args, const PlanContext& where, LaunchShape* shape);
   // Launches only. `team` is null for ops that do not communicate.
-  Status (*launch)(const LaunchShape& shape, const void* args, const TeamView* team,
+  Status (*launch)(const LaunchShape& shape, const void* args, const ChannelView* team,
                    Stream& stream);
 };
 
 // Wraps typed functions of an op:
-//   Status supports(const Args&, const Situation&, LaunchShape*);
-//   Status launch(const LaunchShape&, const Args&, const TeamView*, Stream&);
+//   Status supports(const Args&, const PlanContext&, LaunchShape*);
+//   Status launch(const LaunchShape&, const Args&, const ChannelView*, Stream&);
 template <class Args, auto kSupports, auto kLaunch>
 constexpr Variant variant(std::string_view name) {
   return {name,
-          [](const void* args, const Situation& where, LaunchShape* shape) {
+          [](const void* args, const PlanContext& where, LaunchShape* shape) {
             return kSupports(*static_cast<const Args*>(args), where, shape);
           },
-          [](const LaunchShape& shape, const void* args, const TeamView* team, Stream& stream) {
+          [](const LaunchShape& shape, const void* args, const ChannelView* team, Stream& stream) {
             return kLaunch(shape, *static_cast<const Args*>(args), team, stream);
           }};
 }
@@ -111,9 +111,10 @@ std::string_view forced_by_env(Op op);
 // Walks the variants in order, takes the first that says yes and keeps each refusal. A variant
 // named by `forced`, or else by TENON_FORCE_VARIANT=op:variant, is the only one tried: if it
 // refuses, that is an error.
-Result<Plan> choose(Op op, const void* args, const Situation& where, std::string_view forced = {});
+Result<Plan> choose(Op op, const void* args, const PlanContext& where,
+                    std::string_view forced = {});
 
 // Runs the plan's variant. Launches only.
-Status launch(const Plan& plan, const void* args, const TeamView* team, Stream& stream);
+Status launch(const Plan& plan, const void* args, const ChannelView* team, Stream& stream);
 
 }  // namespace tenon

@@ -9,8 +9,8 @@
 #include <mutex>
 #include <thread>
 
-#include "tenon/comm/bootstrap.h"
-#include "tenon/comm/transport.h"
+#include "tenon/comm/bootstrap/bootstrap.h"
+#include "tenon/comm/transport/transport.h"
 #include "tenon/core/env.h"
 #include "tenon/core/guard.h"
 #include "tenon/core/thread.h"
@@ -61,11 +61,11 @@ class ThreadSteps {
   }
 
   // Leader: the failure that explains the others, which is one that is not itself "a peer is gone".
-  // Waits at most `patience` for ranks that have not yet said how the present step ended.
-  Status root_cause(std::chrono::milliseconds patience) {
+  // Waits at most `budget` for ranks that have not yet said how the present step ended.
+  Status root_cause(std::chrono::milliseconds budget) {
     const std::uint32_t number = number_.load(std::memory_order_acquire);
     std::unique_lock lock(mutex_);
-    reported_.wait_for(lock, patience, [&] {
+    reported_.wait_for(lock, budget, [&] {
       return std::all_of(done_.begin(), done_.end(), [&](auto done) { return done >= number; });
     });
     const Status* found = nullptr;
@@ -108,8 +108,8 @@ class KeepAlive {
     wake_.notify_all();
     thread_.join();
   }
-  // Held while the leader uses the channel.
-  [[nodiscard]] std::unique_lock<std::mutex> channel() {
+  // Impl while the leader uses the channel.
+  [[nodiscard]] std::unique_lock<std::mutex> step_lock() {
     std::unique_lock lock(mutex_);
     last_used_ = Clock::now();
     return lock;
@@ -219,7 +219,7 @@ struct Engine::State {
   void follow_in_thread(int rank);
   Status send();
   void send_idle();
-  std::unique_lock<std::mutex> channel();
+  std::unique_lock<std::mutex> step_lock();
   Status check_prompt(const std::vector<std::int32_t>& prompt) const;
   Result<std::vector<TokenEvent>> step();
   std::vector<TokenEvent> digest(const BatchPlan& plan, std::span<const std::int32_t> drawn);
@@ -237,8 +237,8 @@ Status Engine::State::open_rank(int rank, std::unique_ptr<Rank>* opened) {
   if (mine) {
     *opened = *std::move(result);
     // Some ranks may have been done long before.
-    const Patience patience(env().load_deadline, options.deadline);
-    mine = guarded([&] { return agree(*bootstrap, Status::ok(), "open the engine", patience); });
+    const WaitBudget budget(env().load_deadline, options.deadline);
+    mine = guarded([&] { return agree(*bootstrap, Status::ok(), "open the engine", budget); });
   } else {
     give_up(*bootstrap, "could not open: ", mine);
   }
@@ -390,8 +390,8 @@ void Engine::State::send_idle() {
   if (!sent) dead = Status(sent).with("while idle");
 }
 
-std::unique_lock<std::mutex> Engine::State::channel() {
-  return keep_alive ? keep_alive->channel() : std::unique_lock<std::mutex>();
+std::unique_lock<std::mutex> Engine::State::step_lock() {
+  return keep_alive ? keep_alive->step_lock() : std::unique_lock<std::mutex>();
 }
 
 Status Engine::State::send() {
@@ -423,7 +423,7 @@ Status Engine::State::check_prompt(const std::vector<std::int32_t>& prompt) cons
 
 Result<RequestId> Engine::submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling) {
   {
-    const auto channel = state_->channel();
+    const auto lock = state_->step_lock();
     TENON_TRY(Status(state_->dead));
   }
   const RequestId id{state_->next_id};
@@ -522,7 +522,7 @@ Result<std::vector<TokenEvent>> Engine::State::step() {
 }
 
 Result<std::vector<TokenEvent>> Engine::step() {
-  const auto channel = state_->channel();
+  const auto lock = state_->step_lock();
   TENON_TRY(Status(state_->dead));
   auto events = guarded([this] { return state_->step(); });
   if (!events) return state_->die(events.status());

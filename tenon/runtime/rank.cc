@@ -8,7 +8,7 @@
 #include <thread>
 
 #include "tenon/comm/agreement.h"
-#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/core/env.h"
 #include "tenon/core/guard.h"
 #include "tenon/ops/sampling/sampling.h"
@@ -180,7 +180,7 @@ Status Rank::plan_sampling() {
   args.top_k = args.position = per_row(DType::kI32);
   args.seed = per_row(DType::kI64);
   args.out = view(drawn_.data(), DType::kI32, device, {max_batch_});
-  TENON_ASSIGN(const Situation where, situation(device));
+  TENON_ASSIGN(const PlanContext where, plan_context(device));
   TENON_ASSIGN(sampling_plan_, sampling::plan(args, where));
   return Status::ok();
 }

@@ -27,7 +27,7 @@ class Failures(unittest.TestCase):
         os.kill(child, number)
         begin = time.monotonic()
         _, errors = process.communicate(timeout=60)
-        # The team's patience and a busy machine included; the usual deadline is 30 s.
+        # The team's budget and a busy machine included; the usual deadline is 30 s.
         self.assertLess(time.monotonic() - begin, self.DEADLINE_S + 17)
         self.assertEqual(process.returncode, 1, errors)  # an error, not a signal
         self.assertIn("rank 1", errors)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """tenon inspect: what is said of a checkpoint is what running it shows:
-inspect_test.py PATH_TO_TENON. Needs models/tiny.
+inspect_test.py PATH_TO_TENON. Needs checkpoints/tiny.
 """
 import json
 import os
@@ -14,7 +14,7 @@ import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TENON = os.path.abspath(sys.argv.pop(1)) if len(sys.argv) > 1 else str(ROOT / "build/cpu/apps/tenon")
-MODEL = ROOT / "models/tiny"
+MODEL = ROOT / "checkpoints/tiny"
 
 
 def tenon(*arguments):

@@ -2,7 +2,7 @@
 """The program under limits of the system that are too small: limits_test.py PATH_TO_TENON.
 
 Every start ends with success, or with an exit code and one sentence: never by a signal, never with
-two complaints, and within its deadline. Needs models/tiny.
+two complaints, and within its deadline. Needs checkpoints/tiny.
 """
 import json
 import os
@@ -72,8 +72,8 @@ class Limits(unittest.TestCase):
         self.assertTrue(any(found.values()))
 
     def test_caches_that_do_not_fit_say_how_large_they_are(self):
-        with tempfile.TemporaryDirectory() as model:  # models/tiny, but for longer contexts
-            for path in (ROOT / "models/tiny").iterdir():
+        with tempfile.TemporaryDirectory() as model:  # checkpoints/tiny, but for longer contexts
+            for path in (ROOT / "checkpoints/tiny").iterdir():
                 os.symlink(path, pathlib.Path(model) / path.name)
             config = pathlib.Path(model) / "config.json"
             longer = json.loads(config.read_text())

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Ranks as the rest of the machine sees them, and what is said while a model loads:
-ranks_test.py PATH_TO_TENON. Needs models/tiny.
+ranks_test.py PATH_TO_TENON. Needs checkpoints/tiny.
 """
 import os
 import pathlib

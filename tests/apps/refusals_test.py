@@ -29,7 +29,7 @@ class Refusals(unittest.TestCase):
                              max_position_embeddings=1 << 20)
 
     def test_impossible_tp(self):
-        self.assertIn('tenon: invalid argument: --tp is 3; "models/tiny" accepts 1, 2 and 4: a team '
+        self.assertIn('tenon: invalid argument: --tp is 3; "checkpoints/tiny" accepts 1, 2 and 4: a team '
                       "of 3 ranks does not divide num_attention_heads = 4",
                       self.refused("run", "--demo", "--tp", "3"))
         for mode in ([], ["--processes"]):

@@ -28,7 +28,7 @@ class Run(unittest.TestCase):
                     "decode_tokens_per_s", "prompt_tokens"):
             self.assertGreater(found[key], 0, key)
         self.assertTrue(found["text"].strip())
-        self.assertEqual((found["model"], found["tp"], found["target"]), ("models/tiny", 2, "cpu"))
+        self.assertEqual((found["model"], found["tp"], found["target"]), ("checkpoints/tiny", 2, "cpu"))
         self.assertRegex(found["version"], r"^\d+\.\d+\.\d+ \(")
 
     def test_the_answer_alone_goes_to_standard_output(self):
@@ -143,7 +143,7 @@ class Eval(unittest.TestCase):
         self.assertEqual(done.stdout.count("\n"), 1)
         found = json.loads(done.stdout)
         self.assertEqual((found["finish"], found["finished"]), ("all", 3))
-        self.assertEqual((found["model"], found["tp"], found["target"]), ("models/tiny", 2, "cpu"))
+        self.assertEqual((found["model"], found["tp"], found["target"]), ("checkpoints/tiny", 2, "cpu"))
 
     def test_wrong_answers_are_listed(self):
         path = self.directory / "problems.jsonl"

@@ -148,7 +148,7 @@ class Place(Stubbed):
 
     def test_paths_are_the_callers(self):
         (self.directory / "question.txt").write_text("What is 2 + 3?")
-        (self.directory / "mine").symlink_to(ROOT / "models/tiny")
+        (self.directory / "mine").symlink_to(ROOT / "checkpoints/tiny")
         done = self.done("run", "--json", "--max-new-tokens", "2", "--model", "./mine",
                          "--prompt-file", "question.txt", cwd=self.directory, **self.preset)
         self.assertEqual(done.returncode, 0, done.stderr)

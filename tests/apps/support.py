@@ -1,6 +1,6 @@
 """What the tests of the command line share. Each of them runs alone: NAME_test.py PATH_TO_TENON.
 
-They need models/tiny. TEST_FULL=1 compares 50 prompts over every stage, mode and team size instead
+They need checkpoints/tiny. TEST_FULL=1 compares 50 prompts over every stage, mode and team size instead
 of a few, and scores all problems against the reference that lies with the model.
 """
 import json
@@ -13,7 +13,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TENON = str(pathlib.Path(sys.argv.pop(1)).resolve()) if len(sys.argv) > 1 and os.path.isfile(
     sys.argv[1]) else str(ROOT / "build/cpu/apps/tenon")
-MODEL = str(ROOT / "models/tiny")
+MODEL = str(ROOT / "checkpoints/tiny")
 FULL = bool(os.environ.get("TEST_FULL"))
 QUESTION = "Tom has 3 boxes of 12 pencils. How many pencils does he have?"
 LAYERS = 8
@@ -35,7 +35,7 @@ def run_json(*arguments):
 
 
 def copy_of_model(directory, without=(), **config):
-    """models/tiny, less some files, with some keys of its text_config replaced."""
+    """checkpoints/tiny, less some files, with some keys of its text_config replaced."""
     for path in pathlib.Path(MODEL).iterdir():
         if path.name not in without:
             os.symlink(path, directory / path.name)

@@ -86,7 +86,7 @@ class Help(unittest.TestCase):
 
     def test_transports_are_those_of_the_list(self):
         listed = re.findall(r"(?m)^TENON_TRANSPORT\((\w+)\)",
-                            (ROOT / "tenon/comm/transports.def").read_text())
+                            (ROOT / "tenon/comm/transport/transports.def").read_text())
         self.assertIn("(" + ", ".join(["auto", *listed]) + ";", options_of(["run"])["--transport"])
 
 

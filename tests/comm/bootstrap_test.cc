@@ -1,6 +1,6 @@
 // How ranks find each other: the in-process bootstrap and the one over TCP pass the same tests; the
 // rendezvous and the launcher's variables have their own.
-#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/bootstrap/bootstrap.h"
 
 #include <gtest/gtest.h>
 #include <malloc.h>
@@ -261,8 +261,8 @@ TEST(Rendezvous, RefusesAnotherWorldAndTellsBoth) {
   const int port = test::free_port();
   on_threads(2, [&](int rank) {
     // Rank 0 goes on waiting for the right one, and tells then what came instead.
-    const auto patience = rank == 0 ? milliseconds(1'000) : kLong;
-    const auto met = socket_bootstrap({rank, 2 + rank, rank, "127.0.0.1", port}, patience);
+    const auto budget = rank == 0 ? milliseconds(1'000) : kLong;
+    const auto met = socket_bootstrap({rank, 2 + rank, rank, "127.0.0.1", port}, budget);
     ASSERT_FALSE(met);
     EXPECT_EQ(met.status().code(), rank == 0 ? Code::kTimeout : Code::kPeerLost);
     EXPECT_TRUE(says(met.status(), "rank 1 of 3")) << met.status().message();

@@ -5,7 +5,7 @@
 #include <atomic>
 #include <cstdlib>
 
-#include "tenon/comm/transport.h"
+#include "tenon/comm/transport/transport.h"
 #include "tenon/core/env.h"
 #include "tests/support/ccl_cases.h"
 #include "tests/support/fake_ccl.h"
@@ -164,17 +164,17 @@ TEST(Ccl, RanksThatDisagreeOnVendorSumAreRefused) {
 // What transport ccl says to ranks on GPUs that they know by these numbers and that are these.
 std::vector<Status> probe_gpus(const std::vector<int>& numbers, const std::vector<int>& devices) {
   const auto bootstraps = local_bootstrap(static_cast<int>(numbers.size()));
-  std::vector<RankCard> cards;
+  std::vector<RankInfo> infos;
   for (std::size_t rank = 0; rank < numbers.size(); ++rank) {
-    cards.push_back(own_card(Device{}));
-    cards.back().process += rank;
-    cards.back().device = Device{Target::kCuda, numbers[rank]};
-    cards.back().device_id = {static_cast<std::uint8_t>(1 + devices[rank])};
+    infos.push_back(own_card(Device{}));
+    infos.back().process += rank;
+    infos.back().device = Device{Target::kCuda, numbers[rank]};
+    infos.back().device_id = {static_cast<std::uint8_t>(1 + devices[rank])};
   }
   std::vector<Status> statuses;
   for (std::size_t rank = 0; rank < numbers.size(); ++rank) {
-    const TransportContext context{*bootstraps[rank], cards[rank].device, cards, kDeadline};
-    for (const TransportLine& line : transport_lines())
+    const TransportContext context{*bootstraps[rank], infos[rank].device, infos, kDeadline};
+    for (const TransportEntry& line : transport_lines())
       if (line.name == "ccl") statuses.push_back(line.probe(context));
   }
   return statuses;

@@ -1,6 +1,6 @@
 // The plain collectives against the plainest oracle: both all-reduces (peer kernels and generic),
 // bit for bit, and both all-gathers, over targets, team sizes, types, sizes and special values.
-#include "tenon/comm/collectives.h"
+#include "tenon/comm/collectives/collectives.h"
 
 #include <gtest/gtest.h>
 
@@ -105,8 +105,8 @@ constexpr ReducePath kPaths[] = {{"peer", true}, {"generic", false}};
 // Every size of the list in turn on one channel: counters and extents survive the mix.
 void reduce_sizes(int rank, Communicator& comm, DType dtype, ReducePath path,
                   std::size_t chunk_bytes, const std::vector<std::size_t>& counts) {
-  auto channel =
-      comm.mailbox(collectives::all_reduce_mailbox_bytes(comm.size(), chunk_bytes), "test reduce");
+  auto channel = comm.make_channel(collectives::all_reduce_mailbox_bytes(comm.size(), chunk_bytes),
+                                   "test reduce");
   ASSERT_TRUE(channel) << channel.status().to_string();
   auto stream = Stream::create(comm.device());
   ASSERT_TRUE(stream);
@@ -153,7 +153,7 @@ TEST(Collectives, AllReduceGoesThroughTheMailboxInChunksOfAnySize) {
 TEST(Collectives, ShortTailsBetweenLongCallsLoseNothing) {
   for (const Target target : test::host_targets())
     run_ranks(3, {.target = target}, [&](int rank, Communicator& comm) {
-      auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(3, 2048), "tails");
+      auto channel = comm.make_channel(collectives::all_reduce_mailbox_bytes(3, 2048), "tails");
       ASSERT_TRUE(channel);
       auto stream = Stream::create(comm.device());
       ASSERT_TRUE(stream);
@@ -188,7 +188,7 @@ TEST(Collectives, ReplayedGraphsMixWithDirectCalls) {
   for (const Target target : test::host_targets())
     for (const ReducePath path : kPaths)
       run_ranks(3, {.target = target}, [&](int rank, Communicator& comm) {
-        auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(3, 64), "graph");
+        auto channel = comm.make_channel(collectives::all_reduce_mailbox_bytes(3, 64), "graph");
         ASSERT_TRUE(channel);
         auto stream = Stream::create(comm.device());
         ASSERT_TRUE(stream);
@@ -223,7 +223,7 @@ TEST(Collectives, ReplayedGraphsMixWithDirectCalls) {
 TEST(Collectives, RanksThatComeAtRandomTimesGetTheSameBits) {
   for (const Target target : test::host_targets())
     run_ranks(4, {.target = target}, [&](int rank, Communicator& comm) {
-      auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(4, 64), "delays");
+      auto channel = comm.make_channel(collectives::all_reduce_mailbox_bytes(4, 64), "delays");
       ASSERT_TRUE(channel);
       auto stream = Stream::create(comm.device());
       ASSERT_TRUE(stream);
@@ -256,7 +256,7 @@ TEST(Collectives, AllGatherCarriesAnyBytes) {
     for (int size = 1; size <= kMaxRanks; ++size)
       run_ranks(size, {.target = target}, [&](int rank, Communicator& comm) {
         auto channel =
-            comm.mailbox(collectives::all_gather_mailbox_bytes(size, 100), "test gather");
+            comm.make_channel(collectives::all_gather_mailbox_bytes(size, 100), "test gather");
         ASSERT_TRUE(channel) << channel.status().to_string();
         auto stream = Stream::create(comm.device());
         ASSERT_TRUE(stream);
@@ -299,7 +299,7 @@ TEST(Collectives, WrongShapesAndTypesAreRefusedWithASentence) {
 
 TEST(Collectives, AMailboxTooSmallForOneVectorIsRefused) {
   run_ranks(2, [](int, Communicator& comm) {
-    auto channel = comm.mailbox(40, "tiny");
+    auto channel = comm.make_channel(40, "tiny");
     ASSERT_TRUE(channel);
     auto stream = Stream::create(comm.device());
     ASSERT_TRUE(stream);
@@ -315,8 +315,8 @@ TEST(Collectives, AMailboxTooSmallForOneVectorIsRefused) {
 TEST(Collectives, WhatTheStreamCannotReachIsRefused) {
   for (const int size : {1, 2})
     run_ranks(size, [](int, Communicator& comm) {
-      auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(2, 64), "reduce");
-      auto gathers = comm.mailbox(collectives::all_gather_mailbox_bytes(2, 64), "gather");
+      auto channel = comm.make_channel(collectives::all_reduce_mailbox_bytes(2, 64), "reduce");
+      auto gathers = comm.make_channel(collectives::all_gather_mailbox_bytes(2, 64), "gather");
       auto stream = Stream::create(comm.device());
       ASSERT_TRUE(channel && gathers && stream);
       Halves mine(8, 1), sum(8, 2), all(16, 3);
@@ -355,7 +355,7 @@ TEST(Collectives, WhatTheStreamCannotReachIsRefused) {
 
 TEST(Collectives, OutMayBeTheAddendButNotLieAcrossIt) {
   run_ranks(2, [](int, Communicator& comm) {
-    auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(2, 64), "reduce");
+    auto channel = comm.make_channel(collectives::all_reduce_mailbox_bytes(2, 64), "reduce");
     auto stream = Stream::create(comm.device());
     ASSERT_TRUE(channel && stream);
     Halves values(32);
@@ -378,10 +378,10 @@ TEST(Collectives, OutMayBeTheAddendButNotLieAcrossIt) {
 // A flag that nobody has written is no step, whatever the number of steps: here rank 0 looks first.
 TEST(AllGather, AFlagThatWasNeverWrittenIsNoStep) {
   run_ranks(2, [&](int rank, Communicator& comm) {
-    auto channel = comm.mailbox(collectives::all_gather_mailbox_bytes(2, 64), "gather");
+    auto channel = comm.make_channel(collectives::all_gather_mailbox_bytes(2, 64), "gather");
     auto stream = Stream::create(comm.device());
     ASSERT_TRUE(channel && stream);
-    channel->team().state[0] = 0xfffffffe;  // steps so far
+    channel->view().state[0] = 0xfffffffe;  // steps so far
     std::vector<std::uint32_t> mine(4, 7u + static_cast<std::uint32_t>(rank)), all(8);
     const TensorView in = view(mine.data(), DType::kI32, comm.device(), {4});
     const TensorView out = view(all.data(), DType::kI32, comm.device(), {2, 4});

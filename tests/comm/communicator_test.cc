@@ -70,13 +70,13 @@ TEST(Communicator, ManyInOneProcessDoNotMeet) {
       ASSERT_TRUE(other) << other.status().to_string();
       auto stream = Stream::create(first.device());
       ASSERT_TRUE(stream);
-      std::vector<Mailbox> channels;
+      std::vector<Channel> channels;
       channels.reserve(6);
       std::vector<std::unique_ptr<test::Conformance>> users;
       for (int each = 0; each < 6; ++each) {
         Communicator& comm = each % 2 == 0 ? first : **other;
-        auto made = comm.mailbox(collectives::all_reduce_mailbox_bytes(3, 64 << each),
-                                 "channel " + std::to_string(each));
+        auto made = comm.make_channel(collectives::all_reduce_mailbox_bytes(3, 64 << each),
+                                      "channel " + std::to_string(each));
         ASSERT_TRUE(made) << made.status().to_string();
         channels.push_back(*made);
         users.push_back(std::make_unique<test::Conformance>(comm, *stream, channels.back()));

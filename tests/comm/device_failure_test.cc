@@ -25,7 +25,8 @@ int number_from(const char* variable) {
 // Reduces on a device until a wait fails. Says what, and how long the last call took.
 void reduce_until_it_fails(Communicator& comm, milliseconds nap) {
   auto stream = Stream::create(comm.device());
-  auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(comm.size(), 4096), "loop");
+  auto channel =
+      comm.make_channel(collectives::all_reduce_mailbox_bytes(comm.size(), 4096), "loop");
   ASSERT_TRUE(stream && channel);
   test::DeviceArray<std::uint16_t> memory(*stream, 64);
   memory.put(std::vector<std::uint16_t>(64, to_bf16(1.0f).bits));
@@ -181,7 +182,8 @@ TEST_F(DeviceFailure, AThreadThatStaysAwayIsNamed) {
   run_ranks(2, {.target = target, .deadline = kDeadline, .expect_healthy = false},
             [&](int rank, Communicator& comm) {
               auto stream = Stream::create(comm.device());
-              auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(2, 4096), "loop");
+              auto channel =
+                  comm.make_channel(collectives::all_reduce_mailbox_bytes(2, 4096), "loop");
               ASSERT_TRUE(stream && channel);
               test::DeviceArray<std::uint16_t> memory(*stream, 64);
               const TensorView rows = memory.first(64, DType::kBF16);

@@ -7,7 +7,7 @@
 #include <functional>
 #include <mutex>
 
-#include "tenon/comm/collectives.h"
+#include "tenon/comm/collectives/collectives.h"
 #include "tenon/core/fp8.h"
 #include "tests/support/processes.h"
 #include "tests/support/ranks.h"
@@ -60,7 +60,7 @@ TEST(Failure, ARankThatNeverArrivesIsNamedByEveryCollective) {
       Curtain curtain(3);
       run_ranks(3, doomed(target), [&](int rank, Communicator& comm) {
         SCOPED_TRACE(what);
-        auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(3, 64), "reduce");
+        auto channel = comm.make_channel(collectives::all_reduce_mailbox_bytes(3, 64), "reduce");
         auto stream = Stream::create(comm.device());
         ASSERT_TRUE(channel && stream);
         Rows in, out;
@@ -93,8 +93,8 @@ TEST(Failure, ARankThatNeverArrivesIsNamedByEveryCollective) {
 TEST(Failure, TheSentenceNamesRankCallChannelAndRow) {
   Curtain curtain(2);
   run_ranks(2, doomed(), [&](int rank, Communicator& comm) {
-    auto other = comm.mailbox(64, "other");
-    auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(2, 4096), "boundary");
+    auto other = comm.make_channel(64, "other");
+    auto channel = comm.make_channel(collectives::all_reduce_mailbox_bytes(2, 4096), "boundary");
     auto stream = Stream::create(comm.device());
     ASSERT_TRUE(other && channel && stream);
     Rows in;
@@ -107,7 +107,7 @@ TEST(Failure, TheSentenceNamesRankCallChannelAndRow) {
       EXPECT_EQ(health.code(), Code::kTimeout);
       EXPECT_EQ(health.message(),
                 "rank 1 waited 0.20 s for rank 0 (phase scatter), call 17, channel " +
-                    std::to_string(channel->team().channel) + " \"boundary\", row 0: deadline");
+                    std::to_string(channel->view().channel) + " \"boundary\", row 0: deadline");
     }
     curtain.wait();
     if (rank == 0) {
@@ -138,7 +138,7 @@ TEST(Failure, AnAbortEndsTheWaitsOfAllWithItsReason) {
     options.deadline = milliseconds(20'000);  // nobody may wait that long
     const auto begin = Clock::now();
     run_ranks(3, options, [&](int rank, Communicator& comm) {
-      auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(3, 64), "reduce");
+      auto channel = comm.make_channel(collectives::all_reduce_mailbox_bytes(3, 64), "reduce");
       auto stream = Stream::create(comm.device());
       ASSERT_TRUE(channel && stream);
       Rows in;
@@ -154,7 +154,7 @@ TEST(Failure, AnAbortEndsTheWaitsOfAllWithItsReason) {
       EXPECT_TRUE(says(health, "rank 1 gave up: no more paper")) << health.to_string();
       std::int32_t value = 0;
       EXPECT_EQ(comm.agree_min({&value, 1}).code(), Code::kPeerLost);
-      EXPECT_EQ(comm.mailbox(64, "late").status().code(), Code::kPeerLost);
+      EXPECT_EQ(comm.make_channel(64, "late").status().code(), Code::kPeerLost);
     });
     EXPECT_LE(Clock::now() - begin, milliseconds(5'000));
   }
@@ -165,7 +165,7 @@ TEST(Failure, AnAbortEndsTheWaitsOfAllWithItsReason) {
 TEST(Failure, AKernelsFaultEndsTheWaitsOfOtherHosts) {
   const std::function<Status(Communicator&)> waits[] = {
       [](Communicator& comm) { return comm.agree(Status::ok(), "next"); },
-      [](Communicator& comm) { return comm.mailbox(64, "next").status(); },
+      [](Communicator& comm) { return comm.make_channel(64, "next").status(); },
       [](Communicator& comm) { return comm.suspend(); }};
   for (const char* transport : {"threads", "shm"})
     for (const auto& wait : waits) {
@@ -174,7 +174,7 @@ TEST(Failure, AKernelsFaultEndsTheWaitsOfOtherHosts) {
       options.deadline = milliseconds(3'000);  // and almost as long to notice
       Curtain curtain(2);
       run_ranks(2, options, [&](int rank, Communicator& comm) {
-        auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(2, 64), "reduce");
+        auto channel = comm.make_channel(collectives::all_reduce_mailbox_bytes(2, 64), "reduce");
         auto stream = Stream::create(comm.device());
         ASSERT_TRUE(channel && stream);
         Rows in;
@@ -203,7 +203,7 @@ TEST(Failure, AFaultIsToldToTheBootstrapByTheNextCollective) {
     ranks.emplace_back([&, rank] {
       const auto bootstrap = handles[static_cast<std::size_t>(rank)];
       run_one_rank(rank, doomed(), bootstrap, [&](int, Communicator& comm) {
-        auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(2, 64), "reduce");
+        auto channel = comm.make_channel(collectives::all_reduce_mailbox_bytes(2, 64), "reduce");
         auto stream = Stream::create(comm.device());
         ASSERT_TRUE(channel && stream);
         Rows in;
@@ -243,12 +243,12 @@ TEST(Failure, ATimeoutThatARankBringsLeavesTheRanksInStep) {
 TEST(Failure, TheRecordOfTheHostNeedsNotThatOfTheKernels) {
   Curtain curtain(2);
   run_ranks(2, doomed(), [&](int rank, Communicator& comm) {
-    auto channel = comm.mailbox(64, "reduce");
+    auto channel = comm.make_channel(64, "reduce");
     ASSERT_TRUE(channel);
     if (rank == 0) {
       std::thread kernel([&] {
         std::this_thread::sleep_for(kDeadline / 4);
-        std::atomic_ref(channel->team().fault->claimed) = 1;
+        std::atomic_ref(channel->view().fault->claimed) = 1;
       });
       std::int32_t value = 0;
       EXPECT_FALSE(comm.agree_min({&value, 1}));
@@ -355,7 +355,7 @@ TEST(FailureChild, DISABLED_ReduceUntilItFails) {
   auto comm = Communicator::create(options, Device{});
   ASSERT_TRUE(comm) << comm.status().to_string();
   auto channel =
-      (*comm)->mailbox(collectives::all_reduce_mailbox_bytes((*comm)->size(), 256), "loop");
+      (*comm)->make_channel(collectives::all_reduce_mailbox_bytes((*comm)->size(), 256), "loop");
   auto stream = Stream::create(Device{});
   ASSERT_TRUE(channel && stream);
   Rows in;
@@ -372,7 +372,7 @@ TEST(FailureChild, DISABLED_ReduceUntilItFails) {
       status = (*comm)->agree_min({&value, 1});
     }
     if (mode == "load") status = (*comm)->agree_after_load(Status::ok(), "load");
-    if (mode == "mailbox") status = (*comm)->mailbox(64, "another").status();
+    if (mode == "mailbox") status = (*comm)->make_channel(64, "another").status();
     if (status) status = (*comm)->health();
     if (status) continue;
     const auto waited = std::chrono::duration_cast<milliseconds>(Clock::now() - begin);
@@ -391,7 +391,7 @@ int milliseconds_waited(const std::string& output) {
 
 // Starts three ranks, sends `signal_number` to one of them while they run, and looks at the others.
 void disturb(const char* mode, int victim, int signal_number, milliseconds deadline,
-             milliseconds patience) {
+             milliseconds budget) {
   SCOPED_TRACE(std::string(mode) + ", rank " + std::to_string(victim) + ", signal " +
                std::to_string(signal_number));
   auto ranks = test::start_ranks(
@@ -405,12 +405,12 @@ void disturb(const char* mode, int victim, int signal_number, milliseconds deadl
   for (int rank = 0; rank < 3; ++rank) {
     if (rank == victim) continue;
     test::Process& other = ranks[static_cast<std::size_t>(rank)];
-    const int status = other.wait(patience + milliseconds(10'000));
+    const int status = other.wait(budget + milliseconds(10'000));
     EXPECT_TRUE(status >= 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
     EXPECT_NE(other.output().find(name), std::string::npos) << other.output();
     const int waited = milliseconds_waited(other.output());
     EXPECT_GE(waited, 0) << other.output();
-    EXPECT_LE(waited, patience.count()) << other.output();
+    EXPECT_LE(waited, budget.count()) << other.output();
   }
 }
 

@@ -1,6 +1,6 @@
 // The trial of the links between ranks: everybody meets everybody, data that arrives wrong is found
 // and named, and what is measured is a time.
-#include "tenon/comm/probe.h"
+#include "tenon/comm/collectives/probe.h"
 
 #include <gtest/gtest.h>
 
@@ -33,9 +33,9 @@ void try_links(Target target, int size, bool measure, std::uint32_t (*seed_of)(i
                void (*judge)(int rank, const Result<std::vector<Link>>& links)) {
   SCOPED_TRACE(test::to_string(target));
   run_ranks(size, {.target = target}, [&](int rank, Communicator& comm) {
-    auto channel = comm.mailbox(probe::mailbox_bytes(measure), "links");
+    auto channel = comm.make_channel(probe::mailbox_bytes(measure), "links");
     ASSERT_TRUE(channel) << channel.status().to_string();
-    auto run = probe::Run::prepare(*channel, comm.device(), measure);
+    auto run = probe::LinkProbe::prepare(*channel, comm.device(), measure);
     ASSERT_TRUE(run) << run.status().to_string();
     meet(comm);
     judge(rank, run->run(seed_of(rank)));
@@ -114,7 +114,7 @@ TEST(Probe, CreationOnDevicesIsQuick) {
   for (const bool timed : {false, true}) {
     const auto begin = std::chrono::steady_clock::now();
     run_ranks(count, {.target = target},
-              [](int, Communicator& comm) { EXPECT_TRUE(comm.mailbox(1 << 20, "first")); });
+              [](int, Communicator& comm) { EXPECT_TRUE(comm.make_channel(1 << 20, "first")); });
     const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(
         std::chrono::steady_clock::now() - begin);
     if (timed) {

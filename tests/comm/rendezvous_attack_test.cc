@@ -12,7 +12,7 @@
 #include <thread>
 #include <tuple>
 
-#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/comm/bootstrap/frames.h"
 #include "tenon/comm/bootstrap/greeting.h"
 #include "tenon/comm/bootstrap/tcp.h"
@@ -58,11 +58,11 @@ void say(const Socket& socket, const T& message) {
   std::ignore = tcp::send_all(socket, bytes_of(message), Clock::now() + kLong);
 }
 
-// True when the other side has hung up within `patience`.
-bool is_left_alone(const Socket& socket, milliseconds patience = kLong) {
+// True when the other side has hung up within `budget`.
+bool is_left_alone(const Socket& socket, milliseconds budget = kLong) {
   std::byte byte;
   Status got;
-  while (got) got = tcp::receive_all(socket, {&byte, 1}, Clock::now() + patience);
+  while (got) got = tcp::receive_all(socket, {&byte, 1}, Clock::now() + budget);
   return got.code() == Code::kPeerLost;
 }
 

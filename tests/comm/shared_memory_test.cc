@@ -20,13 +20,13 @@ class Shortening final : public Bootstrap {
   int rank() const override { return inner_->rank(); }
   int size() const override { return inner_->size(); }
   Status exchange(std::span<const std::byte> mine, std::span<std::byte> all, std::string_view label,
-                  Patience patience) override {
+                  WaitBudget budget) override {
     if (mine.size() == 24) {
       std::int32_t descriptor = -1;
       std::memcpy(&descriptor, mine.data() + 4, sizeof descriptor);
       EXPECT_EQ(ftruncate(descriptor, 4096), 0);
     }
-    return inner_->exchange(mine, all, label, patience);
+    return inner_->exchange(mine, all, label, budget);
   }
   void abort(std::string_view why) override { inner_->abort(why); }
 

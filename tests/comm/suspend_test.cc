@@ -32,21 +32,21 @@ TEST(Suspend, MailboxesWorkBeforeAndAfter) {
       run_ranks(size, options, [](int, Communicator& comm) {
         auto stream = Stream::create(comm.device());
         auto channel =
-            comm.mailbox(collectives::all_reduce_mailbox_bytes(comm.size(), 128), "kept");
+            comm.make_channel(collectives::all_reduce_mailbox_bytes(comm.size(), 128), "kept");
         ASSERT_TRUE(stream && channel);
         test::Conformance conformance(comm, *stream, *channel);
-        const std::uint32_t number = channel->team().channel;
+        const std::uint32_t number = channel->view().channel;
         for (int sleep = 0; sleep < 3; ++sleep) {
           meet(comm);
           for (int round = 0; round < 4; ++round) conformance.round(round);
           const Status suspended = comm.suspend();
           ASSERT_TRUE(suspended) << suspended.to_string();
           EXPECT_TRUE(comm.suspended());
-          EXPECT_EQ(channel->team().base[0], nullptr);
+          EXPECT_EQ(channel->view().base[0], nullptr);
           const Status resumed = comm.resume();
           ASSERT_TRUE(resumed) << resumed.to_string();
           EXPECT_FALSE(comm.suspended());
-          EXPECT_EQ(channel->team().channel, number);
+          EXPECT_EQ(channel->view().channel, number);
         }
         meet(comm);
         for (int round = 0; round < 4; ++round) conformance.round(round);
@@ -57,14 +57,14 @@ TEST(Suspend, MailboxesWorkBeforeAndAfter) {
 TEST(Suspend, ResumedMailboxesAreFresh) {
   for (const Target target : test::host_targets())
     run_ranks(2, {.target = target}, [](int rank, Communicator& comm) {
-      auto channel = comm.mailbox(4096, "fresh");
+      auto channel = comm.make_channel(4096, "fresh");
       ASSERT_TRUE(channel);
-      const TeamView* const team = &channel->team();
+      const ChannelView* const team = &channel->view();
       std::fill_n(team->base[1 - rank], 4096, std::byte{1});
       std::fill_n(team->state, kStateWords, 5u);
       ASSERT_TRUE(comm.suspend());
       ASSERT_TRUE(comm.resume());
-      EXPECT_EQ(team, &channel->team());
+      EXPECT_EQ(team, &channel->view());
       for (int peer = 0; peer < 2; ++peer)
         EXPECT_TRUE(std::all_of(team->base[peer], team->base[peer] + 4096,
                                 [](std::byte each) { return each == std::byte{0xff}; }));
@@ -76,7 +76,7 @@ TEST(Suspend, ResumedMailboxesAreFresh) {
 TEST(Suspend, WhatNeedsAMailboxIsRefusedInBetween) {
   run_ranks(2, [](int, Communicator& comm) {
     auto stream = Stream::create(comm.device());
-    auto channel = comm.mailbox(collectives::all_reduce_mailbox_bytes(2, 128), "asleep");
+    auto channel = comm.make_channel(collectives::all_reduce_mailbox_bytes(2, 128), "asleep");
     ASSERT_TRUE(stream && channel);
     test::DeviceArray<std::uint16_t> in(*stream, 16), out(*stream, 32);
     const TensorView rows = in.first(16, DType::kBF16), all = out.first(32, DType::kBF16);
@@ -89,27 +89,27 @@ TEST(Suspend, WhatNeedsAMailboxIsRefusedInBetween) {
     EXPECT_TRUE(says(comm.all_reduce({rows}, rows, *stream), why));
     EXPECT_TRUE(says(comm.all_gather(rows, all, *stream), why));
     EXPECT_TRUE(says(collectives::all_reduce(*channel, {rows}, rows, *stream), why));
-    EXPECT_TRUE(says(comm.mailbox(64, "late").status(), why));
+    EXPECT_TRUE(says(comm.make_channel(64, "late").status(), why));
     meet(comm);  // hosts still talk to each other
     EXPECT_TRUE(comm.health());
     ASSERT_TRUE(comm.resume());
-    EXPECT_TRUE(comm.mailbox(64, "early"));
+    EXPECT_TRUE(comm.make_channel(64, "early"));
     meet(comm);
   });
 }
 
 TEST(Suspend, MailboxesThatARankHasDestroyedStayGone) {
   run_ranks(2, [](int rank, Communicator& comm) {
-    auto made = comm.mailbox(64, "half gone");
-    auto other = comm.mailbox(64, "whole");
+    auto made = comm.make_channel(64, "half gone");
+    auto other = comm.make_channel(64, "whole");
     ASSERT_TRUE(made && other);
-    std::optional<Mailbox> channel = *std::move(made);
-    made = Mailbox();
+    std::optional<Channel> channel = *std::move(made);
+    made = Channel();
     if (rank == 1) channel.reset();
     ASSERT_TRUE(comm.suspend());
     ASSERT_TRUE(comm.resume());
     EXPECT_TRUE(other->ready());
-    EXPECT_NE(other->team().base[1 - rank], nullptr);
+    EXPECT_NE(other->view().base[1 - rank], nullptr);
     if (rank == 0) {
       EXPECT_TRUE(says(channel->ready(), "another rank had destroyed its mailbox before"));
     }

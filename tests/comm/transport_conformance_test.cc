@@ -7,7 +7,7 @@
 #include <cstring>
 #include <set>
 
-#include "tenon/comm/transport.h"
+#include "tenon/comm/transport/transport.h"
 #include "tests/support/conform.h"
 #include "tests/support/fake_ccl.h"
 #include "tests/support/processes.h"
@@ -48,7 +48,7 @@ std::size_t num_own_names() {
   return found;
 }
 
-class EveryTransport : public testing::TestWithParam<TransportLine> {};
+class EveryTransport : public testing::TestWithParam<TransportEntry> {};
 INSTANTIATE_TEST_SUITE_P(Transport, EveryTransport,
                          testing::ValuesIn(transport_lines().begin(), transport_lines().end()),
                          [](const auto& each) { return std::string(each.param.name); });
@@ -132,13 +132,13 @@ class Stopping final : public Bootstrap {
   int rank() const override { return 0; }
   int size() const override { return 1; }
   Status exchange(std::span<const std::byte> mine, std::span<std::byte> all, std::string_view label,
-                  Patience patience) override {
+                  WaitBudget budget) override {
     if (calls_left_-- == 0) {
       std::printf("stopped, pid %d\n", static_cast<int>(getpid()));
       std::fflush(stdout);
       for (;;) pause();
     }
-    return inner_->exchange(mine, all, label, patience);
+    return inner_->exchange(mine, all, label, budget);
   }
   void abort(std::string_view why) override { inner_->abort(why); }
 
@@ -150,10 +150,10 @@ class Stopping final : public Bootstrap {
 // Opens shm, which maps its first regions, and stops in one of the exchanges of that.
 TEST(TransportChild, DISABLED_StopInsideMap) {
   Stopping bootstrap(std::atoi(std::getenv("CHILD_CALL")));
-  const RankCard card = own_card(Device{});
-  for (const TransportLine& line : transport_lines())
+  const RankInfo info = own_card(Device{});
+  for (const TransportEntry& line : transport_lines())
     if (line.name == "shm")
-      std::ignore = line.open({bootstrap, Device{}, {&card, 1}, milliseconds(10'000)});
+      std::ignore = line.open({bootstrap, Device{}, {&info, 1}, milliseconds(10'000)});
   std::printf("opened, pid %d\n", static_cast<int>(getpid()));
 }
 

@@ -30,7 +30,7 @@ struct Team {
   std::uint32_t abort_words[3] = {};
   FaultRecord fault{};
   std::uint32_t state[kStateWords] = {};
-  TeamView view;
+  ChannelView view;
 };
 
 LaunchShape shape_of(Target target, int blocks) {

@@ -1,6 +1,6 @@
 #include "tests/comm/wait_test.h"
 
-#include "tenon/comm/wait.h"
+#include "tenon/comm/device/wait.cuh"
 
 namespace tenon::TENON_TARGET::wait_test {
 

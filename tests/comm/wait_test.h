@@ -1,14 +1,14 @@
 // What wait_test.cu hands to wait_test.cc for each target.
 #pragma once
 
-#include "tenon/comm/device.h"
-#include "tenon/gpu/runtime.h"
+#include "tenon/comm/device/channel_view.h"
+#include "tenon/device/runtime.h"
 
 namespace tenon::wait_test {
 
 // Waits for *signal == wanted as `team` sees it; thread 0 of each block notes what came of it.
 struct WaitArgs {
-  TeamView team;
+  ChannelView team;
   std::uint32_t* signal;
   std::uint32_t wanted;
   std::uint32_t* came;  // [blocks]: 1 success, 2 failure
@@ -16,7 +16,7 @@ struct WaitArgs {
 
 // Block 0 writes payload[0 … n) and then raises the signal; block 1 waits for it and sums.
 struct PassArgs {
-  TeamView team;
+  ChannelView team;
   std::uint32_t* payload;
   int n;
   std::uint32_t* signal;

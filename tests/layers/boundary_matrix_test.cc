@@ -15,9 +15,9 @@
 namespace tenon {
 namespace {
 
-using testing::BoundaryTensors;
-using testing::FusedCase;
-using testing::Judged;
+using test::BoundaryTensors;
+using test::FusedCase;
+using test::Judged;
 
 struct Chain {
   int stage;
@@ -28,7 +28,7 @@ constexpr Chain kChains[] = {{1, "one_shot"}, {1, "one_shot_packed"},
                              {2, ""},         {3, ""}};
 constexpr int kNumChains = std::size(kChains), kGenericChain = kNumChains - 1;
 
-BoundarySpec spec_of(const testing::BoundaryCase& shape, const Chain& chain) {
+BoundarySpec spec_of(const reference::BoundaryCase& shape, const Chain& chain) {
   BoundarySpec spec;
   spec.site = "matrix";
   spec.hidden = shape.hidden;
@@ -48,8 +48,8 @@ BoundarySpec spec_of(const testing::BoundaryCase& shape, const Chain& chain) {
   return spec;
 }
 
-bool can_run(const Chain& chain, const testing::BoundaryCase& shape, Target target) {
-  const auto variants = testing::variants_of(shape, target);
+bool can_run(const Chain& chain, const reference::BoundaryCase& shape, Target target) {
+  const auto variants = test::variants_of(shape, target);
   return chain.stage != 1 ||
          std::find(variants.begin(), variants.end(), chain.variant) != variants.end();
 }
@@ -58,7 +58,7 @@ bool can_run(const Chain& chain, const testing::BoundaryCase& shape, Target targ
 std::string run_chain(const Judged& judged, const Chain& chain, const BoundaryTensors& tensors,
                       const std::shared_ptr<BoundaryChannel>& channel, int rank, Stream& stream,
                       bool* ran) {
-  const testing::BoundaryCase& shape = judged.call.shape;
+  const reference::BoundaryCase& shape = judged.call.shape;
   auto boundary = Boundary::make(spec_of(shape, chain), channel);
   *ran = static_cast<bool>(boundary);
   if (!*ran) return boundary.status().to_string();
@@ -69,19 +69,19 @@ std::string run_chain(const Judged& judged, const Chain& chain, const BoundaryTe
   if (!status) return status.to_string();
   if (const Status done = stream.synchronize(); !done) return done.to_string();
   const std::string_view variant = chain.stage == 1 ? boundary->variant(shape.rows) : "";
-  return testing::compare_fused(judged.call, tensors, judged.expected, variant, rank, stream);
+  return test::compare_fused(judged.call, tensors, judged.expected, variant, rank, stream);
 }
 
 // Runs the cases of one target through the chains from first_chain on and compares them.
 void judge_chains(int team, Target target, const char* transport, int first_chain) {
-  std::vector<FusedCase> cases = testing::boundary_matrix(team, testing::pace_of(target));
-  if (testing::pace_of(target) == testing::Pace::kFast) {
-    for (const FusedCase& each : testing::every_output(team, 2, 640)) cases.push_back(each);
-    cases.push_back(testing::mixed_case(team, 40, 2048, team));  // several blocks in stage 2
+  std::vector<FusedCase> cases = test::boundary_matrix(team, test::pace_of(target));
+  if (test::pace_of(target) == test::Pace::kFast) {
+    for (const FusedCase& each : test::every_output(team, 2, 640)) cases.push_back(each);
+    cases.push_back(test::mixed_case(team, 40, 2048, team));  // several blocks in stage 2
   }
-  cases.push_back(testing::mixed_case(team, 2, 512, 4));  // packs on every target
-  for (FusedCase& each : cases) each.gap = 0;             // addends of a boundary have no gaps
-  const std::vector<Judged> judged = testing::judge(cases);
+  cases.push_back(test::mixed_case(team, 2, 512, 4));  // packs on every target
+  for (FusedCase& each : cases) each.gap = 0;          // addends of a boundary have no gaps
+  const std::vector<Judged> judged = test::judge(cases);
   std::atomic<int> num_run[kNumChains] = {};
   RankOptions options;
   options.target = target;
@@ -90,7 +90,7 @@ void judge_chains(int team, Target target, const char* transport, int first_chai
     auto stream = Stream::create(comm.device());
     ASSERT_TRUE(stream);
     for (const Judged& each : judged) {
-      const testing::BoundaryCase& shape = each.call.shape;
+      const reference::BoundaryCase& shape = each.call.shape;
       BoundaryChannel::Spec spec;
       spec.hidden = shape.hidden;
       spec.max_rows = std::max(shape.rows, 1);
@@ -106,7 +106,7 @@ void judge_chains(int team, Target target, const char* transport, int first_chai
         bool ran = false;
         ASSERT_EQ(run_chain(each, kChains[chain], tensors, *channel, rank, *stream, &ran), "")
             << "stage " << kChains[chain].stage << " " << kChains[chain].variant << ": "
-            << testing::describe(shape) << ", seed " << each.call.seed;
+            << reference::describe(shape) << ", seed " << each.call.seed;
         if (ran && rank == 0) ++num_run[chain];
       }
       meet(comm);

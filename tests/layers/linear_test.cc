@@ -65,10 +65,10 @@ TEST(Linear, ReadsTheFormOfItsWeight) {
       const TensorView out = Bench::must(layer.scratch.rows("out", DType::kBF16, kOut));
       const auto linear = Linear::make(weight.matrix, layer.context.x, out, layer.context.where);
       ASSERT_TRUE(linear) << linear.status().message();
-      Wants wants;
-      linear->add_to(&wants);
-      EXPECT_EQ(wants.fp8, fp8);
-      EXPECT_EQ(wants.bf16, !fp8);
+      NormedForms forms;
+      linear->add_to(&forms);
+      EXPECT_EQ(forms.fp8, fp8);
+      EXPECT_EQ(forms.bf16, !fp8);
       for (int rows : {1, 3, 5}) {
         auto x = layer.normed_rows(rows);
         const Doubles expected = product(fp8 ? x.fp8 : x.bf16, weight, 0, kOut);

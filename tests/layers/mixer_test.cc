@@ -158,8 +158,8 @@ TEST(Attention, ReadsWhatTheModelSays) {
       spec.out = model.out.matrix;
       auto attention = Attention::make(spec, layer.context);
       ASSERT_TRUE(attention) << attention.status().message();
-      EXPECT_EQ(attention->wants().fp8, fp8);
-      EXPECT_EQ(attention->wants().bf16, !fp8);
+      EXPECT_EQ(attention->forms().fp8, fp8);
+      EXPECT_EQ(attention->forms().bf16, !fp8);
       const Mixer mixer(*std::move(attention), 0);
       const std::initializer_list<std::int64_t> pages{kBlocks * kSequences, 4, 1, Model::kDim};
       const std::size_t elements = kBlocks * kSequences * 4 * Model::kDim;
@@ -276,8 +276,8 @@ TEST(DeltaNet, ReadsWhatTheModelSays) {
       spec.out = model.out.matrix;
       auto delta_net = DeltaNet::make(spec, layer.context);
       ASSERT_TRUE(delta_net) << delta_net.status().message();
-      EXPECT_EQ(delta_net->wants().fp8, fp8);
-      EXPECT_TRUE(delta_net->wants().bf16);  // b and a are never quantised
+      EXPECT_EQ(delta_net->forms().fp8, fp8);
+      EXPECT_TRUE(delta_net->forms().bf16);  // b and a are never quantised
       const Mixer mixer(*std::move(delta_net), 0);
       const TensorView conv_state = layer.put_bf16(Doubles(kSequences * 3 * Model::kConv, NAN),
                                                    {kSequences, 3, Model::kConv});

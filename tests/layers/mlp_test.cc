@@ -57,8 +57,8 @@ TEST(Dense, IsGateUpDown) {
       const auto dense = Dense::make("mlp", {kWidth, gate_up.matrix, down.matrix},
                                      layer.context.partial, layer.context);
       ASSERT_TRUE(dense) << dense.status().message();
-      EXPECT_EQ(dense->wants().fp8, fp8);
-      EXPECT_EQ(dense->wants().bf16, !fp8);
+      EXPECT_EQ(dense->forms().fp8, fp8);
+      EXPECT_EQ(dense->forms().bf16, !fp8);
       for (int rows : {1, 3}) {
         const auto x = layer.normed_rows(rows);
         const TensorView out = layer.context.partial.rows(0, rows);
@@ -78,7 +78,7 @@ TEST(Dense, WithoutAShareAddsNothing) {
   spec.gate_up.weight.dtype = spec.down.weight.dtype = DType::kE4M3;
   const auto dense = Dense::make("mlp", spec, layer.context.partial, layer.context);
   ASSERT_TRUE(dense) << dense.status().message();
-  EXPECT_TRUE(dense->wants().fp8);
+  EXPECT_TRUE(dense->forms().fp8);
   const TensorView out = layer.put_bf16(layer.normal(2 * kHidden, 1), {2, kHidden});
   ASSERT_TRUE(dense->run(layer.normed_rows(2).rows, out, layer.bench.stream()));
   EXPECT_EQ(layer.get_bf16(out), Doubles(2 * kHidden, 0.0));
@@ -170,8 +170,8 @@ TEST(Experts, OfAllRanksSumToTheWhole) {
           const auto experts =
               Experts::make(placed(moe, weights, rank * count, count, rank == 0), layer.context);
           ASSERT_TRUE(experts) << experts.status().message();
-          EXPECT_TRUE(experts->wants().bf16);  // the router reads it
-          EXPECT_EQ(experts->wants().fp8, fp8);
+          EXPECT_TRUE(experts->forms().bf16);  // the router reads it
+          EXPECT_EQ(experts->forms().fp8, fp8);
           const PartialRows out{layer.context.partial.rows(0, 3)};
           ASSERT_TRUE(experts->run(x.rows, out, layer.bench.stream()));
           const Doubles part = layer.get_bf16(out.addend);

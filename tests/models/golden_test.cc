@@ -144,7 +144,7 @@ class Checkpoint {
  public:
   explicit Checkpoint(const Golden& golden) {
     if (std::string_view(golden.name) == "tiny") {
-      directory_ = source() / "models/tiny";
+      directory_ = source() / "checkpoints/tiny";
       return;
     }
     const auto config =

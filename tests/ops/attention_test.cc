@@ -155,7 +155,7 @@ std::vector<bf16> run_step(const Shape& shape, const std::vector<Part>& parts,
   args.scale = shape.scale;
   args.out = view(out.data(), DType::kBF16, device, {tokens, shape.q_heads * shape.head_dim});
 
-  const auto where = situation(device);
+  const auto where = plan_context(device);
   EXPECT_TRUE(where) << where.status().to_string();
   auto stream = Stream::create(device);
   EXPECT_TRUE(stream) << stream.status().to_string();

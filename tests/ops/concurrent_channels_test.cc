@@ -9,6 +9,7 @@
 #include <memory>
 #include <thread>
 
+#include "tenon/reference/inputs.h"
 #include "tests/support/fused_run.h"
 #include "tests/support/ranks.h"
 #include "tests/support/targets.h"
@@ -17,14 +18,14 @@ namespace tenon {
 namespace {
 
 namespace fused = fused_allreduce_rmsnorm_quant;
-using testing::BoundaryTensors;
-using testing::FusedCase;
+using test::BoundaryTensors;
+using test::FusedCase;
 
 // Long calls: each of them alone would fill a device.
 std::vector<FusedCase> long_cases() {
   std::vector<FusedCase> cases(2);
   for (int i = 0; i < 2; ++i) {
-    testing::BoundaryCase& shape = cases[static_cast<std::size_t>(i)].shape;
+    reference::BoundaryCase& shape = cases[static_cast<std::size_t>(i)].shape;
     shape.team = 2;
     shape.rows = 1100 - 300 * i;
     shape.hidden = 4096 << i;
@@ -43,24 +44,24 @@ struct Lane {
   const FusedCase& call;
   std::unique_ptr<BoundaryTensors> tensors;
   Stream stream;
-  Mailbox mailbox;
+  Channel mailbox;
   Plan plan;
 
   Status enqueue() {
-    return fused::run(plan, testing::fused_args(call, *tensors), mailbox.team(), stream);
+    return fused::run(plan, test::fused_args(call, *tensors), mailbox.view(), stream);
   }
 };
 
 Result<Lane> open(Communicator& comm, const FusedCase& call,
-                  const testing::BoundaryInputs& inputs) {
+                  const reference::BoundaryInputs& inputs) {
   TENON_ASSIGN(Stream stream, Stream::create(comm.device()));
   auto tensors =
       std::make_unique<BoundaryTensors>(call.shape, inputs, comm.rank(), comm.device(), stream);
-  TENON_ASSIGN(Plan plan, testing::plan_of(testing::fused_args(call, *tensors), comm, "two_shot"));
-  TENON_ASSIGN(Mailbox mailbox,
-               comm.mailbox(fused::mailbox_bytes({call.shape.rows, call.shape.hidden, comm.size(),
-                                                  comm.max_blocks(), false}),
-                            "lane"));
+  TENON_ASSIGN(Plan plan, test::plan_of(test::fused_args(call, *tensors), comm, "two_shot"));
+  TENON_ASSIGN(Channel mailbox,
+               comm.make_channel(fused::mailbox_bytes({call.shape.rows, call.shape.hidden,
+                                                       comm.size(), comm.max_blocks(), false}),
+                                 "lane"));
   return Lane{&comm,          call, std::move(tensors), std::move(stream), std::move(mailbox),
               std::move(plan)};
 }
@@ -87,8 +88,8 @@ struct Setting {
 // What ends it on each rank.
 std::array<Status, 2> cross(Target target, const Setting& setting) {
   const std::vector<FusedCase> cases = long_cases();
-  std::vector<testing::BoundaryInputs> inputs;
-  for (const FusedCase& each : cases) inputs.push_back(testing::make_inputs(each.shape, 0));
+  std::vector<reference::BoundaryInputs> inputs;
+  for (const FusedCase& each : cases) inputs.push_back(reference::make_inputs(each.shape, 0));
   std::array<Status, 2> ends;
   auto second_bootstraps = local_bootstrap(2);
   RankOptions options;
@@ -123,9 +124,9 @@ std::array<Status, 2> cross(Target target, const Setting& setting) {
     meet(comm);
     ASSERT_TRUE(run_crosswise(rank, lanes, 1));
     for (std::size_t i = 0; i < 2; ++i)
-      EXPECT_EQ(testing::compare_fused(cases[i], *lanes[i].tensors,
-                                       testing::boundary_oracle(cases[i].shape, inputs[i]),
-                                       "two_shot", rank, lanes[i].stream),
+      EXPECT_EQ(test::compare_fused(cases[i], *lanes[i].tensors,
+                                    reference::boundary(cases[i].shape, inputs[i]), "two_shot",
+                                    rank, lanes[i].stream),
                 "");
     meet(comm);
   });

@@ -8,7 +8,10 @@
 #include <limits>
 
 #include "tenon/core/fp8.h"
-#include "tests/support/boundary_oracle.h"
+#include "tenon/reference/boundary.h"
+#include "tenon/reference/compare.h"
+#include "tenon/reference/formats.h"
+#include "tenon/reference/inputs.h"
 #include "tests/support/boundary_tensors.h"
 #include "tests/support/targets.h"
 
@@ -16,16 +19,17 @@ namespace tenon {
 namespace {
 
 using fp8_quant::Prologue;
-using testing::BoundaryCase;
-using testing::BoundaryOutputs;
-using testing::BoundaryTensors;
-using testing::GuardedRows;
+using reference::BoundaryCase;
+using reference::BoundaryOutputs;
+using test::BoundaryTensors;
+using test::GuardedRows;
 
 constexpr ScaleLayout kLayouts[] = {ScaleLayout::kRow, ScaleLayout::kMnMajor,
                                     ScaleLayout::kUe8m0Packed};
 
-BoundaryCase shape_of(int rows, int width, int group, ScaleLayout layout, DType fp8, DType dtype) {
-  BoundaryCase shape;
+reference::BoundaryCase shape_of(int rows, int width, int group, ScaleLayout layout, DType fp8,
+                                 DType dtype) {
+  reference::BoundaryCase shape;
   shape.rows = rows;
   shape.hidden = width;
   shape.team = 1;
@@ -38,7 +42,7 @@ BoundaryCase shape_of(int rows, int width, int group, ScaleLayout layout, DType 
 
 // Input rows of [gate | up] or [in], and the outputs of BoundaryTensors.
 struct Call {
-  BoundaryCase shape;
+  reference::BoundaryCase shape;
   Prologue prologue = Prologue::kNone;
   bool want_bf16 = false, want_fp8 = true;
   int limit = -1;  // rows; −1: no limit
@@ -46,15 +50,15 @@ struct Call {
 };
 
 // Runs the op; residual of the result is unused. `wrong` gets what failed.
-BoundaryOutputs run_call(const Call& call, const std::vector<std::uint16_t>& in, Target target,
-                         std::string& wrong) {
+reference::BoundaryOutputs run_call(const Call& call, const std::vector<std::uint16_t>& in,
+                                    Target target, std::string& wrong) {
   const Device device{target, 0};
   auto stream = Stream::create(device);
   EXPECT_TRUE(stream);
-  BoundaryCase shape = call.shape;
+  reference::BoundaryCase shape = call.shape;
   shape.want_bf16 = call.want_bf16;
   shape.want_fp8 = call.want_fp8;
-  testing::BoundaryInputs nothing;
+  reference::BoundaryInputs nothing;
   nothing.addends.emplace_back(static_cast<std::size_t>(shape.rows) * shape.hidden);
   nothing.residual = nothing.addends[0];
   nothing.weight.resize(static_cast<std::size_t>(shape.hidden));
@@ -74,7 +78,7 @@ BoundaryOutputs run_call(const Call& call, const std::vector<std::uint16_t>& in,
   if (call.limit >= 0) args.row_limit = limit->as<std::int32_t>();
   args.out = tensors.out;
   if (Status checked = fp8_quant::check(args); !checked) wrong = checked.to_string();
-  auto where = situation(device);
+  auto where = plan_context(device);
   EXPECT_TRUE(where);
   auto plan = fp8_quant::plan(args, *where);
   if (!plan) wrong = plan.status().to_string();
@@ -84,10 +88,11 @@ BoundaryOutputs run_call(const Call& call, const std::vector<std::uint16_t>& in,
 }
 
 // Rows of many sizes, with denormals, infinities and NaNs where the oracle puts them.
-std::vector<std::uint16_t> rows_of(const BoundaryCase& shape, int width, std::uint64_t seed) {
-  BoundaryCase wide = shape;
+std::vector<std::uint16_t> rows_of(const reference::BoundaryCase& shape, int width,
+                                   std::uint64_t seed) {
+  reference::BoundaryCase wide = shape;
   wide.hidden = width;
-  return testing::make_inputs(wide, seed).addends[0];
+  return reference::make_inputs(wide, seed).addends[0];
 }
 
 TEST(Fp8Quant, MatchesOracleOnEveryTarget) {
@@ -102,12 +107,12 @@ TEST(Fp8Quant, MatchesOracleOnEveryTarget) {
           call.gap = n % 2 == 0 ? 0 : 16;
           const auto in = rows_of(call.shape, 768, static_cast<std::uint64_t>(n));
           std::string wrong;
-          BoundaryOutputs found = run_call(call, in, target, wrong);
+          reference::BoundaryOutputs found = run_call(call, in, target, wrong);
           ASSERT_EQ(wrong, "");
           found.residual.clear();
-          EXPECT_EQ(
-              testing::difference(call.shape, testing::quantize_oracle(call.shape, in), found), "")
-              << name(target) << " " << testing::describe(call.shape);
+          EXPECT_EQ(reference::difference(call.shape, reference::quantize(call.shape, in), found),
+                    "")
+              << name(target) << " " << reference::describe(call.shape);
           ++n;
         }
       }
@@ -122,11 +127,10 @@ TEST(Fp8Quant, WidthsAcrossSegments) {
       call.shape = shape_of(3, width, 128, ScaleLayout::kUe8m0Packed, DType::kE4M3, DType::kBF16);
       const auto in = rows_of(call.shape, width, 3);
       std::string wrong;
-      BoundaryOutputs found = run_call(call, in, target, wrong);
+      reference::BoundaryOutputs found = run_call(call, in, target, wrong);
       ASSERT_EQ(wrong, "");
       found.residual.clear();
-      EXPECT_EQ(testing::difference(call.shape, testing::quantize_oracle(call.shape, in), found),
-                "")
+      EXPECT_EQ(reference::difference(call.shape, reference::quantize(call.shape, in), found), "")
           << name(target) << " " << width;
     }
   }
@@ -134,10 +138,10 @@ TEST(Fp8Quant, WidthsAcrossSegments) {
   call.shape = shape_of(1, 34816, 128, ScaleLayout::kRow, DType::kE4M3, DType::kBF16);
   const auto in = rows_of(call.shape, 34816, 3);
   std::string wrong;
-  BoundaryOutputs found = run_call(call, in, Target::kCpu, wrong);
+  reference::BoundaryOutputs found = run_call(call, in, Target::kCpu, wrong);
   ASSERT_EQ(wrong, "");
   found.residual.clear();
-  EXPECT_EQ(testing::difference(call.shape, testing::quantize_oracle(call.shape, in), found), "");
+  EXPECT_EQ(reference::difference(call.shape, reference::quantize(call.shape, in), found), "");
 }
 
 float value_of(DType dtype, std::uint16_t bits) {
@@ -149,7 +153,7 @@ std::uint16_t bits_of(DType dtype, double value) {
 }
 // Distance on the line of representable values, or 0 when both are NaN.
 int steps_between(DType dtype, std::uint16_t a, std::uint16_t b) {
-  if (testing::is_nan16(dtype, a) && testing::is_nan16(dtype, b)) return 0;
+  if (reference::is_nan16(dtype, a) && reference::is_nan16(dtype, b)) return 0;
   const auto place = [](std::uint16_t bits) {
     return (bits & 0x8000u) != 0 ? -static_cast<int>(bits & 0x7fffu) : static_cast<int>(bits);
   };
@@ -165,7 +169,7 @@ TEST(Fp8Quant, SiluMulIsWithinOneStepOfDouble) {
     const auto in = rows_of(call.shape, 1280, 0);
     for (Target target : test::usable_targets()) {
       std::string wrong;
-      const BoundaryOutputs found = run_call(call, in, target, wrong);
+      const reference::BoundaryOutputs found = run_call(call, in, target, wrong);
       ASSERT_EQ(wrong, "");
       int worst = 0;
       for (std::size_t row = 0; row < 6; ++row) {
@@ -179,11 +183,11 @@ TEST(Fp8Quant, SiluMulIsWithinOneStepOfDouble) {
       }
       EXPECT_LE(worst, 1) << name(target) << " " << name(dtype);
       // The codes are those of the rounded value.
-      BoundaryOutputs codes = found;
+      reference::BoundaryOutputs codes = found;
       codes.residual.clear();
-      BoundaryOutputs expected = testing::quantize_oracle(call.shape, found.norm);
+      reference::BoundaryOutputs expected = reference::quantize(call.shape, found.norm);
       expected.norm = found.norm;
-      EXPECT_EQ(testing::difference(call.shape, expected, codes), "") << name(target);
+      EXPECT_EQ(reference::difference(call.shape, expected, codes), "") << name(target);
     }
   }
 }
@@ -195,19 +199,20 @@ TEST(Fp8Quant, TargetsAndWishesAgreeBitForBit) {
   call.shape = shape_of(4, 2176, 128, ScaleLayout::kMnMajor, DType::kE4M3, DType::kBF16);
   const auto in = rows_of(call.shape, 2 * 2176, 1);
   std::string wrong;
-  const BoundaryOutputs first = run_call(call, in, Target::kCpu, wrong);
+  const reference::BoundaryOutputs first = run_call(call, in, Target::kCpu, wrong);
   for (Target target : test::usable_targets()) {
-    const BoundaryOutputs both = run_call(call, in, target, wrong);
-    EXPECT_EQ(testing::difference(call.shape, first, both), "") << name(target);
+    const reference::BoundaryOutputs both = run_call(call, in, target, wrong);
+    EXPECT_EQ(reference::difference(call.shape, first, both), "") << name(target);
     Call codes_only = call;
     codes_only.want_bf16 = false;
-    BoundaryOutputs codes = run_call(codes_only, in, target, wrong);
+    reference::BoundaryOutputs codes = run_call(codes_only, in, target, wrong);
     codes.norm = first.norm;
-    EXPECT_EQ(testing::difference(call.shape, first, codes), "") << name(target);
+    EXPECT_EQ(reference::difference(call.shape, first, codes), "") << name(target);
     Call rows_only = call;
     rows_only.want_fp8 = false;
-    const BoundaryOutputs rows = run_call(rows_only, in, target, wrong);
-    EXPECT_EQ(testing::difference16("rows", call.shape, first.norm, rows.norm), "") << name(target);
+    const reference::BoundaryOutputs rows = run_call(rows_only, in, target, wrong);
+    EXPECT_EQ(reference::difference16("rows", call.shape, first.norm, rows.norm), "")
+        << name(target);
   }
   EXPECT_EQ(wrong, "");
 }
@@ -218,15 +223,15 @@ TEST(Fp8Quant, RowsPastTheLimitAreLeftAlone) {
       Call call;
       call.shape = shape_of(5, 256, 64, ScaleLayout::kMnMajor, DType::kE4M3, DType::kBF16);
       const auto in = rows_of(call.shape, 256, 2);
-      const BoundaryOutputs expected = testing::quantize_oracle(call.shape, in);
+      const reference::BoundaryOutputs expected = reference::quantize(call.shape, in);
       call.limit = limit;
       std::string wrong;
-      const BoundaryOutputs found = run_call(call, in, target, wrong);
+      const reference::BoundaryOutputs found = run_call(call, in, target, wrong);
       ASSERT_EQ(wrong, "");
       for (std::size_t at = 0; at < found.codes.size(); ++at) {
         const bool live = static_cast<int>(at / 256) < limit;
         ASSERT_TRUE(live ? found.codes[at] == expected.codes[at] ||
-                               testing::is_nan8(call.shape.fp8, found.codes[at])
+                               reference::is_nan8(call.shape.fp8, found.codes[at])
                          : found.codes[at] == 0xa5)
             << name(target) << " limit " << limit << " at " << at;
       }

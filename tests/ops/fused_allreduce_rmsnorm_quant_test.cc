@@ -2,12 +2,13 @@
 // every variant, team size and rank, in one mailbox that all shapes share. TEST_FULL in the
 // environment runs the whole matrix; otherwise a fixed part of it.
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
+#include "tenon/reference/inputs.h"
 
 #include <gtest/gtest.h>
 
 #include <memory>
 
-#include "tenon/ops/fused_allreduce_rmsnorm_quant/slots.h"
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/mailbox_layout.h"
 #include "tests/support/boundary_matrix.h"
 #include "tests/support/fused_run.h"
 #include "tests/support/ranks.h"
@@ -17,38 +18,38 @@ namespace tenon {
 namespace {
 
 namespace fused = fused_allreduce_rmsnorm_quant;
-using testing::BoundaryCase;
-using testing::BoundaryInputs;
-using testing::BoundaryTensors;
-using testing::FusedCase;
+using reference::BoundaryCase;
+using reference::BoundaryInputs;
+using test::BoundaryTensors;
+using test::FusedCase;
 
 // Every case in every variant on `target`, one after the other in one mailbox of `mailbox_bytes`.
 void run_cases(Target target, int team, const std::vector<FusedCase>& cases,
                std::size_t mailbox_bytes) {
-  const std::vector<testing::Judged> judged = testing::judge(cases);
+  const std::vector<test::Judged> judged = test::judge(cases);
   RankOptions options;
   options.target = target;
   run_ranks(team, options, [&](int rank, Communicator& comm) {
-    auto mailbox = comm.mailbox(mailbox_bytes, "boundary");
+    auto mailbox = comm.make_channel(mailbox_bytes, "boundary");
     ASSERT_TRUE(mailbox) << mailbox.status().to_string();
     auto stream = Stream::create(comm.device());
     ASSERT_TRUE(stream) << stream.status().to_string();
     std::vector<std::unique_ptr<BoundaryTensors>> tensors;
-    for (const testing::Judged& each : judged)
+    for (const test::Judged& each : judged)
       tensors.push_back(std::make_unique<BoundaryTensors>(each.call.shape, each.inputs, rank,
                                                           comm.device(), *stream, each.call.gap));
     meet(comm);
     for (std::size_t i = 0; i < judged.size(); ++i) {
       const auto& [call, inputs, expected] = judged[i];
-      for (const std::string_view variant : testing::variants_of(call.shape, target)) {
-        for (const auto how : {testing::Launch::kEager, testing::Launch::kGraph}) {
-          if (how == testing::Launch::kGraph && i % 3 != 0) continue;
+      for (const std::string_view variant : test::variants_of(call.shape, target)) {
+        for (const auto how : {test::Launch::kEager, test::Launch::kGraph}) {
+          if (how == test::Launch::kGraph && i % 3 != 0) continue;
           tensors[i]->reset(*stream);
-          ASSERT_EQ(testing::run_fused(call, *tensors[i], expected, variant, how, comm,
-                                       mailbox->team(), *stream),
+          ASSERT_EQ(test::run_fused(call, *tensors[i], expected, variant, how, comm,
+                                    mailbox->view(), *stream),
                     "")
-              << variant << (how == testing::Launch::kGraph ? ", graph: " : ": ")
-              << testing::describe(call.shape) << ", seed " << call.seed;
+              << variant << (how == test::Launch::kGraph ? ", graph: " : ": ")
+              << reference::describe(call.shape) << ", seed " << call.seed;
         }
       }
     }
@@ -66,24 +67,24 @@ class FusedBoundary : public ::testing::TestWithParam<int> {
 
 TEST_P(FusedBoundary, MatchesOracleOnCpuAndGpus) {
   for (Target target : test::usable_targets())
-    if (testing::pace_of(target) == testing::Pace::kFast)
-      run_cases(target, team(), testing::boundary_matrix(team(), testing::Pace::kFast),
+    if (test::pace_of(target) == test::Pace::kFast)
+      run_cases(target, team(), test::boundary_matrix(team(), test::Pace::kFast),
                 small_mailbox(team()));
 }
 
 TEST_P(FusedBoundary, MatchesOracleOnEmulatedWaves) {
   for (Target target : test::usable_targets())
-    if (testing::pace_of(target) == testing::Pace::kEmulated)
-      run_cases(target, team(), testing::boundary_matrix(team(), testing::Pace::kEmulated),
+    if (test::pace_of(target) == test::Pace::kEmulated)
+      run_cases(target, team(), test::boundary_matrix(team(), test::Pace::kEmulated),
                 small_mailbox(team()));
 }
 
 TEST_P(FusedBoundary, EveryCombinationOfOutputs) {
   for (Target target : test::usable_targets()) {
-    const bool is_fast = testing::pace_of(target) == testing::Pace::kFast;
+    const bool is_fast = test::pace_of(target) == test::Pace::kFast;
     // Odd groups and more rows than ranks; emulated: one row, a width of one wave and a bit.
-    const auto cases = is_fast ? testing::every_output(team(), 2 * team() + 1, 640)
-                               : testing::every_output(team(), 1, 384);
+    const auto cases = is_fast ? test::every_output(team(), 2 * team() + 1, 640)
+                               : test::every_output(team(), 1, 384);
     run_cases(target, team(), cases, small_mailbox(team()));
   }
 }
@@ -93,7 +94,7 @@ TEST_P(FusedBoundary, LongCallsGoInChunks) {
   for (Target target : test::usable_targets()) {
     std::vector<FusedCase> cases;
     for (int mix = 0; mix < 4; ++mix)
-      cases.push_back(testing::mixed_case(team(), 9 * team() + mix, 256, mix * 5 + team()));
+      cases.push_back(test::mixed_case(team(), 9 * team() + mix, 256, mix * 5 + team()));
     run_cases(target, team(), cases, fused::mailbox_bytes({2, 256, team()}));
   }
 }
@@ -102,8 +103,8 @@ INSTANTIATE_TEST_SUITE_P(Teams, FusedBoundary, ::testing::Range(1, 9));
 
 // 8192 rows once, with the mailbox a model would have.
 TEST(FusedBoundaryLimits, MostRows) {
-  const int hidden = testing::whole_matrix() ? 1024 : 128;
-  run_cases(Target::kCpu, 2, {testing::mixed_case(2, 8192, hidden, 4)},
+  const int hidden = test::whole_matrix() ? 1024 : 128;
+  run_cases(Target::kCpu, 2, {test::mixed_case(2, 8192, hidden, 4)},
             fused::mailbox_bytes({8192, hidden, 2}));
 }
 
@@ -133,7 +134,7 @@ class FusedPlans : public ::testing::Test {
   // The plan of a two_shot call of `rows` rows through the mailbox of a boundary for 8192.
   static Plan plan_for(int team, int rows, int hidden, int concurrent, Target target) {
     const Device device{target, 0};
-    Situation where;
+    PlanContext where;
     where.device = device;
     where.properties.max_threads_per_block = 1024;
     where.properties.max_cooperative_blocks = 132 / concurrent;
@@ -194,10 +195,10 @@ class FusedContract : public ::testing::Test {
     stream_.emplace(*std::move(made));
     shape_.rows = 3;
     shape_.team = 1;
-    inputs_ = testing::make_inputs(shape_, 0);
+    inputs_ = reference::make_inputs(shape_, 0);
     tensors_.emplace(shape_, inputs_, 0, device_, *stream_);
-    args_ = testing::fused_args({shape_}, *tensors_);
-    auto where = situation(device_);
+    args_ = test::fused_args({shape_}, *tensors_);
+    auto where = plan_context(device_);
     ASSERT_TRUE(where);
     where_ = *where;
     where_.team_size = 2;
@@ -208,12 +209,12 @@ class FusedContract : public ::testing::Test {
   }
 
   const Device device_{Target::kCpu, 0};
-  BoundaryCase shape_;
-  BoundaryInputs inputs_;
+  reference::BoundaryCase shape_;
+  reference::BoundaryInputs inputs_;
   std::optional<Stream> stream_;
   std::optional<BoundaryTensors> tensors_;
   fused::Args args_;
-  Situation where_;
+  PlanContext where_;
 };
 
 TEST_F(FusedContract, CheckNamesWhatIsWrong) {
@@ -235,7 +236,7 @@ TEST_F(FusedContract, CheckNamesWhatIsWrong) {
 // What nobody has measured on a device is not said to have been.
 TEST_F(FusedContract, ReasonsSayWhereAChoiceWasMeasured) {
   const auto reason_on = [&](const char* device) {
-    Situation there = where_;
+    PlanContext there = where_;
     there.properties.name = device;
     fused::Args wide = args_;
     wide.residual = wide.partial.addend =
@@ -275,7 +276,7 @@ TEST_F(FusedContract, PlanIsPureAndExplainsRefusals) {
   EXPECT_TRUE(has(long_call->refusals[0], "one_shot: 8192 rows of 16384"))
       << long_call->refusals[0];
 
-  Situation apart = where_;
+  PlanContext apart = where_;
   apart.peer_pointers = false;
   const auto refused = fused::plan(args_, apart);
   ASSERT_FALSE(refused);
@@ -311,18 +312,18 @@ TEST(FusedPacked, WidthsThatLeaveLanesWithoutAVectorAreRefused) {
   for (Target target : test::host_targets()) {
     if (target == Target::kCpu) continue;
     for (int hidden : {256, 512, 640, 1024, 8192}) {
-      BoundaryCase shape;
+      reference::BoundaryCase shape;
       shape.hidden = hidden;
       RankOptions options;
       options.target = target;
       run_ranks(2, options, [&](int rank, Communicator& comm) {
         auto stream = Stream::create(comm.device());
         ASSERT_TRUE(stream);
-        const BoundaryTensors tensors(shape, testing::make_inputs(shape, 0), rank, comm.device(),
+        const BoundaryTensors tensors(shape, reference::make_inputs(shape, 0), rank, comm.device(),
                                       *stream);
         const auto plan =
-            testing::plan_of(testing::fused_args({shape}, tensors), comm, "one_shot_packed");
-        const bool packs = testing::variants_of(shape, target).size() == 4;
+            test::plan_of(test::fused_args({shape}, tensors), comm, "one_shot_packed");
+        const bool packs = test::variants_of(shape, target).size() == 4;
         EXPECT_EQ(static_cast<bool>(plan), packs) << hidden;
         if (!packs) {
           EXPECT_NE(plan.status().message().find("not one vector for every lane"),
@@ -337,15 +338,15 @@ TEST(FusedPacked, WidthsThatLeaveLanesWithoutAVectorAreRefused) {
 // Rows of the sizes that pack, with the few elements that do not, on every target.
 TEST(FusedPacked, RowsThatPackMatchTheOracle) {
   for (Target target : test::usable_targets()) {
-    const bool is_fast = testing::pace_of(target) == testing::Pace::kFast;
+    const bool is_fast = test::pace_of(target) == test::Pace::kFast;
     for (int team : {2, 3, 8}) {
       if (!is_fast && team == 8) continue;
       std::vector<FusedCase> cases;
       for (int hidden : {512, 1024, 4096}) {
         if (!is_fast && hidden > 1024) continue;
         for (int mix = 0; mix < 3; ++mix) {
-          FusedCase each = testing::mixed_case(team, is_fast ? 2 * team + 1 : 2, hidden, mix);
-          each.seed = static_cast<std::uint64_t>(testing::RowKind::kNear);  // row 0 is of it
+          FusedCase each = test::mixed_case(team, is_fast ? 2 * team + 1 : 2, hidden, mix);
+          each.seed = static_cast<std::uint64_t>(reference::RowKind::kNear);  // row 0 is of it
           each.shape.fresh_residual = false;
           cases.push_back(each);
         }
@@ -360,8 +361,8 @@ TEST(FusedPacked, OddWidthsMatchTheOracleOnTheCpu) {
   for (int team : {2, 3}) {
     std::vector<FusedCase> cases;
     for (int hidden : {8, 24, 40, 136, 1000}) {
-      FusedCase each = testing::mixed_case(team, 2 * team + 1, 256, 0);
-      each.seed = static_cast<std::uint64_t>(testing::RowKind::kNear);
+      FusedCase each = test::mixed_case(team, 2 * team + 1, 256, 0);
+      each.seed = static_cast<std::uint64_t>(reference::RowKind::kNear);
       each.shape.hidden = hidden;
       each.shape.want_fp8 = false;
       each.shape.want_bf16 = true;
@@ -375,7 +376,7 @@ TEST_F(FusedContract, TooSmallMailboxIsRefusedBeforeLaunch) {
   auto plan = fused::plan(args_, where_);
   ASSERT_TRUE(plan);
   std::byte region[1024];
-  TeamView team;
+  ChannelView team;
   team.size = 2;
   team.bytes = sizeof region;
   team.base[0] = team.base[1] = region;
@@ -389,21 +390,21 @@ TEST_F(FusedContract, RunRefusesWhatItsPlanWasNotMadeFor) {
   ASSERT_TRUE(plan);
   std::vector<std::byte> region(
       fused::mailbox_bytes({.max_rows = 8, .hidden = 256, .team_size = 2}));
-  TeamView team;
+  ChannelView team;
   team.size = 2;
   team.bytes = region.size();
   team.base[0] = team.base[1] = region.data();
-  const auto expect_refused = [&](const Plan& with, const fused::Args& args, const TeamView& of,
+  const auto expect_refused = [&](const Plan& with, const fused::Args& args, const ChannelView& of,
                                   std::string_view text) {
     const Status refused = fused::run(with, args, of, *stream_);
     EXPECT_EQ(refused.code(), Code::kInvalidArgument);
     EXPECT_TRUE(has(refused.message(), text)) << refused.to_string();
   };
   expect_refused(Plan{}, args_, team, "the plan is empty");
-  TeamView of_three = team;
+  ChannelView of_three = team;
   of_three.size = 3;
   expect_refused(*plan, args_, of_three, "on 3 ranks, but its plan was made for up to 3 rows");
-  TeamView asleep = team;  // its communicator is suspended
+  ChannelView asleep = team;  // its communicator is suspended
   asleep.base[1] = nullptr;
   expect_refused(*plan, args_, asleep, "the mailbox has no memory of rank 1");
   for (const auto& change : std::vector<std::function<void(Plan&)>>{

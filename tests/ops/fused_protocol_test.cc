@@ -9,6 +9,7 @@
 #include <random>
 
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
+#include "tenon/reference/inputs.h"
 #include "tests/support/fused_run.h"
 #include "tests/support/hand_made_team.h"
 #include "tests/support/ranks.h"
@@ -18,14 +19,14 @@ namespace tenon {
 namespace {
 
 namespace fused = fused_allreduce_rmsnorm_quant;
-using testing::BoundaryTensors;
-using testing::FusedCase;
+using test::BoundaryTensors;
+using test::FusedCase;
 
 struct Prepared {
   FusedCase call;
   std::string_view variant;
-  testing::BoundaryInputs inputs;
-  testing::BoundaryOutputs expected;
+  reference::BoundaryInputs inputs;
+  reference::BoundaryOutputs expected;
 };
 
 // Calls of different rows, widths, types and outputs, all in one mailbox.
@@ -35,7 +36,7 @@ std::vector<Prepared> prepare(Target target, int team, int count, int max_rows, 
   std::vector<Prepared> calls(static_cast<std::size_t>(count));
   for (int i = 0; i < count; ++i) {
     Prepared& each = calls[static_cast<std::size_t>(i)];
-    testing::BoundaryCase& shape = each.call.shape;
+    reference::BoundaryCase& shape = each.call.shape;
     shape.team = team;
     shape.rows = 1 + i * 5 % max_rows;
     shape.hidden = i % 3 == 0 ? max_hidden : 64 * (1 + i % 2);
@@ -45,10 +46,10 @@ std::vector<Prepared> prepare(Target target, int team, int count, int max_rows, 
     shape.want_fp8 = i % 4 != 2;
     shape.fp8 = i % 5 == 0 ? DType::kE4M3Fnuz : DType::kE4M3;
     each.call.spread_residual = i % 6 == 5;
-    const auto able = testing::variants_of(shape, target);
+    const auto able = test::variants_of(shape, target);
     each.variant = able[static_cast<std::size_t>(i * 7 % 10) % able.size()];
-    each.inputs = testing::make_inputs(shape, static_cast<std::uint64_t>(i));
-    each.expected = testing::boundary_oracle(shape, each.inputs);
+    each.inputs = reference::make_inputs(shape, static_cast<std::uint64_t>(i));
+    each.expected = reference::boundary(shape, each.inputs);
   }
   return calls;
 }
@@ -63,16 +64,15 @@ class Runner {
     stream_.emplace(*std::move(stream));
     std::size_t bytes = 0;
     for (const Prepared& each : prepared) {
-      const testing::BoundaryCase& shape = each.call.shape;
+      const reference::BoundaryCase& shape = each.call.shape;
       bytes = std::max(bytes, fused::mailbox_bytes({2, shape.hidden, comm.size()}));
       tensors_.push_back(
           std::make_unique<BoundaryTensors>(shape, each.inputs, rank, comm.device(), *stream_));
-      auto plan =
-          testing::plan_of(testing::fused_args(each.call, *tensors_.back()), comm, each.variant);
+      auto plan = test::plan_of(test::fused_args(each.call, *tensors_.back()), comm, each.variant);
       EXPECT_TRUE(plan);
       plans_.push_back(*plan);
     }
-    auto mailbox = comm.mailbox(bytes, "boundary");
+    auto mailbox = comm.make_channel(bytes, "boundary");
     EXPECT_TRUE(mailbox) << mailbox.status().to_string();
     mailbox_ = *std::move(mailbox);
     meet(comm);
@@ -81,12 +81,12 @@ class Runner {
   Stream& stream() { return *stream_; }
   void reset(std::size_t i) { tensors_[i]->reset(*stream_); }
   Status enqueue(std::size_t i) {
-    return fused::run(plans_[i], testing::fused_args(prepared_[i].call, *tensors_[i]),
-                      mailbox_.team(), *stream_);
+    return fused::run(plans_[i], test::fused_args(prepared_[i].call, *tensors_[i]), mailbox_.view(),
+                      *stream_);
   }
   std::string compare(std::size_t i) {
-    return testing::compare_fused(prepared_[i].call, *tensors_[i], prepared_[i].expected,
-                                  prepared_[i].variant, rank_, *stream_);
+    return test::compare_fused(prepared_[i].call, *tensors_[i], prepared_[i].expected,
+                               prepared_[i].variant, rank_, *stream_);
   }
   std::string run(std::size_t i) {
     reset(i);
@@ -103,7 +103,7 @@ class Runner {
   std::optional<Stream> stream_;
   std::vector<std::unique_ptr<BoundaryTensors>> tensors_;
   std::vector<Plan> plans_;
-  Mailbox mailbox_;
+  Channel mailbox_;
 };
 
 // Yields for a random while: a rank that is late without asking the clock.
@@ -123,7 +123,7 @@ void soak(Target target, int team, int calls, int max_rows, int max_hidden) {
       if (order() % 4 == 0 && static_cast<int>(order() % static_cast<unsigned>(team)) == rank)
         dawdle(own);
       ASSERT_EQ(runner.run(i), "") << "call " << n << ", " << prepared[i].variant << " "
-                                   << testing::describe(prepared[i].call.shape);
+                                   << reference::describe(prepared[i].call.shape);
     }
     meet(comm);
   });
@@ -222,8 +222,8 @@ TEST(FusedProtocol, RankWithOtherRowsIsNamed) {
     std::vector<Prepared> made = prepare(Target::kCpu, team, 1, 1, 128);
     made[0].variant = choice.variant;
     made[0].call.shape.rows = choice.rows;
-    made[0].inputs = testing::make_inputs(made[0].call.shape, 0);
-    made[0].expected = testing::boundary_oracle(made[0].call.shape, made[0].inputs);
+    made[0].inputs = reference::make_inputs(made[0].call.shape, 0);
+    made[0].expected = reference::boundary(made[0].call.shape, made[0].inputs);
     return made;
   };
   constexpr Choice kChoices[] = {{"one_shot", 3},        {"one_shot", 5}, {"one_shot_packed", 3},
@@ -261,8 +261,8 @@ TEST(FusedProtocol, OtherRowsAreFoundOutAtOnce) {
   std::vector<Prepared> many = few;
   many[0].call.shape.rows = 7;
   for (std::vector<Prepared>* each : {&few, &many}) {
-    (*each)[0].inputs = testing::make_inputs((*each)[0].call.shape, 0);
-    (*each)[0].expected = testing::boundary_oracle((*each)[0].call.shape, (*each)[0].inputs);
+    (*each)[0].inputs = reference::make_inputs((*each)[0].call.shape, 0);
+    (*each)[0].expected = reference::boundary((*each)[0].call.shape, (*each)[0].inputs);
   }
   RankOptions options;
   options.deadline = std::chrono::milliseconds(60'000);
@@ -292,21 +292,20 @@ using Bytes = std::vector<std::byte>;
 // holds only `arrived`, which its peer left in the same way. The wait for the rest ends in `fault`.
 Bytes sent_alone(Target target, const Prepared& call, int rank, const Bytes& arrived,
                  FaultRecord& fault) {
-  const testing::BoundaryCase& shape = call.call.shape;
+  const reference::BoundaryCase& shape = call.call.shape;
   const Device device{target, 0};
-  const testing::HandMadeTeam team(2, fused::mailbox_bytes({shape.rows, shape.hidden, 2}),
-                                   50'000'000);
-  const TeamView& view = team.view(rank);
+  const test::HandMadeTeam team(2, fused::mailbox_bytes({shape.rows, shape.hidden, 2}), 50'000'000);
+  const ChannelView& view = team.view(rank);
   EXPECT_LE(arrived.size(), view.bytes);
   std::copy(arrived.begin(), arrived.end(), view.base[rank]);
   auto stream = Stream::create(device);
-  auto where = situation(device);
+  auto where = plan_context(device);
   EXPECT_TRUE(stream && where);
   where->team_size = 2;
   where->peer_pointers = true;
   where->properties.max_cooperative_blocks = view.max_blocks;
   const BoundaryTensors tensors(shape, call.inputs, rank, device, *stream);
-  const fused::Args args = testing::fused_args(call.call, tensors);
+  const fused::Args args = test::fused_args(call.call, tensors);
   const auto plan = fused::plan(args, *where, call.variant);
   EXPECT_TRUE(plan) << plan.status().to_string();
   const Status ran = fused::run(*plan, args, view, *stream);
@@ -335,12 +334,12 @@ TEST(FusedProtocol, ResultOfARowThatOneThreadLostIsNotSent) {
     for (const char* variant : {"two_shot", "two_shot_packed"}) {
       SCOPED_TRACE(test::to_string(target) + ", " + variant);
       Prepared call{};
-      testing::BoundaryCase& shape = call.call.shape;
+      reference::BoundaryCase& shape = call.call.shape;
       shape.rows = 2;
       shape.hidden = 1024;  // two waves or more; codes and scales are 66 vectors, of 128 threads
       shape.want_bf16 = false;
       call.variant = variant;
-      call.inputs = testing::make_inputs(shape, 1, true);
+      call.inputs = reference::make_inputs(shape, 1, true);
       FaultRecord fault{};
       Bytes arrived = sent_alone(target, call, 1, {}, fault);
       const Bytes parts = sent_alone(target, call, 0, {}, fault);

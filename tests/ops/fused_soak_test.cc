@@ -17,7 +17,8 @@
 #include <thread>
 
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
-#include "tests/support/boundary_oracle.h"
+#include "tenon/reference/boundary.h"
+#include "tenon/reference/inputs.h"
 #include "tests/support/chaos.h"
 #include "tests/support/fused_run.h"
 #include "tests/support/ranks.h"
@@ -46,18 +47,18 @@ Extent extent_of(Target target) {
 // --- cases --------------------------------------------------------------------------------------
 
 struct SoakCase {
-  testing::BoundaryCase shape;
+  reference::BoundaryCase shape;
   bool spread_residual = false;
   int gap = 0;  // elements between rows
-  testing::BoundaryInputs inputs;
-  testing::BoundaryOutputs expected;
+  reference::BoundaryInputs inputs;
+  reference::BoundaryOutputs expected;
 };
 
 SoakCase nth_case(int i, int team, int rows, int least_hidden) {
   constexpr ScaleLayout kLayouts[] = {ScaleLayout::kRow, ScaleLayout::kMnMajor,
                                       ScaleLayout::kUe8m0Packed};
   SoakCase made;
-  testing::BoundaryCase& shape = made.shape;
+  reference::BoundaryCase& shape = made.shape;
   shape.team = team;
   shape.rows = rows;
   const int widths = rows > 100 ? 1 : rows > 32 ? 2 : 3;  // long ones are narrow
@@ -86,8 +87,8 @@ std::vector<SoakCase> make_cases(const Extent& extent, int team) {
   std::vector<std::thread> threads;
   for (std::size_t i = 0; i < cases.size(); ++i)
     threads.emplace_back([&each = cases[i], i] {
-      each.inputs = testing::make_inputs(each.shape, i, true);
-      each.expected = testing::boundary_oracle(each.shape, each.inputs);
+      each.inputs = reference::make_inputs(each.shape, i, true);
+      each.expected = reference::boundary(each.shape, each.inputs);
     });
   for (std::thread& thread : threads) thread.join();
   return cases;
@@ -173,7 +174,7 @@ struct Places {
 };
 
 Places place(const SoakCase& each, int rank, Image& image) {
-  const testing::BoundaryCase& shape = each.shape;
+  const reference::BoundaryCase& shape = each.shape;
   const auto hidden = static_cast<std::size_t>(shape.hidden);
   const auto gap = static_cast<std::size_t>(each.gap);
   const auto put16 = [&](const std::vector<std::uint16_t>* rows) {
@@ -210,7 +211,7 @@ Places place(const SoakCase& each, int rank, Image& image) {
 }
 
 fused::Args args_of(const SoakCase& each, const Places& at, const Image& image, Device device) {
-  const testing::BoundaryCase& shape = each.shape;
+  const reference::BoundaryCase& shape = each.shape;
   const auto rows_at = [&](const Image::Rows& rows, DType dtype) {
     TensorView made = view(image.address(rows.at), dtype, device, {shape.rows, shape.hidden});
     made.stride[0] = rows.stride / static_cast<std::int64_t>(size_of(dtype));
@@ -238,7 +239,7 @@ fused::Args args_of(const SoakCase& each, const Places& at, const Image& image, 
 }
 
 // A plan of the variant, where need be that of fewer rows: a limit is about speed.
-Result<Plan> plan_for(const fused::Args& args, const Situation& where, std::string_view variant) {
+Result<Plan> plan_for(const fused::Args& args, const PlanContext& where, std::string_view variant) {
   auto plan = fused::plan(args, where, variant);
   fused::Args fewer = args;
   for (std::int64_t rows = args.residual.shape[0] / 2; !plan && rows > 0; rows /= 2) {
@@ -287,7 +288,7 @@ class Soaker {
     for (int n = 0; n < batch.num_picks; ++n) {
       if (below(own_, 16) == 0) TENON_TRY(delay(extent_.delay_us));
       const std::size_t i = batch.picks[n];
-      TENON_TRY(fused::run(plans_[i][batch.variants[n]], args_[i], mailboxes_[batch.channel].team(),
+      TENON_TRY(fused::run(plans_[i][batch.variants[n]], args_[i], mailboxes_[batch.channel].view(),
                            *stream_));
     }
     if (spoiled_ != nullptr)
@@ -383,11 +384,11 @@ class Soaker {
   }
 
   Status make_plans() {
-    TENON_ASSIGN(const Situation where, situation(comm_));
+    TENON_ASSIGN(const PlanContext where, plan_context(comm_));
     plans_.resize(cases_.size());
     for (std::size_t i = 0; i < cases_.size(); ++i) {
       args_.push_back(args_of(cases_[i], places_[i], image_, comm_.device()));
-      const bool packs = testing::variants_of(cases_[i].shape, target_).size() == kNumVariants;
+      const bool packs = test::variants_of(cases_[i].shape, target_).size() == kNumVariants;
       for (int n = 0; n < kNumVariants; ++n) {
         TENON_ASSIGN(plans_[i][n], plan_for(args_[i], where, kVariants[packs ? n : n % 2]));
       }
@@ -405,7 +406,7 @@ class Soaker {
                                              fused::mailbox_bytes({20, widest, team}),
                                              fused::mailbox_bytes({1, widest, team})};
     for (int n = 0; n < kNumChannels; ++n) {
-      TENON_ASSIGN(mailboxes_[n], comm_.mailbox(bytes[n], "soak " + std::to_string(n)));
+      TENON_ASSIGN(mailboxes_[n], comm_.make_channel(bytes[n], "soak " + std::to_string(n)));
     }
     return Status::ok();
   }
@@ -446,7 +447,7 @@ class Soaker {
   std::size_t state_at_ = 0, regions_at_ = 0;
   std::vector<fused::Args> args_;
   std::vector<std::array<Plan, kNumVariants>> plans_;
-  Mailbox mailboxes_[kNumChannels];
+  Channel mailboxes_[kNumChannels];
   std::vector<Graph> graphs_;
   int num_enqueued_ = 0, turn_ = 0;  // kernels since the last event
   std::byte* spoiled_ = nullptr;
@@ -460,7 +461,7 @@ std::string describe(const Report& report, const std::vector<SoakCase>& cases) {
                 "%u bytes differ; the first in call %u, case %u, %s, byte %u: ", report.mismatches,
                 report.call, report.index, kTensorNames[report.tensor], report.offset);
   return text + std::to_string(report.found) + " instead of " + std::to_string(report.expected) +
-         "; " + testing::describe(cases[report.index].shape);
+         "; " + reference::describe(cases[report.index].shape);
 }
 
 // What all ranks of one soak count together.
@@ -649,8 +650,8 @@ TEST(FusedSoak, TheCheckNoticesOneByte) {
     for (int i : {0, 1, 2}) {
       cases.push_back(nth_case(i, 2, 3, 256));
       SoakCase& each = cases.back();
-      each.inputs = testing::make_inputs(each.shape, static_cast<std::uint64_t>(i), true);
-      each.expected = testing::boundary_oracle(each.shape, each.inputs);
+      each.inputs = reference::make_inputs(each.shape, static_cast<std::uint64_t>(i), true);
+      each.expected = reference::boundary(each.shape, each.inputs);
     }
     RankOptions options;
     options.target = target;

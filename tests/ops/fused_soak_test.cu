@@ -1,6 +1,6 @@
 #include "tests/ops/fused_soak_test.h"
 
-#include "tenon/gpu/gpu.h"
+#include "tenon/device/device.cuh"
 
 namespace tenon::TENON_TARGET::fused_soak_test {
 

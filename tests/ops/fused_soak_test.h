@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "tenon/gpu/runtime.h"
+#include "tenon/device/runtime.h"
 
 namespace tenon::fused_soak_test {
 

@@ -174,7 +174,7 @@ StepResult run_step(const Weights& weights, const std::vector<Part>& parts, Stat
   args.out = view(result.out.data(), DType::kBF16, device, {tokens, weights.value_dim()});
   args.max_tokens_per_sequence = longest;
 
-  const auto where = situation(device);
+  const auto where = plan_context(device);
   EXPECT_TRUE(where) << where.status().to_string();
   auto stream = Stream::create(device);
   EXPECT_TRUE(stream) << stream.status().to_string();

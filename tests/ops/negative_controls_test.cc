@@ -15,13 +15,13 @@ namespace tenon {
 namespace {
 
 namespace kernels = weak::fused_allreduce_rmsnorm_quant;
-using testing::Weakness;
-using testing::WeakSeries;
+using test::Weakness;
+using test::WeakSeries;
 using weak::ChosenRules;
 using weak::Rule;
 
 Status launch_fused(std::string_view variant, int blocks,
-                    const fused_allreduce_rmsnorm_quant::Args& args, const TeamView& team,
+                    const fused_allreduce_rmsnorm_quant::Args& args, const ChannelView& team,
                     Stream& stream) {
   LaunchShape shape;
   shape.blocks = blocks;
@@ -38,10 +38,10 @@ Status launch_fused(std::string_view variant, int blocks,
 }
 
 std::string run_series(const WeakSeries& series) {
-  return testing::run_series(series, {Target::kCpu, launch_fused, nullptr});
+  return test::run_series(series, {Target::kCpu, launch_fused, nullptr});
 }
 std::string first_finding(const WeakSeries& series, int seeds) {
-  return testing::first_finding(series, seeds, {Target::kCpu, launch_fused, nullptr});
+  return test::first_finding(series, seeds, {Target::kCpu, launch_fused, nullptr});
 }
 
 using Variants = std::vector<std::string_view>;

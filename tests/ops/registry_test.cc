@@ -65,7 +65,7 @@ struct SmallCall {
 
 TEST(Registry, PlanSaysWhatWasChosen) {
   SmallCall call;
-  auto where = situation({Target::kCpu, 0});
+  auto where = plan_context({Target::kCpu, 0});
   ASSERT_TRUE(where);
   const auto plan = choose(Op::fp8_quant, &call.args, *where);
   ASSERT_TRUE(plan);
@@ -78,7 +78,7 @@ TEST(Registry, PlanSaysWhatWasChosen) {
 
 TEST(Registry, UnknownVariantNamesTheKnownOnes) {
   SmallCall call;
-  auto where = situation({Target::kCpu, 0});
+  auto where = plan_context({Target::kCpu, 0});
   ASSERT_TRUE(where);
   const auto plan = choose(Op::fp8_quant, &call.args, *where, "no_such");
   ASSERT_FALSE(plan);
@@ -92,7 +92,7 @@ TEST(Registry, TargetOutsideTheBuildIsRefused) {
   for (int t = 0; t < kNumTargets; ++t) {
     const auto target = static_cast<Target>(t);
     if (variants(Op::fp8_quant, target) != nullptr) continue;
-    Situation where;
+    PlanContext where;
     where.device.target = target;
     const auto plan = choose(Op::fp8_quant, &call.args, where);
     ASSERT_FALSE(plan);
@@ -104,7 +104,7 @@ TEST(Registry, TargetOutsideTheBuildIsRefused) {
 TEST(Registry, LaunchJumpsThroughThePlan) {
   SmallCall call;
   std::fill(std::begin(call.in), std::end(call.in), to_bf16(1.0f).bits);
-  auto where = situation({Target::kCpu, 0});
+  auto where = plan_context({Target::kCpu, 0});
   ASSERT_TRUE(where);
   const auto plan = choose(Op::fp8_quant, &call.args, *where);
   ASSERT_TRUE(plan);
@@ -120,7 +120,7 @@ TEST(RegistryChild, DISABLED_Early) {
   const SmallCall call;
   const auto comm = Communicator::create({}, Device{});
   ASSERT_TRUE(comm);
-  const auto alone = situation(Device{}), in_team = situation(**comm);
+  const auto alone = plan_context(Device{}), in_team = plan_context(**comm);
   ASSERT_TRUE(alone && in_team);
   const auto plan = fp8_quant::plan(call.args, *alone);
   ASSERT_TRUE(plan);

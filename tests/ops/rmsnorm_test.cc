@@ -4,25 +4,28 @@
 
 #include <gtest/gtest.h>
 
-#include "tests/support/boundary_oracle.h"
+#include "tenon/reference/boundary.h"
+#include "tenon/reference/compare.h"
+#include "tenon/reference/inputs.h"
 #include "tests/support/boundary_tensors.h"
+#include "tests/support/second_oracle.h"
 #include "tests/support/targets.h"
 
 namespace tenon {
 namespace {
 
-using testing::BoundaryCase;
-using testing::BoundaryInputs;
-using testing::BoundaryOutputs;
-using testing::BoundaryTensors;
+using reference::BoundaryCase;
+using reference::BoundaryInputs;
+using reference::BoundaryOutputs;
+using test::BoundaryTensors;
 
 constexpr ScaleLayout kLayouts[] = {ScaleLayout::kRow, ScaleLayout::kMnMajor,
                                     ScaleLayout::kUe8m0Packed};
 
 // The n-th of a series of cases that goes through types, layouts, groups and flags at different
 // paces, so that a few dozen meet most pairs.
-BoundaryCase nth_case(int n, int rows, int hidden) {
-  BoundaryCase shape;
+reference::BoundaryCase nth_case(int n, int rows, int hidden) {
+  reference::BoundaryCase shape;
   shape.rows = rows;
   shape.hidden = hidden;
   shape.team = 1;
@@ -42,7 +45,7 @@ BoundaryCase nth_case(int n, int rows, int hidden) {
   return shape;
 }
 
-rmsnorm::Args args_of(const BoundaryCase& shape, const BoundaryTensors& tensors) {
+rmsnorm::Args args_of(const reference::BoundaryCase& shape, const BoundaryTensors& tensors) {
   rmsnorm::Args args;
   args.y = tensors.addend;
   args.residual = tensors.residual;
@@ -55,38 +58,39 @@ rmsnorm::Args args_of(const BoundaryCase& shape, const BoundaryTensors& tensors)
 }
 
 // Runs the case and says what is wrong with it. `threads` overrides the block.
-std::string run_case(const BoundaryCase& shape, std::uint64_t seed, Target target, int threads = 0,
-                     int gap = 0) {
+std::string run_case(const reference::BoundaryCase& shape, std::uint64_t seed, Target target,
+                     int threads = 0, int gap = 0) {
   const Device device{target, 0};
   auto stream = Stream::create(device);
   if (!stream) return stream.status().to_string();
-  const BoundaryInputs inputs = testing::make_inputs(shape, seed);
+  const reference::BoundaryInputs inputs = reference::make_inputs(shape, seed);
   const BoundaryTensors tensors(shape, inputs, 0, device, *stream, gap);
   const rmsnorm::Args args = args_of(shape, tensors);
   if (Status checked = rmsnorm::check(args); !checked) return checked.to_string();
-  auto where = situation(device);
+  auto where = plan_context(device);
   if (!where) return where.status().to_string();
   auto plan = rmsnorm::plan(args, *where);
   if (!plan) return plan.status().to_string();
   if (threads != 0) plan->shape.threads = threads;
   if (Status ran = rmsnorm::run(*plan, args, *stream); !ran) return ran.to_string();
   std::string wrong;
-  const BoundaryOutputs found = tensors.read(*stream, wrong);
+  const reference::BoundaryOutputs found = tensors.read(*stream, wrong);
   if (!wrong.empty()) return wrong;
-  return testing::difference(shape, testing::boundary_oracle(shape, inputs), found);
+  return reference::difference(shape, reference::boundary(shape, inputs), found);
 }
 
 TEST(BoundaryOracle, FormulationsAgree) {
   int n = 0;
   for (int hidden : {128, 256, 640, 2880}) {
     for (int team = 1; team <= 8; ++team, ++n) {
-      BoundaryCase shape = nth_case(n, 7, hidden);
+      reference::BoundaryCase shape = nth_case(n, 7, hidden);
       shape.team = team;
-      const BoundaryInputs inputs = testing::make_inputs(shape, static_cast<std::uint64_t>(n));
-      EXPECT_EQ(testing::difference(shape, testing::boundary_oracle(shape, inputs),
-                                    testing::second_oracle(shape, inputs)),
+      const reference::BoundaryInputs inputs =
+          reference::make_inputs(shape, static_cast<std::uint64_t>(n));
+      EXPECT_EQ(reference::difference(shape, reference::boundary(shape, inputs),
+                                      test::second_oracle(shape, inputs)),
                 "")
-          << testing::describe(shape);
+          << reference::describe(shape);
     }
   }
 }
@@ -94,13 +98,13 @@ TEST(BoundaryOracle, FormulationsAgree) {
 TEST(BoundaryOracle, InputsTellTheOrderOfSummation) {
   for (DType dtype : {DType::kBF16, DType::kF16}) {
     for (int team = 3; team <= 8; ++team) {
-      BoundaryCase shape;
+      reference::BoundaryCase shape;
       shape.team = team;
       shape.hidden = 640;
       shape.dtype = shape.weight_dtype = dtype;
-      const BoundaryInputs inputs = testing::make_inputs(shape, 3, true);
+      const reference::BoundaryInputs inputs = reference::make_inputs(shape, 3, true);
       for (int first = 1; first < team; ++first)
-        EXPECT_GT(testing::order_sensitive_elements(shape, inputs, first), shape.hidden / 50)
+        EXPECT_GT(reference::order_sensitive_elements(shape, inputs, first), shape.hidden / 50)
             << name(dtype) << " " << team << " ranks from " << first;
     }
   }
@@ -111,9 +115,9 @@ TEST(Rmsnorm, MatchesOracleOnEveryTarget) {
     int n = 0;
     for (int hidden : {128, 256, 640, 2048, 2880, 4096}) {
       for (int rows : {1, 3, 7}) {
-        const BoundaryCase shape = nth_case(n, rows, hidden);
+        const reference::BoundaryCase shape = nth_case(n, rows, hidden);
         EXPECT_EQ(run_case(shape, static_cast<std::uint64_t>(n), target), "")
-            << name(target) << " " << testing::describe(shape);
+            << name(target) << " " << reference::describe(shape);
         ++n;
       }
     }
@@ -125,7 +129,7 @@ TEST(Rmsnorm, EveryGroupLayoutAndType) {
     for (int group : {32, 64, 128, 256}) {
       for (ScaleLayout layout : kLayouts) {
         for (DType fp8 : {DType::kE4M3, DType::kE4M3Fnuz}) {
-          BoundaryCase shape;
+          reference::BoundaryCase shape;
           shape.team = 1;
           shape.rows = 5;
           shape.hidden = 768;
@@ -134,7 +138,7 @@ TEST(Rmsnorm, EveryGroupLayoutAndType) {
           shape.fp8 = fp8;
           shape.dtype = shape.weight_dtype = group == 64 ? DType::kF16 : DType::kBF16;
           EXPECT_EQ(run_case(shape, 1, target), "")
-              << name(target) << " " << testing::describe(shape);
+              << name(target) << " " << reference::describe(shape);
         }
       }
     }
@@ -148,9 +152,9 @@ TEST(Rmsnorm, BitsDoNotDependOnTheBlock) {
     for (int hidden : {640, 2880, 8192, 16384}) {
       for (int threads : {64, 3 * 64, 256, 512}) {
         if (threads * 4 * 8 < hidden) continue;  // a thread takes four vectors of 8 at most
-        const BoundaryCase shape = nth_case(hidden + threads / 64, 2, hidden);
+        const reference::BoundaryCase shape = nth_case(hidden + threads / 64, 2, hidden);
         EXPECT_EQ(run_case(shape, 5, target, threads), "")
-            << name(target) << " " << threads << " threads, " << testing::describe(shape);
+            << name(target) << " " << threads << " threads, " << reference::describe(shape);
       }
     }
   }
@@ -171,7 +175,7 @@ TEST(Rmsnorm, RowsMayBeStrided) {
 TEST(Rmsnorm, ZeroRowsIsLegal) {
   for (Target target : test::usable_targets())
     for (ScaleLayout layout : kLayouts) {
-      BoundaryCase shape;
+      reference::BoundaryCase shape;
       shape.team = 1;
       shape.rows = 0;
       shape.layout = layout;
@@ -183,10 +187,10 @@ TEST(Rmsnorm, CheckNamesWhatIsWrong) {
   const Device device{Target::kCpu, 0};
   auto stream = Stream::create(device);
   ASSERT_TRUE(stream);
-  BoundaryCase shape;
+  reference::BoundaryCase shape;
   shape.rows = 3;
   shape.team = 1;
-  const BoundaryInputs inputs = testing::make_inputs(shape, 0);
+  const reference::BoundaryInputs inputs = reference::make_inputs(shape, 0);
   const BoundaryTensors tensors(shape, inputs, 0, device, *stream);
   const rmsnorm::Args good = args_of(shape, tensors);
   ASSERT_TRUE(rmsnorm::check(good)) << rmsnorm::check(good).to_string();
@@ -223,15 +227,15 @@ TEST(Rmsnorm, CheckNamesWhatIsWrong) {
 TEST(Rmsnorm, RunRefusesWhatItsPlanWasNotMadeFor) {
   const Device device{Target::kCpu, 0};
   auto stream = Stream::create(device);
-  auto where = situation(device);
+  auto where = plan_context(device);
   ASSERT_TRUE(stream && where);
-  BoundaryCase shape;
+  reference::BoundaryCase shape;
   shape.rows = 3;
   shape.team = 1;
-  const BoundaryTensors tensors(shape, testing::make_inputs(shape, 0), 0, device, *stream);
+  const BoundaryTensors tensors(shape, reference::make_inputs(shape, 0), 0, device, *stream);
   tensors.reset(*stream);
   std::string damage;
-  const BoundaryOutputs before = tensors.read(*stream, damage);
+  const reference::BoundaryOutputs before = tensors.read(*stream, damage);
   const rmsnorm::Args good = args_of(shape, tensors);
   const auto plan = rmsnorm::plan(good, *where);
   ASSERT_TRUE(plan);
@@ -247,15 +251,15 @@ TEST(Rmsnorm, RunRefusesWhatItsPlanWasNotMadeFor) {
   expect_refused(other, good, *stream, "the plan is one of fp8_quant");
 
   shape.rows = 2;
-  const BoundaryTensors few(shape, testing::make_inputs(shape, 0), 0, device, *stream);
+  const BoundaryTensors few(shape, reference::make_inputs(shape, 0), 0, device, *stream);
   const auto short_plan = rmsnorm::plan(args_of(shape, few), *where);
   shape.rows = 3;
   shape.hidden = 512;
-  const BoundaryTensors wide(shape, testing::make_inputs(shape, 0), 0, device, *stream);
+  const BoundaryTensors wide(shape, reference::make_inputs(shape, 0), 0, device, *stream);
   const auto wide_plan = rmsnorm::plan(args_of(shape, wide), *where);
   shape.hidden = 256;
   shape.dtype = shape.weight_dtype = DType::kF16;
-  const BoundaryTensors halves(shape, testing::make_inputs(shape, 0), 0, device, *stream);
+  const BoundaryTensors halves(shape, reference::make_inputs(shape, 0), 0, device, *stream);
   const auto halves_plan = rmsnorm::plan(args_of(shape, halves), *where);
   ASSERT_TRUE(short_plan && wide_plan && halves_plan);
   expect_refused(*short_plan, good, *stream, "made for up to 2 rows of 256 bf16");
@@ -273,20 +277,20 @@ TEST(Rmsnorm, RunRefusesWhatItsPlanWasNotMadeFor) {
   args = good;
   args.residual.data = good.out.bf16->data;
   expect_refused(*plan, args, *stream, "residual and out.bf16 overlap");
-  EXPECT_EQ(testing::difference(shape, before, tensors.read(*stream, damage)), "");
+  EXPECT_EQ(reference::difference(shape, before, tensors.read(*stream, damage)), "");
 
-  EXPECT_TRUE(rmsnorm::run(*plan, args_of(BoundaryCase{shape}, few), *stream));
+  EXPECT_TRUE(rmsnorm::run(*plan, args_of(reference::BoundaryCase{shape}, few), *stream));
   EXPECT_TRUE(rmsnorm::run(*plan, good, *stream));
 }
 
 TEST(Rmsnorm, PlansSayWhetherKernelsStartEarly) {
   const Device device{Target::kCpu, 0};
   auto stream = Stream::create(device);
-  auto where = situation(device);
+  auto where = plan_context(device);
   ASSERT_TRUE(stream && where);
-  BoundaryCase shape;
+  reference::BoundaryCase shape;
   shape.team = 1;
-  const BoundaryTensors tensors(shape, testing::make_inputs(shape, 0), 0, device, *stream);
+  const BoundaryTensors tensors(shape, reference::make_inputs(shape, 0), 0, device, *stream);
   for (const bool early : {true, false}) {
     where->may_start_early = early;
     const auto plan = rmsnorm::plan(args_of(shape, tensors), *where);
@@ -299,10 +303,10 @@ TEST(Rmsnorm, TrafficCountsEveryTensorOnce) {
   const Device device{Target::kCpu, 0};
   auto stream = Stream::create(device);
   ASSERT_TRUE(stream);
-  BoundaryCase shape;
+  reference::BoundaryCase shape;
   shape.rows = 3;
   shape.team = 1;
-  const BoundaryTensors tensors(shape, testing::make_inputs(shape, 0), 0, device, *stream);
+  const BoundaryTensors tensors(shape, reference::make_inputs(shape, 0), 0, device, *stream);
   const Traffic cost = rmsnorm::traffic(args_of(shape, tensors));
   const double elements = 3 * 256;
   EXPECT_EQ(cost.memory_bytes, elements * (2 + 2 + 2 + 2 + 1) + 256 * 2 + 3 * 2 * 4);

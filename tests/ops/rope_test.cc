@@ -120,7 +120,7 @@ Outputs run_on(Target target, Problem& problem, Problem* planned = nullptr,
     args.q_norm = args.k_norm = view(wide->data(), DType::kF32, device, {problem.shape.head_dim});
   Outputs unused = empty_outputs(planned != nullptr ? planned->shape : problem.shape);
   const Args plan_args = planned != nullptr ? args_of(*planned, unused, device) : args;
-  auto where = situation(device);
+  auto where = plan_context(device);
   EXPECT_TRUE(where) << where.status().to_string();
   auto stream = Stream::create(device);
   EXPECT_TRUE(stream) << stream.status().to_string();
@@ -334,7 +334,7 @@ TEST(Rope, CheckNamesWhatItRefuses) {
   EXPECT_TRUE(check(args)) << check(args).message();
   args.q_norm.dtype = args.k_norm.dtype = DType::kF16;
   EXPECT_NE(check(args).message().find("q_norm"), std::string_view::npos);
-  EXPECT_FALSE(plan(good, *situation(Device{}), "no_such_variant"));
+  EXPECT_FALSE(plan(good, *plan_context(Device{}), "no_such_variant"));
 }
 
 }  // namespace

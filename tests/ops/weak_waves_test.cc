@@ -11,7 +11,7 @@
 #include <cstdlib>
 #include <sstream>
 
-#include "tenon/comm/collectives.cu"
+#include "tenon/comm/collectives/collectives.cu"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.cu"
 #include "tests/support/targets.h"
 #include "tests/support/weak_rules.h"
@@ -21,8 +21,8 @@ namespace tenon {
 namespace {
 
 namespace kernels = weak_wave::fused_allreduce_rmsnorm_quant;
-using testing::Weakness;
-using testing::WeakSeries;
+using test::Weakness;
+using test::WeakSeries;
 using weak_wave::ChosenRules;
 using weak_wave::Rule;
 
@@ -33,12 +33,12 @@ template <class Launch>
 Status run_kernel(int blocks, const Launch& launch) {
   weak_wave::begin_kernel(blocks, kMostThreads);
   const Status ran = launch();
-  testing::weak_memory->show_all();
+  test::weak_memory->show_all();
   return ran;
 }
 
 Status launch_fused(std::string_view variant, int blocks,
-                    const fused_allreduce_rmsnorm_quant::Args& args, const TeamView& team,
+                    const fused_allreduce_rmsnorm_quant::Args& args, const ChannelView& team,
                     Stream& stream) {
   const auto vectors = static_cast<int>(args.residual.shape[1] / 8);
   const auto rows = static_cast<int>(args.residual.shape[0]);
@@ -60,7 +60,7 @@ Status launch_fused(std::string_view variant, int blocks,
     return kernels::launch_two_shot<bf16, Plain, ChosenRules>(shape, args, &team, stream);
   });
 }
-Status launch_all_reduce(const TeamView& team, const TensorView& in, const TensorView& out,
+Status launch_all_reduce(const ChannelView& team, const TensorView& in, const TensorView& out,
                          Stream& stream) {
   return run_kernel(team.max_blocks, [&] {
     return weak_wave::collectives::all_reduce<ChosenRules>(team, in, out, stream);
@@ -97,10 +97,10 @@ class WeakWaves : public ::testing::Test {
     return series;
   }
   static std::string run(const WeakSeries& series) {
-    return testing::run_series(series, {Target::kEmu32, launch_fused, launch_all_reduce});
+    return test::run_series(series, {Target::kEmu32, launch_fused, launch_all_reduce});
   }
   static std::string first_finding(const WeakSeries& series, int seeds) {
-    return testing::first_finding(series, seeds, {Target::kEmu32, launch_fused, launch_all_reduce});
+    return test::first_finding(series, seeds, {Target::kEmu32, launch_fused, launch_all_reduce});
   }
 };
 

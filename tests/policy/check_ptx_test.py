@@ -92,7 +92,7 @@ class CheckPtx(unittest.TestCase):
     def test_sources_that_set_early_are_looked_for(self):
         early = list(check_ptx.early_sources())
         self.assertIn("tenon/ops/rmsnorm/rmsnorm.cu", early)
-        self.assertIn("tenon/comm/collectives.cu", early)
+        self.assertIn("tenon/comm/collectives/collectives.cu", early)
         found, _ = check_ptx.check([], ["tenon/ops/x/x.cu", "tenon/ops/x/x.cc"])
         self.assertEqual(len(found), 2, found)
         self.assertRegex(found[0], "PTX was not given")

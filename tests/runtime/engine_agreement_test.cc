@@ -3,7 +3,7 @@
 
 #include <thread>
 
-#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/runtime/engine.h"
 #include "tests/runtime/fake_model.h"
 

@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <thread>
 
-#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/bootstrap/bootstrap.h"
 #include "tests/runtime/engine_driver.h"
 #include "tests/runtime/failing_new.h"
 #include "tests/support/processes.h"

@@ -1,6 +1,6 @@
 // The engine, the tokenizer and the chat template together on the trained checkpoint in
-// models/tiny: it answers, as transformers does; and neither the batch nor the stage can change a
-// token.
+// checkpoints/tiny: it answers, as transformers does; and neither the batch nor the stage can
+// change a token.
 #include <gtest/gtest.h>
 
 #include <fstream>
@@ -8,9 +8,9 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "tenon/runtime/chat_template.h"
 #include "tenon/runtime/engine.h"
-#include "tenon/runtime/tokenizer.h"
+#include "tenon/text/chat_template.h"
+#include "tenon/text/tokenizer.h"
 
 namespace tenon {
 namespace {

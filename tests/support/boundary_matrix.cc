@@ -1,10 +1,13 @@
 #include "tests/support/boundary_matrix.h"
+#include "tests/support/second_oracle.h"
+#include "tenon/reference/compare.h"
+#include "tenon/reference/inputs.h"
 
 #include <atomic>
 #include <cstdlib>
 #include <thread>
 
-namespace tenon::testing {
+namespace tenon::test {
 namespace {
 
 constexpr int kHiddens[] = {128, 256, 640, 2048, 2560, 2880, 4096, 5120, 8192, 16384};
@@ -47,7 +50,7 @@ Pace pace_of(Target target) {
 
 FusedCase mixed_case(int team, int rows, int hidden, int mix) {
   FusedCase fused_case;
-  BoundaryCase& shape = fused_case.shape;
+  reference::BoundaryCase& shape = fused_case.shape;
   shape.team = team;
   shape.rows = rows;
   shape.hidden = hidden;
@@ -109,8 +112,8 @@ std::vector<Judged> judge(const std::vector<FusedCase>& cases) {
     for (std::size_t i = next++; i < cases.size(); i = next++) {
       const FusedCase& each = cases[i];
       Judged& one = judged[i];
-      one = {each, make_inputs(each.shape, each.seed), {}};
-      one.expected = boundary_oracle(each.shape, one.inputs);
+      one = {each, reference::make_inputs(each.shape, each.seed), {}};
+      one.expected = reference::boundary(each.shape, one.inputs);
       // The second oracle is slow: large cases only in the whole matrix, and there one in four.
       const int elements = each.shape.rows * each.shape.hidden;
       if (elements > 2'000 && !(whole_matrix() && elements <= 200'000 && i % 4 == 0)) continue;
@@ -126,4 +129,4 @@ std::vector<Judged> judge(const std::vector<FusedCase>& cases) {
   return judged;
 }
 
-}  // namespace tenon::testing
+}  // namespace tenon::test

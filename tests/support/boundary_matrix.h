@@ -6,7 +6,7 @@
 
 #include "tests/support/fused_run.h"
 
-namespace tenon::testing {
+namespace tenon::test {
 
 // Whether this run is asked for the whole matrix.
 bool whole_matrix();
@@ -29,9 +29,9 @@ std::vector<FusedCase> every_output(int team, int rows, int hidden);
 // Inputs of a case and what both oracles say they give; the two must agree.
 struct Judged {
   FusedCase call;
-  BoundaryInputs inputs;
-  BoundaryOutputs expected;
+  reference::BoundaryInputs inputs;
+  reference::BoundaryOutputs expected;
 };
 std::vector<Judged> judge(const std::vector<FusedCase>& cases);
 
-}  // namespace tenon::testing
+}  // namespace tenon::test

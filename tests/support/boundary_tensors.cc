@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-namespace tenon::testing {
+namespace tenon::test {
 namespace {
 
 constexpr std::uint8_t kPoison = 0xa5;
@@ -24,7 +24,7 @@ std::vector<std::uint16_t> as_halves(const std::vector<std::uint8_t>& bytes) {
   return out;
 }
 
-std::int64_t scale_bytes(const BoundaryCase& shape) {
+std::int64_t scale_bytes(const reference::BoundaryCase& shape) {
   const auto extents = scale_shape(shape.layout, shape.rows, shape.hidden, shape.group);
   return extents[0] * extents[1] * 4;
 }
@@ -71,8 +71,9 @@ std::vector<std::uint8_t> GuardedRows::read(Stream& stream, const char* what,
   return rows;
 }
 
-BoundaryTensors::BoundaryTensors(const BoundaryCase& shape, const BoundaryInputs& inputs, int rank,
-                                 Device device, Stream& stream, int gap)
+BoundaryTensors::BoundaryTensors(const reference::BoundaryCase& shape,
+                                 const reference::BoundaryInputs& inputs, int rank, Device device,
+                                 Stream& stream, int gap)
     : shape_(shape),
       residual_in_(inputs.residual),
       addend_rows_(device, shape.rows, 2 * shape.hidden, 2 * gap),
@@ -118,8 +119,8 @@ void BoundaryTensors::reset(Stream& stream) const {
   must(stream.synchronize());
 }
 
-BoundaryOutputs BoundaryTensors::read(Stream& stream, std::string& damage) const {
-  BoundaryOutputs found;
+reference::BoundaryOutputs BoundaryTensors::read(Stream& stream, std::string& damage) const {
+  reference::BoundaryOutputs found;
   found.residual = as_halves(residual_rows_.read(stream, "residual", damage));
   found.norm = as_halves(norm_rows_.read(stream, "out.bf16", damage));
   found.codes = code_rows_.read(stream, "out.fp8.data", damage);
@@ -128,4 +129,4 @@ BoundaryOutputs BoundaryTensors::read(Stream& stream, std::string& damage) const
   return found;
 }
 
-}  // namespace tenon::testing
+}  // namespace tenon::test

@@ -1,6 +1,6 @@
 // One rank's tensors of a boundary on a device, for tests of every op and layer that makes
-// NormedRows: inputs from BoundaryInputs, outputs poisoned, gaps between rows and guards behind
-// tensors that nobody may touch.
+// NormedRows: inputs from reference::BoundaryInputs, outputs poisoned, gaps between rows and guards
+// behind tensors that nobody may touch.
 #pragma once
 
 #include <optional>
@@ -9,10 +9,10 @@
 
 #include "tenon/comm/partial_rows.h"
 #include "tenon/core/tensor.h"
-#include "tenon/gpu/runtime.h"
-#include "tests/support/boundary_oracle.h"
+#include "tenon/device/runtime.h"
+#include "tenon/reference/boundary.h"
 
-namespace tenon::testing {
+namespace tenon::test {
 
 // Rows of bytes with `gap` bytes between them and a guard behind.
 class GuardedRows {
@@ -33,8 +33,8 @@ class GuardedRows {
 class BoundaryTensors {
  public:
   // gap: elements between rows of every tensor but the scales; a multiple of 16.
-  BoundaryTensors(const BoundaryCase& shape, const BoundaryInputs& inputs, int rank, Device device,
-                  Stream& stream, int gap = 0);
+  BoundaryTensors(const reference::BoundaryCase& shape, const reference::BoundaryInputs& inputs,
+                  int rank, Device device, Stream& stream, int gap = 0);
 
   TensorView addend, residual, weight;
   NormedRows out;
@@ -42,12 +42,12 @@ class BoundaryTensors {
   // Puts the residual back and poisons every output.
   void reset(Stream& stream) const;
   // What the op wrote. `damage` gets a sentence if it wrote where it must not.
-  BoundaryOutputs read(Stream& stream, std::string& damage) const;
+  reference::BoundaryOutputs read(Stream& stream, std::string& damage) const;
 
  private:
-  const BoundaryCase shape_;
+  const reference::BoundaryCase shape_;
   const std::vector<std::uint16_t> residual_in_;
   GuardedRows addend_rows_, residual_rows_, weight_rows_, norm_rows_, code_rows_, scale_rows_;
 };
 
-}  // namespace tenon::testing
+}  // namespace tenon::test

@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-#include "tenon/comm/collectives.h"
+#include "tenon/comm/collectives/collectives.h"
 #include "tenon/comm/communicator.h"
 #include "tenon/core/fp8.h"
 #include "tests/support/chaos.h"
@@ -16,7 +16,7 @@ namespace tenon::test {
 // element and round.
 class Conformance {
  public:
-  Conformance(Communicator& comm, Stream& stream, const Mailbox& channel)
+  Conformance(Communicator& comm, Stream& stream, const Channel& channel)
       : comm_(comm),
         channel_(channel),
         stream_(stream),
@@ -82,7 +82,7 @@ class Conformance {
   }
 
   Communicator& comm_;
-  const Mailbox& channel_;
+  const Channel& channel_;
   Stream& stream_;
   Delays delays_;
   DeviceArray<std::uint16_t> mine_, peer_sum_, host_sum_;
@@ -93,7 +93,7 @@ inline void conform(Communicator& comm, int num_rounds = 20) {
   auto stream = Stream::create(comm.device());
   ASSERT_TRUE(stream) << stream.status().to_string();
   auto channel =
-      comm.mailbox(collectives::all_reduce_mailbox_bytes(comm.size(), 128), "conformance");
+      comm.make_channel(collectives::all_reduce_mailbox_bytes(comm.size(), 128), "conformance");
   ASSERT_TRUE(channel) << channel.status().to_string();
   Conformance conformance(comm, *stream, *channel);
   meet(comm);

@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "tenon/gpu/runtime.h"
+#include "tenon/device/runtime.h"
 
 namespace tenon::test {
 

@@ -1,10 +1,11 @@
 #include "tests/support/fused_run.h"
+#include "tenon/reference/compare.h"
 
 #include <algorithm>
 
 #include "tests/support/targets.h"
 
-namespace tenon::testing {
+namespace tenon::test {
 
 namespace fused = fused_allreduce_rmsnorm_quant;
 
@@ -21,7 +22,7 @@ fused::Args fused_args(const FusedCase& call, const BoundaryTensors& tensors) {
   return args;
 }
 
-std::vector<std::string_view> variants_of(const BoundaryCase& shape, Target target) {
+std::vector<std::string_view> variants_of(const reference::BoundaryCase& shape, Target target) {
   const int wave = test::wave_of(target), vectors = shape.hidden / 8;
   const int most_threads = target == Target::kCuda ? 1024 : 512;
   const bool fills_waves =
@@ -31,13 +32,14 @@ std::vector<std::string_view> variants_of(const BoundaryCase& shape, Target targ
 }
 
 Result<Plan> plan_of(const fused::Args& args, const Communicator& comm, std::string_view variant) {
-  TENON_ASSIGN(const Situation where, situation(comm));
+  TENON_ASSIGN(const PlanContext where, plan_context(comm));
   return fused::plan(args, where, variant);
 }
 
 std::string run_fused(const FusedCase& call, const BoundaryTensors& tensors,
-                      const BoundaryOutputs& expected, std::string_view variant, Launch how,
-                      const Communicator& comm, const TeamView& team, Stream& stream) {
+                      const reference::BoundaryOutputs& expected, std::string_view variant,
+                      Launch how, const Communicator& comm, const ChannelView& team,
+                      Stream& stream) {
   const fused::Args args = fused_args(call, tensors);
   if (Status checked = fused::check(args); !checked) return checked.to_string();
   auto plan = plan_of(args, comm, variant);
@@ -57,12 +59,12 @@ std::string run_fused(const FusedCase& call, const BoundaryTensors& tensors,
 }
 
 std::string compare_fused(const FusedCase& call, const BoundaryTensors& tensors,
-                          const BoundaryOutputs& expected, std::string_view variant, int rank,
-                          Stream& stream) {
+                          const reference::BoundaryOutputs& expected, std::string_view variant,
+                          int rank, Stream& stream) {
   std::string damage;
-  BoundaryOutputs found = tensors.read(stream, damage);
+  reference::BoundaryOutputs found = tensors.read(stream, damage);
   if (!damage.empty()) return damage;
-  const BoundaryCase& shape = call.shape;
+  const reference::BoundaryCase& shape = call.shape;
   for (int row = 0; row < shape.rows && !call.spread_residual; ++row) {
     const int owner = fused::residual_owner(variant, row, shape.rows, shape.team);
     if (owner < 0 || owner == rank) continue;
@@ -72,4 +74,4 @@ std::string compare_fused(const FusedCase& call, const BoundaryTensors& tensors,
   return difference(shape, expected, found);
 }
 
-}  // namespace tenon::testing
+}  // namespace tenon::test

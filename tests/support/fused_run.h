@@ -6,13 +6,13 @@
 #include <vector>
 
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
-#include "tests/support/boundary_oracle.h"
+#include "tenon/reference/boundary.h"
 #include "tests/support/boundary_tensors.h"
 
-namespace tenon::testing {
+namespace tenon::test {
 
 struct FusedCase {
-  BoundaryCase shape;
+  reference::BoundaryCase shape;
   std::uint64_t seed = 0;
   bool spread_residual = false;
   int gap = 0;  // elements between rows
@@ -23,7 +23,7 @@ fused_allreduce_rmsnorm_quant::Args fused_args(const FusedCase& call,
 
 // The variants that can run a case on `target`. Packed ones take bf16 alone, and on targets with
 // waves only rows that have a vector for every lane of a block.
-std::vector<std::string_view> variants_of(const BoundaryCase& shape, Target target);
+std::vector<std::string_view> variants_of(const reference::BoundaryCase& shape, Target target);
 
 // A plan for `variant`, whatever is fastest.
 Result<Plan> plan_of(const fused_allreduce_rmsnorm_quant::Args& args, const Communicator& comm,
@@ -35,10 +35,11 @@ enum class Launch : std::uint8_t { kEager, kGraph };
 // Runs and compares; what is wrong as a sentence, or nothing. Rows of the residual that belong to
 // another rank after the variant are not compared.
 std::string run_fused(const FusedCase& call, const BoundaryTensors& tensors,
-                      const BoundaryOutputs& expected, std::string_view variant, Launch how,
-                      const Communicator& comm, const TeamView& team, Stream& stream);
+                      const reference::BoundaryOutputs& expected, std::string_view variant,
+                      Launch how, const Communicator& comm, const ChannelView& team,
+                      Stream& stream);
 std::string compare_fused(const FusedCase& call, const BoundaryTensors& tensors,
-                          const BoundaryOutputs& expected, std::string_view variant, int rank,
-                          Stream& stream);
+                          const reference::BoundaryOutputs& expected, std::string_view variant,
+                          int rank, Stream& stream);
 
-}  // namespace tenon::testing
+}  // namespace tenon::test

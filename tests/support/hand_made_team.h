@@ -7,10 +7,10 @@
 #include <memory>
 #include <vector>
 
-#include "tenon/comm/device.h"
+#include "tenon/comm/device/channel_view.h"
 #include "tenon/core/status.h"
 
-namespace tenon::testing {
+namespace tenon::test {
 
 class HandMadeTeam {
  public:
@@ -24,7 +24,7 @@ class HandMadeTeam {
       rank.state.resize(kStateWords);
     }
     for (int r = 0; r < size; ++r) {
-      TeamView& view = rank(r).view;
+      ChannelView& view = rank(r).view;
       view.rank = r;
       view.size = size;
       view.max_blocks = max_blocks;
@@ -39,12 +39,12 @@ class HandMadeTeam {
     }
   }
 
-  const TeamView& view(int of) const { return ranks_[static_cast<std::size_t>(of)].view; }
+  const ChannelView& view(int of) const { return ranks_[static_cast<std::size_t>(of)].view; }
   const FaultRecord& fault(int of) const { return ranks_[static_cast<std::size_t>(of)].fault; }
 
   // Whether a rank's region holds nothing: what a sound protocol leaves behind.
   bool is_empty(int of) const {
-    const TeamView& its = view(of);
+    const ChannelView& its = view(of);
     for (std::size_t i = 0; i < its.bytes; ++i)
       if (its.base[of][i] != std::byte{0xff}) return false;
     return true;
@@ -59,10 +59,10 @@ class HandMadeTeam {
     std::vector<std::uint32_t> state;
     std::uint32_t abort_word = 0;
     FaultRecord fault{};
-    TeamView view;
+    ChannelView view;
   };
   Rank& rank(int of) { return ranks_[static_cast<std::size_t>(of)]; }
   std::vector<Rank> ranks_;
 };
 
-}  // namespace tenon::testing
+}  // namespace tenon::test

@@ -62,9 +62,9 @@ class Process {
     return text_;
   }
 
-  // Waits until the child has printed `text`; false after `patience`.
-  bool prints(const std::string& text, std::chrono::milliseconds patience) {
-    const auto end = std::chrono::steady_clock::now() + patience;
+  // Waits until the child has printed `text`; false after `budget`.
+  bool prints(const std::string& text, std::chrono::milliseconds budget) {
+    const auto end = std::chrono::steady_clock::now() + budget;
     while (output().find(text) == std::string::npos) {
       if (std::chrono::steady_clock::now() > end) return false;
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
@@ -72,9 +72,9 @@ class Process {
     return true;
   }
 
-  // The child's wait status, or −1 if it still runs after `patience`.
-  int wait(std::chrono::milliseconds patience) {
-    const auto end = std::chrono::steady_clock::now() + patience;
+  // The child's wait status, or −1 if it still runs after `budget`.
+  int wait(std::chrono::milliseconds budget) {
+    const auto end = std::chrono::steady_clock::now() + budget;
     int status = 0;
     while (waitpid(pid_, &status, WNOHANG) == 0) {
       if (std::chrono::steady_clock::now() > end) return -1;
@@ -134,10 +134,10 @@ inline std::vector<Process> start_ranks(int size, const std::string& child,
   return ranks;
 }
 
-// Every rank ends with success within `patience`, or the test fails with what it printed.
-inline void expect_all_succeed(std::vector<Process>& ranks, std::chrono::milliseconds patience) {
+// Every rank ends with success within `budget`, or the test fails with what it printed.
+inline void expect_all_succeed(std::vector<Process>& ranks, std::chrono::milliseconds budget) {
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
-    const int status = ranks[rank].wait(patience);
+    const int status = ranks[rank].wait(budget);
     EXPECT_TRUE(status >= 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0)
         << "rank " << rank << " ended with " << status << " and printed:\n"
         << ranks[rank].output();

@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/comm/communicator.h"
 
 namespace tenon {

@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "tenon/gpu/runtime.h"
+#include "tenon/device/runtime.h"
 
 namespace tenon::test {
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "tenon/gpu/runtime.h"
+#include "tenon/device/runtime.h"
 #include "tenon/ops/registry.h"
 
 namespace tenon::test {
@@ -20,7 +20,7 @@ class Bench {
 
   Device device() const { return device_; }
   Stream& stream() { return stream_; }
-  Situation where() const { return must(situation(device_)); }
+  PlanContext where() const { return must(plan_context(device_)); }
 
   // A contiguous tensor with these values; as many as the shape has elements.
   template <class T>

@@ -3,7 +3,7 @@
 // the rest of a target.
 #pragma once
 
-#include "tenon/gpu/cpu/memory.h"
+#include "tenon/device/cpu/memory.h"
 #include "tests/support/weak_memory.h"
 
 namespace tenon::TENON_TARGET {
@@ -19,15 +19,15 @@ using host_memory::store8_bytes;
 using host_memory::ticks;
 
 inline std::uint32_t load_word(const std::uint32_t* at) {
-  return testing::weak_memory->load(at, writer());
+  return test::weak_memory->load(at, writer());
 }
 inline void store_word(std::uint32_t* at, std::uint32_t value) {
-  testing::weak_memory->store(at, value, writer());
-  rest(testing::weak_memory->after_store(value));
+  test::weak_memory->store(at, value, writer());
+  rest(test::weak_memory->after_store(value));
 }
 inline const std::uint32_t* look_at(const void* at) {
   switch_threads();
-  rest(testing::weak_memory->before_look());
+  rest(test::weak_memory->before_look());
   return static_cast<const std::uint32_t*>(at);
 }
 
@@ -61,11 +61,11 @@ inline void store16_relaxed(void* at, Word4 value) {
 }
 inline void fence_system() {
   switch_threads();
-  testing::weak_memory->fence(writer());
+  test::weak_memory->fence(writer());
   host_memory::fence_system();
 }
 inline void store_release(std::uint32_t* at, std::uint32_t value) {
-  testing::weak_memory->fence(writer());
+  test::weak_memory->fence(writer());
   host_memory::store_release(at, value);
 }
 inline void let_next_start() {}

@@ -4,7 +4,7 @@
 
 #include <sched.h>
 
-#include "tenon/gpu/cpu/block.h"
+#include "tenon/device/cpu/block.h"
 #include "tests/support/weak_memory.h"
 
 #define TENON_KERNEL static void
@@ -37,14 +37,14 @@ inline void sync_wave() {}
 inline std::uint32_t max_lane(std::uint32_t value) { return value; }
 
 inline void pause() {
-  testing::weak_memory->idle();
+  test::weak_memory->idle();
   sched_yield();
 }
 
 // For weak_access.h.
-inline testing::WeakMemory::Writer writer() { return {}; }
+inline test::WeakMemory::Writer writer() { return {}; }
 inline void switch_threads() {}
-inline void rest(testing::WeakMemory::Rest how) {
+inline void rest(test::WeakMemory::Rest how) {
   if (how.time.count() == 0) return;
   const auto until = std::chrono::steady_clock::now() + how.time;
   while (std::chrono::steady_clock::now() < until) pause();

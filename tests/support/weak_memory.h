@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-namespace tenon::testing {
+namespace tenon::test {
 
 // Which of the allowed orders a rank shows.
 enum class Weakness : std::uint8_t {
@@ -142,4 +142,4 @@ class WeakMemory {
 // Of the rank whose thread this is; set by the test.
 inline thread_local WeakMemory* weak_memory = nullptr;
 
-}  // namespace tenon::testing
+}  // namespace tenon::test

@@ -1,25 +1,25 @@
-// The rules of comm/slots.h as a test chooses them while it runs: kernels are compiled once, and
-// every negative control breaks a rule of its own. Include it behind the kernels.
+// The rules of comm/device/exchange.cuh as a test chooses them while it runs: kernels are compiled
+// once, and every negative control breaks a rule of its own. Include it behind the kernels.
 #pragma once
 
-#include "tenon/comm/slots.h"
+#include "tenon/comm/device/exchange.cuh"
 
 namespace tenon::TENON_TARGET {
 
 struct ChosenRules {
-  static inline bool kClears = Sound::kClears;
-  static inline bool kMeets = Sound::kMeets;
-  static inline bool kFences = Sound::kFences;
-  static inline bool kFencesCalls = Sound::kFencesCalls;
-  static inline bool kOrdersHops = Sound::kOrdersHops;
-  static inline bool kReadsFirst = Sound::kReadsFirst;
-  static inline bool kCountsAll = Sound::kCountsAll;
-  static inline bool kAdvances = Sound::kAdvances;
-  static inline bool kSharesSlot = Sound::kSharesSlot;
-  static inline bool kRankOrder = Sound::kRankOrder;
-  static inline bool kReplaces = Sound::kReplaces;
-  static inline int kLeastSteps = Sound::kLeastSteps;
-  static inline int kSlots = Sound::kSlots;
+  static inline bool kClears = SoundProtocol::kClears;
+  static inline bool kMeets = SoundProtocol::kMeets;
+  static inline bool kFences = SoundProtocol::kFences;
+  static inline bool kFencesCalls = SoundProtocol::kFencesCalls;
+  static inline bool kOrdersHops = SoundProtocol::kOrdersHops;
+  static inline bool kReadsFirst = SoundProtocol::kReadsFirst;
+  static inline bool kCountsAll = SoundProtocol::kCountsAll;
+  static inline bool kAdvances = SoundProtocol::kAdvances;
+  static inline bool kSharesSlot = SoundProtocol::kSharesSlot;
+  static inline bool kRankOrder = SoundProtocol::kRankOrder;
+  static inline bool kReplaces = SoundProtocol::kReplaces;
+  static inline int kLeastSteps = SoundProtocol::kLeastSteps;
+  static inline int kSlots = SoundProtocol::kSlots;
 };
 
 // One rule as long as this object lives.

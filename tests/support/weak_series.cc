@@ -1,4 +1,6 @@
 #include "tests/support/weak_series.h"
+#include "tenon/reference/compare.h"
+#include "tenon/reference/inputs.h"
 
 #include <atomic>
 #include <thread>
@@ -7,7 +9,7 @@
 #include "tests/support/fused_run.h"
 #include "tests/support/hand_made_team.h"
 
-namespace tenon::testing {
+namespace tenon::test {
 namespace {
 
 constexpr std::string_view kAllReduce = "all_reduce";
@@ -16,8 +18,8 @@ float float_of(std::uint16_t bits) { return to_float(bf16{bits}); }
 
 struct Prepared {
   FusedCase call;
-  BoundaryInputs inputs;
-  BoundaryOutputs expected;
+  reference::BoundaryInputs inputs;
+  reference::BoundaryOutputs expected;
   std::vector<std::uint16_t> sum;  // what all_reduce makes of the addends
 };
 
@@ -27,7 +29,7 @@ std::vector<Prepared> prepare(const WeakSeries& series) {
   std::mt19937 random(series.seed);
   for (std::size_t i = 0; i < calls.size(); ++i) {
     Prepared& each = calls[i];
-    BoundaryCase& shape = each.call.shape;
+    reference::BoundaryCase& shape = each.call.shape;
     const auto choices = static_cast<std::uint32_t>(series.max_rows - series.min_rows + 1);
     shape.team = series.team;
     shape.rows = series.min_rows + static_cast<int>(random() % choices);
@@ -39,8 +41,8 @@ std::vector<Prepared> prepare(const WeakSeries& series) {
     shape.want_fp8 = !shape.want_bf16 || i % 5 != 4;
     shape.weight_dtype = i % 4 == 2 ? DType::kF32 : DType::kBF16;
     each.call.spread_residual = i % 5 == 2;
-    each.inputs = make_inputs(shape, i, series.plain);
-    each.expected = boundary_oracle(shape, each.inputs);
+    each.inputs = reference::make_inputs(shape, i, series.plain);
+    each.expected = reference::boundary(shape, each.inputs);
     each.sum.resize(each.inputs.addends[0].size());
     for (std::size_t k = 0; k < each.sum.size(); ++k) {
       float sum = float_of(each.inputs.addends[0][k]);
@@ -62,7 +64,7 @@ struct Rank {
 
   std::string all_reduce(const Prepared& call, const BoundaryTensors& tensors,
                          Stream& stream) const {
-    const BoundaryCase& shape = call.call.shape;
+    const reference::BoundaryCase& shape = call.call.shape;
     std::vector<std::uint16_t> out(call.sum.size());
     const Status ran = kernels.all_reduce(
         team.view(rank), tensors.addend,
@@ -70,7 +72,7 @@ struct Rank {
         stream);
     if (!ran) return ran.to_string();
     if (team.fault(rank).claimed != 0) return lost();
-    return difference16("sum", shape, call.sum, out);
+    return reference::difference16("sum", shape, call.sum, out);
   }
 
   std::string fused(std::string_view variant, int blocks, const Prepared& call,
@@ -160,4 +162,4 @@ std::string first_finding(WeakSeries series, int seeds, const WeakKernels& kerne
   return found;
 }
 
-}  // namespace tenon::testing
+}  // namespace tenon::test

@@ -1,6 +1,6 @@
 // Series of calls by ranks as threads over one mailbox of a weak memory, each call compared with
-// the oracle: what shows whether a rule of comm/slots.h is broken. For tests that compile the
-// kernels themselves, for weak_device.h or weak_wave_device.h.
+// the oracle: what shows whether a rule of comm/device/exchange.cuh is broken. For tests that
+// compile the kernels themselves, for weak_device.h or weak_wave_device.h.
 #pragma once
 
 #include <functional>
@@ -11,17 +11,17 @@
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
 #include "tests/support/weak_memory.h"
 
-namespace tenon::testing {
+namespace tenon::test {
 
 // How a test launches what it has compiled.
 struct WeakKernels {
   Target target = Target::kCpu;  // whose streams and buffers
   std::function<Status(std::string_view variant, int blocks,
-                       const fused_allreduce_rmsnorm_quant::Args& args, const TeamView& team,
+                       const fused_allreduce_rmsnorm_quant::Args& args, const ChannelView& team,
                        Stream& stream)>
       fused;
   // Runs where a series names "all_reduce".
-  std::function<Status(const TeamView& team, const TensorView& in, const TensorView& out,
+  std::function<Status(const ChannelView& team, const TensorView& in, const TensorView& out,
                        Stream& stream)>
       all_reduce;
 };
@@ -44,4 +44,4 @@ std::string run_series(const WeakSeries& series, const WeakKernels& kernels);
 // The same with seeds 1, 2, …: the first that shows something.
 std::string first_finding(WeakSeries series, int seeds, const WeakKernels& kernels);
 
-}  // namespace tenon::testing
+}  // namespace tenon::test

@@ -9,7 +9,7 @@
 #include <bit>
 #include <vector>
 
-#include "tenon/gpu/emu/fibers.h"
+#include "tenon/device/emu/fibers.h"
 #include "tests/support/weak_memory.h"
 
 #define TENON_KERNEL static void
@@ -70,20 +70,20 @@ inline std::uint32_t max_lane(std::uint32_t value, const char* file = __builtin_
 }
 
 inline void pause() {
-  testing::weak_memory->idle();
+  test::weak_memory->idle();
   emu::pause();
 }
 
 // For weak_access.h.
-inline testing::WeakMemory::Writer writer() {
+inline test::WeakMemory::Writer writer() {
   return {block_id(), thread_id(), barriers_of_this_thread()};
 }
 inline void switch_threads() { emu::maybe_switch(); }
-inline void rest(testing::WeakMemory::Rest how) {
+inline void rest(test::WeakMemory::Rest how) {
   if (how.time.count() == 0) return;
   const auto until = std::chrono::steady_clock::now() + how.time;
   while (std::chrono::steady_clock::now() < until) {
-    testing::weak_memory->idle();
+    test::weak_memory->idle();
     if (how.alone) {
       emu::pause();
     } else {

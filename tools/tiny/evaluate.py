@@ -1,6 +1,6 @@
 """Scores a checkpoint with `transformers`: greedy answers, exact match of the number after the last `####`.
 
-    python tools/tiny/evaluate.py models/tiny --problems models/tiny/eval.jsonl --activations fp8 --out result.json
+    python tools/tiny/evaluate.py checkpoints/tiny --problems checkpoints/tiny/eval.jsonl --activations fp8 --out result.json
 
 The checkpoint may be bf16 or FP8; FP8 weights are dequantised to the run's dtype.  `--activations fp8` also quantises the
 inputs of the FP8 linears (see fakequant.py).  Prompts are what chat_template.jinja renders for one user turn.
@@ -64,7 +64,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("--config-from", help="folder of config.json and tokenizer, when the checkpoint has none")
-    parser.add_argument("--problems", default="models/tiny/eval.jsonl")
+    parser.add_argument("--problems", default="checkpoints/tiny/eval.jsonl")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--activations", choices=["plain", "fp8"], default="plain")

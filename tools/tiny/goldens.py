@@ -22,7 +22,7 @@ from fakequant import quantise_inputs
 from random_weights import random_tensors, splitmix64
 from shape import BASE_TOKENS, RANDOM
 
-TINY = Path("models/tiny")
+TINY = Path("checkpoints/tiny")
 GOLDENS = Path("tests/data/goldens")
 LENGTHS = (1, 2, 3, 63, 64, 65, 200)
 DECODE_STEPS = 4

@@ -4,7 +4,7 @@ Every problem has one to ten steps, each written as a sentence that ends in an e
 (the form of GSM8K).  A problem's `key` is its kind and the numbers drawn for it, without names and wording; `is_held_out`
 splits on that key, so a held-out problem shares its kind and numbers with no training problem.
 
-    python tools/tiny/problems.py --held-out 200 --out models/tiny/eval.jsonl     # the evaluation set
+    python tools/tiny/problems.py --held-out 200 --out checkpoints/tiny/eval.jsonl     # the evaluation set
     python tools/tiny/problems.py --show 5                                        # look at a few
 """
 
@@ -704,7 +704,7 @@ def write_held_out(path, count, seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--held-out", type=int, metavar="N", help="write N held-out problems to --out")
-    parser.add_argument("--out", default="models/tiny/eval.jsonl")
+    parser.add_argument("--out", default="checkpoints/tiny/eval.jsonl")
     parser.add_argument("--seed", type=int, default=20261122)
     parser.add_argument("--show", type=int, metavar="N", help="print N training problems and the mix of kinds")
     args = parser.parse_args()

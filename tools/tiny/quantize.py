@@ -1,6 +1,6 @@
 """Turns a bf16 checkpoint into a block-FP8 one in the format of Qwen's FP8 releases.
 
-    python tools/tiny/quantize.py BF16_FOLDER models/tiny
+    python tools/tiny/quantize.py BF16_FOLDER checkpoints/tiny
 
 Blocks of 128 x 128, scale = amax / 448 rounded to bf16 and stored as `weight_scale_inv`; codes are e4m3 of weight / scale
 with that rounded scale.

@@ -1,4 +1,4 @@
-"""Trains the byte-level BPE of the tiny model and writes everything of `models/tiny` that is not a weight.
+"""Trains the byte-level BPE of the tiny model and writes everything of `checkpoints/tiny` that is not a weight.
 
     python tools/tiny/tokenizer.py --gsm8k gsm8k_train.jsonl
 
@@ -65,7 +65,7 @@ def write_json(path, value):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gsm8k", help="gsm8k_train.jsonl, mixed into the training text of the BPE")
-    parser.add_argument("--out", type=Path, default=Path("models/tiny"))
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/tiny"))
     args = parser.parse_args()
     texts = [part for p in problems.problems(1, 60_000, held_out=False) for part in (p.question, p.answer)]
     if args.gsm8k:

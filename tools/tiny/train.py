@@ -233,7 +233,7 @@ def main():
     parser.add_argument("--workers", type=int, default=6)
     parser.add_argument("--log-every", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--tokenizer", default="models/tiny")
+    parser.add_argument("--tokenizer", default="checkpoints/tiny")
     parser.add_argument("--gsm8k", help="gsm8k_train.jsonl")
     parser.add_argument("--gsm8k-share", type=float, default=0.05)
     args = parser.parse_args()

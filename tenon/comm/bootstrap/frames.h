@@ -31,7 +31,7 @@ struct FrameHead {
   static constexpr std::uint32_t kFrameMagic = 0x4652414d;  // "FRAM"
 };
 inline constexpr std::uint64_t kMaxLabelBytes = 4096;
-// What ranks exchange are cards, votes and addresses: kilobytes.
+// What ranks exchange are infos, votes and addresses: kilobytes.
 inline constexpr std::uint64_t kMaxPayloadBytes = std::uint64_t{16} << 20;
 inline constexpr std::size_t kMaxFrameBytes = sizeof(FrameHead) + kMaxLabelBytes + kMaxPayloadBytes;
 

@@ -13,8 +13,8 @@
 #include <string_view>
 #include <type_traits>
 
-#include "tenon/comm/device.h"
-#include "tenon/comm/words.h"
+#include "tenon/comm/device/channel_view.h"
+#include "tenon/comm/messages.h"
 #include "tenon/core/status.h"
 
 namespace tenon::greeting {

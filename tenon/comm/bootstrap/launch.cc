@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/core/env.h"
 
 namespace tenon {

@@ -9,8 +9,8 @@
 #include <tuple>
 
 #include "tenon/comm/bootstrap/greeting.h"
-#include "tenon/comm/device.h"
-#include "tenon/comm/words.h"
+#include "tenon/comm/device/channel_view.h"
+#include "tenon/comm/messages.h"
 #include "tenon/core/env.h"
 
 namespace tenon {

@@ -6,7 +6,7 @@
 #include <chrono>
 #include <vector>
 
-#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/comm/bootstrap/tcp.h"
 
 namespace tenon {

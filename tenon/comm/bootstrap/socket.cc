@@ -12,10 +12,10 @@
 #include <deque>
 #include <tuple>
 
-#include "tenon/comm/bootstrap.h"
+#include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/comm/bootstrap/frames.h"
 #include "tenon/comm/bootstrap/rendezvous.h"
-#include "tenon/comm/words.h"
+#include "tenon/comm/messages.h"
 #include "tenon/core/env.h"
 #include "tenon/core/guard.h"
 #include "tenon/core/thread.h"
@@ -84,9 +84,9 @@ class SocketBootstrap final : public Bootstrap {
   int size() const override { return static_cast<int>(peers_.size()); }
 
   Status exchange(std::span<const std::byte> mine, std::span<std::byte> all, std::string_view label,
-                  Patience patience) override {
+                  WaitBudget budget) override {
     TENON_CHECK(all.size() == mine.size() * peers_.size());
-    const auto begin = Clock::now(), end = begin + patience.deadline;
+    const auto begin = Clock::now(), end = begin + budget.deadline;
     const std::uint64_t call = next_call_++;
     if (const auto lost = loss())
       return Status::error(Code::kPeerLost, std::string(label) + ": " + lost->why);
@@ -106,14 +106,14 @@ class SocketBootstrap final : public Bootstrap {
         continue;
       }
       Peer& from = peers_[static_cast<std::size_t>(peer)];
-      auto tell_at = begin + patience.silence;
+      auto tell_at = begin + budget.silence;
       while (from.inbox.empty()) {
-        TENON_TRY(wait_more(lock, peer, call, label, end, patience));
+        TENON_TRY(wait_more(lock, peer, call, label, end, budget));
         // A wait that may be long is told by the leader, once per silence that would end it.
-        const bool is_told = patience.silence.count() > 0 && rank_ == 0;
+        const bool is_told = budget.silence.count() > 0 && rank_ == 0;
         if (!is_told || Clock::now() < tell_at) continue;
-        tell_at = Clock::now() + patience.silence;
-        tell_awaited(label, begin, patience);
+        tell_at = Clock::now() + budget.silence;
+        tell_awaited(label, begin, budget);
       }
       const Frame message = std::move(from.inbox.front());
       from.inbox.pop_front();
@@ -145,7 +145,7 @@ class SocketBootstrap final : public Bootstrap {
   }
 
   Status wait_more(std::unique_lock<std::mutex>& lock, int peer, std::uint64_t call,
-                   std::string_view label, tcp::Deadline end, Patience patience) {
+                   std::string_view label, tcp::Deadline end, WaitBudget budget) {
     const std::string sentence = waited_text(rank_, peer, call, label);
     if (const auto lost = loss())
       return Status::error(Code::kPeerLost, sentence + ": " + lost->why);
@@ -154,9 +154,9 @@ class SocketBootstrap final : public Bootstrap {
     const auto now = Clock::now();
     if (now >= end)
       return Status::error(Code::kTimeout,
-                           sentence + " for " + seconds_text(patience.deadline) + ": deadline");
+                           sentence + " for " + seconds_text(budget.deadline) + ": deadline");
     const auto silence = now - peers_[static_cast<std::size_t>(peer)].heard;
-    if (patience.silence.count() > 0 && silence > std::max(patience.silence, kLeastSilence))
+    if (budget.silence.count() > 0 && silence > std::max(budget.silence, kLeastSilence))
       return Status::error(Code::kPeerLost, sentence + ", of which nothing was heard for " +
                                                 seconds_text(silence) +
                                                 ": it is stopped, or its host is gone");
@@ -171,14 +171,14 @@ class SocketBootstrap final : public Bootstrap {
   }
 
   // For whoever looks at the leader meanwhile.
-  void tell_awaited(std::string_view label, Clock::time_point begin, Patience patience) const {
+  void tell_awaited(std::string_view label, Clock::time_point begin, WaitBudget budget) const {
     std::string awaited;
     for (int peer = 0; peer < size(); ++peer)
       if (peer != rank_ && peers_[static_cast<std::size_t>(peer)].inbox.empty())
         awaited += (awaited.empty() ? "rank " : ", rank ") + std::to_string(peer);
     log(LogLevel::kWarning, "\"" + std::string(label) + "\": still waits for " + awaited +
                                 " after " + seconds_text(Clock::now() - begin) + ", at most " +
-                                seconds_text(patience.deadline));
+                                seconds_text(budget.deadline));
   }
 
   // --- the reading thread ---

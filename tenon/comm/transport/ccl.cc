@@ -7,9 +7,9 @@
 #include <deque>
 #include <tuple>
 
-#include "tenon/comm/host_wait.h"
-#include "tenon/comm/transport.h"
 #include "tenon/comm/transport/ccl_session.h"
+#include "tenon/comm/transport/host_wait.h"
+#include "tenon/comm/transport/transport.h"
 
 namespace tenon::transport_ccl {
 namespace {
@@ -60,9 +60,9 @@ class Ccl final : public Transport, public StreamCollectives {
 
   Capabilities can() const override { return {.peer_pointers = false, .capturable = true}; }
 
-  Result<std::shared_ptr<Mapping>> map(Place place, std::size_t bytes, std::uint8_t fill,
+  Result<std::shared_ptr<Mapping>> map(MemoryKind place, std::size_t bytes, std::uint8_t fill,
                                        std::string_view label) override {
-    if (place == Place::kDevice)
+    if (place == MemoryKind::kDevice)
       return Status::error(Code::kUnsupported, "transport ccl has no peer pointers");
     auto made = OwnRegions::make(bootstrap_.size(), bytes, fill);
     TENON_TRY(agree(bootstrap_, made.status(), label, deadline_));
@@ -70,11 +70,11 @@ class Ccl final : public Transport, public StreamCollectives {
   }
 
   // Both lanes are the bootstrap's one: collectives of streams need no host exchange here.
-  bool all_gather(Lane, std::span<const std::byte> mine, std::span<std::byte> all,
-                  const TeamView& team) override {
+  bool all_gather(HostChannel, std::span<const std::byte> mine, std::span<std::byte> all,
+                  const ChannelView& team) override {
     return exchange(mine, all, team);
   }
-  bool broadcast(Lane, std::span<std::byte> bytes, const TeamView& team) override {
+  bool broadcast(HostChannel, std::span<std::byte> bytes, const ChannelView& team) override {
     std::vector<std::byte> all(bytes.size() * static_cast<std::size_t>(team.size));
     if (!exchange(bytes, all, team)) return false;
     if (!bytes.empty()) std::memcpy(bytes.data(), all.data(), bytes.size());
@@ -113,7 +113,8 @@ class Ccl final : public Transport, public StreamCollectives {
   }
 
  private:
-  bool exchange(std::span<const std::byte> mine, std::span<std::byte> all, const TeamView& team) {
+  bool exchange(std::span<const std::byte> mine, std::span<std::byte> all,
+                const ChannelView& team) {
     const auto deadline =
         std::chrono::ceil<std::chrono::milliseconds>(std::chrono::nanoseconds(team.deadline_ns));
     const Status status = bootstrap_.exchange(mine, all, "host exchange", deadline);
@@ -144,19 +145,19 @@ class Ccl final : public Transport, public StreamCollectives {
   std::deque<HostWork> recorded_;  // of captured graphs: addresses must not move
 };
 
-std::string device_text(const RankCard& card) {
-  return std::string(name(card.device.target)) + ":" + std::to_string(card.device.index);
+std::string device_text(const RankInfo& info) {
+  return std::string(name(info.device.target)) + ":" + std::to_string(info.device.index);
 }
 
 // The library takes one rank per device. Processes may number devices as they like.
-Status check_devices(std::span<const RankCard> cards) {
-  for (std::size_t rank = 0; rank < cards.size(); ++rank)
+Status check_devices(std::span<const RankInfo> infos) {
+  for (std::size_t rank = 0; rank < infos.size(); ++rank)
     for (std::size_t other = 0; other < rank; ++other)
-      if (share_device(cards[other], cards[rank]))
+      if (share_device(infos[other], infos[rank]))
         return Status::error(Code::kUnsupported,
                              "ranks " + std::to_string(other) + " and " + std::to_string(rank) +
-                                 " share one device, which they call " + device_text(cards[other]) +
-                                 " and " + device_text(cards[rank]) +
+                                 " share one device, which they call " + device_text(infos[other]) +
+                                 " and " + device_text(infos[rank]) +
                                  "; accepted: one rank per device");
   return Status::ok();
 }
@@ -164,8 +165,8 @@ Status check_devices(std::span<const RankCard> cards) {
 }  // namespace
 
 Status probe(const TransportContext& context) {
-  const RankCard& mine = context.cards[static_cast<std::size_t>(context.bootstrap.rank())];
-  if (!is_host(mine.device.target)) TENON_TRY(check_devices(context.cards));
+  const RankInfo& mine = context.infos[static_cast<std::size_t>(context.bootstrap.rank())];
+  if (!is_host(mine.device.target)) TENON_TRY(check_devices(context.infos));
   return to_status(library_for(mine.device.target));
 }
 

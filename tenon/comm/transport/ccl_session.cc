@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <tuple>
 
-#include "tenon/comm/words.h"
+#include "tenon/comm/messages.h"
 #include "tenon/core/env.h"
 #include "tenon/core/guard.h"
 
@@ -25,12 +25,12 @@ std::string version_text(int version) {
          std::to_string(version % 100);
 }
 
-Status check_versions(std::span<const Card> cards) {
-  for (std::size_t rank = 1; rank < cards.size(); ++rank)
-    if (cards[rank].version != cards[0].version)
-      return Status::error(Code::kUnsupported, "rank 0 has NCCL " + version_text(cards[0].version) +
+Status check_versions(std::span<const Card> infos) {
+  for (std::size_t rank = 1; rank < infos.size(); ++rank)
+    if (infos[rank].version != infos[0].version)
+      return Status::error(Code::kUnsupported, "rank 0 has NCCL " + version_text(infos[0].version) +
                                                    " and rank " + std::to_string(rank) + " has " +
-                                                   version_text(cards[rank].version) +
+                                                   version_text(infos[rank].version) +
                                                    "; all must load the same version");
   return Status::ok();
 }
@@ -72,12 +72,12 @@ Result<std::shared_ptr<Session>> Session::open(const TransportContext& context,
     return Status::error(Code::kDevice, library.describe("ncclGetUniqueId", answer, nullptr));
   };
   TENON_TRY(agree(bootstrap, draw(), "ccl: draw a team id", context.deadline));
-  std::vector<Card> cards(static_cast<std::size_t>(bootstrap.size()));
-  TENON_TRY(bootstrap.exchange(bytes_of(mine), std::as_writable_bytes(std::span(cards)),
+  std::vector<Card> infos(static_cast<std::size_t>(bootstrap.size()));
+  TENON_TRY(bootstrap.exchange(bytes_of(mine), std::as_writable_bytes(std::span(infos)),
                                "ccl: team id", context.deadline));
-  TENON_TRY(check_versions(cards));
+  TENON_TRY(check_versions(infos));
 
-  Status connected = session->connect(cards[0].id);
+  Status connected = session->connect(infos[0].id);
   auto watcher = start_thread("tenon ccl", [session] { session->watch_until_closed(); });
   if (connected) connected = watcher.status();
   if (watcher) session->watcher_ = *std::move(watcher);

@@ -16,8 +16,8 @@
 #include <optional>
 #include <string>
 
-#include "tenon/comm/transport.h"
 #include "tenon/comm/transport/ccl_library.h"
+#include "tenon/comm/transport/transport.h"
 #include "tenon/core/thread.h"
 
 namespace tenon::transport_ccl {

@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "tenon/comm/fault.h"
-#include "tenon/comm/transport/file_post.h"
+#include "tenon/comm/messages.h"
+#include "tenon/comm/transport/fd_passing.h"
 #include "tenon/comm/transport/peer_transport.h"
 #include "tenon/comm/transport/shared_memory.h"
-#include "tenon/comm/words.h"
 #include "tenon/core/env.h"
 
 namespace tenon::transport_ipc {
@@ -66,7 +66,7 @@ class Ipc final : public PeerTransport {
   Ipc(const TransportContext& context, Backend* backend)
       : PeerTransport(context),
         backend_(backend),
-        cards_(context.cards.begin(), context.cards.end()),
+        infos_(context.infos.begin(), context.infos.end()),
         post_(context.bootstrap) {}
 
   // kUnsupported, on every rank, where no way leads to the peers' memory.
@@ -75,9 +75,9 @@ class Ipc final : public PeerTransport {
     return open_exchange();
   }
 
-  Result<std::shared_ptr<Mapping>> map(Place place, std::size_t bytes, std::uint8_t fill,
+  Result<std::shared_ptr<Mapping>> map(MemoryKind place, std::size_t bytes, std::uint8_t fill,
                                        std::string_view label) override {
-    if (place == Place::kHost)
+    if (place == MemoryKind::kHost)
       return map_shared_memory(bootstrap_, device_, bytes, fill, label, deadline_);
     return map_device_memory(kind_, bytes, fill, label);
   }
@@ -110,11 +110,11 @@ class Ipc final : public PeerTransport {
     return map_device_memory(kind, 1, 0, "ipc trial").status();
   }
 
-  // The same answer on every rank: all have the same cards.
+  // The same answer on every rank: all have the same infos.
   Status check_processes() const {
-    for (std::size_t a = 0; a < cards_.size(); ++a)
-      for (std::size_t b = a + 1; b < cards_.size(); ++b)
-        if (cards_[a].process == cards_[b].process)
+    for (std::size_t a = 0; a < infos_.size(); ++a)
+      for (std::size_t b = a + 1; b < infos_.size(); ++b)
+        if (infos_[a].process == infos_[b].process)
           return Status::error(Code::kUnsupported,
                                "ranks " + std::to_string(a) + " and " + std::to_string(b) +
                                    " are threads of one process, which cannot open its own handle");
@@ -145,7 +145,7 @@ class Ipc final : public PeerTransport {
   }
 
   Backend* const backend_;
-  const std::vector<RankCard> cards_;
+  const std::vector<RankInfo> infos_;
   FilePost post_;
   PeerKind kind_ = PeerKind::kFile;
 };
@@ -153,17 +153,17 @@ class Ipc final : public PeerTransport {
 }  // namespace
 
 Status probe(const TransportContext& context) {
-  const RankCard& mine = context.cards[static_cast<std::size_t>(context.bootstrap.rank())];
+  const RankInfo& mine = context.infos[static_cast<std::size_t>(context.bootstrap.rank())];
   if (is_host(mine.device.target))
     return Status::error(Code::kUnsupported,
                          "serves devices only, not " + std::string(name(mine.device.target)));
-  TENON_TRY(check_one_host(context.cards, mine));
+  TENON_TRY(check_one_host(context.infos, mine));
   TENON_ASSIGN(Backend * held, backend(mine.device.target));
   TENON_ASSIGN(const int count, held->num_devices());
   for (int index = 0; index < count; ++index) {
     TENON_ASSIGN(const DeviceProperties found, held->properties(index));
-    for (std::size_t rank = 0; rank < context.cards.size(); ++rank)
-      if (context.cards[rank].device_id == found.id)
+    for (std::size_t rank = 0; rank < context.infos.size(); ++rank)
+      if (context.infos[rank].device_id == found.id)
         TENON_TRY(held->can_reach(mine.device.index, index), "rank " + std::to_string(rank));
   }
   return Status::ok();  // a device that is not visible here shows what it can when ranks open

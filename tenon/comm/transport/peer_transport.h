@@ -4,20 +4,21 @@
 
 #include <memory>
 
-#include "tenon/comm/host_exchange.h"
-#include "tenon/comm/transport.h"
+#include "tenon/comm/transport/host_exchange.h"
+#include "tenon/comm/transport/transport.h"
 
 namespace tenon {
 
 class PeerTransport : public Transport {
  public:
   Capabilities can() const override { return {.peer_pointers = true, .capturable = true}; }
-  bool all_gather(Lane lane, std::span<const std::byte> mine, std::span<std::byte> all,
-                  const TeamView& team) override {
-    return exchange_->all_gather(lane, mine, all, team);
+  bool all_gather(HostChannel channel, std::span<const std::byte> mine, std::span<std::byte> all,
+                  const ChannelView& team) override {
+    return exchange_->all_gather(channel, mine, all, team);
   }
-  bool broadcast(Lane lane, std::span<std::byte> bytes, const TeamView& team) override {
-    return exchange_->broadcast(lane, bytes, team);
+  bool broadcast(HostChannel channel, std::span<std::byte> bytes,
+                 const ChannelView& team) override {
+    return exchange_->broadcast(channel, bytes, team);
   }
 
  protected:
@@ -27,7 +28,7 @@ class PeerTransport : public Transport {
   // Collective; once, when map() works.
   Status open_exchange() {
     TENON_ASSIGN(auto mapping,
-                 map(Place::kHost, HostExchange::mapping_bytes(), 0, "host exchange"));
+                 map(MemoryKind::kHost, HostExchange::mapping_bytes(), 0, "host exchange"));
     exchange_ = std::make_unique<HostExchange>(mapping, bootstrap_.rank(), bootstrap_.size());
     return Status::ok();
   }

@@ -10,7 +10,7 @@
 #include <string>
 #include <utility>
 
-#include "tenon/comm/words.h"
+#include "tenon/comm/messages.h"
 
 namespace tenon {
 
@@ -29,9 +29,9 @@ Status system_failed(std::string_view what, int error) {
                        std::string(what) + ": " + std::strerror(error));
 }
 
-Status check_one_host(std::span<const RankCard> cards, const RankCard& mine) {
-  for (std::size_t rank = 0; rank < cards.size(); ++rank)
-    if (cards[rank].host != mine.host)
+Status check_one_host(std::span<const RankInfo> infos, const RankInfo& mine) {
+  for (std::size_t rank = 0; rank < infos.size(); ++rank)
+    if (infos[rank].host != mine.host)
       return Status::error(
           Code::kUnsupported,
           "rank " + std::to_string(rank) + " is on another host or in another pid namespace");

@@ -11,7 +11,7 @@
 #include <memory>
 #include <string_view>
 
-#include "tenon/comm/transport.h"
+#include "tenon/comm/transport/transport.h"
 
 namespace tenon {
 
@@ -35,6 +35,6 @@ Result<std::shared_ptr<Mapping>> map_shared_memory(Bootstrap& bootstrap, Device 
                                                    std::chrono::milliseconds deadline);
 
 // Why ranks cannot share memory this way: one of them is elsewhere.
-Status check_one_host(std::span<const RankCard> cards, const RankCard& mine);
+Status check_one_host(std::span<const RankInfo> infos, const RankInfo& mine);
 
 }  // namespace tenon

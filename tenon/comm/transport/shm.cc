@@ -11,7 +11,7 @@ class Shm final : public PeerTransport {
 
   Status open() { return open_exchange(); }
 
-  Result<std::shared_ptr<Mapping>> map(Place, std::size_t bytes, std::uint8_t fill,
+  Result<std::shared_ptr<Mapping>> map(MemoryKind, std::size_t bytes, std::uint8_t fill,
                                        std::string_view label) override {
     return map_shared_memory(bootstrap_, device_, bytes, fill, label, deadline_);
   }
@@ -20,11 +20,11 @@ class Shm final : public PeerTransport {
 }  // namespace
 
 Status probe(const TransportContext& context) {
-  const RankCard& mine = context.cards[static_cast<std::size_t>(context.bootstrap.rank())];
+  const RankInfo& mine = context.infos[static_cast<std::size_t>(context.bootstrap.rank())];
   if (!is_host(mine.device.target))
     return Status::error(Code::kUnsupported,
                          "serves host targets only, not " + std::string(name(mine.device.target)));
-  return check_one_host(context.cards, mine);
+  return check_one_host(context.infos, mine);
 }
 
 Result<std::unique_ptr<Transport>> open(const TransportContext& context) {

@@ -7,8 +7,8 @@
 #include <mutex>
 #include <string>
 
+#include "tenon/comm/messages.h"
 #include "tenon/comm/transport/peer_transport.h"
-#include "tenon/comm/words.h"
 
 namespace tenon::transport_threads {
 namespace {
@@ -76,9 +76,9 @@ class DeviceRegion final : public Region {
   int index_ = 0;
 };
 
-Result<std::shared_ptr<Region>> make_region(Place place, Device device, std::size_t bytes,
+Result<std::shared_ptr<Region>> make_region(MemoryKind place, Device device, std::size_t bytes,
                                             std::uint8_t fill) {
-  if (place == Place::kDevice && !is_host(device.target))
+  if (place == MemoryKind::kDevice && !is_host(device.target))
     return DeviceRegion::make(device, bytes, fill);
   return HostRegion::make(device, bytes, fill);
 }
@@ -135,7 +135,7 @@ class Threads final : public PeerTransport {
 
   Status open() { return open_exchange(); }
 
-  Result<std::shared_ptr<Mapping>> map(Place place, std::size_t bytes, std::uint8_t fill,
+  Result<std::shared_ptr<Mapping>> map(MemoryKind place, std::size_t bytes, std::uint8_t fill,
                                        std::string_view label) override {
     auto region = make_region(place, device_, bytes, fill);
     TENON_TRY(agree(bootstrap_, region.status(), label, deadline_));
@@ -157,10 +157,10 @@ class Threads final : public PeerTransport {
 }  // namespace
 
 Status probe(const TransportContext& context) {
-  const RankCard& mine = context.cards[static_cast<std::size_t>(context.bootstrap.rank())];
+  const RankInfo& mine = context.infos[static_cast<std::size_t>(context.bootstrap.rank())];
   TENON_ASSIGN(Backend * held, backend(mine.device.target));
-  for (std::size_t rank = 0; rank < context.cards.size(); ++rank) {
-    const RankCard& theirs = context.cards[rank];
+  for (std::size_t rank = 0; rank < context.infos.size(); ++rank) {
+    const RankInfo& theirs = context.infos[rank];
     if (theirs.process != mine.process)
       return Status::error(Code::kUnsupported,
                            "rank " + std::to_string(rank) + " is in another process" +

@@ -32,12 +32,12 @@ struct StepRows {
 struct Site {
   Boundary boundary;
   TensorView norm;
-  Wants wants;
+  NormedForms forms;
 
   Status run(const StepRows& rows, Stream& stream) {
     NormedRows out;
-    if (wants.bf16) out.bf16 = rows.x.bf16;
-    if (wants.fp8) out.fp8 = rows.x.fp8;
+    if (forms.bf16) out.bf16 = rows.x.bf16;
+    if (forms.fp8) out.fp8 = rows.x.fp8;
     return boundary.run(rows.partial, rows.residual, norm, out, stream);
   }
 };
@@ -80,7 +80,7 @@ class Decoder final : public Model {
   Status make_rows(Scratch& scratch);
   Status make_layers(const ModelWeights& weights, LayerContext& context, Stream& stream);
   Status check(const StepView& step, const CacheViews& caches) const;
-  Status make_site(std::string_view kind, const TensorView& norm, Wants wants,
+  Status make_site(std::string_view kind, const TensorView& norm, NormedForms forms,
                    const ModelOptions& options, const std::shared_ptr<BoundaryChannel>& channel);
 
   Config config_;
@@ -248,7 +248,7 @@ Status Decoder::load(const ModelOptions& options, const Communicator& comm, Stre
 
   Scratch scratch(stream, max_tokens_);
   TENON_TRY(make_rows(scratch));
-  TENON_ASSIGN(const Situation where, situation(comm));
+  TENON_ASSIGN(const PlanContext where, plan_context(comm));
   LayerContext context{.scratch = scratch,
                        .where = where,
                        .x = rows_.x,
@@ -261,7 +261,7 @@ Status Decoder::load(const ModelOptions& options, const Communicator& comm, Stre
   return Status::ok();
 }
 
-Status Decoder::make_site(std::string_view kind, const TensorView& norm, Wants wants,
+Status Decoder::make_site(std::string_view kind, const TensorView& norm, NormedForms forms,
                           const ModelOptions& options,
                           const std::shared_ptr<BoundaryChannel>& channel) {
   const bool mixed = options.force_stage == kMixedStages;
@@ -272,13 +272,13 @@ Status Decoder::make_site(std::string_view kind, const TensorView& norm, Wants w
   spec.weight_dtype = norm.dtype;
   spec.eps = config_.eps;
   spec.fresh_residual = sites_.empty();
-  spec.want_bf16 = wants.bf16;
-  spec.want_fp8 = wants.fp8;
+  spec.want_bf16 = forms.bf16;
+  spec.want_fp8 = forms.fp8;
   spec.force_stage = mixed ? 1 + static_cast<int>(sites_.size() % 3) : options.force_stage;
   spec.max_stage = options.max_stage;
   spec.force_variant = options.force_variant;
   TENON_ASSIGN(Boundary boundary, Boundary::make(spec, channel));
-  sites_.push_back({std::move(boundary), norm, wants});
+  sites_.push_back({std::move(boundary), norm, forms});
   return Status::ok();
 }
 
@@ -291,13 +291,13 @@ Status Decoder::join(const ModelOptions& options, Communicator& comm) {
   TENON_ASSIGN(const auto channel, BoundaryChannel::make(spec, comm));
 
   const Parts& first = parts_.front();
-  TENON_TRY(make_site("embedding", first.first_norm, first.mixer.wants(), options, channel));
+  TENON_TRY(make_site("embedding", first.first_norm, first.mixer.forms(), options, channel));
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     const Parts* next = i + 1 < parts_.size() ? &parts_[i + 1] : nullptr;
-    TENON_TRY(make_site("mixer", parts_[i].second_norm, parts_[i].mlp.wants(), options, channel));
+    TENON_TRY(make_site("mixer", parts_[i].second_norm, parts_[i].mlp.forms(), options, channel));
     TENON_TRY(
         next != nullptr
-            ? make_site("mlp", next->first_norm, next->mixer.wants(), options, channel)
+            ? make_site("mlp", next->first_norm, next->mixer.forms(), options, channel)
             : make_site("final", final_norm_, {.bf16 = true, .fp8 = false}, options, channel));
   }
 

@@ -5,8 +5,8 @@
 #include "tenon/ops/attention/attention.h"
 
 #include "tenon/core/fp8.h"
-#include "tenon/gpu/gpu.h"
-#include "tenon/gpu/math.h"
+#include "tenon/device/device.cuh"
+#include "tenon/device/math.cuh"
 #include "tenon/ops/attention/tile.cuh"
 #include "tenon/ops/common/pack.cuh"
 #include "tenon/ops/registry.h"
@@ -203,7 +203,7 @@ TENON_KERNEL_MAX(kThreads) tiled_kernel(KernelArgs args) {
     finish_row(args, token_of(r), head_of(r), running[r].total, sums + r * kMaxHeadDim);
 }
 
-Status supports(const Args& args, const Situation&, LaunchShape* shape) {
+Status supports(const Args& args, const PlanContext&, LaunchShape* shape) {
   // Each sequence, and the rows behind them, rounds up to whole tiles; surplus blocks do nothing.
   const std::int64_t tokens = args.q.shape[0], sequences = args.block_table.shape[0];
   const std::int64_t kv_heads = args.k_cache.shape[2], group = args.q.shape[1] / kv_heads;
@@ -213,7 +213,7 @@ Status supports(const Args& args, const Situation&, LaunchShape* shape) {
   return Status::ok();
 }
 
-Status launch(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
+Status launch(const LaunchShape& shape, const Args& args, const ChannelView*, Stream& stream) {
   KernelArgs to{};
   to.q = args.q.as<const bf16>();
   if (args.gate) {

@@ -4,8 +4,8 @@
 #pragma once
 
 #include "tenon/core/fp8.h"
-#include "tenon/gpu/gpu.h"
-#include "tenon/gpu/math.h"
+#include "tenon/device/device.cuh"
+#include "tenon/device/math.cuh"
 #include "tenon/ops/common/pack.cuh"
 
 namespace tenon::TENON_TARGET::attention {

@@ -11,8 +11,8 @@
 
 #include "tenon/core/fp8.h"
 #include "tenon/core/tensor.h"
-#include "tenon/gpu/gpu.h"
-#include "tenon/gpu/vec.h"
+#include "tenon/device/device.cuh"
+#include "tenon/device/vec.cuh"
 
 namespace tenon::TENON_TARGET {
 

@@ -1,12 +1,13 @@
 // How heads of a few hundred floats are worked on by any target with the same bits: Pack, the
 // neighbouring elements that one thread owns as one value, and dot(), a sum whose order does not
 // depend on the wave width.
-// Not here: rows that lanes hold in registers (gpu/reduce.h), 16-byte accesses (gpu/vec.h).
+// Not here: rows that lanes hold in registers (device/reduce.cuh), 16-byte accesses
+// (device/vec.cuh).
 #pragma once
 
 #include "tenon/core/fp8.h"
-#include "tenon/gpu/gpu.h"
-#include "tenon/gpu/math.h"
+#include "tenon/device/device.cuh"
+#include "tenon/device/math.cuh"
 
 namespace tenon::TENON_TARGET {
 

@@ -64,18 +64,18 @@ TENON_DEVICE void pad_scale_rows(const QuantSpec& spec, int row) {
 // The usual call: bf16 or f16 weights, a residual that is read, fp8 as the cuda target makes it in
 // groups of 128 with fp32 scales by rows, as in the boundaries of Qwen3.5-FP8. A kernel compiled
 // for it has no branches on a row's way.
-inline bool is_usual(const NormSpec& norm, const QuantSpec& quant) {
+inline bool is_fast_path(const NormSpec& norm, const QuantSpec& quant) {
   return !norm.weight_is_f32 && !norm.fresh_residual && quant.codes != nullptr &&
          quant.layout == ScaleLayout::kRow && quant.group_shift == 4 && !quant.is_fnuz;
 }
-template <bool kUsual>
-TENON_DEVICE NormSpec usual_or_not(NormSpec spec) {
-  if constexpr (kUsual) spec.weight_is_f32 = spec.fresh_residual = false;
+template <bool kFastPath>
+TENON_DEVICE NormSpec choose_path(NormSpec spec) {
+  if constexpr (kFastPath) spec.weight_is_f32 = spec.fresh_residual = false;
   return spec;
 }
-template <bool kUsual>
-TENON_DEVICE QuantSpec usual_or_not(QuantSpec spec) {
-  if constexpr (kUsual) {
+template <bool kFastPath>
+TENON_DEVICE QuantSpec choose_path(QuantSpec spec) {
+  if constexpr (kFastPath) {
     spec.is_fnuz = false;
     spec.layout = ScaleLayout::kRow;
     spec.group_shift = 4;
@@ -83,11 +83,11 @@ TENON_DEVICE QuantSpec usual_or_not(QuantSpec spec) {
   }
   return spec;
 }
-// Host side: call.operator()<kUsual>(). Only targets with waves have an instance of its own for
+// Host side: call.operator()<kFastPath>(). Only targets with waves have an instance of its own for
 // usual calls, for bf16 rows that fit a block.
-template <class T, int kMaxRun, class Call>
-auto with_usual([[maybe_unused]] bool usual, const Call& call) {
-  if constexpr (kWave > 1 && kMaxRun == 1 && __is_same(T, bf16))
+template <class T, int kMaxSpan, class Call>
+auto with_path([[maybe_unused]] bool usual, const Call& call) {
+  if constexpr (kWave > 1 && kMaxSpan == 1 && __is_same(T, bf16))
     if (usual) return call.template operator()<true>();
   return call.template operator()<false>();
 }
@@ -127,53 +127,53 @@ TENON_DEVICE void encode_as(const QuantSpec& spec, const Word4* from, float mult
 
 // Steps 9 and 10 of a row whose vectors the threads hold. Codes go to `codes`, one byte an element;
 // put_scale(group, word) takes the scales. Every thread of the block must call this.
-template <class T, int kMaxRun, class PutScale>
-TENON_DEVICE void quantize_row(const QuantSpec& spec, const Run& run, const Word4 (&held)[kMaxRun],
+template <class T, int kMaxSpan, class PutScale>
+TENON_DEVICE void quantize_row(const QuantSpec& spec, const ThreadSpan& span, const Word4 (&held)[kMaxSpan],
                                std::byte* codes, PutScale put_scale) {
-  const int span = spec.group_vectors;
-  if constexpr (kMaxRun > 4) {
-    if (run.length >= span) {  // whole groups within each run
-      for (int begin = 0; begin < run.count; begin += span) {
+  const int group = spec.group_vectors;
+  if constexpr (kMaxSpan > 4) {
+    if (span.length >= group) {  // whole groups within each span
+      for (int begin = 0; begin < span.count; begin += group) {
         std::uint32_t absmax = 0;
-        for_vectors<kMaxRun>(span, [&]<int kVectors>(int i) {
+        for_vectors<kMaxSpan>(group, [&]<int kVectors>(int i) {
           absmax = larger(absmax, absmax_bits<kVectors>(&held[begin + i]));
         });
         const ChosenScale chosen = choose_scale<T>(spec, absmax);
-        for_vectors<kMaxRun>(span, [&]<int kVectors>(int i) {
+        for_vectors<kMaxSpan>(group, [&]<int kVectors>(int i) {
           encode_as<T, kVectors>(spec, &held[begin + i], chosen.multiplier,
-                                 codes + (run.first + begin + i) * kVector);
+                                 codes + (span.first + begin + i) * kVector);
         });
-        put_scale((run.first + begin) / span, chosen.word);
+        put_scale((span.first + begin) / group, chosen.word);
       }
       return;
     }
   }
-  // A group lies on `lanes` neighbouring lanes of a wave; a run is no longer than a group.
-  const int lanes = kMaxRun == 1   ? span
-                    : kMaxRun <= 4 ? span >> (run.length / 2)
-                                   : span / run.length;
+  // A group lies on `lanes` neighbouring lanes of a wave; a span is no longer than a group.
+  const int lanes = kMaxSpan == 1   ? group
+                    : kMaxSpan <= 4 ? group >> (span.length / 2)
+                                   : group / span.length;
   std::uint32_t absmax = 0;
-  for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
+  for_vectors<kMaxSpan>(span.count, [&]<int kVectors>(int i) {
     absmax = larger(absmax, absmax_bits<kVectors>(&held[i]));
   });
   TENON_UNROLL
   for (int mask = 1; mask < kWave; mask *= 2)
     if (mask < lanes) absmax = larger(absmax, shuffle_xor(absmax, mask));
   const ChosenScale chosen = choose_scale<T>(spec, absmax);
-  for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
-    encode_as<T, kVectors>(spec, &held[i], chosen.multiplier, codes + (run.first + i) * kVector);
+  for_vectors<kMaxSpan>(span.count, [&]<int kVectors>(int i) {
+    encode_as<T, kVectors>(spec, &held[i], chosen.multiplier, codes + (span.first + i) * kVector);
   });
-  if (run.count > 0 && (thread_id() & (lanes - 1)) == 0)
-    put_scale(run.first >> spec.group_shift, chosen.word);
+  if (span.count > 0 && (thread_id() & (lanes - 1)) == 0)
+    put_scale(span.first >> spec.group_shift, chosen.word);
 }
 
 // The same for elements from `begin` on of the row that `spec` is at, straight to the tensors of
 // the call. `begin` is a multiple of the group.
-template <class T, int kMaxRun>
-TENON_DEVICE void quantize_to_tensors(const QuantSpec& spec, int begin, const Run& run,
-                                      const Word4 (&held)[kMaxRun]) {
+template <class T, int kMaxSpan>
+TENON_DEVICE void quantize_to_tensors(const QuantSpec& spec, int begin, const ThreadSpan& span,
+                                      const Word4 (&held)[kMaxSpan]) {
   const int first_group = (begin / kVector) >> spec.group_shift;
-  quantize_row<T>(spec, run, held, spec.codes + begin, [&](int group, std::uint32_t word) {
+  quantize_row<T>(spec, span, held, spec.codes + begin, [&](int group, std::uint32_t word) {
     store_scale(spec, 0, first_group + group, word);
   });
 }

@@ -7,10 +7,10 @@
 #include <optional>
 
 #include "tenon/core/tensor.h"
-#include "tenon/gpu/gpu.h"
-#include "tenon/gpu/math.h"
-#include "tenon/gpu/reduce.h"
-#include "tenon/gpu/vec.h"
+#include "tenon/device/device.cuh"
+#include "tenon/device/math.cuh"
+#include "tenon/device/reduce.cuh"
+#include "tenon/device/vec.cuh"
 #include "tenon/ops/common/wide.cuh"
 
 namespace tenon::TENON_TARGET {
@@ -27,14 +27,14 @@ inline constexpr int kRowThreads = kWave == 1 ? 1 : 512;
 
 // The vectors of a row that one thread owns: [first, first + count). `length` is the power of two
 // that every thread owns, those past the end of the row included, so that runs, waves and blocks
-// cover aligned powers of two of the tree of step 6. kMaxRun is 1 where the block has a thread for
+// cover aligned powers of two of the tree of step 6. kMaxSpan is 1 where the block has a thread for
 // every vector and no other.
-struct Run {
+struct ThreadSpan {
   int first, count, length;
 };
-template <int kMaxRun>
-TENON_DEVICE Run own_run(int num_vectors) {
-  if constexpr (kMaxRun == 1) return {thread_id(), 1, 1};
+template <int kMaxSpan>
+TENON_DEVICE ThreadSpan own_span(int num_vectors) {
+  if constexpr (kMaxSpan == 1) return {thread_id(), 1, 1};
   int length = 1;
   while (length * block_threads() < num_vectors) length *= 2;
   const int first = thread_id() * length;
@@ -42,11 +42,11 @@ TENON_DEVICE Run own_run(int num_vectors) {
   return {first, left < 0 ? 0 : left < length ? left : length, length};
 }
 
-// Kernels hold a thread's vectors in an array of kMaxRun, which stays in registers on targets with
-// waves. Host side: call.operator()<kMaxRun>() with the smallest instance that serves a row of
+// Kernels hold a thread's vectors in an array of kMaxSpan, which stays in registers on targets with
+// waves. Host side: call.operator()<kMaxSpan>() with the smallest instance that serves a row of
 // `hidden` elements on `threads` threads.
 template <class Call>
-auto with_run(int threads, int hidden, const Call& call) {
+auto with_span(int threads, int hidden, const Call& call) {
   if constexpr (kWave == 1) {
     return call.template operator()<kMaxVectors>();
   } else {
@@ -79,15 +79,15 @@ TENON_DEVICE void square_sums(const float (&h)[kVectors * kVector], float* parti
   }
 }
 
-// Step 6 within a run: adjacent pairs first. An odd last one moves up as it is, which is what
+// Step 6 within a span: adjacent pairs first. An odd last one moves up as it is, which is what
 // adding the padding does: partials are sums of squares, so none is -0.
-template <int kMaxRun>
-TENON_DEVICE float run_sum(float (&partials)[kMaxRun], int count) {
-  if constexpr (kMaxRun <= 4) {
+template <int kMaxSpan>
+TENON_DEVICE float run_sum(float (&partials)[kMaxSpan], int count) {
+  if constexpr (kMaxSpan <= 4) {
     const auto at = [&](int i) { return i < count ? partials[i] : 0.0f; };
-    if constexpr (kMaxRun == 1) return at(0);
-    if constexpr (kMaxRun == 2) return at(0) + at(1);
-    if constexpr (kMaxRun == 4) return (at(0) + at(1)) + (at(2) + at(3));
+    if constexpr (kMaxSpan == 1) return at(0);
+    if constexpr (kMaxSpan == 2) return at(0) + at(1);
+    if constexpr (kMaxSpan == 4) return (at(0) + at(1)) + (at(2) + at(3));
   } else {
     if (count == 0) return 0.0f;
     while (count > 1) {
@@ -172,21 +172,21 @@ TENON_DEVICE void scale_by_weight(const float (&h)[kVectors * kVector], Word4* h
 
 // What the vectors of a thread need besides their sums, on its way while the sums are awaited.
 // Longer runs would not stay in registers: their rows are read when they are needed.
-struct Ahead {
+struct Prefetched {
   Word4 residual, weights[2];
 };
-template <int kMaxRun>
-inline constexpr bool kReadsAhead = kMaxRun <= 2 && kWave > 1;
-template <int kMaxRun>
-struct RowAhead {
-  Ahead of[kReadsAhead<kMaxRun> ? kMaxRun : 1];
+template <int kMaxSpan>
+inline constexpr bool kReadsAhead = kMaxSpan <= 2 && kWave > 1;
+template <int kMaxSpan>
+struct PrefetchedRow {
+  Prefetched of[kReadsAhead<kMaxSpan> ? kMaxSpan : 1];
 };
-template <int kMaxRun>
-TENON_DEVICE RowAhead<kMaxRun> read_ahead(const NormSpec& spec, const Run& run) {
-  RowAhead<kMaxRun> ahead{};
-  if constexpr (kReadsAhead<kMaxRun>) {
-    for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
-      const int vector = run.first + i;
+template <int kMaxSpan>
+TENON_DEVICE PrefetchedRow<kMaxSpan> prefetch_row(const NormSpec& spec, const ThreadSpan& span) {
+  PrefetchedRow<kMaxSpan> ahead{};
+  if constexpr (kReadsAhead<kMaxSpan>) {
+    for_vectors<kMaxSpan>(span.count, [&]<int kVectors>(int i) {
+      const int vector = span.first + i;
       const std::byte* const weights = weights_at(spec, vector);
       if (!spec.fresh_residual) ahead.of[i].residual = load16(spec.residual + vector * 16);
       ahead.of[i].weights[0] = load16(weights);
@@ -199,18 +199,18 @@ TENON_DEVICE RowAhead<kMaxRun> read_ahead(const NormSpec& spec, const Run& run) 
 // Steps 2 to 8 of the row that `spec` is at. load_sums.operator()<kVectors>(vector, s) fills the
 // fp32 sums of step 1 from that vector on. Leaves the norm in `held` and stores it where it is
 // wanted. Every thread of the block must call this, with the number of rows that the block has done
-// before as `turn`.
-template <class T, int kMaxRun, class LoadSums>
-TENON_DEVICE void norm_row(const NormSpec& spec, int turn, const Run& run,
-                           const RowAhead<kMaxRun>& ahead, Word4 (&held)[kMaxRun],
+// before as `rows_done`.
+template <class T, int kMaxSpan, class LoadSums>
+TENON_DEVICE void norm_row(const NormSpec& spec, int rows_done, const ThreadSpan& span,
+                           const PrefetchedRow<kMaxSpan>& ahead, Word4 (&held)[kMaxSpan],
                            LoadSums load_sums) {
   std::byte* const residual = spec.residual;
-  constexpr bool kAhead = kReadsAhead<kMaxRun>;
-  float partials[kMaxRun];
+  constexpr bool kAhead = kReadsAhead<kMaxSpan>;
+  float partials[kMaxSpan];
   partials[0] = 0.0f;  // of a thread that owns nothing
   const auto bytes = [](const Word4* words) { return reinterpret_cast<const std::byte*>(words); };
-  for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
-    const int vector = run.first + i;
+  for_vectors<kMaxSpan>(span.count, [&]<int kVectors>(int i) {
+    const int vector = span.first + i;
     float h[kVectors * kVector] = {};  // a lost call leaves them alone
     load_sums.template operator()<kVectors>(vector, h);
     const std::byte* const old = kAhead ? bytes(&ahead.of[i].residual) : residual + vector * 16;
@@ -218,10 +218,10 @@ TENON_DEVICE void norm_row(const NormSpec& spec, int turn, const Run& run,
     store_vectors<kVectors>(residual + vector * 16, &held[i]);
     square_sums<kVectors>(h, &partials[i]);
   });
-  const float square = block_sum(run_sum(partials, run.count), turn);
+  const float square = block_sum(run_sum(partials, span.count), rows_done);
   const float rstd = rsqrt_f(square / static_cast<float>(spec.hidden) + spec.eps);
-  for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
-    const int vector = run.first + i;
+  for_vectors<kMaxSpan>(span.count, [&]<int kVectors>(int i) {
+    const int vector = span.first + i;
     float h[kVectors * kVector];
     unpack<T, kVectors>(&held[i], h);
     scale_by_weight<T, kVectors>(h, &held[i], rstd, spec,

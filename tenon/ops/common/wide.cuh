@@ -1,12 +1,12 @@
 // Several neighbouring vectors of a row as one array of floats. On the targets with waves a thread
 // takes one vector of 16 bytes at a time; on cpu it takes kWide of them, in plain loops over many
 // elements that the compiler vectorises. The arithmetic of an element is the same either way.
-// Not here: single vectors (gpu/vec.h), what is done with a row (row.cuh, quantize.cuh).
+// Not here: single vectors (device/vec.cuh), what is done with a row (row.cuh, quantize.cuh).
 #pragma once
 
 #include "tenon/core/fp8.h"
-#include "tenon/gpu/gpu.h"
-#include "tenon/gpu/vec.h"
+#include "tenon/device/device.cuh"
+#include "tenon/device/vec.cuh"
 
 namespace tenon::TENON_TARGET {
 
@@ -14,16 +14,16 @@ inline constexpr int kVector = 8;  // elements of a 16-bit type in 16 bytes
 inline constexpr int kWide = kWave == 1 ? 8 : 1;
 
 // step.operator()<kVectors>(first) for [0, count) in steps of kWide vectors, then one by one.
-// kMaxRun up to 4: a loop of constant length, so that what is indexed by it stays in registers.
-template <int kMaxRun, class Step>
+// kMaxSpan up to 4: a loop of constant length, so that what is indexed by it stays in registers.
+template <int kMaxSpan, class Step>
 TENON_DEVICE void for_vectors(int count, Step step) {
   if constexpr (kWave == 1) {
     int i = 0;
     for (; i + kWide <= count; i += kWide) step.template operator()<kWide>(i);
     for (; i < count; ++i) step.template operator()<1>(i);
-  } else if constexpr (kMaxRun <= 4) {
+  } else if constexpr (kMaxSpan <= 4) {
     TENON_UNROLL
-    for (int i = 0; i < kMaxRun; ++i)
+    for (int i = 0; i < kMaxSpan; ++i)
       if (i < count) step.template operator()<1>(i);
   } else {
     for (int i = 0; i < count; ++i) step.template operator()<1>(i);
@@ -73,7 +73,7 @@ TENON_DEVICE void pack(const float (&from)[kVectors * kVector], Word4* to) {
 // Rounds every element to T and back.
 template <class T, int kSize>
 TENON_DEVICE void round_through(float (&values)[kSize]) {
-  if constexpr (kConverts) {
+  if constexpr (kConvertsInHardware) {
     TENON_UNROLL
     for (int k = 0; k < kSize; k += 2) {
       const std::uint32_t both = pack_halves<T>(values[k], values[k + 1]);

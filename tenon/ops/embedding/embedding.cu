@@ -1,7 +1,7 @@
 // The lookup: one block per token copies a row of the table or writes zeros.
 #include "tenon/ops/embedding/embedding.h"
 
-#include "tenon/gpu/gpu.h"
+#include "tenon/device/device.cuh"
 #include "tenon/ops/registry.h"
 
 namespace tenon::TENON_TARGET::embedding {
@@ -28,13 +28,13 @@ TENON_KERNEL lookup_kernel(Lookup lookup) {
     store16(to + i, mine ? load16(from + i) : Word4{0, 0, 0, 0});
 }
 
-Status supports_rows(const Args& args, const Situation&, LaunchShape* shape) {
+Status supports_rows(const Args& args, const PlanContext&, LaunchShape* shape) {
   shape->blocks = static_cast<int>(args.ids.shape[0]);
   shape->threads = kWave == 1 ? 1 : 128;
   return Status::ok();
 }
 
-Status launch_rows(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
+Status launch_rows(const LaunchShape& shape, const Args& args, const ChannelView*, Stream& stream) {
   const TensorView& out = args.out.addend;
   Lookup lookup;
   lookup.ids = args.ids.as<const std::int32_t>();

@@ -27,27 +27,27 @@ Fp8Call call_of(const Args& args) {
   return call;
 }
 
-Status supports_simt(const Args& args, const Situation&, LaunchShape* shape) {
+Status supports_simt(const Args& args, const PlanContext&, LaunchShape* shape) {
   shape->blocks = num_tile_blocks(call_of(args).gemm);
   shape->threads = kGemmThreads;
   return Status::ok();
 }
 
-Status launch_simt(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
+Status launch_simt(const LaunchShape& shape, const Args& args, const ChannelView*, Stream& stream) {
   return tenon::launch(stream, shape, simt_kernel, call_of(args));
 }
 
 #if TENON_WAVE == 1
 // The variants of an instruction set: refused where the processor lacks it.
 template <Status (*kHas)()>
-Status supports_host(const Args& args, const Situation&, LaunchShape* shape) {
+Status supports_host(const Args& args, const PlanContext&, LaunchShape* shape) {
   shape->blocks = num_host_blocks(call_of(args).gemm);
   shape->threads = 1;
   shape->shared_bytes = sizeof(HostScratch);
   return kHas();
 }
 template <void (*kKernel)(Fp8Call)>
-Status launch_host(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
+Status launch_host(const LaunchShape& shape, const Args& args, const ChannelView*, Stream& stream) {
   return tenon::launch(stream, shape, kKernel, call_of(args));
 }
 #endif

@@ -32,7 +32,7 @@ Status check(const Args& args) {
   return Status::ok();
 }
 
-Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced) {
+Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
   return choose(Op::fp8_quant, &args, where, forced);
 }

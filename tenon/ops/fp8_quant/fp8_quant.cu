@@ -33,26 +33,26 @@ TENON_DEVICE void silu_mul(const std::byte* gate_at, const std::byte* up_at, Wor
   pack<T, kVectors>(gate, to);
 }
 
-template <class T, int kMaxRun>
+template <class T, int kMaxSpan>
 TENON_KERNEL_MAX(kRowThreads)
 segment_kernel(TENON_ARGS(SegmentArgs) args) {
   wait_for_previous();
   let_next_start();
   const int num_segments = (args.width + kSegment - 1) / kSegment;
   const int limit = args.row_limit == nullptr ? args.rows : *args.row_limit;
-  Word4 held[kMaxRun];
+  Word4 held[kMaxSpan];
   for (int task = block_id(); task < args.rows * num_segments; task += grid_blocks()) {
     const int row = task / num_segments, begin = task % num_segments * kSegment;
     const bool wants_fp8 = args.quant.codes != nullptr;
     if (wants_fp8 && begin == 0) pad_scale_rows(args.quant, row);
     if (row >= limit) continue;
     const int left = args.width - begin;
-    const Run run = own_run<kMaxRun>((left < kSegment ? left : kSegment) / kVector);
+    const ThreadSpan span = own_span<kMaxSpan>((left < kSegment ? left : kSegment) / kVector);
     const std::byte* const in = args.in + row * args.in_stride + begin * 2;
     std::byte* const out =
         args.out == nullptr ? nullptr : args.out + row * args.out_stride + begin * 2;
-    for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int i) {
-      const int at = (run.first + i) * 16;
+    for_vectors<kMaxSpan>(span.count, [&]<int kVectors>(int i) {
+      const int at = (span.first + i) * 16;
       if (args.silu_mul) {
         silu_mul<T, kVectors>(in + at, in + args.width * 2 + at, &held[i]);
       } else {
@@ -61,12 +61,12 @@ segment_kernel(TENON_ARGS(SegmentArgs) args) {
       if (out != nullptr) store_vectors<kVectors>(out + at, &held[i]);
     });
     if (!wants_fp8) continue;
-    quantize_to_tensors<T>(at_row(args.quant, row), begin, run, held);
+    quantize_to_tensors<T>(at_row(args.quant, row), begin, span, held);
     if (begin == 0) pad_scale_groups(args.quant, row);
   }
 }
 
-static Status supports(const Args& args, const Situation& where, LaunchShape* shape) {
+static Status supports(const Args& args, const PlanContext& where, LaunchShape* shape) {
   const std::int64_t factor = args.prologue == Prologue::kSiluMul ? 2 : 1;
   const int width = static_cast<int>(args.in.shape[1] / factor);
   const int segment = width < kSegment ? width : kSegment;
@@ -80,7 +80,8 @@ static Status supports(const Args& args, const Situation& where, LaunchShape* sh
   return Status::ok();
 }
 
-static Status launch(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
+static Status launch(const LaunchShape& shape, const Args& args, const ChannelView*,
+                     Stream& stream) {
   SegmentArgs call{};
   call.in = args.in.as<std::byte>();
   call.in_stride = args.in.stride[0] * 2;
@@ -97,9 +98,9 @@ static Status launch(const LaunchShape& shape, const Args& args, const TeamView*
   // A row may end in a shorter segment than the block has threads for.
   const int segment = call.width < kSegment ? call.width : kSegment;
   const bool is_whole = call.width % segment == 0;
-  return with_run(shape.threads, is_whole ? segment : segment + kVector, [&]<int kMaxRun>() {
+  return with_span(shape.threads, is_whole ? segment : segment + kVector, [&]<int kMaxSpan>() {
     return tenon::launch(stream, shape,
-                         is_bf16 ? segment_kernel<bf16, kMaxRun> : segment_kernel<f16, kMaxRun>,
+                         is_bf16 ? segment_kernel<bf16, kMaxSpan> : segment_kernel<f16, kMaxSpan>,
                          call);
   });
 }

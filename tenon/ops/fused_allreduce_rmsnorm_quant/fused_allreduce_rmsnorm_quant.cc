@@ -1,7 +1,7 @@
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
 
 #include "tenon/ops/common/normed_rows.h"
-#include "tenon/ops/fused_allreduce_rmsnorm_quant/slots.h"
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/mailbox_layout.h"
 
 namespace tenon::fused_allreduce_rmsnorm_quant {
 namespace {
@@ -13,12 +13,12 @@ NormTensors tensors_of(const Args& args) {
 }
 
 // A mailbox whose communicator is suspended, or has no peer pointers, has no addresses.
-Status check_team(const TeamView& team) {
+Status check_team(const ChannelView& team) {
   for (int rank = 0; team.size > 1 && rank < team.size; ++rank)
     if (team.base[rank] == nullptr) [[unlikely]]
       return Status::error(Code::kInvalidArgument,
                            "the mailbox has no memory of rank " + std::to_string(rank) +
-                               "; accepted: the team of a Mailbox that is ready()");
+                               "; accepted: the team of a Channel that is ready()");
   return Status::ok();
 }
 
@@ -47,7 +47,7 @@ int residual_owner(std::string_view variant, int row, int, int team_size) {
   return variant.starts_with("two_shot") ? row % team_size : -1;
 }
 
-Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced) {
+Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
   TENON_ASSIGN(Plan made, choose(Op::fused_allreduce_rmsnorm_quant, &args, where, forced));
   made.rows = args.partial.addend.shape[0];
@@ -57,7 +57,7 @@ Result<Plan> plan(const Args& args, const Situation& where, std::string_view for
   return made;
 }
 
-Status run(const Plan& plan, const Args& args, const TeamView& team, Stream& stream) {
+Status run(const Plan& plan, const Args& args, const ChannelView& team, Stream& stream) {
   TENON_TRY(check(args));
   TENON_TRY(check_apart(tensors_of(args)), kName);
   TENON_TRY(

@@ -1,8 +1,8 @@
 // The variants of the centre piece: their limits and their launches.
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
 
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/mailbox_layout.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/one_shot.cuh"
-#include "tenon/ops/fused_allreduce_rmsnorm_quant/slots.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/tuned.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/two_shot.cuh"
 #include "tenon/ops/registry.h"
@@ -36,7 +36,7 @@ constexpr std::string_view name_of(Shots shots, bool packs) {
 
 // Many rows travel packed: that costs a few instructions and saves a link a quarter of its bytes.
 // Host targets have no link.
-static std::string_view usual_choice(std::int64_t bytes, const Situation& where) {
+static std::string_view default_choice(std::int64_t bytes, const PlanContext& where) {
   if (bytes <= one_shot_limit(where.team_size)) return name_of(Shots::kOne, false);
   return name_of(Shots::kTwo, !is_host(where.device.target));
 }
@@ -48,7 +48,7 @@ static std::string_view unpacked(std::string_view choice) {
 
 // Why rows of a call do not travel packed: elements without bits to spare, or lanes of a wave
 // without a vector.
-static Status can_pack(const Args& args, const Situation& where) {
+static Status can_pack(const Args& args, const PlanContext& where) {
   const std::int64_t hidden = args.residual.shape[1];
   const int threads = row_threads(static_cast<int>(hidden), where.properties.max_threads_per_block);
   if (args.residual.dtype != DType::kBF16)
@@ -61,13 +61,13 @@ static Status can_pack(const Args& args, const Situation& where) {
 }
 
 // Whether a variant is to be taken for its speed. A forced one is, and one rank sends nothing.
-static Status is_fastest(const Args& args, const Situation& where, std::string_view variant) {
+static Status is_fastest(const Args& args, const PlanContext& where, std::string_view variant) {
   if (where.forced || where.team_size == 1) return Status::ok();
   const std::int64_t rows = args.residual.shape[0], hidden = args.residual.shape[1];
   const std::int64_t bytes = rows * hidden * 2;
   const auto tuned =
       tenon::fused_allreduce_rmsnorm_quant::fastest(where.properties.name, where.team_size, bytes);
-  std::string_view choice = tuned.choice.empty() ? usual_choice(bytes, where) : tuned.choice;
+  std::string_view choice = tuned.choice.empty() ? default_choice(bytes, where) : tuned.choice;
   if (!can_pack(args, where)) choice = unpacked(choice);
   if (choice == variant) return Status::ok();
   return Status::error(Code::kUnsupported,
@@ -82,7 +82,7 @@ static Status is_fastest(const Args& args, const Situation& where, std::string_v
 struct Room {
   int units, resident;
 };
-static Room room_for(const Situation& where, int threads) {
+static Room room_for(const PlanContext& where, int threads) {
   if (kWave == 1) return {1, 1};
   const int units = std::max(where.properties.max_cooperative_blocks, 1);
   if (is_host(where.device.target)) return {std::min(units, 3), 1};
@@ -111,7 +111,7 @@ static StripeUnits units_of(const Args& args, bool packs, int team_size) {
   return stripe_units(hidden, packs, !args.out.bf16, groups, args.spread_residual, team_size);
 }
 
-static Status shape_for(const Args& args, const Situation& where, Shots shots, bool packs,
+static Status shape_for(const Args& args, const PlanContext& where, Shots shots, bool packs,
                         LaunchShape* shape) {
   if (where.team_size > 1 && !where.peer_pointers)
     return Status::error(Code::kUnsupported, "the ranks cannot address each other's mailboxes");
@@ -139,14 +139,14 @@ static Status shape_for(const Args& args, const Situation& where, Shots shots, b
 }
 
 template <Shots kShots, bool kPacks>
-static Status supports(const Args& args, const Situation& where, LaunchShape* shape) {
+static Status supports(const Args& args, const PlanContext& where, LaunchShape* shape) {
   if (kPacks) TENON_TRY(can_pack(args, where));
   TENON_TRY(is_fastest(args, where, name_of(kShots, kPacks)));
   return shape_for(args, where, kShots, kPacks, shape);
 }
 
 template <class Wire>
-static FusedArgs fused_args(const Args& args, const TeamView& team) {
+static FusedArgs fused_args(const Args& args, const ChannelView& team) {
   FusedArgs call{};
   call.team = team;
   call.partial = args.partial.addend.as<std::byte>();
@@ -178,7 +178,7 @@ static Note note_for(const FusedArgs& call, const LaunchShape& shape, Shots shot
 
 // Where the peers keep what this rank sends them: see FusedArgs.
 static void find_places(FusedArgs& call) {
-  const TeamView& team = call.team;
+  const ChannelView& team = call.team;
   for (int i = 0; i < team.size - 1; ++i) {
     const int peer = (team.rank + 1 + i) % team.size;
     const int place = peer_index(team.rank, peer);
@@ -188,22 +188,22 @@ static void find_places(FusedArgs& call) {
   }
 }
 
-// launch.operator()<kMaxRun, kRanks, kUsual>() with the smallest instance that serves the call.
+// launch.operator()<kMaxSpan, kRanks, kFastPath>() with the smallest instance that serves the call.
 // Emulated targets have those of devices, so that tests run what devices run; cpu has one for all
 // teams.
 template <class T, class Wire, class Launch>
 static Status with_instance(const LaunchShape& shape, const FusedArgs& call, const Launch& launch) {
-  return with_run(shape.threads, call.norm.hidden, [&]<int kMaxRun>() -> Status {
-    if constexpr (Wire::kPacks && kWave > 1 && kMaxRun > 1) {
+  return with_span(shape.threads, call.norm.hidden, [&]<int kMaxSpan>() -> Status {
+    if constexpr (Wire::kPacks && kWave > 1 && kMaxSpan > 1) {
       return Status::error(Code::kInternal, "can_pack() lets no row through that has no instance");
     } else {
-      return with_usual<T, kMaxRun>(is_usual(call.norm, call.quant), [&]<bool kUsual>() {
+      return with_path<T, kMaxSpan>(is_fast_path(call.norm, call.quant), [&]<bool kFastPath>() {
         if constexpr (kWave > 1) {
-          if (call.team.size == 1) return launch.template operator()<kMaxRun, 1, kUsual>();
-          if (call.team.size == 2) return launch.template operator()<kMaxRun, 2, kUsual>();
-          if (call.team.size <= 4) return launch.template operator()<kMaxRun, 4, kUsual>();
+          if (call.team.size == 1) return launch.template operator()<kMaxSpan, 1, kFastPath>();
+          if (call.team.size == 2) return launch.template operator()<kMaxSpan, 2, kFastPath>();
+          if (call.team.size <= 4) return launch.template operator()<kMaxSpan, 4, kFastPath>();
         }
-        return launch.template operator()<kMaxRun, kMaxRanks, kUsual>();
+        return launch.template operator()<kMaxSpan, kMaxRanks, kFastPath>();
       });
     }
   });
@@ -229,8 +229,8 @@ static void set_chunk(FusedArgs& call, std::int64_t chunk, std::int64_t all) {
   call.num_generations = static_cast<int>((all + chunk - 1) / chunk);
 }
 
-template <class T, class Wire, class Rules>
-static Status launch_one_shot(const LaunchShape& shape, const Args& args, const TeamView* team,
+template <class T, class Wire, class Protocol>
+static Status launch_one_shot(const LaunchShape& shape, const Args& args, const ChannelView* team,
                               Stream& stream) {
   FusedArgs call = fused_args<Wire>(args, *team);
   std::int64_t rows = 0;
@@ -240,23 +240,24 @@ static Status launch_one_shot(const LaunchShape& shape, const Args& args, const 
   call.note = note_for(call, shape, Shots::kOne, Wire::kPacks);
   call.workers = shape.blocks;
   const bool row_each = call.rows <= shape.blocks && call.num_generations == 1;
-  return with_instance<T, Wire>(shape, call, [&]<int kMaxRun, int kRanks, bool kUsual>() {
+  return with_instance<T, Wire>(shape, call, [&]<int kMaxSpan, int kRanks, bool kFastPath>() {
     return tenon::launch(stream, with_note_block(shape, *team),
-                         row_each ? one_shot_row_kernel<T, Wire, kMaxRun, kRanks, kUsual, Rules>
-                                  : one_shot_kernel<T, Wire, kMaxRun, kRanks, kUsual, Rules>,
+                         row_each
+                             ? one_shot_row_kernel<T, Wire, kMaxSpan, kRanks, kFastPath, Protocol>
+                             : one_shot_kernel<T, Wire, kMaxSpan, kRanks, kFastPath, Protocol>,
                          call);
   });
 }
 
-template <class T, class Wire, class Rules>
-static Status launch_two_shot(const LaunchShape& shape, const Args& args, const TeamView* team,
+template <class T, class Wire, class Protocol>
+static Status launch_two_shot(const LaunchShape& shape, const Args& args, const ChannelView* team,
                               Stream& stream) {
   FusedArgs call = fused_args<Wire>(args, *team);
   const StripeUnits units = units_of(args, Wire::kPacks, team->size);
   call.spread_entry_units = static_cast<int>(units.results);
   call.spread_units = call.spread_entry_units / std::max(team->size - 1, 1);
   const std::int64_t stripes = (call.rows + team->size - 1) / team->size;
-  const std::int64_t least = stripes > 1 ? Rules::kLeastSteps : 1;
+  const std::int64_t least = stripes > 1 ? Protocol::kLeastSteps : 1;
   std::int64_t fit = 0;
   TENON_TRY(fit_chunk(call, units.all(), least, &fit));
   call.workers =
@@ -266,15 +267,15 @@ static Status launch_two_shot(const LaunchShape& shape, const Args& args, const 
   call.spread_offset = static_cast<int>(fit * units.parts);  // not by how much there is: rule 2
   find_places(call);
   call.note = note_for(call, shape, Shots::kTwo, Wire::kPacks);
-  return with_instance<T, Wire>(shape, call, [&]<int kMaxRun, int kRanks, bool kUsual>() {
+  return with_instance<T, Wire>(shape, call, [&]<int kMaxSpan, int kRanks, bool kFastPath>() {
     return tenon::launch(stream, with_note_block(shape, *team),
-                         two_shot_kernel<T, Wire, kMaxRun, kRanks, kUsual, Rules>, call);
+                         two_shot_kernel<T, Wire, kMaxSpan, kRanks, kFastPath, Protocol>, call);
   });
 }
 
 // The launch for the element type of a call.
 template <auto kLaunchBf16, auto kLaunchF16>
-static Status launch_as(const LaunchShape& shape, const Args& args, const TeamView* team,
+static Status launch_as(const LaunchShape& shape, const Args& args, const ChannelView* team,
                         Stream& stream) {
   const bool is_bf16 = args.residual.dtype == DType::kBF16;
   return is_bf16 ? kLaunchBf16(shape, args, team, stream) : kLaunchF16(shape, args, team, stream);
@@ -282,14 +283,14 @@ static Status launch_as(const LaunchShape& shape, const Args& args, const TeamVi
 
 static constexpr Variant kVariants[] = {
     variant<Args, supports<Shots::kOne, false>,
-            launch_as<launch_one_shot<bf16, Plain, Sound>, launch_one_shot<f16, Plain, Sound>>>(
-        name_of(Shots::kOne, false)),
-    variant<Args, supports<Shots::kOne, true>, launch_one_shot<bf16, Packed, Sound>>(
+            launch_as<launch_one_shot<bf16, Plain, SoundProtocol>,
+                      launch_one_shot<f16, Plain, SoundProtocol>>>(name_of(Shots::kOne, false)),
+    variant<Args, supports<Shots::kOne, true>, launch_one_shot<bf16, Packed, SoundProtocol>>(
         name_of(Shots::kOne, true)),
     variant<Args, supports<Shots::kTwo, false>,
-            launch_as<launch_two_shot<bf16, Plain, Sound>, launch_two_shot<f16, Plain, Sound>>>(
-        name_of(Shots::kTwo, false)),
-    variant<Args, supports<Shots::kTwo, true>, launch_two_shot<bf16, Packed, Sound>>(
+            launch_as<launch_two_shot<bf16, Plain, SoundProtocol>,
+                      launch_two_shot<f16, Plain, SoundProtocol>>>(name_of(Shots::kTwo, false)),
+    variant<Args, supports<Shots::kTwo, true>, launch_two_shot<bf16, Packed, SoundProtocol>>(
         name_of(Shots::kTwo, true)),
 };
 extern const VariantTable table;

@@ -5,10 +5,10 @@
 // collective: every rank of the team calls it with the same shapes and the same plan.
 #pragma once
 
-#include "tenon/comm/mailbox.h"
+#include "tenon/comm/channel.h"
 #include "tenon/comm/partial_rows.h"
 #include "tenon/core/tensor.h"
-#include "tenon/gpu/runtime.h"
+#include "tenon/device/runtime.h"
 #include "tenon/ops/registry.h"
 
 namespace tenon::fused_allreduce_rmsnorm_quant {
@@ -36,12 +36,12 @@ struct MailboxNeeds {
   int max_blocks = 1;           // Communicator::max_blocks() on devices; 1 does for host targets
   bool spread_residual = true;  // whether calls may have Args::spread_residual
 };
-// Bytes for Communicator::mailbox with which calls of up to max_rows rows, of any type and variant,
-// keep the device at work. Longer calls go through in chunks of 14 MiB or, where that is more, of
-// what its blocks work on at a time: 42 MiB in all for two ranks; for four ranks and eight 46 and
-// 108 MiB on 132 multiprocessors where the residual is not spread and hidden is 4096 or less, twice
-// that for 8192. run() takes any mailbox that holds two rows per rank, with fewer blocks, and may
-// share one mailbox with calls of other shapes.
+// Bytes for Communicator::make_channel with which calls of up to max_rows rows, of any type and
+// variant, keep the device at work. Longer calls go through in chunks of 14 MiB or, where that is
+// more, of what its blocks work on at a time: 42 MiB in all for two ranks; for four ranks and eight
+// 46 and 108 MiB on 132 multiprocessors where the residual is not spread and hidden is 4096 or
+// less, twice that for 8192. run() takes any mailbox that holds two rows per rank, with fewer
+// blocks, and may share one mailbox with calls of other shapes.
 std::size_t mailbox_bytes(const MailboxNeeds& needs);
 
 // Which rank holds the current residual of `row` after a run of `variant`: every rank after
@@ -49,14 +49,14 @@ std::size_t mailbox_bytes(const MailboxNeeds& needs);
 int residual_owner(std::string_view variant, int row, int rows, int team_size);
 
 // Pure function of its arguments, all of which the ranks share. No launch, no allocation.
-Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced = {});
+Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced = {});
 
 // Launches one kernel. Collective on the team. Capturable. Waits end by arrival, deadline or abort;
 // a fault shows up in Communicator::health(). Before that it does check(), and refuses what is
 // written over another tensor, a plan that was made for fewer rows, for others than these or for
 // another team, a team without memory, and a stream of another device. A rank that is refused alone
 // has not come to the collective: its peers wait for it until their deadline.
-Status run(const Plan& plan, const Args& args, const TeamView& team, Stream& stream);
+Status run(const Plan& plan, const Args& args, const ChannelView& team, Stream& stream);
 
 Traffic traffic(const Args& args, int team_size);
 

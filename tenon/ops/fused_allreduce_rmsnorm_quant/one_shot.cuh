@@ -1,6 +1,6 @@
 // One shot, for few rows: every rank sends its rows to every peer and does all rows itself. One
 // trip. A slot holds, per row of the chunk, one part from each peer. The rules of the exchange are
-// comm/slots.h's.
+// comm/device/exchange.cuh's.
 #pragma once
 
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/parts.cuh"
@@ -8,18 +8,19 @@
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
 // One row from its parts. `norm` and `quant` are at that row.
-template <class T, class Wire, int kMaxRun, int kRanks, class Rules>
+template <class T, class Wire, int kMaxSpan, int kRanks, class Protocol>
 TENON_DEVICE void finish_row(const FusedArgs& args, const NormSpec& norm, const QuantSpec& quant,
-                             Call& call, int row, int turn, std::uint32_t entry, const Run& run,
-                             const Own<kMaxRun>& own, const RowAhead<kMaxRun>& ahead) {
-  Word4 held[kMaxRun];
-  norm_row<T>(norm, turn, run, ahead, held,
+                             Call& call, int row, int rows_done, std::uint32_t entry,
+                             const ThreadSpan& span, const Own<kMaxSpan>& own,
+                             const PrefetchedRow<kMaxSpan>& ahead) {
+  Word4 held[kMaxSpan];
+  norm_row<T>(norm, rows_done, span, ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
-                take_sums<T, Wire, Rules, kRanks, kMaxRun, kVectors>(args, call, row, entry, vector,
-                                                                     own, Seen{}, sums);
+                take_sums<T, Wire, Protocol, kRanks, kMaxSpan, kVectors>(
+                    args, call, row, entry, vector, own, EarlyLook{}, sums);
               });
   if (quant.codes == nullptr) return;
-  quantize_to_tensors<T>(quant, 0, run, held);
+  quantize_to_tensors<T>(quant, 0, span, held);
   if (quant.layout != ScaleLayout::kRow) pad_scales(args.quant, row);
 }
 
@@ -36,76 +37,80 @@ TENON_DEVICE void hold_all(NormSpec& norm, QuantSpec& quant) {
 }
 
 // No more rows than blocks, one generation: nothing but the way of one row.
-template <class T, class Wire, int kMaxRun, int kRanks, bool kUsual, class Rules = Sound>
+template <class T, class Wire, int kMaxSpan, int kRanks, bool kFastPath,
+          class Protocol = SoundProtocol>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   const int row = block_id();
   const bool has_row = row < args.rows;
-  const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
-  NormSpec norm = at_row(usual_or_not<kUsual>(args.norm), has_row ? row : 0);
-  QuantSpec quant = at_row(usual_or_not<kUsual>(args.quant), has_row ? row : 0);
+  const ThreadSpan span = own_span<kMaxSpan>(args.norm.hidden / kVector);
+  NormSpec norm = at_row(choose_path<kFastPath>(args.norm), has_row ? row : 0);
+  QuantSpec quant = at_row(choose_path<kFastPath>(args.quant), has_row ? row : 0);
   std::uint32_t place = in_slot(args.entry_units, row);
   hold_all(norm, quant);
   hold(place);
   if (thread_id() % kWave == 0) {
-    if (run.count > 0) {  // others have no vector: run.first lies behind the row
-      prefetch(args.partial + (has_row ? row : 0) * args.partial_stride + run.first * 16);
-      prefetch(norm.residual + run.first * 16);
-      prefetch(weights_at(norm, run.first));
-      prefetch(at_unit(args.mine, place + static_cast<std::uint32_t>(run.first)));
+    if (span.count > 0) {  // others have no vector: span.first lies behind the row
+      prefetch(args.partial + (has_row ? row : 0) * args.partial_stride + span.first * 16);
+      prefetch(norm.residual + span.first * 16);
+      prefetch(weights_at(norm, span.first));
+      prefetch(at_unit(args.mine, place + static_cast<std::uint32_t>(span.first)));
     }
     prefetch(counters(args.team, row));
   }
-  enter<Rules>();
-  const auto own = load_own<kMaxRun>(args, has_row ? row : 0);
-  Call call = begin_call<Rules>(args.team);
-  if (!has_row) return finish_without_data<Rules>(args.team, call, args.note, 1);
+  enter<Protocol>();
+  const auto own = load_own<kMaxSpan>(args, has_row ? row : 0);
+  Call call = begin_call<Protocol>(args.team);
+  if (!has_row) return finish_without_data<Protocol>(args.team, call, args.note, 1);
   send_notes_first(args.team, call, args.note);
   const std::uint32_t entry = in_mailbox(args, call, place);
-  send_part<Wire, Rules, kRanks>(args, call, row, entry, own);
-  const auto ahead = read_ahead<kMaxRun>(norm, run);
-  count_call<Rules>(args.team, call, 1);
-  finish_row<T, Wire, kMaxRun, kRanks, Rules>(args, norm, quant, call, row, 0, entry, run, own,
-                                              ahead);
+  send_part<Wire, Protocol, kRanks>(args, call, row, entry, own);
+  const auto ahead = prefetch_row<kMaxSpan>(norm, span);
+  count_call<Protocol>(args.team, call, 1);
+  finish_row<T, Wire, kMaxSpan, kRanks, Protocol>(args, norm, quant, call, row, 0, entry, span, own,
+                                                  ahead);
 }
 
 // Any number of rows. Each block sends a row ahead of the one it works on, so that the link is
 // never idle.
-template <class T, class Wire, int kMaxRun, int kRanks, bool kUsual, class Rules = Sound>
+template <class T, class Wire, int kMaxSpan, int kRanks, bool kFastPath,
+          class Protocol = SoundProtocol>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 one_shot_kernel(TENON_ARGS(FusedArgs) args) {
-  const NormSpec call_norm = usual_or_not<kUsual>(args.norm);
-  const QuantSpec call_quant = usual_or_not<kUsual>(args.quant);
-  enter<Rules>();
-  Call call = begin_call<Rules>(args.team);
+  const NormSpec call_norm = choose_path<kFastPath>(args.norm);
+  const QuantSpec call_quant = choose_path<kFastPath>(args.quant);
+  enter<Protocol>();
+  Call call = begin_call<Protocol>(args.team);
   if (block_id() >= args.workers)
-    return finish_without_data<Rules>(args.team, call, args.note,
-                                      static_cast<std::uint32_t>(args.num_generations));
+    return finish_without_data<Protocol>(args.team, call, args.note,
+                                         static_cast<std::uint32_t>(args.num_generations));
   send_notes_first(args.team, call, args.note);
-  const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
+  const ThreadSpan span = own_span<kMaxSpan>(args.norm.hidden / kVector);
   const int stride = args.workers;
-  int turn = 0;
+  int rows_done = 0;
   for (int first = 0; first < args.rows; first += args.chunk) {
-    if (first > 0) next_generation<Rules>(call);
+    if (first > 0) next_generation<Protocol>(call);
     const int left = args.rows - first;
     const int chunk = left < args.chunk ? left : args.chunk;
-    Own<kMaxRun> sent{};
+    Own<kMaxSpan> sent{};
     for (int next = block_id(); next < chunk + stride; next += stride) {
-      const Own<kMaxRun> own = sent;
-      if (next < chunk) sent = load_own<kMaxRun>(args, first + next);
+      const Own<kMaxSpan> own = sent;
+      if (next < chunk) sent = load_own<kMaxSpan>(args, first + next);
       const int index = next - stride, row = first + index;
-      RowAhead<kMaxRun> ahead{};
+      PrefetchedRow<kMaxSpan> ahead{};
       const NormSpec norm = at_row(call_norm, index >= 0 ? row : 0);
-      if (index >= 0) ahead = read_ahead<kMaxRun>(norm, run);
+      if (index >= 0) ahead = prefetch_row<kMaxSpan>(norm, span);
       const auto entry = [&](int of) {
         return in_mailbox(args, call, in_slot(args.entry_units, of));
       };
-      if (next < chunk) send_part<Wire, Rules, kRanks>(args, call, first + next, entry(next), sent);
+      if (next < chunk)
+        send_part<Wire, Protocol, kRanks>(args, call, first + next, entry(next), sent);
       if (index >= 0) {
-        finish_row<T, Wire, kMaxRun, kRanks, Rules>(args, norm, at_row(call_quant, row), call, row,
-                                                    turn++, entry(index), run, own, ahead);
+        finish_row<T, Wire, kMaxSpan, kRanks, Protocol>(args, norm, at_row(call_quant, row), call,
+                                                        row, rows_done++, entry(index), span, own,
+                                                        ahead);
       } else if (first == 0) {
-        count_call<Rules>(args.team, call, static_cast<std::uint32_t>(args.num_generations));
+        count_call<Protocol>(args.team, call, static_cast<std::uint32_t>(args.num_generations));
       }
     }
   }

@@ -1,9 +1,9 @@
 // What the two variants have in common: their arguments, where a part lies in a slot, and the sum
-// of a row's parts. The rules of slots and generations are comm/slots.h's.
+// of a row's parts. The rules of slots and generations are comm/device/exchange.cuh's.
 // Not here: what is sent to whom (one_shot.cuh, two_shot.cuh), how a row travels (wire.cuh).
 #pragma once
 
-#include "tenon/comm/slots.h"
+#include "tenon/comm/device/exchange.cuh"
 #include "tenon/ops/common/quantize.cuh"
 #include "tenon/ops/common/row.cuh"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/wire.cuh"
@@ -13,7 +13,7 @@ namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 // What the kernels get. Strides are in bytes; offsets within a mailbox, which has at most 2 GiB, in
 // units of 16.
 struct FusedArgs {
-  TeamView team;
+  ChannelView team;
   std::byte* mine;  // this rank's region
   // Where peer number (rank + 1 + i) mod size keeps what I send it, for entry 0 of slot 0: so every
   // rank starts with another peer.
@@ -54,7 +54,7 @@ TENON_DEVICE const std::byte* at_unit(const std::byte* at, std::uint32_t units) 
 
 // The rank of peer number `i`: (rank + 1 + i) mod size, without a division.
 template <int kRanks>
-TENON_DEVICE int rank_of_peer(const TeamView& team, int i) {
+TENON_DEVICE int rank_of_peer(const ChannelView& team, int i) {
   if constexpr (kRanks == 2) return 1 - team.rank;
   const int rank = team.rank + 1 + i;
   return rank < team.size ? rank : rank - team.size;
@@ -62,28 +62,28 @@ TENON_DEVICE int rank_of_peer(const TeamView& team, int i) {
 
 // step(i) for each peer number i; kRanks: the most ranks there may be.
 template <int kRanks, class Step>
-TENON_DEVICE void for_peers(const TeamView& team, Step step) {
+TENON_DEVICE void for_peers(const ChannelView& team, Step step) {
   TENON_UNROLL
   for (int i = 0; i < kRanks - 1; ++i)
     if (kRanks <= 2 || i < team.size - 1) step(i);
 }
 
 // Whether a kernel that does many rows looks at what comes from its peer long before it takes it,
-// so that the look is over by then. Others would run out of registers.
-template <int kMaxRun, int kRanks>
-inline constexpr bool kLooksAhead = kMaxRun == 1 && kRanks == 2;
+// so that the look is over by then. Others would span out of registers.
+template <int kMaxSpan, int kRanks>
+inline constexpr bool kLooksAhead = kMaxSpan == 1 && kRanks == 2;
 
 // A thread's words of this rank's part of a row. Only a thread that owns one vector keeps it;
 // others read it again.
-template <int kMaxRun>
+template <int kMaxSpan>
 struct Own {
-  static constexpr bool kKept = kMaxRun == 1;
+  static constexpr bool kKept = kMaxSpan == 1;
   Word4 words;
 };
-template <int kMaxRun>
-TENON_DEVICE Own<kMaxRun> load_own(const FusedArgs& args, int row) {
-  Own<kMaxRun> own{};
-  if constexpr (Own<kMaxRun>::kKept)
+template <int kMaxSpan>
+TENON_DEVICE Own<kMaxSpan> load_own(const FusedArgs& args, int row) {
+  Own<kMaxSpan> own{};
+  if constexpr (Own<kMaxSpan>::kKept)
     own.words = load16(
         at_unit(args.partial + row * args.partial_stride, static_cast<std::uint32_t>(thread_id())));
   return own;
@@ -91,18 +91,18 @@ TENON_DEVICE Own<kMaxRun> load_own(const FusedArgs& args, int row) {
 
 // All threads of a block: this rank's part of a row to every peer, a PART of rule 6. `entry`: where
 // the row's entry begins.
-template <class Wire, class Rules, int kRanks, int kMaxRun>
+template <class Wire, class Protocol, int kRanks, int kMaxSpan>
 TENON_DEVICE void send_part(const FusedArgs& args, const Call& call, int row, std::uint32_t entry,
-                            const Own<kMaxRun>& own) {
+                            const Own<kMaxSpan>& own) {
   if constexpr (kRanks == 1) return;
   const auto send_vector = [&](int i, Word4 words) {
-    const Parcel parcel = wrap<Wire, Rules>(words);
+    const Parcel parcel = wrap<Wire, Protocol>(words);
     if (call.lost) return;
     for_peers<kRanks>(args.team, [&](int peer) {
       post<Wire>(at_unit(args.part_to[peer], entry), args.vectors, i, parcel);
     });
   };
-  if constexpr (Own<kMaxRun>::kKept) {
+  if constexpr (Own<kMaxSpan>::kKept) {
     send_vector(thread_id(), own.words);
   } else {
     const std::byte* const from = args.partial + row * args.partial_stride;
@@ -119,72 +119,73 @@ TENON_DEVICE std::byte* part_from(const FusedArgs& args, std::uint32_t entry, in
 }
 
 // What a thread that looks ahead sees of its vector of a row's part.
-template <class Wire, int kMaxRun, int kRanks>
-TENON_DEVICE Seen look_at_part(const FusedArgs& args, std::uint32_t entry) {
-  Seen seen;
-  if constexpr (kLooksAhead<kMaxRun, kRanks>)
-    seen.words = look(place_of<Wire>(part_from<kRanks>(args, entry, 1 - args.team.rank),
-                                     args.vectors, thread_id(), &seen.rest));
-  return seen;
+template <class Wire, int kMaxSpan, int kRanks>
+TENON_DEVICE EarlyLook look_early(const FusedArgs& args, std::uint32_t entry) {
+  EarlyLook early;
+  if constexpr (kLooksAhead<kMaxSpan, kRanks>)
+    early.words = look(address_of<Wire>(part_from<kRanks>(args, entry, 1 - args.team.rank),
+                                        args.vectors, thread_id(), &early.rest));
+  return early;
 }
 
 // Step 1 of one vector of which every peer has sent its part: sums in rank order.
-template <class T, class Wire, class Rules, int kRanks, int kMaxRun>
+template <class T, class Wire, class Protocol, int kRanks, int kMaxSpan>
 TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, int row, std::uint32_t entry,
-                           int vector, const Word4& own, const Seen& seen, float (&sum)[kVector]) {
+                           int vector, const Word4& own, const EarlyLook& early,
+                           float (&sum)[kVector]) {
   const int rank = args.team.rank, size = args.team.size, vectors = args.vectors;
   const auto name = static_cast<std::uint32_t>(row);
   float addend[kVector];
   if constexpr (kRanks == 1) {
     unpack8<T>(own, sum);
   } else if constexpr (kRanks == 2) {  // one peer, and a sum of two has no order
-    const Word4 theirs = take_vector<Wire, Rules, kMaxRun>(
+    const Word4 theirs = take_vector<Wire, Protocol, kMaxSpan>(
         args.team, call, Phase::kScatter, 1 - rank, name, part_from<kRanks>(args, entry, 1 - rank),
-        vectors, vector, seen);
+        vectors, vector, early);
     unpack8<T>(own, sum);
     unpack8<T>(theirs, addend);
     for (int k = 0; k < kVector; ++k) sum[k] = sum[k] + addend[k];
   } else {
     Word4 words[kRanks] = {};
-    take_of_all<Rules, kRanks>(
+    take_of_all<Protocol, kRanks>(
         args.team, call, Phase::kScatter, [&] { return name; },
         [&](int sender) {
-          return place_of<Wire>(part_from<kRanks>(args, entry, sender), vectors, vector);
+          return address_of<Wire>(part_from<kRanks>(args, entry, sender), vectors, vector);
         },
-        words, kMaxRun == 1);
+        words, kMaxSpan == 1);
     TENON_UNROLL
     for (int r = 0; r < kRanks; ++r) {
       if (r < size && r != rank)
-        words[r] = unwrap<Rules>(args.team, call, Phase::kScatter, r, name,
-                                 place_of<Wire>(part_from<kRanks>(args, entry, r), vectors, vector),
-                                 words[r]);
+        words[r] = unwrap<Protocol>(
+            args.team, call, Phase::kScatter, r, name,
+            address_of<Wire>(part_from<kRanks>(args, entry, r), vectors, vector), words[r]);
       if (r == rank) words[r] = own;
     }
-    const int first = Rules::kRankOrder ? 0 : rank;
+    const int first = Protocol::kRankOrder ? 0 : rank;
     unpack8<T>(words[first], sum);
     TENON_UNROLL
     for (int step = 1; step < kRanks; ++step) {
       if (step >= size) continue;
-      unpack8<T>(words[Rules::kRankOrder ? step : (first + step) % size], addend);
+      unpack8<T>(words[Protocol::kRankOrder ? step : (first + step) % size], addend);
       for (int k = 0; k < kVector; ++k) sum[k] = sum[k] + addend[k];
     }
   }
 }
 
 // The same for kVectors vectors from `vector` on.
-template <class T, class Wire, class Rules, int kRanks, int kMaxRun, int kVectors>
+template <class T, class Wire, class Protocol, int kRanks, int kMaxSpan, int kVectors>
 TENON_DEVICE void take_sums(const FusedArgs& args, Call& call, int row, std::uint32_t entry,
-                            int vector, const Own<kMaxRun>& kept, const Seen& seen,
+                            int vector, const Own<kMaxSpan>& kept, const EarlyLook& early,
                             float (&sums)[kVectors * kVector]) {
-  if constexpr (Own<kMaxRun>::kKept && kVectors == 1) {
-    take_sum<T, Wire, Rules, kRanks, kMaxRun>(args, call, row, entry, vector, kept.words, seen,
-                                              sums);
+  if constexpr (Own<kMaxSpan>::kKept && kVectors == 1) {
+    take_sum<T, Wire, Protocol, kRanks, kMaxSpan>(args, call, row, entry, vector, kept.words, early,
+                                                  sums);
   } else {
     const std::byte* const own = args.partial + row * args.partial_stride + vector * 16;
     for (int i = 0; i < kVectors; ++i) {
       float sum[kVector];
-      take_sum<T, Wire, Rules, kRanks, kMaxRun>(args, call, row, entry, vector + i,
-                                                load16(own + i * 16), Seen{}, sum);
+      take_sum<T, Wire, Protocol, kRanks, kMaxSpan>(args, call, row, entry, vector + i,
+                                                    load16(own + i * 16), EarlyLook{}, sum);
       for (int k = 0; k < kVector; ++k) sums[i * kVector + k] = sum[k];
     }
   }

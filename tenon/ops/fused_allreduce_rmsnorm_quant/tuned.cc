@@ -3,7 +3,7 @@
 namespace tenon::fused_allreduce_rmsnorm_quant {
 namespace {
 
-constexpr Tuned kLines[] = {
+constexpr Tuned kEntries[] = {
 #define TENON_TUNED(device, team_size, up_to_bytes, choice, date, other_device) \
   {device, team_size, up_to_bytes, choice, date, other_device},
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/tuned.def"
@@ -13,7 +13,7 @@ constexpr Tuned kLines[] = {
 }  // namespace
 
 Tuned fastest(std::string_view device, int team_size, std::int64_t bytes) {
-  for (const Tuned& each : kLines)
+  for (const Tuned& each : kEntries)
     if (each.device == device && each.team_size == team_size && bytes <= each.up_to_bytes)
       return each;
   return {};

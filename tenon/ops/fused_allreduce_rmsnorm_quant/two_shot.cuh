@@ -7,7 +7,7 @@
 // Rows are dealt in stripes of `size` rows, one per owner; a block works on whole stripes, so that
 // every rank has the same blocks. A slot holds, per stripe of the chunk, first one part from each
 // peer for the own row, then one result from the owner of each other row. The rules of the exchange
-// are comm/slots.h's.
+// are comm/device/exchange.cuh's.
 #pragma once
 
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/parts.cuh"
@@ -42,11 +42,11 @@ TENON_DEVICE void store_image(const QuantSpec& spec, int row, int hidden, int i,
 }
 
 // Quantises a row into `image`; every thread of the block may read it afterwards.
-template <class T, int kMaxRun>
-TENON_DEVICE void fill_image(const QuantSpec& spec, int hidden, const Run& run,
-                             const Word4 (&held)[kMaxRun], Word4* image) {
+template <class T, int kMaxSpan>
+TENON_DEVICE void fill_image(const QuantSpec& spec, int hidden, const ThreadSpan& span,
+                             const Word4 (&held)[kMaxSpan], Word4* image) {
   auto* const scales = reinterpret_cast<std::uint32_t*>(image + hidden / 16);
-  quantize_row<T>(spec, run, held, reinterpret_cast<std::byte*>(image),
+  quantize_row<T>(spec, span, held, reinterpret_cast<std::byte*>(image),
                   [&](int group, std::uint32_t word) { scales[group] = word; });
   TENON_NO_UNROLL
   for (int pad = spec.num_groups + thread_id(); pad < (spec.num_groups + 3) / 4 * 4;
@@ -83,18 +83,18 @@ TENON_DEVICE const std::byte* part_for(const FusedArgs& args, int first_row, int
 
 // My part of every row of a stripe to its owner: FIRST PARTs and LATE PARTs of rule 6. `read`: what
 // a thread that looks ahead has read.
-template <class Wire, class Rules, int kMaxRun, int kRanks>
+template <class Wire, class Protocol, int kMaxSpan, int kRanks>
 TENON_DEVICE void scatter_stripe(const FusedArgs& args, const Call& call, const Stripe& stripe,
                                  const Word4& read) {
   for_peers<kRanks>(args.team, [&](int peer) {
     const std::byte* const from = part_for<kRanks>(args, stripe.first_row, peer);
     if (from == nullptr) return;
     const auto send_vector = [&](int i, Word4 words) {
-      const Parcel parcel = wrap<Wire, Rules>(words);
+      const Parcel parcel = wrap<Wire, Protocol>(words);
       if (call.lost) return;
       post<Wire>(at_unit(args.part_to[peer], stripe.parts), args.vectors, i, parcel);
     };
-    if constexpr (kLooksAhead<kMaxRun, kRanks>) {
+    if constexpr (kLooksAhead<kMaxSpan, kRanks>) {
       send_vector(thread_id(), read);
     } else {
       for (int i = thread_id(); i < args.vectors; i += block_threads())
@@ -105,86 +105,86 @@ TENON_DEVICE void scatter_stripe(const FusedArgs& args, const Call& call, const 
 
 // What a thread needs for my row of a stripe. Read before the next stripe is sent: loads would wait
 // behind those stores.
-template <int kMaxRun>
+template <int kMaxSpan>
 struct OwnRow {
-  Own<kMaxRun> own;
-  RowAhead<kMaxRun> ahead;
-  Seen seen;
+  Own<kMaxSpan> own;
+  PrefetchedRow<kMaxSpan> ahead;
+  EarlyLook early;
 };
-template <class Wire, int kMaxRun, int kRanks>
-TENON_DEVICE OwnRow<kMaxRun> read_own_row(const FusedArgs& args, const NormSpec& norm,
-                                          const Stripe& stripe, const Run& run) {
+template <class Wire, int kMaxSpan, int kRanks>
+TENON_DEVICE OwnRow<kMaxSpan> read_own_row(const FusedArgs& args, const NormSpec& norm,
+                                           const Stripe& stripe, const ThreadSpan& span) {
   const int row = stripe.first_row + args.team.rank;
   if (row >= args.rows) return {};
-  return {load_own<kMaxRun>(args, row), read_ahead<kMaxRun>(at_row(norm, row), run),
-          look_at_part<Wire, kMaxRun, kRanks>(args, stripe.parts)};
+  return {load_own<kMaxSpan>(args, row), prefetch_row<kMaxSpan>(at_row(norm, row), span),
+          look_early<Wire, kMaxSpan, kRanks>(args, stripe.parts)};
 }
 
 // My row of a stripe: its norm, and the results (RESULT of rule 6) to every peer. `lost_words` are
 // the block's, for odd turns and even.
-template <class T, class Wire, int kMaxRun, int kRanks, class Rules>
+template <class T, class Wire, int kMaxSpan, int kRanks, class Protocol>
 TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, const QuantSpec& quant,
-                          Call& call, const Stripe& stripe, int turn, const Run& run,
-                          const OwnRow<kMaxRun>& read, Word4* image, std::uint32_t* lost_words) {
-  Word4 held[kMaxRun];
+                          Call& call, const Stripe& stripe, int rows_done, const ThreadSpan& span,
+                          const OwnRow<kMaxSpan>& read, Word4* image, std::uint32_t* lost_words) {
+  Word4 held[kMaxSpan];
   const int row = stripe.first_row + args.team.rank;
-  std::uint32_t* const lost_word = &lost_words[turn % 2];
+  std::uint32_t* const lost_word = &lost_words[rows_done % 2];
   const auto send_to_peers = [&](std::uint32_t unit, int vector, Word4 words) {
-    const Parcel parcel = wrap<Wire, Rules>(words);
+    const Parcel parcel = wrap<Wire, Protocol>(words);
     for_peers<kRanks>(args.team, [&](int peer) {
       post<Wire>(at_unit(args.result_to[peer], stripe.results + unit), args.vectors, vector,
                  parcel);
     });
   };
   const NormSpec norm = at_row(call_norm, row);
-  norm_row<T>(norm, turn, run, read.ahead, held,
+  norm_row<T>(norm, rows_done, span, read.ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
-                take_sums<T, Wire, Rules, kRanks, kMaxRun, kVectors>(
-                    args, call, row, stripe.parts, vector, read.own, read.seen, sums);
+                take_sums<T, Wire, Protocol, kRanks, kMaxSpan, kVectors>(
+                    args, call, row, stripe.parts, vector, read.own, read.early, sums);
                 if (call.lost) *lost_word = 1;
               });
   call.lost |= *lost_word != 0;  // set before the barriers of norm_row, so all threads agree
-  order_hop<Rules>();
+  order_hop<Protocol>();
   if (args.spreads_residual && !call.lost) {
     const std::byte* const residual = norm.residual;
-    for (int i = run.first; i < run.first + run.count; ++i)  // what this thread has just stored
+    for (int i = span.first; i < span.first + span.count; ++i)  // what this thread has just stored
       send_to_peers(residual_at(args), i, load16(residual + i * 16));
   }
   if (args.spreads_fp8) {
-    fill_image<T>(quant, args.norm.hidden, run, held, image);
+    fill_image<T>(quant, args.norm.hidden, span, held, image);
     for (int i = thread_id(); i < image_vectors(quant, args.norm.hidden); i += block_threads()) {
       store_image(quant, row, args.norm.hidden, i, image[i]);
       const bool escapes = quant.is_fnuz && i < args.norm.hidden / 16;
       if (call.lost) continue;
       const Word4 words = escapes ? replace_words(image[i], kFnuzLowest, kFnuzEscape) : image[i];
       for_peers<kRanks>(args.team, [&](int peer) {
-        send<Rules>(at_unit(args.result_to[peer], stripe.results + static_cast<std::uint32_t>(i)),
-                    words);
+        send<Protocol>(
+            at_unit(args.result_to[peer], stripe.results + static_cast<std::uint32_t>(i)), words);
       });
     }
     return;
   }
-  for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int first) {
+  for_vectors<kMaxSpan>(span.count, [&]<int kVectors>(int first) {
     for (int i = first; i < first + kVectors && !call.lost; ++i)
-      send_to_peers(0, run.first + i, held[i]);
+      send_to_peers(0, span.first + i, held[i]);
   });
-  if (quant.codes != nullptr) quantize_to_tensors<T>(at_row(quant, row), 0, run, held);
+  if (quant.codes != nullptr) quantize_to_tensors<T>(at_row(quant, row), 0, span, held);
 }
 
 // The row of a peer: what its owner has sent.
-template <class T, class Wire, int kMaxRun, class Rules>
+template <class T, class Wire, int kMaxSpan, class Protocol>
 TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& call,
-                           const Stripe& stripe, int owner, const Run& run) {
-  const TeamView& team = args.team;
+                           const Stripe& stripe, int owner, const ThreadSpan& span) {
+  const ChannelView& team = args.team;
   const int hidden = args.norm.hidden, row = stripe.first_row + owner;
   const std::uint32_t result =
       stripe.results + static_cast<std::uint32_t>(args.spread_offset +
                                                   peer_index(owner, team.rank) * args.spread_units);
   const auto name = static_cast<std::uint32_t>(row);
   const auto take_at = [&](std::uint32_t unit, int vector) {
-    return take_vector<Wire, Rules, kMaxRun>(team, call, Phase::kGather, owner, name,
-                                             at_unit(args.mine, result + unit), args.vectors,
-                                             vector);
+    return take_vector<Wire, Protocol, kMaxSpan>(team, call, Phase::kGather, owner, name,
+                                                 at_unit(args.mine, result + unit), args.vectors,
+                                                 vector);
   };
   if (args.spreads_residual) {
     std::byte* const residual = args.norm.residual + row * args.norm.residual_stride;
@@ -193,78 +193,80 @@ TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& 
   }
   if (args.spreads_fp8) {
     for (int i = thread_id(); i < image_vectors(quant, hidden); i += block_threads()) {
-      const Place16 place{at_unit(args.mine, result + static_cast<std::uint32_t>(i))};
+      const SlotAddress place{at_unit(args.mine, result + static_cast<std::uint32_t>(i))};
       const Word4 words =
-          take<Rules>(team, call, Phase::kGather, owner, name, place, kNothing, false);
+          take<Protocol>(team, call, Phase::kGather, owner, name, place, kNothing, false);
       const bool escapes = quant.is_fnuz && i < hidden / 16;
       store_image(quant, row, hidden, i,
                   escapes ? replace_words(words, kFnuzEscape, kFnuzLowest) : words);
     }
     return;
   }
-  Word4 held[kMaxRun];
+  Word4 held[kMaxSpan];
   std::byte* const norm =
       args.norm.norm == nullptr ? nullptr : args.norm.norm + row * args.norm.norm_stride;
-  for_vectors<kMaxRun>(run.count, [&]<int kVectors>(int first) {
+  for_vectors<kMaxSpan>(span.count, [&]<int kVectors>(int first) {
     for (int i = first; i < first + kVectors; ++i) {
-      held[i] = take_at(0, run.first + i);
-      if (norm != nullptr) store16(norm + (run.first + i) * 16, held[i]);
+      held[i] = take_at(0, span.first + i);
+      if (norm != nullptr) store16(norm + (span.first + i) * 16, held[i]);
     }
   });
-  if (quant.codes != nullptr) quantize_to_tensors<T>(at_row(quant, row), 0, run, held);
+  if (quant.codes != nullptr) quantize_to_tensors<T>(at_row(quant, row), 0, span, held);
 }
 
 // Each block sends its parts of a stripe while the parts of the one before and the results of the
 // one before that are on their way, also from one generation to the next: the end of
-// rule 6 in comm/slots.h.
-template <class T, class Wire, int kMaxRun, int kRanks, bool kUsual, class Rules = Sound>
+// rule 6 in comm/device/exchange.cuh.
+template <class T, class Wire, int kMaxSpan, int kRanks, bool kFastPath,
+          class Protocol = SoundProtocol>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 two_shot_kernel(TENON_ARGS(FusedArgs) args) {
-  const NormSpec norm = usual_or_not<kUsual>(args.norm);
-  const QuantSpec quant = usual_or_not<kUsual>(args.quant);
+  const NormSpec norm = choose_path<kFastPath>(args.norm);
+  const QuantSpec quant = choose_path<kFastPath>(args.quant);
   TENON_SHARED(Word4, image, kMaxImage);
   TENON_SHARED(std::uint32_t, lost_words, 2);
-  enter<Rules>();
-  Call call = begin_call<Rules>(args.team);
+  enter<Protocol>();
+  Call call = begin_call<Protocol>(args.team);
   const auto num_generations = static_cast<std::uint32_t>(args.num_generations);
   if (block_id() >= args.workers)
-    return finish_without_data<Rules>(args.team, call, args.note, num_generations);
+    return finish_without_data<Protocol>(args.team, call, args.note, num_generations);
   send_notes_first(args.team, call, args.note);
   const int size = args.team.size, rank = args.team.rank, stride = args.workers;
   const int num_stripes = (args.rows + size - 1) / size;
-  const Run run = own_run<kMaxRun>(args.vectors);
+  const ThreadSpan span = own_span<kMaxSpan>(args.vectors);
   if (thread_id() == 0) lost_words[0] = lost_words[1] = 0;  // count_call() has a barrier
 
   Word4 read{};  // of the next stripe that is sent
   const auto read_next = [&](int stripe) {
-    if constexpr (kLooksAhead<kMaxRun, kRanks>)
+    if constexpr (kLooksAhead<kMaxSpan, kRanks>)
       if (const std::byte* const from = part_for<kRanks>(args, stripe * size, 0); from != nullptr)
         read = load16(from + thread_id() * 16);
   };
   read_next(block_id());
   Stripe sent = no_stripe(args), mine = sent;
-  int turn = 0;  // rows owned so far: threads of a block are at most one apart, hence two words
+  int rows_done =
+      0;  // rows owned so far: threads of a block are at most one apart, hence two words
   int entry = block_id(), generations_left = args.num_generations - 1;
   for (int next = block_id(); next < num_stripes + 2 * stride; next += stride, entry += stride) {
     if (entry >= args.chunk && generations_left > 0) {
-      next_generation<Rules>(call);
+      next_generation<Protocol>(call);
       entry -= args.chunk;
       --generations_left;
     }
     const Stripe theirs = mine;
     mine = sent;
     sent = next < num_stripes ? stripe_at(args, call, next, entry) : no_stripe(args);
-    const auto own = read_own_row<Wire, kMaxRun, kRanks>(args, norm, mine, run);
-    scatter_stripe<Wire, Rules, kMaxRun, kRanks>(args, call, sent, read);
-    if (next < stride) count_call<Rules>(args.team, call, num_generations);
+    const auto own = read_own_row<Wire, kMaxSpan, kRanks>(args, norm, mine, span);
+    scatter_stripe<Wire, Protocol, kMaxSpan, kRanks>(args, call, sent, read);
+    if (next < stride) count_call<Protocol>(args.team, call, num_generations);
     read_next(next + stride);
     if (mine.first_row + rank < args.rows)
-      own_row<T, Wire, kMaxRun, kRanks, Rules>(args, norm, quant, call, mine, turn++, run, own,
-                                               image, lost_words);
+      own_row<T, Wire, kMaxSpan, kRanks, Protocol>(args, norm, quant, call, mine, rows_done++, span,
+                                                   own, image, lost_words);
     for (int peer = 0; peer < size - 1; ++peer) {
       const int owner = rank_of_peer<kRanks>(args.team, peer);
       if (theirs.first_row + owner < args.rows)
-        peer_row<T, Wire, kMaxRun, Rules>(args, quant, call, theirs, owner, run);
+        peer_row<T, Wire, kMaxSpan, Protocol>(args, quant, call, theirs, owner, span);
     }
     if (quant.codes == nullptr || quant.layout == ScaleLayout::kRow) continue;
     for (int row = theirs.first_row; row < theirs.first_row + size; ++row)  // every rank all rows

@@ -1,6 +1,6 @@
 // How a row of 16-bit elements travels between ranks: as it is (Plain), or bf16 in 12 bits of 16,
 // without loss (Packed). The variants are written once for both.
-// Not here: the rules of the exchange (comm/slots.h), what is sent to whom.
+// Not here: the rules of the exchange (comm/device/exchange.cuh), what is sent to whom.
 //
 // Packed. A bf16 is a sign, 8 bits of exponent and 7 of mantissa, and neighbours in a row are of
 // like size. The lanes of a wave hold neighbouring vectors; they agree on the largest exponent
@@ -14,27 +14,27 @@
 // and 12 of the link where elements of a wave differ by less than 15 powers of two.
 #pragma once
 
-#include "tenon/comm/slots.h"
-#include "tenon/gpu/reduce.h"
+#include "tenon/comm/device/exchange.cuh"
+#include "tenon/device/reduce.cuh"
 #include "tenon/ops/common/wide.cuh"
-#include "tenon/ops/fused_allreduce_rmsnorm_quant/slots.h"
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/mailbox_layout.h"
 
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
 // Where a thread's vector of a row lies in a mailbox: what look(), clear() and take() go by. Of the
 // vectors that travel whole most are lane 0's: it looks at the spare bytes too, so that it need not
 // wait for them afterwards.
-struct PackedPlace {
+struct PackedAddress {
   std::byte *signs, *exponents, *rest;
-  Word2* seen;  // what lane 0 saw of the rest
+  Word2* early;  // what lane 0 saw of the rest
 };
-TENON_DEVICE Word4 look(const PackedPlace& place) {
+TENON_DEVICE Word4 look(const PackedAddress& place) {
   const Word2 signs = load8_relaxed(place.signs);
   const std::uint32_t exponents = load4_relaxed(place.exponents);
-  if (place.seen != nullptr && lane_id() == 0) *place.seen = load8_relaxed(place.rest);
+  if (place.early != nullptr && lane_id() == 0) *place.early = load8_relaxed(place.rest);
   return {signs.x, signs.y, exponents, 0};
 }
-TENON_DEVICE void clear(const PackedPlace& place) {
+TENON_DEVICE void clear(const PackedAddress& place) {
   store8_relaxed(place.signs, {kNotArrived, kNotArrived});
   store4_relaxed(place.exponents, kNotArrived);
 }
@@ -59,28 +59,28 @@ struct Parcel {
 
 struct Plain {
   static constexpr bool kPacks = false;
-  using Place = Place16;
+  using Address = SlotAddress;
 };
 struct Packed {
   static constexpr bool kPacks = true;
-  using Place = PackedPlace;
+  using Address = PackedAddress;
 };
 
 // What an early look found; take_vector() goes on from there.
-struct Seen {
+struct EarlyLook {
   Word4 words = kNothing;
   Word2 rest = {kNotArrived, kNotArrived};
 };
 
 // Vector `vector` of the row at `row`, which has `vectors` of them.
 template <class Wire>
-TENON_DEVICE typename Wire::Place place_of(std::byte* row, int vectors, int vector,
-                                           [[maybe_unused]] Word2* seen = nullptr) {
+TENON_DEVICE typename Wire::Address address_of(std::byte* row, int vectors, int vector,
+                                               [[maybe_unused]] Word2* early = nullptr) {
   if constexpr (Wire::kPacks) {
     // Waves have even numbers of vectors.
     const int rest =
         kWave > 1 ? vectors * 12 : tenon::fused_allreduce_rmsnorm_quant::rest_offset(vectors);
-    return {row + vector * 8, row + vectors * 8 + vector * 4, row + rest + vector * 8, seen};
+    return {row + vector * 8, row + vectors * 8 + vector * 4, row + rest + vector * 8, early};
   } else {
     return {row + vector * 16};
   }
@@ -100,7 +100,7 @@ TENON_DEVICE Coding own_coding() {
 TENON_DEVICE std::uint32_t in_both_halves(std::uint32_t value) { return value | value << 16; }
 
 // Every lane of the wave must call this.
-template <class Rules>
+template <class Protocol>
 TENON_DEVICE Parcel pack_bf16(Word4 vector) {
   const std::uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
   // Not 255, the exponent of infinities and NaN: those travel whole, and lane 0's word is never
@@ -120,9 +120,9 @@ TENON_DEVICE Parcel pack_bf16(Word4 vector) {
   Parcel parcel{{signs[0] | signs[1] << 8, signs[2] | signs[3] << 8, exponents, 0}, false, {}};
   parcel.is_whole = ((outside & ~coding.fields) != 0) |
                     ((exponents & coding.escape) == coding.escape) |
-                    (Rules::kReplaces & !has_arrived(parcel.words));
+                    (Protocol::kReplaces & !has_arrived(parcel.words));
   if (parcel.is_whole) {
-    const Word4 whole = sendable<Rules>(vector);
+    const Word4 whole = sendable<Protocol>(vector);
     parcel.words = {whole.x, whole.y, coding.escape, 0};
     parcel.rest = {whole.z, whole.w};
   }
@@ -148,16 +148,16 @@ TENON_DEVICE Word4 unpack_bf16(Word4 words, bool* is_whole) {
 }
 
 // Every lane of the wave must call this, also where a call is lost.
-template <class Wire, class Rules>
+template <class Wire, class Protocol>
 TENON_DEVICE Parcel wrap(Word4 vector) {
-  if constexpr (Wire::kPacks) return pack_bf16<Rules>(vector);
-  return {sendable<Rules>(vector), false, {}};
+  if constexpr (Wire::kPacks) return pack_bf16<Protocol>(vector);
+  return {sendable<Protocol>(vector), false, {}};
 }
 
 // Sends vector `vector` to the row at `row` of a peer's mailbox.
 template <class Wire>
 TENON_DEVICE void post(std::byte* row, int vectors, int vector, const Parcel& parcel) {
-  const typename Wire::Place place = place_of<Wire>(row, vectors, vector);
+  const typename Wire::Address place = address_of<Wire>(row, vectors, vector);
   if constexpr (Wire::kPacks) {
     store8_relaxed(place.signs, {parcel.words.x, parcel.words.y});
     store4_relaxed(place.exponents, parcel.words.z);
@@ -168,32 +168,33 @@ TENON_DEVICE void post(std::byte* row, int vectors, int vector, const Parcel& pa
 }
 
 // The vector of which take() brought `words` from `place`. Every lane of the wave must call this.
-template <class Rules>
-TENON_DEVICE Word4 unwrap(const TeamView&, Call&, Phase, int, std::uint32_t, const Place16&,
+template <class Protocol>
+TENON_DEVICE Word4 unwrap(const ChannelView&, Call&, Phase, int, std::uint32_t, const SlotAddress&,
                           Word4 words) {
   return words;
 }
-template <class Rules>
-TENON_DEVICE Word4 unwrap(const TeamView& team, Call& call, Phase phase, int sender,
-                          std::uint32_t name, const PackedPlace& place, Word4 words) {
+template <class Protocol>
+TENON_DEVICE Word4 unwrap(const ChannelView& team, Call& call, Phase phase, int sender,
+                          std::uint32_t name, const PackedAddress& place, Word4 words) {
   bool is_whole = false;
   const Word4 unpacked = unpack_bf16(words, &is_whole);
   if (!is_whole) return unpacked;
-  const Word2 seen = place.seen == nullptr ? Word2{kNotArrived, kNotArrived} : *place.seen;
-  const Word4 rest = take<Rules>(team, call, phase, sender, name, RestPlace{place.rest},
-                                 {seen.x, seen.y, 0, 0}, false);
+  const Word2 early = place.early == nullptr ? Word2{kNotArrived, kNotArrived} : *place.early;
+  const Word4 rest = take<Protocol>(team, call, phase, sender, name, RestPlace{place.rest},
+                                    {early.x, early.y, 0, 0}, false);
   return {words.x, words.y, rest.x, rest.y};
 }
 
-// Ends with vector `vector` of the row that `sender` sent to `row`. Where kMaxRun is 1 or rows
+// Ends with vector `vector` of the row that `sender` sent to `row`. Where kMaxSpan is 1 or rows
 // travel packed, every lane of the wave must call this. The rest is take()'s.
-template <class Wire, class Rules, int kMaxRun>
-TENON_DEVICE Word4 take_vector(const TeamView& team, Call& call, Phase phase, int sender,
+template <class Wire, class Protocol, int kMaxSpan>
+TENON_DEVICE Word4 take_vector(const ChannelView& team, Call& call, Phase phase, int sender,
                                std::uint32_t name, std::byte* row, int vectors, int vector,
-                               Seen seen = {}) {
-  const auto place = place_of<Wire>(row, vectors, vector, &seen.rest);
-  const Word4 words = take<Rules>(team, call, phase, sender, name, place, seen.words, kMaxRun == 1);
-  return unwrap<Rules>(team, call, phase, sender, name, place, words);
+                               EarlyLook early = {}) {
+  const auto place = address_of<Wire>(row, vectors, vector, &early.rest);
+  const Word4 words =
+      take<Protocol>(team, call, phase, sender, name, place, early.words, kMaxSpan == 1);
+  return unwrap<Protocol>(team, call, phase, sender, name, place, words);
 }
 
 }  // namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant

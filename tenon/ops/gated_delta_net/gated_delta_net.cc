@@ -68,7 +68,7 @@ Status check(const Args& args) {
   return Status::ok();
 }
 
-Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced) {
+Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
   if (forced.empty()) forced = forced_by_env(Op::gated_delta_net);
   // Where every sequence has one token the chunked form launches its recurrent kernel and nothing

@@ -4,7 +4,7 @@
 #include "tenon/ops/gated_delta_net/gated_delta_net.h"
 
 #include "tenon/core/fp8.h"
-#include "tenon/gpu/gpu.h"
+#include "tenon/device/device.cuh"
 #include "tenon/ops/gated_delta_net/chunked.cuh"
 #include "tenon/ops/gated_delta_net/recurrent.cuh"
 #include "tenon/ops/gated_delta_net/rows.cuh"
@@ -71,11 +71,11 @@ Status launch_finish(const KernelArgs& to, Stream& stream) {
   return tenon::launch(stream, shape_of(blocks, kRowThreads), finish_kernel, to);
 }
 
-Status supports_recurrent(const Args& args, const Situation&, LaunchShape* shape) {
+Status supports_recurrent(const Args& args, const PlanContext&, LaunchShape* shape) {
   *shape = recurrent_shape(args);
   return Status::ok();
 }
-Status launch_recurrent(const LaunchShape& shape, const Args& args, const TeamView*,
+Status launch_recurrent(const LaunchShape& shape, const Args& args, const ChannelView*,
                         Stream& stream) {
   KernelArgs to = kernel_args(args);
   to.recurrent_limit = to.tokens;
@@ -84,7 +84,7 @@ Status launch_recurrent(const LaunchShape& shape, const Args& args, const TeamVi
   return launch_finish(to, stream);
 }
 
-Status supports_chunked(const Args& args, const Situation&, LaunchShape* shape) {
+Status supports_chunked(const Args& args, const PlanContext&, LaunchShape* shape) {
   if (args.max_tokens_per_sequence <= 1)
     return Status::error(Code::kUnsupported, "every sequence has one token: there is no chunk");
   *shape =
@@ -92,7 +92,8 @@ Status supports_chunked(const Args& args, const Situation&, LaunchShape* shape) 
   return Status::ok();
 }
 // The recurrent kernel takes the sequences of one token, the chunked one all others.
-Status launch_chunked(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
+Status launch_chunked(const LaunchShape& shape, const Args& args, const ChannelView*,
+                      Stream& stream) {
   KernelArgs to = kernel_args(args);
   to.recurrent_limit = 1;
   TENON_TRY(launch_conv(to, stream));

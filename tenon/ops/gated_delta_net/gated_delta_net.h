@@ -12,7 +12,7 @@
 #pragma once
 
 #include "tenon/core/tensor.h"
-#include "tenon/gpu/runtime.h"
+#include "tenon/device/runtime.h"
 #include "tenon/ops/registry.h"
 
 namespace tenon::gated_delta_net {
@@ -41,7 +41,7 @@ struct Args {
 
 Status check(const Args& args);
 // Forced to chunked, a step of one token per sequence is planned as recurrent.
-Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced = {});
+Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced = {});
 Status run(const Plan& plan, const Args& args, Stream& stream);
 Traffic traffic(const Args& args);
 

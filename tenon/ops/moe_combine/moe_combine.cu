@@ -1,9 +1,9 @@
 // The combination: one block per token, a thread per eight elements.
 #include "tenon/ops/moe_combine/moe_combine.h"
 
-#include "tenon/gpu/gpu.h"
-#include "tenon/gpu/math.h"
-#include "tenon/gpu/vec.h"
+#include "tenon/device/device.cuh"
+#include "tenon/device/math.cuh"
+#include "tenon/device/vec.cuh"
 #include "tenon/ops/registry.h"
 
 namespace tenon::TENON_TARGET::moe_combine {
@@ -54,13 +54,13 @@ TENON_KERNEL combine_kernel(Combine combine) {
   }
 }
 
-Status supports_rows(const Args& args, const Situation&, LaunchShape* shape) {
+Status supports_rows(const Args& args, const PlanContext&, LaunchShape* shape) {
   shape->blocks = static_cast<int>(args.out.addend.shape[0]);
   shape->threads = kWave == 1 ? 1 : 128;
   return Status::ok();
 }
 
-Status launch_rows(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
+Status launch_rows(const LaunchShape& shape, const Args& args, const ChannelView*, Stream& stream) {
   const TensorView& out = args.out.addend;
   Combine combine;
   combine.routed = args.routed.as<const bf16>();

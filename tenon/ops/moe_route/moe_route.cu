@@ -1,9 +1,9 @@
 // Routing: one block. A wave per token chooses; then each thread sorts the pairs of its experts.
 #include "tenon/ops/moe_route/moe_route.h"
 
-#include "tenon/gpu/gpu.h"
-#include "tenon/gpu/math.h"
-#include "tenon/gpu/reduce.h"
+#include "tenon/device/device.cuh"
+#include "tenon/device/math.cuh"
+#include "tenon/device/reduce.cuh"
 #include "tenon/ops/registry.h"
 
 namespace tenon::TENON_TARGET::moe_route {
@@ -163,13 +163,14 @@ TENON_KERNEL route_kernel(Route route) {
   sort_pairs(route);
 }
 
-Status supports_block(const Args&, const Situation&, LaunchShape* shape) {
+Status supports_block(const Args&, const PlanContext&, LaunchShape* shape) {
   shape->blocks = 1;
   shape->threads = kThreads;
   return Status::ok();
 }
 
-Status launch_block(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
+Status launch_block(const LaunchShape& shape, const Args& args, const ChannelView*,
+                    Stream& stream) {
   Route route;
   route.logits = args.logits.data;
   route.weights = args.weights.as<float>();

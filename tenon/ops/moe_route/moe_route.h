@@ -7,7 +7,7 @@
 #pragma once
 
 #include "tenon/core/tensor.h"
-#include "tenon/gpu/runtime.h"
+#include "tenon/device/runtime.h"
 #include "tenon/ops/registry.h"
 
 namespace tenon::moe_route {
@@ -26,7 +26,7 @@ struct Args {
 };
 
 Status check(const Args& args);
-Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced = {});
+Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced = {});
 Status run(const Plan& plan, const Args& args, Stream& stream);
 Traffic traffic(const Args& args);
 

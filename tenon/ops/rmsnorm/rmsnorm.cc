@@ -10,7 +10,7 @@ static NormTensors tensors_of(const Args& args) {
 
 Status check(const Args& args) { return check_norm(tensors_of(args)).with("rmsnorm"); }
 
-Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced) {
+Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
   TENON_ASSIGN(Plan made, choose(Op::rmsnorm, &args, where, forced));
   made.rows = args.y.shape[0];

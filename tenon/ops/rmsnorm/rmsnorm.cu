@@ -18,31 +18,31 @@ struct RowArgs {
   QuantSpec quant;
 };
 
-template <class T, int kMaxRun, bool kUsual>
+template <class T, int kMaxSpan, bool kFastPath>
 TENON_KERNEL_MAX(kRowThreads)
 row_kernel(TENON_ARGS(RowArgs) args) {
-  const NormSpec call_norm = usual_or_not<kUsual>(args.norm);
-  const QuantSpec quant = usual_or_not<kUsual>(args.quant);
+  const NormSpec call_norm = choose_path<kFastPath>(args.norm);
+  const QuantSpec quant = choose_path<kFastPath>(args.quant);
   wait_for_previous();
   let_next_start();
-  const Run run = own_run<kMaxRun>(args.norm.hidden / kVector);
-  Word4 held[kMaxRun];
-  int turn = 0;
+  const ThreadSpan span = own_span<kMaxSpan>(args.norm.hidden / kVector);
+  Word4 held[kMaxSpan];
+  int rows_done = 0;
   for (int row = block_id(); row < args.rows; row += grid_blocks()) {
     const std::byte* const y = args.y + row * args.y_stride;
     const NormSpec norm = at_row(call_norm, row);
-    const auto ahead = read_ahead<kMaxRun>(norm, run);
-    norm_row<T>(norm, turn++, run, ahead, held,
+    const auto ahead = prefetch_row<kMaxSpan>(norm, span);
+    norm_row<T>(norm, rows_done++, span, ahead, held,
                 [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
                   load_floats<T, kVectors>(reinterpret_cast<const T*>(y) + vector * kVector, sums);
                 });
     if (quant.codes == nullptr) continue;
-    quantize_to_tensors<T>(at_row(quant, row), 0, run, held);
+    quantize_to_tensors<T>(at_row(quant, row), 0, span, held);
     pad_scales(quant, row);
   }
 }
 
-static Status supports(const Args& args, const Situation& where, LaunchShape* shape) {
+static Status supports(const Args& args, const PlanContext& where, LaunchShape* shape) {
   shape->blocks = static_cast<int>(args.y.shape[0]);
   shape->threads =
       row_threads(static_cast<int>(args.y.shape[1]), where.properties.max_threads_per_block);
@@ -50,7 +50,8 @@ static Status supports(const Args& args, const Situation& where, LaunchShape* sh
   return Status::ok();
 }
 
-static Status launch(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
+static Status launch(const LaunchShape& shape, const Args& args, const ChannelView*,
+                     Stream& stream) {
   const int hidden = static_cast<int>(args.y.shape[1]);
   RowArgs call{};
   call.y = args.y.as<std::byte>();
@@ -62,9 +63,9 @@ static Status launch(const LaunchShape& shape, const Args& args, const TeamView*
   call.norm.fresh_residual = args.fresh_residual;
   call.quant = quant_spec(args.out.fp8);
   const auto launch_as = [&]<class T>() {
-    return with_run(shape.threads, hidden, [&]<int kMaxRun>() {
-      return with_usual<T, kMaxRun>(is_usual(call.norm, call.quant), [&]<bool kUsual>() {
-        return tenon::launch(stream, shape, row_kernel<T, kMaxRun, kUsual>, call);
+    return with_span(shape.threads, hidden, [&]<int kMaxSpan>() {
+      return with_path<T, kMaxSpan>(is_fast_path(call.norm, call.quant), [&]<bool kFastPath>() {
+        return tenon::launch(stream, shape, row_kernel<T, kMaxSpan, kFastPath>, call);
       });
     });
   };

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "tenon/core/tensor.h"
-#include "tenon/gpu/runtime.h"
+#include "tenon/device/runtime.h"
 #include "tenon/ops/registry.h"
 
 namespace tenon::rmsnorm {
@@ -22,7 +22,7 @@ struct Args {
 // Named dimensions, types, strides, one device, and alignment (rows start at multiples of 16
 // bytes). Touches no device and, where all is well, allocates nothing.
 Status check(const Args& args);
-Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced = {});
+Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced = {});
 // Launches one kernel. Before that it does check(), and refuses what is written over another
 // tensor, a plan that was made for fewer rows or for others than these, and a stream of another
 // device.

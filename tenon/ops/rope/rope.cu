@@ -2,8 +2,8 @@
 #include "tenon/ops/rope/rope.h"
 
 #include "tenon/core/fp8.h"
-#include "tenon/gpu/gpu.h"
-#include "tenon/gpu/math.h"
+#include "tenon/device/device.cuh"
+#include "tenon/device/math.cuh"
 #include "tenon/ops/common/pack.cuh"
 #include "tenon/ops/registry.h"
 
@@ -94,13 +94,13 @@ Heads heads_of(const TensorView& view) {
   return {view.as<const bf16>(), view.stride[0], view.stride[1]};
 }
 
-Status supports(const Args& args, const Situation&, LaunchShape* shape) {
+Status supports(const Args& args, const PlanContext&, LaunchShape* shape) {
   shape->blocks = static_cast<int>(args.q.shape[0] * (args.q.shape[1] + args.k.shape[1]));
   shape->threads = kWave == 1 ? 1 : 64;
   return Status::ok();
 }
 
-Status launch(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
+Status launch(const LaunchShape& shape, const Args& args, const ChannelView*, Stream& stream) {
   KernelArgs to;
   to.q = heads_of(args.q);
   to.k = heads_of(args.k);

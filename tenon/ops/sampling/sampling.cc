@@ -44,7 +44,7 @@ Status check_all(const Args& args) {
 
 Status check(const Args& args) { return check_all(args).with("sampling"); }
 
-Result<Plan> plan(const Args& args, const Situation& where, std::string_view forced) {
+Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
   return choose(Op::sampling, &args, where, forced);
 }

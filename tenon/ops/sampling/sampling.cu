@@ -165,13 +165,13 @@ TENON_KERNEL sample_kernel(Sample sample) {
   if (thread_id() == 0) sample.out[r] = drawn.id;
 }
 
-Status supports_rows(const Args& args, const Situation&, LaunchShape* shape) {
+Status supports_rows(const Args& args, const PlanContext&, LaunchShape* shape) {
   shape->blocks = static_cast<int>(args.out.shape[0]);
   shape->threads = kThreads;
   return Status::ok();
 }
 
-Status launch_rows(const LaunchShape& shape, const Args& args, const TeamView*, Stream& stream) {
+Status launch_rows(const LaunchShape& shape, const Args& args, const ChannelView*, Stream& stream) {
   Sample sample;
   sample.logits = args.logits.as<const float>();
   sample.temperature = args.temperature.as<const float>();

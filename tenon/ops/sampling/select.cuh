@@ -3,9 +3,9 @@
 #pragma once
 
 #include "tenon/core/fp8.h"
-#include "tenon/gpu/gpu.h"
-#include "tenon/gpu/math.h"
-#include "tenon/gpu/reduce.h"
+#include "tenon/device/device.cuh"
+#include "tenon/device/math.cuh"
+#include "tenon/device/reduce.cuh"
 
 namespace tenon::TENON_TARGET::sampling {
 

@@ -1,0 +1,56 @@
+// All-reduce and all-gather over peer memory, as kernels: what stage 2 of a boundary calls. An
+// all-reduce may share its mailbox with other kernels of comm/device/exchange.cuh, such as the
+// fused op's; an all-gather has one of its own. Calls on a mailbox run on one stream at a time. Not
+// here: the generic all-reduce, which needs no peer pointers (Communicator::all_reduce, and
+// ranked_sum.h).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "tenon/comm/channel.h"
+#include "tenon/comm/device/channel_view.h"
+#include "tenon/comm/partial_rows.h"
+#include "tenon/core/status.h"
+#include "tenon/core/tensor.h"
+#include "tenon/device/runtime.h"
+
+namespace tenon::collectives {
+
+// How a mailbox is laid out: for all_reduce, slots of every generation and peer; for all_gather,
+// flag words and then such slots. Two generations do there, because the flag of one step says that
+// the slot of the step before has been read.
+inline constexpr std::size_t kVectorBytes = 16;
+inline constexpr std::uint32_t kGatherGenerations = 2;
+inline constexpr int kMaxFlags = 64;  // blocks of an all_gather, which has a flag for each
+inline constexpr std::size_t kFlagBytes =
+    sizeof(std::uint32_t) * kGatherGenerations * kMaxRanks * kMaxFlags;
+
+// Bytes of a mailbox through which `chunk_bytes` of every rank travel at a time. Larger calls go
+// through in chunks, so any mailbox that holds 16 bytes per slot serves any size.
+std::size_t all_reduce_mailbox_bytes(int team_size, std::size_t chunk_bytes);
+std::size_t all_gather_mailbox_bytes(int team_size, std::size_t chunk_bytes);
+
+// out = sum over ranks of `in`, in rank order in fp32, rounded once: the bits of
+// Communicator::all_reduce. bf16 or f16, contiguous; out may be the addend itself, but not lie
+// across it. Tensors that do not fit, and a stream or tensors of another device than the channel's,
+// are refused. Launches only, capturable; a fault shows up in Communicator::health(). Collective.
+Status all_reduce(const Channel& channel, const PartialRows& in, const TensorView& out,
+                  Stream& stream);
+
+// out[r] = rank r's `in`: out is [size, …in]. Any dtype, contiguous, not overlapping. As above.
+Status all_gather(const Channel& channel, const TensorView& in, const TensorView& out,
+                  Stream& stream);
+
+// What collectives.cu provides for each target of this build.
+struct Table {
+  Status (*all_reduce)(const ChannelView& team, const TensorView& in, const TensorView& out,
+                       Stream& stream);
+  Status (*all_gather)(const ChannelView& team, const TensorView& in, const TensorView& out,
+                       Stream& stream);
+  [[no_unique_address]] HostOnly host_only = {};
+};
+// Null when the target is not in this build.
+const Table* table(Target target);
+
+}  // namespace tenon::collectives

@@ -1,0 +1,80 @@
+// How the mailbox is cut for a call: pure arithmetic that plan, run and tests share. Host only.
+// Not here: the rules of the exchange (comm/device/exchange.cuh).
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "tenon/comm/device/channel_view.h"
+
+namespace tenon::fused_allreduce_rmsnorm_quant {
+
+// A slot is as large as its longest call wants, but no larger than this, or than what keeps all
+// blocks at work, whichever is more.
+inline constexpr std::int64_t kWantedSlotBytes = std::int64_t{14} << 20;  // three are 42 MiB
+
+// Where the spare bytes of a packed row begin that has `vectors` of 8 elements: at a multiple of 8.
+TENON_HD constexpr int rest_offset(int vectors) { return (vectors + 1) / 2 * 24; }
+
+// Bytes that a slot keeps for a row of 16-bit elements (wire.cuh), such as one rank's part of a
+// row, and for an owner's result. Multiples of 16.
+constexpr std::int64_t row_bytes(std::int64_t hidden, bool packs) {
+  const std::int64_t vectors = hidden / 8;
+  if (!packs) return vectors * 16;
+  return (rest_offset(static_cast<int>(vectors)) + vectors * 8 + 15) / 16 * 16;
+}
+constexpr std::int64_t result_bytes(std::int64_t hidden, bool packs, bool spreads_fp8,
+                                    std::int64_t groups, bool spreads_residual) {
+  const std::int64_t row = row_bytes(hidden, packs);
+  return (spreads_fp8 ? hidden + (groups + 3) / 4 * 16 : row) + (spreads_residual ? row : 0);
+}
+
+// Bytes that such a row takes of the link, at least.
+constexpr std::int64_t row_link_bytes(std::int64_t hidden, bool packs) {
+  return hidden / 8 * (packs ? 12 : 16);
+}
+
+// Offsets are counted in vectors of 16 bytes, which 31 bits of any mailbox that fits a device
+// reach.
+inline constexpr std::int64_t kUnit = 16;
+constexpr std::int64_t slot_units(std::size_t mailbox_bytes) {
+  return static_cast<std::int64_t>(slot_bytes(mailbox_bytes)) / kUnit;
+}
+
+// What a slot holds of one stripe of a two_shot call, in units: a part from each peer, and a result
+// of each.
+struct StripeUnits {
+  std::int64_t parts, results;
+  constexpr std::int64_t all() const { return parts + results; }
+};
+constexpr StripeUnits stripe_units(std::int64_t hidden, bool packs, bool spreads_fp8,
+                                   std::int64_t groups, bool spreads_residual, int team_size) {
+  const std::int64_t peers = team_size - 1;
+  return {row_bytes(hidden, packs) / kUnit * peers,
+          result_bytes(hidden, packs, spreads_fp8, groups, spreads_residual) / kUnit * peers};
+}
+
+// Blocks of a row of `hidden` elements that are resident together on one multiprocessor, at most.
+constexpr std::int64_t resident_blocks(std::int64_t hidden) {
+  constexpr std::int64_t kThreads = 1024;  // whose registers a multiprocessor has
+  return std::clamp<std::int64_t>(kThreads / std::max<std::int64_t>(hidden / 8, 1), 1,
+                                  kMaxBlocksPerUnit);
+}
+
+// Blocks on one multiprocessor, of `resident`, for two_shot calls with more stripes than blocks. In
+// teams of more than two ranks half of them are faster: each block then has more steps in a row, of
+// which the first and the last use the links one way only. Four H100s, hidden 4096, 4096 rows: 130
+// us instead of 147; of two ranks all are as fast or faster.
+constexpr std::int64_t blocks_of_long_calls(std::int64_t resident, int team_size) {
+  return team_size > 2 ? (resident + 1) / 2 : resident;
+}
+
+// How many blocks, of `blocks` at most, do `stripes` stripes of which a slot holds `fit`: all of
+// them where one generation does; otherwise each has kLeastSteps or more in every generation.
+constexpr std::int64_t working_blocks(std::int64_t blocks, std::int64_t stripes, std::int64_t fit,
+                                      int least_steps = kLeastSteps) {
+  if (stripes <= fit) return blocks;
+  return std::max<std::int64_t>(std::min(blocks, fit / least_steps), 1);
+}
+
+}  // namespace tenon::fused_allreduce_rmsnorm_quant

@@ -1,0 +1,144 @@
+#include "tests/device/reduce_test.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "tenon/core/fp8.h"
+#define TENON_TEST_SPACE reduce_test
+#include "tests/support/kernels.inc"
+
+namespace tenon {
+namespace {
+
+using reduce_test::kernels;
+
+// The oracle: the perfect binary tree, adjacent pairs first, padded with +0.
+float tree_sum(std::vector<float> values) {
+  std::size_t padded = 1;
+  while (padded < values.size()) padded *= 2;
+  values.resize(padded, 0.0f);
+  for (; values.size() > 1; values.resize(values.size() / 2))
+    for (std::size_t i = 0; i < values.size() / 2; ++i)
+      values[i] = values[2 * i] + values[2 * i + 1];
+  return values[0];
+}
+
+struct Out {
+  std::vector<float> sum, max, lanes_sum, second;
+  std::vector<int> lane;
+  std::vector<std::uint32_t> most;
+};
+
+Out run(Target target, const std::vector<float>& in, std::uint64_t seed) {
+  Out out;
+  out.sum = out.max = out.lanes_sum = out.second = std::vector<float>(in.size(), -1.0f);
+  out.lane.resize(in.size());
+  out.most.resize(in.size());
+  set_emu_seed(seed);
+  auto stream = Stream::create({target, 0});
+  EXPECT_TRUE(stream) << stream.status().to_string();
+  const reduce_test::Args args{
+      in.data(),         out.sum.data(),  out.max.data(), out.lanes_sum.data(),
+      out.second.data(), out.lane.data(), out.most.data()};
+  LaunchShape shape;
+  shape.threads = static_cast<int>(in.size());
+  const Status status = launch(*stream, shape, kernels(target).reduce, args);
+  EXPECT_TRUE(status) << status.to_string();
+  return out;
+}
+
+std::vector<int> sizes(Target target) {
+  const int wave = kernels(target).wave;
+  if (wave == 1) return {1};
+  std::vector<int> found;
+  for (int threads : {wave, 2 * wave, 3 * wave, 5 * wave, 512, 1024}) found.push_back(threads);
+  return found;
+}
+
+std::vector<float> random_values(int count, std::uint32_t seed) {
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
+  std::vector<float> values;
+  for (int i = 0; i < count; ++i)  // magnitudes far apart: the order of the sum matters
+    values.push_back(std::ldexp(uniform(random), static_cast<int>(random() % 20)));
+  return values;
+}
+
+TEST(Reduce, WaveIsWhatTheListSays) {
+  for (Target target : test::host_targets()) EXPECT_EQ(kernels(target).wave, test::wave_of(target));
+}
+
+TEST(Reduce, SumsAreThePerfectTreeOnEveryThread) {
+  for (Target target : test::host_targets()) {
+    const int wave = kernels(target).wave;
+    for (int threads : sizes(target)) {
+      for (std::uint64_t seed : {0u, 1u, 7u}) {
+        SCOPED_TRACE(test::to_string(target) + " threads " + std::to_string(threads));
+        const std::vector<float> in = random_values(threads, 17u + static_cast<unsigned>(threads));
+        std::vector<float> doubled = in;
+        for (float& each : doubled) each *= 2.0f;
+        const Out out = run(target, in, seed);
+        const int group = std::min(wave, 8);
+        for (int i = 0; i < threads; ++i) {
+          const auto at = static_cast<std::size_t>(i);
+          ASSERT_EQ(out.sum[at], tree_sum(in)) << i;
+          ASSERT_EQ(out.second[at], tree_sum(doubled)) << i;
+          const auto first = in.begin() + i / group * group;
+          ASSERT_EQ(out.lanes_sum[at], tree_sum({first, first + group})) << i;
+          ASSERT_EQ(out.lane[at], i % wave + 1000 * (i / wave));
+        }
+      }
+    }
+  }
+}
+
+// Negative floats have the largest bits: what is compared is unsigned.
+TEST(Reduce, MaxLaneIsOfItsWaveAlone) {
+  for (Target target : test::host_targets()) {
+    const int wave = kernels(target).wave;
+    for (int threads : sizes(target)) {
+      const std::vector<float> in = random_values(threads, 6);
+      const Out out = run(target, in, 6);
+      for (int i = 0; i < threads; ++i) {
+        std::uint32_t most = 0;
+        for (int k = i / wave * wave; k < i / wave * wave + wave; ++k)
+          most = std::max(most, float_bits(in[static_cast<std::size_t>(k)]));
+        ASSERT_EQ(out.most[static_cast<std::size_t>(i)], most)
+            << test::to_string(target) << " threads " << threads << ", " << i;
+      }
+    }
+  }
+}
+
+TEST(Reduce, OrderMattersInTheseValues) {  // otherwise the test above could not fail
+  const std::vector<float> in = random_values(1024, 3);
+  float serial = 0.0f;
+  for (float each : in) serial += each;
+  EXPECT_NE(serial, tree_sum(in));
+}
+
+TEST(Reduce, MaxKeepsNaN) {
+  for (Target target : test::host_targets()) {
+    for (int threads : sizes(target)) {
+      SCOPED_TRACE(test::to_string(target) + " threads " + std::to_string(threads));
+      std::vector<float> in = random_values(threads, 5);
+      float expected = in[0];
+      for (float each : in) expected = std::max(expected, each);
+      for (float each : run(target, in, 2).max) ASSERT_EQ(each, expected);
+      for (int place : {0, threads / 2, threads - 1}) {
+        std::vector<float> damaged = in;
+        damaged[static_cast<std::size_t>(place)] = std::numeric_limits<float>::quiet_NaN();
+        for (float each : run(target, damaged, 3).max) ASSERT_TRUE(std::isnan(each)) << place;
+      }
+      std::vector<float> lowest(in.size(), -std::numeric_limits<float>::infinity());
+      for (float each : run(target, lowest, 4).max) ASSERT_EQ(each, lowest[0]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tenon

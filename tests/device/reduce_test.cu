@@ -1,0 +1,23 @@
+#include "tenon/device/reduce.cuh"
+
+#include "tests/device/reduce_test.h"
+
+namespace tenon::TENON_TARGET::reduce_test {
+
+using tenon::reduce_test::Args;
+
+TENON_KERNEL reduce_kernel(Args args) {
+  const int i = thread_id();
+  constexpr int kLanes = kWave < 8 ? kWave : 8;
+  args.sum[i] = block_sum(args.in[i]);
+  args.second[i] = block_sum(2.0f * args.in[i]);
+  args.max[i] = block_max(args.in[i]);
+  args.lanes_sum[i] = lanes_sum<kLanes>(args.in[i]);
+  args.most[i] = max_lane(float_bits(args.in[i]));
+  args.lane[i] = lane_id() + 1000 * wave_id();
+}
+
+extern const tenon::reduce_test::Kernels kernels;
+const tenon::reduce_test::Kernels kernels = {&reduce_kernel, kWave};
+
+}  // namespace tenon::TENON_TARGET::reduce_test
