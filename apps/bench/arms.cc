@@ -2,11 +2,11 @@
 
 #include <algorithm>
 
-#include "tenon/reference/compare.h"
 #include "tenon/comm/collectives/collectives.h"
 #include "tenon/ops/fp8_quant/fp8_quant.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/tuned.h"
 #include "tenon/ops/rmsnorm/rmsnorm.h"
+#include "tenon/reference/compare.h"
 
 namespace tenon::apps {
 namespace {

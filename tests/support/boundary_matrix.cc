@@ -1,7 +1,7 @@
 #include "tests/support/boundary_matrix.h"
-#include "tests/support/second_oracle.h"
 #include "tenon/reference/compare.h"
 #include "tenon/reference/inputs.h"
+#include "tests/support/second_oracle.h"
 
 #include <atomic>
 #include <cstdlib>

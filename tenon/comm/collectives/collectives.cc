@@ -266,11 +266,13 @@ Status Communicator::open_collectives() {
   if (state_->transport->on_streams() != nullptr) return open_streams(*state_);
   state_->scratch.resize(kChunkBytes * static_cast<std::size_t>(size()));
   if (!can().peer_pointers) return Status::ok();
-  TENON_ASSIGN(gather_channel_,
-               make_channel(collectives::all_gather_mailbox_bytes(size(), kChunkBytes), "all_gather"));
+  TENON_ASSIGN(
+      gather_channel_,
+      make_channel(collectives::all_gather_mailbox_bytes(size(), kChunkBytes), "all_gather"));
   if (is_host(device().target)) return Status::ok();
-  TENON_ASSIGN(reduce_channel_,
-               make_channel(collectives::all_reduce_mailbox_bytes(size(), kChunkBytes), "all_reduce"));
+  TENON_ASSIGN(
+      reduce_channel_,
+      make_channel(collectives::all_reduce_mailbox_bytes(size(), kChunkBytes), "all_reduce"));
   return Status::ok();
 }
 

@@ -128,8 +128,9 @@ TENON_DEVICE void encode_as(const QuantSpec& spec, const Word4* from, float mult
 // Steps 9 and 10 of a row whose vectors the threads hold. Codes go to `codes`, one byte an element;
 // put_scale(group, word) takes the scales. Every thread of the block must call this.
 template <class T, int kMaxSpan, class PutScale>
-TENON_DEVICE void quantize_row(const QuantSpec& spec, const ThreadSpan& span, const Word4 (&held)[kMaxSpan],
-                               std::byte* codes, PutScale put_scale) {
+TENON_DEVICE void quantize_row(const QuantSpec& spec, const ThreadSpan& span,
+                               const Word4 (&held)[kMaxSpan], std::byte* codes,
+                               PutScale put_scale) {
   const int group = spec.group_vectors;
   if constexpr (kMaxSpan > 4) {
     if (span.length >= group) {  // whole groups within each span
@@ -151,7 +152,7 @@ TENON_DEVICE void quantize_row(const QuantSpec& spec, const ThreadSpan& span, co
   // A group lies on `lanes` neighbouring lanes of a wave; a span is no longer than a group.
   const int lanes = kMaxSpan == 1   ? group
                     : kMaxSpan <= 4 ? group >> (span.length / 2)
-                                   : group / span.length;
+                                    : group / span.length;
   std::uint32_t absmax = 0;
   for_vectors<kMaxSpan>(span.count, [&]<int kVectors>(int i) {
     absmax = larger(absmax, absmax_bits<kVectors>(&held[i]));
