@@ -139,7 +139,7 @@ function(tenon_kernels library source)
       set(optimize -O1)
     endif()
     set_source_files_properties(${wrapper} PROPERTIES
-      COMPILE_OPTIONS "${definitions};${TENON_HOST_KERNEL_OPTIONS};${optimize}"
+      COMPILE_OPTIONS "${definitions};${TENON_HOST_KERNEL_OPTIONS};${optimize}" SKIP_PRECOMPILE_HEADERS ON
       OBJECT_DEPENDS ${PROJECT_SOURCE_DIR}/${source})
     target_sources(${library} PRIVATE ${wrapper})
   endforeach()

@@ -91,6 +91,8 @@ def check_file(path, text):
         complaints.append(f"asks for {macro.group(1)}; only {', '.join(VENDOR_MACRO_HOMES)} may")
     if path.startswith(("tenon/", "apps/")) and path != THREAD_HOME and PLAIN_THREAD.search(text):
         complaints.append("starts a thread by itself; start_thread (tenon/core/thread.h) does")
+    if path.startswith("tests/") and "SetUpTestSuite" in text:
+        complaints.append("has a SetUpTestSuite; where one fails ctest counts its tests as skipped, so use SetUp")
     for kind, target in INCLUDE.findall(text):
         if kind == '"':
             if target.startswith("tests/") and not path.startswith("tests/"):

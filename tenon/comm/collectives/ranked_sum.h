@@ -10,8 +10,8 @@
 
 namespace tenon::ranked_sum {
 
-// out = sum over ranks of their parts, in rank order in fp32, rounded once (arithmetic.md steps 1
-// and 2). Rank r's part begins at parts + r · bytes, as a gather of `bytes` of every rank leaves
+// out = sum over ranks of their parts, in rank order in fp32, rounded once (docs/boundary.md steps
+// 1 and 2). Rank r's part begins at parts + r · bytes, as a gather of `bytes` of every rank leaves
 // it. Any alignment that the elements have; `out` lies outside the parts.
 struct Args {
   const std::uint8_t* parts = nullptr;
