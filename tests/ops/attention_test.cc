@@ -10,6 +10,7 @@
 #include <random>
 
 #include "tenon/core/fp8.h"
+#include "tests/support/exact_math.h"
 #include "tests/support/targets.h"
 
 namespace tenon::attention {
@@ -272,17 +273,6 @@ void expect_same_bits(const std::vector<bf16>& one, const std::vector<bf16>& oth
 
 // --- the header's order in fp32, as the variant "tiled" fills it in -----------------------------
 
-// exp_f of device/math.cuh.
-float exp_f(float x) {
-  const float bounded = std::min(std::max(x, -104.0f), 89.0f);
-  const float n = (bounded * 0x1.715476p0f + 0x1.8p23f) - 0x1.8p23f;
-  const float r = (bounded - n * 0x1.63p-1f) + n * 0x1.bd0106p-13f;
-  float p = 0x1.a0d2cep-13f;
-  for (const float next : {0x1.6e879cp-10f, 0x1.1112fap-7f, 0x1.555502p-5f, 0x1.555554p-3f, 0.5f})
-    p = p * r + next;
-  return std::ldexp(1.0f + (r + r * r * p), static_cast<int>(n));
-}
-
 // Slot i % 32 sums its elements in order; the upper half of the slots is added to the lower half.
 float dot(const bf16* a, const bf16* b, int n) {
   float slots[32] = {};
@@ -309,12 +299,12 @@ void take_tile(const Shape& shape, const Context& context, const bf16* q, int kv
     weights.push_back(dot(q, row_of(context.k, j), shape.head_dim) * shape.scale);
     peak = std::max(peak, weights.back());
   }
-  const float rescale = exp_f(running.peak - peak);
+  const float rescale = test::exact_exp(running.peak - peak);
   running.peak = peak;
   running.total = running.total * rescale;
   for (float& sum : running.sum) sum = sum * rescale;
   for (int j = first; j < last; ++j) {
-    const float weight = exp_f(weights[at(j - first)] - peak);
+    const float weight = test::exact_exp(weights[at(j - first)] - peak);
     running.total = running.total + weight;
     for (int i = 0; i < shape.head_dim; ++i)
       running.sum[at(i)] = running.sum[at(i)] + weight * to_float(row_of(context.v, j)[i]);
@@ -323,7 +313,7 @@ void take_tile(const Shape& shape, const Context& context, const bf16* q, int kv
 
 void join(const Softmax& next, Softmax& whole) {
   const float peak = std::max(whole.peak, next.peak);
-  const float a = exp_f(whole.peak - peak), b = exp_f(next.peak - peak);
+  const float a = test::exact_exp(whole.peak - peak), b = test::exact_exp(next.peak - peak);
   whole.peak = peak;
   whole.total = whole.total * a + next.total * b;
   for (std::size_t i = 0; i < whole.sum.size(); ++i)
