@@ -139,10 +139,12 @@ const BatchPlan& Scheduler::next() {
     const int pending = each.pending();
     if (pending == 1) continue;
     const int budget = limits_.max_tokens_per_step - plan.num_tokens;
-    int count = pending <= budget ? pending : budget / kPrefillQuantum * kPrefillQuantum;
-    if (pending - count == 1) count -= kPrefillQuantum;  // nobody's last token comes alone
-    if (count == 0) break;
-    take(each, count);
+    const int length = each.computed + pending;
+    int end = length;  // of this step's share, as a position
+    if (pending > budget) end = (each.computed + budget) / kPrefillQuantum * kPrefillQuantum;
+    if (length - end == 1) end -= kPrefillQuantum;  // nobody's last token comes alone
+    if (end <= each.computed) break;
+    take(each, end - each.computed);
   }
   return plan;
 }

@@ -3,10 +3,10 @@
 // Policy: first come, first served. Every sequence that decodes gets its one token in every step;
 // what is left of the step's token budget goes to prompts in order of arrival. A sequence is
 // admitted when its whole length (prompt and max_tokens) has cache, so nothing is ever taken back.
-// A prompt is cut at multiples of kPrefillQuantum only, counted from its start, and never so that
-// one token is left (alone it would run as a decode step does): the delta-net's chunks, the kernel
-// that each token meets, and with them the bits of every logit, do not depend on who else is in the
-// batch.
+// A prompt is cut at positions of its sequence that are multiples of kPrefillQuantum, nowhere else,
+// and never so that one token is left (alone it would run as a decode step does). So the delta
+// net's chunks lie at the same positions whoever else is in the batch, each token meets the same
+// form of every op, and the bits of every logit depend on its sequence alone (docs/exactness.md).
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@
 
 namespace tenon {
 
-inline constexpr int kPrefillQuantum = 64;
+inline constexpr int kPrefillQuantum = 64;      // as gated_delta_net::kChunkTokens
 inline constexpr int kMaxContext = 1 << 20;     // as far as Qwen stretches its positions
 inline constexpr int kMaxTokensPerStep = 8192;  // the most rows of a boundary
 

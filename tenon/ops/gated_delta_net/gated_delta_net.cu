@@ -16,6 +16,7 @@ namespace {
 using Args = tenon::gated_delta_net::Args;
 static_assert(kDim == tenon::gated_delta_net::kHeadDim);
 static_assert(kHistory + 1 == tenon::gated_delta_net::kTaps);
+static_assert(kChunk == tenon::gated_delta_net::kChunkTokens);
 
 KernelArgs kernel_args(const Args& args) {
   KernelArgs to{};
@@ -102,12 +103,8 @@ Status launch_chunked(const LaunchShape& shape, const Args& args, const ChannelV
   return launch_finish(to, stream);
 }
 
-constexpr Variant kRecurrent = variant<Args, supports_recurrent, launch_recurrent>("recurrent");
-constexpr Variant kChunked = variant<Args, supports_chunked, launch_chunked>("chunked");
-// Without waves both forms need the same arithmetic and the recurrent one loads less; it also keeps
-// the bits when a prompt is split.
-constexpr Variant kVariants[] = {kWave == 1 ? kRecurrent : kChunked,
-                                 kWave == 1 ? kChunked : kRecurrent};
+constexpr Variant kVariants[] = {variant<Args, supports_chunked, launch_chunked>("chunked"),
+                                 variant<Args, supports_recurrent, launch_recurrent>("recurrent")};
 
 }  // namespace
 
