@@ -8,10 +8,12 @@
 #include "tenon/comm/channel.h"
 #include "tenon/comm/partial_rows.h"
 #include "tenon/core/tensor.h"
+#include "tenon/device/plan.h"
 #include "tenon/device/runtime.h"
-#include "tenon/ops/registry.h"
 
 namespace tenon::fused_allreduce_rmsnorm_quant {
+
+extern const Op kOp;
 
 struct Args {
   PartialRows partial;  // [rows, hidden] bf16 or f16; rows 0 … 8192, hidden <= 16384
