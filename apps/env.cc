@@ -163,9 +163,9 @@ Status run(Options& options) {
   if (options.boundary) {
     TENON_ASSIGN(const Explanation found, explain(options.question));
     if (options.json)
-      all["boundary"] = json_of(found);
+      all["boundary"] = json_of(options.question, found);
     else
-      std::fputs(text_of(found).c_str(), stdout);
+      std::fputs(text_of(options.question, found).c_str(), stdout);
   }
   if (options.json)
     std::printf("%s\n", all.dump(2, ' ', false, Json::error_handler_t::replace).c_str());

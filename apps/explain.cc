@@ -1,61 +1,23 @@
 #include "apps/explain.h"
 
-#include <algorithm>
-
 #include "apps/rank_threads.h"
 #include "apps/table.h"
 #include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/comm/communicator.h"
-#include "tenon/layers/boundary.h"
 
 namespace tenon::apps {
 namespace {
 
-struct Site {
-  const char* outputs;
-  bool fp8, bf16;
-};
-constexpr Site kSites[] = {{"fp8", true, false}, {"fp8+bf16", true, true}, {"bf16", false, true}};
-
-// What one rank found: the plans of all sites, and through what the ranks would talk.
-struct Answer {
-  std::vector<std::vector<BoundaryUse>> uses;
-  std::string transport;
-};
-
-// A channel for each site, so that nothing forces them to be alike.
-Result<std::vector<BoundaryUse>> plan_site(const BoundaryQuestion& question, const Site& site,
-                                           Communicator& comm) {
-  BoundaryChannel::Spec channel_spec;
-  channel_spec.hidden = question.hidden;
-  channel_spec.max_rows = question.max_rows;
-  TENON_ASSIGN(auto channel, BoundaryChannel::make(channel_spec, comm));
-  BoundarySpec spec;
-  spec.site = site.outputs;
-  spec.hidden = question.hidden;
-  spec.max_rows = question.max_rows;
-  spec.want_fp8 = site.fp8;
-  spec.want_bf16 = site.bf16;
-  TENON_ASSIGN(const Boundary boundary, Boundary::make(spec, channel));
-  return boundary.uses();
-}
-
-// Every rank makes the boundaries, since that is collective; rank 0's answer is everybody's.
-Result<Answer> plan_all(const BoundaryQuestion& question, int rank,
-                        std::shared_ptr<Bootstrap> bootstrap) {
+// Every rank makes the boundaries, since that is collective.
+Result<Explanation> plan_all(const BoundaryQuestion& question, int rank,
+                             std::shared_ptr<Bootstrap> bootstrap) {
   CommOptions options;
   options.rank = rank;
   options.size = question.tp;
   options.bootstrap = std::move(bootstrap);
   TENON_ASSIGN(const Device device, nth_device(question.target, rank));
   TENON_ASSIGN(auto comm, Communicator::create(options, device));
-  Answer answer;
-  answer.transport = comm->transport();
-  for (const Site& site : kSites) {
-    TENON_ASSIGN(auto uses, plan_site(question, site, *comm));
-    answer.uses.push_back(std::move(uses));
-  }
-  return answer;
+  return explain_boundary(question.hidden, question.max_rows, *comm);
 }
 
 std::string mebibytes(std::size_t bytes) {
@@ -69,15 +31,13 @@ Result<Explanation> explain(const BoundaryQuestion& question) {
     return Status::error(Code::kInvalidArgument,
                          "env: --tp is " + std::to_string(question.tp) + "; accepted are 1 to 8");
   const auto bootstraps = local_bootstrap(question.tp);
-  TENON_ASSIGN(const std::vector<Answer> found, on_rank_threads<Answer>(question.tp, [&](int rank) {
+  TENON_ASSIGN(auto found, on_rank_threads<Explanation>(question.tp, [&](int rank) {
                  return plan_all(question, rank, bootstraps[static_cast<std::size_t>(rank)]);
                }));
-  Explanation out{question, found[0].transport, {}};
-  for (const auto& site : found[0].uses) out.uses.insert(out.uses.end(), site.begin(), site.end());
-  return out;
+  return std::move(found[0]);
 }
 
-std::string text_of(const Explanation& found) {
+std::string text_of(const BoundaryQuestion& question, const Explanation& found) {
   Table table({"outputs", "rows up to", "stage", "variant", "blocks x threads", "mailbox",
                "why not a more fused one"});
   for (const BoundaryUse& use : found.uses)
@@ -85,12 +45,12 @@ std::string text_of(const Explanation& found) {
                std::to_string(use.blocks) + " x " + std::to_string(use.threads),
                mebibytes(use.mailbox_bytes),
                use.reason.empty() ? "it is the most fused" : use.reason});
-  return "\nboundary of " + std::to_string(found.question.hidden) + " wide rows, " +
-         std::to_string(found.question.tp) + " ranks on " +
-         std::string(name(found.question.target)) + " (" + found.transport + ")\n" + table.text();
+  return "\nboundary of " + std::to_string(question.hidden) + " wide rows, " +
+         std::to_string(question.tp) + " ranks on " + std::string(name(question.target)) + " (" +
+         found.transport + ")\n" + table.text();
 }
 
-nlohmann::json json_of(const Explanation& found) {
+nlohmann::json json_of(const BoundaryQuestion& question, const Explanation& found) {
   nlohmann::json list = nlohmann::json::array();
   for (const BoundaryUse& use : found.uses)
     list.push_back({{"outputs", use.site},
@@ -101,9 +61,9 @@ nlohmann::json json_of(const Explanation& found) {
                     {"threads", use.threads},
                     {"mailbox_bytes", use.mailbox_bytes},
                     {"reason", use.reason}});
-  return {{"hidden", found.question.hidden},
-          {"ranks", found.question.tp},
-          {"target", name(found.question.target)},
+  return {{"hidden", question.hidden},
+          {"ranks", question.tp},
+          {"target", name(question.target)},
           {"transport", found.transport},
           {"buckets", list}};
 }

@@ -3,11 +3,10 @@
 
 #include <nlohmann/json.hpp>
 #include <string>
-#include <vector>
 
+#include "tenon/boundary/explain.h"
 #include "tenon/core/status.h"
 #include "tenon/core/tensor.h"
-#include "tenon/layers/boundary.h"
 
 namespace tenon::apps {
 
@@ -16,18 +15,10 @@ struct BoundaryQuestion {
   Target target = Target::kCpu;
 };
 
-// The plans of one boundary's row buckets, for three kinds of site.
-struct Explanation {
-  BoundaryQuestion question;
-  std::string transport;
-  std::vector<BoundaryUse> uses;
-};
-
-// Makes the boundaries of three kinds of site (fp8, fp8 and 16-bit rows, 16-bit rows alone) on a
-// team of threads, and runs nothing.
+// Asks a team of threads: tenon/boundary/explain.h. An error where there is no such team.
 Result<Explanation> explain(const BoundaryQuestion& question);
 
-std::string text_of(const Explanation& found);
-nlohmann::json json_of(const Explanation& found);
+std::string text_of(const BoundaryQuestion& question, const Explanation& found);
+nlohmann::json json_of(const BoundaryQuestion& question, const Explanation& found);
 
 }  // namespace tenon::apps

@@ -175,13 +175,11 @@ std::vector<MachineTransport> look_at_transports() {
 
 std::vector<MachineOp> look_at_ops() {
   std::vector<MachineOp> list;
-  for (int op = 0; op < kNumOps; ++op)
+  for (const Op* op : all_ops())
     for (const Target target : kTargets) {
-      const VariantTable* found = variants(static_cast<Op>(op), target);
-      if (found == nullptr) continue;
-      MachineOp each{std::string(name(static_cast<Op>(op))), target, {}};
-      for (const Variant& variant : found->variants) each.variants.emplace_back(variant.name);
-      list.push_back(std::move(each));
+      MachineOp each{std::string(op->name), target, {}};
+      for (const Variant& variant : variants(*op, target)) each.variants.emplace_back(variant.name);
+      if (!each.variants.empty()) list.push_back(std::move(each));
     }
   return list;
 }

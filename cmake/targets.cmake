@@ -1,4 +1,6 @@
-# Reads tenon/core/targets.def and tenon/ops/ops.def and compiles each kernel file once per target.
+# Reads tenon/core/targets.def, tenon/core/ops.def and the variants.def of each op, and compiles each
+# kernel file once per target that lists it.
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS tenon/core/targets.def tenon/core/ops.def)
 
 # names, folders: parallel lists of every line of targets.def.
 file(STRINGS tenon/core/targets.def target_lines REGEX "^TENON_TARGET_ENTRY")
@@ -26,19 +28,59 @@ endforeach()
 file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/generated/tenon/core/built_targets.def
   CONTENT "${built_lines}" @ONLY)
 
-set(TENON_HOST_TARGETS ${TENON_TARGETS})
-list(FILTER TENON_HOST_TARGETS EXCLUDE REGEX "^(cuda|hip)$")
-
-file(STRINGS tenon/ops/ops.def op_lines REGEX "^TENON_OP")
-set(TENON_OPS "")
 file(GLOB TENON_COMM_KERNELS CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/tenon/comm/collectives/*.cu)
-file(GLOB kernel_files CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tenon/ops/*/*.cu)  # a new one: run CMake again
+
+# TENON_OPS, and for each the lines of its variants.def, in order of preference:
+#   TENON_VARIANT(name, targets, sources, flags, promise)
+# targets: "all", or names of targets.def between spaces; name@processor only on such processors. promise:
+# "reference", or the name of the variant's own bits (tenon/device/variant.h).
+file(STRINGS tenon/core/ops.def op_lines REGEX "^TENON_OP")
+set(TENON_OPS "")
 foreach(line IN LISTS op_lines)
-  string(REGEX MATCH "\\(([a-z0-9_]+)\\)" matched "${line}")
-  if(EXISTS ${PROJECT_SOURCE_DIR}/tenon/ops/${CMAKE_MATCH_1}/${CMAKE_MATCH_1}.cu)
-    list(APPEND TENON_OPS ${CMAKE_MATCH_1})
+  if(NOT line MATCHES "^TENON_OP\\(([a-z0-9_]+), ([a-z0-9_/]+)\\)$")
+    message(FATAL_ERROR "tenon/core/ops.def: \"${line}\" is not TENON_OP(name, folder)")
   endif()
+  set(op ${CMAKE_MATCH_1})
+  list(APPEND TENON_OPS ${op})
+  set(TENON_OP_FOLDER_${op} tenon/${CMAKE_MATCH_2})
+  set(list ${TENON_OP_FOLDER_${op}}/variants.def)
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${list})
+  file(STRINGS ${list} TENON_VARIANTS_${op} REGEX "^TENON_VARIANT")
 endforeach()
+
+# Splits a line of the variants.def of `op`: variant, targets (those of targets.def, on this processor),
+# sources (from the root), flags and promise in the caller's scope.
+function(tenon_split_variant op line)
+  if(NOT line MATCHES "^TENON_VARIANT\\(([a-z0-9_]+), ([a-z0-9_@ ]+), ([a-z0-9_. ]+), ([^,]*), ([a-z0-9_]+)\\)$")
+    message(FATAL_ERROR "${TENON_OP_FOLDER_${op}}/variants.def: \"${line}\" is not "
+                        "TENON_VARIANT(name, targets, sources, flags, promise)")
+  endif()
+  set(variant ${CMAKE_MATCH_1} PARENT_SCOPE)
+  set(promise ${CMAKE_MATCH_5} PARENT_SCOPE)
+  separate_arguments(asked UNIX_COMMAND "${CMAKE_MATCH_2}")
+  separate_arguments(files UNIX_COMMAND "${CMAKE_MATCH_3}")
+  separate_arguments(flags UNIX_COMMAND "${CMAKE_MATCH_4}")
+  set(flags "${flags}" PARENT_SCOPE)
+  list(TRANSFORM files PREPEND ${TENON_OP_FOLDER_${op}}/)
+  set(sources ${files} PARENT_SCOPE)
+  set(targets "")
+  foreach(each IN LISTS asked)
+    string(REGEX MATCH "^([a-z0-9_]+)@?([a-z0-9_]*)$" matched "${each}")
+    set(target ${CMAKE_MATCH_1})
+    if(CMAKE_MATCH_2 AND NOT CMAKE_SYSTEM_PROCESSOR STREQUAL CMAKE_MATCH_2)
+      continue()
+    endif()
+    if(target STREQUAL "all")
+      list(APPEND targets ${TENON_TARGET_NAMES})
+    elseif(target IN_LIST TENON_TARGET_NAMES)
+      list(APPEND targets ${target})
+    else()
+      message(FATAL_ERROR "${TENON_OP_FOLDER_${op}}/variants.def names the target \"${target}\"; "
+                          "targets.def has ${TENON_TARGET_NAMES}")
+    endif()
+  endforeach()
+  set(targets ${targets} PARENT_SCOPE)
+endfunction()
 
 # Kernels of host targets. They run on any x86-64 or Arm machine: what needs wider vectors asks the
 # processor at run time. Emulated targets are for tests and are compiled to be built fast.
@@ -66,8 +108,9 @@ function(tenon_stem source out)
 endfunction()
 
 # One .cu as an object for `vendor` (cuda, or hip with its host side): ${out} is the object's path. With
-# KEEP the PTX that nvcc makes on the way is ${out}_ptx.
+# KEEP the PTX that nvcc makes on the way is ${out}_ptx. FLAGS: further options.
 function(tenon_vendor_object vendor source out)
+  cmake_parse_arguments(ARG "KEEP" "" "FLAGS" ${ARGN})
   tenon_stem(${source} stem)
   tenon_target_definitions(${vendor} definitions)
   set(object ${PROJECT_BINARY_DIR}/kernels/${stem}.${vendor}.o)
@@ -78,7 +121,7 @@ function(tenon_vendor_object vendor source out)
     if(TENON_WERROR)
       list(APPEND command -Werror all-warnings)
     endif()
-    if("KEEP" IN_LIST ARGN)
+    if(ARG_KEEP)
       set(folder ${PROJECT_BINARY_DIR}/kernels/${stem})
       file(MAKE_DIRECTORY ${folder})
       list(APPEND command --keep --keep-dir ${folder})
@@ -91,15 +134,16 @@ function(tenon_vendor_object vendor source out)
   endif()
   add_custom_command(OUTPUT ${object} ${ptx}
     COMMAND ${command} -std=c++20 -O3 -I${PROJECT_SOURCE_DIR} -I${PROJECT_BINARY_DIR}/generated
-            ${definitions} -MD -MF ${object}.d -c ${PROJECT_SOURCE_DIR}/${source} -o ${object}
+            ${definitions} ${ARG_FLAGS} -MD -MF ${object}.d -c ${PROJECT_SOURCE_DIR}/${source} -o ${object}
     DEPENDS ${PROJECT_SOURCE_DIR}/${source} DEPFILE ${object}.d
     COMMENT "Compiling ${source} for ${vendor}" VERBATIM)
   set(${out} ${object} PARENT_SCOPE)
   set(${out}_ptx ${ptx} PARENT_SCOPE)
 endfunction()
 
-# One .cu as a gfx942 and a gfx950 code object, without ROCm: ${out} are the assembly files.
+# One .cu as a gfx942 and a gfx950 code object, without ROCm: ${out} are the assembly files. FLAGS as above.
 function(tenon_code_objects source out)
+  cmake_parse_arguments(ARG "" "" "FLAGS" ${ARGN})
   tenon_stem(${source} stem)
   tenon_target_definitions(hip definitions)
   set(assemblies "")
@@ -112,7 +156,7 @@ function(tenon_code_objects source out)
     add_custom_command(OUTPUT ${base}.s ${base}.co
       COMMAND ${TENON_CLANG} -x hip --offload-arch=${arch} --cuda-device-only -nogpuinc -nogpulib
               -std=c++20 -O3 ${TENON_HIP_ARITHMETIC} -Wall -Wextra ${werror}
-              -I${PROJECT_SOURCE_DIR} -I${PROJECT_BINARY_DIR}/generated ${definitions}
+              -I${PROJECT_SOURCE_DIR} -I${PROJECT_BINARY_DIR}/generated ${definitions} ${ARG_FLAGS}
               -Xclang -dependency-file -Xclang ${base}.d -Xclang -MT -Xclang ${base}.s
               -S ${PROJECT_SOURCE_DIR}/${source} -o ${base}.s
       COMMAND ${TENON_CLANG} --target=amdgcn-amd-amdhsa -mcpu=${arch} -x assembler ${base}.s
@@ -124,56 +168,70 @@ function(tenon_code_objects source out)
   set(${out} ${assemblies} PARENT_SCOPE)
 endfunction()
 
-# Compiles one .cu for every target of this build into `library`; the host's through a wrapper.
+# Compiles one .cu for `target` into `library`; the host's through a wrapper. FLAGS: further options.
+function(tenon_kernel library source target)
+  cmake_parse_arguments(ARG "" "" "FLAGS" ${ARGN})
+  if(target MATCHES "^(cuda|hip)$")
+    tenon_vendor_object(${target} ${source} object FLAGS ${ARG_FLAGS})
+    set_source_files_properties(${object} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
+    target_sources(${library} PRIVATE ${object})
+    return()
+  endif()
+  tenon_stem(${source} stem)
+  set(wrapper ${PROJECT_BINARY_DIR}/kernels/${stem}.${target}.cc)
+  file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"${source}\"\n" @ONLY)
+  tenon_target_definitions(${target} definitions)
+  set(optimize -O3)
+  if(target MATCHES "^emu")
+    set(optimize -O1)
+  endif()
+  set_source_files_properties(${wrapper} PROPERTIES
+    COMPILE_OPTIONS "${definitions};${TENON_HOST_KERNEL_OPTIONS};${optimize};${ARG_FLAGS}" SKIP_PRECOMPILE_HEADERS ON
+    OBJECT_DEPENDS ${PROJECT_SOURCE_DIR}/${source})
+  target_sources(${library} PRIVATE ${wrapper})
+endfunction()
+
+# Compiles one .cu for every target of this build into `library`.
 function(tenon_kernels library source)
   if(NOT EXISTS ${PROJECT_SOURCE_DIR}/${source})
     return()
   endif()
-  tenon_stem(${source} stem)
-  foreach(target IN LISTS TENON_HOST_TARGETS)
-    set(wrapper ${PROJECT_BINARY_DIR}/kernels/${stem}.${target}.cc)
-    file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"${source}\"\n" @ONLY)
-    tenon_target_definitions(${target} definitions)
-    set(optimize -O3)
-    if(target MATCHES "^emu")
-      set(optimize -O1)
-    endif()
-    set_source_files_properties(${wrapper} PROPERTIES
-      COMPILE_OPTIONS "${definitions};${TENON_HOST_KERNEL_OPTIONS};${optimize}" SKIP_PRECOMPILE_HEADERS ON
-      OBJECT_DEPENDS ${PROJECT_SOURCE_DIR}/${source})
-    target_sources(${library} PRIVATE ${wrapper})
-  endforeach()
-  foreach(vendor cuda hip)
-    if(vendor IN_LIST TENON_TARGETS)
-      tenon_vendor_object(${vendor} ${source} object)
-      set_source_files_properties(${object} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
-      target_sources(${library} PRIVATE ${object})
-    endif()
+  foreach(target IN LISTS TENON_TARGETS)
+    tenon_kernel(${library} ${source} ${target})
   endforeach()
 endfunction()
 
-# Every op of ops.def, and the table through which registry.h finds their variants.
-function(tenon_op_kernels library)
-  set(declarations "")
-  set(rows "")
+# The variants of the ops whose folder is below `root`: an object for each source and target, and for
+# each op built_variants.def, from which its .cc makes its table (tenon/device/op_table.inc).
+function(tenon_op_kernels library root)
   foreach(op IN LISTS TENON_OPS)
-    tenon_kernels(${library} tenon/ops/${op}/${op}.cu)
+    if(NOT TENON_OP_FOLDER_${op} MATCHES "^${root}/")
+      continue()
+    endif()
+    set(rows "// Made by cmake/targets.cmake: the lines of ${TENON_OP_FOLDER_${op}}/variants.def in this build.\n")
+    set(compiled "")
     foreach(target IN LISTS TENON_TARGETS)
-      string(APPEND declarations "namespace tenon::${target}::${op} { extern const VariantTable table; }\n")
-      string(APPEND rows "  if (op == Op::${op} && target == Target::k${TENON_ENUM_${target}}) return &${target}::${op}::table;\n")
+      foreach(line IN LISTS TENON_VARIANTS_${op})
+        tenon_split_variant(${op} "${line}")
+        if(NOT target IN_LIST targets)
+          continue()
+        endif()
+        set(bits "kOwn, \"${promise}\"")
+        if(promise STREQUAL "reference")
+          set(bits "kReference, \"\"")
+        endif()
+        string(APPEND rows "TENON_BUILT_VARIANT(${TENON_ENUM_${target}}, ${target}, ${variant}, ${bits})\n")
+        foreach(source IN LISTS sources)  # several variants may share one
+          if(NOT "${source}|${target}" IN_LIST compiled)
+            list(APPEND compiled "${source}|${target}")
+            tenon_kernel(${library} ${source} ${target} FLAGS ${flags})
+          endif()
+        endforeach()
+      endforeach()
     endforeach()
+    file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/generated/${TENON_OP_FOLDER_${op}}/built_variants.def
+      CONTENT "${rows}" @ONLY)
   endforeach()
-  set(table ${PROJECT_BINARY_DIR}/kernels/op_table.cc)
-  file(CONFIGURE OUTPUT ${table} @ONLY CONTENT "// Made by cmake/targets.cmake from ops.def and targets.def.
-#include \"tenon/ops/registry.h\"
-${declarations}
-namespace tenon {
-const VariantTable* variants(Op op, Target target) {
-${rows}  return nullptr;
-}
-}  // namespace tenon
-")
-  target_sources(${library} PRIVATE ${table})
 endfunction()
 
 # The compilers of the vendor targets that are asked for.
@@ -205,23 +263,54 @@ function(tenon_vendor_sources library)
   endforeach()
 endfunction()
 
+# Whether a kernel file, or a .cuh that it includes itself, lets kernels start early.
+function(tenon_sets_early source out)
+  set(files ${source})
+  file(STRINGS ${source} includes REGEX "^#include \"tenon/.*\\.cuh\"")
+  foreach(line IN LISTS includes)
+    string(REGEX REPLACE "^#include \"(.*)\"$" "\\1" file "${line}")
+    list(APPEND files ${file})
+  endforeach()
+  set(${out} FALSE PARENT_SCOPE)
+  foreach(file IN LISTS files)
+    file(STRINGS ${file} found REGEX "shape(->|\\.)early = ")
+    if(found)
+      set(${out} TRUE PARENT_SCOPE)
+    endif()
+  endforeach()
+endfunction()
+
+# The kernel files of `target`: sources, and flags_SOURCE for each that has further options.
+macro(tenon_sources_of target)
+  set(sources_of_target "")
+  foreach(op IN LISTS TENON_OPS)
+    foreach(line IN LISTS TENON_VARIANTS_${op})
+      tenon_split_variant(${op} "${line}")
+      if(${target} IN_LIST targets)
+        list(APPEND sources_of_target ${sources})
+        foreach(source IN LISTS sources)
+          set(flags_${source} ${flags})
+        endforeach()
+      endif()
+    endforeach()
+  endforeach()
+  list(REMOVE_DUPLICATES sources_of_target)
+endmacro()
+
 # For TENON_COMPILE_ONLY: objects that nothing links, checked as far as a machine without GPU can.
 function(tenon_compile_only)
-  set(sources ${TENON_COMM_KERNELS})
-  foreach(op IN LISTS TENON_OPS)
-    list(APPEND sources tenon/ops/${op}/${op}.cu)
-  endforeach()
   if("cuda" IN_LIST TENON_COMPILE_ONLY)
     find_package(Python3 REQUIRED COMPONENTS Interpreter)
+    tenon_sources_of(cuda)
     set(objects "")
     set(early "")  # PTX of kernels that may start early
-    foreach(source IN LISTS sources)
-      file(STRINGS ${source} sets_early REGEX "shape(->|\\.)early = ")
+    foreach(source IN LISTS sources_of_target TENON_COMM_KERNELS)
+      tenon_sets_early(${source} sets_early)
       set(keep "")
       if(sets_early)
         set(keep KEEP)
       endif()
-      tenon_vendor_object(cuda ${source} object ${keep})
+      tenon_vendor_object(cuda ${source} object ${keep} FLAGS ${flags_${source}})
       list(APPEND objects ${object})
       list(APPEND early ${object_ptx})
     endforeach()
@@ -239,9 +328,10 @@ function(tenon_compile_only)
   if("hip" IN_LIST TENON_COMPILE_ONLY)
     find_program(TENON_CLANG clang++-22 REQUIRED)
     find_package(Python3 REQUIRED COMPONENTS Interpreter)
+    tenon_sources_of(hip)
     set(assemblies "")
-    foreach(source IN LISTS sources ITEMS tests/device/vec_test.cu)  # every conversion on its own
-      tenon_code_objects(${source} made)
+    foreach(source IN LISTS sources_of_target TENON_COMM_KERNELS ITEMS tests/device/vec_test.cu)  # every conversion
+      tenon_code_objects(${source} made FLAGS ${flags_${source}})
       list(APPEND assemblies ${made})
     endforeach()
     set(checked ${PROJECT_BINARY_DIR}/kernels/isa_checked)

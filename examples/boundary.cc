@@ -3,8 +3,8 @@
 #include <cstdio>
 #include <thread>
 
+#include "tenon/boundary/boundary.h"
 #include "tenon/comm/bootstrap/bootstrap.h"
-#include "tenon/layers/boundary.h"
 
 // [boundary]
 using namespace tenon;

@@ -36,7 +36,7 @@ FUSED = Test("ops_fused_allreduce_rmsnorm_quant_test")
 PROTOCOL = Test("ops_fused_protocol_test")
 COLLECTIVES = Test("comm_collectives_test")
 WAIT, FAILURE, COMMUNICATOR = Test("comm_wait_test"), Test("comm_failure_test"), Test("comm_communicator_test")
-BOUNDARY = Test(r"layers_boundary(_\w+)?(?<!matrix)_test")
+BOUNDARY = Test(r"boundary_boundary(_\w+)?(?<!matrix)_test")
 
 EXCHANGE = (WAVES, WIDTH_ONE)
 OP = "tenon/ops/fused_allreduce_rmsnorm_quant"
@@ -49,7 +49,7 @@ SLOTS, WAITS, SPIN = ("tenon/comm/device/exchange.cuh",), ("tenon/comm/device/wa
 REDUCE, GATHER = ("tenon/device/reduce.cuh",), ("tenon/comm/collectives/collectives.cu",)
 PARTS, WIRE, TWO_SHOT = (f"{OP}/parts.cuh",), (f"{OP}/wire.cuh",), (f"{OP}/two_shot.cuh",)
 ALL_OF_OP = (*SLOTS, f"{OP}/one_shot.cuh", *TWO_SHOT, *PARTS)
-COMM, LAYER = ("tenon/comm/communicator.cc",), ("tenon/layers/boundary.cc", "tenon/layers/boundary.h")
+COMM, LAYER = ("tenon/comm/communicator.cc",), ("tenon/boundary/boundary.cc", "tenon/boundary/boundary.h")
 CHECK = (
     r"(?<=\n)( +)if \(((?:[^;{}]|\n)*?)\)(?: \[\[unlikely\]\])?\s+"
     r"(?=return (?:Status::error|refuse|disagree)\()"

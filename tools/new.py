@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Scaffolds: ./x new op NAME makes the op's folder, its test and its line in ops.def."""
+"""Scaffolds: ./x new op NAME makes the op's folder, its test and its line in core/ops.def."""
 import pathlib
 import re
 import sys
@@ -11,10 +11,12 @@ HEADER = """// NAME: the formula in two or three lines, shapes, who calls it.
 #pragma once
 
 #include "tenon/core/tensor.h"
+#include "tenon/device/plan.h"
 #include "tenon/device/runtime.h"
-#include "tenon/ops/registry.h"
 
 namespace tenon::NAME {
+
+extern const Op kOp;
 
 struct Args {
   TensorView in;   // [rows, width] bf16
@@ -43,7 +45,7 @@ Status check(const Args& args) {
 
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
-  return choose(Op::NAME, &args, where, forced);
+  return choose(kOp, &args, where, forced);
 }
 
 Status run(const Plan& plan, const Args& args, Stream& stream) {
@@ -55,6 +57,62 @@ Traffic traffic(const Args& args) {
 }
 
 }  // namespace tenon::NAME
+
+#define TENON_OP_NAME NAME
+#define TENON_OP_VARIANTS "tenon/ops/NAME/built_variants.def"
+#include "tenon/device/op_table.inc"
+"""
+
+KERNELS = """// The kernels of NAME, and how its variants launch them.
+#include "tenon/core/dtype.h"
+#include "tenon/device/device.cuh"
+#include "tenon/device/variant.h"
+#include "tenon/ops/NAME/NAME.h"
+
+namespace tenon::TENON_TARGET::NAME {
+namespace {
+
+using Args = tenon::NAME::Args;
+
+struct KernelArgs {
+  const bf16* in;
+  bf16* out;
+  std::int64_t in_stride, out_stride;  // elements
+  int rows, width;
+};
+
+// One block per row. The plan may have been made for more rows than the call has.
+TENON_KERNEL rows_kernel(KernelArgs args) {
+  for (int row = block_id(); row < args.rows; row += grid_blocks())
+    for (int i = thread_id(); i < args.width; i += block_threads())
+      args.out[row * args.out_stride + i] = args.in[row * args.in_stride + i];
+}
+
+// Yes with what will be launched, or a sentence that says why not.
+Status supports(const Args& args, const PlanContext&, Recipe* recipe) {
+  LaunchShape shape;
+  shape.blocks = static_cast<int>(args.out.shape[0]);
+  shape.threads = kWave == 1 ? 1 : 128;
+  recipe->launch("rows_kernel", shape);
+  return Status::ok();
+}
+
+Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
+  const KernelArgs to{args.in.as<const bf16>(), args.out.as<bf16>(), args.in.stride[0],
+                      args.out.stride[0], static_cast<int>(args.out.shape[0]),
+                      static_cast<int>(args.out.shape[1])};
+  return tenon::launch(stream, recipe.launches.front().shape, rows_kernel, to);
+}
+
+}  // namespace
+
+TENON_DEFINE_VARIANT(rows, Args, supports, launch);
+
+}  // namespace tenon::TENON_TARGET::NAME
+"""
+
+VARIANTS = """// What the lines mean: docs/add-an-op.md.
+TENON_VARIANT(rows, all, NAME.cu, , reference)
 """
 
 TEST = """// NAME against the plainest oracle, on every built target and variant.
@@ -62,7 +120,47 @@ TEST = """// NAME against the plainest oracle, on every built target and variant
 
 #include <gtest/gtest.h>
 
-TEST(NAME, MatchesOracle) { FAIL() << "write the oracle first"; }
+#include "tests/support/targets.h"
+#include "tests/support/tensors.h"
+
+namespace tenon::NAME {
+namespace {
+
+// The formula of NAME.h, in doubles.
+double oracle(double in) { return in; }
+
+TEST(NAME, MatchesTheOracle) {
+  constexpr int kRows = 3, kWidth = 40;
+  std::vector<bf16> in;
+  for (int i = 0; i < kRows * kWidth; ++i) in.push_back(to_bf16(static_cast<float>(i % 17 - 8)));
+  for (const Target target : test::usable_targets())
+    for (const std::string& variant : test::variant_names(kOp, target)) {
+      SCOPED_TRACE(variant + " on " + std::string(name(target)));
+      test::Bench bench(target);
+      Args args;
+      args.in = bench.put(in, DType::kBF16, {kRows, kWidth});
+      args.out = bench.rows(DType::kBF16, kRows, kWidth, kWidth);
+      const auto planned = plan(args, bench.where(), variant);
+      ASSERT_TRUE(planned) << planned.status().to_string();
+      EXPECT_EQ(planned->variant_name, variant);
+      ASSERT_TRUE(run(*planned, args, bench.stream()));
+      const std::vector<bf16> out = bench.get<bf16>(args.out);
+      for (std::size_t i = 0; i < out.size(); ++i)
+        ASSERT_EQ(to_float(out[i]), oracle(to_float(in[i]))) << "element " << i;
+    }
+  FAIL() << "this is a copy: write the formula, its oracle and the kernel, then take this line out";
+}
+
+TEST(NAME, RefusesWhatDoesNotFit) {
+  std::vector<bf16> rows(16);
+  Args args;
+  args.in = view(rows.data(), DType::kBF16, Device{}, {2, 8});
+  args.out = view(rows.data(), DType::kBF16, Device{}, {1, 8});
+  EXPECT_FALSE(check(args));
+}
+
+}  // namespace
+}  // namespace tenon::NAME
 """
 
 
@@ -80,10 +178,12 @@ def new_op(name):
         sys.exit(f"new op: {folder.relative_to(ROOT)} exists already")
     write(folder / f"{name}.h", HEADER.replace("NAME", name))
     write(folder / f"{name}.cc", SOURCE.replace("NAME", name))
+    write(folder / f"{name}.cu", KERNELS.replace("NAME", name))
+    write(folder / "variants.def", VARIANTS.replace("NAME", name))
     write(ROOT / f"tests/ops/{name}_test.cc", TEST.replace("NAME", name))
-    with open(ROOT / "tenon/ops/ops.def", "a", encoding="utf-8") as ops:
-        ops.write(f"TENON_OP({name})\n")
-    print(f"added {name} to tenon/ops/ops.def; next: tenon/ops/{name}/{name}.cu (docs/add-an-op.md)")
+    with open(ROOT / "tenon/core/ops.def", "a", encoding="utf-8") as ops:
+        ops.write(f"TENON_OP({name}, ops/{name})\n")
+    print(f"added {name} to tenon/core/ops.def; next: tenon/ops/{name}/{name}.cu (docs/add-an-op.md)")
 
 
 def main():

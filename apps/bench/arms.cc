@@ -2,9 +2,10 @@
 
 #include <algorithm>
 
+#include "tenon/boundary/tuned.h"
 #include "tenon/comm/collectives/collectives.h"
+#include "tenon/comm/plan_context.h"
 #include "tenon/ops/fp8_quant/fp8_quant.h"
-#include "tenon/ops/fused_allreduce_rmsnorm_quant/tuned.h"
 #include "tenon/ops/rmsnorm/rmsnorm.h"
 #include "tenon/reference/compare.h"
 
@@ -32,9 +33,9 @@ std::vector<Arm> all_choices() {
   std::vector<Arm> arms;
   for (const bool bf16 : {false, true}) {
     const std::string outputs = bf16 ? "+bf16" : "";
-    for (const std::string_view choice : fused::kChoices) {
+    for (const std::string_view choice : kBoundaryChoices) {
       const std::string name(choice);
-      const bool one_kernel = choice != fused::kTwoKernels;
+      const bool one_kernel = choice != kTwoKernelsChoice;
       arms.push_back({name + outputs, one_kernel ? Chain::kOneKernel : Chain::kTwoKernels, bf16,
                       one_kernel ? name : std::string()});
     }
@@ -200,7 +201,9 @@ Status Bench::plan_arm(const PlanContext& where, std::size_t index) {
   Plans& plans = plans_[index];
   const fused::Args args = fused_args(0, arm.bf16);
   if (arm.chain == Chain::kOneKernel) {
-    TENON_ASSIGN(plans.one, fused::plan(args, where, arm.variant));
+    PlanContext measured = where;
+    prefer_measured(measured, shape_.rows, shape_.hidden);
+    TENON_ASSIGN(plans.one, fused::plan(args, measured, arm.variant));
     return Status::ok();
   }
   if (arm.chain == Chain::kVendor && channels_.vendor == nullptr)

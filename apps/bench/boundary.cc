@@ -179,8 +179,8 @@ Status Rank::check(const Bench& bench, std::size_t arm, const std::string& diffe
   if (found.equals == Equality::kNo) found.why_not = std::string(all.message());
   const Plan& plan = bench.plan(arm);
   found.variant = plan.variant_name;
-  found.blocks = plan.shape.blocks;
-  found.threads = plan.shape.threads;
+  found.blocks = plan.launches.front().shape.blocks;
+  found.threads = plan.launches.front().shape.threads;
   return Status::ok();
 }
 

@@ -6,14 +6,12 @@
 #include <map>
 
 #include "apps/table.h"
-#include "tenon/ops/fused_allreduce_rmsnorm_quant/tuned.h"
+#include "tenon/boundary/tuned.h"
 
 namespace tenon::apps {
 namespace {
 
-using fused_allreduce_rmsnorm_quant::kChoices;
-
-constexpr std::size_t kNumChoices = std::size(kChoices);
+constexpr std::size_t kNumChoices = std::size(kBoundaryChoices);
 constexpr std::size_t kNumParts = 3;  // of a table: more would follow the noise
 constexpr double kNever = 1e9;        // the regret of a choice that cannot run
 constexpr std::int64_t kNoEnd = std::numeric_limits<std::int64_t>::max();
@@ -29,7 +27,7 @@ void take(const Results& results, const Row& row, bool bf16, Sizes& sizes) {
   std::array<double, kNumChoices> us{};
   double best = 0;
   for (std::size_t choice = 0; choice < kNumChoices; ++choice) {
-    const std::string arm = std::string(kChoices[choice]) + (bf16 ? "+bf16" : "");
+    const std::string arm = std::string(kBoundaryChoices[choice]) + (bf16 ? "+bf16" : "");
     const ArmResult* const found = find_arm(results, row, arm);
     us[choice] = found == nullptr ? 0 : found->timing.us;
     if (us[choice] > 0 && (best == 0 || us[choice] < best)) best = us[choice];
@@ -96,7 +94,7 @@ Tuning tuning_of(const Sizes& sizes, std::size_t num_shapes) {
   for (std::size_t part = 0, begin = 0; part < kNumParts; begin = cut.cuts[part++])
     if (cut.cuts[part] > begin)
       tuning.thresholds.push_back(
-          {bytes[cut.cuts[part] - 1], std::string(kChoices[cut.order[part]])});
+          {bytes[cut.cuts[part] - 1], std::string(kBoundaryChoices[cut.order[part]])});
   tuning.thresholds.back().up_to_bytes = kNoEnd;
   return tuning;
 }

@@ -26,7 +26,7 @@ struct Tuning {
 // regret.
 Tuning tune(const Results& results);
 
-// One TENON_TUNED line per threshold, for ops/fused_allreduce_rmsnorm_quant/tuned.def.
+// One TENON_TUNED line per threshold, for tenon/boundary/tuned.def.
 std::string tuned_lines(const Results& results, const Tuning& tuning);
 // What the table costs, a line for people.
 std::string regret(const Tuning& tuning);

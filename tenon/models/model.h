@@ -7,9 +7,9 @@
 #include <string_view>
 #include <vector>
 
+#include "tenon/boundary/boundary.h"
 #include "tenon/comm/communicator.h"
 #include "tenon/device/runtime.h"
-#include "tenon/layers/boundary.h"
 #include "tenon/layers/step.h"
 
 namespace tenon {

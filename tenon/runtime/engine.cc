@@ -332,9 +332,7 @@ Status Engine::check(const EngineOptions& options) {
   TENON_TRY(check_number("deadline in ms", options.deadline.count(), 1, INT32_MAX));
   TENON_TRY(nth_device(options.target, 0));
   TENON_TRY(check_name("transport", options.transport, "auto", transport_lines()));
-  const VariantTable* table = variants(Op::fused_allreduce_rmsnorm_quant, options.target);
-  if (table == nullptr) return Status::ok();
-  return check_name("variant", options.force_variant, "", table->variants);
+  return check_name("variant", options.force_variant, "", boundary_variants(options.target));
 }
 
 Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options,

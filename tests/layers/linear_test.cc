@@ -19,7 +19,7 @@ TEST(RowPlans, CoverEveryRowCount) {
   const auto make_plan = [&](std::int64_t rows) -> Result<Plan> {
     asked.push_back(rows);
     Plan plan;
-    plan.shape.blocks = static_cast<int>(rows);
+    plan.rows = rows;
     return plan;
   };
   const auto plans = RowPlans::make(11, make_plan);
@@ -27,7 +27,7 @@ TEST(RowPlans, CoverEveryRowCount) {
   EXPECT_EQ(asked, (std::vector<std::int64_t>{1, 2, 4, 8, 11}));
   for (const auto& [rows, bucket] :
        {std::pair{0, 1}, {1, 1}, {2, 2}, {3, 4}, {4, 4}, {5, 8}, {8, 8}, {9, 11}, {11, 11}})
-    EXPECT_EQ(plans->at(rows).shape.blocks, bucket) << rows;
+    EXPECT_EQ(plans->at(rows).rows, bucket) << rows;
 
   asked.clear();
   ASSERT_TRUE(RowPlans::make(8, make_plan));

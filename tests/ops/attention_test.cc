@@ -258,8 +258,7 @@ struct Way {
 std::vector<Way> all_ways() {
   std::vector<Way> found;
   for (Target target : test::host_targets())
-    for (const Variant& each : variants(Op::attention, target)->variants)
-      found.push_back({target, each.name});
+    for (const Variant& each : variants(kOp, target)) found.push_back({target, each.name});
   return found;
 }
 std::string to_string(const Way& way) {

@@ -130,7 +130,7 @@ void expect_oracle(const Problem& problem, const std::vector<float>& output) {
 template <class Body>
 void for_each_variant(Body body) {
   for (const Target target : test::usable_targets())
-    for (const std::string& variant : test::variant_names(Op::bf16_gemm, target)) {
+    for (const std::string& variant : test::variant_names(kOp, target)) {
       SCOPED_TRACE(test::to_string(target) + " " + variant);
       Bench bench(target);
       const Args args = put(bench, make_problem({}));

@@ -51,7 +51,7 @@ void expect_copies(const Shape& shape, const std::vector<std::int32_t>& ids) {
       expected.push_back(mine ? table[static_cast<std::size_t>(row * stride + i)] : 0);
     }
   for (const Target target : test::usable_targets())
-    for (const std::string& variant : test::variant_names(Op::embedding, target)) {
+    for (const std::string& variant : test::variant_names(kOp, target)) {
       SCOPED_TRACE(test::to_string(target) + " " + variant);
       Bench bench(target);
       const Args args = put(bench, shape, table, ids);

@@ -182,8 +182,8 @@ TEST_F(FusedPlans, LongCallsKeepAllBlocksAtWork) {
 TEST_F(FusedPlans, PlansCountTheBlocksThatWork) {
   const Target target = Target::kEmu32;
   if (!backend(target)) GTEST_SKIP() << "emu32 is not part of this build";
-  EXPECT_EQ(plan_for(4, 4096, 4096, 1, target).shape.blocks, 2);
-  EXPECT_EQ(plan_for(8, 8192, 16384, 1, target).shape.blocks, 2);
+  EXPECT_EQ(plan_for(4, 4096, 4096, 1, target).launches.front().shape.blocks, 2);
+  EXPECT_EQ(plan_for(8, 8192, 16384, 1, target).launches.front().shape.blocks, 2);
 }
 
 // What a caller may rely on before anything runs.
@@ -233,26 +233,42 @@ TEST_F(FusedContract, CheckNamesWhatIsWrong) {
   EXPECT_TRUE(has(fused::check(args).message(), "contiguous"));
 }
 
-// What nobody has measured on a device is not said to have been.
-TEST_F(FusedContract, ReasonsSayWhereAChoiceWasMeasured) {
-  const auto reason_on = [&](const char* device) {
+// What its caller knows to be fastest is taken, where it can be, and others say why they are not.
+TEST_F(FusedContract, TheCallersPreferenceIsTaken) {
+  for (const char* variant : {"one_shot", "one_shot_packed", "two_shot", "two_shot_packed"}) {
     PlanContext there = where_;
-    there.properties.name = device;
-    fused::Args wide = args_;
-    wide.residual = wide.partial.addend =
-        view(args_.residual.data, args_.residual.dtype, device_, {4096, 16384});  // nothing runs
-    wide.weight = view(args_.weight.data, args_.weight.dtype, device_, {16384});
-    wide.out = {.bf16 = wide.residual, .fp8 = {}};
-    const auto found = fused::plan(wide, there);
-    return found && !found->refusals.empty() ? found->refusals[0] : found.status().to_string();
-  };
-  EXPECT_TRUE(has(reason_on("NVIDIA H200"), "was measured to be faster (2026-11-26)"))
-      << reason_on("NVIDIA H200");
-  const std::string taken = reason_on("NVIDIA H100 80GB HBM3");
-  EXPECT_TRUE(has(taken, "is taken to be faster, as it was measured to be on NVIDIA H200"))
-      << taken;
-  EXPECT_FALSE(has(taken, "was measured to be faster")) << taken;
-  EXPECT_FALSE(has(reason_on("host"), "measured")) << reason_on("host");
+    there.preferred = variant;
+    there.why_preferred = "was tried";
+    const auto found = fused::plan(args_, there);
+    ASSERT_TRUE(found) << found.status().to_string();
+    EXPECT_EQ(found->variant_name, variant);
+    for (const std::string& refusal : found->refusals)
+      EXPECT_TRUE(has(refusal, std::string(variant) + " was tried")) << refusal;
+  }
+  PlanContext there = where_;
+  there.preferred = "something else";
+  there.why_preferred = "was tried";
+  EXPECT_TRUE(has(fused::plan(args_, there).status().message(), "something else was tried"));
+  EXPECT_TRUE(fused::plan(args_, there, "two_shot"));  // by name, whatever is faster
+}
+
+// A plan says what will be launched, and which of the kernel's instances.
+TEST_F(FusedContract, PlansSayWhatTheyLaunch) {
+  for (const char* variant : {"one_shot", "two_shot"}) {
+    const auto plan = fused::plan(args_, where_, variant);
+    ASSERT_TRUE(plan);
+    ASSERT_EQ(plan->launches.size(), 1u);
+    const std::string_view kernel = plan->launches.front().kernel;
+    EXPECT_TRUE(kernel.starts_with(variant)) << kernel;
+    EXPECT_EQ(plan->promise.bits, Bits::kReference);
+    EXPECT_EQ(plan->workspace_bytes, 0u);
+    const std::string text = describe(*plan);
+    for (const std::string_view part :
+         {std::string_view("fused_allreduce_rmsnorm_quant on "), std::string_view(variant),
+          std::string_view("reference bits"), kernel, std::string_view("cooperative"),
+          std::string_view("ranks, at most")})
+      EXPECT_TRUE(has(text, part)) << part << " is not in: " << text;
+  }
 }
 
 TEST_F(FusedContract, PlanIsPureAndExplainsRefusals) {
@@ -260,9 +276,9 @@ TEST_F(FusedContract, PlanIsPureAndExplainsRefusals) {
   auto again = fused::plan(args_, where_);
   ASSERT_TRUE(first && again);
   EXPECT_EQ(first->variant_name, "one_shot");
-  EXPECT_EQ(first->variant, again->variant);
-  EXPECT_EQ(first->shape.blocks, again->shape.blocks);
-  EXPECT_TRUE(first->shape.cooperative);
+  EXPECT_EQ(first->code, again->code);
+  EXPECT_EQ(first->launches.front().shape.blocks, again->launches.front().shape.blocks);
+  EXPECT_TRUE(first->launches.front().shape.cooperative);
 
   fused::Args wide = args_;
   wide.residual = wide.partial.addend =
@@ -428,7 +444,7 @@ TEST_F(FusedContract, PlansSayWhetherKernelsStartEarly) {
       where_.may_start_early = early;
       const auto plan = fused::plan(args_, where_, variant);
       ASSERT_TRUE(plan);
-      EXPECT_EQ(plan->shape.early, early) << variant;
+      EXPECT_EQ(plan->launches.front().shape.early, early) << variant;
     }
 }
 

@@ -16,6 +16,7 @@
 #include <optional>
 #include <thread>
 
+#include "tenon/comm/plan_context.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
 #include "tenon/reference/boundary.h"
 #include "tenon/reference/inputs.h"

@@ -7,7 +7,7 @@
 #define TENON_DEVICE_HEADER "tests/support/weak_device.h"
 #include <gtest/gtest.h>
 
-#include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.cu"
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/launch.cuh"
 #include "tests/support/weak_rules.h"
 #include "tests/support/weak_series.h"
 

@@ -1,4 +1,4 @@
-// The walk over variants and the jump through the table, for every op of the list and every target.
+// The walk over variants and the plans that it makes, for every op of the list and every target.
 #include "tenon/ops/registry.h"
 
 #include <gtest/gtest.h>
@@ -14,37 +14,31 @@
 namespace tenon {
 namespace {
 
-constexpr Op kOps[] = {
-#define TENON_OP(op) Op::op,
-#include "tenon/ops/ops.def"
-#undef TENON_OP
-};
-
 TEST(Registry, NamesComeFromTheList) {
-  EXPECT_EQ(std::size(kOps), static_cast<std::size_t>(kNumOps));
   std::set<std::string_view> names;
-  for (Op op : kOps) names.insert(name(op));
-  EXPECT_EQ(names.size(), std::size(kOps));
-  EXPECT_EQ(name(Op::rmsnorm), "rmsnorm");
-  EXPECT_EQ(name(Op::fused_allreduce_rmsnorm_quant), "fused_allreduce_rmsnorm_quant");
+  for (const Op* op : all_ops()) names.insert(op->name);
+  EXPECT_EQ(names.size(), all_ops().size());
+  EXPECT_TRUE(names.contains("rmsnorm"));
+  EXPECT_EQ(all_ops()[0]->name, "fused_allreduce_rmsnorm_quant");
 }
 
-TEST(Registry, EveryBuiltTargetHasTheSameOps) {
-  for (Op op : kOps) {
-    const VariantTable* reference = variants(op, Target::kCpu);
-    for (Target target : test::host_targets()) {
-      const VariantTable* table = variants(op, target);
-      ASSERT_EQ(table != nullptr, reference != nullptr) << name(op) << " on " << name(target);
-      if (table == nullptr) continue;
-      EXPECT_FALSE(table->variants.empty()) << name(op);
+TEST(Registry, EveryBuiltTargetHasEveryOp) {
+  for (const Op* op : all_ops()) {
+    std::size_t of_targets = 0;
+    for (Target target : built_targets()) {
+      const auto list = variants(*op, target);
+      of_targets += list.size();
+      EXPECT_FALSE(list.empty()) << op->name << " on " << name(target);
       std::set<std::string_view> names;
-      for (const Variant& each : table->variants) {
-        EXPECT_NE(each.supports, nullptr);
-        EXPECT_NE(each.launch, nullptr);
+      for (const Variant& each : list) {
+        EXPECT_EQ(each.target, target);
+        EXPECT_NE(each.code, nullptr);
+        EXPECT_EQ(each.promise.name.empty(), each.promise.bits == Bits::kReference) << op->name;
         names.insert(each.name);
       }
-      EXPECT_EQ(names.size(), table->variants.size()) << name(op) << ": a name is used twice";
+      EXPECT_EQ(names.size(), list.size()) << op->name << ": a name is used twice";
     }
+    EXPECT_EQ(of_targets, op->variants.size()) << op->name;
   }
 }
 
@@ -67,12 +61,15 @@ TEST(Registry, PlanSaysWhatWasChosen) {
   SmallCall call;
   auto where = plan_context({Target::kCpu, 0});
   ASSERT_TRUE(where);
-  const auto plan = choose(Op::fp8_quant, &call.args, *where);
+  const auto plan = choose(fp8_quant::kOp, &call.args, *where);
   ASSERT_TRUE(plan);
-  EXPECT_EQ(plan->op, Op::fp8_quant);
+  EXPECT_EQ(plan->op, &fp8_quant::kOp);
   EXPECT_EQ(plan->target, Target::kCpu);
-  const VariantTable* table = variants(Op::fp8_quant, Target::kCpu);
-  EXPECT_EQ(plan->variant_name, table->variants[static_cast<std::size_t>(plan->variant)].name);
+  const Variant& first = variants(fp8_quant::kOp, Target::kCpu).front();
+  EXPECT_EQ(plan->variant_name, first.name);
+  EXPECT_EQ(plan->code, first.code);
+  EXPECT_EQ(describe(*plan),
+            "fp8_quant on cpu: segment, reference bits; segment_kernel 2 x 1, early; no workspace");
   EXPECT_TRUE(plan->refusals.empty());
 }
 
@@ -80,7 +77,7 @@ TEST(Registry, UnknownVariantNamesTheKnownOnes) {
   SmallCall call;
   auto where = plan_context({Target::kCpu, 0});
   ASSERT_TRUE(where);
-  const auto plan = choose(Op::fp8_quant, &call.args, *where, "no_such");
+  const auto plan = choose(fp8_quant::kOp, &call.args, *where, "no_such");
   ASSERT_FALSE(plan);
   EXPECT_EQ(plan.status().code(), Code::kInvalidArgument);
   EXPECT_NE(plan.status().message().find("no variant is called \"no_such\""), std::string::npos);
@@ -91,22 +88,22 @@ TEST(Registry, TargetOutsideTheBuildIsRefused) {
   SmallCall call;
   for (int t = 0; t < kNumTargets; ++t) {
     const auto target = static_cast<Target>(t);
-    if (variants(Op::fp8_quant, target) != nullptr) continue;
+    if (!variants(fp8_quant::kOp, target).empty()) continue;
     PlanContext where;
     where.device.target = target;
-    const auto plan = choose(Op::fp8_quant, &call.args, where);
+    const auto plan = choose(fp8_quant::kOp, &call.args, where);
     ASSERT_FALSE(plan);
     EXPECT_EQ(plan.status().code(), Code::kUnsupported);
     EXPECT_NE(plan.status().message().find("not part of this build"), std::string_view::npos);
   }
 }
 
-TEST(Registry, LaunchJumpsThroughThePlan) {
+TEST(Registry, LaunchRunsThePlan) {
   SmallCall call;
   std::fill(std::begin(call.in), std::end(call.in), to_bf16(1.0f).bits);
   auto where = plan_context({Target::kCpu, 0});
   ASSERT_TRUE(where);
-  const auto plan = choose(Op::fp8_quant, &call.args, *where);
+  const auto plan = choose(fp8_quant::kOp, &call.args, *where);
   ASSERT_TRUE(plan);
   auto stream = Stream::create({Target::kCpu, 0});
   ASSERT_TRUE(stream);
@@ -124,7 +121,7 @@ TEST(RegistryChild, DISABLED_Early) {
   ASSERT_TRUE(alone && in_team);
   const auto plan = fp8_quant::plan(call.args, *alone);
   ASSERT_TRUE(plan);
-  std::printf("early: %d %d %d\n", plan->shape.early, in_team->may_start_early,
+  std::printf("early: %d %d %d\n", plan->launches.front().shape.early, in_team->may_start_early,
               (*comm)->may_start_early());
 }
 

@@ -71,7 +71,7 @@ std::string run_case(const reference::BoundaryCase& shape, std::uint64_t seed, T
   if (!where) return where.status().to_string();
   auto plan = rmsnorm::plan(args, *where);
   if (!plan) return plan.status().to_string();
-  if (threads != 0) plan->shape.threads = threads;
+  if (threads != 0) plan->launches.front().shape.threads = threads;
   if (Status ran = rmsnorm::run(*plan, args, *stream); !ran) return ran.to_string();
   std::string wrong;
   const reference::BoundaryOutputs found = tensors.read(*stream, wrong);
@@ -247,8 +247,9 @@ TEST(Rmsnorm, RunRefusesWhatItsPlanWasNotMadeFor) {
   };
   expect_refused(Plan{}, good, *stream, "the plan is empty");
   Plan other = *plan;
-  other.op = Op::fp8_quant;
-  expect_refused(other, good, *stream, "the plan is one of fp8_quant");
+  const Op other_op{"another op", {}};
+  other.op = &other_op;
+  expect_refused(other, good, *stream, "the plan is one of another op");
 
   shape.rows = 2;
   const BoundaryTensors few(shape, reference::make_inputs(shape, 0), 0, device, *stream);
@@ -295,7 +296,7 @@ TEST(Rmsnorm, PlansSayWhetherKernelsStartEarly) {
     where->may_start_early = early;
     const auto plan = rmsnorm::plan(args_of(shape, tensors), *where);
     ASSERT_TRUE(plan);
-    EXPECT_EQ(plan->shape.early, early);
+    EXPECT_EQ(plan->launches.front().shape.early, early);
   }
 }
 

@@ -12,7 +12,7 @@
 #include <sstream>
 
 #include "tenon/comm/collectives/collectives.cu"
-#include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.cu"
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/launch.cuh"
 #include "tests/support/targets.h"
 #include "tests/support/weak_rules.h"
 #include "tests/support/weak_series.h"

@@ -1,8 +1,9 @@
 #include "tests/support/fused_run.h"
-#include "tenon/reference/compare.h"
 
 #include <algorithm>
 
+#include "tenon/comm/plan_context.h"
+#include "tenon/reference/compare.h"
 #include "tests/support/targets.h"
 
 namespace tenon::test {

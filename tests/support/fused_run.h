@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "tenon/comm/communicator.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
 #include "tenon/reference/boundary.h"
 #include "tests/support/boundary_tensors.h"

@@ -74,10 +74,9 @@ class Bench {
 };
 
 // The names of an op's variants on a target, in order of preference.
-inline std::vector<std::string> variant_names(Op op, Target target) {
+inline std::vector<std::string> variant_names(const Op& op, Target target) {
   std::vector<std::string> names;
-  if (const VariantTable* table = variants(op, target))
-    for (const Variant& each : table->variants) names.emplace_back(each.name);
+  for (const Variant& each : variants(op, target)) names.emplace_back(each.name);
   return names;
 }
 

@@ -4,8 +4,8 @@
 #include <array>
 #include <utility>
 
+#include "tenon/boundary/boundary.h"
 #include "tenon/core/guard.h"
-#include "tenon/layers/boundary.h"
 #include "tenon/layers/layers.h"
 #include "tenon/models/fingerprint.h"
 #include "tenon/models/qwen3_5/checkpoint.h"

@@ -58,7 +58,7 @@ Status check(const Args& args) {
 
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
-  return choose(Op::attention, &args, where, forced);
+  return choose(kOp, &args, where, forced);
 }
 
 Status run(const Plan& plan, const Args& args, Stream& stream) {
@@ -80,3 +80,7 @@ Traffic traffic(const Args& args) {
 }
 
 }  // namespace tenon::attention
+
+#define TENON_OP_NAME attention
+#define TENON_OP_VARIANTS "tenon/ops/attention/built_variants.def"
+#include "tenon/device/op_table.inc"

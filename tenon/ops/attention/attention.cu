@@ -7,9 +7,9 @@
 #include "tenon/core/fp8.h"
 #include "tenon/device/device.cuh"
 #include "tenon/device/math.cuh"
+#include "tenon/device/variant.h"
 #include "tenon/ops/attention/tile.cuh"
 #include "tenon/ops/common/pack.cuh"
-#include "tenon/ops/registry.h"
 
 namespace tenon::TENON_TARGET::attention {
 namespace {
@@ -213,17 +213,19 @@ TENON_KERNEL_MAX(kThreads) tiled_kernel(KernelArgs args) {
     finish_row(args, token_of(r), head_of(r), running[r].whole_total, whole + r * kMaxHeadDim);
 }
 
-Status supports(const Args& args, const PlanContext&, LaunchShape* shape) {
+Status supports(const Args& args, const PlanContext&, Recipe* recipe) {
   // Each sequence, and the rows behind them, rounds up to whole tiles; surplus blocks do nothing.
   const std::int64_t tokens = args.q.shape[0], sequences = args.block_table.shape[0];
   const std::int64_t kv_heads = args.k_cache.shape[2], group = args.q.shape[1] / kv_heads;
   const std::int64_t tiles = tokens * group / kRows + sequences + 1;
-  shape->blocks = tokens == 0 ? 0 : static_cast<int>(tiles * kv_heads);
-  shape->threads = kWave == 1 ? 1 : kThreads;
+  LaunchShape shape;
+  shape.blocks = tokens == 0 ? 0 : static_cast<int>(tiles * kv_heads);
+  shape.threads = kWave == 1 ? 1 : kThreads;
+  recipe->launch("tiled_kernel", shape);
   return Status::ok();
 }
 
-Status launch(const LaunchShape& shape, const Args& args, const ChannelView*, Stream& stream) {
+Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   KernelArgs to{};
   to.q = args.q.as<const bf16>();
   if (args.gate) {
@@ -246,14 +248,11 @@ Status launch(const LaunchShape& shape, const Args& args, const ChannelView*, St
   to.num_blocks = static_cast<int>(args.k_cache.shape[0]);
   to.block_tokens = static_cast<int>(args.k_cache.shape[1]);
   to.max_blocks = static_cast<int>(args.block_table.shape[1]);
-  return tenon::launch(stream, shape, tiled_kernel, to);
+  return tenon::launch(stream, recipe.launches.front().shape, tiled_kernel, to);
 }
-
-constexpr Variant kVariants[] = {variant<Args, supports, launch>("tiled")};
 
 }  // namespace
 
-extern const VariantTable table;
-const VariantTable table{kVariants};
+TENON_DEFINE_VARIANT(tiled, Args, supports, launch);
 
 }  // namespace tenon::TENON_TARGET::attention

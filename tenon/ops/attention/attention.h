@@ -23,10 +23,12 @@
 #pragma once
 
 #include "tenon/core/tensor.h"
+#include "tenon/device/plan.h"
 #include "tenon/device/runtime.h"
-#include "tenon/ops/registry.h"
 
 namespace tenon::attention {
+
+extern const Op kOp;
 
 inline constexpr int kMaxHeadDim = 256;
 inline constexpr int kTileTokens = 64;      // the running maximum moves once per tile

@@ -33,7 +33,7 @@ Status check(const Args& args) { return check_all(args).with("bf16_gemm"); }
 
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
-  return choose(Op::bf16_gemm, &args, where, forced);
+  return choose(kOp, &args, where, forced);
 }
 
 Status run(const Plan& plan, const Args& args, Stream& stream) {
@@ -43,3 +43,7 @@ Status run(const Plan& plan, const Args& args, Stream& stream) {
 Traffic traffic(const Args& args) { return operand_traffic(operands(args)); }
 
 }  // namespace tenon::bf16_gemm
+
+#define TENON_OP_NAME bf16_gemm
+#define TENON_OP_VARIANTS "tenon/ops/bf16_gemm/built_variants.def"
+#include "tenon/device/op_table.inc"

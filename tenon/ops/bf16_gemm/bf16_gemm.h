@@ -9,10 +9,12 @@
 #pragma once
 
 #include "tenon/core/tensor.h"
+#include "tenon/device/plan.h"
 #include "tenon/device/runtime.h"
-#include "tenon/ops/registry.h"
 
 namespace tenon::bf16_gemm {
+
+extern const Op kOp;
 
 struct Args {
   TensorView x;       // [tokens, k] bf16; rows may be strided

@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "tenon/core/tensor.h"
-#include "tenon/ops/registry.h"
+#include "tenon/device/plan.h"
 
 namespace tenon {
 

@@ -204,12 +204,12 @@ Status check_apart(const NormTensors& tensors) {
   return Status::ok();
 }
 
-Status check_plan(const Plan& plan, Op op, const TensorView& rows, int team_size,
+Status check_plan(const Plan& plan, const Op& op, const TensorView& rows, int team_size,
                   const Stream& stream) {
-  if (plan.op != op || plan.variant < 0) [[unlikely]]
+  if (plan.op != &op) [[unlikely]]
     return refuse("the plan is " +
-                  (plan.variant < 0 ? "empty" : "one of " + std::string(name(plan.op))) +
-                  "; accepted: what plan() of " + std::string(name(op)) + " returned");
+                  (plan.op == nullptr ? "empty" : "one of " + std::string(plan.op->name)) +
+                  "; accepted: what plan() of " + std::string(op.name) + " returned");
   if (stream.device() != rows.device || plan.target != rows.device.target) [[unlikely]]
     return refuse("the tensors are on " + text_of(rows.device) + ", the stream is on " +
                   text_of(stream.device()) + " and the plan was made for " +

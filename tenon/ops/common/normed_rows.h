@@ -7,7 +7,7 @@
 #include <string_view>
 
 #include "tenon/core/tensor.h"
-#include "tenon/ops/registry.h"
+#include "tenon/device/plan.h"
 
 namespace tenon {
 
@@ -40,7 +40,7 @@ Status check_apart(const NormTensors& tensors);
 
 // `plan` is one of `op`, made for rows of this width and type, for so many rows or more and for
 // teams of this size; and `stream` is on the device of `rows`.
-Status check_plan(const Plan& plan, Op op, const TensorView& rows, int team_size,
+Status check_plan(const Plan& plan, const Op& op, const TensorView& rows, int team_size,
                   const Stream& stream);
 
 // Bytes that writing `out` takes.

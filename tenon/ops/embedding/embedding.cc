@@ -44,7 +44,7 @@ Status check(const Args& args) { return check_all(args).with("embedding"); }
 
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
-  return choose(Op::embedding, &args, where, forced);
+  return choose(kOp, &args, where, forced);
 }
 
 Status run(const Plan& plan, const Args& args, Stream& stream) {
@@ -59,3 +59,7 @@ Traffic traffic(const Args& args) {
 }
 
 }  // namespace tenon::embedding
+
+#define TENON_OP_NAME embedding
+#define TENON_OP_VARIANTS "tenon/ops/embedding/built_variants.def"
+#include "tenon/device/op_table.inc"

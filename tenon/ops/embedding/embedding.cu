@@ -2,7 +2,7 @@
 #include "tenon/ops/embedding/embedding.h"
 
 #include "tenon/device/device.cuh"
-#include "tenon/ops/registry.h"
+#include "tenon/device/variant.h"
 
 namespace tenon::TENON_TARGET::embedding {
 namespace {
@@ -28,13 +28,15 @@ TENON_KERNEL lookup_kernel(Lookup lookup) {
     store16(to + i, mine ? load16(from + i) : Word4{0, 0, 0, 0});
 }
 
-Status supports_rows(const Args& args, const PlanContext&, LaunchShape* shape) {
-  shape->blocks = static_cast<int>(args.ids.shape[0]);
-  shape->threads = kWave == 1 ? 1 : 128;
+Status supports_rows(const Args& args, const PlanContext&, Recipe* recipe) {
+  LaunchShape shape;
+  shape.blocks = static_cast<int>(args.ids.shape[0]);
+  shape.threads = kWave == 1 ? 1 : 128;
+  recipe->launch("lookup_kernel", shape);
   return Status::ok();
 }
 
-Status launch_rows(const LaunchShape& shape, const Args& args, const ChannelView*, Stream& stream) {
+Status launch_rows(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   const TensorView& out = args.out.addend;
   Lookup lookup;
   lookup.ids = args.ids.as<const std::int32_t>();
@@ -46,14 +48,11 @@ Status launch_rows(const LaunchShape& shape, const Args& args, const ChannelView
   lookup.vocab_size = static_cast<std::int32_t>(args.table.shape[0]);
   lookup.hidden = static_cast<std::int32_t>(out.shape[1]);
   lookup.tokens = static_cast<std::int32_t>(args.ids.shape[0]);
-  return tenon::launch(stream, shape, lookup_kernel, lookup);
+  return tenon::launch(stream, recipe.launches.front().shape, lookup_kernel, lookup);
 }
-
-constexpr Variant kVariants[] = {variant<Args, supports_rows, launch_rows>("rows")};
 
 }  // namespace
 
-extern const VariantTable table;
-const VariantTable table{kVariants};
+TENON_DEFINE_VARIANT(rows, Args, supports_rows, launch_rows);
 
 }  // namespace tenon::TENON_TARGET::embedding

@@ -4,10 +4,12 @@
 
 #include "tenon/comm/partial_rows.h"
 #include "tenon/core/tensor.h"
+#include "tenon/device/plan.h"
 #include "tenon/device/runtime.h"
-#include "tenon/ops/registry.h"
 
 namespace tenon::embedding {
+
+extern const Op kOp;
 
 struct Args {
   TensorView ids;                // i32 [tokens]

@@ -69,7 +69,7 @@ Status check(const Args& args) { return check_all(args).with("fp8_gemm"); }
 
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
-  return choose(Op::fp8_gemm, &args, where, forced);
+  return choose(kOp, &args, where, forced);
 }
 
 Status run(const Plan& plan, const Args& args, Stream& stream) {
@@ -83,3 +83,7 @@ Traffic traffic(const Args& args) {
 }
 
 }  // namespace tenon::fp8_gemm
+
+#define TENON_OP_NAME fp8_gemm
+#define TENON_OP_VARIANTS "tenon/ops/fp8_gemm/built_variants.def"
+#include "tenon/device/op_table.inc"

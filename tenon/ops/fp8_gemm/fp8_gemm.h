@@ -11,10 +11,12 @@
 #pragma once
 
 #include "tenon/core/tensor.h"
+#include "tenon/device/plan.h"
 #include "tenon/device/runtime.h"
-#include "tenon/ops/registry.h"
 
 namespace tenon::fp8_gemm {
+
+extern const Op kOp;
 
 struct Args {
   QuantView x;              // [tokens, k] e4m3 codes, group 128, layout row or mn_major

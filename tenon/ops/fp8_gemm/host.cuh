@@ -3,7 +3,7 @@
 #pragma once
 
 #include "tenon/ops/common/host_gemm.cuh"
-#include "tenon/ops/fp8_gemm/simt.cuh"
+#include "tenon/ops/fp8_gemm/call.cuh"
 
 namespace tenon::TENON_TARGET::fp8_gemm {
 

@@ -2,13 +2,9 @@
 #pragma once
 
 #include "tenon/ops/common/gemm_tile.cuh"
+#include "tenon/ops/fp8_gemm/call.cuh"
 
 namespace tenon::TENON_TARGET::fp8_gemm {
-
-struct Fp8Call {
-  GemmCall gemm;
-  GemmScales scales;
-};
 
 struct Fp8Product {
   static constexpr bool kScaled = true;

@@ -34,7 +34,7 @@ Status check(const Args& args) {
 
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
-  return choose(Op::fp8_quant, &args, where, forced);
+  return choose(kOp, &args, where, forced);
 }
 
 Status run(const Plan& plan, const Args& args, Stream& stream) {
@@ -49,3 +49,7 @@ Traffic traffic(const Args& args) {
 }
 
 }  // namespace tenon::fp8_quant
+
+#define TENON_OP_NAME fp8_quant
+#define TENON_OP_VARIANTS "tenon/ops/fp8_quant/built_variants.def"
+#include "tenon/device/op_table.inc"

@@ -1,9 +1,9 @@
 // Rows are cut into segments, one block at a time: groups need nothing of their neighbours.
 #include "tenon/ops/fp8_quant/fp8_quant.h"
 
+#include "tenon/device/variant.h"
 #include "tenon/ops/common/quantize.cuh"
 #include "tenon/ops/common/row.cuh"
-#include "tenon/ops/registry.h"
 
 namespace tenon::TENON_TARGET::fp8_quant {
 
@@ -66,7 +66,7 @@ segment_kernel(TENON_ARGS(SegmentArgs) args) {
   }
 }
 
-static Status supports(const Args& args, const PlanContext& where, LaunchShape* shape) {
+static Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   const std::int64_t factor = args.prologue == Prologue::kSiluMul ? 2 : 1;
   const int width = static_cast<int>(args.in.shape[1] / factor);
   const int segment = width < kSegment ? width : kSegment;
@@ -74,14 +74,16 @@ static Status supports(const Args& args, const PlanContext& where, LaunchShape* 
   if (tasks > 1 << 30)
     return Status::error(Code::kUnsupported,
                          std::to_string(tasks) + " segments of rows are over the limit of 2^30");
-  shape->blocks = static_cast<int>(tasks < 1 << 16 ? tasks : 1 << 16);
-  shape->threads = row_threads(segment, where.properties.max_threads_per_block);
-  shape->early = where.may_start_early;
+  LaunchShape shape;
+  shape.blocks = static_cast<int>(tasks < 1 << 16 ? tasks : 1 << 16);
+  shape.threads = row_threads(segment, where.properties.max_threads_per_block);
+  shape.early = where.may_start_early;
+  recipe->launch("segment_kernel", shape);
   return Status::ok();
 }
 
-static Status launch(const LaunchShape& shape, const Args& args, const ChannelView*,
-                     Stream& stream) {
+static Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
+  const LaunchShape& shape = recipe.launches.front().shape;
   SegmentArgs call{};
   call.in = args.in.as<std::byte>();
   call.in_stride = args.in.stride[0] * 2;
@@ -105,8 +107,6 @@ static Status launch(const LaunchShape& shape, const Args& args, const ChannelVi
   });
 }
 
-static constexpr Variant kVariants[] = {variant<Args, supports, launch>("segment")};
-extern const VariantTable table;
-const VariantTable table{kVariants};
+TENON_DEFINE_VARIANT(segment, Args, supports, launch);
 
 }  // namespace tenon::TENON_TARGET::fp8_quant

@@ -6,10 +6,12 @@
 #pragma once
 
 #include "tenon/core/tensor.h"
+#include "tenon/device/plan.h"
 #include "tenon/device/runtime.h"
-#include "tenon/ops/registry.h"
 
 namespace tenon::fp8_quant {
+
+extern const Op kOp;
 
 enum class Prologue : std::uint8_t { kNone, kSiluMul };
 

@@ -49,7 +49,7 @@ int residual_owner(std::string_view variant, int row, int, int team_size) {
 
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
-  TENON_ASSIGN(Plan made, choose(Op::fused_allreduce_rmsnorm_quant, &args, where, forced));
+  TENON_ASSIGN(Plan made, choose(kOp, &args, where, forced));
   made.rows = args.partial.addend.shape[0];
   made.hidden = args.partial.addend.shape[1];
   made.dtype = args.partial.addend.dtype;
@@ -60,9 +60,7 @@ Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view f
 Status run(const Plan& plan, const Args& args, const ChannelView& team, Stream& stream) {
   TENON_TRY(check(args));
   TENON_TRY(check_apart(tensors_of(args)), kName);
-  TENON_TRY(
-      check_plan(plan, Op::fused_allreduce_rmsnorm_quant, args.partial.addend, team.size, stream),
-      kName);
+  TENON_TRY(check_plan(plan, kOp, args.partial.addend, team.size, stream), kName);
   TENON_TRY(check_team(team), kName);
   return launch(plan, &args, &team, stream);
 }
@@ -86,3 +84,7 @@ Traffic traffic(const Args& args, int team_size) {
 }
 
 }  // namespace tenon::fused_allreduce_rmsnorm_quant
+
+#define TENON_OP_NAME fused_allreduce_rmsnorm_quant
+#define TENON_OP_VARIANTS "tenon/ops/fused_allreduce_rmsnorm_quant/built_variants.def"
+#include "tenon/device/op_table.inc"

@@ -1,17 +1,19 @@
 // The centre piece: what stands between a row-parallel GEMM and the next column-parallel one.
 //   y = rne(sum over ranks of partial);  residual = rne(y + residual);
 //   n = rne(residual · rstd · (offset + weight));  out.bf16 = n;  out.fp8 = quantise(n)
-// Exactly as docs/boundary.md says, on every rank, target and variant. Called by layers/boundary;
+// Exactly as docs/boundary.md says, on every rank, target and variant. Called by tenon/boundary;
 // collective: every rank of the team calls it with the same shapes and the same plan.
 #pragma once
 
 #include "tenon/comm/channel.h"
 #include "tenon/comm/partial_rows.h"
 #include "tenon/core/tensor.h"
+#include "tenon/device/plan.h"
 #include "tenon/device/runtime.h"
-#include "tenon/ops/registry.h"
 
 namespace tenon::fused_allreduce_rmsnorm_quant {
+
+extern const Op kOp;
 
 struct Args {
   PartialRows partial;  // [rows, hidden] bf16 or f16; rows 0 … 8192, hidden <= 16384

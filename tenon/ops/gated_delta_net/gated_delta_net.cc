@@ -70,12 +70,12 @@ Status check(const Args& args) {
 
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
-  if (forced.empty()) forced = forced_by_env(Op::gated_delta_net);
+  if (forced.empty()) forced = forced_by_env(kOp);
   // Where every sequence has one token the chunked form launches its recurrent kernel and nothing
   // else: forcing it forces that, so that a model whose decode steps have no chunk still loads.
   if (forced != "chunked" || args.max_tokens_per_sequence > 1)
-    return choose(Op::gated_delta_net, &args, where, forced);
-  TENON_ASSIGN(Plan plan, choose(Op::gated_delta_net, &args, where, "recurrent"));
+    return choose(kOp, &args, where, forced);
+  TENON_ASSIGN(Plan plan, choose(kOp, &args, where, "recurrent"));
   plan.refusals.emplace_back("chunked: every sequence has one token: there is no chunk");
   return plan;
 }
@@ -97,3 +97,7 @@ Traffic traffic(const Args& args) {
 }
 
 }  // namespace tenon::gated_delta_net
+
+#define TENON_OP_NAME gated_delta_net
+#define TENON_OP_VARIANTS "tenon/ops/gated_delta_net/built_variants.def"
+#include "tenon/device/op_table.inc"

@@ -5,10 +5,10 @@
 
 #include "tenon/core/fp8.h"
 #include "tenon/device/device.cuh"
+#include "tenon/device/variant.h"
 #include "tenon/ops/gated_delta_net/chunked.cuh"
 #include "tenon/ops/gated_delta_net/recurrent.cuh"
 #include "tenon/ops/gated_delta_net/rows.cuh"
-#include "tenon/ops/registry.h"
 
 namespace tenon::TENON_TARGET::gated_delta_net {
 namespace {
@@ -58,57 +58,59 @@ LaunchShape shape_of(std::int64_t blocks, int threads) {
   shape.threads = threads;
   return shape;
 }
-LaunchShape recurrent_shape(const Args& args) {
-  return shape_of(args.state_slots.shape[0] * args.v_heads * (kDim / kColumns), kRecurrentThreads);
+std::int64_t conv_runs(const Args& args) { return (args.qkv.shape[1] + kChannels - 1) / kChannels; }
+
+void add_conv(const Args& args, Recipe* recipe) {
+  recipe->launch("conv_kernel", shape_of(args.qkv.shape[0] * conv_runs(args), kRowThreads));
+}
+void add_recurrent(const Args& args, Recipe* recipe) {
+  const std::int64_t blocks = args.state_slots.shape[0] * args.v_heads * (kDim / kColumns);
+  recipe->launch("recurrent_kernel", shape_of(blocks, kRecurrentThreads));
+}
+void add_finish(const Args& args, Recipe* recipe) {
+  const std::int64_t blocks =
+      args.qkv.shape[0] * args.v_heads + args.state_slots.shape[0] * conv_runs(args);
+  recipe->launch("finish_kernel", shape_of(blocks, kRowThreads));
 }
 
-std::int64_t conv_runs(const KernelArgs& to) { return (to.conv_dim + kChannels - 1) / kChannels; }
-
-Status launch_conv(const KernelArgs& to, Stream& stream) {
-  return tenon::launch(stream, shape_of(to.tokens * conv_runs(to), kRowThreads), conv_kernel, to);
-}
-Status launch_finish(const KernelArgs& to, Stream& stream) {
-  const std::int64_t blocks = std::int64_t{to.tokens} * to.v_heads + to.sequences * conv_runs(to);
-  return tenon::launch(stream, shape_of(blocks, kRowThreads), finish_kernel, to);
-}
-
-Status supports_recurrent(const Args& args, const PlanContext&, LaunchShape* shape) {
-  *shape = recurrent_shape(args);
+Status supports_recurrent(const Args& args, const PlanContext&, Recipe* recipe) {
+  add_conv(args, recipe);
+  add_recurrent(args, recipe);
+  add_finish(args, recipe);
   return Status::ok();
 }
-Status launch_recurrent(const LaunchShape& shape, const Args& args, const ChannelView*,
+Status launch_recurrent(const Recipe& recipe, const Args& args, const ChannelView*,
                         Stream& stream) {
   KernelArgs to = kernel_args(args);
   to.recurrent_limit = to.tokens;
-  TENON_TRY(launch_conv(to, stream));
-  TENON_TRY(tenon::launch(stream, shape, recurrent_kernel, to));
-  return launch_finish(to, stream);
+  TENON_TRY(tenon::launch(stream, recipe.launches[0].shape, conv_kernel, to));
+  TENON_TRY(tenon::launch(stream, recipe.launches[1].shape, recurrent_kernel, to));
+  return tenon::launch(stream, recipe.launches[2].shape, finish_kernel, to);
 }
 
-Status supports_chunked(const Args& args, const PlanContext&, LaunchShape* shape) {
+Status supports_chunked(const Args& args, const PlanContext&, Recipe* recipe) {
   if (args.max_tokens_per_sequence <= 1)
     return Status::error(Code::kUnsupported, "every sequence has one token: there is no chunk");
-  *shape =
-      shape_of(args.state_slots.shape[0] * args.v_heads * (kDim / kPartColumns), kChunkedThreads);
+  const std::int64_t blocks = args.state_slots.shape[0] * args.v_heads * (kDim / kPartColumns);
+  add_conv(args, recipe);
+  add_recurrent(args, recipe);
+  recipe->launch("chunked_kernel", shape_of(blocks, kChunkedThreads));
+  add_finish(args, recipe);
   return Status::ok();
 }
 // The recurrent kernel takes the sequences of one token, the chunked one all others.
-Status launch_chunked(const LaunchShape& shape, const Args& args, const ChannelView*,
-                      Stream& stream) {
+Status launch_chunked(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   KernelArgs to = kernel_args(args);
   to.recurrent_limit = 1;
-  TENON_TRY(launch_conv(to, stream));
-  TENON_TRY(tenon::launch(stream, recurrent_shape(args), recurrent_kernel, to));
-  TENON_TRY(tenon::launch(stream, shape, chunked_kernel, to));
-  return launch_finish(to, stream);
+  TENON_TRY(tenon::launch(stream, recipe.launches[0].shape, conv_kernel, to));
+  TENON_TRY(tenon::launch(stream, recipe.launches[1].shape, recurrent_kernel, to));
+  TENON_TRY(tenon::launch(stream, recipe.launches[2].shape, chunked_kernel, to));
+  return tenon::launch(stream, recipe.launches[3].shape, finish_kernel, to);
 }
-
-constexpr Variant kVariants[] = {variant<Args, supports_chunked, launch_chunked>("chunked"),
-                                 variant<Args, supports_recurrent, launch_recurrent>("recurrent")};
 
 }  // namespace
 
-extern const VariantTable table;
-const VariantTable table{kVariants};
+TENON_DEFINE_VARIANT(recurrent, Args, supports_recurrent, launch_recurrent);
+TENON_DEFINE_VARIANT(chunked, Args, supports_chunked, launch_chunked);
 
 }  // namespace tenon::TENON_TARGET::gated_delta_net

@@ -21,10 +21,12 @@
 #pragma once
 
 #include "tenon/core/tensor.h"
+#include "tenon/device/plan.h"
 #include "tenon/device/runtime.h"
-#include "tenon/ops/registry.h"
 
 namespace tenon::gated_delta_net {
+
+extern const Op kOp;
 
 inline constexpr int kHeadDim = 128;  // dk and dv
 inline constexpr int kTaps = 4;       // of the convolution

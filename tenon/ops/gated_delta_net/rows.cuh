@@ -169,6 +169,7 @@ TENON_KERNEL_MAX(kDim) finish_kernel(KernelArgs args) {
   }
   const int runs = (args.conv_dim + kChannels - 1) / kChannels;
   const int at = block_id() - heads;
+  if (at / runs >= args.sequences) return;  // the plan was made for more
   keep_inputs(args, sequence_at(args, at / runs), at % runs);
 }
 

@@ -57,7 +57,7 @@ Status check(const Args& args) { return check_all(args).with("moe_combine"); }
 
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
-  return choose(Op::moe_combine, &args, where, forced);
+  return choose(kOp, &args, where, forced);
 }
 
 Status run(const Plan& plan, const Args& args, Stream& stream) {
@@ -75,3 +75,7 @@ Traffic traffic(const Args& args) {
 }
 
 }  // namespace tenon::moe_combine
+
+#define TENON_OP_NAME moe_combine
+#define TENON_OP_VARIANTS "tenon/ops/moe_combine/built_variants.def"
+#include "tenon/device/op_table.inc"

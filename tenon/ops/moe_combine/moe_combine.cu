@@ -3,8 +3,8 @@
 
 #include "tenon/device/device.cuh"
 #include "tenon/device/math.cuh"
+#include "tenon/device/variant.h"
 #include "tenon/device/vec.cuh"
-#include "tenon/ops/registry.h"
 
 namespace tenon::TENON_TARGET::moe_combine {
 namespace {
@@ -54,13 +54,15 @@ TENON_KERNEL combine_kernel(Combine combine) {
   }
 }
 
-Status supports_rows(const Args& args, const PlanContext&, LaunchShape* shape) {
-  shape->blocks = static_cast<int>(args.out.addend.shape[0]);
-  shape->threads = kWave == 1 ? 1 : 128;
+Status supports_rows(const Args& args, const PlanContext&, Recipe* recipe) {
+  LaunchShape shape;
+  shape.blocks = static_cast<int>(args.out.addend.shape[0]);
+  shape.threads = kWave == 1 ? 1 : 128;
+  recipe->launch("combine_kernel", shape);
   return Status::ok();
 }
 
-Status launch_rows(const LaunchShape& shape, const Args& args, const ChannelView*, Stream& stream) {
+Status launch_rows(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   const TensorView& out = args.out.addend;
   Combine combine;
   combine.routed = args.routed.as<const bf16>();
@@ -77,14 +79,11 @@ Status launch_rows(const LaunchShape& shape, const Args& args, const ChannelView
   combine.tokens = static_cast<std::int32_t>(out.shape[0]);
   combine.top_k = static_cast<std::int32_t>(args.slot.shape[1]);
   combine.gate_is_f32 = args.shared_gate.dtype == DType::kF32;
-  return tenon::launch(stream, shape, combine_kernel, combine);
+  return tenon::launch(stream, recipe.launches.front().shape, combine_kernel, combine);
 }
-
-constexpr Variant kVariants[] = {variant<Args, supports_rows, launch_rows>("rows")};
 
 }  // namespace
 
-extern const VariantTable table;
-const VariantTable table{kVariants};
+TENON_DEFINE_VARIANT(rows, Args, supports_rows, launch_rows);
 
 }  // namespace tenon::TENON_TARGET::moe_combine

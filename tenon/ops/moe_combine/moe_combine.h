@@ -9,10 +9,12 @@
 
 #include "tenon/comm/partial_rows.h"
 #include "tenon/core/tensor.h"
+#include "tenon/device/plan.h"
 #include "tenon/device/runtime.h"
-#include "tenon/ops/registry.h"
 
 namespace tenon::moe_combine {
+
+extern const Op kOp;
 
 struct Args {
   TensorView routed;       // [pairs, hidden] bf16: down-projection outputs, sorted by expert

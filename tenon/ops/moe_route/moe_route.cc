@@ -57,7 +57,7 @@ Status check(const Args& args) { return check_all(args).with("moe_route"); }
 
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
-  return choose(Op::moe_route, &args, where, forced);
+  return choose(kOp, &args, where, forced);
 }
 
 Status run(const Plan& plan, const Args& args, Stream& stream) {
@@ -74,3 +74,7 @@ Traffic traffic(const Args& args) {
 }
 
 }  // namespace tenon::moe_route
+
+#define TENON_OP_NAME moe_route
+#define TENON_OP_VARIANTS "tenon/ops/moe_route/built_variants.def"
+#include "tenon/device/op_table.inc"

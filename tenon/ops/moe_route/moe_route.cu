@@ -4,7 +4,7 @@
 #include "tenon/device/device.cuh"
 #include "tenon/device/math.cuh"
 #include "tenon/device/reduce.cuh"
-#include "tenon/ops/registry.h"
+#include "tenon/device/variant.h"
 
 namespace tenon::TENON_TARGET::moe_route {
 namespace {
@@ -163,14 +163,15 @@ TENON_KERNEL route_kernel(Route route) {
   sort_pairs(route);
 }
 
-Status supports_block(const Args&, const PlanContext&, LaunchShape* shape) {
-  shape->blocks = 1;
-  shape->threads = kThreads;
+Status supports_block(const Args&, const PlanContext&, Recipe* recipe) {
+  LaunchShape shape;
+  shape.blocks = 1;
+  shape.threads = kThreads;
+  recipe->launch("route_kernel", shape);
   return Status::ok();
 }
 
-Status launch_block(const LaunchShape& shape, const Args& args, const ChannelView*,
-                    Stream& stream) {
+Status launch_block(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   Route route;
   route.logits = args.logits.data;
   route.weights = args.weights.as<float>();
@@ -184,14 +185,11 @@ Status launch_block(const LaunchShape& shape, const Args& args, const ChannelVie
   route.first_expert = args.first_expert;
   route.local_experts = args.local_experts;
   route.logits_are_f32 = args.logits.dtype == DType::kF32;
-  return tenon::launch(stream, shape, route_kernel, route);
+  return tenon::launch(stream, recipe.launches.front().shape, route_kernel, route);
 }
-
-constexpr Variant kVariants[] = {variant<Args, supports_block, launch_block>("one_block")};
 
 }  // namespace
 
-extern const VariantTable table;
-const VariantTable table{kVariants};
+TENON_DEFINE_VARIANT(one_block, Args, supports_block, launch_block);
 
 }  // namespace tenon::TENON_TARGET::moe_route

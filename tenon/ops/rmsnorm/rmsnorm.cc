@@ -12,7 +12,7 @@ Status check(const Args& args) { return check_norm(tensors_of(args)).with("rmsno
 
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
-  TENON_ASSIGN(Plan made, choose(Op::rmsnorm, &args, where, forced));
+  TENON_ASSIGN(Plan made, choose(kOp, &args, where, forced));
   made.rows = args.y.shape[0];
   made.hidden = args.y.shape[1];
   made.dtype = args.y.dtype;
@@ -23,7 +23,7 @@ Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view f
 Status run(const Plan& plan, const Args& args, Stream& stream) {
   TENON_TRY(check(args));
   TENON_TRY(check_apart(tensors_of(args)), "rmsnorm");
-  TENON_TRY(check_plan(plan, Op::rmsnorm, args.y, 1, stream), "rmsnorm");
+  TENON_TRY(check_plan(plan, kOp, args.y, 1, stream), "rmsnorm");
   return launch(plan, &args, nullptr, stream);
 }
 
@@ -37,3 +37,7 @@ Traffic traffic(const Args& args) {
 }
 
 }  // namespace tenon::rmsnorm
+
+#define TENON_OP_NAME rmsnorm
+#define TENON_OP_VARIANTS "tenon/ops/rmsnorm/built_variants.def"
+#include "tenon/device/op_table.inc"

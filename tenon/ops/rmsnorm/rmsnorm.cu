@@ -2,9 +2,9 @@
 // fused op shares (ops/common).
 #include "tenon/ops/rmsnorm/rmsnorm.h"
 
+#include "tenon/device/variant.h"
 #include "tenon/ops/common/quantize.cuh"
 #include "tenon/ops/common/row.cuh"
-#include "tenon/ops/registry.h"
 
 namespace tenon::TENON_TARGET::rmsnorm {
 
@@ -42,16 +42,18 @@ row_kernel(TENON_ARGS(RowArgs) args) {
   }
 }
 
-static Status supports(const Args& args, const PlanContext& where, LaunchShape* shape) {
-  shape->blocks = static_cast<int>(args.y.shape[0]);
-  shape->threads =
+static Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
+  LaunchShape shape;
+  shape.blocks = static_cast<int>(args.y.shape[0]);
+  shape.threads =
       row_threads(static_cast<int>(args.y.shape[1]), where.properties.max_threads_per_block);
-  shape->early = where.may_start_early;
+  shape.early = where.may_start_early;
+  recipe->launch("row_kernel", shape);
   return Status::ok();
 }
 
-static Status launch(const LaunchShape& shape, const Args& args, const ChannelView*,
-                     Stream& stream) {
+static Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
+  const LaunchShape& shape = recipe.launches.front().shape;
   const int hidden = static_cast<int>(args.y.shape[1]);
   RowArgs call{};
   call.y = args.y.as<std::byte>();
@@ -73,8 +75,6 @@ static Status launch(const LaunchShape& shape, const Args& args, const ChannelVi
   return launch_as.template operator()<f16>();
 }
 
-static constexpr Variant kVariants[] = {variant<Args, supports, launch>("row")};
-extern const VariantTable table;
-const VariantTable table{kVariants};
+TENON_DEFINE_VARIANT(row, Args, supports, launch);
 
 }  // namespace tenon::TENON_TARGET::rmsnorm

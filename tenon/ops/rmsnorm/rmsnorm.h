@@ -4,10 +4,12 @@
 #pragma once
 
 #include "tenon/core/tensor.h"
+#include "tenon/device/plan.h"
 #include "tenon/device/runtime.h"
-#include "tenon/ops/registry.h"
 
 namespace tenon::rmsnorm {
+
+extern const Op kOp;
 
 struct Args {
   TensorView y;         // [rows, hidden] bf16 or f16: the rounded sum

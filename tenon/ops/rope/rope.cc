@@ -58,7 +58,7 @@ Status check(const Args& args) {
 
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
-  return choose(Op::rope, &args, where, forced);
+  return choose(kOp, &args, where, forced);
 }
 
 Status run(const Plan& plan, const Args& args, Stream& stream) {
@@ -75,3 +75,7 @@ Traffic traffic(const Args& args) {
 }
 
 }  // namespace tenon::rope
+
+#define TENON_OP_NAME rope
+#define TENON_OP_VARIANTS "tenon/ops/rope/built_variants.def"
+#include "tenon/device/op_table.inc"

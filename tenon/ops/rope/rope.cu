@@ -4,8 +4,8 @@
 #include "tenon/core/fp8.h"
 #include "tenon/device/device.cuh"
 #include "tenon/device/math.cuh"
+#include "tenon/device/variant.h"
 #include "tenon/ops/common/pack.cuh"
-#include "tenon/ops/registry.h"
 
 namespace tenon::TENON_TARGET::rope {
 namespace {
@@ -94,13 +94,15 @@ Heads heads_of(const TensorView& view) {
   return {view.as<const bf16>(), view.stride[0], view.stride[1]};
 }
 
-Status supports(const Args& args, const PlanContext&, LaunchShape* shape) {
-  shape->blocks = static_cast<int>(args.q.shape[0] * (args.q.shape[1] + args.k.shape[1]));
-  shape->threads = kWave == 1 ? 1 : 64;
+Status supports(const Args& args, const PlanContext&, Recipe* recipe) {
+  LaunchShape shape;
+  shape.blocks = static_cast<int>(args.q.shape[0] * (args.q.shape[1] + args.k.shape[1]));
+  shape.threads = kWave == 1 ? 1 : 64;
+  recipe->launch("head_kernel", shape);
   return Status::ok();
 }
 
-Status launch(const LaunchShape& shape, const Args& args, const ChannelView*, Stream& stream) {
+Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   KernelArgs to;
   to.q = heads_of(args.q);
   to.k = heads_of(args.k);
@@ -122,14 +124,11 @@ Status launch(const LaunchShape& shape, const Args& args, const ChannelView*, St
   to.head_dim = static_cast<int>(args.q.shape[2]);
   to.rotary_dim = static_cast<int>(args.cos_sin.shape[1]);
   to.max_positions = static_cast<int>(args.cos_sin.shape[0]);
-  return tenon::launch(stream, shape, head_kernel, to);
+  return tenon::launch(stream, recipe.launches.front().shape, head_kernel, to);
 }
-
-constexpr Variant kVariants[] = {variant<Args, supports, launch>("head")};
 
 }  // namespace
 
-extern const VariantTable table;
-const VariantTable table{kVariants};
+TENON_DEFINE_VARIANT(head, Args, supports, launch);
 
 }  // namespace tenon::TENON_TARGET::rope

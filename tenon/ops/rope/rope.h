@@ -7,10 +7,12 @@
 #pragma once
 
 #include "tenon/core/tensor.h"
+#include "tenon/device/plan.h"
 #include "tenon/device/runtime.h"
-#include "tenon/ops/registry.h"
 
 namespace tenon::rope {
+
+extern const Op kOp;
 
 inline constexpr int kMaxHeadDim = 256;
 

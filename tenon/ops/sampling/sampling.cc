@@ -46,7 +46,7 @@ Status check(const Args& args) { return check_all(args).with("sampling"); }
 
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
-  return choose(Op::sampling, &args, where, forced);
+  return choose(kOp, &args, where, forced);
 }
 
 Status run(const Plan& plan, const Args& args, Stream& stream) {
@@ -61,3 +61,7 @@ Traffic traffic(const Args& args) {
 }
 
 }  // namespace tenon::sampling
+
+#define TENON_OP_NAME sampling
+#define TENON_OP_VARIANTS "tenon/ops/sampling/built_variants.def"
+#include "tenon/device/op_table.inc"

@@ -2,7 +2,7 @@
 // nearly always hold the answer; past them, the answer is searched for bit by bit in the whole row.
 #include "tenon/ops/sampling/sampling.h"
 
-#include "tenon/ops/registry.h"
+#include "tenon/device/variant.h"
 #include "tenon/ops/sampling/philox.cuh"
 #include "tenon/ops/sampling/select.cuh"
 
@@ -165,13 +165,15 @@ TENON_KERNEL sample_kernel(Sample sample) {
   if (thread_id() == 0) sample.out[r] = drawn.id;
 }
 
-Status supports_rows(const Args& args, const PlanContext&, LaunchShape* shape) {
-  shape->blocks = static_cast<int>(args.out.shape[0]);
-  shape->threads = kThreads;
+Status supports_rows(const Args& args, const PlanContext&, Recipe* recipe) {
+  LaunchShape shape;
+  shape.blocks = static_cast<int>(args.out.shape[0]);
+  shape.threads = kThreads;
+  recipe->launch("sample_kernel", shape);
   return Status::ok();
 }
 
-Status launch_rows(const LaunchShape& shape, const Args& args, const ChannelView*, Stream& stream) {
+Status launch_rows(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   Sample sample;
   sample.logits = args.logits.as<const float>();
   sample.temperature = args.temperature.as<const float>();
@@ -185,14 +187,11 @@ Status launch_rows(const LaunchShape& shape, const Args& args, const ChannelView
   sample.rows = static_cast<std::int32_t>(args.out.shape[0]);
   sample.width = static_cast<std::int32_t>(args.logits.shape[2]);
   sample.num_tokens = args.num_tokens;
-  return tenon::launch(stream, shape, sample_kernel, sample);
+  return tenon::launch(stream, recipe.launches.front().shape, sample_kernel, sample);
 }
-
-constexpr Variant kVariants[] = {variant<Args, supports_rows, launch_rows>("rows")};
 
 }  // namespace
 
-extern const VariantTable table;
-const VariantTable table{kVariants};
+TENON_DEFINE_VARIANT(rows, Args, supports_rows, launch_rows);
 
 }  // namespace tenon::TENON_TARGET::sampling

@@ -13,10 +13,12 @@
 #pragma once
 
 #include "tenon/core/tensor.h"
+#include "tenon/device/plan.h"
 #include "tenon/device/runtime.h"
-#include "tenon/ops/registry.h"
 
 namespace tenon::sampling {
+
+extern const Op kOp;
 
 struct Args {
   TensorView logits;            // f32 [slices, rows, slice width]: id = slice · width + column

@@ -5,15 +5,17 @@
 #include <string>
 #include <string_view>
 
-namespace tenon::fused_allreduce_rmsnorm_quant {
+#include "tenon/device/variant.h"
+
+namespace tenon {
 
 // Stage 1's variants, and stage 2.
-inline constexpr std::string_view kTwoKernels = "two_kernels";
-inline constexpr std::string_view kChoices[] = {"one_shot", "one_shot_packed", "two_shot",
-                                                "two_shot_packed", kTwoKernels};
+inline constexpr std::string_view kTwoKernelsChoice = "two_kernels";
+inline constexpr std::string_view kBoundaryChoices[] = {"one_shot", "one_shot_packed", "two_shot",
+                                                        "two_shot_packed", kTwoKernelsChoice};
 
 // A line of the table.
-struct Tuned {
+struct TunedEntry {
   std::string_view device;
   int team_size = 0;
   std::int64_t up_to_bytes = 0;
@@ -24,9 +26,13 @@ struct Tuned {
 
 // The line for rows of `bytes` on one rank, or one without a choice for a device and a number of
 // ranks that have none. Pure: ranks on equal devices get the same answer.
-Tuned fastest(std::string_view device, int team_size, std::int64_t bytes);
+TunedEntry fastest(std::string_view device, int team_size, std::int64_t bytes);
 
 // "was measured to be faster (2026-11-26)": what may be said of the choice of a line.
-std::string claim(const Tuned& tuned);
+std::string claim(const TunedEntry& tuned);
 
-}  // namespace tenon::fused_allreduce_rmsnorm_quant
+// Sets what a plan for `rows` of `hidden` 16-bit elements prefers to what was measured on the
+// device and team of `where`: nothing where nothing was.
+void prefer_measured(PlanContext& where, std::int64_t rows, std::int64_t hidden);
+
+}  // namespace tenon

@@ -6,6 +6,7 @@
 #include <concepts>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -15,6 +16,7 @@
 #include "tenon/comm/communicator.h"
 #include "tenon/comm/partial_rows.h"
 #include "tenon/core/tensor.h"
+#include "tenon/device/plan.h"
 #include "tenon/device/runtime.h"
 
 namespace tenon {
@@ -25,6 +27,10 @@ enum class Stage : std::uint8_t {
   kGeneric = 3,     // the transport's all-reduce, then rmsnorm + quant
 };
 std::string_view name(Stage stage);
+
+// Stage 1's variants on a target, in order of preference: what force_variant may name. Empty where
+// the target is not in this build.
+std::span<const Variant> boundary_variants(Target target);
 
 struct BoundarySpec {
   std::string site;  // "embedding", "mixer", "mlp", "final": for tables and messages

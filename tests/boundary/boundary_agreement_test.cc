@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <limits>
 
-#include "tenon/layers/boundary.h"
+#include "tenon/boundary/boundary.h"
 #include "tests/support/changes.h"
 #include "tests/support/fake_ccl.h"
 #include "tests/support/processes.h"

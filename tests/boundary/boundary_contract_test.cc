@@ -11,8 +11,8 @@
 #include <new>
 #include <thread>
 
+#include "tenon/boundary/boundary.h"
 #include "tenon/core/fp8.h"
-#include "tenon/layers/boundary.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
 #include "tests/support/fake_ccl.h"
 #include "tests/support/ranks.h"

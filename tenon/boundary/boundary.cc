@@ -1,5 +1,5 @@
 // The staged chain and the agreement on it. Kernels are in the ops; peers in comm.
-#include "tenon/layers/boundary.h"
+#include "tenon/boundary/boundary.h"
 
 #include <algorithm>
 #include <array>
@@ -7,7 +7,9 @@
 #include <cmath>
 #include <optional>
 
+#include "tenon/boundary/tuned.h"
 #include "tenon/comm/collectives/collectives.h"
+#include "tenon/comm/plan_context.h"
 #include "tenon/core/env.h"
 #include "tenon/ops/common/normed_rows.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
@@ -46,6 +48,8 @@ std::string_view name(Stage stage) {
   }
   return "?";
 }
+
+std::span<const Variant> boundary_variants(Target target) { return variants(fused::kOp, target); }
 
 // --- the channel ----------------------------------------------------------------------------
 
@@ -164,7 +168,7 @@ void Boundary::State::take_knobs() {
 }
 
 bool Boundary::State::variant_is_forced() const {
-  return !spec.force_variant.empty() || !forced_by_env(Op::fused_allreduce_rmsnorm_quant).empty();
+  return !spec.force_variant.empty() || !forced_by_env(fused::kOp).empty();
 }
 
 // A function of what the ranks have compared, so all of them fail or none does.
@@ -277,7 +281,9 @@ Status Boundary::State::plan_bucket(Bucket& bucket) const {
           Code::kUnsupported,
           "transport " + std::string(channel_state.comm->transport()) + " has no peer pointers");
     if (stage != Stage::kOneKernel) return Status::ok();
-    auto planned = fused::plan(args, channel_state.where, spec.force_variant);
+    PlanContext where_planned = channel_state.where;
+    prefer_measured(where_planned, bucket.max_rows, spec.hidden);
+    auto planned = fused::plan(args, where_planned, spec.force_variant);
     if (!planned) {
       if (variant_is_forced()) forced_in_vain = planned.status();
       return planned.status();
@@ -344,9 +350,10 @@ Status Boundary::State::agree_on_outcome(const Status& decided) const {
   for (const auto& bucket : buckets) {
     const bool one = bucket->stage == Stage::kOneKernel;
     const Plan& plan = one ? bucket->fused : bucket->norm;
+    const LaunchShape& shape = plan.launches.front().shape;
     outcome.add("the plan for up to " + std::to_string(bucket->max_rows) + " rows",
                 std::string(name(bucket->stage)) + " " + std::string(plan.variant_name) + " of " +
-                    std::to_string(plan.shape.blocks) + " × " + std::to_string(plan.shape.threads));
+                    std::to_string(shape.blocks) + " × " + std::to_string(shape.threads));
   }
   return shared().comm->agree_equal(outcome, where_is(spec));
 }
@@ -489,7 +496,8 @@ std::vector<BoundaryUse> Boundary::uses() const {
   std::vector<BoundaryUse> found;
   for (const auto& bucket : state_->buckets) {
     const bool one = bucket->stage == Stage::kOneKernel;
-    const LaunchShape& shape = one ? bucket->fused.shape : bucket->norm.shape;
+    const Plan& plan = one ? bucket->fused : bucket->norm;
+    const LaunchShape& shape = plan.launches.front().shape;
     BoundaryUse use{state_->spec.site, bucket->max_rows,
                     bucket->stage,     std::string(variant(bucket->max_rows)),
                     bucket->reason,    bucket->count.load(std::memory_order_relaxed)};

@@ -1,17 +1,19 @@
-// The variants of the centre piece: their limits and their launches.
-#include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
+// The host side of every variant: for which calls it is fastest, its blocks, its launch.
+#pragma once
 
+#include <array>
+#include <utility>
+
+#include "tenon/device/variant.h"
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/mailbox_layout.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/one_shot.cuh"
-#include "tenon/ops/fused_allreduce_rmsnorm_quant/tuned.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/two_shot.cuh"
-#include "tenon/ops/registry.h"
 
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
 using tenon::fused_allreduce_rmsnorm_quant::Args;
 using tenon::fused_allreduce_rmsnorm_quant::blocks_of_long_calls;
-using tenon::fused_allreduce_rmsnorm_quant::kChoices;
 using tenon::fused_allreduce_rmsnorm_quant::kUnit;
 using tenon::fused_allreduce_rmsnorm_quant::result_bytes;
 using tenon::fused_allreduce_rmsnorm_quant::row_bytes;
@@ -22,8 +24,8 @@ using tenon::fused_allreduce_rmsnorm_quant::working_blocks;
 
 // One shot sends each row to everybody and does each row everywhere. Above these bytes of one
 // rank's part that costs more than a second trip: on devices by link time, on the cpu by
-// arithmetic. Where nothing was measured; see tuned.def.
-static std::int64_t one_shot_limit(int team_size) {
+// arithmetic. For callers that have not measured: PlanContext::preferred.
+inline std::int64_t one_shot_limit(int team_size) {
   if constexpr (kWave == 1) return 32 << 10;
   if (team_size == 2) return 1 << 20;
   return team_size <= 4 ? 384 << 10 : 128 << 10;
@@ -31,24 +33,25 @@ static std::int64_t one_shot_limit(int team_size) {
 
 enum class Shots : std::uint8_t { kOne, kTwo };
 constexpr std::string_view name_of(Shots shots, bool packs) {
-  return kChoices[(shots == Shots::kTwo ? 2 : 0) + (packs ? 1 : 0)];
+  if (shots == Shots::kOne) return packs ? "one_shot_packed" : "one_shot";
+  return packs ? "two_shot_packed" : "two_shot";
 }
 
 // Many rows travel packed: that costs a few instructions and saves a link a quarter of its bytes.
 // Host targets have no link.
-static std::string_view default_choice(std::int64_t bytes, const PlanContext& where) {
+inline std::string_view default_choice(std::int64_t bytes, const PlanContext& where) {
   if (bytes <= one_shot_limit(where.team_size)) return name_of(Shots::kOne, false);
   return name_of(Shots::kTwo, !is_host(where.device.target));
 }
 
 // A choice that packs, for rows that cannot be packed.
-static std::string_view unpacked(std::string_view choice) {
+inline std::string_view unpacked(std::string_view choice) {
   return choice.substr(0, choice.find("_packed"));
 }
 
 // Why rows of a call do not travel packed: elements without bits to spare, or lanes of a wave
 // without a vector.
-static Status can_pack(const Args& args, const PlanContext& where) {
+inline Status can_pack(const Args& args, const PlanContext& where) {
   const std::int64_t hidden = args.residual.shape[1];
   const int threads = row_threads(static_cast<int>(hidden), where.properties.max_threads_per_block);
   if (args.residual.dtype != DType::kBF16)
@@ -61,19 +64,19 @@ static Status can_pack(const Args& args, const PlanContext& where) {
 }
 
 // Whether a variant is to be taken for its speed. A forced one is, and one rank sends nothing.
-static Status is_fastest(const Args& args, const PlanContext& where, std::string_view variant) {
+inline Status is_fastest(const Args& args, const PlanContext& where, std::string_view variant) {
   if (where.forced || where.team_size == 1) return Status::ok();
   const std::int64_t rows = args.residual.shape[0], hidden = args.residual.shape[1];
   const std::int64_t bytes = rows * hidden * 2;
-  const auto tuned =
-      tenon::fused_allreduce_rmsnorm_quant::fastest(where.properties.name, where.team_size, bytes);
-  std::string_view choice = tuned.choice.empty() ? default_choice(bytes, where) : tuned.choice;
+  const bool knows = !where.preferred.empty();
+  std::string_view choice = knows ? where.preferred : default_choice(bytes, where);
   if (!can_pack(args, where)) choice = unpacked(choice);
   if (choice == variant) return Status::ok();
   return Status::error(Code::kUnsupported,
                        std::to_string(rows) + " rows of " + std::to_string(hidden) + " on " +
                            std::to_string(where.team_size) + " ranks: " + std::string(choice) +
-                           " " + tenon::fused_allreduce_rmsnorm_quant::claim(tuned));
+                           " " +
+                           (knows ? where.why_preferred : std::string("is taken to be faster")));
 }
 
 // Multiprocessors, and blocks of `threads` that are resident together on each. Host targets run the
@@ -82,7 +85,7 @@ static Status is_fastest(const Args& args, const PlanContext& where, std::string
 struct Room {
   int units, resident;
 };
-static Room room_for(const PlanContext& where, int threads) {
+inline Room room_for(const PlanContext& where, int threads) {
   if (kWave == 1) return {1, 1};
   const int units = std::max(where.properties.max_cooperative_blocks, 1);
   if (is_host(where.device.target)) return {std::min(units, 3), 1};
@@ -91,7 +94,7 @@ static Room room_for(const PlanContext& where, int threads) {
 
 // Blocks on each multiprocessor for so many stripes. Half of those that are resident move nearly as
 // much as all, so fewer do where all would leave many without work in the last round.
-static int even_blocks(std::int64_t stripes, Room room, int team_size) {
+inline int even_blocks(std::int64_t stripes, Room room, int team_size) {
   if (stripes > std::int64_t{room.units} * room.resident && team_size > 2)
     return static_cast<int>(blocks_of_long_calls(room.resident, team_size));
   const auto time = [&](int each) {
@@ -105,13 +108,13 @@ static int even_blocks(std::int64_t stripes, Room room, int team_size) {
 }
 
 // What stripes of a call take of a slot.
-static StripeUnits units_of(const Args& args, bool packs, int team_size) {
+inline StripeUnits units_of(const Args& args, bool packs, int team_size) {
   const std::int64_t hidden = args.residual.shape[1];
   const std::int64_t groups = args.out.fp8 ? hidden / args.out.fp8->group : 0;
   return stripe_units(hidden, packs, !args.out.bf16, groups, args.spread_residual, team_size);
 }
 
-static Status shape_for(const Args& args, const PlanContext& where, Shots shots, bool packs,
+inline Status shape_for(const Args& args, const PlanContext& where, Shots shots, bool packs,
                         LaunchShape* shape) {
   if (where.team_size > 1 && !where.peer_pointers)
     return Status::error(Code::kUnsupported, "the ranks cannot address each other's mailboxes");
@@ -138,15 +141,8 @@ static Status shape_for(const Args& args, const PlanContext& where, Shots shots,
   return Status::ok();
 }
 
-template <Shots kShots, bool kPacks>
-static Status supports(const Args& args, const PlanContext& where, LaunchShape* shape) {
-  if (kPacks) TENON_TRY(can_pack(args, where));
-  TENON_TRY(is_fastest(args, where, name_of(kShots, kPacks)));
-  return shape_for(args, where, kShots, kPacks, shape);
-}
-
 template <class Wire>
-static FusedArgs fused_args(const Args& args, const ChannelView& team) {
+inline FusedArgs fused_args(const Args& args, const ChannelView& team) {
   FusedArgs call{};
   call.team = team;
   call.partial = args.partial.addend.as<std::byte>();
@@ -167,17 +163,19 @@ static FusedArgs fused_args(const Args& args, const ChannelView& team) {
   return call;
 }
 
-// What of a call besides its rows decides where words lie and who sends them.
-static Note note_for(const FusedArgs& call, const LaunchShape& shape, Shots shots, bool packs) {
+// What of a call besides its rows decides where words lie and who sends them. The first number
+// tells the ops that share a mailbox apart.
+inline constexpr std::uint64_t kNoteOfOp = 1;
+inline Note note_for(const FusedArgs& call, const LaunchShape& shape, Shots shots, bool packs) {
   const auto as = [](auto value) { return static_cast<std::uint64_t>(value); };
   return note_of(call.team,
-                 {as(Op::fused_allreduce_rmsnorm_quant), as(shots), as(packs), as(call.norm.hidden),
-                  as(call.spreads_fp8), as(call.spreads_residual), as(shape.blocks)},
+                 {kNoteOfOp, as(shots), as(packs), as(call.norm.hidden), as(call.spreads_fp8),
+                  as(call.spreads_residual), as(shape.blocks)},
                  as(call.rows));
 }
 
 // Where the peers keep what this rank sends them: see FusedArgs.
-static void find_places(FusedArgs& call) {
+inline void find_places(FusedArgs& call) {
   const ChannelView& team = call.team;
   for (int i = 0; i < team.size - 1; ++i) {
     const int peer = (team.rank + 1 + i) % team.size;
@@ -188,29 +186,76 @@ static void find_places(FusedArgs& call) {
   }
 }
 
-// launch.operator()<kMaxSpan, kRanks, kFastPath>() with the smallest instance that serves the call.
-// Emulated targets have those of devices, so that tests run what devices run; cpu has one for all
-// teams.
+// What an instance of a kernel is compiled for: the most vectors of a thread, the most ranks, and
+// whether it takes the usual calls alone (is_fast_path()).
+struct Instance {
+  int max_span, max_ranks;
+  bool fast_path;
+};
+
+// Every instance of every kernel, smallest first: a call takes the first that serves it. Emulated
+// targets have those of devices, so that tests run what devices run; cpu has one for all teams.
+inline constexpr auto kInstances = [] {
+  if constexpr (kWave == 1) {
+    return std::array{Instance{kMaxVectors, kMaxRanks, false}};
+  } else {
+    return std::array{
+        Instance{1, 1, true},  Instance{1, 1, false}, Instance{1, 2, true},  Instance{1, 2, false},
+        Instance{1, 4, true},  Instance{1, 4, false}, Instance{1, 8, true},  Instance{1, 8, false},
+        Instance{2, 1, false}, Instance{2, 2, false}, Instance{2, 4, false}, Instance{2, 8, false},
+        Instance{4, 1, false}, Instance{4, 2, false}, Instance{4, 4, false}, Instance{4, 8, false}};
+  }
+}();
+static_assert(kInstances.back().max_ranks == kMaxRanks);
+
+// Not all of them exist: usual calls have rows of bf16 that fit a block, and so have packed ones.
+template <class T, class Wire>
+constexpr bool exists(const Instance& instance) {
+  if (kWave == 1) return true;
+  if (instance.fast_path && !__is_same(T, bf16)) return false;
+  return instance.max_span == 1 || !Wire::kPacks;
+}
+
+// Whether a call of `ranks` ranks, whose threads own `span` vectors each, may take an instance.
+constexpr bool serves(const Instance& instance, int span, int ranks, bool is_usual) {
+  return span <= instance.max_span && ranks <= instance.max_ranks &&
+         (is_usual || !instance.fast_path);
+}
+
+// The vectors of a thread, of rows on blocks of `threads`.
+inline int span_of(std::int64_t hidden, int threads) {
+  if constexpr (kWave == 1) return kMaxVectors;
+  const auto vectors = static_cast<int>(hidden / kVector);
+  // One where each thread has a vector and no vector is left, and no other row.
+  if (vectors == threads) return 1;
+  return vectors <= 2 * threads ? 2 : (vectors + threads - 1) / threads;
+}
+
+// launch.operator()<kInstance>() with the first instance that exists and serves the call.
 template <class T, class Wire, class Launch>
-static Status with_instance(const LaunchShape& shape, const FusedArgs& call, const Launch& launch) {
-  return with_span(shape.threads, call.norm.hidden, [&]<int kMaxSpan>() -> Status {
-    if constexpr (Wire::kPacks && kWave > 1 && kMaxSpan > 1) {
-      return Status::error(Code::kInternal, "can_pack() lets no row through that has no instance");
-    } else {
-      return with_path<T, kMaxSpan>(is_fast_path(call.norm, call.quant), [&]<bool kFastPath>() {
-        if constexpr (kWave > 1) {
-          if (call.team.size == 1) return launch.template operator()<kMaxSpan, 1, kFastPath>();
-          if (call.team.size == 2) return launch.template operator()<kMaxSpan, 2, kFastPath>();
-          if (call.team.size <= 4) return launch.template operator()<kMaxSpan, 4, kFastPath>();
-        }
-        return launch.template operator()<kMaxSpan, kMaxRanks, kFastPath>();
-      });
+inline Status with_instance(const LaunchShape& shape, const FusedArgs& call, const Launch& launch) {
+  const int span = span_of(call.norm.hidden, shape.threads);
+  const bool is_usual = is_fast_path(call.norm, call.quant);
+  Status status =
+      Status::error(Code::kInternal, "supports() lets no call through that no instance serves");
+  const auto try_one = [&]<std::size_t kIndex>() {
+    constexpr Instance kInstance = kInstances[kIndex];
+    if constexpr (exists<T, Wire>(kInstance)) {
+      if (!serves(kInstance, span, call.team.size, is_usual)) return false;
+      status = launch.template operator()<kInstance>();
+      return true;
     }
-  });
+    return false;
+  };
+  [&]<std::size_t... kIndices>(std::index_sequence<kIndices...>) {
+    static_cast<void>((try_one.template operator()<kIndices>() || ...));
+  }
+  (std::make_index_sequence<kInstances.size()>());
+  return status;
 }
 
 // How many entries (rows, or stripes) of `units` each fit into a slot; at least `least` must.
-static Status fit_chunk(const FusedArgs& call, std::int64_t units, std::int64_t least,
+inline Status fit_chunk(const FusedArgs& call, std::int64_t units, std::int64_t least,
                         std::int64_t* entries) {
   constexpr std::int64_t kAny = 1 << 20;  // no peers: nothing is sent
   *entries = units == 0 ? kAny : std::min(slot_units(call.team.bytes) / units, kAny);
@@ -224,13 +269,13 @@ static Status fit_chunk(const FusedArgs& call, std::int64_t units, std::int64_t 
 }
 
 // Rows, or stripes, per generation, and so how many generations there are for `all`.
-static void set_chunk(FusedArgs& call, std::int64_t chunk, std::int64_t all) {
+inline void set_chunk(FusedArgs& call, std::int64_t chunk, std::int64_t all) {
   call.chunk = static_cast<int>(chunk);
   call.num_generations = static_cast<int>((all + chunk - 1) / chunk);
 }
 
 template <class T, class Wire, class Protocol>
-static Status launch_one_shot(const LaunchShape& shape, const Args& args, const ChannelView* team,
+inline Status launch_one_shot(const LaunchShape& shape, const Args& args, const ChannelView* team,
                               Stream& stream) {
   FusedArgs call = fused_args<Wire>(args, *team);
   std::int64_t rows = 0;
@@ -240,7 +285,9 @@ static Status launch_one_shot(const LaunchShape& shape, const Args& args, const 
   call.note = note_for(call, shape, Shots::kOne, Wire::kPacks);
   call.workers = shape.blocks;
   const bool row_each = call.rows <= shape.blocks && call.num_generations == 1;
-  return with_instance<T, Wire>(shape, call, [&]<int kMaxSpan, int kRanks, bool kFastPath>() {
+  return with_instance<T, Wire>(shape, call, [&]<Instance kInstance>() {
+    constexpr int kMaxSpan = kInstance.max_span, kRanks = kInstance.max_ranks;
+    constexpr bool kFastPath = kInstance.fast_path;
     return tenon::launch(stream, with_note_block(shape, *team),
                          row_each
                              ? one_shot_row_kernel<T, Wire, kMaxSpan, kRanks, kFastPath, Protocol>
@@ -250,7 +297,7 @@ static Status launch_one_shot(const LaunchShape& shape, const Args& args, const 
 }
 
 template <class T, class Wire, class Protocol>
-static Status launch_two_shot(const LaunchShape& shape, const Args& args, const ChannelView* team,
+inline Status launch_two_shot(const LaunchShape& shape, const Args& args, const ChannelView* team,
                               Stream& stream) {
   FusedArgs call = fused_args<Wire>(args, *team);
   const StripeUnits units = units_of(args, Wire::kPacks, team->size);
@@ -267,33 +314,41 @@ static Status launch_two_shot(const LaunchShape& shape, const Args& args, const 
   call.spread_offset = static_cast<int>(fit * units.parts);  // not by how much there is: rule 2
   find_places(call);
   call.note = note_for(call, shape, Shots::kTwo, Wire::kPacks);
-  return with_instance<T, Wire>(shape, call, [&]<int kMaxSpan, int kRanks, bool kFastPath>() {
+  return with_instance<T, Wire>(shape, call, [&]<Instance kInstance>() {
+    constexpr int kMaxSpan = kInstance.max_span, kRanks = kInstance.max_ranks;
+    constexpr bool kFastPath = kInstance.fast_path;
     return tenon::launch(stream, with_note_block(shape, *team),
                          two_shot_kernel<T, Wire, kMaxSpan, kRanks, kFastPath, Protocol>, call);
   });
 }
 
-// The launch for the element type of a call.
-template <auto kLaunchBf16, auto kLaunchF16>
-static Status launch_as(const LaunchShape& shape, const Args& args, const ChannelView* team,
-                        Stream& stream) {
+// The answer of a variant: its kernel, and the instance that calls like this one take.
+template <Shots kShots, bool kPacks>
+inline Status supports_shots(const Args& args, const PlanContext& where, Recipe* recipe) {
+  if (kPacks) TENON_TRY(can_pack(args, where));
+  TENON_TRY(is_fastest(args, where, name_of(kShots, kPacks)));
+  LaunchShape shape;
+  TENON_TRY(shape_for(args, where, kShots, kPacks, &shape));
+  // Where each row has a block of its own.
+  const bool row_each = args.residual.shape[0] <= shape.blocks;
+  recipe->launch(kShots == Shots::kTwo ? "two_shot_kernel"
+                 : row_each            ? "one_shot_row_kernel"
+                                       : "one_shot_kernel",
+                 shape);
   const bool is_bf16 = args.residual.dtype == DType::kBF16;
-  return is_bf16 ? kLaunchBf16(shape, args, team, stream) : kLaunchF16(shape, args, team, stream);
+  const bool is_usual = is_bf16 &&
+                        is_fast_path(norm_spec(args.weight, args.residual, args.out.bf16),
+                                     quant_spec(args.out.fp8)) &&
+                        !args.fresh_residual;
+  const int span = span_of(args.residual.shape[1], shape.threads);
+  for (const Instance& each : kInstances) {
+    if (!serves(each, span, where.team_size, is_usual)) continue;
+    recipe->set("vectors of a thread", each.max_span);
+    recipe->set("ranks, at most", each.max_ranks);
+    recipe->set("fast path", each.fast_path ? 1 : 0);
+    return Status::ok();
+  }
+  return Status::error(Code::kInternal, "no instance serves the call");
 }
-
-static constexpr Variant kVariants[] = {
-    variant<Args, supports<Shots::kOne, false>,
-            launch_as<launch_one_shot<bf16, Plain, SoundProtocol>,
-                      launch_one_shot<f16, Plain, SoundProtocol>>>(name_of(Shots::kOne, false)),
-    variant<Args, supports<Shots::kOne, true>, launch_one_shot<bf16, Packed, SoundProtocol>>(
-        name_of(Shots::kOne, true)),
-    variant<Args, supports<Shots::kTwo, false>,
-            launch_as<launch_two_shot<bf16, Plain, SoundProtocol>,
-                      launch_two_shot<f16, Plain, SoundProtocol>>>(name_of(Shots::kTwo, false)),
-    variant<Args, supports<Shots::kTwo, true>, launch_two_shot<bf16, Packed, SoundProtocol>>(
-        name_of(Shots::kTwo, true)),
-};
-extern const VariantTable table;
-const VariantTable table{kVariants};
 
 }  // namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant

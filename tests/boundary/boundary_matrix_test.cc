@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <memory>
 
-#include "tenon/layers/boundary.h"
+#include "tenon/boundary/boundary.h"
 #include "tests/support/boundary_matrix.h"
 #include "tests/support/fake_ccl.h"
 #include "tests/support/ranks.h"

@@ -1,0 +1,14 @@
+#include "tenon/comm/plan_context.h"
+
+namespace tenon {
+
+Result<PlanContext> plan_context(const Communicator& comm) {
+  TENON_ASSIGN(PlanContext where, plan_context(comm.device()));
+  where.team_size = comm.size();
+  where.peer_pointers = comm.can().peer_pointers;
+  where.properties.max_cooperative_blocks = comm.max_blocks();
+  where.may_start_early = comm.may_start_early();
+  return where;
+}
+
+}  // namespace tenon

@@ -1,0 +1,32 @@
+// The variants of the cpu target, one for each instruction set: refused where the processor lacks
+// it.
+#include "tenon/device/variant.h"
+#include "tenon/ops/bf16_gemm/call.cuh"
+#include "tenon/ops/bf16_gemm/host.cuh"
+
+namespace tenon::TENON_TARGET::bf16_gemm {
+namespace {
+
+template <Status (*kHas)()>
+Status supports(const Args& args, const PlanContext&, Recipe* recipe) {
+  LaunchShape shape;
+  shape.blocks = num_host_blocks(call_of(args));
+  shape.threads = 1;
+  shape.shared_bytes = sizeof(HostScratch);
+  recipe->launch("host_kernel", shape);
+  return kHas();
+}
+template <void (*kKernel)(GemmCall)>
+Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
+  return tenon::launch(stream, recipe.launches.front().shape, kKernel, call_of(args));
+}
+
+}  // namespace
+
+#if defined(__x86_64__)
+TENON_DEFINE_VARIANT(avx512, Args, supports<has_avx512>, launch<avx512_kernel>);
+TENON_DEFINE_VARIANT(avx2, Args, supports<has_avx2>, launch<avx2_kernel>);
+#endif
+TENON_DEFINE_VARIANT(lanes, Args, supports<has_any>, launch<lanes_kernel>);
+
+}  // namespace tenon::TENON_TARGET::bf16_gemm

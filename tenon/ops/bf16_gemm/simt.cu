@@ -1,0 +1,25 @@
+// The portable variant.
+#include "tenon/device/variant.h"
+#include "tenon/ops/bf16_gemm/call.cuh"
+#include "tenon/ops/bf16_gemm/simt.cuh"
+
+namespace tenon::TENON_TARGET::bf16_gemm {
+namespace {
+
+Status supports(const Args& args, const PlanContext&, Recipe* recipe) {
+  LaunchShape shape;
+  shape.blocks = num_tile_blocks(call_of(args));
+  shape.threads = kGemmThreads;
+  recipe->launch("simt_kernel", shape);
+  return Status::ok();
+}
+
+Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
+  return tenon::launch(stream, recipe.launches.front().shape, simt_kernel, call_of(args));
+}
+
+}  // namespace
+
+TENON_DEFINE_VARIANT(simt, Args, supports, launch);
+
+}  // namespace tenon::TENON_TARGET::bf16_gemm
