@@ -17,7 +17,7 @@ namespace {
 
 using Json = nlohmann::json;
 using Tokens = std::vector<std::int32_t>;
-const std::string kModel = std::string(TENON_SOURCE_DIR) + "/models/tiny";
+const std::string kModel = std::string(TENON_SOURCE_DIR) + "/checkpoints/tiny";
 constexpr int kMaxTokens = 90;
 
 struct Problem {
