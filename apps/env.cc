@@ -1,6 +1,6 @@
 // tenon env: what this build and machine can do, and why not the rest. Starts nothing but teams of
 // threads: with --boundary one that only makes its plans, with --links one on all devices that
-// measures what lies between them.
+// measures what lies between them. --ops makes plans of single ops and starts nothing.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -9,6 +9,7 @@
 #include "apps/commands.h"
 #include "apps/explain.h"
 #include "apps/machine.h"
+#include "apps/op_plans.h"
 #include "apps/options.h"
 #include "apps/table.h"
 #include "tenon/core/env.h"
@@ -138,7 +139,7 @@ Json json_of(const std::vector<MachineLink>& links) {
 struct Options {
   BoundaryQuestion question;
   std::string device = "cpu";
-  bool boundary = false, links = false, json = false;
+  bool boundary = false, links = false, ops = false, json = false;
 };
 
 Status run(Options& options) {
@@ -167,6 +168,16 @@ Status run(Options& options) {
     else
       std::fputs(text_of(options.question, found).c_str(), stdout);
   }
+  if (options.ops) {
+    const BoundaryQuestion& question = options.question;
+    TENON_ASSIGN(const auto plans,
+                 plan_ops({question.target, question.hidden, question.max_rows, question.tp}));
+    if (options.json)
+      all["plans"] = json_of(plans);
+    else
+      std::printf("\nplans on %s for rows of %d, %d ranks\n%s", options.device.c_str(),
+                  question.hidden, question.tp, text_of(plans).c_str());
+  }
   if (options.json)
     std::printf("%s\n", all.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
   return Status::ok();
@@ -179,16 +190,18 @@ Command add_env(CLI::App& parent) {
   BoundaryQuestion& question = options->question;
   CLI::App* app = parent.add_subcommand("env", "what this build and machine can do, and why not");
   app->add_flag("--boundary", options->boundary, "explain every row bucket of a boundary");
+  app->add_flag("--ops", options->ops,
+                "the plan of every op: what is launched, and why nothing else");
   app->add_flag("--links", options->links, "measure what lies between the devices");
   app->add_flag("--json", options->json, "print one JSON object and nothing else");
-  app->add_option("--hidden", question.hidden, "width of that boundary")
+  app->add_option("--hidden", question.hidden, "width of rows, for --boundary and --ops")
       ->capture_default_str()
       ->check(whole_number(1, 16384));
-  app->add_option("--max-rows", question.max_rows, "its most rows")
+  app->add_option("--max-rows", question.max_rows, "most rows")
       ->capture_default_str()
       ->check(whole_number(1, 8192));
-  app->add_option("--tp", question.tp, "its ranks")->capture_default_str();
-  app->add_option("--device", options->device, "its target")->capture_default_str();
+  app->add_option("--tp", question.tp, "ranks")->capture_default_str();
+  app->add_option("--device", options->device, "target")->capture_default_str();
   return {app, [options] { return run(*options); }};
 }
 

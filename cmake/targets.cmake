@@ -28,8 +28,6 @@ endforeach()
 file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/generated/tenon/core/built_targets.def
   CONTENT "${built_lines}" @ONLY)
 
-file(GLOB TENON_COMM_KERNELS CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/tenon/comm/collectives/*.cu)
-
 # TENON_OPS, and for each the lines of its variants.def, in order of preference:
 #   TENON_VARIANT(name, targets, sources, flags, promise)
 # targets: "all", or names of targets.def between spaces; name@processor only on such processors. promise:
@@ -263,21 +261,23 @@ function(tenon_vendor_sources library)
   endforeach()
 endfunction()
 
-# Whether a kernel file, or a .cuh that it includes itself, lets kernels start early.
+# Whether a kernel file, or a .cuh that it includes, lets kernels start early.
 function(tenon_sets_early source out)
   set(files ${source})
-  file(STRINGS ${source} includes REGEX "^#include \"tenon/.*\\.cuh\"")
-  foreach(line IN LISTS includes)
-    string(REGEX REPLACE "^#include \"(.*)\"$" "\\1" file "${line}")
-    list(APPEND files ${file})
-  endforeach()
   set(${out} FALSE PARENT_SCOPE)
-  foreach(file IN LISTS files)
+  while(files)
+    list(POP_FRONT files file)
     file(STRINGS ${file} found REGEX "shape(->|\\.)early = ")
     if(found)
       set(${out} TRUE PARENT_SCOPE)
+      return()
     endif()
-  endforeach()
+    file(STRINGS ${file} includes REGEX "^#include \"tenon/(comm|ops)/.*\\.cuh\"")
+    foreach(line IN LISTS includes)
+      string(REGEX REPLACE "^#include \"(.*)\"$" "\\1" included "${line}")
+      list(APPEND files ${included})
+    endforeach()
+  endwhile()
 endfunction()
 
 # The kernel files of `target`: sources, and flags_SOURCE for each that has further options.
@@ -304,7 +304,7 @@ function(tenon_compile_only)
     tenon_sources_of(cuda)
     set(objects "")
     set(early "")  # PTX of kernels that may start early
-    foreach(source IN LISTS sources_of_target TENON_COMM_KERNELS)
+    foreach(source IN LISTS sources_of_target)
       tenon_sets_early(${source} sets_early)
       set(keep "")
       if(sets_early)
@@ -323,6 +323,7 @@ function(tenon_compile_only)
     add_custom_target(cuda_objects ALL DEPENDS ${objects} ${checked})
     add_library(cuda_runtime OBJECT tenon/device/cuda_hip/runtime.cc tenon/device/cuda_hip/peer_memory.cc)
     target_compile_definitions(cuda_runtime PRIVATE TENON_HAS_CUDA=1)
+    target_include_directories(cuda_runtime PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/generated)
     target_link_libraries(cuda_runtime PRIVATE CUDA::cudart_static)
   endif()
   if("hip" IN_LIST TENON_COMPILE_ONLY)
@@ -330,7 +331,7 @@ function(tenon_compile_only)
     find_package(Python3 REQUIRED COMPONENTS Interpreter)
     tenon_sources_of(hip)
     set(assemblies "")
-    foreach(source IN LISTS sources_of_target TENON_COMM_KERNELS ITEMS tests/device/vec_test.cu)  # every conversion
+    foreach(source IN LISTS sources_of_target ITEMS tests/device/vec_test.cu)  # every conversion
       tenon_code_objects(${source} made FLAGS ${flags_${source}})
       list(APPEND assemblies ${made})
     endforeach()

@@ -110,15 +110,15 @@ def one_shot_row(kernel):
     return Expected(512, 256, 36 if is_largest(kernel) else 0, signs=FUSED)
 
 
-# By file and kernel. Kernels that are not here may do nothing special and use no scratch memory.
+# By op and kernel. Kernels that are not here may do nothing special and use no scratch memory.
 EXPECTED = {
     ("fused_allreduce_rmsnorm_quant", "one_shot_row_kernel"): one_shot_row,
     ("fused_allreduce_rmsnorm_quant", "one_shot_kernel"): Expected(512, 256, signs=FUSED),
     ("fused_allreduce_rmsnorm_quant", "two_shot_kernel"): two_shot,
     ("rmsnorm", "row_kernel"): Expected(1024, 256, signs=NORMS),
     ("fp8_quant", "segment_kernel"): Expected(1024, 0, signs=QUANTS),
-    ("collectives", "all_reduce_kernel"): Expected(1024, 0, signs=(half_signs, ranked_signs)),
-    ("collectives", "all_gather_kernel"): Expected(512, 256, signs=(flag_signs,)),
+    ("all_reduce", "all_reduce_kernel"): Expected(1024, 0, signs=(half_signs, ranked_signs)),
+    ("all_gather", "all_gather_kernel"): Expected(512, 256, signs=(flag_signs,)),
     ("ranked_sum", "vectors_kernel"): Expected(1024, 0, signs=(half_signs,)),
     ("probe", "exchange_kernel"): Expected(1024, 256, signs=(slot_signs,)),
     ("probe", "ping_kernel"): Expected(1024, 256, signs=(slot_signs,)),
@@ -247,24 +247,34 @@ def complaints_of(kernel, expected):
     yield from unwaited(kernel.code)
 
 
+def op_and_arch(path):
+    """tenon.ops.rope.rope.gfx942.s is of the op rope, tests.device.vec_test.gfx942.s of vec_test."""
+    base, arch = path.rsplit("/", 1)[-1].removesuffix(".s").rsplit(".", 1)
+    parts = base.split(".")
+    return parts[-2 if parts[0] == "tenon" else -1], arch
+
+
 def check(path):
-    """Complaints about one file, and how many kernels it has."""
+    """Complaints about one file, which kernels of which op it has, and how many."""
     with open(path, encoding="utf-8") as file:
         text = file.read()
-    base, arch = path.rsplit("/", 1)[-1].removesuffix(".s").rsplit(".", 1)
-    stem = base.rsplit(".", 1)[-1]
+    op, arch = op_and_arch(path)
     found = list(kernels(text, arch))
     complaints = [] if found else [f"{path}: no kernel was emitted"]
     for kernel in found:
-        expected = EXPECTED.get((stem, kernel.name), Expected())
+        expected = EXPECTED.get((op, kernel.name), Expected())
         if callable(expected):
             expected = expected(kernel)
         complaints += [f"{arch} {kernel.symbol}: {each}" for each in complaints_of(kernel, expected)]
-    names = {kernel.name for kernel in found}
-    for of, name in EXPECTED:
-        if of == stem and name not in names:
-            complaints.append(f"{arch} {stem}: there is no {name}; EXPECTED names it")
-    return complaints, len(found)
+    return complaints, {(op, arch, kernel.name) for kernel in found}, len(found)
+
+
+def missing(found):
+    """Complaints about kernels that EXPECTED names of an op that was given, and that none of its files has."""
+    for given, arch in sorted({(op, arch) for op, arch, _ in found}):
+        for op, name in EXPECTED:
+            if op == given and (op, arch, name) not in found:
+                yield f"{arch} {op}: there is no {name}; EXPECTED names it"
 
 
 def main(paths):
@@ -273,10 +283,13 @@ def main(paths):
         return 2
     failed = []
     total = 0
+    seen = set()
     for path in paths:
-        complaints, num_kernels = check(path)
+        complaints, found, num_kernels = check(path)
         failed += complaints
+        seen |= found
         total += num_kernels
+    failed += missing(seen)
     for complaint in failed:
         print(f"check_isa: {complaint}", file=sys.stderr)
     if not failed:

@@ -100,10 +100,19 @@ def complaints_of(symbol, code):
 
 
 def early_sources():
-    """Files that set `early`, from the root."""
-    for path in sorted((ROOT / "tenon").rglob("*")):
-        if path.suffix in (".cu", ".cuh", ".cc", ".h") and SETS_EARLY.search(path.read_text(encoding="utf-8")):
-            yield path.relative_to(ROOT).as_posix()
+    """Files that set `early`, from the root; of a .cuh the kernel files that include it, however far down."""
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+             for path in sorted((ROOT / "tenon").rglob("*")) if path.suffix in (".cu", ".cuh", ".cc", ".h")}
+    early = {path for path, text in texts.items() if SETS_EARLY.search(text)}
+    found = set()
+    while early:
+        path = early.pop()
+        if not path.endswith(".cuh"):
+            found.add(path)
+            continue
+        line = f'#include "{path}"'
+        early |= {other for other, text in texts.items() if line in text and other.endswith((".cu", ".cuh"))}
+    return sorted(found)
 
 
 def check(paths, sources):
@@ -112,7 +121,7 @@ def check(paths, sources):
     given = {pathlib.Path(path).stem for path in paths}
     for source in sources:
         if not source.endswith(".cu"):
-            complaints.append(f"{source} sets early; only kernel files (.cu) may: it is then known whose launch it is")
+            complaints.append(f"{source} sets early; only kernel files (.cu, .cuh) may: it is then known whose launch it is")
         elif pathlib.Path(source).stem not in given:
             complaints.append(f"{source} sets early, and its PTX was not given")
     for path in paths:

@@ -46,7 +46,8 @@ OP = "tenon/ops/fused_allreduce_rmsnorm_quant"
 Kind = collections.namedtuple("Kind", "what files pattern new tests survives", defaults=(None,))
 
 SLOTS, WAITS, SPIN = ("tenon/comm/device/exchange.cuh",), ("tenon/comm/device/wait.cuh",), ("tenon/device/sync.cuh",)
-REDUCE, GATHER = ("tenon/device/reduce.cuh",), ("tenon/comm/collectives/collectives.cu",)
+REDUCE, GATHER = ("tenon/device/reduce.cuh",), ("tenon/comm/collectives/all_gather/all_gather.cu",)
+SUM = ("tenon/comm/collectives/all_reduce/all_reduce.cuh",)
 PARTS, WIRE, TWO_SHOT = (f"{OP}/parts.cuh",), (f"{OP}/wire.cuh",), (f"{OP}/two_shot.cuh",)
 ALL_OF_OP = (*SLOTS, f"{OP}/one_shot.cuh", *TWO_SHOT, *PARTS)
 COMM, LAYER = ("tenon/comm/communicator.cc",), ("tenon/boundary/boundary.cc", "tenon/boundary/boundary.h")
@@ -74,7 +75,7 @@ KINDS = (
     Kind("clear of packed", WIRE, rf"(?<=\n)  store\d_relaxed\(place\.\w+, {CLEARED}\);", "", EXCHANGE),
     Kind("place of a rank", PARTS, r"(?<=== 2 \? 0 : )peer_index\(sender, args\.team\.rank\)", "0", EXCHANGE),
     Kind("peer", PARTS, r"(?<=kRanks == 2\) return )1 - team\.rank;", "team.rank;", EXCHANGE),
-    Kind("order of a sum", GATHER, r"(?<=unpack8<T>\(words\[)rank(?=\], addend\))", "size - rank", (COLLECTIVES,)),
+    Kind("order of a sum", SUM, r"(?<=unpack8<T>\(words\[)rank(?=\], addend\))", "size - rank", (COLLECTIVES,)),
     Kind("lost call", TWO_SHOT, r"call\.lost \|= \*lost_word != 0;.*", "", (PROTOCOL, FUSED)),
     # --- all_gather
     Kind("barrier of all_gather", GATHER, r"(?<=\n)( +)sync_block\(\);", r"\1{}", (COLLECTIVES,)),

@@ -9,7 +9,7 @@
 #include <thread>
 
 #include "tenon/comm/agreement.h"
-#include "tenon/comm/collectives/probe.h"
+#include "tenon/comm/collectives/probe/probe.h"
 #include "tenon/comm/messages.h"
 #include "tenon/comm/state.h"
 #include "tenon/core/env.h"

@@ -11,4 +11,16 @@ Result<PlanContext> plan_context(const Communicator& comm) {
   return where;
 }
 
+PlanContext plan_context(const Channel& channel) {
+  const ChannelView& team = channel.view();
+  PlanContext where;
+  where.device = channel.device();
+  where.team_size = team.size;
+  where.peer_pointers = true;
+  where.properties.max_cooperative_blocks = team.max_blocks;
+  where.may_start_early = team.may_start_early;
+  where.mailbox_bytes = team.bytes;
+  return where;
+}
+
 }  // namespace tenon

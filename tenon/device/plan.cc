@@ -1,6 +1,7 @@
 #include "tenon/device/plan.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "tenon/core/env.h"
 
@@ -62,13 +63,16 @@ Result<PlanContext> plan_context(Device device) {
 Result<Plan> choose(const Op& op, const void* args, const PlanContext& where,
                     std::string_view forced) {
   const std::span<const Variant> all = variants(op, where.device.target);
-  const std::string who = std::string(op.name) + " on " + std::string(name(where.device.target));
+  const auto who = [&] {
+    return std::string(op.name) + " on " + std::string(name(where.device.target));
+  };
   if (all.empty())
-    return Status::error(Code::kUnsupported, who + ": the target is not part of this build");
+    return Status::error(Code::kUnsupported, who() + ": the target is not part of this build");
   TENON_TRY(check_knob());
   if (forced.empty()) forced = forced_by_env(op);
-  PlanContext here = where;
-  here.forced = !forced.empty();
+  std::optional<PlanContext> alone;  // a copy, and copies allocate, only where one is forced
+  if (!forced.empty()) alone.emplace(where).forced = true;
+  const PlanContext& here = alone ? *alone : where;
   Plan plan;
   plan.op = &op;
   plan.target = where.device.target;
@@ -89,10 +93,10 @@ Result<Plan> choose(const Op& op, const void* args, const PlanContext& where,
     return plan;
   }
   if (!named)
-    return Status::error(Code::kInvalidArgument, who + ": no variant is called \"" +
+    return Status::error(Code::kInvalidArgument, who() + ": no variant is called \"" +
                                                      std::string(forced) + "\"; there are " +
                                                      list_names(all));
-  std::string reasons = who + ": no variant applies";
+  std::string reasons = who() + ": no variant applies";
   for (const std::string& each : plan.refusals) reasons += "; " + each;
   return Status::error(Code::kUnsupported, reasons);
 }

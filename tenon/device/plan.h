@@ -64,7 +64,7 @@ std::string_view forced_by_env(const Op& op);
 
 // Walks the variants in order, takes the first that says yes and keeps each refusal. A variant
 // named by `forced`, or else by TENON_FORCE_VARIANT=op:variant, is the only one tried: if it
-// refuses, that is an error.
+// refuses, that is an error. Allocates nothing where none is forced and the first says yes.
 Result<Plan> choose(const Op& op, const void* args, const PlanContext& where,
                     std::string_view forced = {});
 

@@ -47,6 +47,29 @@ class Env(unittest.TestCase):
         self.assertEqual({bucket["outputs"] for bucket in found["boundary"]["buckets"]},
                          {"fp8", "fp8+bf16", "bf16"})
 
+    def test_every_op_has_a_plan(self):
+        found = json.loads(env("--json", "--ops", "--hidden", "1024", "--max-rows", "100", "--tp", "4", "--device",
+                               "emu32"))
+        plans = found["plans"]
+        self.assertEqual({plan["op"] for plan in plans}, {op["op"] for op in found["ops"]})
+        for plan in plans:
+            self.assertNotIn("why_not", plan)
+            self.assertTrue(plan["launches"], plan)
+            self.assertIn(plan["bits"], ("reference", "own"))
+            self.assertEqual(plan["bits"] == "own", plan["bits_name"] != "")
+            self.assertGreaterEqual(min(launch["threads"] for launch in plan["launches"]), 1)
+        of = lambda op: [plan for plan in plans if plan["op"] == op]  # noqa: E731
+        self.assertEqual([launch["kernel"] for launch in of("gated_delta_net")[1]["launches"]],
+                         ["conv_kernel", "recurrent_kernel", "chunked_kernel", "finish_kernel"])
+        self.assertEqual(of("fused_allreduce_rmsnorm_quant")[0]["settings"]["ranks, at most"], 4)
+        self.assertGreater(of("fp8_gemm")[0]["flops"], 0)
+
+    def test_plans_follow_what_is_forced(self):
+        text = env("--ops", "--max-rows", "4", TENON_FORCE_VARIANT="fp8_gemm:simt")
+        self.assertRegex(text, r"fp8_gemm +4 rows +simt +simt_fp32 +simt_kernel \d+ x 1")
+        missing = env("--ops", "--max-rows", "4", TENON_FORCE_VARIANT="fp8_gemm:none")
+        self.assertIn('no variant is called "none"', missing)
+
     def test_says_what_a_report_of_a_fault_needs(self):
         found = json.loads(env("--json"))
         for name in ("compiler", "targets"):

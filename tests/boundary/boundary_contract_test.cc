@@ -5,6 +5,7 @@
 
 #include <array>
 #include <atomic>
+#include <barrier>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -338,6 +339,30 @@ TEST(BoundaryContract, AGoodCallOfOneRankAllocatesNothing) {
         if (!call.run(*boundary, *stream)) std::abort();
       EXPECT_EQ(num_allocations - before, 0) << "stage " << stage;
     });
+}
+
+TEST(BoundaryContract, AGoodCallOfTwoRanksAllocatesNothing) {
+  for (const int stage : {1, 2}) {
+    std::barrier all(2);
+    std::atomic<long> before = 0;
+    run_ranks(2, [&](int rank, Communicator& comm) {
+      auto stream = Stream::create(comm.device());
+      auto boundary = make_boundary(comm, stage);
+      if (!stream || !boundary) std::abort();
+      const Call call(comm.device());
+      if (!call.run(*boundary, *stream)) std::abort();
+      all.arrive_and_wait();
+      if (rank == 0) before = num_allocations.load();
+      all.arrive_and_wait();
+      for (int i = 0; i < 10; ++i)
+        if (!call.run(*boundary, *stream)) std::abort();
+      all.arrive_and_wait();
+      if (rank == 0) {
+        EXPECT_EQ(num_allocations - before, 0) << "stage " << stage;
+      }
+      all.arrive_and_wait();
+    });
+  }
 }
 
 // --- what remains, and what must not ------------------------------------------------------------

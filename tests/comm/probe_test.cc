@@ -1,6 +1,6 @@
 // The trial of the links between ranks: everybody meets everybody, data that arrives wrong is found
 // and named, and what is measured is a time.
-#include "tenon/comm/collectives/probe.h"
+#include "tenon/comm/collectives/probe/probe.h"
 
 #include <gtest/gtest.h>
 

@@ -19,7 +19,7 @@ TEST(Registry, NamesComeFromTheList) {
   for (const Op* op : all_ops()) names.insert(op->name);
   EXPECT_EQ(names.size(), all_ops().size());
   EXPECT_TRUE(names.contains("rmsnorm"));
-  EXPECT_EQ(all_ops()[0]->name, "fused_allreduce_rmsnorm_quant");
+  EXPECT_TRUE(names.contains("all_reduce"));
 }
 
 TEST(Registry, EveryBuiltTargetHasEveryOp) {

@@ -11,7 +11,7 @@
 #include <cstdlib>
 #include <sstream>
 
-#include "tenon/comm/collectives/collectives.cu"
+#include "tenon/comm/collectives/all_reduce/all_reduce.cuh"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/launch.cuh"
 #include "tests/support/targets.h"
 #include "tests/support/weak_rules.h"
@@ -62,8 +62,17 @@ Status launch_fused(std::string_view variant, int blocks,
 }
 Status launch_all_reduce(const ChannelView& team, const TensorView& in, const TensorView& out,
                          Stream& stream) {
+  PlanContext where;
+  where.team_size = team.size;
+  where.peer_pointers = true;
+  where.properties.max_cooperative_blocks = team.max_blocks;
+  where.may_start_early = team.may_start_early;
+  where.mailbox_bytes = team.bytes;
+  LaunchShape shape;
+  TENON_TRY(weak_wave::collectives::shape_for(
+      in, where, weak_wave::all_reduce::slot_in(team.bytes, team.size), 0, &shape));
   return run_kernel(team.max_blocks, [&] {
-    return weak_wave::collectives::all_reduce<ChosenRules>(team, in, out, stream);
+    return weak_wave::all_reduce::launch_all_reduce<ChosenRules>(shape, {in, out}, team, stream);
   });
 }
 

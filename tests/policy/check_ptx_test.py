@@ -92,7 +92,9 @@ class CheckPtx(unittest.TestCase):
     def test_sources_that_set_early_are_looked_for(self):
         early = list(check_ptx.early_sources())
         self.assertIn("tenon/ops/rmsnorm/rmsnorm.cu", early)
-        self.assertIn("tenon/comm/collectives/collectives.cu", early)
+        self.assertIn("tenon/comm/collectives/all_reduce/all_reduce.cu", early)
+        self.assertIn("tenon/ops/fused_allreduce_rmsnorm_quant/two_shot_packed.cu", early)
+        self.assertNotIn("tenon/comm/collectives/vectors.cuh", early)
         found, _ = check_ptx.check([], ["tenon/ops/x/x.cu", "tenon/ops/x/x.cc"])
         self.assertEqual(len(found), 2, found)
         self.assertRegex(found[0], "PTX was not given")

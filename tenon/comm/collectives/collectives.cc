@@ -1,54 +1,23 @@
 // The plain collectives of a Communicator. all_reduce is the generic one: where the transport
 // gathers on streams it does so and sums behind; else, on host targets, it moves bytes through the
 // transport's host exchange and sums here, with no peer pointer; on devices it is the kernel over
-// peer memory. Kernels: collectives.cu, ranked_sum.cu.
+// peer memory. Kernels: the folders beside.
 #include "tenon/comm/collectives/collectives.h"
 
 #include <algorithm>
-#include <functional>
 #include <type_traits>
 
-#include "tenon/comm/collectives/ranked_sum.h"
+#include "tenon/comm/collectives/all_gather/all_gather.h"
+#include "tenon/comm/collectives/all_reduce/all_reduce.h"
+#include "tenon/comm/collectives/places.h"
+#include "tenon/comm/collectives/ranked_sum/ranked_sum.h"
 #include "tenon/comm/communicator.h"
+#include "tenon/comm/plan_context.h"
 #include "tenon/comm/state.h"
 #include "tenon/comm/transport/host_exchange.h"
 #include "tenon/core/fp8.h"
 
-// The tables that the kernel files define, one for each target of this build.
-#define TENON_TARGET_ENTRY(enumerator, space, folder, wave) \
-  namespace tenon::space::collectives {                     \
-  extern const tenon::collectives::Table table;             \
-  }                                                         \
-  namespace tenon::space::ranked_sum {                      \
-  extern const tenon::ranked_sum::Table table;              \
-  }
-#include "tenon/core/built_targets.def"
-#undef TENON_TARGET_ENTRY
-
 namespace tenon {
-
-const collectives::Table* collectives::table(Target target) {
-  switch (target) {
-#define TENON_TARGET_ENTRY(enumerator, space, folder, wave) \
-  case Target::k##enumerator:                               \
-    return &space::collectives::table;
-#include "tenon/core/built_targets.def"
-#undef TENON_TARGET_ENTRY
-    default: return nullptr;
-  }
-}
-
-const ranked_sum::Table* ranked_sum::table(Target target) {
-  switch (target) {
-#define TENON_TARGET_ENTRY(enumerator, space, folder, wave) \
-  case Target::k##enumerator:                               \
-    return &space::ranked_sum::table;
-#include "tenon/core/built_targets.def"
-#undef TENON_TARGET_ENTRY
-    default: return nullptr;
-  }
-}
-
 namespace {
 
 constexpr std::size_t kChunkBytes = HostExchange::kChunkBytes;
@@ -65,7 +34,8 @@ Status reduce_on_stream(Communicator::State& state, const TensorView& in, const 
   if (state.vendor_sum)
     return collectives.all_reduce(from, out.as<std::byte>(), static_cast<std::size_t>(in.size()),
                                   in.dtype, stream);
-  const ranked_sum::Table* sums = ranked_sum::table(state.device.target);
+  PlanContext where;  // the sum asks nothing of it but the target
+  where.device = state.device;
   const std::size_t most = gather_bytes(state.device.target);
   for (std::size_t begin = 0; begin < in.bytes(); begin += most) {
     ranked_sum::Args args;
@@ -73,9 +43,11 @@ Status reduce_on_stream(Communicator::State& state, const TensorView& in, const 
     args.parts = state.gathered.as<const std::uint8_t>();
     args.out = out.as<std::uint8_t>() + begin;
     args.size = state.bootstrap->size();
+    args.dtype = in.dtype;
     TENON_TRY(
         collectives.all_gather(from + begin, state.gathered.as<std::byte>(), args.bytes, stream));
-    TENON_TRY(sums->run(args, in.dtype, stream));
+    TENON_ASSIGN(const Plan plan, choose(ranked_sum::kOp, &args, where));
+    TENON_TRY(launch(plan, &args, nullptr, stream));
   }
   return Status::ok();
 }
@@ -147,84 +119,35 @@ Status enqueue(Communicator::State& state, const HostCollective& job, Stream& st
   return stream.host_call(run_on_host, &now);
 }
 
-// Kernels and copies of `stream` reach both. `out` may be `in` itself, where that is said to be
-// allowed, but not lie across it.
-Status check_place(std::string_view what, const TensorView& in, const TensorView& out,
-                   bool in_place, Device device, const Stream& stream) {
-  const auto refuse = [&](std::string_view why) {
-    return Status::error(Code::kInvalidArgument, std::string(what) + ": in is " + describe(in) +
-                                                     " and out is " + describe(out) +
-                                                     std::string(why));
-  };
-  if (in.device != device || out.device != device || stream.device() != device) [[unlikely]]
-    return refuse(", the stream is on " + std::string(name(stream.device().target)) + ":" +
-                  std::to_string(stream.device().index) +
-                  "; accepted: " + std::string(name(device.target)) + ":" +
-                  std::to_string(device.index) + ", the device of the communicator");
-  if (in.bytes() == 0) return Status::ok();
-  if (in.data == nullptr || out.data == nullptr) [[unlikely]]
-    return refuse(", but a data pointer is null");
-  const auto* const from = in.as<const std::byte>();
-  const auto* const to = out.as<const std::byte>();
-  const bool apart =
-      !std::less<>()(from, to + out.bytes()) || !std::less<>()(to, from + in.bytes());
-  if (!apart && !(in_place && from == to)) [[unlikely]]
-    return refuse(in_place ? "; they overlap, but out must be the addend itself or lie apart"
-                           : "; they overlap, but must lie apart");
-  return Status::ok();
-}
-
 Status check_reduce(const TensorView& in, const TensorView& out, Device device,
                     const Stream& stream) {
-  if (in.dtype != DType::kBF16 && in.dtype != DType::kF16)
-    return Status::error(Code::kInvalidArgument,
-                         "all_reduce: the addend is " + describe(in) + "; accepted: bf16, f16");
-  if (out.dtype != in.dtype || out.size() != in.size())
-    return Status::error(Code::kInvalidArgument, "all_reduce: out is " + describe(out) +
-                                                     " but the addend is " + describe(in));
-  if (!in.contiguous() || !out.contiguous())
-    return Status::error(Code::kInvalidArgument,
-                         "all_reduce: addend and out must be contiguous; they are " + describe(in) +
-                             " and " + describe(out));
-  return check_place("all_reduce", in, out, true, device, stream);
+  TENON_TRY(all_reduce::check({in, out}));
+  return collectives::check_place("all_reduce", in, out, true, device, stream);
 }
 
 Status check_gather(const TensorView& in, const TensorView& out, int size, Device device,
                     const Stream& stream) {
-  if (out.dtype != in.dtype || out.size() != in.size() * size)
-    return Status::error(Code::kInvalidArgument, "all_gather: out is " + describe(out) + " but " +
-                                                     std::to_string(size) + " times " +
-                                                     describe(in) + " is gathered");
-  if (!in.contiguous() || !out.contiguous())
-    return Status::error(Code::kInvalidArgument,
-                         "all_gather: in and out must be contiguous; they are " + describe(in) +
-                             " and " + describe(out));
-  return check_place("all_gather", in, out, size == 1, device, stream);
+  TENON_TRY(all_gather::check({in, out}, size));
+  return collectives::check_place("all_gather", in, out, size == 1, device, stream);
 }
 
 Status copy_alone(const TensorView& in, const TensorView& out, Stream& stream) {
   return in.data == out.data ? Status::ok() : stream.copy(out.data, in.data, in.bytes());
 }
 
-std::size_t num_peers(int team_size) {
-  return static_cast<std::size_t>(std::max(team_size - 1, 1));
-}
-std::size_t round_up(std::size_t bytes) {
-  using collectives::kVectorBytes;
-  return std::max<std::size_t>((bytes + kVectorBytes - 1) / kVectorBytes, 1) * kVectorBytes;
-}
-
-Result<const collectives::Table*> kernels_for(const Channel& channel, const Stream& stream) {
+// `least`: bytes of a mailbox that holds a vector of every peer.
+Status check_channel(const Channel& channel, std::size_t least) {
   TENON_TRY(channel.ready());
   if (!channel || channel.view().base[0] == nullptr)
     return Status::error(Code::kUnsupported,
                          "channel \"" + std::string(channel.label()) + "\" has no peer pointers");
-  const Target target = stream.device().target;
-  const collectives::Table* found = collectives::table(target);
-  if (found == nullptr)
-    return Status::error(Code::kUnsupported,
-                         "target " + std::string(name(target)) + " is not part of this build");
-  return found;
+  const ChannelView& team = channel.view();
+  if (team.bytes < least)
+    return Status::error(Code::kInvalidArgument, "the mailbox has " + std::to_string(team.bytes) +
+                                                     " bytes; " + std::to_string(team.size) +
+                                                     " ranks need at least " +
+                                                     std::to_string(least));
+  return Status::ok();
 }
 
 }  // namespace
@@ -232,22 +155,25 @@ Result<const collectives::Table*> kernels_for(const Channel& channel, const Stre
 namespace collectives {
 
 std::size_t all_reduce_mailbox_bytes(int team_size, std::size_t chunk_bytes) {
-  const std::size_t slot = num_peers(team_size) * round_up(chunk_bytes);
-  return mailbox_with_slots_of(slot);
+  return tenon::all_reduce::mailbox_bytes(team_size, chunk_bytes);
 }
 
 std::size_t all_gather_mailbox_bytes(int team_size, std::size_t chunk_bytes) {
-  return kGatherGenerations * num_peers(team_size) * round_up(chunk_bytes) + kFlagBytes;
+  return tenon::all_gather::mailbox_bytes(team_size, chunk_bytes);
 }
 
+// Plans of these are made call by call: a function of sizes, in which nothing is allocated where
+// the variant says yes.
 Status all_reduce(const Channel& channel, const PartialRows& in, const TensorView& out,
                   Stream& stream) {
   const ChannelView& team = channel.view();
   TENON_TRY(check_reduce(in.addend, out, channel.device(), stream));
   if (in.addend.size() == 0) return Status::ok();
   if (team.size == 1) return copy_alone(in.addend, out, stream);
-  TENON_ASSIGN(const Table* const kernels, kernels_for(channel, stream), "all_reduce");
-  return kernels->all_reduce(team, in.addend, out, stream);
+  TENON_TRY(check_channel(channel, all_reduce_mailbox_bytes(team.size, 1)), "all_reduce");
+  const tenon::all_reduce::Args args{in.addend, out};
+  TENON_ASSIGN(const Plan plan, choose(tenon::all_reduce::kOp, &args, plan_context(channel)));
+  return launch(plan, &args, &team, stream);
 }
 
 Status all_gather(const Channel& channel, const TensorView& in, const TensorView& out,
@@ -256,8 +182,10 @@ Status all_gather(const Channel& channel, const TensorView& in, const TensorView
   TENON_TRY(check_gather(in, out, team.size, channel.device(), stream));
   if (in.size() == 0) return Status::ok();
   if (team.size == 1) return copy_alone(in, out, stream);
-  TENON_ASSIGN(const Table* const kernels, kernels_for(channel, stream), "all_gather");
-  return kernels->all_gather(team, in, out, stream);
+  TENON_TRY(check_channel(channel, all_gather_mailbox_bytes(team.size, 1)), "all_gather");
+  const tenon::all_gather::Args args{in, out};
+  TENON_ASSIGN(const Plan plan, choose(tenon::all_gather::kOp, &args, plan_context(channel)));
+  return launch(plan, &args, &team, stream);
 }
 
 }  // namespace collectives

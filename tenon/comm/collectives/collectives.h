@@ -1,12 +1,12 @@
-// All-reduce and all-gather over peer memory, as kernels: what stage 2 of a boundary calls. An
+// All-reduce and all-gather over peer memory, on a channel: what stage 2 of a boundary calls. Their
+// ops, with plans of one's own, are in the folders beside. An
 // all-reduce may share its mailbox with other kernels of comm/device/exchange.cuh, such as the
 // fused op's; an all-gather has one of its own. Calls on a mailbox run on one stream at a time. Not
 // here: the generic all-reduce, which needs no peer pointers (Communicator::all_reduce, and
-// ranked_sum.h).
+// ranked_sum).
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 
 #include "tenon/comm/channel.h"
 #include "tenon/comm/device/channel_view.h"
@@ -16,15 +16,6 @@
 #include "tenon/device/runtime.h"
 
 namespace tenon::collectives {
-
-// How a mailbox is laid out: for all_reduce, slots of every generation and peer; for all_gather,
-// flag words and then such slots. Two generations do there, because the flag of one step says that
-// the slot of the step before has been read.
-inline constexpr std::size_t kVectorBytes = 16;
-inline constexpr std::uint32_t kGatherGenerations = 2;
-inline constexpr int kMaxFlags = 64;  // blocks of an all_gather, which has a flag for each
-inline constexpr std::size_t kFlagBytes =
-    sizeof(std::uint32_t) * kGatherGenerations * kMaxRanks * kMaxFlags;
 
 // Bytes of a mailbox through which `chunk_bytes` of every rank travel at a time. Larger calls go
 // through in chunks, so any mailbox that holds 16 bytes per slot serves any size.
@@ -41,16 +32,5 @@ Status all_reduce(const Channel& channel, const PartialRows& in, const TensorVie
 // out[r] = rank r's `in`: out is [size, …in]. Any dtype, contiguous, not overlapping. As above.
 Status all_gather(const Channel& channel, const TensorView& in, const TensorView& out,
                   Stream& stream);
-
-// What collectives.cu provides for each target of this build.
-struct Table {
-  Status (*all_reduce)(const ChannelView& team, const TensorView& in, const TensorView& out,
-                       Stream& stream);
-  Status (*all_gather)(const ChannelView& team, const TensorView& in, const TensorView& out,
-                       Stream& stream);
-  [[no_unique_address]] HostOnly host_only = {};
-};
-// Null when the target is not in this build.
-const Table* table(Target target);
 
 }  // namespace tenon::collectives

@@ -7,13 +7,13 @@
 namespace tenon::TENON_TARGET::fp8_gemm {
 namespace {
 
-template <Status (*kHas)()>
+template <Status (*kHas)(), const char* kName>
 Status supports(const Args& args, const PlanContext&, Recipe* recipe) {
   LaunchShape shape;
   shape.blocks = num_host_blocks(call_of(args).gemm);
   shape.threads = 1;
   shape.shared_bytes = sizeof(HostScratch);
-  recipe->launch("host_kernel", shape);
+  recipe->launch(kName, shape);
   return kHas();
 }
 template <void (*kKernel)(Fp8Call)>
@@ -24,9 +24,11 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
 }  // namespace
 
 #if defined(__x86_64__)
-TENON_DEFINE_VARIANT(avx512, Args, supports<has_avx512>, launch<avx512_kernel>);
-TENON_DEFINE_VARIANT(avx2, Args, supports<has_avx2>, launch<avx2_kernel>);
+static constexpr char kAvx512[] = "avx512_kernel", kAvx2[] = "avx2_kernel";
+TENON_DEFINE_VARIANT(avx512, Args, (supports<has_avx512, kAvx512>), launch<avx512_kernel>);
+TENON_DEFINE_VARIANT(avx2, Args, (supports<has_avx2, kAvx2>), launch<avx2_kernel>);
 #endif
-TENON_DEFINE_VARIANT(lanes, Args, supports<has_any>, launch<lanes_kernel>);
+static constexpr char kLanesName[] = "lanes_kernel";
+TENON_DEFINE_VARIANT(lanes, Args, (supports<has_any, kLanesName>), launch<lanes_kernel>);
 
 }  // namespace tenon::TENON_TARGET::fp8_gemm

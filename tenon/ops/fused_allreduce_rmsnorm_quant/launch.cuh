@@ -236,8 +236,7 @@ template <class T, class Wire, class Launch>
 inline Status with_instance(const LaunchShape& shape, const FusedArgs& call, const Launch& launch) {
   const int span = span_of(call.norm.hidden, shape.threads);
   const bool is_usual = is_fast_path(call.norm, call.quant);
-  Status status =
-      Status::error(Code::kInternal, "supports() lets no call through that no instance serves");
+  Status status;
   const auto try_one = [&]<std::size_t kIndex>() {
     constexpr Instance kInstance = kInstances[kIndex];
     if constexpr (exists<T, Wire>(kInstance)) {

@@ -1,17 +1,22 @@
-// Kernels that try the links between ranks: comm/collectives/probe.h.
-#include "tenon/comm/collectives/probe.h"
+// Kernels that try the links between ranks: probe.h.
+#include "tenon/comm/collectives/probe/probe.h"
+
+#include <algorithm>
 
 #include "tenon/comm/device/wait.cuh"
+#include "tenon/device/variant.h"
 
 namespace tenon::TENON_TARGET::probe {
 namespace {
 
+using tenon::probe::Args;
 using tenon::probe::Findings;
 using tenon::probe::kPatternBegin;
 using tenon::probe::kPatternBytes;
 using tenon::probe::kPingBytes;
 using tenon::probe::kPushBegin;
 using tenon::probe::kPushBytes;
+using tenon::probe::Step;
 
 constexpr std::size_t kVectorBytes = 16;
 constexpr std::uint32_t kMaxTrips = 256;
@@ -135,27 +140,38 @@ TENON_KERNEL_MAX(512) push_kernel(PushArgs args) {
                       {v, static_cast<std::uint32_t>(time), 0, 0});
 }
 
-LaunchShape shape_of(const ChannelView& team, int most_blocks, int threads) {
+LaunchShape shape_of(const PlanContext& where, int most_blocks, int threads) {
   LaunchShape shape;
   shape.cooperative = true;
-  shape.blocks = team.max_blocks < most_blocks ? team.max_blocks : most_blocks;
+  shape.blocks = std::min(where.properties.max_cooperative_blocks, most_blocks);
   shape.threads = kWave == 1 ? 1 : threads;
   return shape;
 }
 
-Status exchange(const ChannelView& team, std::uint32_t seed, Findings* found, Stream& stream) {
-  return launch(stream, shape_of(team, 4, 256), exchange_kernel, ExchangeArgs{team, found, seed});
+Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
+  switch (args.step) {
+    case Step::kExchange: recipe->launch("exchange_kernel", shape_of(where, 4, 256)); break;
+    case Step::kPing: recipe->launch("ping_kernel", shape_of(where, 1, kWave)); break;
+    case Step::kPush: recipe->launch("push_kernel", shape_of(where, 64, 512)); break;
+  }
+  return Status::ok();
 }
-Status ping(const ChannelView& team, int peer, Findings* found, Stream& stream) {
-  return launch(stream, shape_of(team, 1, kWave), ping_kernel, PingArgs{team, found, peer});
-}
-Status push(const ChannelView& team, int peer, int times, Stream& stream) {
-  return launch(stream, shape_of(team, 64, 512), push_kernel, PushArgs{team, peer, times});
+
+Status launch(const Recipe& recipe, const Args& args, const ChannelView* team, Stream& stream) {
+  const LaunchShape& shape = recipe.launches.front().shape;
+  switch (args.step) {
+    case Step::kExchange:
+      return tenon::launch(stream, shape, exchange_kernel,
+                           ExchangeArgs{*team, args.found, args.seed});
+    case Step::kPing:
+      return tenon::launch(stream, shape, ping_kernel, PingArgs{*team, args.found, args.peer});
+    case Step::kPush: break;
+  }
+  return tenon::launch(stream, shape, push_kernel, PushArgs{*team, args.peer, args.times});
 }
 
 }  // namespace
 
-extern const tenon::probe::Table table;
-const tenon::probe::Table table{exchange, ping, push};
+TENON_DEFINE_VARIANT(pairs, Args, supports, launch);
 
 }  // namespace tenon::TENON_TARGET::probe

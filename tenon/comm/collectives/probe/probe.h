@@ -10,6 +10,7 @@
 #include "tenon/comm/communicator.h"
 #include "tenon/comm/device/channel_view.h"
 #include "tenon/core/status.h"
+#include "tenon/device/plan.h"
 #include "tenon/device/runtime.h"
 
 namespace tenon::probe {
@@ -32,16 +33,24 @@ struct Findings {
   std::uint64_t trips_ns[kMaxRanks];
 };
 
-// What probe.cu provides for each target of this build.
-struct Table {
-  // Sends `seed`'s pattern to every rank and compares what they sent.
-  Status (*exchange)(const ChannelView& team, std::uint32_t seed, Findings* found, Stream& stream);
-  // Round trips with a rank that does the same.
-  Status (*ping)(const ChannelView& team, int peer, Findings* found, Stream& stream);
-  // Writes kPushBytes to a rank, so many times.
-  Status (*push)(const ChannelView& team, int peer, int times, Stream& stream);
-  [[no_unique_address]] HostOnly host_only = {};
+extern const Op kOp;
+
+// One step of a probe.
+enum class Step : std::uint8_t {
+  kExchange,  // sends `seed`'s pattern to every rank and compares what they sent
+  kPing,      // round trips with `peer`, which does the same
+  kPush,      // writes kPushBytes to `peer`, `times` times
 };
+struct Args {
+  Step step = Step::kExchange;
+  Findings* found = nullptr;  // of an exchange and a ping
+  std::uint32_t seed = 0;
+  int peer = 0, times = 0;
+};
+
+// Collective, but for kPush.
+Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced = {});
+Status run(const Plan& plan, const Args& args, const ChannelView& team, Stream& stream);
 
 // One rank's part. All ranks must have prepared before one runs: ranks may share a device, which
 // allocates nothing while a kernel waits on it.
@@ -53,17 +62,16 @@ class LinkProbe {
   Result<std::vector<Link>> run(std::uint32_t seed);
 
  private:
-  LinkProbe(Channel channel, const Table& table, bool measure, Buffer found, Stream stream)
+  LinkProbe(Channel channel, bool measure, Buffer found, Stream stream)
       : channel_(std::move(channel)),
-        table_(&table),
         measure_(measure),
         found_(std::move(found)),
         stream_(std::move(stream)) {}
   Status measure(int peer);
   Status enqueue(std::uint32_t seed);
+  Status enqueue(const Args& step);
 
   Channel channel_;
-  const Table* table_;
   bool measure_;
   Buffer found_;
   Stream stream_;

@@ -1,7 +1,8 @@
 // Sums of gathered addends: a plain kernel, which waits for nobody.
-#include "tenon/comm/collectives/ranked_sum.h"
+#include "tenon/comm/collectives/ranked_sum/ranked_sum.h"
 
 #include "tenon/comm/device/channel_view.h"
+#include "tenon/device/variant.h"
 #include "tenon/device/vec.cuh"
 
 namespace tenon::TENON_TARGET::ranked_sum {
@@ -74,20 +75,28 @@ LaunchShape shape_for(std::uint64_t items) {
   return shape;
 }
 
-template <class T>
-Status run_as(const Args& args, Stream& stream) {
+Status supports(const Args& args, const PlanContext&, Recipe* recipe) {
   if (in_vectors(args))
-    return launch(stream, shape_for(args.bytes / kVectorBytes), vectors_kernel<T>, args);
-  return launch(stream, shape_for(args.bytes / sizeof(T)), elements_kernel<T>, args);
+    recipe->launch("vectors_kernel", shape_for(args.bytes / kVectorBytes));
+  else
+    recipe->launch("elements_kernel", shape_for(args.bytes / size_of(args.dtype)));
+  return Status::ok();
 }
 
-Status run(const Args& args, DType dtype, Stream& stream) {
-  return dtype == DType::kBF16 ? run_as<bf16>(args, stream) : run_as<f16>(args, stream);
+// Other arguments than the plan's may be aligned in another way.
+template <class T>
+Status launch_as(const LaunchShape& shape, const Args& args, Stream& stream) {
+  return tenon::launch(stream, shape, in_vectors(args) ? vectors_kernel<T> : elements_kernel<T>,
+                       args);
+}
+Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
+  const LaunchShape& shape = recipe.launches.front().shape;
+  if (args.dtype == DType::kBF16) return launch_as<bf16>(shape, args, stream);
+  return launch_as<f16>(shape, args, stream);
 }
 
 }  // namespace
 
-extern const tenon::ranked_sum::Table table;
-const tenon::ranked_sum::Table table{run};
+TENON_DEFINE_VARIANT(stream, Args, supports, launch);
 
 }  // namespace tenon::TENON_TARGET::ranked_sum

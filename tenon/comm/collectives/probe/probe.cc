@@ -1,34 +1,15 @@
 // The host side of the kernels in probe.cu: who meets whom when, and what the findings mean.
-#include "tenon/comm/collectives/probe.h"
+#include "tenon/comm/collectives/probe/probe.h"
 
 #include <cstdio>
 #include <string>
 
-// The tables that probe.cu defines, one for each target of this build.
-#define TENON_TARGET_ENTRY(enumerator, space, folder, wave) \
-  namespace tenon::space::probe {                           \
-  extern const tenon::probe::Table table;                   \
-  }
-#include "tenon/core/built_targets.def"
-#undef TENON_TARGET_ENTRY
+#include "tenon/comm/plan_context.h"
 
 namespace tenon::probe {
 namespace {
 
 constexpr int kPushTimes = 8;
-
-Result<const Table*> table_of(Target target) {
-  switch (target) {
-#define TENON_TARGET_ENTRY(enumerator, space, folder, wave) \
-  case Target::k##enumerator:                               \
-    return &space::probe::table;
-#include "tenon/core/built_targets.def"
-#undef TENON_TARGET_ENTRY
-    default:
-      return Status::error(Code::kUnsupported,
-                           "target " + std::string(name(target)) + " is not part of this build");
-  }
-}
 
 std::string hex(std::uint32_t word) {
   char text[11];
@@ -65,12 +46,14 @@ int partner(int rank, int size, int round) {
 }
 
 Result<LinkProbe> LinkProbe::prepare(const Channel& channel, Device device, bool measure) {
-  TENON_ASSIGN(const Table* const table, table_of(device.target));
+  if (variants(kOp, device.target).empty())
+    return Status::error(Code::kUnsupported, "target " + std::string(name(device.target)) +
+                                                 " is not part of this build");
   TENON_ASSIGN(Buffer found, Buffer::allocate(device, sizeof(Findings)));
   TENON_ASSIGN(Stream stream, Stream::create(device));
   TENON_TRY(stream.fill(found.data(), 0, found.bytes()));
   TENON_TRY(stream.synchronize());
-  LinkProbe run(channel, *table, measure, std::move(found), std::move(stream));
+  LinkProbe run(channel, measure, std::move(found), std::move(stream));
   for (int event = 0; measure && event < 2 * channel.view().size; ++event) {
     TENON_ASSIGN(Event made, Event::create(device));
     run.events_.push_back(std::move(made));
@@ -78,20 +61,35 @@ Result<LinkProbe> LinkProbe::prepare(const Channel& channel, Device device, bool
   return run;
 }
 
+Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
+  return choose(kOp, &args, where, forced);
+}
+
+Status run(const Plan& plan, const Args& args, const ChannelView& team, Stream& stream) {
+  return launch(plan, &args, &team, stream);
+}
+
+Status LinkProbe::enqueue(const Args& step) {
+  TENON_ASSIGN(const Plan made, plan(step, plan_context(channel_)));
+  return probe::run(made, step, channel_.view(), stream_);
+}
+
 // The ping of a round is also what starts the pushes of a pair together.
 Status LinkProbe::measure(int peer) {
-  const ChannelView& team = channel_.view();
   const std::size_t event = 2 * static_cast<std::size_t>(peer);
-  TENON_TRY(table_->push(team, peer, 1, stream_));  // first use of the addresses
-  TENON_TRY(table_->ping(team, peer, found_.as<Findings>(), stream_));
+  const Args first{.step = Step::kPush, .peer = peer, .times = 1};
+  const Args ping{.step = Step::kPing, .found = found_.as<Findings>(), .peer = peer};
+  const Args pushes{.step = Step::kPush, .peer = peer, .times = kPushTimes};
+  TENON_TRY(enqueue(first));  // first use of the addresses
+  TENON_TRY(enqueue(ping));
   TENON_TRY(events_[event].record(stream_));
-  TENON_TRY(table_->push(team, peer, kPushTimes, stream_));
+  TENON_TRY(enqueue(pushes));
   return events_[event + 1].record(stream_);
 }
 
 Status LinkProbe::enqueue(std::uint32_t seed) {
   const ChannelView& team = channel_.view();
-  TENON_TRY(table_->exchange(team, seed, found_.as<Findings>(), stream_));
+  TENON_TRY(enqueue({.step = Step::kExchange, .found = found_.as<Findings>(), .seed = seed}));
   for (int round = 0; measure_ && round < num_rounds(team.size); ++round) {
     const int peer = partner(team.rank, team.size, round);
     if (peer != team.rank) TENON_TRY(measure(peer));
@@ -120,3 +118,7 @@ Result<std::vector<Link>> LinkProbe::run(std::uint32_t seed) {
 }
 
 }  // namespace tenon::probe
+
+#define TENON_OP_NAME probe
+#define TENON_OP_VARIANTS "tenon/comm/collectives/probe/built_variants.def"
+#include "tenon/device/op_table.inc"
