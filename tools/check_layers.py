@@ -11,7 +11,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.M)
 MAX_LINES = 700
 
-FLOORS = ["core", "text", "reference", "device", "comm", "ops", "layers", "models", "runtime"]
+FLOORS = ["core", "text", "reference", "device", "comm", "ops", "layers", "models", "runtime",
+          "serve"]
 # Floors that skip some of what lies below them; the others may include every floor below.
 ONLY = {
     "reference": {"core", "reference"},
@@ -21,11 +22,13 @@ ONLY = {
     "layers": {"core", "device", "comm", "ops", "layers"},
     "models": {"core", "device", "comm", "layers", "models"},
     "runtime": {"core", "device", "comm", "ops", "layers", "models", "runtime"},
+    "serve": {"core", "text", "runtime", "serve"},
 }
 # What a floor may see of another that it otherwise may not, or may see only in part.
 RUNTIME_OPS = re.compile(r"tenon/ops/(sampling/|registry\.h)")
 RUNTIME_MODELS = "tenon/models/model.h"
 RUNTIME_LAYERS = re.compile(r"tenon/layers/(step|boundary)\.h")
+SERVE_RUNTIME = "tenon/runtime/engine.h"
 # A thread of its own kind has the process's stack size, no name, and throws when there is none.
 PLAIN_THREAD = re.compile(r"\bstd::(jthread|async|thread)\b(?!::)|\bpthread_create\b")
 THREAD_HOME = "tenon/core/thread.cc"
@@ -78,6 +81,8 @@ def check_tenon_include(path, target):
             return f"includes {target}: the runtime may see models/model.h only"
         if theirs == "layers" and not RUNTIME_LAYERS.match(target):
             return f"includes {target}: the runtime may see layers/step.h and boundary.h only"
+    if mine == "serve" and theirs == "runtime" and target != SERVE_RUNTIME:
+        return f"includes {target}: serve may see runtime/engine.h only"
     return None
 
 
