@@ -82,8 +82,7 @@ Status Scheduler::add(RequestId id, std::vector<std::int32_t> prompt,
   sequence.prompt_tokens = static_cast<int>(sequence.tokens.size());
   sequence.sampling = sampling;
   sequence.max_tokens = max_tokens(sequence.prompt_tokens, sampling);
-  sequence.tokens.reserve(
-      static_cast<std::size_t>(sequence.prompt_tokens + sequence.max_tokens));
+  sequence.tokens.reserve(static_cast<std::size_t>(sequence.prompt_tokens + sequence.max_tokens));
   waiting_.push_back(std::move(sequence));
   return Status::ok();
 }

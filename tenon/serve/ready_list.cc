@@ -18,8 +18,7 @@ Result<std::shared_ptr<ReadyList>> ReadyList::open() {
     std::shared_ptr<ReadyList> list(new ReadyList);
     list->event_ = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (list->event_ >= 0) return list;
-    return Status::error(Code::kIo,
-                         std::string("cannot make an event: ") + std::strerror(errno));
+    return Status::error(Code::kIo, std::string("cannot make an event: ") + std::strerror(errno));
   });
 }
 

@@ -20,9 +20,9 @@ enum class RequestNumber : std::uint64_t {};
 
 // What has come since the last part was taken.
 struct ReplyPart {
-  std::string text = {};                   // valid UTF-8; all parts together are the answer
-  std::vector<std::int32_t> tokens = {};   // may be ahead of the text, which holds back
-  std::optional<Outcome> outcome = {};     // in the last part, and only there
+  std::string text = {};                  // valid UTF-8; all parts together are the answer
+  std::vector<std::int32_t> tokens = {};  // may be ahead of the text, which holds back
+  std::optional<Outcome> outcome = {};    // in the last part, and only there
   bool empty() const { return tokens.empty() && text.empty() && !outcome; }
 };
 

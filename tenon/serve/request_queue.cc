@@ -268,8 +268,7 @@ void RequestQueue::Loop::run() {
   for (bool more = false;;) {
     {
       std::unique_lock lock(mutex_);
-      wake_.wait(lock,
-                 [&] { return more || stopped_ || !queued_.empty() || !questions_.empty(); });
+      wake_.wait(lock, [&] { return more || stopped_ || !queued_.empty() || !questions_.empty(); });
       if (stopped_) break;
     }
     more = turn();
@@ -469,12 +468,11 @@ Result<std::unique_ptr<RequestQueue>> RequestQueue::without_thread(LanguageModel
                                                                    const QueueOptions& options) {
   TENON_CHECK(model.leads());
   if (options.max_queued < 1)
-    return Status::error(Code::kInvalidArgument, "max_queued is " +
-                                                     std::to_string(options.max_queued) +
-                                                     "; accepted are 1 and more");
+    return Status::error(
+        Code::kInvalidArgument,
+        "max_queued is " + std::to_string(options.max_queued) + "; accepted are 1 and more");
   return guarded([&]() -> Result<std::unique_ptr<RequestQueue>> {
-    return std::unique_ptr<RequestQueue>(
-        new RequestQueue(std::make_shared<Loop>(model, options)));
+    return std::unique_ptr<RequestQueue>(new RequestQueue(std::make_shared<Loop>(model, options)));
   });
 }
 

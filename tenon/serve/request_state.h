@@ -29,12 +29,10 @@ constexpr bool may_follow(RequestState now, RequestState next) {
     case RequestState::kQueued:
       return next == RequestState::kRunning || next == RequestState::kFailed ||
              next == RequestState::kCancelled;
-    case RequestState::kRunning:
-      return is_end(next);
+    case RequestState::kRunning: return is_end(next);
     case RequestState::kFinished:
     case RequestState::kFailed:
-    case RequestState::kCancelled:
-      return false;
+    case RequestState::kCancelled: return false;
   }
   return false;
 }

@@ -46,8 +46,8 @@ inline Tokenizer small_tokenizer() {
 
 inline std::unique_ptr<LanguageModel> must_open_speaking(
     const EngineOptions& options, const FakeOptions& fake = speaking_options()) {
-  auto model = LanguageModel::open(TextCodec(small_tokenizer()), options,
-                                   fake_factory(options, fake));
+  auto model =
+      LanguageModel::open(TextCodec(small_tokenizer()), options, fake_factory(options, fake));
   EXPECT_TRUE(model) << model.status().to_string();
   return std::move(*model);
 }
@@ -71,7 +71,8 @@ inline Told told_alone(const Tokenizer& tokenizer, const Request& request, int m
   const auto cut_at_stop = [&] {
     for (std::size_t end = 1; end <= text.size() && told.stop.empty(); ++end)
       for (const std::string& each : request.stops)
-        if (each.size() > told.stop.size() && std::string_view(text).substr(0, end).ends_with(each)) {
+        if (each.size() > told.stop.size() &&
+            std::string_view(text).substr(0, end).ends_with(each)) {
           told.stop = each;
           told.text = text.substr(0, end - each.size());
           told.reason = FinishReason::kStopString;
@@ -122,7 +123,8 @@ inline Request random_request(std::mt19937& random) {
   static const char* const kStops[] = {"a", "e", "\xef\xbf\xbd", "th", "Q\xc3\xa9", " t", "1"};
   for (const char* each : kStops)
     if (random() % 12 == 0) request.stops.push_back(each);
-  if (random() % 4 == 0) request.stop_ids.push_back(static_cast<std::int32_t>(random() % unsigned{kNumTokens}));
+  if (random() % 4 == 0)
+    request.stop_ids.push_back(static_cast<std::int32_t>(random() % unsigned{kNumTokens}));
   request.skip_special = random() % 2 == 0;
   return request;
 }
