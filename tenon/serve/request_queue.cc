@@ -159,7 +159,7 @@ Submission RequestQueue::Loop::try_submit(Request request) {
     if (auto refusal = refusal_locked()) return std::move(*refusal);
   }
   auto prompt = model_.text().encode(std::exchange(request.prompt, {}));
-  if (!prompt) return refused(Admission::kInvalid, prompt.status());
+  if (!prompt) return Submission{Admission::kInvalid, prompt.status(), {}};
   const Status fits = model_.check(*prompt, request.sampling);
   if (!fits) return refused(Admission::kInvalid, fits);
   const std::scoped_lock lock(mutex_);
