@@ -9,6 +9,8 @@
 // form of every op, and the bits of every logit depend on its sequence alone (docs/exactness.md).
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <list>
@@ -85,6 +87,8 @@ class Scheduler {
   }
   Scheduler(const Limits& limits, CachePool& caches) : limits_(limits), caches_(&caches) {}
 
+  // Whether such a request can ever run. Looks at nothing that changes.
+  Status check(std::size_t prompt_tokens, const SamplingParams& sampling) const;
   // Queues a request, or says why it can never run.
   Status add(RequestId id, std::vector<std::int32_t> prompt, const SamplingParams& sampling);
   // Marks it for cancelled(). False when there is no such request.
@@ -101,6 +105,10 @@ class Scheduler {
 
  private:
   void admit();
+  // The most tokens that a sequence makes.
+  int max_tokens(int prompt_tokens, const SamplingParams& sampling) const {
+    return std::min(sampling.max_tokens, limits_.max_context - prompt_tokens);
+  }
   Limits limits_;
   CachePool* caches_;
   std::list<Sequence> running_;  // in order of admission; entries point into it
