@@ -90,8 +90,8 @@ class Names(Stubbed):
 
     def test_names(self):
         for name, targets, runs in (
-                ("layers_boundary_matrix_test", "layers_boundary_matrix_test",
-                 ["-L ^(layers_boundary_matrix_test)$"]),
+                ("boundary_matrix_test", "boundary_matrix_test",
+                 ["-L ^(boundary_matrix_test)$"]),
                 ("Env.ReadsEveryKnob", "core_env_test", ["-R Env.ReadsEveryKnob -L ^(core_env_test)$"]),
                 ("policy.layers", "build.ninja", [r"-R ^(policy\.layers)$"]),
                 ("apps.run", "tenon", [r"-R ^(apps\.run)$"]),
