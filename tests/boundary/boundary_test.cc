@@ -1,6 +1,6 @@
 // The staged chain: all stages and variants give the same bytes; what is forced runs; stages that
-// cannot run are errors on every rank. Not here: specs that differ (boundary_agreement_test.cc),
-// and what a caller may pass (boundary_contract_test.cc).
+// cannot run are errors on every rank. Not here: specs that differ (agreement_test.cc),
+// and what a caller may pass (contract_test.cc).
 #include "tenon/boundary/boundary.h"
 
 #include <gtest/gtest.h>
