@@ -16,11 +16,9 @@
 namespace tenon::apps {
 namespace {
 
-constexpr int kMixedStages = 4;  // what models take for "one stage per site in turn"
-
-int stage_of(const std::string& text) {
-  if (text == "auto") return 0;
-  return text == "mixed" ? kMixedStages : text[0] - '0';
+StagePolicy stage_of(const std::string& text) {
+  if (text == "auto") return StagePolicy::kFree;
+  return text == "mixed" ? StagePolicy::kMixed : static_cast<StagePolicy>(text[0] - '0');
 }
 
 Result<EngineOptions> engine_options(const SessionOptions& options) {

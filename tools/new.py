@@ -64,7 +64,7 @@ Traffic traffic(const Args& args) {
 """
 
 KERNELS = """// The kernels of NAME, and how its variants launch them.
-#include "tenon/core/dtype.h"
+#include "tenon/core/fp8.h"
 #include "tenon/device/device.cuh"
 #include "tenon/device/variant.h"
 #include "tenon/ops/NAME/NAME.h"
@@ -120,6 +120,7 @@ TEST = """// NAME against the plainest oracle, on every built target and variant
 
 #include <gtest/gtest.h>
 
+#include "tenon/core/fp8.h"
 #include "tests/support/targets.h"
 #include "tests/support/tensors.h"
 
@@ -170,17 +171,21 @@ def write(path, text):
     print(f"made {path.relative_to(ROOT)}")
 
 
+def named(template, name):
+    return re.sub(r"\bNAME\b", name, template)
+
+
 def new_op(name):
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         sys.exit(f'new op: "{name}" is not snake_case')
     folder = ROOT / "tenon/ops" / name
     if folder.exists():
         sys.exit(f"new op: {folder.relative_to(ROOT)} exists already")
-    write(folder / f"{name}.h", HEADER.replace("NAME", name))
-    write(folder / f"{name}.cc", SOURCE.replace("NAME", name))
-    write(folder / f"{name}.cu", KERNELS.replace("NAME", name))
-    write(folder / "variants.def", VARIANTS.replace("NAME", name))
-    write(ROOT / f"tests/ops/{name}_test.cc", TEST.replace("NAME", name))
+    write(folder / f"{name}.h", named(HEADER, name))
+    write(folder / f"{name}.cc", named(SOURCE, name))
+    write(folder / f"{name}.cu", named(KERNELS, name))
+    write(folder / "variants.def", named(VARIANTS, name))
+    write(ROOT / f"tests/ops/{name}_test.cc", named(TEST, name))
     with open(ROOT / "tenon/core/ops.def", "a", encoding="utf-8") as ops:
         ops.write(f"TENON_OP({name}, ops/{name})\n")
     print(f"added {name} to tenon/core/ops.def; next: tenon/ops/{name}/{name}.cu (docs/add-an-op.md)")

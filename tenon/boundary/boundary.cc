@@ -51,6 +51,11 @@ std::string_view name(Stage stage) {
 
 std::span<const Variant> boundary_variants(Target target) { return variants(fused::kOp, target); }
 
+StagePolicy policy_of_site(StagePolicy of_model, std::size_t site) {
+  if (of_model != StagePolicy::kMixed) return of_model;
+  return static_cast<StagePolicy>(1 + site % 3);
+}
+
 // --- the channel ----------------------------------------------------------------------------
 
 struct BoundaryChannel::State {
@@ -163,7 +168,8 @@ std::string where_is(const BoundarySpec& spec) { return "boundary \"" + spec.sit
 
 // The environment's knobs fill what the caller left open.
 void Boundary::State::take_knobs() {
-  if (spec.force_stage == 0) spec.force_stage = env().force_stage;
+  if (spec.force_stage == StagePolicy::kFree)
+    spec.force_stage = static_cast<StagePolicy>(env().force_stage);
   if (spec.max_stage >= 1) spec.max_stage = std::max(spec.max_stage, env().max_stage);
 }
 
@@ -173,14 +179,15 @@ bool Boundary::State::variant_is_forced() const {
 
 // A function of what the ranks have compared, so all of them fail or none does.
 Status Boundary::State::validate() const {
-  if (spec.force_stage < 0 || spec.force_stage > 3 || spec.max_stage < 1 || spec.max_stage > 3)
+  const int forced = static_cast<int>(spec.force_stage);
+  if (spec.force_stage > StagePolicy::kGeneric || spec.max_stage < 1 || spec.max_stage > 3)
     return Status::error(Code::kInvalidArgument,
-                         where_is(spec) + ": force_stage is " + std::to_string(spec.force_stage) +
+                         where_is(spec) + ": force_stage is " + std::to_string(forced) +
                              " (accepted: 0 to 3) and max_stage " + std::to_string(spec.max_stage) +
                              " (accepted: 1 to 3)");
-  if (spec.force_stage != 0 && spec.force_stage < spec.max_stage)
+  if (forced != 0 && forced < spec.max_stage)
     return Status::error(Code::kInvalidArgument,
-                         where_is(spec) + ": stage " + std::to_string(spec.force_stage) +
+                         where_is(spec) + ": stage " + std::to_string(forced) +
                              " is forced, but max-stage " + std::to_string(spec.max_stage) +
                              " excludes it");
   if (spec.max_rows < 1)
@@ -269,11 +276,10 @@ Status Boundary::State::plan_bucket(Bucket& bucket) const {
                where_is(spec));
   Status forced_in_vain;  // a variant that is asked for by name runs, or nothing does
   const auto refusal = [&](Stage stage) -> Status {
-    const int number = static_cast<int>(stage);
-    if (spec.force_stage != 0 && spec.force_stage != number)
-      return Status::error(Code::kUnsupported,
-                           "stage " + std::to_string(spec.force_stage) + " is forced");
-    if (spec.force_stage == 0 && number < spec.max_stage)
+    const int number = static_cast<int>(stage), forced = static_cast<int>(spec.force_stage);
+    if (forced != 0 && forced != number)
+      return Status::error(Code::kUnsupported, "stage " + std::to_string(forced) + " is forced");
+    if (forced == 0 && number < spec.max_stage)
       return Status::error(Code::kUnsupported,
                            "max-stage " + std::to_string(spec.max_stage) + " excludes it");
     if (stage != Stage::kGeneric && !channel_state.where.peer_pointers)

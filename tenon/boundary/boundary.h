@@ -4,6 +4,7 @@
 #pragma once
 
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -28,6 +29,17 @@ enum class Stage : std::uint8_t {
 };
 std::string_view name(Stage stage);
 
+// Which stage boundaries take.
+enum class StagePolicy : std::uint8_t {
+  kFree = 0,  // the most fused one that is possible
+  kOneKernel = 1,
+  kTwoKernels = 2,  // this one and no other
+  kGeneric = 3,
+  kMixed = 4,  // of a model: its boundaries take the three in turn. No boundary by itself takes it
+};
+// What boundary number `site` of a model takes.
+StagePolicy policy_of_site(StagePolicy of_model, std::size_t site);
+
 // Stage 1's variants on a target, in order of preference: what force_variant may name. Empty where
 // the target is not in this build.
 std::span<const Variant> boundary_variants(Target target);
@@ -44,8 +56,8 @@ struct BoundarySpec {
   DType fp8 = DType::kE4M3;  // e4m3fn or e4m3fnuz
   int group = 128;
   ScaleLayout layout = ScaleLayout::kRow;
-  int force_stage = 0;        // 1 | 2 | 3; 0 leaves the choice. From --force-stage
-  int max_stage = 1;          // the most fused stage allowed. From --max-stage
+  StagePolicy force_stage = StagePolicy::kFree;  // From --force-stage
+  int max_stage = 1;                             // the most fused stage allowed. From --max-stage
   std::string force_variant;  // of stage 1: "one_shot", "two_shot"; empty leaves the choice
 };
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -37,6 +38,11 @@ class Fields {
   template <std::integral T>
   void operator()(std::string_view name, T value) {
     add(name, std::to_string(value));
+  }
+  template <class T>
+  requires std::is_enum_v<T>
+  void operator()(std::string_view name, T value) {  // an enum without names, as a number
+    add(name, std::to_string(static_cast<int>(value)));
   }
 
   struct Field {

@@ -20,7 +20,7 @@ struct ModelOptions {
   int max_context = 4096;         // positions that the rotary table covers
   // Of every boundary: 1 | 2 | 3; 0 leaves the choice. 4 runs boundary i in stage 1 + i % 3
   // (tests).
-  int force_stage = 0;
+  StagePolicy force_stage = StagePolicy::kFree;
   int max_stage = 1;  // the most fused stage allowed
   std::string force_variant;
   // Called while loading: bytes done, bytes in all. May be empty.

@@ -327,7 +327,7 @@ Status Engine::check(const EngineOptions& options) {
   TENON_TRY(
       Scheduler::check({options.max_batch, options.max_tokens_per_step, options.max_context}));
   TENON_TRY(check_number("num_tokens", options.num_tokens, 0, INT32_MAX));
-  TENON_TRY(check_number("force_stage", options.force_stage, 0, 4));
+  TENON_TRY(check_number("force_stage", static_cast<int>(options.force_stage), 0, 4));
   TENON_TRY(check_number("max_stage", options.max_stage, 1, 3));
   TENON_TRY(check_number("deadline in ms", options.deadline.count(), 1, INT32_MAX));
   TENON_TRY(nth_device(options.target, 0));

@@ -19,12 +19,13 @@ struct EngineOptions {
   std::string model;  // directory of a checkpoint
   int tp = 1;         // ranks
   Target target = Target::kCpu;
-  int max_batch = 16;                  // sequences that run together
-  int max_context = 4096;              // prompt and completion of one sequence
-  int max_tokens_per_step = 256;       // at least 64 + max_batch
-  int num_tokens = 0;                  // ids at or past this have no token; 0: all the model's ids
-  std::vector<std::int32_t> eos_ids;   // end a sequence, as those of the model's configuration do
-  int force_stage = 0, max_stage = 1;  // as in ModelOptions
+  int max_batch = 16;                 // sequences that run together
+  int max_context = 4096;             // prompt and completion of one sequence
+  int max_tokens_per_step = 256;      // at least 64 + max_batch
+  int num_tokens = 0;                 // ids at or past this have no token; 0: all the model's ids
+  std::vector<std::int32_t> eos_ids;  // end a sequence, as those of the model's configuration do
+  StagePolicy force_stage = StagePolicy::kFree;  // as in ModelOptions
+  int max_stage = 1;
   std::string force_variant;
   std::string transport = "auto";
   std::chrono::milliseconds deadline{30'000};

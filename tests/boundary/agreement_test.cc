@@ -26,7 +26,7 @@ BoundarySpec usual_spec() {
   spec.site = "test";
   spec.hidden = 512;
   spec.max_rows = 4;
-  spec.force_stage = 3;  // what every transport has
+  spec.force_stage = StagePolicy::kGeneric;  // what every transport has
   return spec;
 }
 
@@ -210,7 +210,7 @@ TEST(BoundaryAgreementChild, DISABLED_Make) {
   auto channel = BoundaryChannel::make(usual_channel(), **comm);
   ASSERT_TRUE(channel) << channel.status().to_string();
   BoundarySpec spec = usual_spec();
-  spec.force_stage = 0;
+  spec.force_stage = StagePolicy::kFree;
   const auto begin = Clock::now();
   const auto boundary = Boundary::make(spec, *channel);
   EXPECT_LT(Clock::now() - begin, kAtOnce);

@@ -114,7 +114,7 @@ Outputs run_chain(const Chain& chain, Target target, int ranks, int rows, int hi
     ASSERT_TRUE(stream);
     const auto channel = make_channel(comm, channel_of(hidden, rows, false));
     BoundarySpec spec = spec_of(hidden, rows);
-    spec.force_stage = chain.stage;
+    spec.force_stage = static_cast<StagePolicy>(chain.stage);
     spec.force_variant = chain.variant;
     auto boundary = Boundary::make(spec, channel);
     ASSERT_TRUE(boundary) << boundary.status().to_string();
@@ -168,10 +168,10 @@ TEST(Boundary, AForcedStageDoesNotOverrideTheOperatorsLimit) {
     const auto channel = make_channel(comm, channel_of(256, 4, true));
     BoundarySpec spec = spec_of(256, 4);
     spec.max_stage = 2;
-    spec.force_stage = 1;
+    spec.force_stage = StagePolicy::kOneKernel;
     expect_refused(spec, channel, "stage 1 is forced, but max-stage 2 excludes it");
     spec.max_stage = 0;
-    spec.force_stage = 0;
+    spec.force_stage = StagePolicy::kFree;
     expect_refused(spec, channel, "max_stage 0");
   });
 }
@@ -211,7 +211,7 @@ TEST(Boundary, RefusesWhatItsChannelWasNotMadeFor) {
     expect_refused(spec_of(512, 4), channel, "its channel was made for 4 rows of 256");
     BoundarySpec spec = spec_of(256, 4);
     spec.force_variant = "no_such";
-    spec.force_stage = 1;
+    spec.force_stage = StagePolicy::kOneKernel;
     expect_refused(spec, channel, "no variant is called \"no_such\"");
   });
 }
@@ -220,9 +220,9 @@ TEST(Boundary, ShardedResidualRefusesABoundaryThatRunsUnlikeTheOthers) {
   run_ranks(2, [](int, Communicator& comm) {
     const auto channel = make_channel(comm, channel_of(256, 4, true));
     BoundarySpec spec = spec_of(256, 4);
-    spec.force_stage = 1;
+    spec.force_stage = StagePolicy::kOneKernel;
     ASSERT_TRUE(Boundary::make(spec, channel));
-    spec.force_stage = 3;
+    spec.force_stage = StagePolicy::kGeneric;
     expect_refused(spec, channel, "must be alike");
   });
 }
@@ -252,7 +252,7 @@ TEST(Boundary, ReplaysFromAGraph) {
       auto stream = Stream::create(comm.device());
       const auto channel = make_channel(comm, channel_of(256, 5, false));
       BoundarySpec spec = spec_of(256, 5);
-      spec.force_stage = chain.stage;
+      spec.force_stage = static_cast<StagePolicy>(chain.stage);
       spec.force_variant = chain.variant;
       auto boundary = Boundary::make(spec, channel);
       ASSERT_TRUE(boundary);
@@ -284,7 +284,7 @@ TEST(Boundary, WorksAgainAfterSuspendAndResume) {
         const auto channel = make_channel(comm, channel_of(256, 5, false));
         ASSERT_TRUE(stream);
         BoundarySpec spec = spec_of(256, 5);
-        spec.force_stage = chain.stage;
+        spec.force_stage = static_cast<StagePolicy>(chain.stage);
         spec.force_variant = chain.variant;
         auto boundary = Boundary::make(spec, channel);
         ASSERT_TRUE(boundary);
@@ -318,7 +318,7 @@ TEST(Boundary, MixedStagesKeepOneResidual) {
       std::vector<Boundary> boundaries;
       for (const Chain& chain : kChains) {
         BoundarySpec spec = spec_of(kHidden, kRows);
-        spec.force_stage = mixed ? chain.stage : 1;
+        spec.force_stage = static_cast<StagePolicy>(mixed ? chain.stage : 1);
         spec.force_variant = mixed ? chain.variant : "one_shot";
         auto made = Boundary::make(spec, channel);
         ASSERT_TRUE(made) << made.status().to_string();

@@ -78,7 +78,7 @@ Result<Boundary> make_boundary(Communicator& comm, int stage, bool sharded = fal
   spec.hidden = kHidden;
   spec.max_rows = 8;
   spec.layout = ScaleLayout::kMnMajor;
-  spec.force_stage = stage;
+  spec.force_stage = static_cast<StagePolicy>(stage);
   return Boundary::make(spec, std::move(channel));
 }
 
@@ -378,14 +378,14 @@ TEST(BoundaryContract, ABoundaryThatCouldNotBeMadeLeavesNothingBehind) {
     spec.site = "too long";
     spec.hidden = 256;
     spec.max_rows = 10'000;
-    spec.force_stage = 2;
+    spec.force_stage = StagePolicy::kTwoKernels;
     const auto refused = Boundary::make(spec, *channel);
     ASSERT_FALSE(refused);
     EXPECT_NE(refused.status().message().find("rows is 10000"), std::string_view::npos)
         << refused.status().to_string();
     spec.site = "short";
     spec.max_rows = 64;
-    spec.force_stage = 1;
+    spec.force_stage = StagePolicy::kOneKernel;
     const auto made = Boundary::make(spec, *channel);
     ASSERT_TRUE(made) << made.status().to_string();
     EXPECT_EQ(made->stage(64), Stage::kOneKernel);

@@ -43,7 +43,7 @@ BoundarySpec spec_of(const reference::BoundaryCase& shape, const Chain& chain) {
   spec.fp8 = shape.fp8;
   spec.group = shape.group;
   spec.layout = shape.layout;
-  spec.force_stage = chain.stage;
+  spec.force_stage = static_cast<StagePolicy>(chain.stage);
   spec.force_variant = chain.variant;
   return spec;
 }

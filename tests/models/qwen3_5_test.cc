@@ -92,31 +92,34 @@ TEST(Qwen3_5, NoStageChangesABit) {
   for (int size : {1, 2}) {
     SCOPED_TRACE("ranks " + std::to_string(size));
     ModelOptions options = small_options();
-    options.force_stage = 3;
+    options.force_stage = StagePolicy::kGeneric;
     const auto generic = logits_of(size, moe.where(), options, turns, 0);
     ASSERT_EQ(generic.size(), 256u);
-    for (int stage : {0, 1, 2, kMixedStages}) {
-      options.force_stage = stage;
-      EXPECT_EQ(logits_of(size, moe.where(), options, turns, 0), generic) << "stage " << stage;
+    for (const StagePolicy policy : {StagePolicy::kFree, StagePolicy::kOneKernel,
+                                     StagePolicy::kTwoKernels, StagePolicy::kMixed}) {
+      options.force_stage = policy;
+      EXPECT_EQ(logits_of(size, moe.where(), options, turns, 0), generic)
+          << "stage " << static_cast<int>(policy);
     }
   }
 }
 
 TEST(Qwen3_5, ForcedStagesRun) {
   const OnDisk dense(dense_shape());
-  for (int stage : {1, 2, 3, kMixedStages}) {
+  for (const StagePolicy policy : {StagePolicy::kOneKernel, StagePolicy::kTwoKernels,
+                                   StagePolicy::kGeneric, StagePolicy::kMixed}) {
     ModelOptions options = small_options();
-    options.force_stage = stage;
+    options.force_stage = policy;
     with_model(2, dense.where(), options, [&](int, Model& model, Stream& stream) {
       ModelDriver driver(model, 4, stream);
       driver.step({{0, prompt(3, 1)}});
       std::map<int, std::uint64_t> by_stage, wanted;
       for (const BoundaryUse& use : model.boundary_uses())
         if (use.count > 0) by_stage[static_cast<int>(use.stage)] += use.count;
-      if (stage == kMixedStages)
+      if (policy == StagePolicy::kMixed)
         wanted = {{1, 3}, {2, 3}, {3, 3}};
       else
-        wanted[stage] = 9;
+        wanted[static_cast<int>(policy)] = 9;
       EXPECT_EQ(by_stage, wanted);
     });
   }

@@ -59,7 +59,7 @@ class TinyCheckpoint : public testing::Test {
     options.max_batch = 8;
     options.max_context = 512;
     options.num_tokens = tokenizer_->num_tokens();
-    options.force_stage = force_stage;
+    options.force_stage = static_cast<StagePolicy>(force_stage);
     auto engine = Engine::open(options);
     EXPECT_TRUE(engine) << engine.status().to_string();
     return std::move(*engine);

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "tenon/core/tensor.h"
@@ -20,6 +21,9 @@ inline void change(DType& value) {
                                   : DType::kBF16;
 }
 inline void change(ScaleLayout& value) { value = ScaleLayout::kUe8m0Packed; }
+template <class T>
+requires std::is_enum_v<T>
+void change(T& value) { value = static_cast<T>(static_cast<int>(value) == 0 ? 1 : 0); }
 inline void change(std::chrono::milliseconds& value) { value -= std::chrono::milliseconds(1); }
 
 // Something that cannot be.
@@ -29,6 +33,9 @@ inline void spoil(int& value) { value = -7; }
 inline void spoil(float& value) { value = -1.0f; }
 inline void spoil(DType& value) { value = static_cast<DType>(77); }
 inline void spoil(ScaleLayout& value) { value = static_cast<ScaleLayout>(77); }
+template <class T>
+requires std::is_enum_v<T>
+void spoil(T& value) { value = static_cast<T>(77); }
 inline void spoil(std::chrono::milliseconds& value) { value = std::chrono::milliseconds(-5); }
 
 // The names of the fields that all ranks must have alike.

@@ -264,7 +264,6 @@ Status Decoder::load(const ModelOptions& options, const Communicator& comm, Stre
 Status Decoder::make_site(std::string_view kind, const TensorView& norm, NormedForms forms,
                           const ModelOptions& options,
                           const std::shared_ptr<BoundaryChannel>& channel) {
-  const bool mixed = options.force_stage == kMixedStages;
   BoundarySpec spec;
   spec.site = kind;
   spec.hidden = config_.hidden;
@@ -274,7 +273,7 @@ Status Decoder::make_site(std::string_view kind, const TensorView& norm, NormedF
   spec.fresh_residual = sites_.empty();
   spec.want_bf16 = forms.bf16;
   spec.want_fp8 = forms.fp8;
-  spec.force_stage = mixed ? 1 + static_cast<int>(sites_.size() % 3) : options.force_stage;
+  spec.force_stage = policy_of_site(options.force_stage, sites_.size());
   spec.max_stage = options.max_stage;
   spec.force_variant = options.force_variant;
   TENON_ASSIGN(Boundary boundary, Boundary::make(spec, channel));
@@ -287,7 +286,7 @@ Status Decoder::join(const ModelOptions& options, Communicator& comm) {
   spec.hidden = config_.hidden;
   spec.max_rows = max_tokens_;
   spec.label = "model";
-  spec.sharded_residual = options.force_stage != kMixedStages;
+  spec.sharded_residual = options.force_stage != StagePolicy::kMixed;
   TENON_ASSIGN(const auto channel, BoundaryChannel::make(spec, comm));
 
   const Parts& first = parts_.front();
@@ -320,10 +319,10 @@ Status check_options(const ModelOptions& options) {
       return Status::error(
           Code::kInvalidArgument,
           std::string(name) + " is " + std::to_string(value) + "; accepted: 1 and more");
-  if (options.force_stage < 0 || options.force_stage > kMixedStages)
-    return Status::error(Code::kInvalidArgument, "force_stage is " +
-                                                     std::to_string(options.force_stage) +
-                                                     "; accepted: 0 (free), 1, 2, 3, or 4 (mixed)");
+  if (options.force_stage > StagePolicy::kMixed)
+    return Status::error(Code::kInvalidArgument,
+                         "force_stage is " + std::to_string(static_cast<int>(options.force_stage)) +
+                             "; accepted: 0 (free), 1, 2, 3, or 4 (mixed)");
   return Status::ok();
 }
 

@@ -10,11 +10,8 @@
 namespace tenon::qwen3_5 {
 
 // Loads this rank's share of the checkpoint in `directory` and makes the layers. Collective.
-// options.force_stage 1 to 3 forces every boundary's stage; kMixedStages runs boundary i in stage
-// 1 + i % 3, for tests: the result has the same bits.
+// Whatever stage options.force_stage asks for, the result has the same bits.
 Result<std::unique_ptr<Model>> open(const std::string& directory, const ModelOptions& options,
                                     Communicator& comm, Stream& stream);
-
-inline constexpr int kMixedStages = 4;
 
 }  // namespace tenon::qwen3_5

@@ -5,7 +5,7 @@
 // collective: every rank of the team calls it with the same shapes and the same plan.
 #pragma once
 
-#include "tenon/comm/channel.h"
+#include "tenon/comm/device/channel_view.h"
 #include "tenon/comm/partial_rows.h"
 #include "tenon/core/tensor.h"
 #include "tenon/device/plan.h"

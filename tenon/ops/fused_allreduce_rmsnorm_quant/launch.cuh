@@ -231,8 +231,8 @@ inline int span_of(std::int64_t hidden, int threads) {
   return vectors <= 2 * threads ? 2 : (vectors + threads - 1) / threads;
 }
 
-// launch.operator()<kInstance>() with the first instance that exists and serves the call.
-template <class T, class Wire, class Launch>
+// launch.operator()<KernelFor<…>>() with the first instance that exists and serves the call.
+template <class T, class Wire, class Protocol, class Launch>
 inline Status with_instance(const LaunchShape& shape, const FusedArgs& call, const Launch& launch) {
   const int span = span_of(call.norm.hidden, shape.threads);
   const bool is_usual = is_fast_path(call.norm, call.quant);
@@ -241,7 +241,9 @@ inline Status with_instance(const LaunchShape& shape, const FusedArgs& call, con
     constexpr Instance kInstance = kInstances[kIndex];
     if constexpr (exists<T, Wire>(kInstance)) {
       if (!serves(kInstance, span, call.team.size, is_usual)) return false;
-      status = launch.template operator()<kInstance>();
+      status =
+          launch.template operator()<KernelFor<T, Wire, kInstance.max_span, kInstance.max_ranks,
+                                               kInstance.fast_path, Protocol>>();
       return true;
     }
     return false;
@@ -284,14 +286,9 @@ inline Status launch_one_shot(const LaunchShape& shape, const Args& args, const 
   call.note = note_for(call, shape, Shots::kOne, Wire::kPacks);
   call.workers = shape.blocks;
   const bool row_each = call.rows <= shape.blocks && call.num_generations == 1;
-  return with_instance<T, Wire>(shape, call, [&]<Instance kInstance>() {
-    constexpr int kMaxSpan = kInstance.max_span, kRanks = kInstance.max_ranks;
-    constexpr bool kFastPath = kInstance.fast_path;
+  return with_instance<T, Wire, Protocol>(shape, call, [&]<class K>() {
     return tenon::launch(stream, with_note_block(shape, *team),
-                         row_each
-                             ? one_shot_row_kernel<T, Wire, kMaxSpan, kRanks, kFastPath, Protocol>
-                             : one_shot_kernel<T, Wire, kMaxSpan, kRanks, kFastPath, Protocol>,
-                         call);
+                         row_each ? one_shot_row_kernel<K> : one_shot_kernel<K>, call);
   });
 }
 
@@ -313,11 +310,8 @@ inline Status launch_two_shot(const LaunchShape& shape, const Args& args, const 
   call.spread_offset = static_cast<int>(fit * units.parts);  // not by how much there is: rule 2
   find_places(call);
   call.note = note_for(call, shape, Shots::kTwo, Wire::kPacks);
-  return with_instance<T, Wire>(shape, call, [&]<Instance kInstance>() {
-    constexpr int kMaxSpan = kInstance.max_span, kRanks = kInstance.max_ranks;
-    constexpr bool kFastPath = kInstance.fast_path;
-    return tenon::launch(stream, with_note_block(shape, *team),
-                         two_shot_kernel<T, Wire, kMaxSpan, kRanks, kFastPath, Protocol>, call);
+  return with_instance<T, Wire, Protocol>(shape, call, [&]<class K>() {
+    return tenon::launch(stream, with_note_block(shape, *team), two_shot_kernel<K>, call);
   });
 }
 

@@ -8,16 +8,16 @@
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
 // One row from its parts. `norm` and `quant` are at that row.
-template <class T, class Wire, int kMaxSpan, int kRanks, class Protocol>
+template <class K>
 TENON_DEVICE void finish_row(const FusedArgs& args, const NormSpec& norm, const QuantSpec& quant,
                              Call& call, int row, int rows_done, std::uint32_t entry,
-                             const ThreadSpan& span, const Own<kMaxSpan>& own,
-                             const PrefetchedRow<kMaxSpan>& ahead) {
-  Word4 held[kMaxSpan];
+                             const ThreadSpan& span, const Own<K::kMaxSpan>& own,
+                             const PrefetchedRow<K::kMaxSpan>& ahead) {
+  using T = typename K::T;
+  Word4 held[K::kMaxSpan];
   norm_row<T>(norm, rows_done, span, ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
-                take_sums<T, Wire, Protocol, kRanks, kMaxSpan, kVectors>(
-                    args, call, row, entry, vector, own, EarlyLook{}, sums);
+                take_sums<K, kVectors>(args, call, row, entry, vector, own, EarlyLook{}, sums);
               });
   if (quant.codes == nullptr) return;
   quantize_to_tensors<T>(quant, 0, span, held);
@@ -37,15 +37,16 @@ TENON_DEVICE void hold_all(NormSpec& norm, QuantSpec& quant) {
 }
 
 // No more rows than blocks, one generation: nothing but the way of one row.
-template <class T, class Wire, int kMaxSpan, int kRanks, bool kFastPath,
-          class Protocol = SoundProtocol>
+template <class K>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
+  using Protocol = typename K::Protocol;
+  constexpr int kMaxSpan = K::kMaxSpan;
   const int row = block_id();
   const bool has_row = row < args.rows;
   const ThreadSpan span = own_span<kMaxSpan>(args.norm.hidden / kVector);
-  NormSpec norm = at_row(choose_path<kFastPath>(args.norm), has_row ? row : 0);
-  QuantSpec quant = at_row(choose_path<kFastPath>(args.quant), has_row ? row : 0);
+  NormSpec norm = at_row(choose_path<K::kFastPath>(args.norm), has_row ? row : 0);
+  QuantSpec quant = at_row(choose_path<K::kFastPath>(args.quant), has_row ? row : 0);
   std::uint32_t place = in_slot(args.entry_units, row);
   hold_all(norm, quant);
   hold(place);
@@ -64,21 +65,21 @@ one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   if (!has_row) return finish_without_data<Protocol>(args.team, call, args.note, 1);
   send_notes_first(args.team, call, args.note);
   const std::uint32_t entry = in_mailbox(args, call, place);
-  send_part<Wire, Protocol, kRanks>(args, call, row, entry, own);
+  send_part<K>(args, call, row, entry, own);
   const auto ahead = prefetch_row<kMaxSpan>(norm, span);
   count_call<Protocol>(args.team, call, 1);
-  finish_row<T, Wire, kMaxSpan, kRanks, Protocol>(args, norm, quant, call, row, 0, entry, span, own,
-                                                  ahead);
+  finish_row<K>(args, norm, quant, call, row, 0, entry, span, own, ahead);
 }
 
 // Any number of rows. Each block sends a row ahead of the one it works on, so that the link is
 // never idle.
-template <class T, class Wire, int kMaxSpan, int kRanks, bool kFastPath,
-          class Protocol = SoundProtocol>
+template <class K>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 one_shot_kernel(TENON_ARGS(FusedArgs) args) {
-  const NormSpec call_norm = choose_path<kFastPath>(args.norm);
-  const QuantSpec call_quant = choose_path<kFastPath>(args.quant);
+  using Protocol = typename K::Protocol;
+  constexpr int kMaxSpan = K::kMaxSpan;
+  const NormSpec call_norm = choose_path<K::kFastPath>(args.norm);
+  const QuantSpec call_quant = choose_path<K::kFastPath>(args.quant);
   enter<Protocol>();
   Call call = begin_call<Protocol>(args.team);
   if (block_id() >= args.workers)
@@ -103,12 +104,10 @@ one_shot_kernel(TENON_ARGS(FusedArgs) args) {
       const auto entry = [&](int of) {
         return in_mailbox(args, call, in_slot(args.entry_units, of));
       };
-      if (next < chunk)
-        send_part<Wire, Protocol, kRanks>(args, call, first + next, entry(next), sent);
+      if (next < chunk) send_part<K>(args, call, first + next, entry(next), sent);
       if (index >= 0) {
-        finish_row<T, Wire, kMaxSpan, kRanks, Protocol>(args, norm, at_row(call_quant, row), call,
-                                                        row, rows_done++, entry(index), span, own,
-                                                        ahead);
+        finish_row<K>(args, norm, at_row(call_quant, row), call, row, rows_done++, entry(index),
+                      span, own, ahead);
       } else if (first == 0) {
         count_call<Protocol>(args.team, call, static_cast<std::uint32_t>(args.num_generations));
       }

@@ -35,6 +35,18 @@ struct FusedArgs {
   QuantSpec quant;
 };
 
+// What a kernel is compiled for, and so the functions that it calls: the type of elements, how rows
+// travel (wire.cuh), the most vectors of a thread, the most ranks, whether it takes usual calls
+// alone (is_fast_path()), and the rules of the exchange (comm/device/exchange.cuh).
+template <class Element, class WireForm, int kSpan, int kMostRanks, bool kUsual, class Rules>
+struct KernelFor {
+  using T = Element;
+  using Wire = WireForm;
+  using Protocol = Rules;
+  static constexpr int kMaxSpan = kSpan, kRanks = kMostRanks;
+  static constexpr bool kFastPath = kUsual;
+};
+
 // Where entry `entry` begins in an area whose entries have `units` each, from the slot's beginning;
 // and from the mailbox's. In units, as every `entry` below, which counts from the mailbox's.
 TENON_DEVICE std::uint32_t in_slot(int units, int entry) {
@@ -91,18 +103,19 @@ TENON_DEVICE Own<kMaxSpan> load_own(const FusedArgs& args, int row) {
 
 // All threads of a block: this rank's part of a row to every peer, a PART of rule 6. `entry`: where
 // the row's entry begins.
-template <class Wire, class Protocol, int kRanks, int kMaxSpan>
+template <class K>
 TENON_DEVICE void send_part(const FusedArgs& args, const Call& call, int row, std::uint32_t entry,
-                            const Own<kMaxSpan>& own) {
-  if constexpr (kRanks == 1) return;
+                            const Own<K::kMaxSpan>& own) {
+  using Wire = typename K::Wire;
+  if constexpr (K::kRanks == 1) return;
   const auto send_vector = [&](int i, Word4 words) {
-    const Parcel parcel = wrap<Wire, Protocol>(words);
+    const Parcel parcel = wrap<Wire, typename K::Protocol>(words);
     if (call.lost) return;
-    for_peers<kRanks>(args.team, [&](int peer) {
+    for_peers<K::kRanks>(args.team, [&](int peer) {
       post<Wire>(at_unit(args.part_to[peer], entry), args.vectors, i, parcel);
     });
   };
-  if constexpr (Own<kMaxSpan>::kKept) {
+  if constexpr (Own<K::kMaxSpan>::kKept) {
     send_vector(thread_id(), own.words);
   } else {
     const std::byte* const from = args.partial + row * args.partial_stride;
@@ -119,20 +132,25 @@ TENON_DEVICE std::byte* part_from(const FusedArgs& args, std::uint32_t entry, in
 }
 
 // What a thread that looks ahead sees of its vector of a row's part.
-template <class Wire, int kMaxSpan, int kRanks>
+template <class K>
 TENON_DEVICE EarlyLook look_early(const FusedArgs& args, std::uint32_t entry) {
   EarlyLook early;
-  if constexpr (kLooksAhead<kMaxSpan, kRanks>)
-    early.words = look(address_of<Wire>(part_from<kRanks>(args, entry, 1 - args.team.rank),
-                                        args.vectors, thread_id(), &early.rest));
+  if constexpr (kLooksAhead<K::kMaxSpan, K::kRanks>)
+    early.words =
+        look(address_of<typename K::Wire>(part_from<K::kRanks>(args, entry, 1 - args.team.rank),
+                                          args.vectors, thread_id(), &early.rest));
   return early;
 }
 
 // Step 1 of one vector of which every peer has sent its part: sums in rank order.
-template <class T, class Wire, class Protocol, int kRanks, int kMaxSpan>
+template <class K>
 TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, int row, std::uint32_t entry,
                            int vector, const Word4& own, const EarlyLook& early,
                            float (&sum)[kVector]) {
+  using T = typename K::T;
+  using Wire = typename K::Wire;
+  using Protocol = typename K::Protocol;
+  constexpr int kRanks = K::kRanks, kMaxSpan = K::kMaxSpan;
   const int rank = args.team.rank, size = args.team.size, vectors = args.vectors;
   const auto name = static_cast<std::uint32_t>(row);
   float addend[kVector];
@@ -173,19 +191,17 @@ TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, int row, std::uint
 }
 
 // The same for kVectors vectors from `vector` on.
-template <class T, class Wire, class Protocol, int kRanks, int kMaxSpan, int kVectors>
+template <class K, int kVectors>
 TENON_DEVICE void take_sums(const FusedArgs& args, Call& call, int row, std::uint32_t entry,
-                            int vector, const Own<kMaxSpan>& kept, const EarlyLook& early,
+                            int vector, const Own<K::kMaxSpan>& kept, const EarlyLook& early,
                             float (&sums)[kVectors * kVector]) {
-  if constexpr (Own<kMaxSpan>::kKept && kVectors == 1) {
-    take_sum<T, Wire, Protocol, kRanks, kMaxSpan>(args, call, row, entry, vector, kept.words, early,
-                                                  sums);
+  if constexpr (Own<K::kMaxSpan>::kKept && kVectors == 1) {
+    take_sum<K>(args, call, row, entry, vector, kept.words, early, sums);
   } else {
     const std::byte* const own = args.partial + row * args.partial_stride + vector * 16;
     for (int i = 0; i < kVectors; ++i) {
       float sum[kVector];
-      take_sum<T, Wire, Protocol, kRanks, kMaxSpan>(args, call, row, entry, vector + i,
-                                                    load16(own + i * 16), EarlyLook{}, sum);
+      take_sum<K>(args, call, row, entry, vector + i, load16(own + i * 16), EarlyLook{}, sum);
       for (int k = 0; k < kVector; ++k) sums[i * kVector + k] = sum[k];
     }
   }

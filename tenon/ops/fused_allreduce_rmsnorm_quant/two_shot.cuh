@@ -83,9 +83,12 @@ TENON_DEVICE const std::byte* part_for(const FusedArgs& args, int first_row, int
 
 // My part of every row of a stripe to its owner: FIRST PARTs and LATE PARTs of rule 6. `read`: what
 // a thread that looks ahead has read.
-template <class Wire, class Protocol, int kMaxSpan, int kRanks>
+template <class K>
 TENON_DEVICE void scatter_stripe(const FusedArgs& args, const Call& call, const Stripe& stripe,
                                  const Word4& read) {
+  using Wire = typename K::Wire;
+  using Protocol = typename K::Protocol;
+  constexpr int kMaxSpan = K::kMaxSpan, kRanks = K::kRanks;
   for_peers<kRanks>(args.team, [&](int peer) {
     const std::byte* const from = part_for<kRanks>(args, stripe.first_row, peer);
     if (from == nullptr) return;
@@ -111,21 +114,27 @@ struct OwnRow {
   PrefetchedRow<kMaxSpan> ahead;
   EarlyLook early;
 };
-template <class Wire, int kMaxSpan, int kRanks>
-TENON_DEVICE OwnRow<kMaxSpan> read_own_row(const FusedArgs& args, const NormSpec& norm,
-                                           const Stripe& stripe, const ThreadSpan& span) {
+template <class K>
+TENON_DEVICE OwnRow<K::kMaxSpan> read_own_row(const FusedArgs& args, const NormSpec& norm,
+                                              const Stripe& stripe, const ThreadSpan& span) {
+  constexpr int kMaxSpan = K::kMaxSpan;
   const int row = stripe.first_row + args.team.rank;
   if (row >= args.rows) return {};
   return {load_own<kMaxSpan>(args, row), prefetch_row<kMaxSpan>(at_row(norm, row), span),
-          look_early<Wire, kMaxSpan, kRanks>(args, stripe.parts)};
+          look_early<K>(args, stripe.parts)};
 }
 
 // My row of a stripe: its norm, and the results (RESULT of rule 6) to every peer. `lost_words` are
 // the block's, for odd turns and even.
-template <class T, class Wire, int kMaxSpan, int kRanks, class Protocol>
+template <class K>
 TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, const QuantSpec& quant,
                           Call& call, const Stripe& stripe, int rows_done, const ThreadSpan& span,
-                          const OwnRow<kMaxSpan>& read, Word4* image, std::uint32_t* lost_words) {
+                          const OwnRow<K::kMaxSpan>& read, Word4* image,
+                          std::uint32_t* lost_words) {
+  using T = typename K::T;
+  using Wire = typename K::Wire;
+  using Protocol = typename K::Protocol;
+  constexpr int kMaxSpan = K::kMaxSpan, kRanks = K::kRanks;
   Word4 held[kMaxSpan];
   const int row = stripe.first_row + args.team.rank;
   std::uint32_t* const lost_word = &lost_words[rows_done % 2];
@@ -139,8 +148,8 @@ TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, cons
   const NormSpec norm = at_row(call_norm, row);
   norm_row<T>(norm, rows_done, span, read.ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
-                take_sums<T, Wire, Protocol, kRanks, kMaxSpan, kVectors>(
-                    args, call, row, stripe.parts, vector, read.own, read.early, sums);
+                take_sums<K, kVectors>(args, call, row, stripe.parts, vector, read.own, read.early,
+                                       sums);
                 if (call.lost) *lost_word = 1;
               });
   call.lost |= *lost_word != 0;  // set before the barriers of norm_row, so all threads agree
@@ -172,9 +181,13 @@ TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, cons
 }
 
 // The row of a peer: what its owner has sent.
-template <class T, class Wire, int kMaxSpan, class Protocol>
+template <class K>
 TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& call,
                            const Stripe& stripe, int owner, const ThreadSpan& span) {
+  using T = typename K::T;
+  using Wire = typename K::Wire;
+  using Protocol = typename K::Protocol;
+  constexpr int kMaxSpan = K::kMaxSpan;
   const ChannelView& team = args.team;
   const int hidden = args.norm.hidden, row = stripe.first_row + owner;
   const std::uint32_t result =
@@ -228,12 +241,13 @@ TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& 
 // In between come the reads for the next step, before the stores to peers, which they would wait
 // behind. The first and the last step use the links one way only. A generation may begin between
 // any two steps: rule 6 in comm/device/exchange.cuh.
-template <class T, class Wire, int kMaxSpan, int kRanks, bool kFastPath,
-          class Protocol = SoundProtocol>
+template <class K>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 two_shot_kernel(TENON_ARGS(FusedArgs) args) {
-  const NormSpec norm = choose_path<kFastPath>(args.norm);
-  const QuantSpec quant = choose_path<kFastPath>(args.quant);
+  using Protocol = typename K::Protocol;
+  constexpr int kMaxSpan = K::kMaxSpan, kRanks = K::kRanks;
+  const NormSpec norm = choose_path<K::kFastPath>(args.norm);
+  const QuantSpec quant = choose_path<K::kFastPath>(args.quant);
   TENON_SHARED(Word4, image, kMaxImage);
   TENON_SHARED(std::uint32_t, lost_words, 2);
   enter<Protocol>();
@@ -267,17 +281,15 @@ two_shot_kernel(TENON_ARGS(FusedArgs) args) {
     const Stripe theirs = mine;
     mine = sent;
     sent = next < num_stripes ? stripe_at(args, call, next, entry) : no_stripe(args);
-    const auto own = read_own_row<Wire, kMaxSpan, kRanks>(args, norm, mine, span);
-    scatter_stripe<Wire, Protocol, kMaxSpan, kRanks>(args, call, sent, read);
+    const auto own = read_own_row<K>(args, norm, mine, span);
+    scatter_stripe<K>(args, call, sent, read);
     if (next < stride) count_call<Protocol>(args.team, call, num_generations);
     read_next(next + stride);
     if (mine.first_row + rank < args.rows)
-      own_row<T, Wire, kMaxSpan, kRanks, Protocol>(args, norm, quant, call, mine, rows_done++, span,
-                                                   own, image, lost_words);
+      own_row<K>(args, norm, quant, call, mine, rows_done++, span, own, image, lost_words);
     for (int peer = 0; peer < size - 1; ++peer) {
       const int owner = rank_of_peer<kRanks>(args.team, peer);
-      if (theirs.first_row + owner < args.rows)
-        peer_row<T, Wire, kMaxSpan, Protocol>(args, quant, call, theirs, owner, span);
+      if (theirs.first_row + owner < args.rows) peer_row<K>(args, quant, call, theirs, owner, span);
     }
     if (quant.codes == nullptr || quant.layout == ScaleLayout::kRow) continue;
     for (int row = theirs.first_row; row < theirs.first_row + size; ++row)  // every rank all rows
