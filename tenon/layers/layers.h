@@ -169,12 +169,14 @@ class Head {
   RowPlans plans_;  // by sequences; none when the table is empty
 };
 
-// Gated attention: q|gate per head and k|v in one projection, head norms and rotary embedding on
-// the way into the cache, attention with its sigmoid gate, output projection.
+// Attention: q, or q|gate, per head and k|v in one projection, head norms and rotary embedding on
+// the way into the cache, attention with its sigmoid gate if it has one, output projection.
 struct AttentionSpec {
   int q_heads = 0, kv_heads = 0, head_dim = 0;  // of this rank
-  float eps = 1e-6f;
-  Matrix qkv;                 // [q_heads · 2 · head_dim + 2 · kv_heads · head_dim, hidden]
+  float eps = 1e-6f;                            // of the head norms
+  float norm_offset = 1;                        // added to their weights
+  bool gated = true;                            // each q head is followed by its gate
+  Matrix qkv;  // [(gated ? 2 : 1) · q_heads · head_dim + 2 · kv_heads · head_dim, hidden]
   TensorView q_norm, k_norm;  // bf16 or f32 [head_dim], both of one type
   TensorView cos_sin;         // f32 [positions, rotary_dim]
   Matrix out;                 // [hidden, q_heads · head_dim]

@@ -1,4 +1,4 @@
-// The two token mixers: gated attention over the paged cache, Gated DeltaNet over its state.
+// The two token mixers: attention over the paged cache, Gated DeltaNet over its state.
 #include "tenon/layers/layers.h"
 #include "tenon/ops/attention/attention.h"
 #include "tenon/ops/gated_delta_net/gated_delta_net.h"
@@ -50,13 +50,20 @@ Result<StepView> planned_step(std::int64_t tokens, bool decode, LayerContext& co
 
 namespace {
 
-// Projected rows: q and gate of each head in turn, then k heads, then v heads.
+// Columns of q, and of its gate if it has one.
+std::int64_t q_width(const AttentionSpec& spec) {
+  return std::int64_t{spec.gated ? 2 : 1} * spec.q_heads * spec.head_dim;
+}
+
+// Projected rows: q of each head, with its gate behind it if it has one; then k heads, then v
+// heads.
 struct Projected {
-  TensorView q, gate, k, v;
+  TensorView q, k, v;
+  std::optional<TensorView> gate;
   Projected(const AttentionSpec& spec, const TensorView& rows) {
-    const std::int64_t dim = spec.head_dim, after_q = std::int64_t{2} * spec.q_heads * dim;
-    q = heads(rows, 0, spec.q_heads, dim, 2 * dim);
-    gate = heads(rows, dim, spec.q_heads, dim, 2 * dim);
+    const std::int64_t dim = spec.head_dim, after_q = q_width(spec);
+    q = heads(rows, 0, spec.q_heads, dim, spec.gated ? 2 * dim : dim);
+    if (spec.gated) gate = heads(rows, dim, spec.q_heads, dim, 2 * dim);
     k = heads(rows, after_q, spec.kv_heads, dim, dim);
     v = heads(rows, after_q + spec.kv_heads * dim, spec.kv_heads, dim, dim);
   }
@@ -71,6 +78,7 @@ rope::Args rope_args(const AttentionSpec& spec, const TensorView& projected, con
           .q_norm = spec.q_norm,
           .k_norm = spec.k_norm,
           .eps = spec.eps,
+          .norm_offset = spec.norm_offset,
           .positions = step.positions,
           .cos_sin = spec.cos_sin,
           .slot_mapping = step.slot_mapping,
@@ -100,7 +108,7 @@ Result<Attention> Attention::make(const AttentionSpec& spec, LayerContext& conte
   layer.spec_ = spec;
   Scratch& scratch = context.scratch;
   const std::int64_t dim = spec.head_dim, max_rows = scratch.max_rows();
-  const std::int64_t width = 2 * (spec.q_heads + spec.kv_heads) * dim;
+  const std::int64_t width = q_width(spec) + std::int64_t{2} * spec.kv_heads * dim;
   TENON_ASSIGN(layer.projected_, scratch.rows("attention qkv", DType::kBF16, width));
   TENON_ASSIGN(layer.q_,
                scratch.tensor("attention q", DType::kBF16, {max_rows, spec.q_heads, dim}));

@@ -14,12 +14,14 @@
 
 namespace tenon {
 
+// Runs boundary i in stage 1 + i % 3, for tests: the result has the same bits.
+inline constexpr int kMixedStages = 4;
+
 struct ModelOptions {
   int max_tokens_per_step = 256;  // rows of the largest step
   int max_sequences = 16;         // rows of logits
   int max_context = 4096;         // positions that the rotary table covers
-  // Of every boundary: 1 | 2 | 3; 0 leaves the choice. 4 runs boundary i in stage 1 + i % 3
-  // (tests).
+  // Of every boundary: 1 | 2 | 3; 0 leaves the choice; kMixedStages.
   int force_stage = 0;
   int max_stage = 1;  // the most fused stage allowed
   std::string force_variant;

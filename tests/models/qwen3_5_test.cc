@@ -1,7 +1,7 @@
 // The whole model on random tiny checkpoints: what it loads and refuses, how it is cut for a team,
 // how many boundaries it has, and that no choice of stage, batch or chunk changes a bit.
 // Not here: right values (golden_test.cc).
-#include "tenon/models/qwen3_5/qwen3_5.h"
+#include "tenon/models/model.h"
 
 #include <gtest/gtest.h>
 
