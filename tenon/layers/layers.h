@@ -16,6 +16,7 @@
 #include "tenon/comm/partial_rows.h"
 #include "tenon/core/tensor.h"
 #include "tenon/device/runtime.h"
+#include "tenon/layers/caches.h"
 #include "tenon/layers/step.h"
 #include "tenon/ops/fp8_quant/fp8_quant.h"
 #include "tenon/ops/moe_combine/moe_combine.h"
@@ -182,11 +183,15 @@ struct AttentionSpec {
   Matrix out;                 // [hidden, q_heads · head_dim]
 };
 
+// k and v, by blocks of tokens.
+std::vector<CacheSpec> cache_specs(const AttentionSpec& spec, int block_tokens);
+
 class Attention {
  public:
   static Result<Attention> make(const AttentionSpec& spec, LayerContext& context);
-  Status run(const NormedRows& x, const StepView& step, const TensorView& k_cache,
-             const TensorView& v_cache, const PartialRows& out, Stream& stream) const;
+  // `caches`: its own, as cache_specs() lists them.
+  Status run(const NormedRows& x, const StepView& step, CacheViews caches, const PartialRows& out,
+             Stream& stream) const;
   NormedForms forms() const;
 
  private:
@@ -209,11 +214,14 @@ struct DeltaNetSpec {
   Matrix out;                 // [hidden, v_heads · head_dim]
 };
 
+// The last inputs of the convolution and the state, by sequences.
+std::vector<CacheSpec> cache_specs(const DeltaNetSpec& spec);
+
 class DeltaNet {
  public:
   static Result<DeltaNet> make(const DeltaNetSpec& spec, LayerContext& context);
-  Status run(const NormedRows& x, const StepView& step, const TensorView& conv_state,
-             const TensorView& state, const PartialRows& out, Stream& stream) const;
+  Status run(const NormedRows& x, const StepView& step, CacheViews caches, const PartialRows& out,
+             Stream& stream) const;
   NormedForms forms() const;
 
  private:
@@ -224,18 +232,21 @@ class DeltaNet {
   OutProjection finish_;
 };
 
-// Either of the two, and which cache of its kind it uses.
+// Either of the two, and the first of its caches among those of the model.
 class Mixer {
  public:
-  Mixer(Attention attention, int cache_index) : held_(std::move(attention)), cache_(cache_index) {}
-  Mixer(DeltaNet delta_net, int cache_index) : held_(std::move(delta_net)), cache_(cache_index) {}
-  Status run(const NormedRows& x, const StepView& step, const CacheViews& caches,
-             const PartialRows& out, Stream& stream) const;
+  Mixer(Attention attention, std::size_t first_cache)
+      : held_(std::move(attention)), first_cache_(first_cache) {}
+  Mixer(DeltaNet delta_net, std::size_t first_cache)
+      : held_(std::move(delta_net)), first_cache_(first_cache) {}
+  // `caches`: all of the model.
+  Status run(const NormedRows& x, const StepView& step, CacheViews caches, const PartialRows& out,
+             Stream& stream) const;
   NormedForms forms() const;
 
  private:
   std::variant<Attention, DeltaNet> held_;
-  int cache_;
+  std::size_t first_cache_;
 };
 
 // gate|up in one projection, SiLU·mul, down.

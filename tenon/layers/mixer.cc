@@ -103,6 +103,16 @@ attention::Args attention_args(const AttentionSpec& spec, const TensorView& proj
 
 }  // namespace
 
+std::vector<CacheSpec> cache_specs(const AttentionSpec& spec, int block_tokens) {
+  const CacheSpec k{.name = "k",
+                    .dtype = DType::kBF16,
+                    .per = CacheSpec::Per::kBlock,
+                    .shape = {block_tokens, spec.kv_heads, spec.head_dim}};
+  CacheSpec v = k;
+  v.name = "v";
+  return {k, v};
+}
+
 Result<Attention> Attention::make(const AttentionSpec& spec, LayerContext& context) {
   Attention layer;
   layer.spec_ = spec;
@@ -141,8 +151,9 @@ Result<Attention> Attention::make(const AttentionSpec& spec, LayerContext& conte
   return layer;
 }
 
-Status Attention::run(const NormedRows& x, const StepView& step, const TensorView& k_cache,
-                      const TensorView& v_cache, const PartialRows& out, Stream& stream) const {
+Status Attention::run(const NormedRows& x, const StepView& step, CacheViews caches,
+                      const PartialRows& out, Stream& stream) const {
+  const TensorView &k_cache = caches[0], &v_cache = caches[1];
   const std::int64_t rows = step.num_tokens;
   const TensorView projected = projected_.rows(0, rows), q = q_.rows(0, rows);
   const TensorView attended = attended_.rows(0, rows);
@@ -201,6 +212,18 @@ gated_delta_net::Args delta_net_args(const DeltaNetSpec& spec, const DeltaNetRow
 
 }  // namespace
 
+std::vector<CacheSpec> cache_specs(const DeltaNetSpec& spec) {
+  const std::int64_t dim = spec.head_dim, conv_dim = (2 * spec.k_heads + spec.v_heads) * dim;
+  return {{.name = "convolution",
+           .dtype = DType::kBF16,
+           .per = CacheSpec::Per::kSequence,
+           .shape = {gated_delta_net::kTaps - 1, conv_dim}},
+          {.name = "state",
+           .dtype = DType::kF32,
+           .per = CacheSpec::Per::kSequence,
+           .shape = {spec.v_heads, dim, dim}}};
+}
+
 Result<DeltaNet> DeltaNet::make(const DeltaNetSpec& spec, LayerContext& context) {
   DeltaNet layer;
   layer.spec_ = spec;
@@ -233,15 +256,15 @@ Result<DeltaNet> DeltaNet::make(const DeltaNetSpec& spec, LayerContext& context)
   return layer;
 }
 
-Status DeltaNet::run(const NormedRows& x, const StepView& step, const TensorView& conv_state,
-                     const TensorView& state, const PartialRows& out, Stream& stream) const {
+Status DeltaNet::run(const NormedRows& x, const StepView& step, CacheViews caches,
+                     const PartialRows& out, Stream& stream) const {
   const std::int64_t rows = step.num_tokens;
   const DeltaNetRows part = DeltaNetRows{projected_, ba_, convolved_, mixed_}.first(rows);
   const RowPlans& mix = step.max_tokens_per_sequence == 1 ? mix_decode_ : mix_prefill_;
   TENON_TRY(project_.run(x, part.projected, stream));
   TENON_TRY(project_ba_.run(x, part.ba, stream));
-  TENON_TRY(gated_delta_net::run(mix.at(rows), delta_net_args(spec_, part, step, conv_state, state),
-                                 stream));
+  TENON_TRY(gated_delta_net::run(mix.at(rows),
+                                 delta_net_args(spec_, part, step, caches[0], caches[1]), stream));
   return finish_.run(part.mixed, out.addend, stream);
 }
 
@@ -254,13 +277,13 @@ NormedForms DeltaNet::forms() const {
 
 // --- Mixer ----------------------------------------------------------------------------------
 
-Status Mixer::run(const NormedRows& x, const StepView& step, const CacheViews& caches,
+Status Mixer::run(const NormedRows& x, const StepView& step, CacheViews caches,
                   const PartialRows& out, Stream& stream) const {
-  const auto at = static_cast<std::size_t>(cache_);
-  if (const auto* attention = std::get_if<Attention>(&held_))
-    return attention->run(x, step, caches.k[at], caches.v[at], out, stream);
-  return std::get<DeltaNet>(held_).run(x, step, caches.conv_state[at], caches.state[at], out,
-                                       stream);
+  return std::visit(
+      [&](const auto& mixer) {
+        return mixer.run(x, step, caches.subspan(first_cache_), out, stream);
+      },
+      held_);
 }
 
 NormedForms Mixer::forms() const {

@@ -59,8 +59,7 @@ class Decoder final : public Model {
   int num_ids() const override { return spec_.num_ids; }
   std::vector<std::int32_t> eos_ids() const override { return spec_.eos_ids; }
   std::int64_t weight_bytes() const override { return spec_.weight_bytes; }
-  Result<LogitsShard> forward(const StepView& step, const CacheViews& caches,
-                              Stream& stream) override;
+  Result<LogitsShard> forward(const StepView& step, CacheViews caches, Stream& stream) override;
   std::vector<BoundaryUse> boundary_uses() const override;
 
   // This rank's part of the construction: scratch and plans. Not collective.
@@ -71,10 +70,9 @@ class Decoder final : public Model {
 
  private:
   Status make_rows(Scratch& scratch);
-  Status make_layer(const DecoderLayer& from, LayerContext& context, int* kv_layer,
-                    int* state_layer);
+  Status make_layer(const DecoderLayer& from, LayerContext& context, std::size_t first_cache);
   Status make_layers(LayerContext& context, int rank, Stream& stream);
-  Status check(const StepView& step, const CacheViews& caches) const;
+  Status check(const StepView& step, CacheViews caches) const;
   Status make_site(std::string_view kind, const TensorView& norm, NormedForms forms,
                    const ModelOptions& options, const std::shared_ptr<BoundaryChannel>& channel);
 
@@ -92,8 +90,7 @@ class Decoder final : public Model {
   std::optional<Head> head_;
 };
 
-Result<LogitsShard> Decoder::forward(const StepView& step, const CacheViews& caches,
-                                     Stream& stream) {
+Result<LogitsShard> Decoder::forward(const StepView& step, CacheViews caches, Stream& stream) {
   TENON_TRY(check(step, caches));
   const StepRows rows = rows_.first(step.num_tokens);
 
@@ -108,7 +105,7 @@ Result<LogitsShard> Decoder::forward(const StepView& step, const CacheViews& cac
   return head_->run(rows.x, step.logit_rows, stream);
 }
 
-Status Decoder::check(const StepView& step, const CacheViews& caches) const {
+Status Decoder::check(const StepView& step, CacheViews caches) const {
   const auto refuse = [](const std::string& what, std::size_t found, const std::string& accepted) {
     return Status::error(
         Code::kInvalidArgument,
@@ -120,15 +117,9 @@ Status Decoder::check(const StepView& step, const CacheViews& caches) const {
   if (step.num_sequences < 1 || step.num_sequences > max_sequences_)
     return refuse("num_sequences", static_cast<std::size_t>(step.num_sequences),
                   at_most(max_sequences_));
-  const auto exactly = [](int count) {
-    return std::to_string(count) + ", one per layer of that kind";
-  };
-  for (const auto* each : {&caches.k, &caches.v})
-    if (each->size() != static_cast<std::size_t>(caches_.num_kv_layers))
-      return refuse("the number of kv caches", each->size(), exactly(caches_.num_kv_layers));
-  for (const auto* each : {&caches.conv_state, &caches.state})
-    if (each->size() != static_cast<std::size_t>(caches_.num_state_layers))
-      return refuse("the number of states", each->size(), exactly(caches_.num_state_layers));
+  if (caches.size() != caches_.caches.size())
+    return refuse("the number of caches", caches.size(),
+                  std::to_string(caches_.caches.size()) + ", those of cache_layout()");
   return Status::ok();
 }
 
@@ -166,15 +157,21 @@ Status Decoder::make_rows(Scratch& scratch) {
   return Status::ok();
 }
 
-Status Decoder::make_layer(const DecoderLayer& from, LayerContext& context, int* kv_layer,
-                           int* state_layer) {
+std::vector<CacheSpec> cache_specs(const DecoderLayer& layer) {
+  if (const auto* attention = std::get_if<AttentionSpec>(&layer.mixer))
+    return cache_specs(*attention, kBlockTokens);
+  return cache_specs(std::get<DeltaNetSpec>(layer.mixer));
+}
+
+Status Decoder::make_layer(const DecoderLayer& from, LayerContext& context,
+                           std::size_t first_cache) {
   std::optional<Mixer> mixer;
   if (const auto* spec = std::get_if<AttentionSpec>(&from.mixer)) {
     TENON_ASSIGN(Attention attention, Attention::make(*spec, context));
-    mixer.emplace(std::move(attention), (*kv_layer)++);
+    mixer.emplace(std::move(attention), first_cache);
   } else {
     TENON_ASSIGN(DeltaNet delta_net, DeltaNet::make(std::get<DeltaNetSpec>(from.mixer), context));
-    mixer.emplace(std::move(delta_net), (*state_layer)++);
+    mixer.emplace(std::move(delta_net), first_cache);
   }
   std::optional<Mlp> mlp;
   if (const auto* spec = std::get_if<ExpertsSpec>(&from.mlp)) {
@@ -192,9 +189,11 @@ Status Decoder::make_layer(const DecoderLayer& from, LayerContext& context, int*
 Status Decoder::make_layers(LayerContext& context, int rank, Stream& stream) {
   const std::int32_t vocab_begin = rank * spec_.vocab_width;
   TENON_ASSIGN(embedding_, Embedding::make(spec_.embedding, vocab_begin, context));
-  int kv_layer = 0, state_layer = 0;  // of the caches
-  for (const DecoderLayer& from : spec_.layers)
-    TENON_TRY(make_layer(from, context, &kv_layer, &state_layer));
+  std::size_t first_cache = 0;
+  for (const DecoderLayer& from : spec_.layers) {
+    TENON_TRY(make_layer(from, context, first_cache));
+    first_cache += cache_specs(from).size();
+  }
   TENON_ASSIGN(head_, Head::make(spec_.head, vocab_begin, spec_.vocab_width, context, stream));
   return Status::ok();
 }
@@ -206,7 +205,6 @@ Status Decoder::prepare(DecoderSpec spec, const ModelOptions& options, const Com
   max_tokens_ = options.max_tokens_per_step;
   max_sequences_ = options.max_sequences;
   caches_ = tenon::cache_layout(spec_);
-  caches_.block_tokens = kBlockTokens;
 
   Scratch scratch(stream, max_tokens_);
   TENON_TRY(make_rows(scratch));
@@ -293,21 +291,14 @@ Status check_options(const ModelOptions& options) {
 }  // namespace
 
 CacheLayout cache_layout(const DecoderSpec& spec) {
-  CacheLayout caches;
-  for (const DecoderLayer& layer : spec.layers) {
-    if (const auto* attention = std::get_if<AttentionSpec>(&layer.mixer)) {
-      ++caches.num_kv_layers;
-      caches.kv_heads = attention->kv_heads;
-      caches.head_dim = attention->head_dim;
-    } else {
-      const auto& delta_net = std::get<DeltaNetSpec>(layer.mixer);
-      ++caches.num_state_layers;
-      caches.conv_dim = (2 * delta_net.k_heads + delta_net.v_heads) * delta_net.head_dim;
-      caches.v_heads = delta_net.v_heads;
-      caches.key_dim = caches.value_dim = delta_net.head_dim;
+  CacheLayout layout;
+  layout.block_tokens = kBlockTokens;
+  for (std::size_t i = 0; i < spec.layers.size(); ++i)
+    for (CacheSpec& each : cache_specs(spec.layers[i])) {
+      each.name.insert(0, "layer " + std::to_string(i) + " ");
+      layout.caches.push_back(std::move(each));
     }
-  }
-  return caches;
+  return layout;
 }
 
 Result<std::unique_ptr<Model>> open_decoder(DecoderFiles& files, const std::string& directory,

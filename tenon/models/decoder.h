@@ -50,7 +50,7 @@ class DecoderFiles {
   virtual Result<DecoderSpec> load(const ModelOptions& options, Stream& stream) = 0;
 };
 
-// The caches of one rank.
+// The caches of one rank, those of a layer behind those of the layers in front of it.
 CacheLayout cache_layout(const DecoderSpec& spec);
 
 // Opens a decoder. Collective: a rank that fails alone does not leave the others waiting, and all

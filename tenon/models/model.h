@@ -10,6 +10,7 @@
 #include "tenon/comm/communicator.h"
 #include "tenon/device/runtime.h"
 #include "tenon/layers/boundary.h"
+#include "tenon/layers/caches.h"
 #include "tenon/layers/step.h"
 
 namespace tenon {
@@ -40,8 +41,7 @@ class Model {
   virtual std::vector<std::int32_t> eos_ids() const = 0;
   // Collective: every rank runs the same step. Launches only. The logits stay valid until the next
   // call.
-  virtual Result<LogitsShard> forward(const StepView& step, const CacheViews& caches,
-                                      Stream& stream) = 0;
+  virtual Result<LogitsShard> forward(const StepView& step, CacheViews caches, Stream& stream) = 0;
   virtual std::vector<BoundaryUse> boundary_uses() const = 0;
   virtual std::int64_t weight_bytes() const = 0;  // on this rank
 };

@@ -11,6 +11,7 @@
 #include "tenon/comm/communicator.h"
 #include "tenon/models/model.h"
 #include "tenon/ops/registry.h"
+#include "tenon/runtime/cache_memory.h"
 #include "tenon/runtime/step_input.h"
 
 namespace tenon {
@@ -48,23 +49,17 @@ class Rank {
  private:
   explicit Rank(const EngineOptions& options);
   Status allocate();
-  Status check_cache_bytes(const CacheLayout& caches) const;
-  Status no_room_for_caches(double wanted, const std::string& found,
-                            const std::string& accepted) const;
-  Status allocate_caches(const CacheLayout& caches);
   Status plan_sampling();
   TensorView gathered_logits(int rows) const;
   Status run_on_stream(std::span<const std::byte> input);
-  Status clear_caches(const StepReader::Caches& held);
 
-  int max_batch_, max_context_, max_blocks_total_, num_tokens_;
+  int max_batch_, max_context_, num_tokens_;
   StepLayout layout_;
   std::unique_ptr<Communicator> comm_;
   std::optional<Stream> stream_;
   std::unique_ptr<Model> model_;
   Buffer input_, logits_, drawn_;
-  std::vector<Buffer> cache_memory_;
-  std::vector<TensorView> k_, v_, conv_state_, state_;
+  CacheMemory caches_;
   Plan sampling_plan_;
   std::vector<std::byte> received_;
   std::vector<std::int32_t> drawn_host_;

@@ -96,8 +96,7 @@ StepCommand StepReader::command(std::span<const std::byte> host) {
   return read_header(host).command;
 }
 
-StepReader::Caches StepReader::caches(const StepLayout& layout, std::span<const std::byte> host,
-                                      int row) {
+HeldCaches StepReader::caches(const StepLayout& layout, std::span<const std::byte> host, int row) {
   const auto field = [&](int which) {
     return reinterpret_cast<const std::int32_t*>(host.data() + layout.offset_[which]);
   };

@@ -9,6 +9,7 @@
 
 #include "tenon/core/tensor.h"
 #include "tenon/layers/step.h"
+#include "tenon/runtime/cache_memory.h"
 #include "tenon/runtime/scheduler.h"
 
 namespace tenon {
@@ -70,13 +71,9 @@ struct StepReader {
   struct Sampling {
     TensorView temperature, top_k, top_p, seed, position;
   };
-  // The caches that a sequence of the step has written to so far.
-  struct Caches {
-    std::span<const std::int32_t> blocks;
-    std::int32_t state_slot = -1;
-  };
   static StepCommand command(std::span<const std::byte> host);
-  static Caches caches(const StepLayout& layout, std::span<const std::byte> host, int row);
+  // What a sequence of the step has written to so far.
+  static HeldCaches caches(const StepLayout& layout, std::span<const std::byte> host, int row);
   static StepView step(const StepLayout& layout, std::span<const std::byte> host, void* base,
                        Device device);
   static Sampling sampling(const StepLayout& layout, std::span<const std::byte> host, void* base,

@@ -2,6 +2,8 @@
 // sequences, then one more token of each from the caches.
 #include <gtest/gtest.h>
 
+#include <array>
+
 #include "tests/support/layer_bench.h"
 #include "tests/support/targets.h"
 
@@ -165,7 +167,7 @@ TEST(Attention, ReadsWhatTheModelSays) {
       const std::size_t elements = kBlocks * kSequences * 4 * Model::kDim;
       const TensorView k = layer.put_bf16(Doubles(elements, NAN), pages);
       const TensorView v = layer.put_bf16(Doubles(elements, NAN), pages);
-      const CacheViews caches{{&k, 1}, {&v, 1}, {}, {}};
+      const std::array<TensorView, 2> caches{k, v};
 
       const Step prompt = make_step(layer, {0, 0}, {5, 2}), next = make_step(layer, {5, 2}, {1, 1});
       for (const Step* step : {&prompt, &next}) {
@@ -284,7 +286,7 @@ TEST(DeltaNet, ReadsWhatTheModelSays) {
       const TensorView state =
           layer.put_f32(Doubles(kSequences * Model::kValues * Model::kDim * Model::kDim, NAN),
                         {kSequences, Model::kValues, Model::kDim, Model::kDim});
-      const CacheViews caches{{}, {}, {&conv_state, 1}, {&state, 1}};
+      const std::array<TensorView, 2> caches{conv_state, state};
 
       const Step prompt = make_step(layer, {0, 0}, {5, 2}), next = make_step(layer, {5, 2}, {1, 1});
       for (const Step* step : {&prompt, &next}) {

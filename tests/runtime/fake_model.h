@@ -46,14 +46,18 @@ class FakeModel final : public Model {
     logits_.resize(static_cast<std::size_t>(width_ * max_sequences));
   }
 
+  // The first cache has a 32-bit token for each place of a block, the second NaN where a poisoned
+  // one lies; the third and the fourth have a State for each sequence, and a NaN or nothing.
+  // Further caches of blocks are never looked at.
   CacheLayout cache_layout() const override {
-    CacheLayout layout;  // k: one 32-bit token; state: a count, a hash and a NaN or nothing
-    layout.num_kv_layers = options_.kv_layers;  // v: NaN where a poisoned token lies
-    layout.kv_heads = 1;
-    layout.head_dim = 2;
-    layout.num_state_layers = layout.v_heads = layout.key_dim = 1;
-    layout.conv_dim = 2;
-    layout.value_dim = sizeof(State) / 4;
+    using Per = CacheSpec::Per;
+    CacheLayout layout;
+    layout.caches = {{"tokens", DType::kI32, Per::kBlock, {64}},
+                     {"poison", DType::kI32, Per::kBlock, {64}},
+                     {"state", DType::kI32, Per::kSequence, {sizeof(State) / 4}},
+                     {"poisoned", DType::kI32, Per::kSequence, {3}}};
+    for (int layer = 1; layer < options_.kv_layers; ++layer)
+      layout.caches.push_back({"more", DType::kF32, Per::kBlock, {64, 2}});
     return layout;
   }
   int vocab_size() const override { return options_.vocab; }
@@ -62,7 +66,7 @@ class FakeModel final : public Model {
   std::vector<BoundaryUse> boundary_uses() const override { return {}; }
   std::int64_t weight_bytes() const override { return 0; }
 
-  Result<LogitsShard> forward(const StepView& step, const CacheViews& caches, Stream&) override {
+  Result<LogitsShard> forward(const StepView& step, CacheViews caches, Stream&) override {
     if (options_.before_step) TENON_TRY(options_.before_step(comm_.rank(), steps_));
     ++steps_;
     TENON_TRY(demand(step.sequence_starts.as<std::int32_t>()[0] == 0, "the first start"));
@@ -85,11 +89,11 @@ class FakeModel final : public Model {
     return Status::error(Code::kInternal, std::string("fake model: ") + what + " does not agree");
   }
 
-  Status run_sequence(const StepView& step, const CacheViews& caches, int row) {
+  Status run_sequence(const StepView& step, CacheViews caches, int row) {
     const auto* starts = step.sequence_starts.as<std::int32_t>();
     const int slot = step.state_slots.as<std::int32_t>()[row];
-    TENON_TRY(demand(slot >= 0 && slot < caches.state[0].shape[0], "the state slot"));
-    auto* state = caches.state[0].as<State>() + slot;
+    TENON_TRY(demand(slot >= 0 && slot < caches[2].shape[0], "the state slot"));
+    auto* state = caches[2].as<State>() + slot;
     const bool fresh = step.fresh.as<std::int32_t>()[row] != 0;
     if (fresh) state->count = state->hash = 0;
     const int count = starts[row + 1] - starts[row];
@@ -102,8 +106,8 @@ class FakeModel final : public Model {
       TENON_TRY(demand(
           step.positions.as<std::int32_t>()[token] == static_cast<std::int32_t>(state->count),
           "the position of a token"));
-      TENON_TRY(demand(place >= 0 && place < caches.k[0].shape[0] * 64, "the slot of a token"));
-      caches.k[0].as<std::int32_t>()[place] = id;
+      TENON_TRY(demand(place >= 0 && place < caches[0].shape[0] * 64, "the slot of a token"));
+      caches[0].as<std::int32_t>()[place] = id;
       if (id == options_.poison) poison(caches, slot, place);
       state->hash = extended_hash(state->hash, id);
       ++state->count;
@@ -117,33 +121,33 @@ class FakeModel final : public Model {
     return Status::ok();
   }
 
-  void poison(const CacheViews& caches, int slot, int place) {
-    caches.state[0].as<State>()[slot].nan = kNan;
-    caches.conv_state[0].as<std::uint32_t>()[slot * 3] = kNan;
-    caches.v[0].as<std::uint32_t>()[place] = kNan;
+  void poison(CacheViews caches, int slot, int place) {
+    caches[2].as<State>()[slot].nan = kNan;
+    caches[3].as<std::uint32_t>()[slot * 3] = kNan;
+    caches[1].as<std::uint32_t>()[place] = kNan;
   }
 
   // NaN anywhere in what the sequence holds: also past its end, where a kernel may multiply by 0.
-  bool is_poisoned(const StepView& step, const CacheViews& caches, int row, int length) const {
+  bool is_poisoned(const StepView& step, CacheViews caches, int row, int length) const {
     if (options_.poison < 0) return false;
     const int slot = step.state_slots.as<std::int32_t>()[row];
-    if (caches.state[0].as<State>()[slot].nan == kNan) return true;
-    if (caches.conv_state[0].as<std::uint32_t>()[slot * 3] == kNan) return true;
+    if (caches[2].as<State>()[slot].nan == kNan) return true;
+    if (caches[3].as<std::uint32_t>()[slot * 3] == kNan) return true;
     const auto* table = step.block_table.as<std::int32_t>() + row * step.block_table.shape[1];
     for (int block = 0; block < (length + 63) / 64; ++block)
       for (int i = 0; i < 64; ++i)
-        if (caches.v[0].as<std::uint32_t>()[table[block] * 64 + i] == kNan) return true;
+        if (caches[1].as<std::uint32_t>()[table[block] * 64 + i] == kNan) return true;
     return false;
   }
 
   // The same hash, from the kv cache and the block table alone.
-  static std::uint32_t hash_of_blocks(const StepView& step, const CacheViews& caches, int row,
+  static std::uint32_t hash_of_blocks(const StepView& step, CacheViews caches, int row,
                                       int length) {
     const auto* table = step.block_table.as<std::int32_t>() + row * step.block_table.shape[1];
     std::uint32_t hash = 0;
     for (int position = 0; position < length; ++position)
-      hash = extended_hash(
-          hash, caches.k[0].as<std::int32_t>()[table[position / 64] * 64 + position % 64]);
+      hash = extended_hash(hash,
+                           caches[0].as<std::int32_t>()[table[position / 64] * 64 + position % 64]);
     return hash;
   }
 

@@ -38,14 +38,15 @@ class ModelDriver {
         max_sequences_(max_sequences) {
     lengths_.resize(static_cast<std::size_t>(max_sequences));
     const std::int64_t blocks = max_sequences * kBlocksPerSequence;
-    for (int i = 0; i < layout_.num_kv_layers; ++i)
-      for (auto* views : {&k_, &v_})
-        views->push_back(allocate(
-            DType::kBF16, {blocks, layout_.block_tokens, layout_.kv_heads, layout_.head_dim}));
-    for (int i = 0; i < layout_.num_state_layers; ++i) {
-      conv_state_.push_back(allocate(DType::kBF16, {max_sequences, 3, layout_.conv_dim}));
-      state_.push_back(allocate(
-          DType::kF32, {max_sequences, layout_.v_heads, layout_.key_dim, layout_.value_dim}));
+    for (const CacheSpec& spec : layout_.caches) {
+      TensorView cache = spec.tensor(nullptr, stream_.device(),
+                                     spec.per == CacheSpec::Per::kBlock ? blocks : max_sequences);
+      auto memory = Buffer::allocate(stream_.device(), cache.bytes());
+      EXPECT_TRUE(memory) << memory.status().message();
+      cache.data = memory->data();
+      std::fill_n(cache.as<std::uint8_t>(), cache.bytes(), std::uint8_t{0xff});  // NaN: never read
+      memory_.push_back(*std::move(memory));
+      caches_.push_back(cache);
     }
   }
 
@@ -57,9 +58,8 @@ class ModelDriver {
   // `padding` tokens are appended that belong to no sequence.
   ShardRows step(const std::vector<Turn>& turns, int padding = 0) {
     StepView step = fill(turns, padding);
-    const CacheViews caches{k_, v_, conv_state_, state_};
     Result<LogitsShard> shard = Status();
-    around_forward([&] { shard = model_.forward(step, caches, stream_); });
+    around_forward([&] { shard = model_.forward(step, caches_, stream_); });
     ShardRows result;
     EXPECT_TRUE(shard) << shard.status().message();
     if (!shard || !stream_.synchronize()) return result;
@@ -72,16 +72,6 @@ class ModelDriver {
   }
 
  private:
-  TensorView allocate(DType dtype, std::initializer_list<std::int64_t> shape) {
-    TensorView tensor = view(nullptr, dtype, stream_.device(), shape);
-    auto memory = Buffer::allocate(stream_.device(), tensor.bytes());
-    EXPECT_TRUE(memory) << memory.status().message();
-    tensor.data = memory->data();
-    std::fill_n(tensor.as<std::uint8_t>(), tensor.bytes(), std::uint8_t{0xff});  // NaN: never read
-    memory_.push_back(*std::move(memory));
-    return tensor;
-  }
-
   TensorView ints(const std::vector<std::int32_t>& values) {
     inputs_.push_back(values);
     return view(inputs_.back().data(), DType::kI32, stream_.device(),
@@ -141,7 +131,7 @@ class ModelDriver {
   CacheLayout layout_;
   int max_sequences_;
   std::vector<int> lengths_;
-  std::vector<TensorView> k_, v_, conv_state_, state_;
+  std::vector<TensorView> caches_;
   std::vector<Buffer> memory_;
   std::vector<std::vector<std::int32_t>> inputs_;
 };
