@@ -25,7 +25,7 @@ ONLY = {
 # What a floor may see of another that it otherwise may not, or may see only in part.
 RUNTIME_OPS = re.compile(r"tenon/ops/(sampling/|registry\.h)")
 RUNTIME_MODELS = "tenon/models/model.h"
-RUNTIME_LAYERS = re.compile(r"tenon/layers/(caches|step|boundary)\.h")
+RUNTIME_LAYERS = re.compile(r"tenon/layers/(caches\.h|step\.h|step_fields\.def|boundary\.h)")
 # A thread of its own kind has the process's stack size, no name, and throws when there is none.
 PLAIN_THREAD = re.compile(r"\bstd::(jthread|async|thread)\b(?!::)|\bpthread_create\b")
 THREAD_HOME = "tenon/core/thread.cc"
@@ -77,7 +77,7 @@ def check_tenon_include(path, target):
         if theirs == "models" and target != RUNTIME_MODELS:
             return f"includes {target}: the runtime may see models/model.h only"
         if theirs == "layers" and not RUNTIME_LAYERS.match(target):
-            return f"includes {target}: the runtime may see layers/caches.h, step.h and boundary.h only"
+            return f"includes {target}: the runtime may see layers/caches.h, step.h, step_fields.def and boundary.h only"
     return None
 
 

@@ -97,6 +97,7 @@ struct LayerContext {
   NormedRows x;        // both forms of the normed rows, at the largest step
   TensorView partial;  // [max rows, hidden]: where mixers and mlps leave their addend
   int max_sequences = 1, max_blocks = 1;  // rows and columns of the largest block table
+  int max_logits = 1;                     // rows
   int block_tokens = 64;
 };
 
@@ -165,9 +166,9 @@ class Head {
   Result<LogitsShard> run(const NormedRows& x, const TensorView& logit_rows, Stream& stream) const;
 
  private:
-  TensorView table_, logits_;  // logits_: f32 [max sequences, width]
+  TensorView table_, logits_;  // logits_: f32 [max logits, width]
   std::int32_t vocab_begin_ = 0;
-  RowPlans plans_;  // by sequences; none when the table is empty
+  RowPlans plans_;  // by rows of logits; none when the table is empty
 };
 
 // Attention: q, or q|gate, per head and k|v in one projection, head norms and rotary embedding on

@@ -32,14 +32,12 @@ Result<StepView> planned_step(std::int64_t tokens, bool decode, LayerContext& co
   const std::int64_t sequences =
       decode || tokens < context.max_sequences ? tokens : context.max_sequences;
   StepView step;
-  step.num_tokens = static_cast<int>(tokens);
-  step.num_sequences = static_cast<int>(sequences);
-  step.max_tokens_per_sequence = decode ? 1 : static_cast<int>(tokens);
+  step.shape = {static_cast<int>(tokens), static_cast<int>(sequences), 0, decode};
   TENON_ASSIGN(step.token_ids, scratch.placeholder(DType::kI32, {tokens}));
   step.positions = step.slot_mapping = step.token_ids;
   TENON_ASSIGN(step.sequence_starts, scratch.placeholder(DType::kI32, {sequences + 1}));
   TENON_ASSIGN(step.sequence_lengths, scratch.placeholder(DType::kI32, {sequences}));
-  step.state_slots = step.fresh = step.logit_rows = step.sequence_lengths;
+  step.state_from = step.state_to = step.fresh = step.sequence_lengths;
   TENON_ASSIGN(step.block_table, scratch.placeholder(DType::kI32, {sequences, context.max_blocks}));
   return step;
 }
@@ -154,10 +152,10 @@ Result<Attention> Attention::make(const AttentionSpec& spec, LayerContext& conte
 Status Attention::run(const NormedRows& x, const StepView& step, CacheViews caches,
                       const PartialRows& out, Stream& stream) const {
   const TensorView &k_cache = caches[0], &v_cache = caches[1];
-  const std::int64_t rows = step.num_tokens;
+  const std::int64_t rows = step.shape.tokens;
   const TensorView projected = projected_.rows(0, rows), q = q_.rows(0, rows);
   const TensorView attended = attended_.rows(0, rows);
-  const RowPlans& attend = step.max_tokens_per_sequence == 1 ? attend_decode_ : attend_prefill_;
+  const RowPlans& attend = step.shape.decode ? attend_decode_ : attend_prefill_;
   TENON_TRY(project_.run(x, projected, stream));
   TENON_TRY(
       rope::run(rope_.at(rows), rope_args(spec_, projected, q, step, k_cache, v_cache), stream));
@@ -201,13 +199,14 @@ gated_delta_net::Args delta_net_args(const DeltaNetSpec& spec, const DeltaNetRow
           .k_heads = spec.k_heads,
           .v_heads = spec.v_heads,
           .sequence_starts = step.sequence_starts,
-          .state_slots = step.state_slots,
+          .state_from = step.state_from,
+          .state_to = step.state_to,
           .fresh = step.fresh,
           .conv_state = conv_state,
           .state = state,
           .scratch = rows.convolved,
           .out = rows.mixed,
-          .max_tokens_per_sequence = step.max_tokens_per_sequence};
+          .max_tokens_per_sequence = step.shape.decode ? 1 : step.shape.tokens};
 }
 
 }  // namespace
@@ -258,9 +257,9 @@ Result<DeltaNet> DeltaNet::make(const DeltaNetSpec& spec, LayerContext& context)
 
 Status DeltaNet::run(const NormedRows& x, const StepView& step, CacheViews caches,
                      const PartialRows& out, Stream& stream) const {
-  const std::int64_t rows = step.num_tokens;
+  const std::int64_t rows = step.shape.tokens;
   const DeltaNetRows part = DeltaNetRows{projected_, ba_, convolved_, mixed_}.first(rows);
-  const RowPlans& mix = step.max_tokens_per_sequence == 1 ? mix_decode_ : mix_prefill_;
+  const RowPlans& mix = step.shape.decode ? mix_decode_ : mix_prefill_;
   TENON_TRY(project_.run(x, part.projected, stream));
   TENON_TRY(project_ba_.run(x, part.ba, stream));
   TENON_TRY(gated_delta_net::run(mix.at(rows),

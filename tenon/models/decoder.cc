@@ -59,8 +59,8 @@ class Decoder final : public Model {
   int num_ids() const override { return spec_.num_ids; }
   std::vector<std::int32_t> eos_ids() const override { return spec_.eos_ids; }
   std::int64_t weight_bytes() const override { return spec_.weight_bytes; }
-  Result<LogitsShard> forward(const StepView& step, CacheViews caches, Stream& stream) override;
-  std::vector<BoundaryUse> boundary_uses() const override;
+  Result<StepOutput> forward(const StepView& step, CacheViews caches, Stream& stream) override;
+  std::vector<BoundaryUse> boundary_uses(const StepCounts& steps) const override;
 
   // This rank's part of the construction: scratch and plans. Not collective.
   Status prepare(DecoderSpec spec, const ModelOptions& options, const Communicator& comm,
@@ -79,7 +79,7 @@ class Decoder final : public Model {
   DecoderSpec spec_;
   int num_ranks_ = 1;
   CacheLayout caches_;
-  int max_tokens_ = 0, max_sequences_ = 0;
+  int max_tokens_ = 0, max_sequences_ = 0, max_logits_ = 0;
   std::vector<Buffer> scratch_;
   StepRows rows_;
   std::optional<Embedding> embedding_;
@@ -90,9 +90,9 @@ class Decoder final : public Model {
   std::optional<Head> head_;
 };
 
-Result<LogitsShard> Decoder::forward(const StepView& step, CacheViews caches, Stream& stream) {
+Result<StepOutput> Decoder::forward(const StepView& step, CacheViews caches, Stream& stream) {
   TENON_TRY(check(step, caches));
-  const StepRows rows = rows_.first(step.num_tokens);
+  const StepRows rows = rows_.first(step.shape.tokens);
 
   TENON_TRY(embedding_->run(step.token_ids, rows.partial, stream));
   TENON_TRY(after_embedding_->run(rows, stream));
@@ -102,31 +102,37 @@ Result<LogitsShard> Decoder::forward(const StepView& step, CacheViews caches, St
     TENON_TRY(layer.mlp.run(rows.x, rows.partial, stream));
     TENON_TRY(layer.after_mlp.run(rows, stream));
   }
-  return head_->run(rows.x, step.logit_rows, stream);
+  StepOutput output;
+  TENON_ASSIGN(output.logits, head_->run(rows.x, step.logit_rows, stream));
+  if (step.wants_hidden) output.hidden = rows.x.bf16;
+  return output;
 }
 
 Status Decoder::check(const StepView& step, CacheViews caches) const {
-  const auto refuse = [](const std::string& what, std::size_t found, const std::string& accepted) {
-    return Status::error(
-        Code::kInvalidArgument,
-        "forward: " + what + " is " + std::to_string(found) + "; accepted: " + accepted);
+  const auto in_range = [](std::string_view what, std::int64_t found, std::int64_t least,
+                           std::int64_t most) {
+    if (found >= least && found <= most) [[likely]]
+      return Status::ok();
+    return Status::error(Code::kInvalidArgument, "forward: the number of " + std::string(what) +
+                                                     " is " + std::to_string(found) +
+                                                     "; accepted: " + std::to_string(least) +
+                                                     " to " + std::to_string(most));
   };
-  const auto at_most = [](int limit) { return "1 to " + std::to_string(limit); };
-  if (step.num_tokens < 1 || step.num_tokens > max_tokens_)
-    return refuse("num_tokens", static_cast<std::size_t>(step.num_tokens), at_most(max_tokens_));
-  if (step.num_sequences < 1 || step.num_sequences > max_sequences_)
-    return refuse("num_sequences", static_cast<std::size_t>(step.num_sequences),
-                  at_most(max_sequences_));
-  if (caches.size() != caches_.caches.size())
-    return refuse("the number of caches", caches.size(),
-                  std::to_string(caches_.caches.size()) + ", those of cache_layout()");
-  return Status::ok();
+  const auto num_caches = static_cast<std::int64_t>(caches_.caches.size());
+  TENON_TRY(in_range("tokens", step.shape.tokens, 1, max_tokens_));
+  TENON_TRY(in_range("sequences", step.shape.sequences, 1, max_sequences_));
+  TENON_TRY(in_range("rows of logits", step.shape.logits, 0, max_logits_));
+  return in_range("caches", static_cast<std::int64_t>(caches.size()), num_caches, num_caches);
 }
 
-std::vector<BoundaryUse> Decoder::boundary_uses() const {
+// A step runs every site once, in the bucket of its rows, recorded or not.
+std::vector<BoundaryUse> Decoder::boundary_uses(const StepCounts& steps) const {
   std::vector<BoundaryUse> all;
-  const auto add = [&all](const Site& site) {
-    for (const BoundaryUse& use : site.boundary.uses()) {
+  const auto add = [&](const Site& site) {
+    int below = 0;  // rows of the bucket before
+    for (BoundaryUse use : site.boundary.uses()) {
+      use.count = steps.between(below, use.max_rows);
+      below = use.max_rows;
       const auto same = std::find_if(all.begin(), all.end(), [&](const BoundaryUse& other) {
         return other.site == use.site && other.max_rows == use.max_rows &&
                other.stage == use.stage && other.variant == use.variant;
@@ -200,10 +206,13 @@ Status Decoder::make_layers(LayerContext& context, int rank, Stream& stream) {
 
 Status Decoder::prepare(DecoderSpec spec, const ModelOptions& options, const Communicator& comm,
                         Stream& stream) {
+  if (spec.layers.empty())
+    return Status::error(Code::kInternal, "the decoder has no layers; accepted: 1 and more");
   spec_ = std::move(spec);
   num_ranks_ = comm.size();
   max_tokens_ = options.max_tokens_per_step;
   max_sequences_ = options.max_sequences;
+  max_logits_ = options.max_logits > 0 ? options.max_logits : options.max_sequences;
   caches_ = tenon::cache_layout(spec_);
 
   Scratch scratch(stream, max_tokens_);
@@ -215,6 +224,7 @@ Status Decoder::prepare(DecoderSpec spec, const ModelOptions& options, const Com
                        .partial = rows_.partial.addend,
                        .max_sequences = max_sequences_,
                        .max_blocks = (options.max_context + kBlockTokens - 1) / kBlockTokens,
+                       .max_logits = max_logits_,
                        .block_tokens = kBlockTokens};
   TENON_TRY(make_layers(context, comm.rank(), stream));
   scratch_ = scratch.take_buffers();
@@ -272,6 +282,10 @@ Status Decoder::join(const ModelOptions& options, Communicator& comm) {
 }
 
 Status check_options(const ModelOptions& options) {
+  if (options.max_logits < 0)
+    return Status::error(Code::kInvalidArgument, "max_logits is " +
+                                                     std::to_string(options.max_logits) +
+                                                     "; accepted: 0 (one per sequence) and more");
   const std::array<std::pair<const char*, int>, 3> sizes{
       {{"max_tokens_per_step", options.max_tokens_per_step},
        {"max_sequences", options.max_sequences},

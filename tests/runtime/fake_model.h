@@ -63,19 +63,23 @@ class FakeModel final : public Model {
   int vocab_size() const override { return options_.vocab; }
   int num_ids() const override { return options_.num_ids; }
   std::vector<std::int32_t> eos_ids() const override { return {options_.eos}; }
-  std::vector<BoundaryUse> boundary_uses() const override { return {}; }
+  bool launches_only() const override { return false; }
+  std::vector<BoundaryUse> boundary_uses(const StepCounts&) const override { return {}; }
   std::int64_t weight_bytes() const override { return 0; }
 
-  Result<LogitsShard> forward(const StepView& step, CacheViews caches, Stream&) override {
+  Result<StepOutput> forward(const StepView& step, CacheViews caches, Stream&) override {
     if (options_.before_step) TENON_TRY(options_.before_step(comm_.rank(), steps_));
     ++steps_;
     TENON_TRY(demand(step.sequence_starts.as<std::int32_t>()[0] == 0, "the first start"));
-    for (int sequence = 0; sequence < step.num_sequences; ++sequence)
+    TENON_TRY(demand(step.shape.logits == step.shape.sequences, "the number of logits"));
+    for (int sequence = 0; sequence < step.shape.sequences; ++sequence)
       TENON_TRY(run_sequence(step, caches, sequence));
-    LogitsShard shard;
-    shard.logits = view(logits_.data(), DType::kF32, comm_.device(), {step.num_sequences, width_});
-    shard.vocab_begin = comm_.rank() * width_;
-    return shard;
+    TENON_TRY(check_padding(step));
+    StepOutput output;
+    output.logits.logits =
+        view(logits_.data(), DType::kF32, comm_.device(), {step.shape.logits, width_});
+    output.logits.vocab_begin = comm_.rank() * width_;
+    return output;
   }
 
  private:
@@ -91,13 +95,15 @@ class FakeModel final : public Model {
 
   Status run_sequence(const StepView& step, CacheViews caches, int row) {
     const auto* starts = step.sequence_starts.as<std::int32_t>();
-    const int slot = step.state_slots.as<std::int32_t>()[row];
+    const int slot = step.state_to.as<std::int32_t>()[row];
+    TENON_TRY(demand(slot == step.state_from.as<std::int32_t>()[row], "the slot of the state"));
+    if (starts[row + 1] == starts[row]) return check_empty(step, row);
     TENON_TRY(demand(slot >= 0 && slot < caches[2].shape[0], "the state slot"));
     auto* state = caches[2].as<State>() + slot;
     const bool fresh = step.fresh.as<std::int32_t>()[row] != 0;
     if (fresh) state->count = state->hash = 0;
     const int count = starts[row + 1] - starts[row];
-    TENON_TRY(demand(count >= 1 && count <= step.max_tokens_per_sequence, "the count of tokens"));
+    TENON_TRY(demand(count == 1 || (count > 1 && !step.shape.decode), "the count of tokens"));
     // A prompt may be cut only at whole chunks.
     TENON_TRY(demand(state->count % 64 == 0 || count == 1, "the place where a prompt is cut"));
     for (int token = starts[row]; token < starts[row + 1]; ++token) {
@@ -121,6 +127,22 @@ class FakeModel final : public Model {
     return Status::ok();
   }
 
+  // Padding: a sequence without tokens, of which nobody reads a logit.
+  Status check_empty(const StepView& step, int row) {
+    TENON_TRY(demand(row > 0 && step.shape.decode, "the place of a sequence without tokens"));
+    TENON_TRY(demand(step.state_to.as<std::int32_t>()[row] == -1, "the state of padding"));
+    TENON_TRY(demand(step.sequence_lengths.as<std::int32_t>()[row] == 0, "the length of padding"));
+    write_logits(row, 0, false);
+    return demand(step.logit_rows.as<std::int32_t>()[row] == 0, "the logit row of padding");
+  }
+  // Rows of no sequence.
+  static Status check_padding(const StepView& step) {
+    for (int token = step.sequence_starts.as<std::int32_t>()[step.shape.sequences];
+         token < step.shape.tokens; ++token)
+      TENON_TRY(demand(step.slot_mapping.as<std::int32_t>()[token] == -1, "the slot of padding"));
+    return Status::ok();
+  }
+
   void poison(CacheViews caches, int slot, int place) {
     caches[2].as<State>()[slot].nan = kNan;
     caches[3].as<std::uint32_t>()[slot * 3] = kNan;
@@ -130,7 +152,7 @@ class FakeModel final : public Model {
   // NaN anywhere in what the sequence holds: also past its end, where a kernel may multiply by 0.
   bool is_poisoned(const StepView& step, CacheViews caches, int row, int length) const {
     if (options_.poison < 0) return false;
-    const int slot = step.state_slots.as<std::int32_t>()[row];
+    const int slot = step.state_to.as<std::int32_t>()[row];
     if (caches[2].as<State>()[slot].nan == kNan) return true;
     if (caches[3].as<std::uint32_t>()[slot * 3] == kNan) return true;
     const auto* table = step.block_table.as<std::int32_t>() + row * step.block_table.shape[1];

@@ -32,7 +32,8 @@ KernelArgs kernel_args(const Args& args) {
   to.dt_bias = args.dt_bias.as<const float>();
   to.norm = args.norm.as<const float>();
   to.starts = args.sequence_starts.as<const std::int32_t>();
-  to.slots = args.state_slots.as<const std::int32_t>();
+  to.from = args.state_from.as<const std::int32_t>();
+  to.to = args.state_to.as<const std::int32_t>();
   to.fresh = args.fresh.as<const std::int32_t>();
   to.conv_state = args.conv_state.as<bf16>();
   to.state = args.state.as<float>();
@@ -40,7 +41,7 @@ KernelArgs kernel_args(const Args& args) {
   to.out = args.out.as<bf16>();
   to.eps = args.eps;
   to.tokens = static_cast<int>(args.qkv.shape[0]);
-  to.sequences = static_cast<int>(args.state_slots.shape[0]);
+  to.sequences = static_cast<int>(args.state_from.shape[0]);
   to.k_heads = args.k_heads;
   to.v_heads = args.v_heads;
   to.conv_dim = static_cast<int>(args.qkv.shape[1]);
@@ -58,7 +59,7 @@ LaunchShape shape_of(std::int64_t blocks, int threads) {
   return shape;
 }
 LaunchShape recurrent_shape(const Args& args) {
-  return shape_of(args.state_slots.shape[0] * args.v_heads * (kDim / kColumns), kRecurrentThreads);
+  return shape_of(args.state_from.shape[0] * args.v_heads * (kDim / kColumns), kRecurrentThreads);
 }
 
 std::int64_t conv_runs(const KernelArgs& to) { return (to.conv_dim + kChannels - 1) / kChannels; }
@@ -88,7 +89,7 @@ Status supports_chunked(const Args& args, const PlanContext&, LaunchShape* shape
   if (args.max_tokens_per_sequence <= 1)
     return Status::error(Code::kUnsupported, "every sequence has one token: there is no chunk");
   *shape =
-      shape_of(args.state_slots.shape[0] * args.v_heads * (kDim / kPartColumns), kChunkedThreads);
+      shape_of(args.state_from.shape[0] * args.v_heads * (kDim / kPartColumns), kChunkedThreads);
   return Status::ok();
 }
 // The recurrent kernel takes the sequences of one token, the chunked one all others.

@@ -8,7 +8,9 @@
 // has one, never needed on cpu): equal up to fp32 rounding. A mix of sequences in one call; each
 // row's result depends on its own sequence only. Source: the model's reference and the chunked WY
 // form. recurrent gives the same bits however a sequence is split into steps, and on every target.
-// Rows behind the last sequence become zero. Without state (slot −1) a sequence starts from zero.
+// Rows behind the last sequence become zero, and a sequence may have no rows at all: padding.
+// A sequence reads its state from one slot and leaves it in another, or in the same; a slot that
+// one sequence writes is read by no other in the same call.
 #pragma once
 
 #include "tenon/core/tensor.h"
@@ -30,8 +32,9 @@ struct Args {
   float eps = 1e-6f;
   int k_heads = 0, v_heads = 0;     // of this rank; dk = dv = 128
   TensorView sequence_starts;       // i32 [sequences + 1]
-  TensorView state_slots;           // i32 [sequences]; −1: padding, reads and writes no state
-  TensorView fresh;                 // i32 [sequences]: 1 starts from zero state, 0 continues
+  TensorView state_from;            // i32 [sequences]: slot to read; −1: starts from zero
+  TensorView state_to;              // i32 [sequences]: slot to write; −1: writes none
+  TensorView fresh;                 // i32 [sequences]: 1 starts from zero, whatever its slot holds
   TensorView conv_state;            // bf16 [slots, 3, conv_dim]: last three inputs, oldest first
   TensorView state;                 // f32 [slots, v_heads, dk, dv]
   TensorView scratch;               // [tokens, conv_dim] bf16: u
