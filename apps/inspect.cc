@@ -91,8 +91,7 @@ void print_teams(const ModelSummary& model) {
     table.add({std::to_string(each.size), in_bytes(*std::max_element(bytes.begin(), bytes.end())),
                in_bytes(*std::min_element(bytes.begin(), bytes.end())),
                in_bytes(std::accumulate(bytes.begin(), bytes.end(), std::int64_t{0})),
-               in_bytes(each.caches.kv_bytes_per_token()),
-               in_bytes(each.caches.state_bytes_per_sequence())});
+               in_bytes(each.caches.token_bytes()), in_bytes(each.caches.sequence_bytes())});
   }
   if (!impossible.empty()) impossible.insert(0, "\n");
   std::printf(
@@ -134,8 +133,8 @@ nlohmann::json json_of(const TeamSummary& team) {
   if (!team.refusals.empty()) return out;
   out["weight_bytes"] = team.weight_bytes;
   out["shares"] = team.shares;
-  out["kv_bytes_per_token"] = team.caches.kv_bytes_per_token();
-  out["state_bytes_per_sequence"] = team.caches.state_bytes_per_sequence();
+  out["kv_bytes_per_token"] = team.caches.token_bytes();
+  out["state_bytes_per_sequence"] = team.caches.sequence_bytes();
   return out;
 }
 

@@ -162,7 +162,7 @@ void plan_mixers(const Shapes& shapes, const PlanContext& where, std::vector<OpP
   delta.k_heads = kDeltaHeads;
   delta.v_heads = kDeltaValueHeads;
   delta.sequence_starts = attend.sequence_starts;
-  delta.state_slots = delta.fresh = attend.sequence_lengths;
+  delta.state_from = delta.state_to = delta.fresh = attend.sequence_lengths;
   delta.conv_state = shapes.of(DType::kBF16, {1, gated_delta_net::kTaps - 1, kConv});
   delta.state = shapes.of(DType::kF32, {1, kDeltaValueHeads, kDim, kDim});
   delta.max_tokens_per_sequence = static_cast<int>(rows);

@@ -93,7 +93,7 @@ struct BoundaryUse {
   Stage stage{};
   std::string variant;            // of the deciding kernel
   std::string reason;             // why not a more fused stage; empty when fully fused
-  std::uint64_t count = 0;        // calls so far
+  std::uint64_t count = 0;        // calls of run() so far; a replayed graph makes none
   int blocks = 0, threads = 0;    // of the deciding kernel: the fused one, or the norm
   std::size_t mailbox_bytes = 0;  // of the mailbox that this bucket's stage uses
 };

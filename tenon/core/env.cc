@@ -94,6 +94,14 @@ constexpr KnobSpec kKnobs[] = {
        return Status::ok();
      },
      [](const Env& e) { return std::string(e.early ? "1" : "0"); }},
+    {"TENON_GRAPHS", "1: decode steps are recorded and replayed; 0: never",
+     [](std::string_view v, Env& e) {
+       int on = 0;
+       TENON_TRY(parse_number(v, 0, 1, "0 or 1", on));
+       e.graphs = on != 0;
+       return Status::ok();
+     },
+     [](const Env& e) { return std::string(e.graphs ? "1" : "0"); }},
     {"TENON_DEADLINE_MS", "the longest any wait for a peer may last, in milliseconds",
      [](std::string_view v, Env& e) { return parse_milliseconds(v, e.deadline); },
      [](const Env& e) { return std::to_string(e.deadline.count()); }},

@@ -2,6 +2,8 @@
 #include "tenon/device/runtime.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 
 #include "tenon/device/backends.h"
 
@@ -95,6 +97,46 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 }
 Buffer::~Buffer() {
   if (data_ != nullptr) backend_->release(device_.index, data_);
+}
+
+Result<HostBuffer> HostBuffer::allocate(Device device, std::size_t bytes) {
+  constexpr std::size_t kPage = 4096;
+  TENON_ASSIGN(Backend * held, tenon::backend(device.target));
+  HostBuffer buffer;
+  if (bytes == 0) return buffer;
+  const std::size_t whole_pages = (bytes + kPage - 1) / kPage * kPage;
+  void* pages = std::aligned_alloc(kPage, whole_pages);
+  if (pages == nullptr)
+    return Status::error(
+        Code::kOutOfMemory,
+        "the host has no more memory: " + std::to_string(whole_pages) + " bytes were asked for");
+  std::memset(pages, 0, whole_pages);
+  if (const Status pinned = held->pin(device.index, pages, whole_pages); !pinned) {
+    std::free(pages);
+    return Status(pinned).with("pin " + std::to_string(whole_pages) + " bytes of host memory");
+  }
+  buffer.device_ = device;
+  buffer.backend_ = held;
+  buffer.data_ = static_cast<std::byte*>(pages);
+  buffer.bytes_ = bytes;
+  return buffer;
+}
+HostBuffer::HostBuffer(HostBuffer&& other) noexcept
+    : device_(other.device_),
+      backend_(other.backend_),
+      data_(std::exchange(other.data_, nullptr)),
+      bytes_(std::exchange(other.bytes_, 0)) {}
+HostBuffer& HostBuffer::operator=(HostBuffer&& other) noexcept {
+  std::swap(device_, other.device_);
+  std::swap(backend_, other.backend_);
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+HostBuffer::~HostBuffer() {
+  if (data_ == nullptr) return;
+  backend_->unpin(device_.index, data_);
+  std::free(data_);
 }
 
 Status Graph::begin(Stream& stream) { return stream.backend().begin_capture(stream.native()); }

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -193,6 +194,24 @@ class Buffer {
   Device device_{};
   Backend* backend_ = nullptr;
   void* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+// Host memory that streams of a device copy from and to: pinned, so that such copies need no other
+// memory and wait for nobody; plain memory on host targets. Zeros at first.
+class HostBuffer {
+ public:
+  HostBuffer() = default;
+  static Result<HostBuffer> allocate(Device device, std::size_t bytes);
+  HostBuffer(HostBuffer&& other) noexcept;
+  HostBuffer& operator=(HostBuffer&& other) noexcept;
+  ~HostBuffer();
+  std::span<std::byte> bytes() const { return {data_, bytes_}; }
+
+ private:
+  Device device_{};
+  Backend* backend_ = nullptr;
+  std::byte* data_ = nullptr;
   std::size_t bytes_ = 0;
 };
 

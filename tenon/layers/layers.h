@@ -16,6 +16,7 @@
 #include "tenon/comm/partial_rows.h"
 #include "tenon/core/tensor.h"
 #include "tenon/device/runtime.h"
+#include "tenon/layers/caches.h"
 #include "tenon/layers/step.h"
 #include "tenon/ops/fp8_quant/fp8_quant.h"
 #include "tenon/ops/moe_combine/moe_combine.h"
@@ -96,6 +97,7 @@ struct LayerContext {
   NormedRows x;        // both forms of the normed rows, at the largest step
   TensorView partial;  // [max rows, hidden]: where mixers and mlps leave their addend
   int max_sequences = 1, max_blocks = 1;  // rows and columns of the largest block table
+  int max_logits = 1;                     // rows
   int block_tokens = 64;
 };
 
@@ -164,27 +166,33 @@ class Head {
   Result<LogitsShard> run(const NormedRows& x, const TensorView& logit_rows, Stream& stream) const;
 
  private:
-  TensorView table_, logits_;  // logits_: f32 [max sequences, width]
+  TensorView table_, logits_;  // logits_: f32 [max logits, width]
   std::int32_t vocab_begin_ = 0;
-  RowPlans plans_;  // by sequences; none when the table is empty
+  RowPlans plans_;  // by rows of logits; none when the table is empty
 };
 
-// Gated attention: q|gate per head and k|v in one projection, head norms and rotary embedding on
-// the way into the cache, attention with its sigmoid gate, output projection.
+// Attention: q, or q|gate, per head and k|v in one projection, head norms and rotary embedding on
+// the way into the cache, attention with its sigmoid gate if it has one, output projection.
 struct AttentionSpec {
   int q_heads = 0, kv_heads = 0, head_dim = 0;  // of this rank
-  float eps = 1e-6f;
-  Matrix qkv;                 // [q_heads · 2 · head_dim + 2 · kv_heads · head_dim, hidden]
+  float eps = 1e-6f;                            // of the head norms
+  float norm_offset = 1;                        // added to their weights
+  bool gated = true;                            // each q head is followed by its gate
+  Matrix qkv;  // [(gated ? 2 : 1) · q_heads · head_dim + 2 · kv_heads · head_dim, hidden]
   TensorView q_norm, k_norm;  // bf16 or f32 [head_dim], both of one type
   TensorView cos_sin;         // f32 [positions, rotary_dim]
   Matrix out;                 // [hidden, q_heads · head_dim]
 };
 
+// k and v, by blocks of tokens.
+std::vector<CacheSpec> cache_specs(const AttentionSpec& spec, int block_tokens);
+
 class Attention {
  public:
   static Result<Attention> make(const AttentionSpec& spec, LayerContext& context);
-  Status run(const NormedRows& x, const StepView& step, const TensorView& k_cache,
-             const TensorView& v_cache, const PartialRows& out, Stream& stream) const;
+  // `caches`: its own, as cache_specs() lists them.
+  Status run(const NormedRows& x, const StepView& step, CacheViews caches, const PartialRows& out,
+             Stream& stream) const;
   NormedForms forms() const;
 
  private:
@@ -207,11 +215,14 @@ struct DeltaNetSpec {
   Matrix out;                 // [hidden, v_heads · head_dim]
 };
 
+// The last inputs of the convolution and the state, by sequences.
+std::vector<CacheSpec> cache_specs(const DeltaNetSpec& spec);
+
 class DeltaNet {
  public:
   static Result<DeltaNet> make(const DeltaNetSpec& spec, LayerContext& context);
-  Status run(const NormedRows& x, const StepView& step, const TensorView& conv_state,
-             const TensorView& state, const PartialRows& out, Stream& stream) const;
+  Status run(const NormedRows& x, const StepView& step, CacheViews caches, const PartialRows& out,
+             Stream& stream) const;
   NormedForms forms() const;
 
  private:
@@ -222,18 +233,21 @@ class DeltaNet {
   OutProjection finish_;
 };
 
-// Either of the two, and which cache of its kind it uses.
+// Either of the two, and the first of its caches among those of the model.
 class Mixer {
  public:
-  Mixer(Attention attention, int cache_index) : held_(std::move(attention)), cache_(cache_index) {}
-  Mixer(DeltaNet delta_net, int cache_index) : held_(std::move(delta_net)), cache_(cache_index) {}
-  Status run(const NormedRows& x, const StepView& step, const CacheViews& caches,
-             const PartialRows& out, Stream& stream) const;
+  Mixer(Attention attention, std::size_t first_cache)
+      : held_(std::move(attention)), first_cache_(first_cache) {}
+  Mixer(DeltaNet delta_net, std::size_t first_cache)
+      : held_(std::move(delta_net)), first_cache_(first_cache) {}
+  // `caches`: all of the model.
+  Status run(const NormedRows& x, const StepView& step, CacheViews caches, const PartialRows& out,
+             Stream& stream) const;
   NormedForms forms() const;
 
  private:
   std::variant<Attention, DeltaNet> held_;
-  int cache_;
+  std::size_t first_cache_;
 };
 
 // gate|up in one projection, SiLU·mul, down.

@@ -202,18 +202,18 @@ Result<Head> Head::make(const TensorView& table, std::int32_t vocab_begin, std::
   Head head;
   head.table_ = table;
   head.vocab_begin_ = vocab_begin;
-  const std::int64_t sequences = context.max_sequences, filled = table.shape[0];
-  TENON_ASSIGN(head.logits_, context.scratch.tensor("logits", DType::kF32, {sequences, width}));
+  const std::int64_t rows = context.max_logits, filled = table.shape[0];
+  TENON_ASSIGN(head.logits_, context.scratch.tensor("logits", DType::kF32, {rows, width}));
   if (filled < width) {
-    const std::vector<float> nothing(static_cast<std::size_t>(sequences * width),
+    const std::vector<float> nothing(static_cast<std::size_t>(rows * width),
                                      -std::numeric_limits<float>::infinity());
     TENON_TRY(stream.copy(head.logits_.data, nothing.data(), head.logits_.bytes()));
     TENON_TRY(stream.synchronize());
   }
   if (filled == 0) return head;
-  const auto make_plan = [&](std::int64_t rows) -> Result<Plan> {
-    TENON_ASSIGN(const TensorView logit_rows, context.scratch.placeholder(DType::kI32, {rows}));
-    TensorView out = head.logits_.rows(0, rows);
+  const auto make_plan = [&](std::int64_t number) -> Result<Plan> {
+    TENON_ASSIGN(const TensorView logit_rows, context.scratch.placeholder(DType::kI32, {number}));
+    TensorView out = head.logits_.rows(0, number);
     out.shape[1] = filled;
     return bf16_gemm::plan({.x = *context.x.bf16,
                             .weight = table,
@@ -223,7 +223,7 @@ Result<Head> Head::make(const TensorView& table, std::int32_t vocab_begin, std::
                             .row_of = {}},
                            context.where);
   };
-  TENON_ASSIGN(head.plans_, RowPlans::make(sequences, make_plan));
+  TENON_ASSIGN(head.plans_, RowPlans::make(rows, make_plan));
   return head;
 }
 

@@ -1,4 +1,4 @@
-// The two token mixers: gated attention over the paged cache, Gated DeltaNet over its state.
+// The two token mixers: attention over the paged cache, Gated DeltaNet over its state.
 #include "tenon/layers/layers.h"
 #include "tenon/ops/attention/attention.h"
 #include "tenon/ops/gated_delta_net/gated_delta_net.h"
@@ -32,14 +32,12 @@ Result<StepView> planned_step(std::int64_t tokens, bool decode, LayerContext& co
   const std::int64_t sequences =
       decode || tokens < context.max_sequences ? tokens : context.max_sequences;
   StepView step;
-  step.num_tokens = static_cast<int>(tokens);
-  step.num_sequences = static_cast<int>(sequences);
-  step.max_tokens_per_sequence = decode ? 1 : static_cast<int>(tokens);
+  step.shape = {static_cast<int>(tokens), static_cast<int>(sequences), 0, decode};
   TENON_ASSIGN(step.token_ids, scratch.placeholder(DType::kI32, {tokens}));
   step.positions = step.slot_mapping = step.token_ids;
   TENON_ASSIGN(step.sequence_starts, scratch.placeholder(DType::kI32, {sequences + 1}));
   TENON_ASSIGN(step.sequence_lengths, scratch.placeholder(DType::kI32, {sequences}));
-  step.state_slots = step.fresh = step.logit_rows = step.sequence_lengths;
+  step.state_from = step.state_to = step.fresh = step.sequence_lengths;
   TENON_ASSIGN(step.block_table, scratch.placeholder(DType::kI32, {sequences, context.max_blocks}));
   return step;
 }
@@ -50,13 +48,20 @@ Result<StepView> planned_step(std::int64_t tokens, bool decode, LayerContext& co
 
 namespace {
 
-// Projected rows: q and gate of each head in turn, then k heads, then v heads.
+// Columns of q, and of its gate if it has one.
+std::int64_t q_width(const AttentionSpec& spec) {
+  return std::int64_t{spec.gated ? 2 : 1} * spec.q_heads * spec.head_dim;
+}
+
+// Projected rows: q of each head, with its gate behind it if it has one; then k heads, then v
+// heads.
 struct Projected {
-  TensorView q, gate, k, v;
+  TensorView q, k, v;
+  std::optional<TensorView> gate;
   Projected(const AttentionSpec& spec, const TensorView& rows) {
-    const std::int64_t dim = spec.head_dim, after_q = std::int64_t{2} * spec.q_heads * dim;
-    q = heads(rows, 0, spec.q_heads, dim, 2 * dim);
-    gate = heads(rows, dim, spec.q_heads, dim, 2 * dim);
+    const std::int64_t dim = spec.head_dim, after_q = q_width(spec);
+    q = heads(rows, 0, spec.q_heads, dim, spec.gated ? 2 * dim : dim);
+    if (spec.gated) gate = heads(rows, dim, spec.q_heads, dim, 2 * dim);
     k = heads(rows, after_q, spec.kv_heads, dim, dim);
     v = heads(rows, after_q + spec.kv_heads * dim, spec.kv_heads, dim, dim);
   }
@@ -71,6 +76,7 @@ rope::Args rope_args(const AttentionSpec& spec, const TensorView& projected, con
           .q_norm = spec.q_norm,
           .k_norm = spec.k_norm,
           .eps = spec.eps,
+          .norm_offset = spec.norm_offset,
           .positions = step.positions,
           .cos_sin = spec.cos_sin,
           .slot_mapping = step.slot_mapping,
@@ -95,12 +101,22 @@ attention::Args attention_args(const AttentionSpec& spec, const TensorView& proj
 
 }  // namespace
 
+std::vector<CacheSpec> cache_specs(const AttentionSpec& spec, int block_tokens) {
+  const CacheSpec k{.name = "k",
+                    .dtype = DType::kBF16,
+                    .per = CacheSpec::Per::kBlock,
+                    .shape = {block_tokens, spec.kv_heads, spec.head_dim}};
+  CacheSpec v = k;
+  v.name = "v";
+  return {k, v};
+}
+
 Result<Attention> Attention::make(const AttentionSpec& spec, LayerContext& context) {
   Attention layer;
   layer.spec_ = spec;
   Scratch& scratch = context.scratch;
   const std::int64_t dim = spec.head_dim, max_rows = scratch.max_rows();
-  const std::int64_t width = 2 * (spec.q_heads + spec.kv_heads) * dim;
+  const std::int64_t width = q_width(spec) + std::int64_t{2} * spec.kv_heads * dim;
   TENON_ASSIGN(layer.projected_, scratch.rows("attention qkv", DType::kBF16, width));
   TENON_ASSIGN(layer.q_,
                scratch.tensor("attention q", DType::kBF16, {max_rows, spec.q_heads, dim}));
@@ -133,12 +149,13 @@ Result<Attention> Attention::make(const AttentionSpec& spec, LayerContext& conte
   return layer;
 }
 
-Status Attention::run(const NormedRows& x, const StepView& step, const TensorView& k_cache,
-                      const TensorView& v_cache, const PartialRows& out, Stream& stream) const {
-  const std::int64_t rows = step.num_tokens;
+Status Attention::run(const NormedRows& x, const StepView& step, CacheViews caches,
+                      const PartialRows& out, Stream& stream) const {
+  const TensorView &k_cache = caches[0], &v_cache = caches[1];
+  const std::int64_t rows = step.shape.tokens;
   const TensorView projected = projected_.rows(0, rows), q = q_.rows(0, rows);
   const TensorView attended = attended_.rows(0, rows);
-  const RowPlans& attend = step.max_tokens_per_sequence == 1 ? attend_decode_ : attend_prefill_;
+  const RowPlans& attend = step.shape.decode ? attend_decode_ : attend_prefill_;
   TENON_TRY(project_.run(x, projected, stream));
   TENON_TRY(
       rope::run(rope_.at(rows), rope_args(spec_, projected, q, step, k_cache, v_cache), stream));
@@ -182,16 +199,29 @@ gated_delta_net::Args delta_net_args(const DeltaNetSpec& spec, const DeltaNetRow
           .k_heads = spec.k_heads,
           .v_heads = spec.v_heads,
           .sequence_starts = step.sequence_starts,
-          .state_slots = step.state_slots,
+          .state_from = step.state_from,
+          .state_to = step.state_to,
           .fresh = step.fresh,
           .conv_state = conv_state,
           .state = state,
           .scratch = rows.convolved,
           .out = rows.mixed,
-          .max_tokens_per_sequence = step.max_tokens_per_sequence};
+          .max_tokens_per_sequence = step.shape.decode ? 1 : step.shape.tokens};
 }
 
 }  // namespace
+
+std::vector<CacheSpec> cache_specs(const DeltaNetSpec& spec) {
+  const std::int64_t dim = spec.head_dim, conv_dim = (2 * spec.k_heads + spec.v_heads) * dim;
+  return {{.name = "convolution",
+           .dtype = DType::kBF16,
+           .per = CacheSpec::Per::kSequence,
+           .shape = {gated_delta_net::kTaps - 1, conv_dim}},
+          {.name = "state",
+           .dtype = DType::kF32,
+           .per = CacheSpec::Per::kSequence,
+           .shape = {spec.v_heads, dim, dim}}};
+}
 
 Result<DeltaNet> DeltaNet::make(const DeltaNetSpec& spec, LayerContext& context) {
   DeltaNet layer;
@@ -225,15 +255,15 @@ Result<DeltaNet> DeltaNet::make(const DeltaNetSpec& spec, LayerContext& context)
   return layer;
 }
 
-Status DeltaNet::run(const NormedRows& x, const StepView& step, const TensorView& conv_state,
-                     const TensorView& state, const PartialRows& out, Stream& stream) const {
-  const std::int64_t rows = step.num_tokens;
+Status DeltaNet::run(const NormedRows& x, const StepView& step, CacheViews caches,
+                     const PartialRows& out, Stream& stream) const {
+  const std::int64_t rows = step.shape.tokens;
   const DeltaNetRows part = DeltaNetRows{projected_, ba_, convolved_, mixed_}.first(rows);
-  const RowPlans& mix = step.max_tokens_per_sequence == 1 ? mix_decode_ : mix_prefill_;
+  const RowPlans& mix = step.shape.decode ? mix_decode_ : mix_prefill_;
   TENON_TRY(project_.run(x, part.projected, stream));
   TENON_TRY(project_ba_.run(x, part.ba, stream));
-  TENON_TRY(gated_delta_net::run(mix.at(rows), delta_net_args(spec_, part, step, conv_state, state),
-                                 stream));
+  TENON_TRY(gated_delta_net::run(mix.at(rows),
+                                 delta_net_args(spec_, part, step, caches[0], caches[1]), stream));
   return finish_.run(part.mixed, out.addend, stream);
 }
 
@@ -246,13 +276,13 @@ NormedForms DeltaNet::forms() const {
 
 // --- Mixer ----------------------------------------------------------------------------------
 
-Status Mixer::run(const NormedRows& x, const StepView& step, const CacheViews& caches,
+Status Mixer::run(const NormedRows& x, const StepView& step, CacheViews caches,
                   const PartialRows& out, Stream& stream) const {
-  const auto at = static_cast<std::size_t>(cache_);
-  if (const auto* attention = std::get_if<Attention>(&held_))
-    return attention->run(x, step, caches.k[at], caches.v[at], out, stream);
-  return std::get<DeltaNet>(held_).run(x, step, caches.conv_state[at], caches.state[at], out,
-                                       stream);
+  return std::visit(
+      [&](const auto& mixer) {
+        return mixer.run(x, step, caches.subspan(first_cache_), out, stream);
+      },
+      held_);
 }
 
 NormedForms Mixer::forms() const {

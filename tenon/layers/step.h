@@ -2,53 +2,62 @@
 // below both so that neither includes the other.
 #pragma once
 
+#include <compare>
 #include <cstdint>
-#include <span>
+#include <optional>
+#include <vector>
 
 #include "tenon/core/tensor.h"
 
 namespace tenon {
 
-// One forward pass over a mix of prefill and decode sequences. Device views at fixed addresses.
+// How large a step is: what plans, padding and graphs go by.
+struct StepShape {
+  int tokens = 0, sequences = 0;
+  int logits = 0;       // rows of logits
+  bool decode = false;  // no sequence has more than one token
+  friend auto operator<=>(const StepShape&, const StepShape&) = default;
+};
+
+// One forward pass over a mix of prefill and decode sequences. Device views at fixed addresses;
+// what they hold stands in step_fields.def. A step may be padded: behind the last sequence with
+// tokens there may be sequences without any, and behind their tokens rows of no sequence. Padding
+// writes no cache, changes no bit of any other row, and leaves finite numbers in its own.
 struct StepView {
-  int num_tokens = 0, num_sequences = 0;
-  int max_tokens_per_sequence = 1;  // 1: every sequence decodes
-  TensorView token_ids, positions;  // i32 [tokens]
-  TensorView sequence_starts;       // i32 [sequences + 1]
-  TensorView sequence_lengths;      // i32 [sequences]: context with this step's tokens
-  TensorView slot_mapping;          // i32 [tokens]: where k and v go; −1 for padding
-  TensorView block_table;           // i32 [sequences, max blocks]
-  TensorView state_slots;           // i32 [sequences]; −1 for padding
-  TensorView fresh;                 // i32 [sequences]: 1 if the sequence starts in this step
-  TensorView logit_rows;            // i32 [sequences]: the token row that gets logits
-};
-
-// What a model needs from the caches, per rank.
-struct CacheLayout {
-  int block_tokens = 64;
-  int num_kv_layers = 0, kv_heads = 0, head_dim = 0;  // k and v: bf16
-  int num_state_layers = 0, conv_dim = 0;             // conv state: bf16 [3, conv_dim]
-  int v_heads = 0, key_dim = 0, value_dim = 0;        // state: f32 [v_heads, key_dim, value_dim]
-
-  std::int64_t kv_bytes_per_token() const {
-    return std::int64_t{4} * num_kv_layers * kv_heads * head_dim;
-  }
-  std::int64_t state_bytes_per_sequence() const {
-    return num_state_layers *
-           (std::int64_t{6} * conv_dim + std::int64_t{4} * v_heads * key_dim * value_dim);
-  }
-};
-
-// One entry per layer of that kind, in layer order.
-struct CacheViews {
-  std::span<const TensorView> k, v;               // [blocks, block_tokens, kv_heads, head_dim] bf16
-  std::span<const TensorView> conv_state, state;  // as in ops/gated_delta_net
+  StepShape shape;
+  bool wants_hidden = false;  // asks for StepOutput::hidden
+#define TENON_STEP_FIELD(name, element, extent) TensorView name;
+#include "tenon/layers/step_fields.def"
 };
 
 // This rank's slice of the vocabulary: ids [vocab_begin, vocab_begin + width).
 struct LogitsShard {
-  TensorView logits;  // f32 [sequences, width]
+  TensorView logits;  // f32 [shape.logits, width]
   int vocab_begin = 0;
+};
+
+// What a forward pass leaves behind, until the next one.
+struct StepOutput {
+  LogitsShard logits;
+  // Where asked: what the head reads, bf16 [tokens, hidden], the same on every rank.
+  std::optional<TensorView> hidden;
+};
+
+// How many steps have run, by their number of tokens, padding included.
+class StepCounts {
+ public:
+  explicit StepCounts(int max_tokens) : counts_(static_cast<std::size_t>(max_tokens) + 1) {}
+  void add(int tokens) { ++counts_[static_cast<std::size_t>(tokens)]; }
+  // Steps of more than `above` and at most `most` tokens.
+  std::uint64_t between(int above, int most) const {
+    std::uint64_t sum = 0;
+    for (int tokens = above + 1; tokens <= most; ++tokens)
+      sum += counts_[static_cast<std::size_t>(tokens)];
+    return sum;
+  }
+
+ private:
+  std::vector<std::uint64_t> counts_;
 };
 
 }  // namespace tenon

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "tenon/core/status.h"
-#include "tenon/layers/step.h"
+#include "tenon/layers/caches.h"
 
 namespace tenon {
 

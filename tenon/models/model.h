@@ -10,16 +10,17 @@
 #include "tenon/boundary/boundary.h"
 #include "tenon/comm/communicator.h"
 #include "tenon/device/runtime.h"
+#include "tenon/layers/caches.h"
 #include "tenon/layers/step.h"
 
 namespace tenon {
 
 struct ModelOptions {
   int max_tokens_per_step = 256;  // rows of the largest step
-  int max_sequences = 16;         // rows of logits
-  int max_context = 4096;         // positions that the rotary table covers
-  // Of every boundary: 1 | 2 | 3; 0 leaves the choice. 4 runs boundary i in stage 1 + i % 3
-  // (tests).
+  int max_sequences = 16;
+  int max_logits = 0;      // rows of logits of the largest step; 0: one per sequence
+  int max_context = 4096;  // positions that the rotary table covers
+  // Of every boundary.
   StagePolicy force_stage = StagePolicy::kFree;
   int max_stage = 1;  // the most fused stage allowed
   std::string force_variant;
@@ -36,11 +37,13 @@ class Model {
   // makes the ranks' slices equal.
   virtual int num_ids() const = 0;
   virtual std::vector<std::int32_t> eos_ids() const = 0;
-  // Collective: every rank runs the same step. Launches only. The logits stay valid until the next
-  // call.
-  virtual Result<LogitsShard> forward(const StepView& step, const CacheViews& caches,
-                                      Stream& stream) = 0;
-  virtual std::vector<BoundaryUse> boundary_uses() const = 0;
+  // Collective: every rank runs the same step. Launches only.
+  virtual Result<StepOutput> forward(const StepView& step, CacheViews caches, Stream& stream) = 0;
+  // Whether forward() does nothing but launch on its stream, the same work for every step of one
+  // shape: such steps can be recorded and replayed.
+  virtual bool launches_only() const { return true; }
+  // How the boundaries of these steps ran: `count` is steps times boundaries.
+  virtual std::vector<BoundaryUse> boundary_uses(const StepCounts& steps) const = 0;
   virtual std::int64_t weight_bytes() const = 0;  // on this rank
 };
 

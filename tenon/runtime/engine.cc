@@ -32,6 +32,7 @@ class ThreadSteps {
 
   void send(std::span<const std::byte> input) {
     std::memcpy(bytes_.data(), input.data(), input.size());
+    used_ = input.size();
     advance();
   }
   // Every receive() from now on says no. Touches no bytes: a follower may still be reading them.
@@ -48,7 +49,7 @@ class ThreadSteps {
     for (std::uint32_t seen; (seen = number_.load(std::memory_order_acquire)) < number;)
       number_.wait(seen, std::memory_order_acquire);
     if (stopped_.load(std::memory_order_acquire)) return false;
-    std::memcpy(out.data(), bytes_.data(), out.size());
+    std::memcpy(out.data(), bytes_.data(), used_);
     return true;
   }
 
@@ -80,6 +81,7 @@ class ThreadSteps {
     number_.notify_all();
   }
   std::vector<std::byte> bytes_;
+  std::size_t used_ = 0;  // of the present step
   std::atomic<std::uint32_t> number_{0};
   std::atomic<bool> stopped_{false};
   std::mutex mutex_;
@@ -202,7 +204,8 @@ struct Engine::State {
   std::unique_ptr<ThreadSteps> steps;                  // to those threads
   std::optional<CachePool> caches;
   std::optional<Scheduler> scheduler;
-  std::optional<StepWriter> writer, idle_writer;
+  std::optional<StepWriter> writer;  // into rank 0's input
+  std::vector<std::byte> idle_step;  // what keeps followers that are processes waiting
   std::vector<std::int32_t> eos;
   EngineStats stats;
   std::uint64_t next_id = 1;
@@ -254,10 +257,10 @@ void Engine::State::follow_in_thread(int rank) {
   Status status = open_rank(rank, &held);
   steps->report(rank, 0, status);
   if (!status) return;
-  const std::span<std::byte> input = held->received();
+  const std::span<std::byte> input = held->input();
   for (std::uint32_t number = 1; steps->receive(number, input); ++number) {
     if (!status) continue;  // peers may still look at this rank's memory: it stays until the stop
-    status = held->run(input).status();
+    status = held->run().status();
     steps->report(rank, number, status);
   }
 }
@@ -307,9 +310,9 @@ Status Engine::State::open_leader() {
   scheduler.emplace(
       Scheduler::Limits{options.max_batch, options.max_tokens_per_step, options.max_context},
       *caches);
-  writer.emplace(own->layout());
-  idle_writer.emplace(own->layout());
-  idle_writer->write(StepCommand::kIdle);
+  writer.emplace(own->layout(), own->input());
+  idle_step.resize(own->layout().bytes());
+  StepWriter(own->layout(), idle_step).write(StepCommand::kIdle);
   if (!in_threads() && options.tp > 1) {
     TENON_ASSIGN(keep_alive, KeepAlive::start(options.deadline, [this] { send_idle(); }));
   }
@@ -384,7 +387,7 @@ void Engine::State::stop() {
 // On the thread of keep_alive, which has locked the channel.
 void Engine::State::send_idle() {
   if (!dead) return;
-  const Status sent = guarded([this] { return own->comm().broadcast(idle_writer->bytes()); });
+  const Status sent = guarded([this] { return own->comm().broadcast(idle_step); });
   if (!sent) dead = Status(sent).with("while idle");
 }
 
@@ -394,19 +397,19 @@ std::unique_lock<std::mutex> Engine::State::step_lock() {
 
 Status Engine::State::send() {
   if (!in_threads()) return own->comm().broadcast(writer->bytes());
-  steps->send(writer->bytes());
+  steps->send(writer->used());
   return Status::ok();
 }
 
 Status Engine::follow() {
   TENON_CHECK(!leads() && !state_->in_threads());
   Rank& rank = *state_->own;
-  const std::span<std::byte> input = rank.received();
+  const std::span<std::byte> input = rank.input();
   for (;;) {
     TENON_TRY(rank.comm().broadcast(input), "await the leader's next step");
-    const StepCommand command = StepReader::command(input);
+    const StepCommand command = StepReader::header(input).command;
     if (command == StepCommand::kStop) return Status::ok();
-    if (command == StepCommand::kRun) TENON_TRY(rank.run(input));
+    if (command == StepCommand::kRun) TENON_TRY(rank.run());
   }
 }
 
@@ -511,7 +514,7 @@ Result<std::vector<TokenEvent>> Engine::State::step() {
   writer->write(plan, caches->block_tokens());
   const auto begin = Clock::now();
   TENON_TRY(send());
-  TENON_ASSIGN(const auto drawn, own->run(writer->bytes()));
+  TENON_ASSIGN(const auto drawn, own->run());
   const std::chrono::duration<double> passed = Clock::now() - begin;
   ++stats.steps;
   if (plan.decode_only()) {
@@ -540,7 +543,8 @@ const std::vector<std::int32_t>& Engine::eos_ids() const { return state_->eos; }
 
 EngineStats Engine::stats() const {
   EngineStats stats = state_->stats;
-  stats.boundaries = state_->own->model().boundary_uses();
+  stats.boundaries = state_->own->boundary_uses();
+  stats.replayed_steps = state_->own->num_replays();
   if (const auto hash = state_->own->logits_fingerprint()) stats.logits_fingerprint = *hash;
   return stats;
 }

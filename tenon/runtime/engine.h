@@ -27,6 +27,9 @@ struct EngineOptions {
   StagePolicy force_stage = StagePolicy::kFree;  // as in ModelOptions
   int max_stage = 1;
   std::string force_variant;
+  // Record decode steps and replay them, unless TENON_GRAPHS says no: the same tokens and logits
+  // either way.
+  bool graphs = true;
   std::string transport = "auto";
   std::chrono::milliseconds deadline{30'000};
   // Null: all ranks are threads of this process. Otherwise this process is one rank of the team
@@ -57,8 +60,9 @@ struct TokenEvent {
 
 struct EngineStats {
   std::int64_t steps = 0, prompt_tokens = 0;
-  std::int64_t decode_tokens = 0;  // drawn in steps where every sequence decodes
-  double decode_seconds = 0;       // wall time of those steps
+  std::int64_t decode_tokens = 0;   // drawn in steps where every sequence decodes
+  double decode_seconds = 0;        // wall time of those steps
+  std::int64_t replayed_steps = 0;  // of rank 0: those that ran from a recording
   std::uint64_t logits_fingerprint = 0;
   std::int64_t weight_bytes = 0;  // on rank 0
   std::string transport;

@@ -1,8 +1,6 @@
 #include "tenon/runtime/rank.h"
 
 #include <algorithm>
-#include <array>
-#include <cmath>
 #include <cstdlib>
 #include <string>
 #include <thread>
@@ -11,7 +9,6 @@
 #include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/core/env.h"
 #include "tenon/core/guard.h"
-#include "tenon/ops/sampling/sampling.h"
 #include "tenon/runtime/engine.h"
 
 namespace tenon {
@@ -23,30 +20,13 @@ int threads_of_rank(int ranks) {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / ranks);
 }
 
-std::string bytes_text(double bytes) {
-  if (bytes >= 1e10) return std::to_string(std::llround(bytes / 1e9)) + " GB";
-  return std::to_string(std::llround(bytes / 1e6)) + " MB";
-}
-
-// Bytes of the caches of one rank: of a block of tokens and of a sequence, over all layers.
-struct CacheBytes {
-  double block, state;
-  explicit CacheBytes(const CacheLayout& of)
-      : block(2.0 * 2 * of.num_kv_layers * of.kv_heads * of.head_dim * kBlockTokens),
-        state(of.num_state_layers *
-              (2.0 * 3 * of.conv_dim + 4.0 * of.v_heads * of.key_dim * of.value_dim)) {}
-  double of(int blocks, int sequences) const { return block * blocks + state * sequences; }
-};
-
 }  // namespace
 
 Rank::Rank(const EngineOptions& options)
-    : max_batch_(options.max_batch),
-      max_context_(options.max_context),
-      max_blocks_total_(options.max_batch * Scheduler::blocks_per_sequence(options.max_context)),
-      num_tokens_(options.num_tokens),
+    : num_tokens_(options.num_tokens),
       layout_(options.max_tokens_per_step, options.max_batch,
-              Scheduler::blocks_per_sequence(options.max_context)) {}
+              Scheduler::blocks_per_sequence(options.max_context)),
+      steps_(options.max_tokens_per_step) {}
 
 Result<std::unique_ptr<Rank>> Rank::open(const EngineOptions& options, int rank,
                                          std::shared_ptr<Bootstrap> bootstrap,
@@ -74,184 +54,67 @@ Result<std::unique_ptr<Rank>> Rank::open(const EngineOptions& options, int rank,
   TENON_ASSIGN(Stream stream, Stream::create(device));
   opened->stream_.emplace(std::move(stream));
   TENON_ASSIGN(opened->model_, make_model(*opened->comm_, *opened->stream_));
-  TENON_TRY(opened->allocate());
+  TENON_TRY(opened->prepare(options));
   TENON_TRY(opened->stream_->synchronize());
   return opened;
 }
 
-Status Rank::allocate() {
-  const Device device = comm_->device();
-  const int vocab = model_->vocab_size();
-  if (vocab % comm_->size() != 0)
-    return Status::error(Code::kInternal,
-                         "the model reports a vocabulary of " + std::to_string(vocab) + ", which " +
-                             std::to_string(comm_->size()) + " ranks cannot share evenly");
+Status Rank::prepare(const EngineOptions& options) {
+  const int vocab = model_->vocab_size(), ranks = comm_->size();
+  if (vocab % ranks != 0)
+    return Status::error(Code::kInternal, "the model reports a vocabulary of " +
+                                              std::to_string(vocab) + ", which " +
+                                              std::to_string(ranks) + " ranks cannot share evenly");
   if (num_tokens_ <= 0) num_tokens_ = model_->num_ids();
   num_tokens_ = std::min(num_tokens_, model_->num_ids());
-  const auto batch = static_cast<std::size_t>(max_batch_);
-  TENON_ASSIGN(input_, Buffer::allocate(device, layout_.bytes()));
-  TENON_ASSIGN(logits_, Buffer::allocate(device, batch * static_cast<std::size_t>(vocab) * 4));
-  TENON_ASSIGN(drawn_, Buffer::allocate(device, batch * 4));
-  drawn_host_.resize(batch);
-  if (comm_->rank() != 0) received_.resize(layout_.bytes());
-  TENON_TRY(allocate_caches(model_->cache_layout()));
-  return plan_sampling();
+  const int sharers = is_host(comm_->device().target) ? ranks : 1;
+  TENON_ASSIGN(caches_,
+               CacheMemory::allocate(model_->cache_layout(),
+                                     {options.max_context, options.max_batch, sharers}, *stream_));
+  TENON_ASSIGN(runner_,
+               StepRunner::make({layout_, *model_, caches_.views(), *comm_, *stream_}, num_tokens_,
+                                options.graphs && env().graphs && model_->launches_only()));
+  return Status::ok();
 }
 
-Status Rank::no_room_for_caches(double wanted, const std::string& found,
-                                const std::string& accepted) const {
-  return Status::error(Code::kOutOfMemory,
-                       "max_context " + std::to_string(max_context_) + " with max_batch " +
-                           std::to_string(max_batch_) + " asks for " + bytes_text(wanted) +
-                           " of caches on each rank, " + found + "; accepted are " + accepted);
+Result<std::span<const std::int32_t>> Rank::run_on_stream() {
+  TENON_TRY(runner_->upload());
+  TENON_TRY(runner_->enqueue());
+  TENON_ASSIGN(const auto drawn, runner_->download());
+  last_ = runner_->header();
+  steps_.add(last_.shape.tokens);
+  // What a sequence without a number leaves behind may be NaN, and 0 · NaN is NaN for whoever has
+  // these blocks and this slot next.
+  for (std::size_t row = 0; row < drawn.size(); ++row)
+    if (drawn[row] < 0)
+      TENON_TRY(
+          caches_.clear(StepReader::caches(layout_, input(), static_cast<int>(row)), *stream_));
+  TENON_TRY(comm_->health());
+  return drawn;
 }
 
-// Host memory is promised before it is there: caches that cannot fit are refused, not touched.
-Status Rank::check_cache_bytes(const CacheLayout& caches) const {
-  const CacheBytes each(caches);
-  const double wanted = each.of(max_blocks_total_, max_batch_);
-  TENON_ASSIGN(const DeviceProperties found, properties(comm_->device()));
-  const int sharers = is_host(comm_->device().target) ? comm_->size() : 1;
-  const double has = static_cast<double>(found.total_bytes) / sharers;
-  if (wanted <= has) return Status::ok();
-  const double most_batch = has / each.of(Scheduler::blocks_per_sequence(max_context_), 1);
-  const double most_blocks = each.block > 0 ? (has / max_batch_ - each.state) / each.block : 0;
-  std::string accepted;
-  if (most_blocks >= 1)
-    accepted = "contexts of at most " +
-               std::to_string(static_cast<std::int64_t>(most_blocks) * kBlockTokens);
-  if (most_batch >= 1)
-    accepted += (accepted.empty() ? "" : ", or ") +
-                ("batches of at most " + std::to_string(static_cast<std::int64_t>(most_batch)));
-  if (accepted.empty()) accepted = "smaller contexts and batches together";
-  return no_room_for_caches(wanted, "which has " + bytes_text(has), accepted);
-}
-
-Status Rank::allocate_caches(const CacheLayout& caches) {
-  if (caches.block_tokens != kBlockTokens)
-    return Status::error(Code::kInternal, "the model wants cache blocks of " +
-                                              std::to_string(caches.block_tokens) +
-                                              " tokens; the engine has blocks of 64");
-  TENON_TRY(check_cache_bytes(caches));
-  const double wanted = CacheBytes(caches).of(max_blocks_total_, max_batch_);
-  double had = 0;
-  const auto add = [&](std::vector<TensorView>& list, DType dtype,
-                       std::initializer_list<std::int64_t> shape) -> Status {
-    TensorView tensor = view(nullptr, dtype, comm_->device(), shape);
-    auto allocated = Buffer::allocate(comm_->device(), tensor.bytes());
-    if (allocated.status().code() == Code::kOutOfMemory)
-      return no_room_for_caches(wanted, "of which " + bytes_text(had) + " could be had",
-                                "smaller contexts and batches");
-    TENON_ASSIGN(Buffer memory, std::move(allocated), "allocate the caches");
-    had += static_cast<double>(memory.bytes());
-    // Zero, so that nothing ever reads what was never written.
-    TENON_TRY(stream_->fill(memory.data(), 0, memory.bytes()));
-    tensor.data = memory.data();
-    cache_memory_.push_back(std::move(memory));
-    list.push_back(tensor);
+Result<std::span<const std::int32_t>> Rank::run() {
+  auto drawn = guarded([&] { return run_on_stream(); });
+  if (drawn) return drawn;
+  // What a peer did wrong comes first: a step that failed because of it is only the consequence.
+  const Status health = comm_->health();
+  const Status cause = health ? drawn.status() : health;
+  static_cast<void>(guarded([&] {  // without the memory for it they notice by their deadline
+    comm_->abort(cause.message());
     return Status::ok();
-  };
-  for (int layer = 0; layer < caches.num_kv_layers; ++layer)
-    for (auto* list : {&k_, &v_})
-      TENON_TRY(add(*list, DType::kBF16,
-                    {max_blocks_total_, kBlockTokens, caches.kv_heads, caches.head_dim}));
-  for (int layer = 0; layer < caches.num_state_layers; ++layer) {
-    TENON_TRY(add(conv_state_, DType::kBF16, {max_batch_, 3, caches.conv_dim}));
-    TENON_TRY(
-        add(state_, DType::kF32, {max_batch_, caches.v_heads, caches.key_dim, caches.value_dim}));
-  }
-  return Status::ok();
-}
-
-TensorView Rank::gathered_logits(int rows) const {
-  return view(logits_.data(), DType::kF32, comm_->device(),
-              {comm_->size(), rows, model_->vocab_size() / comm_->size()});
-}
-
-Status Rank::plan_sampling() {
-  const Device device = comm_->device();
-  sampling::Args args;
-  args.logits = gathered_logits(max_batch_);
-  args.num_tokens = num_tokens_;
-  const auto per_row = [&](DType dtype) {
-    return view(input_.data(), dtype, device, {max_batch_});  // shapes and types only
-  };
-  args.temperature = args.top_p = per_row(DType::kF32);
-  args.top_k = args.position = per_row(DType::kI32);
-  args.seed = per_row(DType::kI64);
-  args.out = view(drawn_.data(), DType::kI32, device, {max_batch_});
-  TENON_ASSIGN(const PlanContext where, plan_context(device));
-  TENON_ASSIGN(sampling_plan_, sampling::plan(args, where));
-  return Status::ok();
-}
-
-Status Rank::run_on_stream(std::span<const std::byte> input) {
-  const Device device = comm_->device();
-  Stream& stream = *stream_;
-  TENON_TRY(stream.copy(input_.data(), input.data(), input.size()));
-  const StepView step = StepReader::step(layout_, input, input_.data(), device);
-  const CacheViews caches{k_, v_, conv_state_, state_};
-  TENON_ASSIGN(const LogitsShard shard, model_->forward(step, caches, stream));
-  last_rows_ = step.num_sequences;
-  sampling::Args args;
-  args.logits = gathered_logits(step.num_sequences);
-  TENON_TRY(comm_->all_gather(shard.logits, args.logits, stream));
-  args.num_tokens = num_tokens_;
-  const auto fields = StepReader::sampling(layout_, input, input_.data(), device);
-  args.temperature = fields.temperature;
-  args.top_k = fields.top_k;
-  args.top_p = fields.top_p;
-  args.seed = fields.seed;
-  args.position = fields.position;
-  args.out = view(drawn_.data(), DType::kI32, device, {step.num_sequences});
-  TENON_TRY(sampling::run(sampling_plan_, args, stream));
-  TENON_TRY(stream.copy(drawn_host_.data(), drawn_.data(), args.out.bytes()));
-  TENON_TRY(stream.synchronize());
-  for (int row = 0; row < last_rows_; ++row)
-    if (drawn_host_[static_cast<std::size_t>(row)] < 0)
-      TENON_TRY(clear_caches(StepReader::caches(layout_, input, row)));
-  return comm_->health();
-}
-
-// What a sequence without a number leaves behind may be NaN, and 0 · NaN is NaN for whoever has
-// these blocks and this slot next.
-Status Rank::clear_caches(const StepReader::Caches& held) {
-  const auto clear = [this](const TensorView& tensor, std::int32_t index) {
-    const std::size_t bytes = tensor.bytes() / static_cast<std::size_t>(tensor.shape[0]);
-    auto* memory = static_cast<std::byte*>(tensor.data);
-    return stream_->fill(memory + static_cast<std::size_t>(index) * bytes, 0, bytes);
-  };
-  for (const auto* layers : {&k_, &v_})
-    for (const TensorView& layer : *layers)
-      for (const std::int32_t block : held.blocks) TENON_TRY(clear(layer, block));
-  for (const auto* layers : {&conv_state_, &state_})
-    for (const TensorView& layer : *layers) TENON_TRY(clear(layer, held.state_slot));
-  return Status::ok();
-}
-
-Result<std::span<const std::int32_t>> Rank::run(std::span<const std::byte> input) {
-  const Status status = guarded([&] { return run_on_stream(input); });
-  if (!status) {
-    // What a peer did wrong comes first: a step that failed because of it is only the consequence.
-    const Status health = comm_->health();
-    const Status& cause = health ? status : health;
-    static_cast<void>(guarded([&] {  // without the memory for it they notice by their deadline
-      comm_->abort(cause.message());
-      return Status::ok();
-    }));
-    return cause;
-  }
-  return std::span<const std::int32_t>(drawn_host_.data(), static_cast<std::size_t>(last_rows_));
+  }));
+  return cause;
 }
 
 Result<std::uint64_t> Rank::logits_fingerprint() {
-  if (last_rows_ == 0) return std::uint64_t{0};
-  const auto width = static_cast<std::size_t>(model_->vocab_size() / comm_->size());
+  if (last_.num_sequences == 0) return std::uint64_t{0};
+  const TensorView logits = runner_->logits(last_.shape);
+  const auto width = static_cast<std::size_t>(logits.shape[2]);
   std::vector<std::uint32_t> slice(width);
   std::uint64_t hash = 14695981039346656037ull;
   for (int rank = 0; rank < comm_->size(); ++rank) {
-    const auto row = static_cast<std::size_t>(rank * last_rows_ + last_rows_ - 1);
-    TENON_TRY(stream_->copy(slice.data(), logits_.as<float>() + row * width, width * 4));
+    const auto row = static_cast<std::size_t>(rank * last_.shape.logits + last_.num_sequences - 1);
+    TENON_TRY(stream_->copy(slice.data(), logits.as<float>() + row * width, width * 4));
     TENON_TRY(stream_->synchronize());
     for (const std::uint32_t word : slice)
       for (int shift = 0; shift < 32; shift += 8)

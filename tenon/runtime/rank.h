@@ -1,5 +1,5 @@
-// One rank of an engine: its communicator, model shard, caches and buffers, and how it runs a step.
-// Every rank runs the same step on the same bytes and draws the same tokens.
+// One rank of an engine: its communicator, model shard, caches and runner, and what a step leaves
+// behind besides tokens. Every rank runs the same step on the same bytes and draws the same tokens.
 #pragma once
 
 #include <functional>
@@ -10,8 +10,9 @@
 
 #include "tenon/comm/communicator.h"
 #include "tenon/models/model.h"
-#include "tenon/ops/registry.h"
+#include "tenon/runtime/cache_memory.h"
 #include "tenon/runtime/step_input.h"
+#include "tenon/runtime/step_runner.h"
 
 namespace tenon {
 
@@ -30,16 +31,20 @@ class Rank {
   const StepLayout& layout() const { return layout_; }
   Model& model() { return *model_; }
   Communicator& comm() { return *comm_; }
-  // Followers: room for one step's bytes.
-  std::span<std::byte> received() { return received_; }
+  // Room for the bytes of the next step.
+  std::span<std::byte> input() const { return runner_->input(); }
 
   // Ids that may be asked with and drawn: 0 … num_tokens() − 1.
   int num_tokens() const { return num_tokens_; }
 
-  // Runs the step that `input` holds and returns the token drawn for each of its sequences: −1
+  // Runs the step that input() holds and returns the token drawn for each of its sequences: −1
   // where the logits hold no number. Such a sequence cannot go on; its caches are empty again.
   // Collective. An error has already told the other ranks to give up.
-  Result<std::span<const std::int32_t>> run(std::span<const std::byte> input);
+  Result<std::span<const std::int32_t>> run();
+
+  // How the boundaries of all steps so far ran.
+  std::vector<BoundaryUse> boundary_uses() const { return model_->boundary_uses(steps_); }
+  std::int64_t num_replays() const { return runner_->num_replays(); }
 
   // A hash (FNV-1a) of the logits of the last sequence of the last step, in order of ids. 0 before
   // the first step. Waits for the stream.
@@ -47,28 +52,18 @@ class Rank {
 
  private:
   explicit Rank(const EngineOptions& options);
-  Status allocate();
-  Status check_cache_bytes(const CacheLayout& caches) const;
-  Status no_room_for_caches(double wanted, const std::string& found,
-                            const std::string& accepted) const;
-  Status allocate_caches(const CacheLayout& caches);
-  Status plan_sampling();
-  TensorView gathered_logits(int rows) const;
-  Status run_on_stream(std::span<const std::byte> input);
-  Status clear_caches(const StepReader::Caches& held);
+  Status prepare(const EngineOptions& options);
+  Result<std::span<const std::int32_t>> run_on_stream();
 
-  int max_batch_, max_context_, max_blocks_total_, num_tokens_;
+  int num_tokens_;
   StepLayout layout_;
   std::unique_ptr<Communicator> comm_;
   std::optional<Stream> stream_;
   std::unique_ptr<Model> model_;
-  Buffer input_, logits_, drawn_;
-  std::vector<Buffer> cache_memory_;
-  std::vector<TensorView> k_, v_, conv_state_, state_;
-  Plan sampling_plan_;
-  std::vector<std::byte> received_;
-  std::vector<std::int32_t> drawn_host_;
-  int last_rows_ = 0;  // sequences of the last step
+  CacheMemory caches_;
+  std::unique_ptr<StepRunner> runner_;
+  StepCounts steps_;
+  StepHeader last_;  // of the last step that ran
 };
 
 }  // namespace tenon

@@ -1,145 +1,257 @@
 #include "tenon/runtime/step_input.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace tenon {
 namespace {
 
-struct Header {
-  StepCommand command;
-  std::int32_t num_tokens, num_sequences, max_tokens_per_sequence;
-};
+// How many elements an array has.
+enum class Extent : std::uint8_t { kTokens, kSequences, kStarts, kTable, kLogits };
 
-Header read_header(std::span<const std::byte> host) {
-  Header header;
-  std::memcpy(&header, host.data(), sizeof header);
-  return header;
+template <class Element>
+constexpr DType dtype_of() {
+  if constexpr (std::is_same_v<Element, float>) return DType::kF32;
+  if constexpr (std::is_same_v<Element, std::int64_t>) return DType::kI64;
+  static_assert(std::is_same_v<Element, float> || std::is_same_v<Element, std::int64_t> ||
+                std::is_same_v<Element, std::int32_t>);
+  return DType::kI32;
+}
+
+struct FieldInfo {
+  StepField field;
+  DType dtype;
+  Extent extent;
+};
+constexpr FieldInfo kFields[] = {
+#define TENON_STEP_FIELD(name, element, extent) \
+  {StepField::name, dtype_of<element>(), Extent::extent},
+#define TENON_DRAW_FIELD TENON_STEP_FIELD
+#include "tenon/layers/step_fields.def"
+};
+static_assert(kFields[0].field == StepField::token_ids);
+static_assert(std::end(kFields)[-1].field == StepField::block_table);
+
+std::size_t count_of(Extent extent, const StepShape& shape, int max_blocks) {
+  const auto sequences = static_cast<std::size_t>(shape.sequences);
+  switch (extent) {
+    case Extent::kTokens: return static_cast<std::size_t>(shape.tokens);
+    case Extent::kSequences: return sequences;
+    case Extent::kStarts: return sequences + 1;
+    case Extent::kTable: return sequences * static_cast<std::size_t>(max_blocks);
+    case Extent::kLogits: return static_cast<std::size_t>(shape.logits);
+  }
+  return 0;
+}
+
+TensorView array(const StepLayout& layout, StepField field, const StepShape& shape, void* base,
+                 Device device) {
+  const FieldInfo& info = kFields[static_cast<std::size_t>(field)];
+  void* data = static_cast<std::byte*>(base) + layout.offset(field);
+  if (info.extent == Extent::kTable)
+    return view(data, info.dtype, device, {shape.sequences, layout.max_blocks()});
+  const auto count = static_cast<std::int64_t>(count_of(info.extent, shape, layout.max_blocks()));
+  return view(data, info.dtype, device, {count});
+}
+
+// n, or the next of the sizes 1 to 8, 10, 12, 14, 16, 20, 24, …
+int rounded_up(int n) {
+  int unit = 1;
+  while (n > 8 * unit) unit *= 2;
+  return (n + unit - 1) / unit * unit;
 }
 
 }  // namespace
 
+// --- StepLayout -----------------------------------------------------------------------------
+
 StepLayout::StepLayout(int max_tokens, int max_sequences, int max_blocks_per_sequence)
     : max_tokens_(max_tokens), max_sequences_(max_sequences), max_blocks_(max_blocks_per_sequence) {
-  const auto tokens = static_cast<std::size_t>(max_tokens);
-  const auto sequences = static_cast<std::size_t>(max_sequences);
-  const auto place = [&](Field field, std::size_t count, std::size_t element) {
-    offset_[field] = bytes_;
-    bytes_ += (count * element + 63) / 64 * 64;  // every array starts on its own cache line
+  const StepShape largest{max_tokens, max_sequences, max_sequences, false};
+  const auto place = [&](std::size_t bytes) {
+    const std::size_t at = bytes_;
+    bytes_ += (bytes + 63) / 64 * 64;  // every array starts on its own cache line
+    return at;
   };
-  place(kHeader, 1, sizeof(Header));
-  for (const Field field : {kTokenIds, kPositions, kSlotMapping}) place(field, tokens, 4);
-  place(kSequenceStarts, sequences + 1, 4);
-  for (const Field field : {kSequenceLengths, kStateSlots, kFresh, kLogitRows})
-    place(field, sequences, 4);
-  place(kBlockTable, sequences * static_cast<std::size_t>(max_blocks_per_sequence), 4);
-  for (const Field field : {kTemperature, kTopK, kTopP}) place(field, sequences, 4);
-  place(kSeed, sequences, 8);
-  place(kDrawPosition, sequences, 4);
+  place(sizeof(StepHeader));
+  for (const FieldInfo& each : kFields)
+    offset_[static_cast<std::size_t>(each.field)] =
+        place(count_of(each.extent, largest, max_blocks_) * size_of(each.dtype));
 }
 
-StepWriter::StepWriter(const StepLayout& layout) : layout_(&layout), bytes_(layout.bytes()) {}
+std::size_t StepLayout::used_bytes(const StepShape& shape) const {
+  return offset(StepField::block_table) +
+         count_of(Extent::kTable, shape, max_blocks_) * sizeof(std::int32_t);
+}
 
-template <class T>
-T* StepWriter::field(int which) {
-  return reinterpret_cast<T*>(bytes_.data() + layout_->offset_[which]);
+StepArrays StepLayout::arrays(std::byte* base) const {
+  StepArrays made;
+#define TENON_STEP_FIELD(name, element, extent) \
+  made.name = reinterpret_cast<element*>(base + offset(StepField::name));
+#define TENON_DRAW_FIELD TENON_STEP_FIELD
+#include "tenon/layers/step_fields.def"
+  return made;
+}
+
+StepShape StepLayout::padded(const StepShape& wanted) const {
+  if (!wanted.decode) return wanted;
+  const int rows = std::min(rounded_up(wanted.sequences), max_sequences_);
+  return {rows, rows, rows, true};
+}
+
+// --- StepWriter -----------------------------------------------------------------------------
+
+StepWriter::StepWriter(const StepLayout& layout, std::span<std::byte> bytes)
+    : layout_(&layout), bytes_(bytes), arrays_(layout.arrays(bytes.data())) {
+  TENON_CHECK(bytes.size() == layout.bytes());
+  last_.reserve(static_cast<std::size_t>(layout.max_sequences()));
 }
 
 void StepWriter::write(StepCommand command) {
-  const Header header{command, 0, 0, 0};
+  const StepHeader header{.command = command, .shape = {}};
   std::memcpy(bytes_.data(), &header, sizeof header);
 }
 
+std::span<const std::byte> StepWriter::used() const {
+  return bytes_.first(layout_->used_bytes(StepReader::header(bytes_).shape));
+}
+
+namespace {
+
+StepShape shape_of(const BatchPlan& plan) {
+  const int sequences = static_cast<int>(plan.entries.size());
+  return {plan.num_tokens, sequences, sequences, plan.max_tokens_per_sequence <= 1};
+}
+
+}  // namespace
+
 void StepWriter::write(const BatchPlan& plan, int block_tokens) {
-  TENON_CHECK(plan.num_tokens <= layout_->max_tokens_);
-  TENON_CHECK(static_cast<int>(plan.entries.size()) <= layout_->max_sequences_);
-  const Header header{StepCommand::kRun, plan.num_tokens,
-                      static_cast<std::int32_t>(plan.entries.size()), plan.max_tokens_per_sequence};
+  write(plan, block_tokens, layout_->padded(shape_of(plan)));
+}
+
+void StepWriter::write(const BatchPlan& plan, int block_tokens, const StepShape& shape) {
+  const StepShape real = shape_of(plan);
+  TENON_CHECK(real.tokens <= shape.tokens && shape.tokens <= layout_->max_tokens());
+  TENON_CHECK(real.sequences <= shape.sequences && shape.sequences <= layout_->max_sequences());
+  TENON_CHECK(real.logits <= shape.logits && shape.logits <= layout_->max_sequences());
+  TENON_CHECK(real.decode || !shape.decode);
+  const StepHeader header{.command = StepCommand::kRun,
+                          .continues = continues(plan) ? 1 : 0,
+                          .num_sequences = real.sequences,
+                          .shape = shape};
   std::memcpy(bytes_.data(), &header, sizeof header);
-  auto* ids = field<std::int32_t>(StepLayout::kTokenIds);
-  auto* positions = field<std::int32_t>(StepLayout::kPositions);
-  auto* slots = field<std::int32_t>(StepLayout::kSlotMapping);
-  auto* starts = field<std::int32_t>(StepLayout::kSequenceStarts);
-  auto* blocks = field<std::int32_t>(StepLayout::kBlockTable);
   int token = 0;
   int row = 0;
   for (const BatchEntry& entry : plan.entries) {
-    const Sequence& sequence = *entry.sequence;
-    const auto held = sequence.lease.blocks();
-    TENON_CHECK(static_cast<int>(held.size()) <= layout_->max_blocks_);
-    starts[row] = token;
-    for (int i = 0; i < entry.count; ++i, ++token) {
-      const int position = entry.first + i;
-      ids[token] = sequence.tokens[static_cast<std::size_t>(position)];
-      positions[token] = position;
-      slots[token] = held[static_cast<std::size_t>(position / block_tokens)] * block_tokens +
-                     position % block_tokens;
-    }
-    field<std::int32_t>(StepLayout::kSequenceLengths)[row] = entry.first + entry.count;
-    field<std::int32_t>(StepLayout::kStateSlots)[row] = sequence.lease.state_slot();
-    field<std::int32_t>(StepLayout::kFresh)[row] = entry.first == 0 ? 1 : 0;
-    field<std::int32_t>(StepLayout::kLogitRows)[row] = token - 1;
-    std::int32_t* table = blocks + row * layout_->max_blocks_;
-    for (int i = 0; i < layout_->max_blocks_; ++i)
-      table[i] = i < static_cast<int>(held.size()) ? held[static_cast<std::size_t>(i)] : 0;
-    const SamplingParams& sampling = sequence.sampling;
-    field<float>(StepLayout::kTemperature)[row] = sampling.temperature;
-    field<std::int32_t>(StepLayout::kTopK)[row] = sampling.top_k;
-    field<float>(StepLayout::kTopP)[row] = sampling.top_p;
-    field<std::int64_t>(StepLayout::kSeed)[row] = static_cast<std::int64_t>(sampling.seed);
-    field<std::int32_t>(StepLayout::kDrawPosition)[row] = entry.first + entry.count;
-    ++row;
+    write_sequence(entry, row++, token, block_tokens);
+    token += entry.count;
   }
-  starts[row] = token;
+  pad(real, shape);
 }
 
-StepCommand StepReader::command(std::span<const std::byte> host) {
-  return read_header(host).command;
-}
-
-StepReader::Caches StepReader::caches(const StepLayout& layout, std::span<const std::byte> host,
-                                      int row) {
-  const auto field = [&](int which) {
-    return reinterpret_cast<const std::int32_t*>(host.data() + layout.offset_[which]);
+// Whether this step's tokens are what the last one drew, row by row; notes whose tokens this one
+// draws.
+bool StepWriter::continues(const BatchPlan& plan) {
+  const auto same = [](const BatchEntry& entry, RequestId last) {
+    return entry.sequence->id == last && entry.count == 1;
   };
-  const int tokens = field(StepLayout::kSequenceLengths)[row];
+  const bool all =
+      std::equal(plan.entries.begin(), plan.entries.end(), last_.begin(), last_.end(), same);
+  last_.clear();
+  for (const BatchEntry& entry : plan.entries)
+    last_.push_back(entry.draws() ? entry.sequence->id : RequestId{});
+  return all;
+}
+
+void StepWriter::write_sequence(const BatchEntry& entry, int row, int first_token,
+                                int block_tokens) {
+  const Sequence& sequence = *entry.sequence;
+  const auto held = sequence.lease.blocks();
+  TENON_CHECK(static_cast<int>(held.size()) <= layout_->max_blocks());
+  for (int i = 0; i < entry.count; ++i) {
+    const int position = entry.first + i;
+    const int token = first_token + i;
+    arrays_.token_ids[token] = sequence.tokens[static_cast<std::size_t>(position)];
+    arrays_.positions[token] = position;
+    arrays_.slot_mapping[token] =
+        held[static_cast<std::size_t>(position / block_tokens)] * block_tokens +
+        position % block_tokens;
+  }
+  const int length = entry.first + entry.count;
+  arrays_.sequence_starts[row] = first_token;
+  arrays_.sequence_lengths[row] = length;
+  arrays_.state_from[row] = arrays_.state_to[row] = sequence.lease.state_slot();
+  arrays_.fresh[row] = entry.first == 0 ? 1 : 0;
+  arrays_.logit_rows[row] = first_token + entry.count - 1;
+  std::int32_t* table = arrays_.block_table + std::ptrdiff_t{row} * layout_->max_blocks();
+  std::fill(std::copy(held.begin(), held.end(), table), table + layout_->max_blocks(), 0);
+  const SamplingParams& sampling = sequence.sampling;
+  arrays_.temperature[row] = sampling.temperature;
+  arrays_.top_k[row] = sampling.top_k;
+  arrays_.top_p[row] = sampling.top_p;
+  arrays_.seed[row] = static_cast<std::int64_t>(sampling.seed);
+  arrays_.draw_position[row] = length;
+}
+
+// Sequences without tokens, then rows of no sequence: they read and write no cache. Rows of logits
+// repeat the first one.
+void StepWriter::pad(const StepShape& real, const StepShape& shape) {
+  for (int token = real.tokens; token < shape.tokens; ++token) {
+    arrays_.token_ids[token] = arrays_.positions[token] = 0;
+    arrays_.slot_mapping[token] = -1;
+  }
+  for (int row = real.sequences; row < shape.sequences; ++row) {
+    arrays_.sequence_lengths[row] = 0;
+    arrays_.state_from[row] = arrays_.state_to[row] = -1;
+    arrays_.fresh[row] = 1;
+    std::fill_n(arrays_.block_table + std::ptrdiff_t{row} * layout_->max_blocks(),
+                layout_->max_blocks(), 0);
+  }
+  for (int row = real.sequences; row <= shape.sequences; ++row)
+    arrays_.sequence_starts[row] = real.tokens;
+  for (int row = real.logits; row < shape.logits; ++row) {
+    arrays_.logit_rows[row] = 0;
+    arrays_.temperature[row] = 0;
+    arrays_.top_k[row] = 0;
+    arrays_.top_p[row] = 1;
+    arrays_.seed[row] = 0;
+    arrays_.draw_position[row] = 0;
+  }
+}
+
+// --- StepReader -----------------------------------------------------------------------------
+
+StepHeader StepReader::header(std::span<const std::byte> host) {
+  StepHeader header;
+  std::memcpy(&header, host.data(), sizeof header);
+  return header;
+}
+
+HeldCaches StepReader::caches(const StepLayout& layout, std::span<const std::byte> host, int row) {
+  const StepArrays arrays = layout.arrays(const_cast<std::byte*>(host.data()));
+  const int tokens = arrays.sequence_lengths[row];
   const auto blocks = static_cast<std::size_t>((tokens + kBlockTokens - 1) / kBlockTokens);
-  return {{field(StepLayout::kBlockTable) + std::ptrdiff_t{row} * layout.max_blocks_, blocks},
-          field(StepLayout::kStateSlots)[row]};
+  return {{arrays.block_table + std::ptrdiff_t{row} * layout.max_blocks(), blocks},
+          arrays.state_to[row]};
 }
 
-StepView StepReader::step(const StepLayout& layout, std::span<const std::byte> host, void* base,
+StepView StepReader::step(const StepLayout& layout, const StepShape& shape, void* base,
                           Device device) {
-  const Header header = read_header(host);
-  const auto array = [&](int field, std::initializer_list<std::int64_t> shape) {
-    return view(static_cast<std::byte*>(base) + layout.offset_[field], DType::kI32, device, shape);
-  };
-  const std::int64_t tokens = header.num_tokens;
-  const std::int64_t sequences = header.num_sequences;
   StepView step;
-  step.num_tokens = header.num_tokens;
-  step.num_sequences = header.num_sequences;
-  step.max_tokens_per_sequence = header.max_tokens_per_sequence;
-  step.token_ids = array(StepLayout::kTokenIds, {tokens});
-  step.positions = array(StepLayout::kPositions, {tokens});
-  step.slot_mapping = array(StepLayout::kSlotMapping, {tokens});
-  step.sequence_starts = array(StepLayout::kSequenceStarts, {sequences + 1});
-  step.sequence_lengths = array(StepLayout::kSequenceLengths, {sequences});
-  step.state_slots = array(StepLayout::kStateSlots, {sequences});
-  step.fresh = array(StepLayout::kFresh, {sequences});
-  step.logit_rows = array(StepLayout::kLogitRows, {sequences});
-  step.block_table = array(StepLayout::kBlockTable, {sequences, layout.max_blocks_});
+  step.shape = shape;
+#define TENON_STEP_FIELD(name, element, extent) \
+  step.name = array(layout, StepField::name, shape, base, device);
+#include "tenon/layers/step_fields.def"
   return step;
 }
 
-StepReader::Sampling StepReader::sampling(const StepLayout& layout, std::span<const std::byte> host,
-                                          void* base, Device device) {
-  const std::int64_t rows = read_header(host).num_sequences;
-  const auto array = [&](int field, DType dtype) {
-    return view(static_cast<std::byte*>(base) + layout.offset_[field], dtype, device, {rows});
-  };
-  return {array(StepLayout::kTemperature, DType::kF32), array(StepLayout::kTopK, DType::kI32),
-          array(StepLayout::kTopP, DType::kF32), array(StepLayout::kSeed, DType::kI64),
-          array(StepLayout::kDrawPosition, DType::kI32)};
+DrawView StepReader::draw(const StepLayout& layout, const StepShape& shape, void* base,
+                          Device device) {
+  DrawView draw;
+#define TENON_DRAW_FIELD(name, element, extent) \
+  draw.name = array(layout, StepField::name, shape, base, device);
+#include "tenon/layers/step_fields.def"
+  return draw;
 }
 
 }  // namespace tenon

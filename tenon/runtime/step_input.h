@@ -1,7 +1,9 @@
 // StepInput: everything one step needs, in one flat buffer of fixed size. The same bytes reach
-// every rank and every device; a StepView is a set of views over them at fixed addresses.
+// every rank and every device; a StepView is a set of views over them at fixed addresses. What the
+// arrays are stands in one list, layers/step_fields.def.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -9,78 +11,101 @@
 
 #include "tenon/core/tensor.h"
 #include "tenon/layers/step.h"
+#include "tenon/runtime/cache_memory.h"
 #include "tenon/runtime/scheduler.h"
 
 namespace tenon {
 
+// The arrays of a step by number.
+enum class StepField : std::uint8_t {
+#define TENON_STEP_FIELD(name, element, extent) name,
+#define TENON_DRAW_FIELD TENON_STEP_FIELD
+#include "tenon/layers/step_fields.def"
+  kCount
+};
+
+// The arrays of a step in host memory.
+struct StepArrays {
+#define TENON_STEP_FIELD(name, element, extent) element* name = nullptr;
+#define TENON_DRAW_FIELD TENON_STEP_FIELD
+#include "tenon/layers/step_fields.def"
+};
+
+// What the draw of a step's tokens reads: device views [shape.logits].
+struct DrawView {
+#define TENON_DRAW_FIELD(name, element, extent) TensorView name;
+#include "tenon/layers/step_fields.def"
+};
+
+enum class StepCommand : std::int32_t { kRun = 1, kIdle = 2, kStop = 3 };
+
+// At the beginning of the bytes, for the host alone.
+struct StepHeader {
+  StepCommand command = StepCommand::kIdle;
+  // Every row is the next token of the same row of the step before: its id is what was drawn there,
+  // and is on the device already.
+  std::int32_t continues = 0;
+  std::int32_t num_sequences = 0;  // without padding; each has one row of logits, its last token's
+  StepShape shape;                 // with padding
+};
+
 // Where each array lies. Equal on every rank by construction.
 class StepLayout {
  public:
+  // The largest step. Rows of logits: one per sequence.
   StepLayout(int max_tokens, int max_sequences, int max_blocks_per_sequence);
   std::size_t bytes() const { return bytes_; }
   int max_tokens() const { return max_tokens_; }
   int max_sequences() const { return max_sequences_; }
   int max_blocks() const { return max_blocks_; }
+  std::size_t offset(StepField field) const { return offset_[static_cast<std::size_t>(field)]; }
+
+  // Bytes from the beginning up to the end of what a step of this shape holds.
+  std::size_t used_bytes(const StepShape& shape) const;
+  // The arrays in the bytes at `base`.
+  StepArrays arrays(std::byte* base) const;
+
+  // The shape that a step runs in. Steps in which every sequence decodes are rounded up: to 1 to 8
+  // sequences, then to four sizes per doubling, so that few shapes occur and each can be recorded.
+  // Other steps are as large as they are.
+  StepShape padded(const StepShape& wanted) const;
 
  private:
-  friend class StepWriter;
-  friend struct StepReader;
-  enum Field {
-    kHeader,  // i32 [4]: Command, tokens, sequences, max tokens per sequence
-    kTokenIds,
-    kPositions,
-    kSlotMapping,
-    kSequenceStarts,
-    kSequenceLengths,
-    kStateSlots,
-    kFresh,
-    kLogitRows,
-    kBlockTable,
-    kTemperature,
-    kTopK,
-    kTopP,
-    kSeed,
-    kDrawPosition,
-    kNumFields,
-  };
   int max_tokens_, max_sequences_, max_blocks_;
-  std::size_t offset_[kNumFields] = {};
+  std::array<std::size_t, static_cast<std::size_t>(StepField::kCount)> offset_{};
   std::size_t bytes_ = 0;
 };
 
-enum class StepCommand : std::int32_t { kRun = 1, kIdle = 2, kStop = 3 };
-
-// Fills the buffer from a plan.
+// Fills bytes from a plan.
 class StepWriter {
  public:
-  explicit StepWriter(const StepLayout& layout);
+  // `bytes`: layout.bytes() of them, aligned to 64. Both must outlive the writer.
+  StepWriter(const StepLayout& layout, std::span<std::byte> bytes);
+  // The step as layout.padded() has it.
   void write(const BatchPlan& plan, int block_tokens);
+  // In this shape, at least as large as the plan.
+  void write(const BatchPlan& plan, int block_tokens, const StepShape& shape);
   void write(StepCommand command);
-  std::span<std::byte> bytes() { return bytes_; }
+  std::span<std::byte> bytes() const { return bytes_; }
+  std::span<const std::byte> used() const;  // those that the step it wrote last fills
 
  private:
-  template <class T>
-  T* field(int which);
+  void write_sequence(const BatchEntry& entry, int row, int first_token, int block_tokens);
+  void pad(const StepShape& real, const StepShape& shape);
+  bool continues(const BatchPlan& plan);
   const StepLayout* layout_;
-  std::vector<std::byte> bytes_;
+  std::span<std::byte> bytes_;
+  StepArrays arrays_;
+  std::vector<RequestId> last_;  // whose tokens the last step drew, row by row
 };
 
 // Reads the header on the host and makes views over the same bytes on `device` at `base`.
 struct StepReader {
-  struct Sampling {
-    TensorView temperature, top_k, top_p, seed, position;
-  };
-  // The caches that a sequence of the step has written to so far.
-  struct Caches {
-    std::span<const std::int32_t> blocks;
-    std::int32_t state_slot = -1;
-  };
-  static StepCommand command(std::span<const std::byte> host);
-  static Caches caches(const StepLayout& layout, std::span<const std::byte> host, int row);
-  static StepView step(const StepLayout& layout, std::span<const std::byte> host, void* base,
-                       Device device);
-  static Sampling sampling(const StepLayout& layout, std::span<const std::byte> host, void* base,
-                           Device device);
+  static StepHeader header(std::span<const std::byte> host);
+  // What a sequence of the step has written to so far.
+  static HeldCaches caches(const StepLayout& layout, std::span<const std::byte> host, int row);
+  static StepView step(const StepLayout& layout, const StepShape& shape, void* base, Device device);
+  static DrawView draw(const StepLayout& layout, const StepShape& shape, void* base, Device device);
 };
 
 }  // namespace tenon

@@ -328,5 +328,26 @@ TEST(Event, MeasuresTheWorkBetween) {
   }
 }
 
+TEST(HostBuffer, IsMemoryThatStreamsCopyFromAndTo) {
+  for (Target target : test::usable_targets()) {
+    SCOPED_TRACE(test::to_string(target));
+    Stream stream = stream_on(target);
+    constexpr std::size_t kBytes = 5000;  // no whole page
+    auto sent = HostBuffer::allocate(stream.device(), kBytes);
+    auto got = HostBuffer::allocate(stream.device(), kBytes);
+    auto between = Buffer::allocate(stream.device(), kBytes);
+    ASSERT_TRUE(sent && got && between) << sent.status().to_string();
+    ASSERT_EQ(sent->bytes().size(), kBytes);
+    for (const std::byte each : sent->bytes()) ASSERT_EQ(each, std::byte{0});
+    for (std::size_t i = 0; i < kBytes; ++i) sent->bytes()[i] = static_cast<std::byte>(i % 251);
+    ASSERT_TRUE(stream.copy(between->data(), sent->bytes().data(), kBytes));
+    const HostBuffer moved = std::move(*got);
+    ASSERT_TRUE(stream.copy(moved.bytes().data(), between->data(), kBytes));
+    ASSERT_TRUE(stream.synchronize());
+    EXPECT_TRUE(std::equal(moved.bytes().begin(), moved.bytes().end(), sent->bytes().begin()));
+  }
+  EXPECT_TRUE(HostBuffer::allocate(Device{}, 0)->bytes().empty());
+}
+
 }  // namespace
 }  // namespace tenon

@@ -2,6 +2,8 @@
 // sequences, then one more token of each from the caches.
 #include <gtest/gtest.h>
 
+#include <array>
+
 #include "tests/support/layer_bench.h"
 #include "tests/support/targets.h"
 
@@ -25,6 +27,7 @@ struct Step {
 // Sequence s gets counts[s] tokens behind the lengths[s] it has.
 Step make_step(LayerBench& layer, const std::vector<int>& lengths, const std::vector<int>& counts) {
   Step step;
+  int longest = 0;
   std::vector<std::int32_t> positions, slots, starts{0}, totals, table, states, fresh;
   for (int s = 0; s < kSequences; ++s) {
     const int length = lengths[static_cast<std::size_t>(s)],
@@ -41,10 +44,9 @@ Step make_step(LayerBench& layer, const std::vector<int>& lengths, const std::ve
     for (int block = 0; block < kBlocks; ++block) table.push_back(block * kSequences + s);
     states.push_back(kSequences - 1 - s);
     fresh.push_back(length == 0);
-    step.view.max_tokens_per_sequence = std::max(step.view.max_tokens_per_sequence, count);
+    longest = std::max(longest, count);
   }
-  step.view.num_tokens = static_cast<int>(positions.size());
-  step.view.num_sequences = kSequences;
+  step.view.shape = {static_cast<int>(positions.size()), kSequences, 0, longest == 1};
   step.view.positions = layer.put_i32(positions);
   step.view.slot_mapping = layer.put_i32(slots);
   step.view.sequence_starts = layer.put_i32(starts);
@@ -52,7 +54,7 @@ Step make_step(LayerBench& layer, const std::vector<int>& lengths, const std::ve
   step.view.block_table = layer.put_i32(table);
   step.view.block_table =
       view(step.view.block_table.data, DType::kI32, layer.bench.device(), {kSequences, kBlocks});
-  step.view.state_slots = layer.put_i32(states);
+  step.view.state_from = step.view.state_to = layer.put_i32(states);
   step.view.fresh = layer.put_i32(fresh);
   return step;
 }
@@ -70,19 +72,31 @@ double dot(std::span<const double> a, std::span<const double> b) {
 
 // --- attention ------------------------------------------------------------------------------
 
+// With gates and norms that are stored around zero, as Qwen3.5 has them, or with neither.
 struct AttentionModel {
   static constexpr std::size_t kDim = 128, kHeads = 2, kRotary = 8;
+  bool gated;
+  double norm_offset;
+  std::size_t q_stride, width;  // of a head of q, of a projected row
   TestMatrix qkv, out;
   Doubles q_norm, k_norm;
   std::vector<std::vector<Doubles>> k, v;  // [sequence][position]
 
-  AttentionModel(LayerBench& layer, bool fp8)
-      : qkv(layer.matrix(fp8, (2 * kHeads + 2) * kDim, kHidden)),
+  AttentionModel(LayerBench& layer, bool fp8, bool has_gates)
+      : gated(has_gates),
+        norm_offset(has_gates ? 1 : 0),
+        q_stride((has_gates ? 2 : 1) * kDim),
+        width(kHeads * q_stride + 2 * kDim),
+        qkv(layer.matrix(fp8, static_cast<std::int64_t>(width), kHidden)),
         out(layer.matrix(fp8, kHidden, kHeads * kDim)),
         q_norm(layer.normal(kDim, 0.2)),
         k_norm(layer.normal(kDim, 0.2)),
         k(kSequences),
-        v(kSequences) {}
+        v(kSequences) {
+    for (Doubles* norm : {&q_norm, &k_norm})
+      for (double& each : *norm)
+        each = to_float(to_bf16(static_cast<float>(each + 1 - norm_offset)));
+  }
 
   static double angle(int position, std::size_t i) {
     return position * std::pow(1e4, -2.0 * static_cast<double>(i) / kRotary);
@@ -96,11 +110,11 @@ struct AttentionModel {
     return table;
   }
 
-  static Doubles normed_and_rotated(std::span<const double> from, const Doubles& norm,
-                                    int position) {
+  Doubles normed_and_rotated(std::span<const double> from, const Doubles& norm,
+                             int position) const {
     const double rstd = 1 / std::sqrt(dot(from, from) / kDim + kEps);
     Doubles to;
-    for (std::size_t i = 0; i < kDim; ++i) to.push_back(from[i] * rstd * (1 + norm[i]));
+    for (std::size_t i = 0; i < kDim; ++i) to.push_back(from[i] * rstd * (norm_offset + norm[i]));
     for (std::size_t i = 0; i < kRotary / 2; ++i) {
       const double c = std::cos(angle(position, i)), s = std::sin(angle(position, i));
       const double a = to[i], b = to[i + kRotary / 2];
@@ -112,19 +126,18 @@ struct AttentionModel {
 
   // Adds the step's tokens to the caches and returns the layer's output.
   Doubles run(const Doubles& x, const Step& step) {
-    constexpr std::size_t kWidth = (2 * kHeads + 2) * kDim;
-    const Doubles rows = product(x, qkv, 0, kWidth);
+    const std::size_t after_q = kHeads * q_stride;
+    const Doubles rows = product(x, qkv, 0, static_cast<std::int64_t>(width));
     Doubles mixed;
     for (std::size_t t = 0; t < step.sequence.size(); ++t) {
       const auto s = static_cast<std::size_t>(step.sequence[t]);
-      const auto value = head(rows, t, kWidth, (2 * kHeads + 1) * kDim, kDim);
-      k[s].push_back(normed_and_rotated(head(rows, t, kWidth, 2 * kHeads * kDim, kDim), k_norm,
-                                        step.position[t]));
+      const auto value = head(rows, t, width, after_q + kDim, kDim);
+      k[s].push_back(
+          normed_and_rotated(head(rows, t, width, after_q, kDim), k_norm, step.position[t]));
       v[s].emplace_back(value.begin(), value.end());
       for (std::size_t h = 0; h < kHeads; ++h) {
         const Doubles q =
-            normed_and_rotated(head(rows, t, kWidth, 2 * h * kDim, kDim), q_norm, step.position[t]);
-        const auto gate = head(rows, t, kWidth, (2 * h + 1) * kDim, kDim);
+            normed_and_rotated(head(rows, t, width, h * q_stride, kDim), q_norm, step.position[t]);
         Doubles sum(kDim);
         double total = 0;
         for (std::size_t j = 0; j < k[s].size(); ++j) {
@@ -132,52 +145,57 @@ struct AttentionModel {
           total += weight;
           for (std::size_t i = 0; i < kDim; ++i) sum[i] += weight * v[s][j][i];
         }
+        const auto gate = gated ? head(rows, t, width, h * q_stride + kDim, kDim) : q;
         for (std::size_t i = 0; i < kDim; ++i)
-          mixed.push_back(sum[i] / total * test::sigmoid(gate[i]));
+          mixed.push_back(sum[i] / total * (gated ? test::sigmoid(gate[i]) : 1.0));
       }
     }
     return product(mixed, out, 0, kHidden);
   }
 };
 
-TEST(Attention, ReadsWhatTheModelSays) {
+void expect_attention(Target target, bool fp8, bool gated) {
   using Model = AttentionModel;
-  for (Target target : test::usable_targets()) {
-    for (bool fp8 : {false, true}) {
-      SCOPED_TRACE(test::to_string(target) + (fp8 ? " fp8" : " bf16"));
-      LayerBench layer(target, kMaxRows, kHidden);
-      Model model(layer, fp8);
-      AttentionSpec spec;
-      spec.q_heads = Model::kHeads;
-      spec.kv_heads = 1;
-      spec.head_dim = Model::kDim;
-      spec.qkv = model.qkv.matrix;
-      spec.q_norm = layer.put_bf16(model.q_norm, {Model::kDim});
-      spec.k_norm = layer.put_bf16(model.k_norm, {Model::kDim});
-      spec.cos_sin = layer.put_f32(Model::cos_sin(), {16, Model::kRotary});
-      spec.out = model.out.matrix;
-      auto attention = Attention::make(spec, layer.context);
-      ASSERT_TRUE(attention) << attention.status().message();
-      EXPECT_EQ(attention->forms().fp8, fp8);
-      EXPECT_EQ(attention->forms().bf16, !fp8);
-      const Mixer mixer(*std::move(attention), 0);
-      const std::initializer_list<std::int64_t> pages{kBlocks * kSequences, 4, 1, Model::kDim};
-      const std::size_t elements = kBlocks * kSequences * 4 * Model::kDim;
-      const TensorView k = layer.put_bf16(Doubles(elements, NAN), pages);
-      const TensorView v = layer.put_bf16(Doubles(elements, NAN), pages);
-      const CacheViews caches{{&k, 1}, {&v, 1}, {}, {}};
+  SCOPED_TRACE(test::to_string(target) + (fp8 ? " fp8" : " bf16") + (gated ? " gated" : ""));
+  LayerBench layer(target, kMaxRows, kHidden);
+  Model model(layer, fp8, gated);
+  AttentionSpec spec;
+  spec.gated = gated;
+  spec.norm_offset = static_cast<float>(model.norm_offset);
+  spec.q_heads = Model::kHeads;
+  spec.kv_heads = 1;
+  spec.head_dim = Model::kDim;
+  spec.qkv = model.qkv.matrix;
+  spec.q_norm = layer.put_bf16(model.q_norm, {Model::kDim});
+  spec.k_norm = layer.put_bf16(model.k_norm, {Model::kDim});
+  spec.cos_sin = layer.put_f32(Model::cos_sin(), {16, Model::kRotary});
+  spec.out = model.out.matrix;
+  auto attention = Attention::make(spec, layer.context);
+  ASSERT_TRUE(attention) << attention.status().message();
+  EXPECT_EQ(attention->forms().fp8, fp8);
+  EXPECT_EQ(attention->forms().bf16, !fp8);
+  const Mixer mixer(*std::move(attention), 0);
+  const std::initializer_list<std::int64_t> pages{kBlocks * kSequences, 4, 1, Model::kDim};
+  const std::size_t elements = kBlocks * kSequences * 4 * Model::kDim;
+  const TensorView k = layer.put_bf16(Doubles(elements, NAN), pages);
+  const TensorView v = layer.put_bf16(Doubles(elements, NAN), pages);
+  const std::array<TensorView, 2> caches{k, v};
 
-      const Step prompt = make_step(layer, {0, 0}, {5, 2}), next = make_step(layer, {5, 2}, {1, 1});
-      for (const Step* step : {&prompt, &next}) {
-        const auto x = layer.normed_rows(step->view.num_tokens);
-        const PartialRows out{layer.context.partial.rows(0, step->view.num_tokens)};
-        ASSERT_TRUE(mixer.run(x.rows, step->view, caches, out, layer.bench.stream()));
-        EXPECT_LT(
-            test::relative_rms(layer.get_bf16(out.addend), model.run(fp8 ? x.fp8 : x.bf16, *step)),
-            fp8 ? test::kFp8Chain : test::kBf16Chain);
-      }
-    }
+  const Step prompt = make_step(layer, {0, 0}, {5, 2}), next = make_step(layer, {5, 2}, {1, 1});
+  for (const Step* step : {&prompt, &next}) {
+    const auto x = layer.normed_rows(step->view.shape.tokens);
+    const PartialRows out{layer.context.partial.rows(0, step->view.shape.tokens)};
+    ASSERT_TRUE(mixer.run(x.rows, step->view, caches, out, layer.bench.stream()));
+    EXPECT_LT(
+        test::relative_rms(layer.get_bf16(out.addend), model.run(fp8 ? x.fp8 : x.bf16, *step)),
+        fp8 ? test::kFp8Chain : test::kBf16Chain);
   }
+}
+
+TEST(Attention, ReadsWhatTheModelSays) {
+  for (Target target : test::usable_targets())
+    for (bool fp8 : {false, true})
+      for (bool gated : {true, false}) expect_attention(target, fp8, gated);
 }
 
 // --- delta net ------------------------------------------------------------------------------
@@ -284,12 +302,12 @@ TEST(DeltaNet, ReadsWhatTheModelSays) {
       const TensorView state =
           layer.put_f32(Doubles(kSequences * Model::kValues * Model::kDim * Model::kDim, NAN),
                         {kSequences, Model::kValues, Model::kDim, Model::kDim});
-      const CacheViews caches{{}, {}, {&conv_state, 1}, {&state, 1}};
+      const std::array<TensorView, 2> caches{conv_state, state};
 
       const Step prompt = make_step(layer, {0, 0}, {5, 2}), next = make_step(layer, {5, 2}, {1, 1});
       for (const Step* step : {&prompt, &next}) {
-        const auto x = layer.normed_rows(step->view.num_tokens);
-        const PartialRows out{layer.context.partial.rows(0, step->view.num_tokens)};
+        const auto x = layer.normed_rows(step->view.shape.tokens);
+        const PartialRows out{layer.context.partial.rows(0, step->view.shape.tokens)};
         ASSERT_TRUE(mixer.run(x.rows, step->view, caches, out, layer.bench.stream()));
         EXPECT_LT(test::relative_rms(layer.get_bf16(out.addend),
                                      model.run(fp8 ? x.fp8 : x.bf16, x.bf16, *step)),

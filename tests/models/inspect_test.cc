@@ -52,9 +52,9 @@ TEST(Inspect, BytesAreThoseOfTheLoadedModel) {
         EXPECT_EQ(model.weight_bytes(), team.weight_bytes[static_cast<std::size_t>(rank)] +
                                             options.max_context * found.rope_bytes_per_position);
         const CacheLayout caches = model.cache_layout();
-        EXPECT_GT(caches.kv_bytes_per_token(), 0);
-        EXPECT_EQ(caches.kv_bytes_per_token(), team.caches.kv_bytes_per_token());
-        EXPECT_EQ(caches.state_bytes_per_sequence(), team.caches.state_bytes_per_sequence());
+        EXPECT_GT(caches.token_bytes(), 0);
+        EXPECT_EQ(caches.token_bytes(), team.caches.token_bytes());
+        EXPECT_EQ(caches.sequence_bytes(), team.caches.sequence_bytes());
       });
     }
   }

@@ -1,7 +1,7 @@
 // The whole model on random tiny checkpoints: what it loads and refuses, how it is cut for a team,
 // how many boundaries it has, and that no choice of stage, batch or chunk changes a bit.
 // Not here: right values (golden_test.cc).
-#include "tenon/models/qwen3_5/qwen3_5.h"
+#include "tenon/models/model.h"
 
 #include <gtest/gtest.h>
 
@@ -58,7 +58,8 @@ TEST(Qwen3_5, LayersMeetInTwoLPlusOneBoundaries) {
     driver.step({{0, prompt(5, 1)}});
     driver.step({{0, prompt(1, 2)}});
     std::map<std::string, std::uint64_t> by_site;
-    for (const BoundaryUse& use : model.boundary_uses()) by_site[use.site] += use.count;
+    for (const BoundaryUse& use : model.boundary_uses(driver.counts()))
+      by_site[use.site] += use.count;
     const std::map<std::string, std::uint64_t> wanted{
         {"embedding", 2}, {"mixer", 2 * 4}, {"mlp", 2 * 3}, {"final", 2}};
     EXPECT_EQ(by_site, wanted);
@@ -114,7 +115,7 @@ TEST(Qwen3_5, ForcedStagesRun) {
       ModelDriver driver(model, 4, stream);
       driver.step({{0, prompt(3, 1)}});
       std::map<int, std::uint64_t> by_stage, wanted;
-      for (const BoundaryUse& use : model.boundary_uses())
+      for (const BoundaryUse& use : model.boundary_uses(driver.counts()))
         if (use.count > 0) by_stage[static_cast<int>(use.stage)] += use.count;
       if (policy == StagePolicy::kMixed)
         wanted = {{1, 3}, {2, 3}, {3, 3}};
@@ -132,12 +133,63 @@ TEST(Qwen3_5, SequencesDoNotSeeEachOther) {
     ModelDriver alone(model, 4, stream), together(model, 4, stream);
     const auto a = alone.step({{0, prompt(7, 1)}});
     const auto b = alone.step({{1, prompt(2, 2)}});
-    const auto both = together.step({{3, prompt(2, 2)}, {0, prompt(7, 1)}}, 3);
+    const auto both = together.step({{3, prompt(2, 2)}, {0, prompt(7, 1)}}, 3, 1);
     EXPECT_EQ(both.rows.at(0), b.rows.at(0));
     EXPECT_EQ(both.rows.at(1), a.rows.at(0));
     const auto next = alone.step({{0, {17}}});
     const auto mixed = together.step({{0, {17}}, {2, prompt(4, 3)}});
     EXPECT_EQ(mixed.rows.at(0), next.rows.at(0));
+    const auto third = alone.step({{0, {18}}});
+    const auto padded = together.step({{0, {18}}}, 3, 3);  // as a decode step is padded
+    EXPECT_EQ(padded.rows.at(0), third.rows.at(0));
+  });
+}
+
+// Boundaries run on padding too: what it holds must be finite, and is nothing but padding's.
+TEST(Qwen3_5, PaddingHoldsFiniteNumbers) {
+  const OnDisk moe(moe_shape());
+  with_model(2, moe.where(), small_options(), [](int, Model& model, Stream& stream) {
+    ModelDriver driver(model, 4, stream);
+    driver.wants_hidden = true;
+    for (const int length : {6, 1}) {
+      const auto found = driver.step({{1, prompt(length, 1)}}, 5, 2);
+      ASSERT_TRUE(found.hidden);
+      ASSERT_EQ(found.hidden->shape[0], length + 5);
+      const auto* values = found.hidden->as<bf16>();
+      for (std::int64_t i = 0; i < found.hidden->size(); ++i)
+        ASSERT_TRUE(std::isfinite(to_float(values[i]))) << "element " << i;
+      const std::int64_t width = found.hidden->shape[1];
+      for (int row = length + 1; row < length + 5; ++row)
+        for (std::int64_t i = 0; i < width; ++i)
+          ASSERT_EQ(values[row * width + i].bits, values[length * width + i].bits);
+    }
+    driver.wants_hidden = false;
+    EXPECT_FALSE(driver.step({{1, {3}}}).hidden);
+  });
+}
+
+// Any number of a sequence's rows may have logits: each is that of the prompt up to there.
+TEST(Qwen3_5, EveryTokenMayHaveLogits) {
+  const OnDisk dense(dense_shape());
+  ModelOptions options = small_options();
+  options.max_logits = 12;
+  with_model(1, dense.where(), options, [](int, Model& model, Stream& stream) {
+    ModelDriver all(model, 4, stream), last(model, 4, stream);
+    all.every_token = true;
+    const auto first = prompt(5, 1), second = prompt(7, 2);
+    const auto found = all.step({{0, first}, {1, second}});
+    ASSERT_EQ(found.rows.size(), 12u);
+    const auto wanted = last.step({{0, first}, {1, second}});
+    EXPECT_EQ(found.rows[4], wanted.rows[0]);
+    EXPECT_EQ(found.rows[11], wanted.rows[1]);
+    EXPECT_NE(found.rows[3], found.rows[4]);
+    StepView step;
+    step.shape = {13, 1, 13, false};
+    EXPECT_NE(model.forward(step, {}, stream)
+                  .status()
+                  .message()
+                  .find("the number of rows of logits is 13; accepted: 0 to 12"),
+              std::string::npos);
   });
 }
 
@@ -258,16 +310,15 @@ TEST(Qwen3_5, RefusesStepsThatDoNotFit) {
   const OnDisk files(dense_shape());
   with_model(1, files.where(), small_options(), [](int, Model& model, Stream& stream) {
     StepView step;
-    step.num_tokens = 25;
+    step.shape.tokens = 25;
     const auto refused = model.forward(step, {}, stream);
     ASSERT_FALSE(refused);
-    EXPECT_NE(refused.status().message().find("num_tokens is 25; accepted: 1 to 24"),
+    EXPECT_NE(refused.status().message().find("the number of tokens is 25; accepted: 1 to 24"),
               std::string::npos)
         << refused.status().message();
-    step.num_tokens = step.num_sequences = 1;
-    EXPECT_NE(
-        model.forward(step, {}, stream).status().message().find("the number of kv caches is 0"),
-        std::string::npos);
+    step.shape.tokens = step.shape.sequences = 1;
+    EXPECT_NE(model.forward(step, {}, stream).status().message().find("the number of caches is 0"),
+              std::string::npos);
   });
 }
 

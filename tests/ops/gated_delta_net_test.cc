@@ -92,12 +92,15 @@ States make_states(const Weights& weights, int slots, bool poison = true) {
   return states;
 }
 
+constexpr int kSameSlot = -2;
+
 // One sequence's part of a step: rows [begin, end) of `rows`.
 struct Part {
   const Rows* rows;
   int begin, end;
   int slot;
   bool fresh;
+  int to = kSameSlot;  // where its state goes
 };
 
 struct StepOptions {
@@ -131,11 +134,12 @@ std::vector<bf16> gather(const std::vector<Part>& parts, std::vector<bf16> Rows:
 StepResult run_step(const Weights& weights, const std::vector<Part>& parts, States& states,
                     const StepOptions& options) {
   const Device device{options.target, 0};
-  std::vector<std::int32_t> starts{0}, slots, fresh;
+  std::vector<std::int32_t> starts{0}, from, to, fresh;
   int longest = 0;
   for (const Part& part : parts) {
     starts.push_back(starts.back() + part.end - part.begin);
-    slots.push_back(part.slot);
+    from.push_back(part.slot);
+    to.push_back(part.to == kSameSlot ? part.slot : part.to);
     fresh.push_back(part.fresh ? 1 : 0);
     longest = std::max(longest, part.end - part.begin);
   }
@@ -165,7 +169,8 @@ StepResult run_step(const Weights& weights, const std::vector<Part>& parts, Stat
   args.k_heads = weights.k_heads;
   args.v_heads = weights.v_heads;
   args.sequence_starts = view(starts.data(), DType::kI32, device, {sequences + 1});
-  args.state_slots = view(slots.data(), DType::kI32, device, {sequences});
+  args.state_from = view(from.data(), DType::kI32, device, {sequences});
+  args.state_to = view(to.data(), DType::kI32, device, {sequences});
   args.fresh = view(fresh.data(), DType::kI32, device, {sequences});
   args.conv_state =
       view(states.conv.data(), DType::kBF16, device, {states.slots, 3, weights.conv_dim()});
@@ -642,6 +647,59 @@ TEST(GatedDeltaNet, PaddingStartsFromZeroAndWritesNothing) {
   }
 }
 
+// Where the state goes changes neither its bits nor those of the outputs; the slot that was read
+// stays as it is.
+TEST(GatedDeltaNet, StateGoesToAnotherSlot) {
+  const Weights weights = make_weights(1, 2);
+  for (const int tokens : {1, 2, 9, 66}) {
+    const Rows rows = make_rows(weights, tokens, 12);
+    for (const Way& way : all_ways()) {
+      if (way.target != Target::kCpu && tokens > 9) continue;
+      SCOPED_TRACE(to_string(way) + ", " + std::to_string(tokens) + " tokens");
+      const States before = make_states(weights, 3);
+      const auto slot_of = [&](const auto& all, int slot) {
+        const auto size = all.size() / 3;
+        return std::vector(all.begin() + static_cast<std::ptrdiff_t>(at(slot) * size),
+                           all.begin() + static_cast<std::ptrdiff_t>(at(slot + 1) * size));
+      };
+      for (const bool fresh : {false, true}) {
+        States same = before, other = before, none = before;
+        const StepOptions options{way.target, way.variant};
+        const auto wanted = run_step(weights, {{&rows, 0, tokens, 1, fresh}}, same, options);
+        const auto moved = run_step(weights, {{&rows, 0, tokens, 1, fresh, 2}}, other, options);
+        const auto lost = run_step(weights, {{&rows, 0, tokens, 1, fresh, -1}}, none, options);
+        expect_same_bits(wanted.out, moved.out, "outputs");
+        expect_same_bits(wanted.out, lost.out, "outputs without a place for the state");
+        expect_same_bits(slot_of(same.state, 1), slot_of(other.state, 2), "states");
+        expect_same_bits(slot_of(same.conv, 1), slot_of(other.conv, 2), "conv states");
+        for (const int slot : {0, 1}) {
+          expect_same_bits(slot_of(before.state, slot), slot_of(other.state, slot), "other states");
+          expect_same_bits(slot_of(before.conv, slot), slot_of(other.conv, slot), "other states");
+        }
+        expect_same_bits(before.state, none.state, "states that nobody writes");
+        expect_same_bits(before.conv, none.conv, "conv states that nobody writes");
+      }
+    }
+  }
+}
+
+// Sequences without rows, as padding has them, change nothing.
+TEST(GatedDeltaNet, SequencesMayHaveNoRows) {
+  const Weights weights = make_weights(1, 2);
+  const Rows rows = make_rows(weights, 3, 13);
+  for (const Way& way : all_ways()) {
+    SCOPED_TRACE(to_string(way));
+    States padded = make_states(weights, 2), plain = padded;
+    const Part real{&rows, 0, 3, 0, false}, nothing{&rows, 0, 0, -1, true};
+    const auto wanted = run_step(weights, {real}, plain, {way.target, way.variant});
+    const auto found =
+        run_step(weights, {real, nothing, nothing}, padded, {way.target, way.variant});
+    expect_same_bits(wanted.out, found.out, "outputs");
+    expect_same_bits(plain.state, padded.state, "states");
+    expect_same_bits(plain.conv, padded.conv, "conv states");
+  }
+}
+
 TEST(GatedDeltaNet, CheckNamesWhatItRefuses) {
   std::vector<std::byte> memory(1 << 20);
   const auto make = [&](DType dtype, std::initializer_list<std::int64_t> shape) {
@@ -658,7 +716,7 @@ TEST(GatedDeltaNet, CheckNamesWhatItRefuses) {
   args.a_log = args.dt_bias = make(DType::kF32, {2});
   args.norm = make(DType::kF32, {kD});
   args.sequence_starts = make(DType::kI32, {3});
-  args.state_slots = args.fresh = make(DType::kI32, {2});
+  args.state_from = args.state_to = args.fresh = make(DType::kI32, {2});
   args.conv_state = make(kBF16, {5, 3, 4 * kD});
   args.state = make(DType::kF32, {5, 2, kD, kD});
   ASSERT_TRUE(check(args)) << check(args).to_string();

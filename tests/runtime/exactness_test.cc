@@ -47,17 +47,21 @@ class Witness : public Model {
   int vocab_size() const override { return model_->vocab_size(); }
   int num_ids() const override { return model_->num_ids(); }
   std::vector<std::int32_t> eos_ids() const override { return model_->eos_ids(); }
-  std::vector<BoundaryUse> boundary_uses() const override { return model_->boundary_uses(); }
+  std::vector<BoundaryUse> boundary_uses(const StepCounts& steps) const override {
+    return model_->boundary_uses(steps);
+  }
+  bool launches_only() const override { return false; }
   std::int64_t weight_bytes() const override { return model_->weight_bytes(); }
 
-  Result<LogitsShard> forward(const StepView& step, const CacheViews& caches,
-                              Stream& stream) override {
-    TENON_ASSIGN(const LogitsShard shard, model_->forward(step, caches, stream));
+  Result<StepOutput> forward(const StepView& step, CacheViews caches, Stream& stream) override {
+    TENON_ASSIGN(const StepOutput made, model_->forward(step, caches, stream));
+    const LogitsShard& shard = made.logits;
     TENON_TRY(stream.synchronize());
     const auto* ids = step.token_ids.as<const std::int32_t>();
     const auto* starts = step.sequence_starts.as<const std::int32_t>();
-    for (int s = 0; s < step.num_sequences; ++s) {
-      Tokens& so_far = by_slot_[step.state_slots.as<const std::int32_t>()[s]];
+    for (int s = 0; s < step.shape.sequences; ++s) {
+      if (starts[s] == starts[s + 1]) continue;  // padding
+      Tokens& so_far = by_slot_[step.state_to.as<const std::int32_t>()[s]];
       if (step.fresh.as<const std::int32_t>()[s] != 0) so_far.clear();
       so_far.insert(so_far.end(), ids + starts[s], ids + starts[s + 1]);
       const auto width = static_cast<std::size_t>(shard.logits.shape[1]);
@@ -67,7 +71,7 @@ class Witness : public Model {
           width * sizeof(float));
       record_.add(rank_, so_far, test::fnv1a64(bytes));
     }
-    return shard;
+    return made;
   }
 
  private:
@@ -80,7 +84,7 @@ class Witness : public Model {
 struct Way {
   int max_batch = 1;
   int max_tokens_per_step = 0;
-  int force_stage = 0;
+  StagePolicy force_stage = StagePolicy::kFree;
 };
 
 class Exactness : public testing::Test {
@@ -180,7 +184,8 @@ TEST_F(Exactness, ATokenAndItsLogitsDependOnTheirSequenceAlone) {
       if (tp == 1 && round == 1) continue;  // one rank has no stages
       std::vector<std::size_t> order = in_order();
       std::shuffle(order.begin(), order.end(), random);
-      Way way{.max_batch = round == 0 ? 64 : 16, .force_stage = 1 + round};
+      Way way{.max_batch = round == 0 ? 64 : 16,
+              .force_stage = static_cast<StagePolicy>(1 + round)};
       way.max_tokens_per_step = 64 + way.max_batch + static_cast<int>(random() % 200);
       EXPECT_EQ(run(options, way, order), alone)
           << way.max_batch << " sequences, " << way.max_tokens_per_step << " tokens a step";

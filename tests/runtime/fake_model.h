@@ -46,32 +46,40 @@ class FakeModel final : public Model {
     logits_.resize(static_cast<std::size_t>(width_ * max_sequences));
   }
 
+  // The first cache has a 32-bit token for each place of a block, the second NaN where a poisoned
+  // one lies; the third and the fourth have a State for each sequence, and a NaN or nothing.
+  // Further caches of blocks are never looked at.
   CacheLayout cache_layout() const override {
-    CacheLayout layout;  // k: one 32-bit token; state: a count, a hash and a NaN or nothing
-    layout.num_kv_layers = options_.kv_layers;  // v: NaN where a poisoned token lies
-    layout.kv_heads = 1;
-    layout.head_dim = 2;
-    layout.num_state_layers = layout.v_heads = layout.key_dim = 1;
-    layout.conv_dim = 2;
-    layout.value_dim = sizeof(State) / 4;
+    using Per = CacheSpec::Per;
+    CacheLayout layout;
+    layout.caches = {{"tokens", DType::kI32, Per::kBlock, {64}},
+                     {"poison", DType::kI32, Per::kBlock, {64}},
+                     {"state", DType::kI32, Per::kSequence, {sizeof(State) / 4}},
+                     {"poisoned", DType::kI32, Per::kSequence, {3}}};
+    for (int layer = 1; layer < options_.kv_layers; ++layer)
+      layout.caches.push_back({"more", DType::kF32, Per::kBlock, {64, 2}});
     return layout;
   }
   int vocab_size() const override { return options_.vocab; }
   int num_ids() const override { return options_.num_ids; }
   std::vector<std::int32_t> eos_ids() const override { return {options_.eos}; }
-  std::vector<BoundaryUse> boundary_uses() const override { return {}; }
+  bool launches_only() const override { return false; }
+  std::vector<BoundaryUse> boundary_uses(const StepCounts&) const override { return {}; }
   std::int64_t weight_bytes() const override { return 0; }
 
-  Result<LogitsShard> forward(const StepView& step, const CacheViews& caches, Stream&) override {
+  Result<StepOutput> forward(const StepView& step, CacheViews caches, Stream&) override {
     if (options_.before_step) TENON_TRY(options_.before_step(comm_.rank(), steps_));
     ++steps_;
     TENON_TRY(demand(step.sequence_starts.as<std::int32_t>()[0] == 0, "the first start"));
-    for (int sequence = 0; sequence < step.num_sequences; ++sequence)
+    TENON_TRY(demand(step.shape.logits == step.shape.sequences, "the number of logits"));
+    for (int sequence = 0; sequence < step.shape.sequences; ++sequence)
       TENON_TRY(run_sequence(step, caches, sequence));
-    LogitsShard shard;
-    shard.logits = view(logits_.data(), DType::kF32, comm_.device(), {step.num_sequences, width_});
-    shard.vocab_begin = comm_.rank() * width_;
-    return shard;
+    TENON_TRY(check_padding(step));
+    StepOutput output;
+    output.logits.logits =
+        view(logits_.data(), DType::kF32, comm_.device(), {step.shape.logits, width_});
+    output.logits.vocab_begin = comm_.rank() * width_;
+    return output;
   }
 
  private:
@@ -85,15 +93,17 @@ class FakeModel final : public Model {
     return Status::error(Code::kInternal, std::string("fake model: ") + what + " does not agree");
   }
 
-  Status run_sequence(const StepView& step, const CacheViews& caches, int row) {
+  Status run_sequence(const StepView& step, CacheViews caches, int row) {
     const auto* starts = step.sequence_starts.as<std::int32_t>();
-    const int slot = step.state_slots.as<std::int32_t>()[row];
-    TENON_TRY(demand(slot >= 0 && slot < caches.state[0].shape[0], "the state slot"));
-    auto* state = caches.state[0].as<State>() + slot;
+    const int slot = step.state_to.as<std::int32_t>()[row];
+    TENON_TRY(demand(slot == step.state_from.as<std::int32_t>()[row], "the slot of the state"));
+    if (starts[row + 1] == starts[row]) return check_empty(step, row);
+    TENON_TRY(demand(slot >= 0 && slot < caches[2].shape[0], "the state slot"));
+    auto* state = caches[2].as<State>() + slot;
     const bool fresh = step.fresh.as<std::int32_t>()[row] != 0;
     if (fresh) state->count = state->hash = 0;
     const int count = starts[row + 1] - starts[row];
-    TENON_TRY(demand(count >= 1 && count <= step.max_tokens_per_sequence, "the count of tokens"));
+    TENON_TRY(demand(count == 1 || (count > 1 && !step.shape.decode), "the count of tokens"));
     // A prompt may be cut only at whole chunks.
     TENON_TRY(demand(state->count % 64 == 0 || count == 1, "the place where a prompt is cut"));
     for (int token = starts[row]; token < starts[row + 1]; ++token) {
@@ -102,8 +112,8 @@ class FakeModel final : public Model {
       TENON_TRY(demand(
           step.positions.as<std::int32_t>()[token] == static_cast<std::int32_t>(state->count),
           "the position of a token"));
-      TENON_TRY(demand(place >= 0 && place < caches.k[0].shape[0] * 64, "the slot of a token"));
-      caches.k[0].as<std::int32_t>()[place] = id;
+      TENON_TRY(demand(place >= 0 && place < caches[0].shape[0] * 64, "the slot of a token"));
+      caches[0].as<std::int32_t>()[place] = id;
       if (id == options_.poison) poison(caches, slot, place);
       state->hash = extended_hash(state->hash, id);
       ++state->count;
@@ -117,33 +127,49 @@ class FakeModel final : public Model {
     return Status::ok();
   }
 
-  void poison(const CacheViews& caches, int slot, int place) {
-    caches.state[0].as<State>()[slot].nan = kNan;
-    caches.conv_state[0].as<std::uint32_t>()[slot * 3] = kNan;
-    caches.v[0].as<std::uint32_t>()[place] = kNan;
+  // Padding: a sequence without tokens, of which nobody reads a logit.
+  Status check_empty(const StepView& step, int row) {
+    TENON_TRY(demand(row > 0 && step.shape.decode, "the place of a sequence without tokens"));
+    TENON_TRY(demand(step.state_to.as<std::int32_t>()[row] == -1, "the state of padding"));
+    TENON_TRY(demand(step.sequence_lengths.as<std::int32_t>()[row] == 0, "the length of padding"));
+    write_logits(row, 0, false);
+    return demand(step.logit_rows.as<std::int32_t>()[row] == 0, "the logit row of padding");
+  }
+  // Rows of no sequence.
+  static Status check_padding(const StepView& step) {
+    for (int token = step.sequence_starts.as<std::int32_t>()[step.shape.sequences];
+         token < step.shape.tokens; ++token)
+      TENON_TRY(demand(step.slot_mapping.as<std::int32_t>()[token] == -1, "the slot of padding"));
+    return Status::ok();
+  }
+
+  void poison(CacheViews caches, int slot, int place) {
+    caches[2].as<State>()[slot].nan = kNan;
+    caches[3].as<std::uint32_t>()[slot * 3] = kNan;
+    caches[1].as<std::uint32_t>()[place] = kNan;
   }
 
   // NaN anywhere in what the sequence holds: also past its end, where a kernel may multiply by 0.
-  bool is_poisoned(const StepView& step, const CacheViews& caches, int row, int length) const {
+  bool is_poisoned(const StepView& step, CacheViews caches, int row, int length) const {
     if (options_.poison < 0) return false;
-    const int slot = step.state_slots.as<std::int32_t>()[row];
-    if (caches.state[0].as<State>()[slot].nan == kNan) return true;
-    if (caches.conv_state[0].as<std::uint32_t>()[slot * 3] == kNan) return true;
+    const int slot = step.state_to.as<std::int32_t>()[row];
+    if (caches[2].as<State>()[slot].nan == kNan) return true;
+    if (caches[3].as<std::uint32_t>()[slot * 3] == kNan) return true;
     const auto* table = step.block_table.as<std::int32_t>() + row * step.block_table.shape[1];
     for (int block = 0; block < (length + 63) / 64; ++block)
       for (int i = 0; i < 64; ++i)
-        if (caches.v[0].as<std::uint32_t>()[table[block] * 64 + i] == kNan) return true;
+        if (caches[1].as<std::uint32_t>()[table[block] * 64 + i] == kNan) return true;
     return false;
   }
 
   // The same hash, from the kv cache and the block table alone.
-  static std::uint32_t hash_of_blocks(const StepView& step, const CacheViews& caches, int row,
+  static std::uint32_t hash_of_blocks(const StepView& step, CacheViews caches, int row,
                                       int length) {
     const auto* table = step.block_table.as<std::int32_t>() + row * step.block_table.shape[1];
     std::uint32_t hash = 0;
     for (int position = 0; position < length; ++position)
-      hash = extended_hash(
-          hash, caches.k[0].as<std::int32_t>()[table[position / 64] * 64 + position % 64]);
+      hash = extended_hash(hash,
+                           caches[0].as<std::int32_t>()[table[position / 64] * 64 + position % 64]);
     return hash;
   }
 

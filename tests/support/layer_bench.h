@@ -39,6 +39,7 @@ class LayerBench {
                 .partial = Bench::must(scratch.rows("partial", DType::kBF16, hidden)),
                 .max_sequences = max_rows,
                 .max_blocks = 4,
+                .max_logits = max_rows,
                 .block_tokens = 4} {
     context.x.bf16 = Bench::must(scratch.rows("x", DType::kBF16, hidden));
     context.x.fp8 = Bench::must(scratch.codes("x", max_rows, hidden));

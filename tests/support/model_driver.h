@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -24,7 +25,8 @@ struct Turn {
 // Logits of one rank: rows of `width` that begin at id `vocab_begin`.
 struct ShardRows {
   int vocab_begin = 0;
-  std::vector<std::vector<float>> rows;  // one per turn
+  std::vector<std::vector<float>> rows;  // one per turn, or per token
+  std::optional<TensorView> hidden;
 };
 
 class ModelDriver {
@@ -38,14 +40,15 @@ class ModelDriver {
         max_sequences_(max_sequences) {
     lengths_.resize(static_cast<std::size_t>(max_sequences));
     const std::int64_t blocks = max_sequences * kBlocksPerSequence;
-    for (int i = 0; i < layout_.num_kv_layers; ++i)
-      for (auto* views : {&k_, &v_})
-        views->push_back(allocate(
-            DType::kBF16, {blocks, layout_.block_tokens, layout_.kv_heads, layout_.head_dim}));
-    for (int i = 0; i < layout_.num_state_layers; ++i) {
-      conv_state_.push_back(allocate(DType::kBF16, {max_sequences, 3, layout_.conv_dim}));
-      state_.push_back(allocate(
-          DType::kF32, {max_sequences, layout_.v_heads, layout_.key_dim, layout_.value_dim}));
+    for (const CacheSpec& spec : layout_.caches) {
+      TensorView cache = spec.tensor(nullptr, stream_.device(),
+                                     spec.per == CacheSpec::Per::kBlock ? blocks : max_sequences);
+      auto memory = Buffer::allocate(stream_.device(), cache.bytes());
+      EXPECT_TRUE(memory) << memory.status().message();
+      cache.data = memory->data();
+      std::fill_n(cache.as<std::uint8_t>(), cache.bytes(), std::uint8_t{0xff});  // NaN: never read
+      memory_.push_back(*std::move(memory));
+      caches_.push_back(cache);
     }
   }
 
@@ -53,45 +56,45 @@ class ModelDriver {
   std::function<void(const std::function<void()>&)> around_forward =
       [](const std::function<void()>& forward) { forward(); };
 
+  bool wants_hidden = false;
+  bool every_token = false;  // logits of every token, instead of each turn's last one
+
+  // Of the steps so far.
+  const StepCounts& counts() const { return counts_; }
+
   // One forward pass. A sequence starts with its first turn and continues with the later ones.
-  // `padding` tokens are appended that belong to no sequence.
-  ShardRows step(const std::vector<Turn>& turns, int padding = 0) {
-    StepView step = fill(turns, padding);
-    const CacheViews caches{k_, v_, conv_state_, state_};
-    Result<LogitsShard> shard = Status();
-    around_forward([&] { shard = model_.forward(step, caches, stream_); });
+  // `padding` tokens are appended that belong to no sequence, and `empty` sequences without tokens.
+  ShardRows step(const std::vector<Turn>& turns, int padding = 0, int empty = 0) {
+    StepView step = fill(turns, padding, empty);
+    step.wants_hidden = wants_hidden;
+    counts_.add(step.shape.tokens);
+    Result<StepOutput> output = Status();
+    around_forward([&] { output = model_.forward(step, caches_, stream_); });
     ShardRows result;
-    EXPECT_TRUE(shard) << shard.status().message();
-    if (!shard || !stream_.synchronize()) return result;
-    result.vocab_begin = shard->vocab_begin;
-    const auto* logits = shard->logits.as<float>();
-    const auto width = static_cast<std::size_t>(shard->logits.shape[1]);
-    for (std::size_t row = 0; row < turns.size(); ++row)
+    EXPECT_TRUE(output) << output.status().message();
+    if (!output || !stream_.synchronize()) return result;
+    result.vocab_begin = output->logits.vocab_begin;
+    result.hidden = output->hidden;
+    const auto* logits = output->logits.logits.as<float>();
+    const auto width = static_cast<std::size_t>(output->logits.logits.shape[1]);
+    const auto count = static_cast<std::size_t>(output->logits.logits.shape[0]);
+    for (std::size_t row = 0; row < count; ++row)
       result.rows.emplace_back(logits + row * width, logits + (row + 1) * width);
     return result;
   }
 
  private:
-  TensorView allocate(DType dtype, std::initializer_list<std::int64_t> shape) {
-    TensorView tensor = view(nullptr, dtype, stream_.device(), shape);
-    auto memory = Buffer::allocate(stream_.device(), tensor.bytes());
-    EXPECT_TRUE(memory) << memory.status().message();
-    tensor.data = memory->data();
-    std::fill_n(tensor.as<std::uint8_t>(), tensor.bytes(), std::uint8_t{0xff});  // NaN: never read
-    memory_.push_back(*std::move(memory));
-    return tensor;
-  }
-
   TensorView ints(const std::vector<std::int32_t>& values) {
     inputs_.push_back(values);
     return view(inputs_.back().data(), DType::kI32, stream_.device(),
                 {static_cast<std::int64_t>(values.size())});
   }
 
-  StepView fill(const std::vector<Turn>& turns, int padding) {
+  StepView fill(const std::vector<Turn>& turns, int padding, int empty) {
     inputs_.clear();
     std::vector<std::int32_t> ids, positions, slots, starts{0}, lengths, table, states, fresh, rows;
     StepView step;
+    std::size_t longest = 0;
     for (const Turn& turn : turns) {
       int& length = lengths_[static_cast<std::size_t>(turn.sequence)];
       fresh.push_back(length == 0);
@@ -103,22 +106,29 @@ class ModelDriver {
                             layout_.block_tokens +
                         length % layout_.block_tokens);
         ++length;
+        if (every_token) rows.push_back(static_cast<std::int32_t>(ids.size()) - 1);
       }
       starts.push_back(static_cast<std::int32_t>(ids.size()));
       lengths.push_back(length);
-      rows.push_back(starts.back() - 1);
+      if (!every_token) rows.push_back(starts.back() - 1);
       for (int block = 0; block < kBlocksPerSequence; ++block)
         table.push_back(block_of(turn.sequence, block));
-      step.max_tokens_per_sequence =
-          std::max(step.max_tokens_per_sequence, static_cast<int>(turn.tokens.size()));
+      longest = std::max(longest, turn.tokens.size());
     }
     for (int i = 0; i < padding; ++i) {
       ids.push_back(0);
       positions.push_back(0);
       slots.push_back(-1);
     }
-    step.num_tokens = static_cast<int>(ids.size());
-    step.num_sequences = static_cast<int>(turns.size());
+    for (int i = 0; i < empty; ++i) {
+      starts.push_back(starts.back());
+      lengths.push_back(0);
+      states.push_back(-1);
+      fresh.push_back(1);
+      table.insert(table.end(), kBlocksPerSequence, 0);
+    }
+    step.shape = {static_cast<int>(ids.size()), static_cast<int>(lengths.size()),
+                  static_cast<int>(rows.size()), longest == 1};
     step.token_ids = ints(ids);
     step.positions = ints(positions);
     step.sequence_starts = ints(starts);
@@ -126,8 +136,8 @@ class ModelDriver {
     step.slot_mapping = ints(slots);
     step.block_table = ints(table);
     step.block_table = view(step.block_table.data, DType::kI32, stream_.device(),
-                            {step.num_sequences, kBlocksPerSequence});
-    step.state_slots = ints(states);
+                            {step.shape.sequences, kBlocksPerSequence});
+    step.state_from = step.state_to = ints(states);
     step.fresh = ints(fresh);
     step.logit_rows = ints(rows);
     return step;
@@ -141,7 +151,8 @@ class ModelDriver {
   CacheLayout layout_;
   int max_sequences_;
   std::vector<int> lengths_;
-  std::vector<TensorView> k_, v_, conv_state_, state_;
+  StepCounts counts_{1000};
+  std::vector<TensorView> caches_;
   std::vector<Buffer> memory_;
   std::vector<std::vector<std::int32_t>> inputs_;
 };

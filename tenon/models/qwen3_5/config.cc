@@ -486,17 +486,4 @@ Result<Share> share(const Config& config, bool fp8, int rank, int size) {
   return mine;
 }
 
-CacheLayout cache_layout(const Config& config, const Share& share) {
-  CacheLayout caches;
-  for (const LayerKind kind : config.layers)
-    ++(kind == LayerKind::kAttention ? caches.num_kv_layers : caches.num_state_layers);
-  caches.kv_heads = share.kv_heads;
-  caches.head_dim = config.head_dim;
-  caches.conv_dim = (2 * share.k_heads + share.v_heads) * config.key_dim;
-  caches.v_heads = share.v_heads;
-  caches.key_dim = config.key_dim;
-  caches.value_dim = config.value_dim;
-  return caches;
-}
-
 }  // namespace tenon::qwen3_5

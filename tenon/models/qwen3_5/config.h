@@ -1,5 +1,5 @@
 // config.json of Qwen3.5 checkpoints, dense and MoE, as published (nested) or flat, and what one
-// rank of a team gets of it. Not here: tensors (load.cc), the forward pass (qwen3_5.cc).
+// rank of a team gets of it. Not here: tensors (load.cc), the forward pass (models/decoder.cc).
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "tenon/core/status.h"
-#include "tenon/layers/step.h"
 #include "tenon/models/fingerprint.h"
 #include "tenon/models/shard.h"
 
@@ -87,8 +86,5 @@ std::vector<std::string> team_refusals(const Config& config, bool fp8, int size)
 //   experts: sliced by intermediate size if every slice is whole blocks, else placed whole
 //   vocabulary: equal slots, the last slice may be short
 Result<Share> share(const Config& config, bool fp8, int rank, int size);
-
-// The caches of one rank.
-CacheLayout cache_layout(const Config& config, const Share& share);
 
 }  // namespace tenon::qwen3_5

@@ -152,16 +152,16 @@ void size_team(Checkpoint& checkpoint, TeamSummary& team) {
     const auto mine = share(config, checkpoint.fp8, rank, team.size);
     checkpoint.files.take_back();
     ShardLoader loader(std::move(checkpoint.files), skipped_prefixes());
-    const Status loaded =
-        mine ? load_weights(config, *mine, TensorView{}, loader).status() : mine.status();
+    const auto loaded = mine ? load_weights(config, *mine, TensorView{}, loader)
+                             : Result<DecoderSpec>(mine.status());
     checkpoint.files = loader.release();
     if (!loaded) {
-      team.refusals.emplace_back(loaded.message());
+      team.refusals.emplace_back(loaded.status().message());
       return;
     }
     team.weight_bytes.push_back(loader.device_bytes());
     team.shares.push_back(words_of(config, *mine));
-    team.caches = cache_layout(config, *mine);
+    team.caches = cache_layout(*loaded);
   }
 }
 

@@ -10,6 +10,7 @@ namespace tenon::qwen3_5 {
 namespace {
 
 constexpr std::int64_t kConvTaps = 4;
+constexpr float kNormOffset = 1;  // norms of rows and of heads are stored around zero
 
 // Loads the tensors of one layer, by the names that Qwen publishes.
 class LayerLoader {
@@ -17,8 +18,8 @@ class LayerLoader {
   LayerLoader(const Config& config, const Share& share, std::string prefix, ShardLoader& loader)
       : config_(config), share_(share), at_(std::move(prefix)), loader_(loader) {}
 
-  Result<LayerWeights> load(LayerKind kind, const TensorView& cos_sin) {
-    LayerWeights layer;
+  Result<DecoderLayer> load(LayerKind kind, const TensorView& cos_sin) {
+    DecoderLayer layer;
     TENON_ASSIGN(layer.first_norm, norm("input_layernorm.weight"));
     TENON_ASSIGN(layer.second_norm, norm("post_attention_layernorm.weight"));
     if (kind == LayerKind::kAttention) {
@@ -73,6 +74,8 @@ class LayerLoader {
                        .kv_heads = share_.kv_heads,
                        .head_dim = config_.head_dim,
                        .eps = config_.eps,
+                       .norm_offset = kNormOffset,
+                       .gated = true,
                        .qkv = {},
                        .q_norm = {},
                        .k_norm = {},
@@ -236,15 +239,20 @@ std::vector<std::string_view> skipped_prefixes() {
           "language_model.mtp."};
 }
 
-Result<ModelWeights> load_weights(const Config& config, const Share& share,
-                                  const TensorView& cos_sin, ShardLoader& loader) {
+Result<DecoderSpec> load_weights(const Config& config, const Share& share,
+                                 const TensorView& cos_sin, ShardLoader& loader) {
   TENON_ASSIGN(const std::string prefix, find_prefix(loader.weights()));
   TENON_ASSIGN(const bool tied, is_tied(config, share, prefix + "embed_tokens.weight", loader));
   const auto vocabulary_rows = [&](const std::string& name) {
     return loader.rows(name, {DType::kBF16}, {config.vocab, config.hidden}, {share.vocab},
                        DType::kBF16, {share.vocab.count, config.hidden});
   };
-  ModelWeights model;
+  DecoderSpec model;
+  model.hidden = config.hidden;
+  model.eps = config.eps;
+  model.norm_offset = kNormOffset;
+  model.num_ids = config.vocab;
+  model.vocab_width = share.vocab_width;
   TENON_ASSIGN(model.embedding, vocabulary_rows(prefix + "embed_tokens.weight"));
   model.head = model.embedding;
   if (!tied) {
@@ -252,7 +260,7 @@ Result<ModelWeights> load_weights(const Config& config, const Share& share,
   }
   for (std::size_t i = 0; i < config.layers.size(); ++i) {
     const std::string at = prefix + "layers." + std::to_string(i) + ".";
-    TENON_ASSIGN(LayerWeights layer,
+    TENON_ASSIGN(DecoderLayer layer,
                  LayerLoader(config, share, at, loader).load(config.layers[i], cos_sin));
     model.layers.push_back(layer);
   }

@@ -1,347 +1,64 @@
 #include "tenon/models/qwen3_5/qwen3_5.h"
 
-#include <algorithm>
-#include <array>
+#include <optional>
 #include <utility>
 
-#include "tenon/boundary/boundary.h"
-#include "tenon/core/guard.h"
-#include "tenon/layers/layers.h"
-#include "tenon/models/fingerprint.h"
+#include "tenon/models/decoder.h"
 #include "tenon/models/qwen3_5/checkpoint.h"
-#include "tenon/models/qwen3_5/config.h"
 #include "tenon/models/qwen3_5/load.h"
-#include "tenon/models/weights.h"
 
 namespace tenon::qwen3_5 {
 namespace {
 
-constexpr int kBlockTokens = 64;
-
-// Rows of one step, at the addresses they have in every step.
-struct StepRows {
-  PartialRows partial;  // this rank's addend
-  TensorView residual;
-  NormedRows x;  // both forms; each boundary fills those that its consumer reads
-  StepRows first(std::int64_t rows) const {
-    return {{partial.addend.rows(0, rows)}, residual.rows(0, rows), first_rows(x, rows)};
-  }
-};
-
-// A boundary with the weight of its norm.
-struct Site {
-  Boundary boundary;
-  TensorView norm;
-  NormedForms forms;
-
-  Status run(const StepRows& rows, Stream& stream) {
-    NormedRows out;
-    if (forms.bf16) out.bf16 = rows.x.bf16;
-    if (forms.fp8) out.fp8 = rows.x.fp8;
-    return boundary.run(rows.partial, rows.residual, norm, out, stream);
-  }
-};
-
-struct Layer {
-  Mixer mixer;
-  Site after_mixer;
-  Mlp mlp;
-  Site after_mlp;
-};
-
-// What a layer consists of before the ranks have agreed on its boundaries.
-struct Parts {
-  Mixer mixer;
-  Mlp mlp;
-  TensorView first_norm, second_norm;
-};
-
-class Decoder final : public Model {
+class Files final : public DecoderFiles {
  public:
-  CacheLayout cache_layout() const override { return caches_; }
-  int vocab_size() const override { return share_.vocab_width * share_.size; }
-  int num_ids() const override { return config_.vocab; }
-  std::vector<std::int32_t> eos_ids() const override { return eos_ids_; }
-  std::int64_t weight_bytes() const override { return weight_bytes_; }
-  Result<LogitsShard> forward(const StepView& step, const CacheViews& caches,
-                              Stream& stream) override;
-  std::vector<BoundaryUse> boundary_uses() const override;
-
-  // This rank's part of the construction. Not collective: looks at the files and notes what all
-  // ranks must have alike; then reads, uploads, plans.
-  Status open(const std::string& directory, const ModelOptions& options, const Communicator& comm,
-              Facts* facts);
-  Status load(const ModelOptions& options, const Communicator& comm, Stream& stream);
-  // The ranks' common part: every boundary.
-  Status join(const ModelOptions& options, Communicator& comm);
+  explicit Files(const std::string& directory) : directory_(directory) {}
+  Result<Facts> look(const ModelOptions& options, const Communicator& comm) override;
+  Result<DecoderSpec> load(const ModelOptions& options, Stream& stream) override;
 
  private:
-  Status read(const ModelOptions& options, Stream& stream, ModelWeights* weights);
-  Status make_rows(Scratch& scratch);
-  Status make_layers(const ModelWeights& weights, LayerContext& context, Stream& stream);
-  Status check(const StepView& step, const CacheViews& caches) const;
-  Status make_site(std::string_view kind, const TensorView& norm, NormedForms forms,
-                   const ModelOptions& options, const std::shared_ptr<BoundaryChannel>& channel);
-
-  Config config_;
-  std::vector<std::int32_t> eos_ids_;
-  std::optional<Weights> files_;  // until they are read
+  const std::string& directory_;
+  std::optional<Checkpoint> found_;  // until it is read
   Share share_;
-  CacheLayout caches_;
-  int max_tokens_ = 0, max_sequences_ = 0;
-  std::int64_t weight_bytes_ = 0;
-  std::vector<Buffer> memory_;  // weights and scratch
-  StepRows rows_;
-  std::optional<Embedding> embedding_;
-  std::vector<Parts> parts_;  // moved into layers_ by join()
-  TensorView final_norm_;
-  std::vector<Site> sites_;  // moved into layers_ by join()
-  std::optional<Site> after_embedding_;
-  std::vector<Layer> layers_;
-  std::optional<Head> head_;
 };
 
-Result<LogitsShard> Decoder::forward(const StepView& step, const CacheViews& caches,
-                                     Stream& stream) {
-  TENON_TRY(check(step, caches));
-  const StepRows rows = rows_.first(step.num_tokens);
-
-  TENON_TRY(embedding_->run(step.token_ids, rows.partial, stream));
-  TENON_TRY(after_embedding_->run(rows, stream));
-  for (Layer& layer : layers_) {
-    TENON_TRY(layer.mixer.run(rows.x, step, caches, rows.partial, stream));
-    TENON_TRY(layer.after_mixer.run(rows, stream));
-    TENON_TRY(layer.mlp.run(rows.x, rows.partial, stream));
-    TENON_TRY(layer.after_mlp.run(rows, stream));
-  }
-  return head_->run(rows.x, step.logit_rows, stream);
-}
-
-Status Decoder::check(const StepView& step, const CacheViews& caches) const {
-  const auto refuse = [](const std::string& what, std::size_t found, const std::string& accepted) {
-    return Status::error(
-        Code::kInvalidArgument,
-        "forward: " + what + " is " + std::to_string(found) + "; accepted: " + accepted);
-  };
-  const auto at_most = [](int limit) { return "1 to " + std::to_string(limit); };
-  if (step.num_tokens < 1 || step.num_tokens > max_tokens_)
-    return refuse("num_tokens", static_cast<std::size_t>(step.num_tokens), at_most(max_tokens_));
-  if (step.num_sequences < 1 || step.num_sequences > max_sequences_)
-    return refuse("num_sequences", static_cast<std::size_t>(step.num_sequences),
-                  at_most(max_sequences_));
-  const auto exactly = [](int count) {
-    return std::to_string(count) + ", one per layer of that kind";
-  };
-  for (const auto* each : {&caches.k, &caches.v})
-    if (each->size() != static_cast<std::size_t>(caches_.num_kv_layers))
-      return refuse("the number of kv caches", each->size(), exactly(caches_.num_kv_layers));
-  for (const auto* each : {&caches.conv_state, &caches.state})
-    if (each->size() != static_cast<std::size_t>(caches_.num_state_layers))
-      return refuse("the number of states", each->size(), exactly(caches_.num_state_layers));
-  return Status::ok();
-}
-
-std::vector<BoundaryUse> Decoder::boundary_uses() const {
-  std::vector<BoundaryUse> all;
-  const auto add = [&all](const Site& site) {
-    for (const BoundaryUse& use : site.boundary.uses()) {
-      const auto same = std::find_if(all.begin(), all.end(), [&](const BoundaryUse& other) {
-        return other.site == use.site && other.max_rows == use.max_rows &&
-               other.stage == use.stage && other.variant == use.variant;
-      });
-      if (same == all.end())
-        all.push_back(use);
-      else
-        same->count += use.count;
-    }
-  };
-  add(*after_embedding_);
-  for (const Layer& layer : layers_) {
-    add(layer.after_mixer);
-    add(layer.after_mlp);
-  }
-  return all;
-}
-
-// --- construction ---------------------------------------------------------------------------
-
-Status Decoder::open(const std::string& directory, const ModelOptions& options,
-                     const Communicator& comm, Facts* facts) {
-  TENON_ASSIGN(Checkpoint found, open_checkpoint(directory));
-  config_ = std::move(found.config);
-  if (options.max_context > config_.max_positions)
+Result<Facts> Files::look(const ModelOptions& options, const Communicator& comm) {
+  TENON_ASSIGN(found_, open_checkpoint(directory_));
+  const Config& config = found_->config;
+  if (options.max_context > config.max_positions)
     return Status::error(Code::kInvalidArgument,
                          "max_context is " + std::to_string(options.max_context) +
                              " but the checkpoint's \"max_position_embeddings\" is " +
-                             std::to_string(config_.max_positions) +
+                             std::to_string(config.max_positions) +
                              "; accepted: at most that many, so ask for fewer (--max-context)");
-  eos_ids_ = std::move(found.eos_ids);
-  files_.emplace(std::move(found.files));
-  TENON_ASSIGN(share_, share(config_, found.fp8, comm.rank(), comm.size()));
-  *facts = describe(config_);
+  TENON_ASSIGN(share_, share(config, found_->fp8, comm.rank(), comm.size()));
+  Facts facts = describe(config);
   std::string ids;
-  for (std::int32_t id : eos_ids_) ids += (ids.empty() ? "" : ", ") + std::to_string(id);
-  facts->push_back({"eos_token_id", ids});
-  add_tensors(*files_, skipped_prefixes(), facts);
-  return Status::ok();
+  for (std::int32_t id : found_->eos_ids) ids += (ids.empty() ? "" : ", ") + std::to_string(id);
+  facts.push_back({"eos_token_id", ids});
+  add_tensors(found_->files, skipped_prefixes(), &facts);
+  return facts;
 }
 
-Status Decoder::read(const ModelOptions& options, Stream& stream, ModelWeights* weights) {
-  ShardLoader loader(*std::move(files_), skipped_prefixes(), stream, options.progress);
-  files_.reset();
-  TENON_ASSIGN(const TensorView cos_sin, loader.values(rotary_table(config_, options.max_context),
-                                                       {options.max_context, config_.rotary_dim}));
-  TENON_ASSIGN(*weights, load_weights(config_, share_, cos_sin, loader));
-  weight_bytes_ = loader.device_bytes();
-  memory_ = loader.take_buffers();
-  return Status::ok();
-}
-
-Status Decoder::make_rows(Scratch& scratch) {
-  const std::int64_t hidden = config_.hidden;
-  TENON_ASSIGN(rows_.partial.addend, scratch.rows("partial", DType::kBF16, hidden));
-  TENON_ASSIGN(rows_.residual, scratch.rows("residual", DType::kBF16, hidden));
-  TENON_ASSIGN(rows_.x.bf16, scratch.rows("normed", DType::kBF16, hidden));
-  if (hidden % 128 != 0) return Status::ok();  // no fp8 weight can read such rows
-  TENON_ASSIGN(rows_.x.fp8, scratch.codes("normed", max_tokens_, hidden));
-  return Status::ok();
-}
-
-Status Decoder::make_layers(const ModelWeights& weights, LayerContext& context, Stream& stream) {
-  TENON_ASSIGN(embedding_, Embedding::make(weights.embedding,
-                                           static_cast<std::int32_t>(share_.vocab.begin), context));
-  int kv_layer = 0, state_layer = 0;  // of the caches
-  for (const LayerWeights& from : weights.layers) {
-    std::optional<Mixer> mixer;
-    if (const auto* spec = std::get_if<AttentionSpec>(&from.mixer)) {
-      TENON_ASSIGN(Attention attention, Attention::make(*spec, context));
-      mixer.emplace(std::move(attention), kv_layer++);
-    } else {
-      TENON_ASSIGN(DeltaNet delta_net, DeltaNet::make(std::get<DeltaNetSpec>(from.mixer), context));
-      mixer.emplace(std::move(delta_net), state_layer++);
-    }
-    std::optional<Mlp> mlp;
-    if (const auto* spec = std::get_if<ExpertsSpec>(&from.mlp)) {
-      TENON_ASSIGN(Experts experts, Experts::make(*spec, context));
-      mlp.emplace(std::move(experts));
-    } else {
-      TENON_ASSIGN(Dense dense,
-                   Dense::make("mlp", std::get<DenseSpec>(from.mlp), context.partial, context));
-      mlp.emplace(std::move(dense));
-    }
-    parts_.push_back({*std::move(mixer), *std::move(mlp), from.first_norm, from.second_norm});
-  }
-  final_norm_ = weights.final_norm;
-  TENON_ASSIGN(head_,
-               Head::make(weights.head, static_cast<std::int32_t>(share_.rank * share_.vocab_width),
-                          share_.vocab_width, context, stream));
-  return Status::ok();
-}
-
-Status Decoder::load(const ModelOptions& options, const Communicator& comm, Stream& stream) {
-  ModelWeights weights;
-  TENON_TRY(read(options, stream, &weights));
-  max_tokens_ = options.max_tokens_per_step;
-  max_sequences_ = options.max_sequences;
-  caches_ = qwen3_5::cache_layout(config_, share_);
-  caches_.block_tokens = kBlockTokens;
-
-  Scratch scratch(stream, max_tokens_);
-  TENON_TRY(make_rows(scratch));
-  TENON_ASSIGN(const PlanContext where, plan_context(comm));
-  LayerContext context{.scratch = scratch,
-                       .where = where,
-                       .x = rows_.x,
-                       .partial = rows_.partial.addend,
-                       .max_sequences = max_sequences_,
-                       .max_blocks = (options.max_context + kBlockTokens - 1) / kBlockTokens,
-                       .block_tokens = kBlockTokens};
-  TENON_TRY(make_layers(weights, context, stream));
-  for (Buffer& each : scratch.take_buffers()) memory_.push_back(std::move(each));
-  return Status::ok();
-}
-
-Status Decoder::make_site(std::string_view kind, const TensorView& norm, NormedForms forms,
-                          const ModelOptions& options,
-                          const std::shared_ptr<BoundaryChannel>& channel) {
-  BoundarySpec spec;
-  spec.site = kind;
-  spec.hidden = config_.hidden;
-  spec.max_rows = max_tokens_;
-  spec.weight_dtype = norm.dtype;
-  spec.eps = config_.eps;
-  spec.fresh_residual = sites_.empty();
-  spec.want_bf16 = forms.bf16;
-  spec.want_fp8 = forms.fp8;
-  spec.force_stage = policy_of_site(options.force_stage, sites_.size());
-  spec.max_stage = options.max_stage;
-  spec.force_variant = options.force_variant;
-  TENON_ASSIGN(Boundary boundary, Boundary::make(spec, channel));
-  sites_.push_back({std::move(boundary), norm, forms});
-  return Status::ok();
-}
-
-Status Decoder::join(const ModelOptions& options, Communicator& comm) {
-  BoundaryChannel::Spec spec;
-  spec.hidden = config_.hidden;
-  spec.max_rows = max_tokens_;
-  spec.label = "model";
-  spec.sharded_residual = options.force_stage != StagePolicy::kMixed;
-  TENON_ASSIGN(const auto channel, BoundaryChannel::make(spec, comm));
-
-  const Parts& first = parts_.front();
-  TENON_TRY(make_site("embedding", first.first_norm, first.mixer.forms(), options, channel));
-  for (std::size_t i = 0; i < parts_.size(); ++i) {
-    const Parts* next = i + 1 < parts_.size() ? &parts_[i + 1] : nullptr;
-    TENON_TRY(make_site("mixer", parts_[i].second_norm, parts_[i].mlp.forms(), options, channel));
-    TENON_TRY(
-        next != nullptr
-            ? make_site("mlp", next->first_norm, next->mixer.forms(), options, channel)
-            : make_site("final", final_norm_, {.bf16 = true, .fp8 = false}, options, channel));
-  }
-
-  after_embedding_.emplace(std::move(sites_[0]));
-  for (std::size_t i = 0; i < parts_.size(); ++i)
-    layers_.push_back({std::move(parts_[i].mixer), std::move(sites_[2 * i + 1]),
-                       std::move(parts_[i].mlp), std::move(sites_[2 * i + 2])});
-  parts_.clear();
-  sites_.clear();
-  return Status::ok();
-}
-
-Status check_options(const ModelOptions& options) {
-  const std::array<std::pair<const char*, int>, 3> sizes{
-      {{"max_tokens_per_step", options.max_tokens_per_step},
-       {"max_sequences", options.max_sequences},
-       {"max_context", options.max_context}}};
-  for (const auto& [name, value] : sizes)
-    if (value < 1)
-      return Status::error(
-          Code::kInvalidArgument,
-          std::string(name) + " is " + std::to_string(value) + "; accepted: 1 and more");
-  if (options.force_stage > StagePolicy::kMixed)
-    return Status::error(Code::kInvalidArgument,
-                         "force_stage is " + std::to_string(static_cast<int>(options.force_stage)) +
-                             "; accepted: 0 (free), 1, 2, 3, or 4 (mixed)");
-  return Status::ok();
+Result<DecoderSpec> Files::load(const ModelOptions& options, Stream& stream) {
+  Checkpoint checkpoint = *std::exchange(found_, std::nullopt);
+  const Config& config = checkpoint.config;
+  ShardLoader loader(std::move(checkpoint.files), skipped_prefixes(), stream, options.progress);
+  TENON_ASSIGN(const TensorView cos_sin, loader.values(rotary_table(config, options.max_context),
+                                                       {options.max_context, config.rotary_dim}));
+  TENON_ASSIGN(DecoderSpec spec, load_weights(config, share_, cos_sin, loader));
+  spec.eos_ids = std::move(checkpoint.eos_ids);
+  spec.weight_bytes = loader.device_bytes();
+  spec.memory = loader.take_buffers();
+  return spec;
 }
 
 }  // namespace
 
 Result<std::unique_ptr<Model>> open(const std::string& directory, const ModelOptions& options,
                                     Communicator& comm, Stream& stream) {
-  auto decoder = std::make_unique<Decoder>();
-  // A rank that fails alone must not leave the others waiting in the collective part.
-  Facts facts;
-  Status mine = guarded([&]() -> Status {
-    TENON_TRY(check_options(options));
-    return decoder->open(directory, options, comm, &facts);
-  });
-  TENON_TRY(agree_on_facts(mine, facts, comm, "checkpoint"), "load " + directory);
-  mine = guarded([&] { return decoder->load(options, comm, stream); });
-  TENON_TRY(comm.agree_after_load(mine, "load"), "load " + directory);
-  TENON_TRY(decoder->join(options, comm), "load " + directory);
-  return std::unique_ptr<Model>(std::move(decoder));
+  Files files(directory);
+  return open_decoder(files, directory, options, comm, stream);
 }
 
 }  // namespace tenon::qwen3_5

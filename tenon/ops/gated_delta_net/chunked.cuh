@@ -166,8 +166,9 @@ TENON_DEVICE void run_chunked(const KernelArgs& args, const Sequence& sequence, 
   TENON_SHARED(float, values, kPartColumns* kChunk);  // d: runs, each [kChunk, kPartRun]
   TENON_SHARED(float, matrix, kChunk* kChunk);
   TENON_SHARED(float, of_tokens, 6 * kChunk);
-  float* state = state_of(args, sequence, v_head);
-  load_part(sequence.fresh ? nullptr : state + first_column, sequence.fresh, tile);
+  const float* from = state_of(args, sequence.from, v_head);
+  float* to = state_of(args, sequence.to, v_head);
+  load_part(from == nullptr ? nullptr : from + first_column, from == nullptr, tile);
 
   const int k_head = v_head / (args.v_heads / args.k_heads);
   const int my_column = thread_id() * kRunPacks * kPack;  // within a run; some threads have none
@@ -203,7 +204,7 @@ TENON_DEVICE void run_chunked(const KernelArgs& args, const Sequence& sequence, 
             std::int64_t{args.v_heads} * kDim);
     sync_block();
   }
-  if (state != nullptr) store_part(tile, state + first_column);
+  if (to != nullptr) store_part(tile, to + first_column);
 }
 
 // One block per (sequence, v head, kPartColumns columns).

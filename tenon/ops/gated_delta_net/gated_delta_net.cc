@@ -27,7 +27,8 @@ Status check_weights_and_state(const Args& args, Dims& dims) {
   TENON_TRY(match("a_log", args.a_log, {kF32}, {"v_heads"}, dims));
   TENON_TRY(match("dt_bias", args.dt_bias, {kF32}, {"v_heads"}, dims));
   TENON_TRY(match("norm", args.norm, {kF32}, {"128"}, dims));
-  TENON_TRY(match("state_slots", args.state_slots, {kI32}, {"sequences"}, dims));
+  TENON_TRY(match("state_from", args.state_from, {kI32}, {"sequences"}, dims));
+  TENON_TRY(match("state_to", args.state_to, {kI32}, {"sequences"}, dims));
   TENON_TRY(match("fresh", args.fresh, {kI32}, {"sequences"}, dims));
   dims["sequences + 1"] = dims["sequences"] + 1;
   TENON_TRY(match("sequence_starts", args.sequence_starts, {kI32}, {"sequences + 1"}, dims));
@@ -40,9 +41,9 @@ Status check_layout(const Args& args) {
     if (!rows->rows_contiguous())
       return refuse("qkv, z, b or a is " + describe(*rows) +
                     " with a strided last dimension; only rows may be strided");
-  for (const auto* whole :
-       {&args.conv_weight, &args.a_log, &args.dt_bias, &args.norm, &args.sequence_starts,
-        &args.state_slots, &args.fresh, &args.conv_state, &args.state, &args.scratch, &args.out})
+  for (const auto* whole : {&args.conv_weight, &args.a_log, &args.dt_bias, &args.norm,
+                            &args.sequence_starts, &args.state_from, &args.state_to, &args.fresh,
+                            &args.conv_state, &args.state, &args.scratch, &args.out})
     if (!whole->contiguous())
       return refuse(describe(*whole) +
                     " is strided; all views but qkv, z, b and a must be contiguous");
@@ -86,7 +87,7 @@ Status run(const Plan& plan, const Args& args, Stream& stream) {
 
 Traffic traffic(const Args& args) {
   const double tokens = static_cast<double>(args.qkv.shape[0]);
-  const double sequences = static_cast<double>(args.state_slots.shape[0]);
+  const double sequences = static_cast<double>(args.state_from.shape[0]);
   const double conv_dim = static_cast<double>(args.qkv.shape[1]);
   const double values = static_cast<double>(args.out.shape[1]);
   Traffic cost;

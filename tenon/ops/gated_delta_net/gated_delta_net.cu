@@ -33,7 +33,8 @@ KernelArgs kernel_args(const Args& args) {
   to.dt_bias = args.dt_bias.as<const float>();
   to.norm = args.norm.as<const float>();
   to.starts = args.sequence_starts.as<const std::int32_t>();
-  to.slots = args.state_slots.as<const std::int32_t>();
+  to.from = args.state_from.as<const std::int32_t>();
+  to.to = args.state_to.as<const std::int32_t>();
   to.fresh = args.fresh.as<const std::int32_t>();
   to.conv_state = args.conv_state.as<bf16>();
   to.state = args.state.as<float>();
@@ -41,7 +42,7 @@ KernelArgs kernel_args(const Args& args) {
   to.out = args.out.as<bf16>();
   to.eps = args.eps;
   to.tokens = static_cast<int>(args.qkv.shape[0]);
-  to.sequences = static_cast<int>(args.state_slots.shape[0]);
+  to.sequences = static_cast<int>(args.state_from.shape[0]);
   to.k_heads = args.k_heads;
   to.v_heads = args.v_heads;
   to.conv_dim = static_cast<int>(args.qkv.shape[1]);
@@ -64,12 +65,12 @@ void add_conv(const Args& args, Recipe* recipe) {
   recipe->launch("conv_kernel", shape_of(args.qkv.shape[0] * conv_runs(args), kRowThreads));
 }
 void add_recurrent(const Args& args, Recipe* recipe) {
-  const std::int64_t blocks = args.state_slots.shape[0] * args.v_heads * (kDim / kColumns);
+  const std::int64_t blocks = args.state_from.shape[0] * args.v_heads * (kDim / kColumns);
   recipe->launch("recurrent_kernel", shape_of(blocks, kRecurrentThreads));
 }
 void add_finish(const Args& args, Recipe* recipe) {
   const std::int64_t blocks =
-      args.qkv.shape[0] * args.v_heads + args.state_slots.shape[0] * conv_runs(args);
+      args.qkv.shape[0] * args.v_heads + args.state_from.shape[0] * conv_runs(args);
   recipe->launch("finish_kernel", shape_of(blocks, kRowThreads));
 }
 
@@ -91,7 +92,7 @@ Status launch_recurrent(const Recipe& recipe, const Args& args, const ChannelVie
 Status supports_chunked(const Args& args, const PlanContext&, Recipe* recipe) {
   if (args.max_tokens_per_sequence <= 1)
     return Status::error(Code::kUnsupported, "every sequence has one token: there is no chunk");
-  const std::int64_t blocks = args.state_slots.shape[0] * args.v_heads * (kDim / kPartColumns);
+  const std::int64_t blocks = args.state_from.shape[0] * args.v_heads * (kDim / kPartColumns);
   add_conv(args, recipe);
   add_recurrent(args, recipe);
   recipe->launch("chunked_kernel", shape_of(blocks, kChunkedThreads));

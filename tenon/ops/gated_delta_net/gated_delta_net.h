@@ -4,8 +4,10 @@
 //   S ← exp(g) · S;  d = beta · (v − Sᵀk);  S ← S + k ⊗ d;  o = Sᵀq        state S in fp32
 //   out = rne(o · rstd(o) · norm · silu(z)) per v head, o rounded to bf16 first
 // v head j uses q/k head j / (v_heads / k_heads). Source: the model's reference and the chunked WY
-// form. Rows behind the last sequence become zero. Without state (slot −1) a sequence starts from
-// zero.
+// form. Rows behind the last sequence become zero, and a sequence may have no rows at all: padding.
+// A sequence reads its state from one slot and leaves it in another, or in the same; a slot that
+// one sequence writes is read by no other in the same call. Without a slot to read from (−1) it
+// starts from zero.
 //
 // Two forms, equal up to fp32 rounding, and one rule for which token meets which
 // (docs/exactness.md): a sequence with one token in the step, which is a decode step or a prompt of
@@ -42,8 +44,9 @@ struct Args {
   float eps = 1e-6f;
   int k_heads = 0, v_heads = 0;     // of this rank; dk = dv = 128
   TensorView sequence_starts;       // i32 [sequences + 1]
-  TensorView state_slots;           // i32 [sequences]; −1: padding, reads and writes no state
-  TensorView fresh;                 // i32 [sequences]: 1 starts from zero state, 0 continues
+  TensorView state_from;            // i32 [sequences]: slot to read; −1: starts from zero
+  TensorView state_to;              // i32 [sequences]: slot to write; −1: writes none
+  TensorView fresh;                 // i32 [sequences]: 1 starts from zero, whatever its slot holds
   TensorView conv_state;            // bf16 [slots, 3, conv_dim]: last three inputs, oldest first
   TensorView state;                 // f32 [slots, v_heads, dk, dv]
   TensorView scratch;               // [tokens, conv_dim] bf16: u

@@ -194,34 +194,36 @@ TENON_DEVICE void run_recurrent(const KernelArgs& args, const Sequence& sequence
   TENON_SHARED(float, k, kBatch* kDim);
   TENON_SHARED(PreparedToken, tokens, kBatch);
   const Batch batch{q, k, tokens};
-  float* state = state_of(args, sequence, v_head);
+  float* from = state_of(args, sequence.from, v_head);
+  float* to = state_of(args, sequence.to, v_head);
 
-  if (sequence.end - sequence.begin == 1 && !sequence.fresh) {  // decode: no tile in between
+  // Decode: no tile in between.
+  if (sequence.end - sequence.begin == 1 && from != nullptr && to != nullptr) {
     constexpr int kStride = kStreamPacks * kPack;
     prepare(args, sequence.begin, 1, v_head, batch);
     for (int at = thread_id() * kStride; at < kColumns; at += block_threads() * kStride) {
-      const StateRows slot{state + first_column + at, kDim};
+      const StateRows read{from + first_column + at, kDim}, written{to + first_column + at, kDim};
       run_batch<kStreamPacks>(args, sequence.begin, 1, v_head * kDim + first_column + at, batch,
-                              slot, slot, slot);
+                              read, written, written);
     }
     return;
   }
 
-  if (sequence.fresh)
+  if (from == nullptr)
     for (int at = thread_id(); at < kColumns * kDim; at += block_threads()) tile[at] = 0.0f;
   for (int first = sequence.begin; first < sequence.end; first += kBatch) {
     const int left = sequence.end - first;
     const int count = left < kBatch ? left : kBatch;
     prepare(args, first, count, v_head, batch);
-    const bool from_slot = first == sequence.begin && !sequence.fresh;
-    const bool to_slot = left <= kBatch && state != nullptr;
+    const bool from_slot = first == sequence.begin && from != nullptr;
+    const bool to_slot = left <= kBatch && to != nullptr;
     for (int run = 0; run < kColumns; run += kRun) {
       const int mine = thread_id() * kPacks * kPack;  // within the run
       const int column = first_column + run + mine;
       const StateRows kept{tile + run * kDim + mine, kRun};
-      const StateRows slot = state == nullptr ? kept : StateRows{state + column, kDim};
-      run_batch<kPacks>(args, first, count, v_head * kDim + column, batch, from_slot ? slot : kept,
-                        kept, to_slot ? slot : kept);
+      const StateRows read = from_slot ? StateRows{from + column, kDim} : kept;
+      const StateRows written = to_slot ? StateRows{to + column, kDim} : kept;
+      run_batch<kPacks>(args, first, count, v_head * kDim + column, batch, read, kept, written);
     }
     sync_block();  // the readers of this batch are done
   }

@@ -19,7 +19,7 @@ struct KernelArgs {
   std::int64_t qkv_stride, z_stride, b_stride, a_stride;  // of rows
   const bf16* conv_weight;
   const float *a_log, *dt_bias, *norm;
-  const std::int32_t *starts, *slots, *fresh;
+  const std::int32_t *starts, *from, *to, *fresh;
   bf16* conv_state;
   float* state;
   bf16 *scratch, *out;
@@ -28,24 +28,24 @@ struct KernelArgs {
   int recurrent_limit;  // longer sequences are the chunked kernel's
 };
 
-// One sequence of this step: its rows, and where its state lies.
+// One sequence of this step: its rows, and the slots of its state.
 struct Sequence {
   int begin, end;
-  int slot;    // −1: no state is read or written
-  bool fresh;  // starts from zero, whatever the slot holds
+  int from;  // −1: it starts from zero
+  int to;    // −1: no state is written
 };
 
 TENON_DEVICE Sequence sequence_at(const KernelArgs& args, int index) {
-  const std::int32_t slot = args.slots[index];
-  const bool usable = slot >= 0 && slot < args.num_slots;
-  return {args.starts[index], args.starts[index + 1], usable ? slot : -1,
-          !usable || args.fresh[index] != 0};
+  const auto usable = [&](std::int32_t slot) { return slot >= 0 && slot < args.num_slots; };
+  const std::int32_t from = args.from[index], to = args.to[index];
+  const bool continues = args.fresh[index] == 0 && usable(from);
+  return {args.starts[index], args.starts[index + 1], continues ? from : -1, usable(to) ? to : -1};
 }
 
-// S of one v head, [kDim, kDim], or null for a sequence without state.
-TENON_DEVICE float* state_of(const KernelArgs& args, const Sequence& sequence, int v_head) {
-  if (sequence.slot < 0) return nullptr;
-  return args.state + (std::int64_t{sequence.slot} * args.v_heads + v_head) * kDim * kDim;
+// S of one v head in a slot, [kDim, kDim], or null for slot −1.
+TENON_DEVICE float* state_of(const KernelArgs& args, int slot, int v_head) {
+  if (slot < 0) return nullptr;
+  return args.state + (std::int64_t{slot} * args.v_heads + v_head) * kDim * kDim;
 }
 
 // The sequence that holds the token, or −1 for rows behind the last one.
@@ -68,8 +68,8 @@ TENON_DEVICE const bf16* input_row(const KernelArgs& args, const Sequence& seque
                                    int lag) {
   const int row = local - lag;
   if (row >= 0) return args.qkv + (sequence.begin + row) * args.qkv_stride;
-  if (sequence.fresh || row < -kHistory) return nullptr;
-  const std::int64_t at = std::int64_t{sequence.slot} * kHistory + kHistory + row;
+  if (sequence.from < 0 || row < -kHistory) return nullptr;
+  const std::int64_t at = std::int64_t{sequence.from} * kHistory + kHistory + row;
   return args.conv_state + at * args.conv_dim;
 }
 
@@ -148,8 +148,8 @@ TENON_DEVICE void gated_norm(const KernelArgs& args, int token, int v_head) {
 // The last three inputs of a sequence become its convolution state, for one run of channels.
 TENON_DEVICE void keep_inputs(const KernelArgs& args, const Sequence& sequence, int run) {
   const int n = sequence.end - sequence.begin;
-  if (n <= 0 || sequence.slot < 0) return;
-  bf16* kept = args.conv_state + std::int64_t{sequence.slot} * kHistory * args.conv_dim;
+  if (n <= 0 || sequence.to < 0) return;
+  bf16* kept = args.conv_state + std::int64_t{sequence.to} * kHistory * args.conv_dim;
   const int first = run * kChannels;
   const int last = first + kChannels < args.conv_dim ? first + kChannels : args.conv_dim;
   const bf16* inputs[kHistory];

@@ -26,7 +26,7 @@ struct KernelArgs {
   const float* cos_sin;  // [max_positions, rotary_dim]
   bf16 *q_out, *k_cache, *v_cache;
   std::int64_t num_slots;
-  float eps;
+  float eps, norm_offset;
   int tokens, q_heads, kv_heads, head_dim, rotary_dim, max_positions;
   bool wide_norms;
 };
@@ -50,9 +50,9 @@ TENON_DEVICE void norm_and_rotate(const KernelArgs& args, const bf16* row, const
 
   // Phase 2: normalised values, rounded to bf16.
   for (int i = thread_id(); i < n; i += block_threads()) {
-    const float offset = args.wide_norms ? static_cast<const float*>(weight)[i]
+    const float stored = args.wide_norms ? static_cast<const float*>(weight)[i]
                                          : to_float(static_cast<const bf16*>(weight)[i]);
-    head[i] = to_float(to_bf16(head[i] * rstd * (1.0f + offset)));
+    head[i] = to_float(to_bf16(head[i] * rstd * (args.norm_offset + stored)));
   }
   sync_block();
 
@@ -118,6 +118,7 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   to.v_cache = args.v_cache.as<bf16>();
   to.num_slots = args.k_cache.shape[0] * args.k_cache.shape[1];
   to.eps = args.eps;
+  to.norm_offset = args.norm_offset;
   to.tokens = static_cast<int>(args.q.shape[0]);
   to.q_heads = static_cast<int>(args.q.shape[1]);
   to.kv_heads = static_cast<int>(args.k.shape[1]);

@@ -1,7 +1,8 @@
-// Everything between the q/k/v projections and attention, in one pass: zero-centred head norm of q
-// and k, rotary embedding of the first rotary_dim components (pairs i, i + rotary_dim / 2), and the
-// write of k and v into the paged cache.
-//   q̂ = rne(q · rstd(q) · (1 + q_norm));  rotated in fp32 with fp32 cos and sin, rounded once
+// Everything between the q/k/v projections and attention, in one pass: head norm of q and k, rotary
+// embedding of the first rotary_dim components (pairs i, i + rotary_dim / 2), and the write of k
+// and v into the paged cache.
+//   q̂ = rne(q · rstd(q) · (norm_offset + q_norm));  rotated in fp32 with fp32 cos and sin, rounded
+//   once
 // A head's result has the same bits on every target and whatever stands in the other rows. Padding
 // rows may hold any position: one outside the table is read as position 0.
 #pragma once
@@ -21,6 +22,7 @@ struct Args {
   TensorView k, v;            // [tokens, kv_heads, head_dim] bf16; token and head strides free
   TensorView q_norm, k_norm;  // [head_dim] bf16 or f32, both of one type
   float eps = 1e-6f;
+  float norm_offset = 1;        // added to the weights of q_norm and k_norm, in fp32
   TensorView positions;         // i32 [tokens]
   TensorView cos_sin;           // f32 [max positions, rotary_dim]: rotary_dim/2 cosines, then sines
   TensorView slot_mapping;      // i32 [tokens]: block · block_tokens + offset; −1 writes nothing

@@ -1,0 +1,338 @@
+// The forward pass, and how it is put together: each rank alone, then all ranks together.
+#include "tenon/models/decoder.h"
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <utility>
+
+#include "tenon/boundary/boundary.h"
+#include "tenon/core/guard.h"
+
+namespace tenon {
+namespace {
+
+constexpr int kBlockTokens = 64;
+
+// Rows of one step, at the addresses they have in every step.
+struct StepRows {
+  PartialRows partial;  // this rank's addend
+  TensorView residual;
+  NormedRows x;  // both forms; each boundary fills those that its consumer reads
+  StepRows first(std::int64_t rows) const {
+    return {{partial.addend.rows(0, rows)}, residual.rows(0, rows), first_rows(x, rows)};
+  }
+};
+
+// A boundary with the weight of its norm.
+struct Site {
+  Boundary boundary;
+  TensorView norm;
+  NormedForms forms;
+
+  Status run(const StepRows& rows, Stream& stream) {
+    NormedRows out;
+    if (forms.bf16) out.bf16 = rows.x.bf16;
+    if (forms.fp8) out.fp8 = rows.x.fp8;
+    return boundary.run(rows.partial, rows.residual, norm, out, stream);
+  }
+};
+
+struct Layer {
+  Mixer mixer;
+  Site after_mixer;
+  Mlp mlp;
+  Site after_mlp;
+};
+
+// What a layer consists of before the ranks have agreed on its boundaries.
+struct Parts {
+  Mixer mixer;
+  Mlp mlp;
+  TensorView first_norm, second_norm;
+};
+
+class Decoder final : public Model {
+ public:
+  CacheLayout cache_layout() const override { return caches_; }
+  int vocab_size() const override { return spec_.vocab_width * num_ranks_; }
+  int num_ids() const override { return spec_.num_ids; }
+  std::vector<std::int32_t> eos_ids() const override { return spec_.eos_ids; }
+  std::int64_t weight_bytes() const override { return spec_.weight_bytes; }
+  Result<StepOutput> forward(const StepView& step, CacheViews caches, Stream& stream) override;
+  std::vector<BoundaryUse> boundary_uses(const StepCounts& steps) const override;
+
+  // This rank's part of the construction: scratch and plans. Not collective.
+  Status prepare(DecoderSpec spec, const ModelOptions& options, const Communicator& comm,
+                 Stream& stream);
+  // The ranks' common part: every boundary.
+  Status join(const ModelOptions& options, Communicator& comm);
+
+ private:
+  Status make_rows(Scratch& scratch);
+  Status make_layer(const DecoderLayer& from, LayerContext& context, std::size_t first_cache);
+  Status make_layers(LayerContext& context, int rank, Stream& stream);
+  Status check(const StepView& step, CacheViews caches) const;
+  Status make_site(std::string_view kind, const TensorView& norm, NormedForms forms,
+                   const ModelOptions& options, const std::shared_ptr<BoundaryChannel>& channel);
+
+  DecoderSpec spec_;
+  int num_ranks_ = 1;
+  CacheLayout caches_;
+  int max_tokens_ = 0, max_sequences_ = 0, max_logits_ = 0;
+  std::vector<Buffer> scratch_;
+  StepRows rows_;
+  std::optional<Embedding> embedding_;
+  std::vector<Parts> parts_;  // moved into layers_ by join()
+  std::vector<Site> sites_;   // moved into layers_ by join()
+  std::optional<Site> after_embedding_;
+  std::vector<Layer> layers_;
+  std::optional<Head> head_;
+};
+
+Result<StepOutput> Decoder::forward(const StepView& step, CacheViews caches, Stream& stream) {
+  TENON_TRY(check(step, caches));
+  const StepRows rows = rows_.first(step.shape.tokens);
+
+  TENON_TRY(embedding_->run(step.token_ids, rows.partial, stream));
+  TENON_TRY(after_embedding_->run(rows, stream));
+  for (Layer& layer : layers_) {
+    TENON_TRY(layer.mixer.run(rows.x, step, caches, rows.partial, stream));
+    TENON_TRY(layer.after_mixer.run(rows, stream));
+    TENON_TRY(layer.mlp.run(rows.x, rows.partial, stream));
+    TENON_TRY(layer.after_mlp.run(rows, stream));
+  }
+  StepOutput output;
+  TENON_ASSIGN(output.logits, head_->run(rows.x, step.logit_rows, stream));
+  if (step.wants_hidden) output.hidden = rows.x.bf16;
+  return output;
+}
+
+Status Decoder::check(const StepView& step, CacheViews caches) const {
+  const auto in_range = [](std::string_view what, std::int64_t found, std::int64_t least,
+                           std::int64_t most) {
+    if (found >= least && found <= most) [[likely]]
+      return Status::ok();
+    return Status::error(Code::kInvalidArgument, "forward: the number of " + std::string(what) +
+                                                     " is " + std::to_string(found) +
+                                                     "; accepted: " + std::to_string(least) +
+                                                     " to " + std::to_string(most));
+  };
+  const auto num_caches = static_cast<std::int64_t>(caches_.caches.size());
+  TENON_TRY(in_range("tokens", step.shape.tokens, 1, max_tokens_));
+  TENON_TRY(in_range("sequences", step.shape.sequences, 1, max_sequences_));
+  TENON_TRY(in_range("rows of logits", step.shape.logits, 0, max_logits_));
+  return in_range("caches", static_cast<std::int64_t>(caches.size()), num_caches, num_caches);
+}
+
+// A step runs every site once, in the bucket of its rows, recorded or not.
+std::vector<BoundaryUse> Decoder::boundary_uses(const StepCounts& steps) const {
+  std::vector<BoundaryUse> all;
+  const auto add = [&](const Site& site) {
+    int below = 0;  // rows of the bucket before
+    for (BoundaryUse use : site.boundary.uses()) {
+      use.count = steps.between(below, use.max_rows);
+      below = use.max_rows;
+      const auto same = std::find_if(all.begin(), all.end(), [&](const BoundaryUse& other) {
+        return other.site == use.site && other.max_rows == use.max_rows &&
+               other.stage == use.stage && other.variant == use.variant;
+      });
+      if (same == all.end())
+        all.push_back(use);
+      else
+        same->count += use.count;
+    }
+  };
+  add(*after_embedding_);
+  for (const Layer& layer : layers_) {
+    add(layer.after_mixer);
+    add(layer.after_mlp);
+  }
+  return all;
+}
+
+// --- construction ---------------------------------------------------------------------------
+
+Status Decoder::make_rows(Scratch& scratch) {
+  const std::int64_t hidden = spec_.hidden;
+  TENON_ASSIGN(rows_.partial.addend, scratch.rows("partial", DType::kBF16, hidden));
+  TENON_ASSIGN(rows_.residual, scratch.rows("residual", DType::kBF16, hidden));
+  TENON_ASSIGN(rows_.x.bf16, scratch.rows("normed", DType::kBF16, hidden));
+  if (hidden % 128 != 0) return Status::ok();  // no fp8 weight can read such rows
+  TENON_ASSIGN(rows_.x.fp8, scratch.codes("normed", max_tokens_, hidden));
+  return Status::ok();
+}
+
+std::vector<CacheSpec> cache_specs(const DecoderLayer& layer) {
+  if (const auto* attention = std::get_if<AttentionSpec>(&layer.mixer))
+    return cache_specs(*attention, kBlockTokens);
+  return cache_specs(std::get<DeltaNetSpec>(layer.mixer));
+}
+
+Status Decoder::make_layer(const DecoderLayer& from, LayerContext& context,
+                           std::size_t first_cache) {
+  std::optional<Mixer> mixer;
+  if (const auto* spec = std::get_if<AttentionSpec>(&from.mixer)) {
+    TENON_ASSIGN(Attention attention, Attention::make(*spec, context));
+    mixer.emplace(std::move(attention), first_cache);
+  } else {
+    TENON_ASSIGN(DeltaNet delta_net, DeltaNet::make(std::get<DeltaNetSpec>(from.mixer), context));
+    mixer.emplace(std::move(delta_net), first_cache);
+  }
+  std::optional<Mlp> mlp;
+  if (const auto* spec = std::get_if<ExpertsSpec>(&from.mlp)) {
+    TENON_ASSIGN(Experts experts, Experts::make(*spec, context));
+    mlp.emplace(std::move(experts));
+  } else {
+    TENON_ASSIGN(Dense dense,
+                 Dense::make("mlp", std::get<DenseSpec>(from.mlp), context.partial, context));
+    mlp.emplace(std::move(dense));
+  }
+  parts_.push_back({*std::move(mixer), *std::move(mlp), from.first_norm, from.second_norm});
+  return Status::ok();
+}
+
+Status Decoder::make_layers(LayerContext& context, int rank, Stream& stream) {
+  const std::int32_t vocab_begin = rank * spec_.vocab_width;
+  TENON_ASSIGN(embedding_, Embedding::make(spec_.embedding, vocab_begin, context));
+  std::size_t first_cache = 0;
+  for (const DecoderLayer& from : spec_.layers) {
+    TENON_TRY(make_layer(from, context, first_cache));
+    first_cache += cache_specs(from).size();
+  }
+  TENON_ASSIGN(head_, Head::make(spec_.head, vocab_begin, spec_.vocab_width, context, stream));
+  return Status::ok();
+}
+
+Status Decoder::prepare(DecoderSpec spec, const ModelOptions& options, const Communicator& comm,
+                        Stream& stream) {
+  if (spec.layers.empty())
+    return Status::error(Code::kInternal, "the decoder has no layers; accepted: 1 and more");
+  spec_ = std::move(spec);
+  num_ranks_ = comm.size();
+  max_tokens_ = options.max_tokens_per_step;
+  max_sequences_ = options.max_sequences;
+  max_logits_ = options.max_logits > 0 ? options.max_logits : options.max_sequences;
+  caches_ = tenon::cache_layout(spec_);
+
+  Scratch scratch(stream, max_tokens_);
+  TENON_TRY(make_rows(scratch));
+  TENON_ASSIGN(const PlanContext where, plan_context(comm));
+  LayerContext context{.scratch = scratch,
+                       .where = where,
+                       .x = rows_.x,
+                       .partial = rows_.partial.addend,
+                       .max_sequences = max_sequences_,
+                       .max_blocks = (options.max_context + kBlockTokens - 1) / kBlockTokens,
+                       .max_logits = max_logits_,
+                       .block_tokens = kBlockTokens};
+  TENON_TRY(make_layers(context, comm.rank(), stream));
+  scratch_ = scratch.take_buffers();
+  return Status::ok();
+}
+
+Status Decoder::make_site(std::string_view kind, const TensorView& norm, NormedForms forms,
+                          const ModelOptions& options,
+                          const std::shared_ptr<BoundaryChannel>& channel) {
+  BoundarySpec spec;
+  spec.site = kind;
+  spec.hidden = spec_.hidden;
+  spec.max_rows = max_tokens_;
+  spec.weight_dtype = norm.dtype;
+  spec.eps = spec_.eps;
+  spec.offset = spec_.norm_offset;
+  spec.fresh_residual = sites_.empty();
+  spec.want_bf16 = forms.bf16;
+  spec.want_fp8 = forms.fp8;
+  spec.force_stage = policy_of_site(options.force_stage, sites_.size());
+  spec.max_stage = options.max_stage;
+  spec.force_variant = options.force_variant;
+  TENON_ASSIGN(Boundary boundary, Boundary::make(spec, channel));
+  sites_.push_back({std::move(boundary), norm, forms});
+  return Status::ok();
+}
+
+Status Decoder::join(const ModelOptions& options, Communicator& comm) {
+  BoundaryChannel::Spec spec;
+  spec.hidden = spec_.hidden;
+  spec.max_rows = max_tokens_;
+  spec.label = "model";
+  spec.sharded_residual = options.force_stage != StagePolicy::kMixed;
+  TENON_ASSIGN(const auto channel, BoundaryChannel::make(spec, comm));
+
+  const Parts& first = parts_.front();
+  TENON_TRY(make_site("embedding", first.first_norm, first.mixer.forms(), options, channel));
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    const Parts* next = i + 1 < parts_.size() ? &parts_[i + 1] : nullptr;
+    TENON_TRY(make_site("mixer", parts_[i].second_norm, parts_[i].mlp.forms(), options, channel));
+    TENON_TRY(
+        next != nullptr
+            ? make_site("mlp", next->first_norm, next->mixer.forms(), options, channel)
+            : make_site("final", spec_.final_norm, {.bf16 = true, .fp8 = false}, options, channel));
+  }
+
+  after_embedding_.emplace(std::move(sites_[0]));
+  for (std::size_t i = 0; i < parts_.size(); ++i)
+    layers_.push_back({std::move(parts_[i].mixer), std::move(sites_[2 * i + 1]),
+                       std::move(parts_[i].mlp), std::move(sites_[2 * i + 2])});
+  parts_.clear();
+  sites_.clear();
+  return Status::ok();
+}
+
+Status check_options(const ModelOptions& options) {
+  if (options.max_logits < 0)
+    return Status::error(Code::kInvalidArgument, "max_logits is " +
+                                                     std::to_string(options.max_logits) +
+                                                     "; accepted: 0 (one per sequence) and more");
+  const std::array<std::pair<const char*, int>, 3> sizes{
+      {{"max_tokens_per_step", options.max_tokens_per_step},
+       {"max_sequences", options.max_sequences},
+       {"max_context", options.max_context}}};
+  for (const auto& [name, value] : sizes)
+    if (value < 1)
+      return Status::error(
+          Code::kInvalidArgument,
+          std::string(name) + " is " + std::to_string(value) + "; accepted: 1 and more");
+  if (options.force_stage > StagePolicy::kMixed)
+    return Status::error(Code::kInvalidArgument,
+                         "force_stage is " + std::to_string(static_cast<int>(options.force_stage)) +
+                             "; accepted: 0 (free), 1, 2, 3, or 4 (mixed)");
+  return Status::ok();
+}
+
+}  // namespace
+
+CacheLayout cache_layout(const DecoderSpec& spec) {
+  CacheLayout layout;
+  layout.block_tokens = kBlockTokens;
+  for (std::size_t i = 0; i < spec.layers.size(); ++i)
+    for (CacheSpec& each : cache_specs(spec.layers[i])) {
+      each.name.insert(0, "layer " + std::to_string(i) + " ");
+      layout.caches.push_back(std::move(each));
+    }
+  return layout;
+}
+
+Result<std::unique_ptr<Model>> open_decoder(DecoderFiles& files, const std::string& directory,
+                                            const ModelOptions& options, Communicator& comm,
+                                            Stream& stream) {
+  // A rank that fails alone must not leave the others waiting in the collective part.
+  const auto seen = guarded([&]() -> Result<Facts> {
+    TENON_TRY(check_options(options));
+    return files.look(options, comm);
+  });
+  const Facts none;
+  TENON_TRY(agree_on_facts(seen.status(), seen ? *seen : none, comm, "checkpoint"),
+            "load " + directory);
+  auto decoder = std::make_unique<Decoder>();
+  const Status mine = guarded([&]() -> Status {
+    TENON_ASSIGN(DecoderSpec spec, files.load(options, stream));
+    return decoder->prepare(std::move(spec), options, comm, stream);
+  });
+  TENON_TRY(comm.agree_after_load(mine, "load"), "load " + directory);
+  TENON_TRY(decoder->join(options, comm), "load " + directory);
+  return std::unique_ptr<Model>(std::move(decoder));
+}
+
+}  // namespace tenon

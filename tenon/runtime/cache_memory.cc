@@ -1,0 +1,106 @@
+#include "tenon/runtime/cache_memory.h"
+
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include "tenon/runtime/cache.h"
+#include "tenon/runtime/scheduler.h"
+
+namespace tenon {
+namespace {
+
+using Room = CacheMemory::Room;
+using Per = CacheSpec::Per;
+
+std::string bytes_text(double bytes) {
+  if (bytes >= 1e10) return std::to_string(std::llround(bytes / 1e9)) + " GB";
+  return std::to_string(std::llround(bytes / 1e6)) + " MB";
+}
+
+double bytes_of(const CacheLayout& layout, int blocks, int sequences) {
+  return static_cast<double>(layout.block_bytes()) * blocks +
+         static_cast<double>(layout.sequence_bytes()) * sequences;
+}
+
+int blocks_in(const Room& room) {
+  return room.max_batch * Scheduler::blocks_per_sequence(room.max_context);
+}
+
+double wanted_bytes(const CacheLayout& layout, const Room& room) {
+  return bytes_of(layout, blocks_in(room), room.max_batch);
+}
+
+Status no_room(const Room& room, double wanted, const std::string& found,
+               const std::string& accepted) {
+  return Status::error(Code::kOutOfMemory,
+                       "max_context " + std::to_string(room.max_context) + " with max_batch " +
+                           std::to_string(room.max_batch) + " asks for " + bytes_text(wanted) +
+                           " of caches on each rank, " + found + "; accepted are " + accepted);
+}
+
+// Host memory is promised before it is there: caches that cannot fit are refused, not touched.
+Status check_bytes(const CacheLayout& layout, const Room& room, Device device) {
+  const double wanted = wanted_bytes(layout, room);
+  TENON_ASSIGN(const DeviceProperties found, properties(device));
+  const double has = static_cast<double>(found.total_bytes) / room.sharers;
+  if (wanted <= has) return Status::ok();
+  const auto block = static_cast<double>(layout.block_bytes());
+  const double most_batch =
+      has / bytes_of(layout, Scheduler::blocks_per_sequence(room.max_context), 1);
+  const double left = has / room.max_batch - static_cast<double>(layout.sequence_bytes());
+  const double most_blocks = block > 0 ? left / block : 0;
+  std::string accepted;
+  if (most_blocks >= 1)
+    accepted = "contexts of at most " +
+               std::to_string(static_cast<std::int64_t>(most_blocks) * kBlockTokens);
+  if (most_batch >= 1)
+    accepted += (accepted.empty() ? "" : ", or ") +
+                ("batches of at most " + std::to_string(static_cast<std::int64_t>(most_batch)));
+  if (accepted.empty()) accepted = "smaller contexts and batches together";
+  return no_room(room, wanted, "which has " + bytes_text(has), accepted);
+}
+
+}  // namespace
+
+Result<CacheMemory> CacheMemory::allocate(const CacheLayout& layout, const Room& room,
+                                          Stream& stream) {
+  if (layout.block_tokens != kBlockTokens)
+    return Status::error(Code::kInternal, "the model wants cache blocks of " +
+                                              std::to_string(layout.block_tokens) +
+                                              " tokens; the engine has blocks of 64");
+  TENON_TRY(check_bytes(layout, room, stream.device()));
+  CacheMemory made;
+  made.layout_ = layout;
+  double had = 0;
+  for (const CacheSpec& spec : layout.caches) {
+    const int parts = spec.per == Per::kBlock ? blocks_in(room) : room.max_batch;
+    const TensorView shape = spec.tensor(nullptr, stream.device(), parts);
+    auto allocated = Buffer::allocate(stream.device(), shape.bytes());
+    if (allocated.status().code() == Code::kOutOfMemory)
+      return no_room(room, wanted_bytes(layout, room),
+                     "of which " + bytes_text(had) + " could be had",
+                     "smaller contexts and batches");
+    TENON_ASSIGN(Buffer memory, std::move(allocated), "allocate cache \"" + spec.name + "\"");
+    had += static_cast<double>(memory.bytes());
+    // Zero, so that nothing ever reads what was never written.
+    TENON_TRY(stream.fill(memory.data(), 0, memory.bytes()));
+    made.views_.push_back(spec.tensor(memory.data(), stream.device(), parts));
+    made.memory_.push_back(std::move(memory));
+  }
+  return made;
+}
+
+Status CacheMemory::clear(const HeldCaches& held, Stream& stream) const {
+  for (std::size_t i = 0; i < views_.size(); ++i) {
+    const auto bytes = static_cast<std::size_t>(layout_.caches[i].part_bytes());
+    auto* memory = views_[i].as<std::byte>();
+    const std::span<const std::int32_t> parts =
+        layout_.caches[i].per == Per::kBlock ? held.blocks : std::span(&held.state_slot, 1);
+    for (const std::int32_t part : parts)
+      TENON_TRY(stream.fill(memory + static_cast<std::size_t>(part) * bytes, 0, bytes));
+  }
+  return Status::ok();
+}
+
+}  // namespace tenon

@@ -1,0 +1,105 @@
+#include "tenon/runtime/step_runner.h"
+
+#include <cstddef>
+#include <utility>
+
+#include "tenon/ops/sampling/sampling.h"
+
+namespace tenon {
+namespace {
+
+sampling::Args draw_args(const DrawView& draw, const TensorView& logits, int num_tokens,
+                         const TensorView& out) {
+  return {.logits = logits,
+          .num_tokens = num_tokens,
+          .temperature = draw.temperature,
+          .top_k = draw.top_k,
+          .top_p = draw.top_p,
+          .seed = draw.seed,
+          .position = draw.draw_position,
+          .out = out};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<StepRunner>> StepRunner::make(const Parts& parts, int num_tokens,
+                                                     bool graphs) {
+  // Where ranks share a device, making a graph may wait for the device to be idle, which it is not
+  // while another rank's kernel waits for this rank.
+  const bool can_record = parts.comm.can().capturable && !parts.comm.shares_device();
+  std::unique_ptr<StepRunner> made(new StepRunner(parts, num_tokens, graphs && can_record));
+  TENON_TRY(made->allocate());
+  TENON_TRY(made->plan_draw());
+  return made;
+}
+
+Status StepRunner::allocate() {
+  const Device device = parts_.comm.device();
+  const StepLayout& layout = parts_.layout;
+  const auto rows = static_cast<std::size_t>(layout.max_sequences());
+  const auto vocab = static_cast<std::size_t>(parts_.model.vocab_size());
+  TENON_ASSIGN(host_input_, HostBuffer::allocate(device, layout.bytes()));
+  TENON_ASSIGN(host_drawn_, HostBuffer::allocate(device, rows * sizeof(std::int32_t)));
+  TENON_ASSIGN(input_, Buffer::allocate(device, layout.bytes()));
+  TENON_ASSIGN(logits_, Buffer::allocate(device, rows * vocab * sizeof(float)));
+  return parts_.stream.fill(input_.data(), 0, input_.bytes());
+}
+
+TensorView StepRunner::logits(const StepShape& shape) const {
+  const int ranks = parts_.comm.size();
+  return view(logits_.data(), DType::kF32, parts_.comm.device(),
+              {ranks, shape.logits, parts_.model.vocab_size() / ranks});
+}
+
+// Drawn tokens take the place of the step's own: row i's is the id of row i's next token, where the
+// next step finds it without the host.
+TensorView StepRunner::drawn(const StepShape& shape) const {
+  void* ids = input_.as<std::byte>() + parts_.layout.offset(StepField::token_ids);
+  return view(ids, DType::kI32, parts_.comm.device(), {shape.logits});
+}
+
+Status StepRunner::plan_draw() {
+  const Device device = parts_.comm.device();
+  const int rows = parts_.layout.max_sequences();
+  const StepShape largest{rows, rows, rows, true};
+  const DrawView draw = StepReader::draw(parts_.layout, largest, input_.data(), device);
+  TENON_ASSIGN(const PlanContext where, plan_context(device));
+  TENON_ASSIGN(
+      draw_plan_,
+      sampling::plan(draw_args(draw, logits(largest), num_tokens_, drawn(largest)), where));
+  return Status::ok();
+}
+
+Status StepRunner::upload() {
+  const StepHeader step = header();
+  const StepField first = step.continues != 0 ? StepField::positions : StepField::token_ids;
+  const std::size_t begin = parts_.layout.offset(first);
+  const std::size_t end = parts_.layout.used_bytes(step.shape);
+  return parts_.stream.copy(input_.as<std::byte>() + begin, input().data() + begin, end - begin);
+}
+
+Status StepRunner::enqueue() {
+  const StepShape shape = header().shape;
+  return graphs_.run(shape, parts_.stream, [this, &shape] { return launch(shape); });
+}
+
+Status StepRunner::launch(const StepShape& shape) {
+  const Device device = parts_.comm.device();
+  const StepView step = StepReader::step(parts_.layout, shape, input_.data(), device);
+  TENON_ASSIGN(const StepOutput output, parts_.model.forward(step, parts_.caches, parts_.stream));
+  const TensorView all = logits(shape);
+  TENON_TRY(parts_.comm.all_gather(output.logits.logits, all, parts_.stream));
+  const DrawView draw = StepReader::draw(parts_.layout, shape, input_.data(), device);
+  return sampling::run(draw_plan_, draw_args(draw, all, num_tokens_, drawn(shape)), parts_.stream);
+}
+
+Result<std::span<const std::int32_t>> StepRunner::download() {
+  const StepHeader step = header();
+  const TensorView from = drawn(step.shape);
+  auto* to = reinterpret_cast<std::int32_t*>(host_drawn_.bytes().data());
+  TENON_TRY(parts_.stream.copy(to, from.data, from.bytes()));
+  TENON_TRY(parts_.stream.synchronize());
+  return std::span<const std::int32_t>(to, static_cast<std::size_t>(step.num_sequences));
+}
+
+}  // namespace tenon

@@ -1,0 +1,59 @@
+// How one rank runs a step: its bytes go to the device, the model and the draw are enqueued, the
+// drawn tokens come back. Addresses never change, so that what is enqueued can be recorded.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "tenon/comm/communicator.h"
+#include "tenon/models/model.h"
+#include "tenon/ops/registry.h"
+#include "tenon/runtime/graph_cache.h"
+#include "tenon/runtime/step_input.h"
+
+namespace tenon {
+
+class StepRunner {
+ public:
+  struct Parts {  // all of them outlive the runner
+    const StepLayout& layout;
+    Model& model;
+    CacheViews caches;
+    Communicator& comm;
+    Stream& stream;
+  };
+  // Ids at or past num_tokens are never drawn. Not collective.
+  static Result<std::unique_ptr<StepRunner>> make(const Parts& parts, int num_tokens, bool graphs);
+
+  // Host memory for the bytes of the next step: to be filled before upload().
+  std::span<std::byte> input() const { return host_input_.bytes(); }
+  StepHeader header() const { return StepReader::header(input()); }
+
+  // In this order, once per step. upload() and enqueue() launch only; download() waits for the
+  // step and returns the token drawn for each of its sequences, −1 where the logits hold no number.
+  Status upload();
+  Status enqueue();  // collective
+  Result<std::span<const std::int32_t>> download();
+
+  // Of the last step: [ranks, shape.logits, slice of the vocabulary].
+  TensorView logits(const StepShape& shape) const;
+  std::int64_t num_replays() const { return graphs_.num_replays(); }
+
+ private:
+  StepRunner(const Parts& parts, int num_tokens, bool graphs)
+      : parts_(parts), num_tokens_(num_tokens), graphs_(graphs) {}
+  Status allocate();
+  Status plan_draw();
+  Status launch(const StepShape& shape);
+  TensorView drawn(const StepShape& shape) const;
+
+  const Parts parts_;
+  const int num_tokens_;
+  HostBuffer host_input_, host_drawn_;
+  Buffer input_, logits_;
+  Plan draw_plan_;
+  GraphCache graphs_;
+};
+
+}  // namespace tenon
