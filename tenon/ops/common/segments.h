@@ -11,9 +11,11 @@ inline constexpr int kMaxSegments = 8;
 inline constexpr int kMinSegmentSize = 512;  // elements of k
 
 // A decode step should have about one piece of work for each of 132 multiprocessors, where a piece
-// is a segment of 64 columns; 96 pieces are enough.
+// is a segment of 64 columns; 64 pieces are enough. So there is one segment from n = 4033 on:
+// prompts, whose products have many rows, then need no second set of sums beside the one of the
+// segment.
 inline constexpr int kPieceColumns = 64;
-inline constexpr int kEnoughPieces = 96;
+inline constexpr int kEnoughPieces = 64;
 
 struct Segments {
   int count = 1;
