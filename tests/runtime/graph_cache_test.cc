@@ -39,7 +39,7 @@ struct CountedWork {
 };
 
 TEST(GraphCache, RecordsAShapeWhenItComesAgain) {
-  for (const Target target : {Target::kCpu, Target::kEmu32}) {
+  for (const Target target : test::host_targets()) {
     CountedWork work(target);
     GraphCache graphs(true);
     for (int step = 1; step <= 6; ++step) {
