@@ -1,99 +1,59 @@
 #include "apps/answer.h"
 
-#include <algorithm>
 #include <chrono>
+#include <optional>
 
 #include "apps/interrupt.h"
 #include "apps/table.h"
+#include "tenon/serve/ready_list.h"
 
 namespace tenon::apps {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
 
 double rate(std::int64_t tokens, double seconds) {
   return tokens > 0 && seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
 }
 
 // What ended a request. A limit says which one it was.
-std::string finish_of(Finish finish) {
-  return finish == Finish::kLength ? "max_new_tokens" : std::string(name(finish));
+std::string finish_of(serve::FinishReason reason) {
+  switch (reason) {
+    case serve::FinishReason::kLength: return "max_new_tokens";
+    case serve::FinishReason::kCancelled: return "interrupted";
+    default: return std::string(name(reason));
+  }
 }
 
 }  // namespace
 
-std::string StopStrings::push(std::string_view part) {
-  held_ += part;
-  std::size_t first = std::string::npos;
-  for (const std::string& each : stops_) {
-    const std::size_t at = held_.find(each);
-    if (each.empty() || at >= first) continue;
-    first = at;
-    found_ = each;
-  }
-  if (!found_.empty()) {
-    std::string front = held_.substr(0, first);
-    held_.clear();
-    return front;
-  }
-  std::size_t held = 0;  // the longest end of the text that begins a stop string
-  for (const std::string& each : stops_)
-    for (std::size_t size = std::min(held_.size(), each.size()); size > held; --size)
-      if (std::string_view(each).starts_with(std::string_view(held_).substr(held_.size() - size)))
-        held = size;
-  std::string front = held_.substr(0, held_.size() - held);
-  held_.erase(0, front.size());
-  return front;
-}
-
-std::string StopStrings::rest() { return std::exchange(held_, {}); }
-
-Result<Answer> answer(Session& session, std::vector<std::int32_t> prompt,
-                      const SamplingParams& sampling, const std::vector<std::string>& stops,
+Result<Answer> answer(Session& session, serve::Request request,
                       const std::function<void(std::string_view)>& show) {
-  Engine& engine = session.engine();
-  const EngineStats before = engine.stats();
+  serve::RequestQueue& queue = session.queue();
+  TENON_ASSIGN(const EngineStats before, queue.engine_stats());
+  TENON_ASSIGN(const auto ready, serve::ReadyList::open());
+  request.on_ready = ready->bell(0);
+  serve::Submission made = queue.submit(std::move(request));
+  TENON_TRY(Status(made.why));
+  serve::Reply& reply = made.reply;
   Answer out;
-  out.prompt_tokens = static_cast<std::int64_t>(prompt.size());
-  StreamingDetokenizer detokenizer(session.tokenizer());
-  StopStrings filter(stops);
-  const auto tell = [&](const std::string& text) {
-    out.text += text;
-    if (!text.empty()) show(text);
-  };
-  const auto begin = Clock::now();
-  TENON_ASSIGN(const RequestId id, engine.submit(std::move(prompt), sampling));
-  while (!engine.idle()) {
-    if (out.finish.empty() && interrupted_by() != 0) {
-      out.finish = "interrupted";
-      TENON_TRY(engine.cancel(id));
-    }
-    TENON_ASSIGN(const auto events, engine.step());
-    for (const TokenEvent& event : events) {
-      TENON_TRY(Status(event.why));
-      if (event.token < 0 || !out.finish.empty()) continue;  // it was cancelled
-      if (out.tokens.empty()) out.first_token_seconds = seconds_since(begin);
-      out.tokens.push_back(event.token);
-      if (event.finish != Finish::kStop) tell(filter.push(detokenizer.push(event.token)));
-      if (event.finish != Finish::kNone) out.finish = finish_of(event.finish);
-      if (filter.found().empty()) continue;
-      if (event.finish == Finish::kNone) TENON_TRY(engine.cancel(id));
-      out.finish = "stop_string";
-      out.stop_string = filter.found();
-    }
+  std::optional<serve::Outcome> outcome;
+  while (!outcome) {
+    if (!wait_for_input(ready->fd())) reply.cancel();
+    static_cast<void>(ready->take());
+    // After a signal there is nothing to wait for but the end.
+    serve::ReplyPart part = interrupted_by() != 0 ? reply.wait() : reply.take();
+    out.tokens.insert(out.tokens.end(), part.tokens.begin(), part.tokens.end());
+    out.text += part.text;
+    if (!part.text.empty()) show(part.text);
+    outcome = std::move(part.outcome);
   }
-  if (filter.found().empty()) {
-    tell(filter.push(detokenizer.finish()));
-    tell(filter.rest());
-  }
-  if (out.finish.empty())
-    return Status::error(Code::kInternal, "the request ended without saying why");
-  out.total_seconds = seconds_since(begin);
-  const EngineStats after = engine.stats();
+  if (outcome->reason == serve::FinishReason::kFailed) return outcome->why;
+  out.finish = finish_of(outcome->reason);
+  out.stop_string = outcome->stop;
+  out.prompt_tokens = outcome->prompt_tokens;
+  out.first_token_seconds = serve::first_token_seconds(*outcome).value_or(0);
+  const std::chrono::duration<double> total = outcome->times.ended - outcome->times.queued;
+  out.total_seconds = total.count();
+  TENON_ASSIGN(const EngineStats after, queue.engine_stats());
   out.prefill_rate = rate(out.tokens.empty() ? 0 : out.prompt_tokens, out.first_token_seconds);
   out.decode_rate = rate(after.decode_tokens - before.decode_tokens,
                          after.decode_seconds - before.decode_seconds);

@@ -11,22 +11,6 @@
 
 namespace tenon::apps {
 
-// Holds back what may be the beginning of a stop string.
-class StopStrings {
- public:
-  explicit StopStrings(std::vector<std::string> stops) : stops_(std::move(stops)) {}
-  // The part of the text so far that is certainly in front of every stop string.
-  std::string push(std::string_view part);
-  // What is still held back, where the text ends without a stop string.
-  std::string rest();
-  // The stop string that was found, or empty. Nothing is pushed after it.
-  const std::string& found() const { return found_; }
-
- private:
-  std::vector<std::string> stops_;
-  std::string held_, found_;
-};
-
 struct Answer {
   std::string text;  // without the stop string
   std::vector<std::int32_t> tokens;
@@ -40,8 +24,7 @@ struct Answer {
 
 // Runs one request to its end. `show` gets the text as it becomes known. A signal (interrupt.h)
 // cancels the request and is no error.
-Result<Answer> answer(Session& session, std::vector<std::int32_t> prompt,
-                      const SamplingParams& sampling, const std::vector<std::string>& stops,
+Result<Answer> answer(Session& session, serve::Request request,
                       const std::function<void(std::string_view)>& show);
 
 // "prompt 12 tokens, first token after 30.1 ms (400.0 tokens/s); 40 tokens (stop), decode 700.0

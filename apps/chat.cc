@@ -104,10 +104,11 @@ class Conversation {
       std::fflush(stdout);
       fresh_line = part.ends_with('\n');
     };
-    auto tokens = session_.chat(messages_);
-    auto found =
-        tokens ? answer(session_, *std::move(tokens), settings_.sampling, settings_.stops, show)
-               : Result<Answer>(tokens.status());
+    serve::Request request;
+    request.prompt = serve::ChatPrompt{messages_};
+    request.sampling = settings_.sampling;
+    request.stops = settings_.stops;
+    const auto found = answer(session_, std::move(request), show);
     if (!fresh_line) show("\n");
     if (!found) {
       if (found.status().code() != Code::kInvalidArgument) return found.status();

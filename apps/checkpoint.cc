@@ -79,11 +79,4 @@ Status check_team(const std::string& directory, int size) {
                            listed(accepted, "and") + ": " + std::string(why.message()));
 }
 
-bool has_chat_template(const std::string& directory) {
-  std::error_code failed;
-  const fs::path at(directory);
-  return fs::exists(at / "chat_template.jinja", failed) ||
-         read(at / "tokenizer_config.json").find("\"chat_template\"") != std::string::npos;
-}
-
 }  // namespace tenon::apps

@@ -18,7 +18,4 @@ Status check_checkpoint(const std::string& directory);
 // That a team of `size` divides the model, or which sizes do.
 Status check_team(const std::string& directory, int size);
 
-// Whether the checkpoint brings a chat template, valid or not.
-bool has_chat_template(const std::string& directory);
-
 }  // namespace tenon::apps

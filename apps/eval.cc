@@ -4,7 +4,6 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <fstream>
-#include <map>
 #include <nlohmann/json.hpp>
 
 #include "apps/answer.h"
@@ -16,6 +15,7 @@
 #include "apps/version.h"
 #include "tenon/core/env.h"
 #include "tenon/core/json.h"
+#include "tenon/serve/ready_list.h"
 
 namespace tenon::apps {
 namespace {
@@ -33,6 +33,7 @@ struct Problem {
 };
 
 struct Outcome {
+  std::string text;
   std::vector<std::int32_t> tokens;  // without the end-of-sequence token
   bool finished = false;             // false where a signal came first
 };
@@ -103,25 +104,30 @@ void show_progress(std::size_t done, std::size_t total) {
 // In the order of the problems. A signal ends it early.
 Result<std::vector<Outcome>> answer_all(Session& session, const std::vector<Problem>& problems,
                                         const Options& options) {
-  std::map<RequestId, std::size_t> place;
-  std::vector<Outcome> outcomes(problems.size());
-  SamplingParams sampling;
-  sampling.max_tokens = options.max_new_tokens;
+  TENON_ASSIGN(const auto ready, serve::ReadyList::open());
+  std::vector<serve::Reply> replies;
   for (std::size_t i = 0; i < problems.size(); ++i) {
-    TENON_ASSIGN(auto prompt, session.prompt(problems[i].question));
-    TENON_ASSIGN(const RequestId id, session.engine().submit(std::move(prompt), sampling));
-    place[id] = i;
+    serve::Request request;
+    request.prompt = session.prompt(problems[i].question);
+    request.sampling.max_tokens = options.max_new_tokens;
+    request.on_ready = ready->bell(i);
+    serve::Submission made = session.queue().submit(std::move(request));
+    TENON_TRY(Status(made.why));
+    replies.push_back(std::move(made.reply));
   }
-  std::size_t done = 0;
-  while (!session.engine().idle() && interrupted_by() == 0) {
-    TENON_ASSIGN(const auto events, session.engine().step());
-    for (const TokenEvent& event : events) {
-      const std::size_t at = place.at(event.id);
-      if (!event.why)  // no answer is a wrong one
-        log(LogLevel::kWarning, "problem " + std::to_string(at + 1) + ": " + event.why.to_string());
+  std::vector<Outcome> outcomes(problems.size());
+  for (std::size_t done = 0; done < problems.size() && wait_for_input(ready->fd());) {
+    for (const std::size_t at : ready->take()) {
+      const serve::ReplyPart part = replies[at].take();
       Outcome& outcome = outcomes[at];
-      if (event.token >= 0 && event.finish != Finish::kStop) outcome.tokens.push_back(event.token);
-      if (event.finish == Finish::kNone) continue;
+      outcome.text += part.text;
+      outcome.tokens.insert(outcome.tokens.end(), part.tokens.begin(), part.tokens.end());
+      if (!part.outcome) continue;
+      TENON_TRY(session.queue().health());
+      if (!part.outcome->why)  // no answer is a wrong one
+        log(LogLevel::kWarning,
+            "problem " + std::to_string(at + 1) + ": " + part.outcome->why.to_string());
+      if (part.outcome->reason == serve::FinishReason::kStop) outcome.tokens.pop_back();
       outcome.finished = true;
       ++done;
       if (!options.session.quiet) show_progress(done, problems.size());
@@ -137,11 +143,10 @@ struct Score {
   std::vector<std::size_t> wrong;    // which of the finished ones
 };
 
-Score score(const Session& session, const std::vector<Problem>& problems,
-            const std::vector<Outcome>& outcomes) {
+Score score(const std::vector<Problem>& problems, const std::vector<Outcome>& outcomes) {
   Score out;
   for (std::size_t i = 0; i < problems.size(); ++i) {
-    out.answers.push_back(final_number(session.tokenizer().decode(outcomes[i].tokens)));
+    out.answers.push_back(final_number(outcomes[i].text));
     if (!outcomes[i].finished) continue;
     ++out.finished;
     if (out.answers[i] == problems[i].final) {
@@ -187,17 +192,18 @@ void print_table(const Options& options, const Score& score, const EngineStats& 
   std::printf("%s", table.text().c_str());
 }
 
-Status run(const Options& options) {
+Status run(Options options) {
   TENON_TRY(check(options.session));
   const std::string path =
       options.file.empty() ? options.session.model + "/eval.jsonl" : options.file;
   TENON_ASSIGN(const auto problems, read_problems(path, options.limit), "eval words");
+  options.session.queue.max_queued = static_cast<int>(problems.size());
   TENON_ASSIGN(auto session, Session::open(options.session));
   if (session == nullptr) return Status::ok();  // a follower
   const Interruptible interruptible;
   TENON_ASSIGN(const auto outcomes, answer_all(*session, problems, options));
-  const Score found = score(*session, problems, outcomes);
-  const EngineStats stats = session->engine().stats();
+  const Score found = score(problems, outcomes);
+  TENON_ASSIGN(const EngineStats stats, session->queue().engine_stats());
   if (options.json) {
     print_json(options, *session, found, outcomes, stats);
     return Status::ok();

@@ -78,10 +78,15 @@ Result<std::optional<std::string>> find_prompt(const Options& options) {
   return found(read_prompt(stdin, "standard input"));
 }
 
-Result<std::vector<std::int32_t>> tokens_of(const Session& session, const Options& options,
-                                            const std::string& text) {
-  if (options.system.empty()) return session.prompt(text);
-  return session.chat({message_of("system", options.system), message_of("user", text)});
+serve::Request request_of(const Session& session, const Options& options, const std::string& text) {
+  serve::Request request;
+  request.prompt = session.prompt(text);
+  if (!options.system.empty())
+    request.prompt =
+        serve::ChatPrompt{{message_of("system", options.system), message_of("user", text)}};
+  request.sampling = options.sampling;
+  request.stops = options.stops;
+  return request;
 }
 
 void report(const Options& options, const Answer& answer, const EngineStats& stats,
@@ -133,7 +138,6 @@ void print_json(const Options& options, const Answer& answer, const EngineStats&
 }
 
 Status answer_one(Session& session, const Options& options, const std::string& text) {
-  TENON_ASSIGN(auto prompt, tokens_of(session, options, text));
   const bool quiet = options.session.quiet;
   if (!quiet) std::fprintf(stderr, "%s%s", text.c_str(), session.chats() ? "\n\n" : "");
   bool fresh_line = true;
@@ -144,10 +148,10 @@ Status answer_one(Session& session, const Options& options, const std::string& t
     fresh_line = part.ends_with('\n');
   };
   const Interruptible interruptible;
-  const auto found = answer(session, std::move(prompt), options.sampling, options.stops, show);
+  const auto found = answer(session, request_of(session, options, text), show);
   if (!fresh_line) show("\n");
   TENON_TRY(found);
-  const EngineStats stats = session.engine().stats();
+  TENON_ASSIGN(const EngineStats stats, session.queue().engine_stats());
   if (options.json) print_json(options, *found, stats, session.load_seconds());
   if (!quiet) report(options, *found, stats, session.load_seconds());
   if (quiet && !options.json && interrupted_by() != 0) std::fputs("interrupted\n", stderr);

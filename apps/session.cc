@@ -48,6 +48,18 @@ Result<EngineOptions> engine_options(const SessionOptions& options) {
   return out;
 }
 
+Result<serve::TextCodec> load_text(const SessionOptions& options) {
+  using serve::TemplateUse;
+  const TemplateUse use = options.chat == Chat::kOn    ? TemplateUse::kRequired
+                          : options.chat == Chat::kOff ? TemplateUse::kNone
+                                                       : TemplateUse::kIfThere;
+  auto text = serve::TextCodec::load(options.model, use);
+  const bool can_be_left_out = use == TemplateUse::kIfThere && !text &&
+                               serve::TextCodec::load(options.model, TemplateUse::kNone);
+  if (can_be_left_out) return text.status().with("--raw leaves the chat template out");
+  return text;
+}
+
 }  // namespace
 
 Status check(const SessionOptions& options) { return engine_options(options).status(); }
@@ -104,24 +116,13 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
 }
 
 Session::Session() = default;
-Session::~Session() = default;  // the engine goes first and tells the team to end
+Session::~Session() = default;  // queue, then engine, which tells the team to end
 
 Result<std::unique_ptr<Session>> Session::open(const SessionOptions& options) {
   const auto begin = std::chrono::steady_clock::now();
   TENON_ASSIGN(EngineOptions wanted, engine_options(options));
   std::unique_ptr<Session> session(new Session);
-  TENON_ASSIGN(Tokenizer tokenizer, Tokenizer::load(options.model));
-  wanted.num_tokens = tokenizer.num_tokens();
-  session->tokenizer_.emplace(std::move(tokenizer));
-  const bool found = options.chat == Chat::kAuto && has_chat_template(options.model);
-  if (found || options.chat == Chat::kOn) {
-    auto chat = ChatTemplate::load(options.model);
-    if (!chat && found) return chat.status().with("--raw leaves the chat template out");
-    TENON_TRY(chat);
-    session->chat_template_.emplace(*std::move(chat));
-  }
-  if (session->chats() && session->tokenizer_->eos_id() >= 0)
-    wanted.eos_ids = {session->tokenizer_->eos_id()};
+  TENON_ASSIGN(serve::TextCodec text, load_text(options));
   const auto variable = [](const char* name) { return std::getenv(name); };
   const bool launched = was_launched(variable);
   if (options.processes && !launched && options.tp > 1) {
@@ -132,24 +133,20 @@ Result<std::unique_ptr<Session>> Session::open(const SessionOptions& options) {
     Team::name_follower(launch.rank, launch.size);
     TENON_ASSIGN(wanted.bootstrap, socket_bootstrap(launch, wanted.deadline));
   }
-  TENON_ASSIGN(session->engine_, Engine::open(wanted));
-  if (!session->engine_->leads()) {
-    TENON_TRY(session->engine_->follow());
+  TENON_ASSIGN(session->model_, serve::LanguageModel::open(std::move(text), std::move(wanted)));
+  if (!session->model_->leads()) {
+    TENON_TRY(session->model_->follow());
     return std::unique_ptr<Session>();
   }
+  TENON_ASSIGN(session->queue_, serve::RequestQueue::start(*session->model_, options.queue));
   session->load_seconds_ =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return session;
 }
 
-Result<std::vector<std::int32_t>> Session::chat(const std::vector<ChatMessage>& messages) const {
-  TENON_CHECK(chats());
-  TENON_ASSIGN(const std::string rendered, chat_template_->render(messages));
-  return tokenizer_->encode(rendered);
-}
-
-Result<std::vector<std::int32_t>> Session::prompt(const std::string& text) const {
-  return chats() ? chat({message_of("user", text)}) : tokenizer_->encode(text);
+serve::Prompt Session::prompt(std::string text) const {
+  if (!chats()) return text;
+  return serve::ChatPrompt{{message_of("user", std::move(text))}};
 }
 
 bool follows_a_leader() {

@@ -1,17 +1,18 @@
-// What run and eval share: the options that open an engine, the team of processes behind
-// --processes, prompts and chats as tokens, and the report on how the boundaries ran.
+// What run and eval share: the options that open a model and its queue, the team of processes
+// behind
+// --processes, and the report on how the boundaries ran.
 #pragma once
 
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "apps/checkpoint.h"
 #include "tenon/core/status.h"
 #include "tenon/runtime/engine.h"
+#include "tenon/serve/language_model.h"
+#include "tenon/serve/request_queue.h"
 #include "tenon/text/chat_template.h"
-#include "tenon/text/tokenizer.h"
 
 namespace CLI {
 class App;
@@ -34,10 +35,11 @@ struct SessionOptions {
   int deadline_ms = 0;  // 0: TENON_DEADLINE_MS
   bool processes = false;
   Chat chat = Chat::kAuto;
+  serve::QueueOptions queue;
   bool quiet = false;  // no progress while loading
 };
 
-// Adds the options above but for chat and quiet.
+// Adds the options above but for chat, queue and quiet.
 void add_session_options(CLI::App& app, SessionOptions& options);
 
 // What can be said of them before anything is started or read.
@@ -53,22 +55,18 @@ class Session {
   static Result<std::unique_ptr<Session>> open(const SessionOptions& options);
   ~Session();
 
-  Engine& engine() { return *engine_; }
-  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  serve::RequestQueue& queue() { return *queue_; }
   double load_seconds() const { return load_seconds_; }  // of open(), model and team
-  bool chats() const { return chat_template_.has_value(); }
-  // Tokens of the messages in the chat template, with the answer about to begin.
-  Result<std::vector<std::int32_t>> chat(const std::vector<ChatMessage>& messages) const;
-  // Tokens of the text as the user's turn of a chat, or as it is where the session does not chat.
-  Result<std::vector<std::int32_t>> prompt(const std::string& text) const;
+  bool chats() const { return model_->text().chats(); }
+  // The text as the user's turn of a chat, or as it is where the session does not chat.
+  serve::Prompt prompt(std::string text) const;
 
  private:
   Session();
   std::unique_ptr<Team> team_;
-  std::unique_ptr<Engine> engine_;
-  std::optional<Tokenizer> tokenizer_;
+  std::unique_ptr<serve::LanguageModel> model_;
+  std::unique_ptr<serve::RequestQueue> queue_;
   double load_seconds_ = 0;
-  std::optional<ChatTemplate> chat_template_;  // only where it chats
 };
 
 // Whether this process is a rank that only does what another process's leader says.

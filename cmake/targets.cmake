@@ -184,7 +184,7 @@ function(tenon_kernel library source target)
     set(optimize -O1)
   endif()
   set_source_files_properties(${wrapper} PROPERTIES
-    COMPILE_OPTIONS "${definitions};${TENON_HOST_KERNEL_OPTIONS};${optimize};${ARG_FLAGS}"
+    COMPILE_OPTIONS "${definitions};${TENON_HOST_KERNEL_OPTIONS};${optimize};${ARG_FLAGS}" SKIP_PRECOMPILE_HEADERS ON
     OBJECT_DEPENDS ${PROJECT_SOURCE_DIR}/${source})
   target_sources(${library} PRIVATE ${wrapper})
 endfunction()

@@ -6,6 +6,7 @@
 2. A fenced block that follows `<!-- from PATH: MARK -->` equals the lines of PATH between the
    comments `[MARK]` and `[/MARK]`.
 3. Every `./x verb` that a document names is a verb of ./x.
+4. Every file, function() and Type::member that a comment of the code names exists.
 """
 import pathlib
 import re
@@ -16,6 +17,43 @@ LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#]+)(?:#[^)]*)?\)")
 PATH = re.compile(r"`((?:tenon|apps|tests|fuzz|tools|docs|checkpoints|baselines|bindings|cmake|examples)/[\w./-]+)`")
 SNIPPET = re.compile(r"<!-- from (\S+): (\S+) -->\n```\w*\n(.*?)```", re.S)
 VERB = re.compile(r"\./x ([a-z]+)")
+
+
+NAMED_FILE = re.compile(r"(?<![\w./*<-])([\w/]+\.(?:h|cc|cuh?|def|md|py|cmake))\b(?!\()")
+NAMED_CODE = re.compile(r"\b([a-zA-Z_]\w{2,})\(\)|\b[A-Z]\w+::(\w+)")
+IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+CODE = (".h", ".cc", ".cu", ".cuh", ".def", ".inc")
+
+
+def split(line):
+    """(code, comment) of a line. A // inside a string would be taken for a comment: none is."""
+    code, mark, comment = line.partition("//")
+    if mark and code.count('"') % 2 == 1:
+        return line, ""
+    return code, comment
+
+
+def check_comments(files):
+    names = {path.name for path in files} | {path.relative_to(ROOT).as_posix() for path in files}
+    tails = {"/".join(path.relative_to(ROOT).parts[i:]) for path in files
+             for i in range(len(path.relative_to(ROOT).parts))} | names
+    code = [path for path in files if path.suffix in CODE]
+    lines = {path: [split(line) for line in path.read_text().splitlines()] for path in code}
+    known = set()
+    for each in lines.values():
+        for text, _ in each:
+            known.update(IDENTIFIER.findall(text))
+    for path in files:  # what scripts define
+        if path.suffix in (".py", ".cmake", ".txt"):
+            known.update(IDENTIFIER.findall(path.read_text()))
+    for path, each in lines.items():
+        for number, (_, comment) in enumerate(each, 1):
+            for name in NAMED_FILE.findall(comment):
+                if name not in tails and "NAME" not in name and "built_" not in name:  # the build makes those
+                    yield f"{path.relative_to(ROOT)}:{number} names {name}, which does not exist"
+            for function, member in NAMED_CODE.findall(comment):
+                if (function or member) not in known:
+                    yield f"{path.relative_to(ROOT)}:{number} names {function or member}, which no code has"
 
 
 def snippet_of(path, mark):
@@ -52,7 +90,12 @@ def main():
         for complaint in check(document, verbs):
             print(f"{document.relative_to(ROOT)} {complaint}")
             bad += 1
-    print(f"{len(documents)} documents, {bad} violations")
+    files = [path for top in ("tenon", "apps", "bindings", "tests", "fuzz", "docs", "tools", "cmake", "examples")
+             for path in sorted((ROOT / top).rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    for complaint in check_comments(files):
+        print(complaint)
+        bad += 1
+    print(f"{len(documents)} documents, the comments of {len(files)} files, {bad} violations")
     return 1 if bad else 0
 
 

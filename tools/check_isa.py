@@ -125,9 +125,7 @@ EXPECTED = {
     ("probe", "push_kernel"): Expected(1024, 256, signs=(push_signs,)),
     ("vec_test", "fp8_kernel"): Expected(signs=(own_fp8_signs,)),
     ("vec_test", "round_trip_kernel"): Expected(signs=(half_signs,)),
-    # Compiled for blocks larger than they have.
-    ("bf16_gemm", "simt_kernel"): Expected(scratch=192, spilled=48),
-    ("fp8_gemm", "simt_kernel"): Expected(scratch=192, spilled=48),
+    # A few values beyond its registers.
     ("gated_delta_net", "recurrent_kernel"): Expected(scratch=32),
 }
 

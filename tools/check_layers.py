@@ -11,7 +11,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.M)
 MAX_LINES = 700
 
-FLOORS = ["core", "text", "reference", "device", "comm", "ops", "boundary", "layers", "models", "runtime"]
+FLOORS = ["core", "text", "reference", "device", "comm", "ops", "boundary", "layers", "models", "runtime",
+          "serve"]
 # Floors that skip some of what lies below them; the others may include every floor below.
 ONLY = {
     "reference": {"core", "reference"},
@@ -22,12 +23,14 @@ ONLY = {
     "layers": {"core", "device", "comm", "ops", "boundary", "layers"},
     "models": {"core", "device", "comm", "boundary", "layers", "models"},
     "runtime": {"core", "device", "comm", "ops", "boundary", "layers", "models", "runtime"},
+    "serve": {"core", "text", "runtime", "serve"},
 }
 # What a floor may see of another that it otherwise may not, or may see only in part.
 RUNTIME_OPS = re.compile(r"tenon/ops/(sampling/|registry\.h)")
 RUNTIME_MODELS = "tenon/models/model.h"
 RUNTIME_LAYERS = "tenon/layers/step.h"
 RUNTIME_BOUNDARY = "tenon/boundary/boundary.h"
+SERVE_RUNTIME = "tenon/runtime/engine.h"
 # The boundary is a product of its own: of the ops it links these alone.
 BOUNDARY_OPS = re.compile(r"tenon/ops/(common|fused_allreduce_rmsnorm_quant|rmsnorm)/")
 # A thread of its own kind has the process's stack size, no name, and throws when there is none.
@@ -84,6 +87,8 @@ def check_tenon_include(path, target):
             return f"includes {target}: the runtime may see boundary/boundary.h only"
     if mine == "boundary" and theirs == "ops" and not BOUNDARY_OPS.match(target):
         return f"includes {target}: the boundary may see its own ops only"
+    if mine == "serve" and theirs == "runtime" and target != SERVE_RUNTIME:
+        return f"includes {target}: serve may see runtime/engine.h only"
     return None
 
 
@@ -97,6 +102,8 @@ def check_file(path, text):
         complaints.append(f"asks for {macro.group(1)}; only {', '.join(VENDOR_MACRO_HOMES)} may")
     if path.startswith(("tenon/", "apps/")) and path != THREAD_HOME and PLAIN_THREAD.search(text):
         complaints.append("starts a thread by itself; start_thread (tenon/core/thread.h) does")
+    if path.startswith("tests/") and "SetUpTestSuite" in text:
+        complaints.append("has a SetUpTestSuite; where one fails ctest counts its tests as skipped, so use SetUp")
     for kind, target in INCLUDE.findall(text):
         if kind == '"':
             if target.startswith("tests/") and not path.startswith("tests/"):

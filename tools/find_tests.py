@@ -15,7 +15,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TEST = re.compile(r"^(TEST|TEST_F|TEST_P)\(\s*(\w+)\s*,\s*(\w+)\s*\)", re.M)
 INSTANCE = re.compile(r"^INSTANTIATE_TEST_SUITE_P\(\s*(\w*)\s*,\s*(\w+)\s*,", re.M)
-ADDED = re.compile(r"add_test\(\s*NAME\s+(?P<floor>apps|policy)\.(?P<name>\w+)")
+ADDED = re.compile(r"add_test\(\s*NAME\s+(?P<floor>apps|install|policy)\.(?P<name>\w+)")
 APPS = re.compile(r"set\(app_tests([^)]*)\)")
 
 
@@ -69,9 +69,9 @@ def find(wanted):
         runs = [["-L", any_of(whole)]] if whole else []
         runs += [["-R", wanted, "-L", any_of(some)]] if some else []
         runs += [["-R", any_of(others)]] if others else []
-        if any(added[name] == "apps" for name in others):
+        if any(added[name] in ("apps", "install") for name in others):
             targets = targets | {"tenon"}
-    if wanted == "apps":
+    if wanted in ("apps", "install"):
         targets = targets | {"tenon"}
     return sorted(targets), runs
 

@@ -19,9 +19,12 @@ constexpr std::uint8_t kPoison = 0x5a;  // no output is this everywhere
 
 const std::vector<Arm>& all_arms() {
   static const std::vector<Arm> arms{
-      {"nccl3", Chain::kVendor, true, {}},       {"split", Chain::kSplit, true, {}},
-      {"fused2", Chain::kTwoKernels, false, {}}, {"fused2bf16", Chain::kTwoKernels, true, {}},
-      {"fused1", Chain::kOneKernel, false, {}},  {"fused1bf16", Chain::kOneKernel, true, {}},
+      {"vendor", Chain::kVendor, true, {}},
+      {"three-kernels", Chain::kSplit, true, {}},
+      {"two-kernels-fp8", Chain::kTwoKernels, false, {}},
+      {"two-kernels", Chain::kTwoKernels, true, {}},
+      {"one-kernel-fp8", Chain::kOneKernel, false, {}},
+      {"one-kernel", Chain::kOneKernel, true, {}},
   };
   return arms;
 }

@@ -31,8 +31,8 @@ struct Arm {
   std::string variant;  // of the one kernel; empty leaves the choice
 };
 
-// nccl3, split, fused2, fused2bf16, fused1, fused1bf16; or those that --arms names; or, for a sweep
-// over variants, every choice for either set of outputs.
+// vendor, three-kernels, two-kernels-fp8, two-kernels, one-kernel-fp8, one-kernel; or those that
+// --arms names; or, for a sweep over variants, every choice for either set of outputs.
 Result<std::vector<Arm>> chosen_arms(const BoundaryBench& options);
 
 // What the arms of a rank communicate through. Mailboxes serve all the shapes of a run.

@@ -45,7 +45,8 @@ void add_method(CLI::App& app, BoundaryBench& options, Words& words) {
           std::vector<std::string>(std::begin(kInputsNames), std::end(kInputsNames))));
   app.add_option(
          "--arms", options.arms,
-         "some of nccl3,split,fused2,fused2bf16,fused1,fused1bf16 (see below); all by default")
+         "some of vendor,three-kernels,two-kernels-fp8,two-kernels,one-kernel-fp8,one-kernel (see "
+         "below); all by default")
       ->delimiter(',');
   app.add_option("--variant", options.variant,
                  "of the one-kernel arms: one_shot or two_shot, or the same with _packed");

@@ -50,11 +50,11 @@ nlohmann::json choices_of(const Results& results) {
 }  // namespace
 
 const std::vector<Ratio>& ratios() {
-  static const std::vector<Ratio> list{{"nccl3", "fused1bf16"},
-                                       {"split", "fused1bf16"},
-                                       {"fused2bf16", "fused1bf16"},
-                                       {"nccl3", "fused1"},
-                                       {"fused2", "fused1"}};
+  static const std::vector<Ratio> list{{"vendor", "one-kernel"},
+                                       {"three-kernels", "one-kernel"},
+                                       {"two-kernels", "one-kernel"},
+                                       {"vendor", "one-kernel-fp8"},
+                                       {"two-kernels-fp8", "one-kernel-fp8"}};
   return list;
 }
 

@@ -204,12 +204,12 @@ std::string csv_of(const Results& results) {
 
 std::string key_text() {
   return R"(Arms, times in µs per call of the slowest rank, median of the repeats:
-  nccl3        NCCL's or RCCL's all-reduce; residual + norm; quantise: 3 kernels
-  split        the own all-reduce; residual + norm; quantise: 3 kernels
-  fused2       the own all-reduce; residual + norm + quantise: 2 kernels, FP8 out
-  fused2bf16   the same, FP8 and 16-bit rows out
-  fused1       one kernel for all of it, FP8 out
-  fused1bf16   the same, FP8 and 16-bit rows out
+  vendor           NCCL's or RCCL's all-reduce; residual + norm; quantise: 3 kernels
+  three-kernels    the own all-reduce; residual + norm; quantise: 3 kernels
+  two-kernels-fp8  the own all-reduce; residual + norm + quantise: 2 kernels, FP8 out
+  two-kernels      the same, FP8 and 16-bit rows out
+  one-kernel-fp8   one kernel for all of it, FP8 out
+  one-kernel       the same, FP8 and 16-bit rows out
 Columns:
   gain         the fastest arm of 2 or 3 kernels over the one kernel with the same outputs
   of_floor     the least time that links and memory allow, in per cent of the one kernel's;

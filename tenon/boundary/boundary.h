@@ -156,7 +156,7 @@ class Boundary {
   //
   // On CUDA a kernel of ours lets the next one of its stream start at once. A kernel of yours that
   // is launched so (programmatic stream serialization) behind one of ours must call
-  // cudaGridDependencySynchronize() in every thread before it reads or writes anything that kernels
+  // cudaGridDependencySynchronize in every thread before it reads or writes anything that kernels
   // in front of it use. Between two of ours it must call it in any case, because ours behind it
   // waits for yours alone; in front of ours it need do no more. TENON_EARLY=0 turns early launch
   // off.

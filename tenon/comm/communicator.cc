@@ -1,5 +1,5 @@
 // Bootstrap → choice of a transport → mapping; mailboxes; agreement; faults and how they spread.
-// Not here: the all-reduce and all-gather themselves (collectives.cc, collectives.cu).
+// Not here: the all-reduce and all-gather themselves (collectives.cc, comm/collectives).
 #include "tenon/comm/communicator.h"
 
 #include <algorithm>

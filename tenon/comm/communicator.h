@@ -115,8 +115,8 @@ class Communicator {
   Result<Channel> make_channel(std::size_t bytes, std::string_view label);
 
   // out = sum over ranks of `in`, summed in rank order 0 … n−1 in fp32 and rounded once
-  // (arithmetic.md steps 1 and 2), so that every rank and every transport gets the same bits. bf16
-  // or f16, contiguous; out may be the addend itself. Any size. Collective; errors surface in
+  // (docs/boundary.md steps 1 and 2), so that every rank and every transport gets the same bits.
+  // bf16 or f16, contiguous; out may be the addend itself. Any size. Collective; errors surface in
   // health(). With CommOptions::vendor_sum the order is NCCL's.
   Status all_reduce(const PartialRows& in, const TensorView& out, Stream& stream);
 

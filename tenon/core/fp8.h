@@ -1,7 +1,7 @@
 // The only rounding rules in the house: bf16, fp16, e4m3 (fn and fnuz) and e5m2 codecs and the
-// scale of a quantisation group (design: arithmetic.md, steps 9 and 10). Host and device, integer
-// arithmetic only, so that every target produces the same bits.
-// Not here: loads, stores, groups spread over lanes (ops/common/quantize.cuh).
+// scale of a quantisation group (design: docs/boundary.md, steps 9 and 10). Host and device,
+// integer arithmetic only, so that every target produces the same bits. Not here: loads, stores,
+// groups spread over lanes (ops/common/quantize.cuh).
 #pragma once
 
 #include <bit>
@@ -72,7 +72,7 @@ TENON_HD inline f16 to_f16(float value) {
 
 // --- 8-bit floats ---------------------------------------------------------------------------
 
-// Largest finite magnitude a code can hold (arithmetic.md step 10: FMAX).
+// Largest finite magnitude a code can hold (docs/boundary.md step 10: FMAX).
 TENON_HD constexpr float fp8_max(DType dtype) {
   switch (dtype) {
     case DType::kE4M3Fnuz: return 240.0f;
@@ -152,7 +152,7 @@ TENON_HD inline float from_fp8(std::uint8_t code) {
   }
 }
 
-// --- the scale of one group (arithmetic.md step 10) -------------------------------------------
+// --- the scale of one group (docs/boundary.md step 10) -------------------------------------------
 
 // `scale` multiplies codes back to values; `multiplier` is applied before rounding to a code.
 struct GroupScale {

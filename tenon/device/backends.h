@@ -6,6 +6,6 @@
 namespace tenon {
 
 Result<Backend*> host_backend(Target target);    // cpu/runtime.cc: cpu, emu32, emu64
-Result<Backend*> vendor_backend(Target target);  // vendor/runtime.cc: cuda or hip
+Result<Backend*> vendor_backend(Target target);  // cuda_hip/runtime.cc: cuda or hip
 
 }  // namespace tenon

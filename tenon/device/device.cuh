@@ -2,9 +2,9 @@
 //
 // A kernel file (.cu) is compiled once per target with two macros set by cmake/targets.cmake:
 //   TENON_TARGET         the target's name and namespace: cuda, hip, cpu, emu32, emu64
-//   TENON_DEVICE_HEADER  "tenon/device/<folder>/device.h"
+//   TENON_DEVICE_HEADER  device.cuh of the folder of its target
 //
-// What every target's device.h supplies, in namespace tenon::TENON_TARGET:
+// What every target's device.cuh supplies, in namespace tenon::TENON_TARGET:
 //
 // clang-format off
 //   kWave                                  lanes that shuffle together: 1, 32 or 64 (constexpr int)

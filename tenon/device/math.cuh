@@ -1,6 +1,6 @@
 // Scalar fp32 functions for kernels. They are built from +, −, ·, / and bits only, so one call
 // gives the same bits on every target, and loops over them vectorise on the cpu target. Not here:
-// anything in a lower precision than fp32 (core/fp8.h), reductions (reduce.h).
+// anything in a lower precision than fp32 (core/fp8.h), reductions (reduce.cuh).
 //
 // Errors in units of the last place, denormal results included: exp_f and log_f below 1.1, log1p_f,
 // softplus_f, sigmoid_f and silu_f below 3 (silu_f: or 2^-142); sqrt_f, fma_f and abs_f are
@@ -18,7 +18,7 @@ TENON_DEVICE float abs_f(float x) { return bits_float(float_bits(x) & 0x7fffffff
 TENON_DEVICE float max_f(float a, float b) { return ((a > b) | (a != a)) ? a : b; }
 TENON_DEVICE float min_f(float a, float b) { return ((a < b) | (a != a)) ? a : b; }
 
-// Correctly rounded square root, and one over it: the two roundings of arithmetic.md step 7.
+// Correctly rounded square root, and one over it: the two roundings of docs/boundary.md step 7.
 TENON_DEVICE float sqrt_f(float x) { return __builtin_sqrtf(x); }
 TENON_DEVICE float rsqrt_f(float x) { return 1.0f / sqrt_f(x); }
 

@@ -1,7 +1,7 @@
 // Reductions over aligned groups of lanes, a wave or a block, built on shuffles, barriers and
 // shared memory only, for any wave width. Every thread gets the result, and it is the same bits
 // everywhere: sums form the perfect binary tree over the threads, adjacent pairs first
-// (arithmetic.md step 6).
+// (docs/boundary.md step 6).
 //
 // The number of threads of the block must be a multiple of kWave and at most kMaxBlockThreads.
 // Every thread of the block must call the block_ functions, of the wave the others.

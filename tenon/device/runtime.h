@@ -1,5 +1,5 @@
 // The host side of every target: Stream, Event, Graph, Buffer, launch, copies. Owners clean up.
-// Each target has one Backend (gpu/<folder>/runtime.cc); this file never names a vendor.
+// Each target has one Backend (runtime.cc of its folder); this file never names a vendor.
 //
 // Streams run their work in order. On host targets (cpu, emu) work runs at once, on the thread that
 // enqueues it; while a stream is capturing it is recorded instead.

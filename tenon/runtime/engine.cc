@@ -419,6 +419,14 @@ Status Engine::State::check_prompt(const std::vector<std::int32_t>& prompt) cons
   return Status::ok();
 }
 
+Status Engine::check_request(const std::vector<std::int32_t>& prompt,
+                             const SamplingParams& sampling) const {
+  return guarded([&] {
+    Status fits = state_->check_prompt(prompt);
+    return fits ? state_->scheduler->check(prompt.size(), sampling) : fits;
+  });
+}
+
 Result<RequestId> Engine::submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling) {
   {
     const auto lock = state_->step_lock();

@@ -1,5 +1,6 @@
 // The engine: requests in, tokens out. Ranks are threads of this process (the default), or
-// processes of which this is one. Not thread safe: one thread calls submit, cancel and step.
+// processes of which this is one. Not thread safe: one thread at a time calls submit, cancel, step,
+// idle and stats; check_request and eos_ids may be called from any.
 #pragma once
 
 #include <chrono>
@@ -79,8 +80,10 @@ class Engine {
   // Followers: run the leader's steps until it stops. The leader's error, or this rank's.
   Status follow();
 
-  // Leader only, all of them. submit says why a request can never run; ids without a token are
-  // refused.
+  // Leader only, all of them. submit says why a request can never run, as check_request does; ids
+  // without a token are refused.
+  Status check_request(const std::vector<std::int32_t>& prompt,
+                       const SamplingParams& sampling) const;
   Result<RequestId> submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling);
   Status cancel(RequestId id);
   // One decision, one forward pass, its tokens. Empty when there is nothing to do. After an error

@@ -59,26 +59,30 @@ Status Scheduler::check(const Limits& limits) {
   return Status::ok();
 }
 
-Status Scheduler::add(RequestId id, std::vector<std::int32_t> prompt,
-                      const SamplingParams& sampling) {
+Status Scheduler::check(std::size_t prompt_tokens, const SamplingParams& sampling) const {
   TENON_TRY(tenon::check(sampling));
-  if (prompt.empty()) return refuse("the prompt has no tokens; at least 1 is needed");
-  const int prompt_tokens = static_cast<int>(prompt.size());
-  if (prompt_tokens + 1 > limits_.max_context)
+  if (prompt_tokens == 0) return refuse("the prompt has no tokens; at least 1 is needed");
+  if (prompt_tokens >= static_cast<std::size_t>(limits_.max_context))
     return refuse("the prompt has " + std::to_string(prompt_tokens) + " tokens; a context of " +
                   std::to_string(limits_.max_context) + " with room for one more takes at most " +
                   std::to_string(limits_.max_context - 1));
+  const int prompt = static_cast<int>(prompt_tokens);
+  const int whole = prompt + max_tokens(prompt, sampling);
+  if (caches_->can_ever_fit(whole)) return Status::ok();
+  return refuse("the request needs cache for " + std::to_string(whole) +
+                " tokens, more than the whole cache holds");
+}
+
+Status Scheduler::add(RequestId id, std::vector<std::int32_t> prompt,
+                      const SamplingParams& sampling) {
+  TENON_TRY(check(prompt.size(), sampling));
   Sequence sequence;
   sequence.id = id;
   sequence.tokens = std::move(prompt);
-  sequence.prompt_tokens = prompt_tokens;
+  sequence.prompt_tokens = static_cast<int>(sequence.tokens.size());
   sequence.sampling = sampling;
-  sequence.max_tokens = std::min(sampling.max_tokens, limits_.max_context - prompt_tokens);
-  const int whole = prompt_tokens + sequence.max_tokens;
-  if (!caches_->can_ever_fit(whole))
-    return refuse("the request needs cache for " + std::to_string(whole) +
-                  " tokens, more than the whole cache holds");
-  sequence.tokens.reserve(static_cast<std::size_t>(whole));
+  sequence.max_tokens = max_tokens(sequence.prompt_tokens, sampling);
+  sequence.tokens.reserve(static_cast<std::size_t>(sequence.prompt_tokens + sequence.max_tokens));
   waiting_.push_back(std::move(sequence));
   return Status::ok();
 }
@@ -139,10 +143,12 @@ const BatchPlan& Scheduler::next() {
     const int pending = each.pending();
     if (pending == 1) continue;
     const int budget = limits_.max_tokens_per_step - plan.num_tokens;
-    int count = pending <= budget ? pending : budget / kPrefillQuantum * kPrefillQuantum;
-    if (pending - count == 1) count -= kPrefillQuantum;  // nobody's last token comes alone
-    if (count == 0) break;
-    take(each, count);
+    const int length = each.computed + pending;
+    int end = length;  // of this step's share, as a position
+    if (pending > budget) end = (each.computed + budget) / kPrefillQuantum * kPrefillQuantum;
+    if (length - end == 1) end -= kPrefillQuantum;  // nobody's last token comes alone
+    if (end <= each.computed) break;
+    take(each, end - each.computed);
   }
   return plan;
 }

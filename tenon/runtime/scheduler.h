@@ -3,12 +3,14 @@
 // Policy: first come, first served. Every sequence that decodes gets its one token in every step;
 // what is left of the step's token budget goes to prompts in order of arrival. A sequence is
 // admitted when its whole length (prompt and max_tokens) has cache, so nothing is ever taken back.
-// A prompt is cut at multiples of kPrefillQuantum only, counted from its start, and never so that
-// one token is left (alone it would run as a decode step does): the delta-net's chunks, the kernel
-// that each token meets, and with them the bits of every logit, do not depend on who else is in the
-// batch.
+// A prompt is cut at positions of its sequence that are multiples of kPrefillQuantum, nowhere else,
+// and never so that one token is left (alone it would run as a decode step does). So the delta
+// net's chunks lie at the same positions whoever else is in the batch, each token meets the same
+// form of every op, and the bits of every logit depend on its sequence alone (docs/exactness.md).
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <list>
@@ -20,7 +22,7 @@
 
 namespace tenon {
 
-inline constexpr int kPrefillQuantum = 64;
+inline constexpr int kPrefillQuantum = 64;      // as gated_delta_net::kChunkTokens
 inline constexpr int kMaxContext = 1 << 20;     // as far as Qwen stretches its positions
 inline constexpr int kMaxTokensPerStep = 8192;  // the most rows of a boundary
 
@@ -85,6 +87,8 @@ class Scheduler {
   }
   Scheduler(const Limits& limits, CachePool& caches) : limits_(limits), caches_(&caches) {}
 
+  // Whether such a request can ever run. Looks at nothing that changes.
+  Status check(std::size_t prompt_tokens, const SamplingParams& sampling) const;
   // Queues a request, or says why it can never run.
   Status add(RequestId id, std::vector<std::int32_t> prompt, const SamplingParams& sampling);
   // Marks it for cancelled(). False when there is no such request.
@@ -101,6 +105,10 @@ class Scheduler {
 
  private:
   void admit();
+  // The most tokens that a sequence makes.
+  int max_tokens(int prompt_tokens, const SamplingParams& sampling) const {
+    return std::min(sampling.max_tokens, limits_.max_context - prompt_tokens);
+  }
   Limits limits_;
   CachePool* caches_;
   std::list<Sequence> running_;  // in order of admission; entries point into it

@@ -1,5 +1,5 @@
 // A conversation to the text a model was trained on, by the checkpoint's own template.
-// What does not live here: the template language (jinja.h), reading answers back.
+// What does not live here: the template language (jinja/template.h), reading answers back.
 #pragma once
 
 #include <optional>

@@ -18,8 +18,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TENON = os.path.abspath(sys.argv.pop(1)) if len(sys.argv) > 1 else str(ROOT / "build/cpu/apps/tenon")
 QUICK = ["--iterations", "3", "--repeats", "2", "--warm-up", "1"]
 SMALL = ["--hidden", "256", "--rows", "1,2"]
-ARMS = ["nccl3", "split", "fused2", "fused2bf16", "fused1", "fused1bf16"]
-LONG = ["--hidden", "256", "--arms", "split,fused1bf16", "--mode", "eager"]
+ARMS = ["vendor", "three-kernels", "two-kernels-fp8", "two-kernels", "one-kernel-fp8", "one-kernel"]
+LONG = ["--hidden", "256", "--arms", "three-kernels,one-kernel", "--mode", "eager"]
 
 
 class Case(unittest.TestCase):
@@ -82,8 +82,8 @@ class Forms(Case):
             for name, cell in row.items():
                 if name not in names and cell:  # empty: it did not run
                     float(cell)
-            for name in ("link_bytes", "memory_bytes", "floor_us", "of_floor_percent", "fused1_us",
-                         "fused1_p10_us", "fused1_p90_us", "split/fused1bf16", "checked_rows"):
+            for name in ("link_bytes", "memory_bytes", "floor_us", "of_floor_percent", "one-kernel-fp8_us",
+                         "one-kernel-fp8_p10_us", "one-kernel-fp8_p90_us", "three-kernels/one-kernel", "checked_rows"):
                 self.assertGreater(float(row[name]), 0, name)
             self.assertEqual(row["equals_oracle"], "1")
             self.assertEqual(row["wrong_arms"], "")
@@ -92,8 +92,8 @@ class Forms(Case):
         found = json.loads(self.bench(*SMALL, "--json").stdout)
         self.assertIs(found["complete"], True)
         for row in found["results"]:
-            self.assertIs(row["arms"]["fused1"]["equals_oracle"], True)
-            self.assertEqual(row["arms"]["fused1"]["repeats"], 2)
+            self.assertIs(row["arms"]["one-kernel-fp8"]["equals_oracle"], True)
+            self.assertEqual(row["arms"]["one-kernel-fp8"]["repeats"], 2)
 
     def test_the_table_fits_the_terminal(self):
         for columns in (60, 80, 200):
@@ -104,7 +104,7 @@ class Forms(Case):
             for arm in ARMS:
                 self.assertRegex(table, rf"(?m)^rows .*\b{arm}\b", "no column is dropped")
         wide = self.bench(*SMALL, "--wide").stdout
-        self.assertRegex(wide, r"(?m)^device .*fused2bf16/fused1bf16 .*links .*equals_oracle$")
+        self.assertRegex(wide, r"(?m)^device .*two-kernels/one-kernel .*links .*equals_oracle$")
         self.assertLess(max(map(len, self.bench(*SMALL).stdout.splitlines())), 140)
 
     def test_names_are_explained(self):
@@ -121,8 +121,8 @@ class Check(Case):
         path = self.directory / "b.json"
         stored = json.loads(path.read_text())
         for row in stored["results"]:
-            row["arms"]["fused1"]["us"] *= factor
-            row["arms"]["fused1bf16"]["us"] *= factor
+            row["arms"]["one-kernel-fp8"]["us"] *= factor
+            row["arms"]["one-kernel"]["us"] *= factor
         path.write_text(json.dumps(stored))
         return stored
 
@@ -132,7 +132,7 @@ class Check(Case):
         self.assertNotIn("internal", done.stderr)
         self.assertNotIn("tenon:", done.stderr)
         self.assertRegex(done.stdout, r"\d+ of \d+ ratios are worse than the baseline by more than 3.0 %")
-        self.assertRegex(done.stdout, r"(?m)^ +[12] +256 +eager +warm +fused2/fused1 +[\d.]+ +[\d.]+ +(9\d|100)\.\d%")
+        self.assertRegex(done.stdout, r"(?m)^ +[12] +256 +eager +warm +two-kernels-fp8/one-kernel-fp8 +[\d.]+ +[\d.]+ +(9\d|100)\.\d%")
         found = self.bench(*SMALL, "--check", "b.json", "--json", code=1)
         check = json.loads(found.stdout)["check"]
         self.assertEqual({"rows", "hidden", "mode", "l2", "slow", "fast", "was", "now",
@@ -184,7 +184,7 @@ class Files(Case):
 
     def test_results_are_printed_whatever_happens_to_files(self):
         done = self.bench(*SMALL, "--csv", "/dev/full", "--json-file", "kept.json", code=1)
-        self.assertIn("fused1bf16", done.stdout)
+        self.assertIn("one-kernel", done.stdout)
         self.assertIn("--csv: could not write all", done.stderr)
         self.assertEqual(len(json.loads((self.directory / "kept.json").read_text())["results"]), 2)
 
@@ -200,7 +200,7 @@ class Files(Case):
     def test_pipes_are_files_too(self):
         done = subprocess.run(self.command(*QUICK, *SMALL, "--csv", "/dev/stdout"), capture_output=True,
                               text=True, check=True)
-        self.assertIn("fused1bf16_p90_us", done.stdout)
+        self.assertIn("one-kernel_p90_us", done.stdout)
 
 
 class Signals(Case):
@@ -222,14 +222,14 @@ class Signals(Case):
             self.assertRegex(errors, r"stopped with [123] of 3 rows")
             found = json.loads((self.directory / "j.json").read_text())
             self.assertIs(found["complete"], False)
-            self.assertGreater(found["results"][0]["arms"]["fused1bf16"]["us"], 0)
-            self.assertIn("fused1bf16_us", (self.directory / "t.csv").read_text())
+            self.assertGreater(found["results"][0]["arms"]["one-kernel"]["us"], 0)
+            self.assertIn("one-kernel_us", (self.directory / "t.csv").read_text())
             self.assertIn("<svg", (self.directory / "p.svg").read_text())
 
     def test_a_single_long_repeat_ends_early(self):
         out, _ = self.interrupted(signal.SIGINT, "--rows", "64", "--iterations", "2000000000",
                                   "--repeats", "1", "--json", after=8)
-        arm = json.loads(out)["results"][0]["arms"]["split"]
+        arm = json.loads(out)["results"][0]["arms"]["three-kernels"]
         self.assertGreater(arm["us"], 0)
         self.assertLess(arm["iterations"], 2_000_000_000)
 

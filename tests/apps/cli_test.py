@@ -13,7 +13,7 @@ from support import TENON, tenon
 
 
 class Bench(unittest.TestCase):
-    ARMS = ["nccl3", "split", "fused2", "fused2bf16", "fused1", "fused1bf16"]
+    ARMS = ["vendor", "three-kernels", "two-kernels-fp8", "two-kernels", "one-kernel-fp8", "one-kernel"]
     QUICK = ["--iterations", "3", "--repeats", "2", "--warm-up", "1"]
 
     def setUp(self):
@@ -49,7 +49,7 @@ class Bench(unittest.TestCase):
                 self.assertEqual(row["mode"], "graph" if "graph" in options else "eager")
                 self.assertEqual(list(row["arms"]), sorted(self.ARMS))
                 for name, arm in row["arms"].items():
-                    if name == "nccl3" and "why_not" in arm:
+                    if name == "vendor" and "why_not" in arm:
                         continue
                     self.assertTrue(arm["equals_oracle"], (options, name))
                     self.assertGreater(arm["us"], 0)
@@ -61,23 +61,23 @@ class Bench(unittest.TestCase):
             self.assertTrue(found["command"].startswith("tenon bench boundary"), found["command"])
 
     def test_large_shapes_are_checked_at_some_rows(self):
-        found = json.loads(self.bench("--rows", "4096", "--hidden", "1280", "--arms", "fused1",
+        found = json.loads(self.bench("--rows", "4096", "--hidden", "1280", "--arms", "one-kernel-fp8",
                                       "--iterations", "1", "--repeats", "1", "--json"))
         row = found["results"][0]
         self.assertLess(row["checked_rows"], 4096)
         self.assertGreater(row["checked_rows"], 500)
-        self.assertTrue(row["arms"]["fused1"]["equals_oracle"])
+        self.assertTrue(row["arms"]["one-kernel-fp8"]["equals_oracle"])
 
     def test_lists_and_ranges_of_rows(self):
         found = json.loads(self.bench("--rows", "3,8..16", "--around", "--hidden", "256", "--arms",
-                                      "fused1bf16", "--json"))
+                                      "one-kernel", "--json"))
         self.assertEqual([row["rows"] for row in found["results"]], [3, 7, 8, 9, 15, 16, 17])
 
     def test_csv_and_plot(self):
         table, plot = self.directory / "t.csv", self.directory / "p.svg"
         out = self.bench("--rows", "1..4", "--hidden", "256,384", "--l2", "both", "--csv", str(table),
                          "--svg", str(plot), "--wide")
-        for piece in ("fused2bf16/fused1bf16", "floor_us", "cold", "GB/s"):
+        for piece in ("two-kernels/one-kernel", "floor_us", "cold", "GB/s"):
             self.assertIn(piece, out)
         lines = table.read_text().splitlines()
         self.assertEqual(len(lines), 1 + 2 * 2 * 3)
@@ -86,7 +86,7 @@ class Bench(unittest.TestCase):
         space = "{http://www.w3.org/2000/svg}"
         self.assertEqual(root.tag, space + "svg")
         texts = [text.text for text in root.iter(space + "text")]
-        for piece in ("hidden 256", "hidden 384", "fused1bf16", "fused1bf16, cold", "rows"):
+        for piece in ("hidden 256", "hidden 384", "one-kernel", "one-kernel, cold", "rows"):
             self.assertIn(piece, texts)
         curves = list(root.iter(space + "polyline"))
         self.assertEqual(len(curves) % (2 * 2), 0)
@@ -116,30 +116,30 @@ class Bench(unittest.TestCase):
         self.bench(*shapes, "--json-file", str(path))
         stored = json.loads(path.read_text())
         for row in stored["results"]:  # far better than it is, then far worse
-            row["arms"]["fused1"]["us"] *= 10_000
-            row["arms"]["fused1bf16"]["us"] *= 10_000
+            row["arms"]["one-kernel-fp8"]["us"] *= 10_000
+            row["arms"]["one-kernel"]["us"] *= 10_000
         path.write_text(json.dumps(stored))
         self.bench(*shapes, "--check", str(path))
         self.bench(*shapes, "--check", str(self.directory))
         for row in stored["results"]:
-            row["arms"]["fused1"]["us"] /= 100_000_000
+            row["arms"]["one-kernel-fp8"]["us"] /= 100_000_000
         path.write_text(json.dumps(stored))
         done = tenon("bench", "boundary", *self.QUICK, *shapes, "--check", str(path))
         self.assertEqual(done.returncode, 1, done.stderr)
         self.assertIn("worse than the baseline by more than 3.0 %", done.stdout)
-        self.assertIn("fused2/fused1", done.stdout)
+        self.assertIn("two-kernels-fp8/one-kernel-fp8", done.stdout)
         stored["ranks"] = 4
         path.write_text(json.dumps(stored))
         self.assertIn('"ranks" is 4', self.refused(*shapes, "--check", str(path)))
 
     def test_bad_options(self):
-        self.assertIn('--arms has "fused9"; accepted are nccl3', self.refused("--arms", "fused9"))
+        self.assertIn('--arms has "fused9"; accepted are vendor', self.refused("--arms", "fused9"))
         for rows in ("9..3", "0", "1,,2", "5..", "many", "-1"):
             self.assertIn("--rows has", self.refused("--rows", rows), rows)
         self.assertIn("accepted are 1 to 8192", self.refused("--rows", "9000"))
         self.assertIn("multiples of 128", self.refused("--hidden", "100"))
         self.assertIn('no variant is called "slow"', self.refused("--variant", "slow"))
-        self.assertIn("every choice", self.refused("--sweep-variants", "--arms", "fused1"))
+        self.assertIn("every choice", self.refused("--sweep-variants", "--arms", "one-kernel-fp8"))
         missing = str(self.directory / "missing.json")
         self.assertIn("cannot read", self.refused("--check", missing))
         (self.directory / "missing.json").write_text("[1, 2")

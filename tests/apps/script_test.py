@@ -117,7 +117,7 @@ class Names(Stubbed):
             self.assertEqual((done.returncode, self.calls()), (2, []), words)
             self.assertIn(words[-1], done.stderr)
         self.assertIn("near it are core_env_test", self.done("test", "core_env_tset").stderr)
-        self.assertIn("comm, core, gpu", self.done("test", "nonsense").stderr)
+        self.assertIn("comm, core, device", self.done("test", "nonsense").stderr)
 
     def test_a_run_that_fails_fails(self):
         self.tool("ctest", "exit 8")

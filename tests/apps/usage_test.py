@@ -126,7 +126,7 @@ class Generated(unittest.TestCase):
         self.assertEqual(self.complete("run", "--temp"), ["--temperature"])
         self.assertEqual(self.complete("run", "--force-stage", "m"), ["mixed"])
         self.assertEqual(self.complete("run", "--processes", "--transport", "t"), ["threads"])
-        self.assertEqual(self.complete("run", "--model", "mod"), ["models"])
+        self.assertEqual(self.complete("run", "--model", "checkp"), ["checkpoints"])
         self.assertEqual(self.complete("run", "--top-k", ""), [])
         self.assertIn("--verbose", self.complete("eval", "words", "--v"))
 

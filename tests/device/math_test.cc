@@ -35,7 +35,7 @@ double oracle(Function function, double x) {
   return 0.0;
 }
 
-// Units of the last place that math.h promises.
+// Units of the last place that math.cuh promises.
 double promised(Function function) {
   switch (function) {
     case Function::kExp:

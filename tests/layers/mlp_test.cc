@@ -184,6 +184,37 @@ TEST(Experts, OfAllRanksSumToTheWhole) {
   }
 }
 
+// Rows alone, two by two and all together have the same bits, whatever the others' experts are.
+TEST(Experts, ARowDoesNotDependOnTheOthers) {
+  const MoeCase moe;
+  for (Target target : test::usable_targets())
+    for (bool fp8 : {false, true}) {
+      SCOPED_TRACE(test::to_string(target) + (fp8 ? " fp8" : " bf16"));
+      LayerBench layer(target, kMaxRows, kHidden);
+      const MoeWeights weights(layer, moe, fp8);
+      const auto x = layer.normed_rows(kMaxRows);
+      const auto experts = Experts::make(placed(moe, weights, 0, moe.experts, true), layer.context);
+      ASSERT_TRUE(experts) << experts.status().message();
+      const auto run = [&](int first, int rows) {
+        NormedRows some;
+        some.bf16 = x.rows.bf16->rows(first, rows);
+        some.fp8 = x.rows.fp8;
+        some.fp8->data = some.fp8->data.rows(first, rows);
+        some.fp8->scale = some.fp8->scale.rows(first, rows);
+        const PartialRows out{layer.context.partial.rows(0, rows)};
+        EXPECT_TRUE(experts->run(some, out, layer.bench.stream()));
+        return layer.get_bf16(out.addend);
+      };
+      const Doubles together = run(0, kMaxRows);
+      for (const int rows : {1, 2})
+        for (int first = 0; first + rows <= kMaxRows; ++first) {
+          const Doubles expected(together.begin() + first * kHidden,
+                                 together.begin() + (first + rows) * kHidden);
+          EXPECT_EQ(run(first, rows), expected) << rows << " rows from " << first;
+        }
+    }
+}
+
 // Slices by intermediate features: what shard rules do to gate, up and down.
 TEST(Dense, SlicesSumToTheWhole) {
   constexpr int kWidth = 96, kCut = 40;

@@ -364,9 +364,9 @@ TEST(GoldenLogits, UnquantisedRowsAreAllNearOnSomeNumberOfRanks) {
   EXPECT_EQ(std::count(near.begin(), near.end(), false), 0);
 }
 
-// The goldens above meet the delta-net's recurrent form: cpu prefers it. Waves take the chunked one
-// for whatever has more than one token, so two models come again with that forced, in a process of
-// their own, for a knob is read once. Its logits differ in some bit, or the knob did nothing.
+// The goldens above meet the delta net's chunked form wherever a step has more than one token. Two
+// models come again with the recurrence forced, in a process of their own, for a knob is read once.
+// Its logits differ in some bit, or the knob did nothing.
 constexpr std::pair<int, int> kForced[] = {{3, 1}, {3, 2}, {4, 1}, {4, 2}};  // golden, ranks
 
 std::string hash_line(int golden, int size, std::uint64_t hash) {
@@ -379,11 +379,11 @@ TEST(GoldenChild, DISABLED_ChecksAndPrintsHashes) {
     std::fputs(hash_line(golden, size, check(kGoldens[golden], size).hash).c_str(), stdout);
 }
 
-TEST(GoldenLogits, AreAsNearWithTheChunkedDeltaNet) {
+TEST(GoldenLogits, AreAsNearWithTheRecurrentDeltaNet) {
   std::vector<test::Process> child;
   child.push_back(test::start_rank(0, 1, test::free_port(),
                                    "GoldenChild.DISABLED_ChecksAndPrintsHashes",
-                                   {"TENON_FORCE_VARIANT=gated_delta_net:chunked"}));
+                                   {"TENON_FORCE_VARIANT=gated_delta_net:recurrent"}));
   test::expect_all_succeed(child, std::chrono::milliseconds(600'000));
   for (const auto& [golden, size] : kForced) {
     if (size != 1) continue;

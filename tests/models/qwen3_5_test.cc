@@ -141,7 +141,8 @@ TEST(Qwen3_5, SequencesDoNotSeeEachOther) {
   });
 }
 
-// A prompt in pieces gives the same logits as in one piece, but for the delta net's chunked form.
+// A prompt cut anywhere gives nearly the same logits as in one piece. Only the cuts that the
+// scheduler makes give the same ones (tests/runtime/exactness_test.cc).
 TEST(Qwen3_5, PromptsMayComeInPieces) {
   const OnDisk dense(dense_shape());
   with_model(1, dense.where(), small_options(), [](int, Model& model, Stream& stream) {
@@ -195,7 +196,7 @@ TEST(Qwen3_5, TeamsAgree) {
   }
 }
 
-// The emulated targets run the same model; their delta net is chunked, the cpu's is not.
+// The emulated targets run the same model; the cpu's products have bits of their own.
 TEST(Qwen3_5, RunsOnEveryTarget) {
   TinyShape shape = moe_shape();
   shape.hidden = 128;

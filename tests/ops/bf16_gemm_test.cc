@@ -8,6 +8,7 @@
 #include <random>
 
 #include "tenon/core/fp8.h"
+#include "tests/support/product_oracle.h"
 #include "tests/support/targets.h"
 #include "tests/support/tensors.h"
 
@@ -236,6 +237,32 @@ TEST(Bf16Gemm, ThePortableVariantGivesTheSameBitsOnEveryTarget) {
   const auto reference = run_variant(problem, test::usable_targets().front(), "simt");
   for (const Target target : test::host_targets())
     EXPECT_EQ(run_variant(problem, target, "simt"), reference) << name(target);
+}
+
+// The definition, bit for bit: one segment, several, uneven ones, and a last block that is short.
+TEST(Bf16Gemm, KeepsItsDefinitionToTheBit) {
+  const Shape shapes[] = {{.tokens = 3, .n = 20, .k = 392, .out = DType::kF32},
+                          {.tokens = 2, .n = 20, .k = 1160, .out = DType::kF32},
+                          {.tokens = 1, .n = 17, .k = 2056, .out = DType::kF32},
+                          {.tokens = 6, .n = 4, .k = 5248, .out = DType::kF32}};
+  for (const Shape& shape : shapes) {
+    const Problem problem = make_problem(shape);
+    for_each_variant([&](Target target, const std::string& variant) {
+      const auto output = run_variant(problem, target, variant);
+      for (int row = 0; row < shape.tokens; ++row)
+        for (int n = 0; n < shape.n; ++n) {
+          test::ProductTerms terms;
+          terms.n = shape.n;
+          for (int k = 0; k < shape.k; ++k) {
+            terms.x.push_back(to_float(problem.x[static_cast<std::size_t>(row * shape.k + k)]));
+            terms.w.push_back(to_float(problem.weight[static_cast<std::size_t>(n * shape.k + k)]));
+          }
+          ASSERT_EQ(output[static_cast<std::size_t>(row * shape.n + n)],
+                    test::exact_product(terms, variant))
+              << "k " << shape.k << " row " << row << " column " << n;
+        }
+    });
+  }
 }
 
 TEST(Bf16Gemm, InstructionSetsAgree) {

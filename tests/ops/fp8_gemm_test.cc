@@ -8,6 +8,7 @@
 #include <random>
 
 #include "tenon/core/fp8.h"
+#include "tests/support/product_oracle.h"
 #include "tests/support/targets.h"
 #include "tests/support/tensors.h"
 
@@ -338,6 +339,36 @@ TEST(Fp8Gemm, ThePortableVariantGivesTheSameBitsOnEveryTarget) {
   const auto reference = run_variant(problem, test::usable_targets().front(), "simt");
   for (const Target target : test::host_targets())
     EXPECT_EQ(run_variant(problem, target, "simt").bytes, reference.bytes) << name(target);
+}
+
+// The definition, bit for bit: one segment, several, uneven ones, and scales that cannot be moved.
+TEST(Fp8Gemm, KeepsItsDefinitionToTheBit) {
+  const Shape shapes[] = {{.tokens = 3, .n = 20, .k = 384, .out = DType::kF32},
+                          {.tokens = 2, .n = 20, .k = 1152, .out = DType::kF32},
+                          {.tokens = 1, .n = 17, .k = 2176, .out = DType::kF32},
+                          {.tokens = 6, .n = 4, .k = 5248, .out = DType::kF32}};
+  for (const Shape& shape : shapes) {
+    Problem problem = make_problem(shape);
+    for (float& scale : problem.weight_scale) scale *= 1.3f;
+    for_each_variant([&](Target target, const std::string& variant) {
+      const auto output = run_variant(problem, target, variant).values;
+      for (int row = 0; row < shape.tokens; ++row)
+        for (int n = 0; n < shape.n; ++n) {
+          test::ProductTerms terms;
+          terms.n = shape.n;
+          for (int k = 0; k < shape.k; ++k) {
+            terms.x.push_back(static_cast<float>(problem.x_at(row, k)));
+            terms.w.push_back(static_cast<float>(problem.weight_at(0, n, k)));
+          }
+          for (int block = 0; block < shape.k_blocks(); ++block)
+            terms.scales.push_back(problem.x_scale_at(row, block) *
+                                   problem.weight_scale_at(0, n, block));
+          ASSERT_EQ(output[static_cast<std::size_t>(row * shape.n + n)],
+                    test::exact_product(terms, variant))
+              << "k " << shape.k << " row " << row << " column " << n;
+        }
+    });
+  }
 }
 
 TEST(Fp8Gemm, InstructionSetsAgree) {

@@ -1,11 +1,12 @@
 // gated_delta_net against a double-precision reading of its header, on every target and variant;
-// bit for bit where the header promises bits: splits into steps, the rest of the batch, targets.
+// bit for bit where the header promises bits: cuts into steps, the rest of the batch, targets.
 #include "tenon/ops/gated_delta_net/gated_delta_net.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <random>
 
 #include "tenon/core/fp8.h"
@@ -472,6 +473,85 @@ TEST(GatedDeltaNet, RecurrentGivesTheSameBitsHoweverSplitAndOnEveryTarget) {
       expect_same_bits(whole.state, states.state, "states");
       expect_same_bits(whole.conv, states.conv, "conv states");
     }
+}
+
+// A sequence in steps that end at the cuts: outputs of all tokens, and the states at the end.
+struct Pieces {
+  std::vector<bf16> out;
+  States states;
+};
+Pieces run_pieces(const Weights& weights, const Rows& rows, std::vector<int> cuts, int end,
+                  const StepOptions& options) {
+  Pieces pieces{{}, make_states(weights, 1)};
+  cuts.push_back(end);
+  int begin = 0;
+  for (const int to : cuts) {
+    const Part part{&rows, begin, to, 0, begin == 0};
+    const StepResult step = run_step(weights, {part}, pieces.states, options);
+    pieces.out.insert(pieces.out.end(), step.out.begin(), step.out.end());
+    begin = to;
+  }
+  return pieces;
+}
+
+// The cuts that the scheduler may make, on every target: the same bits, and the same on all.
+TEST(GatedDeltaNet, ChunkedGivesTheSameBitsCutAtItsMultiplesAndOnEveryTarget) {
+  const Weights weights = make_weights(1, 1);
+  const Rows rows = make_rows(weights, 326, 41);
+  for (const int end : {130, 191, 256, 326}) {
+    std::optional<Pieces> first;
+    for (const Target target : test::host_targets()) {
+      if (target != Target::kCpu && end != 130) continue;  // emulation is slow
+      const StepOptions options{target, "chunked"};
+      for (const std::vector<int>& cuts : {std::vector<int>{}, {64}, {128}, {64, 128}}) {
+        if (end - (cuts.empty() ? 0 : cuts.back()) < 2) continue;
+        SCOPED_TRACE(test::to_string(target) + ", " + std::to_string(end) + " tokens in " +
+                     std::to_string(cuts.size() + 1) + " pieces");
+        const Pieces found = run_pieces(weights, rows, cuts, end, options);
+        if (!first) first = found;
+        expect_same_bits(first->out, found.out, "outputs");
+        expect_same_bits(first->states.state, found.states.state, "states");
+        expect_same_bits(first->states.conv, found.states.conv, "conv states");
+      }
+    }
+  }
+}
+
+// A prompt's end shows in no token before it: the last chunk is short, and nothing is padded.
+TEST(GatedDeltaNet, ATokenOfAPromptDependsOnEarlierOnesOnly) {
+  const Weights weights = make_weights(1, 1);
+  const Rows rows = make_rows(weights, 130, 42);
+  for (const Way& way : all_ways()) {
+    SCOPED_TRACE(to_string(way));
+    const StepOptions options{way.target, way.variant};
+    const int whole = way.target == Target::kCpu ? 130 : 70;
+    const std::vector<bf16> longest = run_pieces(weights, rows, {}, whole, options).out;
+    for (const int end : {2, 33, 64, 65, 66}) {
+      std::vector<bf16> prefix = longest;
+      prefix.resize(at(std::int64_t{end} * weights.value_dim()));
+      expect_same_bits(prefix, run_pieces(weights, rows, {}, end, options).out, "outputs");
+    }
+  }
+}
+
+// What a decode step makes does not depend on the variant that its plan names.
+TEST(GatedDeltaNet, OneTokenIsTheRecurrenceWhateverElseIsInTheStep) {
+  const Weights weights = make_weights(1, 2);
+  const Rows one = make_rows(weights, 1, 43), many = make_rows(weights, 9, 44);
+  for (const Target target : test::host_targets()) {
+    States alone = make_states(weights, 3), beside = alone;
+    const StepResult expected =
+        run_step(weights, {{&one, 0, 1, 0, false}}, alone, {target, "recurrent"});
+    const StepResult mixed =
+        run_step(weights, {{&many, 0, 9, 2, true}, {&one, 0, 1, 0, false}, {&many, 0, 2, 1, true}},
+                 beside, {target, "chunked"});
+    const auto width = weights.value_dim();
+    expect_same_bits(expected.out, {mixed.out.begin() + 9 * width, mixed.out.begin() + 10 * width},
+                     "outputs");
+    const auto size = std::int64_t{width} * kD;
+    expect_same_bits<float>({alone.state.begin(), alone.state.begin() + size},
+                            {beside.state.begin(), beside.state.begin() + size}, "states");
+  }
 }
 
 // Sequences of different kinds in one call: each has the bits it has alone.

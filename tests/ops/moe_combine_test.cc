@@ -1,4 +1,5 @@
-// moe_combine against a double-precision reading of its header, and bit for bit between targets.
+// moe_combine against a double-precision reading of its header; and bit for bit: against the
+// header's order in fp32, on every target, for every choice of tokens.
 #include "tenon/ops/moe_combine/moe_combine.h"
 
 #include <gtest/gtest.h>
@@ -7,6 +8,7 @@
 #include <random>
 
 #include "tenon/core/fp8.h"
+#include "tests/support/exact_math.h"
 #include "tests/support/targets.h"
 #include "tests/support/tensors.h"
 
@@ -121,6 +123,54 @@ TEST(MoeCombine, MatchesTheOracle) {
     for (const int hidden : {8, 16, 1016, 1024, 1032})
       for (const int top_k : {1, 2, 8})
         expect_all_match(make_problem({.tokens = tokens, .hidden = hidden, .top_k = top_k}));
+}
+
+TEST(MoeCombine, KeepsItsDefinitionToTheBit) {
+  const Problem problem = make_problem({.tokens = 6, .hidden = 72, .top_k = 8});
+  const Shape& shape = problem.shape;
+  std::vector<bf16> expected;
+  for (int t = 0; t < shape.tokens; ++t)
+    for (int i = 0; i < shape.hidden; ++i) {
+      float sum = 0.0f;
+      for (int k = 0; k < shape.top_k; ++k) {
+        const auto pair = static_cast<std::size_t>(t * shape.top_k + k);
+        if (problem.slot[pair] < 0) continue;
+        const auto at = static_cast<std::size_t>(problem.slot[pair] * shape.hidden + i);
+        sum = sum + problem.weights[pair] * to_float(problem.routed[at]);
+      }
+      const float gate = test::exact_sigmoid(problem.gate[static_cast<std::size_t>(t)]);
+      const auto at = static_cast<std::size_t>(t * shape.hidden + i);
+      expected.push_back(to_bf16(sum + gate * to_float(problem.shared[at])));
+    }
+  for (const Target target : test::usable_targets())
+    EXPECT_EQ(test::bytes_of(run_on(problem, target)), test::bytes_of(expected)) << name(target);
+}
+
+// Tokens alone, and some of them in another order, beside the same pairs.
+TEST(MoeCombine, ATokenDoesNotDependOnTheOthers) {
+  const Problem all = make_problem({.tokens = 9, .hidden = 40, .top_k = 4, .gate = DType::kF32});
+  const Shape& shape = all.shape;
+  for (const Target target : test::usable_targets()) {
+    const std::vector<bf16> together = run_on(all, target);
+    for (const std::vector<int>& tokens :
+         {std::vector<int>{0}, {8}, {5, 2}, {7, 0, 3, 3, 1}, {8, 7, 6, 5, 4, 3, 2, 1, 0}}) {
+      Problem some = all;
+      some.shape.tokens = static_cast<int>(tokens.size());
+      some.weights.clear(), some.slot.clear(), some.shared.clear(), some.gate.clear();
+      std::vector<bf16> expected;
+      const auto append = [](const auto& from, int token, int width, auto& to) {
+        to.insert(to.end(), from.begin() + token * width, from.begin() + (token + 1) * width);
+      };
+      for (const int token : tokens) {
+        append(all.weights, token, shape.top_k, some.weights);
+        append(all.slot, token, shape.top_k, some.slot);
+        append(all.shared, token, shape.hidden, some.shared);
+        append(all.gate, token, 1, some.gate);
+        append(together, token, shape.hidden, expected);
+      }
+      EXPECT_EQ(test::bytes_of(run_on(some, target)), test::bytes_of(expected)) << name(target);
+    }
+  }
 }
 
 TEST(MoeCombine, TakesStridedRowsAndFloatGates) {

@@ -215,17 +215,40 @@ TEST(MoeRoute, ANaNDamagesItsTokenOnlyAndVisibly) {
     EXPECT_EQ(run_on(problem, target).slot, output.slot) << name(target);
 }
 
+// The expert of a sorted pair.
+int expert_of_row(const Output& output, std::int32_t row) {
+  int expert = 0;
+  while (row >= output.offsets[static_cast<std::size_t>(expert) + 1]) ++expert;
+  return expert;
+}
+
+// Tokens alone, and some of them in another order: the same experts and the same weights.
 TEST(MoeRoute, ATokenDoesNotDependOnTheOthers) {
   const Problem all = make_problem({.tokens = 20, .experts = 64, .top_k = 4, .local = 64});
-  const Output together = run_on(all, Target::kCpu);
-  for (int t = 0; t < 20; ++t) {
-    Problem alone = all;
-    alone.shape.tokens = 1;
-    alone.logits.assign(all.row(t), all.row(t) + 64);
-    const Output output = run_on(alone, Target::kCpu);
-    for (int k = 0; k < 4; ++k)
-      EXPECT_EQ(output.weights[static_cast<std::size_t>(k)],
-                together.weights[static_cast<std::size_t>(t * 4 + k)]);
+  std::mt19937 random(7);
+  for (const Target target : test::usable_targets()) {
+    const Output together = run_on(all, target);
+    for (int round = 0; round < 24; ++round) {
+      Problem some = all;
+      std::vector<int> tokens;
+      if (round < 20) {
+        tokens = {round};
+      } else {
+        for (int i = 0; i < 9; ++i) tokens.push_back(static_cast<int>(random() % 20));
+      }
+      some.shape.tokens = static_cast<int>(tokens.size());
+      some.logits.clear();
+      for (const int token : tokens)
+        some.logits.insert(some.logits.end(), all.row(token), all.row(token) + 64);
+      const Output output = run_on(some, target);
+      for (std::size_t pair = 0; pair < tokens.size() * 4; ++pair) {
+        const auto of_all = static_cast<std::size_t>(tokens[pair / 4]) * 4 + pair % 4;
+        EXPECT_EQ(output.weights[pair], together.weights[of_all]) << name(target);
+        EXPECT_EQ(expert_of_row(output, output.slot[pair]),
+                  expert_of_row(together, together.slot[of_all]))
+            << name(target);
+      }
+    }
   }
 }
 

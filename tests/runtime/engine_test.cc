@@ -87,7 +87,12 @@ TEST(Engine, SaysWhichLimitEndedARequest) {
 TEST(Engine, RefusesWhatCannotRun) {
   auto engine = must_open(engine_options(1));
   const auto refused = [&](const Tokens& prompt, const SamplingParams& sampling) {
-    return engine->submit(prompt, sampling).status().code() == Code::kInvalidArgument;
+    const Status why = engine->check_request(prompt, sampling);
+    const auto id = engine->submit(prompt, sampling);
+    EXPECT_EQ(static_cast<bool>(why), static_cast<bool>(id));
+    if (id) return false;
+    EXPECT_EQ(id.status().message(), "submit: " + std::string(why.message()));
+    return id.status().code() == Code::kInvalidArgument;
   };
   EXPECT_TRUE(refused({}, greedy(1)));
   EXPECT_TRUE(refused({-1}, greedy(1)));

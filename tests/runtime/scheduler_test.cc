@@ -120,7 +120,7 @@ std::vector<int> pieces_of(int prompt, const Scheduler::Limits& limits) {
   return counts;
 }
 
-// One token alone would run in the delta-net's recurrent kernel, in the whole prompt in the other.
+// One token alone would meet the delta net's recurrence, in a longer piece its chunks.
 TEST(Scheduler, NeverLeavesOneTokenOfAPrompt) {
   EXPECT_EQ(pieces_of(1, {4, 150, 4096}), (std::vector<int>{1}));
   EXPECT_EQ(pieces_of(129, {4, 128, 4096}), (std::vector<int>{64, 65}));

@@ -7,6 +7,7 @@
 #include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "tenon/runtime/engine.h"
 #include "tenon/text/chat_template.h"
@@ -17,7 +18,7 @@ namespace {
 
 using Json = nlohmann::json;
 using Tokens = std::vector<std::int32_t>;
-const std::string kModel = std::string(TENON_SOURCE_DIR) + "/models/tiny";
+const std::string kModel = std::string(TENON_SOURCE_DIR) + "/checkpoints/tiny";
 constexpr int kMaxTokens = 90;
 
 struct Problem {
@@ -42,16 +43,16 @@ std::vector<Problem> problems(std::size_t count) {
 
 class TinyCheckpoint : public testing::Test {
  protected:
-  static void SetUpTestSuite() {
-    tokenizer_ = new Tokenizer(*Tokenizer::load(kModel));
-    template_ = new ChatTemplate(*ChatTemplate::load(kModel));
-  }
-  static void TearDownTestSuite() {
-    delete tokenizer_;
-    delete template_;
+  void SetUp() override {
+    auto tokenizer = Tokenizer::load(kModel);
+    ASSERT_TRUE(tokenizer) << tokenizer.status().to_string();
+    tokenizer_.emplace(*std::move(tokenizer));
+    auto chat = ChatTemplate::load(kModel);
+    ASSERT_TRUE(chat) << chat.status().to_string();
+    template_.emplace(*std::move(chat));
   }
 
-  static std::unique_ptr<Engine> open(int tp, int force_stage = 0) {
+  std::unique_ptr<Engine> open(int tp, int force_stage = 0) const {
     EngineOptions options;
     options.model = kModel;
     options.tp = tp;
@@ -65,7 +66,7 @@ class TinyCheckpoint : public testing::Test {
   }
 
   // Runs all questions together; the answers without the stop token.
-  static std::vector<Tokens> answers(Engine& engine, const std::vector<Problem>& asked) {
+  std::vector<Tokens> answers(Engine& engine, const std::vector<Problem>& asked) const {
     SamplingParams sampling;
     sampling.max_tokens = kMaxTokens;
     std::map<RequestId, std::size_t> order;
@@ -87,11 +88,9 @@ class TinyCheckpoint : public testing::Test {
     return made;
   }
 
-  static Tokenizer* tokenizer_;
-  static ChatTemplate* template_;
+  std::optional<Tokenizer> tokenizer_;
+  std::optional<ChatTemplate> template_;
 };
-Tokenizer* TinyCheckpoint::tokenizer_ = nullptr;
-ChatTemplate* TinyCheckpoint::template_ = nullptr;
 
 // Near-ties fall either way, so agreement with the reference is counted, not demanded: at most
 // every fourth answer may differ somewhere.

@@ -165,7 +165,7 @@ TEST(ChatTemplate, RendersEveryConversationAsTheReference) {
 }
 
 TEST(ChatTemplate, LoadsFromACheckpointAndTakesPlainMessages) {
-  auto loaded = ChatTemplate::load(std::string(TENON_SOURCE_DIR) + "/models/tiny");
+  auto loaded = ChatTemplate::load(std::string(TENON_SOURCE_DIR) + "/checkpoints/tiny");
   ASSERT_TRUE(loaded) << loaded.status().to_string();
   auto made = loaded->render({{"system", "Be brief.", {}}, {"user", "Hi", {}}});
   ASSERT_TRUE(made) << made.status().to_string();

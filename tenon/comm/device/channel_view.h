@@ -1,6 +1,6 @@
 // What kernels see of the other ranks: ChannelView (a plain struct passed by value), the fault
 // record and the sentinel that means "not arrived". Not here: team_wait(), which every wait goes
-// through (wait.h), and the host side of a communicator.
+// through (wait.cuh), and the host side of a communicator.
 #pragma once
 
 #include <cstddef>
@@ -42,7 +42,7 @@ inline constexpr int kLeastSteps = 2;
 inline constexpr int kMaxBlocksPerUnit = 4, kMaxWaitingBlocks = 1024;
 
 // A 32-bit word of a mailbox that holds this has not arrived. It is two NaNs in either 16-bit type
-// and four in either e4m3: senders replace it by another NaN (arithmetic.md, last part).
+// and four in either e4m3: senders replace it by another NaN (docs/boundary.md, last part).
 inline constexpr std::uint32_t kNotArrived = 0xffffffffu;
 
 // What a wait was for: shows up in fault messages.

@@ -1,6 +1,6 @@
 // How kernels of different ranks pass data through a mailbox: generations, slots, sending, taking.
 // Every exchange of words uses this, so that calls of any size and grid may follow each other on
-// one mailbox. Not here: what is sent to whom (collectives.cu and the ops that communicate).
+// one mailbox. Not here: what is sent to whom (comm/collectives and the ops that communicate).
 //
 // The mailbox of a rank is three slots of equal size. A generation is one round of exchange: a
 // short call is one, a long call is one per chunk. Generation g uses slot g mod 3 on every rank.

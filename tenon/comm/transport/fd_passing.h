@@ -1,6 +1,6 @@
 // Hands open files to the other ranks of a host: what a path under /proc cannot do for files that
 // belong to a driver. A datagram socket per rank, under a name without a file; the kernel frees it
-// with its process. Unlike pidfd_getfd() this needs no right to trace the peers, which containers
+// with its process. Unlike pidfd_getfd this needs no right to trace the peers, which containers
 // lack. The price: ranks share a network namespace.
 #pragma once
 

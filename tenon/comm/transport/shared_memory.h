@@ -3,7 +3,7 @@
 // A region is a file in /dev/shm without a name (O_TMPFILE) that peers open under /proc while its
 // owner still holds the descriptor. So the kernel frees it with its last holder however that one
 // ends: nothing is left behind by a rank that is killed in the middle, and nothing needs sweeping.
-// Not memfd_create(): that knows no size limit, and asking for too much would end in the kernel
+// Not memfd_create: that knows no size limit, and asking for too much would end in the kernel
 // killing processes instead of in an error. The price: ranks run as one user, in one pid namespace.
 #pragma once
 

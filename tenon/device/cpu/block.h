@@ -1,4 +1,4 @@
-// Which block of which grid this thread is running: set by cpu/runtime.cc, read by cpu/device.h.
+// Which block of which grid this thread is running: set by cpu/runtime.cc, read by cpu/device.cuh.
 #pragma once
 
 namespace tenon {

@@ -1,5 +1,5 @@
-// Memory accesses of the host targets (cpu, emu32, emu64): the primitives of gpu.h that need no
-// wave.
+// Memory accesses of the host targets (cpu, emu32, emu64): the primitives of device/device.cuh that
+// need no wave.
 #pragma once
 
 #include <atomic>

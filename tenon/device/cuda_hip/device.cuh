@@ -1,7 +1,6 @@
-// The primitives of gpu.h on CUDA and on HIP. HIP is spelled in what the compiler itself knows, so
-// that a plain clang compiles kernels with no ROCm on the machine.
-// Not here: the host side (vendor/runtime.cc), cp.async, TMA, tensor cores (in the ops that use
-// them).
+// The primitives of device/device.cuh on CUDA and on HIP. HIP is spelled in what the compiler
+// itself knows, so that a plain clang compiles kernels with no ROCm on the machine. Not here: the
+// host side (cuda_hip/runtime.cc), cp.async, TMA, tensor cores (in the ops that use them).
 #pragma once
 
 #if !defined(__CUDACC__) && !defined(__HIP__)

@@ -3,7 +3,7 @@
 // at stores that other threads watch. Who runs next is drawn from a seed.
 //
 // A barrier or shuffle that not every thread of its block or wave reaches ends the launch with a
-// report of who stood where. Private to this floor and to emu/device.h.
+// report of who stood where. Private to this floor and to emu/device.cuh.
 #pragma once
 
 #include <cstddef>

@@ -1,7 +1,7 @@
 // The attention kernel: one block per kv head and tile of rows, where the rows of a sequence are
-// its (token, q head of that kv head) pairs. Softmax runs online over tiles of context positions.
-// Not here: the arithmetic of a tile (tile.cuh), a split of long contexts over blocks, tensor
-// cores.
+// its (token, q head of that kv head) pairs. A block makes all partials of its rows, one after the
+// other. Not here: the arithmetic of a tile (tile.cuh), a split of long contexts over blocks,
+// tensor cores.
 #include "tenon/ops/attention/attention.h"
 
 #include "tenon/core/fp8.h"
@@ -17,6 +17,7 @@ namespace {
 using Args = tenon::attention::Args;
 static_assert(kMaxHeadDim == tenon::attention::kMaxHeadDim);
 static_assert(kTile == tenon::attention::kTileTokens);
+static_assert(kPartial == tenon::attention::kPartialTokens);
 inline constexpr int kRows = 8;       // rows of a block: they share each load of k and v
 inline constexpr int kThreads = 128;  // on targets with waves
 
@@ -67,8 +68,8 @@ TENON_DEVICE const bf16* cache_row(const KernelArgs& args, const bf16* cache, in
 }
 
 // Positions [first, last) of a cache in fp32. A position without a block reads as zeros.
-TENON_DEVICE FloatTile load_tile(const KernelArgs& args, const bf16* cache, int sequence,
-                                 int kv_head, int first, int last, float* tile) {
+TENON_DEVICE FloatTile load_piece(const KernelArgs& args, const bf16* cache, int sequence,
+                                  int kv_head, int first, int last, float* tile) {
   const int padded = round_up_to_slots(args.head_dim);
   for (int position = first; position < last; ++position) {
     const bf16* row = cache_row(args, cache, sequence, kv_head, position);
@@ -79,8 +80,8 @@ TENON_DEVICE FloatTile load_tile(const KernelArgs& args, const bf16* cache, int 
 }
 
 // The same positions where they lie.
-TENON_DEVICE CacheTile find_tile(const KernelArgs& args, const bf16* cache, int sequence,
-                                 int kv_head, int first, int last, const bf16* zeros) {
+TENON_DEVICE CacheTile find_piece(const KernelArgs& args, const bf16* cache, int sequence,
+                                  int kv_head, int first, int last, const bf16* zeros) {
   CacheTile tile;
   for (int position = first; position < last; ++position) {
     const bf16* row = cache_row(args, cache, sequence, kv_head, position);
@@ -109,64 +110,70 @@ TENON_DEVICE void finish_row(const KernelArgs& args, int token, int head, float 
     out[i] = to_bf16(to_float(to_bf16(sum[i] * inverse)) * sigmoid_f(to_float(gate[i])));
 }
 
-// What a block shares: queries and sums of its rows, and the tile.
+// What a block shares: queries and sums of its rows, and a piece of k or v.
 struct Shared {
-  float *queries, *sums;  // [kRows, kMaxHeadDim], padded with zeros to whole slots
-  float* tile;            // [kTile, kMaxHeadDim]
-  float* scores;          // [kRows, kTile]
-  Running* running;       // [kRows]
+  float *queries, *sums, *whole;  // [kRows, kMaxHeadDim], padded with zeros to whole slots
+  float* piece;                   // [kPiece, kMaxHeadDim]
+  float* scores;                  // [kRows, kTile]
+  Running* running;               // [kRows]
+  const bf16* zeros;              // [kMaxHeadDim], where k and v are read in place
 };
 
-TENON_DEVICE void weigh_tile(const Shared& block, int rows, int first) {
-  for (int r = thread_id(); r < rows; r += block_threads())
-    weigh_row(block.running[r], block.scores + r * kTile, first);
+// Positions [from, to) of k or v, ready to be used: where they lie, or copied by the whole block.
+template <bool kInPlace>
+TENON_DEVICE auto read_piece(const KernelArgs& args, const Shared& block, const bf16* cache,
+                             int sequence, int kv_head, int from, int to) {
+  if constexpr (kInPlace) {
+    return find_piece(args, cache, sequence, kv_head, from, to, block.zeros);
+  } else {
+    sync_block();  // the readers of the previous piece are done
+    const FloatTile piece = load_piece(args, cache, sequence, kv_head, from, to, block.piece);
+    sync_block();
+    return piece;
+  }
 }
 
-// All tiles of a context for the block's rows, through fp32 copies of k and v.
-TENON_DEVICE void run_copied(const KernelArgs& args, const RowTile& rows, int kv_head, int context,
-                             const Shared& block) {
-  const int n = round_up_to_slots(args.head_dim);
+// All partials of a context for the block's rows.
+template <bool kInPlace>
+TENON_DEVICE void run_context(const KernelArgs& args, const RowTile& rows, int kv_head, int context,
+                              int n, const Shared& block) {
+  const auto read = [&](const bf16* cache, int from, int to) {
+    return read_piece<kInPlace>(args, block, cache, rows.sequence, kv_head, from, to);
+  };
   for (int first = 0; first < context; first += kTile) {
     const int last = first + kTile < context ? first + kTile : context;
-    sync_block();  // the readers of the previous tile are done
-    const FloatTile keys =
-        load_tile(args, args.k_cache, rows.sequence, kv_head, first, last, block.tile);
+    const auto end_of = [&](int from) { return from + kPiece < last ? from + kPiece : last; };
+    for (int from = first; from < last; from += kPiece)
+      score_piece(block.queries, read(args.k_cache, from, end_of(from)), rows.count,
+                  end_of(from) - from, n, args.scale, block.scores + (from - first));
     sync_block();
-    score_tile(block.queries, keys, rows.count, last - first, n, args.scale, block.scores);
+    for (int r = thread_id(); r < rows.count; r += block_threads())
+      weigh_row(block.running[r], block.scores + r * kTile, first);
+    for (int from = first; from < last; from += kPiece)
+      add_piece(block.running, block.scores, read(args.v_cache, from, end_of(from)), rows.count,
+                from - first, n, block.sums);
+
+    if (last < context && last % kPartial != 0) continue;
+    const int partial = first / kPartial * kPartial;
     sync_block();
-    weigh_tile(block, rows.count, first);
-    const FloatTile values =
-        load_tile(args, args.v_cache, rows.sequence, kv_head, first, last, block.tile);
+    for (int r = thread_id(); r < rows.count; r += block_threads())
+      join_row(block.running[r], partial);
     sync_block();
-    add_tile(block.running, block.scores, values, rows.count, n, block.sums);
+    for (int r = 0; r < rows.count; ++r)
+      join_sums(block.running[r], partial, n, block.sums + r * kMaxHeadDim,
+                block.whole + r * kMaxHeadDim);
   }
   sync_block();
-}
-
-// The same on one thread with few rows, where copies do not pay. Whole slots only.
-TENON_DEVICE void run_in_place(const KernelArgs& args, const RowTile& rows, int kv_head,
-                               int context, const Shared& block) {
-  const bf16 zeros[kMaxHeadDim] = {};
-  for (int first = 0; first < context; first += kTile) {
-    const int last = first + kTile < context ? first + kTile : context;
-    const CacheTile keys =
-        find_tile(args, args.k_cache, rows.sequence, kv_head, first, last, zeros);
-    score_tile(block.queries, keys, rows.count, last - first, args.head_dim, args.scale,
-               block.scores);
-    weigh_tile(block, rows.count, first);
-    const CacheTile values =
-        find_tile(args, args.v_cache, rows.sequence, kv_head, first, last, zeros);
-    add_tile(block.running, block.scores, values, rows.count, args.head_dim, block.sums);
-  }
 }
 
 TENON_KERNEL_MAX(kThreads) tiled_kernel(KernelArgs args) {
   TENON_SHARED(float, queries, kRows* kMaxHeadDim);
   TENON_SHARED(float, sums, kRows* kMaxHeadDim);
-  TENON_SHARED(float, tile, kTile* kMaxHeadDim);
+  TENON_SHARED(float, whole, kRows* kMaxHeadDim);
+  TENON_SHARED(float, piece, kPiece* kMaxHeadDim);
   TENON_SHARED(float, scores, kRows* kTile);
   TENON_SHARED(Running, running, kRows);
-  const Shared block{queries, sums, tile, scores, running};
+  Shared block{queries, sums, whole, piece, scores, running, nullptr};
 
   const int kv_head = block_id() % args.kv_heads;
   const RowTile rows = find_rows(args, block_id() / args.kv_heads);
@@ -187,20 +194,23 @@ TENON_KERNEL_MAX(kThreads) tiled_kernel(KernelArgs args) {
     for (int i = thread_id(); i < padded; i += block_threads()) sums[r * kMaxHeadDim + i] = 0.0f;
   }
   for (int r = thread_id(); r < rows.count; r += block_threads())
-    running[r] = {-kInfinity, 0.0f, 1.0f, context_of(r), 0};
+    running[r] = {-kInfinity, 0.0f, 1.0f, context_of(r), 0, -kInfinity, 0.0f, 1.0f, 0.0f};
   for (int at = thread_id(); at < kRows * kTile; at += block_threads()) scores[at] = 0.0f;
 
-  // Phase 2: tiles of context positions up to what the last row sees.
+  // Phase 2: context positions up to what the last row sees. Copies do not pay on one thread with
+  // few rows.
   const int context = context_of(rows.count - 1);
   if (kWave == 1 && rows.count <= 2 && args.head_dim % kSlots == 0) {
-    run_in_place(args, rows, kv_head, context, block);
+    const bf16 zeros[kMaxHeadDim] = {};
+    block.zeros = zeros;
+    run_context<true>(args, rows, kv_head, context, args.head_dim, block);
   } else {
-    run_copied(args, rows, kv_head, context, block);
+    run_context<false>(args, rows, kv_head, context, padded, block);
   }
 
   // Phase 3: divide, gate, store.
   for (int r = 0; r < rows.count; ++r)
-    finish_row(args, token_of(r), head_of(r), running[r].total, sums + r * kMaxHeadDim);
+    finish_row(args, token_of(r), head_of(r), running[r].whole_total, whole + r * kMaxHeadDim);
 }
 
 Status supports(const Args& args, const PlanContext&, Recipe* recipe) {

@@ -4,9 +4,22 @@
 // Query t of sequence s (sequence_starts[s] <= t < sequence_starts[s + 1]) stands at context
 // position sequence_lengths[s] − (sequence_starts[s + 1] − t) and sees positions up to its own.
 // Query head j reads kv head j / (q_heads / kv_heads).
-// A row's result has the same bits on every target, whatever else is in the batch and however the
-// prompt was split into steps: context positions are summed in order, in tiles of kTileTokens from
-// position 0 on. Rows behind the last sequence, and rows that see no position, become zero.
+// Rows behind the last sequence, and rows that see no position, become zero.
+//
+// The order, which every variant keeps (docs/exactness.md). The context is cut into partials of
+// kPartialTokens positions, counted from position 0. Each has a softmax of its own over the
+// positions that the row sees: a maximum m, a sum l, and weighted values o, in fp32. It begins with
+// m = −∞, l = 0, o = 0 and takes tiles of kTileTokens positions in order, each with scores s_j = (q
+// · k_j) · scale; the order of a sum inside a tile is the variant's own:
+//   m' = max(m, all s_j);  r = e^(m − m');  w_j = e^(s_j − m')
+//   l = l · r + Σ_j w_j;   o = o · r + Σ_j w_j · v_j;   m = m'
+// Partials join from left to right. The first is taken as it is; (M, L, O) and the next (m, l, o)
+// become, every product and every sum rounded to fp32 on its own,
+//   M' = max(M, m);  a = e^(M − M');  b = e^(m − M')
+//   L = L · a + l · b;   O = O · a + o · b;   M = M'
+// At the end the row is O · (1 / L), rounded to bf16, then gated. A partial of which the row sees
+// nothing does not join. So the split of a context over workers, at whole partials, the chunks of a
+// prompt and the other rows of the batch show in no bit.
 #pragma once
 
 #include "tenon/core/tensor.h"
@@ -18,7 +31,8 @@ namespace tenon::attention {
 extern const Op kOp;
 
 inline constexpr int kMaxHeadDim = 256;
-inline constexpr int kTileTokens = 16;  // the running maximum changes once per tile
+inline constexpr int kTileTokens = 64;      // the running maximum moves once per tile
+inline constexpr int kPartialTokens = 256;  // positions with a softmax of their own
 
 struct Args {
   TensorView q;                    // [tokens, q_heads, head_dim] bf16, contiguous

@@ -1,6 +1,7 @@
 // One tile of context positions against the rows of a block: scores, softmax weights, weighted
-// values. Order of every sum: positions in order within the tile, tiles in order, head_dim as in
-// dot(). Not here: where tiles lie in the paged cache (attention.cu).
+// values; and how partials join. Order of every sum: positions in order within the tile, tiles in
+// order within the partial, head_dim as in dot(). A tile is loaded in pieces, which show in no bit.
+// Not here: where tiles lie in the paged cache (attention.cu).
 #pragma once
 
 #include "tenon/core/fp8.h"
@@ -11,22 +12,28 @@
 namespace tenon::TENON_TARGET::attention {
 
 inline constexpr int kMaxHeadDim = 256;
-inline constexpr int kTile = 16;  // context positions
+inline constexpr int kTile = 64;      // context positions between two moves of the running maximum
+inline constexpr int kPartial = 256;  // context positions with a softmax of their own
+inline constexpr int kPiece = 16;     // context positions that a block holds at a time
 
 // What a block keeps about each of its rows.
 struct Running {
-  float peak, total, rescale;  // maximum so far, Σ e^(score − peak), factor of this tile
-  int context, visible;        // positions the row sees, and those of this tile
+  // Of the partial: maximum so far, Σ e^(score − peak), and the factor that this tile brings.
+  float peak, total, rescale;
+  int context, visible;  // positions the row sees, and those of this tile
+  // Of the partials before it, joined; and the factors of the joint and of the next partial.
+  float whole_peak, whole_total, keep, add;
 };
 
-// Where the rows of a tile lie: in fp32, kMaxHeadDim apart, or as bf16 wherever the cache has them.
+// Where the rows of a piece lie: in fp32, kMaxHeadDim apart, or as bf16 wherever the cache has
+// them.
 struct FloatTile {
   using Element = float;
   const float* data;
 };
 struct CacheTile {
   using Element = bf16;
-  const bf16* rows[kTile];
+  const bf16* rows[kPiece];
 };
 TENON_DEVICE const float* row_of(const FloatTile& tile, int position) {
   return tile.data + position * kMaxHeadDim;
@@ -52,11 +59,12 @@ TENON_DEVICE void score_block(const float* queries, const Tile& keys, int row, i
   }
 }
 
-// Scores of every row and position of the tile. On targets with waves each group of lanes takes a
-// pair at a time; one thread takes blocks of two by two, which share their loads.
+// Scores of every row and position of a piece; `scores` points at its first one. On targets with
+// waves each group of lanes takes a pair at a time; one thread takes blocks of two by two, which
+// share their loads.
 template <class Tile>
-TENON_DEVICE void score_tile(const float* queries, const Tile& keys, int rows, int positions, int n,
-                             float scale, float* scores) {
+TENON_DEVICE void score_piece(const float* queries, const Tile& keys, int rows, int positions,
+                              int n, float scale, float* scores) {
   if constexpr (kWave == 1) {
     for (int r = 0; r < rows; r += 2) {
       for (int j = 0; j < positions; j += 2) {
@@ -85,7 +93,7 @@ TENON_DEVICE void score_tile(const float* queries, const Tile& keys, int rows, i
   }
 }
 
-// Turns a row's scores into weights e^(score − peak) and moves its peak and total on.
+// Turns a row's scores of a tile into weights e^(score − peak) and moves its peak and total on.
 TENON_DEVICE void weigh_row(Running& row, float* scores, int first) {
   const int left = row.context - first;
   row.visible = left < 0 ? 0 : left < kTile ? left : kTile;
@@ -94,30 +102,43 @@ TENON_DEVICE void weigh_row(Running& row, float* scores, int first) {
   float peak = row.peak;
   for (int j = 0; j < row.visible; ++j) peak = max_f(peak, scores[j]);
   row.rescale = exp_f(row.peak - peak);
-  for (int j = 0; j < kTile; ++j) scores[j] = exp_f(scores[j] - peak);
+  for (int piece = 0; piece < row.visible; piece += kPiece)  // whole pieces: a loop of fixed length
+    for (int j = 0; j < kPiece; ++j) scores[piece + j] = exp_f(scores[piece + j] - peak);
   float total = row.total * row.rescale;
   for (int j = 0; j < row.visible; ++j) total = total + scores[j];
   row.total = total;
   row.peak = peak;
 }
 
-// sum_r = sum_r · rescale + Σ_j weight[r][j] · v_j for kRowCount rows of a block, positions in
-// order.
+// How many positions of the tile's piece from `piece` on a row sees.
+TENON_DEVICE int visible_of(const Running& row, int piece) {
+  const int left = row.visible - piece;
+  return left < 0 ? 0 : left < kPiece ? left : kPiece;
+}
+
+// sum_r = sum_r · rescale + Σ_j weight[r][j] · v_j for kRowCount rows of a block and the positions
+// of a piece, in order. The first piece of a tile rescales; `weights` points at the piece's first
+// one.
 template <int kRowCount, class Tile>
 TENON_DEVICE void add_values(const Running* running, const float* weights, const Tile& values,
-                             int n, float* sums) {
+                             int piece, int n, float* sums) {
   constexpr int kPacks = kWave == 1 ? kSlots / kPack : 1;
   constexpr int kWidth = kPacks * kPack;
-  int shared = running[0].visible;  // by all rows
+  float rescale[kRowCount];
+  int visible[kRowCount];
+  int shared = kPiece;  // positions that all rows see
   TENON_UNROLL
-  for (int r = 1; r < kRowCount; ++r)
-    shared = running[r].visible < shared ? running[r].visible : shared;
+  for (int r = 0; r < kRowCount; ++r) {
+    rescale[r] = piece == 0 ? running[r].rescale : 1.0f;
+    visible[r] = visible_of(running[r], piece);
+    shared = visible[r] < shared ? visible[r] : shared;
+  }
   for (int i = thread_id() * kWidth; i < n; i += block_threads() * kWidth) {
     Pack sum[kRowCount * kPacks];
     TENON_UNROLL
     for (int at = 0; at < kRowCount * kPacks; ++at)
       sum[at] = load_pack(sums + at / kPacks * kMaxHeadDim + i + at % kPacks * kPack) *
-                running[at / kPacks].rescale;
+                rescale[at / kPacks];
     for (int j = 0; j < shared; ++j) {
       TENON_UNROLL
       for (int p = 0; p < kPacks; ++p) {
@@ -129,7 +150,7 @@ TENON_DEVICE void add_values(const Running* running, const float* weights, const
     }
     TENON_UNROLL
     for (int r = 0; r < kRowCount; ++r) {
-      for (int j = shared; j < running[r].visible; ++j) {
+      for (int j = shared; j < visible[r]; ++j) {
         TENON_UNROLL
         for (int p = 0; p < kPacks; ++p)
           sum[r * kPacks + p] =
@@ -145,12 +166,47 @@ TENON_DEVICE void add_values(const Running* running, const float* weights, const
 
 // Every row of the block; two at a time share the loads of v.
 template <class Tile>
-TENON_DEVICE void add_tile(const Running* running, const float* weights, const Tile& values,
-                           int rows, int n, float* sums) {
+TENON_DEVICE void add_piece(const Running* running, const float* weights, const Tile& values,
+                            int rows, int piece, int n, float* sums) {
+  const float* const from = weights + piece;
   int r = 0;
   for (; r + 1 < rows; r += 2)
-    add_values<2>(running + r, weights + r * kTile, values, n, sums + r * kMaxHeadDim);
-  if (r < rows) add_values<1>(running + r, weights + r * kTile, values, n, sums + r * kMaxHeadDim);
+    add_values<2>(running + r, from + r * kTile, values, piece, n, sums + r * kMaxHeadDim);
+  if (r < rows)
+    add_values<1>(running + r, from + r * kTile, values, piece, n, sums + r * kMaxHeadDim);
+}
+
+// --- partials (the formula in attention.h) ------------------------------------------------------
+
+// A row's partial that begins at `first` joins those before it: the scalars and the two factors.
+TENON_DEVICE void join_row(Running& row, int first) {
+  row.keep = 1.0f;
+  row.add = 0.0f;
+  if (row.context <= first) return;  // the row sees nothing of it
+  if (first == 0) {
+    row.whole_peak = row.peak;
+    row.whole_total = row.total;
+  } else {
+    const float peak = max_f(row.whole_peak, row.peak);
+    row.keep = exp_f(row.whole_peak - peak);
+    row.add = exp_f(row.peak - peak);
+    row.whole_total = row.whole_total * row.keep + row.total * row.add;
+    row.whole_peak = peak;
+  }
+  row.peak = -kInfinity;  // for the next one
+  row.total = 0.0f;
+}
+
+// The same for its weighted values; `sums` are zeros afterwards. Every thread of the block calls
+// it.
+TENON_DEVICE void join_sums(const Running& row, int first, int n, float* sums, float* whole) {
+  if (row.context <= first) return;
+  for (int i = thread_id() * kPack; i < n; i += block_threads() * kPack) {
+    const Pack partial = load_pack(sums + i);
+    store_pack(whole + i,
+               first == 0 ? partial : load_pack(whole + i) * row.keep + partial * row.add);
+    store_pack(sums + i, Pack{});
+  }
 }
 
 }  // namespace tenon::TENON_TARGET::attention

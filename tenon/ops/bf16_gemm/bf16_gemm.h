@@ -1,7 +1,11 @@
 // Matrix product of 16-bit floats: router, gates, a/b projections, output head, and every linear of
 // an unquantised checkpoint; dense or grouped by expert.
-//   out[m, n] = Σ_k x[m, k] · w[n, k]      sum in fp32, one rounding to the output type
-// A row's result does not depend on how many rows there are.
+//   out[m, n] = Σ_k x[m, k] · w[n, k]
+// The order, which every variant keeps (docs/exactness.md). In fp32; per segment of k from zero, k
+// ascending in blocks of at most 128, the order inside a block being the variant's own; then
+//   out = ((segment 0 + segment 1) + …)          in fp32, rounded once to the output type
+// Segments begin where ops/common/segments.h says, at places that depend on n and k alone. A row's
+// result depends on that row and the weights of its expert, nothing else.
 #pragma once
 
 #include "tenon/core/tensor.h"

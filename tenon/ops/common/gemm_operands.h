@@ -1,6 +1,6 @@
 // What fp8_gemm and bf16_gemm have in common on the host: x [tokens, k] · weightᵀ [n, k] → out
 // [rows, n], dense or grouped by expert: its checks and its traffic.
-// Not here: scales (fp8_gemm), the kernels (gemm_tile.cuh, gemm_lanes.cuh).
+// Not here: scales (fp8_gemm), the kernels (gemm_tile.cuh, host_lanes.cuh).
 #pragma once
 
 #include <optional>

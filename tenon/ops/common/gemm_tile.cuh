@@ -1,18 +1,23 @@
 // The portable GEMM tile of fp8_gemm and bf16_gemm: every target, the first to be right.
 //
-// The sum of one output, the same bits on every target and for every number of rows: K is cut into
-// blocks of 128 and a block into 8 parts of 16. Part p of the blocks adds up in block order,
-//   sum_p += scale(block) · Σ_{16 k of the part} x[k] · w[k]      (no scale: one for bf16)
-// and the 8 sums are added as a binary tree, adjacent pairs first.
+// The sum of one output, the same bits on every target and for every number of rows:
+//   block      = Σ x[k] · w[k] over 128 elements of k: 8 parts of 16 in order of k, each from zero,
+//                added as a binary tree, adjacent pairs first
+//   segment    = fma(block, x scale · w scale, segment), from zero, blocks ascending   (fp8)
+//              = segment + block                                                       (bf16)
+//   the output = ((segment 0 + segment 1) + …), rounded once; the segments are those of segments.h
 //
-// A block of threads makes kTileColumns columns of at most kTileRows rows at a time. A thread owns
-// (column, part) pairs: eight neighbours read 128 elements of a weight row in one piece.
+// A block of threads makes kTileColumns columns of at most kTileRows rows at a time. For
+// products a thread owns (column, part) pairs: eight neighbours read 128 elements of a weight row
+// in one piece. For sums it owns outputs: the parts meet in shared memory, once per block of k.
 #pragma once
 
 #include "tenon/core/fp8.h"
 #include "tenon/core/tensor.h"
 #include "tenon/device/device.cuh"
+#include "tenon/device/math.cuh"
 #include "tenon/device/vec.cuh"
+#include "tenon/ops/common/segments.h"
 
 namespace tenon::TENON_TARGET {
 
@@ -37,7 +42,7 @@ struct GemmScales {
   std::int64_t weight_row_stride = 0, weight_expert_stride = 0;  // of 128 columns; of an expert
 };
 
-inline constexpr int kGemmBlock = 128;  // elements of K that share a scale
+inline constexpr int kGemmBlock = kProductBlock;  // elements of k that share a scale
 inline constexpr int kParts = 8;
 inline constexpr int kPartSize = kGemmBlock / kParts;
 inline constexpr int kTileRows = 8;
@@ -46,6 +51,8 @@ inline constexpr int kGemmThreads = kWave == 1 ? 1 : kTileColumns * kParts;
 inline constexpr int kItems = kTileColumns * kParts / kGemmThreads;  // pairs that a thread owns
 inline constexpr int kPartStride = kPartSize + 4;  // floats; padded against bank conflicts
 inline constexpr int kXStride = kParts * kPartStride;
+inline constexpr int kOutputs = kTileRows * kTileColumns / kGemmThreads;  // that a thread owns
+inline constexpr int kOutputStride = kParts + 1;  // floats between the parts of two outputs
 
 TENON_DEVICE std::int64_t token_of(const GemmCall& call, int row) {
   return call.row_map != nullptr ? call.row_map[row] : row;
@@ -88,10 +95,10 @@ TENON_DEVICE void load_x_tile(const GemmTile<Product>& tile, int k_begin, float*
   }
 }
 
-// Phase 2: every (column, part) pair adds its 16 products of each row to its sums.
+// Phase 2: every (column, part) pair makes the sum of its 16 products for each row.
 template <class Product>
-TENON_DEVICE void add_products(const GemmTile<Product>& tile, int k_begin, const float* x,
-                               const float* scales, float (&sums)[kItems][kTileRows]) {
+TENON_DEVICE void make_parts(const GemmTile<Product>& tile, int k_begin, const float* x,
+                             float* parts) {
   for (int item = 0; item < kItems; ++item) {
     const int pair = thread_id() + item * kGemmThreads;
     const int part = pair % kParts;
@@ -99,9 +106,6 @@ TENON_DEVICE void add_products(const GemmTile<Product>& tile, int k_begin, const
     if (column >= tile.call.n) continue;
     float weight[kPartSize] = {};
     load_weight(tile.product, tile.expert, column, k_begin + part * kPartSize, weight);
-    [[maybe_unused]] float scale = 1.0f;
-    if constexpr (Product::kScaled)
-      scale = weight_scale(tile.product, tile.expert, column, k_begin / kGemmBlock);
     TENON_UNROLL
     for (int row = 0; row < kTileRows; ++row) {
       if (row >= tile.num_rows) break;
@@ -109,45 +113,78 @@ TENON_DEVICE void add_products(const GemmTile<Product>& tile, int k_begin, const
       TENON_UNROLL
       for (int j = 0; j < kPartSize; ++j)
         sum = sum + x[row * kXStride + part * kPartStride + j] * weight[j];
-      if constexpr (Product::kScaled) sum = (scales[row] * scale) * sum;
-      sums[item][row] = sums[item][row] + sum;
+      parts[(row * kTileColumns + pair / kParts) * kOutputStride + part] = sum;
     }
   }
 }
 
-// Phase 3: the tree over the parts, one output per thread.
+// What a thread knows of its outputs. Number i is output thread_id() + i · kGemmThreads of the
+// tile, row by row.
+struct OutputSums {
+  float segment[kOutputs];  // of the segment so far
+  float whole[kOutputs];    // of the segments before it
+};
+struct OutputPlace {
+  int row, column;  // within the tile; of the matrix
+  bool exists;
+};
 template <class Product>
-TENON_DEVICE void finish_tile(const GemmTile<Product>& tile, float (&sums)[kItems][kTileRows]) {
-  TENON_SHARED(float, of_part, kTileRows* kTileColumns* kParts);
-  for (int item = 0; item < kItems; ++item) {
-    const int pair = thread_id() + item * kGemmThreads;
-    TENON_UNROLL
-    for (int row = 0; row < kTileRows; ++row)
-      of_part[row * kTileColumns * kParts + pair] = sums[item][row];
+TENON_DEVICE OutputPlace place_of(const GemmTile<Product>& tile, int i) {
+  const int output = thread_id() + i * kGemmThreads;
+  const int row = output / kTileColumns, column = tile.first_column + output % kTileColumns;
+  return {row, column, row < tile.num_rows && column < tile.call.n};
+}
+
+// Phase 3: the block sum of every output joins its segment.
+template <class Product>
+TENON_DEVICE void add_block(const GemmTile<Product>& tile, int k_begin, const float* parts,
+                            const float* scales, OutputSums& sums) {
+  TENON_UNROLL
+  for (int i = 0; i < kOutputs; ++i) {
+    const OutputPlace place = place_of(tile, i);
+    if (!place.exists) continue;
+    const float* p = parts + (thread_id() + i * kGemmThreads) * kOutputStride;
+    const float block = ((p[0] + p[1]) + (p[2] + p[3])) + ((p[4] + p[5]) + (p[6] + p[7]));
+    if constexpr (Product::kScaled) {
+      const float scale = scales[place.row] * weight_scale(tile.product, tile.expert, place.column,
+                                                           k_begin / kGemmBlock);
+      sums.segment[i] = fma_f(block, scale, sums.segment[i]);
+    } else {
+      sums.segment[i] = sums.segment[i] + block;
+    }
   }
-  sync_block();
-  for (int i = thread_id(); i < tile.num_rows * kTileColumns; i += block_threads()) {
-    const int column = tile.first_column + i % kTileColumns;
-    if (column >= tile.call.n) continue;
-    const float* p = of_part + i * kParts;
-    const float sum = ((p[0] + p[1]) + (p[2] + p[3])) + ((p[4] + p[5]) + (p[6] + p[7]));
-    store_output(tile.call, tile.first_row + i / kTileColumns, column, sum);
-  }
-  sync_block();  // of_part is free for the next tile
 }
 
 template <class Product>
 TENON_DEVICE void run_tile(const GemmTile<Product>& tile) {
   TENON_SHARED(float, x, kTileRows* kXStride);
-  TENON_SHARED(float, scales, kTileRows);
-  float sums[kItems][kTileRows] = {};
-  for (int k_begin = 0; k_begin < tile.call.k; k_begin += kGemmBlock) {
-    load_x_tile(tile, k_begin, x, scales);
-    sync_block();
-    add_products(tile, k_begin, x, scales, sums);
-    sync_block();
+  TENON_SHARED(float, scales, 2 * kTileRows);  // of two blocks: one is read, one is loaded
+  TENON_SHARED(float, parts, kTileRows* kTileColumns* kOutputStride);
+  OutputSums sums{};
+  const Segments cut = segments_of(tile.call.n, tile.call.k);
+  for (int segment = 0; segment < cut.count; ++segment) {
+    for (int k_begin = cut.begin(segment); k_begin < cut.begin(segment + 1);
+         k_begin += kGemmBlock) {
+      float* const of_block = scales + k_begin / kGemmBlock % 2 * kTileRows;
+      load_x_tile(tile, k_begin, x, of_block);
+      sync_block();
+      make_parts(tile, k_begin, x, parts);
+      sync_block();
+      add_block(tile, k_begin, parts, of_block, sums);
+    }
+    TENON_UNROLL
+    for (int i = 0; i < kOutputs; ++i) {
+      sums.whole[i] = segment == 0 ? sums.segment[i] : sums.whole[i] + sums.segment[i];
+      sums.segment[i] = 0.0f;
+    }
   }
-  finish_tile(tile, sums);
+  TENON_UNROLL
+  for (int i = 0; i < kOutputs; ++i) {
+    const OutputPlace place = place_of(tile, i);
+    if (place.exists)
+      store_output(tile.call, tile.first_row + place.row, place.column, sums.whole[i]);
+  }
+  sync_block();  // scales and parts are free for the next tile
 }
 
 // How a grid is laid over the product: neighbouring blocks take neighbouring columns.

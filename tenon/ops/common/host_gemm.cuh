@@ -2,11 +2,14 @@
 // that the processor has, chosen when the program runs. Compiled for wave width 1 only.
 //
 // The sum of one output, the same bits with every instruction set and for every number of rows:
-// 16 lanes; lane l takes the elements k ≡ l (mod 16) in order.
-//   bf16   lane_l += x[k] · w[k] over the whole row
-//   fp8    lane_l += (x scale · w scale) · Σ_{8 k of the 128-block} x[k] · w[k], block after block
-// Products are exact, so fused and separate multiply-adds agree. At the end the upper half of the
-// lanes is added to the lower half until one is left.
+// 16 lanes; lane l has the elements k ≡ l (mod 16) of each block of 128.
+//   block_l    = Σ x[k] · w[k] over the lane's 8 elements in order of k, from zero
+//   segment_l  = fma(block_l, x scale · w scale, segment_l), from zero, blocks ascending   (fp8)
+//              = segment_l + x[k] · w[k], k ascending                                      (bf16)
+//   segment    = the lanes added up: the upper half to the lower half until one is left
+//   the output = ((segment 0 + segment 1) + …), rounded once; the segments are those of segments.h
+// So lanes stand in the place of the block sum of ops/common/gemm_tile.cuh and meet later: bits of
+// their own. Products are exact, so fused and separate multiply-adds agree on them.
 //
 // A block makes kHostColumns columns of at most kHostRows rows, kHostChunk elements of K at a time.
 // x is decoded once per block; a weight once per block, in registers for up to four rows.
@@ -35,7 +38,8 @@ inline constexpr int kGroup = 4;  // columns that are worked on together
 struct HostScratch {
   alignas(64) float x[kHostRows][kHostStride];
   alignas(64) float weight[kGroup][kHostStride];
-  alignas(64) float sums[kHostRows][kHostColumns][kLanes];
+  alignas(64) float sums[kHostRows][kHostColumns][kLanes];  // of a segment
+  float whole[kHostRows][kHostColumns];                     // of the segments before it
   float x_scale[kHostRows][kHostScales];
   bool damaged[kHostColumns];  // the column's weights hold a NaN code
 };

@@ -9,6 +9,9 @@ inline constexpr int kRegisters = kWidth == 16 ? 32 : 16;
 
 // --- one register ------------------------------------------------------------------------------
 
+// fuse() is a · b + c with one rounding. multiply_add() is for exact products only: with one
+// rounding or two, whatever the processor does faster.
+
 // decode() of a weight is exact up to a factor for e4m3: the code's bits moved into a binary16,
 // whose bias differs by 8. decode_x() multiplies by that factor's inverse, so that products are
 // right; it also turns the NaN code, which reads as ±480, into a NaN.
@@ -18,9 +21,8 @@ using Vector = __m512;
 TENON_ISA_INLINE Vector splat(float value) { return _mm512_set1_ps(value); }
 TENON_ISA_INLINE Vector load(const float* at) { return _mm512_loadu_ps(at); }
 TENON_ISA_INLINE void store(float* at, Vector value) { _mm512_storeu_ps(at, value); }
-TENON_ISA_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
-  return _mm512_fmadd_ps(a, b, c);
-}
+TENON_ISA_INLINE Vector fuse(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+TENON_ISA_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return fuse(a, b, c); }
 TENON_ISA_INLINE Vector decode(const std::uint8_t* at) {
   const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
   const __m256i moved = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);
@@ -46,9 +48,8 @@ using Vector = __m256;
 TENON_ISA_INLINE Vector splat(float value) { return _mm256_set1_ps(value); }
 TENON_ISA_INLINE Vector load(const float* at) { return _mm256_loadu_ps(at); }
 TENON_ISA_INLINE void store(float* at, Vector value) { _mm256_storeu_ps(at, value); }
-TENON_ISA_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
-  return _mm256_fmadd_ps(a, b, c);
-}
+TENON_ISA_INLINE Vector fuse(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+TENON_ISA_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return fuse(a, b, c); }
 TENON_ISA_INLINE Vector decode(const std::uint8_t* at) {
   const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
   const __m128i moved = _mm_slli_epi16(_mm_cvtepi8_epi16(codes), 7);
@@ -79,6 +80,10 @@ TENON_ISA_INLINE Vector load(const float* at) {
 }
 TENON_ISA_INLINE void store(float* at, Vector value) { std::memcpy(at, &value, sizeof value); }
 TENON_ISA_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
+TENON_ISA_INLINE Vector fuse(Vector a, Vector b, Vector c) {
+  return Vector{fma_f(a[0], b[0], c[0]), fma_f(a[1], b[1], c[1]), fma_f(a[2], b[2], c[2]),
+                fma_f(a[3], b[3], c[3])};
+}
 // The value of each code, by 2^-8. An integer times the unit of the subnormals, 2^-9.
 struct E4m3Table {
   float values[256];
@@ -114,11 +119,11 @@ TENON_ISA_INLINE Vector decode_x(const std::uint16_t* at) { return decode(at); }
 
 // --- one tile ----------------------------------------------------------------------------------
 
-// A piece of K: elements [begin, begin + size) of every row. A row of bf16 may end in the middle of
-// the 16 lanes; zeros follow it then.
+// A piece of a segment: elements [begin, begin + size) of every row. A row of bf16 may end in the
+// middle of the 16 lanes; zeros follow it then.
 struct Chunk {
   int begin, size;
-  bool first() const { return begin == 0; }
+  bool begins_segment;
   int whole() const { return size / kLanes * kLanes; }
   int padded() const { return (size + kLanes - 1) / kLanes * kLanes; }
 };
@@ -168,7 +173,7 @@ TENON_ISA_INLINE bool holds_nan(const std::uint8_t* codes, int size) {
 TENON_ISA_CODE inline void mark_damage(const std::uint8_t* const* codes, int column, Chunk chunk,
                                        HostScratch& scratch) {
   bool* damaged = scratch.damaged + column;
-  if (chunk.first())
+  if (chunk.begin == 0)
     for (int c = 0; c < kGroup; ++c) damaged[c] = false;
   if (!any_holds_nan(codes, chunk.size)) return;
   for (int c = 0; c < kGroup; ++c) damaged[c] = damaged[c] || holds_nan(codes[c], chunk.size);
@@ -232,17 +237,17 @@ TENON_ISA_CODE void add_scaled_chunk(const Operands<Weight>& of, Chunk chunk,
   auto* sums = scratch.sums + of.row;
   for (int lane = 0; lane < kLanes; lane += kWidth) {
     Vector sum[kRows][kColumns];
-    if (kKeep) load_sums(sums, of.column, lane, chunk.first(), sum);
+    if (kKeep) load_sums(sums, of.column, lane, chunk.begins_segment, sum);
     for (int block = 0; block < chunk.size / kGemmBlock; ++block) {
       Vector part[kRows][kColumns] = {};
       const int begin = block * kGemmBlock;
       add_products(x, of.weight, begin + lane, begin + kGemmBlock, part);
-      if (!kKeep) load_sums(sums, of.column, lane, chunk.first() && block == 0, sum);
+      if (!kKeep) load_sums(sums, of.column, lane, chunk.begins_segment && block == 0, sum);
       TENON_UNROLL
       for (int r = 0; r < kRows; ++r) {
         const Vector scale = splat(scratch.x_scale[of.row + r][block] * of.weight_scale[block]);
         TENON_UNROLL
-        for (int c = 0; c < kColumns; ++c) sum[r][c] = sum[r][c] + part[r][c] * scale;
+        for (int c = 0; c < kColumns; ++c) sum[r][c] = fuse(part[r][c], scale, sum[r][c]);
       }
       if (!kKeep) store_sums(sums, of.column, lane, sum);
     }
@@ -261,7 +266,7 @@ TENON_ISA_CODE void add_plain_chunk(const Operands<Weight>& of, Chunk chunk, Hos
   const int whole = expanded ? chunk.padded() : chunk.whole();
   for (int lane = 0; lane < kLanes; lane += kWidth) {
     Vector sum[kRows][kColumns];
-    load_sums(sums, of.column, lane, chunk.first(), sum);
+    load_sums(sums, of.column, lane, chunk.begins_segment, sum);
     add_products(x, of.weight, lane, whole, sum);
     if (whole < chunk.padded()) add_products(x, end, whole + lane, chunk.padded(), sum);
     store_sums(sums, of.column, lane, sum);
@@ -357,9 +362,10 @@ TENON_ISA_INLINE Quad fold_to_four(const float* lanes) {
   return (load_quad(lanes) + load_quad(lanes + 8)) + (load_quad(lanes + 4) + load_quad(lanes + 12));
 }
 
-// The lanes of every output added up; four columns at a time.
+// The lanes of every output added up at the end of a segment; four columns at a time.
 template <class Code>
-TENON_ISA_CODE void finish(const HostTile& tile, HostScratch& scratch) {
+TENON_ISA_CODE void finish_segment(const HostTile& tile, bool is_first, bool is_last,
+                                   HostScratch& scratch) {
   for (int row = 0; row < tile.num_rows; ++row)
     for (int column = 0; column < tile.num_columns; column += kGroup) {
       const auto* sums = scratch.sums[row] + column;
@@ -370,8 +376,14 @@ TENON_ISA_CODE void finish(const HostTile& tile, HostScratch& scratch) {
       const Quad cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
       const Quad cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
       const Quad ab = ab_low + ab_high, cd = cd_low + cd_high;  // lanes 0, 1 of a, b; of c, d
-      const Quad sum =
+      Quad sum =
           __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+      float* const whole = scratch.whole[row] + column;
+      if (!is_first) sum = load_quad(whole) + sum;
+      if (!is_last) {
+        std::memcpy(whole, &sum, sizeof sum);
+        continue;
+      }
       for (int i = 0; i < kGroup && column + i < tile.num_columns; ++i) {
         const bool damaged = sizeof(Code) == 1 && scratch.damaged[column + i];
         store_output(tile.call, tile.first_row + row, tile.first_column + column + i,
@@ -385,13 +397,18 @@ template <class Code>
 TENON_ISA_CODE void run_tile(const HostTile& tile) {
   TENON_DYNAMIC_SHARED(HostScratch, memory);
   HostScratch& scratch = *memory;
-  for (int begin = 0; begin < tile.call.k; begin += kHostChunk) {
-    const int left = tile.call.k - begin;
-    const Chunk chunk{begin, left < kHostChunk ? left : kHostChunk};
-    load_x<Code>(tile, chunk, scratch);
-    add_columns<Code>(tile, chunk, scratch);
+  const Segments cut = segments_of(tile.call.n, tile.call.k);
+  for (int segment = 0; segment < cut.count; ++segment) {
+    const bool is_last = segment + 1 == cut.count;
+    const int first = cut.begin(segment), end = is_last ? tile.call.k : cut.begin(segment + 1);
+    for (int begin = first; begin < end; begin += kHostChunk) {
+      const int left = end - begin;
+      const Chunk chunk{begin, left < kHostChunk ? left : kHostChunk, begin == first};
+      load_x<Code>(tile, chunk, scratch);
+      add_columns<Code>(tile, chunk, scratch);
+    }
+    finish_segment<Code>(tile, segment == 0, is_last, scratch);
   }
-  finish<Code>(tile, scratch);
 }
 
 }  // namespace tenon::TENON_TARGET::TENON_ISA

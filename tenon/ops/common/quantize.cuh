@@ -1,4 +1,4 @@
-// Group quantisation of a row that a block holds (arithmetic.md steps 9 and 10), and where codes
+// Group quantisation of a row that a block holds (docs/boundary.md steps 9 and 10), and where codes
 // and scales lie in each layout.
 // Not here: rounding rules (core/fp8.h), where the rows come from.
 #pragma once

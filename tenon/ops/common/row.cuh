@@ -1,7 +1,7 @@
 // One row of a boundary on one block: which vectors a thread owns, residual add, sum of squares and
-// norm (arithmetic.md steps 2 to 8). The bits depend neither on the number of threads of the block
-// nor on the wave width.
-// Not here: where the sums come from (each op), groups and fp8 codes (quantize.cuh).
+// norm (docs/boundary.md steps 2 to 8). The bits depend neither on the number of threads of the
+// block nor on the wave width. Not here: where the sums come from (each op), groups and fp8 codes
+// (quantize.cuh).
 #pragma once
 
 #include <optional>

@@ -1,7 +1,13 @@
 // Block-scaled FP8 matrix product, dense or grouped by expert.
 //   out[m, n] = Σ_kb xs[m, kb] · ws[n / 128, kb] · (Σ_{k in block kb} x[m, k] · w[n, k])
-// Inner and outer sums in fp32, one rounding to the output type. A row's result does not depend on
-// how many rows there are. Called by layers/linear and layers/mlp.
+// The order, which every variant keeps (docs/exactness.md). Per block of 128 of k one block sum in
+// fp32, from zero, k ascending; the order inside a block is the variant's own. Then
+//   segment = fma(block sum, xs · ws, segment)   in fp32, from zero, blocks ascending
+//   out     = ((segment 0 + segment 1) + …)      in fp32, rounded once to the output type
+// with xs · ws rounded to fp32. Segments begin where ops/common/segments.h says, at places that
+// depend on n and k alone. A row's result depends on that row, the weights of its expert and the
+// scales, nothing else: not on the number of rows, their order, or their grouping.
+// Called by layers/linear and layers/mlp.
 #pragma once
 
 #include "tenon/core/tensor.h"

@@ -1,7 +1,7 @@
 // The centre piece: what stands between a row-parallel GEMM and the next column-parallel one.
 //   y = rne(sum over ranks of partial);  residual = rne(y + residual);
 //   n = rne(residual · rstd · (offset + weight));  out.bf16 = n;  out.fp8 = quantise(n)
-// Exactly as docs/boundary.md says, on every rank, target and variant. Called by layers/boundary;
+// Exactly as docs/boundary.md says, on every rank, target and variant. Called by tenon/boundary;
 // collective: every rank of the team calls it with the same shapes and the same plan.
 #pragma once
 

@@ -227,9 +227,20 @@ TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& 
   if (quant.codes != nullptr) quantize_to_tensors<T>(at_row(quant, row), 0, span, held);
 }
 
-// Each block sends its parts of a stripe while the parts of the one before and the results of the
-// one before that are on their way, also from one generation to the next: the end of
-// rule 6 in comm/device/exchange.cuh.
+// A stripe passes through three steps of its block, so that three stripes are under way at a time:
+//
+//   step n      sends my parts of stripe n      (scatter_stripe)
+//   step n + 1  takes what peers sent for my row of stripe n, norms it, sends the results (own_row)
+//   step n + 2  takes the results of the peers' rows of stripe n (peer_row)
+//
+//   time ->        step 0      step 1      step 2      step 3      step 4
+//   `sent`         stripe 0    stripe 1    stripe 2    -           -
+//   `mine`         -           stripe 0    stripe 1    stripe 2    -
+//   `theirs`       -           -           stripe 0    stripe 1    stripe 2
+//
+// In between come the reads for the next step, before the stores to peers, which they would wait
+// behind. The first and the last step use the links one way only. A generation may begin between
+// any two steps: rule 6 in comm/device/exchange.cuh.
 template <class K>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 two_shot_kernel(TENON_ARGS(FusedArgs) args) {

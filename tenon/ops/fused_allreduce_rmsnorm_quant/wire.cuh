@@ -9,9 +9,18 @@
 //   4 bytes: how far each exponent lies below the largest, in 4 bits; on lane 0 in 3 bits, which
 //            leaves 8 for the largest itself
 // A lane that has an element further below, or a word that would be kNotArrived, sends its vector
-// as it is: an escape instead of the exponents, half of the vector instead of signs and mantissas,
-// and the other half in 8 bytes which every row has spare. So a vector takes 20 bytes of a slot,
-// and 12 of the link where elements of a wave differ by less than 15 powers of two.
+// as it is (whole). So a vector takes 20 bytes of a slot, and 12 of the link where elements of a
+// wave differ by less than 15 powers of two.
+//
+// clang-format off
+//   bytes      0 .. 7 (signs)                  8 .. 11 (exponents)                    12 .. 19 (rest)
+//              ------------------------------  -------------------------------------  ---------------
+//   packed     8 x [sign 1 | mantissa 7]       8 x 4 bits: largest - exponent         not sent
+//   lane 0     8 x [sign 1 | mantissa 7]       largest 8 | 8 x 3 bits: largest - ...  not sent
+//   whole      elements 0 .. 3 as they are     the escape, which no vector has        elements 4 .. 7
+//
+//   a row of V vectors:  [ V x 8 bytes signs ][ V x 4 bytes exponents ][ V x 8 bytes rest ]
+// clang-format on
 #pragma once
 
 #include "tenon/comm/device/exchange.cuh"

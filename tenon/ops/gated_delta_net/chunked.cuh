@@ -5,7 +5,8 @@
 //   o = e^G · Q·S + P·d
 //   S ← e^(G_last) · S + (e^(G_last − G) · K)ᵀ · d
 // d holds the same values as the recurrent form's d. No exponent is positive. The last chunk of a
-// sequence is as short as it is: nothing is padded.
+// sequence is as short as it is: nothing is padded. d and o of a token need no later token: A and P
+// are lower triangular, G is summed in order.
 // A sequence of one token is left to the recurrent kernel, so its bits do not depend on the batch.
 #pragma once
 
@@ -17,7 +18,8 @@ namespace tenon::TENON_TARGET::gated_delta_net {
 inline constexpr int kChunk = 64;
 inline constexpr int kPartColumns = kWave == 1 ? kDim : 32;  // of S, in a block
 inline constexpr int kChunkedThreads = kWave == 1 ? 1 : 128;
-inline constexpr int kPartRun = kWave == 1 ? kPacks * kPack : kPartColumns;
+inline constexpr int kRunPacks = kWave == 1 ? 32 / kPack : 1;  // that a thread works on at once
+inline constexpr int kPartRun = kWave == 1 ? kRunPacks * kPack : kPartColumns;
 
 // What a block knows about the tokens of its chunk. k_i is k_scale[i] times the bf16 k of u's row
 // i.
@@ -80,12 +82,12 @@ TENON_DEVICE void fill_matrix(const Chunk& chunk, const bf16* rows, const float*
   }
 }
 
-using RunColumns = Columns<kPacks>;
+using RunColumns = Columns<kRunPacks>;
 
 // to += factor · from
 TENON_DEVICE void add_scaled(float factor, const RunColumns& from, RunColumns& to) {
   TENON_UNROLL
-  for (int p = 0; p < kPacks; ++p) to.pack[p] = to.pack[p] + factor * from.pack[p];
+  for (int p = 0; p < kRunPacks; ++p) to.pack[p] = to.pack[p] + factor * from.pack[p];
 }
 TENON_DEVICE void add_row(float factor, const float* from, RunColumns& to) {
   RunColumns row;
@@ -108,7 +110,7 @@ TENON_DEVICE void solve(const Chunk& chunk, int column, const StateRows& state,
     const float factor = chunk.grown[t] * chunk.k_scale[t];
     RunColumns sum;
     TENON_UNROLL
-    for (int p = 0; p < kPacks; ++p) {
+    for (int p = 0; p < kRunPacks; ++p) {
       const Pack v = load_pack(chunk.v + t * chunk.stride + column + p * kPack);
       sum.pack[p] = chunk.beta[t] * (v - factor * projected.pack[p]);
     }
@@ -125,9 +127,9 @@ TENON_DEVICE void apply(const Chunk& chunk, const StateRows& state, const StateR
     RunColumns sum{};
     add_scaled(chunk.grown[t] * chunk.q_scale[t], projected, sum);
     for (int j = 0; j <= t; ++j) add_row(chunk.matrix[t * kChunk + j], d.data + j * d.stride, sum);
-    float o[kPacks * kPack];
+    float o[kRunPacks * kPack];
     store_columns(o, sum);
-    for (int i = 0; i < kPacks * kPack; ++i) out[t * out_stride + i] = to_bf16(o[i]);
+    for (int i = 0; i < kRunPacks * kPack; ++i) out[t * out_stride + i] = to_bf16(o[i]);
   }
   const float decay = chunk.grown[chunk.count - 1];
   for (int i = 0; i < kDim; ++i) {
@@ -168,7 +170,7 @@ TENON_DEVICE void run_chunked(const KernelArgs& args, const Sequence& sequence, 
   load_part(sequence.fresh ? nullptr : state + first_column, sequence.fresh, tile);
 
   const int k_head = v_head / (args.v_heads / args.k_heads);
-  const int my_column = thread_id() * kPacks * kPack;  // within a run; some threads have none
+  const int my_column = thread_id() * kRunPacks * kPack;  // within a run; some threads have none
   for (int first = sequence.begin; first < sequence.end; first += kChunk) {
     const int left = sequence.end - first;
     const bf16* u = args.scratch + std::int64_t{first} * args.conv_dim;

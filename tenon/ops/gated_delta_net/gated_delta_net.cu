@@ -16,6 +16,7 @@ namespace {
 using Args = tenon::gated_delta_net::Args;
 static_assert(kDim == tenon::gated_delta_net::kHeadDim);
 static_assert(kHistory + 1 == tenon::gated_delta_net::kTaps);
+static_assert(kChunk == tenon::gated_delta_net::kChunkTokens);
 
 KernelArgs kernel_args(const Args& args) {
   KernelArgs to{};

@@ -3,12 +3,21 @@
 //   beta = sigmoid(b);  g = −exp(a_log) · softplus(a + dt_bias)
 //   S ← exp(g) · S;  d = beta · (v − Sᵀk);  S ← S + k ⊗ d;  o = Sᵀq        state S in fp32
 //   out = rne(o · rstd(o) · norm · silu(z)) per v head, o rounded to bf16 first
-// v head j uses q/k head j / (v_heads / k_heads). Variants: recurrent (any length), chunked
-// (chunk of 64, for sequences of more than one token; preferred on targets with waves when the step
-// has one, never needed on cpu): equal up to fp32 rounding. A mix of sequences in one call; each
-// row's result depends on its own sequence only. Source: the model's reference and the chunked WY
-// form. recurrent gives the same bits however a sequence is split into steps, and on every target.
-// Rows behind the last sequence become zero. Without state (slot −1) a sequence starts from zero.
+// v head j uses q/k head j / (v_heads / k_heads). Source: the model's reference and the chunked WY
+// form. Rows behind the last sequence become zero. Without state (slot −1) a sequence starts from
+// zero.
+//
+// Two forms, equal up to fp32 rounding, and one rule for which token meets which
+// (docs/exactness.md): a sequence with one token in the step, which is a decode step or a prompt of
+// one token, takes the recurrence; one with more takes chunks of kChunkTokens, counted from its
+// first token of the step, the last one as short as it is. The caller cuts prompts at multiples of
+// kChunkTokens of the sequence's position only and never leaves one token alone; chunks then lie at
+// the same positions however a prompt is cut. A token of a chunk reads earlier tokens of its
+// sequence only, so a prompt's end shows in no token before it. A row's result depends on its own
+// sequence and nothing else.
+// Variants: "chunked" keeps the rule and is preferred on every target; "recurrent" is what it takes
+// for sequences of one token. Forced for longer ones, "recurrent" is another definition: one that
+// gives the same bits wherever a prompt is cut.
 #pragma once
 
 #include "tenon/core/tensor.h"
@@ -21,6 +30,7 @@ extern const Op kOp;
 
 inline constexpr int kHeadDim = 128;  // dk and dv
 inline constexpr int kTaps = 4;       // of the convolution
+inline constexpr int kChunkTokens = 64;
 
 struct Args {
   TensorView qkv;             // [tokens, 2·k_heads·dk + v_heads·dv] bf16, before the convolution

@@ -1,6 +1,10 @@
 // Routed and shared experts into one addend.
 //   out[t] = rne(Σ_k weights[t, k] · routed[slot[t, k]] + sigmoid(shared_gate[t]) · shared[t])
-// in fp32, k ascending, slots of −1 skipped, shared expert last.
+// The order, which every variant keeps (docs/exactness.md): every expert's output is rounded to
+// bf16 before it is weighted, as routed and shared hold it. The sum is fp32 and begins at zero; it
+// takes the token's choices in their order, largest weight first, and the shared expert last. Every
+// product and every sum is rounded on its own; the result is rounded to bf16 once. Choices with a
+// slot of −1 (another rank's experts) are left out, whatever their weight.
 #pragma once
 
 #include "tenon/comm/partial_rows.h"

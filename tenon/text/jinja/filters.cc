@@ -1,4 +1,4 @@
-// Filters over single values. Those over sequences are in jinja_sequences.cc.
+// Filters over single values. Those over sequences are in jinja/sequences.cc.
 #include <algorithm>
 #include <array>
 #include <cmath>

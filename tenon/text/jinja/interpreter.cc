@@ -1,4 +1,4 @@
-// Statements: output, loops, scopes, macros. Expressions are in jinja_evaluate.cc.
+// Statements: output, loops, scopes, macros. Expressions are in jinja/evaluate.cc.
 #include "tenon/text/jinja/interpreter.h"
 
 #include <algorithm>

@@ -12,7 +12,7 @@
 
 namespace tenon::jinja {
 
-// A cursor over tokens and everything that yields an Expression (jinja_expressions.cc).
+// A cursor over tokens and everything that yields an Expression (jinja/expressions.cc).
 class ExpressionParser {
  public:
   explicit ExpressionParser(std::vector<Token> tokens) : tokens_(std::move(tokens)) {}

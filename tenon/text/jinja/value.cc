@@ -1,4 +1,4 @@
-// Values: construction, comparison, Python's str() and repr(). JSON is in jinja_json.cc.
+// Values: construction, comparison, Python's str() and repr(). JSON is in jinja/json.cc.
 #include "tenon/text/jinja/value.h"
 
 #include <algorithm>

@@ -64,9 +64,9 @@ TENON_DEVICE void take_bytes(const KernelArgs& args, const Chunk& chunk, std::ui
 // What a flag says when the bytes of a step have arrived: never what nobody has written.
 TENON_DEVICE std::uint32_t flag_of(std::uint32_t step) { return (step + 1) & (kNotArrived >> 1); }
 
-// The last block to get here advances the counters. Every block has read them by then.
+// The last block to get here advances the counters. Every thread of every block has read them by
+// then: it has met thread 0 of its block since, unless the call is lost, where nobody uses them.
 TENON_DEVICE void finish_call(const ChannelView& team, std::uint32_t step, std::uint32_t call) {
-  sync_block();
   if (thread_id() != 0) return;
   std::uint32_t* state = team.state;
   if (atomic_add(&state[kBlocksDone], 1u) + 1 != static_cast<std::uint32_t>(grid_blocks())) return;

@@ -1,0 +1,19 @@
+# What `cmake --install` puts where: the floors as static libraries with their headers, the command, the
+# licence, and the files through which find_package(tenon) finds them (targets tenon::boundary,
+# tenon::comm, ...; docs/embed.md).
+include(CMakePackageConfigHelpers)
+
+configure_file(tenon/core/version.h.in generated/tenon/core/version.h @ONLY)
+install(DIRECTORY tenon DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
+        FILES_MATCHING PATTERN "*.h" PATTERN "*.def")
+install(DIRECTORY ${PROJECT_BINARY_DIR}/generated/tenon DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
+
+set(package ${CMAKE_INSTALL_LIBDIR}/cmake/tenon)
+install(EXPORT tenon-targets NAMESPACE tenon:: DESTINATION ${package})
+configure_package_config_file(cmake/tenon-config.cmake.in ${PROJECT_BINARY_DIR}/tenon-config.cmake
+                              INSTALL_DESTINATION ${package})
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/tenon-config-version.cmake
+                                 COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/tenon-config.cmake ${PROJECT_BINARY_DIR}/tenon-config-version.cmake
+        DESTINATION ${package})

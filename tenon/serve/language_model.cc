@@ -1,0 +1,77 @@
+#include "tenon/serve/language_model.h"
+
+#include <filesystem>
+#include <utility>
+
+#include "tenon/core/file.h"
+#include "tenon/core/guard.h"
+
+namespace tenon::serve {
+
+namespace fs = std::filesystem;
+
+bool has_chat_template(const std::string& directory) {
+  std::error_code failed;
+  const fs::path at(directory);
+  if (fs::exists(at / "chat_template.jinja", failed)) return true;
+  const auto config = read_text((at / "tokenizer_config.json").string());
+  return config && config->find("\"chat_template\"") != std::string::npos;
+}
+
+TextCodec::TextCodec(Tokenizer tokenizer, std::optional<ChatTemplate> chat_template)
+    : tokenizer_(std::move(tokenizer)), chat_template_(std::move(chat_template)) {}
+
+Result<TextCodec> TextCodec::load(const std::string& directory, TemplateUse use) {
+  TENON_ASSIGN(Tokenizer tokenizer, Tokenizer::load(directory));
+  if (use == TemplateUse::kNone || (use == TemplateUse::kIfThere && !has_chat_template(directory)))
+    return TextCodec(std::move(tokenizer));
+  TENON_ASSIGN(ChatTemplate chat, ChatTemplate::load(directory));
+  return TextCodec(std::move(tokenizer), std::move(chat));
+}
+
+Result<std::string> TextCodec::render(const ChatPrompt& prompt) const {
+  if (!chats())
+    return Status::error(Code::kUnsupported,
+                         "the prompt is a conversation, but no chat template was read; accepted "
+                         "are token ids and texts");
+  return chat_template_->render(prompt.messages, prompt.tools, prompt.options);
+}
+
+Result<std::vector<std::int32_t>> TextCodec::encode(Prompt prompt) const {
+  if (auto* ids = std::get_if<std::vector<std::int32_t>>(&prompt)) return std::move(*ids);
+  if (const auto* text = std::get_if<std::string>(&prompt)) return tokenizer_.encode(*text);
+  TENON_ASSIGN(const std::string rendered, render(std::get<ChatPrompt>(prompt)));
+  return tokenizer_.encode(rendered);
+}
+
+std::vector<std::int32_t> TextCodec::eos_ids() const {
+  std::vector<std::int32_t> ids;
+  if (chats() && tokenizer_.eos_id() >= 0) ids.push_back(tokenizer_.eos_id());
+  return ids;
+}
+
+LanguageModel::LanguageModel(TextCodec text, const EngineOptions& options,
+                             std::unique_ptr<Engine> engine)
+    : text_(std::move(text)),
+      max_context_(options.max_context),
+      max_batch_(options.max_batch),
+      engine_(std::move(engine)) {}
+
+Result<std::unique_ptr<LanguageModel>> LanguageModel::open(TextCodec text, EngineOptions options,
+                                                           Engine::ModelFactory make_model) {
+  return guarded([&]() -> Result<std::unique_ptr<LanguageModel>> {
+    options.num_tokens = text.tokenizer().num_tokens();
+    options.eos_ids = text.eos_ids();
+    TENON_ASSIGN(auto engine, Engine::open(options, std::move(make_model)));
+    return std::unique_ptr<LanguageModel>(
+        new LanguageModel(std::move(text), options, std::move(engine)));
+  });
+}
+
+Result<std::unique_ptr<LanguageModel>> LanguageModel::open(const EngineOptions& options,
+                                                           TemplateUse use) {
+  TENON_ASSIGN(TextCodec text, TextCodec::load(options.model, use));
+  return open(std::move(text), options);
+}
+
+}  // namespace tenon::serve

@@ -1,0 +1,219 @@
+// The promise of docs/exactness.md from end to end: a token, and every bit of its logits, depends
+// on its sequence alone. The same prompts run alone, together, in random order and with random
+// limits of a step; whatever a step holds, each sequence's logits are hashed under the tokens it
+// has so far.
+#include <gtest/gtest.h>
+
+#include <map>
+#include <mutex>
+#include <random>
+
+#include "tenon/runtime/engine.h"
+#include "tests/support/small_model.h"
+
+namespace tenon {
+namespace {
+
+using Tokens = std::vector<std::int32_t>;
+
+// Hashes of logits by rank and by the sequence that they follow. Ranks are threads.
+class Record {
+ public:
+  void add(int rank, const Tokens& sequence, std::uint64_t hash) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto [at, is_new] = hashes_.emplace(std::pair{rank, sequence}, hash);
+    if (!is_new && at->second != hash) ++differences_;
+  }
+  void clear() {
+    hashes_.clear();
+    differences_ = 0;
+  }
+  std::size_t size() const { return hashes_.size(); }
+  int differences() const { return differences_; }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::pair<int, Tokens>, std::uint64_t> hashes_;
+  int differences_ = 0;
+};
+
+// A model that writes down what it makes. On host targets, whose memory can be read right here.
+class Witness : public Model {
+ public:
+  Witness(std::unique_ptr<Model> model, int rank, Record& record)
+      : model_(std::move(model)), rank_(rank), record_(record) {}
+
+  CacheLayout cache_layout() const override { return model_->cache_layout(); }
+  int vocab_size() const override { return model_->vocab_size(); }
+  int num_ids() const override { return model_->num_ids(); }
+  std::vector<std::int32_t> eos_ids() const override { return model_->eos_ids(); }
+  std::vector<BoundaryUse> boundary_uses() const override { return model_->boundary_uses(); }
+  std::int64_t weight_bytes() const override { return model_->weight_bytes(); }
+
+  Result<LogitsShard> forward(const StepView& step, const CacheViews& caches,
+                              Stream& stream) override {
+    TENON_ASSIGN(const LogitsShard shard, model_->forward(step, caches, stream));
+    TENON_TRY(stream.synchronize());
+    const auto* ids = step.token_ids.as<const std::int32_t>();
+    const auto* starts = step.sequence_starts.as<const std::int32_t>();
+    for (int s = 0; s < step.num_sequences; ++s) {
+      Tokens& so_far = by_slot_[step.state_slots.as<const std::int32_t>()[s]];
+      if (step.fresh.as<const std::int32_t>()[s] != 0) so_far.clear();
+      so_far.insert(so_far.end(), ids + starts[s], ids + starts[s + 1]);
+      const auto width = static_cast<std::size_t>(shard.logits.shape[1]);
+      const std::string_view bytes(
+          reinterpret_cast<const char*>(shard.logits.as<const float>() +
+                                        static_cast<std::size_t>(s) * width),
+          width * sizeof(float));
+      record_.add(rank_, so_far, test::fnv1a64(bytes));
+    }
+    return shard;
+  }
+
+ private:
+  std::unique_ptr<Model> model_;
+  int rank_;
+  Record& record_;
+  std::map<std::int32_t, Tokens> by_slot_;
+};
+
+struct Way {
+  int max_batch = 1;
+  int max_tokens_per_step = 0;
+  int force_stage = 0;
+};
+
+class Exactness : public testing::Test {
+ protected:
+  // Prompts of every kind: one token, any number, around the multiples of 64, beyond a partial of
+  // attention.
+  void make_prompts(int count, unsigned seed) {
+    std::mt19937 random(seed);
+    const auto below = [&](int limit) {
+      return static_cast<int>(random() % static_cast<unsigned>(limit));
+    };
+    for (int i = 0; i < count; ++i) {
+      int length = 1 + below(70);
+      if (i == 0) length = 1;
+      if (i % 4 == 1) length = 64 * (1 + below(2)) - 1 + i / 4 % 4;
+      if (i % 16 == 2) length = 250 + below(80);
+      prompts_.push_back(test::prompt(length, 1000 + i));
+    }
+  }
+
+  // Runs the prompts in this order; the tokens that each got, in the order of prompts_.
+  std::map<std::size_t, Tokens> run(const EngineOptions& base, const Way& way,
+                                    const std::vector<std::size_t>& order) {
+    EngineOptions options = base;
+    options.max_batch = way.max_batch;
+    options.max_tokens_per_step = way.max_tokens_per_step;
+    options.force_stage = static_cast<StagePolicy>(way.force_stage);
+    auto engine = Engine::open(
+        options, [&](Communicator& comm, Stream& stream) -> Result<std::unique_ptr<Model>> {
+          ModelOptions wanted;
+          wanted.max_tokens_per_step = options.max_tokens_per_step;
+          wanted.max_sequences = options.max_batch;
+          wanted.max_context = options.max_context;
+          wanted.force_stage = options.force_stage;
+          TENON_ASSIGN(auto model, open_model(options.model, wanted, comm, stream));
+          return std::unique_ptr<Model>(new Witness(std::move(model), comm.rank(), record_));
+        });
+    EXPECT_TRUE(engine) << engine.status().to_string();
+    std::map<std::size_t, Tokens> made;
+    if (!engine) return made;
+    std::map<RequestId, std::size_t> asked;
+    for (const std::size_t each : order) {
+      const auto id = (*engine)->submit(prompts_[each], sampling(each));
+      EXPECT_TRUE(id) << id.status().to_string();
+      if (id) asked[*id] = each;
+    }
+    while (!(*engine)->idle()) {
+      const auto events = (*engine)->step();
+      EXPECT_TRUE(events) << events.status().to_string();
+      if (!events) break;
+      for (const TokenEvent& event : *events) made[asked.at(event.id)].push_back(event.token);
+    }
+    return made;
+  }
+
+  // Every second request draws; its seed is its own.
+  static SamplingParams sampling(std::size_t prompt) {
+    SamplingParams params;
+    params.max_tokens = kDrawn;
+    params.ignore_eos = true;
+    params.temperature = prompt % 2 == 0 ? 0.0f : 1.0f;
+    params.seed = 5 + prompt;
+    return params;
+  }
+
+  std::vector<std::size_t> in_order() const {
+    std::vector<std::size_t> order;
+    for (std::size_t i = 0; i < prompts_.size(); ++i) order.push_back(i);
+    return order;
+  }
+
+  static constexpr int kDrawn = 4;
+  std::vector<Tokens> prompts_;
+  Record record_;
+};
+
+// All in one engine that runs one sequence at a time; then 16 and 64 at a time, shuffled, with
+// random limits, in each stage.
+TEST_F(Exactness, ATokenAndItsLogitsDependOnTheirSequenceAlone) {
+  const test::OnDisk files(test::moe_shape());
+  make_prompts(64, 3);
+  for (const int tp : {1, 2}) {
+    SCOPED_TRACE("tp " + std::to_string(tp));
+    EngineOptions options;
+    options.model = files.where();
+    options.tp = tp;
+    options.max_context = 400;
+    const auto alone = run(options, {.max_batch = 1, .max_tokens_per_step = 400}, in_order());
+    ASSERT_EQ(alone.size(), prompts_.size());
+    for (const auto& [prompt, tokens] : alone) EXPECT_EQ(tokens.size(), std::size_t{kDrawn});
+    const std::size_t seen = record_.size();
+    EXPECT_GE(seen, prompts_.size() * kDrawn * static_cast<std::size_t>(tp));
+
+    std::mt19937 random(17 + static_cast<unsigned>(tp));
+    EXPECT_EQ(run(options, {.max_batch = 64, .max_tokens_per_step = 4096}, in_order()), alone);
+    for (int round = 0; round < 3; ++round) {
+      if (tp == 1 && round == 1) continue;  // one rank has no stages
+      std::vector<std::size_t> order = in_order();
+      std::shuffle(order.begin(), order.end(), random);
+      Way way{.max_batch = round == 0 ? 64 : 16, .force_stage = 1 + round};
+      way.max_tokens_per_step = 64 + way.max_batch + static_cast<int>(random() % 200);
+      EXPECT_EQ(run(options, way, order), alone)
+          << way.max_batch << " sequences, " << way.max_tokens_per_step << " tokens a step";
+    }
+    EXPECT_EQ(record_.differences(), 0) << "logits of one sequence in different bits";
+    record_.clear();  // another number of ranks rounds its sums elsewhere
+  }
+}
+
+// The emulated targets are slow: a small model and a few prompts, one of them cut.
+TEST_F(Exactness, HoldsOnTheEmulatedTargets) {
+  test::TinyShape shape = test::moe_shape();
+  shape.hidden = 128;
+  shape.heads = 2;
+  shape.kv_heads = 1;
+  shape.k_heads = 1;
+  shape.v_heads = 2;
+  shape.shared_intermediate = 128;
+  const test::OnDisk files(shape);
+  prompts_ = {test::prompt(1, 1), test::prompt(70, 2), test::prompt(5, 3)};
+  for (const Target target : {Target::kEmu32, Target::kEmu64}) {
+    if (!properties(Device{target, 0})) continue;  // not in this build
+    SCOPED_TRACE(name(target));
+    EngineOptions options;
+    options.model = files.where();
+    options.target = target;
+    options.max_context = 80;
+    const auto alone = run(options, {.max_batch = 1, .max_tokens_per_step = 80}, in_order());
+    EXPECT_EQ(run(options, {.max_batch = 3, .max_tokens_per_step = 67}, {1, 2, 0}), alone);
+    EXPECT_EQ(record_.differences(), 0);
+    record_.clear();  // the next target's bits are its own
+  }
+}
+
+}  // namespace
+}  // namespace tenon
