@@ -111,7 +111,7 @@ class Exactness : public testing::Test {
     EngineOptions options = base;
     options.max_batch = way.max_batch;
     options.max_tokens_per_step = way.max_tokens_per_step;
-    options.force_stage = way.force_stage;
+    options.force_stage = static_cast<StagePolicy>(way.force_stage);
     auto engine = Engine::open(
         options, [&](Communicator& comm, Stream& stream) -> Result<std::unique_ptr<Model>> {
           ModelOptions wanted;
