@@ -15,6 +15,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#]+)(?:#[^)]*)?\)")
 PATH = re.compile(r"`((?:tenon|apps|tests|fuzz|tools|docs|checkpoints|baselines|bindings|cmake|examples)/[\w./-]+)`")
+FENCE = re.compile(r"^```.*?^```", re.S | re.M)
 SNIPPET = re.compile(r"<!-- from (\S+): (\S+) -->\n```\w*\n(.*?)```", re.S)
 VERB = re.compile(r"\./x ([a-z]+)")
 
@@ -66,7 +67,8 @@ def snippet_of(path, mark):
 
 def check(document, verbs):
     text = document.read_text()
-    for target in LINK.findall(text):
+    prose = FENCE.sub("", text)
+    for target in LINK.findall(prose):
         if not (document.parent / target).exists():
             yield f"links to {target}, which does not exist"
     for target in PATH.findall(text):

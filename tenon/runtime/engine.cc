@@ -1,5 +1,21 @@
 // Leader and followers. The leader decides, sends each step's bytes and runs rank 0 on the caller's
 // thread; followers run the same bytes, as threads of this process or as processes of their own.
+//
+// clang-format off
+//   ranks as threads                                    ranks as processes (TP 2)
+//
+//   caller's thread        "tenon rank 1/2", ...        process of rank 0        process of rank 1
+//   submit, cancel                                      submit, cancel
+//   step():                                             step():                  follow():
+//     scheduler decides                                   scheduler decides
+//     writes the bytes ---> ThreadSteps: receives         writes the bytes ----->  broadcast: receives
+//     Rank::run <==== boundaries, gather ====> Rank::run  Rank::run <==========>   Rank::run
+//     takes the tokens      reports, waits for more       takes the tokens         waits for more
+//
+//                                                         "tenon keepalive": while nobody calls step(),
+//                                                         it sends idle steps, so that followers' waits
+//                                                         do not end by their deadline
+// clang-format on
 #include "tenon/runtime/engine.h"
 
 #include <algorithm>
