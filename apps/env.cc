@@ -146,7 +146,7 @@ Status run(Options& options) {
   const auto target = target_named(options.device);
   if (!target)
     return Status::error(Code::kInvalidArgument,
-                         "env: --device is \"" + options.device +
+                         "env: --target is \"" + options.device +
                              "\"; accepted are cuda, hip, cpu, emu32 and emu64");
   options.question.target = *target;
   const Machine machine = look_at_machine();
@@ -201,7 +201,7 @@ Command add_env(CLI::App& parent) {
       ->capture_default_str()
       ->check(whole_number(1, 8192));
   app->add_option("--tp", question.tp, "ranks")->capture_default_str();
-  app->add_option("--device", options->device, "target")->capture_default_str();
+  app->add_option("--target,--device", options->device, "target")->capture_default_str();
   return {app, [options] { return run(*options); }};
 }
 

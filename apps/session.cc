@@ -86,7 +86,7 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
       ->group("Ranks");
   app.add_flag("--processes", options.processes, "ranks as processes instead of threads")
       ->group("Ranks");
-  app.add_option("--device", options.device, "target; tenon env says which are here")
+  app.add_option("--target,--device", options.device, "target; tenon env says which are here")
       ->capture_default_str()
       ->check(CLI::IsMember(target_names()))
       ->group("Ranks");

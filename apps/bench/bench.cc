@@ -27,7 +27,7 @@ void add_shapes(CLI::App& app, BoundaryBench& options, Words& words) {
                  "widths, multiples of 128, likewise; by default 4096 on hosts, seven from 1024 "
                  "to 8192 on devices");
   app.add_option("--tp", options.tp, "ranks, 1 to 8")->capture_default_str();
-  app.add_option("--device", words.device, "target of tenon env")->capture_default_str();
+  app.add_option("--target,--device", words.device, "target of tenon env")->capture_default_str();
   app.add_option("--dtype", words.dtype, "bf16 or f16")->capture_default_str();
 }
 
@@ -88,7 +88,7 @@ Status read(const Words& words, BoundaryBench& options) {
                          "bench: " + option + " is \"" + found + "\"; accepted are " + accepted);
   };
   const auto target = target_named(words.device);
-  if (!target) return refuse("--device", words.device, "cuda, hip, cpu, emu32 and emu64");
+  if (!target) return refuse("--target", words.device, "cuda, hip, cpu, emu32 and emu64");
   options.target = *target;
   const auto type = dtype_named(words.dtype);
   if (!type || (*type != DType::kBF16 && *type != DType::kF16))

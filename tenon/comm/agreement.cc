@@ -48,7 +48,7 @@ void put(std::string& packed, std::string_view text) {
   packed.append(reinterpret_cast<const char*>(&length), sizeof length);
   packed += text;
 }
-std::string pack(const Fields& fields, std::string_view where) {
+std::string as_text(const Fields& fields, std::string_view where) {
   std::string packed;
   put(packed, where);
   for (const Fields::Field& each : fields.all()) {
@@ -134,7 +134,7 @@ Status compare(const std::vector<std::vector<std::string>>& brought) {
 
 Status agree_equal(Bootstrap& bootstrap, const Fields& fields, std::string_view where,
                    std::chrono::milliseconds deadline) {
-  const std::string mine = pack(fields, where);
+  const std::string mine = as_text(fields, where);
   const auto own_bytes = static_cast<std::uint32_t>(std::min<std::size_t>(mine.size(), ~0u));
   std::vector<std::uint32_t> lengths(static_cast<std::size_t>(bootstrap.size()));
   TENON_TRY(bootstrap.exchange(bytes_of(own_bytes), std::as_writable_bytes(std::span(lengths)),

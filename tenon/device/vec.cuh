@@ -55,7 +55,7 @@ TENON_DEVICE void unpack8(Word4 words, float (&out)[8]) {
   out[7] = high_half<T>(words.w);
 }
 template <class T>
-TENON_DEVICE Word4 pack8(const float (&in)[8]) {
+TENON_DEVICE Word4 round_pack8(const float (&in)[8]) {
   static_assert(sizeof(T) == 2);
   return {pack_halves<T>(in[0], in[1]), pack_halves<T>(in[2], in[3]), pack_halves<T>(in[4], in[5]),
           pack_halves<T>(in[6], in[7])};
@@ -80,7 +80,7 @@ TENON_DEVICE void store8(T* at, const float (&in)[8]) {
     store16(at + 4,
             Word4{float_bits(in[4]), float_bits(in[5]), float_bits(in[6]), float_bits(in[7])});
   } else {
-    store16(at, pack8<T>(in));
+    store16(at, round_pack8<T>(in));
   }
 }
 

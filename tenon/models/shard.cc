@@ -109,7 +109,7 @@ Result<HostTensor> ShardLoader::take(std::string_view name, std::initializer_lis
 }
 
 // The pieces' rows one below the other.
-void ShardLoader::pack(std::span<const Piece> pieces, DType as, std::byte* to) {
+void ShardLoader::copy_slices(std::span<const Piece> pieces, DType as, std::byte* to) {
   for (const auto& [from, rows, columns] : pieces) {
     for (std::int64_t row = rows.begin; row < rows.end(); ++row) {
       const auto first = static_cast<std::size_t>(row * from->columns() + columns.begin);
@@ -137,11 +137,11 @@ Result<TensorView> ShardLoader::upload(std::span<const Piece> pieces, DType as,
   TENON_CHECK(elements == tensor.size());
   if (only_counts()) return tensor;
   if (is_host(tensor.device.target)) {
-    pack(pieces, as, tensor.as<std::byte>());
+    copy_slices(pieces, as, tensor.as<std::byte>());
     return tensor;
   }
   std::vector<std::byte> packed(tensor.bytes());
-  pack(pieces, as, packed.data());
+  copy_slices(pieces, as, packed.data());
   TENON_TRY(stream_->copy(tensor.data, packed.data(), packed.size()));
   TENON_TRY(stream_->synchronize());  // the host memory goes away
   return tensor;

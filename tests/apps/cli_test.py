@@ -166,7 +166,7 @@ class Bench(unittest.TestCase):
         limited = subprocess.run([TENON, "env", "--boundary", "--max-rows", "2"], capture_output=True,
                                  text=True, check=False, env={**os.environ, "TENON_MAX_STAGE": "3"})
         self.assertIn("max-stage 3 excludes it", limited.stdout)
-        refused = tenon("env", "--boundary", "--device", "abacus")
+        refused = tenon("env", "--boundary", "--target", "abacus")
         self.assertEqual(refused.returncode, 2)
         self.assertIn("accepted are cuda", refused.stderr)
 

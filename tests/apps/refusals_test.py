@@ -109,7 +109,7 @@ class Refusals(unittest.TestCase):
     def test_bad_options(self):
         self.assertIn("auto, 1, 2, 3, mixed", self.refused("run", "--force-stage", "7"))
         self.assertIn("numbers from 1 to 3", self.refused("run", "--max-stage", "9"))
-        self.assertIn("accepted are cuda", self.refused("run", "--device", "abacus"))
+        self.assertIn("accepted are cuda", self.refused("run", "--target", "abacus"))
         self.assertIn("auto, threads, ipc, shm, ccl", self.refused("run", "--transport", "pigeon"))
         self.assertIn("above 0 to 1", self.refused("run", "--top-p", "0"))
         self.assertIn("0 to 100", self.refused("run", "--temperature", "nan"))
@@ -142,7 +142,7 @@ class Refusals(unittest.TestCase):
             self.assertIn("standard output is closed", done.stderr)
 
     def test_target_that_is_not_there(self):
-        self.assertIn("not part of this build", self.refused("run", "--demo", "--device", "cuda"))
+        self.assertIn("not part of this build", self.refused("run", "--demo", "--target", "cuda"))
 
     def test_malformed_knob(self):
         done = subprocess.run([TENON, "env"], capture_output=True, text=True, check=False,

@@ -43,7 +43,7 @@ class Words(unittest.TestCase):
                             (["bench", "bondary"], 'no verb "bondary"; the nearest is boundary '),
                             (["run", "--promt", "x"], 'no option "--promt"; the nearest is --prompt '),
                             (["run", "--max-new=3"], 'no option "--max-new"; the nearest is --max-new-'),
-                            (["env", "--deviec"], 'no option "--deviec"; the nearest is --device '),
+                            (["env", "--tarqet"], 'no option "--tarqet"; the nearest is --target '),
                             (["--vresion"], 'no option "--vresion"; the nearest is --version '),
                             (["xylophone"], 'no verb "xylophone" ('),
                             ([], "a verb is missing; accepted are run"),

@@ -9,7 +9,7 @@
 #include "tenon/device/math.cuh"
 #include "tenon/device/variant.h"
 #include "tenon/ops/attention/tile.cuh"
-#include "tenon/ops/common/pack.cuh"
+#include "tenon/ops/common/simd.cuh"
 
 namespace tenon::TENON_TARGET::attention {
 namespace {

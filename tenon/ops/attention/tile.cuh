@@ -7,7 +7,7 @@
 #include "tenon/core/fp8.h"
 #include "tenon/device/device.cuh"
 #include "tenon/device/math.cuh"
-#include "tenon/ops/common/pack.cuh"
+#include "tenon/ops/common/simd.cuh"
 
 namespace tenon::TENON_TARGET::attention {
 
@@ -122,8 +122,8 @@ TENON_DEVICE int visible_of(const Running& row, int piece) {
 template <int kRowCount, class Tile>
 TENON_DEVICE void add_values(const Running* running, const float* weights, const Tile& values,
                              int piece, int n, float* sums) {
-  constexpr int kPacks = kWave == 1 ? kSlots / kPack : 1;
-  constexpr int kWidth = kPacks * kPack;
+  constexpr int kPacks = kWave == 1 ? kSlots / kSimd : 1;
+  constexpr int kWidth = kPacks * kSimd;
   float rescale[kRowCount];
   int visible[kRowCount];
   int shared = kPiece;  // positions that all rows see
@@ -134,15 +134,15 @@ TENON_DEVICE void add_values(const Running* running, const float* weights, const
     shared = visible[r] < shared ? visible[r] : shared;
   }
   for (int i = thread_id() * kWidth; i < n; i += block_threads() * kWidth) {
-    Pack sum[kRowCount * kPacks];
+    Simd sum[kRowCount * kPacks];
     TENON_UNROLL
     for (int at = 0; at < kRowCount * kPacks; ++at)
-      sum[at] = load_pack(sums + at / kPacks * kMaxHeadDim + i + at % kPacks * kPack) *
+      sum[at] = load_simd(sums + at / kPacks * kMaxHeadDim + i + at % kPacks * kSimd) *
                 rescale[at / kPacks];
     for (int j = 0; j < shared; ++j) {
       TENON_UNROLL
       for (int p = 0; p < kPacks; ++p) {
-        const Pack v = load_pack(row_of(values, j) + i + p * kPack);
+        const Simd v = load_simd(row_of(values, j) + i + p * kSimd);
         TENON_UNROLL
         for (int r = 0; r < kRowCount; ++r)
           sum[r * kPacks + p] = sum[r * kPacks + p] + weights[r * kTile + j] * v;
@@ -155,12 +155,12 @@ TENON_DEVICE void add_values(const Running* running, const float* weights, const
         for (int p = 0; p < kPacks; ++p)
           sum[r * kPacks + p] =
               sum[r * kPacks + p] +
-              weights[r * kTile + j] * load_pack(row_of(values, j) + i + p * kPack);
+              weights[r * kTile + j] * load_simd(row_of(values, j) + i + p * kSimd);
       }
     }
     TENON_UNROLL
     for (int at = 0; at < kRowCount * kPacks; ++at)
-      store_pack(sums + at / kPacks * kMaxHeadDim + i + at % kPacks * kPack, sum[at]);
+      store_simd(sums + at / kPacks * kMaxHeadDim + i + at % kPacks * kSimd, sum[at]);
   }
 }
 
@@ -201,11 +201,11 @@ TENON_DEVICE void join_row(Running& row, int first) {
 // it.
 TENON_DEVICE void join_sums(const Running& row, int first, int n, float* sums, float* whole) {
   if (row.context <= first) return;
-  for (int i = thread_id() * kPack; i < n; i += block_threads() * kPack) {
-    const Pack partial = load_pack(sums + i);
-    store_pack(whole + i,
-               first == 0 ? partial : load_pack(whole + i) * row.keep + partial * row.add);
-    store_pack(sums + i, Pack{});
+  for (int i = thread_id() * kSimd; i < n; i += block_threads() * kSimd) {
+    const Simd partial = load_simd(sums + i);
+    store_simd(whole + i,
+               first == 0 ? partial : load_simd(whole + i) * row.keep + partial * row.add);
+    store_simd(sums + i, Simd{});
   }
 }
 

@@ -147,7 +147,7 @@ TENON_DEVICE void add_residual(float (&h)[kVectors * kVector], const std::byte* 
     for (int k = 0; k < kSize; ++k) h[k] = h[k] + old[k];
     round_through<T>(h);
   }
-  pack<T, kVectors>(h, held);
+  round_pack<T, kVectors>(h, held);
 }
 
 // Where the weights of vectors from `vector` on lie.
@@ -167,7 +167,7 @@ TENON_DEVICE void scale_by_weight(const float (&h)[kVectors * kVector], Word4* h
     load_floats<T, kVectors>(reinterpret_cast<const T*>(weights), weight);
   }
   for (int k = 0; k < kSize; ++k) n[k] = (h[k] * rstd) * (spec.offset + weight[k]);
-  pack<T, kVectors>(n, held);
+  round_pack<T, kVectors>(n, held);
 }
 
 // What the vectors of a thread need besides their sums, on its way while the sums are awaited.

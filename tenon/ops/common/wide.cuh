@@ -60,9 +60,9 @@ TENON_DEVICE void unpack(const void* from, float (&to)[kVectors * kVector]) {
   }
 }
 template <class T, int kVectors>
-TENON_DEVICE void pack(const float (&from)[kVectors * kVector], Word4* to) {
+TENON_DEVICE void round_pack(const float (&from)[kVectors * kVector], Word4* to) {
   if constexpr (kVectors == 1) {
-    *to = pack8<T>(from);
+    *to = round_pack8<T>(from);
   } else {
     std::uint16_t bits[kVectors * kVector];
     for (int k = 0; k < kVectors * kVector; ++k) bits[k] = round_to<T>(from[k]).bits;

@@ -30,7 +30,7 @@ TENON_DEVICE void silu_mul(const std::byte* gate_at, const std::byte* up_at, Wor
   load_floats<T, kVectors>(reinterpret_cast<const T*>(gate_at), gate);
   load_floats<T, kVectors>(reinterpret_cast<const T*>(up_at), up);
   for (int k = 0; k < kVectors * kVector; ++k) gate[k] = gate[k] / (1.0f + exp_f(-gate[k])) * up[k];
-  pack<T, kVectors>(gate, to);
+  round_pack<T, kVectors>(gate, to);
 }
 
 template <class T, int kMaxSpan>

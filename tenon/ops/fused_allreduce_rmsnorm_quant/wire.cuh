@@ -110,7 +110,7 @@ TENON_DEVICE std::uint32_t in_both_halves(std::uint32_t value) { return value | 
 
 // Every lane of the wave must call this.
 template <class Protocol>
-TENON_DEVICE Parcel pack_bf16(Word4 vector) {
+TENON_DEVICE Parcel compress_bf16(Word4 vector) {
   const std::uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
   // Not 255, the exponent of infinities and NaN: those travel whole, and lane 0's word is never
   // kNotArrived.
@@ -141,7 +141,7 @@ TENON_DEVICE Parcel pack_bf16(Word4 vector) {
 }
 
 // Every lane of the wave must call this: the vector of `words`, unless it is whole.
-TENON_DEVICE Word4 unpack_bf16(Word4 words, bool* is_whole) {
+TENON_DEVICE Word4 expand_bf16(Word4 words, bool* is_whole) {
   const std::uint32_t first = shuffle_from(words.z, 0);
   const std::uint32_t largest = in_both_halves((first >> 12 & 0xfu) | (first >> 28) << 4);
   const Coding coding = own_coding();
@@ -159,7 +159,7 @@ TENON_DEVICE Word4 unpack_bf16(Word4 words, bool* is_whole) {
 // Every lane of the wave must call this, also where a call is lost.
 template <class Wire, class Protocol>
 TENON_DEVICE Parcel wrap(Word4 vector) {
-  if constexpr (Wire::kPacks) return pack_bf16<Protocol>(vector);
+  if constexpr (Wire::kPacks) return compress_bf16<Protocol>(vector);
   return {sendable<Protocol>(vector), false, {}};
 }
 
@@ -186,7 +186,7 @@ template <class Protocol>
 TENON_DEVICE Word4 unwrap(const ChannelView& team, Call& call, Phase phase, int sender,
                           std::uint32_t name, const PackedAddress& place, Word4 words) {
   bool is_whole = false;
-  const Word4 unpacked = unpack_bf16(words, &is_whole);
+  const Word4 unpacked = expand_bf16(words, &is_whole);
   if (!is_whole) return unpacked;
   const Word2 early = place.early == nullptr ? Word2{kNotArrived, kNotArrived} : *place.early;
   const Word4 rest = take<Protocol>(team, call, phase, sender, name, RestPlace{place.rest},

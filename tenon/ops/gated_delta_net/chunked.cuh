@@ -18,8 +18,8 @@ namespace tenon::TENON_TARGET::gated_delta_net {
 inline constexpr int kChunk = 64;
 inline constexpr int kPartColumns = kWave == 1 ? kDim : 32;  // of S, in a block
 inline constexpr int kChunkedThreads = kWave == 1 ? 1 : 128;
-inline constexpr int kRunPacks = kWave == 1 ? 32 / kPack : 1;  // that a thread works on at once
-inline constexpr int kPartRun = kWave == 1 ? kRunPacks * kPack : kPartColumns;
+inline constexpr int kRunSimds = kWave == 1 ? 32 / kSimd : 1;  // that a thread works on at once
+inline constexpr int kPartRun = kWave == 1 ? kRunSimds * kSimd : kPartColumns;
 
 // What a block knows about the tokens of its chunk. k_i is k_scale[i] times the bf16 k of u's row
 // i.
@@ -82,12 +82,12 @@ TENON_DEVICE void fill_matrix(const Chunk& chunk, const bf16* rows, const float*
   }
 }
 
-using RunColumns = Columns<kRunPacks>;
+using RunColumns = Columns<kRunSimds>;
 
 // to += factor · from
 TENON_DEVICE void add_scaled(float factor, const RunColumns& from, RunColumns& to) {
   TENON_UNROLL
-  for (int p = 0; p < kRunPacks; ++p) to.pack[p] = to.pack[p] + factor * from.pack[p];
+  for (int p = 0; p < kRunSimds; ++p) to.simd[p] = to.simd[p] + factor * from.simd[p];
 }
 TENON_DEVICE void add_row(float factor, const float* from, RunColumns& to) {
   RunColumns row;
@@ -110,9 +110,9 @@ TENON_DEVICE void solve(const Chunk& chunk, int column, const StateRows& state,
     const float factor = chunk.grown[t] * chunk.k_scale[t];
     RunColumns sum;
     TENON_UNROLL
-    for (int p = 0; p < kRunPacks; ++p) {
-      const Pack v = load_pack(chunk.v + t * chunk.stride + column + p * kPack);
-      sum.pack[p] = chunk.beta[t] * (v - factor * projected.pack[p]);
+    for (int p = 0; p < kRunSimds; ++p) {
+      const Simd v = load_simd(chunk.v + t * chunk.stride + column + p * kSimd);
+      sum.simd[p] = chunk.beta[t] * (v - factor * projected.simd[p]);
     }
     for (int j = 0; j < t; ++j) add_row(-chunk.matrix[t * kChunk + j], d.data + j * d.stride, sum);
     store_columns(d.data + t * d.stride, sum);
@@ -127,9 +127,9 @@ TENON_DEVICE void apply(const Chunk& chunk, const StateRows& state, const StateR
     RunColumns sum{};
     add_scaled(chunk.grown[t] * chunk.q_scale[t], projected, sum);
     for (int j = 0; j <= t; ++j) add_row(chunk.matrix[t * kChunk + j], d.data + j * d.stride, sum);
-    float o[kRunPacks * kPack];
+    float o[kRunSimds * kSimd];
     store_columns(o, sum);
-    for (int i = 0; i < kRunPacks * kPack; ++i) out[t * out_stride + i] = to_bf16(o[i]);
+    for (int i = 0; i < kRunSimds * kSimd; ++i) out[t * out_stride + i] = to_bf16(o[i]);
   }
   const float decay = chunk.grown[chunk.count - 1];
   for (int i = 0; i < kDim; ++i) {
@@ -171,7 +171,7 @@ TENON_DEVICE void run_chunked(const KernelArgs& args, const Sequence& sequence, 
   load_part(from == nullptr ? nullptr : from + first_column, from == nullptr, tile);
 
   const int k_head = v_head / (args.v_heads / args.k_heads);
-  const int my_column = thread_id() * kRunPacks * kPack;  // within a run; some threads have none
+  const int my_column = thread_id() * kRunSimds * kSimd;  // within a run; some threads have none
   for (int first = sequence.begin; first < sequence.end; first += kChunk) {
     const int left = sequence.end - first;
     const bf16* u = args.scratch + std::int64_t{first} * args.conv_dim;

@@ -13,8 +13,8 @@ namespace tenon::TENON_TARGET::gated_delta_net {
 // with waves. On the cpu target a batch of tokens works through runs of 16 columns (a cache line
 // wide, so that a run of S stays in the first-level cache), a single token through runs as wide as
 // the registers hold (so that S streams by). A block has kColumns columns of one v head.
-inline constexpr int kPacks = kWave == 1 ? 16 / kPack : 1;
-inline constexpr int kStreamPacks = kWave == 1 ? (kPack == 16 ? 8 : 4) : 1;
+inline constexpr int kPacks = kWave == 1 ? 16 / kSimd : 1;
+inline constexpr int kStreamPacks = kWave == 1 ? (kSimd == 16 ? 8 : 4) : 1;
 inline constexpr int kColumns = kWave == 1 ? kDim : 64;
 inline constexpr int kRecurrentThreads = kWave == 1 ? 1 : kColumns;
 inline constexpr int kBatch = 8;  // tokens whose q and k are prepared together
@@ -67,18 +67,18 @@ TENON_DEVICE void prepare(const KernelArgs& args, int first, int count, int v_he
 // What a thread holds of a row of S or of a vector over dv.
 template <int kCount>
 struct Columns {
-  Pack pack[kCount];
+  Simd simd[kCount];
 };
 
 template <int kCount>
 TENON_DEVICE void load_columns(const float* at, Columns<kCount>& to) {
   TENON_UNROLL
-  for (int p = 0; p < kCount; ++p) to.pack[p] = load_pack(at + p * kPack);
+  for (int p = 0; p < kCount; ++p) to.simd[p] = load_simd(at + p * kSimd);
 }
 template <int kCount>
 TENON_DEVICE void store_columns(float* at, const Columns<kCount>& from) {
   TENON_UNROLL
-  for (int p = 0; p < kCount; ++p) store_pack(at + p * kPack, from.pack[p]);
+  for (int p = 0; p < kCount; ++p) store_simd(at + p * kSimd, from.simd[p]);
 }
 
 // What a token reads from S: m = Sᵀk and r = Sᵀq.
@@ -92,15 +92,15 @@ TENON_DEVICE void add_reading(const Columns<kCount>& row, float k, float q,
                               Reading<kCount>& reading) {
   TENON_UNROLL
   for (int p = 0; p < kCount; ++p) {
-    reading.m.pack[p] = reading.m.pack[p] + k * row.pack[p];
-    reading.r.pack[p] = reading.r.pack[p] + q * row.pack[p];
+    reading.m.simd[p] = reading.m.simd[p] + k * row.simd[p];
+    reading.r.simd[p] = reading.r.simd[p] + q * row.simd[p];
   }
 }
 template <int kCount>
 TENON_DEVICE void decay_and_add(float decay, float k, const Columns<kCount>& d,
                                 Columns<kCount>& row) {
   TENON_UNROLL
-  for (int p = 0; p < kCount; ++p) row.pack[p] = decay * row.pack[p] + k * d.pack[p];
+  for (int p = 0; p < kCount; ++p) row.simd[p] = decay * row.simd[p] + k * d.simd[p];
 }
 
 // S as a thread sees it: rows of its own columns.
@@ -151,14 +151,14 @@ TENON_DEVICE void write_state(const StateRows& from, const StateRows& to, float 
 template <int kCount>
 TENON_DEVICE void value_step(const PreparedToken& token, const Reading<kCount>& reading,
                              const bf16* v, bf16* out, Columns<kCount>& d) {
-  float o[kCount * kPack];
+  float o[kCount * kSimd];
   TENON_UNROLL
   for (int p = 0; p < kCount; ++p) {
-    const Pack value = load_pack(v + p * kPack);
-    d.pack[p] = token.beta * (value - token.decay * reading.m.pack[p]);
-    store_pack(o + p * kPack, token.decay * reading.r.pack[p] + token.k_dot_q * d.pack[p]);
+    const Simd value = load_simd(v + p * kSimd);
+    d.simd[p] = token.beta * (value - token.decay * reading.m.simd[p]);
+    store_simd(o + p * kSimd, token.decay * reading.r.simd[p] + token.k_dot_q * d.simd[p]);
   }
-  for (int i = 0; i < kCount * kPack; ++i) out[i] = to_bf16(o[i]);
+  for (int i = 0; i < kCount * kSimd; ++i) out[i] = to_bf16(o[i]);
 }
 
 // A batch of tokens on the thread's columns. S comes from `from`, stays in `tile` between tokens
@@ -188,7 +188,7 @@ TENON_DEVICE void run_batch(const KernelArgs& args, int first, int count, int co
 // All tokens of one sequence, for the block's columns of one v head.
 TENON_DEVICE void run_recurrent(const KernelArgs& args, const Sequence& sequence, int v_head,
                                 int first_column) {
-  constexpr int kRun = kWave == 1 ? kPacks * kPack : kColumns;  // columns of a run of the tile
+  constexpr int kRun = kWave == 1 ? kPacks * kSimd : kColumns;  // columns of a run of the tile
   TENON_SHARED(float, tile, kColumns* kDim);                    // runs, each [kDim, kRun]
   TENON_SHARED(float, q, kBatch* kDim);
   TENON_SHARED(float, k, kBatch* kDim);
@@ -199,7 +199,7 @@ TENON_DEVICE void run_recurrent(const KernelArgs& args, const Sequence& sequence
 
   // Decode: no tile in between.
   if (sequence.end - sequence.begin == 1 && from != nullptr && to != nullptr) {
-    constexpr int kStride = kStreamPacks * kPack;
+    constexpr int kStride = kStreamPacks * kSimd;
     prepare(args, sequence.begin, 1, v_head, batch);
     for (int at = thread_id() * kStride; at < kColumns; at += block_threads() * kStride) {
       const StateRows read{from + first_column + at, kDim}, written{to + first_column + at, kDim};
@@ -218,7 +218,7 @@ TENON_DEVICE void run_recurrent(const KernelArgs& args, const Sequence& sequence
     const bool from_slot = first == sequence.begin && from != nullptr;
     const bool to_slot = left <= kBatch && to != nullptr;
     for (int run = 0; run < kColumns; run += kRun) {
-      const int mine = thread_id() * kPacks * kPack;  // within the run
+      const int mine = thread_id() * kPacks * kSimd;  // within the run
       const int column = first_column + run + mine;
       const StateRows kept{tile + run * kDim + mine, kRun};
       const StateRows read = from_slot ? StateRows{from + column, kDim} : kept;

@@ -6,7 +6,7 @@
 #include "tenon/core/fp8.h"
 #include "tenon/device/device.cuh"
 #include "tenon/device/math.cuh"
-#include "tenon/ops/common/pack.cuh"
+#include "tenon/ops/common/simd.cuh"
 
 namespace tenon::TENON_TARGET::gated_delta_net {
 

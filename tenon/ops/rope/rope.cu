@@ -5,7 +5,7 @@
 #include "tenon/device/device.cuh"
 #include "tenon/device/math.cuh"
 #include "tenon/device/variant.h"
-#include "tenon/ops/common/pack.cuh"
+#include "tenon/ops/common/simd.cuh"
 
 namespace tenon::TENON_TARGET::rope {
 namespace {

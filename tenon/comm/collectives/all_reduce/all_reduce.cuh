@@ -38,7 +38,7 @@ TENON_DEVICE Word4 sum_words(const Word4 (&words)[kRanks], int size) {
     TENON_UNROLL
     for (int i = 0; i < 8; ++i) sum[i] = sum[i] + addend[i];
   }
-  return pack8<T>(sum);
+  return round_pack8<T>(sum);
 }
 
 // Sends this thread's vector `v` of a chunk to every peer: a VECTOR of rule 6. Returns it.

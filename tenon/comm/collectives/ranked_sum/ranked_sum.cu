@@ -38,7 +38,7 @@ vectors_kernel(Args args) {
       TENON_UNROLL
       for (int i = 0; i < 8; ++i) sum[i] += addend[i];
     }
-    store16(args.out + v * kVectorBytes, pack8<T>(sum));
+    store16(args.out + v * kVectorBytes, round_pack8<T>(sum));
   }
 }
 
