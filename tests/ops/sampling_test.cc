@@ -9,13 +9,12 @@
 #include <random>
 
 #include "tenon/ops/sampling/philox.cuh"
-#include "tests/support/targets.h"
-#include "tests/support/tensors.h"
+#include "tests/support/op_suite.h"
 
 namespace tenon::sampling {
 namespace {
 
-using test::Bench;
+using test::DeviceFixture;
 
 struct Row {
   float temperature = 0, top_p = 1;
@@ -43,7 +42,7 @@ Problem make_problem(int slices, int width, int num_tokens, std::vector<Row> row
   return problem;
 }
 
-Args put(Bench& bench, const Problem& problem) {
+Args put(DeviceFixture& fixture, const Problem& problem) {
   const auto rows = static_cast<std::int64_t>(problem.rows.size());
   std::vector<float> temperature, top_p;
   std::vector<std::int32_t> top_k, position;
@@ -56,25 +55,25 @@ Args put(Bench& bench, const Problem& problem) {
     seed.push_back(row.seed);
   }
   Args args;
-  args.logits = bench.put(problem.logits, DType::kF32, {problem.slices, rows, problem.width});
+  args.logits = fixture.put(problem.logits, DType::kF32, {problem.slices, rows, problem.width});
   args.num_tokens = problem.num_tokens;
-  args.temperature = bench.put(temperature, DType::kF32, {rows});
-  args.top_k = bench.put(top_k, DType::kI32, {rows});
-  args.top_p = bench.put(top_p, DType::kF32, {rows});
-  args.seed = bench.put(seed, DType::kI64, {rows});
-  args.position = bench.put(position, DType::kI32, {rows});
-  args.out = bench.put(std::vector<std::int32_t>(problem.rows.size(), -7), DType::kI32, {rows});
+  args.temperature = fixture.put(temperature, DType::kF32, {rows});
+  args.top_k = fixture.put(top_k, DType::kI32, {rows});
+  args.top_p = fixture.put(top_p, DType::kF32, {rows});
+  args.seed = fixture.put(seed, DType::kI64, {rows});
+  args.position = fixture.put(position, DType::kI32, {rows});
+  args.out = fixture.put(std::vector<std::int32_t>(problem.rows.size(), -7), DType::kI32, {rows});
   return args;
 }
 
 std::vector<std::int32_t> run_on(const Problem& problem, Target target) {
-  Bench bench(target);
-  const Args args = put(bench, problem);
-  const auto planned = plan(args, bench.where());
+  DeviceFixture fixture(target);
+  const Args args = put(fixture, problem);
+  const auto planned = plan(args, fixture.where());
   EXPECT_TRUE(planned) << planned.status().to_string();
   if (!planned) return {};
-  EXPECT_TRUE(run(*planned, args, bench.stream()));
-  return bench.get<std::int32_t>(args.out);
+  EXPECT_TRUE(run(*planned, args, fixture.stream()));
+  return fixture.get<std::int32_t>(args.out);
 }
 
 std::vector<int> sorted_candidates(Problem& problem, int row) {
@@ -280,27 +279,21 @@ TEST(Sampling, MultiplyHighIsExact) {
 }
 
 TEST(Sampling, RefusalsSayWhatIsAccepted) {
-  Bench bench(Target::kCpu);
-  const Args good = put(bench, make_problem(2, 8, 15, std::vector<Row>(3)));
-  EXPECT_TRUE(check(good));
-  const auto refused = [&](auto&& change) {
-    Args args = good;
-    change(args);
-    EXPECT_FALSE(plan(args, bench.where()));
-    return test::refusal(check(args));
-  };
-  EXPECT_EQ(refused([](Args& a) { a.num_tokens = 17; }),
-            "sampling: num_tokens is 17 but must be 1 to 16 for logits f32 [2, 3, 8] on cpu:0");
-  EXPECT_EQ(refused([](Args& a) { a.logits.dtype = DType::kBF16; }),
-            "sampling: logits is bf16 [2, 3, 8] on cpu:0 but must be of type f32");
-  EXPECT_EQ(refused([](Args& a) { a.seed.dtype = DType::kI32; }),
-            "sampling: seed is i32 [3] on cpu:0 but must be of type i64");
-  EXPECT_EQ(refused([](Args& a) { a.out.shape[0] = 2; }),
-            "sampling: out is i32 [2] on cpu:0 but must be [rows] with rows = 3");
-  EXPECT_EQ(
-      refused([](Args& a) { a.top_p.device.index = 1; }),
-      "sampling: top_p is f32 [3] on cpu:1 but logits is f32 [2, 3, 8] on cpu:0; all must lie "
-      "on one device");
+  DeviceFixture fixture(Target::kCpu);
+  const Args good = put(fixture, make_problem(2, 8, 15, std::vector<Row>(3)));
+  test::expect_refusals(
+      kOp, good,
+      {{[](Args& a) { a.num_tokens = 17; },
+        "sampling: num_tokens is 17 but must be 1 to 16 for logits f32 [2, 3, 8] on cpu:0"},
+       {[](Args& a) { a.logits.dtype = DType::kBF16; },
+        "sampling: logits is bf16 [2, 3, 8] on cpu:0 but must be of type f32"},
+       {[](Args& a) { a.seed.dtype = DType::kI32; },
+        "sampling: seed is i32 [3] on cpu:0 but must be of type i64"},
+       {[](Args& a) { a.out.shape[0] = 2; },
+        "sampling: out is i32 [2] on cpu:0 but must be [rows] with rows = 3"},
+       {[](Args& a) { a.top_p.device.index = 1; },
+        "sampling: top_p is f32 [3] on cpu:1 but logits is f32 [2, 3, 8] on cpu:0; all must lie "
+        "on one device"}});
 }
 
 }  // namespace
