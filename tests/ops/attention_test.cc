@@ -161,12 +161,11 @@ std::vector<bf16> run_step(const Shape& shape, const std::vector<Part>& parts,
                            const StepOptions& options) {
   DeviceFixture fixture(options.way.target);
   const Args args = put(fixture, shape, parts, options);
-  if (options.made_for_more == nullptr) {
-    test::run_forced(fixture, args, options.way.variant);
-  } else {
-    const Status done = run(*options.made_for_more, args, fixture.stream());
-    EXPECT_TRUE(done) << done.to_string();
-  }
+  const std::string_view variant = options.way.variant;
+  test::run_plan(fixture,
+                 options.made_for_more != nullptr ? *options.made_for_more
+                                                  : test::plan_forced(fixture, args, variant),
+                 args);
   return fixture.get<bf16>(args.out);
 }
 
@@ -467,9 +466,8 @@ TEST(Attention, PlanServesFewerSequencesAndTokens) {
   for_each_way(kOp, [&](const Way& way) {
     DeviceFixture fixture(way.target);
     const Args many = put(fixture, shape, {{&a, 0, 20}, {&b, 0, 6}, {&a, 3, 9}}, {});
-    const auto made = plan(many, fixture.where(), way.variant);
-    ASSERT_TRUE(made) << made.status().to_string();
-    expect_parts(shape, {{&b, 4, 6}}, {.way = way, .made_for_more = &*made});
+    const Plan made = test::plan_forced(fixture, many, way.variant);
+    expect_parts(shape, {{&b, 4, 6}}, {.way = way, .made_for_more = &made});
   });
 }
 

@@ -288,10 +288,9 @@ TEST(Rope, PlanServesFewerTokens) {
   const Problem many = make_problem({.tokens = 9}), few = make_problem({.tokens = 2});
   test::for_each_way(kOp, [&](const Way& way) {
     DeviceFixture fixture(way.target);
-    const auto planned = plan(put(fixture, many), fixture.where(), way.variant);
-    ASSERT_TRUE(planned) << planned.status().to_string();
+    const Plan made = test::plan_forced(fixture, put(fixture, many), way.variant);
     const Args args = put(fixture, few);
-    ASSERT_TRUE(run(*planned, args, fixture.stream()));
+    test::run_plan(fixture, made, args);
     const Outputs outputs = get(fixture, args);
     expect_q(few, outputs);
     expect_caches(few, outputs);

@@ -66,21 +66,38 @@ class LaunchWitness {
   static inline thread_local int launches_ = 0;
 };
 
-// Plans with this variant and no other and runs it. That variant is what ran, once.
+// A plan with this variant and no other. Its variant is `expected`, where one is given because the
+// op serves such calls by another, and the same else.
 template <class Args>
-void run_forced(DeviceFixture& on, const Args& args, std::string_view variant) {
+Plan plan_forced(const DeviceFixture& on, const Args& args, std::string_view variant,
+                 std::string_view expected = {}) {
+  if (expected.empty()) expected = variant;
   Result<Plan> planned = plan(args, on.where(), variant);
-  ASSERT_TRUE(planned) << planned.status().to_string();
-  EXPECT_EQ(planned->variant_name, variant);
-  ASSERT_NE(planned->op, nullptr);
+  if (!planned) {
+    ADD_FAILURE() << planned.status().to_string();
+    return {};
+  }
+  EXPECT_EQ(planned->variant_name, expected);
   for (const Variant& each : variants(*planned->op, on.device().target))
-    EXPECT_EQ(each.name == variant, each.code == planned->code) << each.name;
-  const LaunchWitness witness(*planned);
-  const Status ran = run(*planned, args, on.stream());
+    EXPECT_EQ(each.name == expected, each.code == planned->code) << each.name;
+  return *std::move(planned);
+}
+
+// Runs it to its end. The code of its variant is what ran, once.
+template <class Args>
+void run_plan(DeviceFixture& on, Plan planned, const Args& args) {
+  ASSERT_NE(planned.code, nullptr);
+  const LaunchWitness witness(planned);
+  const Status ran = run(planned, args, on.stream());
   ASSERT_TRUE(ran) << ran.to_string();
   EXPECT_EQ(witness.launches(), 1);
   const Status done = on.stream().synchronize();
   ASSERT_TRUE(done) << done.to_string();
+}
+
+template <class Args>
+void run_forced(DeviceFixture& on, const Args& args, std::string_view variant) {
+  run_plan(on, plan_forced(on, args, variant), args);
 }
 
 // A change of good arguments, and words of the sentence that refuses them. Words that begin with
