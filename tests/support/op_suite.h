@@ -38,7 +38,9 @@ inline bool is_slow(Target target) { return is_host(target) && wave_of(target) >
 // Calls body(way) for each, traced; after a fatal failure no more.
 template <class Body>
 void for_each_way(const Op& op, const Body& body) {
-  for (const Way& way : all_ways(op)) {
+  const std::vector<Way> ways = all_ways(op);
+  if (ways.empty()) GTEST_SKIP() << "TEST_TARGETS names no target that this machine can run";
+  for (const Way& way : ways) {
     SCOPED_TRACE(to_string(way));
     body(way);
     if (::testing::Test::HasFatalFailure()) return;
@@ -129,8 +131,7 @@ void expect_refusals(const Op& op, const Args& good,
       EXPECT_NE(sentence.find(each.words), std::string::npos) << sentence;
     }
     const Result<Plan> planned = plan(args, *where);
-    EXPECT_FALSE(planned) << "was planned";
-    EXPECT_EQ(planned.status().message(), refused.message());
+    EXPECT_EQ(planned ? "was planned" : planned.status().message(), sentence);
   }
   const Result<Plan> unknown = plan(good, *where, "no_such_variant");
   EXPECT_FALSE(unknown) << "a variant that is not there was planned";
