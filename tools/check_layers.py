@@ -44,6 +44,9 @@ VENDOR_HOMES = ("tenon/device/cuda_hip/", "tenon/comm/transport/", "tenon/comm/b
 # emulated targets run the same.
 VENDOR_MACRO = re.compile(r"^\s*#\s*(?:el)?if.*(__CUDACC__|__HIP__|__CUDA_ARCH__|__HIP_DEVICE_COMPILE__)", re.M)
 VENDOR_MACRO_HOMES = ("tenon/core/dtype.h", "tenon/device/", "tenon/ops/common/row.cuh")
+# Kernels of tests lie in the namespace of their target, or in one that the test names (kernels.inc).
+SUPPORT_SPACES = ("tenon::test", "tenon::TENON_TARGET", "tenon::TENON_TEST_SPACE")
+NAMESPACE = re.compile(r"^namespace (tenon[\w:]*) \{", re.MULTILINE)
 LIBRARIES = {  # third-party headers and the only places that may name them
     "nlohmann/": ("tenon/core/json.", "tenon/text/", "tenon/models/", "apps/", "tests/"),
     "CLI/": ("apps/",),
@@ -104,6 +107,10 @@ def check_file(path, text):
         complaints.append("starts a thread by itself; start_thread (tenon/core/thread.h) does")
     if path.startswith("tests/") and "SetUpTestSuite" in text:
         complaints.append("has a SetUpTestSuite; where one fails ctest counts its tests as skipped, so use SetUp")
+    if path.startswith("tests/support/"):
+        for space in NAMESPACE.findall(text):
+            if space not in SUPPORT_SPACES:
+                complaints.append(f"opens namespace {space}; tests/support has {', '.join(SUPPORT_SPACES)}")
     for kind, target in INCLUDE.findall(text):
         if kind == '"':
             if target.startswith("tests/") and not path.startswith("tests/"):

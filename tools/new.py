@@ -98,8 +98,11 @@ Status supports(const Args& args, const PlanContext&, Recipe* recipe) {
 }
 
 Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
-  const KernelArgs to{args.in.as<const bf16>(), args.out.as<bf16>(), args.in.stride[0],
-                      args.out.stride[0], static_cast<int>(args.out.shape[0]),
+  const KernelArgs to{args.in.as<const bf16>(),
+                      args.out.as<bf16>(),
+                      args.in.stride[0],
+                      args.out.stride[0],
+                      static_cast<int>(args.out.shape[0]),
                       static_cast<int>(args.out.shape[1])};
   return tenon::launch(stream, recipe.launches.front().shape, rows_kernel, to);
 }
@@ -115,49 +118,99 @@ VARIANTS = """// What the lines mean: docs/add-an-op.md.
 TENON_VARIANT(rows, all, NAME.cu, , reference)
 """
 
-TEST = """// NAME against the plainest oracle, on every built target and variant.
+TEST = """// NAME against a reading of its header in doubles, on every built target and variant.
 #include "tenon/ops/NAME/NAME.h"
 
 #include <gtest/gtest.h>
 
+#include <random>
+
 #include "tenon/core/fp8.h"
-#include "tests/support/targets.h"
-#include "tests/support/tensors.h"
+#include "tests/support/op_suite.h"
 
 namespace tenon::NAME {
 namespace {
 
+using test::DeviceFixture;
+using test::Way;
+
+struct Problem {
+  int rows = 3, width = 40;
+  std::vector<bf16> in;  // [rows, width]
+};
+
+Problem make_problem(int rows, int width) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  Problem problem{rows, width, {}};
+  for (int i = 0; i < rows * width; ++i) problem.in.push_back(to_bf16(normal(random)));
+  return problem;
+}
+
+Args put(DeviceFixture& fixture, const Problem& problem) {
+  Args args;
+  args.in = fixture.put(problem.in, DType::kBF16, {problem.rows, problem.width});
+  args.out = fixture.blank(DType::kBF16, {problem.rows, problem.width});
+  return args;
+}
+
+std::vector<bf16> run_way(const Problem& problem, const Way& way) {
+  DeviceFixture fixture(way.target);
+  const Args args = put(fixture, problem);
+  test::run_forced(fixture, args, way.variant);
+  return fixture.get<bf16>(args.out);
+}
+
 // The formula of NAME.h, in doubles.
 double oracle(double in) { return in; }
 
-TEST(NAME, MatchesTheOracle) {
-  constexpr int kRows = 3, kWidth = 40;
-  std::vector<bf16> in;
-  for (int i = 0; i < kRows * kWidth; ++i) in.push_back(to_bf16(static_cast<float>(i % 17 - 8)));
-  for (const Target target : test::usable_targets())
-    for (const std::string& variant : test::variant_names(kOp, target)) {
-      SCOPED_TRACE(variant + " on " + std::string(name(target)));
-      test::Bench bench(target);
-      Args args;
-      args.in = bench.put(in, DType::kBF16, {kRows, kWidth});
-      args.out = bench.rows(DType::kBF16, kRows, kWidth, kWidth);
-      const auto planned = plan(args, bench.where(), variant);
-      ASSERT_TRUE(planned) << planned.status().to_string();
-      EXPECT_EQ(planned->variant_name, variant);
-      ASSERT_TRUE(run(*planned, args, bench.stream()));
-      const std::vector<bf16> out = bench.get<bf16>(args.out);
-      for (std::size_t i = 0; i < out.size(); ++i)
-        ASSERT_EQ(to_float(out[i]), oracle(to_float(in[i]))) << "element " << i;
-    }
-  FAIL() << "this is a copy: write the formula, its oracle and the kernel, then take this line out";
+void expect_oracle(const Problem& problem, const std::vector<bf16>& out) {
+  ASSERT_EQ(out.size(), problem.in.size());
+  for (std::size_t i = 0; i < out.size(); ++i)
+    ASSERT_EQ(to_float(out[i]), oracle(to_float(problem.in[i]))) << "element " << i;
 }
 
-TEST(NAME, RefusesWhatDoesNotFit) {
-  std::vector<bf16> rows(16);
-  Args args;
-  args.in = view(rows.data(), DType::kBF16, Device{}, {2, 8});
-  args.out = view(rows.data(), DType::kBF16, Device{}, {1, 8});
-  EXPECT_FALSE(check(args));
+TEST(SUITE, MatchesTheOracle) {
+  test::for_each_way(kOp, [](const Way& way) {
+    for (const int rows : {0, 1, 3})
+      for (const int width : {1, 40, 300}) {
+        const Problem problem = make_problem(rows, width);
+        expect_oracle(problem, run_way(problem, way));
+      }
+  });
+}
+
+TEST(SUITE, ARowDoesNotDependOnTheOthers) {
+  const Problem all = make_problem(7, 40);
+  test::for_each_way(kOp, [&](const Way& way) {
+    test::expect_rows_alone_equal_together(all.rows, [&](const std::vector<int>& rows) {
+      Problem some{static_cast<int>(rows.size()), all.width, {}};
+      for (const int row : rows)
+        some.in.insert(some.in.end(), all.in.begin() + row * all.width,
+                       all.in.begin() + (row + 1) * all.width);
+      std::vector<test::RowBytes> found(rows.size());
+      test::append_rows(found, run_way(some, way));
+      return found;
+    });
+  });
+}
+
+TEST(SUITE, PlanServesFewerRows) {
+  const Problem many = make_problem(9, 40), few = make_problem(2, 40);
+  test::for_each_way(kOp, [&](const Way& way) {
+    DeviceFixture fixture(way.target);
+    const Plan made = test::plan_forced(fixture, put(fixture, many), way.variant);
+    const Args args = put(fixture, few);
+    test::run_plan(fixture, made, args);
+    expect_oracle(few, fixture.get<bf16>(args.out));
+  });
+}
+
+TEST(SUITE, RefusalsSayWhatIsAccepted) {
+  DeviceFixture fixture(Target::kCpu);
+  test::expect_refusals(kOp, put(fixture, make_problem(3, 40)),
+                        {{[](Args& a) { a.in.dtype = DType::kF16; }, "must be of type bf16"},
+                         {[](Args& a) { a.out.shape[0] = 2; }, "out is bf16 [2, 40]"}});
 }
 
 }  // namespace
@@ -165,9 +218,10 @@ TEST(NAME, RefusesWhatDoesNotFit) {
 """
 
 
-def write(path, text):
+def write(path, text, name):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    suite = name.title().replace("_", "")
+    path.write_text(re.sub(r"\bNAME\b", name, text).replace("SUITE", suite))
     print(f"made {path.relative_to(ROOT)}")
 
 
@@ -181,11 +235,11 @@ def new_op(name):
     folder = ROOT / "tenon/ops" / name
     if folder.exists():
         sys.exit(f"new op: {folder.relative_to(ROOT)} exists already")
-    write(folder / f"{name}.h", named(HEADER, name))
-    write(folder / f"{name}.cc", named(SOURCE, name))
-    write(folder / f"{name}.cu", named(KERNELS, name))
-    write(folder / "variants.def", named(VARIANTS, name))
-    write(ROOT / f"tests/ops/{name}_test.cc", named(TEST, name))
+    write(folder / f"{name}.h", HEADER, name)
+    write(folder / f"{name}.cc", SOURCE, name)
+    write(folder / f"{name}.cu", KERNELS, name)
+    write(folder / "variants.def", VARIANTS, name)
+    write(ROOT / f"tests/ops/{name}_test.cc", TEST, name)
     with open(ROOT / "tenon/core/ops.def", "a", encoding="utf-8") as ops:
         ops.write(f"TENON_OP({name}, ops/{name})\n")
     print(f"added {name} to tenon/core/ops.def; next: tenon/ops/{name}/{name}.cu (docs/add-an-op.md)")

@@ -124,7 +124,7 @@ class Names(Stubbed):
         self.assertEqual(self.done("test", "Env.ReadsEveryKnob").returncode, 8)
 
     def test_every_name_that_documents_use(self):
-        floors = "core|gpu|comm|ops|layers|models|runtime|apps|policy"
+        floors = "core|text|reference|device|comm|ops|boundary|layers|models|runtime|serve|apps|policy|install"
         names = set()
         for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
             names |= set(re.findall(rf"`((?:{floors})_\w+_test)\b", path.read_text()))
@@ -191,6 +191,62 @@ class Steps(Stubbed):
         self.assertEqual(self.x("tidy")[0], 0)
         self.tool("clang-tidy-14", "exit 1")
         self.assertNotEqual(self.x("tidy")[0], 0)
+
+
+class Scaffold(unittest.TestCase):
+    """./x new op NAME, in a tree of its own that has nothing but the list of ops."""
+
+    def setUp(self):
+        self.tree = pathlib.Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.tree)
+        for path in ("tools/new.py", "tenon/core/ops.def"):
+            (self.tree / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / path, self.tree / path)
+
+    def new(self, *words):
+        return subprocess.run([sys.executable, self.tree / "tools/new.py", *words], check=False,
+                              capture_output=True, text=True)
+
+    def files(self):
+        return {str(path.relative_to(self.tree)) for path in self.tree.rglob("*") if path.is_file()}
+
+    def compile(self, path, target, wave, header):
+        done = subprocess.run(
+            ["c++", "-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Wshadow", "-Wconversion",
+             "-Wno-sign-conversion", "-Werror", f"-I{self.tree}", f"-I{ROOT}",
+             f"-DTENON_TARGET={target}", f"-DTENON_WAVE={wave}",
+             f'-DTENON_DEVICE_HEADER="tenon/device/{header}/device.cuh"', "-x", "c++",
+             self.tree / path], check=False, capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stderr), (0, ""), path)
+
+    def test_what_it_writes_compiles(self):
+        before = self.files()
+        done = self.new("op", "two_words")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        folder, test = "tenon/ops/two_words/", "tests/ops/two_words_test.cc"
+        self.assertEqual(self.files() - before,
+                         {folder + "two_words.h", folder + "two_words.cc", folder + "two_words.cu",
+                          folder + "variants.def", test})
+        for path in self.files() - before:
+            self.assertNotRegex((self.tree / path).read_text(), r"\bNAME\b|SUITE")
+        self.assertIn("TEST(TwoWords, ", (self.tree / test).read_text())
+        self.assertTrue((self.tree / "tenon/core/ops.def").read_text().endswith(
+            "TENON_OP(two_words, ops/two_words)\n"))
+        # What CMake makes of variants.def.
+        (self.tree / folder / "built_variants.def").write_text(
+            'TENON_BUILT_VARIANT(Cpu, cpu, rows, kReference, "")\n')
+        for path in (folder + "two_words.cc", test, folder + "two_words.cu"):
+            self.compile(path, "cpu", 1, "cpu")
+        self.compile(folder + "two_words.cu", "emu32", 32, "emu")
+
+    def test_refusals_change_nothing(self):
+        self.assertEqual(self.new("op", "taken").returncode, 0)
+        before = {path: (self.tree / path).read_text() for path in self.files()}
+        for words in (("op", "taken"), ("op", "TwoWords"), ("op", "two-words"), ("op",), ("layer", "x")):
+            done = self.new(*words)
+            self.assertNotEqual(done.returncode, 0, words)
+            self.assertTrue(done.stderr, words)
+            self.assertEqual({path: (self.tree / path).read_text() for path in self.files()}, before)
 
 
 if __name__ == "__main__":

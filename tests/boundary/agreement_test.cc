@@ -16,6 +16,9 @@ namespace tenon {
 namespace {
 
 using std::chrono::milliseconds;
+using test::meet;
+using test::RankOptions;
+using test::run_ranks;
 using Clock = std::chrono::steady_clock;
 
 constexpr milliseconds kDeadline(20'000);

@@ -15,6 +15,9 @@
 namespace tenon {
 namespace {
 
+using test::RankOptions;
+using test::run_ranks;
+
 // Bytes of one boundary's outputs on one rank.
 struct Outputs {
   std::vector<std::uint16_t> residual, normed;

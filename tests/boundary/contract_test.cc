@@ -35,6 +35,8 @@ std::atomic<long> num_allocations{0};
 namespace tenon {
 namespace {
 
+using test::run_ranks;
+
 constexpr int kRows = 5, kHidden = 512, kGroup = 128, kGroups = kHidden / kGroup;
 
 // The tensors of one call, all in one piece of memory with room between them.

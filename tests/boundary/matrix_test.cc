@@ -18,6 +18,9 @@ namespace {
 using test::BoundaryTensors;
 using test::FusedCase;
 using test::Judged;
+using test::meet;
+using test::RankOptions;
+using test::run_ranks;
 
 struct Chain {
   int stage;

@@ -13,6 +13,10 @@ namespace tenon {
 namespace {
 
 using test::CclRows;
+using test::meet;
+using test::RankBody;
+using test::RankOptions;
+using test::run_ranks;
 
 constexpr int kRanks = 2;
 

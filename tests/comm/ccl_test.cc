@@ -18,6 +18,9 @@ namespace {
 using std::chrono::milliseconds;
 using test::CclRows;
 using test::FakeCclFault;
+using test::RankBody;
+using test::RankOptions;
+using test::run_ranks;
 using Clock = std::chrono::steady_clock;
 
 constexpr milliseconds kDeadline(200);

@@ -13,6 +13,8 @@
 namespace tenon {
 namespace {
 
+using test::run_ranks;
+
 TEST(Channel, DefaultIsNothing) {
   const Channel none;
   EXPECT_FALSE(none);

@@ -16,6 +16,8 @@
 namespace tenon {
 namespace {
 
+using test::run_ranks;
+
 using Halves = std::vector<std::uint16_t>;
 
 float widen(DType dtype, std::uint16_t bits) {

@@ -9,6 +9,9 @@
 namespace tenon {
 namespace {
 
+using test::meet;
+using test::run_ranks;
+
 TEST(Communicator, LoneRankNeedsNobody) {
   auto comm = Communicator::create({}, Device{});
   ASSERT_TRUE(comm) << comm.status().to_string();

@@ -13,6 +13,8 @@ namespace tenon {
 namespace {
 
 using std::chrono::milliseconds;
+using test::meet;
+using test::run_ranks;
 using Clock = std::chrono::steady_clock;
 
 constexpr milliseconds kPatience(60'000);  // for contexts and for what is not the subject

@@ -17,6 +17,9 @@ namespace tenon {
 namespace {
 
 using std::chrono::milliseconds;
+using test::RankOptions;
+using test::run_one_rank;
+using test::run_ranks;
 using Clock = std::chrono::steady_clock;
 
 constexpr milliseconds kDeadline(200);

@@ -12,6 +12,9 @@
 namespace tenon {
 namespace {
 
+using test::meet;
+using test::run_ranks;
+
 TEST(Probe, EverybodyMeetsEverybodyOnce) {
   for (int size = 1; size <= kMaxRanks; ++size)
     for (int rank = 0; rank < size; ++rank) {

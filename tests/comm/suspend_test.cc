@@ -11,6 +11,10 @@
 namespace tenon {
 namespace {
 
+using test::meet;
+using test::RankOptions;
+using test::run_ranks;
+
 bool says(const Status& status, std::string_view text) {
   return status.message().find(text) != std::string_view::npos;
 }

@@ -18,6 +18,8 @@ namespace tenon {
 namespace {
 
 using std::chrono::milliseconds;
+using test::RankOptions;
+using test::run_ranks;
 
 using test::conform;
 

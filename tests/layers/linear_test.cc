@@ -8,7 +8,7 @@
 namespace tenon {
 namespace {
 
-using test::Bench;
+using test::DeviceFixture;
 using test::Doubles;
 using test::LayerBench;
 
@@ -40,12 +40,12 @@ TEST(RowPlans, CoverEveryRowCount) {
 }
 
 TEST(Scratch, IsSharedByLabelAndShape) {
-  Bench bench(Target::kCpu);
+  DeviceFixture bench(Target::kCpu);
   Scratch scratch(bench.stream(), kMaxRows);
-  const TensorView a = Bench::must(scratch.rows("a", DType::kBF16, 8));
-  EXPECT_EQ(Bench::must(scratch.rows("a", DType::kBF16, 8)).data, a.data);
-  EXPECT_NE(Bench::must(scratch.rows("a", DType::kBF16, 9)).data, a.data);
-  EXPECT_NE(Bench::must(scratch.rows("b", DType::kBF16, 8)).data, a.data);
+  const TensorView a = DeviceFixture::must(scratch.rows("a", DType::kBF16, 8));
+  EXPECT_EQ(DeviceFixture::must(scratch.rows("a", DType::kBF16, 8)).data, a.data);
+  EXPECT_NE(DeviceFixture::must(scratch.rows("a", DType::kBF16, 9)).data, a.data);
+  EXPECT_NE(DeviceFixture::must(scratch.rows("b", DType::kBF16, 8)).data, a.data);
   EXPECT_EQ(a.shape[0], kMaxRows);
   for (std::uint16_t each : bench.get<std::uint16_t>(a)) EXPECT_EQ(each, 0);
   EXPECT_EQ(scratch.take_buffers().size(), 3u);
@@ -62,7 +62,7 @@ TEST(Linear, ReadsTheFormOfItsWeight) {
       LayerBench layer(target, kMaxRows, kHidden);
       constexpr int kOut = 136;  // a ragged block of scales
       const auto weight = layer.matrix(fp8, kOut, kHidden);
-      const TensorView out = Bench::must(layer.scratch.rows("out", DType::kBF16, kOut));
+      const TensorView out = DeviceFixture::must(layer.scratch.rows("out", DType::kBF16, kOut));
       const auto linear = Linear::make(weight.matrix, layer.context.x, out, layer.context.where);
       ASSERT_TRUE(linear) << linear.status().message();
       NormedForms forms;
@@ -89,8 +89,8 @@ TEST(OutProjection, ActivatesQuantisesAndProjects) {
         LayerBench layer(target, kMaxRows, kHidden);
         const auto weight = layer.matrix(fp8, kOut, kWidth);
         const int in_width = gated ? 2 * kWidth : kWidth;
-        const TensorView in = Bench::must(layer.scratch.rows("in", DType::kBF16, in_width));
-        const TensorView out = Bench::must(layer.scratch.rows("out", DType::kBF16, kOut));
+        const TensorView in = DeviceFixture::must(layer.scratch.rows("in", DType::kBF16, in_width));
+        const TensorView out = DeviceFixture::must(layer.scratch.rows("out", DType::kBF16, kOut));
         const auto prologue = gated ? fp8_quant::Prologue::kSiluMul : fp8_quant::Prologue::kNone;
         const auto projection =
             OutProjection::make("test", weight.matrix, prologue, in, out, layer.context);

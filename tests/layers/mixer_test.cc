@@ -10,7 +10,7 @@
 namespace tenon {
 namespace {
 
-using test::Bench;
+using test::DeviceFixture;
 using test::Doubles;
 using test::LayerBench;
 using test::TestMatrix;

@@ -15,6 +15,8 @@
 namespace tenon {
 namespace {
 
+using test::run_ranks;
+
 using test::ModelDriver;
 using test::prompt;
 

@@ -14,6 +14,7 @@ namespace {
 
 using test::FileTensor;
 using test::FileTensors;
+using test::run_ranks;
 
 FileTensor bytes_of(std::size_t count) {
   return {"U8", {static_cast<std::int64_t>(count)}, std::vector<std::byte>(count, std::byte{7})};

@@ -54,7 +54,9 @@
 namespace tenon {
 namespace {
 
+using test::meet;
 using test::ModelDriver;
+using test::run_ranks;
 using test::ShardRows;
 using test::splitmix64;
 using test::TempDirectory;

@@ -13,6 +13,7 @@ namespace tenon {
 namespace {
 
 using test::OnDisk;
+using test::run_ranks;
 using test::TinyShape;
 
 std::vector<int> all_sizes() {

@@ -27,6 +27,7 @@ using test::OnDisk;
 using test::prompt;
 using test::rms;
 using test::rms_difference;
+using test::run_ranks;
 using test::small_options;
 using test::TempDirectory;
 using test::TinyShape;

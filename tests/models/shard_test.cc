@@ -7,13 +7,13 @@
 #include <array>
 
 #include "tenon/core/fp8.h"
-#include "tests/support/tensors.h"
+#include "tests/support/device_fixture.h"
 #include "tests/support/tiny_model.h"
 
 namespace tenon {
 namespace {
 
-using test::Bench;
+using test::DeviceFixture;
 using test::FileTensor;
 using test::FileTensors;
 
@@ -63,7 +63,7 @@ struct Loaded {
                    });
   }
   test::TempDirectory directory;
-  Bench bench;
+  DeviceFixture bench;
   std::optional<ShardLoader> loader;
   std::pair<std::int64_t, std::int64_t> progress;
 };

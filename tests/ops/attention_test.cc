@@ -6,15 +6,18 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstring>
 #include <random>
 
 #include "tenon/core/fp8.h"
 #include "tests/support/exact_math.h"
-#include "tests/support/targets.h"
+#include "tests/support/op_suite.h"
 
 namespace tenon::attention {
 namespace {
+
+using test::DeviceFixture;
+using test::for_each_way;
+using test::Way;
 
 constexpr double kFloatUlp = 0x1p-24;  // unit roundoffs
 constexpr double kHalfUlp = 0x1p-8;    // of bf16
@@ -56,13 +59,11 @@ struct Part {
 };
 
 struct StepOptions {
-  Target target = Target::kCpu;
-  std::string_view variant = {};
+  Way way;
   int extra_rows = 0;                   // behind the last sequence
   int gate_padding = 0;                 // strided gate: elements between heads
   int first_block = 0;                  // rotates which blocks of the cache are used
   const Plan* made_for_more = nullptr;  // a plan to run with, instead of making one
-  Plan* made = nullptr;                 // receives the plan
 };
 
 // The paged cache and its table for the parts. Blocks are dealt out in an odd order; what no
@@ -132,43 +133,40 @@ StepRows gather(const Shape& shape, const std::vector<Part>& parts, const StepOp
   return rows;
 }
 
-std::vector<bf16> run_step(const Shape& shape, const std::vector<Part>& parts,
-                           const StepOptions& options) {
-  const Device device{options.target, 0};
-  Pages pages = make_pages(shape, parts, options.first_block);
-  StepRows rows = gather(shape, parts, options);
+Args put(DeviceFixture& fixture, const Shape& shape, const std::vector<Part>& parts,
+         const StepOptions& options) {
+  const Pages pages = make_pages(shape, parts, options.first_block);
+  const StepRows rows = gather(shape, parts, options);
   const std::int64_t tokens = rows.starts.back() + options.extra_rows;
   const auto sequences = static_cast<std::int64_t>(parts.size());
-  std::vector<bf16> out(at(tokens * shape.q_heads * shape.head_dim), bf16{0x7fc0});
   Args args;
-  args.q = view(rows.q.data(), DType::kBF16, device, {tokens, shape.q_heads, shape.head_dim});
+  args.q = fixture.put(rows.q, DType::kBF16, {tokens, shape.q_heads, shape.head_dim});
   if (shape.gated) {
-    args.gate =
-        view(rows.gate.data(), DType::kBF16, device, {tokens, shape.q_heads, shape.head_dim});
-    args.gate->stride[1] = shape.head_dim + options.gate_padding;
-    args.gate->stride[0] = args.gate->stride[1] * shape.q_heads;
+    args.gate = fixture.put(rows.gate, DType::kBF16,
+                            {tokens, shape.q_heads, shape.head_dim + options.gate_padding});
+    args.gate->shape[2] = shape.head_dim;
   }
   for (auto [cache, rows_of] : {std::pair{&args.k_cache, &pages.k}, {&args.v_cache, &pages.v}})
-    *cache = view(rows_of->data(), DType::kBF16, device,
-                  {pages.blocks, shape.block_tokens, shape.kv_heads, shape.head_dim});
-  args.block_table = view(pages.table.data(), DType::kI32, device, {sequences, pages.max_blocks});
-  args.sequence_starts = view(rows.starts.data(), DType::kI32, device, {sequences + 1});
-  args.sequence_lengths = view(rows.lengths.data(), DType::kI32, device, {sequences});
+    *cache = fixture.put(*rows_of, DType::kBF16,
+                         {pages.blocks, shape.block_tokens, shape.kv_heads, shape.head_dim});
+  args.block_table = fixture.put(pages.table, DType::kI32, {sequences, pages.max_blocks});
+  args.sequence_starts = fixture.put(rows.starts, DType::kI32, {sequences + 1});
+  args.sequence_lengths = fixture.put(rows.lengths, DType::kI32, {sequences});
   args.scale = shape.scale;
-  args.out = view(out.data(), DType::kBF16, device, {tokens, shape.q_heads * shape.head_dim});
+  args.out = fixture.blank(DType::kBF16, {tokens, shape.q_heads * shape.head_dim}, 0xff);  // NaN
+  return args;
+}
 
-  const auto where = plan_context(device);
-  EXPECT_TRUE(where) << where.status().to_string();
-  auto stream = Stream::create(device);
-  EXPECT_TRUE(stream) << stream.status().to_string();
-  const auto chosen = options.made_for_more != nullptr ? Result<Plan>(*options.made_for_more)
-                                                       : plan(args, *where, options.variant);
-  EXPECT_TRUE(chosen) << chosen.status().to_string();
-  if (chosen && options.made != nullptr) *options.made = *chosen;
-  const Status done = chosen ? run(*chosen, args, *stream) : chosen.status();
-  EXPECT_TRUE(done) << done.to_string();
-  EXPECT_TRUE(stream->synchronize());
-  return out;
+std::vector<bf16> run_step(const Shape& shape, const std::vector<Part>& parts,
+                           const StepOptions& options) {
+  DeviceFixture fixture(options.way.target);
+  const Args args = put(fixture, shape, parts, options);
+  const std::string_view variant = options.way.variant;
+  test::run_plan(fixture,
+                 options.made_for_more != nullptr ? *options.made_for_more
+                                                  : test::plan_forced(fixture, args, variant),
+                 args);
+  return fixture.get<bf16>(args.out);
 }
 
 // One row in double.
@@ -249,20 +247,6 @@ void expect_parts(const Shape& shape, const std::vector<Part>& parts, const Step
       }
   for (auto i = at(row * shape.head_dim); i < out.size(); ++i)
     ASSERT_EQ(out[i].bits, 0) << "rows behind the last sequence are zero";
-}
-
-struct Way {
-  Target target;
-  std::string_view variant;
-};
-std::vector<Way> all_ways() {
-  std::vector<Way> found;
-  for (Target target : test::host_targets())
-    for (const Variant& each : variants(kOp, target)) found.push_back({target, each.name});
-  return found;
-}
-std::string to_string(const Way& way) {
-  return test::to_string(way.target) + " " + std::string(way.variant);
 }
 
 void expect_same_bits(const std::vector<bf16>& one, const std::vector<bf16>& other) {
@@ -350,39 +334,42 @@ TEST(Attention, KeepsItsDefinitionToTheBit) {
                     .scale = 0.2f,
                     .gated = false};
   const Context context = make_context(shape, 800, 21);
-  for (const Way& way : all_ways())
+  for_each_way(kOp, [&](const Way& way) {
     for (const auto& [begin, end] :
          {std::pair{0, 70}, {127, 130}, {250, 260}, {511, 514}, {640, 641}, {767, 800}}) {
-      SCOPED_TRACE(to_string(way) + ", from " + std::to_string(begin));
-      const auto out = run_step(shape, {{&context, begin, end}}, {way.target, way.variant});
+      SCOPED_TRACE("from " + std::to_string(begin));
+      const auto out = run_step(shape, {{&context, begin, end}}, {way});
       std::vector<bf16> expected;
       for (int token = begin; token < end; ++token)
         for (int head = 0; head < shape.q_heads; ++head)
           for (const bf16 each : exact_row(shape, context, token, head)) expected.push_back(each);
       expect_same_bits(expected, out);
     }
+  });
 }
 
 TEST(Attention, DecodeMatchesOracle) {
   const Shape shape;
-  for (const Way& way : all_ways())
+  for_each_way(kOp, [&](const Way& way) {
     for (int length : {1, 2, 15, 16, 17, 64, 65, 200, 256, 257, 700}) {
-      if (way.target != Target::kCpu && length > 65 && length != 257) continue;
-      SCOPED_TRACE(to_string(way) + ", length " + std::to_string(length));
+      if (test::is_slow(way.target) && length > 65 && length != 257) continue;
+      SCOPED_TRACE("length " + std::to_string(length));
       const Context context = make_context(shape, length, 3);
-      expect_parts(shape, {{&context, length - 1, length}}, {way.target, way.variant});
+      expect_parts(shape, {{&context, length - 1, length}}, {way});
     }
+  });
 }
 
 TEST(Attention, PrefillMatchesOracle) {
   const Shape shape{.head_dim = 64, .block_tokens = 4, .scale = 0.125f};
-  for (const Way& way : all_ways())
+  for_each_way(kOp, [&](const Way& way) {
     for (int length : {1, 2, 3, 17, 65, 130}) {
-      if (way.target != Target::kCpu && length > 17) continue;
-      SCOPED_TRACE(to_string(way) + ", length " + std::to_string(length));
+      if (test::is_slow(way.target) && length > 17) continue;
+      SCOPED_TRACE("length " + std::to_string(length));
       const Context context = make_context(shape, length, 4);
-      expect_parts(shape, {{&context, 0, length}}, {way.target, way.variant});
+      expect_parts(shape, {{&context, 0, length}}, {way});
     }
+  });
 }
 
 TEST(Attention, TakesEveryGroupingAndHeadSize) {
@@ -392,12 +379,13 @@ TEST(Attention, TakesEveryGroupingAndHeadSize) {
       {.q_heads = 16, .kv_heads = 1, .head_dim = 64, .scale = 0.125f, .gated = false},
       {.q_heads = 6, .kv_heads = 2, .head_dim = 248, .block_tokens = 64},
       {.q_heads = 2, .kv_heads = 2, .head_dim = 128, .block_tokens = 3, .scale = 0.1f}};
-  for (const Way& way : all_ways())
+  for_each_way(kOp, [&](const Way& way) {
     for (const Shape& shape : shapes) {
-      SCOPED_TRACE(to_string(way) + ", head_dim " + std::to_string(shape.head_dim));
+      SCOPED_TRACE("head_dim " + std::to_string(shape.head_dim));
       const Context context = make_context(shape, 19, 5);
-      expect_parts(shape, {{&context, 12, 19}}, {way.target, way.variant, 2, 16});
+      expect_parts(shape, {{&context, 12, 19}}, {way, 2, 16});
     }
+  });
 }
 
 TEST(Attention, MixedBatchHasTheBitsOfEachSequenceAlone) {
@@ -405,29 +393,27 @@ TEST(Attention, MixedBatchHasTheBitsOfEachSequenceAlone) {
   const Context a = make_context(shape, 40, 6), b = make_context(shape, 9, 7),
                 c = make_context(shape, 23, 8);
   const std::vector<Part> parts{{&a, 39, 40}, {&b, 0, 9}, {&c, 20, 23}};
-  std::optional<std::vector<bf16>> first;
-  for (const Way& way : all_ways()) {
-    SCOPED_TRACE(to_string(way));
-    const StepOptions options{way.target, way.variant, 3, 8, 5};
+  const std::vector<bf16> reference = run_step(shape, parts, {test::on_cpu(kOp), 3, 8, 5});
+  for_each_way(kOp, [&](const Way& way) {
+    const StepOptions options{way, 3, 8, 5};
     expect_parts(shape, parts, options);
     const std::vector<bf16> together = run_step(shape, parts, options);
     std::vector<bf16> alone;
     for (const Part& part : parts) {
-      const std::vector<bf16> one = run_step(shape, {part}, {way.target, way.variant});
+      const std::vector<bf16> one = run_step(shape, {part}, {way});
       alone.insert(alone.end(), one.begin(), one.end());
     }
     alone.insert(alone.end(), at(3 * shape.q_heads * shape.head_dim), bf16{0});
     expect_same_bits(alone, together);
-    if (!first) first = together;
-    expect_same_bits(*first, together);  // on every target
-  }
+    expect_same_bits(reference, together);
+  });
 }
 
 // Rows [begin, end) of a context in steps that end at the cuts, sequences in a random order beside
 // others that decode: as in one step alone.
 void expect_same_in_pieces(const Shape& shape, const Context& context, int begin, int end,
                            std::vector<int> cuts, const Way& way) {
-  const StepOptions options{way.target, way.variant};
+  const StepOptions options{way};
   const std::vector<bf16> whole = run_step(shape, {{&context, begin, end}}, options);
   const Context other = make_context(shape, 11, 19);
   std::vector<bf16> pieces;
@@ -454,92 +440,77 @@ TEST(Attention, ChunksOfAPromptGiveTheSameBits) {
   const Shape shape{
       .q_heads = 6, .kv_heads = 2, .head_dim = 64, .block_tokens = 8, .scale = 0.125f};
   const Context context = make_context(shape, 50, 9);
-  for (const Way& way : all_ways()) {
-    SCOPED_TRACE(to_string(way));
+  for_each_way(kOp, [&](const Way& way) {
     expect_same_in_pieces(shape, context, 0, 50, {1, 7, 33, 34, 49}, way);
-  }
+  });
 }
 
 TEST(Attention, RandomChunksOfLongPromptsGiveTheSameBits) {
   const Shape shape{.q_heads = 2, .kv_heads = 1, .head_dim = 32, .scale = 0.2f};
   const Context context = make_context(shape, 600, 22);
   std::mt19937 random(23);
-  for (const Way& way : all_ways())
-    for (int round = 0; round < (way.target == Target::kCpu ? 4 : 1); ++round) {
-      SCOPED_TRACE(to_string(way) + ", round " + std::to_string(round));
-      const int begin = way.target == Target::kCpu ? 0 : 500, end = 560;
+  for_each_way(kOp, [&](const Way& way) {
+    for (int round = 0; round < (!test::is_slow(way.target) ? 4 : 1); ++round) {
+      SCOPED_TRACE("round " + std::to_string(round));
+      const int begin = !test::is_slow(way.target) ? 0 : 500, end = 560;
       std::vector<int> cuts;
       for (int at = begin; (at += 1 + static_cast<int>(random() % 120)) < end;) cuts.push_back(at);
       expect_same_in_pieces(shape, context, begin, end, cuts, way);
     }
+  });
 }
 
 TEST(Attention, PlanServesFewerSequencesAndTokens) {
   const Shape shape{.head_dim = 64, .scale = 0.125f};
   const Context a = make_context(shape, 20, 13), b = make_context(shape, 6, 14);
-  for (const Way& way : all_ways()) {
-    SCOPED_TRACE(to_string(way));
-    Plan made;
-    run_step(shape, {{&a, 0, 20}, {&b, 0, 6}, {&a, 3, 9}},
-             {.target = way.target, .variant = way.variant, .made = &made});
-    expect_parts(shape, {{&b, 4, 6}}, {.target = way.target, .made_for_more = &made});
-  }
+  for_each_way(kOp, [&](const Way& way) {
+    DeviceFixture fixture(way.target);
+    const Args many = put(fixture, shape, {{&a, 0, 20}, {&b, 0, 6}, {&a, 3, 9}}, {});
+    const Plan made = test::plan_forced(fixture, many, way.variant);
+    expect_parts(shape, {{&b, 4, 6}}, {.way = way, .made_for_more = &made});
+  });
 }
 
 // Lengths and tables of padding sequences: nothing to see, or no block.
 TEST(Attention, PaddingSequencesAreHarmless) {
   const Shape shape{.head_dim = 64, .scale = 0.125f};
   const Context nothing = make_context(shape, 0, 10), real = make_context(shape, 5, 11);
-  for (const Way& way : all_ways()) {
-    SCOPED_TRACE(to_string(way));
-    expect_parts(shape, {{&nothing, 0, 0}, {&real, 4, 5}, {&nothing, 0, 0}},
-                 {way.target, way.variant, 2});
-  }
+  for_each_way(kOp, [&](const Way& way) {
+    expect_parts(shape, {{&nothing, 0, 0}, {&real, 4, 5}, {&nothing, 0, 0}}, {way, 2});
+  });
 }
 
 TEST(Attention, LargeScoresDoNotOverflow) {
   const Shape shape{.q_heads = 1, .kv_heads = 1, .head_dim = 32, .scale = 40.0f, .gated = false};
   const Context context = make_context(shape, 33, 12);
-  for (const Way& way : all_ways()) {
-    const std::vector<bf16> out = run_step(shape, {{&context, 32, 33}}, {way.target, way.variant});
+  for_each_way(kOp, [&](const Way& way) {
+    const std::vector<bf16> out = run_step(shape, {{&context, 32, 33}}, {way});
     const Row row = oracle(shape, context, 32, 0);  // one position takes nearly all
     for (int i = 0; i < 32; ++i)
       ASSERT_NEAR(to_float(out[at(i)]), row.o[at(i)],
                   2 * row.score_error * row.magnitude[at(i)] + kHalfUlp * std::abs(row.o[at(i)]));
-  }
+  });
 }
 
-TEST(Attention, CheckNamesWhatItRefuses) {
-  std::vector<std::byte> memory(1 << 16);
-  const auto make = [&](DType dtype, std::initializer_list<std::int64_t> shape) {
-    return view(memory.data(), dtype, Device{}, shape);
+TEST(Attention, RefusalsSayWhatIsAccepted) {
+  const Context context = make_context({.head_dim = 64}, 3, 1);
+  DeviceFixture fixture(Target::kCpu);
+  const Args good = put(fixture, {.head_dim = 64}, {{&context, 0, 2}, {&context, 0, 1}}, {});
+  const auto bf16_view = [](const TensorView& memory, std::initializer_list<std::int64_t> shape) {
+    return view(memory.data, DType::kBF16, Device{}, shape);
   };
-  Args args;
-  args.q = make(DType::kBF16, {3, 4, 64});
-  args.gate = args.q;
-  args.k_cache = args.v_cache = make(DType::kBF16, {5, 16, 2, 64});
-  args.block_table = make(DType::kI32, {2, 4});
-  args.sequence_starts = make(DType::kI32, {3});
-  args.sequence_lengths = make(DType::kI32, {2});
-  args.out = make(DType::kBF16, {3, 256});
-  ASSERT_TRUE(check(args)) << check(args).to_string();
-  const auto refusal = [](const Args& wrong) { return std::string(check(wrong).message()); };
-
-  Args wrong = args;
-  wrong.k_cache = wrong.v_cache = make(DType::kBF16, {5, 16, 3, 64});
-  EXPECT_NE(refusal(wrong).find("evenly"), std::string::npos) << refusal(wrong);
-  wrong = args;
-  wrong.sequence_starts = make(DType::kI32, {2});
-  EXPECT_NE(refusal(wrong).find("sequence_starts"), std::string::npos) << refusal(wrong);
-  wrong = args;
-  wrong.q = make(DType::kBF16, {3, 4, 512});
-  EXPECT_FALSE(check(wrong));
-  wrong = args;
-  wrong.gate->stride[2] = 2;
-  EXPECT_NE(refusal(wrong).find("gate"), std::string::npos) << refusal(wrong);
-  wrong = args;
-  wrong.out.stride[0] = 300;
-  EXPECT_NE(refusal(wrong).find("strided"), std::string::npos) << refusal(wrong);
+  test::expect_refusals(kOp, good,
+                        {{[&](Args& a) {
+                            a.k_cache = a.v_cache = bf16_view(a.k_cache, {5, 16, 3, 64});
+                          },
+                          "evenly"},
+                         {[](Args& a) { a.sequence_starts.shape[0] = 2; }, "sequence_starts"},
+                         {[&](Args& a) {
+                            a.q = bf16_view(a.q, {3, 4, 512});
+                          },
+                          "head_dim"},
+                         {[](Args& a) { a.gate->stride[2] = 2; }, "gate"},
+                         {[](Args& a) { a.out.stride[0] = 300; }, "strided"}});
 }
 
 }  // namespace

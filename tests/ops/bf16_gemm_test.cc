@@ -8,14 +8,13 @@
 #include <random>
 
 #include "tenon/core/fp8.h"
+#include "tests/support/op_suite.h"
 #include "tests/support/product_oracle.h"
-#include "tests/support/targets.h"
-#include "tests/support/tensors.h"
 
 namespace tenon::bf16_gemm {
 namespace {
 
-using test::Bench;
+using test::DeviceFixture;
 
 struct Shape {
   int tokens = 3, n = 16, k = 64;
@@ -75,39 +74,35 @@ Expected oracle(const Problem& problem, int row, int n) {
   return expected;
 }
 
-Args put(Bench& bench, const Problem& problem) {
+Args put(DeviceFixture& fixture, const Problem& problem) {
   const Shape& shape = problem.shape;
   Args args;
   const int stride = shape.k + shape.x_padding;
   std::vector<bf16> x(static_cast<std::size_t>(shape.tokens * stride), to_bf16(NAN));
   for (int t = 0; t < shape.tokens; ++t)
     std::copy_n(problem.x.begin() + t * shape.k, shape.k, x.begin() + t * stride);
-  args.x = bench.put(x, DType::kBF16, {shape.tokens, stride});
+  args.x = fixture.put(x, DType::kBF16, {shape.tokens, stride});
   args.x.shape[1] = shape.k;
   if (shape.grouped()) {
-    args.weight = bench.put(problem.weight, DType::kBF16, {shape.experts(), shape.n, shape.k});
-    args.offsets = bench.put(shape.offsets, DType::kI32, {shape.experts() + 1});
-    if (!shape.row_of.empty()) args.row_of = bench.put(shape.row_of, DType::kI32, {shape.rows()});
+    args.weight = fixture.put(problem.weight, DType::kBF16, {shape.experts(), shape.n, shape.k});
+    args.offsets = fixture.put(shape.offsets, DType::kI32, {shape.experts() + 1});
+    if (!shape.row_of.empty()) args.row_of = fixture.put(shape.row_of, DType::kI32, {shape.rows()});
   } else {
-    args.weight = bench.put(problem.weight, DType::kBF16, {shape.n, shape.k});
+    args.weight = fixture.put(problem.weight, DType::kBF16, {shape.n, shape.k});
     if (!shape.row_index.empty())
-      args.row_index = bench.put(shape.row_index, DType::kI32, {shape.rows()});
+      args.row_index = fixture.put(shape.row_index, DType::kI32, {shape.rows()});
   }
-  args.out = bench.rows(shape.out, shape.rows(), shape.n, shape.n + shape.out_padding);
+  args.out = fixture.rows(shape.out, shape.rows(), shape.n, shape.n + shape.out_padding);
   return args;
 }
 
 std::vector<float> run_variant(const Problem& problem, Target target, const std::string& variant) {
-  Bench bench(target);
-  const Args args = put(bench, problem);
-  const auto planned = plan(args, bench.where(), variant);
-  EXPECT_TRUE(planned) << planned.status().to_string();
-  if (!planned) return {};
-  EXPECT_EQ(planned->variant_name, variant);
-  EXPECT_TRUE(run(*planned, args, bench.stream()));
-  if (problem.shape.out == DType::kF32) return bench.get<float>(args.out);
+  DeviceFixture fixture(target);
+  const Args args = put(fixture, problem);
+  test::run_forced(fixture, args, variant);
+  if (problem.shape.out == DType::kF32) return fixture.get<float>(args.out);
   std::vector<float> values;
-  for (const bf16 each : bench.get<bf16>(args.out)) values.push_back(to_float(each));
+  for (const bf16 each : fixture.get<bf16>(args.out)) values.push_back(to_float(each));
   return values;
 }
 
@@ -129,13 +124,11 @@ void expect_oracle(const Problem& problem, const std::vector<float>& output) {
 // Runs a body for every target and variant that this machine can run.
 template <class Body>
 void for_each_variant(Body body) {
-  for (const Target target : test::usable_targets())
-    for (const std::string& variant : test::variant_names(kOp, target)) {
-      SCOPED_TRACE(test::to_string(target) + " " + variant);
-      Bench bench(target);
-      const Args args = put(bench, make_problem({}));
-      if (plan(args, bench.where(), variant)) body(target, variant);
-    }
+  test::for_each_way(kOp, [&](const test::Way& way) {
+    DeviceFixture fixture(way.target);
+    const Args args = put(fixture, make_problem({}));
+    if (plan(args, fixture.where(), way.variant)) body(way.target, std::string(way.variant));
+  });
 }
 
 void expect_all_match(const std::vector<Shape>& shapes) {
@@ -234,8 +227,8 @@ TEST(Bf16Gemm, ARowDoesNotDependOnItsGroup) {
 
 TEST(Bf16Gemm, ThePortableVariantGivesTheSameBitsOnEveryTarget) {
   const Problem problem = make_problem({.tokens = 10, .n = 37, .k = 376, .out = DType::kF32});
-  const auto reference = run_variant(problem, test::usable_targets().front(), "simt");
-  for (const Target target : test::host_targets())
+  const auto reference = run_variant(problem, Target::kCpu, "simt");
+  for (const Target target : test::usable_targets())
     EXPECT_EQ(run_variant(problem, target, "simt"), reference) << name(target);
 }
 
@@ -297,47 +290,42 @@ TEST(Bf16Gemm, NaNsAndInfinitiesReachTheirOutputsOnly) {
 }
 
 TEST(Bf16Gemm, RefusalsSayWhatIsAccepted) {
-  Bench bench(Target::kCpu);
-  const Args good = put(bench, make_problem({.tokens = 2, .n = 16, .k = 64, .row_index = {1}}));
-  EXPECT_TRUE(check(good));
-  const auto refused = [&](auto&& change) {
-    Args args = good;
-    change(args);
-    EXPECT_FALSE(plan(args, bench.where()));
-    return test::refusal(check(args));
-  };
-  EXPECT_EQ(refused([](Args& a) { a.x.shape[1] = a.weight.shape[1] = 60; }),
-            "bf16_gemm: x is bf16 [2, 60] on cpu:0 but k must be a multiple of 8");
-  EXPECT_EQ(refused([](Args& a) { a.weight.dtype = DType::kF16; }),
-            "bf16_gemm: weight is f16 [16, 64] on cpu:0 but must be of type bf16");
-  EXPECT_EQ(refused([](Args& a) { a.out.dtype = DType::kF16; }),
-            "bf16_gemm: out is f16 [1, 16] on cpu:0 but must be of type bf16 or f32");
-  EXPECT_EQ(refused([](Args& a) { a.weight.shape[1] = 56; }),
-            "bf16_gemm: weight is bf16 [16, 56] on cpu:0 but must be [n, k] with k = 64");
-  EXPECT_EQ(refused([](Args& a) { a.row_index->dtype = DType::kI64; }),
-            "bf16_gemm: row_index is i64 [1] on cpu:0 but must be of type i32");
-  EXPECT_EQ(refused([](Args& a) { a.row_of = a.row_index; }),
-            "bf16_gemm: offsets or row_of were given, but weight is bf16 [16, 64] on cpu:0; a "
-            "grouped product needs [experts, n, k]");
-  EXPECT_EQ(refused([](Args& a) {
-              a.weight.num_dims = 3;
-              a.weight.shape = {1, 16, 64, 0};
-              a.weight.stride = {1024, 64, 1, 0};
-            }),
-            "bf16_gemm: row_index was given for a grouped product; it is dense only, give row_of");
-  EXPECT_EQ(refused([](Args& a) {
-              a.weight.num_dims = 3;
-              a.weight.shape = {1, 16, 64, 0};
-              a.weight.stride = {1024, 64, 1, 0};
-              a.row_index.reset();
-            }),
-            "bf16_gemm: weight is bf16 [1, 16, 64] on cpu:0 (one matrix per expert) but offsets "
-            "were not given");
+  DeviceFixture fixture(Target::kCpu);
+  const Args good = put(fixture, make_problem({.tokens = 2, .n = 16, .k = 64, .row_index = {1}}));
+  test::expect_refusals(
+      kOp, good,
+      {{[](Args& a) { a.x.shape[1] = a.weight.shape[1] = 60; },
+        "bf16_gemm: x is bf16 [2, 60] on cpu:0 but k must be a multiple of 8"},
+       {[](Args& a) { a.weight.dtype = DType::kF16; },
+        "bf16_gemm: weight is f16 [16, 64] on cpu:0 but must be of type bf16"},
+       {[](Args& a) { a.out.dtype = DType::kF16; },
+        "bf16_gemm: out is f16 [1, 16] on cpu:0 but must be of type bf16 or f32"},
+       {[](Args& a) { a.weight.shape[1] = 56; },
+        "bf16_gemm: weight is bf16 [16, 56] on cpu:0 but must be [n, k] with k = 64"},
+       {[](Args& a) { a.row_index->dtype = DType::kI64; },
+        "bf16_gemm: row_index is i64 [1] on cpu:0 but must be of type i32"},
+       {[](Args& a) { a.row_of = a.row_index; },
+        "bf16_gemm: offsets or row_of were given, but weight is bf16 [16, 64] on cpu:0; a "
+        "grouped product needs [experts, n, k]"},
+       {[](Args& a) {
+          a.weight.num_dims = 3;
+          a.weight.shape = {1, 16, 64, 0};
+          a.weight.stride = {1024, 64, 1, 0};
+        },
+        "bf16_gemm: row_index was given for a grouped product; it is dense only, give row_of"},
+       {[](Args& a) {
+          a.weight.num_dims = 3;
+          a.weight.shape = {1, 16, 64, 0};
+          a.weight.stride = {1024, 64, 1, 0};
+          a.row_index.reset();
+        },
+        "bf16_gemm: weight is bf16 [1, 16, 64] on cpu:0 (one matrix per expert) but offsets "
+        "were not given"}});
 }
 
 TEST(Bf16Gemm, TrafficCountsEveryOperandOnce) {
-  Bench bench(Target::kCpu);
-  const Traffic dense = traffic(put(bench, make_problem({.tokens = 2, .n = 16, .k = 64})));
+  DeviceFixture fixture(Target::kCpu);
+  const Traffic dense = traffic(put(fixture, make_problem({.tokens = 2, .n = 16, .k = 64})));
   EXPECT_EQ(dense.flops, 2.0 * 2 * 16 * 64);
   EXPECT_EQ(dense.memory_bytes, 2.0 * (2 * 64 + 16 * 64 + 2 * 16));
 }

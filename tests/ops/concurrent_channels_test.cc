@@ -20,6 +20,9 @@ namespace {
 namespace fused = fused_allreduce_rmsnorm_quant;
 using test::BoundaryTensors;
 using test::FusedCase;
+using test::meet;
+using test::RankOptions;
+using test::run_ranks;
 
 // Long calls: each of them alone would fill a device.
 std::vector<FusedCase> long_cases() {

@@ -5,13 +5,13 @@
 
 #include <random>
 
-#include "tests/support/targets.h"
-#include "tests/support/tensors.h"
+#include "tests/support/op_suite.h"
 
 namespace tenon::embedding {
 namespace {
 
-using test::Bench;
+using test::DeviceFixture;
+using test::Way;
 
 struct Shape {
   int vocab = 5, hidden = 8;
@@ -27,16 +27,16 @@ std::vector<std::uint16_t> random_halves(int count) {
   return found;
 }
 
-Args put(Bench& bench, const Shape& shape, const std::vector<std::uint16_t>& table,
+Args put(DeviceFixture& fixture, const Shape& shape, const std::vector<std::uint16_t>& table,
          const std::vector<std::int32_t>& ids) {
   const int stride = shape.hidden + shape.padding;
   const auto tokens = static_cast<std::int64_t>(ids.size());
   Args args;
-  args.ids = bench.put(ids, DType::kI32, {tokens});
-  args.table = bench.put(table, shape.dtype, {shape.vocab, stride});
+  args.ids = fixture.put(ids, DType::kI32, {tokens});
+  args.table = fixture.put(table, shape.dtype, {shape.vocab, stride});
   args.table.shape[1] = shape.hidden;
   args.vocab_begin = shape.vocab_begin;
-  args.out.addend = bench.rows(shape.dtype, tokens, shape.hidden, stride);
+  args.out.addend = fixture.rows(shape.dtype, tokens, shape.hidden, stride);
   return args;
 }
 
@@ -50,16 +50,12 @@ void expect_copies(const Shape& shape, const std::vector<std::int32_t>& ids) {
       const bool mine = row >= 0 && row < shape.vocab;
       expected.push_back(mine ? table[static_cast<std::size_t>(row * stride + i)] : 0);
     }
-  for (const Target target : test::usable_targets())
-    for (const std::string& variant : test::variant_names(kOp, target)) {
-      SCOPED_TRACE(test::to_string(target) + " " + variant);
-      Bench bench(target);
-      const Args args = put(bench, shape, table, ids);
-      const auto planned = plan(args, bench.where(), variant);
-      ASSERT_TRUE(planned) << planned.status().to_string();
-      ASSERT_TRUE(run(*planned, args, bench.stream()));
-      EXPECT_EQ(bench.get<std::uint16_t>(args.out.addend), expected);
-    }
+  test::for_each_way(kOp, [&](const Way& way) {
+    DeviceFixture fixture(way.target);
+    const Args args = put(fixture, shape, table, ids);
+    test::run_forced(fixture, args, way.variant);
+    EXPECT_EQ(fixture.get<std::uint16_t>(args.out.addend), expected);
+  });
 }
 
 TEST(Embedding, CopiesItsSliceAndZerosTheRest) {
@@ -82,36 +78,30 @@ TEST(Embedding, TakesBothHalfTypes) {
 TEST(Embedding, NoTokensIsFine) { expect_copies({}, {}); }
 
 TEST(Embedding, RefusalsSayWhatIsAccepted) {
-  Bench bench(Target::kCpu);
-  const Args good = put(bench, {}, random_halves(40), {0, 1, 2});
-  EXPECT_TRUE(check(good));
-  const auto refused = [&](auto&& change) {
-    Args args = good;
-    change(args);
-    EXPECT_FALSE(plan(args, bench.where()));
-    return test::refusal(check(args));
-  };
-  EXPECT_EQ(refused([](Args& a) { a.ids.dtype = DType::kI64; }),
-            "embedding: ids is i64 [3] on cpu:0 but must be of type i32");
-  EXPECT_EQ(refused([](Args& a) { a.table.dtype = DType::kF32; }),
-            "embedding: table is f32 [5, 8] on cpu:0 but must be of type bf16 or f16");
-  EXPECT_EQ(refused([](Args& a) { a.out.addend.dtype = DType::kF16; }),
-            "embedding: out is f16 [3, 8] on cpu:0 but must be of type bf16");
-  EXPECT_EQ(refused([](Args& a) { a.table.shape[1] = a.out.addend.shape[1] = 4; }),
-            "embedding: table is bf16 [5, 4] on cpu:0 but hidden must be a multiple of 8");
-  EXPECT_EQ(refused([](Args& a) { a.vocab_begin = -1; }),
-            "embedding: vocab_begin is -1 but must be at least 0");
-  EXPECT_EQ(refused([](Args& a) { a.table.stride[0] = 9; }),
-            "embedding: table is bf16 [5, 8] on cpu:0 but every row must begin at a multiple of "
-            "16 bytes");
-  EXPECT_EQ(refused([](Args& a) { a.ids.device.index = 1; }),
-            "embedding: ids is i32 [3] on cpu:1, table is bf16 [5, 8] on cpu:0 and out is bf16 "
-            "[3, 8] on cpu:0; all must lie on one device");
+  DeviceFixture fixture(Target::kCpu);
+  const Args good = put(fixture, {}, random_halves(40), {0, 1, 2});
+  test::expect_refusals(
+      kOp, good,
+      {{[](Args& a) { a.ids.dtype = DType::kI64; },
+        "embedding: ids is i64 [3] on cpu:0 but must be of type i32"},
+       {[](Args& a) { a.table.dtype = DType::kF32; },
+        "embedding: table is f32 [5, 8] on cpu:0 but must be of type bf16 or f16"},
+       {[](Args& a) { a.out.addend.dtype = DType::kF16; },
+        "embedding: out is f16 [3, 8] on cpu:0 but must be of type bf16"},
+       {[](Args& a) { a.table.shape[1] = a.out.addend.shape[1] = 4; },
+        "embedding: table is bf16 [5, 4] on cpu:0 but hidden must be a multiple of 8"},
+       {[](Args& a) { a.vocab_begin = -1; }, "embedding: vocab_begin is -1 but must be at least 0"},
+       {[](Args& a) { a.table.stride[0] = 9; },
+        "embedding: table is bf16 [5, 8] on cpu:0 but every row must begin at a multiple of "
+        "16 bytes"},
+       {[](Args& a) { a.ids.device.index = 1; },
+        "embedding: ids is i32 [3] on cpu:1, table is bf16 [5, 8] on cpu:0 and out is bf16 "
+        "[3, 8] on cpu:0; all must lie on one device"}});
 }
 
 TEST(Embedding, TrafficReadsAndWritesEveryRow) {
-  Bench bench(Target::kCpu);
-  const Args args = put(bench, {}, random_halves(40), {0, 1, 2});
+  DeviceFixture fixture(Target::kCpu);
+  const Args args = put(fixture, {}, random_halves(40), {0, 1, 2});
   EXPECT_EQ(traffic(args).memory_bytes, 2 * 3 * 16 + 3 * 4);
 }
 

@@ -8,14 +8,13 @@
 #include <random>
 
 #include "tenon/core/fp8.h"
+#include "tests/support/op_suite.h"
 #include "tests/support/product_oracle.h"
-#include "tests/support/targets.h"
-#include "tests/support/tensors.h"
 
 namespace tenon::fp8_gemm {
 namespace {
 
-using test::Bench;
+using test::DeviceFixture;
 
 struct Shape {
   int tokens = 3, n = 16, k = 128;
@@ -115,7 +114,7 @@ Expected oracle(Problem& problem, int row, int n) {
   return expected;
 }
 
-QuantView put_x(Bench& bench, const Problem& problem) {
+QuantView put_x(DeviceFixture& fixture, const Problem& problem) {
   const Shape& shape = problem.shape;
   QuantView x;
   x.layout = shape.layout;
@@ -123,7 +122,7 @@ QuantView put_x(Bench& bench, const Problem& problem) {
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(shape.tokens * stride), 0x7f);
   for (int t = 0; t < shape.tokens; ++t)
     std::copy_n(problem.x.begin() + t * shape.k, shape.k, codes.begin() + t * stride);
-  x.data = bench.put(codes, DType::kE4M3, {shape.tokens, stride});
+  x.data = fixture.put(codes, DType::kE4M3, {shape.tokens, stride});
   x.data.shape[1] = shape.k;
   const auto [first, second] = scale_shape(shape.layout, shape.tokens, shape.k, 128);
   std::vector<float> scale(static_cast<std::size_t>(first * second), 0.0f);
@@ -132,26 +131,26 @@ QuantView put_x(Bench& bench, const Problem& problem) {
       const auto at = shape.layout == ScaleLayout::kRow ? t * second + block : block * second + t;
       scale[static_cast<std::size_t>(at)] = const_cast<Problem&>(problem).x_scale_at(t, block);
     }
-  x.scale = bench.put(scale, DType::kF32, {first, second});
+  x.scale = fixture.put(scale, DType::kF32, {first, second});
   return x;
 }
 
-Args put(Bench& bench, const Problem& problem) {
+Args put(DeviceFixture& fixture, const Problem& problem) {
   const Shape& shape = problem.shape;
   Args args;
-  args.x = put_x(bench, problem);
+  args.x = put_x(fixture, problem);
   if (shape.grouped()) {
-    args.weight = bench.put(problem.weight, DType::kE4M3, {shape.experts(), shape.n, shape.k});
-    args.weight_scale = bench.put(problem.weight_scale, DType::kF32,
-                                  {shape.experts(), shape.n_blocks(), shape.k_blocks()});
-    args.offsets = bench.put(shape.offsets, DType::kI32, {shape.experts() + 1});
-    if (!shape.row_of.empty()) args.row_of = bench.put(shape.row_of, DType::kI32, {shape.rows()});
+    args.weight = fixture.put(problem.weight, DType::kE4M3, {shape.experts(), shape.n, shape.k});
+    args.weight_scale = fixture.put(problem.weight_scale, DType::kF32,
+                                    {shape.experts(), shape.n_blocks(), shape.k_blocks()});
+    args.offsets = fixture.put(shape.offsets, DType::kI32, {shape.experts() + 1});
+    if (!shape.row_of.empty()) args.row_of = fixture.put(shape.row_of, DType::kI32, {shape.rows()});
   } else {
-    args.weight = bench.put(problem.weight, DType::kE4M3, {shape.n, shape.k});
+    args.weight = fixture.put(problem.weight, DType::kE4M3, {shape.n, shape.k});
     args.weight_scale =
-        bench.put(problem.weight_scale, DType::kF32, {shape.n_blocks(), shape.k_blocks()});
+        fixture.put(problem.weight_scale, DType::kF32, {shape.n_blocks(), shape.k_blocks()});
   }
-  args.out = bench.rows(shape.out, shape.rows(), shape.n, shape.n + shape.out_padding);
+  args.out = fixture.rows(shape.out, shape.rows(), shape.n, shape.n + shape.out_padding);
   return args;
 }
 
@@ -161,19 +160,15 @@ struct Output {
   std::vector<std::uint8_t> bytes;
 };
 Output run_variant(const Problem& problem, Target target, const std::string& variant) {
-  Bench bench(target);
-  const Args args = put(bench, problem);
-  const auto planned = plan(args, bench.where(), variant);
-  EXPECT_TRUE(planned) << planned.status().to_string();
-  if (!planned) return {};
-  EXPECT_EQ(planned->variant_name, variant);
-  EXPECT_TRUE(run(*planned, args, bench.stream()));
+  DeviceFixture fixture(target);
+  const Args args = put(fixture, problem);
+  test::run_forced(fixture, args, variant);
   Output output;
   if (problem.shape.out == DType::kF32) {
-    output.values = bench.get<float>(args.out);
+    output.values = fixture.get<float>(args.out);
     output.bytes = test::bytes_of(output.values);
   } else {
-    const auto halves = bench.get<bf16>(args.out);
+    const auto halves = fixture.get<bf16>(args.out);
     for (const bf16 each : halves) output.values.push_back(to_float(each));
     output.bytes = test::bytes_of(halves);
   }
@@ -202,13 +197,11 @@ void expect_oracle(Problem& problem, const Output& output) {
 // Runs a body for every target and variant that this machine can run.
 template <class Body>
 void for_each_variant(Body body) {
-  for (const Target target : test::usable_targets())
-    for (const std::string& variant : test::variant_names(kOp, target)) {
-      SCOPED_TRACE(test::to_string(target) + " " + variant);
-      Bench bench(target);
-      const Args args = put(bench, make_problem({}));
-      if (plan(args, bench.where(), variant)) body(target, variant);
-    }
+  test::for_each_way(kOp, [&](const test::Way& way) {
+    DeviceFixture fixture(way.target);
+    const Args args = put(fixture, make_problem({}));
+    if (plan(args, fixture.where(), way.variant)) body(way.target, std::string(way.variant));
+  });
 }
 
 void expect_all_match(const std::vector<Shape>& shapes) {
@@ -336,8 +329,8 @@ TEST(Fp8Gemm, ARowDoesNotDependOnItsGroup) {
 
 TEST(Fp8Gemm, ThePortableVariantGivesTheSameBitsOnEveryTarget) {
   const Problem problem = make_problem({.tokens = 10, .n = 37, .k = 384, .out = DType::kF32});
-  const auto reference = run_variant(problem, test::usable_targets().front(), "simt");
-  for (const Target target : test::host_targets())
+  const auto reference = run_variant(problem, Target::kCpu, "simt");
+  for (const Target target : test::usable_targets())
     EXPECT_EQ(run_variant(problem, target, "simt").bytes, reference.bytes) << name(target);
 }
 
@@ -411,57 +404,51 @@ TEST(Fp8Gemm, NaNsReachExactlyTheOutputsTheyBelongTo) {
 }
 
 TEST(Fp8Gemm, RefusalsSayWhatIsAccepted) {
-  Bench bench(Target::kCpu);
-  const Args good = put(bench, make_problem({.tokens = 2, .n = 16, .k = 256}));
-  EXPECT_TRUE(check(good));
-  const auto refused = [&](auto&& change) {
-    Args args = good;
-    change(args);
-    EXPECT_FALSE(plan(args, bench.where()));
-    return test::refusal(check(args));
-  };
-  EXPECT_EQ(refused([](Args& a) { a.x.group = 64; }),
-            "fp8_gemm: x has groups of 64 elements but must have 128");
-  EXPECT_EQ(refused([](Args& a) { a.x.layout = ScaleLayout::kUe8m0Packed; }),
-            "fp8_gemm: x.scale has the layout ue8m0_packed; accepted are row and mn_major");
-  EXPECT_EQ(refused([](Args& a) { a.weight.dtype = DType::kBF16; }),
-            "fp8_gemm: weight is bf16 [16, 256] on cpu:0 but must be of type e4m3fn");
-  EXPECT_EQ(refused([](Args& a) { a.x.data.dtype = DType::kE5M2; }),
-            "fp8_gemm: x is e5m2 [2, 256] on cpu:0 but must be of type e4m3fn");
-  EXPECT_EQ(refused([](Args& a) { a.weight_scale.shape[0] = 2; }),
-            "fp8_gemm: weight_scale is f32 [2, 2] on cpu:0 but must be [1, 2] with 1 = 1");
-  EXPECT_EQ(refused([](Args& a) { a.x.scale.dtype = DType::kBF16; }),
-            "fp8_gemm: x.scale is bf16 [2, 2] on cpu:0 but must be of type f32");
-  EXPECT_EQ(refused([](Args& a) { a.x.data.data = a.x.data.as<std::uint8_t>() + 1; }),
-            "fp8_gemm: x is e4m3fn [2, 256] on cpu:0 at an address that is not a multiple of 16 "
-            "bytes");
-  EXPECT_EQ(refused([](Args& a) { a.x.data.stride[0] = 257; }),
-            "fp8_gemm: x is e4m3fn [2, 256] on cpu:0 with a stride of 257 bytes in dimension 0; "
-            "it must be a multiple of 16");
-  EXPECT_EQ(refused([](Args& a) { a.out.shape[0] = 1; }),
-            "fp8_gemm: out is bf16 [1, 16] on cpu:0 but x is e4m3fn [2, 256] on cpu:0; without an "
-            "index of rows they have the same number");
-  EXPECT_EQ(refused([](Args& a) {
-              a.out.device = Device{Target::kEmu32, 0};
-            }),
-            "fp8_gemm: x is e4m3fn [2, 256] on cpu:0 but out is bf16 [2, 16] on emu32:0; all "
-            "tensors must lie on one device");
-  EXPECT_EQ(refused([](Args& a) { a.offsets = a.out; }),
-            "fp8_gemm: offsets or row_of were given, but weight is e4m3fn [16, 256] on cpu:0; a "
-            "grouped product needs [experts, n, k]");
+  DeviceFixture fixture(Target::kCpu);
+  const Args good = put(fixture, make_problem({.tokens = 2, .n = 16, .k = 256}));
+  test::expect_refusals(
+      kOp, good,
+      {{[](Args& a) { a.x.group = 64; }, "fp8_gemm: x has groups of 64 elements but must have 128"},
+       {[](Args& a) { a.x.layout = ScaleLayout::kUe8m0Packed; },
+        "fp8_gemm: x.scale has the layout ue8m0_packed; accepted are row and mn_major"},
+       {[](Args& a) { a.weight.dtype = DType::kBF16; },
+        "fp8_gemm: weight is bf16 [16, 256] on cpu:0 but must be of type e4m3fn"},
+       {[](Args& a) { a.x.data.dtype = DType::kE5M2; },
+        "fp8_gemm: x is e5m2 [2, 256] on cpu:0 but must be of type e4m3fn"},
+       {[](Args& a) { a.weight_scale.shape[0] = 2; },
+        "fp8_gemm: weight_scale is f32 [2, 2] on cpu:0 but must be [1, 2] with 1 = 1"},
+       {[](Args& a) { a.x.scale.dtype = DType::kBF16; },
+        "fp8_gemm: x.scale is bf16 [2, 2] on cpu:0 but must be of type f32"},
+       {[](Args& a) { a.x.data.data = a.x.data.as<std::uint8_t>() + 1; },
+        "fp8_gemm: x is e4m3fn [2, 256] on cpu:0 at an address that is not a multiple of 16 "
+        "bytes"},
+       {[](Args& a) { a.x.data.stride[0] = 257; },
+        "fp8_gemm: x is e4m3fn [2, 256] on cpu:0 with a stride of 257 bytes in dimension 0; "
+        "it must be a multiple of 16"},
+       {[](Args& a) { a.out.shape[0] = 1; },
+        "fp8_gemm: out is bf16 [1, 16] on cpu:0 but x is e4m3fn [2, 256] on cpu:0; without an "
+        "index of rows they have the same number"},
+       {[](Args& a) {
+          a.out.device = Device{Target::kEmu32, 0};
+        },
+        "fp8_gemm: x is e4m3fn [2, 256] on cpu:0 but out is bf16 [2, 16] on emu32:0; all "
+        "tensors must lie on one device"},
+       {[](Args& a) { a.offsets = a.out; },
+        "fp8_gemm: offsets or row_of were given, but weight is e4m3fn [16, 256] on cpu:0; a "
+        "grouped product needs [experts, n, k]"}});
 }
 
 TEST(Fp8Gemm, RefusesAWidthThatScalesDoNotCover) {
-  Bench bench(Target::kCpu);
-  Args args = put(bench, make_problem({.tokens = 2, .n = 16, .k = 256}));
+  DeviceFixture fixture(Target::kCpu);
+  Args args = put(fixture, make_problem({.tokens = 2, .n = 16, .k = 256}));
   args.x.data.shape[1] = args.weight.shape[1] = 192;
   EXPECT_EQ(test::refusal(check(args)),
             "fp8_gemm: x is e4m3fn [2, 192] on cpu:0 but k must be a multiple of 128");
 }
 
 TEST(Fp8Gemm, TrafficCountsEveryOperandOnce) {
-  Bench bench(Target::kCpu);
-  const Traffic dense = traffic(put(bench, make_problem({.tokens = 2, .n = 16, .k = 256})));
+  DeviceFixture fixture(Target::kCpu);
+  const Traffic dense = traffic(put(fixture, make_problem({.tokens = 2, .n = 16, .k = 256})));
   EXPECT_EQ(dense.flops, 2.0 * 2 * 16 * 256);
   EXPECT_EQ(dense.memory_bytes, 2 * 256 + 16 * 256 + 2 * 16 * 2 + 2 * 2 * 4);
 }

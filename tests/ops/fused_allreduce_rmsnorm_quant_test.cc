@@ -22,6 +22,9 @@ using reference::BoundaryCase;
 using reference::BoundaryInputs;
 using test::BoundaryTensors;
 using test::FusedCase;
+using test::meet;
+using test::RankOptions;
+using test::run_ranks;
 
 // Every case in every variant on `target`, one after the other in one mailbox of `mailbox_bytes`.
 void run_cases(Target target, int team, const std::vector<FusedCase>& cases,

@@ -21,6 +21,9 @@ namespace {
 namespace fused = fused_allreduce_rmsnorm_quant;
 using test::BoundaryTensors;
 using test::FusedCase;
+using test::meet;
+using test::RankOptions;
+using test::run_ranks;
 
 struct Prepared {
   FusedCase call;

@@ -30,6 +30,10 @@
 namespace tenon {
 namespace {
 
+using test::meet;
+using test::RankOptions;
+using test::run_ranks;
+
 namespace fused = fused_allreduce_rmsnorm_quant;
 using namespace fused_soak_test;
 using Clock = std::chrono::steady_clock;

@@ -6,14 +6,17 @@
 
 #include <cmath>
 #include <cstring>
-#include <optional>
 #include <random>
 
 #include "tenon/core/fp8.h"
-#include "tests/support/targets.h"
+#include "tests/support/op_suite.h"
 
 namespace tenon::gated_delta_net {
 namespace {
+
+using test::DeviceFixture;
+using test::for_each_way;
+using test::Way;
 
 constexpr int kD = kHeadDim;
 constexpr double kFloatUlp = 0x1p-24;  // unit roundoffs
@@ -24,7 +27,6 @@ double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
 
 // --- a problem: weights, and the rows of whole sequences
-// ------------------------------------------
 
 struct Weights {
   int k_heads = 1, v_heads = 2;
@@ -72,7 +74,6 @@ Rows make_rows(const Weights& weights, int tokens, unsigned seed, float spread =
 }
 
 // --- the op under test
-// ----------------------------------------------------------------------------
 
 struct States {
   int slots = 0;
@@ -104,12 +105,10 @@ struct Part {
 };
 
 struct StepOptions {
-  Target target = Target::kCpu;
-  std::string_view variant = "recurrent";
+  Way way{Target::kCpu, "recurrent"};
   int extra_rows = 0;                   // behind the last sequence
   int row_padding = 0;                  // strided views: elements between rows
   const Plan* made_for_more = nullptr;  // a plan to run with, instead of making one
-  Plan* made = nullptr;                 // receives the plan
 };
 
 struct StepResult {
@@ -131,9 +130,8 @@ std::vector<bf16> gather(const std::vector<Part>& parts, std::vector<bf16> Rows:
   return found;
 }
 
-StepResult run_step(const Weights& weights, const std::vector<Part>& parts, States& states,
-                    const StepOptions& options) {
-  const Device device{options.target, 0};
+Args put(DeviceFixture& fixture, const Weights& weights, const std::vector<Part>& parts,
+         const States& states, const StepOptions& options) {
   std::vector<std::int32_t> starts{0}, from, to, fresh;
   int longest = 0;
   for (const Part& part : parts) {
@@ -145,57 +143,54 @@ StepResult run_step(const Weights& weights, const std::vector<Part>& parts, Stat
   }
   const std::int64_t tokens = starts.back() + options.extra_rows;
   const auto sequences = static_cast<std::int64_t>(parts.size());
-  const auto rows_view = [&](std::vector<bf16>& rows, int width) {
-    TensorView found = view(rows.data(), DType::kBF16, device, {tokens, width});
-    found.stride[0] = width + options.row_padding;
+  const auto put_rows = [&](std::vector<bf16> Rows::*member, int width) {
+    TensorView found = fixture.put(gather(parts, member, width, options), DType::kBF16,
+                                   {tokens, width + options.row_padding});
+    found.shape[1] = width;
     return found;
   };
-  auto qkv = gather(parts, &Rows::qkv, weights.conv_dim(), options);
-  auto z = gather(parts, &Rows::z, weights.value_dim(), options);
-  auto b = gather(parts, &Rows::b, weights.v_heads, options);
-  auto a = gather(parts, &Rows::a, weights.v_heads, options);
-  StepResult result{std::vector<bf16>(at(tokens * weights.value_dim()), bf16{0x7fc0}),
-                    std::vector<bf16>(at(tokens * weights.conv_dim()), bf16{0x7fc0})};
-  Weights held = weights;
   Args args;
-  args.qkv = rows_view(qkv, weights.conv_dim());
-  args.z = rows_view(z, weights.value_dim());
-  args.b = rows_view(b, weights.v_heads);
-  args.a = rows_view(a, weights.v_heads);
-  args.conv_weight = view(held.conv.data(), DType::kBF16, device, {weights.conv_dim(), kTaps});
-  args.a_log = view(held.a_log.data(), DType::kF32, device, {weights.v_heads});
-  args.dt_bias = view(held.dt_bias.data(), DType::kF32, device, {weights.v_heads});
-  args.norm = view(held.norm.data(), DType::kF32, device, {kD});
+  args.qkv = put_rows(&Rows::qkv, weights.conv_dim());
+  args.z = put_rows(&Rows::z, weights.value_dim());
+  args.b = put_rows(&Rows::b, weights.v_heads);
+  args.a = put_rows(&Rows::a, weights.v_heads);
+  args.conv_weight = fixture.put(weights.conv, DType::kBF16, {weights.conv_dim(), kTaps});
+  args.a_log = fixture.put(weights.a_log, DType::kF32, {weights.v_heads});
+  args.dt_bias = fixture.put(weights.dt_bias, DType::kF32, {weights.v_heads});
+  args.norm = fixture.put(weights.norm, DType::kF32, {kD});
   args.k_heads = weights.k_heads;
   args.v_heads = weights.v_heads;
-  args.sequence_starts = view(starts.data(), DType::kI32, device, {sequences + 1});
-  args.state_from = view(from.data(), DType::kI32, device, {sequences});
-  args.state_to = view(to.data(), DType::kI32, device, {sequences});
-  args.fresh = view(fresh.data(), DType::kI32, device, {sequences});
-  args.conv_state =
-      view(states.conv.data(), DType::kBF16, device, {states.slots, 3, weights.conv_dim()});
-  args.state =
-      view(states.state.data(), DType::kF32, device, {states.slots, weights.v_heads, kD, kD});
-  args.scratch = view(result.u.data(), DType::kBF16, device, {tokens, weights.conv_dim()});
-  args.out = view(result.out.data(), DType::kBF16, device, {tokens, weights.value_dim()});
+  args.sequence_starts = fixture.put(starts, DType::kI32, {sequences + 1});
+  args.state_from = fixture.put(from, DType::kI32, {sequences});
+  args.state_to = fixture.put(to, DType::kI32, {sequences});
+  args.fresh = fixture.put(fresh, DType::kI32, {sequences});
+  args.conv_state = fixture.put(states.conv, DType::kBF16, {states.slots, 3, weights.conv_dim()});
+  args.state = fixture.put(states.state, DType::kF32, {states.slots, weights.v_heads, kD, kD});
+  args.scratch = fixture.blank(DType::kBF16, {tokens, weights.conv_dim()}, 0xff);  // NaN
+  args.out = fixture.blank(DType::kBF16, {tokens, weights.value_dim()}, 0xff);
   args.max_tokens_per_sequence = longest;
+  return args;
+}
 
-  const auto where = plan_context(device);
-  EXPECT_TRUE(where) << where.status().to_string();
-  auto stream = Stream::create(device);
-  EXPECT_TRUE(stream) << stream.status().to_string();
-  const auto chosen = options.made_for_more != nullptr ? Result<Plan>(*options.made_for_more)
-                                                       : plan(args, *where, options.variant);
-  EXPECT_TRUE(chosen) << chosen.status().to_string();
-  if (chosen && options.made != nullptr) *options.made = *chosen;
-  const Status done = chosen ? run(*chosen, args, *stream) : chosen.status();
-  EXPECT_TRUE(done) << done.to_string();
-  EXPECT_TRUE(stream->synchronize());
-  return result;
+// The states are those after the step, as on the device.
+StepResult run_step(const Weights& weights, const std::vector<Part>& parts, States& states,
+                    const StepOptions& options) {
+  DeviceFixture fixture(options.way.target);
+  const Args args = put(fixture, weights, parts, states, options);
+  // A chunked plan for a step without chunks is a recurrent one.
+  const bool chunks = args.max_tokens_per_sequence > 1;
+  const std::string_view variant = options.way.variant;
+  test::run_plan(fixture,
+                 options.made_for_more != nullptr
+                     ? *options.made_for_more
+                     : test::plan_forced(fixture, args, variant, chunks ? variant : "recurrent"),
+                 args);
+  states.conv = fixture.get<bf16>(args.conv_state);
+  states.state = fixture.get<float>(args.state);
+  return {fixture.get<bf16>(args.out), fixture.get<bf16>(args.scratch)};
 }
 
 // --- the oracle
-// -----------------------------------------------------------------------------------
 
 // A sequence in double, token after token. `u` comes from the op once it has been checked, so that
 // a tie that rounds the other way in the convolution does not hide in the tolerance of the rest.
@@ -360,23 +355,6 @@ struct Oracle {
   }
 };
 
-struct Way {
-  Target target;
-  std::string_view variant;
-};
-
-// Every variant of every target.
-std::vector<Way> all_ways() {
-  std::vector<Way> found;
-  for (Target target : test::host_targets())
-    for (const Variant& each : variants(kOp, target)) found.push_back({target, each.name});
-  return found;
-}
-
-std::string to_string(const Way& way) {
-  return test::to_string(way.target) + " " + std::string(way.variant);
-}
-
 template <class T>
 void expect_same_bits(const std::vector<T>& one, const std::vector<T>& other, const char* what) {
   ASSERT_EQ(one.size(), other.size());
@@ -388,7 +366,7 @@ void expect_sequence(const Weights& weights, const Rows& rows, const std::vector
                      const StepOptions& options, bool fresh = true) {
   States states = make_states(weights, 2);
   Oracle oracle(weights, fresh ? nullptr : &states, 1);
-  oracle.chunked = options.variant == "chunked";
+  oracle.chunked = options.way.variant == "chunked";
   int begin = 0;
   for (int end : cuts) {
     oracle.begin_step();
@@ -405,56 +383,56 @@ void expect_sequence(const Weights& weights, const Rows& rows, const std::vector
 }
 
 // --- tests
-// ----------------------------------------------------------------------------------------
 
 TEST(GatedDeltaNet, MatchesOracleAtAwkwardLengths) {
   const Weights weights = make_weights(1, 1);
-  for (const Way& way : all_ways())
+  for_each_way(kOp, [&](const Way& way) {
     for (int tokens : {1, 2, 3, 63, 64, 65, 130}) {
-      if (way.target != Target::kCpu && tokens > 3 && tokens != 65) continue;  // emulation is slow
-      SCOPED_TRACE(to_string(way) + ", tokens " + std::to_string(tokens));
-      expect_sequence(weights, make_rows(weights, tokens, 3), {tokens}, {way.target, way.variant});
+      if (test::is_slow(way.target) && tokens > 3 && tokens != 65) continue;  // emulation is slow
+      SCOPED_TRACE("tokens " + std::to_string(tokens));
+      expect_sequence(weights, make_rows(weights, tokens, 3), {tokens}, {way});
     }
+  });
 }
 
 TEST(GatedDeltaNet, SharesKeyHeads) {
-  for (const Way& way : all_ways())
+  for_each_way(kOp, [&](const Way& way) {
     for (auto [k_heads, v_heads] : {std::pair{2, 2}, {2, 4}, {1, 4}, {4, 8}}) {
-      if (way.target != Target::kCpu && v_heads == 8) continue;
-      SCOPED_TRACE(to_string(way) + ", v heads " + std::to_string(v_heads));
+      if (test::is_slow(way.target) && v_heads == 8) continue;
+      SCOPED_TRACE("v heads " + std::to_string(v_heads));
       const Weights weights = make_weights(k_heads, v_heads);
-      expect_sequence(weights, make_rows(weights, 5, 4), {5}, {way.target, way.variant});
+      expect_sequence(weights, make_rows(weights, 5, 4), {5}, {way});
     }
+  });
 }
 
 TEST(GatedDeltaNet, ContinuesFromStateAndReadsStridedRows) {
   const Weights weights = make_weights(1, 2);
   const Rows rows = make_rows(weights, 9, 5);
-  for (const Way& way : all_ways()) {
-    SCOPED_TRACE(to_string(way));
-    expect_sequence(weights, rows, {9}, {way.target, way.variant}, false);
-    expect_sequence(weights, rows, {1, 2, 4, 9}, {way.target, way.variant, 0, 24}, false);
-  }
+  for_each_way(kOp, [&](const Way& way) {
+    expect_sequence(weights, rows, {9}, {way}, false);
+    expect_sequence(weights, rows, {1, 2, 4, 9}, {way, 0, 24}, false);
+  });
 }
 
 // So small that the eps inside the roots decide: zeros stay zeros.
 TEST(GatedDeltaNet, TinyAndZeroInputsMeetTheirEps) {
   const Weights weights = make_weights(1, 1);
-  for (const Way& way : all_ways())
+  for_each_way(kOp, [&](const Way& way) {
     for (float spread : {0.0f, 2e-4f, 2e-3f}) {
-      SCOPED_TRACE(to_string(way) + ", spread " + std::to_string(spread));
-      expect_sequence(weights, make_rows(weights, 4, 12, spread), {4}, {way.target, way.variant});
+      SCOPED_TRACE("spread " + std::to_string(spread));
+      expect_sequence(weights, make_rows(weights, 4, 12, spread), {4}, {way});
     }
+  });
 }
 
 TEST(GatedDeltaNet, PromptsSplitAtOddPointsMatchOracle) {
   const Weights weights = make_weights(1, 2);
   const Rows rows = make_rows(weights, 140, 6);
-  for (const Way& way : all_ways()) {
-    if (way.target != Target::kCpu) continue;
-    SCOPED_TRACE(to_string(way));
-    expect_sequence(weights, rows, {1, 3, 70, 71, 140}, {way.target, way.variant});
-  }
+  for_each_way(kOp, [&](const Way& way) {
+    if (test::is_slow(way.target)) return;
+    expect_sequence(weights, rows, {1, 3, 70, 71, 140}, {way});
+  });
 }
 
 TEST(GatedDeltaNet, RecurrentGivesTheSameBitsHoweverSplitAndOnEveryTarget) {
@@ -462,7 +440,7 @@ TEST(GatedDeltaNet, RecurrentGivesTheSameBitsHoweverSplitAndOnEveryTarget) {
   const Rows rows = make_rows(weights, 20, 8);
   States whole = make_states(weights, 1);
   const StepResult expected = run_step(weights, {{&rows, 0, 20, 0, true}}, whole, {});
-  for (Target target : test::host_targets())
+  for (Target target : test::usable_targets())
     for (const std::vector<int>& cuts :
          {std::vector<int>{20}, {1, 20}, {2, 5, 20}, {7, 8, 9, 17, 20}, {19, 20}}) {
       SCOPED_TRACE(test::to_string(target));
@@ -470,7 +448,8 @@ TEST(GatedDeltaNet, RecurrentGivesTheSameBitsHoweverSplitAndOnEveryTarget) {
       std::vector<bf16> out;
       int begin = 0;
       for (int end : cuts) {
-        const auto got = run_step(weights, {{&rows, begin, end, 0, begin == 0}}, states, {target});
+        const auto got = run_step(weights, {{&rows, begin, end, 0, begin == 0}}, states,
+                                  {{target, "recurrent"}});
         out.insert(out.end(), got.out.begin(), got.out.end());
         begin = end;
       }
@@ -504,19 +483,18 @@ TEST(GatedDeltaNet, ChunkedGivesTheSameBitsCutAtItsMultiplesAndOnEveryTarget) {
   const Weights weights = make_weights(1, 1);
   const Rows rows = make_rows(weights, 326, 41);
   for (const int end : {130, 191, 256, 326}) {
-    std::optional<Pieces> first;
-    for (const Target target : test::host_targets()) {
-      if (target != Target::kCpu && end != 130) continue;  // emulation is slow
-      const StepOptions options{target, "chunked"};
+    const Pieces reference = run_pieces(weights, rows, {}, end, {{Target::kCpu, "chunked"}});
+    for (const Target target : test::usable_targets()) {
+      if (test::is_slow(target) && end != 130) continue;
+      const StepOptions options{{target, "chunked"}};
       for (const std::vector<int>& cuts : {std::vector<int>{}, {64}, {128}, {64, 128}}) {
         if (end - (cuts.empty() ? 0 : cuts.back()) < 2) continue;
         SCOPED_TRACE(test::to_string(target) + ", " + std::to_string(end) + " tokens in " +
                      std::to_string(cuts.size() + 1) + " pieces");
         const Pieces found = run_pieces(weights, rows, cuts, end, options);
-        if (!first) first = found;
-        expect_same_bits(first->out, found.out, "outputs");
-        expect_same_bits(first->states.state, found.states.state, "states");
-        expect_same_bits(first->states.conv, found.states.conv, "conv states");
+        expect_same_bits(reference.out, found.out, "outputs");
+        expect_same_bits(reference.states.state, found.states.state, "states");
+        expect_same_bits(reference.states.conv, found.states.conv, "conv states");
       }
     }
   }
@@ -526,30 +504,29 @@ TEST(GatedDeltaNet, ChunkedGivesTheSameBitsCutAtItsMultiplesAndOnEveryTarget) {
 TEST(GatedDeltaNet, ATokenOfAPromptDependsOnEarlierOnesOnly) {
   const Weights weights = make_weights(1, 1);
   const Rows rows = make_rows(weights, 130, 42);
-  for (const Way& way : all_ways()) {
-    SCOPED_TRACE(to_string(way));
-    const StepOptions options{way.target, way.variant};
-    const int whole = way.target == Target::kCpu ? 130 : 70;
+  for_each_way(kOp, [&](const Way& way) {
+    const StepOptions options{way};
+    const int whole = !test::is_slow(way.target) ? 130 : 70;
     const std::vector<bf16> longest = run_pieces(weights, rows, {}, whole, options).out;
     for (const int end : {2, 33, 64, 65, 66}) {
       std::vector<bf16> prefix = longest;
       prefix.resize(at(std::int64_t{end} * weights.value_dim()));
       expect_same_bits(prefix, run_pieces(weights, rows, {}, end, options).out, "outputs");
     }
-  }
+  });
 }
 
 // What a decode step makes does not depend on the variant that its plan names.
 TEST(GatedDeltaNet, OneTokenIsTheRecurrenceWhateverElseIsInTheStep) {
   const Weights weights = make_weights(1, 2);
   const Rows one = make_rows(weights, 1, 43), many = make_rows(weights, 9, 44);
-  for (const Target target : test::host_targets()) {
+  for (const Target target : test::usable_targets()) {
     States alone = make_states(weights, 3), beside = alone;
     const StepResult expected =
-        run_step(weights, {{&one, 0, 1, 0, false}}, alone, {target, "recurrent"});
+        run_step(weights, {{&one, 0, 1, 0, false}}, alone, {{target, "recurrent"}});
     const StepResult mixed =
         run_step(weights, {{&many, 0, 9, 2, true}, {&one, 0, 1, 0, false}, {&many, 0, 2, 1, true}},
-                 beside, {target, "chunked"});
+                 beside, {{target, "chunked"}});
     const auto width = weights.value_dim();
     expect_same_bits(expected.out, {mixed.out.begin() + 9 * width, mixed.out.begin() + 10 * width},
                      "outputs");
@@ -564,19 +541,18 @@ TEST(GatedDeltaNet, SequencesDoNotDependOnTheBatch) {
   const Weights weights = make_weights(1, 2);
   std::vector<Rows> rows;
   for (int tokens : {3, 1, 66, 2, 1}) rows.push_back(make_rows(weights, tokens, 20));
-  for (const Way& way : all_ways()) {
-    SCOPED_TRACE(to_string(way));
+  for_each_way(kOp, [&](const Way& way) {
     const std::vector<Part> parts{{&rows[0], 0, 3, 4, true},
                                   {&rows[1], 0, 1, 2, false},
-                                  {&rows[2], 0, way.target == Target::kCpu ? 66 : 5, 0, true},
+                                  {&rows[2], 0, !test::is_slow(way.target) ? 66 : 5, 0, true},
                                   {&rows[3], 0, 2, -1, false},
                                   {&rows[4], 0, 1, 3, true}};
-    const StepOptions options{way.target, way.variant, 3, 8};
+    const StepOptions options{way, 3, 8};
     States together = make_states(weights, 6), alone = together;
     const StepResult all = run_step(weights, parts, together, options);
     std::vector<bf16> out;
     for (const Part& part : parts) {
-      const auto one = run_step(weights, {part}, alone, {way.target, way.variant});
+      const auto one = run_step(weights, {part}, alone, {way});
       out.insert(out.end(), one.out.begin(), one.out.end());
     }
     out.insert(out.end(), at(3 * weights.value_dim()), bf16{0});  // rows behind the last sequence
@@ -590,61 +566,59 @@ TEST(GatedDeltaNet, SequencesDoNotDependOnTheBatch) {
                             size * sizeof(float)),
                 0);
     }
-  }
+  });
 }
 
 // Forcing the chunked form is for steps that have chunks; the others say what runs instead.
 TEST(GatedDeltaNet, ForcedChunkedPlansTheRecurrentFormForOneToken) {
   const Weights weights = make_weights(1, 2);
   const Rows rows = make_rows(weights, 2, 31);
-  for (const Target target : test::host_targets())
+  for (const Target target : test::usable_targets())
     for (const int tokens : {1, 2}) {
-      States states = make_states(weights, 1);
-      Plan made;
-      run_step(weights, {{&rows, 0, tokens, 0, true}}, states,
-               {.target = target, .variant = "chunked", .made = &made});
-      EXPECT_EQ(made.variant_name, tokens == 1 ? "recurrent" : "chunked");
+      DeviceFixture fixture(target);
+      const Args args =
+          put(fixture, weights, {{&rows, 0, tokens, 0, true}}, make_states(weights, 1), {});
+      const auto made = plan(args, fixture.where(), "chunked");
+      ASSERT_TRUE(made) << made.status().to_string();
+      EXPECT_EQ(made->variant_name, tokens == 1 ? "recurrent" : "chunked");
       const std::vector<std::string> refusals{
           "chunked: every sequence has one token: there is no chunk"};
-      EXPECT_EQ(made.refusals, tokens == 1 ? refusals : std::vector<std::string>{});
+      EXPECT_EQ(made->refusals, tokens == 1 ? refusals : std::vector<std::string>{});
     }
 }
 
 TEST(GatedDeltaNet, PlanServesFewerSequencesAndTokens) {
   const Weights weights = make_weights(1, 2);
   const Rows rows = make_rows(weights, 6, 30);
-  for (const Way& way : all_ways()) {
-    SCOPED_TRACE(to_string(way));
+  for_each_way(kOp, [&](const Way& way) {
     States states = make_states(weights, 3), alone = states;
-    Plan made;
-    StepOptions options{.target = way.target, .variant = way.variant, .made = &made};
-    run_step(weights, {{&rows, 0, 6, 0, true}, {&rows, 0, 3, 1, true}}, states, options);
+    DeviceFixture fixture(way.target);
+    const std::vector<Part> many{{&rows, 0, 6, 0, true}, {&rows, 0, 3, 1, true}};
+    const Plan made =
+        test::plan_forced(fixture, put(fixture, weights, many, states, {}), way.variant);
     for (int tokens : {2, 1}) {
       const std::vector<Part> parts{{&rows, 0, tokens, 2, true}};
-      options.made = nullptr;
-      options.made_for_more = nullptr;
-      const StepResult expected = run_step(weights, parts, alone, options);
-      options.made_for_more = &made;
-      expect_same_bits(expected.out, run_step(weights, parts, states, options).out, "outputs");
+      const StepResult expected = run_step(weights, parts, alone, {way});
+      const StepResult found =
+          run_step(weights, parts, states, {.way = way, .made_for_more = &made});
+      expect_same_bits(expected.out, found.out, "outputs");
+      expect_same_bits(alone.state, states.state, "states");
     }
-  }
+  });
 }
 
 TEST(GatedDeltaNet, PaddingStartsFromZeroAndWritesNothing) {
   const Weights weights = make_weights(1, 1);
   const Rows rows = make_rows(weights, 4, 11);
-  for (const Way& way : all_ways()) {
-    SCOPED_TRACE(to_string(way));
+  for_each_way(kOp, [&](const Way& way) {
     States states = make_states(weights, 2), fresh = states;
     const States before = states;
-    const auto padded =
-        run_step(weights, {{&rows, 0, 4, -1, false}}, states, {way.target, way.variant});
-    const auto started =
-        run_step(weights, {{&rows, 0, 4, 0, true}}, fresh, {way.target, way.variant});
+    const auto padded = run_step(weights, {{&rows, 0, 4, -1, false}}, states, {way});
+    const auto started = run_step(weights, {{&rows, 0, 4, 0, true}}, fresh, {way});
     expect_same_bits(started.out, padded.out, "outputs");
     expect_same_bits(before.state, states.state, "states");
     expect_same_bits(before.conv, states.conv, "conv states");
-  }
+  });
 }
 
 // Where the state goes changes neither its bits nor those of the outputs; the slot that was read
@@ -653,9 +627,9 @@ TEST(GatedDeltaNet, StateGoesToAnotherSlot) {
   const Weights weights = make_weights(1, 2);
   for (const int tokens : {1, 2, 9, 66}) {
     const Rows rows = make_rows(weights, tokens, 12);
-    for (const Way& way : all_ways()) {
-      if (way.target != Target::kCpu && tokens > 9) continue;
-      SCOPED_TRACE(to_string(way) + ", " + std::to_string(tokens) + " tokens");
+    SCOPED_TRACE(std::to_string(tokens) + " tokens");
+    for_each_way(kOp, [&](const Way& way) {
+      if (test::is_slow(way.target) && tokens > 9) return;
       const States before = make_states(weights, 3);
       const auto slot_of = [&](const auto& all, int slot) {
         const auto size = all.size() / 3;
@@ -664,7 +638,7 @@ TEST(GatedDeltaNet, StateGoesToAnotherSlot) {
       };
       for (const bool fresh : {false, true}) {
         States same = before, other = before, none = before;
-        const StepOptions options{way.target, way.variant};
+        const StepOptions options{way};
         const auto wanted = run_step(weights, {{&rows, 0, tokens, 1, fresh}}, same, options);
         const auto moved = run_step(weights, {{&rows, 0, tokens, 1, fresh, 2}}, other, options);
         const auto lost = run_step(weights, {{&rows, 0, tokens, 1, fresh, -1}}, none, options);
@@ -679,7 +653,7 @@ TEST(GatedDeltaNet, StateGoesToAnotherSlot) {
         expect_same_bits(before.state, none.state, "states that nobody writes");
         expect_same_bits(before.conv, none.conv, "conv states that nobody writes");
       }
-    }
+    });
   }
 }
 
@@ -687,57 +661,29 @@ TEST(GatedDeltaNet, StateGoesToAnotherSlot) {
 TEST(GatedDeltaNet, SequencesMayHaveNoRows) {
   const Weights weights = make_weights(1, 2);
   const Rows rows = make_rows(weights, 3, 13);
-  for (const Way& way : all_ways()) {
-    SCOPED_TRACE(to_string(way));
+  for_each_way(kOp, [&](const Way& way) {
     States padded = make_states(weights, 2), plain = padded;
     const Part real{&rows, 0, 3, 0, false}, nothing{&rows, 0, 0, -1, true};
-    const auto wanted = run_step(weights, {real}, plain, {way.target, way.variant});
-    const auto found =
-        run_step(weights, {real, nothing, nothing}, padded, {way.target, way.variant});
+    const auto wanted = run_step(weights, {real}, plain, {way});
+    const auto found = run_step(weights, {real, nothing, nothing}, padded, {way});
     expect_same_bits(wanted.out, found.out, "outputs");
     expect_same_bits(plain.state, padded.state, "states");
     expect_same_bits(plain.conv, padded.conv, "conv states");
-  }
+  });
 }
 
-TEST(GatedDeltaNet, CheckNamesWhatItRefuses) {
-  std::vector<std::byte> memory(1 << 20);
-  const auto make = [&](DType dtype, std::initializer_list<std::int64_t> shape) {
-    return view(memory.data(), dtype, Device{}, shape);
-  };
-  const auto kBF16 = DType::kBF16;
-  Args args;
-  args.k_heads = 1;
-  args.v_heads = 2;
-  args.qkv = args.scratch = make(kBF16, {3, 4 * kD});
-  args.z = args.out = make(kBF16, {3, 2 * kD});
-  args.a = args.b = make(kBF16, {3, 2});
-  args.conv_weight = make(kBF16, {4 * kD, 4});
-  args.a_log = args.dt_bias = make(DType::kF32, {2});
-  args.norm = make(DType::kF32, {kD});
-  args.sequence_starts = make(DType::kI32, {3});
-  args.state_from = args.state_to = args.fresh = make(DType::kI32, {2});
-  args.conv_state = make(kBF16, {5, 3, 4 * kD});
-  args.state = make(DType::kF32, {5, 2, kD, kD});
-  ASSERT_TRUE(check(args)) << check(args).to_string();
-
-  const auto refusal = [](const Args& wrong) { return std::string(check(wrong).message()); };
-  Args wrong = args;
-  wrong.v_heads = 3;
-  wrong.k_heads = 2;
-  EXPECT_NE(refusal(wrong).find("share"), std::string::npos) << refusal(wrong);
-  wrong = args;
-  wrong.state = make(DType::kBF16, {5, 2, kD, kD});
-  EXPECT_NE(refusal(wrong).find("state is"), std::string::npos) << refusal(wrong);
-  wrong = args;
-  wrong.conv_state = make(kBF16, {4, 3, 4 * kD});
-  EXPECT_NE(refusal(wrong).find("slots"), std::string::npos) << refusal(wrong);
-  wrong = args;
-  wrong.out.stride[0] = 5 * kD;
-  EXPECT_NE(refusal(wrong).find("strided"), std::string::npos) << refusal(wrong);
-  wrong = args;
-  wrong.sequence_starts = make(DType::kI32, {2});
-  EXPECT_NE(refusal(wrong).find("sequence_starts"), std::string::npos) << refusal(wrong);
+TEST(GatedDeltaNet, RefusalsSayWhatIsAccepted) {
+  const Weights weights = make_weights(1, 2);
+  const Rows rows = make_rows(weights, 3, 1);
+  DeviceFixture fixture(Target::kCpu);
+  const std::vector<Part> parts{{&rows, 0, 2, 0, true}, {&rows, 2, 3, 1, true}};
+  const Args good = put(fixture, weights, parts, make_states(weights, 5), {});
+  test::expect_refusals(kOp, good,
+                        {{[](Args& a) { a.v_heads = 3, a.k_heads = 2; }, "share"},
+                         {[](Args& a) { a.state.dtype = DType::kBF16; }, "state is"},
+                         {[](Args& a) { a.conv_state.shape[0] = 4; }, "slots"},
+                         {[](Args& a) { a.out.stride[0] = 5 * kD; }, "strided"},
+                         {[](Args& a) { a.sequence_starts.shape[0] = 2; }, "sequence_starts"}});
 }
 
 }  // namespace

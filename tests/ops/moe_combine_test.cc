@@ -9,13 +9,13 @@
 
 #include "tenon/core/fp8.h"
 #include "tests/support/exact_math.h"
-#include "tests/support/targets.h"
-#include "tests/support/tensors.h"
+#include "tests/support/op_suite.h"
 
 namespace tenon::moe_combine {
 namespace {
 
-using test::Bench;
+using test::DeviceFixture;
+using test::Way;
 
 struct Shape {
   int tokens = 3, hidden = 8, top_k = 2;
@@ -55,34 +55,31 @@ Problem make_problem(const Shape& shape, unsigned seed = 1) {
   return problem;
 }
 
-Args put(Bench& bench, const Problem& problem) {
+Args put(DeviceFixture& fixture, const Problem& problem) {
   const Shape& shape = problem.shape;
   const int stride = shape.hidden + shape.padding;
   Args args;
-  args.routed = bench.put(problem.routed, DType::kBF16, {problem.pairs, stride});
-  args.shared = bench.put(problem.shared, DType::kBF16, {shape.tokens, stride});
+  args.routed = fixture.put(problem.routed, DType::kBF16, {problem.pairs, stride});
+  args.shared = fixture.put(problem.shared, DType::kBF16, {shape.tokens, stride});
   args.routed.shape[1] = args.shared.shape[1] = shape.hidden;
-  args.weights = bench.put(problem.weights, DType::kF32, {shape.tokens, shape.top_k});
-  args.slot = bench.put(problem.slot, DType::kI32, {shape.tokens, shape.top_k});
+  args.weights = fixture.put(problem.weights, DType::kF32, {shape.tokens, shape.top_k});
+  args.slot = fixture.put(problem.slot, DType::kI32, {shape.tokens, shape.top_k});
   if (shape.gate == DType::kF32) {
-    args.shared_gate = bench.put(problem.gate, DType::kF32, {shape.tokens, 1});
+    args.shared_gate = fixture.put(problem.gate, DType::kF32, {shape.tokens, 1});
   } else {
     std::vector<bf16> gate;
     for (const float each : problem.gate) gate.push_back(to_bf16(each));
-    args.shared_gate = bench.put(gate, DType::kBF16, {shape.tokens, 1});
+    args.shared_gate = fixture.put(gate, DType::kBF16, {shape.tokens, 1});
   }
-  args.out.addend = bench.rows(DType::kBF16, shape.tokens, shape.hidden, stride);
+  args.out.addend = fixture.rows(DType::kBF16, shape.tokens, shape.hidden, stride);
   return args;
 }
 
-std::vector<bf16> run_on(const Problem& problem, Target target) {
-  Bench bench(target);
-  const Args args = put(bench, problem);
-  const auto planned = plan(args, bench.where());
-  EXPECT_TRUE(planned) << planned.status().to_string();
-  if (!planned) return {};
-  EXPECT_TRUE(run(*planned, args, bench.stream()));
-  return bench.get<bf16>(args.out.addend);
+std::vector<bf16> run_way(const Problem& problem, const Way& way) {
+  DeviceFixture fixture(way.target);
+  const Args args = put(fixture, problem);
+  test::run_forced(fixture, args, way.variant);
+  return fixture.get<bf16>(args.out.addend);
 }
 
 void expect_oracle(const Problem& problem, const std::vector<bf16>& output) {
@@ -111,11 +108,16 @@ void expect_oracle(const Problem& problem, const std::vector<bf16>& output) {
     }
 }
 
+void expect_all_give(const Problem& problem, const std::vector<bf16>& expected) {
+  test::for_each_way(kOp, [&](const Way& way) {
+    EXPECT_EQ(test::bytes_of(run_way(problem, way)), test::bytes_of(expected));
+  });
+}
+
 void expect_all_match(const Problem& problem) {
-  const auto reference = run_on(problem, Target::kCpu);
+  const auto reference = run_way(problem, test::on_cpu(kOp));
   expect_oracle(problem, reference);
-  for (const Target target : test::usable_targets())
-    EXPECT_EQ(test::bytes_of(run_on(problem, target)), test::bytes_of(reference)) << name(target);
+  expect_all_give(problem, reference);
 }
 
 TEST(MoeCombine, MatchesTheOracle) {
@@ -142,22 +144,18 @@ TEST(MoeCombine, KeepsItsDefinitionToTheBit) {
       const auto at = static_cast<std::size_t>(t * shape.hidden + i);
       expected.push_back(to_bf16(sum + gate * to_float(problem.shared[at])));
     }
-  for (const Target target : test::usable_targets())
-    EXPECT_EQ(test::bytes_of(run_on(problem, target)), test::bytes_of(expected)) << name(target);
+  expect_all_give(problem, expected);
 }
 
-// Tokens alone, and some of them in another order, beside the same pairs.
+// Beside the same pairs.
 TEST(MoeCombine, ATokenDoesNotDependOnTheOthers) {
   const Problem all = make_problem({.tokens = 9, .hidden = 40, .top_k = 4, .gate = DType::kF32});
   const Shape& shape = all.shape;
-  for (const Target target : test::usable_targets()) {
-    const std::vector<bf16> together = run_on(all, target);
-    for (const std::vector<int>& tokens :
-         {std::vector<int>{0}, {8}, {5, 2}, {7, 0, 3, 3, 1}, {8, 7, 6, 5, 4, 3, 2, 1, 0}}) {
+  test::for_each_way(kOp, [&](const Way& way) {
+    test::expect_rows_alone_equal_together(shape.tokens, [&](const std::vector<int>& tokens) {
       Problem some = all;
       some.shape.tokens = static_cast<int>(tokens.size());
       some.weights.clear(), some.slot.clear(), some.shared.clear(), some.gate.clear();
-      std::vector<bf16> expected;
       const auto append = [](const auto& from, int token, int width, auto& to) {
         to.insert(to.end(), from.begin() + token * width, from.begin() + (token + 1) * width);
       };
@@ -166,11 +164,12 @@ TEST(MoeCombine, ATokenDoesNotDependOnTheOthers) {
         append(all.slot, token, shape.top_k, some.slot);
         append(all.shared, token, shape.hidden, some.shared);
         append(all.gate, token, 1, some.gate);
-        append(together, token, shape.hidden, expected);
       }
-      EXPECT_EQ(test::bytes_of(run_on(some, target)), test::bytes_of(expected)) << name(target);
-    }
-  }
+      std::vector<test::RowBytes> found(tokens.size());
+      test::append_rows(found, run_way(some, way));
+      return found;
+    });
+  });
 }
 
 TEST(MoeCombine, TakesStridedRowsAndFloatGates) {
@@ -201,29 +200,24 @@ TEST(MoeCombine, SkippedPairsMayHoldAnything) {
 }
 
 TEST(MoeCombine, RefusalsSayWhatIsAccepted) {
-  Bench bench(Target::kCpu);
-  const Args good = put(bench, make_problem({}));
-  EXPECT_TRUE(check(good));
-  const auto refused = [&](auto&& change) {
-    Args args = good;
-    change(args);
-    EXPECT_FALSE(plan(args, bench.where()));
-    return test::refusal(check(args));
-  };
-  EXPECT_EQ(refused([](Args& a) { a.slot.shape[1] = 3; }),
-            "moe_combine: slot is i32 [3, 3] on cpu:0 but must be [tokens, top_k] with top_k = 2");
-  EXPECT_EQ(refused([](Args& a) { a.weights.dtype = DType::kBF16; }),
-            "moe_combine: weights is bf16 [3, 2] on cpu:0 but must be of type f32");
-  EXPECT_EQ(refused([](Args& a) { a.shared_gate.shape[1] = 2; }),
-            "moe_combine: shared_gate is bf16 [3, 2] on cpu:0 but must be [tokens, 1] with 1 = 1");
-  EXPECT_EQ(refused([](Args& a) { a.routed.stride[0] = 9; }),
-            "moe_combine: routed is bf16 [4, 8] on cpu:0 but every row must begin at a multiple of "
-            "16 bytes");
-  EXPECT_EQ(refused([](Args& a) { a.weights.stride[0] = 4; }),
-            "moe_combine: weights is f32 [3, 2] on cpu:0 but must be contiguous");
-  EXPECT_EQ(refused([](Args& a) { a.shared.device.index = 1; }),
-            "moe_combine: shared is bf16 [3, 8] on cpu:1 but out is bf16 [3, 8] on cpu:0; all must "
-            "lie on one device");
+  DeviceFixture fixture(Target::kCpu);
+  const Args good = put(fixture, make_problem({}));
+  test::expect_refusals(
+      kOp, good,
+      {{[](Args& a) { a.slot.shape[1] = 3; },
+        "moe_combine: slot is i32 [3, 3] on cpu:0 but must be [tokens, top_k] with top_k = 2"},
+       {[](Args& a) { a.weights.dtype = DType::kBF16; },
+        "moe_combine: weights is bf16 [3, 2] on cpu:0 but must be of type f32"},
+       {[](Args& a) { a.shared_gate.shape[1] = 2; },
+        "moe_combine: shared_gate is bf16 [3, 2] on cpu:0 but must be [tokens, 1] with 1 = 1"},
+       {[](Args& a) { a.routed.stride[0] = 9; },
+        "moe_combine: routed is bf16 [4, 8] on cpu:0 but every row must begin at a multiple of "
+        "16 bytes"},
+       {[](Args& a) { a.weights.stride[0] = 4; },
+        "moe_combine: weights is f32 [3, 2] on cpu:0 but must be contiguous"},
+       {[](Args& a) { a.shared.device.index = 1; },
+        "moe_combine: shared is bf16 [3, 8] on cpu:1 but out is bf16 [3, 8] on cpu:0; all must "
+        "lie on one device"}});
 }
 
 }  // namespace

@@ -9,13 +9,13 @@
 #include <random>
 
 #include "tenon/core/fp8.h"
-#include "tests/support/targets.h"
-#include "tests/support/tensors.h"
+#include "tests/support/op_suite.h"
 
 namespace tenon::moe_route {
 namespace {
 
-using test::Bench;
+using test::DeviceFixture;
+using test::Way;
 
 struct Shape {
   int tokens = 3, experts = 8, top_k = 2, first = 0, local = 8;
@@ -43,7 +43,7 @@ Problem make_problem(const Shape& shape, unsigned seed = 1) {
   return problem;
 }
 
-Args put(Bench& bench, const Problem& problem) {
+Args put(DeviceFixture& fixture, const Problem& problem) {
   const Shape& shape = problem.shape;
   const int stride = shape.experts + shape.padding;
   std::vector<float> logits(static_cast<std::size_t>(shape.tokens * stride), NAN);
@@ -53,21 +53,16 @@ Args put(Bench& bench, const Problem& problem) {
   for (const float each : logits) halves.push_back(to_bf16(each));
   Args args;
   args.logits = shape.dtype == DType::kF32
-                    ? bench.put(logits, DType::kF32, {shape.tokens, stride})
-                    : bench.put(halves, DType::kBF16, {shape.tokens, stride});
+                    ? fixture.put(logits, DType::kF32, {shape.tokens, stride})
+                    : fixture.put(halves, DType::kBF16, {shape.tokens, stride});
   args.logits.shape[1] = shape.experts;
   args.top_k = shape.top_k;
   args.first_expert = shape.first;
   args.local_experts = shape.local;
-  const auto blank = [&](DType dtype, std::initializer_list<std::int64_t> extents) {
-    std::size_t count = 1;
-    for (const std::int64_t extent : extents) count *= static_cast<std::size_t>(extent);
-    return bench.put(std::vector<std::int32_t>(count, 0x5a5a5a5a), dtype, extents);
-  };
-  args.weights = blank(DType::kF32, {shape.tokens, shape.top_k});
-  args.slot = blank(DType::kI32, {shape.tokens, shape.top_k});
-  args.offsets = blank(DType::kI32, {shape.local + 1});
-  args.token_of = blank(DType::kI32, {std::int64_t{shape.tokens} * shape.top_k});
+  args.weights = fixture.blank(DType::kF32, {shape.tokens, shape.top_k});
+  args.slot = fixture.blank(DType::kI32, {shape.tokens, shape.top_k});
+  args.offsets = fixture.blank(DType::kI32, {shape.local + 1});
+  args.token_of = fixture.blank(DType::kI32, {std::int64_t{shape.tokens} * shape.top_k});
   return args;
 }
 
@@ -75,15 +70,12 @@ struct Output {
   std::vector<float> weights;
   std::vector<std::int32_t> slot, offsets, token_of;
 };
-Output run_on(const Problem& problem, Target target) {
-  Bench bench(target);
-  const Args args = put(bench, problem);
-  const auto planned = plan(args, bench.where());
-  EXPECT_TRUE(planned) << planned.status().to_string();
-  if (!planned) return {};
-  EXPECT_TRUE(run(*planned, args, bench.stream()));
-  return {bench.get<float>(args.weights), bench.get<std::int32_t>(args.slot),
-          bench.get<std::int32_t>(args.offsets), bench.get<std::int32_t>(args.token_of)};
+Output run_way(const Problem& problem, const Way& way) {
+  DeviceFixture fixture(way.target);
+  const Args args = put(fixture, problem);
+  test::run_forced(fixture, args, way.variant);
+  return {fixture.get<float>(args.weights), fixture.get<std::int32_t>(args.slot),
+          fixture.get<std::int32_t>(args.offsets), fixture.get<std::int32_t>(args.token_of)};
 }
 
 // Experts by logit, lowest index first on ties: the order of p, but for rounding of p.
@@ -140,20 +132,20 @@ void expect_oracle(const Problem& problem, const Output& output) {
 }
 
 void expect_same_bits(const Problem& problem, const Output& reference) {
-  for (const Target target : test::usable_targets()) {
-    const Output output = run_on(problem, target);
-    EXPECT_EQ(test::bytes_of(output.weights), test::bytes_of(reference.weights)) << name(target);
-    EXPECT_EQ(output.slot, reference.slot) << name(target);
-    EXPECT_EQ(output.offsets, reference.offsets) << name(target);
-    EXPECT_EQ(output.token_of, reference.token_of) << name(target);
-  }
+  test::for_each_way(kOp, [&](const Way& way) {
+    const Output output = run_way(problem, way);
+    EXPECT_EQ(test::bytes_of(output.weights), test::bytes_of(reference.weights));
+    EXPECT_EQ(output.slot, reference.slot);
+    EXPECT_EQ(output.offsets, reference.offsets);
+    EXPECT_EQ(output.token_of, reference.token_of);
+  });
 }
 
 void expect_all_match(const Shape& shape) {
   SCOPED_TRACE(std::to_string(shape.tokens) + " tokens, " + std::to_string(shape.experts) +
                " experts, top " + std::to_string(shape.top_k));
   const Problem problem = make_problem(shape);
-  const Output reference = run_on(problem, Target::kCpu);
+  const Output reference = run_way(problem, test::on_cpu(kOp));
   expect_oracle(problem, reference);
   expect_same_bits(problem, reference);
 }
@@ -178,8 +170,8 @@ TEST(MoeRoute, TiesGoToTheLowestIndex) {
   expect_all_match({.tokens = 60, .experts = 200, .top_k = 8, .local = 200, .dtype = DType::kBF16});
   Problem problem = make_problem({.tokens = 2, .experts = 70, .top_k = 5, .local = 70});
   std::fill(problem.logits.begin(), problem.logits.end(), 1.5f);
-  expect_oracle(problem, run_on(problem, Target::kCpu));
-  expect_same_bits(problem, run_on(problem, Target::kCpu));
+  expect_oracle(problem, run_way(problem, test::on_cpu(kOp)));
+  expect_same_bits(problem, run_way(problem, test::on_cpu(kOp)));
 }
 
 TEST(MoeRoute, TakesAllExpertsAndStridedRows) {
@@ -197,7 +189,7 @@ TEST(MoeRoute, NoTokensGiveEmptyExperts) { expect_all_match({.tokens = 0}); }
 TEST(MoeRoute, FarLogitsStayFinite) {
   Problem problem = make_problem({.tokens = 1, .experts = 4, .top_k = 2, .local = 4});
   problem.logits = {-3e38f, 1000.0f, 999.0f, -INFINITY};
-  const Output output = run_on(problem, Target::kCpu);
+  const Output output = run_way(problem, test::on_cpu(kOp));
   expect_oracle(problem, output);
   expect_same_bits(problem, output);
 }
@@ -205,14 +197,14 @@ TEST(MoeRoute, FarLogitsStayFinite) {
 TEST(MoeRoute, ANaNDamagesItsTokenOnlyAndVisibly) {
   Problem problem = make_problem({.tokens = 3, .experts = 40, .top_k = 3, .local = 40});
   problem.logits[40 + 17] = NAN;
-  const Output output = run_on(problem, Target::kCpu);
+  const Output output = run_way(problem, test::on_cpu(kOp));
   for (std::size_t i = 0; i < 9; ++i) EXPECT_EQ(std::isnan(output.weights[i]), i / 3 == 1);
   // Its experts are the first three: valid rows, so that nothing reads out of bounds.
   std::fill_n(problem.logits.begin() + 40, 40, 0.0f);
-  EXPECT_EQ(output.slot, run_on(problem, Target::kCpu).slot);
+  EXPECT_EQ(output.slot, run_way(problem, test::on_cpu(kOp)).slot);
   problem.logits[40 + 17] = NAN;
-  for (const Target target : test::usable_targets())
-    EXPECT_EQ(run_on(problem, target).slot, output.slot) << name(target);
+  test::for_each_way(kOp,
+                     [&](const Way& way) { EXPECT_EQ(run_way(problem, way).slot, output.slot); });
 }
 
 // The expert of a sorted pair.
@@ -222,65 +214,51 @@ int expert_of_row(const Output& output, std::int32_t row) {
   return expert;
 }
 
-// Tokens alone, and some of them in another order: the same experts and the same weights.
+// The same experts and the same weights.
 TEST(MoeRoute, ATokenDoesNotDependOnTheOthers) {
   const Problem all = make_problem({.tokens = 20, .experts = 64, .top_k = 4, .local = 64});
-  std::mt19937 random(7);
-  for (const Target target : test::usable_targets()) {
-    const Output together = run_on(all, target);
-    for (int round = 0; round < 24; ++round) {
+  test::for_each_way(kOp, [&](const Way& way) {
+    test::expect_rows_alone_equal_together(20, [&](const std::vector<int>& tokens) {
       Problem some = all;
-      std::vector<int> tokens;
-      if (round < 20) {
-        tokens = {round};
-      } else {
-        for (int i = 0; i < 9; ++i) tokens.push_back(static_cast<int>(random() % 20));
-      }
       some.shape.tokens = static_cast<int>(tokens.size());
       some.logits.clear();
       for (const int token : tokens)
         some.logits.insert(some.logits.end(), all.row(token), all.row(token) + 64);
-      const Output output = run_on(some, target);
-      for (std::size_t pair = 0; pair < tokens.size() * 4; ++pair) {
-        const auto of_all = static_cast<std::size_t>(tokens[pair / 4]) * 4 + pair % 4;
-        EXPECT_EQ(output.weights[pair], together.weights[of_all]) << name(target);
-        EXPECT_EQ(expert_of_row(output, output.slot[pair]),
-                  expert_of_row(together, together.slot[of_all]))
-            << name(target);
-      }
-    }
-  }
+      const Output output = run_way(some, way);
+      std::vector<int> experts;
+      for (const std::int32_t row : output.slot) experts.push_back(expert_of_row(output, row));
+      std::vector<test::RowBytes> found(tokens.size());
+      test::append_rows(found, output.weights);
+      test::append_rows(found, experts);
+      return found;
+    });
+  });
 }
 
 TEST(MoeRoute, RefusalsSayWhatIsAccepted) {
-  Bench bench(Target::kCpu);
-  const Args good = put(bench, make_problem({}));
-  EXPECT_TRUE(check(good));
-  const auto refused = [&](auto&& change) {
-    Args args = good;
-    change(args);
-    EXPECT_FALSE(plan(args, bench.where()));
-    return test::refusal(check(args));
-  };
-  EXPECT_EQ(refused([](Args& a) { a.top_k = 9; }), "moe_route: top_k is 9 but must be 1 to 8");
-  EXPECT_EQ(refused([](Args& a) { a.top_k = 0; }), "moe_route: top_k is 0 but must be 1 to 8");
-  EXPECT_EQ(refused([](Args& a) { a.first_expert = 1; }),
-            "moe_route: local experts are [1, 9) but must be a part of [0, 8)");
-  EXPECT_EQ(refused([](Args& a) { a.local_experts = 0; }),
-            "moe_route: local experts are [0, 0) but must be a part of [0, 8)");
-  EXPECT_EQ(refused([](Args& a) { a.logits.shape[1] = 1025; }),
-            "moe_route: logits is f32 [3, 1025] on cpu:0 but there may be 1 to 1024 experts");
-  EXPECT_EQ(refused([](Args& a) { a.logits.dtype = DType::kF16; }),
-            "moe_route: logits is f16 [3, 8] on cpu:0 but must be of type bf16 or f32");
-  EXPECT_EQ(refused([](Args& a) { a.offsets.shape[0] = 8; }),
-            "moe_route: offsets is i32 [8] on cpu:0 but must be [local_experts + 1] with "
-            "local_experts + 1 = 9");
-  EXPECT_EQ(refused([](Args& a) { a.token_of.shape[0] = 5; }),
-            "moe_route: token_of is i32 [5] on cpu:0 but must be [tokens * top_k] with tokens * "
-            "top_k = 6");
-  EXPECT_EQ(refused([](Args& a) { a.slot.device.index = 1; }),
-            "moe_route: slot is i32 [3, 2] on cpu:1 but logits is f32 [3, 8] on cpu:0; all must "
-            "lie on one device");
+  DeviceFixture fixture(Target::kCpu);
+  const Args good = put(fixture, make_problem({}));
+  test::expect_refusals(
+      kOp, good,
+      {{[](Args& a) { a.top_k = 9; }, "moe_route: top_k is 9 but must be 1 to 8"},
+       {[](Args& a) { a.top_k = 0; }, "moe_route: top_k is 0 but must be 1 to 8"},
+       {[](Args& a) { a.first_expert = 1; },
+        "moe_route: local experts are [1, 9) but must be a part of [0, 8)"},
+       {[](Args& a) { a.local_experts = 0; },
+        "moe_route: local experts are [0, 0) but must be a part of [0, 8)"},
+       {[](Args& a) { a.logits.shape[1] = 1025; },
+        "moe_route: logits is f32 [3, 1025] on cpu:0 but there may be 1 to 1024 experts"},
+       {[](Args& a) { a.logits.dtype = DType::kF16; },
+        "moe_route: logits is f16 [3, 8] on cpu:0 but must be of type bf16 or f32"},
+       {[](Args& a) { a.offsets.shape[0] = 8; },
+        "moe_route: offsets is i32 [8] on cpu:0 but must be [local_experts + 1] with "
+        "local_experts + 1 = 9"},
+       {[](Args& a) { a.token_of.shape[0] = 5; },
+        "moe_route: token_of is i32 [5] on cpu:0 but must be [tokens * top_k] with tokens * "
+        "top_k = 6"},
+       {[](Args& a) { a.slot.device.index = 1; },
+        "moe_route: slot is i32 [3, 2] on cpu:1 but logits is f32 [3, 8] on cpu:0; all must "
+        "lie on one device"}});
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// rope against a double-precision reading of its header, and bit for bit between targets.
+// rope against a double-precision reading of its header, and bit for bit between targets and rows.
 #include "tenon/ops/rope/rope.h"
 
 #include <gtest/gtest.h>
@@ -8,10 +8,13 @@
 #include <random>
 
 #include "tenon/core/fp8.h"
-#include "tests/support/targets.h"
+#include "tests/support/op_suite.h"
 
 namespace tenon::rope {
 namespace {
+
+using test::DeviceFixture;
+using test::Way;
 
 // One unit roundoff of bf16: 8 bits of precision.
 constexpr double kHalfUlp = 0x1p-8;
@@ -67,69 +70,56 @@ Problem make_problem(const Shape& shape, unsigned seed = 1) {
   return problem;
 }
 
+constexpr std::uint16_t kUnwritten = 0xa5a5;  // what DeviceFixture::blank leaves
+
 struct Outputs {
   std::vector<bf16> q, k_cache, v_cache;
 };
 
-TensorView strided(const void* data, Device device, std::array<std::int64_t, 3> shape,
+// [tokens, heads, head_dim] from its first element on.
+TensorView strided(const TensorView& memory, std::int64_t offset, std::array<std::int64_t, 3> shape,
                    std::int64_t token_stride, std::int64_t head_stride) {
   TensorView found =
-      view(const_cast<void*>(data), DType::kBF16, device, {shape[0], shape[1], shape[2]});
+      view(memory.as<bf16>() + offset, DType::kBF16, memory.device, {shape[0], shape[1], shape[2]});
   found.stride = {token_stride, head_stride, 1, 0};
   return found;
 }
 
-Outputs empty_outputs(const Shape& shape) {
-  const auto cache =
-      static_cast<std::size_t>(shape.blocks * shape.block_tokens * shape.kv_heads * shape.head_dim);
-  return {
-      std::vector<bf16>(static_cast<std::size_t>(shape.tokens * shape.q_heads * shape.head_dim)),
-      std::vector<bf16>(cache, bf16{0x7fc1}), std::vector<bf16>(cache, bf16{0x7fc1})};
-}
-
-Args args_of(Problem& problem, Outputs& outputs, Device device) {
+// With `wide`, these are the norm of q and of k.
+Args put(DeviceFixture& fixture, const Problem& problem, const std::vector<float>* wide = nullptr) {
   const Shape& s = problem.shape;
+  const TensorView q = fixture.put(problem.q, DType::kBF16, {s.tokens * problem.q_token});
+  const TensorView kv = fixture.put(problem.kv, DType::kBF16, {s.tokens * problem.kv_token});
   Args args;
-  args.q = strided(problem.q.data(), device, {s.tokens, s.q_heads, s.head_dim}, problem.q_token,
-                   problem.q_head);
-  args.k = strided(problem.k_at(0, 0), device, {s.tokens, s.kv_heads, s.head_dim}, problem.kv_token,
-                   s.head_dim);
-  args.v = strided(problem.v_at(0, 0), device, {s.tokens, s.kv_heads, s.head_dim}, problem.kv_token,
-                   s.head_dim);
-  args.q_norm = view(problem.q_norm.data(), DType::kBF16, device, {s.head_dim});
-  args.k_norm = view(problem.k_norm.data(), DType::kBF16, device, {s.head_dim});
-  args.positions = view(problem.positions.data(), DType::kI32, device, {s.tokens});
-  args.cos_sin = view(problem.cos_sin.data(), DType::kF32, device, {s.max_positions, s.rotary_dim});
-  args.slot_mapping = view(problem.slots.data(), DType::kI32, device, {s.tokens});
-  args.q_out = view(outputs.q.data(), DType::kBF16, device, {s.tokens, s.q_heads, s.head_dim});
-  args.k_cache = view(outputs.k_cache.data(), DType::kBF16, device,
-                      {s.blocks, s.block_tokens, s.kv_heads, s.head_dim});
-  args.v_cache = view(outputs.v_cache.data(), DType::kBF16, device,
-                      {s.blocks, s.block_tokens, s.kv_heads, s.head_dim});
+  args.q = strided(q, 0, {s.tokens, s.q_heads, s.head_dim}, problem.q_token, problem.q_head);
+  args.k = strided(kv, 0, {s.tokens, s.kv_heads, s.head_dim}, problem.kv_token, s.head_dim);
+  args.v = strided(kv, problem.v_at(0, 0) - problem.k_at(0, 0), {s.tokens, s.kv_heads, s.head_dim},
+                   problem.kv_token, s.head_dim);
+  if (wide != nullptr) {
+    args.q_norm = args.k_norm = fixture.put(*wide, DType::kF32, {s.head_dim});
+  } else {
+    args.q_norm = fixture.put(problem.q_norm, DType::kBF16, {s.head_dim});
+    args.k_norm = fixture.put(problem.k_norm, DType::kBF16, {s.head_dim});
+  }
+  args.positions = fixture.put(problem.positions, DType::kI32, {s.tokens});
+  args.cos_sin = fixture.put(problem.cos_sin, DType::kF32, {s.max_positions, s.rotary_dim});
+  args.slot_mapping = fixture.put(problem.slots, DType::kI32, {s.tokens});
+  args.q_out = fixture.blank(DType::kBF16, {s.tokens, s.q_heads, s.head_dim});
+  for (TensorView* cache : {&args.k_cache, &args.v_cache})
+    *cache = fixture.blank(DType::kBF16, {s.blocks, s.block_tokens, s.kv_heads, s.head_dim});
   return args;
 }
 
-// With `planned`, the plan is made for that problem instead. With `wide`, these are the norm of q
-// and of k.
-Outputs run_on(Target target, Problem& problem, Problem* planned = nullptr,
-               std::vector<float>* wide = nullptr) {
-  const Device device{target, 0};
-  Outputs outputs = empty_outputs(problem.shape);
-  Args args = args_of(problem, outputs, device);
-  if (wide != nullptr)
-    args.q_norm = args.k_norm = view(wide->data(), DType::kF32, device, {problem.shape.head_dim});
-  Outputs unused = empty_outputs(planned != nullptr ? planned->shape : problem.shape);
-  const Args plan_args = planned != nullptr ? args_of(*planned, unused, device) : args;
-  auto where = plan_context(device);
-  EXPECT_TRUE(where) << where.status().to_string();
-  auto stream = Stream::create(device);
-  EXPECT_TRUE(stream) << stream.status().to_string();
-  auto chosen = plan(plan_args, *where);
-  EXPECT_TRUE(chosen) << chosen.status().to_string();
-  const Status done = run(*chosen, args, *stream);
-  EXPECT_TRUE(done) << done.to_string();
-  EXPECT_TRUE(stream->synchronize());
-  return outputs;
+Outputs get(DeviceFixture& fixture, const Args& args) {
+  return {fixture.get<bf16>(args.q_out), fixture.get<bf16>(args.k_cache),
+          fixture.get<bf16>(args.v_cache)};
+}
+
+Outputs run_way(const Way& way, const Problem& problem, const std::vector<float>* wide = nullptr) {
+  DeviceFixture fixture(way.target);
+  const Args args = put(fixture, problem, wide);
+  test::run_forced(fixture, args, way.variant);
+  return get(fixture, args);
 }
 
 // Both bf16 neighbours that a value within `slack` of `exact` may round to, as doubles.
@@ -217,9 +207,9 @@ void expect_caches(const Problem& problem, const Outputs& outputs) {
                     &outputs.k_cache[at], "k in slot " + std::to_string(slot));
       for (int i = 0; i < s.head_dim; ++i) {
         const auto c = at + static_cast<std::size_t>(i);
-        ASSERT_EQ(outputs.v_cache[c].bits, t >= 0 ? problem.v_at(t, h)[i].bits : 0x7fc1);
+        ASSERT_EQ(outputs.v_cache[c].bits, t >= 0 ? problem.v_at(t, h)[i].bits : kUnwritten);
         if (t >= 0) continue;
-        ASSERT_EQ(outputs.k_cache[c].bits, 0x7fc1) << "slot " << slot << " was written";
+        ASSERT_EQ(outputs.k_cache[c].bits, kUnwritten) << "slot " << slot << " was written";
       }
     }
 }
@@ -247,29 +237,28 @@ TEST(Rope, MatchesOracleAndAgreesBetweenTargets) {
                .interleaved = false};
   shapes[5] = {.tokens = 2, .q_heads = 2, .kv_heads = 1, .head_dim = 248, .rotary_dim = 62};
   for (const Shape& shape : shapes) {
-    Problem problem = make_problem(shape);
-    std::optional<Outputs> first;
-    for (Target target : test::host_targets()) {
-      SCOPED_TRACE(test::to_string(target) + " head_dim " + std::to_string(shape.head_dim));
-      const Outputs outputs = run_on(target, problem);
+    SCOPED_TRACE("head_dim " + std::to_string(shape.head_dim));
+    const Problem problem = make_problem(shape);
+    const Outputs reference = run_way(test::on_cpu(kOp), problem);
+    test::for_each_way(kOp, [&](const Way& way) {
+      const Outputs outputs = run_way(way, problem);
       expect_q(problem, outputs);
       expect_caches(problem, outputs);
-      if (!first) first = outputs;
-      expect_same(first->q, outputs.q);
-      expect_same(first->k_cache, outputs.k_cache);
-    }
+      expect_same(reference.q, outputs.q);
+      expect_same(reference.k_cache, outputs.k_cache);
+    });
   }
 }
 
 TEST(Rope, PositionZeroOnlyNorms) {
   Problem problem = make_problem({.tokens = 2, .q_heads = 1, .kv_heads = 1});
   problem.positions = {0, -7};  // padding reads as position 0
-  for (Target target : test::host_targets()) {
-    const Outputs outputs = run_on(target, problem);
+  test::for_each_way(kOp, [&](const Way& way) {
+    const Outputs outputs = run_way(way, problem);
     for (int t = 0; t < 2; ++t)
       expect_head(oracle_norm(problem.q_at(t, 0), problem.q_norm.data(), 256, 1e-6),
                   &outputs.q[static_cast<std::size_t>(t) * 256], "normed q");
-  }
+  });
 }
 
 // Norms in f32: those that bf16 can hold give the same bits, others are not rounded to it.
@@ -282,59 +271,72 @@ TEST(Rope, ReadsWideNorms) {
     same.push_back(to_float(each));
     between.push_back(to_float(each) * (1 + 0.9f / 512));  // rounds to the same bf16
   }
-  for (Target target : test::host_targets()) {
-    SCOPED_TRACE(test::to_string(target));
-    const Outputs narrow = run_on(target, problem), wide = run_on(target, problem, nullptr, &same);
+  test::for_each_way(kOp, [&](const Way& way) {
+    const Outputs narrow = run_way(way, problem), wide = run_way(way, problem, &same);
     expect_same(narrow.q, wide.q);
     expect_same(narrow.k_cache, wide.k_cache);
-    const Outputs finer = run_on(target, problem, nullptr, &between);
-    EXPECT_NE(std::memcmp(finer.q.data(), narrow.q.data(), finer.q.size() * sizeof(bf16)), 0);
+    const Outputs finer = run_way(way, problem, &between);
+    EXPECT_NE(test::bytes_of(finer.q), test::bytes_of(narrow.q));
     for (int t = 0; t < 3; ++t)
       for (int h = 0; h < 2; ++h)
         expect_head(oracle_norm(problem.q_at(t, h), between.data(), 256, 1e-6),
                     &finer.q[static_cast<std::size_t>(2 * t + h) * 256], "normed q");
-  }
+  });
 }
 
 TEST(Rope, PlanServesFewerTokens) {
-  Problem many = make_problem({.tokens = 9}), few = make_problem({.tokens = 2});
-  for (Target target : test::host_targets()) {
-    SCOPED_TRACE(test::to_string(target));
-    const Outputs outputs = run_on(target, few, &many);
+  const Problem many = make_problem({.tokens = 9}), few = make_problem({.tokens = 2});
+  test::for_each_way(kOp, [&](const Way& way) {
+    DeviceFixture fixture(way.target);
+    const Plan made = test::plan_forced(fixture, put(fixture, many), way.variant);
+    const Args args = put(fixture, few);
+    test::run_plan(fixture, made, args);
+    const Outputs outputs = get(fixture, args);
     expect_q(few, outputs);
     expect_caches(few, outputs);
-  }
+  });
+}
+
+TEST(Rope, ATokenDoesNotDependOnTheOthers) {
+  const Problem all = make_problem({.tokens = 7, .head_dim = 64, .rotary_dim = 16});
+  test::for_each_way(kOp, [&](const Way& way) {
+    test::expect_rows_alone_equal_together(7, [&](const std::vector<int>& tokens) {
+      Problem some = all;
+      some.shape.tokens = static_cast<int>(tokens.size());
+      some.q.clear(), some.kv.clear(), some.positions.clear(), some.slots.clear();
+      for (const int token : tokens) {
+        some.q.insert(some.q.end(), all.q_at(token, 0), all.q_at(token, 0) + all.q_token);
+        some.kv.insert(some.kv.end(), all.k_at(token, 0), all.k_at(token, 0) + all.kv_token);
+        some.positions.push_back(all.positions[static_cast<std::size_t>(token)]);
+        some.slots.push_back(static_cast<std::int32_t>(some.slots.size()));
+      }
+      Outputs outputs = run_way(way, some);
+      outputs.k_cache.resize(tokens.size() * 2 * 64);  // the slots that have a token
+      outputs.v_cache.resize(tokens.size() * 2 * 64);
+      std::vector<test::RowBytes> found(tokens.size());
+      test::append_rows(found, outputs.q);
+      test::append_rows(found, outputs.k_cache);
+      test::append_rows(found, outputs.v_cache);
+      return found;
+    });
+  });
 }
 
 TEST(Rope, ZeroTokensDoNothing) {
-  Problem problem = make_problem({.tokens = 0});
-  for (Target target : test::host_targets()) EXPECT_TRUE(run_on(target, problem).q.empty());
+  const Problem problem = make_problem({.tokens = 0});
+  test::for_each_way(kOp, [&](const Way& way) { EXPECT_TRUE(run_way(way, problem).q.empty()); });
 }
 
-TEST(Rope, CheckNamesWhatItRefuses) {
-  Problem problem = make_problem({});
-  Outputs outputs = empty_outputs(problem.shape);
-  const Args good = args_of(problem, outputs, Device{});
-  ASSERT_TRUE(check(good)) << check(good).to_string();
-
-  Args args = good;
-  args.k.shape[1] = 3;
-  EXPECT_NE(check(args).message().find("v is"), std::string_view::npos) << check(args).message();
-  args = good;
-  args.cos_sin.shape[1] = 63;
-  args.cos_sin.stride[0] = 63;
-  EXPECT_NE(check(args).message().find("rotary_dim"), std::string_view::npos);
-  args = good;
-  args.q.stride[2] = 2;
-  EXPECT_NE(check(args).message().find("strided"), std::string_view::npos);
-  args = good;
-  args.q_norm.dtype = DType::kF32;  // and k_norm is bf16
-  EXPECT_NE(check(args).message().find("k_norm"), std::string_view::npos);
-  args.k_norm.dtype = DType::kF32;
-  EXPECT_TRUE(check(args)) << check(args).message();
-  args.q_norm.dtype = args.k_norm.dtype = DType::kF16;
-  EXPECT_NE(check(args).message().find("q_norm"), std::string_view::npos);
-  EXPECT_FALSE(plan(good, *plan_context(Device{}), "no_such_variant"));
+TEST(Rope, RefusalsSayWhatIsAccepted) {
+  DeviceFixture fixture(Target::kCpu);
+  const Args good = put(fixture, make_problem({}));
+  test::expect_refusals(
+      kOp, good,
+      {{[](Args& a) { a.k.shape[1] = 3; }, "v is"},
+       {[](Args& a) { a.cos_sin.shape[1] = a.cos_sin.stride[0] = 63; }, "rotary_dim"},
+       {[](Args& a) { a.q.stride[2] = 2; }, "strided"},
+       {[](Args& a) { a.q_norm.dtype = DType::kF32; }, "k_norm"},
+       {[](Args& a) { a.q_norm.dtype = a.k_norm.dtype = DType::kF16; }, "q_norm"}});
 }
 
 }  // namespace

@@ -9,13 +9,13 @@
 #include <random>
 
 #include "tenon/ops/sampling/philox.cuh"
-#include "tests/support/targets.h"
-#include "tests/support/tensors.h"
+#include "tests/support/op_suite.h"
 
 namespace tenon::sampling {
 namespace {
 
-using test::Bench;
+using test::DeviceFixture;
+using test::Way;
 
 struct Row {
   float temperature = 0, top_p = 1;
@@ -43,7 +43,7 @@ Problem make_problem(int slices, int width, int num_tokens, std::vector<Row> row
   return problem;
 }
 
-Args put(Bench& bench, const Problem& problem) {
+Args put(DeviceFixture& fixture, const Problem& problem) {
   const auto rows = static_cast<std::int64_t>(problem.rows.size());
   std::vector<float> temperature, top_p;
   std::vector<std::int32_t> top_k, position;
@@ -56,25 +56,26 @@ Args put(Bench& bench, const Problem& problem) {
     seed.push_back(row.seed);
   }
   Args args;
-  args.logits = bench.put(problem.logits, DType::kF32, {problem.slices, rows, problem.width});
+  args.logits = fixture.put(problem.logits, DType::kF32, {problem.slices, rows, problem.width});
   args.num_tokens = problem.num_tokens;
-  args.temperature = bench.put(temperature, DType::kF32, {rows});
-  args.top_k = bench.put(top_k, DType::kI32, {rows});
-  args.top_p = bench.put(top_p, DType::kF32, {rows});
-  args.seed = bench.put(seed, DType::kI64, {rows});
-  args.position = bench.put(position, DType::kI32, {rows});
-  args.out = bench.put(std::vector<std::int32_t>(problem.rows.size(), -7), DType::kI32, {rows});
+  args.temperature = fixture.put(temperature, DType::kF32, {rows});
+  args.top_k = fixture.put(top_k, DType::kI32, {rows});
+  args.top_p = fixture.put(top_p, DType::kF32, {rows});
+  args.seed = fixture.put(seed, DType::kI64, {rows});
+  args.position = fixture.put(position, DType::kI32, {rows});
+  args.out = fixture.put(std::vector<std::int32_t>(problem.rows.size(), -7), DType::kI32, {rows});
   return args;
 }
 
-std::vector<std::int32_t> run_on(const Problem& problem, Target target) {
-  Bench bench(target);
-  const Args args = put(bench, problem);
-  const auto planned = plan(args, bench.where());
-  EXPECT_TRUE(planned) << planned.status().to_string();
-  if (!planned) return {};
-  EXPECT_TRUE(run(*planned, args, bench.stream()));
-  return bench.get<std::int32_t>(args.out);
+std::vector<std::int32_t> run_way(const Problem& problem, const Way& way) {
+  DeviceFixture fixture(way.target);
+  const Args args = put(fixture, problem);
+  test::run_forced(fixture, args, way.variant);
+  return fixture.get<std::int32_t>(args.out);
+}
+
+void expect_all_draw(const Problem& problem, const std::vector<std::int32_t>& expected) {
+  test::for_each_way(kOp, [&](const Way& way) { EXPECT_EQ(run_way(problem, way), expected); });
 }
 
 std::vector<int> sorted_candidates(Problem& problem, int row) {
@@ -126,7 +127,7 @@ int expected_token(Problem& problem, int r) {
 }
 
 void expect_oracle_everywhere(Problem problem) {
-  const auto reference = run_on(problem, Target::kCpu);
+  const auto reference = run_way(problem, test::on_cpu(kOp));
   ASSERT_EQ(reference.size(), problem.rows.size());
   int certain = 0;
   for (int r = 0; r < static_cast<int>(problem.rows.size()); ++r) {
@@ -136,8 +137,7 @@ void expect_oracle_everywhere(Problem problem) {
     EXPECT_EQ(reference[static_cast<std::size_t>(r)], expected) << "row " << r;
   }
   EXPECT_GT(2 * certain, static_cast<int>(problem.rows.size()));
-  for (const Target target : test::usable_targets())
-    EXPECT_EQ(run_on(problem, target), reference) << name(target);
+  expect_all_draw(problem, reference);
 }
 
 // One row per setting, each with its own seed and position.
@@ -161,15 +161,13 @@ TEST(Sampling, GreedyTakesTheLargestAndTheLowestIdOnTies) {
   for (int r = 0; r < 4; ++r) expected.push_back(sorted_candidates(problem, r)[0]);
   EXPECT_EQ(expected[1], 4);
   EXPECT_EQ(expected[2], 12);
-  for (const Target target : test::usable_targets())
-    EXPECT_EQ(run_on(problem, target), expected) << name(target);
+  expect_all_draw(problem, expected);
 }
 
 TEST(Sampling, GreedyKnowsNoNegativeZero) {
   Problem problem = make_problem(1, 4, 4, std::vector<Row>(2));
   problem.logits = {-0.0f, 0.0f, -1.0f, -2.0f, -1.0f, 0.0f, -0.0f, 0.0f};
-  for (const Target target : test::usable_targets())
-    EXPECT_EQ(run_on(problem, target), (std::vector<std::int32_t>{0, 1})) << name(target);
+  expect_all_draw(problem, {0, 1});
 }
 
 TEST(Sampling, DrawsWhatTheHeaderSays) {
@@ -198,8 +196,7 @@ TEST(Sampling, NaNAndMinusInfinityAreNeverDrawn) {
   Problem nothing = make_problem(1, 6, 6, rows);
   nothing.logits.assign(12, NAN);
   nothing.logits[3] = nothing.logits[9] = -INFINITY;
-  for (const Target target : test::usable_targets())
-    EXPECT_EQ(run_on(nothing, target), (std::vector<std::int32_t>{-1, -1})) << name(target);
+  expect_all_draw(nothing, {-1, -1});
 }
 
 TEST(Sampling, ExtremeSettingsAreDefined) {
@@ -212,13 +209,13 @@ TEST(Sampling, ExtremeSettingsAreDefined) {
                                   {.temperature = 1.0f},
                                   {.temperature = 1.0f, .top_p = NAN, .top_k = -5}});
   problem.logit(5, 33) = INFINITY;
-  for (const Target target : test::usable_targets()) {
-    const auto drawn = run_on(problem, target);
+  test::for_each_way(kOp, [&](const Way& way) {
+    const auto drawn = run_way(problem, way);
     for (int r = 0; r < 6; ++r)
       EXPECT_EQ(drawn[static_cast<std::size_t>(r)], sorted_candidates(problem, r)[0]) << r;
-    EXPECT_EQ(drawn[6], run_on(problem, Target::kCpu)[6]);
+    EXPECT_EQ(drawn[6], run_way(problem, test::on_cpu(kOp))[6]);
     EXPECT_GE(drawn[6], 0);
-  }
+  });
 }
 
 TEST(Sampling, FrequenciesFollowTheProbabilities) {
@@ -230,7 +227,8 @@ TEST(Sampling, FrequenciesFollowTheProbabilities) {
   for (int r = 1; r < kDraws; ++r)
     for (int id = 0; id < 8; ++id) problem.logit(r, id) = problem.logit(0, id);
   std::vector<int> count(8, 0);
-  for (const std::int32_t id : run_on(problem, Target::kCpu)) ++count[static_cast<std::size_t>(id)];
+  for (const std::int32_t id : run_way(problem, test::on_cpu(kOp)))
+    ++count[static_cast<std::size_t>(id)];
   const Allowed may = allowed(problem, 0);
   ASSERT_GE(may.ids.size(), 3u);
   int sum = 0;
@@ -248,10 +246,10 @@ TEST(Sampling, SeedAndPositionAloneDecide) {
   Problem problem = make_problem(1, 64, 64, rows);
   for (int r = 1; r < 40; ++r)
     for (int id = 0; id < 64; ++id) problem.logit(r, id) = problem.logit(0, id);
-  const auto same = run_on(problem, Target::kCpu);
+  const auto same = run_way(problem, test::on_cpu(kOp));
   EXPECT_EQ(std::count(same.begin(), same.end(), same[0]), 40);
   for (int r = 0; r < 40; ++r) problem.rows[static_cast<std::size_t>(r)].position = r;
-  auto by_position = run_on(problem, Target::kCpu);
+  auto by_position = run_way(problem, test::on_cpu(kOp));
   std::sort(by_position.begin(), by_position.end());
   EXPECT_GT(std::unique(by_position.begin(), by_position.end()) - by_position.begin(), 10);
 }
@@ -280,27 +278,21 @@ TEST(Sampling, MultiplyHighIsExact) {
 }
 
 TEST(Sampling, RefusalsSayWhatIsAccepted) {
-  Bench bench(Target::kCpu);
-  const Args good = put(bench, make_problem(2, 8, 15, std::vector<Row>(3)));
-  EXPECT_TRUE(check(good));
-  const auto refused = [&](auto&& change) {
-    Args args = good;
-    change(args);
-    EXPECT_FALSE(plan(args, bench.where()));
-    return test::refusal(check(args));
-  };
-  EXPECT_EQ(refused([](Args& a) { a.num_tokens = 17; }),
-            "sampling: num_tokens is 17 but must be 1 to 16 for logits f32 [2, 3, 8] on cpu:0");
-  EXPECT_EQ(refused([](Args& a) { a.logits.dtype = DType::kBF16; }),
-            "sampling: logits is bf16 [2, 3, 8] on cpu:0 but must be of type f32");
-  EXPECT_EQ(refused([](Args& a) { a.seed.dtype = DType::kI32; }),
-            "sampling: seed is i32 [3] on cpu:0 but must be of type i64");
-  EXPECT_EQ(refused([](Args& a) { a.out.shape[0] = 2; }),
-            "sampling: out is i32 [2] on cpu:0 but must be [rows] with rows = 3");
-  EXPECT_EQ(
-      refused([](Args& a) { a.top_p.device.index = 1; }),
-      "sampling: top_p is f32 [3] on cpu:1 but logits is f32 [2, 3, 8] on cpu:0; all must lie "
-      "on one device");
+  DeviceFixture fixture(Target::kCpu);
+  const Args good = put(fixture, make_problem(2, 8, 15, std::vector<Row>(3)));
+  test::expect_refusals(
+      kOp, good,
+      {{[](Args& a) { a.num_tokens = 17; },
+        "sampling: num_tokens is 17 but must be 1 to 16 for logits f32 [2, 3, 8] on cpu:0"},
+       {[](Args& a) { a.logits.dtype = DType::kBF16; },
+        "sampling: logits is bf16 [2, 3, 8] on cpu:0 but must be of type f32"},
+       {[](Args& a) { a.seed.dtype = DType::kI32; },
+        "sampling: seed is i32 [3] on cpu:0 but must be of type i64"},
+       {[](Args& a) { a.out.shape[0] = 2; },
+        "sampling: out is i32 [2] on cpu:0 but must be [rows] with rows = 3"},
+       {[](Args& a) { a.top_p.device.index = 1; },
+        "sampling: top_p is f32 [3] on cpu:1 but logits is f32 [2, 3, 8] on cpu:0; all must lie "
+        "on one device"}});
 }
 
 }  // namespace

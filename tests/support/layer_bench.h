@@ -7,7 +7,7 @@
 
 #include "tenon/core/fp8.h"
 #include "tenon/layers/layers.h"
-#include "tests/support/tensors.h"
+#include "tests/support/device_fixture.h"
 
 namespace tenon::test {
 
@@ -36,13 +36,13 @@ class LayerBench {
         context{.scratch = scratch,
                 .where = bench.where(),
                 .x = {},
-                .partial = Bench::must(scratch.rows("partial", DType::kBF16, hidden)),
+                .partial = DeviceFixture::must(scratch.rows("partial", DType::kBF16, hidden)),
                 .max_sequences = max_rows,
                 .max_blocks = 4,
                 .max_logits = max_rows,
                 .block_tokens = 4} {
-    context.x.bf16 = Bench::must(scratch.rows("x", DType::kBF16, hidden));
-    context.x.fp8 = Bench::must(scratch.codes("x", max_rows, hidden));
+    context.x.bf16 = DeviceFixture::must(scratch.rows("x", DType::kBF16, hidden));
+    context.x.fp8 = DeviceFixture::must(scratch.codes("x", max_rows, hidden));
   }
 
   // Normal values with this deviation, rounded to bf16.
@@ -131,7 +131,7 @@ class LayerBench {
     return values;
   }
 
-  Bench bench;
+  DeviceFixture bench;
   Scratch scratch;
 
  private:

@@ -13,7 +13,7 @@
 #include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/comm/communicator.h"
 
-namespace tenon {
+namespace tenon::test {
 
 struct RankOptions {
   Target target = Target::kCpu;
@@ -67,4 +67,4 @@ inline void run_ranks(int size, const RankOptions& options, const RankBody& body
 
 inline void run_ranks(int size, const RankBody& body) { run_ranks(size, RankOptions{}, body); }
 
-}  // namespace tenon
+}  // namespace tenon::test

@@ -14,9 +14,10 @@
 namespace tenon::test {
 
 // Owns what a test puts on one device, and the stream that its ops run on.
-class Bench {
+class DeviceFixture {
  public:
-  explicit Bench(Target target) : device_{target, 0}, stream_(must(Stream::create(device_))) {}
+  explicit DeviceFixture(Target target)
+      : device_{target, 0}, stream_(must(Stream::create(device_))) {}
 
   Device device() const { return device_; }
   Stream& stream() { return stream_; }
@@ -34,14 +35,20 @@ class Bench {
     memory_.push_back(std::move(memory));
     return found;
   }
+  // A contiguous tensor, each byte set to `filler`.
+  TensorView blank(DType dtype, std::initializer_list<std::int64_t> shape,
+                   std::uint8_t filler = 0xa5) {
+    std::size_t bytes = size_of(dtype);
+    for (const std::int64_t extent : shape) bytes *= static_cast<std::size_t>(extent);
+    const TensorView memory = put(std::vector<std::uint8_t>(bytes, filler), DType::kU8,
+                                  {static_cast<std::int64_t>(bytes)});
+    return view(memory.data, dtype, device_, shape);
+  }
   // Rows of `columns` elements that lie `stride` elements apart, each byte set to `filler`.
   TensorView rows(DType dtype, std::int64_t rows, std::int64_t columns, std::int64_t stride,
                   std::uint8_t filler = 0xa5) {
-    const std::vector<std::uint8_t> bytes(static_cast<std::size_t>(rows * stride) * size_of(dtype),
-                                          filler);
-    TensorView found = put(bytes, DType::kU8, {static_cast<std::int64_t>(bytes.size())});
-    found = view(found.data, dtype, device_, {rows, columns});
-    found.stride[0] = stride;
+    TensorView found = blank(dtype, {rows, stride}, filler);
+    found.shape[1] = columns;
     return found;
   }
 
@@ -72,13 +79,6 @@ class Bench {
   Stream stream_;
   std::vector<Buffer> memory_;
 };
-
-// The names of an op's variants on a target, in order of preference.
-inline std::vector<std::string> variant_names(const Op& op, Target target) {
-  std::vector<std::string> names;
-  for (const Variant& each : variants(op, target)) names.emplace_back(each.name);
-  return names;
-}
 
 // Bits, for comparisons in which NaN equals itself and zeros have a sign.
 template <class T>
