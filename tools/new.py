@@ -218,15 +218,14 @@ TEST(SUITE, RefusalsSayWhatIsAccepted) {
 """
 
 
-def write(path, text, name):
+def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
-    suite = name.title().replace("_", "")
-    path.write_text(re.sub(r"\bNAME\b", name, text).replace("SUITE", suite))
+    path.write_text(text)
     print(f"made {path.relative_to(ROOT)}")
 
 
 def named(template, name):
-    return re.sub(r"\bNAME\b", name, template)
+    return re.sub(r"\bNAME\b", name, template).replace("SUITE", name.title().replace("_", ""))
 
 
 def new_op(name):
@@ -235,11 +234,11 @@ def new_op(name):
     folder = ROOT / "tenon/ops" / name
     if folder.exists():
         sys.exit(f"new op: {folder.relative_to(ROOT)} exists already")
-    write(folder / f"{name}.h", HEADER, name)
-    write(folder / f"{name}.cc", SOURCE, name)
-    write(folder / f"{name}.cu", KERNELS, name)
-    write(folder / "variants.def", VARIANTS, name)
-    write(ROOT / f"tests/ops/{name}_test.cc", TEST, name)
+    write(folder / f"{name}.h", named(HEADER, name))
+    write(folder / f"{name}.cc", named(SOURCE, name))
+    write(folder / f"{name}.cu", named(KERNELS, name))
+    write(folder / "variants.def", named(VARIANTS, name))
+    write(ROOT / f"tests/ops/{name}_test.cc", named(TEST, name))
     with open(ROOT / "tenon/core/ops.def", "a", encoding="utf-8") as ops:
         ops.write(f"TENON_OP({name}, ops/{name})\n")
     print(f"added {name} to tenon/core/ops.def; next: tenon/ops/{name}/{name}.cu (docs/add-an-op.md)")
