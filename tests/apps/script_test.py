@@ -90,13 +90,8 @@ class Names(Stubbed):
 
     def test_names(self):
         for name, targets, runs in (
-<<<<<<< HEAD
                 ("boundary_matrix_test", "boundary_matrix_test",
                  ["-L ^(boundary_matrix_test)$"]),
-=======
-                ("boundary_boundary_matrix_test", "boundary_boundary_matrix_test",
-                 ["-L ^(boundary_boundary_matrix_test)$"]),
->>>>>>> optests
                 ("Env.ReadsEveryKnob", "core_env_test", ["-R Env.ReadsEveryKnob -L ^(core_env_test)$"]),
                 ("policy.layers", "build.ninja", [r"-R ^(policy\.layers)$"]),
                 ("apps.run", "tenon", [r"-R ^(apps\.run)$"]),
@@ -129,11 +124,7 @@ class Names(Stubbed):
         self.assertEqual(self.done("test", "Env.ReadsEveryKnob").returncode, 8)
 
     def test_every_name_that_documents_use(self):
-<<<<<<< HEAD
         floors = "core|text|reference|device|comm|ops|boundary|layers|models|runtime|serve|apps|policy|install"
-=======
-        floors = "core|text|device|comm|ops|boundary|layers|models|runtime|serve|apps|policy"
->>>>>>> optests
         names = set()
         for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
             names |= set(re.findall(rf"`((?:{floors})_\w+_test)\b", path.read_text()))

@@ -235,12 +235,12 @@ inline int span_of(std::int64_t hidden, int threads) {
 template <class T, class Wire, class Protocol, class Launch>
 inline Status with_instance(const LaunchShape& shape, const FusedArgs& call, const Launch& launch) {
   const int span = span_of(call.norm.hidden, shape.threads);
-  const bool is_usual = is_fast_path(call.norm, call.quant);
+  const bool fast_path = is_fast_path(call.norm, call.quant);
   Status status;
   const auto try_one = [&]<std::size_t kIndex>() {
     constexpr Instance kInstance = kInstances[kIndex];
     if constexpr (exists<T, Wire>(kInstance)) {
-      if (!serves(kInstance, span, call.team.size, is_usual)) return false;
+      if (!serves(kInstance, span, call.team.size, fast_path)) return false;
       status =
           launch.template operator()<KernelFor<T, Wire, kInstance.max_span, kInstance.max_ranks,
                                                kInstance.fast_path, Protocol>>();
