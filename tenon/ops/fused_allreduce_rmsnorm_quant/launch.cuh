@@ -241,9 +241,10 @@ inline Status with_instance(const LaunchShape& shape, const FusedArgs& call, con
     constexpr Instance kInstance = kInstances[kIndex];
     if constexpr (exists<T, Wire>(kInstance)) {
       if (!serves(kInstance, span, call.team.size, fast_path)) return false;
-      status =
-          launch.template operator()<KernelFor<T, Wire, kInstance.max_span, kInstance.max_ranks,
-                                               kInstance.fast_path, Protocol>>();
+      using Kernel = KernelFor<T, Wire, kInstance.max_span, kInstance.max_ranks,
+                               kInstance.fast_path, Protocol>;
+      // Here nvcc takes the value of an assignment for a Status that nobody looks at.
+      static_cast<void>(status = launch.template operator()<Kernel>());
       return true;
     }
     return false;
