@@ -9,9 +9,11 @@ namespace {
 // The widest scales that leave a ring of two stages to 64 rows.
 constexpr int kMostK = 65536;
 
-// What of a kernel was chosen for a plan.
+// What of a kernel was chosen for a plan. It changes no bit.
 struct Sm90Form {
-  int groups, rows, stages;
+  int columns, rows;  // of a block
+  int resident;       // blocks on a multiprocessor
+  int stages;
 };
 
 // Bytes that a block may take if so many are to fit on a multiprocessor: each has 1 KiB besides.
@@ -26,37 +28,28 @@ int stages_for(int groups, int rows, const Segments& cut, int bytes) {
   return stages < longest ? stages : longest;
 }
 
-// Measured on an H100 with the products of two models, 1 to 64 rows: 64 columns a block are best up
-// to 16 rows, 128 above; two blocks on a multiprocessor, three if there are many, one where a few
-// large blocks fill the device.
-Sm90Form form_of(const GemmCall& gemm, const Segments& cut, std::size_t most) {
-  const int rows = gemm.rows <= 8    ? 8
-                   : gemm.rows <= 16 ? 16
-                   : gemm.rows <= 32 ? 32
-                   : gemm.rows <= 64 ? 64
-                                     : 128;
-  const int groups = rows <= 16 ? 1 : 2;
-  const int blocks = ceil_div(gemm.n, kGroupColumns * groups) * cut.count;
-  int resident = groups == 1 ? (blocks > 264 ? 3 : 2) : (blocks > 132 || cut.count > 1 ? 2 : 1);
-  if (rows > 64) {
-    const int stages = stages_for(2, rows, cut, fair_share(most, 1));
-    if (stages >= 3 || stages >= cut.num_blocks / cut.count) return {2, rows, stages};
-  }
-  const int taken = rows > 64 ? 64 : rows;
-  int stages = 0;
-  while (stages < 2 && resident > 0)
-    stages = stages_for(groups, taken, cut, fair_share(most, resident--));
-  return {groups, taken, stages};
+// Measured on an H100 with the products of two models, 1 to 8192 rows: up to 16 rows narrow blocks
+// are best, above wide ones; and one on a multiprocessor with a long ring, unless there are more
+// blocks than that.
+Sm90Form form_of(const GemmCall& gemm, const Segments& cut, const DeviceProperties& device) {
+  const int rows = gemm.rows <= 8 ? 8 : gemm.rows <= 16 ? 16 : gemm.rows <= 32 ? 32 : 64;
+  const int groups = rows <= 16 ? 1 : 2, columns = kGroupColumns * groups;
+  const std::int64_t blocks =
+      std::int64_t{1} * ceil_div(gemm.rows, rows) * ceil_div(gemm.n, columns) * cut.count;
+  int resident = blocks <= device.num_units ? 1 : groups == 1 ? 3 : 2;
+  int stages = stages_for(groups, rows, cut, fair_share(device.max_shared_bytes, resident));
+  while (stages < 2 && resident > 1)
+    stages = stages_for(groups, rows, cut, fair_share(device.max_shared_bytes, --resident));
+  return {columns, rows, resident, stages};
 }
 
 using Kernel = void (*)(Sm90Call);
-Kernel kernel_of(int rows) {
+Kernel kernel_of(int rows, int resident) {
   switch (rows) {
-    case 8: return sm90_kernel<1, 8>;
-    case 16: return sm90_kernel<1, 16>;
-    case 32: return sm90_kernel<2, 32>;
-    case 64: return sm90_kernel<2, 64>;
-    default: return sm90_kernel<2, 128>;
+    case 8: return sm90_kernel<1, 8, 3>;
+    case 16: return sm90_kernel<1, 16, 3>;
+    case 32: return resident == 1 ? sm90_kernel<2, 32, 1> : sm90_kernel<2, 32, 2>;
+    default: return resident == 1 ? sm90_kernel<2, 64, 1> : sm90_kernel<2, 64, 2>;
   }
 }
 
@@ -74,19 +67,20 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
     return no("k is " + std::to_string(gemm.k) + "; at most " + std::to_string(kMostK) +
               " leave room for the scales");
   const Segments cut = segments_of(gemm.n, gemm.k);
-  const Sm90Form form = form_of(gemm, cut, where.properties.max_shared_bytes);
+  const Sm90Form form = form_of(gemm, cut, where.properties);
   if (form.stages < 1) return no("a block has too little shared memory");
   LaunchShape shape;
-  shape.blocks =
-      ceil_div(gemm.rows, form.rows) * ceil_div(gemm.n, kGroupColumns * form.groups) * cut.count;
-  shape.threads = sm90_threads(form.groups);
+  const int groups = form.columns / kGroupColumns;
+  shape.blocks = ceil_div(gemm.rows, form.rows) * ceil_div(gemm.n, form.columns) * cut.count;
+  shape.threads = sm90_threads(groups);
   shape.shared_bytes =
-      static_cast<std::size_t>(sm90_shared(form.groups, form.rows, form.stages, cut).bytes);
+      static_cast<std::size_t>(sm90_shared(groups, form.rows, form.stages, cut).bytes);
   shape.cluster = cut.count;
   shape.early = where.may_start_early;
   recipe->launch("sm90_kernel", shape);
-  recipe->set("groups", form.groups);
+  recipe->set("columns", form.columns);
   recipe->set("rows", form.rows);
+  recipe->set("resident", form.resident);
   recipe->set("stages", form.stages);
   return Status::ok();
 }
@@ -96,15 +90,14 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   const GemmCall& gemm = operands.gemm;
   if (gemm.rows == 0) return Status::ok();
   const LaunchShape& shape = recipe.launches.front().shape;
-  const int groups = static_cast<int>(recipe.settings[0].value);
-  const int rows = static_cast<int>(recipe.settings[1].value);
-  const int columns = kGroupColumns * groups;
+  const auto setting = [&](std::size_t i) { return static_cast<int>(recipe.settings[i].value); };
+  const int columns = setting(0), rows = setting(1), resident = setting(2);
   Sm90Call call;
   call.gemm = gemm;
   call.scales = operands.scales;
   call.cut = segments_of(gemm.n, gemm.k);
   call.row_tiles = shape.blocks / call.cut.count / ceil_div(gemm.n, columns);
-  call.stages = static_cast<int>(recipe.settings[2].value);
+  call.stages = setting(3);
   // The stride of a single row may be any number.
   const auto stride = [&](std::int64_t count, std::int64_t asked) {
     return count > 1 ? asked : gemm.k;
@@ -113,7 +106,7 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
                                                stride(gemm.rows, gemm.x_stride), rows));
   TENON_ASSIGN(call.weight, ::tenon::sm90::tile_map(gemm.weight, gemm.n, gemm.k,
                                                     stride(gemm.n, gemm.weight_stride), columns));
-  return tenon::launch(stream, shape, kernel_of(rows), call);
+  return tenon::launch(stream, shape, kernel_of(rows, resident), call);
 }
 
 }  // namespace

@@ -35,8 +35,11 @@ struct Sm90Call {
 };
 
 constexpr int sm90_threads(int groups) { return kWarpgroup * groups + 32; }
-// Blocks on a multiprocessor for which the compiler keeps registers free.
-constexpr int sm90_resident(int groups, int kn) { return kn > 64 ? 1 : groups == 1 ? 3 : 2; }
+// How many blocks of k a warpgroup takes at once, so that so many blocks of threads find registers
+// on a multiprocessor.
+constexpr int sm90_batch(int kn, int resident) {
+  return kn <= 16 ? 4 : (kn == 32 ? 2 : 1) * (resident == 1 ? 2 : 1);
+}
 
 // Where things lie in shared memory, in bytes. Rows of scales are two floats longer than kN, so
 // that threads that write a column of them meet few bank conflicts.
@@ -146,26 +149,45 @@ TENON_DEVICE const float* weight_scales(const Tile& tile) {
          tile.first_block;
 }
 
+// The products of scales. Warps take rows and lanes blocks of k, or the other way round: whatever
+// lies beside each other goes to the lanes. Columns of rows that do not exist stay undefined.
 template <int kGroups, int kN>
 TENON_DEVICE void make_scales(const Sm90Tile<kGroups, kN>& tile) {
+  using Tile = Sm90Tile<kGroups, kN>;
+  constexpr int kLoads = 4;  // on their way at once
   const GemmScales& scales = tile.call.scales;
   const float* weight = weight_scales(tile);
-  const bool by_row = scales.x_row_stride != 1;  // else neighbouring rows lie beside each other
-  const int count = tile.num_blocks;
+  const float* x =
+      scales.x + tile.first_row * scales.x_row_stride + tile.first_block * scales.x_block_stride;
+  const bool by_row = scales.x_row_stride != 1;
+  const int outer_count = by_row ? tile.num_rows : tile.num_blocks;
+  const int inner_count = by_row ? tile.num_blocks : tile.num_rows;
   TENON_NO_UNROLL
-  for (int e = thread_id(); e < count * kN; e += tile.kConsumers) {
-    const int row = by_row ? e / count : e % kN, block = by_row ? e % count : e / kN;
-    const float x = row < tile.num_rows
-                        ? scales.x[(tile.first_row + row) * scales.x_row_stride +
-                                   (tile.first_block + block) * scales.x_block_stride]
-                        : 0.0f;
-    tile.scales[block * sm90_scale_stride(kN) + row] = x * weight[block];
+  for (int inner = thread_id() % kWave; inner < inner_count; inner += kWave) {
+    TENON_NO_UNROLL
+    for (int outer = thread_id() / kWave; outer < outer_count; outer += kLoads * Tile::kWarps) {
+      float product[kLoads];
+      TENON_UNROLL
+      for (int u = 0; u < kLoads; ++u) {
+        const int other = outer + u * Tile::kWarps;
+        const int row = by_row ? other : inner, block = by_row ? inner : other;
+        if (other < outer_count)
+          product[u] = x[row * scales.x_row_stride + block * scales.x_block_stride] * weight[block];
+      }
+      TENON_UNROLL
+      for (int u = 0; u < kLoads; ++u) {
+        const int other = outer + u * Tile::kWarps;
+        const int row = by_row ? other : inner, block = by_row ? inner : other;
+        if (other < outer_count) tile.scales[block * sm90_scale_stride(kN) + row] = product[u];
+      }
+    }
   }
 }
 
 // Sums of a segment as the instruction lays them out: sums[4 j + 2 h + c] belongs to column
 // 16 w + g + 8 h of the tile and row 8 j + 2 p + c, for lane 4 g + p of warp w.
-template <int kGroups, int kN>
+// kMost: so many blocks of k at once where the ring has stages for twice as many.
+template <int kMost, int kGroups, int kN>
 TENON_DEVICE void multiply(const Sm90Tile<kGroups, kN>& tile, float (&sums)[kN / 2]) {
   using Tile = Sm90Tile<kGroups, kN>;
   // Descriptors of a value that the whole warp has stay in uniform registers, where the instruction
@@ -175,7 +197,7 @@ TENON_DEVICE void multiply(const Sm90Tile<kGroups, kN>& tile, float (&sums)[kN /
   const std::uint64_t weight = tile_descriptor(tile.shared + group * kGroupColumns * kProductBlock);
   const std::uint64_t x = tile_descriptor(tile.shared + Tile::kWeightBytes);
   RingPlace arrived, used, freed;
-  // kNow blocks of k at once: the latency of a chain is paid once.
+  // For kNow blocks of k the latency of a chain is paid once.
   const auto step = [&]<int kNow>(float(&blocks)[kNow][kN / 2], int i) {
     TENON_UNROLL
     for (int u = 0; u < kNow; ++u) {
@@ -213,17 +235,15 @@ TENON_DEVICE void multiply(const Sm90Tile<kGroups, kN>& tile, float (&sums)[kN /
     }
   };
   int i = 0;
-  constexpr int kMost = kN == 8 ? 4 : kN <= 32 ? 2 : 1;
-  if constexpr (kMost > 1) {
-    if (stages >= 2 * kMost || (stages >= kMost && stages >= tile.num_blocks)) {
-      float blocks[kMost][kN / 2] = {};
-      TENON_NO_UNROLL
-      for (; i + kMost <= tile.num_blocks; i += kMost) step.template operator()<kMost>(blocks, i);
-    }
-  }
-  float block[1][kN / 2] = {};
-  TENON_NO_UNROLL
-  for (; i < tile.num_blocks; ++i) step.template operator()<1>(block, i);
+  const auto run = [&]<int kNow>() {
+    if (kNow > 1 && stages < 2 * kNow && (stages < kNow || stages < tile.num_blocks)) return;
+    float blocks[kNow][kN / 2] = {};
+    TENON_NO_UNROLL
+    for (; i + kNow <= tile.num_blocks; i += kNow) step.template operator()<kNow>(blocks, i);
+  };
+  if constexpr (kMost >= 4) run.template operator()<4>();
+  if constexpr (kMost >= 2) run.template operator()<2>();
+  run.template operator()<1>();
 }
 
 // Item (warp, j) of the outputs, from all lanes of a warp. Lanes exchange halves first, so that a
@@ -280,8 +300,8 @@ TENON_DEVICE void add_segments(const Sm90Tile<kGroups, kN>& tile, const float (&
   }
 }
 
-template <int kGroups, int kN>
-TENON_KERNEL_RESIDENT(sm90_threads(kGroups), sm90_resident(kGroups, kN))
+template <int kGroups, int kN, int kResident>
+TENON_KERNEL_RESIDENT(sm90_threads(kGroups), kResident)
 sm90_kernel(TENON_ARGS(Sm90Call) call) {
   using Tile = Sm90Tile<kGroups, kN>;
   TENON_SHARED_TILES(shared);
@@ -334,7 +354,7 @@ sm90_kernel(TENON_ARGS(Sm90Call) call) {
   make_scales(tile);
   sync_first_threads<Tile::kConsumers>();
   float sums[kN / 2] = {};
-  multiply(tile, sums);
+  multiply<sm90_batch(kN, kResident)>(tile, sums);
   if (several) {
     cluster_wait();  // all have started and set their barriers
     add_segments(tile, sums);

@@ -51,14 +51,10 @@ TENON_DEVICE void hold_sums(float (&d)[kCount]) {
 #define TENON_NAMES_16 TENON_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define TENON_NAMES_32 TENON_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, " \
   "%24, %25, %26, %27, %28, %29, %30, %31"
-#define TENON_NAMES_64 TENON_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, " \
-  "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, " \
-  "%56, %57, %58, %59, %60, %61, %62, %63"
 #define TENON_SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define TENON_SUMS_8(i) TENON_SUMS_4(i), TENON_SUMS_4(i + 4)
 #define TENON_SUMS_16(i) TENON_SUMS_8(i), TENON_SUMS_8(i + 8)
 #define TENON_SUMS_32(i) TENON_SUMS_16(i), TENON_SUMS_16(i + 16)
-#define TENON_SUMS_64(i) TENON_SUMS_32(i), TENON_SUMS_32(i + 32)
 #define TENON_PRODUCT(n, sums, a, b, add)                                                   \
   asm volatile("{\n\t.reg .pred add;\n\tsetp.ne.b32 add, " add ", 0;\n\t"                   \
                "wgmma.mma_async.sync.aligned.m64n" #n "k32.f32.e4m3.e4m3 {"                 \
@@ -77,21 +73,17 @@ static __device__ __forceinline__ void add_product(float (&d)[kN / 2], std::uint
     TENON_PRODUCT(16, 8, "%8", "%9", "%10");
   } else if constexpr (kN == 32) {
     TENON_PRODUCT(32, 16, "%16", "%17", "%18");
-  } else if constexpr (kN == 64) {
-    TENON_PRODUCT(64, 32, "%32", "%33", "%34");
   } else {
-    static_assert(kN == 128);
-    TENON_PRODUCT(128, 64, "%64", "%65", "%66");
+    static_assert(kN == 64);
+    TENON_PRODUCT(64, 32, "%32", "%33", "%34");
   }
 }
 
 #undef TENON_PRODUCT
-#undef TENON_SUMS_64
 #undef TENON_SUMS_32
 #undef TENON_SUMS_16
 #undef TENON_SUMS_8
 #undef TENON_SUMS_4
-#undef TENON_NAMES_64
 #undef TENON_NAMES_32
 #undef TENON_NAMES_16
 #undef TENON_NAMES_8
