@@ -37,7 +37,7 @@ BOUNDARY_OPS = re.compile(r"tenon/ops/(common|fused_allreduce_rmsnorm_quant|rmsn
 PLAIN_THREAD = re.compile(r"\bstd::(jthread|async|thread)\b(?!::)|\bpthread_create\b")
 THREAD_HOME = "tenon/core/thread.cc"
 DEVICE_HEADERS = re.compile(
-    r"tenon/(core/[a-z0-9_]+\.h|device/([a-z_]+/)?[a-z0-9_]+\.(h|cuh)|comm/device/[a-z_]+\.(h|cuh)|comm/collectives/[a-z_]+\.cuh|ops/common/[a-z0-9_]+\.cuh)$")
+    r"tenon/(core/[a-z0-9_]+\.h|device/([a-z_]+/(sm90/)?)?[a-z0-9_]+\.(h|cuh)|comm/device/[a-z_]+\.(h|cuh)|comm/collectives/[a-z_]+\.cuh|ops/common/[a-z0-9_]+\.cuh)$")
 VENDOR = re.compile(r"^(cuda|hip|nccl\.h|mpi\.h|rccl)")
 VENDOR_HOMES = ("tenon/device/cuda_hip/", "tenon/comm/transport/", "tenon/comm/bootstrap/")
 # Who may ask which compiler reads the file. Elsewhere what devices run is chosen by kWave, so that tests on
@@ -47,6 +47,9 @@ VENDOR_MACRO_HOMES = ("tenon/core/dtype.h", "tenon/device/", "tenon/ops/common/r
 # Kernels of tests lie in the namespace of their target, or in one that the test names (kernels.inc).
 SUPPORT_SPACES = ("tenon::test", "tenon::TENON_TARGET", "tenon::TENON_TEST_SPACE")
 NAMESPACE = re.compile(r"^namespace (tenon[\w:]*) \{", re.MULTILINE)
+# Instructions of one architecture have one home each; kernels call what stands there.
+SM90 = re.compile(r'"[^"\n]*(?:\b|\\[nt])(mbarrier\.(?!cuh)|wgmma\.(?!cuh)|cp\.async\.bulk|barrier\.cluster|st\.async|mapa\.)')
+SM90_HOME = "tenon/device/cuda_hip/sm90/"
 LIBRARIES = {  # third-party headers and the only places that may name them
     "nlohmann/": ("tenon/core/json.", "tenon/text/", "tenon/models/", "apps/", "tests/"),
     "CLI/": ("apps/",),
@@ -103,6 +106,9 @@ def check_file(path, text):
     macro = VENDOR_MACRO.search(text)
     if macro and path.startswith("tenon/") and not path.startswith(VENDOR_MACRO_HOMES):
         complaints.append(f"asks for {macro.group(1)}; only {', '.join(VENDOR_MACRO_HOMES)} may")
+    instruction = SM90.search(text)
+    if instruction and not path.startswith(SM90_HOME):
+        complaints.append(f"has the instruction {instruction.group(1)}; only {SM90_HOME} may")
     if path.startswith(("tenon/", "apps/")) and path != THREAD_HOME and PLAIN_THREAD.search(text):
         complaints.append("starts a thread by itself; start_thread (tenon/core/thread.h) does")
     if path.startswith("tests/") and "SetUpTestSuite" in text:

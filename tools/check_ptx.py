@@ -3,7 +3,8 @@
 
 A kernel launched with LaunchShape::early may run beside the kernels before it on its stream. On every way
 through it, griddepcontrol.wait must come before the first access to memory that others see (prefetches read
-nothing and are allowed), before griddepcontrol.launch_dependents, and before its end: only so is all that came
+nothing and are allowed, and so are copies of the copy engine into shared memory, which then must read what no
+kernel writes: weights), before griddepcontrol.launch_dependents, and before its end: only so is all that came
 before a kernel over when the next one goes on. Which files have such kernels is read from the sources: those
 that set `early`; every kernel of them is looked at.
 

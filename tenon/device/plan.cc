@@ -115,6 +115,7 @@ std::string describe(const Plan& plan) {
             std::to_string(each.shape.threads);
     if (each.shape.shared_bytes > 0)
       text += " with " + std::to_string(each.shape.shared_bytes) + " shared bytes";
+    if (each.shape.cluster > 1) text += ", in clusters of " + std::to_string(each.shape.cluster);
     if (each.shape.cooperative) text += ", cooperative";
     if (each.shape.early) text += ", early";
   }

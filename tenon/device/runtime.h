@@ -28,6 +28,8 @@ struct LaunchShape {
   bool cooperative = false;  // blocks wait for peers or for each other: all must be resident
   bool early = false;  // may start before earlier work has ended: it calls wait_for_previous()
   std::size_t shared_bytes = 0;
+  int cluster =
+      1;  // cuda: so many blocks in a row reach each other's shared memory; divides blocks
 };
 
 // A kernel with its one argument struct, type erased. `invoke` is how host targets call it.
@@ -47,6 +49,7 @@ struct DeviceProperties {
   std::size_t max_shared_bytes = 0;  // of one block, TENON_SHARED and TENON_DYNAMIC_SHARED together
   std::size_t total_bytes = 0;
   std::size_t l2_bytes = 0;  // of the second-level cache: what a cold benchmark must exceed
+  int cuda_capability = 0;   // 10 · major + minor of CUDA's compute capability; 0 elsewhere
   // The same in every process, whatever numbers devices have there. Zeros on host targets.
   std::array<std::uint8_t, 16> id{};
 };

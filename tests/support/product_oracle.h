@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tenon/ops/common/segments.h"
+#include "tests/support/tensor_core.h"
 
 namespace tenon::test {
 
@@ -48,6 +49,15 @@ inline float portable_segment(const ProductTerms& terms, int begin, int end) {
   return sum;
 }
 
+// The segment of the variant "sm90", of fp8 only.
+inline float wgmma_segment(const ProductTerms& terms, int begin, int end) {
+  float sum = 0.0f;
+  for (int at = begin; at < end; at += 128)
+    sum = std::fma(wgmma_block(terms.x.data() + at, terms.w.data() + at),
+                   terms.scales[static_cast<std::size_t>(at / 128)], sum);
+  return sum;
+}
+
 // The segment of the processor variants: 16 lanes that meet at its end.
 inline float lanes_segment(const ProductTerms& terms, int begin, int end) {
   std::vector<float> lanes(16, 0.0f);
@@ -71,8 +81,9 @@ inline float exact_product(const ProductTerms& terms, std::string_view variant) 
   float sum = 0.0f;
   for (int segment = 0; segment < cut.count; ++segment) {
     const int begin = cut.begin(segment), end = cut.begin(segment + 1);
-    const float found =
-        variant == "simt" ? portable_segment(terms, begin, end) : lanes_segment(terms, begin, end);
+    const float found = variant == "simt"   ? portable_segment(terms, begin, end)
+                        : variant == "sm90" ? wgmma_segment(terms, begin, end)
+                                            : lanes_segment(terms, begin, end);
     sum = segment == 0 ? found : sum + found;
   }
   return sum;

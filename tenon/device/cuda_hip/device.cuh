@@ -1,6 +1,6 @@
 // The primitives of device/device.cuh on CUDA and on HIP. HIP is spelled in what the compiler
 // itself knows, so that a plain clang compiles kernels with no ROCm on the machine. Not here: the
-// host side (cuda_hip/runtime.cc), cp.async, TMA, tensor cores (in the ops that use them).
+// host side (cuda_hip/runtime.cc), the copy engine and tensor cores of Hopper (cuda_hip/sm90).
 #pragma once
 
 #if !defined(__CUDACC__) && !defined(__HIP__)

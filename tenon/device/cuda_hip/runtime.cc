@@ -62,6 +62,9 @@ class VendorBackend final : public Backend {
     found.total_bytes = facts.totalGlobalMem;
     found.l2_bytes = static_cast<std::size_t>(facts.l2CacheSize);
     found.id = id_of(facts);
+#if defined(TENON_HAS_CUDA)
+    found.cuda_capability = 10 * facts.major + facts.minor;
+#endif
     properties_.emplace(index, found);
     return found;
   }
@@ -167,16 +170,23 @@ class VendorBackend final : public Backend {
     // cooperative launch would cost time to make sure of just that.
     const auto once = [&] {
 #if defined(TENON_HAS_CUDA)
-      cudaLaunchAttribute early{};
-      early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-      early.val.programmaticStreamSerializationAllowed = 1;
+      std::array<cudaLaunchAttribute, 2> attributes{};
+      unsigned count = 0;
+      if (shape.early) {
+        attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+      }
+      if (shape.cluster > 1) {
+        attributes[count].id = cudaLaunchAttributeClusterDimension;
+        attributes[count++].val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+      }
       cudaLaunchConfig_t config{};
       config.gridDim = grid;
       config.blockDim = block;
       config.dynamicSmemBytes = shape.shared_bytes;
       config.stream = as_stream(stream);
-      config.attrs = &early;
-      config.numAttrs = shape.early ? 1 : 0;
+      config.attrs = attributes.data();
+      config.numAttrs = count;
       return cudaLaunchKernelExC(&config, call.kernel, args.data());
 #else
       return hipLaunchKernel(call.kernel, grid, block, args.data(), shape.shared_bytes,

@@ -19,7 +19,8 @@ namespace tenon::fp8_gemm {
 extern const Op kOp;
 
 struct Args {
-  QuantView x;              // [tokens, k] e4m3 codes, group 128, layout row or mn_major
+  QuantView x;  // [tokens, k] e4m3 codes, group 128, layout row or mn_major
+  // Constants: on cuda they are read while the stream's kernel before may still run.
   TensorView weight;        // [n, k], or [experts, n, k] when grouped; e4m3
   TensorView weight_scale;  // f32 [ceil(n / 128), ceil(k / 128)], or with [experts, …] in front
   TensorView out;           // [rows, n] bf16 or f32; rows may be strided. Dense: rows = tokens
