@@ -46,7 +46,6 @@ constexpr int sm90_batch(int kn, int resident) {
 struct Sm90Shared {
   int stage, scales, inbox, barriers, bytes;
 };
-TENON_HD constexpr int sm90_scale_stride(int kn) { return kn + 2; }
 TENON_HD constexpr Sm90Shared sm90_shared(int groups, int kn, int stages, const Segments& cut) {
   const int longest = (cut.num_blocks + cut.count - 1) / cut.count;
   const int items = (4 * groups * (kn / 8) + cut.count - 1) / cut.count;
@@ -54,7 +53,7 @@ TENON_HD constexpr Sm90Shared sm90_shared(int groups, int kn, int stages, const 
   at.stage = (kGroupColumns * groups + kn) * kProductBlock;
   at.inbox = stages * at.stage;
   at.scales = at.inbox + (cut.count > 1 ? items * cut.count * 512 : 0);
-  at.barriers = (at.scales + longest * sm90_scale_stride(kn) * 4 + 7) / 8 * 8;
+  at.barriers = (at.scales + longest * kn * 4 + 7) / 8 * 8;
   at.bytes = at.barriers + (2 * stages + 1) * 8;
   return at;
 }
@@ -71,7 +70,7 @@ struct Sm90Tile {
   int segment, first_block, num_blocks;  // of k
   int first_row, num_rows, first_column;
   std::byte* shared;
-  float* scales;           // [num_blocks, kN + 2]: xs · ws
+  float* scales;           // [num_blocks, kN]: xs · ws
   float4* inbox;           // sums that other blocks of the cluster have sent
   Mbarrier *full, *empty;  // of each stage
   Mbarrier* received;      // all that belongs into the inbox
@@ -149,38 +148,30 @@ TENON_DEVICE const float* weight_scales(const Tile& tile) {
          tile.first_block;
 }
 
-// The products of scales. Warps take rows and lanes blocks of k, or the other way round: whatever
-// lies beside each other goes to the lanes. Columns of rows that do not exist stay undefined.
+// The products of scales, of kLoads elements at once: no load waits for another. Rows that do not
+// exist get those of the last one.
 template <int kGroups, int kN>
 TENON_DEVICE void make_scales(const Sm90Tile<kGroups, kN>& tile) {
-  using Tile = Sm90Tile<kGroups, kN>;
-  constexpr int kLoads = 4;  // on their way at once
+  constexpr int kLoads = 4, kConsumers = Sm90Tile<kGroups, kN>::kConsumers;
   const GemmScales& scales = tile.call.scales;
   const float* weight = weight_scales(tile);
   const float* x =
       scales.x + tile.first_row * scales.x_row_stride + tile.first_block * scales.x_block_stride;
-  const bool by_row = scales.x_row_stride != 1;
-  const int outer_count = by_row ? tile.num_rows : tile.num_blocks;
-  const int inner_count = by_row ? tile.num_blocks : tile.num_rows;
+  const int total = tile.num_blocks * kN;
   TENON_NO_UNROLL
-  for (int inner = thread_id() % kWave; inner < inner_count; inner += kWave) {
-    TENON_NO_UNROLL
-    for (int outer = thread_id() / kWave; outer < outer_count; outer += kLoads * Tile::kWarps) {
-      float product[kLoads];
-      TENON_UNROLL
-      for (int u = 0; u < kLoads; ++u) {
-        const int other = outer + u * Tile::kWarps;
-        const int row = by_row ? other : inner, block = by_row ? inner : other;
-        if (other < outer_count)
-          product[u] = x[row * scales.x_row_stride + block * scales.x_block_stride] * weight[block];
-      }
-      TENON_UNROLL
-      for (int u = 0; u < kLoads; ++u) {
-        const int other = outer + u * Tile::kWarps;
-        const int row = by_row ? other : inner, block = by_row ? inner : other;
-        if (other < outer_count) tile.scales[block * sm90_scale_stride(kN) + row] = product[u];
-      }
+  for (int first = thread_id(); first < total; first += kLoads * kConsumers) {
+    float of_x[kLoads], of_weight[kLoads];
+    TENON_UNROLL
+    for (int u = 0; u < kLoads; ++u) {
+      const int e = first + u * kConsumers, block = e < total ? e / kN : 0;
+      const int row = e % kN < tile.num_rows ? e % kN : tile.num_rows - 1;
+      of_x[u] = x[row * scales.x_row_stride + block * scales.x_block_stride];
+      of_weight[u] = weight[block];
     }
+    TENON_UNROLL
+    for (int u = 0; u < kLoads; ++u)
+      if (first + u * kConsumers < total)
+        tile.scales[first + u * kConsumers] = of_x[u] * of_weight[u];
   }
 }
 
@@ -224,7 +215,7 @@ TENON_DEVICE void multiply(const Sm90Tile<kGroups, kN>& tile, float (&sums)[kN /
     }
     TENON_UNROLL
     for (int u = 0; u < kNow; ++u) {
-      const float* scales = tile.scales + (i + u) * sm90_scale_stride(kN) + 2 * pair;
+      const float* scales = tile.scales + (i + u) * kN + 2 * pair;
       TENON_UNROLL
       for (int j = 0; j < kN / 8; ++j) {
         const float2 scale = *reinterpret_cast<const float2*>(scales + 8 * j);
