@@ -1,5 +1,6 @@
 #include "apps/checkpoint.h"
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
@@ -8,6 +9,7 @@
 
 #include "apps/options.h"
 #include "tenon/comm/communicator.h"
+#include "tenon/models/model.h"
 #include "tenon/models/qwen3_5/config.h"
 
 namespace tenon::apps {
@@ -20,11 +22,8 @@ std::string read(const fs::path& path) {
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
-bool has_weights(const std::string& directory) {
-  std::error_code failed;
-  for (const auto& each : fs::directory_iterator(directory, failed))
-    if (each.path().extension() == ".safetensors") return true;
-  return false;
+Result<qwen3_5::Config> config_of(const std::string& model) {
+  return qwen3_5::parse_config(read(fs::path(checkpoint_directory(model)) / "config.json"));
 }
 
 // What only fp8 weights forbid is said by who loads them.
@@ -46,10 +45,24 @@ std::string default_model() {
   return name;
 }
 
-Status check_checkpoint(const std::string& directory) {
+bool has_weights(const std::string& model) {
+  std::error_code failed;
+  for (const auto& each : fs::directory_iterator(checkpoint_directory(model), failed))
+    if (each.path().extension() == ".safetensors") return true;
+  return false;
+}
+
+bool has_tokenizer(const std::string& model) {
+  std::error_code failed;
+  return fs::exists(fs::path(checkpoint_directory(model)) / "tokenizer.json", failed);
+}
+
+Status check_checkpoint(const std::string& model, LoadFormat format) {
   const auto refuse = [&](const std::string& why) {
-    return Status::error(Code::kIo, "--model \"" + directory + "\": " + why);
+    return Status::error(Code::kIo, "--model \"" + model + "\": " + why);
   };
+  const bool made = format == LoadFormat::kDummy;
+  const std::string directory = made ? checkpoint_directory(model) : model;
   std::error_code failed;
   const auto found = fs::status(directory, failed);
   if (found.type() == fs::file_type::not_found) return refuse("no such directory");
@@ -57,26 +70,50 @@ Status check_checkpoint(const std::string& directory) {
     return refuse("is a file; accepted is the directory it lies in");
   if (failed) return refuse(failed.message());
   std::vector<std::string> missing;
-  for (const char* name : {"config.json", "tokenizer.json"})
-    if (!fs::exists(fs::path(directory) / name, failed)) missing.push_back(name);
-  if (!has_weights(directory)) missing.push_back("*.safetensors");
+  if (!fs::exists(fs::path(directory) / "config.json", failed)) missing.push_back("config.json");
+  if (!made && !has_tokenizer(directory)) missing.push_back("tokenizer.json");
+  if (!made && !has_weights(directory)) missing.push_back("*.safetensors");
   if (missing.empty()) return Status::ok();
   return refuse("is no checkpoint: it has no " + listed(missing, "or") +
-                "; a checkpoint has config.json, tokenizer.json and *.safetensors");
+                (made ? "; weights are made from a config.json"
+                      : "; a checkpoint has config.json, tokenizer.json and *.safetensors"));
 }
 
-Status check_team(const std::string& directory, int size) {
+Result<int> vocabulary_of(const std::string& model) {
+  TENON_ASSIGN(const qwen3_5::Config config, config_of(model));
+  return config.vocab;
+}
+
+void add_weights_options(CLI::App& app, WeightsFrom& weights) {
+  app.add_option_function<std::string>(
+         "--load-format",
+         [&weights](const std::string& text) {
+           weights.format =
+               text == name(LoadFormat::kDummy) ? LoadFormat::kDummy : LoadFormat::kSafetensors;
+         },
+         "dummy: make the weights from config.json alone; sizes and times are right, answers mean "
+         "nothing")
+      ->default_str(std::string(name(LoadFormat::kSafetensors)))
+      ->check(CLI::IsMember(std::vector<std::string>{"safetensors", "dummy"}))
+      ->group("Model");
+  app.add_option("--weights-seed", weights.seed, "of weights that are made: another seed, others")
+      ->capture_default_str()
+      ->check(whole_number(0, UINT64_MAX))
+      ->group("Model");
+}
+
+Status check_team(const std::string& model, int size) {
   // What is wrong with the file itself is said by who loads the model.
-  const auto config = qwen3_5::parse_config(read(fs::path(directory) / "config.json"));
+  const auto config = config_of(model);
   if (!config) return Status::ok();
   const Status why = divides(*config, size);
   if (why) return why;
   std::vector<std::string> accepted;
   for (int each = 1; each <= kMaxRanks; ++each)
     if (divides(*config, each)) accepted.push_back(std::to_string(each));
-  return Status::error(Code::kInvalidArgument,
-                       "--tp is " + std::to_string(size) + "; \"" + directory + "\" accepts " +
-                           listed(accepted, "and") + ": " + std::string(why.message()));
+  return Status::error(Code::kInvalidArgument, "--tp is " + std::to_string(size) + "; \"" + model +
+                                                   "\" accepts " + listed(accepted, "and") + ": " +
+                                                   std::string(why.message()));
 }
 
 }  // namespace tenon::apps

@@ -4,6 +4,11 @@
 #include <string>
 
 #include "tenon/core/status.h"
+#include "tenon/models/load_format.h"
+
+namespace CLI {
+class App;
+}
 
 namespace tenon::apps {
 
@@ -12,10 +17,21 @@ namespace tenon::apps {
 // that name.
 std::string default_model();
 
-// That the directory holds what every checkpoint has, or what is missing.
-Status check_checkpoint(const std::string& directory);
+// That the model, a directory, holds what every checkpoint has, or what is missing. With made
+// weights that is config.json alone, which may be named itself.
+Status check_checkpoint(const std::string& model, LoadFormat format);
+
+// That the model's directory holds safetensors; that it holds a tokenizer.json.
+bool has_weights(const std::string& model);
+bool has_tokenizer(const std::string& model);
 
 // That a team of `size` divides the model, or which sizes do.
-Status check_team(const std::string& directory, int size);
+Status check_team(const std::string& model, int size);
+
+// The ids that the config has rows for.
+Result<int> vocabulary_of(const std::string& model);
+
+// Adds --load-format and --weights-seed.
+void add_weights_options(CLI::App& app, WeightsFrom& weights);
 
 }  // namespace tenon::apps

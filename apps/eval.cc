@@ -167,9 +167,9 @@ void print_json(const Options& options, const Session& session, const Score& sco
       {"finished", score.finished},       {"finish", interrupted_by() != 0 ? "interrupted" : "all"},
       {"answers", score.answers},         {"tokens", tokens},
       {"load_s", session.load_seconds()}, {"decode_tokens_per_s", decode_rate(stats)},
-      {"model", options.session.model},   {"tp", options.session.tp},
-      {"target", options.session.device}, {"transport", stats.transport},
-      {"version", version_name()}};
+      {"model", options.session.model},   {"weights", name(options.session.weights.format)},
+      {"tp", options.session.tp},         {"target", options.session.device},
+      {"transport", stats.transport},     {"version", version_name()}};
   std::printf("%s\n",
               out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
 }
@@ -190,6 +190,8 @@ void print_table(const Options& options, const Score& score, const EngineStats& 
              total == 0 ? "none" : fixed(100.0 * score.correct / total, 1) + "%",
              fixed(decode_rate(stats), 1)});
   std::printf("%s", table.text().c_str());
+  if (const std::string note = note_of(options.session.weights); !note.empty())
+    std::fprintf(stderr, "%s\n", note.c_str());
 }
 
 Status run(Options options) {

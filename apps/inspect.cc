@@ -7,12 +7,14 @@
 #include <numeric>
 #include <optional>
 
+#include "apps/checkpoint.h"
 #include "apps/commands.h"
 #include "apps/options.h"
 #include "apps/progress.h"
 #include "apps/table.h"
 #include "tenon/comm/communicator.h"
 #include "tenon/models/inspect.h"
+#include "tenon/models/model.h"
 #include "tenon/text/chat_template.h"
 
 namespace tenon::apps {
@@ -22,6 +24,7 @@ struct Options {
   std::string model;
   int tp = 0;  // 0: every size
   bool tensors = false, json = false;
+  WeightsFrom weights;
 };
 
 // Tensors of one kind and type.
@@ -112,6 +115,8 @@ void print(const ModelSummary& model, const std::string& chat, const Options& op
     std::printf("%-18s%s\n", what.c_str(), words.c_str());
   };
   say("architecture", model.architecture);
+  if (options.weights.format == LoadFormat::kDummy)
+    say("files", "none are read: the tensors are those that the config asks for");
   for (const NamedWords& each : model.words) say(each.name, each.words);
   say("ends at",
       model.eos_ids.empty() ? "no id of the configs" : "ids " + joined(model.eos_ids, ", "));
@@ -165,6 +170,7 @@ void print_json(const ModelSummary& model, bool has_chat, const std::string& cha
   for (const TeamSummary& each : model.teams) teams.push_back(json_of(each));
   nlohmann::json out{{"model", options.model},
                      {"architecture", model.architecture},
+                     {"weights", name(options.weights.format)},
                      {"words", words},
                      {"numbers", numbers},
                      {"eos_ids", model.eos_ids},
@@ -179,14 +185,15 @@ void print_json(const ModelSummary& model, bool has_chat, const std::string& cha
   std::printf("%s\n", out.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
 }
 
-Status run(const Options& options, int* exit_code) {
+Status run(Options options, int* exit_code) {
   std::vector<int> sizes{options.tp};
   if (options.tp == 0) {
     sizes.resize(kMaxRanks);
     std::iota(sizes.begin(), sizes.end(), 1);
   }
-  TENON_ASSIGN(const ModelSummary model, inspect_model(options.model, sizes));
-  const Status chat = ChatTemplate::load(options.model).status();
+  if (!has_weights(options.model)) options.weights.format = LoadFormat::kDummy;
+  TENON_ASSIGN(const ModelSummary model, inspect_model(options.model, sizes, options.weights));
+  const Status chat = ChatTemplate::load(checkpoint_directory(options.model)).status();
   const std::string words = chat ? "yes" : "no: " + std::string(chat.message());
   if (options.json) {
     print_json(model, static_cast<bool>(chat), words.substr(chat ? 0 : 4), options);
@@ -204,12 +211,14 @@ Command add_inspect(CLI::App& parent) {
   auto exit_code = std::make_shared<int>(0);
   CLI::App* app = parent.add_subcommand(
       "inspect", "what a checkpoint is, and what each rank would hold, without loading it");
-  app->add_option("model", options->model, "a checkpoint's directory")
+  app->add_option("model", options->model,
+                  "a checkpoint's directory; a config.json without weights is enough")
       ->type_name("MODEL")
       ->required();
   app->add_option("--tp", options->tp,
                   "only this number of ranks, rank by rank; ends with 1 where it is not possible")
       ->check(whole_number(1, kMaxRanks));
+  add_weights_options(*app, options->weights);
   app->add_flag("--tensors", options->tensors, "list every tensor");
   app->add_flag("--json", options->json, "print one JSON object and nothing else");
   return {app, [options, exit_code] { return run(*options, exit_code.get()); }, exit_code};

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <random>
 
 #include "apps/answer.h"
 #include "apps/chat.h"
@@ -31,9 +32,15 @@ struct Options {
   SamplingParams sampling;
   std::optional<std::string> prompt;  // as given: "-" and "@FILE" name where it is
   std::string prompt_file, system;
+  std::vector<std::int32_t> prompt_ids;
+  int random_ids = 0;  // length of a prompt of random ids; 0: none
   std::vector<std::string> stops;
   bool demo = false, json = false, chat = false, raw = false;
 };
+
+bool prompts_by_ids(const Options& options) {
+  return !options.prompt_ids.empty() || options.random_ids > 0;
+}
 
 // The text without the newline that editors and echo put at its end.
 Result<std::string> read_prompt(std::FILE* file, const std::string& name) {
@@ -69,6 +76,7 @@ Result<std::optional<std::string>> find_prompt(const Options& options) {
     TENON_TRY(text);
     return Found(*std::move(text));
   };
+  if (prompts_by_ids(options)) return Found("");
   if (!options.prompt_file.empty()) return found(read_prompt_file(options.prompt_file));
   if (options.prompt && options.prompt->starts_with("@"))
     return found(read_prompt_file(options.prompt->substr(1)));
@@ -78,9 +86,31 @@ Result<std::optional<std::string>> find_prompt(const Options& options) {
   return found(read_prompt(stdin, "standard input"));
 }
 
-serve::Request request_of(const Session& session, const Options& options, const std::string& text) {
+// Those given, or random ones of the seed.
+Result<std::vector<std::int32_t>> ids_of(const Session& session, const Options& options) {
+  if (!options.prompt_ids.empty()) return options.prompt_ids;
+  TENON_ASSIGN(const int num_ids, session.num_ids());
+  std::mt19937_64 random(options.sampling.seed);
+  std::vector<std::int32_t> ids;
+  for (int i = 0; i < options.random_ids; ++i)
+    ids.push_back(static_cast<std::int32_t>(random() % static_cast<std::uint64_t>(num_ids)));
+  return ids;
+}
+
+std::string joined(const std::vector<std::int32_t>& ids) {
+  std::string text;
+  for (const std::int32_t id : ids) text += (text.empty() ? "" : ",") + std::to_string(id);
+  return text;
+}
+
+Result<serve::Request> request_of(const Session& session, const Options& options,
+                                  const std::string& text) {
   serve::Request request;
-  request.prompt = session.prompt(text);
+  if (prompts_by_ids(options)) {
+    TENON_ASSIGN(request.prompt, ids_of(session, options));
+  } else {
+    request.prompt = session.prompt(text);
+  }
   if (!options.system.empty())
     request.prompt =
         serve::ChatPrompt{{message_of("system", options.system), message_of("user", text)}};
@@ -103,6 +133,8 @@ void report(const Options& options, const Answer& answer, const EngineStats& sta
                static_cast<double>(stats.weight_bytes) / 1e6, load_seconds);
   std::fprintf(stderr, "%s\n", numbers_of(answer).c_str());
   std::fprintf(stderr, "last logits %s\n", hex(stats.logits_fingerprint).c_str());
+  if (const std::string note = note_of(options.session.weights); !note.empty())
+    std::fprintf(stderr, "%s\n", note.c_str());
   if (interrupted_by() != 0) std::fputs("interrupted\n", stderr);
 }
 
@@ -128,6 +160,7 @@ void print_json(const Options& options, const Answer& answer, const EngineStats&
                              {"decode_tokens_per_s", answer.decode_rate},
                              {"logits_fingerprint", hex(stats.logits_fingerprint)},
                              {"model", options.session.model},
+                             {"weights", name(options.session.weights.format)},
                              {"tp", options.session.tp},
                              {"target", options.session.device},
                              {"transport", stats.transport},
@@ -139,7 +172,8 @@ void print_json(const Options& options, const Answer& answer, const EngineStats&
 
 Status answer_one(Session& session, const Options& options, const std::string& text) {
   const bool quiet = options.session.quiet;
-  if (!quiet) std::fprintf(stderr, "%s%s", text.c_str(), session.chats() ? "\n\n" : "");
+  if (!quiet && !text.empty())
+    std::fprintf(stderr, "%s%s", text.c_str(), session.chats() ? "\n\n" : "");
   bool fresh_line = true;
   const auto show = [&](std::string_view part) {
     if (options.json) return;
@@ -148,7 +182,9 @@ Status answer_one(Session& session, const Options& options, const std::string& t
     fresh_line = part.ends_with('\n');
   };
   const Interruptible interruptible;
-  const auto found = answer(session, request_of(session, options, text), show);
+  TENON_ASSIGN(serve::Request request, request_of(session, options, text));
+  const auto found = answer(session, std::move(request), show);
+  if (found && !session.reads_text()) show(joined(found->tokens));
   if (!fresh_line) show("\n");
   TENON_TRY(found);
   TENON_ASSIGN(const EngineStats stats, session.queue().engine_stats());
@@ -163,6 +199,12 @@ Status check(const Options& options) {
   const auto refuse = [](const char* why) { return Status::error(Code::kInvalidArgument, why); };
   if (options.prompt && !options.prompt_file.empty())
     return refuse("--prompt and --prompt-file are both given; accepted is one of them");
+  const bool has_text = options.prompt || !options.prompt_file.empty() || options.demo;
+  if (prompts_by_ids(options) && (has_text || !options.system.empty()))
+    return refuse("the prompt is given as ids and as a text; accepted is one of them");
+  if (!has_text && !prompts_by_ids(options) &&
+      options.session.weights.format == LoadFormat::kDummy && !has_tokenizer(options.session.model))
+    return refuse("there is no tokenizer.json; accepted are --prompt-ids and --random-prompt");
   if (!options.system.empty() && options.raw)
     return refuse("--system needs the chat template, which --raw leaves out");
   if (options.prompt && options.prompt->empty())
@@ -209,6 +251,17 @@ void add_prompt(CLI::App& app, Options& options) {
       ->group(group);
   app.add_option("--prompt-file", options.prompt_file, "the same from a file")
       ->type_name("FILE")
+      ->group(group);
+  auto* ids = app.add_option("--prompt-ids", options.prompt_ids,
+                             "token ids instead of a text: 1,2,3; they are not put into a chat")
+                  ->delimiter(',')
+                  ->check(whole_number(0, INT32_MAX))
+                  ->type_name("IDS")
+                  ->group(group);
+  app.add_option("--random-prompt", options.random_ids,
+                 "so many token ids, drawn from --seed, instead of a text")
+      ->check(whole_number(1, kMaxContext))
+      ->excludes(ids)
       ->group(group);
   app.add_flag("--demo", options.demo, "a word problem, where no prompt is given")->group(group);
   app.add_option("--system", options.system, "a system prompt in front")->group(group);

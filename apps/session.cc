@@ -24,6 +24,7 @@ StagePolicy stage_of(const std::string& text) {
 Result<EngineOptions> engine_options(const SessionOptions& options) {
   EngineOptions out;
   out.model = options.model;
+  out.weights = options.weights;
   out.tp = options.tp;
   const auto target = target_named(options.device);
   TENON_CHECK(target.has_value());  // the command line has asked for one of the list
@@ -43,7 +44,7 @@ Result<EngineOptions> engine_options(const SessionOptions& options) {
       line->update(static_cast<double>(done), static_cast<double>(total));
     };
   TENON_TRY(Engine::check(out));
-  TENON_TRY(check_checkpoint(options.model));
+  TENON_TRY(check_checkpoint(options.model, options.weights.format));
   TENON_TRY(check_team(options.model, options.tp));
   return out;
 }
@@ -53,9 +54,18 @@ Result<serve::TextCodec> load_text(const SessionOptions& options) {
   const TemplateUse use = options.chat == Chat::kOn    ? TemplateUse::kRequired
                           : options.chat == Chat::kOff ? TemplateUse::kNone
                                                        : TemplateUse::kIfThere;
-  auto text = serve::TextCodec::load(options.model, use);
+  const std::string directory = checkpoint_directory(options.model);
+  if (!has_tokenizer(directory)) {  // weights are made, or check_checkpoint() had refused
+    if (use == TemplateUse::kRequired)
+      return Status::error(Code::kInvalidArgument,
+                           "\"" + options.model +
+                               "\" has no tokenizer.json to read texts with; accepted are token "
+                               "ids: tenon run --prompt-ids");
+    return serve::TextCodec::without_text();
+  }
+  auto text = serve::TextCodec::load(directory, use);
   const bool can_be_left_out = use == TemplateUse::kIfThere && !text &&
-                               serve::TextCodec::load(options.model, TemplateUse::kNone);
+                               serve::TextCodec::load(directory, TemplateUse::kNone);
   if (can_be_left_out) return text.status().with("--raw leaves the chat template out");
   return text;
 }
@@ -70,6 +80,7 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
       ->type_name("DIR")
       ->capture_default_str()
       ->group("Model");
+  add_weights_options(app, options.weights);
   app.add_option("--max-context", options.max_context,
                  "the most tokens of one sequence, prompt and answer together")
       ->capture_default_str()
@@ -122,6 +133,7 @@ Result<std::unique_ptr<Session>> Session::open(const SessionOptions& options) {
   const auto begin = std::chrono::steady_clock::now();
   TENON_ASSIGN(EngineOptions wanted, engine_options(options));
   std::unique_ptr<Session> session(new Session);
+  session->name_ = options.model;
   TENON_ASSIGN(serve::TextCodec text, load_text(options));
   const auto variable = [](const char* name) { return std::getenv(name); };
   const bool launched = was_launched(variable);
@@ -147,6 +159,17 @@ Result<std::unique_ptr<Session>> Session::open(const SessionOptions& options) {
 serve::Prompt Session::prompt(std::string text) const {
   if (!chats()) return text;
   return serve::ChatPrompt{{message_of("user", std::move(text))}};
+}
+
+Result<int> Session::num_ids() const {
+  if (reads_text()) return static_cast<int>(model_->text().tokenizer().num_tokens());
+  return vocabulary_of(name_);
+}
+
+std::string note_of(const WeightsFrom& weights) {
+  if (weights.format != LoadFormat::kDummy) return {};
+  return "weights: dummy, made from the config with seed " + std::to_string(weights.seed) +
+         "; the answers mean nothing";
 }
 
 bool follows_a_leader() {

@@ -25,6 +25,7 @@ enum class Chat : std::uint8_t { kAuto, kOn, kOff };
 
 struct SessionOptions {
   std::string model = default_model();
+  WeightsFrom weights;
   int tp = 2;
   std::string device = "cpu";
   int max_context = 2048, max_batch = 16;
@@ -57,6 +58,10 @@ class Session {
 
   serve::RequestQueue& queue() { return *queue_; }
   double load_seconds() const { return load_seconds_; }  // of open(), model and team
+  // False where the model has no tokenizer: prompts and answers are ids then.
+  bool reads_text() const { return model_->text().reads_text(); }
+  // Ids that a prompt may hold: 0 to this, exclusive.
+  Result<int> num_ids() const;
   bool chats() const { return model_->text().chats(); }
   // The text as the user's turn of a chat, or as it is where the session does not chat.
   serve::Prompt prompt(std::string text) const;
@@ -64,10 +69,14 @@ class Session {
  private:
   Session();
   std::unique_ptr<Team> team_;
+  std::string name_;  // of the model, as it was asked for
   std::unique_ptr<serve::LanguageModel> model_;
   std::unique_ptr<serve::RequestQueue> queue_;
   double load_seconds_ = 0;
 };
+
+// What reports say of weights that are made; empty of those of files.
+std::string note_of(const WeightsFrom& weights);
 
 // Whether this process is a rank that only does what another process's leader says.
 bool follows_a_leader();

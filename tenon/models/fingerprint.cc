@@ -31,15 +31,20 @@ class Digest {
   std::uint64_t value_ = 0xcbf29ce484222325u;
 };
 
-std::uint64_t sample(const StoredTensor& tensor) {
+std::uint64_t sample(const Weights& weights, const StoredTensor& tensor) {
   Digest digest;
+  std::vector<std::byte> part(std::min(tensor.bytes, kWholeBytes));
+  const auto add = [&](std::size_t begin, std::size_t bytes) {
+    weights.read(tensor, begin, bytes, part.data());
+    digest.add(part.data(), bytes);
+  };
   if (tensor.bytes <= kWholeBytes) {
-    digest.add(tensor.data, tensor.bytes);
+    add(0, tensor.bytes);
   } else {
-    for (std::size_t i = 0; i < kPieces; ++i)
-      digest.add(tensor.data + (tensor.bytes - kPieceBytes) / (kPieces - 1) * i +
-                     (i + 1 == kPieces ? (tensor.bytes - kPieceBytes) % (kPieces - 1) : 0),
-                 kPieceBytes);
+    const std::size_t last = tensor.bytes - kPieceBytes;
+    for (std::size_t i = 0; i + 1 < kPieces; ++i)
+      add(last / (kPieces - 1) * i / kPieceBytes * kPieceBytes, kPieceBytes);  // whole elements
+    add(last, kPieceBytes);
   }
   return digest.value();
 }
@@ -123,7 +128,7 @@ void add_tensors(const Weights& weights, std::span<const std::string_view> skipp
     Kind& kind = kinds[without_numbers(name)];
     const std::size_t stride = (kind.members + kSampledAlike - 1) / kSampledAlike;
     if (kind.seen++ % stride == 0)
-      samples.push_back({"the data of " + what, hexadecimal(sample(stored))});
+      samples.push_back({"the data of " + what, hexadecimal(sample(weights, stored))});
   });
   facts->insert(facts->end(), samples.begin(), samples.end());
 }

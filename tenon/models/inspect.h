@@ -9,6 +9,7 @@
 
 #include "tenon/core/status.h"
 #include "tenon/layers/caches.h"
+#include "tenon/models/load_format.h"
 
 namespace tenon {
 
@@ -49,7 +50,9 @@ struct ModelSummary {
   std::vector<TeamSummary> teams;
 };
 
-// The checkpoint in `directory`, and a team of each of these sizes. Reads no weights.
-Result<ModelSummary> inspect_model(const std::string& directory, std::span<const int> sizes);
+// The checkpoint `model`, a directory or its config.json, and a team of each of these sizes. Reads
+// no weights; with made ones the tensors are those that the publisher's checkpoint would hold.
+Result<ModelSummary> inspect_model(const std::string& model, std::span<const int> sizes,
+                                   const WeightsFrom& from = {});
 
 }  // namespace tenon

@@ -18,7 +18,8 @@ namespace {
 using Json = nlohmann::json;
 using Open = Result<std::unique_ptr<Model>> (*)(const std::string&, const ModelOptions&,
                                                 Communicator&, Stream&);
-using Inspect = Result<ModelSummary> (*)(const std::string&, std::span<const int>);
+using Inspect = Result<ModelSummary> (*)(const std::string&, std::span<const int>,
+                                         const WeightsFrom&);
 struct Architecture {
   std::string_view name;
   Open open;
@@ -54,8 +55,17 @@ Result<const Architecture*> find_architecture(const std::string& directory) {
 
 }  // namespace
 
-Result<std::unique_ptr<Model>> open_model(const std::string& directory, const ModelOptions& options,
+std::string checkpoint_directory(const std::string& model) {
+  const std::filesystem::path path(model);
+  std::error_code ignored;
+  if (path.filename() != "config.json" || !std::filesystem::is_regular_file(path, ignored))
+    return model;
+  return path.has_parent_path() ? path.parent_path().string() : ".";
+}
+
+Result<std::unique_ptr<Model>> open_model(const std::string& model, const ModelOptions& options,
                                           Communicator& comm, Stream& stream) {
+  const std::string directory = checkpoint_directory(model);
   const auto wanted = guarded([&] { return find_architecture(directory); });
   Facts facts;
   if (wanted) facts.push_back({"\"architectures\"", std::string((*wanted)->name)});
@@ -63,10 +73,12 @@ Result<std::unique_ptr<Model>> open_model(const std::string& directory, const Mo
   return (*wanted)->open(directory, options, comm, stream);
 }
 
-Result<ModelSummary> inspect_model(const std::string& directory, std::span<const int> sizes) {
+Result<ModelSummary> inspect_model(const std::string& model, std::span<const int> sizes,
+                                   const WeightsFrom& from) {
   return guarded([&]() -> Result<ModelSummary> {
+    const std::string directory = checkpoint_directory(model);
     TENON_ASSIGN(const Architecture* wanted, find_architecture(directory));
-    TENON_ASSIGN(ModelSummary found, wanted->inspect(directory, sizes), directory);
+    TENON_ASSIGN(ModelSummary found, wanted->inspect(directory, sizes, from), directory);
     found.architecture = wanted->name;
     return found;
   });

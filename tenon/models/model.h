@@ -12,10 +12,12 @@
 #include "tenon/device/runtime.h"
 #include "tenon/layers/caches.h"
 #include "tenon/layers/step.h"
+#include "tenon/models/load_format.h"
 
 namespace tenon {
 
 struct ModelOptions {
+  WeightsFrom weights;
   int max_tokens_per_step = 256;  // rows of the largest step
   int max_sequences = 16;
   int max_logits = 0;      // rows of logits of the largest step; 0: one per sequence
@@ -47,9 +49,14 @@ class Model {
   virtual std::int64_t weight_bytes() const = 0;  // on this rank
 };
 
-// Reads config.json in `directory`, finds its architecture in models.def and loads this rank's
-// shard. Collective. Every tensor is demanded by name, dtype and shape, and taken exactly once.
-Result<std::unique_ptr<Model>> open_model(const std::string& directory, const ModelOptions& options,
+// The directory that `model` names: itself, or where it is a file called config.json the one in
+// which that lies.
+std::string checkpoint_directory(const std::string& model);
+
+// Reads config.json in the directory of `model`, finds its architecture in models.def and loads
+// this rank's shard. Collective. Every tensor is demanded by name, dtype and shape, and taken
+// exactly once.
+Result<std::unique_ptr<Model>> open_model(const std::string& model, const ModelOptions& options,
                                           Communicator& comm, Stream& stream);
 
 }  // namespace tenon

@@ -2,14 +2,17 @@
 
 #include <algorithm>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "tenon/core/fp8.h"
+#include "tenon/core/thread.h"
 
 namespace tenon {
 namespace {
 
 constexpr std::int64_t kBlock = 128;  // fp8 weights carry one scale per 128 × 128 elements
+constexpr std::int64_t kBytesPerThread = 4 << 20;  // less is not worth a thread
 
 std::int64_t ceil_div(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
@@ -31,27 +34,21 @@ float load_float(const std::byte* from, DType dtype) {
   return dtype == DType::kF16 ? to_float(f16{bits}) : to_float(bf16{bits});
 }
 
-// Copies `count` elements and returns where the next ones go. The types are equal, `as` is f32, or
-// f32 is rounded to bf16.
-std::byte* copy_elements(const std::byte* from, DType dtype, std::size_t count, DType as,
-                         std::byte* to) {
-  if (dtype == as) {
-    std::memcpy(to, from, count * size_of(as));
-    return to + count * size_of(as);
+// Copies `count` elements from the element `first` on. The types are equal, `as` is f32, or f32 is
+// rounded to bf16.
+void copy_elements(const HostTensor& from, std::int64_t first, std::size_t count, DType as,
+                   std::byte* to) {
+  if (from.dtype == as) return from.read(first, count, to);
+  std::vector<std::byte> stored(count * size_of(from.dtype));
+  from.read(first, count, stored.data());
+  const bool to_f32 = as == DType::kF32;
+  TENON_CHECK(to_f32 || (from.dtype == DType::kF32 && as == DType::kBF16));
+  for (std::size_t i = 0; i < count; ++i) {
+    const float value = load_float(stored.data() + i * size_of(from.dtype), from.dtype);
+    const bf16 rounded = to_bf16(value);
+    std::memcpy(to + i * size_of(as), to_f32 ? static_cast<const void*>(&value) : &rounded,
+                size_of(as));
   }
-  if (dtype == DType::kF32 && as == DType::kBF16) {
-    for (std::size_t i = 0; i < count; ++i, to += sizeof(bf16)) {
-      const bf16 value = to_bf16(load_float(from + i * sizeof(float), dtype));
-      std::memcpy(to, &value, sizeof value);
-    }
-    return to;
-  }
-  TENON_CHECK(as == DType::kF32);
-  for (std::size_t i = 0; i < count; ++i, to += sizeof(float)) {
-    const float value = load_float(from + i * size_of(dtype), dtype);
-    std::memcpy(to, &value, sizeof value);
-  }
-  return to;
 }
 
 // A matrix [1, out, in] as [out, in].
@@ -108,15 +105,44 @@ Result<HostTensor> ShardLoader::take(std::string_view name, std::initializer_lis
   return tensor;
 }
 
-// The pieces' rows one below the other.
-void ShardLoader::copy_slices(std::span<const Piece> pieces, DType as, std::byte* to) {
+// Rows [begin, end) of the stack that the pieces are, to where row 0 goes to `to`. Rows that lie
+// one behind the other are copied together.
+void ShardLoader::copy_rows(std::span<const Piece> pieces, DType as, std::int64_t begin,
+                            std::int64_t end, std::byte* to) {
+  std::int64_t above = 0;  // rows of the pieces before
   for (const auto& [from, rows, columns] : pieces) {
-    for (std::int64_t row = rows.begin; row < rows.end(); ++row) {
-      const auto first = static_cast<std::size_t>(row * from->columns() + columns.begin);
-      to = copy_elements(from->data + first * size_of(from->dtype), from->dtype,
-                         static_cast<std::size_t>(columns.count), as, to);
-    }
+    const std::int64_t first = std::max(begin, above), last = std::min(end, above + rows.count);
+    const std::int64_t step = columns.count == from->columns() ? last - first : 1;
+    for (std::int64_t row = first; row < last; row += step)
+      copy_elements(*from, (rows.begin + row - above) * from->columns() + columns.begin,
+                    static_cast<std::size_t>(columns.count * step), as,
+                    to + static_cast<std::size_t>(row * columns.count) * size_of(as));
+    above += rows.count;
   }
+}
+
+// The pieces' rows one below the other; all have one width. Large stacks by all cores.
+void ShardLoader::copy_slices(std::span<const Piece> pieces, DType as, std::byte* to) {
+  std::int64_t rows = 0;
+  for (const Piece& each : pieces) rows += each.rows.count;
+  if (rows == 0) return;
+  const std::int64_t bytes =
+      rows * pieces.front().columns.count * static_cast<std::int64_t>(size_of(as));
+  const auto cores = static_cast<std::int64_t>(std::thread::hardware_concurrency());
+  const std::int64_t parts =
+      std::max<std::int64_t>(1, std::min({cores, bytes / kBytesPerThread, rows}));
+  std::vector<Thread> helpers;
+  for (std::int64_t part = 1; part < parts; ++part) {
+    const auto work = [=] {
+      copy_rows(pieces, as, rows * part / parts, rows * (part + 1) / parts, to);
+    };
+    auto helper = start_thread("load", work);
+    if (helper)
+      helpers.push_back(*std::move(helper));
+    else
+      work();
+  }
+  copy_rows(pieces, as, 0, rows / parts, to);
 }
 
 Result<TensorView> ShardLoader::allocate(DType dtype, std::initializer_list<std::int64_t> shape) {
@@ -156,9 +182,13 @@ Result<bool> ShardLoader::skip_copy(std::string_view name, std::string_view of, 
   if (height == 0 || rows.end() > copy->shape.front()) return false;
   const std::size_t row_bytes = copy->bytes / height;
   const std::size_t begin = static_cast<std::size_t>(rows.begin) * row_bytes;
-  if (std::memcmp(copy->data + begin, original->data + begin,
-                  static_cast<std::size_t>(rows.count) * row_bytes) != 0)
-    return false;
+  std::vector<std::byte> row(row_bytes), other(row_bytes);
+  for (std::int64_t i = 0; i < rows.count; ++i) {
+    const std::size_t at = begin + static_cast<std::size_t>(i) * row_bytes;
+    weights_.read(*copy, at, row_bytes, row.data());
+    weights_.read(*original, at, row_bytes, other.data());
+    if (row != other) return false;
+  }
   TENON_TRY(take(name, {*copy->dtype}, copy->shape));
   return true;
 }

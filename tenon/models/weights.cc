@@ -1,6 +1,7 @@
 #include "tenon/models/weights.h"
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -52,16 +53,32 @@ Result<WeightMap> read_index(const std::string& path) {
   return files;
 }
 
+// Mapped files.
+class Files final : public TensorSource {
+ public:
+  const Tensors& tensors() const override { return tensors_; }
+  void read(const StoredTensor& tensor, std::size_t begin, std::size_t count,
+            std::byte* to) const override {
+    if (count > 0) std::memcpy(to, tensor.data + begin, count);
+  }
+
+  std::vector<SafetensorsFile> files_;
+  Tensors tensors_;  // point into the files
+};
+
 }  // namespace
 
 struct Weights::State {
-  std::vector<SafetensorsFile> files;
-  std::map<std::string, const StoredTensor*, std::less<>> tensors;
+  std::unique_ptr<const TensorSource> source;
+  const TensorSource::Tensors& tensors;  // of the source
   std::set<std::string, std::less<>> taken;
   std::int64_t bytes_taken = 0;
 };
 
-Weights::Weights(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Weights::Weights(std::unique_ptr<const TensorSource> source) {
+  const TensorSource::Tensors& tensors = source->tensors();
+  state_ = std::make_unique<State>(State{std::move(source), tensors, {}, 0});
+}
 Weights::Weights(Weights&&) noexcept = default;
 Weights& Weights::operator=(Weights&&) noexcept = default;
 Weights::~Weights() = default;
@@ -72,9 +89,14 @@ std::int64_t HostTensor::rows() const {
   return count;
 }
 
+void HostTensor::read(std::int64_t first, std::size_t count, std::byte* to) const {
+  const std::size_t size = size_of(dtype);
+  source->read(*stored, static_cast<std::size_t>(first) * size, count * size, to);
+}
+
 Result<Weights> Weights::open(const std::string& directory) {
   const std::filesystem::path root(directory);
-  auto state = std::make_unique<State>();
+  auto found = std::make_unique<Files>();
   WeightMap placed;
   std::set<std::string> names;
   const bool indexed = present(root / kIndexName);
@@ -88,27 +110,27 @@ Result<Weights> Weights::open(const std::string& directory) {
                      std::string(kSingleName));
   }
 
-  state->files.reserve(names.size());  // tensors point into these: they must not move
+  found->files_.reserve(names.size());  // tensors point into these: they must not move
   for (const std::string& name : names) {
     if (!present(root / name))
       return malformed(directory + ": the index names the file " + name + ", which is missing");
     TENON_ASSIGN(SafetensorsFile file, SafetensorsFile::open((root / name).string()));
-    state->files.push_back(std::move(file));
-    for (const auto& [tensor, stored] : state->files.back().tensors()) {
+    found->files_.push_back(std::move(file));
+    for (const auto& [tensor, stored] : found->files_.back().tensors()) {
       const auto place = placed.find(tensor);
       if (indexed && place == placed.end())
         return malformed(name + ": holds \"" + tensor + "\", which the index does not know");
       if (indexed && place->second != name)
         return malformed(name + ": holds \"" + tensor + "\", which the index places in " +
                          place->second);
-      state->tensors.emplace(tensor, &stored);
+      found->tensors_.emplace(tensor, &stored);
     }
   }
   for (const auto& [tensor, file] : placed)
-    if (!state->tensors.contains(tensor))
+    if (!found->tensors_.contains(tensor))
       return malformed("the index places \"" + tensor + "\" in " + file +
                        ", which does not hold it");
-  return Weights(std::move(state));
+  return Weights(std::move(found));
 }
 
 bool Weights::has(std::string_view name) const { return state_->tensors.contains(name); }
@@ -136,6 +158,11 @@ const StoredTensor* Weights::find(std::string_view name) const {
   return found == state_->tensors.end() ? nullptr : found->second;
 }
 
+void Weights::read(const StoredTensor& tensor, std::size_t begin, std::size_t count,
+                   std::byte* to) const {
+  state_->source->read(tensor, begin, count, to);
+}
+
 Result<HostTensor> Weights::take(std::string_view name, std::initializer_list<DType> accepted,
                                  const std::vector<std::int64_t>& shape) {
   std::string wanted;
@@ -153,7 +180,7 @@ Result<HostTensor> Weights::take(std::string_view name, std::initializer_list<DT
   if (!state_->taken.insert(std::string(name)).second)
     return Status::error(Code::kInternal, asked + " is taken a second time");
   state_->bytes_taken += static_cast<std::int64_t>(stored.bytes);
-  return HostTensor{std::string(name), *stored.dtype, stored.shape, stored.data};
+  return HostTensor{std::string(name), *stored.dtype, stored.shape, &stored, state_->source.get()};
 }
 
 Status Weights::finish(std::span<const std::string_view> skipped_prefixes) const {

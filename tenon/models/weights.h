@@ -1,11 +1,13 @@
-// A checkpoint directory as Qwen publishes it: safetensors shards with an index, or one file.
-// Every tensor is demanded by name, type and shape and taken exactly once; what is left over at the
-// end is an error. Not here: slices and device memory (shard.h).
+// The tensors of a checkpoint. As Qwen publishes it they lie in a directory of safetensors shards
+// with an index, or in one file; another source may stand behind the same interface. Every tensor
+// is demanded by name, type and shape and taken exactly once; what is left over at the end is an
+// error. Not here: slices and device memory (shard.h).
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -18,13 +20,30 @@
 
 namespace tenon {
 
-// A tensor that was asked for and found as asked. Points into the mapped file.
+// What a checkpoint's tensors are read from: mapped files, or a generator (dummy.h). Immutable:
+// threads may share it.
+class TensorSource {
+ public:
+  using Tensors = std::map<std::string, const StoredTensor*, std::less<>>;
+  virtual ~TensorSource() = default;
+  // By name; they live as long as the source.
+  virtual const Tensors& tensors() const = 0;
+  // Writes bytes [begin, begin + count) of a tensor of this source, of whole elements where its
+  // type has a size.
+  virtual void read(const StoredTensor& tensor, std::size_t begin, std::size_t count,
+                    std::byte* to) const = 0;
+};
+
+// A tensor that was asked for and found as asked. Lives as long as its Weights.
 struct HostTensor {
   std::string name;
   DType dtype = DType::kBF16;
   std::vector<std::int64_t> shape;
-  const std::byte* data = nullptr;  // no alignment beyond one byte
+  const StoredTensor* stored = nullptr;
+  const TensorSource* source = nullptr;
 
+  // Writes `count` elements from the element `first` on, of the type that they are stored as.
+  void read(std::int64_t first, std::size_t count, std::byte* to) const;
   std::int64_t columns() const { return shape.empty() ? 1 : shape.back(); }
   std::int64_t rows() const;  // product of all dimensions but the last
 };
@@ -34,6 +53,7 @@ class Weights {
   // Maps every shard. Refuses an index that names a missing file, a tensor that is not in the named
   // file, and a shard with a tensor that the index does not know or places elsewhere.
   static Result<Weights> open(const std::string& directory);
+  explicit Weights(std::unique_ptr<const TensorSource> source);
   Weights(Weights&&) noexcept;
   Weights& operator=(Weights&&) noexcept;
   ~Weights();
@@ -49,8 +69,10 @@ class Weights {
   // Whether any tensor has this element type, those with one of the prefixes aside.
   bool holds(DType dtype, std::span<const std::string_view> skipped_prefixes) const;
 
-  // The tensor as it lies in its file, or null. Nothing is taken.
+  // The tensor as it is stored, or null. Nothing is taken.
   const StoredTensor* find(std::string_view name) const;
+  // As TensorSource::read(), of a tensor that find() or visit() gave.
+  void read(const StoredTensor& tensor, std::size_t begin, std::size_t count, std::byte* to) const;
 
   // The tensor, which nobody has taken yet and which has one of the accepted types and this shape.
   Result<HostTensor> take(std::string_view name, std::initializer_list<DType> accepted,
@@ -69,7 +91,6 @@ class Weights {
 
  private:
   struct State;
-  explicit Weights(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };
 

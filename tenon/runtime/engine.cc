@@ -187,6 +187,7 @@ void give_up(Bootstrap& bootstrap, std::string_view doing, const Status& why) {
 
 ModelOptions model_options(const EngineOptions& options) {
   ModelOptions out;
+  out.weights = options.weights;
   out.max_tokens_per_step = options.max_tokens_per_step;
   out.max_sequences = options.max_batch;
   out.max_context = options.max_context;

@@ -16,7 +16,8 @@
 namespace tenon {
 
 struct EngineOptions {
-  std::string model;  // directory of a checkpoint
+  std::string model;    // directory of a checkpoint
+  WeightsFrom weights;  // as in ModelOptions
   int tp = 1;         // ranks
   Target target = Target::kCpu;
   int max_batch = 16;                 // sequences that run together

@@ -27,9 +27,12 @@ class TextCodec {
  public:
   // Reads the tokenizer and, where asked, the chat template in `directory`.
   static Result<TextCodec> load(const std::string& directory, TemplateUse use);
+  // Prompts are token ids, and answers have no text.
+  static TextCodec without_text() { return TextCodec(Tokenizer::none()); }
   explicit TextCodec(Tokenizer tokenizer, std::optional<ChatTemplate> chat_template = {});
 
   const Tokenizer& tokenizer() const { return tokenizer_; }
+  bool reads_text() const { return tokenizer_.num_tokens() > 0; }
   bool chats() const { return chat_template_.has_value(); }
   // The text that a conversation becomes, with the answer about to begin. kUnsupported without a
   // template; what the template raises is kInvalidArgument.

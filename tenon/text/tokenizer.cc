@@ -126,7 +126,11 @@ Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 Tokenizer::~Tokenizer() = default;
 
+Tokenizer Tokenizer::none() { return Tokenizer(std::make_unique<State>()); }
+
 Result<std::vector<std::int32_t>> Tokenizer::encode(std::string_view text) const {
+  if (state_->tokens.empty())
+    return unsupported("there is none, so the prompt cannot be a text; accepted are token ids");
   std::vector<std::int32_t> ids;
   Encoding encoding(*state_, ids);
   if (utf8_valid(text)) {

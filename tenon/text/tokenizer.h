@@ -25,12 +25,15 @@ class Tokenizer {
   static Result<Tokenizer> load(const std::string& directory);
   // The same from the texts of the two files; an empty `config` is none.
   static Result<Tokenizer> parse(std::string_view json, std::string_view config = {});
+  // One without tokens: encode() refuses every text, and no id has a text.
+  static Tokenizer none();
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();
 
   // Token ids of `text`. The spelling of an added token becomes its one id. Nothing is put in front
-  // or behind. Fails only where the split pattern exhausts its match limit.
+  // or behind. Fails only where the split pattern exhausts its match limit, or where there are no
+  // tokens (kUnsupported).
   Result<std::vector<std::int32_t>> encode(std::string_view text) const;
 
   // The text of `ids`, always valid UTF-8: broken pieces become U+FFFD. Ids without a token (the

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <algorithm>
 #include <random>
 
@@ -176,7 +177,11 @@ TEST_F(Checkpoint, TakesEveryTensorOnce) {
   ASSERT_TRUE(taken) << taken.status().message();
   EXPECT_EQ(taken->rows(), 2);
   EXPECT_EQ(taken->columns(), 3);
-  EXPECT_EQ(taken->data[11], std::byte{1});
+  std::array<std::byte, 3> read{};
+  const std::size_t size = size_of(taken->dtype);
+  ASSERT_LE(size, read.size());
+  taken->read(static_cast<std::int64_t>(11 / size), 1, read.data());
+  EXPECT_EQ(read[11 % size], std::byte{1});
   EXPECT_EQ(weights->bytes_taken(), 12);
   expect_refused(weights->take("a", {DType::kBF16}, {2, 3}).status(),
                  "\"a\" is taken a second time");

@@ -5,6 +5,7 @@
 #include "tenon/core/file.h"
 #include "tenon/models/eos.h"
 #include "tenon/models/qwen3_5/load.h"
+#include "tenon/models/qwen3_5/published.h"
 
 namespace tenon::qwen3_5 {
 namespace {
@@ -35,12 +36,13 @@ Status check_fp8(const Config& config, const Weights& weights) {
 
 }  // namespace
 
-Result<Checkpoint> open_checkpoint(const std::string& directory) {
+Result<Checkpoint> open_checkpoint(const std::string& directory, const WeightsFrom& from) {
   const std::string path = (std::filesystem::path(directory) / "config.json").string();
   TENON_ASSIGN(std::string json, read_text(path));
   TENON_ASSIGN(Config config, parse_config(json));
   TENON_ASSIGN(auto eos_ids, read_eos_ids(directory));
-  TENON_ASSIGN(Weights files, Weights::open(directory));
+  TENON_ASSIGN(Weights files,
+               open_weights(directory, from, [&] { return published_tensors(config); }));
   TENON_TRY(check_modelopt(config, directory));
   TENON_TRY(check_fp8(config, files));
   const bool fp8 = files.holds(DType::kE4M3, skipped_prefixes());

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "tenon/models/load_format.h"
 #include "tenon/models/qwen3_5/config.h"
 #include "tenon/models/weights.h"
 
@@ -19,6 +20,7 @@ struct Checkpoint {
   bool fp8 = false;  // some weights are; slices must be whole blocks then
 };
 
-Result<Checkpoint> open_checkpoint(const std::string& directory);
+// With weights that are made, config.json is all that the directory must hold.
+Result<Checkpoint> open_checkpoint(const std::string& directory, const WeightsFrom& from);
 
 }  // namespace tenon::qwen3_5

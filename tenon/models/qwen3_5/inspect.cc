@@ -205,8 +205,9 @@ std::vector<std::string> unread_keys(const std::string& json) {
   return unread;
 }
 
-Result<ModelSummary> inspect(const std::string& directory, std::span<const int> sizes) {
-  TENON_ASSIGN(Checkpoint checkpoint, open_checkpoint(directory));
+Result<ModelSummary> inspect(const std::string& directory, std::span<const int> sizes,
+                             const WeightsFrom& from) {
+  TENON_ASSIGN(Checkpoint checkpoint, open_checkpoint(directory, from));
   ModelSummary out;
   describe_config(checkpoint.config, checkpoint.fp8, out);
   const bool has_head = checkpoint.files.has("lm_head.weight");

@@ -10,7 +10,8 @@
 
 namespace tenon::qwen3_5 {
 
-Result<ModelSummary> inspect(const std::string& directory, std::span<const int> sizes);
+Result<ModelSummary> inspect(const std::string& directory, std::span<const int> sizes,
+                             const WeightsFrom& from);
 
 // Keys of config.json and of its text_config whose values change nothing: those that the parser
 // does not look at. Of a config that parses.

@@ -23,7 +23,7 @@ class Files final : public DecoderFiles {
 };
 
 Result<Facts> Files::look(const ModelOptions& options, const Communicator& comm) {
-  TENON_ASSIGN(found_, open_checkpoint(directory_));
+  TENON_ASSIGN(found_, open_checkpoint(directory_, options.weights));
   const Config& config = found_->config;
   if (options.max_context > config.max_positions)
     return Status::error(Code::kInvalidArgument,
