@@ -18,7 +18,7 @@ namespace tenon {
 struct EngineOptions {
   std::string model;    // directory of a checkpoint
   WeightsFrom weights;  // as in ModelOptions
-  int tp = 1;         // ranks
+  int tp = 1;           // ranks
   Target target = Target::kCpu;
   int max_batch = 16;                 // sequences that run together
   int max_context = 4096;             // prompt and completion of one sequence

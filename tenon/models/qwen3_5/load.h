@@ -1,5 +1,6 @@
 // One rank's weights of a Qwen3.5 checkpoint as the description of a decoder. Tensor names live in
-// load.cc and published.cc, marks of their kinds in inspect.cc. Not here: plans and scratch (decoder.cc).
+// load.cc and published.cc, marks of their kinds in inspect.cc. Not here: plans and scratch
+// (decoder.cc).
 #pragma once
 
 #include <string_view>
