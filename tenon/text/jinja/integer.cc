@@ -185,8 +185,8 @@ Value integer_arithmetic(Interpreter& on, std::string_view op, const Value& a, c
     if (op == "-" && !__builtin_sub_overflow(x, y, &made)) return Value(made);
     if (op == "*" && !__builtin_mul_overflow(x, y, &made)) return Value(made);
     if ((op == "//" || op == "%") && y != 0 && y != -1) {
-      const std::int64_t quotient = x / y - ((x % y != 0) && ((x < 0) != (y < 0)));
-      return Value(op == "//" ? quotient : x - quotient * y);
+      const bool rounds = x % y != 0 && (x < 0) != (y < 0);  // C++ towards zero, Python down
+      return Value(op == "//" ? x / y - (rounds ? 1 : 0) : x % y + (rounds ? y : 0));
     }
   }
   return large(on, op, big(a), big(b));
