@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "tenon/core/fp8.h"
+#include "tenon/core/guard.h"
 #include "tenon/core/thread.h"
 
 namespace tenon {
@@ -122,27 +123,36 @@ void ShardLoader::copy_rows(std::span<const Piece> pieces, DType as, std::int64_
 }
 
 // The pieces' rows one below the other; all have one width. Large stacks by all cores.
-void ShardLoader::copy_slices(std::span<const Piece> pieces, DType as, std::byte* to) {
+Status ShardLoader::copy_slices(std::span<const Piece> pieces, DType as, std::byte* to) {
   std::int64_t rows = 0;
   for (const Piece& each : pieces) rows += each.rows.count;
-  if (rows == 0) return;
+  if (rows == 0) return Status::ok();
   const std::int64_t bytes =
       rows * pieces.front().columns.count * static_cast<std::int64_t>(size_of(as));
   const auto cores = static_cast<std::int64_t>(std::thread::hardware_concurrency());
   const std::int64_t parts =
       std::max<std::int64_t>(1, std::min({cores, bytes / kBytesPerThread, rows}));
-  std::vector<Thread> helpers;
-  for (std::int64_t part = 1; part < parts; ++part) {
-    const auto work = [=] {
-      copy_rows(pieces, as, rows * part / parts, rows * (part + 1) / parts, to);
-    };
-    auto helper = start_thread("load", work);
-    if (helper)
-      helpers.push_back(*std::move(helper));
-    else
+  std::vector<Status> ended(static_cast<std::size_t>(parts));
+  {
+    std::vector<Thread> helpers;                              // joined at the end of the block
+    for (std::int64_t part = parts - 1; part >= 0; --part) {  // part 0 by this thread
+      const auto work = [=, &ended] {
+        ended[static_cast<std::size_t>(part)] = guarded([&] {  // a copy that converts needs memory
+          copy_rows(pieces, as, rows * part / parts, rows * (part + 1) / parts, to);
+          return Status::ok();
+        });
+      };
+      if (part > 0) {
+        if (auto helper = start_thread("load", work)) {
+          helpers.push_back(*std::move(helper));
+          continue;
+        }
+      }
       work();
+    }
   }
-  copy_rows(pieces, as, 0, rows / parts, to);
+  for (const Status& each : ended) TENON_TRY(each);
+  return Status::ok();
 }
 
 Result<TensorView> ShardLoader::allocate(DType dtype, std::initializer_list<std::int64_t> shape) {
@@ -163,11 +173,11 @@ Result<TensorView> ShardLoader::upload(std::span<const Piece> pieces, DType as,
   TENON_CHECK(elements == tensor.size());
   if (only_counts()) return tensor;
   if (is_host(tensor.device.target)) {
-    copy_slices(pieces, as, tensor.as<std::byte>());
+    TENON_TRY(copy_slices(pieces, as, tensor.as<std::byte>()));
     return tensor;
   }
   std::vector<std::byte> packed(tensor.bytes());
-  copy_slices(pieces, as, packed.data());
+  TENON_TRY(copy_slices(pieces, as, packed.data()));
   TENON_TRY(stream_->copy(tensor.data, packed.data(), packed.size()));
   TENON_TRY(stream_->synchronize());  // the host memory goes away
   return tensor;

@@ -98,7 +98,7 @@ class ShardLoader {
                             std::initializer_list<std::int64_t> shape);
   static void copy_rows(std::span<const Piece> pieces, DType as, std::int64_t begin,
                         std::int64_t end, std::byte* to);
-  static void copy_slices(std::span<const Piece> pieces, DType as, std::byte* to);
+  static Status copy_slices(std::span<const Piece> pieces, DType as, std::byte* to);
   Result<TensorView> allocate(DType dtype, std::initializer_list<std::int64_t> shape);
 
   Weights weights_;
