@@ -10,6 +10,7 @@
 
 #include "tenon/runtime/engine.h"
 #include "tests/support/small_model.h"
+#include "tests/support/targets.h"
 
 namespace tenon {
 namespace {
@@ -37,7 +38,16 @@ class Record {
   int differences_ = 0;
 };
 
-// A model that writes down what it makes. On host targets, whose memory can be read right here.
+// What a stream's device holds, on the host.
+template <class T>
+Result<std::vector<T>> read(const TensorView& from, Stream& stream) {
+  std::vector<T> values(static_cast<std::size_t>(from.size()));
+  TENON_TRY(stream.copy(values.data(), from.data, from.bytes()));
+  TENON_TRY(stream.synchronize());
+  return values;
+}
+
+// A model that writes down what it makes.
 class Witness : public Model {
  public:
   Witness(std::unique_ptr<Model> model, int rank, Record& record)
@@ -56,19 +66,19 @@ class Witness : public Model {
   Result<StepOutput> forward(const StepView& step, CacheViews caches, Stream& stream) override {
     TENON_ASSIGN(const StepOutput made, model_->forward(step, caches, stream));
     const LogitsShard& shard = made.logits;
-    TENON_TRY(stream.synchronize());
-    const auto* ids = step.token_ids.as<const std::int32_t>();
-    const auto* starts = step.sequence_starts.as<const std::int32_t>();
-    for (int s = 0; s < step.shape.sequences; ++s) {
+    TENON_ASSIGN(const auto ids, read<std::int32_t>(step.token_ids, stream));
+    TENON_ASSIGN(const auto starts, read<std::int32_t>(step.sequence_starts, stream));
+    TENON_ASSIGN(const auto slots, read<std::int32_t>(step.state_to, stream));
+    TENON_ASSIGN(const auto fresh, read<std::int32_t>(step.fresh, stream));
+    TENON_ASSIGN(const auto logits, read<float>(shard.logits, stream));
+    const auto width = static_cast<std::size_t>(shard.logits.shape[1]);
+    for (std::size_t s = 0; s < static_cast<std::size_t>(step.shape.sequences); ++s) {
       if (starts[s] == starts[s + 1]) continue;  // padding
-      Tokens& so_far = by_slot_[step.state_to.as<const std::int32_t>()[s]];
-      if (step.fresh.as<const std::int32_t>()[s] != 0) so_far.clear();
-      so_far.insert(so_far.end(), ids + starts[s], ids + starts[s + 1]);
-      const auto width = static_cast<std::size_t>(shard.logits.shape[1]);
-      const std::string_view bytes(
-          reinterpret_cast<const char*>(shard.logits.as<const float>() +
-                                        static_cast<std::size_t>(s) * width),
-          width * sizeof(float));
+      Tokens& so_far = by_slot_[slots[s]];
+      if (fresh[s] != 0) so_far.clear();
+      so_far.insert(so_far.end(), ids.begin() + starts[s], ids.begin() + starts[s + 1]);
+      const std::string_view bytes(reinterpret_cast<const char*>(&logits[s * width]),
+                                   width * sizeof(float));
       record_.add(rank_, so_far, test::fnv1a64(bytes));
     }
     return made;
@@ -150,6 +160,9 @@ class Exactness : public testing::Test {
     return params;
   }
 
+  // All of the prompts, in every way.
+  void hold(Target target, const std::string& model, std::initializer_list<int> teams);
+
   std::vector<std::size_t> in_order() const {
     std::vector<std::size_t> order;
     for (std::size_t i = 0; i < prompts_.size(); ++i) order.push_back(i);
@@ -163,13 +176,12 @@ class Exactness : public testing::Test {
 
 // All in one engine that runs one sequence at a time; then 16 and 64 at a time, shuffled, with
 // random limits, in each stage.
-TEST_F(Exactness, ATokenAndItsLogitsDependOnTheirSequenceAlone) {
-  const test::OnDisk files(test::moe_shape());
-  make_prompts(64, 3);
-  for (const int tp : {1, 2}) {
-    SCOPED_TRACE("tp " + std::to_string(tp));
+void Exactness::hold(Target target, const std::string& model, std::initializer_list<int> teams) {
+  for (const int tp : teams) {
+    SCOPED_TRACE(std::string(name(target)) + ", tp " + std::to_string(tp));
     EngineOptions options;
-    options.model = files.where();
+    options.model = model;
+    options.target = target;
     options.tp = tp;
     options.max_context = 400;
     const auto alone = run(options, {.max_batch = 1, .max_tokens_per_step = 400}, in_order());
@@ -193,6 +205,21 @@ TEST_F(Exactness, ATokenAndItsLogitsDependOnTheirSequenceAlone) {
     EXPECT_EQ(record_.differences(), 0) << "logits of one sequence in different bits";
     record_.clear();  // another number of ranks rounds its sums elsewhere
   }
+}
+
+TEST_F(Exactness, ATokenAndItsLogitsDependOnTheirSequenceAlone) {
+  const test::OnDisk files(test::moe_shape());
+  make_prompts(64, 3);
+  hold(Target::kCpu, files.where(), {1, 2});
+}
+
+TEST_F(Exactness, HoldsOnDevices) {
+  const std::vector<Target> targets = test::device_targets();
+  if (targets.empty()) GTEST_SKIP() << test::kNoDevice;
+  const test::OnDisk experts(test::moe_shape()), dense(test::dense_shape());
+  make_prompts(64, 3);
+  for (const Target target : targets)
+    for (const test::OnDisk* files : {&experts, &dense}) hold(target, files->where(), {1, 2, 4});
 }
 
 // The emulated targets are slow: a small model and a few prompts, one of them cut.
