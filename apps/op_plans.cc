@@ -153,8 +153,11 @@ void plan_mixers(const Shapes& shapes, const PlanContext& where, std::vector<OpP
   constexpr std::int64_t kValues = kDeltaValueHeads * kDim;
   constexpr std::int64_t kConv = 2 * kDeltaHeads * kDim + kValues;
   gated_delta_net::Args delta;
-  delta.qkv = delta.scratch = shapes.of(DType::kBF16, {rows, kConv});
-  delta.z = delta.out = shapes.of(DType::kBF16, {rows, kValues});
+  delta.qkv = shapes.of(DType::kBF16, {rows, kConv});
+  delta.scratch = shapes.of(
+      DType::kBF16, {rows, gated_delta_net::scratch_columns(kDeltaHeads, kDeltaValueHeads)});
+  delta.z = shapes.of(DType::kBF16, {rows, kValues});
+  delta.out.bf16 = delta.z;
   delta.b = delta.a = shapes.of(DType::kBF16, {rows, kDeltaValueHeads});
   delta.conv_weight = shapes.of(DType::kBF16, {kConv, gated_delta_net::kTaps});
   delta.a_log = delta.dt_bias = shapes.of(DType::kF32, {kDeltaValueHeads});
@@ -162,8 +165,9 @@ void plan_mixers(const Shapes& shapes, const PlanContext& where, std::vector<OpP
   delta.k_heads = kDeltaHeads;
   delta.v_heads = kDeltaValueHeads;
   delta.sequence_starts = attend.sequence_starts;
+  delta.sequence_lengths = attend.sequence_lengths;
   delta.state_from = delta.state_to = delta.fresh = attend.sequence_lengths;
-  delta.conv_state = shapes.of(DType::kBF16, {1, gated_delta_net::kTaps - 1, kConv});
+  delta.conv_state = shapes.of(DType::kBF16, {1, gated_delta_net::kKeptInputs, kConv});
   delta.state = shapes.of(DType::kF32, {1, kDeltaValueHeads, kDim, kDim});
   delta.max_tokens_per_sequence = static_cast<int>(rows);
   to.push_back({"gated_delta_net", call, gated_delta_net::plan(delta, where),

@@ -203,7 +203,8 @@ class Attention {
   OutProjection finish_;
 };
 
-// Gated DeltaNet: q|k|v|z in one projection, b|a in another, the op, output projection.
+// Gated DeltaNet: q|k|v|z in one projection, b|a in another, the op, which quantises for a
+// projection in fp8, output projection.
 struct DeltaNetSpec {
   int k_heads = 0, v_heads = 0, head_dim = 128;  // of this rank
   float eps = 1e-6f;
@@ -227,10 +228,10 @@ class DeltaNet {
 
  private:
   DeltaNetSpec spec_;
-  TensorView projected_, ba_, convolved_, mixed_;  // scratch
-  Linear project_, project_ba_;
+  TensorView projected_, ba_, scratch_;  // scratch
+  NormedRows mixed_;                     // scratch, in the form that the output projection reads
+  Linear project_, project_ba_, finish_;
   RowPlans mix_prefill_, mix_decode_;
-  OutProjection finish_;
 };
 
 // Either of the two, and the first of its caches among those of the model.

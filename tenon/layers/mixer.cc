@@ -176,17 +176,19 @@ NormedForms Attention::forms() const {
 namespace {
 
 struct DeltaNetRows {
-  TensorView projected, ba, convolved, mixed;
+  TensorView projected, ba, scratch;
+  NormedRows mixed;
   DeltaNetRows first(std::int64_t rows) const {
-    return {projected.rows(0, rows), ba.rows(0, rows), convolved.rows(0, rows),
-            mixed.rows(0, rows)};
+    return {projected.rows(0, rows), ba.rows(0, rows), scratch.rows(0, rows),
+            first_rows(mixed, rows)};
   }
 };
 
 gated_delta_net::Args delta_net_args(const DeltaNetSpec& spec, const DeltaNetRows& rows,
                                      const StepView& step, const TensorView& conv_state,
                                      const TensorView& state) {
-  const std::int64_t conv_dim = rows.convolved.shape[1], value_dim = rows.mixed.shape[1];
+  const std::int64_t value_dim = std::int64_t{spec.v_heads} * spec.head_dim;
+  const std::int64_t conv_dim = rows.projected.shape[1] - value_dim;
   return {.qkv = columns(rows.projected, 0, conv_dim),
           .z = columns(rows.projected, conv_dim, value_dim),
           .b = columns(rows.ba, 0, spec.v_heads),
@@ -199,12 +201,13 @@ gated_delta_net::Args delta_net_args(const DeltaNetSpec& spec, const DeltaNetRow
           .k_heads = spec.k_heads,
           .v_heads = spec.v_heads,
           .sequence_starts = step.sequence_starts,
+          .sequence_lengths = step.sequence_lengths,
           .state_from = step.state_from,
           .state_to = step.state_to,
           .fresh = step.fresh,
           .conv_state = conv_state,
           .state = state,
-          .scratch = rows.convolved,
+          .scratch = rows.scratch,
           .out = rows.mixed,
           .max_tokens_per_sequence = step.shape.decode ? 1 : step.shape.tokens};
 }
@@ -216,7 +219,7 @@ std::vector<CacheSpec> cache_specs(const DeltaNetSpec& spec) {
   return {{.name = "convolution",
            .dtype = DType::kBF16,
            .per = CacheSpec::Per::kSequence,
-           .shape = {gated_delta_net::kTaps - 1, conv_dim}},
+           .shape = {gated_delta_net::kKeptInputs, conv_dim}},
           {.name = "state",
            .dtype = DType::kF32,
            .per = CacheSpec::Per::kSequence,
@@ -233,14 +236,21 @@ Result<DeltaNet> DeltaNet::make(const DeltaNetSpec& spec, LayerContext& context)
   TENON_ASSIGN(layer.projected_,
                scratch.rows("delta_net qkvz", DType::kBF16, conv_dim + value_dim));
   TENON_ASSIGN(layer.ba_, scratch.rows("delta_net ba", DType::kBF16, 2 * spec.v_heads));
-  TENON_ASSIGN(layer.convolved_, scratch.rows("delta_net u", DType::kBF16, conv_dim));
-  TENON_ASSIGN(layer.mixed_, scratch.rows("delta_net out", DType::kBF16, value_dim));
+  TENON_ASSIGN(layer.scratch_,
+               scratch.rows("delta_net scratch", DType::kBF16,
+                            gated_delta_net::scratch_columns(spec.k_heads, spec.v_heads)));
+  if (spec.out.is_fp8()) {
+    TENON_ASSIGN(layer.mixed_.fp8, scratch.codes("delta_net out", max_rows, value_dim));
+  } else {
+    TENON_ASSIGN(layer.mixed_.bf16, scratch.rows("delta_net out", DType::kBF16, value_dim));
+  }
   TENON_ASSIGN(layer.project_, Linear::make(spec.qkvz, context.x, layer.projected_, context.where));
   TENON_ASSIGN(layer.project_ba_, Linear::make(spec.ba, context.x, layer.ba_, context.where));
-  TENON_ASSIGN(const TensorView conv_state, scratch.placeholder(DType::kBF16, {1, 3, conv_dim}));
+  TENON_ASSIGN(const TensorView conv_state,
+               scratch.placeholder(DType::kBF16, {1, gated_delta_net::kKeptInputs, conv_dim}));
   TENON_ASSIGN(const TensorView state,
                scratch.placeholder(DType::kF32, {1, spec.v_heads, dim, dim}));
-  const DeltaNetRows all{layer.projected_, layer.ba_, layer.convolved_, layer.mixed_};
+  const DeltaNetRows all{layer.projected_, layer.ba_, layer.scratch_, layer.mixed_};
   const auto make_plan = [&](std::int64_t rows, bool decode) -> Result<Plan> {
     TENON_ASSIGN(const StepView step, planned_step(rows, decode, context));
     return gated_delta_net::plan(delta_net_args(spec, all.first(rows), step, conv_state, state),
@@ -250,15 +260,14 @@ Result<DeltaNet> DeltaNet::make(const DeltaNetSpec& spec, LayerContext& context)
                RowPlans::make(max_rows, [&](std::int64_t rows) { return make_plan(rows, true); }));
   TENON_ASSIGN(layer.mix_prefill_,
                RowPlans::make(max_rows, [&](std::int64_t rows) { return make_plan(rows, false); }));
-  TENON_ASSIGN(layer.finish_, OutProjection::make("delta_net", spec.out, fp8_quant::Prologue::kNone,
-                                                  layer.mixed_, context.partial, context));
+  TENON_ASSIGN(layer.finish_, Linear::make(spec.out, layer.mixed_, context.partial, context.where));
   return layer;
 }
 
 Status DeltaNet::run(const NormedRows& x, const StepView& step, CacheViews caches,
                      const PartialRows& out, Stream& stream) const {
   const std::int64_t rows = step.shape.tokens;
-  const DeltaNetRows part = DeltaNetRows{projected_, ba_, convolved_, mixed_}.first(rows);
+  const DeltaNetRows part = DeltaNetRows{projected_, ba_, scratch_, mixed_}.first(rows);
   const RowPlans& mix = step.shape.decode ? mix_decode_ : mix_prefill_;
   TENON_TRY(project_.run(x, part.projected, stream));
   TENON_TRY(project_ba_.run(x, part.ba, stream));
