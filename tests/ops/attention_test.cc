@@ -236,7 +236,7 @@ void expect_row(const Way& way, const Shape& shape, const Context& context, int 
   const int context_tokens = token + 1;
   const bool rough = way.variant == "sm90";
   const double relative = (rough ? 8 : 2) * row.score_error +
-                          (rough ? kHalfUlp / 2 + 32 * kFloatUlp : 0.0) +
+                          (rough ? kHalfUlp + 32 * kFloatUlp : 0.0) +
                           (rough ? 4 : 1) * kFloatUlp *
                               (2 * 64 + 2 * context_tokens + 4 * (context_tokens / 64 + 1) +
                                16 * (context_tokens / 256 + 1));
