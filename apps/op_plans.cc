@@ -146,7 +146,10 @@ void plan_mixers(const Shapes& shapes, const PlanContext& where, std::vector<OpP
   attend.block_table = shapes.of(DType::kI32, {1, kContextBlocks});
   attend.sequence_starts = shapes.of(DType::kI32, {2});
   attend.sequence_lengths = shapes.of(DType::kI32, {1});
-  attend.out = shapes.of(DType::kBF16, {rows, kHeads * kHeadDim});
+  attend.out.bf16 = shapes.of(DType::kBF16, {rows, kHeads * kHeadDim});
+  attend.decode_only = rows == 1;
+  if (const std::int64_t bytes = attention::workspace_bytes(attend, where); bytes > 0)
+    attend.workspace = shapes.of(DType::kU8, {bytes});
   to.push_back({"attention", call, attention::plan(attend, where), attention::traffic(attend)});
 
   constexpr std::int64_t kDim = gated_delta_net::kHeadDim;

@@ -197,10 +197,11 @@ class Attention {
 
  private:
   AttentionSpec spec_;
-  TensorView projected_, q_, attended_;  // scratch
-  Linear project_;
+  TensorView projected_, q_;  // scratch, as the next two
+  NormedRows attended_;       // in the form that the output projection reads
+  std::optional<TensorView> workspace_;
+  Linear project_, finish_;
   RowPlans rope_, attend_prefill_, attend_decode_;
-  OutProjection finish_;
 };
 
 // Gated DeltaNet: q|k|v|z in one projection, b|a in another, the op, which quantises for a

@@ -87,7 +87,8 @@ rope::Args rope_args(const AttentionSpec& spec, const TensorView& projected, con
 
 attention::Args attention_args(const AttentionSpec& spec, const TensorView& projected,
                                const TensorView& q, const StepView& step, const TensorView& k_cache,
-                               const TensorView& v_cache, const TensorView& out) {
+                               const TensorView& v_cache, const NormedRows& out,
+                               const std::optional<TensorView>& workspace) {
   return {.q = q,
           .gate = Projected(spec, projected).gate,
           .k_cache = k_cache,
@@ -96,7 +97,9 @@ attention::Args attention_args(const AttentionSpec& spec, const TensorView& proj
           .sequence_starts = step.sequence_starts,
           .sequence_lengths = step.sequence_lengths,
           .scale = 1.0f / __builtin_sqrtf(static_cast<float>(spec.head_dim)),
-          .out = out};
+          .out = out,
+          .decode_only = step.shape.decode,
+          .workspace = workspace};
 }
 
 }  // namespace
@@ -120,10 +123,22 @@ Result<Attention> Attention::make(const AttentionSpec& spec, LayerContext& conte
   TENON_ASSIGN(layer.projected_, scratch.rows("attention qkv", DType::kBF16, width));
   TENON_ASSIGN(layer.q_,
                scratch.tensor("attention q", DType::kBF16, {max_rows, spec.q_heads, dim}));
-  TENON_ASSIGN(layer.attended_, scratch.rows("attention out", DType::kBF16, spec.q_heads * dim));
+  if (spec.out.is_fp8()) {
+    TENON_ASSIGN(layer.attended_.fp8, scratch.codes("attention out", max_rows, spec.q_heads * dim));
+  } else {
+    TENON_ASSIGN(layer.attended_.bf16,
+                 scratch.rows("attention out", DType::kBF16, spec.q_heads * dim));
+  }
   TENON_ASSIGN(layer.project_, Linear::make(spec.qkv, context.x, layer.projected_, context.where));
   TENON_ASSIGN(const TensorView cache,
                scratch.placeholder(DType::kBF16, {1, context.block_tokens, spec.kv_heads, dim}));
+  TENON_ASSIGN(const StepView largest, planned_step(max_rows, false, context));
+  const std::int64_t workspace = attention::workspace_bytes(
+      attention_args(spec, layer.projected_, layer.q_, largest, cache, cache, layer.attended_, {}),
+      context.where);
+  if (workspace > 0) {
+    TENON_ASSIGN(layer.workspace_, scratch.tensor("attention workspace", DType::kU8, {workspace}));
+  }
   const auto plan_rope = [&](std::int64_t rows) -> Result<Plan> {
     TENON_ASSIGN(const StepView step, planned_step(rows, false, context));
     return rope::plan(
@@ -134,7 +149,7 @@ Result<Attention> Attention::make(const AttentionSpec& spec, LayerContext& conte
     TENON_ASSIGN(const StepView step, planned_step(rows, decode, context));
     return attention::plan(
         attention_args(spec, layer.projected_.rows(0, rows), layer.q_.rows(0, rows), step, cache,
-                       cache, layer.attended_.rows(0, rows)),
+                       cache, first_rows(layer.attended_, rows), layer.workspace_),
         context.where);
   };
   TENON_ASSIGN(layer.rope_, RowPlans::make(max_rows, plan_rope));
@@ -144,8 +159,8 @@ Result<Attention> Attention::make(const AttentionSpec& spec, LayerContext& conte
   TENON_ASSIGN(layer.attend_prefill_, RowPlans::make(max_rows, [&](std::int64_t rows) {
                  return plan_attention(rows, false);
                }));
-  TENON_ASSIGN(layer.finish_, OutProjection::make("attention", spec.out, fp8_quant::Prologue::kNone,
-                                                  layer.attended_, context.partial, context));
+  TENON_ASSIGN(layer.finish_,
+               Linear::make(spec.out, layer.attended_, context.partial, context.where));
   return layer;
 }
 
@@ -154,14 +169,14 @@ Status Attention::run(const NormedRows& x, const StepView& step, CacheViews cach
   const TensorView &k_cache = caches[0], &v_cache = caches[1];
   const std::int64_t rows = step.shape.tokens;
   const TensorView projected = projected_.rows(0, rows), q = q_.rows(0, rows);
-  const TensorView attended = attended_.rows(0, rows);
+  const NormedRows attended = first_rows(attended_, rows);
   const RowPlans& attend = step.shape.decode ? attend_decode_ : attend_prefill_;
   TENON_TRY(project_.run(x, projected, stream));
   TENON_TRY(
       rope::run(rope_.at(rows), rope_args(spec_, projected, q, step, k_cache, v_cache), stream));
-  TENON_TRY(attention::run(attend.at(rows),
-                           attention_args(spec_, projected, q, step, k_cache, v_cache, attended),
-                           stream));
+  TENON_TRY(attention::run(
+      attend.at(rows),
+      attention_args(spec_, projected, q, step, k_cache, v_cache, attended, workspace_), stream));
   return finish_.run(attended, out.addend, stream);
 }
 

@@ -9,6 +9,7 @@
 #include <random>
 
 #include "tenon/core/fp8.h"
+#include "tenon/ops/fp8_quant/fp8_quant.h"
 #include "tests/support/exact_math.h"
 #include "tests/support/op_suite.h"
 
@@ -30,6 +31,17 @@ struct Shape {
   float scale = 0.0625f;
   bool gated = true;
 };
+
+// The variant of Hopper is for one head size and for blocks that its copies can take.
+bool serves(const Way& way, const Shape& shape) {
+  return way.variant != "sm90" || (shape.head_dim == 256 && shape.block_tokens % kTileTokens == 0);
+}
+template <class Body>
+void for_each_way_of(const Shape& shape, const Body& body) {
+  for_each_way(kOp, [&](const Way& way) {
+    if (serves(way, shape)) body(way);
+  });
+}
 
 // A sequence: k and v of its whole context, and q and gate of the same positions.
 struct Context {
@@ -64,6 +76,8 @@ struct StepOptions {
   int gate_padding = 0;                 // strided gate: elements between heads
   int first_block = 0;                  // rotates which blocks of the cache are used
   const Plan* made_for_more = nullptr;  // a plan to run with, instead of making one
+  bool decode_only = false;
+  std::int64_t workspace_bytes = 0;  // 0: as many as the op asks for
 };
 
 // The paged cache and its table for the parts. Blocks are dealt out in an odd order; what no
@@ -153,7 +167,12 @@ Args put(DeviceFixture& fixture, const Shape& shape, const std::vector<Part>& pa
   args.sequence_starts = fixture.put(rows.starts, DType::kI32, {sequences + 1});
   args.sequence_lengths = fixture.put(rows.lengths, DType::kI32, {sequences});
   args.scale = shape.scale;
-  args.out = fixture.blank(DType::kBF16, {tokens, shape.q_heads * shape.head_dim}, 0xff);  // NaN
+  const std::int64_t width = shape.q_heads * shape.head_dim;
+  args.out.bf16 = fixture.blank(DType::kBF16, {tokens, width}, 0xff);  // NaN
+  args.decode_only = options.decode_only;
+  std::int64_t workspace = workspace_bytes(args, fixture.where());
+  if (workspace > 0 && options.workspace_bytes > 0) workspace = options.workspace_bytes;
+  if (workspace > 0) args.workspace = fixture.blank(DType::kU8, {workspace}, 0);
   return args;
 }
 
@@ -166,7 +185,7 @@ std::vector<bf16> run_step(const Shape& shape, const std::vector<Part>& parts,
                  options.made_for_more != nullptr ? *options.made_for_more
                                                   : test::plan_forced(fixture, args, variant),
                  args);
-  return fixture.get<bf16>(args.out);
+  return fixture.get<bf16>(*args.out.bf16);
 }
 
 // One row in double.
@@ -208,12 +227,19 @@ Row oracle(const Shape& shape, const Context& context, int token, int head) {
 // Weights err by their score's error both ways and the rounding of the difference to the peak
 // (scores stay below 64); the sums over positions, the rescaling per tile and the joining of
 // partials add one rounding each.
-void expect_row(const Shape& shape, const Context& context, int token, int head, const bf16* out) {
+//
+// Tensor cores (sm90) take weights in bf16, cut off what their sums cannot hold, in 16 steps of a
+// score and 4 of a tile with more than 16 products each, and take powers of two to 2^-22.
+void expect_row(const Way& way, const Shape& shape, const Context& context, int token, int head,
+                const bf16* out) {
   const Row row = oracle(shape, context, token, head);
   const int context_tokens = token + 1;
-  const double relative = 2 * row.score_error +
-                          kFloatUlp * (2 * 64 + 2 * context_tokens + 4 * (context_tokens / 64 + 1) +
-                                       16 * (context_tokens / 256 + 1));
+  const bool rough = way.variant == "sm90";
+  const double relative = (rough ? 8 : 2) * row.score_error +
+                          (rough ? kHalfUlp + 32 * kFloatUlp : 0.0) +
+                          (rough ? 4 : 1) * kFloatUlp *
+                              (2 * 64 + 2 * context_tokens + 4 * (context_tokens / 64 + 1) +
+                               16 * (context_tokens / 256 + 1));
   for (int i = 0; i < shape.head_dim; ++i) {
     const double error = relative * row.magnitude[at(i)];
     double low = rounded(row.o[at(i)] - error), high = rounded(row.o[at(i)] + error);
@@ -242,7 +268,8 @@ void expect_parts(const Shape& shape, const std::vector<Part>& parts, const Step
       for (int head = 0; head < shape.q_heads; ++head, ++row) {
         SCOPED_TRACE("sequence " + std::to_string(s) + " position " + std::to_string(token) +
                      " head " + std::to_string(head));
-        expect_row(shape, *parts[s].context, token, head, &out[at(row * shape.head_dim)]);
+        expect_row(options.way, shape, *parts[s].context, token, head,
+                   &out[at(row * shape.head_dim)]);
         if (::testing::Test::HasFatalFailure()) return;
       }
   for (auto i = at(row * shape.head_dim); i < out.size(); ++i)
@@ -334,7 +361,7 @@ TEST(Attention, KeepsItsDefinitionToTheBit) {
                     .scale = 0.2f,
                     .gated = false};
   const Context context = make_context(shape, 800, 21);
-  for_each_way(kOp, [&](const Way& way) {
+  for_each_way_of(shape, [&](const Way& way) {
     for (const auto& [begin, end] :
          {std::pair{0, 70}, {127, 130}, {250, 260}, {511, 514}, {640, 641}, {767, 800}}) {
       SCOPED_TRACE("from " + std::to_string(begin));
@@ -350,7 +377,7 @@ TEST(Attention, KeepsItsDefinitionToTheBit) {
 
 TEST(Attention, DecodeMatchesOracle) {
   const Shape shape;
-  for_each_way(kOp, [&](const Way& way) {
+  for_each_way_of(shape, [&](const Way& way) {
     for (int length : {1, 2, 15, 16, 17, 64, 65, 200, 256, 257, 700}) {
       if (test::is_slow(way.target) && length > 65 && length != 257) continue;
       SCOPED_TRACE("length " + std::to_string(length));
@@ -362,7 +389,7 @@ TEST(Attention, DecodeMatchesOracle) {
 
 TEST(Attention, PrefillMatchesOracle) {
   const Shape shape{.head_dim = 64, .block_tokens = 4, .scale = 0.125f};
-  for_each_way(kOp, [&](const Way& way) {
+  for_each_way_of(shape, [&](const Way& way) {
     for (int length : {1, 2, 3, 17, 65, 130}) {
       if (test::is_slow(way.target) && length > 17) continue;
       SCOPED_TRACE("length " + std::to_string(length));
@@ -381,6 +408,7 @@ TEST(Attention, TakesEveryGroupingAndHeadSize) {
       {.q_heads = 2, .kv_heads = 2, .head_dim = 128, .block_tokens = 3, .scale = 0.1f}};
   for_each_way(kOp, [&](const Way& way) {
     for (const Shape& shape : shapes) {
+      if (!serves(way, shape)) continue;
       SCOPED_TRACE("head_dim " + std::to_string(shape.head_dim));
       const Context context = make_context(shape, 19, 5);
       expect_parts(shape, {{&context, 12, 19}}, {way, 2, 16});
@@ -394,7 +422,7 @@ TEST(Attention, MixedBatchHasTheBitsOfEachSequenceAlone) {
                 c = make_context(shape, 23, 8);
   const std::vector<Part> parts{{&a, 39, 40}, {&b, 0, 9}, {&c, 20, 23}};
   const std::vector<bf16> reference = run_step(shape, parts, {test::on_cpu(kOp), 3, 8, 5});
-  for_each_way(kOp, [&](const Way& way) {
+  for_each_way_of(shape, [&](const Way& way) {
     const StepOptions options{way, 3, 8, 5};
     expect_parts(shape, parts, options);
     const std::vector<bf16> together = run_step(shape, parts, options);
@@ -440,7 +468,7 @@ TEST(Attention, ChunksOfAPromptGiveTheSameBits) {
   const Shape shape{
       .q_heads = 6, .kv_heads = 2, .head_dim = 64, .block_tokens = 8, .scale = 0.125f};
   const Context context = make_context(shape, 50, 9);
-  for_each_way(kOp, [&](const Way& way) {
+  for_each_way_of(shape, [&](const Way& way) {
     expect_same_in_pieces(shape, context, 0, 50, {1, 7, 33, 34, 49}, way);
   });
 }
@@ -449,7 +477,7 @@ TEST(Attention, RandomChunksOfLongPromptsGiveTheSameBits) {
   const Shape shape{.q_heads = 2, .kv_heads = 1, .head_dim = 32, .scale = 0.2f};
   const Context context = make_context(shape, 600, 22);
   std::mt19937 random(23);
-  for_each_way(kOp, [&](const Way& way) {
+  for_each_way_of(shape, [&](const Way& way) {
     for (int round = 0; round < (!test::is_slow(way.target) ? 4 : 1); ++round) {
       SCOPED_TRACE("round " + std::to_string(round));
       const int begin = !test::is_slow(way.target) ? 0 : 500, end = 560;
@@ -463,7 +491,7 @@ TEST(Attention, RandomChunksOfLongPromptsGiveTheSameBits) {
 TEST(Attention, PlanServesFewerSequencesAndTokens) {
   const Shape shape{.head_dim = 64, .scale = 0.125f};
   const Context a = make_context(shape, 20, 13), b = make_context(shape, 6, 14);
-  for_each_way(kOp, [&](const Way& way) {
+  for_each_way_of(shape, [&](const Way& way) {
     DeviceFixture fixture(way.target);
     const Args many = put(fixture, shape, {{&a, 0, 20}, {&b, 0, 6}, {&a, 3, 9}}, {});
     const Plan made = test::plan_forced(fixture, many, way.variant);
@@ -475,7 +503,7 @@ TEST(Attention, PlanServesFewerSequencesAndTokens) {
 TEST(Attention, PaddingSequencesAreHarmless) {
   const Shape shape{.head_dim = 64, .scale = 0.125f};
   const Context nothing = make_context(shape, 0, 10), real = make_context(shape, 5, 11);
-  for_each_way(kOp, [&](const Way& way) {
+  for_each_way_of(shape, [&](const Way& way) {
     expect_parts(shape, {{&nothing, 0, 0}, {&real, 4, 5}, {&nothing, 0, 0}}, {way, 2});
   });
 }
@@ -483,12 +511,219 @@ TEST(Attention, PaddingSequencesAreHarmless) {
 TEST(Attention, LargeScoresDoNotOverflow) {
   const Shape shape{.q_heads = 1, .kv_heads = 1, .head_dim = 32, .scale = 40.0f, .gated = false};
   const Context context = make_context(shape, 33, 12);
-  for_each_way(kOp, [&](const Way& way) {
+  for_each_way_of(shape, [&](const Way& way) {
     const std::vector<bf16> out = run_step(shape, {{&context, 32, 33}}, {way});
     const Row row = oracle(shape, context, 32, 0);  // one position takes nearly all
     for (int i = 0; i < 32; ++i)
       ASSERT_NEAR(to_float(out[at(i)]), row.o[at(i)],
                   2 * row.score_error * row.magnitude[at(i)] + kHalfUlp * std::abs(row.o[at(i)]));
+  });
+}
+
+// --- fp8 rows -----------------------------------------------------------------------------------
+
+struct Quantised {
+  std::vector<std::uint8_t> codes, scales;
+};
+Quantised get_quantised(DeviceFixture& fixture, const QuantView& fp8) {
+  TensorView bytes = fp8.data;
+  bytes.dtype = DType::kU8;
+  TensorView words = fp8.scale;
+  words.dtype = DType::kI32;
+  return {fixture.get<std::uint8_t>(bytes), test::bytes_of(fixture.get<std::int32_t>(words))};
+}
+QuantView blank_quantised(DeviceFixture& fixture, std::int64_t rows, std::int64_t width, int group,
+                          ScaleLayout layout) {
+  const auto [height, columns] = scale_shape(layout, rows, width, group);
+  return {fixture.blank(DType::kE4M3, {rows, width}),
+          fixture.blank(scale_dtype(layout), {height, columns}), group, layout};
+}
+
+// The codes and scales that fp8_quant makes of the bf16 rows, with those rows or without.
+void expect_quantised(const Way& way, const Shape& shape, const std::vector<Part>& parts, int group,
+                      ScaleLayout layout) {
+  DeviceFixture fixture(way.target);
+  Args args = put(fixture, shape, parts, {.way = way, .extra_rows = 2});
+  const std::int64_t rows = args.q.shape[0], width = shape.q_heads * shape.head_dim;
+  test::run_forced(fixture, args, way.variant);
+  const std::vector<bf16> expected_rows = fixture.get<bf16>(*args.out.bf16);
+  fp8_quant::Args quant{
+      .in = *args.out.bf16,
+      .out = {.bf16 = {}, .fp8 = blank_quantised(fixture, rows, width, group, layout)}};
+  test::run_forced(fixture, quant, "segment");
+  const Quantised expected = get_quantised(fixture, *quant.out.fp8);
+  for (const bool both : {true, false}) {
+    SCOPED_TRACE(both ? "both" : "fp8 alone");
+    args.out.fp8 = blank_quantised(fixture, rows, width, group, layout);
+    args.out.bf16.reset();
+    if (both) args.out.bf16 = fixture.blank(DType::kBF16, {rows, width}, 0xff);
+    test::run_forced(fixture, args, way.variant);
+    const Quantised found = get_quantised(fixture, *args.out.fp8);
+    ASSERT_EQ(found.codes, expected.codes);
+    ASSERT_EQ(found.scales, expected.scales);
+    if (both) expect_same_bits(fixture.get<bf16>(*args.out.bf16), expected_rows);
+  }
+}
+
+TEST(Attention, QuantisesAsFp8QuantDoes) {
+  const Shape wide{.block_tokens = 64}, narrow{.q_heads = 6, .head_dim = 96, .scale = 0.1f},
+      plain{.q_heads = 2, .kv_heads = 1, .head_dim = 128, .scale = 0.1f, .gated = false};
+  for_each_way(kOp, [&](const Way& way) {
+    for (const auto& [shape, group, layout] : {std::tuple{wide, 128, ScaleLayout::kRow},
+                                               {plain, 128, ScaleLayout::kRow},
+                                               {plain, 64, ScaleLayout::kMnMajor},
+                                               {wide, 256, ScaleLayout::kUe8m0Packed},
+                                               {narrow, 32, ScaleLayout::kUe8m0Packed}}) {
+      if (!serves(way, shape) || (way.variant == "sm90" && group != 128)) continue;
+      SCOPED_TRACE("groups of " + std::to_string(group));
+      const Context a = make_context(shape, 40, 31), b = make_context(shape, 12, 32);
+      expect_quantised(way, shape, {{&a, 39, 40}, {&b, 9, 12}}, group, layout);
+    }
+  });
+}
+
+// --- heads of 256 in blocks of 64, as Qwen3.5 has them
+// --------------------------------------------
+
+constexpr Shape kModels[] = {
+    {.q_heads = 8, .kv_heads = 1, .block_tokens = 64},
+    {.q_heads = 12, .kv_heads = 2, .block_tokens = 64},
+    {.q_heads = 16, .kv_heads = 1, .block_tokens = 128, .gated = false},
+};
+
+TEST(AttentionOfModels, DecodeMatchesOracle) {
+  for (const Shape& shape : kModels) {
+    SCOPED_TRACE(std::to_string(shape.q_heads) + " q heads");
+    for_each_way_of(shape, [&](const Way& way) {
+      if (test::is_slow(way.target)) return;  // heads of 256 are there in the tests above
+      for (const int length : {1, 2, 63, 64, 65, 128, 200, 256, 257, 320, 700, 2311}) {
+        if (is_host(way.target) && length > 65 && length != 257) continue;
+        SCOPED_TRACE("length " + std::to_string(length));
+        const Context context = make_context(shape, length, 3);
+        for (const bool only : {false, true})
+          expect_parts(shape, {{&context, length - 1, length}},
+                       {.way = way, .gate_padding = 8, .decode_only = only});
+      }
+    });
+  }
+}
+
+TEST(AttentionOfModels, PromptsMatchOracle) {
+  for (const Shape& shape : kModels) {
+    SCOPED_TRACE(std::to_string(shape.q_heads) + " q heads");
+    for_each_way_of(shape, [&](const Way& way) {
+      if (test::is_slow(way.target)) return;  // heads of 256 are there in the tests above
+      for (const auto& [begin, end] :
+           {std::pair{0, 2}, {0, 65}, {5, 70}, {60, 64}, {250, 270}, {500, 530}, {1000, 1027}}) {
+        if (is_host(way.target) && end > 70) continue;
+        SCOPED_TRACE("to " + std::to_string(end));
+        const Context context = make_context(shape, end, 4);
+        expect_parts(shape, {{&context, begin, end}}, {.way = way, .extra_rows = 1});
+      }
+    });
+  }
+}
+
+// One sequence of each kind, in both orders, with padding: the bits of each alone.
+TEST(AttentionOfModels, MixedBatchHasTheBitsOfEachSequenceAlone) {
+  for (const Shape& shape : kModels) {
+    for_each_way_of(shape, [&](const Way& way) {
+      if (test::is_slow(way.target)) return;  // heads of 256 are there in the tests above
+      const int scale = is_host(way.target) ? 10 : 1;
+      const Context a = make_context(shape, 900 / scale, 6),
+                    b = make_context(shape, 300 / scale, 7),
+                    c = make_context(shape, 640 / scale, 8), none = make_context(shape, 0, 9);
+      std::vector<Part> parts{{&a, a.tokens - 1, a.tokens},  {&b, 0, b.tokens},
+                              {&c, c.tokens - 21, c.tokens}, {&b, 1, 2},
+                              {&c, c.tokens - 1, c.tokens},  {&a, 0, 1}};
+      for (int round = 0; round < 2; ++round) {
+        std::vector<Part> padded = parts;
+        padded.push_back({&none, 0, 0});
+        const std::vector<bf16> together =
+            run_step(shape, padded, {.way = way, .extra_rows = 3, .first_block = 5});
+        std::vector<bf16> alone;
+        for (const Part& part : parts) {
+          const std::vector<bf16> one = run_step(
+              shape, {part}, {.way = way, .decode_only = part.end - part.begin == 1 && round == 0});
+          alone.insert(alone.end(), one.begin(), one.end());
+        }
+        alone.insert(alone.end(), at(3 * shape.q_heads * shape.head_dim), bf16{0});
+        expect_same_bits(alone, together);
+        std::reverse(parts.begin(), parts.end());
+      }
+    });
+  }
+}
+
+// No piece has one token: that would be a step of decoding.
+TEST(AttentionOfModels, ChunksOfAPromptGiveTheSameBits) {
+  const Shape shape = kModels[1];
+  std::mt19937 random(24);
+  for_each_way_of(shape, [&](const Way& way) {
+    if (test::is_slow(way.target)) return;  // heads of 256 are there in the tests above
+    const int begin = is_host(way.target) ? 500 : 0, end = is_host(way.target) ? 530 : 1100;
+    const Context context = make_context(shape, end, 22);
+    for (int round = 0; round < (is_host(way.target) ? 1 : 4); ++round) {
+      SCOPED_TRACE("round " + std::to_string(round));
+      std::vector<int> cuts;
+      for (int at = begin; (at += 2 + static_cast<int>(random() % 150)) < end - 2;)
+        cuts.push_back(at);
+      expect_same_in_pieces(shape, context, begin, end, cuts, way);
+    }
+  });
+}
+
+// With room for few partials sequences are walked over instead.
+TEST(AttentionOfModels, SlotsForPartialsShowInNoBit) {
+  for (const Shape& shape : kModels) {
+    for_each_way_of(shape, [&](const Way& way) {
+      if (test::is_slow(way.target)) return;  // heads of 256 are there in the tests above
+      if (is_host(way.target)) return;        // no variant of theirs has a workspace
+      std::vector<Context> contexts;
+      for (int s = 0; s < 20; ++s)
+        contexts.push_back(make_context(shape, 1 + s * 97, 40u + static_cast<unsigned>(s)));
+      std::vector<Part> parts;
+      for (const Context& each : contexts) parts.push_back({&each, each.tokens - 1, each.tokens});
+      const StepOptions plenty{.way = way, .decode_only = true};
+      const std::vector<bf16> expected = run_step(shape, parts, plenty);
+      StepOptions few = plenty;
+      few.workspace_bytes = 65536 * 4 + 20 * 16 * 1032;
+      expect_same_bits(expected, run_step(shape, parts, few));
+    });
+  }
+}
+
+// A call leaves its workspace ready for the next one, with other sequences, also in a graph.
+TEST(AttentionOfModels, CallsShareAWorkspace) {
+  const Shape shape = kModels[0];
+  for_each_way_of(shape, [&](const Way& way) {
+    if (test::is_slow(way.target)) return;  // heads of 256 are there in the tests above
+    const int length = is_host(way.target) ? 70 : 1500;
+    const Context a = make_context(shape, length, 50), b = make_context(shape, length / 2, 51);
+    DeviceFixture fixture(way.target);
+    const Args two = put(
+        fixture, shape, {{&a, a.tokens - 1, a.tokens}, {&b, b.tokens - 1, b.tokens}}, {.way = way});
+    Args one = put(fixture, shape, {{&b, b.tokens - 1, b.tokens}}, {.way = way});
+    one.workspace = two.workspace;
+    const Plan plan_two = test::plan_forced(fixture, two, way.variant),
+               plan_one = test::plan_forced(fixture, one, way.variant);
+    std::vector<bf16> first;
+    ASSERT_TRUE(Graph::begin(fixture.stream()));
+    for (int i = 0; i < 3; ++i) {
+      ASSERT_TRUE(run(plan_two, two, fixture.stream()));
+      ASSERT_TRUE(run(plan_one, one, fixture.stream()));
+    }
+    Graph graph = DeviceFixture::must(Graph::end(fixture.stream()));
+    for (int i = 0; i < 3; ++i) {
+      ASSERT_TRUE(graph.replay(fixture.stream()));
+      ASSERT_TRUE(fixture.stream().synchronize());
+      const std::vector<bf16> of_two = fixture.get<bf16>(*two.out.bf16),
+                              of_one = fixture.get<bf16>(*one.out.bf16);
+      expect_same_bits(of_one,
+                       {of_two.begin() + static_cast<std::ptrdiff_t>(of_one.size()), of_two.end()});
+      if (i == 0) first = of_two;
+      expect_same_bits(first, of_two);
+    }
   });
 }
 
@@ -510,7 +745,17 @@ TEST(Attention, RefusalsSayWhatIsAccepted) {
                           },
                           "head_dim"},
                          {[](Args& a) { a.gate->stride[2] = 2; }, "gate"},
-                         {[](Args& a) { a.out.stride[0] = 300; }, "strided"}});
+                         {[](Args& a) { a.out.bf16->stride[0] = 300; }, "multiples of 16"},
+                         {[](Args& a) { a.out = {}; }, "neither"},
+                         {[](Args& a) { a.block_table.stride[0] = 9; }, "strided"},
+                         {[](Args& a) { a.workspace = a.sequence_starts; }, "workspace"},
+                         {[&](Args& a) {
+                            a.out.fp8 = {
+                                .data = view(a.out.bf16->data, DType::kE4M3, Device{}, {3, 256}),
+                                .scale = view(a.q.data, DType::kF32, Device{}, {3, 2}),
+                                .group = 128};
+                          },
+                          "divide head_dim"}});
 }
 
 }  // namespace

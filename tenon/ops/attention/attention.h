@@ -17,8 +17,9 @@
 // become, every product and every sum rounded to fp32 on its own,
 //   M' = max(M, m);  a = e^(M − M');  b = e^(m − M')
 //   L = L · a + l · b;   O = O · a + o · b;   M = M'
-// At the end the row is O · (1 / L), rounded to bf16, then gated. A partial of which the row sees
-// nothing does not join. So the split of a context over workers, at whole partials, the chunks of a
+// At the end the row is O · (1 / L), rounded to bf16, then gated, and where fp8 is wanted quantised
+// as fp8_quant does it (docs/boundary.md steps 9 and 10). A partial of which the row sees nothing
+// does not join. So the split of a context over workers, at whole partials, the chunks of a
 // prompt and the other rows of the batch show in no bit.
 #pragma once
 
@@ -42,10 +43,19 @@ struct Args {
   TensorView sequence_starts;      // i32 [sequences + 1]
   TensorView sequence_lengths;     // i32 [sequences]: context length with this step's tokens
   float scale = 0.0625f;
-  TensorView out;  // [tokens, q_heads · head_dim] bf16, contiguous
+  NormedRows out;  // [tokens, q_heads · head_dim]: bf16, fp8, or both; fp8 groups divide head_dim
+  // No sequence has more than one token in a call; a plan then has no kernel for prompts.
+  bool decode_only = false;
+  // Memory for results of partials: u8 [workspace_bytes()] at a multiple of 256 bytes, zeros before
+  // its first call. A call leaves it ready for the next one of the same stream, of any shape.
+  // Without it only variants that need none are chosen.
+  std::optional<TensorView> workspace;
 };
 
 Status check(const Args& args);
+// Bytes of Args::workspace that calls up to the extents of `args` make use of; 0: they need none.
+// Fewer are accepted and cost time where contexts are long.
+std::int64_t workspace_bytes(const Args& args, const PlanContext& where);
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced = {});
 Status run(const Plan& plan, const Args& args, Stream& stream);
 Traffic traffic(const Args& args);
