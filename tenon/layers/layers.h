@@ -35,7 +35,8 @@ struct Matrix {
   explicit operator bool() const { return weight.data != nullptr; }
 };
 
-// One plan per row bucket (1, 2, 4, 8, …, max). A plan serves every row count of its bucket.
+// One plan per row bucket (1, 2, 4, 8, …, max). A plan serves every row count of its bucket. Plans
+// may be empty where the caller has another way.
 class RowPlans {
  public:
   // make_plan(rows) → Result<Plan>, called for the largest row count of each bucket.
@@ -49,6 +50,10 @@ class RowPlans {
     }
   }
   const Plan& at(std::int64_t rows) const;
+  // Null where there is none, or an empty one.
+  const Plan* find(std::int64_t rows) const {
+    return plans_.empty() || at(rows).op == nullptr ? nullptr : &at(rows);
+  }
 
  private:
   std::vector<Plan> plans_;
@@ -118,6 +123,13 @@ class Linear {
   // Dense: as many rows in x as in out.
   Status run(const NormedRows& x, const TensorView& out, Stream& stream) const;
 
+  // The product gate|up and its activation in one launch: into `activated` instead of `out`, both as
+  // the largest step has them. Empty plans where the device has no such product.
+  Result<RowPlans> plan_activated(const NormedRows& x, const TensorView& out,
+                                  const QuantView& activated, const PlanContext& where) const;
+  Status run_activated(const Plan& plan, const NormedRows& x, const TensorView& out,
+                       const QuantView& activated, Stream& stream) const;
+
   void add_to(NormedForms* forms) const;
 
  private:
@@ -135,6 +147,11 @@ class OutProjection {
                                     const TensorView& out, LayerContext& context,
                                     std::optional<Grouping> grouping = {});
   Status run(const TensorView& in, const TensorView& out, Stream& stream) const;
+
+  // The codes that the product reads, all of them, where it reads codes; whoever has filled their
+  // first rows goes on with finish().
+  const std::optional<QuantView>& codes() const { return activation_.fp8; }
+  Status finish(const TensorView& out, Stream& stream) const;
 
  private:
   fp8_quant::Prologue prologue_ = fp8_quant::Prologue::kNone;
@@ -252,7 +269,8 @@ class Mixer {
   std::size_t first_cache_;
 };
 
-// gate|up in one projection, SiLU·mul, down.
+// gate|up in one projection, SiLU·mul, down. The activation is made in the launch of the projection
+// where fp8_gemm has that, and in one of its own else: the bits are the same.
 struct DenseSpec {
   std::int64_t width = 0;  // intermediate features of this rank; 0: it has no share
   Matrix gate_up;          // [2 · width, hidden]: gate first
@@ -271,6 +289,7 @@ class Dense {
   NormedForms wants_;   // the same on every rank, whether it has a share or not
   TensorView gate_up_;  // scratch
   Linear project_;
+  RowPlans activate_;  // of the projection with its activation; empty where it is not to be had
   OutProjection finish_;
 };
 

@@ -121,6 +121,25 @@ Status Linear::run(const NormedRows& x, const TensorView& out, Stream& stream) c
   return bf16_gemm::run(plan, bf16_args(matrix_, grouping_, x, out), stream);
 }
 
+Result<RowPlans> Linear::plan_activated(const NormedRows& x, const TensorView& out,
+                                        const QuantView& activated,
+                                        const PlanContext& where) const {
+  return RowPlans::make(out.shape[0], [&](std::int64_t rows) -> Result<Plan> {
+    fp8_gemm::Args args = fp8_args(matrix_, {}, first_rows(x, rows), out.rows(0, rows));
+    args.activated = first_rows(activated, rows);
+    Result<Plan> plan = fp8_gemm::plan(args, where);
+    if (!plan && plan.status().code() == Code::kUnsupported) return Plan{};
+    return plan;
+  });
+}
+
+Status Linear::run_activated(const Plan& plan, const NormedRows& x, const TensorView& out,
+                             const QuantView& activated, Stream& stream) const {
+  fp8_gemm::Args args = fp8_args(matrix_, {}, x, out);
+  args.activated = activated;
+  return fp8_gemm::run(plan, args, stream);
+}
+
 void Linear::add_to(NormedForms* forms) const {
   (matrix_.is_fp8() ? forms->fp8 : forms->bf16) = true;
 }
@@ -168,6 +187,10 @@ Status OutProjection::run(const TensorView& in, const TensorView& out, Stream& s
       activate_->at(rows),
       {.in = in, .prologue = prologue_, .row_limit = row_limit_, .out = activation}, stream));
   return product_.run(activation, out, stream);
+}
+
+Status OutProjection::finish(const TensorView& out, Stream& stream) const {
+  return product_.run(first_rows(activation_, out.shape[0]), out, stream);
 }
 
 // --- Embedding ------------------------------------------------------------------------------

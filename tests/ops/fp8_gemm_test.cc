@@ -8,6 +8,7 @@
 #include <random>
 
 #include "tenon/core/fp8.h"
+#include "tenon/ops/fp8_quant/fp8_quant.h"
 #include "tests/support/op_suite.h"
 #include "tests/support/product_oracle.h"
 
@@ -415,6 +416,88 @@ TEST(Fp8Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
   });
 }
 
+// From 2048 rows on pairs of blocks share what they read of the weight.
+TEST(Fp8Gemm, OnDevicesManyRowsHaveTheBitsOfFew) {
+  if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
+  const Shape shapes[] = {
+      {.tokens = 2300, .n = 516, .k = 1280, .layout = ScaleLayout::kMnMajor, .out_padding = 4},
+      {.tokens = 2100, .n = 4101, .k = 384},
+      {.tokens = 2049, .n = 4228, .k = 640, .out = DType::kF32}};
+  for_each_variant([&](Target target, const std::string& variant) {
+    if (is_host(target)) return;
+    for (const Shape& shape : shapes) {
+      SCOPED_TRACE("n " + std::to_string(shape.n) + ", k " + std::to_string(shape.k));
+      Problem all = make_problem(shape);
+      const auto together = run_variant(all, target, variant).values;
+      for (int first = 0; first < shape.tokens; first += 310) {
+        std::vector<int> picked;
+        for (int i = first; i < std::min(first + 64, shape.tokens); ++i) picked.push_back(i);
+        const auto output = run_variant(pick_rows(all, picked), target, variant).values;
+        for (std::size_t i = 0; i < output.size(); ++i)
+          ASSERT_EQ(output[i], together[static_cast<std::size_t>(first * shape.n) + i])
+              << "row " << first + static_cast<int>(i) / shape.n << ", column "
+              << static_cast<int>(i) % shape.n;
+      }
+    }
+  });
+}
+
+// What of a mlp lies between two products: codes and scales.
+struct Activated {
+  std::vector<std::uint8_t> codes;
+  std::vector<float> scales;
+};
+QuantView blank_activated(DeviceFixture& fixture, int rows, int width) {
+  QuantView made;
+  made.data = fixture.blank(DType::kE4M3, {rows, width});
+  made.scale = fixture.blank(DType::kF32, {rows, width / 128});
+  return made;
+}
+Activated read(DeviceFixture& fixture, const QuantView& made) {
+  return {fixture.get<std::uint8_t>(made.data), fixture.get<float>(made.scale)};
+}
+
+// One launch instead of two, for any number of rows and with a plan for more: the same bits.
+TEST(Fp8Gemm, OnDevicesTheActivationHasTheBitsOfTheChain) {
+  if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
+  const Shape shapes[] = {{.tokens = 300, .n = 512, .k = 640},
+                          {.tokens = 2200, .n = 768, .k = 896, .layout = ScaleLayout::kMnMajor},
+                          {.tokens = 150, .n = 34816, .k = 256}};
+  const int counts[] = {1, 7, 8, 9, 16, 17, 32, 33, 64, 65, 127, 128, 129, 256, 300, 2200};
+  for_each_variant([&](Target target, const std::string& variant) {
+    if (is_host(target) || variant != "sm90") return;
+    for (const Shape& shape : shapes) {
+      SCOPED_TRACE("n " + std::to_string(shape.n) + ", k " + std::to_string(shape.k));
+      Problem all = make_problem(shape);
+      for (float& scale : all.weight_scale) scale *= 0x1p-9f;  // both ends of the activation
+      for (const int count : counts) {
+        if (count > shape.tokens) break;
+        std::vector<int> picked;
+        for (int i = 0; i < count; ++i) picked.push_back((i * 37 + count) % shape.tokens);
+        const Problem problem = pick_rows(all, picked);
+        DeviceFixture fixture(target);
+        Args args = put(fixture, problem);
+        test::run_forced(fixture, args, variant);
+        const QuantView expected = blank_activated(fixture, count, shape.n / 2);
+        const fp8_quant::Args quantise{.in = args.out,
+                                       .prologue = fp8_quant::Prologue::kSiluMul,
+                                       .row_limit = nullptr,
+                                       .out = {.bf16 = {}, .fp8 = expected}};
+        const auto quantised = fp8_quant::plan(quantise, fixture.where());
+        ASSERT_TRUE(quantised) << quantised.status().to_string();
+        ASSERT_TRUE(fp8_quant::run(*quantised, quantise, fixture.stream()));
+        const auto before = fixture.get<std::uint16_t>(args.out);
+        args.activated = blank_activated(fixture, count, shape.n / 2);
+        test::run_forced(fixture, args, variant);
+        const Activated one = read(fixture, *args.activated), two = read(fixture, expected);
+        EXPECT_EQ(test::bytes_of(one.scales), test::bytes_of(two.scales)) << count << " rows";
+        ASSERT_EQ(one.codes, two.codes) << count << " rows";
+        ASSERT_EQ(fixture.get<std::uint16_t>(args.out), before) << "out was written";
+      }
+    }
+  });
+}
+
 // A plan serves calls with fewer rows, whose blocks find no work, and a graph every value of x.
 TEST(Fp8Gemm, AReplayedPlanForMoreRowsGivesTheSameBits) {
   for_each_variant([](Target target, const std::string& variant) {
@@ -532,6 +615,34 @@ TEST(Fp8Gemm, RefusalsSayWhatIsAccepted) {
        {[](Args& a) { a.offsets = a.out; },
         "fp8_gemm: offsets or row_of were given, but weight is e4m3fn [16, 256] on cpu:0; a "
         "grouped product needs [experts, n, k]"}});
+}
+
+TEST(Fp8Gemm, RefusalsOfAnActivationSayWhatIsAccepted) {
+  DeviceFixture fixture(Target::kCpu);
+  Args good = put(fixture, make_problem({.tokens = 2, .n = 256, .k = 128}));
+  good.activated = blank_activated(fixture, 2, 128);
+  EXPECT_TRUE(check(good));
+  const auto refused = plan(good, fixture.where());
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.status().code(), Code::kUnsupported);
+  EXPECT_NE(refused.status().message().find("activated is asked for; it makes plain products"),
+            std::string_view::npos);
+  const auto refusal_after = [&](auto change) {
+    Args args = good;
+    change(args);
+    return test::refusal(check(args));
+  };
+  EXPECT_EQ(refusal_after([](Args& a) { a.activated->data.shape[1] = 256; }),
+            "fp8_gemm: activated is e4m3fn [2, 256] on cpu:0 but must be [rows, width] with width "
+            "= 128");
+  EXPECT_EQ(refusal_after([](Args& a) { a.activated->layout = ScaleLayout::kMnMajor; }),
+            "fp8_gemm: activated must have groups of 128 elements and scales of the layout row");
+  EXPECT_EQ(refusal_after([](Args& a) { a.out.dtype = DType::kF32; }),
+            "fp8_gemm: activated was given, but out is f32 [2, 256] on cpu:0; gate and up are "
+            "rounded to bf16");
+  EXPECT_EQ(refusal_after([](Args& a) { a.weight.shape[0] = a.out.shape[1] = 128; a.weight_scale.shape[0] = 1; }),
+            "fp8_gemm: weight is e4m3fn [128, 128] on cpu:0 but with activated, n must be a "
+            "multiple of 256");
 }
 
 TEST(Fp8Gemm, RefusesAWidthThatScalesDoNotCover) {

@@ -1,6 +1,7 @@
 // The kernel arguments of a call, for every variant.
 #pragma once
 
+#include "tenon/core/status.h"
 #include "tenon/ops/common/gemm_tile.cuh"
 #include "tenon/ops/fp8_gemm/fp8_gemm.h"
 
@@ -26,6 +27,12 @@ inline Fp8Call call_of(const Args& args) {
   call.scales.weight_row_stride = args.weight_scale.stride[grouped ? 1 : 0];
   call.scales.weight_expert_stride = grouped ? args.weight_scale.stride[0] : 0;
   return call;
+}
+
+// For variants that have no activation.
+inline Status without_activation(const Args& args) {
+  if (!args.activated) return Status::ok();
+  return Status::error(Code::kUnsupported, "activated is asked for; it makes plain products");
 }
 
 }  // namespace tenon::TENON_TARGET::fp8_gemm

@@ -7,6 +7,7 @@
 // with xs · ws rounded to fp32. Segments begin where ops/common/segments.h says, at places that
 // depend on n and k alone. A row's result depends on that row, the weights of its expert and the
 // scales, nothing else: not on the number of rows, their order, or their grouping.
+// An activation may follow in the same launch: Args::activated.
 // Called by layers/linear and layers/mlp.
 #pragma once
 
@@ -29,6 +30,12 @@ struct Args {
   // reads token row_of[p] (or row p itself when row_of is absent). Rows past offsets[experts] stay.
   std::optional<TensorView> offsets;  // i32 [experts + 1], device
   std::optional<TensorView> row_of;   // i32 [rows], device
+
+  // Dense, and of variants that have it: the columns are the gate|up of an mlp, n = 2 · width, gate
+  // first, and activated = quantise(rne(silu(gate) · up)) with gate and up rounded to bf16: the same
+  // bits as `out` in bf16 and after it fp8_quant with its prologue kSiluMul. `out` then gives the
+  // shape of the product, bf16 [rows, n], and is not written.
+  std::optional<QuantView> activated;  // e4m3 [rows, width], group 128, layout row; 128 | width
 };
 
 Status check(const Args& args);
