@@ -29,6 +29,8 @@ class CacheMemory {
   static Result<CacheMemory> allocate(const CacheLayout& layout, const Room& room, Stream& stream);
 
   CacheViews views() const { return views_; }
+  // The same made number everywhere: as bf16 and as f32 it is about 0.0115, and finite as any type.
+  Status fill(Stream& stream) const;
   // Zeros in the parts of one sequence.
   Status clear(const HeldCaches& held, Stream& stream) const;
 

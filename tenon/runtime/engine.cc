@@ -194,6 +194,7 @@ ModelOptions model_options(const EngineOptions& options) {
   out.force_stage = options.force_stage;
   out.max_stage = options.max_stage;
   out.force_variant = options.force_variant;
+  out.more_stages = options.more_stages;
   out.progress = options.progress;
   return out;
 }
@@ -348,6 +349,8 @@ Status Engine::check(const EngineOptions& options) {
       Scheduler::check({options.max_batch, options.max_tokens_per_step, options.max_context}));
   TENON_TRY(check_number("num_tokens", options.num_tokens, 0, INT32_MAX));
   TENON_TRY(check_number("force_stage", static_cast<int>(options.force_stage), 0, 4));
+  for (const StagePolicy each : options.more_stages)
+    TENON_TRY(check_number("one of more_stages", static_cast<int>(each), 0, 4));
   TENON_TRY(check_number("max_stage", options.max_stage, 1, 3));
   TENON_TRY(check_number("deadline in ms", options.deadline.count(), 1, INT32_MAX));
   TENON_TRY(nth_device(options.target, 0));
@@ -426,7 +429,7 @@ Status Engine::follow() {
     TENON_TRY(rank.comm().broadcast(input), "await the leader's next step");
     const StepCommand command = StepReader::header(input).command;
     if (command == StepCommand::kStop) return Status::ok();
-    if (command == StepCommand::kRun) TENON_TRY(rank.run());
+    if (command != StepCommand::kIdle) TENON_TRY(rank.run());
   }
 }
 
@@ -448,6 +451,16 @@ Status Engine::check_request(const std::vector<std::int32_t>& prompt,
 }
 
 Result<RequestId> Engine::submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling) {
+  return queue(std::move(prompt), sampling, false);
+}
+
+Result<RequestId> Engine::submit_computed(std::vector<std::int32_t> prompt,
+                                          const SamplingParams& sampling) {
+  return queue(std::move(prompt), sampling, true);
+}
+
+Result<RequestId> Engine::queue(std::vector<std::int32_t> prompt, const SamplingParams& sampling,
+                                bool computed) {
   {
     const auto lock = state_->step_lock();
     TENON_TRY(Status(state_->dead));
@@ -455,7 +468,8 @@ Result<RequestId> Engine::submit(std::vector<std::int32_t> prompt, const Samplin
   const RequestId id{state_->next_id};
   const Status queued = guarded([&] {
     Status fits = state_->check_prompt(prompt);
-    return fits ? state_->scheduler->add(id, std::move(prompt), sampling) : fits;
+    const int done = computed ? std::max(static_cast<int>(prompt.size()) - 1, 0) : 0;
+    return fits ? state_->scheduler->add(id, std::move(prompt), sampling, done) : fits;
   });
   TENON_TRY(queued, "submit");
   ++state_->next_id;
@@ -555,6 +569,31 @@ Result<std::vector<TokenEvent>> Engine::step() {
   return events;
 }
 
+Status Engine::use_arm(int arm) {
+  const int last = static_cast<int>(state_->options.more_stages.size());
+  TENON_TRY(check_number("arm", arm, 0, last));
+  state_->writer->set_arm(arm);
+  return Status::ok();
+}
+
+Status Engine::make_caches() {
+  const auto lock = state_->step_lock();
+  TENON_TRY(Status(state_->dead));
+  if (!idle())
+    return Status::error(Code::kInvalidArgument,
+                         "make caches: requests are on their way; accepted is an idle engine");
+  const Status made = guarded([this]() -> Status {
+    state_->writer->write(StepCommand::kMakeCaches);
+    TENON_TRY(state_->send());
+    return state_->own->run().status();
+  });
+  return made ? made : state_->die(made);
+}
+
+StepCost Engine::step_cost(const StepLoad& load) const {
+  return state_->own->model().step_cost(load);
+}
+
 bool Engine::idle() const { return state_->scheduler->idle(); }
 const std::vector<std::int32_t>& Engine::eos_ids() const { return state_->eos; }
 
@@ -562,6 +601,7 @@ EngineStats Engine::stats() const {
   EngineStats stats = state_->stats;
   stats.boundaries = state_->own->boundary_uses();
   stats.replayed_steps = state_->own->num_replays();
+  stats.device_seconds = state_->own->device_seconds();
   if (const auto hash = state_->own->logits_fingerprint()) stats.logits_fingerprint = *hash;
   return stats;
 }

@@ -74,12 +74,14 @@ Status Scheduler::check(std::size_t prompt_tokens, const SamplingParams& samplin
 }
 
 Status Scheduler::add(RequestId id, std::vector<std::int32_t> prompt,
-                      const SamplingParams& sampling) {
+                      const SamplingParams& sampling, int computed) {
   TENON_TRY(check(prompt.size(), sampling));
   Sequence sequence;
   sequence.id = id;
   sequence.tokens = std::move(prompt);
   sequence.prompt_tokens = static_cast<int>(sequence.tokens.size());
+  TENON_CHECK(computed >= 0 && computed < sequence.prompt_tokens);
+  sequence.computed = computed;
   sequence.sampling = sampling;
   sequence.max_tokens = max_tokens(sequence.prompt_tokens, sampling);
   sequence.tokens.reserve(static_cast<std::size_t>(sequence.prompt_tokens + sequence.max_tokens));

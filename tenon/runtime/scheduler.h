@@ -89,8 +89,10 @@ class Scheduler {
 
   // Whether such a request can ever run. Looks at nothing that changes.
   Status check(std::size_t prompt_tokens, const SamplingParams& sampling) const;
-  // Queues a request, or says why it can never run.
-  Status add(RequestId id, std::vector<std::int32_t> prompt, const SamplingParams& sampling);
+  // Queues a request, or says why it can never run. Its first `computed` tokens, fewer than the
+  // prompt has, count as being in the caches.
+  Status add(RequestId id, std::vector<std::int32_t> prompt, const SamplingParams& sampling,
+             int computed = 0);
   // Marks it for cancelled(). False when there is no such request.
   bool cancel(RequestId id);
   // The next step. Empty when nothing can run. Valid until the next call of any function.
