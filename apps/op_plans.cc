@@ -15,6 +15,7 @@
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
 #include "tenon/ops/gated_delta_net/gated_delta_net.h"
 #include "tenon/ops/moe_combine/moe_combine.h"
+#include "tenon/ops/moe_experts/moe_experts.h"
 #include "tenon/ops/moe_route/moe_route.h"
 #include "tenon/ops/registry.h"
 #include "tenon/ops/rmsnorm/rmsnorm.h"
@@ -27,7 +28,7 @@ namespace {
 // One layer of a model that is as wide as the question says; its heads and experts are small.
 constexpr int kHeads = 8, kKvHeads = 2, kHeadDim = 256, kRotary = 64;
 constexpr int kDeltaHeads = 4, kDeltaValueHeads = 8;
-constexpr int kExperts = 64, kTopK = 8, kVocab = 32'768;
+constexpr int kExperts = 64, kTopK = 8, kExpertWidth = 512, kVocab = 32'768;
 constexpr int kBlockTokens = 16, kContextBlocks = 256;
 
 // Tensors without memory: plans look at shapes, types and the alignment of addresses.
@@ -132,6 +133,22 @@ void plan_experts(const Shapes& shapes, const PlanContext& where, std::vector<Op
   combine.out.addend = shapes.wide();
   to.push_back(
       {"moe_combine", call, moe_combine::plan(combine, where), moe_combine::traffic(combine)});
+  if (moe_experts::kOp.variants.empty()) return;  // of this build
+  const std::int64_t hidden = shapes.hidden, blocks = hidden / 128;
+  moe_experts::Args both;
+  both.x = shapes.quantised();
+  both.routed = {shapes.of(DType::kE4M3, {kExperts, 2 * kExpertWidth, hidden}),
+                 shapes.of(DType::kF32, {kExperts, 2 * kExpertWidth / 128, blocks}),
+                 shapes.of(DType::kE4M3, {kExperts, hidden, kExpertWidth}),
+                 shapes.of(DType::kF32, {kExperts, blocks, kExpertWidth / 128})};
+  both.offsets = route.offsets;
+  both.token_of = route.token_of;
+  both.weights = route.weights;
+  both.slot = route.slot;
+  both.shared_gate = shapes.of(DType::kF32, {rows, 1});
+  both.activation = shapes.of(DType::kBF16, {rows * (kTopK + 1), kExpertWidth});
+  both.out.addend = shapes.wide();
+  to.push_back({"moe_experts", call, moe_experts::plan(both, where), moe_experts::traffic(both)});
 }
 
 // A prompt of one sequence; a single row is a step of decoding.

@@ -20,6 +20,7 @@
 #include "tenon/layers/step.h"
 #include "tenon/ops/fp8_quant/fp8_quant.h"
 #include "tenon/ops/moe_combine/moe_combine.h"
+#include "tenon/ops/moe_experts/moe_experts.h"
 #include "tenon/ops/moe_route/moe_route.h"
 #include "tenon/ops/registry.h"
 
@@ -314,6 +315,9 @@ class Experts {
  private:
   moe_route::Args route_args(std::int64_t tokens) const;
   moe_combine::Args combine_args(const PartialRows& out) const;
+  // Few rows on some devices: what is between routing and the addend in one op. Same bits.
+  Status plan_fused(LayerContext& context);
+  moe_experts::Args fused_args(const QuantView& x, const PartialRows& out) const;
 
   ExpertsSpec spec_;
   TensorView logits_, weights_, slot_, offsets_, token_of_;  // scratch of the router
@@ -322,6 +326,9 @@ class Experts {
   OutProjection finish_;
   Dense shared_;
   RowPlans route_, combine_;
+  std::int64_t fused_rows_ = 0;  // up to so many
+  RowPlans fused_;
+  TensorView activation_;  // scratch
 };
 
 // Either of the two.
