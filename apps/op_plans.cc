@@ -175,7 +175,8 @@ void plan_mixers(const Shapes& shapes, const PlanContext& where, std::vector<OpP
   gated_delta_net::Args delta;
   delta.qkv = shapes.of(DType::kBF16, {rows, kConv});
   delta.scratch = shapes.of(
-      DType::kBF16, {rows, gated_delta_net::scratch_columns(kDeltaHeads, kDeltaValueHeads)});
+      DType::kBF16,
+      {rows, gated_delta_net::scratch_columns(kDeltaHeads, kDeltaValueHeads, where.device.target)});
   delta.z = shapes.of(DType::kBF16, {rows, kValues});
   delta.out.bf16 = delta.z;
   delta.b = delta.a = shapes.of(DType::kBF16, {rows, kDeltaValueHeads});

@@ -253,7 +253,8 @@ Result<DeltaNet> DeltaNet::make(const DeltaNetSpec& spec, LayerContext& context)
   TENON_ASSIGN(layer.ba_, scratch.rows("delta_net ba", DType::kBF16, 2 * spec.v_heads));
   TENON_ASSIGN(layer.scratch_,
                scratch.rows("delta_net scratch", DType::kBF16,
-                            gated_delta_net::scratch_columns(spec.k_heads, spec.v_heads)));
+                            gated_delta_net::scratch_columns(spec.k_heads, spec.v_heads,
+                                                             context.where.device.target)));
   if (spec.out.is_fp8()) {
     TENON_ASSIGN(layer.mixed_.fp8, scratch.codes("delta_net out", max_rows, value_dim));
   } else {

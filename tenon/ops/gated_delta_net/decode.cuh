@@ -41,6 +41,18 @@ TENON_DEVICE void ask_for_state(const KernelArgs& args, int index, int v_head) {
   for (int at = thread_id() * 32; at < kDim * kDim; at += kDecodeThreads * 32) prefetch(state + at);
 }
 
+// Of the convolution, for these channels.
+struct Weights {
+  bf16 of[3][4];
+};
+TENON_DEVICE Weights load_weights(const KernelArgs& args, const Channels& channels) {
+  Weights weights;
+  TENON_UNROLL
+  for (int c = 0; c < 3; ++c)
+    __builtin_memcpy(weights.of[c], args.conv_weight + std::int64_t{channels.of[c]} * 4, 8);
+  return weights;
+}
+
 // What the convolution reads of a thread's channels, by lag.
 struct Inputs {
   bf16 of[kHistory + 1][3];
@@ -127,7 +139,7 @@ TENON_DEVICE float step_column(const DecodedToken& token, const StateColumn& fro
 
 // All of one token of one v head.
 TENON_DEVICE void decode_head(const KernelArgs& args, const Sequence& sequence, int v_head,
-                              const Channels& channels, const bf16 (&weights)[3][4]) {
+                              const Channels& channels, const Weights& weights) {
   TENON_SHARED(float, q, kDim);
   TENON_SHARED(float, k, kDim);
   TENON_SHARED(float, o, kDim);
@@ -152,7 +164,7 @@ TENON_DEVICE void decode_head(const KernelArgs& args, const Sequence& sequence, 
   bf16 u[3];
   TENON_UNROLL
   for (int c = 0; c < 3; ++c)
-    u[c] = convolve_channel(weights[c], inputs.of[3][c], inputs.of[2][c], inputs.of[1][c],
+    u[c] = convolve_channel(weights.of[c], inputs.of[3][c], inputs.of[2][c], inputs.of[1][c],
                             inputs.of[0][c]);
   keep_own_inputs(args, sequence, v_head, channels, inputs);
   q[mine] = to_float(u[0]);
@@ -170,30 +182,6 @@ TENON_DEVICE void decode_head(const KernelArgs& args, const Sequence& sequence, 
   const float found = step_column(token, column, to == nullptr ? nullptr : to + mine);
   o[mine] = to_float(to_bf16(found));
   finish_head(args, sequence.begin, v_head, o);
-}
-
-// One block per (v head, sequence or row): that sequence's token, and that row if it belongs to no
-// sequence.
-TENON_KERNEL_RESIDENT(kDecodeThreads, 3) decode_kernel(TENON_ARGS(KernelArgs) args) {
-  if constexpr (kWave > 1) {
-    const int v_head = block_id() % args.v_heads, index = block_id() / args.v_heads;
-    const Channels channels = channels_of(args, v_head);
-    bf16 weights[3][4];  // no kernel writes them
-    TENON_UNROLL
-    for (int c = 0; c < 3; ++c)
-      __builtin_memcpy(weights[c], args.conv_weight + std::int64_t{channels.of[c]} * 4, 8);
-    ask_for_state(args, index, v_head);
-    wait_for_previous();
-    let_next_start();
-    if (index < args.sequences) {
-      const Sequence sequence = sequence_at(args, index);
-      if (sequence.end - sequence.begin == 1)
-        decode_head(args, sequence, v_head, channels, weights);
-    }
-    if (args.decodes_apart) return;  // other kernels see to all other rows
-    if (index < args.tokens && index >= args.starts[args.sequences])
-      finish_head(args, index, v_head, nullptr);
-  }
 }
 
 }  // namespace tenon::TENON_TARGET::gated_delta_net
