@@ -220,6 +220,7 @@ class Attention {
   std::optional<TensorView> workspace_;
   Linear project_, finish_;
   RowPlans rope_, attend_prefill_, attend_decode_;
+  std::optional<RowPlans> decode_whole_;  // rope and attention in one, where a variant does that
 };
 
 // Gated DeltaNet: q|k|v|z in one projection, b|a in another, the op, which quantises for a

@@ -42,6 +42,9 @@ Status check_model(const Args& args, const PlanContext& where) {
   if (args.out.fp8 && (args.out.fp8->layout != ScaleLayout::kRow || args.out.fp8->group != 128 ||
                        args.out.fp8->data.dtype != DType::kE4M3))
     return no("fp8 rows are wanted in another form than e4m3 in groups of 128 with scales by rows");
+  if (args.heads && args.heads->cos_sin.shape[1] != kRotaryDim)
+    return no("rotary_dim is " + text(args.heads->cos_sin.shape[1]) + "; with heads it is for " +
+              text(kRotaryDim));
   if (!args.workspace) return no("it needs a workspace");
   return Status::ok();
 }
@@ -83,6 +86,29 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   return Status::ok();
 }
 
+NewHeads heads_of(const Args& args) {
+  const tenon::attention::NewHeads& from = *args.heads;
+  NewHeads to{};
+  to.k = from.k.as<const bf16>();
+  to.v = from.v.as<const bf16>();
+  to.q_norm = from.q_norm.data;
+  to.k_norm = from.k_norm.data;
+  to.wide_norms = from.q_norm.dtype == DType::kF32;
+  to.positions = from.positions.as<const std::int32_t>();
+  to.slots = from.slot_mapping.as<const std::int32_t>();
+  to.cos_sin = from.cos_sin.as<const float>();
+  to.k_cache = args.k_cache.as<bf16>();
+  to.v_cache = args.v_cache.as<bf16>();
+  to.k_token_stride = from.k.stride[0];
+  to.k_head_stride = from.k.stride[1];
+  to.v_token_stride = from.v.stride[0];
+  to.v_head_stride = from.v.stride[1];
+  to.eps = from.eps;
+  to.norm_offset = from.norm_offset;
+  to.max_positions = static_cast<int>(from.cos_sin.shape[0]);
+  return to;
+}
+
 Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   if (args.q.shape[0] == 0) return Status::ok();
   const int rows = rows_of_rank(group_of(args));
@@ -94,6 +120,9 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   TENON_ASSIGN(call.v,
                ::tenon::sm90::tile_map(args.v_cache.data, positions, row_bytes, row_bytes, kTile));
   call.q = args.q.as<const bf16>();
+  call.q_token_stride = args.q.stride[0];
+  call.q_head_stride = args.q.stride[1];
+  if (args.heads) call.heads = heads_of(args);
   if (args.gate) {
     call.gate = args.gate->as<const bf16>();
     call.gate_token_stride = args.gate->stride[0];

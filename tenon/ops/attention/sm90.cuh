@@ -28,14 +28,30 @@ inline constexpr int kPartial = 256;
 inline constexpr int kSlabBytes = kTile * 128;     // 64 positions, 64 components of each
 inline constexpr int kTileBytes = 4 * kSlabBytes;  // a tile of k or v
 
+inline constexpr int kRotaryDim = 64;
+
+// For calls that do the work of rope (attention.h). k is null where rope has been there before.
+struct NewHeads {
+  const bf16 *k, *v;
+  const void *q_norm, *k_norm;  // bf16, or f32 if wide_norms
+  const std::int32_t *positions, *slots;
+  const float* cos_sin;  // [max_positions, kRotaryDim]
+  bf16 *k_cache, *v_cache;
+  std::int64_t k_token_stride, k_head_stride, v_token_stride, v_head_stride;
+  float eps, norm_offset;
+  int max_positions;
+  bool wide_norms;
+};
+
 struct Sm90Call {
-  TensorMap k, v;        // [positions of the cache, kv_heads · 256], in tiles of 64
+  TensorMap k, v;  // [positions of the cache, kv_heads · 256], in tiles of 64
+  NewHeads heads;
   const bf16 *q, *gate;  // gate may be null
   const std::int32_t *block_table, *starts, *lengths;
   bf16* out;  // null where nobody wants bf16 rows
   std::uint32_t* counters;
   std::byte* slots;
-  std::int64_t gate_token_stride, gate_head_stride, out_stride;
+  std::int64_t q_token_stride, q_head_stride, gate_token_stride, gate_head_stride, out_stride;
   QuantSpec quant;  // scales by rows, groups of 128
   float scale;      // times log2 e
   int tokens, sequences, q_heads, kv_heads, group;

@@ -105,7 +105,7 @@ TENON_DEVICE void load_rows(const Sm90Call& call, const PromptTile& tile, int kv
     if (row < tile.count) {
       const int token = tile.begin + pair / call.group;
       const int head = kv_head * call.group + pair % call.group;
-      word = load16(call.q + (std::int64_t{token} * call.q_heads + head) * kHeadDim + chunk * 8);
+      word = load16(call.q + token * call.q_token_stride + head * call.q_head_stride + chunk * 8);
     }
     store16(to + chunk / 8 * kSlabBytes + slab_place(in, chunk % 8), word);
   }
@@ -265,10 +265,12 @@ TENON_DEVICE void attend_prompt(const Sm90Call& call, PrefillShared& shared, int
       sync_first_threads<kConsumers>();
     }
     if constexpr (kMore) barrier_wait(&shared.full[ahead.stage], ahead.parity);
+    wait_for_turn<kConsumers>(group);
     wgmma_begin();
     start_values(o, weight, descriptor_at(v, now.stage * kStage));
     if constexpr (kMore) start_scores(score, q, descriptor_at(k, ahead.stage * kStage));
     wgmma_commit();
+    if (kMore || group == 0) pass_turn<kConsumers>(group);
     wgmma_wait_all();
     hold_sums(o);
     if constexpr (kMore) hold_sums(score);
@@ -279,6 +281,7 @@ TENON_DEVICE void attend_prompt(const Sm90Call& call, PrefillShared& shared, int
       join_partial(rows, first / kPartial * kPartial, context, o, whole);
   };
   if (tiles > 0) {
+    if (group == 1) pass_turn<kConsumers>(group);
     barrier_wait(&shared.full[0], 0);
     wgmma_begin();
     start_scores(score, q, k);

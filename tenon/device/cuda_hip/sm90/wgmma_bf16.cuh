@@ -15,6 +15,18 @@ TENON_DEVICE void take_232_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 232;" : : : "memory");
 }
 
+// Two warpgroups, kThreads together, start their products in turn: while those of one are worked
+// on, the other one does what lies between. Group 0 begins once group 1 has passed its turn before
+// any product; after its last product group 1 passes no more.
+template <int kThreads>
+TENON_DEVICE void wait_for_turn(int group) {
+  asm volatile("bar.sync %0, %1;" : : "r"(2 + group), "n"(kThreads) : "memory");
+}
+template <int kThreads>
+TENON_DEVICE void pass_turn(int group) {
+  asm volatile("bar.arrive %0, %1;" : : "r"(3 - group), "n"(kThreads) : "memory");
+}
+
 // The descriptor of B where its columns are contiguous: tiles of 64 columns by `rows` of k, in each
 // a row of k is 128 bytes; tiles lie rows · 128 bytes apart. 16 of k are 128 · 16 bytes on.
 TENON_DEVICE std::uint64_t wide_descriptor(const void* tile, int rows) {
