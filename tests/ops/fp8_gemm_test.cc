@@ -640,7 +640,10 @@ TEST(Fp8Gemm, RefusalsOfAnActivationSayWhatIsAccepted) {
   EXPECT_EQ(refusal_after([](Args& a) { a.out.dtype = DType::kF32; }),
             "fp8_gemm: activated was given, but out is f32 [2, 256] on cpu:0; gate and up are "
             "rounded to bf16");
-  EXPECT_EQ(refusal_after([](Args& a) { a.weight.shape[0] = a.out.shape[1] = 128; a.weight_scale.shape[0] = 1; }),
+  EXPECT_EQ(refusal_after([](Args& a) {
+              a.weight.shape[0] = a.out.shape[1] = 128;
+              a.weight_scale.shape[0] = 1;
+            }),
             "fp8_gemm: weight is e4m3fn [128, 128] on cpu:0 but with activated, n must be a "
             "multiple of 256");
 }
