@@ -124,8 +124,8 @@ class Linear {
   // Dense: as many rows in x as in out.
   Status run(const NormedRows& x, const TensorView& out, Stream& stream) const;
 
-  // The product gate|up and its activation in one launch: into `activated` instead of `out`, both as
-  // the largest step has them. Empty plans where the device has no such product.
+  // The product gate|up and its activation in one launch: into `activated` instead of `out`, both
+  // as the largest step has them. Empty plans where the device has no such product.
   Result<RowPlans> plan_activated(const NormedRows& x, const TensorView& out,
                                   const QuantView& activated, const PlanContext& where) const;
   Status run_activated(const Plan& plan, const NormedRows& x, const TensorView& out,

@@ -1,6 +1,6 @@
-// Dense products by the tensor cores of Hopper (sm_90a), of e4m3 with scales and of bf16. For few rows
-// they are bound by reading the weight once; the same kernel serves any number of rows, so a row has
-// the same bits in all.
+// Dense products by the tensor cores of Hopper (sm_90a), of e4m3 with scales and of bf16. For few
+// rows they are bound by reading the weight once; the same kernel serves any number of rows, so a
+// row has the same bits in all.
 //
 // The weight is the operand with 64 rows of the instruction, rows of x are its N side: in what
 // follows a "column" is one of n, as in the ops. Blocks of threads take 64 · kGroups columns, kN
@@ -14,15 +14,13 @@
 // order.
 //
 // kActivated: the columns are gate|up, and out = quantise(rne(SiLU(gate) · up)) with gate and up
-// rounded to bf16 first. One warpgroup takes 64 columns of gate, the other the same ones of up; the
-// two blocks of a cluster have the halves of a group of 128 and tell each other its largest
-// magnitudes.
+// rounded to bf16 first. Half of a block's columns are of gate, half the same ones of up; the
+// blocks of a cluster have a group of 128 together and tell each other its largest magnitudes.
 #pragma once
 
 #include "tenon/device/cuda_hip/sm90/tma.cuh"
 #include "tenon/device/cuda_hip/sm90/wgmma.cuh"
 #include "tenon/device/math.cuh"
-#include "tenon/device/variant.h"
 #include "tenon/ops/common/gemm_tile.cuh"
 #include "tenon/ops/common/quantize.cuh"
 #include "tenon/ops/common/silu_mul.cuh"
@@ -35,12 +33,14 @@ enum class Sm90Kind { kE4m3, kActivated, kBf16 };
 
 inline constexpr int kWarpgroup = 128;
 inline constexpr int kGroupColumns = 64;
-inline constexpr int kTileBytes = 128;       // of each row of a tile
-inline constexpr int kSm90Band = 16;         // tiles of rows that share the reading of a tile of columns
-inline constexpr int kActivatedPitch = 144;  // bytes between rows of gate or up in shared memory
+inline constexpr int kTileBytes = 128;  // of each row of a tile
+inline constexpr int kSm90Band = 16;    // tiles of rows that share the reading of a tile of columns
+inline constexpr int kRun = 8;  // gathered rows that are copied at once if they follow each other
 
 struct Sm90Call {
-  TensorMap x, weight;  // in tiles of kN rows, or of one if they are gathered; of sm90_weight_rows()
+  TensorMap x;       // in tiles of kN rows, or of one if they are gathered
+  TensorMap x_runs;  // gathered: in tiles of kRun rows
+  TensorMap weight;  // in tiles of sm90_weight_rows()
   GemmCall gemm;
   GemmScales scales;
   QuantSpec activated;  // kActivated
@@ -57,13 +57,18 @@ constexpr int sm90_batch(int kn, int resident) {
 }
 // Tiles that a block of 128 of k consists of, and the bytes of an element.
 TENON_HD constexpr int sm90_tiles(Sm90Kind kind) { return kind == Sm90Kind::kBf16 ? 2 : 1; }
-// Sets of scales: a warpgroup has its own where it has other columns than its neighbour's.
-TENON_HD constexpr int sm90_scale_sets(Sm90Kind kind, int groups) {
-  return kind == Sm90Kind::kBf16 ? 0 : kind == Sm90Kind::kActivated ? groups : 1;
+// Parts of a block's columns that lie apart: gate and up.
+TENON_HD constexpr int sm90_parts(Sm90Kind kind) { return kind == Sm90Kind::kActivated ? 2 : 1; }
+TENON_HD constexpr int sm90_scale_sets(Sm90Kind kind) {
+  return kind == Sm90Kind::kBf16 ? 0 : sm90_parts(kind);
 }
 // Rows of the weight that one copy takes.
 TENON_HD constexpr int sm90_weight_rows(Sm90Kind kind, int groups) {
-  return kind == Sm90Kind::kActivated ? kGroupColumns : kGroupColumns * groups;
+  return kGroupColumns * groups / sm90_parts(kind);
+}
+// Blocks of a cluster: the segments, or those that share a group of 128 activated columns.
+TENON_HD constexpr int sm90_cluster(Sm90Kind kind, int groups, const Segments& cut) {
+  return kind == Sm90Kind::kActivated ? kProductBlock / sm90_weight_rows(kind, groups) : cut.count;
 }
 
 // Where things lie in shared memory, in bytes.
@@ -77,10 +82,10 @@ TENON_HD constexpr Sm90Shared sm90_shared(Sm90Kind kind, int groups, int kn, int
   Sm90Shared at{};
   at.stage = (kGroupColumns * groups + kn) * kTileBytes * sm90_tiles(kind);
   at.inbox = stages * at.stage;
-  at.scales = at.inbox + (kind == Sm90Kind::kActivated ? kn * 16
+  at.scales = at.inbox + (kind == Sm90Kind::kActivated ? sm90_cluster(kind, groups, cut) * kn * 16
                           : cut.count > 1              ? items * cut.count * 512
                                                        : 0);
-  at.barriers = (at.scales + sm90_scale_sets(kind, groups) * longest * kn * 4 + 7) / 8 * 8;
+  at.barriers = (at.scales + sm90_scale_sets(kind) * longest * kn * 4 + 7) / 8 * 8;
   at.bytes = at.barriers + (2 * stages + 1) * 8;
   return at;
 }
@@ -89,9 +94,11 @@ TENON_HD constexpr Sm90Shared sm90_shared(Sm90Kind kind, int groups, int kn, int
 template <Sm90Kind kOf, int kGroups, int kN>
 struct Sm90Tile {
   static constexpr Sm90Kind kKind = kOf;
+  static constexpr int kGroupsOf = kGroups;
   static constexpr int kColumns = kGroupColumns * kGroups, kWarps = 4 * kGroups;
   static constexpr int kConsumers = kWarpgroup * kGroups, kSums = kN / 2, kRows = kN;
-  static constexpr int kTiles = sm90_tiles(kKind), kScaleSets = sm90_scale_sets(kKind, kGroups);
+  static constexpr int kTiles = sm90_tiles(kKind), kScaleSets = sm90_scale_sets(kKind);
+  static constexpr int kParts = sm90_parts(kKind);
   static constexpr int kWeightRows = sm90_weight_rows(kKind, kGroups);
   static constexpr int kWeightBytes = kColumns * kTileBytes * kTiles;
   static constexpr int kStageBytes = kWeightBytes + kN * kTileBytes * kTiles;
@@ -106,13 +113,9 @@ struct Sm90Tile {
   Mbarrier *full, *empty;  // of each stage
   Mbarrier* received;      // all that belongs into the inbox
 
-  // The column of n that warpgroup `group` begins with.
-  TENON_HD int column_of(int group) const {
-    return first_column + group * (kKind == Sm90Kind::kActivated ? call.gemm.n / 2 : kGroupColumns);
-  }
-  TENON_HD bool gathers() const {
-    return kKind == Sm90Kind::kBf16 && call.gemm.row_map != nullptr;
-  }
+  // The column of n that a part begins with.
+  TENON_HD int column_of(int part) const { return first_column + part * (call.gemm.n / 2); }
+  TENON_HD bool gathers() const { return kKind == Sm90Kind::kBf16 && call.gemm.row_map != nullptr; }
   // What arrives in a stage.
   TENON_HD std::uint32_t arriving_bytes() const {
     return static_cast<std::uint32_t>(kWeightBytes +
@@ -136,12 +139,11 @@ template <class Tile>
 TENON_DEVICE void copy_weight(const Tile& tile, int i, int stage, std::uint64_t policy) {
   std::byte* const to = tile.shared + stage * Tile::kStageBytes;
   TENON_UNROLL
-  for (int t = 0; t < Tile::kTiles; ++t)
-    TENON_UNROLL
-  for (int row = 0; row < Tile::kColumns; row += Tile::kWeightRows)
-    copy_tile(to + (t * Tile::kColumns + row) * kTileBytes, &tile.call.weight,
-              byte_of_block(tile, i) + t * kTileBytes, tile.column_of(row / kGroupColumns),
-              &tile.full[stage], policy);
+  for (int t = 0; t < Tile::kTiles; ++t) TENON_UNROLL
+  for (int part = 0; part < Tile::kParts; ++part)
+    copy_tile(to + (t * Tile::kColumns + part * Tile::kWeightRows) * kTileBytes, &tile.call.weight,
+              byte_of_block(tile, i) + t * kTileBytes, tile.column_of(part), &tile.full[stage],
+              policy);
 }
 
 // A weight is read once, or by every tile of rows.
@@ -161,7 +163,8 @@ TENON_DEVICE void start_ring(const Tile& tile, int ahead) {
   barrier_init(tile.received, 1);
   publish_barriers();
   if (Tile::kKind == Sm90Kind::kActivated) {
-    barrier_arrive_expect(tile.received, static_cast<std::uint32_t>(tile.num_rows * 16));
+    const int others = sm90_cluster(Tile::kKind, Tile::kGroupsOf, tile.call.cut) - 1;
+    barrier_arrive_expect(tile.received, static_cast<std::uint32_t>(others * tile.num_rows * 16));
   } else if (tile.call.cut.count > 1) {
     barrier_arrive_expect(tile.received,
                           static_cast<std::uint32_t>(num_items(tile) * tile.call.cut.count * 512));
@@ -175,35 +178,48 @@ TENON_DEVICE void start_ring(const Tile& tile, int ahead) {
   prefetch_map(&tile.call.x);
 }
 
-// The producing warp, after it. Rows that lie together are asked for by one lane, gathered ones by
-// a lane each.
+// The rows of x that a lane asks for, where they are gathered.
+template <int kN>
+struct OwnRows {
+  static constexpr int kCount = (kN + kWave - 1) / kWave;
+  int token[kCount];  // negative: none
+  bool run[kCount];   // kRun rows from this one on, a whole atom of the tile
+};
 template <class Tile>
-TENON_DEVICE void fill_ring(const Tile& tile, int ahead) {
-  constexpr int kOwn = (Tile::kRows + kWave - 1) / kWave;
+TENON_DEVICE OwnRows<Tile::kRows> find_rows(const Tile& tile) {
+  OwnRows<Tile::kRows> own;
   const int lane = thread_id() % kWave;
-  const std::uint64_t policy = weight_policy(tile), often = policy_evict_last();
-  const bool gathers = tile.gathers();
-  int tokens[kOwn];
   TENON_UNROLL
-  for (int u = 0; u < kOwn; ++u) {
+  for (int u = 0; u < own.kCount; ++u) {
     const int row = lane + u * kWave;
-    tokens[u] = !gathers              ? (row == 0 ? tile.first_row : -1)
-                : row < tile.num_rows ? tile.call.gemm.row_map[tile.first_row + row]
-                                      : -1;
-  }
-  const auto copy_x = [&](int i, int stage) {
-    std::byte* const to = tile.shared + stage * Tile::kStageBytes + Tile::kWeightBytes;
+    own.token[u] = row < tile.num_rows ? tile.call.gemm.row_map[tile.first_row + row] : -1;
+    const int first = shuffle_from(own.token[u], lane / kRun * kRun);
+    int follows = first >= 0 && own.token[u] == first + lane % kRun;
     TENON_UNROLL
-    for (int u = 0; u < kOwn; ++u) {
-      if (tokens[u] < 0) continue;
-      TENON_UNROLL
-      for (int t = 0; t < Tile::kTiles; ++t)
-        copy_tile(to + (t * Tile::kRows + lane + u * kWave) * kTileBytes, &tile.call.x,
-                  byte_of_block(tile, i) + t * kTileBytes, tokens[u], &tile.full[stage], often);
-    }
-  };
+    for (int mask = 1; mask < kRun; mask *= 2) follows &= shuffle_xor(follows, mask);
+    own.run[u] = follows != 0;
+    if (own.run[u] && lane % kRun != 0) own.token[u] = -1;
+  }
+  return own;
+}
+
+template <class Tile>
+TENON_DEVICE void copy_x(const Tile& tile, const TensorMap& map, int i, int stage, int row,
+                         int token, std::uint64_t policy) {
+  std::byte* const to = tile.shared + stage * Tile::kStageBytes + Tile::kWeightBytes;
+  TENON_UNROLL
+  for (int t = 0; t < Tile::kTiles; ++t)
+    copy_tile(to + (t * Tile::kRows + row) * kTileBytes, &map,
+              byte_of_block(tile, i) + t * kTileBytes, token, &tile.full[stage], policy);
+}
+
+// The producing warp, after it. ask(i, stage): all lanes ask for block i of x.
+template <class Tile, class Ask>
+TENON_DEVICE void fill_ring(const Tile& tile, int ahead, Ask ask) {
+  const int lane = thread_id() % kWave;
+  const std::uint64_t policy = weight_policy(tile);
   TENON_NO_UNROLL
-  for (int i = 0; i < ahead; ++i) copy_x(i, i);
+  for (int i = 0; i < ahead; ++i) ask(i, i);
   RingPlace place;
   TENON_NO_UNROLL
   for (int i = ahead; i < tile.num_blocks; ++i) {
@@ -213,16 +229,35 @@ TENON_DEVICE void fill_ring(const Tile& tile, int ahead) {
       copy_weight(tile, i, place.stage, policy);
     }
     sync_wave();
-    copy_x(i, place.stage);
+    ask(i, place.stage);
     place.next(tile.call.stages);
   }
 }
-
-// The weight's scales of the columns of set `set`, by block of k.
 template <class Tile>
-TENON_DEVICE const float* weight_scales(const Tile& tile, int set) {
+TENON_DEVICE void fill_ring(const Tile& tile, int ahead) {
+  const int lane = thread_id() % kWave;
+  const std::uint64_t often = policy_evict_last();
+  if (Tile::kKind == Sm90Kind::kBf16 && tile.gathers()) {
+    const OwnRows<Tile::kRows> own = find_rows(tile);
+    fill_ring(tile, ahead, [&](int i, int stage) {
+      TENON_UNROLL
+      for (int u = 0; u < own.kCount; ++u)
+        if (own.token[u] >= 0)
+          copy_x(tile, own.run[u] ? tile.call.x_runs : tile.call.x, i, stage, lane + u * kWave,
+                 own.token[u], often);
+    });
+  } else {
+    fill_ring(tile, ahead, [&](int i, int stage) {
+      if (lane == 0) copy_x(tile, tile.call.x, i, stage, 0, tile.first_row, often);
+    });
+  }
+}
+
+// The weight's scales of a part's columns, by block of k.
+template <class Tile>
+TENON_DEVICE const float* weight_scales(const Tile& tile, int part) {
   const GemmScales& scales = tile.call.scales;
-  return scales.weight + tile.column_of(set) / kProductBlock * scales.weight_row_stride +
+  return scales.weight + tile.column_of(part) / kProductBlock * scales.weight_row_stride +
          tile.first_block;
 }
 
@@ -268,6 +303,8 @@ TENON_DEVICE void multiply(const Sm90Tile<kKind, kGroups, kN>& tile, float (&sum
   const int lane = thread_id() % kWave, pair = lane % 4, stages = tile.call.stages;
   const std::uint64_t weight = tile_descriptor(tile.shared + group * kGroupColumns * kTileBytes);
   const std::uint64_t x = tile_descriptor(tile.shared + Tile::kWeightBytes);
+  const int part =
+      thread_id() / (Tile::kConsumers / Tile::kParts);  // that the warp's columns are of
   RingPlace arrived, used, freed;
   // For kNow blocks of k the latency of a chain is paid once.
   const auto step = [&]<int kNow>(float(&blocks)[kNow][kN / 2], int i) {
@@ -304,8 +341,7 @@ TENON_DEVICE void multiply(const Sm90Tile<kKind, kGroups, kN>& tile, float (&sum
         TENON_UNROLL
         for (int e = 0; e < kN / 2; ++e) sums[e] = sums[e] + blocks[u][e];
       } else {
-        const int set = Tile::kScaleSets > 1 ? group * tile.num_blocks : 0;
-        const float* scales = tile.scales + (set + i + u) * kN + 2 * pair;
+        const float* scales = tile.scales + (part * tile.num_blocks + i + u) * kN + 2 * pair;
         TENON_UNROLL
         for (int j = 0; j < kN / 8; ++j) {
           const float2 scale = *reinterpret_cast<const float2*>(scales + 8 * j);
@@ -362,8 +398,7 @@ TENON_DEVICE void store_item(const Tile& tile, int warp, int j, float4 sums) {
       *reinterpret_cast<std::uint32_t*>(to) = convert_bf16x2(pairs.left[c], pairs.right[c]);
     } else {
       store_output(gemm, tile.first_row + row, column, pairs.left[c]);
-      if (column + 1 < gemm.n)
-        store_output(gemm, tile.first_row + row, column + 1, pairs.right[c]);
+      if (column + 1 < gemm.n) store_output(gemm, tile.first_row + row, column + 1, pairs.right[c]);
     }
   }
 }
@@ -396,23 +431,25 @@ TENON_DEVICE void add_segments(const Tile& tile, const float (&sums)[Tile::kSums
   }
 }
 
-// Gate and up meet in shared memory, where the ring was, and leave as codes: eight lanes have the 64
-// columns of a row.
+// Gate and up meet in shared memory, where the ring was, and leave as codes: kLanes lanes have the
+// block's columns of a row.
 template <class Tile>
 TENON_DEVICE void activate(const Tile& tile, const float (&sums)[Tile::kSums]) {
-  constexpr int kHalf = Tile::kRows * kActivatedPitch, kLanes = kGroupColumns / kVector;
-  constexpr int kItems = Tile::kRows * kLanes;
+  constexpr int kPitch = Tile::kWeightRows * 2 + 16;  // bytes between rows of gate or up
+  constexpr int kPart = Tile::kRows * kPitch, kPartWarps = Tile::kWarps / 2;
+  constexpr int kLanes = Tile::kWeightRows / kVector, kItems = Tile::kRows * kLanes;
   constexpr int kOwn = (kItems + Tile::kConsumers - 1) / Tile::kConsumers;
-  const int group = thread_id() / kWarpgroup, warp = thread_id() % kWarpgroup / kWave;
+  const int warp = thread_id() / kWave;
+  const int cluster = sm90_cluster(Tile::kKind, Tile::kGroupsOf, tile.call.cut);
   sync_first_threads<Tile::kConsumers>();  // nobody reads the ring any more
   TENON_UNROLL
   for (int j = 0; j < Tile::kRows / 8; ++j) {
     const ColumnPairs pairs = pair_columns(four_of(sums, j));
     TENON_UNROLL
     for (int c = 0; c < 2; ++c)
-      *reinterpret_cast<std::uint32_t*>(tile.shared + group * kHalf +
-                                        (8 * j + 2 * (thread_id() % 4) + c) * kActivatedPitch +
-                                        (16 * warp + pairs.column) * 2) =
+      *reinterpret_cast<std::uint32_t*>(tile.shared + warp / kPartWarps * kPart +
+                                        (8 * j + 2 * (thread_id() % 4) + c) * kPitch +
+                                        (16 * (warp % kPartWarps) + pairs.column) * 2) =
           convert_bf16x2(pairs.left[c], pairs.right[c]);
   }
   sync_first_threads<Tile::kConsumers>();
@@ -422,25 +459,28 @@ TENON_DEVICE void activate(const Tile& tile, const float (&sums)[Tile::kSums]) {
   for (int u = 0; u < kOwn; ++u) {
     const int item = thread_id() + u * Tile::kConsumers, row = item / kLanes;
     if (item >= kItems) continue;  // whole warps
-    const std::byte* gate = tile.shared + row * kActivatedPitch + item % kLanes * 16;
-    silu_mul<bf16, 1>(gate, gate + kHalf, &held[u]);
+    const std::byte* gate = tile.shared + row * kPitch + item % kLanes * 16;
+    silu_mul<bf16, 1>(gate, gate + kPart, &held[u]);
     most[u] = absmax_bits<1>(&held[u]);
     TENON_UNROLL
     for (int mask = 1; mask < kLanes; mask *= 2)
       most[u] = larger(most[u], shuffle_xor(most[u], mask));
-    if (item % kLanes == 0 && row < tile.num_rows)
-      send_cluster(tile.inbox + row, tile.received, static_cast<std::uint32_t>(tile.rank ^ 1),
-                   bits_float(most[u]), 0.0f, 0.0f, 0.0f);
+    const int to = item % kLanes;  // a lane for each of the other blocks
+    if (to < cluster && to != tile.rank && row < tile.num_rows)
+      send_cluster(tile.inbox + tile.rank * Tile::kRows + row, tile.received,
+                   static_cast<std::uint32_t>(to), bits_float(most[u]), 0.0f, 0.0f, 0.0f);
   }
   barrier_wait_cluster(tile.received, 0);
-  const QuantSpec& spec = tile.call.activated;
   TENON_UNROLL
   for (int u = 0; u < kOwn; ++u) {
     const int item = thread_id() + u * Tile::kConsumers, row = item / kLanes;
     if (item >= kItems || row >= tile.num_rows) continue;
-    const QuantSpec at = at_row(spec, tile.first_row + row);
-    const ChosenScale scale =
-        choose_scale<bf16>(at, larger(most[u], float_bits(tile.inbox[row].x)));
+    TENON_UNROLL
+    for (int from = 0; from < cluster; ++from)
+      if (from != tile.rank)
+        most[u] = larger(most[u], float_bits(tile.inbox[from * Tile::kRows + row].x));
+    const QuantSpec at = at_row(tile.call.activated, tile.first_row + row);
+    const ChosenScale scale = choose_scale<bf16>(at, most[u]);
     encode<bf16, DType::kE4M3, 1>(&held[u], scale.multiplier,
                                   at.codes + tile.first_column + item % kLanes * kVector);
     if (item % kLanes == 0 && tile.rank == 0)
@@ -453,12 +493,11 @@ TENON_KERNEL_RESIDENT(sm90_threads(kGroups), kResident)
 sm90_kernel(TENON_ARGS(Sm90Call) call) {
   using Tile = Sm90Tile<kKind, kGroups, kN>;
   constexpr bool kActivates = kKind == Sm90Kind::kActivated;
-  static_assert(!kActivates || kGroups == 2);
   TENON_SHARED_TILES(shared);
   const Sm90Shared at = sm90_shared(kKind, kGroups, kN, call.stages, call.cut);
   auto* barriers = reinterpret_cast<Mbarrier*>(shared + at.barriers);
   // Tiles of rows, in bands, go first: neighbouring clusters read the same part of the weight.
-  const int cluster = kActivates ? 2 : call.cut.count;
+  const int cluster = sm90_cluster(kKind, kGroups, call.cut);
   const int number = block_id() / cluster, rank = block_id() % cluster;
   const int column_tiles =
       kActivates ? call.gemm.n / (2 * kProductBlock) : ceil_div(call.gemm.n, Tile::kColumns);
@@ -479,8 +518,9 @@ sm90_kernel(TENON_ARGS(Sm90Call) call) {
                   .num_blocks = call.cut.begin(segment + 1) / kProductBlock - first_block,
                   .first_row = first_row,
                   .num_rows = left < kN ? left : kN,
-                  .first_column = kActivates ? column_tile * kProductBlock + rank * kGroupColumns
-                                             : column_tile * Tile::kColumns,
+                  .first_column = kActivates
+                                      ? column_tile * kProductBlock + rank * Tile::kWeightRows
+                                      : column_tile * Tile::kColumns,
                   .shared = shared,
                   .scales = reinterpret_cast<float*>(shared + at.scales),
                   .inbox = reinterpret_cast<float4*>(shared + at.inbox),
@@ -493,8 +533,8 @@ sm90_kernel(TENON_ARGS(Sm90Call) call) {
     start_ring(tile, ahead);
   } else if (thread_id() * 32 < tile.num_blocks) {  // a line of cache
     TENON_UNROLL
-    for (int set = 0; set < Tile::kScaleSets; ++set)
-      prefetch(weight_scales(tile, set) + thread_id() * 32);
+    for (int part = 0; part < Tile::kScaleSets; ++part)
+      prefetch(weight_scales(tile, part) + thread_id() * 32);
   }
   sync_wave();
   sync_block();
@@ -520,132 +560,8 @@ sm90_kernel(TENON_ARGS(Sm90Call) call) {
     add_segments(tile, sums);
   } else {
     TENON_UNROLL
-    for (int j = 0; j < kN / 8; ++j)
-      store_item(tile, thread_id() / kWave, j, four_of(sums, j));
+    for (int j = 0; j < kN / 8; ++j) store_item(tile, thread_id() / kWave, j, four_of(sums, j));
   }
-}
-
-// --- Host side ------------------------------------------------------------------------------
-
-// The widest scales that leave a ring of two stages to 64 rows.
-inline constexpr int kSm90MostK = 65536;
-
-// What of a kernel was chosen for a plan. It changes no bit.
-struct Sm90Form {
-  int groups, rows;  // of a block: 64 · groups columns
-  int resident;      // blocks on a multiprocessor
-  int stages;
-};
-
-// Bytes that a block may take if so many are to fit on a multiprocessor: each has 1 KiB besides.
-inline int sm90_fair_share(std::size_t most, int resident) {
-  return (static_cast<int>(most) + 1024) / resident - 1024;
-}
-inline int sm90_stages(Sm90Kind kind, int groups, int rows, const Segments& cut, int bytes) {
-  constexpr int kMost = 32;
-  int stages = 0;
-  while (stages < kMost && sm90_shared(kind, groups, rows, stages + 1, cut).bytes <= bytes)
-    ++stages;
-  const int longest = (cut.num_blocks + cut.count - 1) / cut.count;
-  return stages < longest ? stages : longest;
-}
-
-// Measured on an H100 with the products of two models, 1 to 8192 rows: up to 16 rows narrow blocks
-// are best, above wide ones; and one on a multiprocessor with a long ring, unless there are more
-// blocks than that.
-inline Sm90Form sm90_form(Sm90Kind kind, const GemmCall& gemm, const Segments& cut,
-                          const DeviceProperties& device) {
-  const bool activates = kind == Sm90Kind::kActivated;
-  const int rows = gemm.rows <= 8 ? 8 : gemm.rows <= 16 ? 16 : gemm.rows <= 32 ? 32 : 64;
-  const int groups = rows <= 16 && !activates ? 1 : 2;
-  const std::int64_t blocks = std::int64_t{1} * ceil_div(gemm.rows, rows) *
-                              ceil_div(gemm.n, kGroupColumns * groups) * cut.count;
-  int resident = blocks <= device.num_units ? 1 : groups == 1 ? 3 : 2;
-  const auto stages_of = [&](int number) {
-    return sm90_stages(kind, groups, rows, cut, sm90_fair_share(device.max_shared_bytes, number));
-  };
-  int stages = stages_of(resident);
-  while (stages < 2 && resident > 1) stages = stages_of(--resident);
-  return {groups, rows, resident, stages};
-}
-
-// Ok and fills the recipe; or why the device or the product is not for these kernels. Every answer
-// but the form depends on the weight and on the device alone: the bits of a row must not change with
-// the number of rows.
-inline Status sm90_plan(Sm90Kind kind, const GemmCall& gemm, const PlanContext& where,
-                        Recipe* recipe) {
-  const auto no = [](std::string why) { return Status::error(Code::kUnsupported, std::move(why)); };
-  const int found = where.properties.cuda_capability;
-  if (found != 90)
-    return no("the device has compute capability " + std::to_string(found / 10) + "." +
-              std::to_string(found % 10) + "; its instructions are those of 9.0");
-  if (gemm.offsets != nullptr) return no("weight has experts; it is for one matrix");
-  if (kind != Sm90Kind::kBf16 && gemm.k > kSm90MostK)
-    return no("k is " + std::to_string(gemm.k) + "; at most " + std::to_string(kSm90MostK) +
-              " leave room for the scales");
-  const Segments cut = segments_of(gemm.n, gemm.k);
-  if (kind == Sm90Kind::kActivated && cut.count > 1)
-    return no("the sum over k has " + std::to_string(cut.count) +
-              " segments; an activation is for products of one");
-  const Sm90Form form = sm90_form(kind, gemm, cut, where.properties);
-  if (form.stages < 1) return no("a block has too little shared memory");
-  LaunchShape shape;
-  shape.blocks = ceil_div(gemm.rows, form.rows) * ceil_div(gemm.n, kGroupColumns * form.groups) *
-                 cut.count;
-  shape.threads = sm90_threads(form.groups);
-  shape.shared_bytes = static_cast<std::size_t>(
-      sm90_shared(kind, form.groups, form.rows, form.stages, cut).bytes);
-  shape.cluster = kind == Sm90Kind::kActivated ? 2 : cut.count;
-  shape.early = where.may_start_early;
-  recipe->launch("sm90_kernel", shape);
-  recipe->set("columns", kGroupColumns * form.groups);
-  recipe->set("rows", form.rows);
-  recipe->set("resident", form.resident);
-  recipe->set("stages", form.stages);
-  return Status::ok();
-}
-
-template <Sm90Kind kKind>
-auto sm90_kernel_of(int rows, int resident) -> void (*)(Sm90Call) {
-  constexpr bool kActivates = kKind == Sm90Kind::kActivated;
-  constexpr int kFew = kActivates ? 2 : 1, kMost = kActivates ? 2 : 3;
-  switch (rows) {
-    case 8: return sm90_kernel<kKind, kFew, 8, kMost>;
-    case 16: return sm90_kernel<kKind, kFew, 16, kMost>;
-  }
-  if constexpr (!kActivates)
-    if (resident == 1) return rows == 32 ? sm90_kernel<kKind, 2, 32, 1> : sm90_kernel<kKind, 2, 64, 1>;
-  return rows == 32 ? sm90_kernel<kKind, 2, 32, 2> : sm90_kernel<kKind, 2, 64, 2>;
-}
-
-// A matrix in tiles; the stride of a single row may be any number. stride, row: in bytes.
-inline Result<TensorMap> sm90_map(const void* data, std::int64_t rows, std::int64_t row,
-                                  std::int64_t stride, int tile_rows) {
-  return ::tenon::sm90::tile_map(data, rows, row, rows > 1 ? stride : row, tile_rows);
-}
-
-// tokens: rows of x.
-template <Sm90Kind kKind>
-Status sm90_launch(const Recipe& recipe, const GemmCall& gemm, const GemmScales& scales,
-                   const QuantSpec& activated, std::int64_t tokens, Stream& stream) {
-  if (gemm.rows == 0) return Status::ok();
-  const LaunchShape& shape = recipe.launches.front().shape;
-  const auto setting = [&](std::size_t i) { return static_cast<int>(recipe.settings[i].value); };
-  const int columns = setting(0), rows = setting(1), resident = setting(2);
-  constexpr std::int64_t kBytes = kKind == Sm90Kind::kBf16 ? 2 : 1;  // of an element
-  Sm90Call call;
-  call.gemm = gemm;
-  call.scales = scales;
-  call.activated = activated;
-  call.cut = segments_of(gemm.n, gemm.k);
-  call.row_tiles = shape.blocks / call.cut.count / ceil_div(gemm.n, columns);
-  call.stages = setting(3);
-  TENON_ASSIGN(call.x, sm90_map(gemm.x, tokens, gemm.k * kBytes, gemm.x_stride * kBytes,
-                                gemm.row_map != nullptr ? 1 : rows));
-  TENON_ASSIGN(call.weight,
-               sm90_map(gemm.weight, gemm.n, gemm.k * kBytes, gemm.weight_stride * kBytes,
-                        sm90_weight_rows(kKind, columns / kGroupColumns)));
-  return tenon::launch(stream, shape, sm90_kernel_of<kKind>(rows, resident), call);
 }
 
 }  // namespace tenon::TENON_TARGET

@@ -1,6 +1,6 @@
-// fp8_gemm, dense, for many rows on Hopper (sm_90a): bound by the tensor cores. The same bits as the
-// kernels for few rows (ops/common/sm90_product.cuh): wgmma gives the same sums whichever operand
-// has its 64 rows, and here those are rows of x.
+// fp8_gemm, dense, for many rows on Hopper (sm_90a): bound by the tensor cores. The same bits as
+// the kernels for few rows (ops/common/sm90_product.cuh): wgmma gives the same sums whichever
+// operand has its 64 rows, and here those are rows of x.
 //
 // A block of threads, one on a multiprocessor, makes one tile after another of 128 rows and 128 ·
 // kHalves columns. One thread fills a ring of stages with a block of 128 of k each: a tile of x and
@@ -43,7 +43,8 @@ constexpr int tiles_shared_bytes(int halves) {
   return tiles_stages(halves) * (tiles_stage_bytes(halves) + 16);
 }
 
-// How tiles lie over the product, and which of them a block makes: first, first + step, … below end.
+// How tiles lie over the product, and which of them a block makes: first, first + step, … below
+// end.
 struct TilePlace {
   int first_row, column_tile;
 };
@@ -67,7 +68,8 @@ struct TileGrid {
   }
   // The scales' group of columns of a half; of the last one where it does not exist.
   TENON_HD int group_of(const TilePlace& at, int half, int n) const {
-    const int group = kActivates ? column_of(at, half) / kTileSide : at.column_tile * kHalves + half;
+    const int group =
+        kActivates ? column_of(at, half) / kTileSide : at.column_tile * kHalves + half;
     const int last = (n - 1) / kTileSide;
     return group < last ? group : last;
   }
@@ -148,8 +150,8 @@ TENON_DEVICE void fill_tiles(const TilesCall& call, const TileGrid<kHalves, kAct
   }
 }
 
-// Scales of a thread's two rows and kHalves groups of columns. Each of four neighbouring lanes holds
-// the products of one of four blocks of k, and has asked for those of the next four.
+// Scales of a thread's two rows and kHalves groups of columns. Each of four neighbouring lanes
+// holds the products of one of four blocks of k, and has asked for those of the next four.
 template <int kHalves>
 struct TileScales {
   const float* x[2];
@@ -302,9 +304,9 @@ TENON_DEVICE void multiply_tiles(const TilesCall& call, const TileGrid<kHalves, 
           wgmma_begin();
           TENON_UNROLL
           for (int k = 0; k < 4; ++k)
-            add_product<kTileSide>(
-                block_sums, descriptor_at(x, stage + 2 * k),
-                descriptor_at(weight, stage + h * (kTileSquare / 16) + 2 * k), k > 0);
+            add_product<kTileSide>(block_sums, descriptor_at(x, stage + 2 * k),
+                                   descriptor_at(weight, stage + h * (kTileSquare / 16) + 2 * k),
+                                   k > 0);
           wgmma_commit();
           const float scale[2] = {shuffle_from(scales.made[0][h], four + b % 4),
                                   shuffle_from(scales.made[1][h], four + b % 4)};

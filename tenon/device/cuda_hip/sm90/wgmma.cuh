@@ -59,8 +59,8 @@ TENON_DEVICE void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" : : "n"(kCount));
 }
 
-// The instruction names every register of D, and its three inputs are numbered behind them. Operands
-// of bf16 may lie either way round: zeros say that rows are contiguous.
+// The instruction names every register of D, and its three inputs are numbered behind them.
+// Operands of bf16 may lie either way round: zeros say that rows are contiguous.
 // clang-format off
 #define TENON_NAMES_4 "%0, %1, %2, %3"
 #define TENON_NAMES_8 TENON_NAMES_4 ", %4, %5, %6, %7"
