@@ -323,11 +323,14 @@ Status Engine::State::open_as_process() {
 }
 
 Status Engine::State::open_leader() {
-  const int blocks = Scheduler::blocks_per_sequence(options.max_context) * options.max_batch;
-  caches.emplace(blocks, kBlockTokens, options.max_batch);
-  scheduler.emplace(
-      Scheduler::Limits{options.max_batch, options.max_tokens_per_step, options.max_context},
-      *caches);
+  const CacheMemory::Room room = cache_room(options, 1);
+  caches.emplace(room.blocks(), kBlockTokens, room.slots());
+  Scheduler::Limits limits{options.max_batch, options.max_tokens_per_step, options.max_context};
+  limits.keeps_prefixes = options.prefix_states > 0;
+  scheduler.emplace(limits, *caches);
+  log(LogLevel::kInfo, "caches for " + std::to_string(room.blocks() * std::int64_t{kBlockTokens}) +
+                           " tokens; of prompts " + std::to_string(options.prefix_states) +
+                           " states and their blocks are kept");
   writer.emplace(own->layout(), own->input());
   idle_step.resize(own->layout().bytes());
   StepWriter(own->layout(), idle_step).write(StepCommand::kIdle);
@@ -348,6 +351,9 @@ Status Engine::check(const EngineOptions& options) {
   TENON_TRY(
       Scheduler::check({options.max_batch, options.max_tokens_per_step, options.max_context}));
   TENON_TRY(check_number("num_tokens", options.num_tokens, 0, INT32_MAX));
+  // Steps name a token's place in the caches by an int32.
+  TENON_TRY(check_number("cache_tokens", options.cache_tokens, 0, INT32_MAX - kBlockTokens));
+  TENON_TRY(check_number("prefix_states", options.prefix_states, 0, kMaxTokensPerStep));
   TENON_TRY(check_number("force_stage", static_cast<int>(options.force_stage), 0, 4));
   for (const StagePolicy each : options.more_stages)
     TENON_TRY(check_number("one of more_stages", static_cast<int>(each), 0, 4));
@@ -511,7 +517,8 @@ std::vector<TokenEvent> Engine::State::digest(const BatchPlan& plan,
     const Sequence& sequence = *plan.entries[i].sequence;
     if (drawn[i] < 0) events.push_back(failed(sequence));
     if (drawn[i] < 0 || !plan.entries[i].draws()) continue;
-    TokenEvent event{sequence.id, drawn[i], Finish::kNone, Status::ok()};
+    TokenEvent event{.id = sequence.id, .token = drawn[i]};
+    event.cached_tokens = sequence.cached_tokens;
     const int made = static_cast<int>(sequence.tokens.size()) + 1 - sequence.prompt_tokens;
     const bool is_eos = std::find(eos.begin(), eos.end(), drawn[i]) != eos.end();
     if (is_eos && !sequence.sampling.ignore_eos) {
@@ -602,6 +609,9 @@ EngineStats Engine::stats() const {
   stats.boundaries = state_->own->boundary_uses();
   stats.replayed_steps = state_->own->num_replays();
   stats.device_seconds = state_->own->device_seconds();
+  stats.prefixes = state_->caches->prefix_stats();
+  stats.preemptions = state_->scheduler->num_preemptions();
+  stats.replayed_tokens = state_->scheduler->num_replayed_tokens();
   if (const auto hash = state_->own->logits_fingerprint()) stats.logits_fingerprint = *hash;
   return stats;
 }

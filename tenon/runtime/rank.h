@@ -18,6 +18,9 @@ namespace tenon {
 
 struct EngineOptions;
 
+// The room for caches that an engine asks for on each rank.
+CacheMemory::Room cache_room(const EngineOptions& options, int sharers);
+
 class Rank {
  public:
   // Makes the model behind an engine. Collective over the ranks.
@@ -38,8 +41,8 @@ class Rank {
   int num_tokens() const { return num_tokens_; }
 
   // Runs the step that input() holds and returns the token drawn for each of its sequences: −1
-  // where the logits hold no number. Such a sequence cannot go on; its caches are empty again.
-  // Where input() asks to make caches, it does that, and there are no tokens.
+  // where the logits hold no number. Such a sequence cannot go on; what it has alone of the caches
+  // is empty again. Where input() asks to make caches, it does that, and there are no tokens.
   // Collective. An error has already told the other ranks to give up.
   Result<std::span<const std::int32_t>> run();
 

@@ -27,6 +27,7 @@ constexpr FieldInfo kFields[] = {
 #define TENON_STEP_FIELD(name, element, extent) \
   {StepField::name, dtype_of<element>(), Extent::extent},
 #define TENON_DRAW_FIELD TENON_STEP_FIELD
+#define TENON_HOST_FIELD TENON_STEP_FIELD
 #include "tenon/layers/step_fields.def"
 };
 static_assert(kFields[0].field == StepField::token_ids);
@@ -89,6 +90,7 @@ StepArrays StepLayout::arrays(std::byte* base) const {
 #define TENON_STEP_FIELD(name, element, extent) \
   made.name = reinterpret_cast<element*>(base + offset(StepField::name));
 #define TENON_DRAW_FIELD TENON_STEP_FIELD
+#define TENON_HOST_FIELD TENON_STEP_FIELD
 #include "tenon/layers/step_fields.def"
   return made;
 }
@@ -182,7 +184,9 @@ void StepWriter::write_sequence(const BatchEntry& entry, int row, int first_toke
   const int length = entry.first + entry.count;
   arrays_.sequence_starts[row] = first_token;
   arrays_.sequence_lengths[row] = length;
-  arrays_.state_from[row] = arrays_.state_to[row] = sequence.lease.state_slot();
+  arrays_.state_from[row] = sequence.lease.state_from();
+  arrays_.state_to[row] = sequence.lease.state_slot();
+  arrays_.shared_blocks[row] = sequence.lease.num_shared();
   arrays_.fresh[row] = entry.first == 0 ? 1 : 0;
   arrays_.logit_rows[row] = first_token + entry.count - 1;
   std::int32_t* table = arrays_.block_table + std::ptrdiff_t{row} * layout_->max_blocks();
@@ -205,6 +209,7 @@ void StepWriter::pad(const StepShape& real, const StepShape& shape) {
   for (int row = real.sequences; row < shape.sequences; ++row) {
     arrays_.sequence_lengths[row] = 0;
     arrays_.state_from[row] = arrays_.state_to[row] = -1;
+    arrays_.shared_blocks[row] = 0;
     arrays_.fresh[row] = 1;
     std::fill_n(arrays_.block_table + std::ptrdiff_t{row} * layout_->max_blocks(),
                 layout_->max_blocks(), 0);
@@ -233,8 +238,9 @@ HeldCaches StepReader::caches(const StepLayout& layout, std::span<const std::byt
   const StepArrays arrays = layout.arrays(const_cast<std::byte*>(host.data()));
   const int tokens = arrays.sequence_lengths[row];
   const auto blocks = static_cast<std::size_t>((tokens + kBlockTokens - 1) / kBlockTokens);
-  return {{arrays.block_table + std::ptrdiff_t{row} * layout.max_blocks(), blocks},
-          arrays.state_to[row]};
+  const std::int32_t* table = arrays.block_table + std::ptrdiff_t{row} * layout.max_blocks();
+  const auto shared = static_cast<std::size_t>(arrays.shared_blocks[row]);
+  return {std::span(table, blocks).subspan(shared), arrays.state_to[row]};
 }
 
 StepView StepReader::step(const StepLayout& layout, const StepShape& shape, void* base,

@@ -20,6 +20,7 @@ namespace tenon {
 enum class StepField : std::uint8_t {
 #define TENON_STEP_FIELD(name, element, extent) name,
 #define TENON_DRAW_FIELD TENON_STEP_FIELD
+#define TENON_HOST_FIELD TENON_STEP_FIELD
 #include "tenon/layers/step_fields.def"
   kCount
 };
@@ -28,6 +29,7 @@ enum class StepField : std::uint8_t {
 struct StepArrays {
 #define TENON_STEP_FIELD(name, element, extent) element* name = nullptr;
 #define TENON_DRAW_FIELD TENON_STEP_FIELD
+#define TENON_HOST_FIELD TENON_STEP_FIELD
 #include "tenon/layers/step_fields.def"
 };
 
@@ -105,7 +107,7 @@ class StepWriter {
 // Reads the header on the host and makes views over the same bytes on `device` at `base`.
 struct StepReader {
   static StepHeader header(std::span<const std::byte> host);
-  // What a sequence of the step has written to so far.
+  // What a sequence of the step has alone and has written to so far.
   static HeldCaches caches(const StepLayout& layout, std::span<const std::byte> host, int row);
   static StepView step(const StepLayout& layout, const StepShape& shape, void* base, Device device);
   static DrawView draw(const StepLayout& layout, const StepShape& shape, void* base, Device device);

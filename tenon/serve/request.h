@@ -76,6 +76,7 @@ struct Outcome {
   Status why = Status::ok();  // of kFailed
   std::string stop = {};      // of kStopString: which one
   std::int64_t prompt_tokens = 0;
+  std::int64_t cached_tokens = 0;      // of the prompt, not computed: an earlier one began alike
   std::int64_t completion_tokens = 0;  // all that were drawn, with one that ended the answer
   TimeMarks times = {};
 };

@@ -89,6 +89,7 @@ class RequestQueue::Loop final : public Canceller,
   struct Running {
     Record record;
     TextStream text;
+    std::int64_t cached_tokens = 0;
   };
   using RunningMap = std::unordered_map<RequestId, Running>;
   struct StatsQuestion {
@@ -349,7 +350,7 @@ Status RequestQueue::Loop::begin_queued(bool& refused) {
     TextStream text(model_.text().tokenizer(), request.stops, request.skip_special);
     const auto id = engine_.submit(starting_->take_prompt(), request.sampling);
     if (id) {
-      running_.try_emplace(*id, Running{starting_, std::move(text)});
+      running_.try_emplace(*id, Running{starting_, std::move(text), 0});
     } else {
       refused = true;
       end(*starting_, Outcome{FinishReason::kFailed, id.status()});
@@ -376,7 +377,8 @@ void RequestQueue::Loop::take_event(const TokenEvent& event, Clock::time_point n
     finish(at, reason_of(event.finish), event.why);
     return;
   }
-  auto& [record, text] = at->second;
+  auto& [record, text, cached_tokens] = at->second;
+  cached_tokens = event.cached_tokens;
   const auto& stop_ids = record->request().stop_ids;
   const bool stops = event.finish == Finish::kStop ||
                      std::find(stop_ids.begin(), stop_ids.end(), event.token) != stop_ids.end();
@@ -402,10 +404,11 @@ void RequestQueue::Loop::take_event(const TokenEvent& event, Clock::time_point n
 RequestQueue::Loop::RunningMap::iterator RequestQueue::Loop::finish(RunningMap::iterator at,
                                                                     FinishReason reason,
                                                                     Status why) {
-  auto& [record, text] = at->second;
+  auto& [record, text, cached_tokens] = at->second;
   const std::string rest = text.finish();
   const bool whole = state_of(reason) == RequestState::kFinished;
   Outcome outcome{reason, std::move(why)};
+  outcome.cached_tokens = cached_tokens;
   if (whole && !text.stopped_by().empty()) {
     outcome.reason = FinishReason::kStopString;
     outcome.stop = text.stopped_by();

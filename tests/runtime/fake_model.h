@@ -96,12 +96,18 @@ class FakeModel final : public Model {
   Status run_sequence(const StepView& step, CacheViews caches, int row) {
     const auto* starts = step.sequence_starts.as<std::int32_t>();
     const int slot = step.state_to.as<std::int32_t>()[row];
-    TENON_TRY(demand(slot == step.state_from.as<std::int32_t>()[row], "the slot of the state"));
+    const int from = step.state_from.as<std::int32_t>()[row];
     if (starts[row + 1] == starts[row]) return check_empty(step, row);
     TENON_TRY(demand(slot >= 0 && slot < caches[2].shape[0], "the state slot"));
+    TENON_TRY(demand(from >= 0 && from < caches[2].shape[0], "the state slot to read"));
+    TENON_TRY(demand(nobody_else_writes(step, from, row), "a state that another writes"));
     auto* state = caches[2].as<State>() + slot;
     const bool fresh = step.fresh.as<std::int32_t>()[row] != 0;
     if (fresh) state->count = state->hash = 0;
+    if (!fresh && from != slot) {
+      *state = caches[2].as<State>()[from];
+      caches[3].as<std::uint32_t>()[slot * 3] = caches[3].as<std::uint32_t>()[from * 3];
+    }
     const int count = starts[row + 1] - starts[row];
     TENON_TRY(demand(count == 1 || (count > 1 && !step.shape.decode), "the count of tokens"));
     // A prompt may be cut only at whole chunks.
@@ -141,6 +147,12 @@ class FakeModel final : public Model {
          token < step.shape.tokens; ++token)
       TENON_TRY(demand(step.slot_mapping.as<std::int32_t>()[token] == -1, "the slot of padding"));
     return Status::ok();
+  }
+
+  static bool nobody_else_writes(const StepView& step, int slot, int row) {
+    for (int each = 0; each < step.shape.sequences; ++each)
+      if (each != row && step.state_to.as<std::int32_t>()[each] == slot) return false;
+    return true;
   }
 
   void poison(CacheViews caches, int slot, int place) {

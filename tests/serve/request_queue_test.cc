@@ -122,6 +122,16 @@ TEST(RequestQueue, TextsAreEncodedAndAnswered) {
   expect_told(reply.complete(), told_alone(model->text().tokenizer(), request, kMaxContext));
 }
 
+TEST(RequestQueue, SaysWhatAKeptPromptHad) {
+  auto model = must_open_speaking(engine_options(1));
+  auto queue = must_start(*model);
+  for (const std::int64_t cached : {0, 192}) {
+    const Completion made = must_submit(*queue, plain(Tokens(250, 1), 3)).complete();
+    EXPECT_EQ(made.outcome.prompt_tokens, 250);
+    EXPECT_EQ(made.outcome.cached_tokens, cached);
+  }
+}
+
 TEST(RequestQueue, CancelEndsWhatIsQueuedAtOnceAndWhatRunsBeforeTheNextStep) {
   auto model = must_open_speaking(engine_options(1));
   auto queue = by_hand(*model);

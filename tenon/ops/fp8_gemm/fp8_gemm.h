@@ -35,7 +35,7 @@ struct Args {
   // first, and activated = quantise(rne(silu(gate) · up)) with gate and up rounded to bf16: the
   // same bits as `out` in bf16 and after it fp8_quant with its prologue kSiluMul. `out` then gives
   // the shape of the product, bf16 [rows, n], and is not written.
-  std::optional<QuantView> activated;  // e4m3 [rows, width], group 128, layout row; 128 | width
+  std::optional<QuantView> activated = {};  // e4m3 [rows, width], group 128, layout row; 128 | width
 };
 
 Status check(const Args& args);
