@@ -305,9 +305,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
     HttpHead head{status, "application/json", {}};
     if (status == 503) head.fields.emplace_back("retry-after", "1");
     HttpRecord record{peer_, "-", "-", "-", {}, status};
-    if (const Status sent = co_await send({std::move(head), std::move(body), true}, record.id);
-        sent)
-      co_await linger();
+    HttpPiece piece{std::move(head), std::move(body), true};
+    const Status sent = co_await send(std::move(piece), record.id);
+    if (sent) co_await linger();
     shared_.callbacks.done(record);
     co_return false;
   }

@@ -1,6 +1,6 @@
 // An HTTP/1.1 server over TCP: connections, limits and deadlines. What a request means is said by a
 // handler, which gives back an exchange; its pieces are read when the client can take them. Not
-// here: JSON, routes (routes.h), TLS and HTTP/2, which a proxy in front may add.
+// here: JSON, routes (service.h), TLS and HTTP/2, which a proxy in front may add.
 #pragma once
 
 #include <chrono>
