@@ -238,7 +238,9 @@ void read_named_tools(const Fields& fields, ApiRequest& request, serve::ChatProm
         return fields.fail("tools",
                            "holds something else; accepted are {\"name\", \"description\", "
                            "\"input_schema\"}: there are no tools of the server's own");
-      Value::Pairs function{{"name", name}};
+      Value::Pairs function;
+      function.reserve(3);
+      function.emplace_back("name", name);
       if (const Value* about = member(each, "description"))
         function.emplace_back("description", *about);
       function.emplace_back("parameters", *schema);

@@ -63,7 +63,8 @@ class MessagesFormat final : public Format {
   }
 
   std::string end(const Usage& usage) override {
-    std::string out = begin(usage) + close();
+    std::string out = begin(usage);
+    out += close();
     out += named_event("message_delta", {{"type", "message_delta"},
                                          {"delta", stop_fields(end_.value_or(Ending{}))},
                                          {"usage", usage_json(usage)}});

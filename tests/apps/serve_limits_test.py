@@ -33,7 +33,7 @@ class Wire(Served):
         self.start("--max-body-mb", "1", "--request-seconds", "1", "--quiet")
         self.addCleanup(self.server.stop)
         self.client = self.server.client()
-        self.addCleanup(self.client.close)
+        self.addCleanup(lambda: self.client.close())
 
     def fresh(self):
         self.client.close()
@@ -45,7 +45,7 @@ class Wire(Served):
             self.client.ask("POST", CHAT, chat(max_tokens=2))
             self.assertEqual(self.client.read().status, 200)
             self.client.ask("POST", CHAT, chat(max_tokens=2, stream=True))
-            self.assertTrue(self.client.read().chunked)
+            self.assertTrue(self.client.read().events())
         self.client.ask("GET", "/nowhere")  # a refusal keeps it too
         self.assertEqual(self.client.read().status, 404)
         self.client.ask("GET", "/health", fields=[("connection", "close")])

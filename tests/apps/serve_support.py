@@ -114,6 +114,7 @@ class Server:
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
         if not wait_until(lambda: self.port or self.process.poll() is not None) or not self.port:
+            self.reader.join(1)
             raise AssertionError("".join(self.log))
 
     def read(self):

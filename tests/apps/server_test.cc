@@ -175,7 +175,8 @@ TEST(ServerFormat, ChatCallsStreamed) {
     } else {
       for (const AnswerPiece& each : call_pieces()) text += format->part(part({each}));
     }
-    text += format->part(part({}, Ending{Ending::Reason::kCalls, {}})) + format->end({});
+    text += format->part(part({}, Ending{Ending::Reason::kCalls, {}}));
+    text += format->end({});
     std::string content, thoughts, last;
     std::vector<Json> calls;
     for (const Json& event : events_of(text)) {
@@ -218,7 +219,8 @@ TEST(ServerFormat, MessagesCalls) {
   auto format = make_format(Dialect::kMessages, head());
   std::string text;
   for (const AnswerPiece& each : call_pieces()) text += format->part(part({each}));
-  text += format->part(part({}, Ending{Ending::Reason::kCalls, {}})) + format->end({10, 5, 2});
+  text += format->part(part({}, Ending{Ending::Reason::kCalls, {}}));
+  text += format->end({10, 5, 2});
   std::string kinds, arguments;
   int open = -1, blocks = 0;
   for (const Json& event : events_of(text)) {
@@ -237,7 +239,9 @@ TEST(ServerFormat, MessagesCalls) {
       EXPECT_EQ(event["index"], open);
       open = -1;
     }
-    if (type == "message_delta") EXPECT_EQ(event["delta"]["stop_reason"], "tool_use");
+    if (type == "message_delta") {
+      EXPECT_EQ(event["delta"]["stop_reason"], "tool_use");
+    }
   }
   EXPECT_EQ(open, -1);
   EXPECT_EQ(kinds, "thinking text tool_use tool_use ");
