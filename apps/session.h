@@ -71,6 +71,7 @@ class Session {
   ~Session();
 
   serve::RequestQueue& queue() { return *queue_; }
+  const serve::LanguageModel& model() const { return *model_; }
   double load_seconds() const { return load_seconds_; }  // of open(), model and team
   // False where the model has no tokenizer: prompts and answers are ids then.
   bool reads_text() const { return model_->text().reads_text(); }
