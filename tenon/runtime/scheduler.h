@@ -56,6 +56,7 @@ struct Sequence {
   std::vector<std::int32_t> tokens;  // prompt, then what was drawn
   int prompt_tokens = 0;
   int computed = 0;
+  int made = 0;  // of the prompt, over caches that were made, not computed; nothing of it is kept
   SamplingParams sampling;
   int max_tokens = 0;  // sampling.max_tokens, or fewer where the context ends first
   CacheLease lease;
