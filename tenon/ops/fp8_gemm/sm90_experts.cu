@@ -114,7 +114,8 @@ TENON_DEVICE void fill_ring(const ExpertsCall& call, const Tile& tile, const Rin
     const int row = 4 * i + lane / 8;
     token[i] = scattered && row < tile.num_rows ? gemm.row_map[tile.first_row + row] : 0;
   }
-  const std::uint64_t often = policy_evict_last();
+  // A part of the weight is read by neighbours at about the same time, then never again; x stays.
+  const std::uint64_t once = policy_evict_first(), often = policy_evict_last();
   const int weight_row = tile.expert * gemm.n + tile.first_column;
   RingPlace place;
   TENON_NO_UNROLL
@@ -124,7 +125,7 @@ TENON_DEVICE void fill_ring(const ExpertsCall& call, const Tile& tile, const Rin
     if (lane == 0) {
       barrier_arrive_expect(full, scattered ? kWeightBytes : kStageBytes);
       copy_tile(ring.weight(place.stage), &call.weight, block * kProductBlock, weight_row, full,
-                often);
+                once);
       if (!scattered)
         copy_tile(ring.x(place.stage), &call.x, block * kProductBlock, tile.first_row, full, often);
     }

@@ -33,6 +33,9 @@ Status check_layout(std::string_view what, const TensorView& tensor, const Tenso
 Status check_table(std::string_view what, const TensorView& tensor, const TensorView& out) {
   if (!tensor.contiguous())
     return invalid(std::string(what) + " is " + describe(tensor) + " but must be contiguous");
+  if (reinterpret_cast<std::uintptr_t>(tensor.data) % 16 != 0)
+    return invalid(std::string(what) + " is " + describe(tensor) +
+                   " but must begin at a multiple of 16 bytes");
   return check_layout(what, tensor, out, 4);
 }
 
@@ -104,9 +107,9 @@ Status check_all(const Args& args) {
   for (const auto& [what, table] : {std::pair{"weights", &args.weights},
                                     {"slot", &args.slot},
                                     {"offsets", &args.offsets},
-                                    {"token_of", &args.token_of},
-                                    {"shared_gate", &args.shared_gate}})
+                                    {"token_of", &args.token_of}})
     TENON_TRY(check_table(what, *table, out));
+  TENON_TRY(check_layout("shared_gate", args.shared_gate, out, 4));
   TENON_TRY(check_layout("activation", args.activation, out, 16));
   return check_layout("out", out, out, 16);
 }

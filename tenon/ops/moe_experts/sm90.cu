@@ -30,9 +30,11 @@ struct UpCall {
   bf16* activation;
   std::int64_t activation_stride;
   std::int32_t width, stages;
-  // What the next kernel reads first, for the L2 cache.
-  const std::byte *next_routed, *next_shared;
-  std::int64_t next_bytes;  // of an expert; 0: it would not stay there
+  // For the L2 cache. Numbers of bytes are 0 where they would not stay there.
+  const std::byte* own_shared;  // this kernel's weight of the shared expert
+  std::int64_t own_bytes;
+  const std::byte *next_routed, *next_shared;  // of the next kernel, of an expert
+  std::int64_t next_bytes;
 };
 
 // Up to four neighbouring units of one entry.
@@ -40,15 +42,35 @@ struct UpTile {
   int expert, first, rows, unit, units;
 };
 
-// The block's tiles in order. Where there are many, a block's part begins with a whole tile.
+// All units of all experts lie in a row; where the part of a block begins. Parts cost the same: a
+// unit costs kUnitCost and one for each of its rows, which the H100 showed. Where there are many
+// units, parts begin with a whole tile.
+constexpr int kUnitCost = 40;
+TENON_DEVICE int part_begin(const Entries& entries, int of_entry, int part) {
+  const auto cost_before = [&](int entry) {
+    return of_entry * (kUnitCost * entry + entries.first[entry]);
+  };
+  if (part == grid_blocks()) return entries.count * of_entry;
+  const int total = cost_before(entries.count);
+  const auto at = static_cast<int>(std::int64_t{total} * part / grid_blocks());
+  int entry = 0, end = entries.count;  // the last entry that does not begin behind `at`
+  while (end - entry > 1) {
+    const int middle = (entry + end) / 2;
+    (cost_before(middle) <= at ? entry : end) = middle;
+  }
+  const int rows = entries.first[entry + 1] - entries.first[entry];
+  int unit = (at - cost_before(entry)) / (kUnitCost + rows);
+  if (entries.count * of_entry >= 4 * kUnits * grid_blocks()) unit -= unit % kUnits;
+  return entry * of_entry + unit;
+}
+
+// The block's tiles in order.
 template <class Step>
 TENON_DEVICE void for_up_tiles(const UpCall& call, const Entries& entries, Step step) {
-  const int of_entry = call.width / 8, all = entries.count * of_entry;
-  const int grain = all >= 4 * kUnits * grid_blocks() ? kUnits : 1;
-  const int parts = all / grain;
-  const int end = parts * (block_id() + 1) / grid_blocks() * grain;
+  const int of_entry = call.width / 8;
+  const int end = part_begin(entries, of_entry, block_id() + 1);
   TENON_NO_UNROLL
-  for (int at = parts * block_id() / grid_blocks() * grain; at < end;) {
+  for (int at = part_begin(entries, of_entry, block_id()); at < end;) {
     const int entry = at / of_entry, unit = at % of_entry, left = end - at;
     int units = of_entry - unit < kUnits ? of_entry - unit : kUnits;
     if (left < units) units = left;
@@ -59,7 +81,8 @@ TENON_DEVICE void for_up_tiles(const UpCall& call, const Entries& entries, Step 
 }
 
 template <int kCap>
-TENON_DEVICE void feed_x(const UpCall& call, const Entries& entries, const Ring<kCap>& ring) {
+TENON_DEVICE void feed_x(const UpCall& call, const Entries& entries, const Ring<kCap>& ring,
+                         const int* token_of) {
   const int feeder = thread_id() / kWave - kWeightWave - 1, lane = thread_id() % kWave;
   const int of_lane = lane / 8 % kChunk, chunk = lane % 8;  // of a row
   static_assert(kWave == 8 * kChunk * 2);
@@ -72,7 +95,7 @@ TENON_DEVICE void feed_x(const UpCall& call, const Entries& entries, const Ring<
       const int row = lane + i * kWave;
       token[i] = row >= tile.rows                ? 0
                  : tile.expert == kSharedExpert ? row
-                                                : call.routing.token_of[tile.first + row];
+                                                : token_of[tile.first + row];
     }
     for_chunks(call.weight.cut, [&](int block, int now) {
       if (number++ % kFeeders == feeder) {
@@ -108,20 +131,17 @@ TENON_DEVICE void feed_x(const UpCall& call, const Entries& entries, const Ring<
   wait_for_copies();
 }
 
-// A part of the next kernel's weights for each lane of each block.
-TENON_DEVICE void prefetch_next(const UpCall& call, const Entries& entries) {
-  if (call.next_bytes == 0) return;
+// Every lane of every block asks for a part of `bytes`, which are the matrices of `count` experts
+// one after another, where matrix(i) lies.
+template <class MatrixAt>
+TENON_DEVICE void prefetch_matrices(int count, std::int64_t bytes, MatrixAt matrix) {
   constexpr std::int64_t kPiece = 8192;
-  const auto pieces = static_cast<int>((call.next_bytes + kPiece - 1) / kPiece);
-  const int workers = grid_blocks() * kWave;
-  for (int i = block_id() + grid_blocks() * (thread_id() % kWave); i < entries.count * pieces;
-       i += workers) {
-    const int expert = entries.expert[i / pieces];
-    const std::int64_t at = i % pieces * kPiece, left = call.next_bytes - at;
-    const std::byte* const from = expert == kSharedExpert
-                                      ? call.next_shared
-                                      : call.next_routed + expert * call.next_bytes;
-    prefetch_bytes(from + at, static_cast<std::uint32_t>(left < kPiece ? left : kPiece));
+  const auto pieces = static_cast<int>((bytes + kPiece - 1) / kPiece);
+  for (int i = block_id() + grid_blocks() * (thread_id() % kWave); i < count * pieces;
+       i += grid_blocks() * kWave) {
+    const std::int64_t at = i % pieces * kPiece, left = bytes - at;
+    prefetch_bytes(matrix(i / pieces) + at,
+                   static_cast<std::uint32_t>(left < kPiece ? left : kPiece));
   }
 }
 
@@ -159,15 +179,23 @@ TENON_KERNEL_RESIDENT(kThreads, kCap <= 8 ? 2 : 1)
 up_kernel(TENON_ARGS(UpCall) call) {
   TENON_SHARED_TILES(shared);
   const Ring ring = Ring<kCap>::at(shared, call.stages);
+  const Routing& routing = call.routing;
+  const int wave = thread_id() / kWave, pairs = routing.tokens * routing.top_k;
+  std::byte* const lists = ring.end();
+  int* const token_of = reinterpret_cast<int*>(lists + entries_bytes(routing.experts));
   if (thread_id() == 0) start_ring(ring, call.weight, kWave);
+  if (wave == kWeightWave && routing.has_shared)
+    prefetch_matrices(1, call.own_bytes, [&](int) { return call.own_shared; });
   sync_wave();
-  sync_block();
   wait_for_previous();
   if (thread_id() == 0) let_next_start();
-  const Entries entries = list_entries(call.routing, ring.end());
-  const int wave = thread_id() / kWave;
+  copy_table(lists, routing.offsets, routing.experts + 1);
+  copy_table(token_of, routing.token_of, pairs);
+  wait_for_copies();
+  sync_block();
+  const Entries entries = list_entries(routing, lists);
   if (wave > kWeightWave) {
-    feed_x(call, entries, ring);
+    feed_x(call, entries, ring, token_of);
   } else if (wave < kWeightWave) {
     make_activation(call, entries, ring);
   } else {
@@ -176,7 +204,11 @@ up_kernel(TENON_ARGS(UpCall) call) {
       bring_weight(ring, place, call.weight, tile.units, tile.expert,
                    8 * (tile.unit + thread_id() % kWave));
     });
-    prefetch_next(call, entries);
+    prefetch_matrices(entries.count, call.next_bytes, [&](int entry) {
+      const int expert = entries.expert[entry];
+      return expert == kSharedExpert ? call.next_shared
+                                     : call.next_routed + expert * call.next_bytes;
+    });
   }
 }
 
@@ -274,15 +306,17 @@ struct Kept {
   std::int32_t* slots;
 };
 TENON_HD constexpr int kept_bytes(int tokens, int top_k) {
-  return tokens * (top_k + 1) * kUnitRows * 2 + tokens * (2 * top_k + 1) * 4;
+  return tokens * (top_k + 1) * kUnitRows * 2 + 2 * table_bytes(tokens * top_k) +
+         table_bytes(tokens);
 }
 TENON_DEVICE Kept kept_at(const Routing& routing, std::byte* memory) {
   const int tokens = routing.tokens, pairs = tokens * routing.top_k;
   Kept kept;
   kept.results = reinterpret_cast<bf16*>(memory);
-  kept.weights = reinterpret_cast<float*>(kept.results + (pairs + tokens) * kUnitRows);
-  kept.slots = reinterpret_cast<std::int32_t*>(kept.weights + pairs);
-  kept.gates = reinterpret_cast<float*>(kept.slots + pairs);
+  std::byte* const tables = memory + (pairs + tokens) * kUnitRows * 2;
+  kept.weights = reinterpret_cast<float*>(tables);
+  kept.slots = reinterpret_cast<std::int32_t*>(tables + table_bytes(pairs));
+  kept.gates = reinterpret_cast<float*>(tables + 2 * table_bytes(pairs));
   return kept;
 }
 
@@ -344,36 +378,41 @@ TENON_KERNEL_RESIDENT(kThreads, kCap <= 32 ? 2 : 1)
 down_kernel(TENON_ARGS(DownCall) call) {
   TENON_SHARED_TILES(shared);
   const Ring ring = Ring<kCap>::at(shared, call.stages);
-  const Kept kept = kept_at(call.routing, ring.end());
   const Routing& routing = call.routing;
-  if (thread_id() == 0) start_ring(ring, call.weight, 1);
-  sync_wave();
-  sync_block();
-  wait_for_previous();
-  if (thread_id() == 0) let_next_start();
-  for (int i = thread_id(); i < routing.tokens * routing.top_k; i += kThreads) {
-    kept.weights[i] = routing.weights[i];
-    kept.slots[i] = routing.slot[i];
-  }
-  for (int i = thread_id(); i < routing.tokens; i += kThreads)
-    kept.gates[i] = call.shared_gate[i * call.gate_stride];
-  const Entries entries = list_entries(
-      routing, ring.end() + kept_bytes(routing.tokens, routing.top_k));
+  const int pairs = routing.tokens * routing.top_k;
   const int wave = thread_id() / kWave, lane = thread_id() % kWave;
-  if (wave > kWeightWave) {
-    feed_activation(call, entries, ring);
-  } else if (wave == kWeightWave) {
+  const Kept kept = kept_at(routing, ring.end());
+  std::byte* const lists = ring.end() + kept_bytes(routing.tokens, routing.top_k);
+  // Before it waits: the routing was there when up_kernel let this kernel start, for it does so
+  // behind its own wait. So the stream of weights does not stop between the two.
+  copy_table(lists, routing.offsets, routing.experts + 1);
+  copy_table(kept.weights, routing.weights, pairs);
+  copy_table(kept.slots, routing.slot, pairs);
+  if (thread_id() == 0) start_ring(ring, call.weight, 1);
+  wait_for_copies();
+  sync_block();
+  const Entries entries = list_entries(routing, lists);
+  if (wave == kWeightWave) {
     RingPlace place;
     for_down_tiles<kCap>(entries, [&](const DownTile& tile) {
       const int entry = tile.entry + (lane < tile.units ? lane : 0);
       bring_weight(ring, place, call.weight, tile.units, entries.expert[entry],
                    block_id() * kUnitRows);
     });
-  } else {
-    make_results(call, entries, ring, kept.results);
-    sync_first_threads<kConsumers>();
-    combine(call, entries, kept);
+    wait_for_previous();
+    return;
   }
+  wait_for_previous();
+  if (thread_id() == 0) let_next_start();
+  if (wave > kWeightWave) {
+    feed_activation(call, entries, ring);
+    return;
+  }
+  for (int i = thread_id(); i < routing.tokens; i += kConsumers)
+    kept.gates[i] = call.shared_gate[i * call.gate_stride];
+  make_results(call, entries, ring, kept.results);
+  sync_first_threads<kConsumers>();
+  combine(call, entries, kept);
 }
 
 // --- plan -------------------------------------------------------------------------------------
@@ -424,12 +463,14 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   TENON_TRY(check_stacked("gate_up", args.routed.gate_up));
   TENON_TRY(check_stacked("down", args.routed.down));
   const auto most = static_cast<int>(where.properties.max_shared_bytes);
-  const auto list = entries_bytes(static_cast<int>(experts));
+  const int pairs = static_cast<int>(tokens * top_k);
+  const int list = entries_bytes(static_cast<int>(experts));
+  // Half of a multiprocessor, so that the next kernel's blocks are there before these end; all of
+  // it where registers leave room for one block only.
   const auto add = [&](const char* kernel, const char* setting, std::int64_t blocks, int cap,
                        int besides) {
-    const int room = blocks <= where.properties.num_units ? most : (most + 1024) / 2 - 1024;
-    int stages = stages_for(cap, room - besides);
-    if (stages < 4) stages = stages_for(cap, most - besides);
+    const int room = cap <= 32 ? (most + 1024) / 2 - 1024 : most;
+    const int stages = stages_for(cap, room - besides);
     LaunchShape shape;
     shape.blocks = static_cast<int>(blocks);
     shape.threads = kThreads;
@@ -439,7 +480,8 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
     recipe->set(setting, stages);
     return stages >= 2;
   };
-  const bool up = add("up_kernel", "up stages", where.properties.num_units, up_cap(tokens), list);
+  const bool up = add("up_kernel", "up stages", where.properties.num_units, up_cap(tokens),
+                      list + table_bytes(pairs));
   const bool down =
       add("down_kernel", "down stages", hidden / kUnitRows, down_cap(tokens),
           list + kept_bytes(static_cast<int>(tokens), static_cast<int>(top_k)));
@@ -516,6 +558,9 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   up.next_shared = args.shared ? args.shared->down.as<const std::byte>() : nullptr;
   const bool whole = down.contiguous() && (!args.shared || args.shared->down.contiguous());
   const std::int64_t of_expert = down.shape[1] * width;
+  const bool own_whole = args.shared && args.shared->gate_up.contiguous();
+  up.own_shared = own_whole ? args.shared->gate_up.as<const std::byte>() : nullptr;
+  up.own_bytes = own_whole ? 2 * width * down.shape[1] : 0;
   up.next_bytes = whole && (tokens * top_k + 1) * of_expert <= kPrefetchLimit ? of_expert : 0;
 
   DownCall call;

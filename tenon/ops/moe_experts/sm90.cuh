@@ -50,6 +50,17 @@ struct Routing {
   bool has_shared;
 };
 
+// A table of four-byte words into shared memory, by all threads of the block, past the L1 cache.
+// Both sides are multiples of 16 bytes; it is there after wait_for_copies() and sync_block().
+TENON_HD constexpr int table_bytes(int words) { return (words * 4 + 15) / 16 * 16; }
+TENON_DEVICE void copy_table(void* to, const void* from, int words) {
+  for (int at = thread_id() * 16; at < words * 4; at += kThreads * 16) {
+    const int left = words * 4 - at;
+    copy16_later(static_cast<std::byte*>(to) + at, static_cast<const std::byte*>(from) + at,
+                 left < 16 ? left : 16);
+  }
+}
+
 // The experts that have rows, in order, the shared one last; entry i has the pairs
 // [first[i], first[i + 1]). The pairs of the shared expert, one a token, follow the others.
 inline constexpr int kSharedExpert = -1;
@@ -57,50 +68,45 @@ struct Entries {
   int count;
   const int *expert, *first;
 };
-TENON_HD constexpr int entries_bytes(int experts) { return (2 * (experts + 2) + kWave) * 4; }
+// Its memory: the offsets, a word for every 32 experts, the two lists.
+TENON_HD constexpr int entries_bytes(int experts) {
+  return table_bytes(experts + 1) + table_bytes(kWave) + table_bytes(2 * (experts + 2));
+}
 
-// All threads of the block.
+// All threads of the block. The table of offsets is at the beginning of `memory`.
 TENON_DEVICE Entries list_entries(const Routing& routing, std::byte* memory) {
   const int experts = routing.experts, slices = (experts + kWave - 1) / kWave;
-  auto* const found = reinterpret_cast<std::uint32_t*>(memory);  // by slice of 32 experts
+  const int* const offsets = reinterpret_cast<const int*>(memory);
+  auto* const found = reinterpret_cast<std::uint32_t*>(memory + table_bytes(experts + 1));
   int* const expert = reinterpret_cast<int*>(found + kWave);
   int* const first = expert + experts + 2;
   const int lane = thread_id() % kWave, wave = thread_id() / kWave;
-  constexpr int kWaves = kThreads / kWave, kMostSlices = (kMostExperts / kWave + kWaves - 1) / kWaves;
-  int begin[kMostSlices];
-  std::uint32_t has_rows[kMostSlices];
-  TENON_UNROLL
-  for (int i = 0; i < kMostSlices; ++i) {
-    const int e = (wave + i * kWaves) * kWave + lane;
-    begin[i] = routing.offsets[e < experts ? e : experts];
-    has_rows[i] = ballot(e < experts && routing.offsets[e < experts ? e + 1 : experts] > begin[i]);
+  constexpr int kWaves = kThreads / kWave;
+  for (int slice = wave; slice < slices; slice += kWaves) {
+    const int e = slice * kWave + lane;
+    const std::uint32_t have = ballot(e < experts && offsets[e < experts ? e + 1 : e] > offsets[e]);
+    if (lane == 0) found[slice] = have;
   }
-  const int num_pairs = routing.offsets[experts];
-  TENON_UNROLL
-  for (int i = 0; i < kMostSlices; ++i)
-    if (lane == 0 && wave + i * kWaves < slices) found[wave + i * kWaves] = has_rows[i];
   sync_block();
   const int of_slice = lane < slices ? count_ones(found[lane]) : 0;
   const int before = sum_before(of_slice), total = sum_lanes(of_slice);
-  TENON_UNROLL
-  for (int i = 0; i < kMostSlices; ++i) {
-    const int slice = wave + i * kWaves;
-    const int base = shuffle_from(before, slice % kWave);
-    if (slice >= slices || (has_rows[i] >> lane & 1u) == 0) continue;
-    const int at = base + count_ones(has_rows[i] & ((1u << lane) - 1u));
+  for (int slice = wave; slice < slices; slice += kWaves) {
+    const int base = shuffle_from(before, slice);
+    const std::uint32_t have = found[slice];
+    if ((have >> lane & 1u) == 0) continue;
+    const int at = base + count_ones(have & ((1u << lane) - 1u));
     expert[at] = slice * kWave + lane;
-    first[at] = begin[i];
+    first[at] = offsets[slice * kWave + lane];
   }
   if (thread_id() == 0) {
-    first[total] = num_pairs;
+    first[total] = offsets[experts];
     expert[total] = kSharedExpert;
-    first[total + 1] = num_pairs + routing.tokens;
+    first[total + 1] = offsets[experts] + routing.tokens;
   }
   sync_block();
   return {total + (routing.has_shared ? 1 : 0), expert, first};
 }
 
-// Of a tile: its units belong to entries, warp w's to `entry[w]`; `rows` pairs from `first` on.
 template <int kCap>
 struct Ring {
   static constexpr int kXBytes = kChunk * kCap * kProductBlock;

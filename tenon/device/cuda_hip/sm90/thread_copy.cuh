@@ -14,6 +14,13 @@ TENON_DEVICE void copy16_later(void* shared, const void* global) {
                : "r"(shared_address(shared)), "l"(__cvta_generic_to_global(global))
                : "memory");
 }
+// The first `bytes` of 16, which are at least 1, and zeros behind them.
+TENON_DEVICE void copy16_later(void* shared, const void* global, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :
+               : "r"(shared_address(shared)), "l"(__cvta_generic_to_global(global)), "r"(bytes)
+               : "memory");
+}
 TENON_DEVICE void copy4_later(void* shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;"
                :
