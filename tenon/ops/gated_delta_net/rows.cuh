@@ -113,35 +113,6 @@ TENON_DEVICE void convolve(const bf16* __restrict__ oldest, const bf16* __restri
     out[c] = convolve_channel(weight + 4 * c, oldest[c], older[c], old[c], now[c]);
 }
 
-// One block per token and run of kChannels channels.
-TENON_KERNEL_MAX(kDim) conv_kernel(TENON_ARGS(KernelArgs) args) {
-  TENON_SHARED(bf16, zeros, kChannels);
-  wait_for_previous();
-  let_next_start();
-  const int runs = (args.conv_dim + kChannels - 1) / kChannels;
-  const int token = block_id() / runs;
-  const int first = block_id() % runs * kChannels;
-  const int n = args.conv_dim - first < kChannels ? args.conv_dim - first : kChannels;
-  const int index = sequence_of(args, token);
-  if (index < 0) return;
-  const Sequence sequence = sequence_at(args, index);
-  if (decodes_apart(args, sequence)) return;
-
-  const bf16* inputs[kHistory + 1];  // by lag
-  bool missing = false;
-  for (int lag = 0; lag <= kHistory; ++lag) {
-    const bf16* row = input_row(args, sequence, token - sequence.begin - lag);
-    inputs[lag] = row == nullptr ? zeros : row + first;
-    missing = missing || row == nullptr;
-  }
-  if (missing) {  // the whole block agrees: it is one token
-    for (int c = thread_id(); c < n; c += block_threads()) zeros[c] = bf16{0};
-    sync_block();
-  }
-  convolve(inputs[3], inputs[2], inputs[1], inputs[0], args.conv_weight + std::int64_t{first} * 4,
-           n, u_of(args, token) + first);
-}
-
 // beta = sigmoid(b) and decay = exp(g), g = −exp(a_log) · softplus(a + dt_bias), of one v head.
 struct Gates {
   float beta, log_decay;

@@ -81,6 +81,9 @@ TENON_DEVICE void split_values(const ValueTiles& values, ValueParts& to) {
     to[step] = split_a(values[2 * step], values[2 * step + 1]);
 }
 
+// An instruction waits for the one before that adds to the same tile, so all that a loop does to
+// its tiles it does to eight of them, or as many as there are, one after the other.
+
 // Sᵀ·Kᵀ and Sᵀ·Qᵀ.
 TENON_DEVICE void read_state(const StateShared& chunk, const StateTiles& s, ValueTiles& of_k,
                              ValueTiles& of_q) {
@@ -88,33 +91,51 @@ TENON_DEVICE void read_state(const StateShared& chunk, const StateTiles& s, Valu
   for (int step = 0; step < kDim / 16; ++step) {
     const SplitA a = split_a(s[2 * step], s[2 * step + 1]);
     TENON_UNROLL
-    for (int pair = 0; pair < kTile / 16; ++pair) {
-      std::uint32_t k[4], q[4];
-      load_two_b(chunk.k + 16 * pair * kKeyStride + 16 * step, kKeyStride, k);
-      load_two_b(chunk.q + 16 * pair * kKeyStride + 16 * step, kKeyStride, q);
+    for (int two = 0; two < kTile / 16; two += 2) {  // pairs of tiles
+      std::uint32_t k[2][4], q[2][4];
       TENON_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        add_split_product(of_k[2 * pair + i], a, k[2 * i], k[2 * i + 1]);
-        add_split_product(of_q[2 * pair + i], a, q[2 * i], q[2 * i + 1]);
+      for (int pair = 0; pair < 2; ++pair) {
+        const int at = 16 * (two + pair) * kKeyStride + 16 * step;
+        load_two_b(chunk.k + at, kKeyStride, k[pair]);
+        load_two_b(chunk.q + at, kKeyStride, q[pair]);
+      }
+      TENON_UNROLL
+      for (int part = 0; part < 2; ++part) {
+        TENON_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const int half = 2 * (i % 2);
+          add_product(of_k[2 * two + i], part == 0 ? a.high : a.low, k[i / 2][half],
+                      k[i / 2][half + 1]);
+          add_product(of_q[2 * two + i], part == 0 ? a.high : a.low, q[i / 2][half],
+                      q[i / 2][half + 1]);
+        }
       }
     }
   }
 }
 
-// to += values · Mᵀ for a lower triangular M in two parts.
+// to += values · Mᵀ for a lower triangular M in two parts; what both low parts would add is left
+// out.
 TENON_DEVICE void add_triangular(const ValueParts& values, const bf16* high, const bf16* low,
                                  ValueTiles& to) {
+  constexpr int kPairs = kTile / 16;
   TENON_UNROLL
-  for (int pair = 0; pair < kTile / 16; ++pair) {
+  for (int step = 0; step < kPairs; ++step) {
+    std::uint32_t m[2][kPairs][4];
     TENON_UNROLL
-    for (int step = 0; step <= pair; ++step) {
-      std::uint32_t h[4], l[4];
-      load_two_b(high + 16 * pair * kSquareStride + 16 * step, kSquareStride, h);
-      load_two_b(low + 16 * pair * kSquareStride + 16 * step, kSquareStride, l);
+    for (int pair = step; pair < kPairs; ++pair) {
+      const int at = 16 * pair * kSquareStride + 16 * step;
+      load_two_b(high + at, kSquareStride, m[0][pair]);
+      load_two_b(low + at, kSquareStride, m[1][pair]);
+    }
+    TENON_UNROLL
+    for (int part = 0; part < 3; ++part) {
       TENON_UNROLL
-      for (int i = 0; i < 2; ++i)
-        add_split_product(to[2 * pair + i], values[step], h[2 * i], h[2 * i + 1], l[2 * i],
-                          l[2 * i + 1]);
+      for (int tile = 2 * step; tile < 2 * kPairs; ++tile) {
+        const std::uint32_t(&b)[4] = m[part == 1 ? 1 : 0][tile / 2];
+        add_product(to[tile], part == 2 ? values[step].low : values[step].high, b[2 * (tile % 2)],
+                    b[2 * (tile % 2) + 1]);
+      }
     }
   }
 }
@@ -124,12 +145,19 @@ TENON_DEVICE void add_to_state(const StateShared& chunk, const ValueParts& value
   TENON_UNROLL
   for (int step = 0; step < kTile / 16; ++step) {
     TENON_UNROLL
-    for (int pair = 0; pair < kDim / 16; ++pair) {
-      std::uint32_t k[4];
-      load_two_b_transposed(chunk.k + 16 * step * kKeyStride + 16 * pair, kKeyStride, k);
+    for (int four = 0; four < kDim / 16; four += 4) {  // pairs of tiles
+      std::uint32_t k[4][4];
       TENON_UNROLL
-      for (int i = 0; i < 2; ++i)
-        add_split_product(s[2 * pair + i], values[step], k[2 * i], k[2 * i + 1]);
+      for (int pair = 0; pair < 4; ++pair)
+        load_two_b_transposed(chunk.k + 16 * step * kKeyStride + 16 * (four + pair), kKeyStride,
+                              k[pair]);
+      TENON_UNROLL
+      for (int part = 0; part < 2; ++part) {
+        TENON_UNROLL
+        for (int i = 0; i < 8; ++i)
+          add_product(s[2 * four + i], part == 0 ? values[step].high : values[step].low,
+                      k[i / 2][2 * (i % 2)], k[i / 2][2 * (i % 2) + 1]);
+      }
     }
   }
 }
