@@ -96,7 +96,7 @@ struct StateColumn {
   const float* data;  // null: zeros
 };
 // Rows [row, row + kRows) of it.
-inline constexpr int kRows = 8;
+inline constexpr int kRows = 16;
 template <int kHeld>
 TENON_DEVICE void load_rows(const StateColumn& column, int row, float (&to)[kRows]) {
   static_assert(kHeld % kRows == 0);
@@ -110,7 +110,14 @@ TENON_DEVICE void load_rows(const StateColumn& column, int row, float (&to)[kRow
   }
 }
 TENON_DEVICE void load_keys(const float* of_rows, int row, float (&to)[kRows]) {
-  load8(of_rows + row, to);
+  TENON_UNROLL
+  for (int i = 0; i < kRows; i += 4) {
+    const Word4 four = load16(of_rows + row + i);
+    to[i] = bits_float(four.x);
+    to[i + 1] = bits_float(four.y);
+    to[i + 2] = bits_float(four.z);
+    to[i + 3] = bits_float(four.w);
+  }
 }
 
 // o of the thread's column, and S moves on, to the column `to`; null: nowhere.
@@ -150,7 +157,10 @@ TENON_DEVICE void decode_head(const KernelArgs& args, const Sequence& sequence, 
   const float* from = state_of(args, sequence.from, v_head);
   float* to = state_of(args, sequence.to, v_head);
 
+  const int token = sequence.begin;
   const Inputs inputs = load_inputs(args, sequence, channels);
+  const GateInputs gate_inputs = load_gates(args, token, v_head);
+  const bf16 z = args.z[token * args.z_stride + v_head * kDim + mine];
   StateColumn column{nullptr, from == nullptr ? nullptr : from + mine};
   if constexpr (kHeld > 0) {
     TENON_DYNAMIC_SHARED(float, tile);
@@ -163,13 +173,11 @@ TENON_DEVICE void decode_head(const KernelArgs& args, const Sequence& sequence, 
     }
     column.held = tile + mine;
   }
-  const Gates gates = gates_of(args, sequence.begin, v_head);
   bf16 u[3];
   TENON_UNROLL
   for (int c = 0; c < 3; ++c)
     u[c] = convolve_channel(weights.of[c], inputs.of[3][c], inputs.of[2][c], inputs.of[1][c],
                             inputs.of[0][c]);
-  keep_own_inputs(args, sequence, v_head, channels, inputs);
   q[mine] = to_float(u[0]);
   k[mine] = to_float(u[1]);
   sync_block();
@@ -178,13 +186,17 @@ TENON_DEVICE void decode_head(const KernelArgs& args, const Sequence& sequence, 
   sync_block();  // the readers are done
   q[mine] = q[mine] * of_q;
   k[mine] = k[mine] * of_k;
+  // S is still on its way.
+  keep_own_inputs(args, sequence, v_head, channels, inputs);
+  const Gates gates = gates_of(gate_inputs);
+  const DecodedToken now{q, k, gates.beta, exp_f(gates.log_decay), k_dot_q, to_float(u[2])};
+  const OutputGate gate{args.norm[mine], silu_f(to_float(z))};
   await_copies();
   sync_block();
 
-  const DecodedToken token{q, k, gates.beta, exp_f(gates.log_decay), k_dot_q, to_float(u[2])};
-  const float found = step_column<kHeld>(token, column, to == nullptr ? nullptr : to + mine);
+  const float found = step_column<kHeld>(now, column, to == nullptr ? nullptr : to + mine);
   o[mine] = to_float(to_bf16(found));
-  finish_head(args, sequence.begin, v_head, o);
+  finish_head(args, token, v_head, o, [&](int) { return gate; });
 }
 
 }  // namespace tenon::TENON_TARGET::gated_delta_net

@@ -39,18 +39,22 @@ TENON_KERNEL_RESIDENT(kTileThreads, 4) prepare_kernel(TENON_ARGS(KernelArgs) arg
 }
 
 // One block per (sequence, v head, kStateColumns columns).
-TENON_KERNEL_MAX(kTileThreads) state_kernel(TENON_ARGS(KernelArgs) args) {
+TENON_KERNEL_MAX(kStateThreads) state_kernel(TENON_ARGS(KernelArgs) args) {
   wait_for_previous();
   let_next_start();
   constexpr int kParts = kDim / kStateColumns;
-  const int part = block_id() % kParts;
-  const int v_head = block_id() / kParts % args.v_heads;
   const int index = block_id() / kParts / args.v_heads;
   if (index >= args.sequences) return;  // the plan was made for more
   const Sequence sequence = sequence_at(args, index);
   if (sequence.end - sequence.begin <= 1) return;
+  const Chain chain{sequence.begin, sequence.end, block_id() / kParts % args.v_heads,
+                    block_id() % kParts * kStateColumns};
   TENON_DYNAMIC_SHARED(std::byte, memory);
-  run_tiles(args, sequence, v_head, part * kStateColumns, memory);
+  if (thread_id() < kTileThreads) {
+    run_state(args, sequence, chain, memory);
+  } else {
+    run_outputs(args, chain, memory);
+  }
 }
 
 // Layouts with padding are left to the kernel of the other variants.
@@ -82,7 +86,7 @@ Status supports_tiles(const Args& args, const PlanContext& where, Recipe* recipe
   first.shared_bytes = kFirstShared;
   recipe->launch("prepare_kernel", first);
   LaunchShape second =
-      shape_of(where, sequences * args.v_heads * (kDim / kStateColumns), kTileThreads);
+      shape_of(where, sequences * args.v_heads * (kDim / kStateColumns), kStateThreads);
   second.shared_bytes = kStateShared;
   recipe->launch("state_kernel", second);
   if (writes_by_waves(args)) {

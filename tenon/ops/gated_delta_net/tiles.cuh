@@ -55,10 +55,13 @@ TENON_DEVICE TileChunk chunk_at(const KernelArgs& args, int number) {
   return {first, end - first < kTile ? end - first : kTile};
 }
 
-// kTile rows of `pieces` times 16 bytes into shared memory; rows behind `count` become zeros.
+// kTile rows of `pieces` times 16 bytes into shared memory by the first kTileThreads threads of the
+// block or by those behind them; rows behind `count` become zeros.
 TENON_DEVICE void copy_rows(const bf16* from, std::int64_t from_stride, int count, int pieces,
                             bf16* to, int to_stride) {
-  for (int at = thread_id(); at < kTile * pieces; at += kTileThreads) {
+  const int own = thread_id() % kTileThreads;
+  TENON_NO_UNROLL
+  for (int at = own; at < kTile * pieces; at += kTileThreads) {
     const int row = at / pieces, piece = at % pieces;
     bf16* const place = to + row * to_stride + piece * 8;
     if (row < count) {
