@@ -120,16 +120,4 @@ TENON_DEVICE SplitA split_a(const float (&left)[4], const float (&right)[4]) {
   }
   return a;
 }
-// D += A · B with B in one part, and in two: what both low parts would add is left out.
-TENON_DEVICE void add_split_product(float (&d)[4], const SplitA& a, std::uint32_t b0,
-                                    std::uint32_t b1) {
-  add_product(d, a.high, b0, b1);
-  add_product(d, a.low, b0, b1);
-}
-TENON_DEVICE void add_split_product(float (&d)[4], const SplitA& a, std::uint32_t b0,
-                                    std::uint32_t b1, std::uint32_t low0, std::uint32_t low1) {
-  add_split_product(d, a, b0, b1);
-  add_product(d, a.high, low0, low1);
-}
-
 }  // namespace tenon::TENON_TARGET

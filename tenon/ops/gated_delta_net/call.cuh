@@ -64,9 +64,6 @@ inline std::int64_t conv_runs(const Args& args) {
   return (args.qkv.shape[1] + kChannels - 1) / kChannels;
 }
 
-inline void add_conv(const Args& args, const PlanContext& where, Recipe* recipe) {
-  recipe->launch("conv_kernel", shape_of(where, args.qkv.shape[0] * conv_runs(args), kRowThreads));
-}
 inline void add_finish(const Args& args, const PlanContext& where, Recipe* recipe) {
   const std::int64_t blocks =
       args.qkv.shape[0] * args.v_heads + args.state_from.shape[0] * conv_runs(args);

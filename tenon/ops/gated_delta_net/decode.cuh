@@ -16,10 +16,10 @@
 namespace tenon::TENON_TARGET::gated_delta_net {
 
 inline constexpr int kDecodeThreads = kDim;
-// Rows of S in shared memory: all on CUDA, none where a block has 64 KiB of it, as on HIP; and half
-// of them on emu32, which has no more but shall meet both ways.
+// Rows of S that decode_kernel holds in shared memory: all on CUDA, none where a block has 64 KiB
+// of it, as on HIP; and half of them on emu32, which has no more but shall meet both ways.
 inline constexpr int kHeldRows = kWave != 32 ? 0 : kKernelsAreOrdered ? kDim : kDim / 2;
-inline constexpr std::size_t kDecodeShared = kHeldRows * kDim * sizeof(float);
+constexpr std::size_t decode_shared(int held_rows) { return held_rows * kDim * sizeof(float); }
 
 // The channels of a thread in a row of qkv: one of q, one of k, one of v.
 struct Channels {
@@ -90,16 +90,17 @@ struct DecodedToken {
   float beta, decay, k_dot_q, v;
 };
 
-// The thread's column of S: its first kHeldRows rows in shared memory, all rows in global memory.
+// The thread's column of S: its first kHeld rows in shared memory, all rows in global memory.
 struct StateColumn {
   const float* held;
   const float* data;  // null: zeros
 };
 // Rows [row, row + kRows) of it.
-inline constexpr int kRows = 8;
-static_assert(kHeldRows % kRows == 0);
+inline constexpr int kRows = 16;
+template <int kHeld>
 TENON_DEVICE void load_rows(const StateColumn& column, int row, float (&to)[kRows]) {
-  if (kHeldRows == kDim || row < kHeldRows) {
+  static_assert(kHeld % kRows == 0);
+  if (kHeld == kDim || row < kHeld) {
     TENON_UNROLL
     for (int i = 0; i < kRows; ++i) to[i] = column.held[(row + i) * kDim];
   } else {
@@ -109,15 +110,23 @@ TENON_DEVICE void load_rows(const StateColumn& column, int row, float (&to)[kRow
   }
 }
 TENON_DEVICE void load_keys(const float* of_rows, int row, float (&to)[kRows]) {
-  load8(of_rows + row, to);
+  TENON_UNROLL
+  for (int i = 0; i < kRows; i += 4) {
+    const Word4 four = load16(of_rows + row + i);
+    to[i] = bits_float(four.x);
+    to[i + 1] = bits_float(four.y);
+    to[i + 2] = bits_float(four.z);
+    to[i + 3] = bits_float(four.w);
+  }
 }
 
 // o of the thread's column, and S moves on, to the column `to`; null: nowhere.
+template <int kHeld>
 TENON_DEVICE float step_column(const DecodedToken& token, const StateColumn& from, float* to) {
   float m = 0.0f, r = 0.0f;
   for (int row = 0; row < kDim; row += kRows) {
     float s[kRows], k[kRows], q[kRows];
-    load_rows(from, row, s);
+    load_rows<kHeld>(from, row, s);
     load_keys(token.k, row, k);
     load_keys(token.q, row, q);
     TENON_UNROLL
@@ -129,7 +138,7 @@ TENON_DEVICE float step_column(const DecodedToken& token, const StateColumn& fro
   const float d = token.beta * (token.v - token.decay * m);
   for (int row = 0; row < kDim && to != nullptr; row += kRows) {
     float s[kRows], k[kRows];
-    load_rows(from, row, s);
+    load_rows<kHeld>(from, row, s);
     load_keys(token.k, row, k);
     TENON_UNROLL
     for (int i = 0; i < kRows; ++i) to[(row + i) * kDim] = token.decay * s[i] + k[i] * d;
@@ -137,7 +146,8 @@ TENON_DEVICE float step_column(const DecodedToken& token, const StateColumn& fro
   return token.decay * r + token.k_dot_q * d;
 }
 
-// All of one token of one v head.
+// All of one token of one v head, with kHeld rows of S in dynamic shared memory.
+template <int kHeld>
 TENON_DEVICE void decode_head(const KernelArgs& args, const Sequence& sequence, int v_head,
                               const Channels& channels, const Weights& weights) {
   TENON_SHARED(float, q, kDim);
@@ -147,11 +157,14 @@ TENON_DEVICE void decode_head(const KernelArgs& args, const Sequence& sequence, 
   const float* from = state_of(args, sequence.from, v_head);
   float* to = state_of(args, sequence.to, v_head);
 
+  const int token = sequence.begin;
   const Inputs inputs = load_inputs(args, sequence, channels);
+  const GateInputs gate_inputs = load_gates(args, token, v_head);
+  const bf16 z = args.z[token * args.z_stride + v_head * kDim + mine];
   StateColumn column{nullptr, from == nullptr ? nullptr : from + mine};
-  if constexpr (kHeldRows > 0) {
+  if constexpr (kHeld > 0) {
     TENON_DYNAMIC_SHARED(float, tile);
-    for (int at = mine * 4; at < kHeldRows * kDim; at += kDecodeThreads * 4) {
+    for (int at = mine * 4; at < kHeld * kDim; at += kDecodeThreads * 4) {
       if (from != nullptr) {
         copy_async16(tile + at, from + at);
       } else {
@@ -160,13 +173,11 @@ TENON_DEVICE void decode_head(const KernelArgs& args, const Sequence& sequence, 
     }
     column.held = tile + mine;
   }
-  const Gates gates = gates_of(args, sequence.begin, v_head);
   bf16 u[3];
   TENON_UNROLL
   for (int c = 0; c < 3; ++c)
     u[c] = convolve_channel(weights.of[c], inputs.of[3][c], inputs.of[2][c], inputs.of[1][c],
                             inputs.of[0][c]);
-  keep_own_inputs(args, sequence, v_head, channels, inputs);
   q[mine] = to_float(u[0]);
   k[mine] = to_float(u[1]);
   sync_block();
@@ -175,13 +186,17 @@ TENON_DEVICE void decode_head(const KernelArgs& args, const Sequence& sequence, 
   sync_block();  // the readers are done
   q[mine] = q[mine] * of_q;
   k[mine] = k[mine] * of_k;
+  // S is still on its way.
+  keep_own_inputs(args, sequence, v_head, channels, inputs);
+  const Gates gates = gates_of(gate_inputs);
+  const DecodedToken now{q, k, gates.beta, exp_f(gates.log_decay), k_dot_q, to_float(u[2])};
+  const OutputGate gate{args.norm[mine], silu_f(to_float(z))};
   await_copies();
   sync_block();
 
-  const DecodedToken token{q, k, gates.beta, exp_f(gates.log_decay), k_dot_q, to_float(u[2])};
-  const float found = step_column(token, column, to == nullptr ? nullptr : to + mine);
+  const float found = step_column<kHeld>(now, column, to == nullptr ? nullptr : to + mine);
   o[mine] = to_float(to_bf16(found));
-  finish_head(args, sequence.begin, v_head, o);
+  finish_head(args, token, v_head, o, [&](int) { return gate; });
 }
 
 }  // namespace tenon::TENON_TARGET::gated_delta_net

@@ -17,6 +17,35 @@ namespace {
 using Args = tenon::gated_delta_net::Args;
 static_assert(kChunk == tenon::gated_delta_net::kChunkTokens);
 
+// One block per token and run of kChannels channels.
+TENON_KERNEL_MAX(kDim) conv_kernel(TENON_ARGS(KernelArgs) args) {
+  TENON_SHARED(bf16, zeros, kChannels);
+  wait_for_previous();
+  let_next_start();
+  const int runs = (args.conv_dim + kChannels - 1) / kChannels;
+  const int token = block_id() / runs;
+  const int first = block_id() % runs * kChannels;
+  const int n = args.conv_dim - first < kChannels ? args.conv_dim - first : kChannels;
+  const int index = sequence_of(args, token);
+  if (index < 0) return;
+  const Sequence sequence = sequence_at(args, index);
+  if (decodes_apart(args, sequence)) return;
+
+  const bf16* inputs[kHistory + 1];  // by lag
+  bool missing = false;
+  for (int lag = 0; lag <= kHistory; ++lag) {
+    const bf16* row = input_row(args, sequence, token - sequence.begin - lag);
+    inputs[lag] = row == nullptr ? zeros : row + first;
+    missing = missing || row == nullptr;
+  }
+  if (missing) {  // the whole block agrees: it is one token
+    for (int c = thread_id(); c < n; c += block_threads()) zeros[c] = bf16{0};
+    sync_block();
+  }
+  convolve(inputs[3], inputs[2], inputs[1], inputs[0], args.conv_weight + std::int64_t{first} * 4,
+           n, u_of(args, token) + first);
+}
+
 // One block per (v head, sequence or row): that sequence's token, and that row if it belongs to no
 // sequence.
 TENON_KERNEL_RESIDENT(kDecodeThreads, 3) decode_kernel(TENON_ARGS(KernelArgs) args) {
@@ -30,7 +59,7 @@ TENON_KERNEL_RESIDENT(kDecodeThreads, 3) decode_kernel(TENON_ARGS(KernelArgs) ar
     if (index < args.sequences) {
       const Sequence sequence = sequence_at(args, index);
       if (sequence.end - sequence.begin == 1)
-        decode_head(args, sequence, v_head, channels, weights);
+        decode_head<kHeldRows>(args, sequence, v_head, channels, weights);
     }
     if (args.decodes_apart) return;  // other kernels see to all other rows
     if (index < args.tokens && index >= args.starts[args.sequences])
@@ -41,13 +70,16 @@ TENON_KERNEL_RESIDENT(kDecodeThreads, 3) decode_kernel(TENON_ARGS(KernelArgs) ar
 // On cpu a thread has no column of its own.
 inline constexpr bool kHasDecode = kWave > 1;
 
+void add_conv(const Args& args, const PlanContext& where, Recipe* recipe) {
+  recipe->launch("conv_kernel", shape_of(where, args.qkv.shape[0] * conv_runs(args), kRowThreads));
+}
 void add_recurrent(const Args& args, const PlanContext& where, Recipe* recipe) {
   const std::int64_t blocks = args.state_from.shape[0] * args.v_heads * (kDim / kColumns);
   recipe->launch("recurrent_kernel", shape_of(where, blocks, kRecurrentThreads));
 }
 void add_decode(const Args& args, const PlanContext& where, std::int64_t rows, Recipe* recipe) {
   LaunchShape shape = shape_of(where, rows * args.v_heads, kDecodeThreads);
-  shape.shared_bytes = kDecodeShared;
+  shape.shared_bytes = decode_shared(kHeldRows);
   recipe->launch("decode_kernel", shape);
 }
 Status supports_recurrent(const Args& args, const PlanContext& where, Recipe* recipe) {

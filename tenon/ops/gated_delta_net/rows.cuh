@@ -113,43 +113,24 @@ TENON_DEVICE void convolve(const bf16* __restrict__ oldest, const bf16* __restri
     out[c] = convolve_channel(weight + 4 * c, oldest[c], older[c], old[c], now[c]);
 }
 
-// One block per token and run of kChannels channels.
-TENON_KERNEL_MAX(kDim) conv_kernel(TENON_ARGS(KernelArgs) args) {
-  TENON_SHARED(bf16, zeros, kChannels);
-  wait_for_previous();
-  let_next_start();
-  const int runs = (args.conv_dim + kChannels - 1) / kChannels;
-  const int token = block_id() / runs;
-  const int first = block_id() % runs * kChannels;
-  const int n = args.conv_dim - first < kChannels ? args.conv_dim - first : kChannels;
-  const int index = sequence_of(args, token);
-  if (index < 0) return;
-  const Sequence sequence = sequence_at(args, index);
-  if (decodes_apart(args, sequence)) return;
-
-  const bf16* inputs[kHistory + 1];  // by lag
-  bool missing = false;
-  for (int lag = 0; lag <= kHistory; ++lag) {
-    const bf16* row = input_row(args, sequence, token - sequence.begin - lag);
-    inputs[lag] = row == nullptr ? zeros : row + first;
-    missing = missing || row == nullptr;
-  }
-  if (missing) {  // the whole block agrees: it is one token
-    for (int c = thread_id(); c < n; c += block_threads()) zeros[c] = bf16{0};
-    sync_block();
-  }
-  convolve(inputs[3], inputs[2], inputs[1], inputs[0], args.conv_weight + std::int64_t{first} * 4,
-           n, u_of(args, token) + first);
-}
-
-// beta = sigmoid(b) and decay = exp(g), g = −exp(a_log) · softplus(a + dt_bias), of one v head.
+// What the gates of one v head of a token are made of, and they: beta = sigmoid(b), and
+// g = −exp(a_log) · softplus(a + dt_bias), decay being exp(g).
+struct GateInputs {
+  float a, b, a_log, dt_bias;
+};
 struct Gates {
   float beta, log_decay;
 };
+TENON_DEVICE GateInputs load_gates(const KernelArgs& args, int token, int v_head) {
+  return {to_float(args.a[token * args.a_stride + v_head]),
+          to_float(args.b[token * args.b_stride + v_head]), args.a_log[v_head],
+          args.dt_bias[v_head]};
+}
+TENON_DEVICE Gates gates_of(const GateInputs& inputs) {
+  return {sigmoid_f(inputs.b), -exp_f(inputs.a_log) * softplus_f(inputs.a + inputs.dt_bias)};
+}
 TENON_DEVICE Gates gates_of(const KernelArgs& args, int token, int v_head) {
-  const float a = to_float(args.a[token * args.a_stride + v_head]);
-  const float b = to_float(args.b[token * args.b_stride + v_head]);
-  return {sigmoid_f(b), -exp_f(args.a_log[v_head]) * softplus_f(a + args.dt_bias[v_head])};
+  return gates_of(load_gates(args, token, v_head));
 }
 
 // What q and k of a head are multiplied by, from their sums of squares.
@@ -158,20 +139,31 @@ TENON_DEVICE float query_scale(float squares) {
   return rsqrt_f(squares + 1e-6f) * 0x1.6a09e6p-4f;  // 128^-½
 }
 
+// What o · rstd of an element is multiplied by, one after the other.
+struct OutputGate {
+  float norm, silu_z;
+};
+TENON_DEVICE OutputGate output_gate(const KernelArgs& args, int token, int v_head, int i) {
+  return {args.norm[i], silu_f(to_float(args.z[token * args.z_stride + v_head * kDim + i]))};
+}
+
 // What a call wants of one v head of a token: t = rne(((o · rstd) · norm) · silu(z)) as bf16, and t
 // quantised as fp8_quant does it, the head being the group. `o` is in shared memory; null: the row
-// belongs to no sequence, and t is zero. Every thread of the block must call it.
-TENON_DEVICE void finish_head(const KernelArgs& args, int token, int v_head, const float* o) {
+// belongs to no sequence, and t is zero. gate_at(i) gives the gate of element i, of those that the
+// thread has. Every thread of the block must call it.
+template <class GateAt>
+TENON_DEVICE void finish_head(const KernelArgs& args, int token, int v_head, const float* o,
+                              const GateAt& gate_at) {
   constexpr int kVectors = kDim / kVector;
   constexpr int kSpan = kWave == 1 ? kVectors : 2;  // that a thread has room for
   TENON_SHARED(bf16, rounded, kDim);
   sync_block();  // the readers of an earlier call are done
   const float rstd =
       o == nullptr ? 0.0f : rsqrt_f(dot(o, o, kDim) / static_cast<float>(kDim) + args.eps);
-  const bf16* __restrict__ z = args.z + token * args.z_stride + v_head * kDim;
-  for (int i = thread_id(); i < kDim; i += block_threads())
-    rounded[i] =
-        o == nullptr ? bf16{0} : to_bf16(o[i] * rstd * args.norm[i] * silu_f(to_float(z[i])));
+  for (int i = thread_id(); i < kDim; i += block_threads()) {
+    const OutputGate gate = o == nullptr ? OutputGate{} : gate_at(i);
+    rounded[i] = o == nullptr ? bf16{0} : to_bf16(o[i] * rstd * gate.norm * gate.silu_z);
+  }
   sync_block();
   const int column = v_head * kDim;
   if (args.out != nullptr)
@@ -186,6 +178,9 @@ TENON_DEVICE void finish_head(const KernelArgs& args, int token, int v_head, con
   });
   quantize_to_tensors<bf16>(at_row(args.quant, token), column, span, held);
   if (v_head == 0) pad_scales(args.quant, token);
+}
+TENON_DEVICE void finish_head(const KernelArgs& args, int token, int v_head, const float* o) {
+  finish_head(args, token, v_head, o, [&](int i) { return output_gate(args, token, v_head, i); });
 }
 TENON_DEVICE void finish_token(const KernelArgs& args, int token, int v_head) {
   TENON_SHARED(float, values, kDim);
