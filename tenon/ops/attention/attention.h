@@ -63,9 +63,9 @@ struct Args {
   // Calls for decode_only steps alone; the last position of each sequence is taken from here, not
   // from the cache. Where no variant does it plan() refuses: rope and a call without it do.
   std::optional<NewHeads> heads;
-  // Memory for results of partials: u8 [workspace_bytes()] at a multiple of 256 bytes, zeros before
-  // its first call. A call leaves it ready for the next one of the same stream, of any shape.
-  // Without it only variants that need none are chosen.
+  // Memory for results of partials: u8 [workspace_bytes()] at a multiple of 256 bytes. Calls of one
+  // stream may share it; what it holds does not matter. Without it only variants that need none are
+  // chosen.
   std::optional<TensorView> workspace;
 };
 

@@ -1,7 +1,7 @@
 // The variant of Hopper: what it serves, its two kernels and their launch.
 #include "tenon/device/variant.h"
 #include "tenon/ops/attention/attention.h"
-#include "tenon/ops/attention/sm90_decode.cuh"
+#include "tenon/ops/attention/sm90_join.cuh"
 #include "tenon/ops/attention/sm90_prefill.cuh"
 
 namespace tenon::TENON_TARGET::attention {
@@ -10,7 +10,7 @@ namespace {
 using Args = tenon::attention::Args;
 static_assert(kTile == tenon::attention::kTileTokens);
 static_assert(kPartial == tenon::attention::kPartialTokens);
-using tenon::attention::kCounterBytes;
+using tenon::attention::kFirstsBytes;
 using tenon::attention::rows_of_rank;
 using tenon::attention::slot_bytes;
 
@@ -57,11 +57,9 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   const int group = group_of(args), rows = rows_of_rank(group);
   if (sequences > kMostSequences)
     return no(text(sequences) + " sequences are over the limit of " + text(kMostSequences));
-  if (sequences * kv_heads * tenon::attention::kClusterRanks > tenon::attention::kWorkspaceCounters)
-    return no(text(sequences) + " sequences of " + text(kv_heads) + " kv heads are too many");
-  if (static_cast<std::int64_t>(args.workspace->bytes()) < kCounterBytes + slot_bytes(rows))
+  if (static_cast<std::int64_t>(args.workspace->bytes()) < kFirstsBytes + slot_bytes(rows))
     return no("the workspace has " + text(static_cast<std::int64_t>(args.workspace->bytes())) +
-              " bytes; it needs at least " + text(kCounterBytes + slot_bytes(rows)));
+              " bytes; it needs at least " + text(kFirstsBytes + slot_bytes(rows)));
   if (!args.decode_only) {
     const std::int64_t blocks = (tokens * group / kPromptRows + sequences) * kv_heads * 2;
     if (blocks > kMostBlocks) return no(text(blocks) + " blocks are too many");
@@ -83,6 +81,14 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   shape.shared_bytes = rows == 2 ? sizeof(DecodeShared<2>) : sizeof(DecodeShared<4>);
   shape.early = where.may_start_early;
   recipe->launch("decode_kernel", shape);
+  shape = {};
+  shape.blocks =
+      tokens == 0
+          ? 0
+          : static_cast<int>((sequences * args.q.shape[1] * 2 + kJoinWarps - 1) / kJoinWarps);
+  shape.threads = kJoinThreads;
+  shape.early = where.may_start_early;
+  if (context > kPartial) recipe->launch("join_kernel", shape);
   return Status::ok();
 }
 
@@ -136,10 +142,10 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
     call.out_stride = args.out.bf16->stride[0];
   }
   call.quant = quant_spec(args.out.fp8);
-  call.counters = args.workspace->as<std::uint32_t>();
-  call.slots = args.workspace->as<std::byte>() + kCounterBytes;
+  call.firsts = args.workspace->as<std::int32_t>();
+  call.slots = args.workspace->as<std::byte>() + kFirstsBytes;
   call.num_slots = static_cast<int>(
-      (static_cast<std::int64_t>(args.workspace->bytes()) - kCounterBytes) / slot_bytes(rows));
+      (static_cast<std::int64_t>(args.workspace->bytes()) - kFirstsBytes) / slot_bytes(rows));
   call.scale = args.scale * 0x1.715476p0f;  // log2 e
   call.tokens = static_cast<int>(args.q.shape[0]);
   call.sequences = static_cast<int>(args.block_table.shape[0]);
@@ -149,11 +155,14 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   call.num_blocks = static_cast<int>(args.k_cache.shape[0]);
   call.block_tokens = static_cast<int>(args.k_cache.shape[1]);
   call.max_blocks = static_cast<int>(args.block_table.shape[1]);
-  std::size_t next = 0;
-  if (recipe.launches.size() > 1)
-    TENON_TRY(tenon::launch(stream, recipe.launches[next++].shape, prefill_kernel, call));
-  return tenon::launch(stream, recipe.launches[next].shape,
-                       rows == 2 ? decode_kernel<2> : decode_kernel<4>, call);
+  for (const KernelLaunch& each : recipe.launches) {
+    const auto kernel = each.kernel == "prefill_kernel" ? prefill_kernel
+                        : each.kernel == "join_kernel"  ? join_kernel
+                        : rows == 2                     ? decode_kernel<2>
+                                                        : decode_kernel<4>;
+    TENON_TRY(tenon::launch(stream, each.shape, kernel, call));
+  }
+  return Status::ok();
 }
 
 }  // namespace

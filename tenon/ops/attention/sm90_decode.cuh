@@ -1,12 +1,9 @@
 // Attention of sequences with one token in the step. A cluster of four blocks works on a partial,
 // each on one tile of 64 positions. All need the maxima of the tiles before theirs, and each ends
-// with some of the q heads and all tiles: they send them to each other. Partials meet in a slot of
-// the workspace each; the block that comes last for its heads joins them from left to right. Where
-// slots are too few a cluster walks over all partials of its sequence instead. No bit depends on
-// that.
-//
-// Of a block four warps compute, one fetches tiles, and one, the clerk, tells that a slot is filled
-// and learns whether it was the last one: that takes long, and nobody waits for it.
+// with some of the q heads and all tiles: they send them to each other. Partials of a sequence that
+// has several go to a slot of the workspace each, and join_kernel joins them from left to right.
+// Where slots are too few a cluster walks over all partials of its sequence instead. No bit depends
+// on that. Of a block four warps compute, and one fetches tiles.
 #pragma once
 
 #include "tenon/ops/attention/sm90.cuh"
@@ -15,8 +12,7 @@
 namespace tenon::TENON_TARGET::attention {
 
 inline constexpr int kComputeWarps = 4, kComputeThreads = 128;
-inline constexpr int kDecodeThreads = kComputeThreads + 64;
-inline constexpr int kMostSequences = 1024;
+inline constexpr int kDecodeThreads = kComputeThreads + 32;
 inline constexpr int kQueryBytes = 512 + 16,
                      kWeightBytes = 128 + 16;  // of a row: no bank conflicts
 
@@ -37,8 +33,6 @@ struct DecodeShared {
   float peaks[2][kClusterRanks][16], totals[kClusterRanks][16];  // of each tile, by rows
   float warp_peaks[kComputeWarps][16], warp_totals[kComputeWarps][16];
   Mbarrier k_full, v_full, k_empty, v_empty, peaks_full[2], inbox_full;
-  Mbarrier filed[2], judged[2];  // a slot is filled; whether it was the last one is known
-  int is_last[2];
   HeadNorms norms;
   Sequences sequences;
 };
@@ -164,29 +158,6 @@ TENON_DEVICE void fetch_parts(Walk walk, int rank, DecodeShared<kRowsEach>& shar
       ++uses;
     }
     part = part_after(walk, part);
-  }
-}
-
-// The clerk, one thread. A result in a slot counts when all blocks of the device can see it.
-template <int kRowsEach>
-TENON_DEVICE void judge_parts(Walk walk, int rank, DecodeShared<kRowsEach>& shared) {
-  if (!walk.in_slots) return;
-  Part part = find_part(walk);
-  std::uint32_t number = 0;
-  TENON_NO_UNROLL
-  for (; part.sequence >= 0; part = part_after(walk, part)) {
-    if (part.partials == 1) continue;
-    std::uint32_t* counter = walk.call.counters +
-                             (part.sequence * walk.call.kv_heads + part.kv_head) * kClusterRanks +
-                             rank;
-    barrier_wait(&shared.filed[number % 2], number / 2 % 2);
-    fence_device();
-    const bool is_last = atomic_add(counter, 1u) + 1u == static_cast<std::uint32_t>(part.partials);
-    if (is_last) *counter = 0;  // for the next call
-    fence_device();
-    shared.is_last[number % 2] = is_last;
-    barrier_arrive(&shared.judged[number % 2]);
-    ++number;
   }
 }
 
@@ -340,33 +311,29 @@ TENON_DEVICE void join(Sums& whole, const Sums& next) {
              whole.o.z * keep + next.o.z * add, whole.o.w * keep + next.o.w * add};
 }
 
+// The four columns of a unit: first, first + 1, first + 8, first + 9.
+TENON_DEVICE int column_of(int index) {
+  return index / 16 % 4 * 64 + index / 4 % 4 * 16 + index % 4 * 2;
+}
 // Every lane of a warp has the same row and half of it: a group of 128.
-TENON_DEVICE void finish_unit(const Sm90Call& call, const Part& part, int row, int index,
-                              const Sums& sums) {
-  const int head = part.kv_head * call.group + row;
-  const int first = index / 16 % 4 * 64 + index / 4 % 4 * 16 + index % 4 * 2;
+TENON_DEVICE void finish_unit(const Sm90Call& call, int token, int head, int index,
+                              const Sums& sums, const Gates& gate, std::uint32_t low_gates,
+                              std::uint32_t high_gates) {
+  const int first = column_of(index);
   const float inverse = 1.0f / sums.total;
-  const bf16* gate = gate_of(call, part.token, head);
-  const std::uint32_t low =
-      finish_pair(sums.total, inverse, sums.o.x, sums.o.y, offset(gate, first));
-  const std::uint32_t high =
-      finish_pair(sums.total, inverse, sums.o.z, sums.o.w, offset(gate, first + 8));
-  store_bf16(call, part.token, head * kHeadDim + first, low, high);
+  const std::uint32_t low = finish_pair(sums.total, inverse, sums.o.x, sums.o.y, gate, low_gates);
+  const std::uint32_t high = finish_pair(sums.total, inverse, sums.o.z, sums.o.w, gate, high_gates);
+  store_bf16(call, token, head * kHeadDim + first, low, high);
   if (call.quant.codes == nullptr) return;
   const ChosenScale chosen =
       choose_scale<bf16>(call.quant, max_lane(larger(larger_half(low), larger_half(high))));
-  store_codes(call, part.token, head * kHeadDim + first, low, high, chosen.multiplier);
-  if (thread_id() % kWave == 0)
-    store_scale(call.quant, part.token, head * 2 + first / 128, chosen.word);
+  store_codes(call, token, head * kHeadDim + first, low, high, chosen.multiplier);
+  if (thread_id() % kWave == 0) store_scale(call.quant, token, head * 2 + first / 128, chosen.word);
 }
 
 // A slot of the workspace, as one block sees it: float4 [rows · 64], then peaks and totals by rows.
-template <int kRowsEach>
-TENON_DEVICE std::byte* slot_of(const Walk& walk, const Part& part, int partial, int rank) {
-  const std::int64_t number =
-      std::int64_t{walk.sequences.firsts[part.sequence] + partial} * walk.call.kv_heads +
-      part.kv_head;
-  return walk.call.slots + (number * kClusterRanks + rank) * rank_bytes(kRowsEach);
+TENON_DEVICE std::byte* slot_of(const Sm90Call& call, int number, int rank, int rows) {
+  return call.slots + (std::int64_t{number} * kClusterRanks + rank) * rank_bytes(rows);
 }
 template <int kRowsEach>
 TENON_DEVICE void store_slot(std::byte* slot, int index, const Sums& sums) {
@@ -377,35 +344,10 @@ TENON_DEVICE void store_slot(std::byte* slot, int index, const Sums& sums) {
     rows[kRowsEach + index / 64] = sums.total;
   }
 }
-template <int kRowsEach>
-TENON_DEVICE Sums load_slot(const std::byte* slot, int index) {
-  const auto* rows = reinterpret_cast<const float*>(slot + kRowsEach * 1024);
-  return {rows[index / 64], rows[kRowsEach + index / 64],
+TENON_DEVICE Sums load_slot(const std::byte* slot, int rows, int index) {
+  const auto* numbers = reinterpret_cast<const float*>(slot + rows * 1024);
+  return {numbers[index / 64], numbers[rows + index / 64],
           reinterpret_cast<const float4*>(slot)[index]};
-}
-
-// The partials of a sequence meet, several loads at a time.
-template <int kRowsEach>
-TENON_DEVICE Sums join_slots(const Walk& walk, const Part& part, int rank, int index) {
-  constexpr int kAtOnce = 8;
-  Sums whole;
-  TENON_NO_UNROLL
-  for (int first = 0; first < part.partials; first += kAtOnce) {
-    Sums next[kAtOnce];
-    TENON_UNROLL
-    for (int i = 0; i < kAtOnce; ++i)
-      if (first + i < part.partials)
-        next[i] = load_slot<kRowsEach>(slot_of<kRowsEach>(walk, part, first + i, rank), index);
-    TENON_UNROLL
-    for (int i = 0; i < kAtOnce; ++i) {
-      if (first + i == 0) {
-        whole = next[0];
-      } else if (first + i < part.partials) {
-        join(whole, next[i]);
-      }
-    }
-  }
-  return whole;
 }
 
 // Rows behind the last sequence are zeros. By the threads that compute.
@@ -420,26 +362,6 @@ TENON_DEVICE void clear_padding(const Sm90Call& call) {
       store16(call.quant.codes + row * call.quant.codes_stride + i, Word4{});
     for (int group = thread_id(); group < call.quant.num_groups; group += kComputeThreads)
       store_scale(call.quant, row, group, choose_scale<bf16>(call.quant, 0).word);
-  }
-}
-
-// A part in slots whose judgement is awaited: its number among those of the block.
-struct Filed {
-  Part part;
-  std::uint32_t number = 0;
-};
-template <int kRowsEach>
-TENON_DEVICE void settle(const Walk& walk, const Filed& filed, int rank,
-                         DecodeShared<kRowsEach>& shared) {
-  if (filed.part.sequence < 0) return;
-  barrier_wait(&shared.judged[filed.number % 2], filed.number / 2 % 2);
-  if (shared.is_last[filed.number % 2] == 0) return;
-  TENON_UNROLL
-  for (int i = 0; i < kRowsEach / 2; ++i) {
-    const int index = thread_id() + kComputeThreads * i, row = rank * kRowsEach + index / 64;
-    if (row < walk.call.group)
-      finish_unit(walk.call, filed.part, row, index,
-                  join_slots<kRowsEach>(walk, filed.part, rank, index));
   }
 }
 
@@ -481,8 +403,6 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
   if (part.sequence >= 0 && part.visible(rank) > 0) raw = read_rows<kRowsEach>(call, part, rank);
   std::uint32_t uses = 0;  // of k and v
   Sums whole[kUnits];
-  Filed filed;
-  std::uint32_t num_filed = 0;
   TENON_NO_UNROLL
   for (std::uint32_t step = 0; part.sequence >= 0; ++step) {
     const Part next = part_after(walk, part);
@@ -553,7 +473,9 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
       const int index = thread_id() + kComputeThreads * i, row = rank * kRowsEach + index / 64;
       const Sums sums = gather_tiles(shared, peaks, tiles, row, index);
       if (in_slot) {
-        store_slot<kRowsEach>(slot_of<kRowsEach>(walk, part, part.partial, rank), index, sums);
+        const int number =
+            (walk.sequences.firsts[part.sequence] + part.partial) * call.kv_heads + part.kv_head;
+        store_slot<kRowsEach>(slot_of(call, number, rank, kRowsEach), index, sums);
         continue;
       }
       if (part.partial == 0) {
@@ -561,18 +483,14 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
       } else {
         join(whole[i], sums);
       }
-      if (part.partial + 1 == part.partials && row < call.group)
-        finish_unit(call, part, row, index, whole[i]);
-    }
-    if (in_slot) {
-      sync_wave();
-      if (lane == 0) barrier_arrive(&shared.filed[num_filed % 2]);
-      settle(walk, filed, rank, shared);
-      filed = {part, num_filed++};
+      if (part.partial + 1 < part.partials || row >= call.group) continue;
+      const int head = part.kv_head * call.group + row, column = column_of(index);
+      const Gates gate = gates_of(call, part.token, head);
+      finish_unit(call, part.token, head, index, whole[i], gate, read_gates(gate, column),
+                  read_gates(gate, column + 8));
     }
     part = next;
   }
-  settle(walk, filed, rank, shared);
 }
 
 template <int kRowsEach>
@@ -585,10 +503,9 @@ decode_kernel(TENON_ARGS(Sm90Call) call) {
   if (thread_id() == 0) {
     for (Mbarrier* each :
          {&shared.k_full, &shared.v_full, &shared.peaks_full[0], &shared.peaks_full[1],
-          &shared.inbox_full, &shared.judged[0], &shared.judged[1]})
+          &shared.inbox_full})
       barrier_init(each, 1);
-    for (Mbarrier* each : {&shared.k_empty, &shared.v_empty, &shared.filed[0], &shared.filed[1]})
-      barrier_init(each, kComputeWarps);
+    for (Mbarrier* each : {&shared.k_empty, &shared.v_empty}) barrier_init(each, kComputeWarps);
     publish_barriers();
     prefetch_map(&call.k);
     prefetch_map(&call.v);
@@ -602,6 +519,9 @@ decode_kernel(TENON_ARGS(Sm90Call) call) {
   sync_wave();
   if (warp == 0) read_sequences(call, shared.sequences);
   sync_block();
+  if (block_id() == 0)  // for join_kernel
+    for (int s = thread_id(); s <= call.sequences; s += kDecodeThreads)
+      call.firsts[s] = shared.sequences.firsts[s];
   cluster_wait();  // all have set their barriers
   const Walk walk{call, shared.sequences, grid_blocks() / kClusterRanks,
                   shared.sequences.firsts[call.sequences] * call.kv_heads <= call.num_slots,
@@ -611,8 +531,6 @@ decode_kernel(TENON_ARGS(Sm90Call) call) {
     clear_padding(call);
   } else if (thread_id() == kComputeThreads) {
     fetch_parts(walk, rank, shared);
-  } else if (thread_id() == kComputeThreads + kWave) {
-    judge_parts(walk, rank, shared);
   }
 }
 
