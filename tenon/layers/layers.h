@@ -130,6 +130,13 @@ class Linear {
   Status run_activated(const Plan& plan, const NormedRows& x, const TensorView& out,
                        const QuantView& activated, Stream& stream) const;
 
+  // This product and another one of the same rows, of bf16, in one launch. Empty plans where the
+  // device has no such launch, or this product is not of fp8.
+  Result<RowPlans> plan_beside(const NormedRows& x, const TensorView& out, const Linear& other,
+                               const TensorView& other_out, const PlanContext& where) const;
+  Status run_beside(const Plan& plan, const NormedRows& x, const TensorView& out,
+                    const Linear& other, const TensorView& other_out, Stream& stream) const;
+
   void add_to(NormedForms* forms) const;
 
  private:
@@ -246,6 +253,7 @@ class DeltaNet {
   DeltaNetSpec spec_;
   TensorView projected_, ba_, convolved_, mixed_;  // scratch
   Linear project_, project_ba_;
+  RowPlans project_both_;  // in one launch; empty where they are made in two
   RowPlans mix_prefill_, mix_decode_;
   OutProjection finish_;
 };
