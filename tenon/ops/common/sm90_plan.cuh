@@ -34,9 +34,10 @@ inline int sm90_stages(Sm90Kind kind, int columns, int rows, const Segments& cut
   return std::min(stages, longest);
 }
 
-// Measured on an H100 with the products of two models. What counts is that every multiprocessor
-// reads: where 64 columns a block would leave some idle, blocks have fewer. Up to 16 rows one
-// warpgroup is enough. Above, two share the columns if there would be too few blocks of 128.
+// Measured on an H100 with the products of two models. Up to 16 rows one warpgroup is enough.
+// Above, two share the columns if there would be too few blocks of 128. Where 64 columns a block
+// would leave multiprocessors idle, blocks have fewer; not where k is short, for the start of a
+// ring costs a time for each of its stages.
 inline Sm90Form sm90_form(Sm90Kind kind, const GemmCall& gemm, const Segments& cut, int units,
                           std::size_t most_shared) {
   Sm90Form form{};
@@ -53,7 +54,9 @@ inline Sm90Form sm90_form(Sm90Kind kind, const GemmCall& gemm, const Segments& c
   }
   // Clusters of many blocks do not fill the device to the last multiprocessor.
   const int places = cut.count >= 4 ? units * 3 / 4 : units;
-  if (form.columns == kGroupColumns && may_split && blocks_of(kGroupColumns) < places) {
+  const bool is_long = cut.num_blocks / cut.count > 32;
+  if (form.columns == kGroupColumns && may_split && (is_long || is_bf16(kind)) &&
+      blocks_of(kGroupColumns) < places) {
     form.columns = 16;
     while (blocks_of(form.columns) > places) form.columns += 8;
   }

@@ -321,7 +321,7 @@ TENON_DEVICE void run_share(const Sm90Call& call, int block) {
                   .empty = barriers + call.stages,
                   .received = barriers + 2 * call.stages};
   const int ahead = tile.num_blocks < call.stages ? tile.num_blocks : call.stages;
-  if (thread_id() == Tile::kConsumers) {
+  if (thread_id() >= Tile::kConsumers) {
     start_ring(tile, ahead);
   } else if (Tile::kIsScaled && thread_id() * 32 < tile.num_blocks) {  // a line of cache
     const int sets = tile.num_sets();
@@ -336,7 +336,7 @@ TENON_DEVICE void run_share(const Sm90Call& call, int block) {
   if (thread_id() >= Tile::kConsumers) {
     if (is_bf16(kKind) && tile.gathers()) {
       gather_ring(tile, ahead);
-    } else if (thread_id() == Tile::kConsumers) {
+    } else {
       fill_ring(tile, ahead);
     }
     sync_wave();
@@ -353,7 +353,7 @@ TENON_DEVICE void run_share(const Sm90Call& call, int block) {
     TENON_NO_UNROLL
     for (int segment = 0; segment < call.cut.count; ++segment) {
       float own[Tile::kSums] = {};
-      multiply<kN <= 16 ? 2 : 1>(tile, reader, call.cut.begin(segment + 1) / kProductBlock, own);
+      multiply<kN <= 16 ? 4 : 1>(tile, reader, call.cut.begin(segment + 1) / kProductBlock, own);
       TENON_UNROLL
       for (int e = 0; e < Tile::kSums; ++e) sums[e] = segment == 0 ? own[e] : sums[e] + own[e];
     }

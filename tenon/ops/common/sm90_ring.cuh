@@ -157,28 +157,33 @@ TENON_DEVICE std::uint64_t weight_policy(const Tile& tile) {
   return tile.call.row_tiles > 1 ? policy_evict_last() : policy_evict_first();
 }
 
-// One thread, before it waits for the kernel before: barriers, and weights into the whole ring.
+// The producing warp, before it waits for the kernel before: barriers, and weights into the whole
+// ring. Each lane asks for stages of its own.
 template <class Tile>
 TENON_DEVICE void start_ring(const Tile& tile, int ahead) {
-  TENON_NO_UNROLL
-  for (int stage = 0; stage < tile.call.stages; ++stage) {
-    barrier_init(&tile.full[stage], 1);
-    barrier_init(&tile.empty[stage], Tile::kWarps);
+  const int lane = thread_id() % kWave;
+  if (lane == 0) {
+    TENON_NO_UNROLL
+    for (int stage = 0; stage < tile.call.stages; ++stage) {
+      barrier_init(&tile.full[stage], 1);
+      barrier_init(&tile.empty[stage], Tile::kWarps);
+    }
+    barrier_init(tile.received, 1);
+    publish_barriers();
+    if (tile.cluster > 1)
+      barrier_arrive_expect(tile.received,
+                            static_cast<std::uint32_t>(Tile::kKind == Sm90Kind::kActivated
+                                                           ? (tile.cluster - 1) * tile.num_rows * 16
+                                                           : num_items(tile) * tile.cluster * 512));
   }
-  barrier_init(tile.received, 1);
-  publish_barriers();
-  if (tile.cluster > 1)
-    barrier_arrive_expect(tile.received,
-                          static_cast<std::uint32_t>(Tile::kKind == Sm90Kind::kActivated
-                                                         ? (tile.cluster - 1) * tile.num_rows * 16
-                                                         : num_items(tile) * tile.cluster * 512));
+  sync_wave();
   const std::uint64_t policy = weight_policy(tile);
   TENON_NO_UNROLL
-  for (int i = 0; i < ahead; ++i) {
+  for (int i = lane; i < ahead; i += kWave) {
     barrier_arrive_expect(&tile.full[i], tile.arriving_bytes());
     copy_weight(tile, i, i, policy);
   }
-  prefetch_map(&tile.call.x);
+  if (lane == 0) prefetch_map(&tile.call.x);
 }
 
 // The rows of x that a lane asks for, where they are gathered.
@@ -224,12 +229,15 @@ TENON_DEVICE void refill(const Tile& tile, int i, const RingPlace& place, std::u
   copy_weight(tile, i, place.stage, policy);
 }
 
-// One thread, after the wait for the kernel before.
+// The producing warp, after the wait for the kernel before; one lane once the ring is full.
 template <class Tile>
 TENON_DEVICE void fill_ring(const Tile& tile, int ahead) {
+  const int lane = thread_id() % kWave;
   const std::uint64_t policy = weight_policy(tile), often = policy_evict_last();
   TENON_NO_UNROLL
-  for (int i = 0; i < ahead; ++i) copy_x(tile, tile.call.x, i, i, 0, tile.first_row, often);
+  for (int i = lane; i < ahead; i += kWave)
+    copy_x(tile, tile.call.x, i, i, 0, tile.first_row, often);
+  if (lane != 0) return;
   RingPlace place;
   TENON_NO_UNROLL
   for (int i = ahead; i < tile.num_blocks; ++i) {

@@ -334,6 +334,7 @@ TENON_DEVICE void multiply_tiles(const TilesCall& call, const TileGrid<kHalves, 
           TENON_UNROLL
           for (int e = 0; e < 64; ++e)
             sums[h][e] = fma_f(block_sums[e], scale[e / 2 % 2], sums[h][e]);
+          hold_sums(sums[h]);  // before the next turn is waited for
         }
         from.next(ring.kStages);
       }
