@@ -131,6 +131,13 @@ class Linear {
   Status run_activated(const Plan& plan, const NormedRows& x, const TensorView& out,
                        const QuantView& activated, Stream& stream) const;
 
+  // This product and another one of the same rows, of bf16, in one launch. Empty plans where the
+  // device has no such launch, or this product is not of fp8.
+  Result<RowPlans> plan_beside(const NormedRows& x, const TensorView& out, const Linear& other,
+                               const TensorView& other_out, const PlanContext& where) const;
+  Status run_beside(const Plan& plan, const NormedRows& x, const TensorView& out,
+                    const Linear& other, const TensorView& other_out, Stream& stream) const;
+
   void add_to(NormedForms* forms) const;
 
  private:
@@ -251,6 +258,7 @@ class DeltaNet {
   TensorView projected_, ba_, scratch_;  // scratch
   NormedRows mixed_;                     // scratch, in the form that the output projection reads
   Linear project_, project_ba_, finish_;
+  RowPlans project_both_;  // in one launch; empty where they are made in two
   RowPlans mix_prefill_, mix_decode_;
 };
 

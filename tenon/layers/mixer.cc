@@ -303,6 +303,9 @@ Result<DeltaNet> DeltaNet::make(const DeltaNetSpec& spec, LayerContext& context)
   }
   TENON_ASSIGN(layer.project_, Linear::make(spec.qkvz, context.x, layer.projected_, context.where));
   TENON_ASSIGN(layer.project_ba_, Linear::make(spec.ba, context.x, layer.ba_, context.where));
+  TENON_ASSIGN(layer.project_both_,
+               layer.project_.plan_beside(context.x, layer.projected_, layer.project_ba_, layer.ba_,
+                                          context.where));
   TENON_ASSIGN(const TensorView conv_state,
                scratch.placeholder(DType::kBF16, {1, gated_delta_net::kKeptInputs, conv_dim}));
   TENON_ASSIGN(const TensorView state,
@@ -326,8 +329,12 @@ Status DeltaNet::run(const NormedRows& x, const StepView& step, CacheViews cache
   const std::int64_t rows = step.shape.tokens;
   const DeltaNetRows part = DeltaNetRows{projected_, ba_, scratch_, mixed_}.first(rows);
   const RowPlans& mix = step.shape.decode ? mix_decode_ : mix_prefill_;
-  TENON_TRY(project_.run(x, part.projected, stream));
-  TENON_TRY(project_ba_.run(x, part.ba, stream));
+  if (const Plan* plan = project_both_.find(rows)) {
+    TENON_TRY(project_.run_beside(*plan, x, part.projected, project_ba_, part.ba, stream));
+  } else {
+    TENON_TRY(project_.run(x, part.projected, stream));
+    TENON_TRY(project_ba_.run(x, part.ba, stream));
+  }
   TENON_TRY(gated_delta_net::run(mix.at(rows),
                                  delta_net_args(spec_, part, step, caches[0], caches[1]), stream));
   return finish_.run(part.mixed, out.addend, stream);

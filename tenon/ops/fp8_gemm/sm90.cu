@@ -52,6 +52,7 @@ void plan_tiles(const GemmCall& gemm, bool activates, const PlanContext& where, 
 
 Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   const GemmCall gemm = call_of(args).gemm;
+  if (args.beside) return sm90_plan_pair(gemm, call_of(*args.beside), where, recipe);
   Recipe skinny;
   TENON_TRY(sm90_plan(kind_of(args), gemm, where, &skinny));
   if (takes_tiles(gemm, skinny.launches.front().shape, where.properties.num_units)) {
@@ -87,6 +88,8 @@ Status launch_tiles(const Recipe& recipe, const Args& args, Stream& stream) {
 Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   if (recipe.launches.front().kernel == kTilesName) return launch_tiles(recipe, args, stream);
   const Fp8Call call = call_of(args);
+  if (args.beside)
+    return sm90_launch_pair(recipe, call.gemm, call.scales, call_of(*args.beside), stream);
   return args.activated
              ? sm90_launch<Sm90Kind::kActivated>(recipe, call.gemm, call.scales,
                                                  quant_spec(args.activated), call.gemm.rows, stream)

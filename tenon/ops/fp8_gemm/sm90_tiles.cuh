@@ -6,7 +6,9 @@
 // kHalves columns. One thread fills a ring of stages with a block of 128 of k each: a tile of x and
 // kHalves tiles of the weight. In a cluster of two, which have the same columns, each asks for half
 // of the weight and the copy engine writes it to both. Two warpgroups multiply 64 rows each, a half
-// of the columns at a time: while one scales its sums, the other multiplies.
+// of the columns at a time. They take turns: while one scales its sums, the other has the tensor
+// cores. Left to themselves they would share them, end at one time, and leave them idle while both
+// scale.
 //
 // kActivates: the halves are gate and up, so a thread has both of an output, and four neighbouring
 // lanes have a group of 128 of a row.
@@ -259,6 +261,11 @@ TENON_DEVICE void store_activated(const TilesCall& call, int row, int group, con
   }
 }
 
+// Turns of the two warpgroups at the tensor cores: barriers 2 and 3, which one waits at and the
+// other arrives at.
+TENON_DEVICE void take_turn(int group) { sync_threads_at(2 + group, kTilesConsumers); }
+TENON_DEVICE void pass_turn(int to) { arrive_threads_at(2 + to, kTilesConsumers); }
+
 template <int kHalves, bool kActivates>
 TENON_DEVICE void multiply_tiles(const TilesCall& call, const TileGrid<kHalves, kActivates>& grid,
                                  const TilesRing<kHalves>& ring) {
@@ -271,6 +278,7 @@ TENON_DEVICE void multiply_tiles(const TilesCall& call, const TileGrid<kHalves, 
   const int four = lane / 4 * 4;
   RingPlace from;
   float block_sums[64] = {};
+  if (group == 1) pass_turn(0);
   TENON_NO_UNROLL
   for (int t = grid.first; t < grid.end; t += grid.step) {
     const TilePlace place = grid.place(t);
@@ -301,15 +309,19 @@ TENON_DEVICE void multiply_tiles(const TilesCall& call, const TileGrid<kHalves, 
         const int stage = from.stage * (ring.kBytes / 16);
         TENON_UNROLL
         for (int h = 0; h < kHalves; ++h) {
+          take_turn(group);
           wgmma_begin();
           TENON_UNROLL
-          for (int k = 0; k < 4; ++k)
+          for (int k = 0; k < 4; ++k) {
             add_product<kTileSide>(block_sums, descriptor_at(x, stage + 2 * k),
                                    descriptor_at(weight, stage + h * (kTileSquare / 16) + 2 * k),
                                    k > 0);
-          wgmma_commit();
+            if (k >= 2) wgmma_commit();
+          }
           const float scale[2] = {shuffle_from(scales.made[0][h], four + b % 4),
                                   shuffle_from(scales.made[1][h], four + b % 4)};
+          wgmma_wait_all_but<1>();  // while the last one runs, the others' first is asked for
+          pass_turn(1 - group);
           wgmma_wait_all();
           hold_sums(block_sums);
           if (h == kHalves - 1) {
@@ -322,6 +334,7 @@ TENON_DEVICE void multiply_tiles(const TilesCall& call, const TileGrid<kHalves, 
           TENON_UNROLL
           for (int e = 0; e < 64; ++e)
             sums[h][e] = fma_f(block_sums[e], scale[e / 2 % 2], sums[h][e]);
+          hold_sums(sums[h]);  // before the next turn is waited for
         }
         from.next(ring.kStages);
       }
@@ -343,6 +356,7 @@ TENON_DEVICE void multiply_tiles(const TilesCall& call, const TileGrid<kHalves, 
         store_half(gemm, row, (place.column_tile * kHalves + h) * kTileSide, sums[h]);
     }
   }
+  if (group == 0) take_turn(0);  // the last one that was passed
 }
 
 template <int kHalves, bool kActivates>
