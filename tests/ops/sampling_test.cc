@@ -1,12 +1,16 @@
-// sampling against a sort of the whole row, token for token, and between targets; the frequencies
-// of its draws; the generator against its published vectors.
+// sampling against a sort of the whole row, token for token, and between targets, with edited
+// logits and without; the frequencies of its draws; its reports; the generator against its
+// published vectors.
 #include "tenon/ops/sampling/sampling.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstring>
 #include <random>
+#include <tuple>
 
 #include "tenon/ops/sampling/philox.cuh"
 #include "tests/support/op_suite.h"
@@ -21,6 +25,10 @@ struct Row {
   float temperature = 0, top_p = 1;
   std::int32_t top_k = 0, position = 0;
   std::int64_t seed = 0;
+  float min_p = 0;
+  float repetition = 1, frequency = 0, presence = 0;
+  std::vector<Edit> edits = {};
+  std::int32_t wanted = -1;  // ids of its report
 };
 
 struct Problem {
@@ -41,6 +49,44 @@ Problem make_problem(int slices, int width, int num_tokens, std::vector<Row> row
   problem.logits.resize(static_cast<std::size_t>(slices * width) * problem.rows.size());
   for (float& each : problem.logits) each = normal(random);
   return problem;
+}
+
+// What only some problems have.
+void put_more(DeviceFixture& fixture, const Problem& problem, Args& args) {
+  const auto rows = static_cast<std::int64_t>(problem.rows.size());
+  std::vector<float> min_p, repetition, frequency, presence;
+  std::vector<std::int32_t> list, begins{0}, wanted;
+  bool reports = false;
+  for (const Row& row : problem.rows) {
+    min_p.push_back(row.min_p);
+    repetition.push_back(row.repetition);
+    frequency.push_back(row.frequency);
+    presence.push_back(row.presence);
+    wanted.push_back(row.wanted);
+    reports = reports || row.wanted >= 0;
+    for (const Edit& edit : row.edits) {
+      list.insert(list.end(), {edit.id, std::bit_cast<std::int32_t>(edit.bias), edit.said});
+    }
+    begins.push_back(static_cast<std::int32_t>(list.size() / 3));
+  }
+  if (std::any_of(min_p.begin(), min_p.end(), [](float each) { return each != 0; }))
+    args.min_p = fixture.put(min_p, DType::kF32, {rows});
+  if (!list.empty()) {
+    const auto edits = static_cast<std::int64_t>(list.size() / 3);
+    args.edits = Edits{.list = fixture.put(list, DType::kI32, {edits, 3}),
+                       .begins = fixture.put(begins, DType::kI32, {rows + 1}),
+                       .repetition = fixture.put(repetition, DType::kF32, {rows}),
+                       .frequency = fixture.put(frequency, DType::kF32, {rows}),
+                       .presence = fixture.put(presence, DType::kF32, {rows}),
+                       .saved = fixture.blank(DType::kF32, {edits}, 0xff)};
+  }
+  if (reports)
+    args.report = Report{.wanted = fixture.put(wanted, DType::kI32, {rows}),
+                         .drawn = fixture.blank(DType::kF32, {rows}, 0xff),
+                         .largest = fixture.blank(DType::kF32, {rows}, 0xff),
+                         .mass = fixture.blank(DType::kI64, {rows}, 0xff),
+                         .ids = fixture.blank(DType::kI32, {rows, kMaxLikely}, 0xff),
+                         .logits = fixture.blank(DType::kF32, {rows, kMaxLikely}, 0xff)};
 }
 
 Args put(DeviceFixture& fixture, const Problem& problem) {
@@ -64,6 +110,7 @@ Args put(DeviceFixture& fixture, const Problem& problem) {
   args.seed = fixture.put(seed, DType::kI64, {rows});
   args.position = fixture.put(position, DType::kI32, {rows});
   args.out = fixture.put(std::vector<std::int32_t>(problem.rows.size(), -7), DType::kI32, {rows});
+  put_more(fixture, problem, args);
   return args;
 }
 
@@ -71,11 +118,30 @@ std::vector<std::int32_t> run_way(const Problem& problem, const Way& way) {
   DeviceFixture fixture(way.target);
   const Args args = put(fixture, problem);
   test::run_forced(fixture, args, way.variant);
+  const auto after = fixture.get<float>(args.logits);
+  EXPECT_EQ(std::memcmp(after.data(), problem.logits.data(), after.size() * sizeof(float)), 0)
+      << "logits are not what they were";
   return fixture.get<std::int32_t>(args.out);
 }
 
 void expect_all_draw(const Problem& problem, const std::vector<std::int32_t>& expected) {
   test::for_each_way(kOp, [&](const Way& way) { EXPECT_EQ(run_way(problem, way), expected); });
+}
+
+// The header's formula, rounding by rounding.
+void apply_edits(Problem& problem) {
+  for (int r = 0; r < static_cast<int>(problem.rows.size()); ++r) {
+    Row& row = problem.rows[static_cast<std::size_t>(r)];
+    for (const Edit& edit : std::exchange(row.edits, {})) {
+      float& logit = problem.logit(r, edit.id);
+      logit += edit.bias;
+      if (edit.said == 0) continue;
+      logit = logit > 0 ? logit / row.repetition : logit * row.repetition;
+      const float drawn = row.frequency * static_cast<float>(edit.said / 2);
+      logit -= drawn;
+      if (edit.said >= 2) logit -= row.presence;
+    }
+  }
 }
 
 std::vector<int> sorted_candidates(Problem& problem, int row) {
@@ -100,9 +166,12 @@ Allowed allowed(Problem& problem, int r) {
   double total = 0;
   for (const int id : found.ids) {
     const double gap = double{problem.logit(r, id)} - double{problem.logit(r, found.ids[0])};
-    found.p.push_back(std::exp(gap / double{row.temperature}));
-    total += found.p.back();
+    const double p = std::exp(gap / double{row.temperature});
+    if (p < row.min_p) break;
+    found.p.push_back(p);
+    total += p;
   }
+  found.ids.resize(found.p.size());
   double mass = 0;
   std::size_t kept = 0;
   while (kept < found.ids.size() && (kept == 0 || row.top_p >= 1 || mass < row.top_p * total))
@@ -128,6 +197,8 @@ int expected_token(Problem& problem, int r) {
 
 void expect_oracle_everywhere(Problem problem) {
   const auto reference = run_way(problem, test::on_cpu(kOp));
+  const Problem as_asked = problem;
+  apply_edits(problem);
   ASSERT_EQ(reference.size(), problem.rows.size());
   int certain = 0;
   for (int r = 0; r < static_cast<int>(problem.rows.size()); ++r) {
@@ -137,7 +208,7 @@ void expect_oracle_everywhere(Problem problem) {
     EXPECT_EQ(reference[static_cast<std::size_t>(r)], expected) << "row " << r;
   }
   EXPECT_GT(2 * certain, static_cast<int>(problem.rows.size()));
-  expect_all_draw(problem, reference);
+  expect_all_draw(as_asked, reference);
 }
 
 // One row per setting, each with its own seed and position.
@@ -183,6 +254,118 @@ TEST(Sampling, DrawsPastTheSortedListAmongTies) {
   expect_oracle_everywhere(problem);
   std::fill(problem.logits.begin(), problem.logits.end(), 3.0f);
   expect_oracle_everywhere(problem);
+}
+
+TEST(Sampling, MinPKeepsWhatIsLikelyEnough) {
+  std::vector<Row> rows = settings(1.0f);
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    rows[i].min_p = std::vector<float>{0.0f, 0.3f, 0.05f, 0.001f, 1.0f}[i % 5];
+  expect_oracle_everywhere(make_problem(2, 150, 290, rows));
+  for (Row& row : rows) row.temperature = 5.0f;
+  expect_oracle_everywhere(make_problem(1, 1500, 1500, rows));  // more than the sorted list holds
+}
+
+// A row with edits, of which some decide what it draws.
+Row edited_row(int row, int num_tokens) {
+  std::mt19937 random(90u + static_cast<unsigned>(row));
+  Row made{.temperature = row % 3 == 0 ? 0.0f : 0.9f, .position = row, .seed = 1234 + row};
+  made.repetition = row % 2 == 0 ? 1.3f : 1.0f;
+  made.frequency = row % 4 < 2 ? 0.7f : -0.4f;
+  made.presence = row % 5 == 0 ? 1.5f : 0.0f;
+  for (int id = static_cast<int>(random() % 3); id < num_tokens;
+       id += 1 + static_cast<int>(random() % 6)) {
+    Edit edit{.id = id, .said = static_cast<std::int32_t>(random() % 9)};
+    if (random() % 4 == 0) edit.bias = static_cast<float>(random() % 100) / 10.0f - 5.0f;
+    if (random() % 9 == 0) edit.bias = -INFINITY;
+    made.edits.push_back(edit);
+  }
+  std::shuffle(made.edits.begin(), made.edits.end(), random);
+  return made;
+}
+
+TEST(Sampling, EditsAreThoseOfTheHeader) {
+  for (const auto& [slices, width, num_tokens] : {std::tuple{1, 30, 30}, {3, 70, 200}}) {
+    std::vector<Row> rows;
+    for (int row = 0; row < 40; ++row) rows.push_back(edited_row(row, num_tokens));
+    rows[7].edits.clear();
+    Problem problem = make_problem(slices, width, num_tokens, rows);
+    const auto drawn = run_way(problem, test::on_cpu(kOp));
+    Problem edited = problem;
+    apply_edits(edited);
+    EXPECT_EQ(drawn, run_way(edited, test::on_cpu(kOp)));
+    for (Row& row : problem.rows) row.edits.clear();
+    EXPECT_NE(drawn, run_way(problem, test::on_cpu(kOp))) << "no edit changed a token";
+    problem.rows = rows;
+    expect_oracle_everywhere(problem);
+  }
+}
+
+TEST(Sampling, AnEditOfAnIdWithoutATokenIsNone) {
+  Problem problem = make_problem(2, 8, 13, {Row{}});
+  problem.rows[0].edits = {{.id = 13, .bias = 99}, {.id = -1, .bias = 99}, {.id = 99, .bias = 99}};
+  expect_all_draw(problem, {sorted_candidates(problem, 0)[0]});
+}
+
+TEST(Sampling, ABanOfEverythingLeavesNothing) {
+  Problem problem = make_problem(1, 3, 3, {Row{.temperature = 1, .wanted = 2}});
+  for (const std::int32_t id : {0, 1, 2}) problem.rows[0].edits.push_back({id, -INFINITY, 0});
+  expect_all_draw(problem, {-1});
+}
+
+// Reports tell of the logits before the edits, at temperature 1.
+TEST(Sampling, ReportsTellProbabilities) {
+  std::vector<Row> rows;
+  for (int row = 0; row < 24; ++row) {
+    rows.push_back(edited_row(row, 250));
+    rows.back().wanted =
+        row % 8 == 7 ? 99 : std::vector<int>{-1, 0, 1, 5, 20}[std::size_t(row) % 5];
+  }
+  Problem problem = make_problem(2, 130, 250, rows);
+  for (int id = 0; id < 250; ++id) {
+    problem.logit(3, id) = NAN;
+    if (id >= 3) problem.logit(6, id) = -INFINITY;
+  }
+  rows[3].edits.clear();
+  problem.rows[3].edits.clear();
+  test::for_each_way(kOp, [&](const Way& way) {
+    DeviceFixture fixture(way.target);
+    const Args args = put(fixture, problem);
+    test::run_forced(fixture, args, way.variant);
+    const auto out = fixture.get<std::int32_t>(args.out),
+               ids = fixture.get<std::int32_t>(args.report->ids);
+    const auto drawn = fixture.get<float>(args.report->drawn);
+    const auto largest = fixture.get<float>(args.report->largest);
+    const auto logits = fixture.get<float>(args.report->logits);
+    const auto mass = fixture.get<std::int64_t>(args.report->mass);
+    for (int r = 0; r < 24; ++r) {
+      SCOPED_TRACE(r);
+      const auto at = static_cast<std::size_t>(r);
+      if (rows[at].wanted < 0) {
+        EXPECT_EQ(mass[at], -1) << "written, and nobody wanted it";
+        continue;
+      }
+      const std::vector<int> order = sorted_candidates(problem, r);
+      double total = 0;
+      for (const int id : order)
+        total += std::exp(double{problem.logit(r, id)} - double{problem.logit(r, order[0])});
+      EXPECT_NEAR(std::ldexp(static_cast<double>(mass[at]), -40), total, 1e-5 * total);
+      if (!order.empty()) {
+        EXPECT_EQ(largest[at], problem.logit(r, order[0]));
+      }
+      if (out[at] >= 0) {
+        EXPECT_EQ(drawn[at], problem.logit(r, out[at]));
+      }
+      const auto listed = std::min<std::size_t>(
+          order.size(), static_cast<std::size_t>(std::min(rows[at].wanted, kMaxLikely)));
+      for (std::size_t i = 0; i < kMaxLikely; ++i) {
+        const std::size_t place = at * kMaxLikely + i;
+        EXPECT_EQ(ids[place], i < listed ? order[i] : -1);
+        if (i < listed) {
+          EXPECT_EQ(logits[place], problem.logit(r, order[i]));
+        }
+      }
+    }
+  });
 }
 
 TEST(Sampling, NaNAndMinusInfinityAreNeverDrawn) {
@@ -279,7 +462,9 @@ TEST(Sampling, MultiplyHighIsExact) {
 
 TEST(Sampling, RefusalsSayWhatIsAccepted) {
   DeviceFixture fixture(Target::kCpu);
-  const Args good = put(fixture, make_problem(2, 8, 15, std::vector<Row>(3)));
+  const Args good =
+      put(fixture,
+          make_problem(2, 8, 15, std::vector<Row>(3, Row{.edits = {{1, 1.0f, 0}}, .wanted = 1})));
   test::expect_refusals(
       kOp, good,
       {{[](Args& a) { a.num_tokens = 17; },
@@ -290,6 +475,11 @@ TEST(Sampling, RefusalsSayWhatIsAccepted) {
         "sampling: seed is i32 [3] on cpu:0 but must be of type i64"},
        {[](Args& a) { a.out.shape[0] = 2; },
         "sampling: out is i32 [2] on cpu:0 but must be [rows] with rows = 3"},
+       {[](Args& a) { a.edits->begins.shape[0] = 3; },
+        "sampling: begins is i32 [3] on cpu:0 but must be [begins] with begins = 4"},
+       {[](Args& a) { a.report->ids.shape[1] = 5; },
+        "sampling: ids is i32 [3, 5] on cpu:0 but must be [rows, likely] with rows = 3, likely = "
+        "20"},
        {[](Args& a) { a.top_p.device.index = 1; },
         "sampling: top_p is f32 [3] on cpu:1 but logits is f32 [2, 3, 8] on cpu:0; all must lie "
         "on one device"}});
