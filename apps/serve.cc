@@ -16,6 +16,7 @@
 #include "apps/options.h"
 #include "apps/server/http.h"
 #include "apps/server/service.h"
+#include "apps/server/stats_watch.h"
 #include "apps/session.h"
 #include "apps/table.h"
 #include "apps/version.h"
@@ -147,10 +148,12 @@ Status serve_session(const Options& options, Session& session) {
 
   server::Service service(session.model(), session.queue(), service_options);
   std::atomic<const server::HttpServer*> counted{nullptr};  // requests come before it is set
-  service.set_http([&counted] {
-    const server::HttpServer* http = counted;
-    return http == nullptr ? server::HttpCounts{} : http->counts();
-  });
+  TENON_ASSIGN(const auto watch, server::StatsWatch::start(session.queue()));
+  service.set_sources({[&counted] {
+                         const server::HttpServer* http = counted;
+                         return http == nullptr ? server::HttpCounts{} : http->counts();
+                       },
+                       [&watch] { return watch->latest(); }});
   const Interruptible interruptible;
   TENON_ASSIGN(const std::unique_ptr<server::HttpServer> http,
                server::HttpServer::start(
@@ -173,6 +176,7 @@ Status serve_session(const Options& options, Session& session) {
 
 Status serve(const Options& given) {
   Options options = given;
+  options.session.quiet |= options.quiet;
   TENON_TRY(check(options.session));
   TENON_ASSIGN(auto session, Session::open(options.session));
   if (session == nullptr) return Status::ok();  // a follower

@@ -1,7 +1,6 @@
 #include "apps/server/metrics.h"
 
 #include <cstdio>
-#include <optional>
 
 namespace tenon::server {
 namespace {
@@ -51,6 +50,33 @@ std::string reason_of(serve::FinishReason reason) {
     case serve::FinishReason::kStopped: break;
   }
   return std::string(name(reason));
+}
+
+// What the engine counts of itself.
+std::string engine_text(const EngineStats& stats, const std::string& labels) {
+  std::string out;
+  const auto one = [&](const std::string& name, const char* kind, const char* help, double value) {
+    out += head(name, kind, help) + line(name, labels, number(value));
+  };
+  one("tenon_engine_steps_total", "counter", "Steps that ended.", static_cast<double>(stats.steps));
+  one("tenon_engine_replayed_steps_total", "counter", "Steps that ran from a recording.",
+      static_cast<double>(stats.replayed_steps));
+  one("tenon_engine_prompt_tokens_total", "counter", "Tokens of prompts that were computed.",
+      static_cast<double>(stats.prompt_tokens));
+  one("tenon_engine_decode_tokens_total", "counter", "Tokens of steps in which all drew.",
+      static_cast<double>(stats.decode_tokens));
+  one("tenon_engine_decode_seconds_total", "counter", "Time of those steps.", stats.decode_seconds);
+  one("tenon_engine_weight_bytes", "gauge", "Weights on rank 0.",
+      static_cast<double>(stats.weight_bytes));
+  std::map<std::string, std::uint64_t> calls;
+  for (const BoundaryUse& use : stats.boundaries)
+    calls["site=" + quoted(use.site) + ",stage=" + quoted(std::string(name(use.stage))) +
+          ",variant=" + quoted(use.variant)] += use.count;
+  out +=
+      head("tenon_boundary_calls_total", "counter", "Boundaries that ran outside of recordings.");
+  for (const auto& [what, count] : calls)
+    out += line("tenon_boundary_calls_total", labels + "," + what, std::to_string(count));
+  return out;
 }
 
 }  // namespace
@@ -158,6 +184,7 @@ std::string Metrics::text(const std::string& model, const Now& now) const {
         "tenon_http_requests_total",
         labels + ",path=" + quoted(what.first) + ",status=\"" + std::to_string(what.second) + "\"",
         std::to_string(count));
+  if (now.engine) out += engine_text(*now.engine, labels);
   return out;
 }
 

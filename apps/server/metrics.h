@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -40,6 +41,7 @@ class Metrics {
     double stalled_seconds = 0;
     bool healthy = false;
     int max_batch = 0;
+    std::optional<EngineStats> engine = {};  // of a moment ago
   };
 
   void began(std::int64_t prompt_tokens);

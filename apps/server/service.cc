@@ -210,9 +210,12 @@ Exchange Service::health_generate(const Call& call) {
 Exchange Service::version(const Call&) { return json_answer({{"version", options_.version}}); }
 
 Exchange Service::metrics(const Call&) {
-  const Metrics::Now now{engines_.queue.counts(), http_counts_(),
+  const Metrics::Now now{engines_.queue.counts(),
+                         sources_.http(),
                          std::chrono::duration<double>(engines_.queue.stalled_for()).count(),
-                         unhealthy().empty(), engines_.model.max_batch()};
+                         unhealthy().empty(),
+                         engines_.model.max_batch(),
+                         sources_.engine()};
   return answer_at_once({200, "text/plain; version=0.0.4; charset=utf-8", {}},
                         metrics_.text(options_.models[0], now));
 }

@@ -38,8 +38,12 @@ class Service {
   std::unique_ptr<HttpExchange> handle(HttpRequest request);
   static std::string refusal(int status, std::string_view why);
   void done(const HttpRecord& record);
-  // For /metrics.
-  void set_http(std::function<HttpCounts()> counts) { http_counts_ = std::move(counts); }
+  // For /metrics: what is known elsewhere, asked at once and without waiting.
+  struct Sources {
+    std::function<HttpCounts()> http;
+    std::function<std::optional<EngineStats>()> engine;
+  };
+  void set_sources(Sources sources) { sources_ = std::move(sources); }
   // From now on /health says 503 and no request is taken.
   void drain();
 
@@ -75,7 +79,7 @@ class Service {
   const ServiceOptions options_;
   Metrics metrics_;
   Engines engines_;
-  std::function<HttpCounts()> http_counts_;
+  Sources sources_;
   std::atomic<bool> draining_{false};
 };
 

@@ -282,6 +282,29 @@ class End(Served):
         self.assertTrue(any("rank 1" in line for line in self.server.log), self.server.log)
 
 
+class Health(Served):
+    def test_an_engine_that_makes_no_progress(self):
+        self.start("--processes", "--quiet", "--stall-seconds", "1", "--deadline-ms", "120000")
+        self.addCleanup(self.server.stop)
+        children = pathlib.Path(f"/proc/{self.server.process.pid}/task/{self.server.process.pid}/children")
+        child = int(children.read_text().split()[0])
+        os.kill(child, signal.SIGSTOP)
+        try:
+            time.sleep(1.5)  # without work nothing is amiss
+            self.assertEqual(self.server.get("/health").status, 200)
+            client = self.server.client()
+            self.addCleanup(client.close)
+            client.ask("POST", CHAT, chat(max_tokens=2))
+            self.assertTrue(wait_until(lambda: self.server.get("/health").status == 503))
+            self.assertIn("no step has ended", self.server.get("/health").json()["why"])
+            self.assertEqual(self.server.metric("tenon_healthy"), 0)
+            self.assertGreater(self.server.metric("tenon_stalled_seconds"), 1)
+        finally:
+            os.kill(child, signal.SIGCONT)
+        self.assertEqual(client.read().status, 200)
+        self.assertEqual(self.server.get("/health").status, 200)
+
+
 class Starting(unittest.TestCase):
     def test_refusals(self):
         for words, code, piece in ((["--host", "nowhere.example"], 2, "accepted are localhost"),

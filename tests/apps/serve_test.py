@@ -2,10 +2,12 @@
 """tenon serve on the wire: what each API answers, streamed and whole, and what it refuses."""
 import concurrent.futures
 import json
+import pathlib
+import tempfile
 import unittest
 
 from serve_support import Server, chat, long_chat
-from support import QUESTION, run_json
+from support import QUESTION, copy_of_model, run_json, wait_until
 
 CHAT, COMPLETIONS, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {
@@ -301,8 +303,69 @@ class Others(unittest.TestCase):
         grown = [server.metric(name) - value for name, value in before.items()]
         self.assertEqual(grown, [5, usage["prompt_tokens"], 1, 1, 1])
         self.assertEqual(server.metric("tenon_healthy"), 1)
+        self.assertTrue(wait_until(lambda: server.metric("tenon_engine_steps_total") > 0))
+        self.assertGreater(server.metric("tenon_boundary_calls_total"), 0)
         for line in server.get("/metrics").body.decode().splitlines():
             self.assertRegex(line, r'^(# (HELP|TYPE) \S+ .+|[a-z_:0-9]+\{[^{}]*\} [-+0-9.e]+)$')
+
+
+class OtherModels(unittest.TestCase):
+    """Servers of their own."""
+
+    def start(self, *options):
+        other = Server("--max-context", "256", "--quiet", *options)
+        self.addCleanup(other.stop)
+        return other
+
+    def directory(self):
+        held = tempfile.TemporaryDirectory()
+        self.addCleanup(held.cleanup)
+        return pathlib.Path(held.name)
+
+    def test_efforts_that_a_template_refuses(self):
+        model = copy_of_model(self.directory())
+        template = pathlib.Path(model) / "chat_template.jinja"
+        text = template.read_text()
+        template.unlink()
+        template.write_text("{%- if reasoning_effort is defined and reasoning_effort not in ('low', 'xhigh') -%}"
+                            "{{- raise_exception('Efforts are low and xhigh.') -}}{%- endif -%}" + text)
+        other = self.start("--model", model)
+        for effort in ("none", "minimal", "low", "high", "xhigh", "max"):
+            self.assertEqual(other.post(CHAT, chat(max_tokens=1, reasoning_effort=effort)).status, 200, effort)
+            body = {**chat(), "max_tokens": 1, "output_config": {"effort": effort}}
+            self.assertEqual(other.post(MESSAGES, body).status, 200, effort)
+        answer = other.post(CHAT, chat(reasoning_effort="immense"))
+        self.assertEqual(answer.status, 400)
+        self.assertIn("Efforts are low and xhigh.", answer.json()["error"]["message"])
+
+    def test_without_a_tokenizer(self):
+        model = copy_of_model(self.directory(), without=("tokenizer.json",))
+        other = self.start("--model", model, "--load-format", "dummy", "--served-model-name", "a",
+                           "--served-model-name", "b", "--any-model-name")
+        body = {"prompt": [5, 6], "max_tokens": 4, "ignore_eos": True, "model": "whatever"}
+        whole = other.post(COMPLETIONS, body).json()["choices"][0]
+        self.assertEqual((whole["text"], len(whole["token_ids"])), ("", 4))
+        events = other.post(COMPLETIONS, {**body, "stream": True}).events()
+        self.assertEqual(sum((event["choices"][0]["token_ids"] for event in events), []),
+                         whole["token_ids"])
+        self.assertEqual(other.post(COMPLETIONS, {**body, "prompt": "Tom"}).status, 400)
+        self.assertEqual(other.post(CHAT, chat()).status, 400)
+        self.assertEqual([each["id"] for each in other.get("/v1/models").json()["data"]], ["a", "b"])
+
+    def test_defaults_of_the_checkpoint(self):
+        model = copy_of_model(self.directory(), without=("generation_config.json",))
+        config = pathlib.Path(model) / "generation_config.json"
+        body = {"prompt": "Tom", "max_tokens": 12, "seed": 5, "ignore_eos": True}
+        wanted = {}
+        for name, more in (("greedy", {"temperature": 0}), ("drawn", {"temperature": 0.7, "top_k": 5}),
+                           ("plain", {"temperature": 1})):
+            wanted[name] = server.post(COMPLETIONS, {**body, **more}).json()["choices"][0]["text"]
+        for text, option, name in (('{"temperature": 0.7, "top_k": 5}', [], "drawn"),
+                                   ('{"do_sample": false, "temperature": 0.7}', [], "greedy"),
+                                   ('{"temperature": 0.7}', ["--no-generation-config"], "plain")):
+            config.write_text(text)
+            other = self.start("--model", model, *option)
+            self.assertEqual(other.post(COMPLETIONS, body).json()["choices"][0]["text"], wanted[name], name)
 
 
 class Refusals(unittest.TestCase):
