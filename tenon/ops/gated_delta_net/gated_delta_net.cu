@@ -59,7 +59,7 @@ TENON_KERNEL_RESIDENT(kDecodeThreads, 3) decode_kernel(TENON_ARGS(KernelArgs) ar
     if (index < args.sequences) {
       const Sequence sequence = sequence_at(args, index);
       if (sequence.end - sequence.begin == 1)
-        decode_head<kHeldRows>(args, sequence, v_head, channels, weights);
+        decode_head<kHeldRows, kDecodeTeams>(args, sequence, v_head, channels, weights);
     }
     if (args.decodes_apart) return;  // other kernels see to all other rows
     if (index < args.tokens && index >= args.starts[args.sequences])

@@ -135,35 +135,23 @@ TENON_DEVICE Gates gates_of(const KernelArgs& args, int token, int v_head) {
 
 // What q and k of a head are multiplied by, from their sums of squares.
 TENON_DEVICE float key_scale(float squares) { return rsqrt_f(squares + 1e-6f); }
-TENON_DEVICE float query_scale(float squares) {
-  return rsqrt_f(squares + 1e-6f) * 0x1.6a09e6p-4f;  // 128^-½
-}
-
-// What o · rstd of an element is multiplied by, one after the other.
-struct OutputGate {
-  float norm, silu_z;
-};
-TENON_DEVICE OutputGate output_gate(const KernelArgs& args, int token, int v_head, int i) {
-  return {args.norm[i], silu_f(to_float(args.z[token * args.z_stride + v_head * kDim + i]))};
-}
+inline constexpr float kQueryFactor = 0x1.6a09e6p-4f;  // 128^-½
+TENON_DEVICE float query_scale(float squares) { return key_scale(squares) * kQueryFactor; }
 
 // What a call wants of one v head of a token: t = rne(((o · rstd) · norm) · silu(z)) as bf16, and t
 // quantised as fp8_quant does it, the head being the group. `o` is in shared memory; null: the row
-// belongs to no sequence, and t is zero. gate_at(i) gives the gate of element i, of those that the
-// thread has. Every thread of the block must call it.
-template <class GateAt>
-TENON_DEVICE void finish_head(const KernelArgs& args, int token, int v_head, const float* o,
-                              const GateAt& gate_at) {
+// belongs to no sequence, and t is zero. Every thread of the block must call it.
+TENON_DEVICE void finish_head(const KernelArgs& args, int token, int v_head, const float* o) {
   constexpr int kVectors = kDim / kVector;
   constexpr int kSpan = kWave == 1 ? kVectors : 2;  // that a thread has room for
   TENON_SHARED(bf16, rounded, kDim);
   sync_block();  // the readers of an earlier call are done
   const float rstd =
       o == nullptr ? 0.0f : rsqrt_f(dot(o, o, kDim) / static_cast<float>(kDim) + args.eps);
-  for (int i = thread_id(); i < kDim; i += block_threads()) {
-    const OutputGate gate = o == nullptr ? OutputGate{} : gate_at(i);
-    rounded[i] = o == nullptr ? bf16{0} : to_bf16(o[i] * rstd * gate.norm * gate.silu_z);
-  }
+  const bf16* __restrict__ z = args.z + token * args.z_stride + v_head * kDim;
+  for (int i = thread_id(); i < kDim; i += block_threads())
+    rounded[i] =
+        o == nullptr ? bf16{0} : to_bf16(o[i] * rstd * args.norm[i] * silu_f(to_float(z[i])));
   sync_block();
   const int column = v_head * kDim;
   if (args.out != nullptr)
@@ -178,9 +166,6 @@ TENON_DEVICE void finish_head(const KernelArgs& args, int token, int v_head, con
   });
   quantize_to_tensors<bf16>(at_row(args.quant, token), column, span, held);
   if (v_head == 0) pad_scales(args.quant, token);
-}
-TENON_DEVICE void finish_head(const KernelArgs& args, int token, int v_head, const float* o) {
-  finish_head(args, token, v_head, o, [&](int i) { return output_gate(args, token, v_head, i); });
 }
 TENON_DEVICE void finish_token(const KernelArgs& args, int token, int v_head) {
   TENON_SHARED(float, values, kDim);

@@ -12,7 +12,7 @@ namespace tenon::TENON_TARGET::gated_delta_net {
 namespace {
 
 static_assert(kWave == 32 && kTile == tenon::gated_delta_net::kChunkTokens);
-static_assert(kTileThreads == kDecodeThreads);
+static_assert(kTileThreads == kDim);
 static_assert((kSquares + 2 * kFactors) == tenon::gated_delta_net::kTileColumns);
 
 // Rows of S that a sequence of one token holds here: with more, fewer chunks would run at a time.
@@ -30,7 +30,7 @@ TENON_KERNEL_RESIDENT(kTileThreads, 4) prepare_kernel(TENON_ARGS(KernelArgs) arg
     const Sequence sequence = sequence_at(args, at);
     const Channels channels = channels_of(args, v_head);
     if (sequence.end - sequence.begin == 1)
-      decode_head<kHeldBeside>(args, sequence, v_head, channels, load_weights(args, channels));
+      decode_head<kHeldBeside, 1>(args, sequence, v_head, channels, load_weights(args, channels));
     return;
   }
   TENON_DYNAMIC_SHARED(std::byte, memory);

@@ -55,19 +55,30 @@ TENON_DEVICE TileChunk chunk_at(const KernelArgs& args, int number) {
   return {first, end - first < kTile ? end - first : kTile};
 }
 
-// kTile rows of `pieces` times 16 bytes into shared memory by the first kTileThreads threads of the
+// kTile rows of kPieces times 16 bytes into shared memory by the first kTileThreads threads of the
 // block or by those behind them; rows behind `count` become zeros.
-TENON_DEVICE void copy_rows(const bf16* from, std::int64_t from_stride, int count, int pieces,
-                            bf16* to, int to_stride) {
-  const int own = thread_id() % kTileThreads;
+template <int kPieces>
+TENON_DEVICE void copy_rows(const bf16* from, std::int64_t from_stride, int count, bf16* to,
+                            int to_stride) {
+  constexpr int kStep = kTileThreads / kPieces;  // rows at a time
+  static_assert(kTile % kStep == 0);
+  const int first = thread_id() % kTileThreads / kPieces, piece = thread_id() % kPieces;
+  const bf16* source = from + first * from_stride + piece * 8;
+  bf16* const place = to + first * to_stride + piece * 8;
+  if (count == kTile) {
+    TENON_UNROLL
+    for (int row = 0; row < kTile; row += kStep) {
+      copy_async16(place + row * to_stride, source);
+      source += kStep * from_stride;
+    }
+    return;
+  }
   TENON_NO_UNROLL
-  for (int at = own; at < kTile * pieces; at += kTileThreads) {
-    const int row = at / pieces, piece = at % pieces;
-    bf16* const place = to + row * to_stride + piece * 8;
-    if (row < count) {
-      copy_async16(place, from + row * from_stride + piece * 8);
+  for (int row = 0; row < kTile; row += kStep) {
+    if (first + row < count) {
+      copy_async16(place + row * to_stride, source + row * from_stride);
     } else {
-      store16(place, Word4{});
+      store16(place + row * to_stride, Word4{});
     }
   }
 }
@@ -316,9 +327,9 @@ TENON_DEVICE void prepare_tiles(const KernelArgs& args, const TileChunk& chunk, 
   const PrepareShared shared = prepare_shared(memory);
   const int k_head = v_head / (args.v_heads / args.k_heads);
   const bf16* u = u_of(args, chunk.first);
-  copy_rows(u + k_head * kDim, args.scratch_stride, chunk.count, kDim / 8, shared.q, kKeyStride);
-  copy_rows(u + (args.k_heads + k_head) * kDim, args.scratch_stride, chunk.count, kDim / 8,
-            shared.k, kKeyStride);
+  copy_rows<kDim / 8>(u + k_head * kDim, args.scratch_stride, chunk.count, shared.q, kKeyStride);
+  copy_rows<kDim / 8>(u + (args.k_heads + k_head) * kDim, args.scratch_stride, chunk.count,
+                      shared.k, kKeyStride);
   await_copies();
   sync_block();
   multiply_keys(shared);

@@ -59,7 +59,7 @@ TENON_KERNEL_MAX(kTileThreads) convolve_kernel(TENON_ARGS(KernelArgs) args) {
 }
 
 // The outputs of one v head of a token by one wave, four elements a lane. Scales by rows only.
-TENON_DEVICE void finish_by_wave(const KernelArgs& args, int token, int v_head, bool is_padding) {
+TENON_DEVICE void finish_row(const KernelArgs& args, int token, int v_head, bool is_padding) {
   constexpr int kOwn = kDim / 32;
   const int at = lane_id() * kOwn;
   const auto load = [&](const bf16* from, float(&to)[kOwn]) {
@@ -111,7 +111,7 @@ TENON_KERNEL_MAX(kTileThreads) outputs_kernel(TENON_ARGS(KernelArgs) args) {
     const int token = head / args.v_heads;
     const int index = sequence_of(args, token);
     if (index >= 0 && decodes_apart(args, sequence_at(args, index))) return;
-    finish_by_wave(args, token, head % args.v_heads, index < 0);
+    finish_row(args, token, head % args.v_heads, index < 0);
     return;
   }
   const int runs = (args.conv_dim + kChannels - 1) / kChannels;

@@ -83,13 +83,14 @@ TENON_DEVICE void copy_keys(const KernelArgs& args, const Chain& chain, int i,
   const std::int64_t stride = args.scratch_stride;
   const bf16* u = u_of(args, chunk.first);
   const bf16* squares = squares_of(args, chunk.first, chain.v_head);
-  copy_rows(u + (args.k_heads + k_head) * kDim, stride, chunk.count, kDim / 8, to.k, kKeyStride);
-  copy_rows(squares, stride, chunk.count, kTile / 8, to.t_high, kSquareStride);
-  copy_rows(squares + kTile, stride, chunk.count, kTile / 8, to.t_low, kSquareStride);
-  copy_rows(u + (2 * args.k_heads + chain.v_head) * kDim + chain.first_column, stride, chunk.count,
-            kStateColumns / 8, to.v, kSquareStride);
-  copy_rows(reinterpret_cast<const bf16*>(factors_of(args, chunk.first, chain.v_head)), stride,
-            chunk.count, kFactors / 4, reinterpret_cast<bf16*>(to.factors), kFactors * 2);
+  copy_rows<kDim / 8>(u + (args.k_heads + k_head) * kDim, stride, chunk.count, to.k, kKeyStride);
+  copy_rows<kTile / 8>(squares, stride, chunk.count, to.t_high, kSquareStride);
+  copy_rows<kTile / 8>(squares + kTile, stride, chunk.count, to.t_low, kSquareStride);
+  copy_rows<kStateColumns / 8>(u + (2 * args.k_heads + chain.v_head) * kDim + chain.first_column,
+                               stride, chunk.count, to.v, kSquareStride);
+  copy_rows<kFactors / 4>(
+      reinterpret_cast<const bf16*>(factors_of(args, chunk.first, chain.v_head)), stride,
+      chunk.count, reinterpret_cast<bf16*>(to.factors), kFactors * 2);
 }
 TENON_DEVICE void copy_queries(const KernelArgs& args, const Chain& chain, int i,
                                const QueryShared& to) {
@@ -97,12 +98,13 @@ TENON_DEVICE void copy_queries(const KernelArgs& args, const Chain& chain, int i
   const int k_head = chain.v_head / (args.v_heads / args.k_heads);
   const std::int64_t stride = args.scratch_stride;
   const bf16* squares = squares_of(args, chunk.first, chain.v_head) + 2 * kTile;
-  copy_rows(u_of(args, chunk.first) + k_head * kDim, stride, chunk.count, kDim / 8, to.q,
-            kKeyStride);
-  copy_rows(squares, stride, chunk.count, kTile / 8, to.p_high, kSquareStride);
-  copy_rows(squares + kTile, stride, chunk.count, kTile / 8, to.p_low, kSquareStride);
-  copy_rows(reinterpret_cast<const bf16*>(factors_of(args, chunk.first, chain.v_head)), stride,
-            chunk.count, kFactors / 4, reinterpret_cast<bf16*>(to.factors), kFactors * 2);
+  copy_rows<kDim / 8>(u_of(args, chunk.first) + k_head * kDim, stride, chunk.count, to.q,
+                      kKeyStride);
+  copy_rows<kTile / 8>(squares, stride, chunk.count, to.p_high, kSquareStride);
+  copy_rows<kTile / 8>(squares + kTile, stride, chunk.count, to.p_low, kSquareStride);
+  copy_rows<kFactors / 4>(
+      reinterpret_cast<const bf16*>(factors_of(args, chunk.first, chain.v_head)), stride,
+      chunk.count, reinterpret_cast<bf16*>(to.factors), kFactors * 2);
 }
 
 // beta, e^G · k_scale, e^G · q_scale, e^(G_last − G) · k_scale of a token.
@@ -276,14 +278,16 @@ TENON_DEVICE void step_outputs(const QueryShared& chunk, int count, const Operan
     }
   }
   add_triangular(operands.d, chunk.p_high, chunk.p_low, out);
+  bf16* row = o + 2 * q * o_stride + g;
   TENON_UNROLL
   for (int tile = 0; tile < kTile / 8; ++tile) {
     TENON_UNROLL
     for (int c = 0; c < 2; ++c) {
-      const int t = 8 * tile + 2 * q + c;
-      if (t >= count) continue;
-      o[t * o_stride + g] = to_bf16(out[tile][c]);
-      o[t * o_stride + g + 8] = to_bf16(out[tile][c + 2]);
+      if (8 * tile + 2 * q + c < count) {
+        row[0] = to_bf16(out[tile][c]);
+        row[8] = to_bf16(out[tile][c + 2]);
+      }
+      row += c == 0 ? o_stride : 7 * o_stride;
     }
   }
 }
