@@ -79,9 +79,10 @@ Status launch_tiles(const Recipe& recipe, const Args& args, Stream& stream) {
   TENON_ASSIGN(call.weight,
                sm90_map(gemm.weight, gemm.n, gemm.k, gemm.weight_stride, kTileSide / 2 * halves));
   return tenon::launch(stream, shape,
-                       args.activated ? sm90_tiles_kernel<2, true>
-                       : halves == 2  ? sm90_tiles_kernel<2, false>
-                                      : sm90_tiles_kernel<1, false>,
+                       args.activated       ? sm90_tiles_kernel<2, true, false>
+                       : halves == 2        ? sm90_tiles_kernel<2, false, false>
+                       : call.cut.count > 1 ? sm90_tiles_kernel<1, false, true>
+                                            : sm90_tiles_kernel<1, false, false>,
                        call);
 }
 

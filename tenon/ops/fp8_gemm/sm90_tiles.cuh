@@ -6,9 +6,9 @@
 // kHalves columns. One thread fills a ring of stages with a block of 128 of k each: a tile of x and
 // kHalves tiles of the weight. In a cluster of two, which have the same columns, each asks for half
 // of the weight and the copy engine writes it to both. Two warpgroups multiply 64 rows each, a half
-// of the columns at a time. They take turns: while one scales its sums, the other has the tensor
-// cores. Left to themselves they would share them, end at one time, and leave them idle while both
-// scale.
+// of the columns at a time. A warpgroup that has registers for it (one half, one segment) starts
+// the products of a block of k before it scales those of the block before: the tensor cores always
+// have something to do. Else the other warpgroup has to fill the gaps.
 //
 // kActivates: the halves are gate and up, so a thread has both of an output, and four neighbouring
 // lanes have a group of 128 of a row.
@@ -188,32 +188,34 @@ using HalfSums = float[64];
 
 // `row`: of a lane's first sums; `column`: of the half's first. Lanes exchange, so that four
 // neighbours write 32 bytes in a row.
-TENON_DEVICE void store_half(const GemmCall& gemm, int row, int column, const HalfSums& sums) {
+TENON_DEVICE void store_in_fours(const GemmCall& gemm, int row, int column, const HalfSums& sums) {
   const int pair = thread_id() % 4, odd = pair % 2;
-  const bool in_fours = !gemm.out_is_f32 && gemm.n % 4 == 0 && gemm.out_stride % 4 == 0 &&
-                        reinterpret_cast<std::uintptr_t>(gemm.out) % 8 == 0;
   TENON_UNROLL
   for (int r = 0; r < 2; ++r) {
     const bool exists = row + 8 * r < gemm.rows;
+    bf16* const to = static_cast<bf16*>(gemm.out) + (row + 8 * r) * gemm.out_stride;
     TENON_UNROLL
     for (int j = 0; j < 16; j += 2) {
       const float* four = sums + 4 * j + 2 * r;
-      if (in_fours) {
-        const std::uint32_t low = convert_bf16x2(four[0], four[1]);
-        const std::uint32_t high = convert_bf16x2(four[4], four[5]);
-        const std::uint32_t got = shuffle_xor(odd ? low : high, 1);
-        const int at = column + 8 * (j + odd) + 2 * (pair - odd);
-        if (exists && at < gemm.n)
-          store8_bytes(static_cast<bf16*>(gemm.out) + (row + 8 * r) * gemm.out_stride + at,
-                       odd ? got : low, odd ? high : got);
-      } else {
-        TENON_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          const int at = column + 8 * (j + e / 2) + 2 * pair + e % 2;
-          if (exists && at < gemm.n) store_output(gemm, row + 8 * r, at, four[e / 2 * 4 + e % 2]);
-        }
-      }
+      const std::uint32_t low = convert_bf16x2(four[0], four[1]);
+      const std::uint32_t high = convert_bf16x2(four[4], four[5]);
+      const std::uint32_t got = shuffle_xor(odd ? low : high, 1);
+      const int at = column + 8 * (j + odd) + 2 * (pair - odd);
+      if (exists && at < gemm.n) store8_bytes(to + at, odd ? got : low, odd ? high : got);
     }
+  }
+}
+TENON_DEVICE void store_half(const GemmCall& gemm, int row, int column, const HalfSums& sums) {
+  if (!gemm.out_is_f32 && gemm.n % 4 == 0 && gemm.out_stride % 4 == 0 &&
+      reinterpret_cast<std::uintptr_t>(gemm.out) % 8 == 0) {
+    store_in_fours(gemm, row, column, sums);
+    return;
+  }
+  TENON_UNROLL
+  for (int e = 0; e < 64; ++e) {
+    const int of_row = row + 8 * (e / 2 % 2);
+    const int at = column + 8 * (e / 4) + 2 * (thread_id() % 4) + e % 2;
+    if (of_row < gemm.rows && at < gemm.n) store_output(gemm, of_row, at, sums[e]);
   }
 }
 
@@ -261,41 +263,87 @@ TENON_DEVICE void store_activated(const TilesCall& call, int row, int group, con
   }
 }
 
-// Turns of the two warpgroups at the tensor cores: barriers 2 and 3, which one waits at and the
-// other arrives at.
-TENON_DEVICE void take_turn(int group) { sync_threads_at(2 + group, kTilesConsumers); }
-TENON_DEVICE void pass_turn(int to) { arrive_threads_at(2 + to, kTilesConsumers); }
-
 template <int kHalves, bool kActivates>
+TENON_DEVICE TileScales<kHalves> tile_scales(const TilesCall& call,
+                                             const TileGrid<kHalves, kActivates>& grid,
+                                             const TilePlace& place, int row) {
+  TileScales<kHalves> scales;
+  scales.x_stride = call.scales.x_block_stride;
+  scales.last = call.cut.num_blocks - 1;
+  TENON_UNROLL
+  for (int r = 0; r < 2; ++r) {
+    const int exists = row + 8 * r < call.gemm.rows ? row + 8 * r : call.gemm.rows - 1;
+    scales.x[r] = call.scales.x + exists * call.scales.x_row_stride;
+  }
+  TENON_UNROLL
+  for (int h = 0; h < kHalves; ++h)
+    scales.weight[h] =
+        call.scales.weight + grid.group_of(place, h, call.gemm.n) * call.scales.weight_row_stride;
+  ask_scales(scales, 0);
+  return scales;
+}
+
+// What a warp knows of its part of the tiles, all of a block's being alike.
+struct TileWarp {
+  int row;                  // of the tile: that of a lane's first sums
+  std::uint64_t x, weight;  // descriptors in the first stage
+  int lane, cluster;
+};
+template <int kHalves>
+TENON_DEVICE TileWarp tile_warp(const TilesRing<kHalves>& ring, int cluster) {
+  const int group = shuffle_from(thread_id() / 128, 0), lane = thread_id() % kWave;
+  return {group * 64 + thread_id() % 128 / kWave * 16 + lane / 4,
+          tile_descriptor(ring.shared + group * kTileSquare / 2),
+          tile_descriptor(ring.shared + kTileSquare), lane, cluster};
+}
+// The four products of a block of k and a half, from zero.
+template <int kHalves>
+TENON_DEVICE void start_products(const TilesRing<kHalves>& ring, const TileWarp& warp, int stage,
+                                 int half, HalfSums& made) {
+  const int at = stage * (ring.kBytes / 16);
+  wgmma_begin();
+  TENON_UNROLL
+  for (int k = 0; k < 4; ++k)
+    add_product<kTileSide>(made, descriptor_at(warp.x, at + 2 * k),
+                           descriptor_at(warp.weight, at + half * (kTileSquare / 16) + 2 * k),
+                           k > 0);
+  wgmma_commit();
+}
+template <int kHalves>
+TENON_DEVICE void release_stage(const TilesRing<kHalves>& ring, const TileWarp& warp, int stage) {
+  if (warp.cluster == 1) {
+    if (warp.lane == 0) barrier_arrive(&ring.empty[stage]);
+  } else if (warp.lane < 2) {
+    barrier_arrive_at(&ring.empty[stage], static_cast<std::uint32_t>(warp.lane));
+  }
+}
+// Of rows g and g + 8, for block `block` of k.
+struct RowScales {
+  float of[2];
+};
+template <int kHalves>
+TENON_DEVICE RowScales row_scales(const TileScales<kHalves>& scales, int half, int block) {
+  const int from = thread_id() % kWave / 4 * 4 + block % 4;
+  return {shuffle_from(scales.made[0][half], from), shuffle_from(scales.made[1][half], from)};
+}
+TENON_DEVICE void add_scaled(HalfSums& sums, const HalfSums& made, const RowScales& scale) {
+  TENON_UNROLL
+  for (int e = 0; e < 64; ++e) sums[e] = fma_f(made[e], scale.of[e / 2 % 2], sums[e]);
+}
+
+// One block of k after the other, kHalves halves of each.
+template <int kHalves, bool kActivates, bool kSegments>
 TENON_DEVICE void multiply_tiles(const TilesCall& call, const TileGrid<kHalves, kActivates>& grid,
                                  const TilesRing<kHalves>& ring) {
-  constexpr bool kSegments = kHalves == 1;  // registers for a second set of sums
   const GemmCall& gemm = call.gemm;
-  const int group = shuffle_from(thread_id() / 128, 0), lane = thread_id() % kWave;
-  const int row_in_tile = group * 64 + thread_id() % 128 / kWave * 16 + lane / 4;
-  const std::uint64_t x = tile_descriptor(ring.shared + group * kTileSquare / 2);
-  const std::uint64_t weight = tile_descriptor(ring.shared + kTileSquare);
-  const int four = lane / 4 * 4;
+  const TileWarp warp = tile_warp(ring, grid.cluster);
   RingPlace from;
-  float block_sums[64] = {};
-  if (group == 1) pass_turn(0);
+  HalfSums made = {};
   TENON_NO_UNROLL
   for (int t = grid.first; t < grid.end; t += grid.step) {
     const TilePlace place = grid.place(t);
-    const int row = place.first_row + row_in_tile;
-    TileScales<kHalves> scales;
-    scales.x_stride = call.scales.x_block_stride;
-    scales.last = call.cut.num_blocks - 1;
-    TENON_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      const int exists = row + 8 * r < gemm.rows ? row + 8 * r : gemm.rows - 1;
-      scales.x[r] = call.scales.x + exists * call.scales.x_row_stride;
-    }
-    TENON_UNROLL
-    for (int h = 0; h < kHalves; ++h)
-      scales.weight[h] =
-          call.scales.weight + grid.group_of(place, h, gemm.n) * call.scales.weight_row_stride;
-    ask_scales(scales, 0);
+    const int row = place.first_row + warp.row;
+    TileScales<kHalves> scales = tile_scales(call, grid, place, row);
     float sums[kHalves][64] = {};
     float whole[kSegments ? 64 : 1] = {};
     int b = 0;
@@ -306,35 +354,14 @@ TENON_DEVICE void multiply_tiles(const TilesCall& call, const TileGrid<kHalves, 
       for (; b < end; ++b) {
         advance_scales(scales, b);
         barrier_wait(&ring.full[from.stage], from.parity);
-        const int stage = from.stage * (ring.kBytes / 16);
         TENON_UNROLL
         for (int h = 0; h < kHalves; ++h) {
-          take_turn(group);
-          wgmma_begin();
-          TENON_UNROLL
-          for (int k = 0; k < 4; ++k) {
-            add_product<kTileSide>(block_sums, descriptor_at(x, stage + 2 * k),
-                                   descriptor_at(weight, stage + h * (kTileSquare / 16) + 2 * k),
-                                   k > 0);
-            if (k >= 2) wgmma_commit();
-          }
-          const float scale[2] = {shuffle_from(scales.made[0][h], four + b % 4),
-                                  shuffle_from(scales.made[1][h], four + b % 4)};
-          wgmma_wait_all_but<1>();  // while the last one runs, the others' first is asked for
-          pass_turn(1 - group);
+          start_products(ring, warp, from.stage, h, made);
+          const RowScales scale = row_scales(scales, h, b);
           wgmma_wait_all();
-          hold_sums(block_sums);
-          if (h == kHalves - 1) {
-            if (grid.cluster == 1) {
-              if (lane == 0) barrier_arrive(&ring.empty[from.stage]);
-            } else if (lane < 2) {
-              barrier_arrive_at(&ring.empty[from.stage], static_cast<std::uint32_t>(lane));
-            }
-          }
-          TENON_UNROLL
-          for (int e = 0; e < 64; ++e)
-            sums[h][e] = fma_f(block_sums[e], scale[e / 2 % 2], sums[h][e]);
-          hold_sums(sums[h]);  // before the next turn is waited for
+          hold_sums(made);
+          if (h == kHalves - 1) release_stage(ring, warp, from.stage);
+          add_scaled(sums[h], made, scale);
         }
         from.next(ring.kStages);
       }
@@ -356,13 +383,64 @@ TENON_DEVICE void multiply_tiles(const TilesCall& call, const TileGrid<kHalves, 
         store_half(gemm, row, (place.column_tile * kHalves + h) * kTileSide, sums[h]);
     }
   }
-  if (group == 0) take_turn(0);  // the last one that was passed
 }
 
-template <int kHalves, bool kActivates>
+// One half and one segment: two sets of products, of which one is made while the other is scaled.
+TENON_DEVICE void multiply_ahead(const TilesCall& call, const TileGrid<1, false>& grid,
+                                 const TilesRing<1>& ring) {
+  const TileWarp warp = tile_warp(ring, grid.cluster);
+  RingPlace from, freed;
+  HalfSums made[2] = {};
+  TENON_NO_UNROLL
+  for (int t = grid.first; t < grid.end; t += grid.step) {
+    const TilePlace place = grid.place(t);
+    const int row = place.first_row + warp.row, blocks = call.cut.num_blocks;
+    TileScales<1> scales = tile_scales(call, grid, place, row);
+    RowScales scale[2];
+    HalfSums sums = {};
+    const auto start = [&]<int kSet>(int b) {
+      advance_scales(scales, b);
+      barrier_wait(&ring.full[from.stage], from.parity);
+      start_products(ring, warp, from.stage, 0, made[kSet]);
+      scale[kSet] = row_scales(scales, 0, b);
+      from.next(ring.kStages);
+    };
+    const auto finish = [&]<int kSet>() {
+      hold_sums(made[kSet]);
+      release_stage(ring, warp, freed.stage);
+      freed.next(ring.kStages);
+      add_scaled(sums, made[kSet], scale[kSet]);
+    };
+    start.template operator()<0>(0);
+    int b = 0;  // is in set 0
+    TENON_NO_UNROLL
+    for (; b + 2 < blocks; b += 2) {
+      start.template operator()<1>(b + 1);
+      wgmma_wait_all_but<1>();
+      finish.template operator()<0>();
+      start.template operator()<0>(b + 2);
+      wgmma_wait_all_but<1>();
+      finish.template operator()<1>();
+    }
+    if (b + 1 < blocks) {
+      start.template operator()<1>(b + 1);
+      wgmma_wait_all_but<1>();
+      finish.template operator()<0>();
+      wgmma_wait_all();
+      finish.template operator()<1>();
+    } else {
+      wgmma_wait_all();
+      finish.template operator()<0>();
+    }
+    store_half(call.gemm, row, place.column_tile * kTileSide, sums);
+  }
+}
+
+template <int kHalves, bool kActivates, bool kSegments>
 TENON_KERNEL_RESIDENT(kTilesThreads, 1)
 sm90_tiles_kernel(TENON_ARGS(TilesCall) call) {
   static_assert(!kActivates || kHalves == 2);
+  static_assert(!kSegments || kHalves == 1);  // registers for a second set of sums
   TENON_SHARED_TILES(shared);
   constexpr int kStages = tiles_stages(kHalves);
   const auto grid = tile_grid<kHalves, kActivates>(call);
@@ -394,7 +472,11 @@ sm90_tiles_kernel(TENON_ARGS(TilesCall) call) {
     take_registers<240>();
     wait_for_previous();
     if (thread_id() == 0) let_next_start();
-    multiply_tiles(call, grid, ring);
+    if constexpr (kHalves == 1 && !kSegments) {
+      multiply_ahead(call, grid, ring);
+    } else {
+      multiply_tiles<kHalves, kActivates, kSegments>(call, grid, ring);
+    }
   }
   sync_wave();
   if (call.cluster > 1) {  // the other block may write and arrive here until it ends
