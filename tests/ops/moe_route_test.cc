@@ -181,7 +181,7 @@ TEST(MoeRoute, SortsTheLocalExpertsOnly) {
 
 // More than a block holds.
 TEST(MoeRoute, ManyTokensAreSortedInParts) {
-  for (const int tokens : {64, 65, 127, 128, 300})
+  for (const int tokens : {17, 63, 64, 65, 127, 128, 300})
     expect_all_match({.tokens = tokens, .experts = 70, .top_k = 8, .first = 10, .local = 45});
   expect_all_match({.tokens = 130, .experts = 300, .top_k = 10, .local = 300});
   const Problem many = make_problem({.tokens = 2000, .experts = 256, .top_k = 8, .local = 256});
@@ -191,7 +191,7 @@ TEST(MoeRoute, ManyTokensAreSortedInParts) {
 
 // A plan serves calls with fewer tokens.
 TEST(MoeRoute, APlanForMoreTokensGivesTheSame) {
-  for (const auto& [most, fewer] : {std::pair{64, 3}, {300, 70}, {300, 0}}) {
+  for (const auto& [most, fewer] : {std::pair{16, 3}, {300, 70}, {300, 0}}) {
     const Problem large = make_problem({.tokens = most, .experts = 20, .top_k = 3, .local = 20});
     const Problem problem =
         make_problem({.tokens = fewer, .experts = 20, .top_k = 3, .local = 20}, 2);
@@ -261,9 +261,10 @@ int expert_of_row(const Output& output, std::int32_t row) {
 
 // The same experts and the same weights.
 TEST(MoeRoute, ATokenDoesNotDependOnTheOthers) {
-  const Problem all = make_problem({.tokens = 20, .experts = 64, .top_k = 4, .local = 64});
+  constexpr int kTokens = 16;
+  const Problem all = make_problem({.tokens = kTokens, .experts = 64, .top_k = 4, .local = 64});
   test::for_each_way(kOp, [&](const Way& way) {
-    test::expect_rows_alone_equal_together(20, [&](const std::vector<int>& tokens) {
+    test::expect_rows_alone_equal_together(kTokens, [&](const std::vector<int>& tokens) {
       Problem some = all;
       some.shape.tokens = static_cast<int>(tokens.size());
       some.logits.clear();

@@ -5,11 +5,10 @@
 // A block of threads takes 128 columns of at most 64 rows of one expert, and all of k. Which, it
 // finds from the offsets: the grid has as many blocks as any grouping of so many rows can need, and
 // those without a tile end. The weight is the operand with 64 rows of the instruction, rows of x are
-// its N side. One wave, the producer, fills a ring of stages: the copy engine brings 128 bytes of k
-// of 128 columns; rows of x that row_of scatters are copied by the wave's threads, others by the
-// copy engine as well. Two warpgroups multiply. Sums of earlier segments wait in shared memory.
+// its N side. One wave, the producer, fills a ring of stages: 128 bytes of k of 128 columns, and of
+// the rows, which are one tile, or a tile each where row_of scatters them. Two warpgroups multiply.
+// Sums of earlier segments wait in shared memory.
 #include "tenon/device/cuda_hip/sm90/lanes.cuh"
-#include "tenon/device/cuda_hip/sm90/thread_copy.cuh"
 #include "tenon/device/cuda_hip/sm90/tma.cuh"
 #include "tenon/device/cuda_hip/sm90/wgmma.cuh"
 #include "tenon/device/math.cuh"
@@ -31,7 +30,7 @@ constexpr int kMostStages = 8;
 static_assert(2 * kStageBytes >= kRows * kOutStride * 4);  // results lie where the ring was
 
 struct ExpertsCall {
-  TensorMap x, weight;  // x: unless row_of is given
+  TensorMap x, weight;  // x in tiles of kRows rows, or of one where row_of is given
   GemmCall gemm;
   GemmScales scales;
   Segments cut;
@@ -103,45 +102,44 @@ struct Ring {
   TENON_HD std::byte* x(int stage) const { return weight(stage) + kWeightBytes; }
 };
 
-// The producer. A lane copies one chunk of 16 bytes of every fourth row.
+// The producer. Where rows of x are scattered, each is a copy of its own, asked for by a lane.
 TENON_DEVICE void fill_ring(const ExpertsCall& call, const Tile& tile, const Ring& ring) {
   const GemmCall& gemm = call.gemm;
-  const int lane = thread_id() % kWave, chunk = lane % 8;
+  const int lane = thread_id() % kWave;
   const bool scattered = gemm.row_map != nullptr;
-  std::int32_t token[kRows / 4];  // of those rows
+  std::int32_t token[kRows / kWave];  // of rows lane, lane + 32
   TENON_UNROLL
-  for (int i = 0; i < kRows / 4; ++i) {
-    const int row = 4 * i + lane / 8;
+  for (int i = 0; i < kRows / kWave; ++i) {
+    const int row = lane + i * kWave;
     token[i] = scattered && row < tile.num_rows ? gemm.row_map[tile.first_row + row] : 0;
   }
   // A part of the weight is read by neighbours at about the same time, then never again; x stays.
   const std::uint64_t once = policy_evict_first(), often = policy_evict_last();
   const int weight_row = tile.expert * gemm.n + tile.first_column;
+  const int x_bytes = scattered ? tile.num_rows * kProductBlock : kXBytes;
   RingPlace place;
   TENON_NO_UNROLL
   for (int block = 0; block < call.cut.num_blocks; ++block) {
-    barrier_wait(&ring.empty[place.stage], place.parity ^ 1);
     Mbarrier* const full = &ring.full[place.stage];
+    std::byte* const x = ring.x(place.stage);
+    const int byte = block * kProductBlock;
+    barrier_wait(&ring.empty[place.stage], place.parity ^ 1);
     if (lane == 0) {
-      barrier_arrive_expect(full, scattered ? kWeightBytes : kStageBytes);
-      copy_tile(ring.weight(place.stage), &call.weight, block * kProductBlock, weight_row, full,
-                once);
-      if (!scattered)
-        copy_tile(ring.x(place.stage), &call.x, block * kProductBlock, tile.first_row, full, often);
+      barrier_arrive_expect(full, static_cast<std::uint32_t>(kWeightBytes + x_bytes));
+      copy_tile(ring.weight(place.stage), &call.weight, byte, weight_row, full, once);
+      if (!scattered) copy_tile(x, &call.x, byte, tile.first_row, full, often);
     }
+    sync_wave();
     if (scattered) {
-      const auto* x = static_cast<const std::byte*>(gemm.x) + block * kProductBlock + chunk * 16;
       TENON_UNROLL
-      for (int i = 0; i < kRows / 4; ++i) {
-        const int row = 4 * i + lane / 8;
+      for (int i = 0; i < kRows / kWave; ++i) {
+        const int row = lane + i * kWave;
         if (row < tile.num_rows)
-          copy16_later(ring.x(place.stage) + tile_place(row, chunk), x + token[i] * gemm.x_stride);
+          copy_tile(x + row * kProductBlock, &call.x, byte, token[i], full, often);
       }
-      arrive_after_copies(full);
     }
     place.next(call.stages);
   }
-  wait_for_copies();
 }
 
 // The products of scales, [blocks of k, kRows]. A thread has one row. Rows that do not exist get
@@ -178,7 +176,6 @@ TENON_DEVICE void multiply(const ExpertsCall& call, const Ring& ring, const floa
   // A value that the whole warp has, in a uniform register: see sm90/wgmma.cuh.
   const int group = shuffle_from(thread_id() / 128, 0);
   const int lane = thread_id() % kWave;
-  const bool scattered = call.gemm.row_map != nullptr;
   const std::uint64_t weight = tile_descriptor(ring.stages + group * 64 * kProductBlock);
   const std::uint64_t x = tile_descriptor(ring.stages + kWeightBytes);
   RingPlace place;
@@ -190,7 +187,6 @@ TENON_DEVICE void multiply(const ExpertsCall& call, const Ring& ring, const floa
     TENON_NO_UNROLL
     for (int block = call.cut.begin(segment) / kProductBlock; block < end; ++block) {
       barrier_wait(&ring.full[place.stage], place.parity);
-      if (scattered) show_to_tensor_cores();
       const int stage = place.stage * (kStageBytes / 16);
       float products[kSums] = {};
       wgmma_begin();
@@ -263,15 +259,15 @@ TENON_KERNEL_RESIDENT(kThreads, 2) experts_kernel(TENON_ARGS(ExpertsCall) call) 
   const Shared at = shared_of(call.stages, call.cut);
   auto* const barriers = reinterpret_cast<Mbarrier*>(shared + at.barriers);
   const Ring ring{shared, barriers, barriers + call.stages};
-  const bool scattered = call.gemm.row_map != nullptr;
   if (thread_id() == kConsumers) {
     TENON_NO_UNROLL
     for (int stage = 0; stage < call.stages; ++stage) {
-      barrier_init(&ring.full[stage], scattered ? 1 + kWave : 1);
+      barrier_init(&ring.full[stage], 1);
       barrier_init(&ring.empty[stage], kWarps);
     }
     publish_barriers();
     prefetch_map(&call.weight);
+    prefetch_map(&call.x);
   }
   sync_wave();
   sync_block();
@@ -344,11 +340,10 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   TENON_ASSIGN(call.weight, ::tenon::sm90::tile_map(gemm.weight, columns, gemm.k,
                                                     columns > 1 ? gemm.weight_stride : gemm.k,
                                                     kColumns));
-  if (gemm.row_map == nullptr) {
-    TENON_ASSIGN(call.x,
-                 ::tenon::sm90::tile_map(gemm.x, gemm.rows, gemm.k,
-                                         gemm.rows > 1 ? gemm.x_stride : gemm.k, kRows));
-  }
+  const std::int64_t tokens = args.x.data.shape[0];
+  TENON_ASSIGN(call.x, ::tenon::sm90::tile_map(gemm.x, tokens, gemm.k,
+                                               tokens > 1 ? gemm.x_stride : gemm.k,
+                                               gemm.row_map == nullptr ? kRows : 1));
   return tenon::launch(stream, recipe.launches.front().shape, experts_kernel, call);
 }
 

@@ -47,33 +47,36 @@ struct UpTile {
 // units, parts begin with a whole tile.
 constexpr int kUnitCost = 40;
 TENON_DEVICE int part_begin(const Entries& entries, int of_entry, int part) {
+  if (part == grid_blocks()) return entries.count * of_entry;
   const auto cost_before = [&](int entry) {
     return of_entry * (kUnitCost * entry + entries.first[entry]);
   };
-  if (part == grid_blocks()) return entries.count * of_entry;
-  const int total = cost_before(entries.count);
-  const auto at = static_cast<int>(std::int64_t{total} * part / grid_blocks());
-  int entry = 0, end = entries.count;  // the last entry that does not begin behind `at`
-  while (end - entry > 1) {
-    const int middle = (entry + end) / 2;
-    (cost_before(middle) <= at ? entry : end) = middle;
-  }
+  const unsigned total = static_cast<unsigned>(cost_before(entries.count));
+  const auto at = static_cast<int>(total * static_cast<unsigned>(part) /
+                                   static_cast<unsigned>(grid_blocks()));
+  // The last entry that does not begin behind `at`: lanes look at equal steps, then at one of them.
+  const int step = (entries.count + kWave - 1) / kWave, lane = thread_id() % kWave;
+  const auto count_begun = [&](int entry, bool exists) {
+    return count_ones(ballot(exists && entry < entries.count && cost_before(entry) <= at));
+  };
+  const int base = (count_begun(lane * step, true) - 1) * step;
+  const int entry = base + count_begun(base + lane, lane < step) - 1;
   const int rows = entries.first[entry + 1] - entries.first[entry];
   int unit = (at - cost_before(entry)) / (kUnitCost + rows);
   if (entries.count * of_entry >= 4 * kUnits * grid_blocks()) unit -= unit % kUnits;
   return entry * of_entry + unit;
 }
 
-// The block's tiles in order.
+// The block's tiles in order; those of one entry are as equal as can be.
 template <class Step>
 TENON_DEVICE void for_up_tiles(const UpCall& call, const Entries& entries, Step step) {
   const int of_entry = call.width / 8;
   const int end = part_begin(entries, of_entry, block_id() + 1);
   TENON_NO_UNROLL
   for (int at = part_begin(entries, of_entry, block_id()); at < end;) {
-    const int entry = at / of_entry, unit = at % of_entry, left = end - at;
-    int units = of_entry - unit < kUnits ? of_entry - unit : kUnits;
-    if (left < units) units = left;
+    const int entry = at / of_entry, unit = at % of_entry;
+    const int left = end - at < of_entry - unit ? end - at : of_entry - unit;
+    const int tiles = (left + kUnits - 1) / kUnits, units = (left + tiles - 1) / tiles;
     const int first = entries.first[entry];
     step(UpTile{entries.expert[entry], first, entries.first[entry + 1] - first, unit, units});
     at += units;
@@ -419,7 +422,7 @@ down_kernel(TENON_ARGS(DownCall) call) {
 
 // Rows of x that a stage has room for: up, of one expert; down, of up to four.
 int up_cap(std::int64_t tokens) { return tokens <= 8 ? 8 : 64; }
-int down_cap(std::int64_t tokens) { return tokens <= 8 ? 32 : 64; }
+int down_cap(std::int64_t tokens) { return tokens <= 32 ? 32 : 64; }
 
 template <int kCap>
 int most_stages(int room) {
@@ -470,7 +473,8 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   const auto add = [&](const char* kernel, const char* setting, std::int64_t blocks, int cap,
                        int besides) {
     const int room = cap <= 32 ? (most + 1024) / 2 - 1024 : most;
-    const int stages = stages_for(cap, room - besides);
+    int stages = stages_for(cap, room - besides);
+    if (stages < kFeeders) stages = stages_for(cap, most - besides);
     LaunchShape shape;
     shape.blocks = static_cast<int>(blocks);
     shape.threads = kThreads;
@@ -478,7 +482,7 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
     shape.early = where.may_start_early;
     recipe->launch(kernel, shape);
     recipe->set(setting, stages);
-    return stages >= 2;
+    return stages >= kFeeders;
   };
   const bool up = add("up_kernel", "up stages", where.properties.num_units, up_cap(tokens),
                       list + table_bytes(pairs));

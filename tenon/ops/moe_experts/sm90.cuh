@@ -27,11 +27,13 @@ using namespace sm90;
 inline constexpr int kUnitRows = 16, kUnits = 4, kChunk = 2;
 inline constexpr int kUnitBytes = kUnitRows * kChunk * kProductBlock;
 inline constexpr int kTileBytes = kUnits * kUnitBytes;
+// Feeders may be a round of the ring ahead of each other, never two, for a barrier tells only odd
+// rounds from even ones: a ring has at least kFeeders stages.
 inline constexpr int kFeeders = 4;
 inline constexpr int kConsumers = kUnits * kWave;  // one warpgroup
 inline constexpr int kWeightWave = kUnits;         // the waves behind it are the feeders
 inline constexpr int kThreads = kConsumers + kWave + kFeeders * kWave;
-inline constexpr int kMostExperts = 1024;
+inline constexpr int kMostExperts = 1000;
 
 // A weight of the routed experts, and that of the shared one.
 struct Weight {
@@ -54,7 +56,7 @@ struct Routing {
 // Both sides are multiples of 16 bytes; it is there after wait_for_copies() and sync_block().
 TENON_HD constexpr int table_bytes(int words) { return (words * 4 + 15) / 16 * 16; }
 TENON_DEVICE void copy_table(void* to, const void* from, int words) {
-  for (int at = thread_id() * 16; at < words * 4; at += kThreads * 16) {
+  for (int at = thread_id() * 16; at < words * 4; at += block_threads() * 16) {
     const int left = words * 4 - at;
     copy16_later(static_cast<std::byte*>(to) + at, static_cast<const std::byte*>(from) + at,
                  left < 16 ? left : 16);
@@ -81,8 +83,8 @@ TENON_DEVICE Entries list_entries(const Routing& routing, std::byte* memory) {
   int* const expert = reinterpret_cast<int*>(found + kWave);
   int* const first = expert + experts + 2;
   const int lane = thread_id() % kWave, wave = thread_id() / kWave;
-  constexpr int kWaves = kThreads / kWave;
-  for (int slice = wave; slice < slices; slice += kWaves) {
+  const int waves = block_threads() / kWave;
+  for (int slice = wave; slice < slices; slice += waves) {
     const int e = slice * kWave + lane;
     const std::uint32_t have = ballot(e < experts && offsets[e < experts ? e + 1 : e] > offsets[e]);
     if (lane == 0) found[slice] = have;
@@ -90,7 +92,7 @@ TENON_DEVICE Entries list_entries(const Routing& routing, std::byte* memory) {
   sync_block();
   const int of_slice = lane < slices ? count_ones(found[lane]) : 0;
   const int before = sum_before(of_slice), total = sum_lanes(of_slice);
-  for (int slice = wave; slice < slices; slice += kWaves) {
+  for (int slice = wave; slice < slices; slice += waves) {
     const int base = shuffle_from(before, slice);
     const std::uint32_t have = found[slice];
     if ((have >> lane & 1u) == 0) continue;

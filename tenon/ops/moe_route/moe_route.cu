@@ -18,7 +18,7 @@ using tenon::moe_route::kMaxExperts;
 inline constexpr int kThreads = kWave == 1 ? 1 : 256;  // of a block that chooses
 inline constexpr int kPart = 64;                       // tokens whose masks a block holds
 inline constexpr int kMaskWords = kPart / 32;
-inline constexpr int kMostPairs = 1024;  // of the variant together
+inline constexpr int kMostTogether = 16, kMostPairs = 1024;  // of the variant together
 inline constexpr int kSortThreads = kKernelsAreOrdered ? 1024 : kThreads;  // emulated ones are slow
 
 struct Route {
@@ -94,6 +94,7 @@ TENON_DEVICE void softmax(const Route& route, std::int64_t token, float (&p)[kOw
 TENON_DEVICE std::uint32_t key_of(float p) {
   return is_nan(p) ? 1u : p < 0.0f ? 0u : float_bits(p) + 2u;
 }
+TENON_DEVICE float p_of(std::uint32_t key) { return bits_float(key == 1u ? 0x7fc00000u : key - 2u); }
 struct Choice {
   float p;
   std::int32_t expert;
@@ -101,15 +102,14 @@ struct Choice {
 
 // The wave's best remaining expert, the lowest of equals; every lane gets it, and it is then taken.
 template <int kOwn>
-TENON_DEVICE Choice take_best(const Route& route, float (&p)[kOwn]) {
+TENON_DEVICE Choice take_best(const Route& route, std::uint32_t (&keys)[kOwn]) {
   const int count = num_own<kOwn>(route);
   std::uint32_t best = 0;
   std::int32_t expert = 0;
   TENON_UNROLL
   for (int j = 0; j < count; ++j) {
-    const std::uint32_t key = key_of(p[j]);
-    if (key > best) {
-      best = key;
+    if (keys[j] > best) {
+      best = keys[j];
       expert = lane_id() + j * kWave;
     }
   }
@@ -117,13 +117,13 @@ TENON_DEVICE Choice take_best(const Route& route, float (&p)[kOwn]) {
   const auto found =
       static_cast<std::int32_t>(~max_lane(best == most ? ~static_cast<std::uint32_t>(expert) : 0u));
   if constexpr (kWave == 1) {
-    p[found] = -2.0f;
+    keys[found] = 0;
   } else {
     TENON_UNROLL
     for (int j = 0; j < count; ++j)
-      if (found == lane_id() + j * kWave) p[j] = -2.0f;
+      if (found == lane_id() + j * kWave) keys[j] = 0;
   }
-  return {bits_float(most == 1u ? 0x7fc00000u : most - 2u), found};
+  return {p_of(most), found};
 }
 
 // By a wave: weights of one token, and to put(choice, code), in one lane, the code of each choice:
@@ -132,10 +132,13 @@ template <int kOwn, class Put>
 TENON_DEVICE void choose(const Route& route, std::int64_t token, Put put) {
   float p[kOwn];
   softmax(route, token, p);
+  std::uint32_t keys[kOwn];
+  TENON_UNROLL
+  for (int j = 0; j < num_own<kOwn>(route); ++j) keys[j] = key_of(p[j]);
   float* const weights = route.weights + token * route.top_k;
   float sum = 0.0f, own = 0.0f;
   for (int choice = 0; choice < route.top_k; ++choice) {
-    const Choice best = take_best(route, p);
+    const Choice best = take_best(route, keys);
     sum = sum + best.p;
     if (choice % kWave == lane_id()) own = best.p;
     if (lane_id() == 0) {
@@ -354,10 +357,10 @@ Route route_of(const Args& args) {
 
 Status supports_together(const Args& args, const PlanContext& where, Recipe* recipe) {
   const std::int64_t tokens = args.logits.shape[0], pairs = tokens * args.top_k;
-  if (tokens > kPart || pairs > kMostPairs)
+  if (tokens > kMostTogether || pairs > kMostPairs)
     return Status::error(Code::kUnsupported,
                          std::to_string(tokens) + " tokens with " + std::to_string(args.top_k) +
-                             " choices are over the limit of " + std::to_string(kPart) +
+                             " choices are over the limit of " + std::to_string(kMostTogether) +
                              " tokens and " + std::to_string(kMostPairs) + " pairs");
   LaunchShape shape;
   shape.threads = kThreads;
