@@ -83,6 +83,15 @@ Status Rank::prepare(const EngineOptions& options) {
   return Status::ok();
 }
 
+Status Rank::broadcast(std::span<std::byte> step) {
+  const std::size_t most = layout_.bytes_without_edits();
+  TENON_TRY(comm_->broadcast(step.first(most)));
+  const StepHeader header = StepReader::header(step);
+  if (header.num_edits == 0) return Status::ok();
+  const std::size_t used = layout_.used_bytes(header.shape, header.num_edits);
+  return comm_->broadcast(step.subspan(most, used - most));
+}
+
 Result<std::span<const std::int32_t>> Rank::run_on_stream() {
   TENON_TRY(runner_->upload());
   TENON_TRY(runner_->enqueue());
