@@ -22,6 +22,7 @@ struct Command {
 };
 
 Command add_run(CLI::App& parent);
+Command add_serve(CLI::App& parent);
 Command add_eval(CLI::App& parent);
 Command add_bench(CLI::App& parent);
 Command add_env(CLI::App& parent);

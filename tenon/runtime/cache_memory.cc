@@ -107,6 +107,12 @@ Result<CacheMemory> CacheMemory::allocate(const CacheLayout& layout, const Room&
   return made;
 }
 
+Status CacheMemory::fill(Stream& stream) const {
+  constexpr std::uint8_t kByte = 0x3c;
+  for (const Buffer& each : memory_) TENON_TRY(stream.fill(each.data(), kByte, each.bytes()));
+  return Status::ok();
+}
+
 Status CacheMemory::clear(const HeldCaches& held, Stream& stream) const {
   for (std::size_t i = 0; i < views_.size(); ++i) {
     const auto bytes = static_cast<std::size_t>(layout_.caches[i].part_bytes());

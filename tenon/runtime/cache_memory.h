@@ -35,6 +35,8 @@ class CacheMemory {
   static Result<CacheMemory> allocate(const CacheLayout& layout, const Room& room, Stream& stream);
 
   CacheViews views() const { return views_; }
+  // The same made number everywhere: as bf16 and as f32 it is about 0.0115, and finite as any type.
+  Status fill(Stream& stream) const;
   // Zeros in these parts.
   Status clear(const HeldCaches& held, Stream& stream) const;
 

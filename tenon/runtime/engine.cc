@@ -194,6 +194,7 @@ ModelOptions model_options(const EngineOptions& options) {
   out.force_stage = options.force_stage;
   out.max_stage = options.max_stage;
   out.force_variant = options.force_variant;
+  out.more_stages = options.more_stages;
   out.progress = options.progress;
   return out;
 }
@@ -355,6 +356,8 @@ Status Engine::check(const EngineOptions& options) {
   TENON_TRY(check_number("cache_tokens", options.cache_tokens, 0, INT32_MAX - kBlockTokens));
   TENON_TRY(check_number("prefix_states", options.prefix_states, 0, kMaxTokensPerStep));
   TENON_TRY(check_number("force_stage", static_cast<int>(options.force_stage), 0, 4));
+  for (const StagePolicy each : options.more_stages)
+    TENON_TRY(check_number("one of more_stages", static_cast<int>(each), 0, 4));
   TENON_TRY(check_number("max_stage", options.max_stage, 1, 3));
   TENON_TRY(check_number("deadline in ms", options.deadline.count(), 1, INT32_MAX));
   TENON_TRY(nth_device(options.target, 0));
@@ -433,7 +436,7 @@ Status Engine::follow() {
     TENON_TRY(rank.broadcast(input), "await the leader's next step");
     const StepCommand command = StepReader::header(input).command;
     if (command == StepCommand::kStop) return Status::ok();
-    if (command == StepCommand::kRun) TENON_TRY(rank.run());
+    if (command != StepCommand::kIdle) TENON_TRY(rank.run());
   }
 }
 
@@ -459,6 +462,16 @@ Status Engine::check_request(const std::vector<std::int32_t>& prompt,
 }
 
 Result<RequestId> Engine::submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling) {
+  return queue(std::move(prompt), sampling, false);
+}
+
+Result<RequestId> Engine::submit_computed(std::vector<std::int32_t> prompt,
+                                          const SamplingParams& sampling) {
+  return queue(std::move(prompt), sampling, true);
+}
+
+Result<RequestId> Engine::queue(std::vector<std::int32_t> prompt, const SamplingParams& sampling,
+                                bool computed) {
   {
     const auto lock = state_->step_lock();
     TENON_TRY(Status(state_->dead));
@@ -466,7 +479,9 @@ Result<RequestId> Engine::submit(std::vector<std::int32_t> prompt, const Samplin
   const RequestId id{state_->next_id};
   const Status queued = guarded([&] {
     Status fits = state_->check_ids(prompt, sampling);
-    return fits ? state_->scheduler->add(id, std::move(prompt), sampling, state_->eos) : fits;
+    const int done = computed ? std::max(static_cast<int>(prompt.size()) - 1, 0) : 0;
+    if (!fits) return fits;
+    return state_->scheduler->add(id, std::move(prompt), sampling, done, state_->eos);
   });
   TENON_TRY(queued, "submit");
   ++state_->next_id;
@@ -568,6 +583,31 @@ Result<std::vector<TokenEvent>> Engine::step() {
   return events;
 }
 
+Status Engine::use_arm(int arm) {
+  const int last = static_cast<int>(state_->options.more_stages.size());
+  TENON_TRY(check_number("arm", arm, 0, last));
+  state_->writer->set_arm(arm);
+  return Status::ok();
+}
+
+Status Engine::make_caches() {
+  const auto lock = state_->step_lock();
+  TENON_TRY(Status(state_->dead));
+  if (!idle())
+    return Status::error(Code::kInvalidArgument,
+                         "make caches: requests are on their way; accepted is an idle engine");
+  const Status made = guarded([this]() -> Status {
+    state_->writer->write(StepCommand::kMakeCaches);
+    TENON_TRY(state_->send());
+    return state_->own->run().status();
+  });
+  return made ? made : state_->die(made);
+}
+
+StepCost Engine::step_cost(const StepLoad& load) const {
+  return state_->own->model().step_cost(load);
+}
+
 bool Engine::idle() const { return state_->scheduler->idle(); }
 const std::vector<std::int32_t>& Engine::eos_ids() const { return state_->eos; }
 
@@ -575,6 +615,7 @@ EngineStats Engine::stats() const {
   EngineStats stats = state_->stats;
   stats.boundaries = state_->own->boundary_uses();
   stats.replayed_steps = state_->own->num_replays();
+  stats.device_seconds = state_->own->device_seconds();
   stats.prefixes = state_->caches->prefix_stats();
   stats.preemptions = state_->scheduler->num_preemptions();
   stats.replayed_tokens = state_->scheduler->num_replayed_tokens();

@@ -35,6 +35,8 @@ struct EngineOptions {
   StagePolicy force_stage = StagePolicy::kFree;  // as in ModelOptions
   int max_stage = 1;
   std::string force_variant;
+  std::vector<StagePolicy> more_stages;  // as in ModelOptions: for use_arm()
+  bool time_steps = false;               // EngineStats::device_seconds
   // Record decode steps and replay them, unless TENON_GRAPHS says no: the same tokens and logits
   // either way.
   bool graphs = true;
@@ -70,9 +72,12 @@ struct TokenEvent {
 
 struct EngineStats {
   std::int64_t steps = 0;
-  std::int64_t prompt_tokens = 0;   // that were computed
-  std::int64_t decode_tokens = 0;   // drawn in steps where every sequence decodes
-  double decode_seconds = 0;        // wall time of those steps
+  std::int64_t prompt_tokens = 0;  // that were computed
+  std::int64_t decode_tokens = 0;  // drawn in steps where every sequence decodes
+  double decode_seconds = 0;       // wall time of those steps
+  // Of rank 0, on its device, all steps: from the upload's beginning to the draw's end. 0 unless
+  // EngineOptions::time_steps.
+  double device_seconds = 0;
   std::int64_t replayed_steps = 0;  // of rank 0: those that ran from a recording
   PrefixStats prefixes;
   std::int64_t preemptions = 0;
@@ -109,11 +114,26 @@ class Engine {
   Result<std::vector<TokenEvent>> step();
   bool idle() const;
   EngineStats stats() const;
+  // What a step needs at least on rank 0, as the model knows it.
+  StepCost step_cost(const StepLoad& load) const;
+
+  // For measurements. Leader only.
+  // Steps from now on follow this policy: 0 is force_stage, 1, 2, … are more_stages.
+  Status use_arm(int arm);
+  // Every cache of every rank holds one made number from now on, the same each time. Refused while
+  // requests are on their way. After an error the engine is dead.
+  Status make_caches();
+  // As submit(), but of the prompt all tokens but the last count as computed, whatever the caches
+  // hold: a sequence of that length decodes in the next step.
+  Result<RequestId> submit_computed(std::vector<std::int32_t> prompt,
+                                    const SamplingParams& sampling);
   const std::vector<std::int32_t>& eos_ids() const;
 
  private:
   struct State;
   explicit Engine(std::unique_ptr<State> state);
+  Result<RequestId> queue(std::vector<std::int32_t> prompt, const SamplingParams& sampling,
+                          bool computed);
   std::unique_ptr<State> state_;
 };
 

@@ -31,7 +31,7 @@ Rank::Rank(const EngineOptions& options)
     : num_tokens_(options.num_tokens),
       layout_(options.max_tokens_per_step, options.max_batch,
               Scheduler::blocks_per_sequence(options.max_context)),
-      steps_(options.max_tokens_per_step) {}
+      steps_(options.max_tokens_per_step, 1 + static_cast<int>(options.more_stages.size())) {}
 
 Result<std::unique_ptr<Rank>> Rank::open(const EngineOptions& options, int rank,
                                          std::shared_ptr<Bootstrap> bootstrap,
@@ -55,6 +55,7 @@ Result<std::unique_ptr<Rank>> Rank::open(const EngineOptions& options, int rank,
   fields("max_context", options.max_context);
   fields("max_tokens_per_step", options.max_tokens_per_step);
   fields("num_tokens", options.num_tokens);
+  fields("arms", static_cast<int>(1 + options.more_stages.size()));
   fields("cache_tokens", options.cache_tokens);
   fields("prefix_states", options.prefix_states);
   TENON_TRY(opened->comm_->agree_equal(fields, "engine options"));
@@ -80,6 +81,9 @@ Status Rank::prepare(const EngineOptions& options) {
   TENON_ASSIGN(runner_,
                StepRunner::make({layout_, *model_, caches_.views(), *comm_, *stream_}, num_tokens_,
                                 options.graphs && env().graphs && model_->launches_only()));
+  if (!options.time_steps) return Status::ok();
+  TENON_ASSIGN(begin_, Event::create(stream_->device()));
+  TENON_ASSIGN(end_, Event::create(stream_->device()));
   return Status::ok();
 }
 
@@ -92,12 +96,27 @@ Status Rank::broadcast(std::span<std::byte> step) {
   return comm_->broadcast(step.subspan(most, used - most));
 }
 
-Result<std::span<const std::int32_t>> Rank::run_on_stream() {
+Status Rank::launch_step() {
+  if (begin_) TENON_TRY(begin_->record(*stream_));
   TENON_TRY(runner_->upload());
   TENON_TRY(runner_->enqueue());
+  return end_ ? end_->record(*stream_) : Status::ok();
+}
+
+Result<std::span<const std::int32_t>> Rank::run_on_stream() {
+  if (runner_->header().command == StepCommand::kMakeCaches) {
+    const Status filled = caches_.fill(*stream_);
+    TENON_TRY(comm_->agree(filled ? stream_->synchronize() : filled, "make caches"));
+    return std::span<const std::int32_t>();
+  }
+  TENON_TRY(launch_step());
   TENON_ASSIGN(const auto drawn, runner_->download());
   last_ = runner_->header();
-  steps_.add(last_.shape.tokens);
+  steps_.add(last_.shape.tokens, last_.shape.arm);
+  if (begin_) {
+    TENON_ASSIGN(const double us, end_->us_since(*begin_));
+    device_seconds_ += 1e-6 * us;
+  }
   // What a sequence without a number leaves behind may be NaN, and 0 · NaN is NaN for whoever has
   // these blocks and this slot next.
   for (std::size_t row = 0; row < drawn.size(); ++row)

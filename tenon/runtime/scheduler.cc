@@ -61,12 +61,15 @@ Status Scheduler::check(std::size_t prompt_tokens, const SamplingParams& samplin
 }
 
 Status Scheduler::add(RequestId id, std::vector<std::int32_t> prompt,
-                      const SamplingParams& sampling, std::span<const std::int32_t> ends) {
+                      const SamplingParams& sampling, int computed,
+                      std::span<const std::int32_t> ends) {
   TENON_TRY(check(prompt.size(), sampling));
   Sequence sequence;
   sequence.id = id;
   sequence.tokens = std::move(prompt);
   sequence.prompt_tokens = static_cast<int>(sequence.tokens.size());
+  TENON_CHECK(computed >= 0 && computed < sequence.prompt_tokens);
+  sequence.made = computed;
   sequence.sampling = sampling;
   sequence.max_tokens = max_tokens(sequence.prompt_tokens, sampling);
   sequence.tokens.reserve(static_cast<std::size_t>(sequence.prompt_tokens + sequence.max_tokens));
@@ -154,7 +157,7 @@ void Scheduler::preempt(Sequences::iterator victim) {
 
 // Whether a sequence that runs will soon keep a state from which this one could go on.
 bool Scheduler::waits_for_prefix(const Sequence& sequence) const {
-  if (!limits_.keeps_prefixes) return false;
+  if (!limits_.keeps_prefixes || sequence.made > 0) return false;
   const std::span<const std::int32_t> prompt = sequence.prompt();
   int kept = -1;  // looked up where it is asked for
   for (const Sequence& each : running_) {
@@ -173,7 +176,8 @@ bool Scheduler::waits_for_prefix(const Sequence& sequence) const {
 bool Scheduler::begin(Sequence& sequence) {
   if (sequence.edits && num_edits() + sequence.num_edits() > limits_.max_edits) return false;
   CacheRequest request;
-  if (limits_.keeps_prefixes) request.prompt = sequence.prompt();
+  const bool keeps = limits_.keeps_prefixes && sequence.made == 0;
+  if (keeps) request.prompt = sequence.prompt();
   request.counts = sequence.preemptions == 0;
   request.tokens = sequence.length();
   request.most_tokens = sequence.prompt_tokens + sequence.max_tokens;
@@ -187,10 +191,10 @@ bool Scheduler::begin(Sequence& sequence) {
     request.spare_blocks += grows(sequence, caches_->blocks_for(request.tokens));
   sequence.lease = caches_->lease(request);
   if (!sequence.lease) return false;
-  sequence.computed = sequence.kept_at = sequence.lease.begin();
-  if (sequence.preemptions == 0) sequence.cached_tokens = sequence.computed;
+  sequence.computed = sequence.kept_at = std::max(sequence.lease.begin(), sequence.made);
+  if (sequence.preemptions == 0) sequence.cached_tokens = sequence.lease.begin();
   sequence.keep_at = {};
-  if (!limits_.keeps_prefixes) return true;
+  if (!keeps) return true;
   const int last = (sequence.prompt_tokens - 2) / kPrefillQuantum * kPrefillQuantum;
   int from = sequence.computed;
   const int places[] = {sequence.lease.branch(), last};
@@ -265,7 +269,7 @@ void Scheduler::apply(const BatchPlan& plan, std::span<const std::int32_t> drawn
     if (drawn[i] < 0) continue;
     const bool prompt = entry.first < sequence.prompt_tokens;
     if (!prompt && !draws) ++num_replayed_tokens_;
-    if (prompt && limits_.keeps_prefixes) keep(sequence);
+    if (prompt && limits_.keeps_prefixes && sequence.made == 0) keep(sequence);
     if (!draws) continue;
     sequence.tokens.push_back(drawn[i]);
     if (sequence.edits) sequence.edits->drew(drawn[i]);

@@ -52,6 +52,7 @@ struct Sequence {
   std::vector<std::int32_t> tokens;  // prompt, then what was drawn
   int prompt_tokens = 0;
   int computed = 0;
+  int made = 0;  // of the prompt, over caches that were made, not computed; nothing of it is kept
   SamplingParams sampling;
   int max_tokens = 0;  // sampling.max_tokens, or fewer where the context ends first
   CacheLease lease;
@@ -115,9 +116,10 @@ class Scheduler {
 
   // Whether such a request can ever run. Looks at nothing that changes.
   Status check(std::size_t prompt_tokens, const SamplingParams& sampling) const;
-  // Queues a request, or says why it can never run. `ends`: ids that end every answer.
+  // Queues a request, or says why it can never run. Its first `computed` tokens, fewer than the
+  // prompt has, count as being in the caches. `ends`: ids that end every answer.
   Status add(RequestId id, std::vector<std::int32_t> prompt, const SamplingParams& sampling,
-             std::span<const std::int32_t> ends = {});
+             int computed = 0, std::span<const std::int32_t> ends = {});
   // Marks it for cancelled(). False when there is no such request.
   bool cancel(RequestId id);
   // The next step. Empty when nothing can run. Valid until the next call of any function.

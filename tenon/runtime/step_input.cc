@@ -113,7 +113,7 @@ StepArrays StepLayout::arrays(std::byte* base) const {
 StepShape StepLayout::padded(const StepShape& wanted) const {
   if (!wanted.decode) return wanted;
   const int rows = std::min(rounded_up(wanted.sequences), max_sequences_);
-  return {rows, rows, rows, true};
+  return {rows, rows, rows, true, wanted.arm};
 }
 
 // --- StepWriter -----------------------------------------------------------------------------
@@ -144,7 +144,9 @@ StepShape shape_of(const BatchPlan& plan) {
 }  // namespace
 
 void StepWriter::write(const BatchPlan& plan, int block_tokens) {
-  write(plan, block_tokens, layout_->padded(shape_of(plan)));
+  StepShape shape = layout_->padded(shape_of(plan));
+  shape.arm = arm_;
+  write(plan, block_tokens, shape);
 }
 
 void StepWriter::write(const BatchPlan& plan, int block_tokens, const StepShape& shape) {

@@ -39,7 +39,7 @@ struct DrawView {
 #include "tenon/layers/step_fields.def"
 };
 
-enum class StepCommand : std::int32_t { kRun = 1, kIdle = 2, kStop = 3 };
+enum class StepCommand : std::int32_t { kRun = 1, kIdle = 2, kStop = 3, kMakeCaches = 4 };
 
 // At the beginning of the bytes, for the host alone.
 struct StepHeader {
@@ -88,6 +88,8 @@ class StepWriter {
  public:
   // `bytes`: layout.bytes() of them, aligned to 64. Both must outlive the writer.
   StepWriter(const StepLayout& layout, std::span<std::byte> bytes);
+  // StepShape::arm of the steps that the next function writes; 0 at first.
+  void set_arm(int arm) { arm_ = arm; }
   // The step as layout.padded() has it.
   void write(const BatchPlan& plan, int block_tokens);
   // In this shape, at least as large as the plan.
@@ -104,6 +106,7 @@ class StepWriter {
   const StepLayout* layout_;
   std::span<std::byte> bytes_;
   StepArrays arrays_;
+  int arm_ = 0;
   std::vector<RequestId> last_;  // whose tokens the last step drew, row by row
 };
 

@@ -75,6 +75,7 @@ class RequestQueue::Loop final : public Canceller,
   bool wait_until_quiet(std::chrono::milliseconds budget);
   QueueCounts counts() const;
   Status health() const;
+  std::chrono::milliseconds stalled_for() const;
   Result<EngineStats> ask_for_stats();
   void stop();
 
@@ -127,6 +128,7 @@ class RequestQueue::Loop final : public Canceller,
   std::condition_variable answered_;  // a question
   std::deque<Record> queued_;
   QueueCounts counts_;
+  Clock::time_point progress_ = {};  // the last step's end, or when work came after there was none
   bool closed_ = false, stopped_ = false;
   Status dead_ = Status::ok();
   std::vector<StatsQuestion*> questions_;
@@ -172,6 +174,7 @@ Submission RequestQueue::Loop::try_submit(Request request) {
   auto record = std::make_shared<RequestRecord>(number, std::move(request), *std::move(prompt),
                                                 weak_from_this());
   queued_.push_back(record);
+  if (counts_.queued + counts_.running == 0) progress_ = Clock::now();
   ++counts_.accepted;
   ++counts_.queued;
   wake_.notify_one();
@@ -251,6 +254,12 @@ Status RequestQueue::Loop::health() const {
   return dead_;
 }
 
+std::chrono::milliseconds RequestQueue::Loop::stalled_for() const {
+  const std::scoped_lock lock(mutex_);
+  if (counts_.queued + counts_.running == 0) return std::chrono::milliseconds(0);
+  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - progress_);
+}
+
 Result<EngineStats> RequestQueue::Loop::ask_for_stats() {
   StatsQuestion question;
   std::unique_lock lock(mutex_);
@@ -296,6 +305,10 @@ Status RequestQueue::Loop::turn_or_fail() {
   if (engine_.idle() && !refused) return Status::ok();
   TENON_ASSIGN(const auto events, engine_.step());
   const auto now = Clock::now();
+  {
+    const std::scoped_lock lock(mutex_);
+    progress_ = now;
+  }
   for (const TokenEvent& event : events) take_event(event, now);
   return Status::ok();
 }
@@ -505,6 +518,7 @@ Submission RequestQueue::submit(Request request) { return loop_->submit(std::mov
 void RequestQueue::close() { loop_->close(); }
 QueueCounts RequestQueue::counts() const { return loop_->counts(); }
 Status RequestQueue::health() const { return loop_->health(); }
+std::chrono::milliseconds RequestQueue::stalled_for() const { return loop_->stalled_for(); }
 
 bool RequestQueue::drain(std::chrono::milliseconds budget) {
   close();

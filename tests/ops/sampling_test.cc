@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "tenon/ops/sampling/philox.cuh"
+#include "tests/support/exact_math.h"
 #include "tests/support/op_suite.h"
 
 namespace tenon::sampling {
@@ -195,6 +196,47 @@ int expected_token(Problem& problem, int r) {
   return -1;
 }
 
+// What the header says, to the bit, of a row without edits.
+std::int32_t exact_token(Problem& problem, int r) {
+  const Row& row = problem.rows[static_cast<std::size_t>(r)];
+  std::vector<int> ids = sorted_candidates(problem, r);
+  if (ids.empty()) return -1;
+  if (!(row.temperature > 0)) return ids[0];
+  if (row.top_k >= 1 && static_cast<std::size_t>(row.top_k) < ids.size())
+    ids.resize(static_cast<std::size_t>(row.top_k));
+  const float largest = problem.logit(r, ids[0]), min_p = std::min(std::max(row.min_p, 0.0f), 1.0f);
+  const std::uint64_t least = static_cast<std::uint64_t>(std::ldexp(min_p, 24)) << 16;
+  std::vector<std::uint64_t> up_to;  // 0 for those that min_p drops
+  std::uint64_t total = 0;
+  for (const int id : ids) {
+    const float logit = problem.logit(r, id), x = (logit - largest) / row.temperature;
+    const std::uint64_t mass = logit == largest
+                                   ? std::uint64_t{1} << 40
+                                   : static_cast<std::uint64_t>(std::ldexp(test::exact_exp(x), 40));
+    if (mass >= least) total += mass;
+    up_to.push_back(mass >= least ? total : 0);
+  }
+  std::uint64_t share = total;
+  if (row.top_p < 1) {
+    const auto p = static_cast<unsigned __int128>(std::ldexp(std::max(row.top_p, 0.0f), 24));
+    share = std::max<std::uint64_t>(static_cast<std::uint64_t>((total * p + 0xffffff) >> 24), 1);
+  }
+  std::uint64_t kept = 0;
+  for (std::size_t i = 0; i < ids.size() && kept < share; ++i) kept = std::max(kept, up_to[i]);
+  const std::uint64_t below = multiply_high(random_bits(row.seed, row.position), kept);
+  for (std::size_t i = 0; i < ids.size(); ++i)
+    if (up_to[i] > below) return ids[i];
+  return -2;
+}
+
+std::vector<std::int32_t> exact_tokens(Problem problem) {
+  apply_edits(problem);
+  std::vector<std::int32_t> tokens;
+  for (int r = 0; r < static_cast<int>(problem.rows.size()); ++r)
+    tokens.push_back(exact_token(problem, r));
+  return tokens;
+}
+
 void expect_oracle_everywhere(Problem problem) {
   const auto reference = run_way(problem, test::on_cpu(kOp));
   const Problem as_asked = problem;
@@ -208,6 +250,7 @@ void expect_oracle_everywhere(Problem problem) {
     EXPECT_EQ(reference[static_cast<std::size_t>(r)], expected) << "row " << r;
   }
   EXPECT_GT(2 * certain, static_cast<int>(problem.rows.size()));
+  EXPECT_EQ(reference, exact_tokens(as_asked));
   expect_all_draw(as_asked, reference);
 }
 
@@ -254,6 +297,60 @@ TEST(Sampling, DrawsPastTheSortedListAmongTies) {
   expect_oracle_everywhere(problem);
   std::fill(problem.logits.begin(), problem.logits.end(), 3.0f);
   expect_oracle_everywhere(problem);
+}
+
+// Rows as wide as a model's vocabulary, in which many candidates are kept.
+std::vector<Row> wide_settings() {
+  std::vector<Row> rows{{}};
+  for (const float temperature : {1.0f, 5.0f})
+    for (const std::int32_t top_k : {0, 20, 3000})
+      for (const float top_p : {1.0f, 0.95f, 0.2f})
+        rows.push_back(
+            {temperature, top_p, top_k, 7, static_cast<std::int64_t>(rows.size()) << 32});
+  rows[3].min_p = 0.01f;
+  for (int i = 0; i < 500; ++i)
+    rows[5].edits.push_back({i * 400, i % 3 == 0 ? 4.0f : -2.0f, i % 7});
+  rows[5].repetition = 1.5f;
+  return rows;
+}
+
+void expect_wide(const Problem& problem) {
+  const std::vector<std::int32_t> expected = exact_tokens(problem);
+  test::for_each_way(kOp, [&](const Way& way) {
+    if (test::is_slow(way.target)) return;
+    EXPECT_EQ(run_way(problem, way), expected);
+  });
+}
+
+TEST(Sampling, DrawsFromWideRows) {
+  expect_wide(make_problem(2, 124'160, 248'077, wide_settings()));
+  Problem odd =
+      make_problem(3, 82'775, 248'320, wide_settings(), 3.0f);  // neighbours are not aligned
+  for (std::size_t i = 0; i < odd.logits.size(); i += 3)
+    odd.logits[i] = i % 2 == 0 ? NAN : -INFINITY;
+  expect_wide(odd);
+}
+
+TEST(Sampling, DrawsAmongTiesOfWideRows) {
+  Problem problem = make_problem(1, 248'320, 248'320, wide_settings());
+  for (float& logit : problem.logits) logit = std::round(logit);
+  for (const int id : {31'039, 31'040, 124'159, 124'160}) problem.logit(0, id) = 50.0f;
+  expect_wide(problem);
+  std::fill(problem.logits.begin(), problem.logits.end(), -2.5f);
+  expect_wide(problem);
+}
+
+// One far from all others, which differ in their last bits; and the largest numbers that there are.
+TEST(Sampling, DrawsWhereDistancesSayLittle) {
+  Problem problem = make_problem(2, 100'000, 200'000, wide_settings(), 1e-3f);
+  for (Row& row : problem.rows) row.temperature *= 1e5f;
+  for (int r = 0; r < static_cast<int>(problem.rows.size()); ++r) problem.logit(r, 150'000) = 2e5f;
+  expect_wide(problem);
+  for (int r = 0; r < static_cast<int>(problem.rows.size()); ++r) {
+    problem.logit(r, 17) = r % 2 == 0 ? 3e38f : INFINITY;
+    for (int id = 1000; id < 1999; ++id) problem.logit(r, id) = -3e38f;
+  }
+  expect_wide(problem);
 }
 
 TEST(Sampling, MinPKeepsWhatIsLikelyEnough) {

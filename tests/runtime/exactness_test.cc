@@ -8,6 +8,7 @@
 #include <random>
 
 #include "tests/runtime/witness.h"
+#include "tests/support/targets.h"
 
 namespace tenon {
 namespace {
@@ -74,6 +75,9 @@ class Exactness : public testing::Test {
     return params;
   }
 
+  // All of the prompts, in every way.
+  void hold(Target target, const std::string& model, std::initializer_list<int> teams);
+
   std::vector<std::size_t> in_order() const {
     std::vector<std::size_t> order;
     for (std::size_t i = 0; i < prompts_.size(); ++i) order.push_back(i);
@@ -87,13 +91,12 @@ class Exactness : public testing::Test {
 
 // All in one engine that runs one sequence at a time; then 16 and 64 at a time, shuffled, with
 // random limits, in each stage.
-TEST_F(Exactness, ATokenAndItsLogitsDependOnTheirSequenceAlone) {
-  const test::OnDisk files(test::moe_shape());
-  make_prompts(64, 3);
-  for (const int tp : {1, 2}) {
-    SCOPED_TRACE("tp " + std::to_string(tp));
+void Exactness::hold(Target target, const std::string& model, std::initializer_list<int> teams) {
+  for (const int tp : teams) {
+    SCOPED_TRACE(std::string(name(target)) + ", tp " + std::to_string(tp));
     EngineOptions options;
-    options.model = files.where();
+    options.model = model;
+    options.target = target;
     options.tp = tp;
     options.max_context = 400;
     const auto alone = run(options, {.max_batch = 1, .max_tokens_per_step = 400}, in_order());
@@ -117,6 +120,21 @@ TEST_F(Exactness, ATokenAndItsLogitsDependOnTheirSequenceAlone) {
     EXPECT_EQ(record_.differences(), 0) << "logits of one sequence in different bits";
     record_.clear();  // another number of ranks rounds its sums elsewhere
   }
+}
+
+TEST_F(Exactness, ATokenAndItsLogitsDependOnTheirSequenceAlone) {
+  const test::OnDisk files(test::moe_shape());
+  make_prompts(64, 3);
+  hold(Target::kCpu, files.where(), {1, 2});
+}
+
+TEST_F(Exactness, HoldsOnDevices) {
+  const std::vector<Target> targets = test::device_targets();
+  if (targets.empty()) GTEST_SKIP() << test::kNoDevice;
+  const test::OnDisk experts(test::moe_shape()), dense(test::dense_shape());
+  make_prompts(64, 3);
+  for (const Target target : targets)
+    for (const test::OnDisk* files : {&experts, &dense}) hold(target, files->where(), {1, 2, 4});
 }
 
 // The emulated targets are slow: a small model and a few prompts, one of them cut.

@@ -44,7 +44,16 @@ class Record {
   int differences_ = 0;
 };
 
-// A model that writes down what it makes. On host targets, whose memory can be read right here.
+// What a stream's device holds, on the host.
+template <class T>
+Result<std::vector<T>> read(const TensorView& from, Stream& stream) {
+  std::vector<T> values(static_cast<std::size_t>(from.size()));
+  TENON_TRY(stream.copy(values.data(), from.data, from.bytes()));
+  TENON_TRY(stream.synchronize());
+  return values;
+}
+
+// A model that writes down what it makes.
 class Witness : public Model {
  public:
   Witness(std::unique_ptr<Model> model, int rank, Record& record)
@@ -63,22 +72,23 @@ class Witness : public Model {
   Result<StepOutput> forward(const StepView& step, CacheViews caches, Stream& stream) override {
     TENON_ASSIGN(const StepOutput made, model_->forward(step, caches, stream));
     const LogitsShard& shard = made.logits;
-    TENON_TRY(stream.synchronize());
-    const auto* ids = step.token_ids.as<const std::int32_t>();
-    const auto* starts = step.sequence_starts.as<const std::int32_t>();
-    for (int s = 0; s < step.shape.sequences; ++s) {
+    TENON_ASSIGN(const auto ids, read<std::int32_t>(step.token_ids, stream));
+    TENON_ASSIGN(const auto starts, read<std::int32_t>(step.sequence_starts, stream));
+    TENON_ASSIGN(const auto from, read<std::int32_t>(step.state_from, stream));
+    TENON_ASSIGN(const auto to, read<std::int32_t>(step.state_to, stream));
+    TENON_ASSIGN(const auto fresh, read<std::int32_t>(step.fresh, stream));
+    TENON_ASSIGN(const auto logits, read<float>(shard.logits, stream));
+    const auto width = static_cast<std::size_t>(shard.logits.shape[1]);
+    for (std::size_t s = 0; s < static_cast<std::size_t>(step.shape.sequences); ++s) {
       if (starts[s] == starts[s + 1]) continue;  // padding
       SoFar so_far;
-      if (step.fresh.as<const std::int32_t>()[s] == 0)
-        so_far = by_slot_[step.state_from.as<const std::int32_t>()[s]];
-      so_far.tokens.insert(so_far.tokens.end(), ids + starts[s], ids + starts[s + 1]);
+      if (fresh[s] == 0) so_far = by_slot_[from[s]];
+      so_far.tokens.insert(so_far.tokens.end(), ids.begin() + starts[s],
+                           ids.begin() + starts[s + 1]);
       if (starts[s + 1] - starts[s] > 1) so_far.as_prompt = so_far.tokens.size();
-      by_slot_[step.state_to.as<const std::int32_t>()[s]] = so_far;
-      const auto width = static_cast<std::size_t>(shard.logits.shape[1]);
-      const std::string_view bytes(
-          reinterpret_cast<const char*>(shard.logits.as<const float>() +
-                                        static_cast<std::size_t>(s) * width),
-          width * sizeof(float));
+      by_slot_[to[s]] = so_far;
+      const std::string_view bytes(reinterpret_cast<const char*>(&logits[s * width]),
+                                   width * sizeof(float));
       record_.add(rank_, so_far, fnv1a64(bytes));
     }
     return made;
