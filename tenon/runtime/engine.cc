@@ -241,7 +241,7 @@ struct Engine::State {
   Status send();
   void send_idle();
   std::unique_lock<std::mutex> step_lock();
-  Status check_prompt(const std::vector<std::int32_t>& prompt) const;
+  Status check_ids(const std::vector<std::int32_t>& prompt, const SamplingParams& sampling) const;
   Result<std::vector<TokenEvent>> step();
   std::vector<TokenEvent> digest(const BatchPlan& plan, std::span<const std::int32_t> drawn);
   std::vector<TokenEvent> drop_cancelled();
@@ -327,6 +327,7 @@ Status Engine::State::open_leader() {
   caches.emplace(room.blocks(), kBlockTokens, room.slots());
   Scheduler::Limits limits{options.max_batch, options.max_tokens_per_step, options.max_context};
   limits.keeps_prefixes = options.prefix_states > 0;
+  limits.max_edits = own->layout().max_edits();
   scheduler.emplace(limits, *caches);
   log(LogLevel::kInfo, "caches for " + std::to_string(room.blocks() * std::int64_t{kBlockTokens}) +
                            " tokens; of prompts " + std::to_string(options.prefix_states) +
@@ -406,14 +407,14 @@ void Engine::State::stop() {
     stop_threads();
   } else if (writer && dead) {  // after a failure the followers know already
     writer->write(StepCommand::kStop);
-    static_cast<void>(own->comm().broadcast(writer->bytes()));
+    static_cast<void>(own->broadcast(writer->bytes()));
   }
 }
 
 // On the thread of keep_alive, which has locked the channel.
 void Engine::State::send_idle() {
   if (!dead) return;
-  const Status sent = guarded([this] { return own->comm().broadcast(idle_step); });
+  const Status sent = guarded([this] { return own->broadcast(idle_step); });
   if (!sent) dead = Status(sent).with("while idle");
 }
 
@@ -422,7 +423,7 @@ std::unique_lock<std::mutex> Engine::State::step_lock() {
 }
 
 Status Engine::State::send() {
-  if (!in_threads()) return own->comm().broadcast(writer->bytes());
+  if (!in_threads()) return own->broadcast(writer->bytes());
   steps->send(writer->used());
   return Status::ok();
 }
@@ -432,26 +433,30 @@ Status Engine::follow() {
   Rank& rank = *state_->own;
   const std::span<std::byte> input = rank.input();
   for (;;) {
-    TENON_TRY(rank.comm().broadcast(input), "await the leader's next step");
+    TENON_TRY(rank.broadcast(input), "await the leader's next step");
     const StepCommand command = StepReader::header(input).command;
     if (command == StepCommand::kStop) return Status::ok();
     if (command != StepCommand::kIdle) TENON_TRY(rank.run());
   }
 }
 
-Status Engine::State::check_prompt(const std::vector<std::int32_t>& prompt) const {
-  for (const std::int32_t id : prompt)
-    if (id < 0 || id >= own->num_tokens())
-      return Status::error(Code::kInvalidArgument, "the prompt has token id " + std::to_string(id) +
-                                                       "; accepted are 0 to " +
-                                                       std::to_string(own->num_tokens() - 1));
+Status Engine::State::check_ids(const std::vector<std::int32_t>& prompt,
+                                const SamplingParams& sampling) const {
+  const auto check = [&](const char* what, std::int32_t id) {
+    if (id >= 0 && id < own->num_tokens()) return Status::ok();
+    return Status::error(Code::kInvalidArgument, std::string(what) + " has token id " +
+                                                     std::to_string(id) + "; accepted are 0 to " +
+                                                     std::to_string(own->num_tokens() - 1));
+  };
+  for (const std::int32_t id : prompt) TENON_TRY(check("the prompt", id));
+  for (const auto& [id, bias] : sampling.logit_bias) TENON_TRY(check("logit_bias", id));
   return Status::ok();
 }
 
 Status Engine::check_request(const std::vector<std::int32_t>& prompt,
                              const SamplingParams& sampling) const {
   return guarded([&] {
-    Status fits = state_->check_prompt(prompt);
+    Status fits = state_->check_ids(prompt, sampling);
     return fits ? state_->scheduler->check(prompt.size(), sampling) : fits;
   });
 }
@@ -473,9 +478,10 @@ Result<RequestId> Engine::queue(std::vector<std::int32_t> prompt, const Sampling
   }
   const RequestId id{state_->next_id};
   const Status queued = guarded([&] {
-    Status fits = state_->check_prompt(prompt);
+    Status fits = state_->check_ids(prompt, sampling);
     const int done = computed ? std::max(static_cast<int>(prompt.size()) - 1, 0) : 0;
-    return fits ? state_->scheduler->add(id, std::move(prompt), sampling, done) : fits;
+    if (!fits) return fits;
+    return state_->scheduler->add(id, std::move(prompt), sampling, done, state_->eos);
   });
   TENON_TRY(queued, "submit");
   ++state_->next_id;
@@ -519,6 +525,7 @@ std::vector<TokenEvent> Engine::State::digest(const BatchPlan& plan,
     if (drawn[i] < 0 || !plan.entries[i].draws()) continue;
     TokenEvent event{.id = sequence.id, .token = drawn[i]};
     event.cached_tokens = sequence.cached_tokens;
+    if (sequence.sampling.logprobs >= 0) event.logprobs = own->logprobs(static_cast<int>(i));
     const int made = static_cast<int>(sequence.tokens.size()) + 1 - sequence.prompt_tokens;
     const bool is_eos = std::find(eos.begin(), eos.end(), drawn[i]) != eos.end();
     if (is_eos && !sequence.sampling.ignore_eos) {

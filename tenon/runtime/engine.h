@@ -6,6 +6,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -64,7 +65,8 @@ struct TokenEvent {
   RequestId id{};
   std::int32_t token = -1;
   Finish finish = Finish::kNone;
-  Status why = Status::ok();       // of kFailed: names the request
+  Status why = Status::ok();                   // of kFailed: names the request
+  std::optional<TokenLogprobs> logprobs = {};  // of the token, where they were asked for
   std::int32_t cached_tokens = 0;  // of its prompt, that a kept prefix had: were not computed
 };
 
@@ -102,7 +104,7 @@ class Engine {
   Status follow();
 
   // Leader only, all of them. submit says why a request can never run, as check_request does; ids
-  // without a token are refused.
+  // without a token are refused, but for those that are held back.
   Status check_request(const std::vector<std::int32_t>& prompt,
                        const SamplingParams& sampling) const;
   Result<RequestId> submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling);

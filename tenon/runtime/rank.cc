@@ -87,6 +87,15 @@ Status Rank::prepare(const EngineOptions& options) {
   return Status::ok();
 }
 
+Status Rank::broadcast(std::span<std::byte> step) {
+  const std::size_t most = layout_.bytes_without_edits();
+  TENON_TRY(comm_->broadcast(step.first(most)));
+  const StepHeader header = StepReader::header(step);
+  if (header.num_edits == 0) return Status::ok();
+  const std::size_t used = layout_.used_bytes(header.shape, header.num_edits);
+  return comm_->broadcast(step.subspan(most, used - most));
+}
+
 Status Rank::launch_step() {
   if (begin_) TENON_TRY(begin_->record(*stream_));
   TENON_TRY(runner_->upload());

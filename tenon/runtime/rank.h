@@ -34,6 +34,8 @@ class Rank {
   const StepLayout& layout() const { return layout_; }
   Model& model() { return *model_; }
   Communicator& comm() { return *comm_; }
+  // Rank 0's step reaches the other ranks: what it uses of layout().bytes() bytes. Collective.
+  Status broadcast(std::span<std::byte> step);
   // Room for the bytes of the next step.
   std::span<std::byte> input() const { return runner_->input(); }
 
@@ -45,6 +47,9 @@ class Rank {
   // is empty again. Where input() asks to make caches, it does that, and there are no tokens.
   // Collective. An error has already told the other ranks to give up.
   Result<std::span<const std::int32_t>> run();
+
+  // Of a sequence of the last step that drew and asked for them.
+  TokenLogprobs logprobs(int row) const { return runner_->logprobs(row); }
 
   // How the boundaries of all steps so far ran.
   std::vector<BoundaryUse> boundary_uses() const { return model_->boundary_uses(steps_); }

@@ -12,20 +12,6 @@ Status refuse(std::string why) { return Status::error(Code::kInvalidArgument, st
 
 }  // namespace
 
-Status check(const SamplingParams& sampling) {
-  if (!(sampling.temperature >= 0.0f) || sampling.temperature > 100.0f)
-    return refuse("temperature is " + std::to_string(sampling.temperature) +
-                  "; accepted: 0 to 100");
-  if (!(sampling.top_p > 0.0f && sampling.top_p <= 1.0f))
-    return refuse("top_p is " + std::to_string(sampling.top_p) + "; accepted: above 0, up to 1");
-  if (sampling.top_k < 0)
-    return refuse("top_k is " + std::to_string(sampling.top_k) + "; accepted: 0 (all) and more");
-  if (sampling.max_tokens < 1)
-    return refuse("max_tokens is " + std::to_string(sampling.max_tokens) +
-                  "; at least 1 is needed");
-  return Status::ok();
-}
-
 bool BatchPlan::decode_only() const {
   return std::all_of(entries.begin(), entries.end(),
                      [](const BatchEntry& each) { return each.count == 1 && each.draws(); });
@@ -75,7 +61,8 @@ Status Scheduler::check(std::size_t prompt_tokens, const SamplingParams& samplin
 }
 
 Status Scheduler::add(RequestId id, std::vector<std::int32_t> prompt,
-                      const SamplingParams& sampling, int computed) {
+                      const SamplingParams& sampling, int computed,
+                      std::span<const std::int32_t> ends) {
   TENON_TRY(check(prompt.size(), sampling));
   Sequence sequence;
   sequence.id = id;
@@ -86,6 +73,7 @@ Status Scheduler::add(RequestId id, std::vector<std::int32_t> prompt,
   sequence.sampling = sampling;
   sequence.max_tokens = max_tokens(sequence.prompt_tokens, sampling);
   sequence.tokens.reserve(static_cast<std::size_t>(sequence.prompt_tokens + sequence.max_tokens));
+  sequence.edits = TokenEdits::make(sampling, ends, sequence.prompt(), sequence.max_tokens);
   waiting_.push_back(std::move(sequence));
   return Status::ok();
 }
@@ -121,19 +109,39 @@ void Scheduler::remove(RequestId id) {
   waiting_.remove_if(is_it);
 }
 
+int Scheduler::num_edits() const {
+  int sum = 0;
+  for (const Sequence& each : running_) sum += each.num_edits();
+  return sum;
+}
+
+// The one that has drawn least, the later of two; never the first, which is its answer where there
+// is no other.
+Scheduler::Sequences::iterator Scheduler::cheapest(bool with_edits) {
+  const auto drawn = [](const Sequence& each) { return each.length() - each.prompt_tokens; };
+  auto found = running_.begin();
+  for (auto each = std::next(found); each != running_.end(); ++each) {
+    if (with_edits && !each->edits) continue;
+    if (found == running_.begin() || drawn(*each) <= drawn(*found)) found = each;
+  }
+  return found;
+}
+
 // Every sequence that decodes gets cache for its next token, if need be that of others.
 void Scheduler::make_room() {
-  const auto drawn = [](const Sequence& each) { return each.length() - each.prompt_tokens; };
   for (auto at = running_.begin(); at != running_.end();) {
     if (caches_->grow(at->lease, at->computed + 1)) {
       ++at;
       continue;
     }
-    auto victim = std::prev(running_.end());
-    for (auto each = victim; each != running_.begin(); --each)
-      if (drawn(*each) < drawn(*victim)) victim = each;
+    const auto victim = cheapest(false);
     TENON_CHECK(victim != running_.begin());  // alone, a sequence that was accepted has room
     if (victim == at) ++at;
+    preempt(victim);
+  }
+  while (num_edits() > limits_.max_edits) {
+    const auto victim = cheapest(true);
+    TENON_CHECK(victim != running_.begin());
     preempt(victim);
   }
 }
@@ -166,6 +174,7 @@ bool Scheduler::waits_for_prefix(const Sequence& sequence) const {
 
 // Gives a sequence what it needs to begin. False when there is no room now.
 bool Scheduler::begin(Sequence& sequence) {
+  if (sequence.edits && num_edits() + sequence.num_edits() > limits_.max_edits) return false;
   CacheRequest request;
   const bool keeps = limits_.keeps_prefixes && sequence.made == 0;
   if (keeps) request.prompt = sequence.prompt();
@@ -261,7 +270,9 @@ void Scheduler::apply(const BatchPlan& plan, std::span<const std::int32_t> drawn
     const bool prompt = entry.first < sequence.prompt_tokens;
     if (!prompt && !draws) ++num_replayed_tokens_;
     if (prompt && limits_.keeps_prefixes && sequence.made == 0) keep(sequence);
-    if (draws) sequence.tokens.push_back(drawn[i]);
+    if (!draws) continue;
+    sequence.tokens.push_back(drawn[i]);
+    if (sequence.edits) sequence.edits->drew(drawn[i]);
   }
 }
 

@@ -23,11 +23,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <list>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "tenon/core/status.h"
 #include "tenon/runtime/cache.h"
+#include "tenon/runtime/sampling_params.h"
+#include "tenon/runtime/token_edits.h"
 
 namespace tenon {
 
@@ -36,17 +39,10 @@ static_assert(kPrefillQuantum == kStateTokens);
 inline constexpr int kMaxContext = 1 << 20;     // as far as Qwen stretches its positions
 inline constexpr int kMaxTokensPerStep = 8192;  // the most rows of a boundary
 
-struct SamplingParams {
-  float temperature = 0;  // 0 is greedy
-  float top_p = 1;        // (0, 1]; 1 means all
-  int top_k = 0;          // 0 means all
-  int max_tokens = 256;   // at least 1
-  std::uint64_t seed = 0;
-  bool ignore_eos = false;
-};
-
-// What can be said of them before there is an engine.
-Status check(const SamplingParams& sampling);
+// Edited logits that a step has room for: those of any one sequence, and of many in practice.
+constexpr int edits_per_step(int max_context) {
+  return std::max(1 << 16, max_context) + 2 * kMaxLogitBias;
+}
 
 enum class RequestId : std::uint64_t {};
 
@@ -60,6 +56,7 @@ struct Sequence {
   SamplingParams sampling;
   int max_tokens = 0;  // sampling.max_tokens, or fewer where the context ends first
   CacheLease lease;
+  std::optional<TokenEdits> edits;  // of the logits its next token is drawn from
   bool cancelled = false;
   int cached_tokens = 0;  // of the prompt, that a kept prefix had when it was admitted first
   int preemptions = 0;
@@ -67,6 +64,7 @@ struct Sequence {
   std::array<int, 2> keep_at{};
   int kept_at = 0;
 
+  int num_edits() const { return edits ? static_cast<int>(edits->list().size()) : 0; }
   int length() const { return static_cast<int>(tokens.size()); }
   std::span<const std::int32_t> prompt() const {
     return std::span(tokens).first(static_cast<std::size_t>(prompt_tokens));
@@ -104,6 +102,9 @@ class Scheduler {
     // A state is kept where it saves at least so many tokens over the one before: each costs a
     // slot, and a wanted one a step.
     int least_kept_tokens = 2 * kPrefillQuantum;
+    // Edited logits of all sequences together, at least those of one: where they get more, a
+    // sequence is preempted.
+    int max_edits = edits_per_step(kMaxContext);
   };
   // Refuses limits under which a prompt could starve or a number overflow.
   static Status check(const Limits& limits);
@@ -116,9 +117,9 @@ class Scheduler {
   // Whether such a request can ever run. Looks at nothing that changes.
   Status check(std::size_t prompt_tokens, const SamplingParams& sampling) const;
   // Queues a request, or says why it can never run. Its first `computed` tokens, fewer than the
-  // prompt has, count as being in the caches.
+  // prompt has, count as being in the caches. `ends`: ids that end every answer.
   Status add(RequestId id, std::vector<std::int32_t> prompt, const SamplingParams& sampling,
-             int computed = 0);
+             int computed = 0, std::span<const std::int32_t> ends = {});
   // Marks it for cancelled(). False when there is no such request.
   bool cancel(RequestId id);
   // The next step. Empty when nothing can run. Valid until the next call of any function.
@@ -138,6 +139,8 @@ class Scheduler {
  private:
   using Sequences = std::list<Sequence>;
   void make_room();
+  int num_edits() const;
+  Sequences::iterator cheapest(bool with_edits);
   void preempt(Sequences::iterator victim);
   void admit();
   bool begin(Sequence& sequence);

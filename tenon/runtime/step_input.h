@@ -49,6 +49,8 @@ struct StepHeader {
   std::int32_t continues = 0;
   std::int32_t num_sequences = 0;  // without padding; each has one row of logits, its last token's
   StepShape shape;                 // with padding
+  std::int32_t num_edits = 0;      // of logits, of all rows
+  std::int32_t num_reports = 0;    // rows that want one
 };
 
 // Where each array lies. Equal on every rank by construction.
@@ -62,8 +64,11 @@ class StepLayout {
   int max_blocks() const { return max_blocks_; }
   std::size_t offset(StepField field) const { return offset_[static_cast<std::size_t>(field)]; }
 
+  int max_edits() const { return edits_per_step(max_blocks_ * kBlockTokens); }
   // Bytes from the beginning up to the end of what a step of this shape holds.
-  std::size_t used_bytes(const StepShape& shape) const;
+  std::size_t used_bytes(const StepShape& shape, int num_edits = 0) const;
+  // Those in front of the edits, which few steps have.
+  std::size_t bytes_without_edits() const { return offset(StepField::edits); }
   // The arrays in the bytes at `base`.
   StepArrays arrays(std::byte* base) const;
 
@@ -95,6 +100,7 @@ class StepWriter {
 
  private:
   void write_sequence(const BatchEntry& entry, int row, int first_token, int block_tokens);
+  void write_draw(const BatchEntry& entry, int row, StepHeader& header);
   void pad(const StepShape& real, const StepShape& shape);
   bool continues(const BatchPlan& plan);
   const StepLayout* layout_;

@@ -161,6 +161,9 @@ Submission RequestQueue::Loop::try_submit(Request request) {
     const std::scoped_lock lock(mutex_);
     if (auto refusal = refusal_locked()) return std::move(*refusal);
   }
+  if (request.sampling.min_tokens > 0)
+    request.sampling.hold_back.insert(request.sampling.hold_back.end(), request.stop_ids.begin(),
+                                      request.stop_ids.end());
   auto prompt = model_.text().encode(std::exchange(request.prompt, {}));
   if (!prompt) return Submission{Admission::kInvalid, prompt.status(), {}};
   const Status fits = model_.check(*prompt, request.sampling);
@@ -396,7 +399,7 @@ void RequestQueue::Loop::take_event(const TokenEvent& event, Clock::time_point n
   const bool stops = event.finish == Finish::kStop ||
                      std::find(stop_ids.begin(), stop_ids.end(), event.token) != stop_ids.end();
   const bool in_time =
-      record->put(event.token, stops ? std::string() : text.push(event.token), now);
+      record->put(event.token, event.logprobs, stops ? std::string() : text.push(event.token), now);
   std::optional<FinishReason> reason;
   if (!text.stopped_by().empty()) {
     reason = FinishReason::kStopString;

@@ -19,6 +19,13 @@ inline std::uint32_t extended_hash(std::uint32_t hash, std::int32_t token) {
   return (hash ^ (static_cast<std::uint32_t>(token) + 1)) * 0x01000193u;
 }
 
+// The logit of `id` behind the tokens of `hash`, where there is a number.
+inline float fake_logit(std::uint32_t hash, int id, int num_tokens) {
+  if (id >= num_tokens) return 100.0f;  // without a token: never to be drawn
+  const auto best = static_cast<int>((hash >> 8) % static_cast<std::uint32_t>(num_tokens));
+  return id == best ? 8.0f : static_cast<float>((hash + static_cast<unsigned>(id)) % 5u);
+}
+
 // What follows `tokens`, of `num_tokens` possible ones.
 inline std::int32_t expected_token(const std::vector<std::int32_t>& tokens, int num_tokens) {
   std::uint32_t hash = 0;
@@ -186,12 +193,9 @@ class FakeModel final : public Model {
   }
 
   void write_logits(int row, std::uint32_t hash, bool no_number) {
-    const auto best =
-        static_cast<int>((hash >> 8) % static_cast<std::uint32_t>(options_.num_tokens));
     for (int column = 0; column < width_; ++column) {
       const int id = comm_.rank() * width_ + column;
-      float logit = id == best ? 8.0f : static_cast<float>((hash + static_cast<unsigned>(id)) % 5u);
-      if (id >= options_.num_tokens) logit = 100.0f;  // rows without a token: never to be drawn
+      float logit = fake_logit(hash, id, options_.num_tokens);
       if (no_number)
         logit = id % 3 == 0 ? -std::numeric_limits<float>::infinity()
                             : std::numeric_limits<float>::quiet_NaN();

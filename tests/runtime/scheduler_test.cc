@@ -280,6 +280,35 @@ TEST(Scheduler, PreemptsTheOneThatHasDrawnLeast) {
   EXPECT_EQ(second.length(), 32 + together);
 }
 
+// Two requests whose penalties know more ids together than a step has room for.
+TEST(Scheduler, PreemptsWhereEditsHaveNoRoom) {
+  CachePool caches(100, 64, 2);
+  Scheduler::Limits limits{2, 256, 512};
+  limits.max_edits = 50;
+  Scheduler scheduler(limits, caches);
+  SamplingParams counting = tokens(40);
+  counting.presence_penalty = 1;
+  ASSERT_TRUE(scheduler.add(RequestId{1}, prompt_of(3), counting));
+  ASSERT_TRUE(scheduler.add(RequestId{2}, prompt_of(3), counting));
+  std::int32_t next = 0;
+  int steps = 0;
+  while (scheduler.num_preemptions() == 0 && steps < 40) {
+    const BatchPlan plan = scheduler.next();
+    int edits = 0;
+    for (const BatchEntry& each : plan.entries) edits += each.sequence->num_edits();
+    EXPECT_LE(edits, 50);
+    std::vector<std::int32_t> drawn(plan.entries.size());
+    for (auto& each : drawn) each = next++;
+    scheduler.apply(plan, drawn);
+    ++steps;
+  }
+  EXPECT_EQ(steps, 27);
+  EXPECT_EQ(scheduler.find(RequestId{2})->computed, 0);
+  EXPECT_EQ(scheduler.next().entries.size(), 1u) << "it has no room before the first ends";
+  scheduler.remove(RequestId{1});
+  EXPECT_EQ(scheduler.next().entries.at(0).sequence->id, RequestId{2});
+}
+
 // What the step input must hold for one entry of a plan.
 void expect_entry(const BatchEntry& entry, const StepView& step, int row, int token,
                   int block_tokens) {

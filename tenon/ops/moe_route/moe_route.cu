@@ -1,7 +1,7 @@
 // Routing. A wave per token chooses. Pairs are then sorted by counting: the tokens that chose an
 // expert are bits of a mask, so a pair's place among its expert's is the number of bits before its
-// own. Variant together: few tokens, all of it in one block. Variant in_parts: a kernel chooses, one
-// finds the places, a block for every kPart tokens, and one lists the tokens by place.
+// own. Variant together: few tokens, all of it in one block. Variant in_parts: a kernel chooses,
+// one finds the places, a block for every kPart tokens, and one lists the tokens by place.
 #include "tenon/ops/moe_route/moe_route.h"
 
 #include "tenon/device/device.cuh"
@@ -86,8 +86,7 @@ TENON_DEVICE void softmax(const Route& route, std::int64_t token, float (&p)[kOw
   }
   const float sum = sum_over_experts(p, count);
   TENON_UNROLL
-  for (int j = 0; j < count; ++j)
-    p[j] = lane_id() + j * kWave < route.experts ? p[j] / sum : -2.0f;
+  for (int j = 0; j < count; ++j) p[j] = lane_id() + j * kWave < route.experts ? p[j] / sum : -2.0f;
 }
 
 // Keys order as p does: 0 for an expert that is taken or does not exist, 1 for a NaN.
@@ -258,7 +257,8 @@ TENON_KERNEL together_kernel(Route route) {
 
 // Codes stay in token_of until places are known.
 template <int kOwn>
-TENON_KERNEL_MAX(kThreads) choose_kernel(Route route) {
+TENON_KERNEL_MAX(kThreads)
+choose_kernel(Route route) {
   wait_for_previous();
   let_next_start();
   const int waves = block_threads() / kWave;
@@ -370,8 +370,7 @@ Status supports_together(const Args& args, const PlanContext& where, Recipe* rec
   return Status::ok();
 }
 
-Status launch_together(const Recipe& recipe, const Args& args, const ChannelView*,
-                       Stream& stream) {
+Status launch_together(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   const Route route = route_of(args);
   return with_own(route.experts, [&]<int kOwn>() {
     return tenon::launch(stream, recipe.launches.front().shape, together_kernel<kOwn>, route);
@@ -394,8 +393,7 @@ Status supports_in_parts(const Args& args, const PlanContext& where, Recipe* rec
   return Status::ok();
 }
 
-Status launch_in_parts(const Recipe& recipe, const Args& args, const ChannelView*,
-                       Stream& stream) {
+Status launch_in_parts(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   const Route route = route_of(args);
   TENON_TRY(with_own(route.experts, [&]<int kOwn>() {
     return tenon::launch(stream, recipe.launches[0].shape, choose_kernel<kOwn>, route);

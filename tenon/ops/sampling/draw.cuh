@@ -134,8 +134,7 @@ TENON_DEVICE std::int32_t draw(Room<Team>& room, const Sample& sample, int r, co
   const float largest = logit_of(weighing.largest);
   const float spread = largest - logit_of(~static_cast<std::uint32_t>(ends.y));
   const float reach = 28.5f * temperature;
-  const Buckets buckets =
-      buckets_by_logit<Team>(weighing.largest, spread < reach ? spread : reach);
+  const Buckets buckets = buckets_by_logit<Team>(weighing.largest, spread < reach ? spread : reach);
   const std::uint32_t least = least_key(largest, temperature);
 
   // Phase 1: the last of the top_k. Candidates without mass do not matter.

@@ -1,6 +1,6 @@
 // Reading a row of logits as ordered candidates: keys, orders, masses, and the search for the
-// candidate at which a sum of weights is reached. Everything that is added is an integer, so neither
-// the number of threads nor who adds first shows in a result.
+// candidate at which a sum of weights is reached. Everything that is added is an integer, so
+// neither the number of threads nor who adds first shows in a result.
 //
 // A team works on a row: BlockTeam, or a cluster of blocks (cluster.cuh). It has
 //   kRanks, rank()      how many blocks, and which of them this one is
@@ -77,13 +77,13 @@ struct Pair {
   std::uint64_t x, y;
 };
 
-// Shared memory of each block of a team. What one block reads of another is written again only after
-// a sync() behind the reading: each function below has one between the two.
+// Shared memory of each block of a team. What one block reads of another is written again only
+// after a sync() behind the reading: each function below has one between the two.
 template <class Team>
 struct Room {
   static constexpr int kSlice = Team::kBuckets / Team::kRanks;
   std::uint32_t low[Team::kBuckets], high[Team::kBuckets];  // halves of this block's sums
-  std::uint64_t ends[2][kSlice];  // of the buckets of slice rank(): the sum up to its end
+  std::uint64_t ends[2][kSlice];          // of the buckets of slice rank(): the sum up to its end
   std::uint64_t totals[2][Team::kRanks];  // of each slice
   std::uint64_t total;                    // of slice rank()
   std::uint64_t listed[kMaxListed];       // orders that this block has found
@@ -164,8 +164,7 @@ TENON_DEVICE Scan block_scan(Room<Team>& room, std::uint64_t value) {
   sync_block();  // the readers of an earlier call are done
   if (lane_id() == kWave - 1) room.of_wave[wave_id()].x = up_to;
   sync_block();
-  const std::uint64_t of_wave =
-      lane_id() < block_threads() / kWave ? room.of_wave[lane_id()].x : 0;
+  const std::uint64_t of_wave = lane_id() < block_threads() / kWave ? room.of_wave[lane_id()].x : 0;
   const std::uint64_t earlier = wave_sum(lane_id() < wave_id() ? of_wave : 0);
   return {earlier + up_to - value, wave_sum(of_wave)};
 }
@@ -200,8 +199,8 @@ TENON_DEVICE std::uint64_t weight_of(const MassWeight& weight, std::uint64_t ord
   return mass >= weight.least_mass ? mass : 0;
 }
 
-// A way to cut the orders from `first` down to `last` into buckets, in order: by the distance of the
-// logit from the largest one, which fills them evenly, or by the order's bits.
+// A way to cut the orders from `first` down to `last` into buckets, in order: by the distance of
+// the logit from the largest one, which fills them evenly, or by the order's bits.
 struct Buckets {
   std::uint64_t first, last;
   int shift;  // below 0: by the logit
@@ -230,7 +229,8 @@ TENON_DEVICE int bucket_of(const Buckets& buckets, std::uint64_t order) {
   return at < static_cast<float>(kLast) ? static_cast<int>(at) : kLast;
 }
 
-// Adds up the weights of each bucket; returns their sum. `level` says which sums they are for find().
+// Adds up the weights of each bucket; returns their sum. `level` says which sums they are for
+// find().
 template <class Team, class Row, class Weight>
 TENON_DEVICE std::uint64_t fill_buckets(Room<Team>& room, const Row& row, const Buckets& buckets,
                                         const Weight& weight, int level) {
@@ -256,7 +256,8 @@ TENON_DEVICE std::uint64_t fill_buckets(Room<Team>& room, const Row& row, const 
     TENON_UNROLL
     for (int rank = 0; rank < Team::kRanks; ++rank) {
       const int at = Team::rank() * kSlice + i;
-      sum += *Team::at(&room.low[at], rank) + (std::uint64_t{*Team::at(&room.high[at], rank)} << 32);
+      sum +=
+          *Team::at(&room.low[at], rank) + (std::uint64_t{*Team::at(&room.high[at], rank)} << 32);
     }
     room.ends[level][i] = sum;
   }

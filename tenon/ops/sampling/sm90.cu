@@ -104,7 +104,9 @@ TENON_KERNEL sample_cluster_kernel(ClusterSample call) {
   const std::int32_t begin = ClusterTeam::rank() * call.part;
   const std::int32_t left = (row.num_tokens - begin + 3) / 4 * 4;
   const Part part{reinterpret_cast<std::uint32_t*>(memory + sizeof(ClusterRoom)), begin,
-                  left < 0 ? 0 : left < call.part ? left : call.part};
+                  left < 0           ? 0
+                  : left < call.part ? left
+                                     : call.part};
   const bool edits = has_edits(sample, r), reports = wants_report(sample, r);
 
   Pair ends = load_part(row, part);

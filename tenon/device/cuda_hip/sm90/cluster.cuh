@@ -6,8 +6,8 @@
 
 namespace tenon::TENON_TARGET::sm90 {
 
-// A barrier of all threads of the cluster's blocks: what each has stored to shared memory before it,
-// all see after it.
+// A barrier of all threads of the cluster's blocks: what each has stored to shared memory before
+// it, all see after it.
 TENON_DEVICE void cluster_sync() {
   asm volatile(
       "barrier.cluster.arrive.release.aligned;\n\t"
