@@ -101,7 +101,8 @@ TEST(AttentionOfModels, ChunksOfAPromptGiveTheSameBits) {
   });
 }
 
-// With room for few partials sequences are walked over instead.
+// With room for few partials sequences are walked over instead; few sequences have four blocks for
+// a partial, many have one.
 TEST(AttentionOfModels, SlotsForPartialsShowInNoBit) {
   for (const Shape& shape : kModels) {
     for_each_way_of(shape, [&](const Way& way) {
@@ -117,6 +118,12 @@ TEST(AttentionOfModels, SlotsForPartialsShowInNoBit) {
       StepOptions few = plenty;
       few.workspace_bytes = 4352 + 20 * 16 * 1032;
       expect_same_bits(expected, run_step(shape, parts, few));
+      std::vector<bf16> alone;
+      for (const Part& part : parts) {
+        const std::vector<bf16> one = run_step(shape, {part}, plenty);
+        alone.insert(alone.end(), one.begin(), one.end());
+      }
+      expect_same_bits(expected, alone);
     });
   }
 }

@@ -18,14 +18,6 @@ struct JoinRow {
   }
 };
 
-inline constexpr int kJoinAtOnce = 16;  // partials on their way
-TENON_DEVICE void load_sums(const JoinRow& row, int from, float4 (&o)[kJoinAtOnce]) {
-  TENON_UNROLL
-  for (int i = 0; i < kJoinAtOnce; ++i)
-    if (from + i < row.partials)
-      o[i] = reinterpret_cast<const float4*>(row.call.slots + row.place(from + i))[row.index];
-}
-
 // What partials do to the sums before them; lane i has that of partial from + i. Maxima are those
 // of all partials up to one's own, so that nobody waits for the sums.
 struct JoinFactors {
@@ -53,6 +45,7 @@ TENON_DEVICE JoinFactors read_factors(const JoinRow& row, int from, float& peak_
 }
 
 TENON_KERNEL_MAX(kJoinThreads) join_kernel(TENON_ARGS(Sm90Call) call) {
+  constexpr int kAtOnce = 8;  // partials on their way
   wait_for_previous();
   if (thread_id() == 0) let_next_start();
   sync_wave();
@@ -60,9 +53,15 @@ TENON_KERNEL_MAX(kJoinThreads) join_kernel(TENON_ARGS(Sm90Call) call) {
   const int half = number % 2, head = number / 2 % call.q_heads,
             sequence = number / 2 / call.q_heads;
   if (sequence >= call.sequences) return;
-  const int first = call.firsts[sequence], partials = call.firsts[sequence + 1] - first;
+  int first = call.firsts[sequence], partials = call.firsts[sequence + 1] - first;
   const int token = call.starts[sequence];
-  if (partials < 2 || call.firsts[call.sequences] * call.kv_heads > call.num_slots) return;
+  const bool in_slots = call.firsts[call.sequences] * call.kv_heads <= call.num_slots;
+  if (partials == 0) return;  // a prompt, or padding
+  if (call.streams) {
+    if (!in_slots) first = sequence, partials = 1;  // joined already
+  } else if (!in_slots || partials == 1) {
+    return;  // decode_kernel has ended it
+  }
   const int in_group = head % call.group, rows = tenon::attention::rows_of_rank(call.group);
   const JoinRow row{.call = call,
                     .first = first,
@@ -74,30 +73,25 @@ TENON_KERNEL_MAX(kJoinThreads) join_kernel(TENON_ARGS(Sm90Call) call) {
   const Gates gate = gates_of(call, token, head);
   const std::uint32_t low = read_gates(gate, column_of(row.index));
   const std::uint32_t high = read_gates(gate, column_of(row.index) + 8);
-
   // The first partial joins nothing: keep is 0, add is 1.
   Sums whole;
-  float4 now[kJoinAtOnce], next[kJoinAtOnce];
-  load_sums(row, 0, now);
+  JoinFactors factors{};
   TENON_NO_UNROLL
-  for (int from = 0; from < partials; from += kWave) {
-    const JoinFactors factors = read_factors(row, from, whole.peak);
+  for (int from = 0; from < partials; from += kAtOnce) {
+    float4 o[kAtOnce];
     TENON_UNROLL
-    for (int part = 0; part < 2; ++part) {
-      const int begin = from + part * kJoinAtOnce;
-      load_sums(row, begin + kJoinAtOnce, next);
-      TENON_UNROLL
-      for (int i = 0; i < kJoinAtOnce; ++i) {
-        const int lane = part * kJoinAtOnce + i;
-        const float keep = shuffle_from(factors.keep, lane), add = shuffle_from(factors.add, lane);
-        const float total = shuffle_from(factors.total, lane);
-        if (begin + i >= partials) continue;
-        whole.total = whole.total * keep + total * add;
-        whole.o = {whole.o.x * keep + now[i].x * add, whole.o.y * keep + now[i].y * add,
-                   whole.o.z * keep + now[i].z * add, whole.o.w * keep + now[i].w * add};
-      }
-      TENON_UNROLL
-      for (int i = 0; i < kJoinAtOnce; ++i) now[i] = next[i];
+    for (int i = 0; i < kAtOnce; ++i)
+      if (from + i < partials)
+        o[i] = reinterpret_cast<const float4*>(call.slots + row.place(from + i))[row.index];
+    if (from % kWave == 0) factors = read_factors(row, from, whole.peak);
+    TENON_UNROLL
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (from + i >= partials) continue;
+      const int lane = from % kWave + i;
+      const float keep = shuffle_from(factors.keep, lane), add = shuffle_from(factors.add, lane);
+      whole.total = whole.total * keep + shuffle_from(factors.total, lane) * add;
+      whole.o = {whole.o.x * keep + o[i].x * add, whole.o.y * keep + o[i].y * add,
+                 whole.o.z * keep + o[i].z * add, whole.o.w * keep + o[i].w * add};
     }
   }
   finish_unit(call, token, head, row.index, whole, gate, low, high);

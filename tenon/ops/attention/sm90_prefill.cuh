@@ -1,8 +1,9 @@
 // Attention of sequences with several tokens in the step. A block takes 128 rows of a kv head,
-// which are (token, q head) pairs, and half of the components of v: so sums of the partial and of
-// those before it both stay in registers. Two warpgroups of 64 rows multiply, a third one fetches
-// tiles of k and v. The products of a tile's values and of the next tile's scores are started
-// together; while one warpgroup works on weights, the tensor cores work for the other.
+// which are (token, q head) pairs, and half of the components of v: so q and the sums of a partial
+// stay in registers. Sums of the partials before it lie in shared memory, where q came by. The two
+// halves are a cluster: each fetches half of every tile of k for both. Two warpgroups of 64 rows
+// multiply, a third one fetches. The products of a tile's values and of the next tile's scores are
+// started together; while one warpgroup works on weights, the tensor cores work for the other.
 #pragma once
 
 #include "tenon/device/cuda_hip/sm90/wgmma_bf16.cuh"
@@ -65,8 +66,9 @@ TENON_DEVICE PromptRow row_of(const Sm90Call& call, const PromptTile& tile, int 
           call.lengths[tile.sequence] - (tile.end - token) + 1};
 }
 
-// One thread: all tiles of k, and the block's half of those of v. The room for both is given back
-// in the same step, when scores of the next tile and values of this one have been multiplied.
+// One thread: half of each tile of k for both blocks of the cluster, and the block's own half of
+// the tile of v. The room for both is given back in the same step, when scores of the next tile and
+// values of this one have been multiplied.
 TENON_DEVICE void fetch_tiles(const Sm90Call& call, PrefillShared& shared, int sequence,
                               int kv_head, int half, int tiles) {
   const std::uint64_t policy = policy_evict_last();
@@ -79,9 +81,11 @@ TENON_DEVICE void fetch_tiles(const Sm90Call& call, PrefillShared& shared, int s
     if (i >= kKeyStages) barrier_wait(&shared.k_empty[k.stage], k.parity ^ 1);
     barrier_arrive_expect(&shared.k_full[k.stage], kTileBytes);
     TENON_UNROLL
-    for (int slab = 0; slab < 4; ++slab)
-      copy_tile(shared.k[k.stage] + slab * kSlabBytes, &call.k, byte + slab * 128, row,
-                &shared.k_full[k.stage], policy);
+    for (int slab = 0; slab < 2; ++slab) {
+      const int at = 2 * half + slab;
+      copy_tile_to_pair(shared.k[k.stage] + at * kSlabBytes, &call.k, byte + at * 128, row,
+                        &shared.k_full[k.stage], policy);
+    }
     if (i >= kValueStages) barrier_wait(&shared.v_empty[v.stage], v.parity ^ 1);
     barrier_arrive_expect(&shared.v_full[v.stage], 2 * kSlabBytes);
     TENON_UNROLL
@@ -295,10 +299,9 @@ TENON_DEVICE void attend_prompt(const Sm90Call& call, PrefillShared& shared, int
     wgmma_wait_all();
     hold_sums(o);
     if constexpr (kMore) hold_sums(score);
-    if (lane == 0) {
-      barrier_arrive(&shared.v_empty[v.stage]);
-      if constexpr (kMore) barrier_arrive(&shared.k_empty[k.stage]);
-    }
+    if (lane == 0) barrier_arrive(&shared.v_empty[v.stage]);
+    if constexpr (kMore)
+      if (lane < 2) barrier_arrive_at(&shared.k_empty[k.stage], static_cast<std::uint32_t>(lane));
     v.next(kValueStages);
     k.next(kKeyStages);
     if (!kMore || (first + kTile) % kPartial == 0)
@@ -312,7 +315,7 @@ TENON_DEVICE void attend_prompt(const Sm90Call& call, PrefillShared& shared, int
     wgmma_commit();
     wgmma_wait_all();
     hold_sums(score);
-    if (lane == 0) barrier_arrive(&shared.k_empty[0]);
+    if (lane < 2) barrier_arrive_at(&shared.k_empty[0], static_cast<std::uint32_t>(lane));
     k.next(kKeyStages);
     TENON_NO_UNROLL
     for (int i = 0; i + 1 < tiles; ++i) step.template operator()<true>(i);
@@ -331,17 +334,21 @@ prefill_kernel(TENON_ARGS(Sm90Call) call) {
   if (thread_id() == kConsumers) {
     for (Mbarrier& each : shared.k_full) barrier_init(&each, 1);
     for (Mbarrier& each : shared.v_full) barrier_init(&each, 1);
-    for (Mbarrier& each : shared.k_empty) barrier_init(&each, kConsumers / kWave);
+    for (Mbarrier& each : shared.k_empty) barrier_init(&each, 2 * kConsumers / kWave);
     for (Mbarrier& each : shared.v_empty) barrier_init(&each, kConsumers / kWave);
     publish_barriers();
     prefetch_map(&call.k);
     prefetch_map(&call.v);
   }
+  sync_wave();
+  sync_block();
+  cluster_arrive();
   wait_for_previous();
   if (thread_id() == 0) let_next_start();
   sync_wave();
   if (thread_id() < kWave) find_tile(call, block_id() / 2 / call.kv_heads, &shared.tile);
   sync_block();
+  cluster_wait();                        // both have set their barriers
   if (shared.tile.sequence < 0) return;  // a plan has blocks for every way of cutting its tokens
   const int context = row_of(call, shared.tile, kv_head, kPromptRows).context;
   const int tiles = context > 0 ? ceil_div(context, kTile) : 0;
@@ -349,10 +356,13 @@ prefill_kernel(TENON_ARGS(Sm90Call) call) {
     keep_40_registers();
     if (thread_id() == kConsumers)
       fetch_tiles(call, shared, shared.tile.sequence, kv_head, half, tiles);
-    return;
+  } else {
+    take_232_registers();
+    attend_prompt(call, shared, kv_head, half, tiles);
   }
-  take_232_registers();
-  attend_prompt(call, shared, kv_head, half, tiles);
+  sync_wave();
+  cluster_arrive();
+  cluster_wait();  // the other one sends nothing more
 }
 
 }  // namespace tenon::TENON_TARGET::attention
