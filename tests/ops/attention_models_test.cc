@@ -101,8 +101,7 @@ TEST(AttentionOfModels, ChunksOfAPromptGiveTheSameBits) {
   });
 }
 
-// With room for few partials sequences are walked over instead; few sequences have four blocks for
-// a partial, many have one.
+// With room for few partials sequences are walked over instead.
 TEST(AttentionOfModels, SlotsForPartialsShowInNoBit) {
   for (const Shape& shape : kModels) {
     for_each_way_of(shape, [&](const Way& way) {

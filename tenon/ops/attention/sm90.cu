@@ -1,11 +1,8 @@
 // The variant of Hopper: what it serves, its two kernels and their launch.
-#include <algorithm>
-
 #include "tenon/device/variant.h"
 #include "tenon/ops/attention/attention.h"
 #include "tenon/ops/attention/sm90_join.cuh"
 #include "tenon/ops/attention/sm90_prefill.cuh"
-#include "tenon/ops/attention/sm90_stream.cuh"
 
 namespace tenon::TENON_TARGET::attention {
 namespace {
@@ -18,17 +15,11 @@ using tenon::attention::rows_of_rank;
 using tenon::attention::slot_bytes;
 
 constexpr int kMostGroup = 16;
-constexpr std::int64_t kMostInClusters = 8;    // sequences times kv heads
 constexpr std::int64_t kMostBlocks = 1 << 30;  // of a launch
 
 std::string text(std::int64_t number) { return std::to_string(number); }
 
 int group_of(const Args& args) { return static_cast<int>(args.q.shape[1] / args.k_cache.shape[2]); }
-
-std::int64_t slots_of(const Args& args) {
-  return (static_cast<std::int64_t>(args.workspace->bytes()) - kFirstsBytes) /
-         slot_bytes(rows_of_rank(group_of(args)));
-}
 
 // Nothing that differs from row to row or from step to step: the bits of a row must not change.
 Status check_model(const Args& args, const PlanContext& where) {
@@ -76,25 +67,20 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
     shape.blocks = tokens < 2 ? 0 : static_cast<int>(blocks);
     shape.threads = kPrefillThreads;
     shape.shared_bytes = sizeof(PrefillShared);
-    shape.cluster = 2;
     shape.early = where.may_start_early;
     recipe->launch("prefill_kernel", shape);
   }
   LaunchShape shape;
   const std::int64_t context = args.block_table.shape[1] * args.k_cache.shape[1];
   const std::int64_t parts = sequences * kv_heads * (context / kPartial + 1);
-  const std::int64_t resident = where.properties.num_units * 2;  // two blocks on each
-  // Measured on an H100 (ADR 0043): few sequences are served sooner by four blocks a partial.
-  const bool streams =
-      sequences * kv_heads > kMostInClusters && sequences * kv_heads <= slots_of(args);
-  const std::int64_t blocks = streams ? parts : parts * tenon::attention::kClusterRanks;
-  shape.blocks = static_cast<int>(std::min(std::max<std::int64_t>(blocks, 4), resident / 4 * 4));
-  if (tokens == 0) shape.blocks = 0;
+  const std::int64_t resident = where.properties.num_units / 2;  // two blocks on each
+  const std::int64_t clusters = parts < 1 ? 1 : parts < resident ? parts : resident;
+  shape.blocks = tokens == 0 ? 0 : static_cast<int>(clusters) * tenon::attention::kClusterRanks;
   shape.threads = kDecodeThreads;
-  if (!streams) shape.cluster = tenon::attention::kClusterRanks;
+  shape.cluster = tenon::attention::kClusterRanks;
   shape.shared_bytes = rows == 2 ? sizeof(DecodeShared<2>) : sizeof(DecodeShared<4>);
   shape.early = where.may_start_early;
-  recipe->launch(streams ? "stream_kernel" : "decode_kernel", shape);
+  recipe->launch("decode_kernel", shape);
   shape = {};
   shape.blocks =
       tokens == 0
@@ -102,16 +88,8 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
           : static_cast<int>((sequences * args.q.shape[1] * 2 + kJoinWarps - 1) / kJoinWarps);
   shape.threads = kJoinThreads;
   shape.early = where.may_start_early;
-  if (streams || context > kPartial) recipe->launch("join_kernel", shape);
+  if (context > kPartial) recipe->launch("join_kernel", shape);
   return Status::ok();
-}
-
-using Kernel = void (*)(Sm90Call);
-Kernel kernel_of(std::string_view name, int rows) {
-  if (name == "prefill_kernel") return prefill_kernel;
-  if (name == "join_kernel") return join_kernel;
-  if (name == "stream_kernel") return rows == 2 ? stream_kernel<2> : stream_kernel<4>;
-  return rows == 2 ? decode_kernel<2> : decode_kernel<4>;
 }
 
 NewHeads heads_of(const Args& args) {
@@ -166,7 +144,8 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   call.quant = quant_spec(args.out.fp8);
   call.firsts = args.workspace->as<std::int32_t>();
   call.slots = args.workspace->as<std::byte>() + kFirstsBytes;
-  call.num_slots = static_cast<int>(slots_of(args));
+  call.num_slots = static_cast<int>(
+      (static_cast<std::int64_t>(args.workspace->bytes()) - kFirstsBytes) / slot_bytes(rows));
   call.scale = args.scale * 0x1.715476p0f;  // log2 e
   call.tokens = static_cast<int>(args.q.shape[0]);
   call.sequences = static_cast<int>(args.block_table.shape[0]);
@@ -177,8 +156,11 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   call.block_tokens = static_cast<int>(args.k_cache.shape[1]);
   call.max_blocks = static_cast<int>(args.block_table.shape[1]);
   for (const KernelLaunch& each : recipe.launches) {
-    call.streams = call.streams || each.kernel == "stream_kernel";
-    TENON_TRY(tenon::launch(stream, each.shape, kernel_of(each.kernel, rows), call));
+    const auto kernel = each.kernel == "prefill_kernel" ? prefill_kernel
+                        : each.kernel == "join_kernel"  ? join_kernel
+                        : rows == 2                     ? decode_kernel<2>
+                                                        : decode_kernel<4>;
+    TENON_TRY(tenon::launch(stream, each.shape, kernel, call));
   }
   return Status::ok();
 }

@@ -3,9 +3,9 @@
 // The bits of this variant. Scores are taken times log2 e, and exponentials are powers of two of
 // the instruction (fast_exp2), within partials and where they join. Weights are rounded to bf16 for
 // the products with v; their sum l takes them in fp32. A sequence with one token in the step is
-// worked on by decode (sm90_decode.cuh, sm90_stream.cuh): the weighted values of a tile are summed
-// from zero, then o = fma(o, r, sum). One with more is a prompt (sm90_prefill.cuh): the tensor core
-// adds a tile's values to o · r.
+// worked on by decode (sm90_decode.cuh): the weighted values of a tile are summed from zero, then
+// o = fma(o, r, sum). One with more is a prompt (sm90_prefill.cuh): the tensor core adds a tile's
+// values to o · r.
 #pragma once
 
 #include "tenon/core/fp8.h"
@@ -57,7 +57,6 @@ struct Sm90Call {
   float scale;      // times log2 e
   int tokens, sequences, q_heads, kv_heads, group;
   int num_blocks, block_tokens, max_blocks, num_slots;
-  bool streams;  // stream_kernel runs, not decode_kernel
 };
 
 TENON_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }

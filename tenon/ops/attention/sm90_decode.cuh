@@ -91,13 +91,6 @@ TENON_DEVICE void read_sequences(const Sm90Call& call, Sequences& to) {
   if (lane == 0) to.firsts[call.sequences] = before;
 }
 
-// Block 0: for join_kernel.
-TENON_DEVICE void leave_firsts(const Sm90Call& call, const Sequences& from) {
-  if (block_id() != 0) return;
-  for (int s = thread_id(); s <= call.sequences; s += kDecodeThreads)
-    call.firsts[s] = from.firsts[s];
-}
-
 TENON_DEVICE Part part_of(const Walk& walk, int sequence, int kv_head, int partial) {
   return {sequence,
           kv_head,
@@ -221,37 +214,27 @@ TENON_DEVICE void send_rows(const float (&values)[4], float* to, Mbarrier* full)
                values[2], values[3]);
 }
 
-// Weights of rows g + 8 h from scores, to shared memory; their sums by warps.
-template <int kRowsEach>
-TENON_DEVICE void weigh_row(DecodeShared<kRowsEach>& shared, int h, float base,
-                            const float (&score)[2][4]) {
-  const int lane = thread_id() % kWave, warp = thread_id() / kWave, g = lane / 4, p = lane % 4;
-  float sum = 0.0f;
-  TENON_UNROLL
-  for (int j = 0; j < 2; ++j) {
-    const float low = fast_exp2(score[j][2 * h] - base);
-    const float high = fast_exp2(score[j][2 * h + 1] - base);
-    sum = sum + (low + high);
-    *reinterpret_cast<std::uint32_t*>(shared.weights + (g + 8 * h) * kWeightBytes + warp * 32 +
-                                      j * 16 + p * 4) = convert_bf16x2(low, high);
-  }
-  sum = quad_sum(sum);
-  if (p == 0) shared.warp_totals[warp][g + 8 * h] = sum;
-}
-template <int kRowsEach>
-TENON_DEVICE float tile_total(const DecodeShared<kRowsEach>& shared, int row) {
-  return ((shared.warp_totals[0][row] + shared.warp_totals[1][row]) + shared.warp_totals[2][row]) +
-         shared.warp_totals[3][row];
-}
+// Weights from scores, to shared memory; their sums by warps.
 template <int kRowsEach>
 TENON_DEVICE void weigh_tile(DecodeShared<kRowsEach>& shared, const float (&peaks)[4][16], int rank,
                              const float (&score)[2][4]) {
+  const int lane = thread_id() % kWave, warp = thread_id() / kWave, g = lane / 4, p = lane % 4;
   TENON_UNROLL
   for (int h = 0; h < kRowsEach / 2; ++h) {
-    const int row = thread_id() % kWave / 4 + 8 * h;
-    float peak = peaks[0][row];
-    for (int tile = 1; tile <= rank; ++tile) peak = max_f(peak, peaks[tile][row]);
-    weigh_row(shared, h, base_of(peak), score);
+    float peak = peaks[0][g + 8 * h];
+    for (int tile = 1; tile <= rank; ++tile) peak = max_f(peak, peaks[tile][g + 8 * h]);
+    const float base = base_of(peak);
+    float sum = 0.0f;
+    TENON_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      const float low = fast_exp2(score[j][2 * h] - base);
+      const float high = fast_exp2(score[j][2 * h + 1] - base);
+      sum = sum + (low + high);
+      *reinterpret_cast<std::uint32_t*>(shared.weights + (g + 8 * h) * kWeightBytes + warp * 32 +
+                                        j * 16 + p * 4) = convert_bf16x2(low, high);
+    }
+    sum = quad_sum(sum);
+    if (p == 0) shared.warp_totals[warp][g + 8 * h] = sum;
   }
 }
 
@@ -361,6 +344,12 @@ TENON_DEVICE void store_slot(std::byte* slot, int index, const Sums& sums) {
     rows[kRowsEach + index / 64] = sums.total;
   }
 }
+TENON_DEVICE Sums load_slot(const std::byte* slot, int rows, int index) {
+  const auto* numbers = reinterpret_cast<const float*>(slot + rows * 1024);
+  return {numbers[index / 64], numbers[rows + index / 64],
+          reinterpret_cast<const float4*>(slot)[index]};
+}
+
 // Rows behind the last sequence are zeros. By the threads that compute.
 TENON_DEVICE void clear_padding(const Sm90Call& call) {
   const int width = call.q_heads * kHeadDim;
@@ -396,7 +385,9 @@ TENON_DEVICE void send_totals(DecodeShared<kRowsEach>& shared, int rank) {
   TENON_UNROLL
   for (int i = 0; i < 4; ++i) {
     const int row = thread_id() % 4 * 4 + i;
-    total[i] = tile_total(shared, row);
+    total[i] =
+        ((shared.warp_totals[0][row] + shared.warp_totals[1][row]) + shared.warp_totals[2][row]) +
+        shared.warp_totals[3][row];
   }
   send_rows(total, shared.totals[rank], &shared.inbox_full);
 }
@@ -487,10 +478,9 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
         store_slot<kRowsEach>(slot_of(call, number, rank, kRowsEach), index, sums);
         continue;
       }
-      if (part.partials == 1) {
+      if (part.partial == 0) {
         whole[i] = sums;
       } else {
-        if (part.partial == 0) whole[i] = {};
         join(whole[i], sums);
       }
       if (part.partial + 1 < part.partials || row >= call.group) continue;
@@ -528,7 +518,9 @@ decode_kernel(TENON_ARGS(Sm90Call) call) {
   sync_wave();
   if (warp == 0) read_sequences(call, shared.sequences);
   sync_block();
-  leave_firsts(call, shared.sequences);
+  if (block_id() == 0)  // for join_kernel
+    for (int s = thread_id(); s <= call.sequences; s += kDecodeThreads)
+      call.firsts[s] = shared.sequences.firsts[s];
   cluster_wait();  // all have set their barriers
   const Walk walk{call, shared.sequences, grid_blocks() / kClusterRanks,
                   shared.sequences.firsts[call.sequences] * call.kv_heads <= call.num_slots,

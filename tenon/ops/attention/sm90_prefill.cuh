@@ -1,9 +1,8 @@
 // Attention of sequences with several tokens in the step. A block takes 128 rows of a kv head,
-// which are (token, q head) pairs, and half of the components of v: so q and the sums of a partial
-// stay in registers. Sums of the partials before it lie in shared memory, where q came by. The two
-// halves are a cluster: each fetches half of every tile of k for both. Two warpgroups of 64 rows
-// multiply, a third one fetches. The products of a tile's values and of the next tile's scores are
-// started together; while one warpgroup works on weights, the tensor cores work for the other.
+// which are (token, q head) pairs, and half of the components of v: so sums of the partial and of
+// those before it both stay in registers. Two warpgroups of 64 rows multiply, a third one fetches
+// tiles of k and v. The products of a tile's values and of the next tile's scores are started
+// together; while one warpgroup works on weights, the tensor cores work for the other.
 #pragma once
 
 #include "tenon/device/cuda_hip/sm90/wgmma_bf16.cuh"
@@ -13,7 +12,7 @@ namespace tenon::TENON_TARGET::attention {
 
 inline constexpr int kPromptRows = 128, kGroupRows = 64;
 inline constexpr int kConsumers = 256, kPrefillThreads = kConsumers + 128;
-inline constexpr int kKeyStages = 3, kValueStages = 4;
+inline constexpr int kStages = 3;
 
 // Which rows a block has: pairs first, first + 1, … of the tokens [begin, end) of a sequence.
 struct PromptTile {
@@ -22,10 +21,13 @@ struct PromptTile {
 
 struct PrefillShared {
   alignas(1024) std::byte q[2][kTileBytes];  // of each warpgroup
-  std::byte k[kKeyStages][kTileBytes], v[kValueStages][2 * kSlabBytes];
-  Mbarrier k_full[kKeyStages], k_empty[kKeyStages], v_full[kValueStages], v_empty[kValueStages];
+  struct Stage {
+    std::byte k[kTileBytes], v[2 * kSlabBytes];
+  } stage[kStages];
+  Mbarrier full[kStages], empty[kStages];
   PromptTile tile;
 };
+static_assert(sizeof(PrefillShared::Stage) % 1024 == 0);
 
 // One warp: tile number `index`, counted over the sequences that have several tokens. The last rows
 // of a sequence, which see the most, go first.
@@ -66,35 +68,29 @@ TENON_DEVICE PromptRow row_of(const Sm90Call& call, const PromptTile& tile, int 
           call.lengths[tile.sequence] - (tile.end - token) + 1};
 }
 
-// One thread: half of each tile of k for both blocks of the cluster, and the block's own half of
-// the tile of v. The room for both is given back in the same step, when scores of the next tile and
-// values of this one have been multiplied.
+// One thread: all tiles of k, and the block's half of those of v.
 TENON_DEVICE void fetch_tiles(const Sm90Call& call, PrefillShared& shared, int sequence,
                               int kv_head, int half, int tiles) {
   const std::uint64_t policy = policy_evict_last();
   const int byte = kv_head * kHeadDim * 2;
-  RingPlace k, v;
+  RingPlace place;
   int row = cache_row(call, sequence, 0);
   TENON_NO_UNROLL
   for (int i = 0; i < tiles; ++i) {
     const int next = i + 1 < tiles ? cache_row(call, sequence, (i + 1) * kTile) : 0;
-    if (i >= kKeyStages) barrier_wait(&shared.k_empty[k.stage], k.parity ^ 1);
-    barrier_arrive_expect(&shared.k_full[k.stage], kTileBytes);
+    if (i >= kStages) barrier_wait(&shared.empty[place.stage], place.parity ^ 1);
+    PrefillShared::Stage& to = shared.stage[place.stage];
+    Mbarrier* full = &shared.full[place.stage];
+    barrier_arrive_expect(full, sizeof to);
     TENON_UNROLL
-    for (int slab = 0; slab < 2; ++slab) {
-      const int at = 2 * half + slab;
-      copy_tile_to_pair(shared.k[k.stage] + at * kSlabBytes, &call.k, byte + at * 128, row,
-                        &shared.k_full[k.stage], policy);
-    }
-    if (i >= kValueStages) barrier_wait(&shared.v_empty[v.stage], v.parity ^ 1);
-    barrier_arrive_expect(&shared.v_full[v.stage], 2 * kSlabBytes);
+    for (int slab = 0; slab < 4; ++slab)
+      copy_tile(to.k + slab * kSlabBytes, &call.k, byte + slab * 128, row, full, policy);
     TENON_UNROLL
     for (int slab = 0; slab < 2; ++slab)
-      copy_tile(shared.v[v.stage] + slab * kSlabBytes, &call.v, byte + half * 256 + slab * 128, row,
-                &shared.v_full[v.stage], policy);
+      copy_tile(to.v + slab * kSlabBytes, &call.v, byte + half * 256 + slab * 128, row, full,
+                policy);
     row = next;
-    k.next(kKeyStages);
-    v.next(kValueStages);
+    place.next(kStages);
   }
 }
 
@@ -271,52 +267,48 @@ TENON_DEVICE void attend_prompt(const Sm90Call& call, PrefillShared& shared, int
   hold_rows(shared.q[group], q);
   sync_first_threads<kConsumers>();  // q has been read
   float* const whole = reinterpret_cast<float*>(shared.q[group]) + thread_id() % 128;
-  const std::uint64_t k_tiles = tile_descriptor(shared.k[0]);
-  const std::uint64_t v_tiles = wide_descriptor(shared.v[0], kTile);
+  const std::uint64_t k = tile_descriptor(shared.stage[0].k);
+  const std::uint64_t v = wide_descriptor(shared.stage[0].v, kTile);
+  constexpr int kStage = sizeof(PrefillShared::Stage) / 16;
 
   float score[32], o[64] = {};
   std::uint32_t weight[16];
   Softmax rows;
-  RingPlace k, v;  // the next tiles to be multiplied
+  RingPlace now, ahead;
   // Tile i from its scores on; with another one behind it, that one's scores too.
   const auto step = [&]<bool kMore>(int i) {
     const int first = i * kTile;
     if (first + kTile > least) mask_scores(score, first, context);
     weigh_scores(score, call.scale, rows, weight, o);
-    barrier_wait(&shared.v_full[v.stage], v.parity);
     if (first + kTile > length) {
-      clear_tail(shared.v[v.stage], 2, length - first, thread_id(), kConsumers);
+      clear_tail(shared.stage[now.stage].v, 2, length - first, thread_id(), kConsumers);
       sync_first_threads<kConsumers>();
     }
-    if constexpr (kMore) barrier_wait(&shared.k_full[k.stage], k.parity);
+    if constexpr (kMore) barrier_wait(&shared.full[ahead.stage], ahead.parity);
     wait_for_turn<kConsumers>(group);
     wgmma_begin();
-    start_values(o, weight, descriptor_at(v_tiles, v.stage * (2 * kSlabBytes / 16)));
-    if constexpr (kMore)
-      start_scores(score, q, descriptor_at(k_tiles, k.stage * (kTileBytes / 16)));
+    start_values(o, weight, descriptor_at(v, now.stage * kStage));
+    if constexpr (kMore) start_scores(score, q, descriptor_at(k, ahead.stage * kStage));
     wgmma_commit();
     if (kMore || group == 0) pass_turn<kConsumers>(group);
     wgmma_wait_all();
     hold_sums(o);
     if constexpr (kMore) hold_sums(score);
-    if (lane == 0) barrier_arrive(&shared.v_empty[v.stage]);
-    if constexpr (kMore)
-      if (lane < 2) barrier_arrive_at(&shared.k_empty[k.stage], static_cast<std::uint32_t>(lane));
-    v.next(kValueStages);
-    k.next(kKeyStages);
+    if (lane == 0) barrier_arrive(&shared.empty[now.stage]);
+    now = ahead;
+    ahead.next(kStages);
     if (!kMore || (first + kTile) % kPartial == 0)
       join_partial(rows, first / kPartial * kPartial, context, !kMore, o, whole);
   };
   if (tiles > 0) {
     if (group == 1) pass_turn<kConsumers>(group);
-    barrier_wait(&shared.k_full[0], 0);
+    barrier_wait(&shared.full[0], 0);
     wgmma_begin();
-    start_scores(score, q, k_tiles);
+    start_scores(score, q, k);
     wgmma_commit();
     wgmma_wait_all();
     hold_sums(score);
-    if (lane < 2) barrier_arrive_at(&shared.k_empty[0], static_cast<std::uint32_t>(lane));
-    k.next(kKeyStages);
+    ahead.next(kStages);
     TENON_NO_UNROLL
     for (int i = 0; i + 1 < tiles; ++i) step.template operator()<true>(i);
     step.template operator()<false>(tiles - 1);
@@ -332,23 +324,19 @@ prefill_kernel(TENON_ARGS(Sm90Call) call) {
   PrefillShared& shared = *reinterpret_cast<PrefillShared*>(memory);
   const int half = block_id() % 2, kv_head = block_id() / 2 % call.kv_heads;
   if (thread_id() == kConsumers) {
-    for (Mbarrier& each : shared.k_full) barrier_init(&each, 1);
-    for (Mbarrier& each : shared.v_full) barrier_init(&each, 1);
-    for (Mbarrier& each : shared.k_empty) barrier_init(&each, 2 * kConsumers / kWave);
-    for (Mbarrier& each : shared.v_empty) barrier_init(&each, kConsumers / kWave);
+    for (int stage = 0; stage < kStages; ++stage) {
+      barrier_init(&shared.full[stage], 1);
+      barrier_init(&shared.empty[stage], kConsumers / kWave);
+    }
     publish_barriers();
     prefetch_map(&call.k);
     prefetch_map(&call.v);
   }
-  sync_wave();
-  sync_block();
-  cluster_arrive();
   wait_for_previous();
   if (thread_id() == 0) let_next_start();
   sync_wave();
   if (thread_id() < kWave) find_tile(call, block_id() / 2 / call.kv_heads, &shared.tile);
   sync_block();
-  cluster_wait();                        // both have set their barriers
   if (shared.tile.sequence < 0) return;  // a plan has blocks for every way of cutting its tokens
   const int context = row_of(call, shared.tile, kv_head, kPromptRows).context;
   const int tiles = context > 0 ? ceil_div(context, kTile) : 0;
@@ -356,13 +344,10 @@ prefill_kernel(TENON_ARGS(Sm90Call) call) {
     keep_40_registers();
     if (thread_id() == kConsumers)
       fetch_tiles(call, shared, shared.tile.sequence, kv_head, half, tiles);
-  } else {
-    take_232_registers();
-    attend_prompt(call, shared, kv_head, half, tiles);
+    return;
   }
-  sync_wave();
-  cluster_arrive();
-  cluster_wait();  // the other one sends nothing more
+  take_232_registers();
+  attend_prompt(call, shared, kv_head, half, tiles);
 }
 
 }  // namespace tenon::TENON_TARGET::attention
