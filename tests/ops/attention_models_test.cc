@@ -117,6 +117,12 @@ TEST(AttentionOfModels, SlotsForPartialsShowInNoBit) {
       StepOptions few = plenty;
       few.workspace_bytes = 4352 + 20 * 16 * 1032;
       expect_same_bits(expected, run_step(shape, parts, few));
+      std::vector<bf16> alone;
+      for (const Part& part : parts) {
+        const std::vector<bf16> one = run_step(shape, {part}, plenty);
+        alone.insert(alone.end(), one.begin(), one.end());
+      }
+      expect_same_bits(expected, alone);
     });
   }
 }

@@ -11,7 +11,8 @@
 #include "tenon/ops/attention/attention.h"
 #include "tests/support/op_suite.h"
 
-namespace tenon::test::attention_steps {
+namespace tenon::test {
+namespace attention_steps {
 
 using namespace tenon::attention;
 
@@ -305,4 +306,5 @@ inline void expect_same_in_pieces(const Shape& shape, const Context& context, in
   expect_same_bits(whole, pieces);
 }
 
-}  // namespace tenon::test::attention_steps
+}  // namespace attention_steps
+}  // namespace tenon::test

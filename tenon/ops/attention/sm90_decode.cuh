@@ -16,44 +16,31 @@ inline constexpr int kDecodeThreads = kComputeThreads + 32;
 inline constexpr int kQueryBytes = 512 + 16,
                      kWeightBytes = 128 + 16;  // of a row: no bank conflicts
 
-// How many partials the sequences with one token have; others have none.
+// What a step says of its sequences with one token.
 struct Sequences {
-  int firsts[kMostSequences / 32 + 1];  // partials before sequences 0, 32, 64, …, and of all
-  std::uint16_t counts[kMostSequences];
+  int firsts[kMostSequences + 1];  // partials of those before each
+  int lengths[kMostSequences], tokens[kMostSequences], positions[kMostSequences];
 };
 
 template <int kRowsEach>
 struct DecodeShared {
   static constexpr int kRows = kClusterRanks * kRowsEach;
-  static constexpr int kBuffers = kRowsEach == 2 ? 3 : 2;
-  std::byte tiles[kBuffers][kTileBytes];  // k, v, k, v, … in turn
+  alignas(1024) std::byte k[kTileBytes], v[kTileBytes];
   alignas(16) std::byte queries[kRows * kQueryBytes], weights[kRows * kWeightBytes];
   // [tile][row of this block][column / 64][column / 16 % 4][column / 2 % 4]: columns c, c + 1, c +
   // 8 and c + 9 of a tile's weighted values.
   float4 inbox[kClusterRanks][kRowsEach * 64];
-  float peaks[2][kClusterRanks][kRows], totals[kClusterRanks][kRows];  // of each tile
-  float warp_peaks[kComputeWarps][kRows], warp_totals[kComputeWarps][kRows];
-  Mbarrier full[kBuffers], empty[kBuffers], peaks_full[2], inbox_full;
+  float peaks[2][kClusterRanks][16], totals[kClusterRanks][16];  // of each tile, by rows
+  float warp_peaks[kComputeWarps][16], warp_totals[kComputeWarps][16];
+  Mbarrier k_full, v_full, k_empty, v_empty, peaks_full[2], inbox_full;
+  HeadNorms norms;
   Sequences sequences;
 };
-// Two blocks fit on a multiprocessor with 228 KiB, of which each takes 1 KiB besides.
-static_assert(sizeof(DecodeShared<2>) <= 113 * 1024 && sizeof(DecodeShared<4>) <= 113 * 1024);
-
-// A buffer of the ring of tiles: number 2 u is k of the block's use u, 2 u + 1 is v.
-struct RingUse {
-  int buffer;
-  std::uint32_t parity;
-};
-template <int kBuffers>
-TENON_DEVICE RingUse ring_use(std::uint32_t number) {
-  return {static_cast<int>(number % kBuffers), number / kBuffers % 2};
-}
 
 // A partial of one sequence and kv head.
 struct Part {
   int sequence = -1;  // −1: none
   int kv_head = 0, partial = 0, partials = 0, context = 0, token = 0, position = 0;
-  int before = 0;  // partials of the sequences before it
   TENON_HD int visible(int tile) const {
     const int left = context - partial * kPartial - tile * kTile;
     return left < 0 ? 0 : left < kTile ? left : kTile;
@@ -77,16 +64,20 @@ struct Walk {
   int at;         // number of the part, or of the sequence and kv head
 };
 
-// One warp. Block 0 leaves the number of partials before each sequence to join_kernel.
-TENON_DEVICE void count_partials(const Sm90Call& call, Sequences& to) {
+// One warp: the sequences with one token.
+TENON_DEVICE void read_sequences(const Sm90Call& call, Sequences& to) {
   const int lane = thread_id() % kWave;
-  int before = 0, base = 0;
-  for (; base < call.sequences; base += kWave) {
+  int before = 0;
+  for (int base = 0; base < call.sequences; base += kWave) {
     const int s = base + lane;
     int count = 0;
-    if (s < call.sequences && call.starts[s + 1] - call.starts[s] == 1) {
-      const int context = call.lengths[s];
-      count = context > kPartial ? ceil_div(context, kPartial) : 1;
+    if (s < call.sequences) {
+      const int token = call.starts[s], end = call.starts[s + 1], context = call.lengths[s];
+      if (end - token == 1) count = context > kPartial ? ceil_div(context, kPartial) : 1;
+      to.lengths[s] = context;
+      to.tokens[s] = token;
+      if (call.heads.positions != nullptr && count > 0)
+        to.positions[s] = call.heads.positions[token];
     }
     int sum = count;
     TENON_UNROLL
@@ -94,42 +85,38 @@ TENON_DEVICE void count_partials(const Sm90Call& call, Sequences& to) {
       const int other = shuffle_from(sum, lane >= step ? lane - step : lane);
       if (lane >= step) sum += other;
     }
-    if (lane == 0) to.firsts[base / kWave] = before;
-    to.counts[s] = static_cast<std::uint16_t>(count);
-    if (s < call.sequences && block_id() == 0) call.firsts[s] = before + sum - count;
+    if (s < call.sequences) to.firsts[s] = before + sum - count;
     before += shuffle_from(sum, kWave - 1);
   }
-  if (lane == 0) to.firsts[base / kWave] = before;
-  if (lane == 0 && block_id() == 0) call.firsts[call.sequences] = before;
-}
-TENON_DEVICE int all_partials(const Sm90Call& call, const Sequences& of) {
-  return of.firsts[ceil_div(call.sequences, kWave)];
+  if (lane == 0) to.firsts[call.sequences] = before;
 }
 
-TENON_DEVICE Part part_of(const Sm90Call& call, int sequence, int kv_head, int partial,
-                          int partials, int before) {
-  const int token = call.starts[sequence];
-  const int position = call.heads.k == nullptr ? 0 : call.heads.positions[token];
-  return {sequence, kv_head, partial, partials, call.lengths[sequence], token, position, before};
+TENON_DEVICE Part part_of(const Walk& walk, int sequence, int kv_head, int partial) {
+  return {sequence,
+          kv_head,
+          partial,
+          walk.sequences.firsts[sequence + 1] - walk.sequences.firsts[sequence],
+          walk.sequences.lengths[sequence],
+          walk.sequences.tokens[sequence],
+          walk.sequences.positions[sequence]};
 }
 // The part at walk.at, or the first one behind it that this cluster has.
 TENON_DEVICE Part find_part(Walk& walk) {
-  const Sm90Call& call = walk.call;
-  const Sequences& of = walk.sequences;
+  const int kv_heads = walk.call.kv_heads, sequences = walk.call.sequences;
   if (walk.in_slots) {
-    const int index = walk.at / call.kv_heads;
-    if (index >= all_partials(call, of)) return {};
-    int group = 0;
-    while (of.firsts[group + 1] <= index) ++group;
-    int sequence = group * kWave, before = of.firsts[group];
-    while (before + of.counts[sequence] <= index) before += of.counts[sequence++];
-    return part_of(call, sequence, walk.at % call.kv_heads, index - before, of.counts[sequence],
-                   before);
+    const int index = walk.at / kv_heads;
+    if (index >= walk.sequences.firsts[sequences]) return {};
+    int low = 0, high = sequences;  // the last sequence that begins at index or before
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      (walk.sequences.firsts[middle] <= index ? low : high) = middle;
+    }
+    return part_of(walk, low, walk.at % kv_heads, index - walk.sequences.firsts[low]);
   }
-  for (; walk.at < call.sequences * call.kv_heads; walk.at += walk.clusters) {
-    const int sequence = walk.at / call.kv_heads;
-    if (of.counts[sequence] > 0)
-      return part_of(call, sequence, walk.at % call.kv_heads, 0, of.counts[sequence], 0);
+  for (; walk.at < sequences * kv_heads; walk.at += walk.clusters) {
+    const int sequence = walk.at / kv_heads;
+    if (walk.sequences.firsts[sequence + 1] > walk.sequences.firsts[sequence])
+      return part_of(walk, sequence, walk.at % kv_heads, 0);
   }
   return {};
 }
@@ -157,30 +144,20 @@ TENON_DEVICE void fetch_tile(const Part& part, const TensorMap* map, int row, st
 // The warp that fetches tiles, one thread.
 template <int kRowsEach>
 TENON_DEVICE void fetch_parts(Walk walk, int rank, DecodeShared<kRowsEach>& shared) {
-  constexpr int kBuffers = DecodeShared<kRowsEach>::kBuffers;
   const Sm90Call& call = walk.call;
-  std::uint32_t number = 0;
-  const auto fetch = [&](const Part& part, const TensorMap* map, int row) {
-    const RingUse use = ring_use<kBuffers>(number);
-    if (number >= kBuffers) barrier_wait(&shared.empty[use.buffer], use.parity ^ 1);
-    fetch_tile(part, map, row, shared.tiles[use.buffer], &shared.full[use.buffer]);
-    ++number;
-  };
-  const auto row_of = [&](const Part& part) {
-    return part.sequence >= 0 && part.visible(rank) > 0
-               ? cache_row(call, part.sequence, part.partial * kPartial + rank * kTile)
-               : -1;
-  };
   Part part = find_part(walk);
-  int row = row_of(part);
+  std::uint32_t uses = 0;
   TENON_NO_UNROLL
   while (part.sequence >= 0) {
-    if (row >= 0) fetch(part, &call.k, row);
-    const Part next = part_after(walk, part);
-    const int next_row = row_of(next);  // on its way while v waits for room
-    if (row >= 0) fetch(part, &call.v, row);
-    part = next;
-    row = next_row;
+    if (part.visible(rank) > 0) {
+      const int row = cache_row(call, part.sequence, part.partial * kPartial + rank * kTile);
+      if (uses > 0) barrier_wait(&shared.k_empty, (uses - 1) % 2);
+      fetch_tile(part, &call.k, row, shared.k, &shared.k_full);
+      if (uses > 0) barrier_wait(&shared.v_empty, (uses - 1) % 2);
+      fetch_tile(part, &call.v, row, shared.v, &shared.v_full);
+      ++uses;
+    }
+    part = part_after(walk, part);
   }
 }
 
@@ -188,13 +165,13 @@ TENON_DEVICE void fetch_parts(Walk walk, int rank, DecodeShared<kRowsEach>& shar
 // h, position 16 · warp + 8 j + 2 p + c. Components 0 … 127 and 128 … 255 have a chain each.
 template <int kRowsEach>
 TENON_DEVICE void score_tile(const Sm90Call& call, const DecodeShared<kRowsEach>& shared,
-                             const std::byte* tile, int visible, float (&score)[2][4]) {
+                             int visible, float (&score)[2][4]) {
   const int lane = thread_id() % kWave, matrix = lane / 8, in = lane % 8;
   const int warp = thread_id() / kWave;
   const int q_row = in + (kRowsEach > 2 ? matrix % 2 * 8 : 0);
   const std::uint32_t q =
       shared_address(shared.queries) + static_cast<std::uint32_t>(q_row * kQueryBytes);
-  const std::uint32_t k = shared_address(tile);
+  const std::uint32_t k = shared_address(shared.k);
   const int key = 16 * warp + matrix / 2 * 8 + in;
   float sum[2][2][4] = {};
   TENON_UNROLL
@@ -229,20 +206,17 @@ TENON_DEVICE float quad_sum(float value) {
 // A maximum of nothing would make the difference of two infinities.
 TENON_DEVICE float base_of(float peak) { return peak == -kInfinity ? 0.0f : peak; }
 
-// Four values by rows to all blocks, from the first lanes of the first warp: kRows / 4 lanes for
-// each.
-template <int kRows>
+// Four values by rows from lanes 0 … 15 of the first warp to all blocks: lane 4 d + i sends rows
+// 4 i … to block d.
 TENON_DEVICE void send_rows(const float (&values)[4], float* to, Mbarrier* full) {
-  constexpr int kLanes = kRows / 4;
-  send_cluster(to + thread_id() % kLanes * 4, full,
-               static_cast<std::uint32_t>(thread_id() / kLanes), values[0], values[1], values[2],
-               values[3]);
+  const int lane = thread_id();
+  send_cluster(to + lane % 4 * 4, full, static_cast<std::uint32_t>(lane / 4), values[0], values[1],
+               values[2], values[3]);
 }
 
 // Weights from scores, to shared memory; their sums by warps.
 template <int kRowsEach>
-TENON_DEVICE void weigh_tile(DecodeShared<kRowsEach>& shared,
-                             const float (&peaks)[kClusterRanks][4 * kRowsEach], int rank,
+TENON_DEVICE void weigh_tile(DecodeShared<kRowsEach>& shared, const float (&peaks)[4][16], int rank,
                              const float (&score)[2][4]) {
   const int lane = thread_id() % kWave, warp = thread_id() / kWave, g = lane / 4, p = lane % 4;
   TENON_UNROLL
@@ -267,14 +241,13 @@ TENON_DEVICE void weigh_tile(DecodeShared<kRowsEach>& shared,
 // Σ w · v over the tile for 64 components, those of the warp: sum[j][2 h + c] is row g + 8 h,
 // component 64 · warp + 8 j + 2 p + c.
 template <int kRowsEach>
-TENON_DEVICE void add_values(const DecodeShared<kRowsEach>& shared, const std::byte* tile,
-                             float (&sum)[8][4]) {
+TENON_DEVICE void add_values(const DecodeShared<kRowsEach>& shared, float (&sum)[8][4]) {
   const int lane = thread_id() % kWave, warp = thread_id() / kWave, matrix = lane / 8,
             in = lane % 8;
   const int w_row = in + (kRowsEach > 2 ? matrix % 2 * 8 : 0);
   const std::uint32_t w = shared_address(shared.weights) +
                           static_cast<std::uint32_t>(w_row * kWeightBytes + matrix / 2 * 16);
-  const std::uint32_t v = shared_address(tile) + static_cast<std::uint32_t>(warp * kSlabBytes);
+  const std::uint32_t v = shared_address(shared.v) + static_cast<std::uint32_t>(warp * kSlabBytes);
   TENON_UNROLL
   for (int step = 0; step < 4; ++step) {
     std::uint32_t a[4];
@@ -314,9 +287,8 @@ struct Sums {
 
 // The tiles of a partial meet, in order.
 template <int kRowsEach>
-TENON_DEVICE Sums gather_tiles(const DecodeShared<kRowsEach>& shared,
-                               const float (&peaks)[kClusterRanks][4 * kRowsEach], int tiles,
-                               int row, int index) {
+TENON_DEVICE Sums gather_tiles(const DecodeShared<kRowsEach>& shared, const float (&peaks)[4][16],
+                               int tiles, int row, int index) {
   Sums sums;
   for (int tile = 0; tile < tiles; ++tile) {
     const float peak = max_f(sums.peak, peaks[tile][row]);
@@ -372,6 +344,12 @@ TENON_DEVICE void store_slot(std::byte* slot, int index, const Sums& sums) {
     rows[kRowsEach + index / 64] = sums.total;
   }
 }
+TENON_DEVICE Sums load_slot(const std::byte* slot, int rows, int index) {
+  const auto* numbers = reinterpret_cast<const float*>(slot + rows * 1024);
+  return {numbers[index / 64], numbers[rows + index / 64],
+          reinterpret_cast<const float4*>(slot)[index]};
+}
+
 // Rows behind the last sequence are zeros. By the threads that compute.
 TENON_DEVICE void clear_padding(const Sm90Call& call) {
   const int width = call.q_heads * kHeadDim;
@@ -390,43 +368,40 @@ TENON_DEVICE void clear_padding(const Sm90Call& call) {
 // The maxima of the tile, then its sums, from all warps to all blocks.
 template <int kRowsEach>
 TENON_DEVICE void send_peaks(DecodeShared<kRowsEach>& shared, int rank, std::uint32_t turn) {
-  constexpr int kRows = 4 * kRowsEach;
-  if (thread_id() >= kRows) return;
+  if (thread_id() >= 16) return;
   float most[4];
   TENON_UNROLL
   for (int i = 0; i < 4; ++i) {
-    const int row = thread_id() % (kRows / 4) * 4 + i;
+    const int row = thread_id() % 4 * 4 + i;
     most[i] = max_f(max_f(shared.warp_peaks[0][row], shared.warp_peaks[1][row]),
                     max_f(shared.warp_peaks[2][row], shared.warp_peaks[3][row]));
   }
-  send_rows<kRows>(most, shared.peaks[turn][rank], &shared.peaks_full[turn]);
+  send_rows(most, shared.peaks[turn][rank], &shared.peaks_full[turn]);
 }
 template <int kRowsEach>
 TENON_DEVICE void send_totals(DecodeShared<kRowsEach>& shared, int rank) {
-  constexpr int kRows = 4 * kRowsEach;
-  if (thread_id() >= kRows) return;
+  if (thread_id() >= 16) return;
   float total[4];
   TENON_UNROLL
   for (int i = 0; i < 4; ++i) {
-    const int row = thread_id() % (kRows / 4) * 4 + i;
+    const int row = thread_id() % 4 * 4 + i;
     total[i] =
         ((shared.warp_totals[0][row] + shared.warp_totals[1][row]) + shared.warp_totals[2][row]) +
         shared.warp_totals[3][row];
   }
-  send_rows<kRows>(total, shared.totals[rank], &shared.inbox_full);
+  send_rows(total, shared.totals[rank], &shared.inbox_full);
 }
 
 // The four warps that compute.
 template <int kRowsEach>
 TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& shared) {
-  using Shared = DecodeShared<kRowsEach>;
   constexpr int kUnits = kRowsEach / 2;  // of four components, of each thread
   const Sm90Call& call = walk.call;
   const int warp = thread_id() / kWave, lane = thread_id() % kWave;
   Part part = find_part(walk);
   RawRows<kRowsEach> raw;
   if (part.sequence >= 0 && part.visible(rank) > 0) raw = read_rows<kRowsEach>(call, part, rank);
-  std::uint32_t number = 0;  // of the next tile in the ring
+  std::uint32_t uses = 0;  // of k and v
   Sums whole[kUnits];
   TENON_NO_UNROLL
   for (std::uint32_t step = 0; part.sequence >= 0; ++step) {
@@ -434,34 +409,30 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
     const int tiles = part.tiles(), visible = part.visible(rank);
     const bool adds = call.heads.k != nullptr && part.is_newest(rank);
     const std::uint32_t turn = step % 2;
-    const float(&peaks)[kClusterRanks][Shared::kRows] = shared.peaks[turn];
+    const float(&peaks)[kClusterRanks][16] = shared.peaks[turn];
     if (thread_id() == 0) {
-      barrier_arrive_expect(&shared.peaks_full[turn], kClusterRanks * Shared::kRows * 4);
-      barrier_arrive_expect(
-          &shared.inbox_full,
-          static_cast<std::uint32_t>(tiles * (kRowsEach * 1024 + Shared::kRows * 4)));
+      barrier_arrive_expect(&shared.peaks_full[turn], kClusterRanks * 64);
+      barrier_arrive_expect(&shared.inbox_full,
+                            static_cast<std::uint32_t>(tiles * (kRowsEach * 1024 + 64)));
     }
     sync_wave();
 
     // Phase 1: scores of this block's tile; everybody learns every tile's maxima.
     float score[2][4];
     if (visible > 0) {
-      const RingUse use = ring_use<Shared::kBuffers>(number);
-      std::byte* const k = shared.tiles[use.buffer];
-      store_queries<kRowsEach>(call, raw, shared.queries);
-      barrier_wait(&shared.full[use.buffer], use.parity);
+      store_queries<kRowsEach>(call, part, shared.norms, raw, shared.queries);
+      barrier_wait(&shared.k_full, uses % 2);
       if (adds && warp == kKeyWarp)
-        store_key(call, part, raw.extra, raw.cosine, raw.sine, k, visible - 1);
+        store_key(call, part, shared.norms, raw.extra, raw.cosine, raw.sine, shared.k, visible - 1);
       sync_first_threads<kComputeThreads>();
-      score_tile(call, shared, k, visible, score);
-      if (lane == 0) barrier_arrive(&shared.empty[use.buffer]);
-      ++number;
+      score_tile(call, shared, visible, score);
+      if (lane == 0) barrier_arrive(&shared.k_empty);
     } else {
       for (auto& of : score)
         for (float& each : of) each = -kInfinity;
     }
     TENON_UNROLL
-    for (int h = 0; h < kRowsEach / 2; ++h) {
+    for (int h = 0; h < 2; ++h) {
       const float most = quad_max(max_f(max_f(score[0][2 * h], score[0][2 * h + 1]),
                                         max_f(score[1][2 * h], score[1][2 * h + 1])));
       if (lane % 4 == 0) shared.warp_peaks[warp][lane / 4 + 8 * h] = most;
@@ -475,40 +446,39 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
 
     // Phase 2: weights and weighted values, to the blocks of their rows.
     if (visible > 0) {
-      const RingUse use = ring_use<Shared::kBuffers>(number);
-      std::byte* const v = shared.tiles[use.buffer];
       if (visible < kTile || adds) {
-        barrier_wait(&shared.full[use.buffer], use.parity);
-        clear_tail(v, 4, visible, thread_id(), kComputeThreads);
-        if (adds && warp == kValueWarp) store_value(call, part, value, v, visible - 1);
+        barrier_wait(&shared.v_full, uses % 2);
+        clear_tail(shared.v, 4, visible, thread_id(), kComputeThreads);
+        if (adds && warp == kValueWarp) store_value(call, part, value, shared.v, visible - 1);
       }
       weigh_tile(shared, peaks, rank, score);
       sync_first_threads<kComputeThreads>();
       send_totals(shared, rank);
       sync_wave();
-      barrier_wait(&shared.full[use.buffer], use.parity);
+      barrier_wait(&shared.v_full, uses % 2);
       float sum[8][4] = {};
-      add_values(shared, v, sum);
+      add_values(shared, sum);
       sync_wave();
-      if (lane == 0) barrier_arrive(&shared.empty[use.buffer]);
+      if (lane == 0) barrier_arrive(&shared.v_empty);
       sync_wave();
       send_values(shared, rank, sum);
-      ++number;
+      ++uses;
     }
     barrier_wait_cluster(&shared.inbox_full, step % 2);
 
     // Phase 3: tiles meet, then partials.
+    const bool in_slot = walk.in_slots && part.partials > 1;
     TENON_UNROLL
     for (int i = 0; i < kUnits; ++i) {
       const int index = thread_id() + kComputeThreads * i, row = rank * kRowsEach + index / 64;
       const Sums sums = gather_tiles(shared, peaks, tiles, row, index);
-      if (walk.in_slots && part.partials > 1) {
-        const int slot = (part.before + part.partial) * call.kv_heads + part.kv_head;
-        store_slot<kRowsEach>(slot_of(call, slot, rank, kRowsEach), index, sums);
+      if (in_slot) {
+        const int number =
+            (walk.sequences.firsts[part.sequence] + part.partial) * call.kv_heads + part.kv_head;
+        store_slot<kRowsEach>(slot_of(call, number, rank, kRowsEach), index, sums);
         continue;
       }
-      if (part.partial == 0) whole[i] = {};
-      if (part.partials == 1) {
+      if (part.partial == 0) {
         whole[i] = sums;
       } else {
         join(whole[i], sums);
@@ -531,27 +501,29 @@ decode_kernel(TENON_ARGS(Sm90Call) call) {
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   const int rank = block_id() % kClusterRanks, warp = thread_id() / kWave;
   if (thread_id() == 0) {
-    for (Mbarrier& each : shared.full) barrier_init(&each, 1);
-    for (Mbarrier& each : shared.empty) barrier_init(&each, kComputeWarps);
-    for (Mbarrier& each : shared.peaks_full) barrier_init(&each, 1);
-    barrier_init(&shared.inbox_full, 1);
+    for (Mbarrier* each : {&shared.k_full, &shared.v_full, &shared.peaks_full[0],
+                           &shared.peaks_full[1], &shared.inbox_full})
+      barrier_init(each, 1);
+    for (Mbarrier* each : {&shared.k_empty, &shared.v_empty}) barrier_init(each, kComputeWarps);
     publish_barriers();
     prefetch_map(&call.k);
     prefetch_map(&call.v);
-  } else if (call.heads.k != nullptr && warp == 1) {
-    prefetch_norms(call.heads);
   }
   sync_wave();
+  read_norms(call.heads, shared.norms);
   sync_block();
   cluster_arrive();
   wait_for_previous();
   if (thread_id() == 0) let_next_start();
   sync_wave();
-  if (warp == 0) count_partials(call, shared.sequences);
+  if (warp == 0) read_sequences(call, shared.sequences);
   sync_block();
+  if (block_id() == 0)  // for join_kernel
+    for (int s = thread_id(); s <= call.sequences; s += kDecodeThreads)
+      call.firsts[s] = shared.sequences.firsts[s];
   cluster_wait();  // all have set their barriers
   const Walk walk{call, shared.sequences, grid_blocks() / kClusterRanks,
-                  all_partials(call, shared.sequences) * call.kv_heads <= call.num_slots,
+                  shared.sequences.firsts[call.sequences] * call.kv_heads <= call.num_slots,
                   block_id() / kClusterRanks};
   if (warp < kComputeWarps) {
     compute_parts(walk, rank, shared);

@@ -9,15 +9,23 @@
 
 namespace tenon::TENON_TARGET::attention {
 
+struct Part;
+
 inline constexpr int kKeyWarp = 3, kValueWarp = 2;  // of the warps that compute
 inline constexpr int kLaneElements = kHeadDim / 32;
 
-// One warp, before there is anything to wait for.
-TENON_DEVICE void prefetch_norms(const NewHeads& heads) {
-  const int byte = thread_id() % kWave * 128;
-  if (byte >= kHeadDim * (heads.wide_norms ? 4 : 2)) return;
-  prefetch(static_cast<const std::byte*>(heads.q_norm) + byte);
-  prefetch(static_cast<const std::byte*>(heads.k_norm) + byte);
+// The weights of both head norms, in shared memory.
+struct HeadNorms {
+  float q[kHeadDim], k[kHeadDim];
+};
+TENON_DEVICE void read_norms(const NewHeads& heads, HeadNorms& to) {
+  if (heads.k == nullptr) return;
+  for (int i = thread_id(); i < kHeadDim; i += block_threads()) {
+    to.q[i] = heads.wide_norms ? static_cast<const float*>(heads.q_norm)[i]
+                               : to_float(static_cast<const bf16*>(heads.q_norm)[i]);
+    to.k[i] = heads.wide_norms ? static_cast<const float*>(heads.k_norm)[i]
+                               : to_float(static_cast<const bf16*>(heads.k_norm)[i]);
+  }
 }
 
 // What a warp reads for a part: its rows of q, and besides k or v of the step's own token; and the
@@ -70,8 +78,8 @@ TENON_DEVICE RawRows<kRowsEach> read_rows(const Sm90Call& call, const SomePart& 
 }
 
 // Norm and rotation of the warp's row, as the kernel of rope does them.
-TENON_DEVICE void norm_and_rotate(const NewHeads& heads, const void* weight, float cosine,
-                                  float sine, std::uint16_t (&row)[kLaneElements]) {
+TENON_DEVICE void norm_and_rotate(const NewHeads& heads, const float (&weight)[kHeadDim],
+                                  float cosine, float sine, std::uint16_t (&row)[kLaneElements]) {
   float x[kLaneElements], squares = 0.0f;
   TENON_UNROLL
   for (int i = 0; i < kLaneElements; ++i) {
@@ -82,12 +90,8 @@ TENON_DEVICE void norm_and_rotate(const NewHeads& heads, const void* weight, flo
   for (int half = 16; half > 0; half /= 2) squares = squares + shuffle_xor(squares, half);
   const float rstd = head_rstd(squares, kHeadDim, heads.eps);
   TENON_UNROLL
-  for (int i = 0; i < kLaneElements; ++i) {
-    const int at = thread_id() % kWave + 32 * i;
-    const float stored = heads.wide_norms ? static_cast<const float*>(weight)[at]
-                                          : to_float(static_cast<const bf16*>(weight)[at]);
-    x[i] = normed_component(x[i], rstd, heads.norm_offset, stored);
-  }
+  for (int i = 0; i < kLaneElements; ++i)
+    x[i] = normed_component(x[i], rstd, heads.norm_offset, weight[thread_id() % kWave + 32 * i]);
   const RotatedPair pair = rotate_pair(x[0], x[1], cosine, sine);
   row[0] = pair.first.bits;
   row[1] = pair.second.bits;
@@ -95,17 +99,16 @@ TENON_DEVICE void norm_and_rotate(const NewHeads& heads, const void* weight, flo
   for (int i = 2; i < kLaneElements; ++i) row[i] = to_bf16(x[i]).bits;
 }
 
-template <int kRowsEach>
-TENON_DEVICE void store_queries(const Sm90Call& call, const RawRows<kRowsEach>& raw,
-                                std::byte* queries) {
+template <int kRowsEach, class SomePart>
+TENON_DEVICE void store_queries(const Sm90Call& call, const SomePart&, const HeadNorms& norms,
+                                const RawRows<kRowsEach>& raw, std::byte* queries) {
   constexpr int kRowBytes = 512 + 16;
   TENON_UNROLL
   for (int i = 0; i < kRowsEach; ++i) {
     std::uint16_t row[kLaneElements];
     TENON_UNROLL
     for (int e = 0; e < kLaneElements; ++e) row[e] = raw.q[i][e];
-    if (call.heads.k != nullptr)
-      norm_and_rotate(call.heads, call.heads.q_norm, raw.cosine, raw.sine, row);
+    if (call.heads.k != nullptr) norm_and_rotate(call.heads, norms.q, raw.cosine, raw.sine, row);
     auto* to =
         reinterpret_cast<std::uint16_t*>(queries + (thread_id() / kWave + 4 * i) * kRowBytes);
     TENON_UNROLL
@@ -123,14 +126,14 @@ TENON_DEVICE std::int64_t new_slot(const Sm90Call& call, const SomePart& part) {
 
 // One warp: the step's own key, to row `row` of the tile and to the cache.
 template <class SomePart>
-TENON_DEVICE void store_key(const Sm90Call& call, const SomePart& part,
+TENON_DEVICE void store_key(const Sm90Call& call, const SomePart& part, const HeadNorms& norms,
                             const std::uint16_t (&raw)[kLaneElements], float cosine, float sine,
                             std::byte* tile, int row) {
   const int lane = thread_id() % kWave;
   std::uint16_t key[kLaneElements];
   TENON_UNROLL
   for (int i = 0; i < kLaneElements; ++i) key[i] = raw[i];
-  norm_and_rotate(call.heads, call.heads.k_norm, cosine, sine, key);
+  norm_and_rotate(call.heads, norms.k, cosine, sine, key);
   const std::int64_t slot = new_slot(call, part);
   TENON_UNROLL
   for (int i = 0; i < kLaneElements; ++i) {

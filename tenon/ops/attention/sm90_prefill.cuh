@@ -12,7 +12,7 @@ namespace tenon::TENON_TARGET::attention {
 
 inline constexpr int kPromptRows = 128, kGroupRows = 64;
 inline constexpr int kConsumers = 256, kPrefillThreads = kConsumers + 128;
-inline constexpr int kKeyStages = 3, kValueStages = 4;
+inline constexpr int kStages = 3;
 
 // Which rows a block has: pairs first, first + 1, … of the tokens [begin, end) of a sequence.
 struct PromptTile {
@@ -21,10 +21,13 @@ struct PromptTile {
 
 struct PrefillShared {
   alignas(1024) std::byte q[2][kTileBytes];  // of each warpgroup
-  std::byte k[kKeyStages][kTileBytes], v[kValueStages][2 * kSlabBytes];
-  Mbarrier k_full[kKeyStages], k_empty[kKeyStages], v_full[kValueStages], v_empty[kValueStages];
+  struct Stage {
+    std::byte k[kTileBytes], v[2 * kSlabBytes];
+  } stage[kStages];
+  Mbarrier full[kStages], empty[kStages];
   PromptTile tile;
 };
+static_assert(sizeof(PrefillShared::Stage) % 1024 == 0);
 
 // One warp: tile number `index`, counted over the sequences that have several tokens. The last rows
 // of a sequence, which see the most, go first.
@@ -65,32 +68,29 @@ TENON_DEVICE PromptRow row_of(const Sm90Call& call, const PromptTile& tile, int 
           call.lengths[tile.sequence] - (tile.end - token) + 1};
 }
 
-// One thread: all tiles of k, and the block's half of those of v. The room for both is given back
-// in the same step, when scores of the next tile and values of this one have been multiplied.
+// One thread: all tiles of k, and the block's half of those of v.
 TENON_DEVICE void fetch_tiles(const Sm90Call& call, PrefillShared& shared, int sequence,
                               int kv_head, int half, int tiles) {
   const std::uint64_t policy = policy_evict_last();
   const int byte = kv_head * kHeadDim * 2;
-  RingPlace k, v;
+  RingPlace place;
   int row = cache_row(call, sequence, 0);
   TENON_NO_UNROLL
   for (int i = 0; i < tiles; ++i) {
     const int next = i + 1 < tiles ? cache_row(call, sequence, (i + 1) * kTile) : 0;
-    if (i >= kKeyStages) barrier_wait(&shared.k_empty[k.stage], k.parity ^ 1);
-    barrier_arrive_expect(&shared.k_full[k.stage], kTileBytes);
+    if (i >= kStages) barrier_wait(&shared.empty[place.stage], place.parity ^ 1);
+    PrefillShared::Stage& to = shared.stage[place.stage];
+    Mbarrier* full = &shared.full[place.stage];
+    barrier_arrive_expect(full, sizeof to);
     TENON_UNROLL
     for (int slab = 0; slab < 4; ++slab)
-      copy_tile(shared.k[k.stage] + slab * kSlabBytes, &call.k, byte + slab * 128, row,
-                &shared.k_full[k.stage], policy);
-    if (i >= kValueStages) barrier_wait(&shared.v_empty[v.stage], v.parity ^ 1);
-    barrier_arrive_expect(&shared.v_full[v.stage], 2 * kSlabBytes);
+      copy_tile(to.k + slab * kSlabBytes, &call.k, byte + slab * 128, row, full, policy);
     TENON_UNROLL
     for (int slab = 0; slab < 2; ++slab)
-      copy_tile(shared.v[v.stage] + slab * kSlabBytes, &call.v, byte + half * 256 + slab * 128, row,
-                &shared.v_full[v.stage], policy);
+      copy_tile(to.v + slab * kSlabBytes, &call.v, byte + half * 256 + slab * 128, row, full,
+                policy);
     row = next;
-    k.next(kKeyStages);
-    v.next(kValueStages);
+    place.next(kStages);
   }
 }
 
@@ -267,53 +267,48 @@ TENON_DEVICE void attend_prompt(const Sm90Call& call, PrefillShared& shared, int
   hold_rows(shared.q[group], q);
   sync_first_threads<kConsumers>();  // q has been read
   float* const whole = reinterpret_cast<float*>(shared.q[group]) + thread_id() % 128;
-  const std::uint64_t k_tiles = tile_descriptor(shared.k[0]);
-  const std::uint64_t v_tiles = wide_descriptor(shared.v[0], kTile);
+  const std::uint64_t k = tile_descriptor(shared.stage[0].k);
+  const std::uint64_t v = wide_descriptor(shared.stage[0].v, kTile);
+  constexpr int kStage = sizeof(PrefillShared::Stage) / 16;
 
   float score[32], o[64] = {};
   std::uint32_t weight[16];
   Softmax rows;
-  RingPlace k, v;  // the next tiles to be multiplied
+  RingPlace now, ahead;
   // Tile i from its scores on; with another one behind it, that one's scores too.
   const auto step = [&]<bool kMore>(int i) {
     const int first = i * kTile;
     if (first + kTile > least) mask_scores(score, first, context);
     weigh_scores(score, call.scale, rows, weight, o);
-    barrier_wait(&shared.v_full[v.stage], v.parity);
     if (first + kTile > length) {
-      clear_tail(shared.v[v.stage], 2, length - first, thread_id(), kConsumers);
+      clear_tail(shared.stage[now.stage].v, 2, length - first, thread_id(), kConsumers);
       sync_first_threads<kConsumers>();
     }
-    if constexpr (kMore) barrier_wait(&shared.k_full[k.stage], k.parity);
+    if constexpr (kMore) barrier_wait(&shared.full[ahead.stage], ahead.parity);
     wait_for_turn<kConsumers>(group);
     wgmma_begin();
-    start_values(o, weight, descriptor_at(v_tiles, v.stage * (2 * kSlabBytes / 16)));
-    if constexpr (kMore)
-      start_scores(score, q, descriptor_at(k_tiles, k.stage * (kTileBytes / 16)));
+    start_values(o, weight, descriptor_at(v, now.stage * kStage));
+    if constexpr (kMore) start_scores(score, q, descriptor_at(k, ahead.stage * kStage));
     wgmma_commit();
     if (kMore || group == 0) pass_turn<kConsumers>(group);
     wgmma_wait_all();
     hold_sums(o);
     if constexpr (kMore) hold_sums(score);
-    if (lane == 0) {
-      barrier_arrive(&shared.v_empty[v.stage]);
-      if constexpr (kMore) barrier_arrive(&shared.k_empty[k.stage]);
-    }
-    v.next(kValueStages);
-    k.next(kKeyStages);
+    if (lane == 0) barrier_arrive(&shared.empty[now.stage]);
+    now = ahead;
+    ahead.next(kStages);
     if (!kMore || (first + kTile) % kPartial == 0)
       join_partial(rows, first / kPartial * kPartial, context, !kMore, o, whole);
   };
   if (tiles > 0) {
     if (group == 1) pass_turn<kConsumers>(group);
-    barrier_wait(&shared.k_full[0], 0);
+    barrier_wait(&shared.full[0], 0);
     wgmma_begin();
-    start_scores(score, q, k_tiles);
+    start_scores(score, q, k);
     wgmma_commit();
     wgmma_wait_all();
     hold_sums(score);
-    if (lane == 0) barrier_arrive(&shared.k_empty[0]);
-    k.next(kKeyStages);
+    ahead.next(kStages);
     TENON_NO_UNROLL
     for (int i = 0; i + 1 < tiles; ++i) step.template operator()<true>(i);
     step.template operator()<false>(tiles - 1);
@@ -329,10 +324,10 @@ prefill_kernel(TENON_ARGS(Sm90Call) call) {
   PrefillShared& shared = *reinterpret_cast<PrefillShared*>(memory);
   const int half = block_id() % 2, kv_head = block_id() / 2 % call.kv_heads;
   if (thread_id() == kConsumers) {
-    for (Mbarrier& each : shared.k_full) barrier_init(&each, 1);
-    for (Mbarrier& each : shared.v_full) barrier_init(&each, 1);
-    for (Mbarrier& each : shared.k_empty) barrier_init(&each, kConsumers / kWave);
-    for (Mbarrier& each : shared.v_empty) barrier_init(&each, kConsumers / kWave);
+    for (int stage = 0; stage < kStages; ++stage) {
+      barrier_init(&shared.full[stage], 1);
+      barrier_init(&shared.empty[stage], kConsumers / kWave);
+    }
     publish_barriers();
     prefetch_map(&call.k);
     prefetch_map(&call.v);
