@@ -21,7 +21,7 @@ namespace tenon::TENON_TARGET::gated_delta_net {
 inline constexpr int kDecodeTeams = 2;  // of decode_kernel
 inline constexpr int kDecodeThreads = kDecodeTeams * kDim;
 // Rows of S that decode_kernel holds in shared memory: all on CUDA, none where a block has 64 KiB
-// of it, as on HIP; and half of them on emu32, which has no more but shall meet both ways.
+// of it, as on HIP; and half of them on emu32, so that both ways are met.
 inline constexpr int kHeldRows = kWave != 32 ? 0 : kKernelsAreOrdered ? kDim : kDim / 2;
 constexpr std::size_t decode_shared(int held_rows) { return held_rows * kDim * sizeof(float); }
 
