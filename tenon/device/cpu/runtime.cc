@@ -105,7 +105,7 @@ class HostBackend final : public Backend {
       found.num_units = 4;
       found.max_threads_per_block = emu::kMaxThreads;
       found.max_cooperative_blocks = emu::kMaxCooperativeBlocks;
-      found.max_shared_bytes = emu::kMaxSharedBytes;
+      found.max_shared_bytes = emu::max_shared_bytes(wave_);
     }
     found.total_bytes = static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) *
                         static_cast<std::size_t>(sysconf(_SC_PAGESIZE));

@@ -18,14 +18,13 @@
 
 namespace tenon::TENON_TARGET::gated_delta_net {
 
-inline constexpr int kDecodeTeams = 2;  // of decode_kernel
-inline constexpr int kDecodeThreads = kDecodeTeams * kDim;
 // Rows of S that decode_kernel holds in shared memory: all on CUDA, none where a block has 64 KiB
-// of it, as on HIP; and half of them on emu32, which has no more but shall meet both ways.
+// of it, as on HIP; and half of them on emu32, so that both ways are met.
 inline constexpr int kHeldRows = kWave != 32 ? 0 : kKernelsAreOrdered ? kDim : kDim / 2;
 constexpr std::size_t decode_shared(int held_rows) { return held_rows * kDim * sizeof(float); }
 
-// Whether the thread's team does the first part (q, k, Sᵀk) or the second (v, gates, Sᵀq).
+// Whether the thread's team does the first part (q, k, Sᵀk) or the second (v, gates, Sᵀq); a single
+// team does both.
 template <int kTeams>
 TENON_DEVICE bool does(int part) {
   return kTeams == 1 || thread_id() / kDim == part;
@@ -153,6 +152,29 @@ TENON_DEVICE float project_column(const StateColumn& column, const float* keys) 
     add(1);
   }
   return sum;
+}
+
+// Sᵀk and Sᵀq of the column by one thread: each sum as project_column() makes it.
+struct Projections {
+  float of_k, of_q;
+};
+template <int kHeld>
+TENON_DEVICE Projections project_column_twice(const StateColumn& column, const float* keys,
+                                              const float* queries) {
+  Projections sums{};
+  TENON_NO_UNROLL
+  for (int row = 0; row < kDim; row += kRows) {
+    float s[kRows], k[kRows], q[kRows];
+    load_rows<kHeld>(column, row, s);
+    load_keys(keys, row, k);
+    load_keys(queries, row, q);
+    TENON_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      sums.of_k = sums.of_k + k[i] * s[i];
+      sums.of_q = sums.of_q + q[i] * s[i];
+    }
+  }
+  return sums;
 }
 
 // S ← decay · S + k ⊗ d for rows [first, last) of the column.
@@ -319,8 +341,9 @@ TENON_DEVICE void decode_head(const KernelArgs& args, const Sequence& sequence, 
   const float beta = shared.gates[0], decay = shared.gates[1];
   float m = 0.0f;
   if constexpr (kTeams == 1) {
-    m = project_column<kHeld>(column, shared.k);
-    shared.r[mine] = project_column<kHeld>(column, shared.q);
+    const Projections sums = project_column_twice<kHeld>(column, shared.k, shared.q);
+    m = sums.of_k;
+    shared.r[mine] = sums.of_q;
   } else {
     m = project_column<kHeld>(column, does<kTeams>(0) ? shared.k : shared.q);
     if (does<kTeams>(1)) shared.r[mine] = m;

@@ -48,7 +48,9 @@ TENON_KERNEL_MAX(kDim) conv_kernel(TENON_ARGS(KernelArgs) args) {
 
 // One block per (v head, sequence or row): that sequence's token, and that row if it belongs to no
 // sequence.
-TENON_KERNEL_RESIDENT(kDecodeThreads, 3) decode_kernel(TENON_ARGS(KernelArgs) args) {
+template <int kTeams>
+TENON_KERNEL_RESIDENT(kTeams* kDim, 3)
+decode_kernel(TENON_ARGS(KernelArgs) args) {
   if constexpr (kWave > 1) {
     const int v_head = block_id() % args.v_heads, index = block_id() / args.v_heads;
     const Channels channels = channels_of(args, v_head);
@@ -59,7 +61,7 @@ TENON_KERNEL_RESIDENT(kDecodeThreads, 3) decode_kernel(TENON_ARGS(KernelArgs) ar
     if (index < args.sequences) {
       const Sequence sequence = sequence_at(args, index);
       if (sequence.end - sequence.begin == 1)
-        decode_head<kHeldRows, kDecodeTeams>(args, sequence, v_head, channels, weights);
+        decode_head<kHeldRows, kTeams>(args, sequence, v_head, channels, weights);
     }
     if (args.decodes_apart) return;  // other kernels see to all other rows
     if (index < args.tokens && index >= args.starts[args.sequences])
@@ -78,10 +80,17 @@ void add_recurrent(const Args& args, const PlanContext& where, Recipe* recipe) {
   recipe->launch("recurrent_kernel", shape_of(where, blocks, kRecurrentThreads));
 }
 void add_decode(const Args& args, const PlanContext& where, std::int64_t rows, Recipe* recipe) {
-  LaunchShape shape = shape_of(where, rows * args.v_heads, kDecodeThreads);
+  const std::int64_t blocks = rows * args.v_heads;
+  const int teams = blocks <= where.properties.num_units ? 2 : 1;
+  LaunchShape shape = shape_of(where, blocks, teams * kDim);
   shape.shared_bytes = decode_shared(kHeldRows);
   recipe->launch("decode_kernel", shape);
 }
+Status start_decode(const KernelLaunch& planned, const KernelArgs& args, Stream& stream) {
+  return tenon::launch(stream, planned.shape,
+                       planned.shape.threads == kDim ? decode_kernel<1> : decode_kernel<2>, args);
+}
+
 Status supports_recurrent(const Args& args, const PlanContext& where, Recipe* recipe) {
   add_conv(args, where, recipe);
   add_recurrent(args, where, recipe);
@@ -105,7 +114,7 @@ Status supports_decode(const Args& args, const PlanContext& where, Recipe* recip
   return Status::ok();
 }
 Status launch_decode(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
-  return tenon::launch(stream, recipe.launches[0].shape, decode_kernel, kernel_args(args));
+  return start_decode(recipe.launches[0], kernel_args(args), stream);
 }
 
 Status supports_chunked(const Args& args, const PlanContext& where, Recipe* recipe) {
@@ -128,8 +137,11 @@ Status launch_chunked(const Recipe& recipe, const Args& args, const ChannelView*
   to.recurrent_limit = 1;
   to.decodes_apart = kHasDecode;
   TENON_TRY(tenon::launch(stream, recipe.launches[0].shape, conv_kernel, to));
-  TENON_TRY(tenon::launch(stream, recipe.launches[1].shape,
-                          kHasDecode ? decode_kernel : recurrent_kernel, to));
+  if constexpr (kHasDecode) {
+    TENON_TRY(start_decode(recipe.launches[1], to, stream));
+  } else {
+    TENON_TRY(tenon::launch(stream, recipe.launches[1].shape, recurrent_kernel, to));
+  }
   TENON_TRY(tenon::launch(stream, recipe.launches[2].shape, chunked_kernel, to));
   return tenon::launch(stream, recipe.launches[3].shape, finish_kernel, to);
 }

@@ -202,26 +202,36 @@ TENON_DEVICE void store_pair(bf16* row, float first, float second) {
   __builtin_memcpy(row + kTile + 2 * lane_id(), &parts.low, 4);
 }
 
+// Rows of a square of a wave, and of one pass of its loops: rows that do not wait for each other.
+inline constexpr int kOwnRows = kTile / (kTileThreads / 32), kRowsAtOnce = 4;
+
 // A in the place of K·Kᵀ, zeros on the diagonal; P to scratch, zeros behind the diagonal.
 // Everything that could carry a later token in is chosen away, not multiplied by zero. A wave has
 // rows, a lane two elements of them.
 TENON_DEVICE void scale_matrices(const KernelArgs& args, const TileChunk& chunk, int v_head,
                                  const PrepareShared& shared) {
   const int j = 2 * lane_id();
+  const float sum_j[2] = {shared.sum[j], shared.sum[j + 1]};
+  const float scale_j[2] = {shared.k_scale[j], shared.k_scale[j + 1]};
+  bf16* to = squares_of(args, chunk.first + wave_id() * kOwnRows, v_head) + 2 * kTile;
   TENON_NO_UNROLL
-  for (int i = wave_id(); i < kTile; i += kTileThreads / kWave) {
-    const float q_scale = shared.q_scale[i], k_scale = shared.k_scale[i] * shared.beta[i];
-    float p[2];
+  for (int first = wave_id() * kOwnRows; first < (wave_id() + 1) * kOwnRows; first += kRowsAtOnce) {
     TENON_UNROLL
-    for (int c = 0; c < 2; ++c) {
-      const int place = i * kFloatStride + j + c;
-      const float decay =
-          approximate_exp(shared.sum[i] - shared.sum[j + c]) * shared.k_scale[j + c];
-      p[c] = j + c <= i ? shared.qk[place] * q_scale * decay : 0.0f;
-      if (j + c <= (i | 15)) shared.kk[place] = j + c < i ? shared.kk[place] * k_scale * decay : 0;
+    for (int row = 0; row < kRowsAtOnce; ++row) {
+      const int i = first + row;
+      const float q_scale = shared.q_scale[i], k_scale = shared.k_scale[i] * shared.beta[i];
+      float p[2];
+      TENON_UNROLL
+      for (int c = 0; c < 2; ++c) {
+        const int place = i * kFloatStride + j + c;
+        const float decay = approximate_exp(shared.sum[i] - sum_j[c]) * scale_j[c];
+        const float qk = shared.qk[place], kk = shared.kk[place];
+        p[c] = j + c <= i ? qk * q_scale * decay : 0.0f;
+        if (j + c <= (i | 15)) shared.kk[place] = j + c < i ? kk * k_scale * decay : 0.0f;
+      }
+      if (i < chunk.count) store_pair(to, p[0], p[1]);
+      to += args.scratch_stride;
     }
-    if (i < chunk.count)
-      store_pair(squares_of(args, chunk.first + i, v_head) + 2 * kTile, p[0], p[1]);
   }
 }
 
@@ -309,15 +319,21 @@ TENON_DEVICE void solve_columns(const PrepareShared& shared, float* spare) {
 TENON_DEVICE void store_inverse(const KernelArgs& args, const TileChunk& chunk, int v_head,
                                 const PrepareShared& shared) {
   const int j = 2 * lane_id();
+  bf16* to = squares_of(args, chunk.first + wave_id() * kOwnRows, v_head);
   TENON_NO_UNROLL
-  for (int i = wave_id(); i < chunk.count; i += kTileThreads / kWave) {
-    float t[2];
+  for (int first = wave_id() * kOwnRows; first < (wave_id() + 1) * kOwnRows; first += kRowsAtOnce) {
     TENON_UNROLL
-    for (int c = 0; c < 2; ++c)
-      t[c] = j / 16 == i / 16 ? shared.kk[i * kFloatStride + j + c]
-             : j < i          ? shared.kk[(j + c) * kFloatStride + i]
-                              : 0.0f;
-    store_pair(squares_of(args, chunk.first + i, v_head), t[0], t[1]);
+    for (int row = 0; row < kRowsAtOnce; ++row) {
+      const int i = first + row;
+      float t[2];
+      TENON_UNROLL
+      for (int c = 0; c < 2; ++c)
+        t[c] = j / 16 == i / 16 ? shared.kk[i * kFloatStride + j + c]
+               : j < i          ? shared.kk[(j + c) * kFloatStride + i]
+                                : 0.0f;
+      if (i < chunk.count) store_pair(to, t[0], t[1]);
+      to += args.scratch_stride;
+    }
   }
 }
 

@@ -29,19 +29,27 @@ TENON_DEVICE void convolve_tokens(const KernelArgs& args, const TileChunk& chunk
   TENON_UNROLL
   for (int i = 0; i < kHistory; ++i)
     inputs[i] = load(input_row(args, sequence, first - sequence.begin + i - kHistory));
+  const bf16* row = args.qkv + first * args.qkv_stride;
   TENON_UNROLL
-  for (int i = 0; i < kConvTokens; ++i)
-    inputs[kHistory + i] = i < count ? load(args.qkv + (first + i) * args.qkv_stride) : 0;
+  for (int i = 0; i < kConvTokens; ++i) {
+    inputs[kHistory + i] = load(i < count ? row : nullptr);
+    row += args.qkv_stride;
+  }
+  float taps[2][4];
+  TENON_UNROLL
+  for (int tap = 0; tap < 8; ++tap) taps[tap / 4][tap % 4] = to_float(weights[tap / 4][tap % 4]);
+  bf16* to = u_of(args, first) + channel;
   TENON_UNROLL
   for (int i = 0; i < kConvTokens; ++i) {
     float sum[2] = {};
     TENON_UNROLL
     for (int tap = 0; tap <= kHistory; ++tap) {
-      sum[0] = sum[0] + to_float(weights[0][tap]) * low_half<bf16>(inputs[i + tap]);
-      sum[1] = sum[1] + to_float(weights[1][tap]) * high_half<bf16>(inputs[i + tap]);
+      sum[0] = sum[0] + taps[0][tap] * low_half<bf16>(inputs[i + tap]);
+      sum[1] = sum[1] + taps[1][tap] * high_half<bf16>(inputs[i + tap]);
     }
     const std::uint32_t u = pack_halves<bf16>(approximate_silu(sum[0]), approximate_silu(sum[1]));
-    if (i < count) __builtin_memcpy(u_of(args, first + i) + channel, &u, 4);
+    if (i < count) __builtin_memcpy(to, &u, 4);
+    to += args.scratch_stride;
   }
 }
 
