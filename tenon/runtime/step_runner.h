@@ -9,6 +9,7 @@
 #include "tenon/comm/communicator.h"
 #include "tenon/models/model.h"
 #include "tenon/ops/registry.h"
+#include "tenon/ops/sampling/sampling.h"
 #include "tenon/runtime/graph_cache.h"
 #include "tenon/runtime/step_input.h"
 
@@ -36,6 +37,8 @@ class StepRunner {
   Status enqueue();  // collective
   Result<std::span<const std::int32_t>> download();
 
+  // What the last step's report tells of one of its rows that wanted one.
+  TokenLogprobs logprobs(int row) const;
   // Of the last step: [ranks, shape.logits, slice of the vocabulary].
   TensorView logits(const StepShape& shape) const;
   std::int64_t num_replays() const { return graphs_.num_replays(); }
@@ -47,11 +50,13 @@ class StepRunner {
   Status plan_draw();
   Status launch(const StepShape& shape);
   TensorView drawn(const StepShape& shape) const;
+  sampling::Args draw_args(const StepShape& shape) const;
+  sampling::Report report(void* base, const StepShape& shape) const;
 
   const Parts parts_;
   const int num_tokens_;
-  HostBuffer host_input_, host_drawn_;
-  Buffer input_, logits_;
+  HostBuffer host_input_, host_drawn_, host_report_;
+  Buffer input_, logits_, saved_, report_;
   Plan draw_plan_;
   GraphCache graphs_;
 };

@@ -90,6 +90,7 @@ class RequestQueue::Loop final : public Canceller,
   struct Running {
     Record record;
     TextStream text;
+    std::int64_t cached_tokens = 0;
   };
   using RunningMap = std::unordered_map<RequestId, Running>;
   struct StatsQuestion {
@@ -160,6 +161,9 @@ Submission RequestQueue::Loop::try_submit(Request request) {
     const std::scoped_lock lock(mutex_);
     if (auto refusal = refusal_locked()) return std::move(*refusal);
   }
+  if (request.sampling.min_tokens > 0)
+    request.sampling.hold_back.insert(request.sampling.hold_back.end(), request.stop_ids.begin(),
+                                      request.stop_ids.end());
   auto prompt = model_.text().encode(std::exchange(request.prompt, {}));
   if (!prompt) return Submission{Admission::kInvalid, prompt.status(), {}};
   const Status fits = model_.check(*prompt, request.sampling);
@@ -362,7 +366,7 @@ Status RequestQueue::Loop::begin_queued(bool& refused) {
     TextStream text(model_.text().tokenizer(), request.stops, request.skip_special);
     const auto id = engine_.submit(starting_->take_prompt(), request.sampling);
     if (id) {
-      running_.try_emplace(*id, Running{starting_, std::move(text)});
+      running_.try_emplace(*id, Running{starting_, std::move(text), 0});
     } else {
       refused = true;
       end(*starting_, Outcome{FinishReason::kFailed, id.status()});
@@ -389,12 +393,13 @@ void RequestQueue::Loop::take_event(const TokenEvent& event, Clock::time_point n
     finish(at, reason_of(event.finish), event.why);
     return;
   }
-  auto& [record, text] = at->second;
+  auto& [record, text, cached_tokens] = at->second;
+  cached_tokens = event.cached_tokens;
   const auto& stop_ids = record->request().stop_ids;
   const bool stops = event.finish == Finish::kStop ||
                      std::find(stop_ids.begin(), stop_ids.end(), event.token) != stop_ids.end();
   const bool in_time =
-      record->put(event.token, stops ? std::string() : text.push(event.token), now);
+      record->put(event.token, event.logprobs, stops ? std::string() : text.push(event.token), now);
   std::optional<FinishReason> reason;
   if (!text.stopped_by().empty()) {
     reason = FinishReason::kStopString;
@@ -415,10 +420,11 @@ void RequestQueue::Loop::take_event(const TokenEvent& event, Clock::time_point n
 RequestQueue::Loop::RunningMap::iterator RequestQueue::Loop::finish(RunningMap::iterator at,
                                                                     FinishReason reason,
                                                                     Status why) {
-  auto& [record, text] = at->second;
+  auto& [record, text, cached_tokens] = at->second;
   const std::string rest = text.finish();
   const bool whole = state_of(reason) == RequestState::kFinished;
   Outcome outcome{reason, std::move(why)};
+  outcome.cached_tokens = cached_tokens;
   if (whole && !text.stopped_by().empty()) {
     outcome.reason = FinishReason::kStopString;
     outcome.stop = text.stopped_by();

@@ -60,7 +60,7 @@ class Env(unittest.TestCase):
             self.assertGreaterEqual(min(launch["threads"] for launch in plan["launches"]), 1)
         of = lambda op: [plan for plan in plans if plan["op"] == op]  # noqa: E731
         self.assertEqual([launch["kernel"] for launch in of("gated_delta_net")[1]["launches"]],
-                         ["conv_kernel", "recurrent_kernel", "chunked_kernel", "finish_kernel"])
+                         ["conv_kernel", "decode_kernel", "chunked_kernel", "finish_kernel"])
         self.assertEqual(of("fused_allreduce_rmsnorm_quant")[0]["settings"]["ranks, at most"], 4)
         self.assertGreater(of("fp8_gemm")[0]["flops"], 0)
 

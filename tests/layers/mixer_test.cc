@@ -297,8 +297,8 @@ TEST(DeltaNet, ReadsWhatTheModelSays) {
       EXPECT_EQ(delta_net->forms().fp8, fp8);
       EXPECT_TRUE(delta_net->forms().bf16);  // b and a are never quantised
       const Mixer mixer(*std::move(delta_net), 0);
-      const TensorView conv_state = layer.put_bf16(Doubles(kSequences * 3 * Model::kConv, NAN),
-                                                   {kSequences, 3, Model::kConv});
+      const TensorView conv_state = layer.put_bf16(Doubles(kSequences * 4 * Model::kConv, NAN),
+                                                   {kSequences, 4, Model::kConv});
       const TensorView state =
           layer.put_f32(Doubles(kSequences * Model::kValues * Model::kDim * Model::kDim, NAN),
                         {kSequences, Model::kValues, Model::kDim, Model::kDim});

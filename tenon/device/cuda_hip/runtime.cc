@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "tenon/device/backends.h"
 #include "tenon/device/cuda_hip/peer_memory.h"
@@ -159,9 +160,7 @@ class VendorBackend final : public Backend {
 
   Status launch(void* stream, const LaunchShape& shape, const KernelCall& call) override {
     TENON_TRY(keep_device(device_of(stream)));
-    if (shape.shared_bytes > kFreeSharedBytes)
-      TENON_VENDOR(FuncSetAttribute, call.kernel, VENDOR(FuncAttributeMaxDynamicSharedMemorySize),
-                   static_cast<int>(shape.shared_bytes));
+    TENON_TRY(allow_shared(call.kernel, device_of(stream), shape.shared_bytes));
     std::array<void*, 1> args{const_cast<void*>(call.args)};
     const dim3 grid(static_cast<unsigned>(shape.blocks)),
         block(static_cast<unsigned>(shape.threads));
@@ -293,9 +292,23 @@ class VendorBackend final : public Backend {
  private:
   static constexpr std::size_t kFreeSharedBytes = 48 * 1024;  // more must be asked for, per kernel
 
+  // Asks once for the largest launch of a kernel so far. The vendors keep one number per kernel and
+  // device: were each launch to set its own, that of one thread would shrink under another's.
+  Status allow_shared(const void* kernel, int device, std::size_t bytes) {
+    if (bytes <= kFreeSharedBytes) return Status::ok();
+    std::lock_guard lock(mutex_);
+    std::size_t& allowed = allowed_shared_[{kernel, device}];
+    if (bytes <= allowed) return Status::ok();
+    TENON_VENDOR(FuncSetAttribute, kernel, VENDOR(FuncAttributeMaxDynamicSharedMemorySize),
+                 static_cast<int>(bytes));
+    allowed = bytes;
+    return Status::ok();
+  }
+
   static VendorStream as_stream(void* stream) { return static_cast<DeviceStream*>(stream)->stream; }
   std::mutex mutex_;
   std::map<int, DeviceProperties> properties_;
+  std::map<std::pair<const void*, int>, std::size_t> allowed_shared_;  // of a kernel on a device
 
   static int device_of(void* stream) { return static_cast<DeviceStream*>(stream)->device; }
 };

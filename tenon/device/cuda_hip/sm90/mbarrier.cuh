@@ -85,6 +85,15 @@ TENON_DEVICE void sync_first_threads() {
   asm volatile("bar.sync 1, %0;" : : "n"(kCount) : "memory");
 }
 
+// Barrier `index`, 2 to 15, of `count` threads, some of which wait at it and some only arrive;
+// whole warps.
+TENON_DEVICE void sync_threads_at(int index, int count) {
+  asm volatile("bar.sync %0, %1;" : : "r"(index), "r"(count) : "memory");
+}
+TENON_DEVICE void arrive_threads_at(int index, int count) {
+  asm volatile("bar.arrive %0, %1;" : : "r"(index), "r"(count) : "memory");
+}
+
 // Position in a ring of `stages` buffers: the buffer's index and the parity of its current round.
 struct RingPlace {
   int stage = 0;
