@@ -15,7 +15,7 @@ constexpr std::string_view kCallTag = "<tool_call>", kCallEndTag = "</tool_call>
 constexpr std::string_view kFunctionTag = "<function=", kFunctionEndTag = "</function>";
 constexpr std::string_view kParameterTag = "<parameter=", kParameterEndTag = "</parameter>";
 constexpr std::string_view kSpace = " \t\r\n";
-constexpr std::size_t kMaxNameBytes = 256;  // of a function or parameter
+constexpr std::size_t kMaxNameBytes = 256;  // of the tag with a function's or parameter's name
 
 void put(std::vector<AnswerPiece>& out, Kind kind, std::string text, int call = -1) {
   const bool joins =
@@ -265,7 +265,7 @@ bool AnswerParser::call(std::vector<AnswerPiece>& out) {
   const auto first = held_.find_first_not_of(kSpace);
   if (first == std::string::npos) return false;
   const std::string_view rest = std::string_view(held_).substr(first);
-  const auto end = rest.find_first_of(">\n");
+  const auto end = rest.substr(0, kMaxNameBytes).find_first_of(">\n");
   const bool fits = rest.size() < kFunctionTag.size() ? kFunctionTag.starts_with(rest)
                                                       : rest.starts_with(kFunctionTag);
   if (fits && end == std::string_view::npos && rest.size() < kMaxNameBytes) return false;
@@ -295,7 +295,7 @@ bool AnswerParser::function(std::vector<AnswerPiece>& out) {
     return true;
   }
   if (rest.starts_with(kParameterTag)) {
-    const auto end = rest.find_first_of(">\n", kParameterTag.size());
+    const auto end = rest.substr(0, kMaxNameBytes).find_first_of(">\n", kParameterTag.size());
     if (end == std::string_view::npos && rest.size() < kMaxNameBytes) return false;
     if (end != std::string_view::npos && rest[end] == '>') {
       std::string key(trimmed(rest.substr(kParameterTag.size(), end - kParameterTag.size())));

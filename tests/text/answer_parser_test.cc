@@ -205,8 +205,14 @@ TEST(AnswerParser, WhatIsNoCallIsText) {
     EXPECT_EQ(found.text, text);
     EXPECT_TRUE(found.calls.empty());
   }
-  const std::string endless = "<tool_call><function=" + std::string(400, 'x');
-  EXPECT_EQ(parse(calling(), endless, {}).text, endless);
+  const std::string long_name(400, 'x');
+  for (const std::string end : {"", ">", ">\n</function>\n</tool_call>"}) {
+    const std::string text = "<tool_call>\n<function=" + long_name + end;
+    EXPECT_EQ(parse_every_way(calling(), text).text, text);
+  }
+  const Parsed found =
+      parse_every_way(calling(), call("book", "<parameter=" + long_name + ">\nx\n</parameter>\n"));
+  EXPECT_EQ(found.calls.at(0).arguments, "{}");
 }
 
 TEST(AnswerParser, ACallThatIsCutOffIsNoJson) {
