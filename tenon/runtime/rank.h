@@ -43,6 +43,10 @@ class Rank {
   // Collective. An error has already told the other ranks to give up.
   Result<std::span<const std::int32_t>> run();
 
+  // As StepRunner has them: of the next step, on this rank.
+  void time_next_step() { runner_->time_next(); }
+  Result<std::vector<LaunchTimer::Entry>> launch_times() { return runner_->launch_times(); }
+
   // How the boundaries of all steps so far ran.
   std::vector<BoundaryUse> boundary_uses() const { return model_->boundary_uses(steps_); }
   std::int64_t num_replays() const { return runner_->num_replays(); }
