@@ -14,6 +14,7 @@
 #include "tenon/ops/fp8_quant/fp8_quant.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
 #include "tenon/ops/gated_delta_net/gated_delta_net.h"
+#include "tenon/ops/make_weights/make_weights.h"
 #include "tenon/ops/moe_combine/moe_combine.h"
 #include "tenon/ops/moe_experts/moe_experts.h"
 #include "tenon/ops/moe_route/moe_route.h"
@@ -110,6 +111,15 @@ void plan_products(const Shapes& shapes, const PlanContext& where, std::vector<O
   bf16.x = bf16.out = shapes.wide();
   bf16.weight = shapes.of(DType::kBF16, {hidden, hidden});
   to.push_back({"bf16_gemm", rows, bf16_gemm::plan(bf16, where), bf16_gemm::traffic(bf16)});
+}
+
+void plan_loading(const Shapes& shapes, const PlanContext& where, std::vector<OpPlan>& to) {
+  if (shapes.rows != 1) return;
+  const make_weights::Args args{.made = {.key = 1, .dtype = DType::kE4M3},
+                                .width = shapes.hidden,
+                                .out = shapes.of(DType::kE4M3, {shapes.hidden, shapes.hidden})};
+  to.push_back({"make_weights", "a weight, fp8", make_weights::plan(args, where),
+                make_weights::traffic(args)});
 }
 
 void plan_experts(const Shapes& shapes, const PlanContext& where, std::vector<OpPlan>& to) {
@@ -262,8 +272,8 @@ Result<std::vector<OpPlan>> plan_ops(const OpsQuestion& question) {
   if (question.max_rows > 1) all_rows.push_back(question.max_rows);
   for (const int rows : all_rows) {
     const Shapes shapes(device, rows, question.hidden);
-    for (const auto plan :
-         {plan_collectives, plan_norms, plan_products, plan_experts, plan_mixers, plan_ends})
+    for (const auto plan : {plan_collectives, plan_norms, plan_products, plan_experts, plan_mixers,
+                            plan_ends, plan_loading})
       plan(shapes, where, made);
   }
   std::vector<OpPlan> ordered;

@@ -604,6 +604,12 @@ Status Engine::make_caches() {
   return made ? made : state_->die(made);
 }
 
+void Engine::time_next_step() { state_->own->time_next_step(); }
+
+Result<std::vector<LaunchTimer::Entry>> Engine::launch_times() const {
+  return state_->own->launch_times();
+}
+
 StepCost Engine::step_cost(const StepLoad& load) const {
   return state_->own->model().step_cost(load);
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tenon/comm/communicator.h"
+#include "tenon/device/launch_timer.h"
 #include "tenon/models/model.h"
 #include "tenon/runtime/scheduler.h"
 
@@ -127,6 +128,10 @@ class Engine {
   // hold: a sequence of that length decodes in the next step.
   Result<RequestId> submit_computed(std::vector<std::int32_t> prompt,
                                     const SamplingParams& sampling);
+  // The next step of rank 0 runs with a timer around each launch, which makes it longer;
+  // launch_times() afterwards says what each one took, in order.
+  void time_next_step();
+  Result<std::vector<LaunchTimer::Entry>> launch_times() const;
   const std::vector<std::int32_t>& eos_ids() const;
 
  private:

@@ -51,6 +51,10 @@ class Rank {
   // Of a sequence of the last step that drew and asked for them.
   TokenLogprobs logprobs(int row) const { return runner_->logprobs(row); }
 
+  // As StepRunner has them: of the next step, on this rank.
+  void time_next_step() { runner_->time_next(); }
+  Result<std::vector<LaunchTimer::Entry>> launch_times() { return runner_->launch_times(); }
+
   // How the boundaries of all steps so far ran.
   std::vector<BoundaryUse> boundary_uses() const { return model_->boundary_uses(steps_); }
   std::int64_t num_replays() const { return runner_->num_replays(); }

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <utility>
 
+#include "tenon/core/guard.h"
+
 namespace tenon {
 namespace {
 
@@ -122,14 +124,44 @@ Status StepRunner::upload() {
 
 Status StepRunner::enqueue() {
   const StepShape shape = header().shape;
+  if (std::exchange(times_next_, false)) return enqueue_timed(shape);
   return graphs_.run(shape, parts_.stream, [this, &shape] { return launch(shape); });
+}
+
+Status StepRunner::enqueue_timed(const StepShape& shape) {
+  constexpr int kMostLaunches = 4096;
+  Stream& stream = parts_.stream;
+  if (!timer_) {
+    TENON_ASSIGN(timer_, LaunchTimer::make(stream, kMostLaunches));
+  }
+  const auto launch_timed = [&] {
+    timer_->start();
+    const Status launched = guarded([&] { return launch(shape); });
+    timer_->stop();
+    return launched;
+  };
+  if (!graphs_.enabled()) return launch_timed();
+  TENON_TRY(Graph::begin(stream));
+  const Status launched = launch_timed();
+  auto ended = Graph::end(stream);
+  TENON_TRY(launched);
+  TENON_ASSIGN(timed_, std::move(ended));
+  return timed_->replay(stream);
+}
+
+Result<std::vector<LaunchTimer::Entry>> StepRunner::launch_times() {
+  if (timer_) return timer_->read();
+  return Status::error(Code::kInvalidArgument,
+                       "no step was timed; accepted is a call after time_next() and a step");
 }
 
 Status StepRunner::launch(const StepShape& shape) {
   const Device device = parts_.comm.device();
   const StepView step = StepReader::step(parts_.layout, shape, input_.data(), device);
   TENON_ASSIGN(const StepOutput output, parts_.model.forward(step, parts_.caches, parts_.stream));
+  LaunchTimer::name_section("logits of all ranks");
   TENON_TRY(parts_.comm.all_gather(output.logits.logits, logits(shape), parts_.stream));
+  LaunchTimer::name_section("draw");
   return sampling::run(draw_plan_, draw_args(shape), parts_.stream);
 }
 

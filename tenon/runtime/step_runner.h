@@ -4,9 +4,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
+#include <vector>
 
 #include "tenon/comm/communicator.h"
+#include "tenon/device/launch_timer.h"
 #include "tenon/models/model.h"
 #include "tenon/ops/registry.h"
 #include "tenon/ops/sampling/sampling.h"
@@ -39,6 +42,12 @@ class StepRunner {
 
   // What the last step's report tells of one of its rows that wanted one.
   TokenLogprobs logprobs(int row) const;
+
+  // The next enqueue() runs its step with a timer around each launch, recorded anew where steps are
+  // recorded. launch_times() has what it found, after download().
+  void time_next() { times_next_ = true; }
+  Result<std::vector<LaunchTimer::Entry>> launch_times();
+
   // Of the last step: [ranks, shape.logits, slice of the vocabulary].
   TensorView logits(const StepShape& shape) const;
   std::int64_t num_replays() const { return graphs_.num_replays(); }
@@ -49,6 +58,7 @@ class StepRunner {
   Status allocate();
   Status plan_draw();
   Status launch(const StepShape& shape);
+  Status enqueue_timed(const StepShape& shape);
   TensorView drawn(const StepShape& shape) const;
   sampling::Args draw_args(const StepShape& shape) const;
   sampling::Report report(void* base, const StepShape& shape) const;
@@ -59,6 +69,9 @@ class StepRunner {
   Buffer input_, logits_, saved_, report_;
   Plan draw_plan_;
   GraphCache graphs_;
+  bool times_next_ = false;
+  std::optional<LaunchTimer> timer_;
+  std::optional<Graph> timed_;  // the last step that was timed
 };
 
 }  // namespace tenon
