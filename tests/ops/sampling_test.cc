@@ -572,8 +572,7 @@ TEST(Sampling, RefusalsSayWhatIsAccepted) {
        {[](Args& a) { a.edits->begins.shape[0] = 3; },
         "sampling: begins is i32 [3] on cpu:0 but must be [begins] with begins = 4"},
        {[](Args& a) { a.report->ids.shape[1] = 5; },
-        "sampling: ids is i32 [3, 5] on cpu:0 but must be [rows, likely] with rows = 3, likely = "
-        "20"},
+        "sampling: ids is i32 [3, 5] on cpu:0 but must be [rows, likely] with likely = 20"},
        {[](Args& a) { a.top_p.device.index = 1; },
         "sampling: top_p is f32 [3] on cpu:1 but logits is f32 [2, 3, 8] on cpu:0; all must lie "
         "on one device"}});
