@@ -115,86 +115,143 @@ TENON_DEVICE std::uint64_t share_of(std::uint64_t total, float top_p) {
   return share > 0 ? share : 1;
 }
 
-// The least key that has a mass, or a lower one: e^-28.5 · 2^40 is below 1.
-TENON_DEVICE std::uint32_t least_key(float largest, float temperature) {
-  const std::uint32_t key = key_of(largest - 28.5f * temperature);
-  return key > kNoKey ? key : kNoKey + 1;
+// x: how much of `total` all candidates up to and including a listed one have; y, its number + 1.
+TENON_DEVICE Pair first_of(Pair a, Pair b) { return b.y != 0 && (a.y == 0 || b.x < a.x) ? b : a; }
+
+// The token among the first `kept` of the listed candidates, of which room has the masses.
+template <class Team>
+TENON_DEVICE std::int32_t draw_listed(Room<Team>& room, const Sample& sample, int r, int size,
+                                      int kept) {
+  constexpr int kEach = kMaxListed / (kWave == 1 ? 1 : 256);  // listed ones of a thread
+  std::uint64_t up_to[kEach];  // 0 where it is not kept or has no mass
+  std::uint64_t total = 0;
+  for (int n = 0; n < kEach; ++n) {
+    const int i = thread_id() + n * block_threads();
+    int place = 0;
+    up_to[n] = 0;
+    if (i >= size || room.weights[i] == 0) continue;
+    for (int j = 0; j < size; ++j) {
+      if (room.list[j] < room.list[i]) continue;
+      up_to[n] += room.weights[j];
+      ++place;
+    }
+    if (place > kept) up_to[n] = 0;
+    total = up_to[n] > total ? up_to[n] : total;
+  }
+  // The first one up to which there is at least `target`.
+  const auto reach = [&](std::uint64_t target) {
+    Pair found{0, 0};
+    for (int n = 0; n < kEach; ++n) {
+      const auto number = static_cast<std::uint64_t>(thread_id() + n * block_threads()) + 1;
+      if (up_to[n] >= target) found = first_of(found, {up_to[n], number});
+    }
+    return reduce(room, found, first_of);
+  };
+  total = reduce(room, {total, 0}, larger).x;
+  const std::uint64_t share = share_of(total, sample.top_p[r]);
+  const std::uint64_t kept_mass = share == total ? total : reach(share).x;
+  const std::uint64_t random = tenon::sampling::random_bits(sample.seed[r], sample.position[r]);
+  const Pair found = reach(tenon::sampling::multiply_high(random, kept_mass) + 1);
+  return id_in(room.list[found.y - 1]);
 }
 
-// The token of row r, the same on every thread. ends: of all of the row, by see().
+// The token of row r, the same on every thread. seen: of all of the row.
 template <class Team, class Row>
 TENON_DEVICE std::int32_t draw(Room<Team>& room, const Sample& sample, int r, const Row& row,
-                               Pair ends) {
-  if (key_in(ends.x) <= kNoKey) return -1;
+                               const Seen& seen) {
+  if (!(seen.largest > -kInfinity)) return -1;
   const float temperature = sample.temperature[r];
   const std::int32_t top_k = sample.top_k[r];
-  if (!(temperature > 0.0f) || top_k == 1) return id_in(ends.x);
+  if (!(temperature > 0.0f) || top_k == 1) return seen.id;
 
-  const Weighing weighing{key_in(ends.x), temperature};
-  const float largest = logit_of(weighing.largest);
-  const float spread = largest - logit_of(~static_cast<std::uint32_t>(ends.y));
-  const float reach = 28.5f * temperature;
-  const Buckets buckets = buckets_by_logit<Team>(weighing.largest, spread < reach ? spread : reach);
-  const std::uint32_t least = least_key(largest, temperature);
-
-  // Phase 1: the last of the top_k. Candidates without mass do not matter.
-  std::uint64_t last = 0;
-  if (top_k > 1) {
-    const CountWeight count{least};
-    const auto kept = static_cast<std::uint64_t>(top_k);
-    if (fill_buckets(room, row, buckets, count, 0) > kept)
-      last = find(room, row, buckets, count, kept).order;
-  }
-
-  // Phase 2: the masses of those that stay, and where the share of them ends.
+  const float spread = seen.largest - seen.smallest, reach = 28.5f * temperature;
+  const Buckets buckets = buckets_by_logit<Team>(seen.largest, spread < reach ? spread : reach);
   const float min_p = sample.min_p != nullptr ? sample.min_p[r] : 0.0f;
   const float likely = min_p > 0.0f ? (min_p < 1.0f ? min_p : 1.0f) : 0.0f;
-  const auto least_mass = static_cast<std::uint64_t>(likely * 0x1p24f) << 16;
-  const MassWeight mass{weighing, least, last, least_mass};
+  MassWeight mass{{seen.largest, temperature}, 0, 0, 0};
+  mass.least = least_logit(mass.weighing);
+  mass.least_mass = static_cast<std::uint64_t>(likely * 0x1p24f) << 16;
+
+  // Phase 1: the top_k. Candidates without mass do not matter. Those of whole buckets that fit in a
+  // list are drawn from there; else the last one that counts is searched for.
+  if (top_k > 1) {
+    const CountWeight count{mass.least};
+    const std::uint64_t found = fill_buckets(room, row, buckets, count, 0);
+    const auto kept = static_cast<std::uint64_t>(top_k);
+    if (kept <= kMaxListed || found <= kMaxListed) {
+      const int end =
+          found > kept ? place_of(room, kept, 0).bucket + 1 : static_cast<int>(Team::kBuckets);
+      const int size = list_buckets(room, row, buckets, 0, end, count, mass);
+      if (size <= kMaxListed) return draw_listed(room, sample, r, size, top_k);
+    }
+    if (found > kept) {
+      mass.last = find(room, row, buckets, count, kept).order;
+      mass.least = logit_in(mass.last);
+    }
+  }
+
+  // Phase 2: the masses of those that stay. Where top_p's share of them ends is searched for like
+  // the draw itself.
   const std::uint64_t total = fill_buckets(room, row, buckets, mass, 0);
   const std::uint64_t share = share_of(total, sample.top_p[r]);
-  const std::uint64_t kept_mass =
-      share == total ? total : find(room, row, buckets, mass, share).sum;
+  std::uint64_t kept_mass = total;
 
   // Phase 3: the candidate that a random part of the kept mass ends in.
   const std::uint64_t random = tenon::sampling::random_bits(sample.seed[r], sample.position[r]);
-  const std::uint64_t target = tenon::sampling::multiply_high(random, kept_mass) + 1;
-  return id_in(find(room, row, buckets, mass, target).order);
+  TENON_NO_UNROLL
+  for (bool drawing = share == total;; drawing = true) {
+    const std::uint64_t target =
+        drawing ? tenon::sampling::multiply_high(random, kept_mass) + 1 : share;
+    const Found found = find(room, row, buckets, mass, target);
+    if (drawing) return id_in(found.order);
+    kept_mass = found.sum;
+  }
 }
 
-// Writes the report of row r but for the logit of the token drawn. ends: of all of the row.
+// Writes the report of row r but for the logit of the token drawn. seen: of all of the row.
 template <class Team, class Row>
-TENON_DEVICE void report(Room<Team>& room, const Sample& sample, int r, const Row& row, Pair ends) {
-  const std::uint32_t largest = key_in(ends.x);
-  const bool any = largest > kNoKey;
+TENON_DEVICE void report(Room<Team>& room, const Sample& sample, int r, const Row& row,
+                         const Seen& seen) {
+  const bool any = seen.largest > -kInfinity;
   Pair mass{0, 0};
   int size = 0;
   if (any) {
-    const MassWeight weight{{largest, 1.0f}, least_key(logit_of(largest), 1.0f), 0, 0};
-    visit(row, [&](std::uint64_t order) { mass.x += weight_of(weight, order); });
-    mass = team_reduce(room, mass, 1, [](Pair a, Pair b) { return Pair{a.x + b.x, a.y}; });
+    MassWeight weight{{seen.largest, 1.0f}, 0, 0, 0};
+    weight.least = least_logit(weight.weighing);
+    visit(row, [&](float logit, std::int32_t id) { mass.x += weight_of(weight, logit, id); });
+    mass = team_reduce(room, mass, 1, sum);
     size = sample.wanted[r] < kMaxLikely ? sample.wanted[r] : kMaxLikely;
   }
+  int listed = 0;
   if (size > 0) {
-    const float spread = logit_of(largest) - logit_of(~static_cast<std::uint32_t>(ends.y));
-    const Buckets buckets = buckets_by_logit<Team>(largest, spread);
-    const CountWeight count{kNoKey + 1};
+    const Buckets buckets = buckets_by_logit<Team>(seen.largest, seen.largest - seen.smallest);
+    CountWeight count{-FLT_MAX};
     const std::uint64_t found = fill_buckets(room, row, buckets, count, 0);
     if (found < static_cast<std::uint64_t>(size)) size = static_cast<int>(found);
-    const std::uint64_t last =
-        find(room, row, buckets, count, static_cast<std::uint64_t>(size)).order;
-    list_bucket(room, row, Buckets{ends.x, last, 63, 0, 0}, 0, count);  // all in one bucket
+    const auto wanted = static_cast<std::uint64_t>(size);
+    const int end = place_of(room, wanted, 0).bucket + 1;
+    listed = list_buckets(room, row, buckets, 0, end, count, count);
+    if (listed > kMaxListed) {
+      const std::uint64_t last = find(room, row, buckets, count, wanted).order;
+      const Buckets whole{0, 0, 63, ~std::uint64_t{0}, last};
+      listed = list_buckets(room, row, whole, 0, 2, count, count);
+    }
   }
   if (Team::rank() != 0) return;
-  for (int i = thread_id(); i < kMaxLikely; i += block_threads()) {
-    int place = i < size ? 0 : i;
-    for (int j = 0; j < size && i < size; ++j) place += room.list[j] > room.list[i] ? 1 : 0;
-    const std::int32_t at = r * kMaxLikely + place;
-    sample.listed_ids[at] = i < size ? id_in(room.list[i]) : -1;
-    sample.listed_logits[at] = i < size ? logit_of(key_in(room.list[i])) : 0.0f;
+  const std::int32_t begin = r * kMaxLikely;
+  for (int i = thread_id(); i < listed; i += block_threads()) {
+    int place = 0;
+    for (int j = 0; j < listed; ++j) place += room.list[j] > room.list[i] ? 1 : 0;
+    if (place >= size) continue;
+    sample.listed_ids[begin + place] = id_in(room.list[i]);
+    sample.listed_logits[begin + place] = logit_in(room.list[i]);
+  }
+  for (int i = size + thread_id(); i < kMaxLikely; i += block_threads()) {
+    sample.listed_ids[begin + i] = -1;
+    sample.listed_logits[begin + i] = 0.0f;
   }
   if (thread_id() != 0) return;
-  sample.largest[r] = any ? logit_of(largest) : 0.0f;
+  sample.largest[r] = any ? seen.largest : 0.0f;
   sample.mass[r] = static_cast<std::int64_t>(mass.x);
 }
 

@@ -5,6 +5,9 @@
 namespace tenon::TENON_TARGET::sampling {
 namespace {
 
+// Emulated threads are slow, and give the same tokens.
+constexpr int kThreads = kWave == 1 ? 1 : kKernelsAreOrdered ? 1024 : 256;
+
 TENON_KERNEL sample_kernel(Sample sample) {
   TENON_SHARED(Room<BlockTeam>, rooms, 1);
   Room<BlockTeam>& room = rooms[0];
@@ -20,7 +23,7 @@ TENON_KERNEL sample_kernel(Sample sample) {
     });
     sync_block();
   }
-  const std::int32_t drawn = draw(room, sample, r, row, team_reduce(room, see_all(row), 0, wider));
+  const std::int32_t drawn = draw(room, sample, r, row, join(room, see_all(row), 0));
   if (edits) {
     sync_block();
     visit_edits(sample, r, [&](const Edit& edit, std::int32_t i) {
@@ -28,8 +31,7 @@ TENON_KERNEL sample_kernel(Sample sample) {
     });
     sync_block();
   }
-  if (wants_report(sample, r))
-    report(room, sample, r, row, team_reduce(room, see_all(row), 0, wider));
+  if (wants_report(sample, r)) report(room, sample, r, row, join(room, see_all(row), 0));
   if (thread_id() == 0) finish_row(sample, r, row, drawn);
 }
 

@@ -1,15 +1,17 @@
-// Reading a row of logits as ordered candidates: keys, orders, masses, and the search for the
-// candidate at which a sum of weights is reached. Everything that is added is an integer, so
-// neither the number of threads nor who adds first shows in a result.
+// Reading a row of logits as ordered candidates: orders, masses, and the search for the candidate
+// at which a sum of weights is reached. Everything that is added is an integer, so neither the
+// number of threads nor who adds first shows in a result.
 //
-// A team works on a row: BlockTeam, or a cluster of blocks (cluster.cuh). It has
+// A team works on a row: BlockTeam, or a cluster of blocks (sm90.cu). It has
 //   kRanks, rank()      how many blocks, and which of them this one is
 //   kBuckets            of a histogram; divided by kRanks
 //   sync()              all threads of the team; then each sees what the others have stored
 //   at(mine, rank)      where block `rank` has what lies at `mine` in this block's shared memory
-// A row has visit(row, f): calls f(order) for the ids that are this thread's; each id is one
-// thread's of the team.
+// A row has visit(row, body): calls body(logit, id) for the ids that are this thread's, ascending;
+// each id is one thread's of the team. The logit has been through plain().
 #pragma once
+
+#include <cfloat>
 
 #include "tenon/core/fp8.h"
 #include "tenon/device/device.cuh"
@@ -18,27 +20,26 @@
 
 namespace tenon::TENON_TARGET::sampling {
 
-inline constexpr int kThreads = kWave == 1 ? 1 : 256;
 inline constexpr int kMaxListed = 512;
 
-// Unsigned integers in the order of the floats; both zeros are one value. A candidate's key is
-// above kNoKey, which is the key of −infinity; NaN gets kNoKey as well.
-inline constexpr std::uint32_t kNoKey = 0x007fffffu;
+// −infinity is no candidate, and NaN becomes it; both zeros become one.
+TENON_DEVICE float plain(float logit) { return is_nan(logit) ? -kInfinity : logit + 0.0f; }
+
+// Unsigned integers in the order of plain logits.
 TENON_DEVICE std::uint32_t key_of(float logit) {
-  const std::uint32_t bits = float_bits(logit + 0.0f);  // −0 becomes +0
-  const std::uint32_t key = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-  return is_nan(logit) ? kNoKey : key;
+  const std::uint32_t bits = float_bits(logit);
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }
 TENON_DEVICE float logit_of(std::uint32_t key) {
   return bits_float((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
 }
 
 // The place of a candidate as one number: the larger, the earlier.
-TENON_DEVICE std::uint64_t order_of(std::uint32_t key, std::int32_t id) {
-  return std::uint64_t{key} << 32 | ~static_cast<std::uint32_t>(id);
+TENON_DEVICE std::uint64_t order_of(float logit, std::int32_t id) {
+  return std::uint64_t{key_of(logit)} << 32 | ~static_cast<std::uint32_t>(id);
 }
-TENON_DEVICE std::uint32_t key_in(std::uint64_t order) {
-  return static_cast<std::uint32_t>(order >> 32);
+TENON_DEVICE float logit_in(std::uint64_t order) {
+  return logit_of(static_cast<std::uint32_t>(order >> 32));
 }
 TENON_DEVICE std::int32_t id_in(std::uint64_t order) {
   return static_cast<std::int32_t>(~static_cast<std::uint32_t>(order));
@@ -52,12 +53,22 @@ struct LogitRow {
 };
 template <class Visit>
 TENON_DEVICE void visit(const LogitRow& row, Visit body) {
+  constexpr int kAtOnce = 4;  // loads that do not wait for each other
   const float* slice = row.logits;
   for (std::int32_t begin = 0; begin < row.num_tokens; begin += row.width) {
     const std::int32_t left = row.num_tokens - begin;
     const std::int32_t columns = left < row.width ? left : row.width;
-    for (std::int32_t i = thread_id(); i < columns; i += block_threads())
-      body(order_of(key_of(slice[i]), begin + i));
+    TENON_NO_UNROLL
+    for (std::int32_t first = thread_id(); first < columns; first += kAtOnce * block_threads()) {
+      float logits[kAtOnce];
+      TENON_UNROLL
+      for (int n = 0; n < kAtOnce; ++n) {
+        const std::int32_t i = first + n * block_threads();
+        logits[n] = i < columns ? slice[i] : -kInfinity;
+      }
+      TENON_UNROLL
+      for (int n = 0; n < kAtOnce; ++n) body(plain(logits[n]), begin + first + n * block_threads());
+    }
     slice += row.slice_stride;
     if (left <= row.width) break;
   }
@@ -110,10 +121,9 @@ TENON_DEVICE void read_all(T* all, T* mine) {
   sync_block();
 }
 
-// Over all threads of the team; combine has {0, 0} as its neutral pair. Neighbouring calls take
-// different turns.
+// Over all threads of the block; combine has {0, 0} as its neutral pair.
 template <class Team, class Combine>
-TENON_DEVICE Pair team_reduce(Room<Team>& room, Pair value, int turn, Combine combine) {
+TENON_DEVICE Pair reduce(Room<Team>& room, Pair value, Combine combine) {
   const auto over_lanes = [&](Pair mine) {
     for (int mask = 1; mask < kWave; mask *= 2) {
       const int lane = lane_id() ^ mask;
@@ -125,7 +135,12 @@ TENON_DEVICE Pair team_reduce(Room<Team>& room, Pair value, int turn, Combine co
   sync_block();  // the readers of an earlier call are done
   if (lane_id() == 0) room.of_wave[wave_id()] = value;
   sync_block();
-  value = over_lanes(lane_id() < block_threads() / kWave ? room.of_wave[lane_id()] : Pair{0, 0});
+  return over_lanes(lane_id() < block_threads() / kWave ? room.of_wave[lane_id()] : Pair{0, 0});
+}
+// Over all threads of the team. Neighbouring calls take different turns.
+template <class Team, class Combine>
+TENON_DEVICE Pair team_reduce(Room<Team>& room, Pair value, int turn, Combine combine) {
+  value = reduce(room, value, combine);
   if (thread_id() == 0) room.reduced[turn] = value;
   Team::sync();
   read_all<Team>(room.of_ranks, &room.reduced[turn]);
@@ -133,20 +148,33 @@ TENON_DEVICE Pair team_reduce(Room<Team>& room, Pair value, int turn, Combine co
   for (int rank = 1; rank < Team::kRanks; ++rank) value = combine(value, room.of_ranks[rank]);
   return value;
 }
+TENON_DEVICE Pair larger(Pair a, Pair b) { return {a.x > b.x ? a.x : b.x, a.y > b.y ? a.y : b.y}; }
+TENON_DEVICE Pair sum(Pair a, Pair b) { return {a.x + b.x, a.y + b.y}; }
 
-// The ends of a row: x, the first candidate's order (with kNoKey or less where there is none); y,
-// the inverted key of the last one.
-TENON_DEVICE void see(Pair& ends, std::uint64_t order) {
-  if (order > ends.x) ends.x = order;
-  const std::uint32_t key = key_in(order), inverted = ~key;
-  if (key > kNoKey && inverted > ends.y) ends.y = inverted;
+// What a thread has seen of a row.
+struct Seen {
+  float largest = -kInfinity, smallest = kInfinity;  // of the candidates
+  std::int32_t id = 0;                               // the first one with the largest
+};
+TENON_DEVICE void see(Seen& seen, float logit, std::int32_t id) {
+  if (logit > seen.largest) {
+    seen.largest = logit;
+    seen.id = id;
+  }
+  if (logit < seen.smallest && logit > -kInfinity) seen.smallest = logit;
 }
-TENON_DEVICE Pair wider(Pair a, Pair b) { return {a.x > b.x ? a.x : b.x, a.y > b.y ? a.y : b.y}; }
 template <class Row>
-TENON_DEVICE Pair see_all(const Row& row) {
-  Pair ends{0, 0};
-  visit(row, [&](std::uint64_t order) { see(ends, order); });
-  return ends;
+TENON_DEVICE Seen see_all(const Row& row) {
+  Seen seen;
+  visit(row, [&](float logit, std::int32_t id) { see(seen, logit, id); });
+  return seen;
+}
+// The same of all threads of the team. Turns: team_reduce().
+template <class Team>
+TENON_DEVICE Seen join(Room<Team>& room, const Seen& seen, int turn) {
+  const Pair ends = team_reduce(room, Pair{order_of(seen.largest, seen.id), ~key_of(seen.smallest)},
+                                turn, larger);
+  return {logit_in(ends.x), logit_of(~static_cast<std::uint32_t>(ends.y)), id_in(ends.x)};
 }
 
 // The sums over the threads before this one, and over all of the block.
@@ -169,64 +197,72 @@ TENON_DEVICE Scan block_scan(Room<Team>& room, std::uint64_t value) {
   return {earlier + up_to - value, wave_sum(of_wave)};
 }
 
-// What turns keys into masses.
+// Turns logits into masses.
 struct Weighing {
-  std::uint32_t largest;  // key
-  float temperature;
+  float largest, temperature;
 };
-TENON_DEVICE std::uint64_t mass_of(const Weighing& weighing, std::uint32_t key) {
-  if (key == weighing.largest) return std::uint64_t{1} << 40;
-  const float x = (logit_of(key) - logit_of(weighing.largest)) / weighing.temperature;
+// Below this no logit has a mass, for 2^40 · e^-28.5 is below 1; a finite number, or +infinity.
+TENON_DEVICE float least_logit(const Weighing& weighing) {
+  const float least = weighing.largest - 28.5f * weighing.temperature;
+  return least > -FLT_MAX ? least : -FLT_MAX;
+}
+TENON_DEVICE std::uint64_t mass_of(const Weighing& weighing, float logit) {
+  float x = logit == weighing.largest ? 0.0f : logit - weighing.largest;
+  if (weighing.temperature != 1.0f) x = x / weighing.temperature;
   return static_cast<std::uint64_t>(exp_f(x) * 0x1p40f);
 }
 
-// Two kinds of weights. `least` is above kNoKey: what lies below it has none.
+// Two kinds of weights. `least` is finite or +infinity: what lies below it has none.
 struct CountWeight {
-  std::uint32_t least;
+  float least;
 };
 struct MassWeight {
   Weighing weighing;
-  std::uint32_t least;
-  std::uint64_t last;        // order of the last candidate that has any
+  float least;
+  std::uint64_t last;        // order of the last candidate that has any; 0: of all
   std::uint64_t least_mass;  // smaller ones have none
 };
-TENON_DEVICE std::uint64_t weight_of(const CountWeight& weight, std::uint64_t order) {
-  return key_in(order) >= weight.least ? 1 : 0;
+TENON_DEVICE std::uint64_t weight_of(const CountWeight& weight, float logit, std::int32_t) {
+  return logit >= weight.least ? 1 : 0;
 }
-TENON_DEVICE std::uint64_t weight_of(const MassWeight& weight, std::uint64_t order) {
-  if (key_in(order) < weight.least || order < weight.last) return 0;
-  const std::uint64_t mass = mass_of(weight.weighing, key_in(order));
+TENON_DEVICE std::uint64_t weight_of(const MassWeight& weight, float logit, std::int32_t id) {
+  if (!(logit >= weight.least)) return 0;
+  if (weight.last != 0 && order_of(logit, id) < weight.last) return 0;
+  const std::uint64_t mass = mass_of(weight.weighing, logit);
   return mass >= weight.least_mass ? mass : 0;
 }
 
-// A way to cut the orders from `first` down to `last` into buckets, in order: by the distance of
-// the logit from the largest one, which fills them evenly, or by the order's bits.
+// A way to cut candidates into buckets, in order: by the distance from the largest logit, which
+// fills them evenly, or the orders from `first` down to `last` by their bits.
 struct Buckets {
-  std::uint64_t first, last;
-  int shift;  // below 0: by the logit
   float largest, scale;
+  int shift;  // below 0: by the distance
+  std::uint64_t first, last;
 };
 template <class Team>
-TENON_DEVICE Buckets buckets_by_logit(std::uint32_t largest, float range) {
-  const auto count = static_cast<float>(Team::kBuckets);
-  return {order_of(largest, 0), 0, -1, logit_of(largest), count / range};
+TENON_DEVICE Buckets buckets_by_logit(float largest, float range) {
+  const float scale = static_cast<float>(Team::kBuckets) / range;
+  return {largest, scale < FLT_MAX ? scale : FLT_MAX, -1, 0, 0};
 }
 template <class Team>
 TENON_DEVICE Buckets buckets_by_order(std::uint64_t first, std::uint64_t last) {
   int shift = 0;
   while ((first - last) >> shift >= Team::kBuckets) ++shift;
-  return {first, last, shift, 0, 0};
+  return {0, 0, shift, first, last};
 }
-// −1: in none of them. The distance is no number only for a bucket scale of 0 or infinity; then the
-// last bucket has what lies below the largest logit.
+// −1: in none of them. A distance that is no number comes of infinite logits or a scale of 0, and
+// of the largest logit then or of all.
 template <class Team>
-TENON_DEVICE int bucket_of(const Buckets& buckets, std::uint64_t order) {
+TENON_DEVICE int bucket_of(const Buckets& buckets, float logit, std::int32_t id) {
+  if (buckets.shift < 0) {
+    constexpr auto kLast = static_cast<float>(Team::kBuckets - 1);
+    const float at = (buckets.largest - logit) * buckets.scale;
+    const float from_zero = at > 0.0f ? at : 0.0f;
+    return static_cast<int>(from_zero < kLast ? from_zero : kLast);
+  }
+  const std::uint64_t order = order_of(logit, id);
   if (order > buckets.first || order < buckets.last) return -1;
-  if (buckets.shift >= 0) return static_cast<int>((buckets.first - order) >> buckets.shift);
-  if (key_in(order) == key_in(buckets.first)) return 0;
-  constexpr int kLast = Team::kBuckets - 1;
-  const float at = (buckets.largest - logit_of(key_in(order))) * buckets.scale;
-  return at < static_cast<float>(kLast) ? static_cast<int>(at) : kLast;
+  return static_cast<int>((buckets.first - order) >> buckets.shift);
 }
 
 // Adds up the weights of each bucket; returns their sum. `level` says which sums they are for
@@ -238,10 +274,10 @@ TENON_DEVICE std::uint64_t fill_buckets(Room<Team>& room, const Row& row, const 
   for (int i = thread_id(); i < Team::kBuckets; i += block_threads())
     room.low[i] = room.high[i] = 0;
   sync_block();
-  visit(row, [&](std::uint64_t order) {
-    const std::uint64_t mine = weight_of(weight, order);
+  visit(row, [&](float logit, std::int32_t id) {
+    const std::uint64_t mine = weight_of(weight, logit, id);
     if (mine == 0) return;
-    const int bucket = bucket_of<Team>(buckets, order);
+    const int bucket = bucket_of<Team>(buckets, logit, id);
     if (bucket < 0) return;
     const auto low = static_cast<std::uint32_t>(mine);
     const bool carries = atomic_add(&room.low[bucket], low) + low < low;
@@ -251,17 +287,17 @@ TENON_DEVICE std::uint64_t fill_buckets(Room<Team>& room, const Row& row, const 
   Team::sync();
   const int share = (kSlice - 1) / block_threads() + 1;  // neighbouring buckets of a thread
   const int begin = thread_id() * share, end = begin + share < kSlice ? begin + share : kSlice;
-  std::uint64_t sum = 0;
+  std::uint64_t up_to = 0;
   for (int i = begin; i < end; ++i) {
     TENON_UNROLL
     for (int rank = 0; rank < Team::kRanks; ++rank) {
       const int at = Team::rank() * kSlice + i;
-      sum +=
+      up_to +=
           *Team::at(&room.low[at], rank) + (std::uint64_t{*Team::at(&room.high[at], rank)} << 32);
     }
-    room.ends[level][i] = sum;
+    room.ends[level][i] = up_to;
   }
-  const Scan scan = block_scan(room, sum);
+  const Scan scan = block_scan(room, up_to);
   for (int i = begin; i < end; ++i) room.ends[level][i] += scan.before;
   if (thread_id() == 0) room.total = scan.total;
   Team::sync();
@@ -293,23 +329,28 @@ TENON_DEVICE Place place_of(Room<Team>& room, std::uint64_t target, int level) {
   return {static_cast<int>(room.place.x), room.place.y};
 }
 
-// Lists what has weight in a bucket, in every block alike and in no particular order, if there are
-// at most kMaxListed; returns how many there are.
-template <class Team, class Row, class Weight>
-TENON_DEVICE int list_bucket(Room<Team>& room, const Row& row, const Buckets& buckets, int bucket,
-                             const Weight& weight) {
+// Lists what has weight in the buckets from `begin` to before `end`, in every block alike and in no
+// particular order, if there are at most kMaxListed; returns how many there are. `listed` says what
+// room.weights gets.
+template <class Team, class Row, class Weight, class Listed>
+TENON_DEVICE int list_buckets(Room<Team>& room, const Row& row, const Buckets& buckets, int begin,
+                              int end, const Weight& weight, const Listed& listed) {
   if (thread_id() == 0) room.size = 0;
   sync_block();
-  visit(row, [&](std::uint64_t order) {
-    if (bucket_of<Team>(buckets, order) != bucket || weight_of(weight, order) == 0) return;
+  visit(row, [&](float logit, std::int32_t id) {
+    const int bucket = bucket_of<Team>(buckets, logit, id);
+    if (bucket < begin || bucket >= end || weight_of(weight, logit, id) == 0) return;
     const std::uint32_t at = atomic_add(&room.size, 1u);
-    if (at < kMaxListed) room.listed[at] = order;
+    if (at < kMaxListed) room.listed[at] = order_of(logit, id);
   });
   Team::sync();
   read_all<Team>(room.sizes, &room.size);
   std::uint32_t size = 0;
   for (int rank = 0; rank < Team::kRanks; ++rank) size += room.sizes[rank];
-  if (size > kMaxListed) return static_cast<int>(size);
+  if (size > kMaxListed) {
+    Team::sync();  // all have read the sizes
+    return static_cast<int>(size);
+  }
   for (std::uint32_t i = static_cast<std::uint32_t>(thread_id()); i < size;
        i += static_cast<std::uint32_t>(block_threads())) {
     std::uint32_t at = i;
@@ -317,7 +358,7 @@ TENON_DEVICE int list_bucket(Room<Team>& room, const Row& row, const Buckets& bu
     while (at >= room.sizes[rank]) at -= room.sizes[rank++];
     const std::uint64_t order = *Team::at(&room.listed[at], rank);
     room.list[i] = order;
-    room.weights[i] = weight_of(weight, order);
+    room.weights[i] = weight_of(listed, logit_in(order), id_in(order));
   }
   sync_block();
   return static_cast<int>(size);
@@ -328,7 +369,8 @@ struct Found {
   std::uint64_t order, sum;
 };
 
-// The listed candidate in which the sum reaches `target`; `before` is the sum before the list.
+// The listed candidate in which the sum reaches `target`; `before` is the sum before the list. The
+// blocks share the work.
 template <class Team>
 TENON_DEVICE Found find_listed(Room<Team>& room, int size, std::uint64_t before,
                                std::uint64_t target) {
@@ -337,12 +379,13 @@ TENON_DEVICE Found find_listed(Room<Team>& room, int size, std::uint64_t before,
   sync_block();
   for (int i = Team::rank() * waves + wave_id(); i < size; i += Team::kRanks * waves) {
     const std::uint64_t order = room.list[i];
-    std::uint64_t sum = 0;
+    std::uint64_t up_to = 0;
+    TENON_NO_UNROLL
     for (int j = lane_id(); j < size; j += kWave)
-      sum += room.list[j] >= order ? room.weights[j] : 0;
-    sum = before + wave_sum(sum);
-    if (lane_id() == 0 && sum >= target && sum - room.weights[i] < target)
-      room.picked = {order, sum};
+      up_to += room.list[j] >= order ? room.weights[j] : 0;
+    up_to = before + wave_sum(up_to);
+    if (lane_id() == 0 && up_to >= target && up_to - room.weights[i] < target)
+      room.picked = {order, up_to};
   }
   Team::sync();
   read_all<Team>(room.of_ranks, &room.picked);
@@ -353,23 +396,26 @@ TENON_DEVICE Found find_listed(Room<Team>& room, int size, std::uint64_t before,
 }
 
 // The first candidate up to which the weights reach `target`, which is at least 1 and at most what
-// fill_buckets() returned for these buckets on level 0. A bucket of too many candidates is cut
-// again.
+// fill_buckets() returned for these buckets on level 0. What is too much for a list is cut again.
 template <class Team, class Row, class Weight>
 TENON_DEVICE Found find(Room<Team>& room, const Row& row, Buckets buckets, const Weight& weight,
                         std::uint64_t target) {
   std::uint64_t before = 0;
+  TENON_NO_UNROLL
   for (int level = 0;; level = 1) {
     const Place place = place_of(room, target - before, level);
+    const int bucket = place.bucket;
     before += place.before;
-    const int size = list_bucket(room, row, buckets, place.bucket, weight);
+    const int size = list_buckets(room, row, buckets, bucket, bucket + 1, weight, weight);
     if (size <= kMaxListed) return find_listed(room, size, before, target);
     Pair ends{0, 0};
-    visit(row, [&](std::uint64_t order) {
-      if (bucket_of<Team>(buckets, order) == place.bucket && weight_of(weight, order) != 0)
-        ends = wider(ends, {order, ~order});
+    visit(row, [&](float logit, std::int32_t id) {
+      if (bucket_of<Team>(buckets, logit, id) != bucket || weight_of(weight, logit, id) == 0)
+        return;
+      const std::uint64_t order = order_of(logit, id);
+      ends = larger(ends, {order, ~order});
     });
-    ends = team_reduce(room, ends, 0, wider);
+    ends = team_reduce(room, ends, 0, larger);
     buckets = buckets_by_order<Team>(ends.x, ~ends.y);
     fill_buckets(room, row, buckets, weight, 1);
   }

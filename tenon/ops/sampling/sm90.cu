@@ -1,13 +1,11 @@
-// The variant of Hopper: a cluster of blocks has a row in its shared memory, as keys, and reads it
-// from memory once. Edits are made there: the logits are never written to.
+// The variant of Hopper: a cluster of blocks has a row in its shared memory, which it fills
+// once. Edits are made there: the logits are never written to.
 #include "tenon/device/cuda_hip/sm90/cluster.cuh"
 #include "tenon/device/variant.h"
 #include "tenon/ops/sampling/draw.cuh"
 
 namespace tenon::TENON_TARGET::sampling {
 namespace {
-
-constexpr int kClusterThreads = 1024;
 
 struct ClusterTeam {
   static constexpr int kRanks = 8, kBuckets = 4096;
@@ -21,10 +19,11 @@ struct ClusterTeam {
     return sm90::at_rank(mine, rank);
   }
 };
+constexpr int kClusterThreads = 8192 / ClusterTeam::kRanks;
 using ClusterRoom = Room<ClusterTeam>;
 static_assert(sizeof(ClusterRoom) % 16 == 0);
 
-// Ids of a row that a block has, a multiple of 4; the last ones may have no token, and no key then.
+// Ids of a row that a block has, a multiple of 4; the last ones may have no token.
 std::int64_t part_of(std::int64_t num_tokens) {
   return (num_tokens + 4 * ClusterTeam::kRanks - 1) / (4 * ClusterTeam::kRanks) * 4;
 }
@@ -34,62 +33,65 @@ struct ClusterSample {
   std::int32_t part = 0;
 };
 
-// The ids from `begin` on.
+// The ids from `begin` on; −infinity where there is no token.
 struct Part {
-  std::uint32_t* keys;  // [count], in shared memory
+  float* logits;  // [count], in shared memory
   std::int32_t begin, count;
 };
 template <class Visit>
 TENON_DEVICE void visit(const Part& part, Visit body) {
-  for (std::int32_t i = 4 * thread_id(); i < part.count; i += 4 * block_threads()) {
-    const Word4 four = load16(part.keys + i);
+  TENON_NO_UNROLL
+  for (std::int32_t i = 4 * thread_id(); i < part.count; i += 4 * kClusterThreads) {
+    const Word4 four = load16(part.logits + i);
     const std::int32_t id = part.begin + i;
-    body(order_of(four.x, id));
-    body(order_of(four.y, id + 1));
-    body(order_of(four.z, id + 2));
-    body(order_of(four.w, id + 3));
+    body(bits_float(four.x), id);
+    body(bits_float(four.y), id + 1);
+    body(bits_float(four.z), id + 2);
+    body(bits_float(four.w), id + 3);
   }
 }
 
-// Fills the part's keys; returns the ends of what this thread has loaded. Neighbouring logits are
-// loaded at once where they lie at multiples of 16 bytes.
-TENON_DEVICE Pair load_part(const LogitRow& row, const Part& part) {
-  constexpr int kAtOnce = 4;
+// Fills the part; returns what this thread has seen of it. Neighbours are loaded together where
+// they lie at multiples of 16 bytes.
+TENON_DEVICE Seen load_part(const LogitRow& row, const Part& part) {
+  constexpr int kAtOnce = 8;
+  constexpr std::int32_t kStep = 4 * kClusterThreads;
   const bool wide = row.width % 4 == 0 && row.slice_stride % 4 == 0 &&
                     reinterpret_cast<std::uint64_t>(row.logits) % 16 == 0;
-  Pair ends{0, 0};
-  const auto key_at = [&](float logit, std::int32_t id) {
-    const std::uint32_t key = id < row.num_tokens ? key_of(logit) : kNoKey;
-    see(ends, order_of(key, id));
-    return key;
-  };
   if (!wide) {
-    for (std::int32_t i = thread_id(); i < part.count; i += block_threads()) {
+    TENON_NO_UNROLL
+    for (std::int32_t i = thread_id(); i < part.count; i += kClusterThreads) {
       const std::int32_t id = part.begin + i;
-      part.keys[i] = key_at(id < row.num_tokens ? *logit_at(row, id) : 0.0f, id);
+      part.logits[i] = id < row.num_tokens ? plain(*logit_at(row, id)) : -kInfinity;
     }
-    return ends;
+    sync_block();
+    return see_all(part);
   }
-  for (std::int32_t first = 4 * thread_id(); first < part.count;
-       first += 4 * kClusterThreads * kAtOnce) {
+  Seen seen;
+  const auto take = [&](std::uint32_t bits, std::int32_t id) {
+    const float logit = id < row.num_tokens ? plain(bits_float(bits)) : -kInfinity;
+    see(seen, logit, id);
+    return float_bits(logit);
+  };
+  TENON_NO_UNROLL
+  for (std::int32_t first = 4 * thread_id(); first < part.count; first += kStep * kAtOnce) {
     Word4 fours[kAtOnce];
     TENON_UNROLL
     for (int n = 0; n < kAtOnce; ++n) {
-      const std::int32_t i = first + 4 * kClusterThreads * n, id = part.begin + i;
+      const std::int32_t i = first + kStep * n, id = part.begin + i;
       fours[n] = {0, 0, 0, 0};
       if (i < part.count && id < row.num_tokens) fours[n] = load16(logit_at(row, id));
     }
     TENON_UNROLL
     for (int n = 0; n < kAtOnce; ++n) {
-      const std::int32_t i = first + 4 * kClusterThreads * n, id = part.begin + i;
-      if (i >= part.count) break;
-      const Word4 keys{key_at(bits_float(fours[n].x), id), key_at(bits_float(fours[n].y), id + 1),
-                       key_at(bits_float(fours[n].z), id + 2),
-                       key_at(bits_float(fours[n].w), id + 3)};
-      store16(part.keys + i, keys);
+      const std::int32_t i = first + kStep * n, id = part.begin + i;
+      if (i >= part.count) continue;
+      const Word4 four = fours[n];
+      store16(part.logits + i,
+              {take(four.x, id), take(four.y, id + 1), take(four.z, id + 2), take(four.w, id + 3)});
     }
   }
-  return ends;
+  return seen;
 }
 
 TENON_KERNEL sample_cluster_kernel(ClusterSample call) {
@@ -103,26 +105,26 @@ TENON_KERNEL sample_cluster_kernel(ClusterSample call) {
   const LogitRow row = row_of(sample, r);
   const std::int32_t begin = ClusterTeam::rank() * call.part;
   const std::int32_t left = (row.num_tokens - begin + 3) / 4 * 4;
-  const Part part{reinterpret_cast<std::uint32_t*>(memory + sizeof(ClusterRoom)), begin,
+  const Part part{reinterpret_cast<float*>(memory + sizeof(ClusterRoom)), begin,
                   left < 0           ? 0
                   : left < call.part ? left
                                      : call.part};
   const bool edits = has_edits(sample, r), reports = wants_report(sample, r);
 
-  Pair ends = load_part(row, part);
-  if (!edits || reports) ends = team_reduce(room, ends, 0, wider);
-  if (reports) report(room, sample, r, part, ends);
+  Seen seen = load_part(row, part);
+  if (!edits || reports) seen = join(room, seen, 0);
+  if (reports) report(room, sample, r, part, seen);
   if (edits) {
-    sync_block();  // all keys are there, and have been read
+    sync_block();  // all logits are there, and have been read
     visit_edits(sample, r, [&](const Edit& edit, std::int32_t) {
       const std::int32_t i = edit.id - begin;
       if (i >= 0 && i < part.count)
-        part.keys[i] = key_of(edited(*logit_at(row, edit.id), edit, sample, r));
+        part.logits[i] = plain(edited(*logit_at(row, edit.id), edit, sample, r));
     });
     sync_block();
-    ends = team_reduce(room, see_all(part), 0, wider);
+    seen = join(room, see_all(part), 0);
   }
-  const std::int32_t drawn = draw(room, sample, r, part, ends);
+  const std::int32_t drawn = draw(room, sample, r, part, seen);
   if (ClusterTeam::rank() == 0 && thread_id() == 0) finish_row(sample, r, row, drawn);
   ClusterTeam::sync();  // a block's memory stays while others read it
 }

@@ -6,12 +6,15 @@
 
 namespace tenon::TENON_TARGET::sm90 {
 
-// A barrier of all threads of the cluster's blocks: what each has stored to shared memory before
-// it, all see after it.
+// A barrier of all threads of the cluster's blocks: what each stored to shared memory before it,
+// all see after it. Of other memory it says nothing: fences of all memory wait for the whole
+// device.
 TENON_DEVICE void cluster_sync() {
   asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n\t"
-      "barrier.cluster.wait.acquire.aligned;"
+      "fence.release.sync_restrict::shared::cta.cluster;\n\t"
+      "barrier.cluster.arrive.relaxed.aligned;\n\t"
+      "barrier.cluster.wait.aligned;\n\t"
+      "fence.acquire.sync_restrict::shared::cluster.cluster;"
       :
       :
       : "memory");
