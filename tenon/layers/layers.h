@@ -20,6 +20,7 @@
 #include "tenon/layers/step.h"
 #include "tenon/ops/fp8_quant/fp8_quant.h"
 #include "tenon/ops/moe_combine/moe_combine.h"
+#include "tenon/ops/moe_experts/moe_experts.h"
 #include "tenon/ops/moe_route/moe_route.h"
 #include "tenon/ops/registry.h"
 
@@ -221,13 +222,16 @@ class Attention {
 
  private:
   AttentionSpec spec_;
-  TensorView projected_, q_, attended_;  // scratch
-  Linear project_;
+  TensorView projected_, q_;  // scratch, as the next two
+  NormedRows attended_;       // in the form that the output projection reads
+  std::optional<TensorView> workspace_;
+  Linear project_, finish_;
   RowPlans rope_, attend_prefill_, attend_decode_;
-  OutProjection finish_;
+  std::optional<RowPlans> decode_whole_;  // rope and attention in one, where a variant does that
 };
 
-// Gated DeltaNet: q|k|v|z in one projection, b|a in another, the op, output projection.
+// Gated DeltaNet: q|k|v|z in one projection, b|a in another, the op, which quantises for a
+// projection in fp8, output projection.
 struct DeltaNetSpec {
   int k_heads = 0, v_heads = 0, head_dim = 128;  // of this rank
   float eps = 1e-6f;
@@ -251,11 +255,11 @@ class DeltaNet {
 
  private:
   DeltaNetSpec spec_;
-  TensorView projected_, ba_, convolved_, mixed_;  // scratch
-  Linear project_, project_ba_;
+  TensorView projected_, ba_, scratch_;  // scratch
+  NormedRows mixed_;                     // scratch, in the form that the output projection reads
+  Linear project_, project_ba_, finish_;
   RowPlans project_both_;  // in one launch; empty where they are made in two
   RowPlans mix_prefill_, mix_decode_;
-  OutProjection finish_;
 };
 
 // Either of the two, and the first of its caches among those of the model.
@@ -320,6 +324,9 @@ class Experts {
  private:
   moe_route::Args route_args(std::int64_t tokens) const;
   moe_combine::Args combine_args(const PartialRows& out) const;
+  // Few rows on some devices: what is between routing and the addend in one op. Same bits.
+  Status plan_fused(LayerContext& context);
+  moe_experts::Args fused_args(const QuantView& x, const PartialRows& out) const;
 
   ExpertsSpec spec_;
   TensorView logits_, weights_, slot_, offsets_, token_of_;  // scratch of the router
@@ -328,6 +335,9 @@ class Experts {
   OutProjection finish_;
   Dense shared_;
   RowPlans route_, combine_;
+  std::int64_t fused_rows_ = 0;  // up to so many
+  RowPlans fused_;
+  TensorView activation_;  // scratch
 };
 
 // Either of the two.

@@ -43,11 +43,12 @@ struct Args {
   // first, and activated = quantise(rne(silu(gate) · up)) with gate and up rounded to bf16: the
   // same bits as `out` in bf16 and after it fp8_quant with its prologue kSiluMul. `out` then gives
   // the shape of the product, bf16 [rows, n], and is not written.
-  std::optional<QuantView> activated;  // e4m3 [rows, width], group 128, layout row; 128 | width
+  std::optional<QuantView> activated =
+      {};  // e4m3 [rows, width], group 128, layout row; 128 | width
 
   // Dense, of variants that have it, and not with an activation: made in the same launch, with the
   // bits of bf16_gemm on this device.
-  std::optional<Beside> beside;
+  std::optional<Beside> beside = {};
 };
 
 Status check(const Args& args);

@@ -40,6 +40,24 @@ TENON_DEVICE void copy_tile(void* shared, const TensorMap* map, int byte, int ro
         "l"(policy)
       : "memory");
 }
+// The box of a map made by box_map() whose first row is `row`, from block `block` of k on.
+TENON_DEVICE void copy_box(void* shared, const TensorMap* map, int row, int block,
+                           Mbarrier* barrier, std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%2, %3, %4, %2}], [%5], %6;"
+      :
+      : "r"(shared_address(shared)), "l"(map), "r"(0), "r"(row), "r"(block),
+        "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+}
+// Contiguous bytes of global memory into the L2 cache; address and number are multiples of 16.
+TENON_DEVICE void prefetch_bytes(const void* from, std::uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;"
+               :
+               : "l"(__cvta_generic_to_global(from)), "r"(bytes)
+               : "memory");
+}
 TENON_DEVICE void prefetch_map(const TensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" : : "l"(map) : "memory");
 }
