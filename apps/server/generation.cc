@@ -169,6 +169,7 @@ class Generation final : public HttpExchange {
     }
     if (outcome) {
       engines_.metrics.ended(*outcome);
+      choice.usage.cached_tokens = outcome->cached_tokens;
       add(part.pieces, choice.parser.finish());
       part.seconds =
           std::chrono::duration<double>(outcome->times.ended - outcome->times.queued).count();
@@ -255,7 +256,10 @@ class Generation final : public HttpExchange {
     Usage all;
     for (std::size_t i = 0; i < choices_.size(); ++i) {
       const Usage& one = choices_[i].usage;
-      if (i % static_cast<std::size_t>(request_.n) == 0) all.prompt_tokens += one.prompt_tokens;
+      if (i % static_cast<std::size_t>(request_.n) == 0) {  // the others have the same prompt
+        all.prompt_tokens += one.prompt_tokens;
+        all.cached_tokens += one.cached_tokens;
+      }
       all.completion_tokens += one.completion_tokens;
       if (one.reasoning_tokens)
         all.reasoning_tokens = all.reasoning_tokens.value_or(0) + *one.reasoning_tokens;

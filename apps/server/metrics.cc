@@ -68,6 +68,33 @@ std::string engine_text(const EngineStats& stats, const std::string& labels) {
   one("tenon_engine_decode_seconds_total", "counter", "Time of those steps.", stats.decode_seconds);
   one("tenon_engine_weight_bytes", "gauge", "Weights on rank 0.",
       static_cast<double>(stats.weight_bytes));
+  const PrefixStats& kept = stats.prefixes;
+  const auto many = [&](const std::string& name, const char* kind, const char* help,
+                        std::int64_t value) { one(name, kind, help, static_cast<double>(value)); };
+  many("vllm:prefix_cache_queries_total", "counter", "Tokens of prompts that were looked up.",
+       kept.looked_up_tokens);
+  many("vllm:prefix_cache_hits_total", "counter", "Of them, tokens that were not computed again.",
+       kept.matched_tokens);
+  many("vllm:num_preemptions_total", "counter", "Sequences that lost their caches.",
+       stats.preemptions);
+  many("tenon_prefix_lookups_total", "counter", "Prompts that were looked up.", kept.lookups);
+  many("tenon_prefix_hits_total", "counter", "Of them, prompts that went on from a kept state.",
+       kept.hits);
+  out += head("tenon_prefix_lost_tokens_total", "counter",
+              "Tokens that were computed again though their blocks were kept, by why.");
+  for (const auto& [why, tokens] : {std::pair{"no_state_kept", kept.lost_never_kept},
+                                    {"state_evicted", kept.lost_evicted},
+                                    {"end_of_prompt", kept.lost_at_end}})
+    out += line("tenon_prefix_lost_tokens_total", labels + ",why=" + quoted(why),
+                std::to_string(tokens));
+  many("tenon_prefix_evicted_blocks_total", "counter", "Kept blocks that gave way.",
+       kept.evicted_blocks);
+  many("tenon_prefix_evicted_states_total", "counter", "Kept states that gave way.",
+       kept.evicted_states);
+  many("tenon_prefix_blocks", "gauge", "Blocks of 64 tokens that are kept now.", kept.blocks);
+  many("tenon_prefix_states", "gauge", "States that are kept now.", kept.states);
+  many("tenon_engine_replayed_tokens_total", "counter", "Tokens that ran again after a preemption.",
+       stats.replayed_tokens);
   std::map<std::string, std::uint64_t> calls;
   for (const BoundaryUse& use : stats.boundaries)
     calls["site=" + quoted(use.site) + ",stage=" + quoted(std::string(name(use.stage))) +

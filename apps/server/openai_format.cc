@@ -14,7 +14,8 @@ using Kind = AnswerPiece::Kind;
 Json usage_json(const Usage& usage) {
   Json out{{"prompt_tokens", usage.prompt_tokens},
            {"completion_tokens", usage.completion_tokens},
-           {"total_tokens", usage.prompt_tokens + usage.completion_tokens}};
+           {"total_tokens", usage.prompt_tokens + usage.completion_tokens},
+           {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}}};
   if (usage.reasoning_tokens)
     out["completion_tokens_details"] = {{"reasoning_tokens", *usage.reasoning_tokens}};
   return out;

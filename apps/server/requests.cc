@@ -1,7 +1,10 @@
 #include "apps/server/requests.h"
 
+#include <charconv>
 #include <cstdlib>
 #include <limits>
+#include <string>
+#include <system_error>
 #include <utility>
 
 namespace tenon::server {
@@ -10,6 +13,37 @@ namespace {
 using jinja::Value;
 
 constexpr std::int64_t kMaxInt = std::numeric_limits<std::int32_t>::max();
+
+// An object from token ids, written as strings, to numbers.
+void read_bias(const Fields& fields, ApiRequest& request) {
+  const Value* found = fields.object("logit_bias");
+  if (found == nullptr) return;
+  if (found->pairs().size() > static_cast<std::size_t>(kMaxLogitBias))
+    return fields.fail("logit_bias", "has " + std::to_string(found->pairs().size()) +
+                                         " entries; accepted are " + std::to_string(kMaxLogitBias));
+  const Fields inside = fields.inside(*found, "logit_bias.");
+  for (const auto& [key, value] : found->pairs()) {
+    const std::string name = key.is_string() ? key.as_string() : std::string();
+    std::int32_t id = 0;
+    const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), id);
+    if (error != std::errc() || end != name.data() + name.size() || id < 0)
+      return fields.fail("logit_bias", "has \"" + name + "\"; accepted are token ids, 0 and more");
+    float bias = 0;
+    inside.number(name.c_str(), -100, 100, false, bias);
+    request.sampling.logit_bias.emplace_back(id, bias);
+  }
+}
+
+void read_penalties(const Fields& fields, ApiRequest& request) {
+  fields.number("min_p", 0, 1, false, request.sampling.min_p);
+  fields.number("presence_penalty", -2, 2, false, request.sampling.presence_penalty);
+  fields.number("frequency_penalty", -2, 2, false, request.sampling.frequency_penalty);
+  fields.number("repetition_penalty", 0, 10, true, request.sampling.repetition_penalty);
+  std::int64_t least = request.sampling.min_tokens;
+  for (const char* name : {"min_tokens", "min_new_tokens"}) fields.integer(name, 0, kMaxInt, least);
+  request.sampling.min_tokens = static_cast<int>(least);
+  read_bias(fields, request);
+}
 
 void read_sampling(const Fields& fields, ApiRequest& request) {
   fields.number("temperature", 0, 100, false, request.sampling.temperature);
@@ -27,6 +61,7 @@ void read_sampling(const Fields& fields, ApiRequest& request) {
     }
   fields.ids("stop_token_ids", kMaxStopIds, request.stop_ids);
   fields.boolean("skip_special_tokens", request.skip_special);
+  read_penalties(fields, request);
 }
 
 void read_stops(const Fields& fields, const char* name, ApiRequest& request) {

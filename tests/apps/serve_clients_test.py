@@ -87,7 +87,7 @@ class OpenAi(unittest.TestCase):
 
     def test_errors(self):
         with self.assertRaises(openai.BadRequestError) as caught:
-            self.client.chat.completions.create(model="tiny", messages=ASKED, presence_penalty=1)
+            self.client.chat.completions.create(model="tiny", messages=ASKED, presence_penalty=3)
         self.assertEqual(caught.exception.param, "presence_penalty")
         with self.assertRaises(openai.BadRequestError) as caught:
             self.client.completions.create(model="tiny", prompt=[5] * 1100)

@@ -378,9 +378,7 @@ class Refusals(unittest.TestCase):
             self.assertIn(piece, error["message"])
 
     def test_what_is_not_supported_is_said(self):
-        for name, value in (("min_p", 0.1), ("presence_penalty", 1), ("frequency_penalty", 0.5),
-                            ("repetition_penalty", 1.1), ("logit_bias", {"5": 1}), ("logprobs", True),
-                            ("top_logprobs", 2), ("min_tokens", 3), ("echo", True),
+        for name, value in (("logprobs", True), ("top_logprobs", 2), ("echo", True),
                             ("response_format", {"type": "json_object"}), ("functions", [{}]),
                             ("guided_json", {"type": "object"}), ("best_of", 2),
                             ("tool_choice", "required"), ("continue_final_message", True)):
@@ -391,8 +389,31 @@ class Refusals(unittest.TestCase):
                    "whatever": [1], "tools": [], "tool_choice": "auto", "stop": None, "seed": None}
         self.assertEqual(server.post(CHAT, chat(max_tokens=1, **nothing)).status, 200)
 
+    def test_penalties_and_biases_change_what_is_drawn(self):
+        def drawn(**more):
+            body = {"prompt": "Tom has", "max_tokens": 12, "temperature": 0, "return_token_ids": True,
+                    "ignore_eos": True, **more}
+            return server.post(COMPLETIONS, body).json()["choices"][0]["token_ids"]
+        plain = drawn()
+        self.assertEqual(drawn(min_p=0.5, presence_penalty=0, logit_bias={}), plain)
+        self.assertEqual(drawn(logit_bias={str(plain[3]): 100}), [plain[3]] * 12)
+        self.assertNotIn(plain[0], drawn(logit_bias={str(plain[0]): -100}))
+        again = drawn(logit_bias={str(plain[3]): 8}, repetition_penalty=10, frequency_penalty=2)
+        self.assertGreater(len(set(again)), 6)
+        stopped = {"stop_token_ids": [plain[0]]}
+        self.assertEqual(len(drawn(**stopped)), 1)
+        self.assertGreaterEqual(len(drawn(min_tokens=5, **stopped)), 5)
+
+    def test_long_prompts_are_kept(self):
+        prompt = [40 + i % 50 for i in range(300)]
+        found = [server.post(COMPLETIONS, {"prompt": prompt, "max_tokens": 2}).json()["usage"]
+                 for _ in range(2)]
+        self.assertEqual([each["prompt_tokens_details"]["cached_tokens"] for each in found], [0, 256])
+
     def test_wrong_types_and_ranges(self):
-        for name, value in (("temperature", "hot"), ("temperature", -1), ("temperature", True),
+        for name, value in (("min_p", 2), ("presence_penalty", 3), ("frequency_penalty", "a"),
+                            ("repetition_penalty", 0), ("logit_bias", [1]), ("logit_bias", {"a": 1}),
+                            ("min_tokens", -1), ("temperature", "hot"), ("temperature", -1), ("temperature", True),
                             ("top_p", 0), ("top_p", 1.5), ("top_k", 1.5), ("top_k", -2), ("n", 0),
                             ("n", 5000), ("max_tokens", 0), ("max_tokens", "5"), ("seed", "x"),
                             ("stop", 5), ("stop", ["a", 5]), ("stop_token_ids", [-1]),
@@ -410,8 +431,9 @@ class Refusals(unittest.TestCase):
         self.refused(COMPLETIONS, {"prompt": [999999]}, 400, None, "999999")
         self.refused("/generate", {"text": "x", "sampling_params": {"temperature": "x"}}, 400,
                      "sampling_params.temperature")
-        self.refused("/generate", {"text": "x", "sampling_params": {"min_new_tokens": 4}}, 400,
+        self.refused("/generate", {"text": "x", "sampling_params": {"min_new_tokens": -4}}, 400,
                      "sampling_params.min_new_tokens")
+        self.refused(CHAT, chat(logit_bias={"5": 101}), 400, "logit_bias.5")
 
     def test_contexts_and_templates(self):
         self.refused(COMPLETIONS, {"prompt": [5] * 1100}, 400, None, "maximum context length is 1024", "1100")
