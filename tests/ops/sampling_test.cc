@@ -210,9 +210,9 @@ std::int32_t exact_token(Problem& problem, int r) {
   std::uint64_t total = 0;
   for (const int id : ids) {
     const float logit = problem.logit(r, id), x = (logit - largest) / row.temperature;
-    const std::uint64_t mass = logit == largest ? std::uint64_t{1} << 40
-                                                : static_cast<std::uint64_t>(
-                                                      std::ldexp(test::exact_exp(x), 40));
+    const std::uint64_t mass = logit == largest
+                                   ? std::uint64_t{1} << 40
+                                   : static_cast<std::uint64_t>(std::ldexp(test::exact_exp(x), 40));
     if (mass >= least) total += mass;
     up_to.push_back(mass >= least ? total : 0);
   }
@@ -305,7 +305,8 @@ std::vector<Row> wide_settings() {
   for (const float temperature : {1.0f, 5.0f})
     for (const std::int32_t top_k : {0, 20, 3000})
       for (const float top_p : {1.0f, 0.95f, 0.2f})
-        rows.push_back({temperature, top_p, top_k, 7, static_cast<std::int64_t>(rows.size()) << 32});
+        rows.push_back(
+            {temperature, top_p, top_k, 7, static_cast<std::int64_t>(rows.size()) << 32});
   rows[3].min_p = 0.01f;
   for (int i = 0; i < 500; ++i)
     rows[5].edits.push_back({i * 400, i % 3 == 0 ? 4.0f : -2.0f, i % 7});
@@ -323,8 +324,10 @@ void expect_wide(const Problem& problem) {
 
 TEST(Sampling, DrawsFromWideRows) {
   expect_wide(make_problem(2, 124'160, 248'077, wide_settings()));
-  Problem odd = make_problem(3, 82'775, 248'320, wide_settings(), 3.0f);  // neighbours are not aligned
-  for (std::size_t i = 0; i < odd.logits.size(); i += 3) odd.logits[i] = i % 2 == 0 ? NAN : -INFINITY;
+  Problem odd =
+      make_problem(3, 82'775, 248'320, wide_settings(), 3.0f);  // neighbours are not aligned
+  for (std::size_t i = 0; i < odd.logits.size(); i += 3)
+    odd.logits[i] = i % 2 == 0 ? NAN : -INFINITY;
   expect_wide(odd);
 }
 

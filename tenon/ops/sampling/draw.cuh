@@ -190,8 +190,8 @@ TENON_DEVICE std::int32_t draw(Room<Team>& room, const Sample& sample, int r, co
     }
   }
 
-  // Phase 2: the masses of those that stay. Where top_p's share of them ends is searched for like the
-  // draw itself.
+  // Phase 2: the masses of those that stay. Where top_p's share of them ends is searched for like
+  // the draw itself.
   const std::uint64_t total = fill_buckets(room, row, buckets, mass, 0);
   const std::uint64_t share = share_of(total, sample.top_p[r]);
   std::uint64_t kept_mass = total;

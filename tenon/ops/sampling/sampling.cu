@@ -31,8 +31,7 @@ TENON_KERNEL sample_kernel(Sample sample) {
     });
     sync_block();
   }
-  if (wants_report(sample, r))
-    report(room, sample, r, row, join(room, see_all(row), 0));
+  if (wants_report(sample, r)) report(room, sample, r, row, join(room, see_all(row), 0));
   if (thread_id() == 0) finish_row(sample, r, row, drawn);
 }
 

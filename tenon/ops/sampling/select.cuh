@@ -1,6 +1,6 @@
-// Reading a row of logits as ordered candidates: orders, masses, and the search for the candidate at
-// which a sum of weights is reached. Everything that is added is an integer, so neither the number
-// of threads nor who adds first shows in a result.
+// Reading a row of logits as ordered candidates: orders, masses, and the search for the candidate
+// at which a sum of weights is reached. Everything that is added is an integer, so neither the
+// number of threads nor who adds first shows in a result.
 //
 // A team works on a row: BlockTeam, or a cluster of blocks (sm90.cu). It has
 //   kRanks, rank()      how many blocks, and which of them this one is
@@ -88,13 +88,13 @@ struct Pair {
   std::uint64_t x, y;
 };
 
-// Shared memory of each block of a team. What one block reads of another is written again only after
-// a sync() behind the reading: each function below has one between the two.
+// Shared memory of each block of a team. What one block reads of another is written again only
+// after a sync() behind the reading: each function below has one between the two.
 template <class Team>
 struct Room {
   static constexpr int kSlice = Team::kBuckets / Team::kRanks;
   std::uint32_t low[Team::kBuckets], high[Team::kBuckets];  // halves of this block's sums
-  std::uint64_t ends[2][kSlice];  // of the buckets of slice rank(): the sum up to its end
+  std::uint64_t ends[2][kSlice];          // of the buckets of slice rank(): the sum up to its end
   std::uint64_t totals[2][Team::kRanks];  // of each slice
   std::uint64_t total;                    // of slice rank()
   std::uint64_t listed[kMaxListed];       // orders that this block has found
@@ -117,7 +117,8 @@ TENON_DEVICE std::uint64_t wave_sum(std::uint64_t value) {
 // all[r] = what block r has at `mine`, stored before the team's last sync().
 template <class Team, class T>
 TENON_DEVICE void read_all(T* all, T* mine) {
-  if (thread_id() < Team::kRanks) all[thread_id()] = *Team::at(mine, thread_id());
+  for (int rank = thread_id(); rank < Team::kRanks; rank += block_threads())
+    all[rank] = *Team::at(mine, rank);
   sync_block();
 }
 
@@ -172,8 +173,8 @@ TENON_DEVICE Seen see_all(const Row& row) {
 // The same of all threads of the team. Turns: team_reduce().
 template <class Team>
 TENON_DEVICE Seen join(Room<Team>& room, const Seen& seen, int turn) {
-  const Pair ends = team_reduce(
-      room, Pair{order_of(seen.largest, seen.id), ~key_of(seen.smallest)}, turn, larger);
+  const Pair ends = team_reduce(room, Pair{order_of(seen.largest, seen.id), ~key_of(seen.smallest)},
+                                turn, larger);
   return {logit_in(ends.x), logit_of(~static_cast<std::uint32_t>(ends.y)), id_in(ends.x)};
 }
 
@@ -192,8 +193,7 @@ TENON_DEVICE Scan block_scan(Room<Team>& room, std::uint64_t value) {
   sync_block();  // the readers of an earlier call are done
   if (lane_id() == kWave - 1) room.of_wave[wave_id()].x = up_to;
   sync_block();
-  const std::uint64_t of_wave =
-      lane_id() < block_threads() / kWave ? room.of_wave[lane_id()].x : 0;
+  const std::uint64_t of_wave = lane_id() < block_threads() / kWave ? room.of_wave[lane_id()].x : 0;
   const std::uint64_t earlier = wave_sum(lane_id() < wave_id() ? of_wave : 0);
   return {earlier + up_to - value, wave_sum(of_wave)};
 }
@@ -251,8 +251,8 @@ TENON_DEVICE Buckets buckets_by_order(std::uint64_t first, std::uint64_t last) {
   while ((first - last) >> shift >= Team::kBuckets) ++shift;
   return {0, 0, shift, first, last};
 }
-// −1: in none of them. A distance that is no number comes of infinite logits or a scale of 0, and of
-// the largest logit then or of all.
+// −1: in none of them. A distance that is no number comes of infinite logits or a scale of 0, and
+// of the largest logit then or of all.
 template <class Team>
 TENON_DEVICE int bucket_of(const Buckets& buckets, float logit, std::int32_t id) {
   if (buckets.shift < 0) {
@@ -266,7 +266,8 @@ TENON_DEVICE int bucket_of(const Buckets& buckets, float logit, std::int32_t id)
   return static_cast<int>((buckets.first - order) >> buckets.shift);
 }
 
-// Adds up the weights of each bucket; returns their sum. `level` says which sums they are for find().
+// Adds up the weights of each bucket; returns their sum. `level` says which sums they are for
+// find().
 template <class Team, class Row, class Weight>
 TENON_DEVICE std::uint64_t fill_buckets(Room<Team>& room, const Row& row, const Buckets& buckets,
                                         const Weight& weight, int level) {
@@ -292,7 +293,8 @@ TENON_DEVICE std::uint64_t fill_buckets(Room<Team>& room, const Row& row, const 
     TENON_UNROLL
     for (int rank = 0; rank < Team::kRanks; ++rank) {
       const int at = Team::rank() * kSlice + i;
-      up_to += *Team::at(&room.low[at], rank) + (std::uint64_t{*Team::at(&room.high[at], rank)} << 32);
+      up_to +=
+          *Team::at(&room.low[at], rank) + (std::uint64_t{*Team::at(&room.high[at], rank)} << 32);
     }
     room.ends[level][i] = up_to;
   }
@@ -409,7 +411,8 @@ TENON_DEVICE Found find(Room<Team>& room, const Row& row, Buckets buckets, const
     if (size <= kMaxListed) return find_listed(room, size, before, target);
     Pair ends{0, 0};
     visit(row, [&](float logit, std::int32_t id) {
-      if (bucket_of<Team>(buckets, logit, id) != bucket || weight_of(weight, logit, id) == 0) return;
+      if (bucket_of<Team>(buckets, logit, id) != bucket || weight_of(weight, logit, id) == 0)
+        return;
       const std::uint64_t order = order_of(logit, id);
       ends = larger(ends, {order, ~order});
     });

@@ -51,8 +51,8 @@ TENON_DEVICE void visit(const Part& part, Visit body) {
   }
 }
 
-// Fills the part; returns what this thread has seen of it. Neighbours are loaded together where they
-// lie at multiples of 16 bytes.
+// Fills the part; returns what this thread has seen of it. Neighbours are loaded together where
+// they lie at multiples of 16 bytes.
 TENON_DEVICE Seen load_part(const LogitRow& row, const Part& part) {
   constexpr int kAtOnce = 8;
   constexpr std::int32_t kStep = 4 * kClusterThreads;
@@ -87,8 +87,8 @@ TENON_DEVICE Seen load_part(const LogitRow& row, const Part& part) {
       const std::int32_t i = first + kStep * n, id = part.begin + i;
       if (i >= part.count) continue;
       const Word4 four = fours[n];
-      store16(part.logits + i, {take(four.x, id), take(four.y, id + 1), take(four.z, id + 2),
-                                take(four.w, id + 3)});
+      store16(part.logits + i,
+              {take(four.x, id), take(four.y, id + 1), take(four.z, id + 2), take(four.w, id + 3)});
     }
   }
   return seen;
@@ -106,7 +106,9 @@ TENON_KERNEL sample_cluster_kernel(ClusterSample call) {
   const std::int32_t begin = ClusterTeam::rank() * call.part;
   const std::int32_t left = (row.num_tokens - begin + 3) / 4 * 4;
   const Part part{reinterpret_cast<float*>(memory + sizeof(ClusterRoom)), begin,
-                  left < 0 ? 0 : left < call.part ? left : call.part};
+                  left < 0           ? 0
+                  : left < call.part ? left
+                                     : call.part};
   const bool edits = has_edits(sample, r), reports = wants_report(sample, r);
 
   Seen seen = load_part(row, part);

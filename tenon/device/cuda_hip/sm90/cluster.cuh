@@ -6,8 +6,9 @@
 
 namespace tenon::TENON_TARGET::sm90 {
 
-// A barrier of all threads of the cluster's blocks: what each stored to shared memory before it, all
-// see after it. Of other memory it says nothing: fences of all memory wait for the whole device.
+// A barrier of all threads of the cluster's blocks: what each stored to shared memory before it,
+// all see after it. Of other memory it says nothing: fences of all memory wait for the whole
+// device.
 TENON_DEVICE void cluster_sync() {
   asm volatile(
       "fence.release.sync_restrict::shared::cta.cluster;\n\t"
