@@ -14,7 +14,9 @@
 #include "tenon/ops/fp8_quant/fp8_quant.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
 #include "tenon/ops/gated_delta_net/gated_delta_net.h"
+#include "tenon/ops/make_weights/make_weights.h"
 #include "tenon/ops/moe_combine/moe_combine.h"
+#include "tenon/ops/moe_experts/moe_experts.h"
 #include "tenon/ops/moe_route/moe_route.h"
 #include "tenon/ops/registry.h"
 #include "tenon/ops/rmsnorm/rmsnorm.h"
@@ -27,7 +29,7 @@ namespace {
 // One layer of a model that is as wide as the question says; its heads and experts are small.
 constexpr int kHeads = 8, kKvHeads = 2, kHeadDim = 256, kRotary = 64;
 constexpr int kDeltaHeads = 4, kDeltaValueHeads = 8;
-constexpr int kExperts = 64, kTopK = 8, kVocab = 32'768;
+constexpr int kExperts = 64, kTopK = 8, kExpertWidth = 512, kVocab = 32'768;
 constexpr int kBlockTokens = 16, kContextBlocks = 256;
 
 // Tensors without memory: plans look at shapes, types and the alignment of addresses.
@@ -111,6 +113,15 @@ void plan_products(const Shapes& shapes, const PlanContext& where, std::vector<O
   to.push_back({"bf16_gemm", rows, bf16_gemm::plan(bf16, where), bf16_gemm::traffic(bf16)});
 }
 
+void plan_loading(const Shapes& shapes, const PlanContext& where, std::vector<OpPlan>& to) {
+  if (shapes.rows != 1) return;
+  const make_weights::Args args{.made = {.key = 1, .dtype = DType::kE4M3},
+                                .width = shapes.hidden,
+                                .out = shapes.of(DType::kE4M3, {shapes.hidden, shapes.hidden})};
+  to.push_back({"make_weights", "a weight, fp8", make_weights::plan(args, where),
+                make_weights::traffic(args)});
+}
+
 void plan_experts(const Shapes& shapes, const PlanContext& where, std::vector<OpPlan>& to) {
   const std::int64_t rows = shapes.rows, pairs = rows * kTopK;
   const std::string call = std::to_string(rows) + " rows, top " + std::to_string(kTopK);
@@ -132,6 +143,22 @@ void plan_experts(const Shapes& shapes, const PlanContext& where, std::vector<Op
   combine.out.addend = shapes.wide();
   to.push_back(
       {"moe_combine", call, moe_combine::plan(combine, where), moe_combine::traffic(combine)});
+  if (moe_experts::kOp.variants.empty()) return;  // of this build
+  const std::int64_t hidden = shapes.hidden, blocks = hidden / 128;
+  moe_experts::Args both;
+  both.x = shapes.quantised();
+  both.routed = {shapes.of(DType::kE4M3, {kExperts, 2 * kExpertWidth, hidden}),
+                 shapes.of(DType::kF32, {kExperts, 2 * kExpertWidth / 128, blocks}),
+                 shapes.of(DType::kE4M3, {kExperts, hidden, kExpertWidth}),
+                 shapes.of(DType::kF32, {kExperts, blocks, kExpertWidth / 128})};
+  both.offsets = route.offsets;
+  both.token_of = route.token_of;
+  both.weights = route.weights;
+  both.slot = route.slot;
+  both.shared_gate = shapes.of(DType::kF32, {rows, 1});
+  both.activation = shapes.of(DType::kBF16, {rows * (kTopK + 1), kExpertWidth});
+  both.out.addend = shapes.wide();
+  to.push_back({"moe_experts", call, moe_experts::plan(both, where), moe_experts::traffic(both)});
 }
 
 // A prompt of one sequence; a single row is a step of decoding.
@@ -158,7 +185,8 @@ void plan_mixers(const Shapes& shapes, const PlanContext& where, std::vector<OpP
   gated_delta_net::Args delta;
   delta.qkv = shapes.of(DType::kBF16, {rows, kConv});
   delta.scratch = shapes.of(
-      DType::kBF16, {rows, gated_delta_net::scratch_columns(kDeltaHeads, kDeltaValueHeads)});
+      DType::kBF16,
+      {rows, gated_delta_net::scratch_columns(kDeltaHeads, kDeltaValueHeads, where.device.target)});
   delta.z = shapes.of(DType::kBF16, {rows, kValues});
   delta.out.bf16 = delta.z;
   delta.b = delta.a = shapes.of(DType::kBF16, {rows, kDeltaValueHeads});
@@ -244,8 +272,8 @@ Result<std::vector<OpPlan>> plan_ops(const OpsQuestion& question) {
   if (question.max_rows > 1) all_rows.push_back(question.max_rows);
   for (const int rows : all_rows) {
     const Shapes shapes(device, rows, question.hidden);
-    for (const auto plan :
-         {plan_collectives, plan_norms, plan_products, plan_experts, plan_mixers, plan_ends})
+    for (const auto plan : {plan_collectives, plan_norms, plan_products, plan_experts, plan_mixers,
+                            plan_ends, plan_loading})
       plan(shapes, where, made);
   }
   std::vector<OpPlan> ordered;

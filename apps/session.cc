@@ -31,6 +31,8 @@ Result<EngineOptions> engine_options(const SessionOptions& options) {
   out.target = *target;
   out.max_context = options.max_context;
   out.max_batch = options.max_batch;
+  out.cache_tokens = options.cache_tokens;
+  out.prefix_states = options.prefix_states;
   out.max_tokens_per_step = std::max(out.max_tokens_per_step, kPrefillQuantum + options.max_batch);
   out.force_stage = stage_policy_of(options.force_stage);
   out.max_stage = options.max_stage;
@@ -128,6 +130,17 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
                  "the most sequences that run together; long contexts may leave memory for fewer")
       ->capture_default_str()
       ->check(whole_number(1, kMaxTokensPerStep - kPrefillQuantum))
+      ->group("Model");
+  app.add_option("--cache-tokens", options.cache_tokens,
+                 "tokens that the kv cache holds, of all sequences and kept prompts together; 0: "
+                 "max-batch times max-context")
+      ->capture_default_str()
+      ->check(whole_number(0, INT32_MAX - kBlockTokens))
+      ->group("Model");
+  app.add_option("--prefix-states", options.prefix_states,
+                 "states that are kept of prompts, for prompts that begin alike; 0: none")
+      ->capture_default_str()
+      ->check(whole_number(0, kMaxTokensPerStep))
       ->group("Model");
   add_rank_options(app, options);
   app.add_flag("--processes", options.processes, "ranks as processes instead of threads")

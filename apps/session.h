@@ -29,6 +29,8 @@ struct SessionOptions {
   int tp = 2;
   std::string device = "cpu";
   int max_context = 2048, max_batch = 16;
+  std::int64_t cache_tokens = 0;  // as in EngineOptions
+  int prefix_states = EngineOptions().prefix_states;
   std::string force_stage = "auto";  // auto, 1, 2, 3 or mixed (one stage per site in turn)
   int max_stage = 1;
   std::string variant;
@@ -69,6 +71,7 @@ class Session {
   ~Session();
 
   serve::RequestQueue& queue() { return *queue_; }
+  const serve::LanguageModel& model() const { return *model_; }
   double load_seconds() const { return load_seconds_; }  // of open(), model and team
   // False where the model has no tokenizer: prompts and answers are ids then.
   bool reads_text() const { return model_->text().reads_text(); }

@@ -20,6 +20,7 @@
 #include "tenon/layers/step.h"
 #include "tenon/ops/fp8_quant/fp8_quant.h"
 #include "tenon/ops/moe_combine/moe_combine.h"
+#include "tenon/ops/moe_experts/moe_experts.h"
 #include "tenon/ops/moe_route/moe_route.h"
 #include "tenon/ops/registry.h"
 
@@ -123,12 +124,19 @@ class Linear {
   // Dense: as many rows in x as in out.
   Status run(const NormedRows& x, const TensorView& out, Stream& stream) const;
 
-  // The product gate|up and its activation in one launch: into `activated` instead of `out`, both as
-  // the largest step has them. Empty plans where the device has no such product.
+  // The product gate|up and its activation in one launch: into `activated` instead of `out`, both
+  // as the largest step has them. Empty plans where the device has no such product.
   Result<RowPlans> plan_activated(const NormedRows& x, const TensorView& out,
                                   const QuantView& activated, const PlanContext& where) const;
   Status run_activated(const Plan& plan, const NormedRows& x, const TensorView& out,
                        const QuantView& activated, Stream& stream) const;
+
+  // This product and another one of the same rows, of bf16, in one launch. Empty plans where the
+  // device has no such launch, or this product is not of fp8.
+  Result<RowPlans> plan_beside(const NormedRows& x, const TensorView& out, const Linear& other,
+                               const TensorView& other_out, const PlanContext& where) const;
+  Status run_beside(const Plan& plan, const NormedRows& x, const TensorView& out,
+                    const Linear& other, const TensorView& other_out, Stream& stream) const;
 
   void add_to(NormedForms* forms) const;
 
@@ -219,6 +227,7 @@ class Attention {
   std::optional<TensorView> workspace_;
   Linear project_, finish_;
   RowPlans rope_, attend_prefill_, attend_decode_;
+  std::optional<RowPlans> decode_whole_;  // rope and attention in one, where a variant does that
 };
 
 // Gated DeltaNet: q|k|v|z in one projection, b|a in another, the op, which quantises for a
@@ -249,6 +258,7 @@ class DeltaNet {
   TensorView projected_, ba_, scratch_;  // scratch
   NormedRows mixed_;                     // scratch, in the form that the output projection reads
   Linear project_, project_ba_, finish_;
+  RowPlans project_both_;  // in one launch; empty where they are made in two
   RowPlans mix_prefill_, mix_decode_;
 };
 
@@ -314,6 +324,9 @@ class Experts {
  private:
   moe_route::Args route_args(std::int64_t tokens) const;
   moe_combine::Args combine_args(const PartialRows& out) const;
+  // Few rows on some devices: what is between routing and the addend in one op. Same bits.
+  Status plan_fused(LayerContext& context);
+  moe_experts::Args fused_args(const QuantView& x, const PartialRows& out) const;
 
   ExpertsSpec spec_;
   TensorView logits_, weights_, slot_, offsets_, token_of_;  // scratch of the router
@@ -322,6 +335,9 @@ class Experts {
   OutProjection finish_;
   Dense shared_;
   RowPlans route_, combine_;
+  std::int64_t fused_rows_ = 0;  // up to so many
+  RowPlans fused_;
+  TensorView activation_;  // scratch
 };
 
 // Either of the two.

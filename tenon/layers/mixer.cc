@@ -1,4 +1,6 @@
 // The two token mixers: attention over the paged cache, Gated DeltaNet over its state.
+#include <algorithm>
+
 #include "tenon/layers/layers.h"
 #include "tenon/ops/attention/attention.h"
 #include "tenon/ops/gated_delta_net/gated_delta_net.h"
@@ -99,7 +101,25 @@ attention::Args attention_args(const AttentionSpec& spec, const TensorView& proj
           .scale = 1.0f / __builtin_sqrtf(static_cast<float>(spec.head_dim)),
           .out = out,
           .decode_only = step.shape.decode,
+          .heads = {},
           .workspace = workspace};
+}
+
+// The same with the work of rope, for steps of decoding.
+attention::Args with_heads(attention::Args args, const AttentionSpec& spec,
+                           const TensorView& projected, const StepView& step) {
+  const Projected from(spec, projected);
+  args.q = from.q;
+  args.heads = {.k = from.k,
+                .v = from.v,
+                .q_norm = spec.q_norm,
+                .k_norm = spec.k_norm,
+                .eps = spec.eps,
+                .norm_offset = spec.norm_offset,
+                .positions = step.positions,
+                .cos_sin = spec.cos_sin,
+                .slot_mapping = step.slot_mapping};
+  return args;
 }
 
 }  // namespace
@@ -159,6 +179,22 @@ Result<Attention> Attention::make(const AttentionSpec& spec, LayerContext& conte
   TENON_ASSIGN(layer.attend_prefill_, RowPlans::make(max_rows, [&](std::int64_t rows) {
                  return plan_attention(rows, false);
                }));
+  // Where no variant does the work of rope, rope does.
+  const std::int64_t most = std::min<std::int64_t>(max_rows, context.max_sequences);
+  Result<RowPlans> whole = RowPlans::make(most, [&](std::int64_t rows) -> Result<Plan> {
+    TENON_ASSIGN(const StepView step, planned_step(rows, true, context));
+    const TensorView projected = layer.projected_.rows(0, rows);
+    return attention::plan(
+        with_heads(attention_args(spec, projected, layer.q_.rows(0, rows), step, cache, cache,
+                                  first_rows(layer.attended_, rows), layer.workspace_),
+                   spec, projected, step),
+        context.where);
+  });
+  if (whole) {
+    layer.decode_whole_ = *std::move(whole);
+  } else if (whole.status().code() != Code::kUnsupported) {
+    return whole.status();
+  }
   TENON_ASSIGN(layer.finish_,
                Linear::make(spec.out, layer.attended_, context.partial, context.where));
   return layer;
@@ -172,11 +208,16 @@ Status Attention::run(const NormedRows& x, const StepView& step, CacheViews cach
   const NormedRows attended = first_rows(attended_, rows);
   const RowPlans& attend = step.shape.decode ? attend_decode_ : attend_prefill_;
   TENON_TRY(project_.run(x, projected, stream));
+  const attention::Args args =
+      attention_args(spec_, projected, q, step, k_cache, v_cache, attended, workspace_);
+  if (step.shape.decode && decode_whole_) {
+    TENON_TRY(
+        attention::run(decode_whole_->at(rows), with_heads(args, spec_, projected, step), stream));
+    return finish_.run(attended, out.addend, stream);
+  }
   TENON_TRY(
       rope::run(rope_.at(rows), rope_args(spec_, projected, q, step, k_cache, v_cache), stream));
-  TENON_TRY(attention::run(
-      attend.at(rows),
-      attention_args(spec_, projected, q, step, k_cache, v_cache, attended, workspace_), stream));
+  TENON_TRY(attention::run(attend.at(rows), args, stream));
   return finish_.run(attended, out.addend, stream);
 }
 
@@ -253,7 +294,8 @@ Result<DeltaNet> DeltaNet::make(const DeltaNetSpec& spec, LayerContext& context)
   TENON_ASSIGN(layer.ba_, scratch.rows("delta_net ba", DType::kBF16, 2 * spec.v_heads));
   TENON_ASSIGN(layer.scratch_,
                scratch.rows("delta_net scratch", DType::kBF16,
-                            gated_delta_net::scratch_columns(spec.k_heads, spec.v_heads)));
+                            gated_delta_net::scratch_columns(spec.k_heads, spec.v_heads,
+                                                             context.where.device.target)));
   if (spec.out.is_fp8()) {
     TENON_ASSIGN(layer.mixed_.fp8, scratch.codes("delta_net out", max_rows, value_dim));
   } else {
@@ -261,6 +303,9 @@ Result<DeltaNet> DeltaNet::make(const DeltaNetSpec& spec, LayerContext& context)
   }
   TENON_ASSIGN(layer.project_, Linear::make(spec.qkvz, context.x, layer.projected_, context.where));
   TENON_ASSIGN(layer.project_ba_, Linear::make(spec.ba, context.x, layer.ba_, context.where));
+  TENON_ASSIGN(layer.project_both_,
+               layer.project_.plan_beside(context.x, layer.projected_, layer.project_ba_, layer.ba_,
+                                          context.where));
   TENON_ASSIGN(const TensorView conv_state,
                scratch.placeholder(DType::kBF16, {1, gated_delta_net::kKeptInputs, conv_dim}));
   TENON_ASSIGN(const TensorView state,
@@ -284,8 +329,12 @@ Status DeltaNet::run(const NormedRows& x, const StepView& step, CacheViews cache
   const std::int64_t rows = step.shape.tokens;
   const DeltaNetRows part = DeltaNetRows{projected_, ba_, scratch_, mixed_}.first(rows);
   const RowPlans& mix = step.shape.decode ? mix_decode_ : mix_prefill_;
-  TENON_TRY(project_.run(x, part.projected, stream));
-  TENON_TRY(project_ba_.run(x, part.ba, stream));
+  if (const Plan* plan = project_both_.find(rows)) {
+    TENON_TRY(project_.run_beside(*plan, x, part.projected, project_ba_, part.ba, stream));
+  } else {
+    TENON_TRY(project_.run(x, part.projected, stream));
+    TENON_TRY(project_ba_.run(x, part.ba, stream));
+  }
   TENON_TRY(gated_delta_net::run(mix.at(rows),
                                  delta_net_args(spec_, part, step, caches[0], caches[1]), stream));
   return finish_.run(part.mixed, out.addend, stream);

@@ -1,4 +1,6 @@
 // The two mlps: gate-up-down, and a router with routed and shared experts.
+#include <algorithm>
+
 #include "tenon/layers/layers.h"
 
 namespace tenon {
@@ -77,7 +79,47 @@ Result<Experts> Experts::make(const ExpertsSpec& spec, LayerContext& context) {
                  return moe_combine::plan(layer.combine_args({context.partial.rows(0, rows)}),
                                           where);
                }));
+  TENON_TRY(layer.plan_fused(context));
   return layer;
+}
+
+Status Experts::plan_fused(LayerContext& context) {
+  if (!spec_.gate_up.is_fp8() || !spec_.down.is_fp8()) return Status::ok();
+  if (spec_.shared.width != 0 &&
+      (spec_.shared.width != spec_.width || !spec_.shared.gate_up.is_fp8()))
+    return Status::ok();
+  const std::int64_t most =
+      std::min<std::int64_t>(context.scratch.max_rows(), moe_experts::kMaxTokens);
+  TENON_ASSIGN(activation_, context.scratch.tensor("experts between", DType::kBF16,
+                                                   {most * (spec_.top_k + 1), spec_.width}));
+  auto plans = RowPlans::make(most, [&](std::int64_t rows) {
+    return moe_experts::plan(
+        fused_args(first_rows(*context.x.fp8, rows), {context.partial.rows(0, rows)}),
+        context.where);
+  });
+  if (!plans && plans.status().code() != Code::kUnsupported) return plans.status();
+  if (!plans) return Status::ok();
+  fused_ = *std::move(plans);
+  fused_rows_ = most;
+  return Status::ok();
+}
+
+moe_experts::Args Experts::fused_args(const QuantView& x, const PartialRows& out) const {
+  const std::int64_t tokens = out.addend.shape[0], pairs = tokens * spec_.top_k;
+  moe_experts::Args args;
+  args.x = x;
+  args.routed = {spec_.gate_up.weight, spec_.gate_up.scale, spec_.down.weight, spec_.down.scale};
+  if (spec_.shared.width != 0)
+    args.shared = {spec_.shared.gate_up.weight, spec_.shared.gate_up.scale,
+                   spec_.shared.down.weight, spec_.shared.down.scale};
+  args.offsets = offsets_;
+  args.token_of = token_of_.rows(0, pairs);
+  args.weights = weights_.rows(0, tokens);
+  args.slot = slot_.rows(0, tokens);
+  args.shared_gate = shared_gate_.rows(0, tokens);
+  args.activation = activation_.rows(0, pairs + tokens);
+  args.out = out;
+  return args;
 }
 
 moe_route::Args Experts::route_args(std::int64_t tokens) const {
@@ -106,11 +148,12 @@ Status Experts::run(const NormedRows& x, const PartialRows& out, Stream& stream)
   const TensorView gate_up = gate_up_.rows(0, pairs);
 
   TENON_TRY(router_.run(x, logits_.rows(0, tokens), stream));
+  TENON_TRY(shared_gate_product_.run(x, shared_gate_.rows(0, tokens), stream));
   TENON_TRY(moe_route::run(route_.at(tokens), route_args(tokens), stream));
+  if (tokens <= fused_rows_)
+    return moe_experts::run(fused_.at(tokens), fused_args(*x.fp8, out), stream);
   TENON_TRY(project_.run(x, gate_up, stream));
   TENON_TRY(finish_.run(gate_up, routed_.rows(0, pairs), stream));
-
-  TENON_TRY(shared_gate_product_.run(x, shared_gate_.rows(0, tokens), stream));
   TENON_TRY(shared_.run(x, shared_rows_.rows(0, tokens), stream));
   return moe_combine::run(combine_.at(tokens), combine_args(out), stream);
 }

@@ -8,6 +8,7 @@
 
 #include "tenon/boundary/boundary.h"
 #include "tenon/core/guard.h"
+#include "tenon/device/launch_timer.h"
 
 namespace tenon {
 namespace {
@@ -31,6 +32,7 @@ struct Site {
   NormedForms forms;
 
   Status run(const StepRows& rows, int arm, Stream& stream) {
+    LaunchTimer::name_section("boundary");
     NormedRows out;
     if (forms.bf16) out.bf16 = rows.x.bf16;
     if (forms.fp8) out.fp8 = rows.x.fp8;
@@ -43,6 +45,7 @@ struct Layer {
   Site after_mixer;
   Mlp mlp;
   Site after_mlp;
+  std::string_view mixer_name, mlp_name;  // of their sections in a timed pass
 };
 
 // What a layer consists of before the ranks have agreed on its boundaries.
@@ -101,14 +104,18 @@ Result<StepOutput> Decoder::forward(const StepView& step, CacheViews caches, Str
   TENON_TRY(check(step, caches));
   const StepRows rows = rows_.first(step.shape.tokens);
 
+  LaunchTimer::name_section("embedding");
   TENON_TRY(embedding_->run(step.token_ids, rows.partial, stream));
   TENON_TRY(after_embedding_->run(rows, step.shape.arm, stream));
   for (Layer& layer : layers_) {
+    LaunchTimer::name_section(layer.mixer_name);
     TENON_TRY(layer.mixer.run(rows.x, step, caches, rows.partial, stream));
     TENON_TRY(layer.after_mixer.run(rows, step.shape.arm, stream));
+    LaunchTimer::name_section(layer.mlp_name);
     TENON_TRY(layer.mlp.run(rows.x, rows.partial, stream));
     TENON_TRY(layer.after_mlp.run(rows, step.shape.arm, stream));
   }
+  LaunchTimer::name_section("head");
   StepOutput output;
   TENON_ASSIGN(output.logits, head_->run(rows.x, step.logit_rows, stream));
   if (step.wants_hidden) output.hidden = rows.x.bf16;
@@ -295,9 +302,14 @@ Status Decoder::join(const ModelOptions& options, Communicator& comm) {
   }
 
   after_embedding_.emplace(std::move(sites_[0]));
-  for (std::size_t i = 0; i < parts_.size(); ++i)
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    const DecoderLayer& from = spec_.layers[i];
+    const bool attends = std::holds_alternative<AttentionSpec>(from.mixer);
+    const bool routes = std::holds_alternative<ExpertsSpec>(from.mlp);
     layers_.push_back({std::move(parts_[i].mixer), std::move(sites_[2 * i + 1]),
-                       std::move(parts_[i].mlp), std::move(sites_[2 * i + 2])});
+                       std::move(parts_[i].mlp), std::move(sites_[2 * i + 2]),
+                       attends ? "attention" : "delta net", routes ? "experts" : "mlp"});
+  }
   parts_.clear();
   sites_.clear();
   return Status::ok();

@@ -22,6 +22,11 @@ int threads_of_rank(int ranks) {
 
 }  // namespace
 
+CacheMemory::Room cache_room(const EngineOptions& options, int sharers) {
+  return {options.max_context, options.max_batch, sharers, options.cache_tokens,
+          options.prefix_states};
+}
+
 Rank::Rank(const EngineOptions& options)
     : num_tokens_(options.num_tokens),
       layout_(options.max_tokens_per_step, options.max_batch,
@@ -51,6 +56,8 @@ Result<std::unique_ptr<Rank>> Rank::open(const EngineOptions& options, int rank,
   fields("max_tokens_per_step", options.max_tokens_per_step);
   fields("num_tokens", options.num_tokens);
   fields("arms", static_cast<int>(1 + options.more_stages.size()));
+  fields("cache_tokens", options.cache_tokens);
+  fields("prefix_states", options.prefix_states);
   TENON_TRY(opened->comm_->agree_equal(fields, "engine options"));
   TENON_ASSIGN(Stream stream, Stream::create(device));
   opened->stream_.emplace(std::move(stream));
@@ -69,9 +76,8 @@ Status Rank::prepare(const EngineOptions& options) {
   if (num_tokens_ <= 0) num_tokens_ = model_->num_ids();
   num_tokens_ = std::min(num_tokens_, model_->num_ids());
   const int sharers = is_host(comm_->device().target) ? ranks : 1;
-  TENON_ASSIGN(caches_,
-               CacheMemory::allocate(model_->cache_layout(),
-                                     {options.max_context, options.max_batch, sharers}, *stream_));
+  TENON_ASSIGN(caches_, CacheMemory::allocate(model_->cache_layout(), cache_room(options, sharers),
+                                              *stream_));
   TENON_ASSIGN(runner_,
                StepRunner::make({layout_, *model_, caches_.views(), *comm_, *stream_}, num_tokens_,
                                 options.graphs && env().graphs && model_->launches_only()));
@@ -79,6 +85,15 @@ Status Rank::prepare(const EngineOptions& options) {
   TENON_ASSIGN(begin_, Event::create(stream_->device()));
   TENON_ASSIGN(end_, Event::create(stream_->device()));
   return Status::ok();
+}
+
+Status Rank::broadcast(std::span<std::byte> step) {
+  const std::size_t most = layout_.bytes_without_edits();
+  TENON_TRY(comm_->broadcast(step.first(most)));
+  const StepHeader header = StepReader::header(step);
+  if (header.num_edits == 0) return Status::ok();
+  const std::size_t used = layout_.used_bytes(header.shape, header.num_edits);
+  return comm_->broadcast(step.subspan(most, used - most));
 }
 
 Status Rank::launch_step() {

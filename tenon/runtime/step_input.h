@@ -20,6 +20,7 @@ namespace tenon {
 enum class StepField : std::uint8_t {
 #define TENON_STEP_FIELD(name, element, extent) name,
 #define TENON_DRAW_FIELD TENON_STEP_FIELD
+#define TENON_HOST_FIELD TENON_STEP_FIELD
 #include "tenon/layers/step_fields.def"
   kCount
 };
@@ -28,6 +29,7 @@ enum class StepField : std::uint8_t {
 struct StepArrays {
 #define TENON_STEP_FIELD(name, element, extent) element* name = nullptr;
 #define TENON_DRAW_FIELD TENON_STEP_FIELD
+#define TENON_HOST_FIELD TENON_STEP_FIELD
 #include "tenon/layers/step_fields.def"
 };
 
@@ -47,6 +49,8 @@ struct StepHeader {
   std::int32_t continues = 0;
   std::int32_t num_sequences = 0;  // without padding; each has one row of logits, its last token's
   StepShape shape;                 // with padding
+  std::int32_t num_edits = 0;      // of logits, of all rows
+  std::int32_t num_reports = 0;    // rows that want one
 };
 
 // Where each array lies. Equal on every rank by construction.
@@ -60,8 +64,11 @@ class StepLayout {
   int max_blocks() const { return max_blocks_; }
   std::size_t offset(StepField field) const { return offset_[static_cast<std::size_t>(field)]; }
 
+  int max_edits() const { return edits_per_step(max_blocks_ * kBlockTokens); }
   // Bytes from the beginning up to the end of what a step of this shape holds.
-  std::size_t used_bytes(const StepShape& shape) const;
+  std::size_t used_bytes(const StepShape& shape, int num_edits = 0) const;
+  // Those in front of the edits, which few steps have.
+  std::size_t bytes_without_edits() const { return offset(StepField::edits); }
   // The arrays in the bytes at `base`.
   StepArrays arrays(std::byte* base) const;
 
@@ -93,6 +100,7 @@ class StepWriter {
 
  private:
   void write_sequence(const BatchEntry& entry, int row, int first_token, int block_tokens);
+  void write_draw(const BatchEntry& entry, int row, StepHeader& header);
   void pad(const StepShape& real, const StepShape& shape);
   bool continues(const BatchPlan& plan);
   const StepLayout* layout_;
@@ -105,7 +113,7 @@ class StepWriter {
 // Reads the header on the host and makes views over the same bytes on `device` at `base`.
 struct StepReader {
   static StepHeader header(std::span<const std::byte> host);
-  // What a sequence of the step has written to so far.
+  // What a sequence of the step has alone and has written to so far.
   static HeldCaches caches(const StepLayout& layout, std::span<const std::byte> host, int row);
   static StepView step(const StepLayout& layout, const StepShape& shape, void* base, Device device);
   static DrawView draw(const StepLayout& layout, const StepShape& shape, void* base, Device device);

@@ -89,6 +89,23 @@ class Bench(unittest.TestCase):
             plot = xml.etree.ElementTree.parse(paths["--svg"]).getroot()
             self.assertEqual(len(plot.findall("{*}polyline")), lines)
 
+    def test_profile_sums_parts_beside_each_other(self):
+        done = tenon("profile", "--model", MODEL, "--context", "70", "--sequences", "2", "--stages", "auto,3",
+                     "--json-file", str(self.directory / "profile.json"))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for part in ("embedding", "boundary", "attention", "delta net", "experts", "head", "draw", "between launches"):
+            self.assertIn(part, done.stdout)
+        rows = json.loads((self.directory / "profile.json").read_text())["results"]
+        for stages in ("auto", "3"):
+            mine = [row for row in rows if row["stages"] == stages]
+            self.assertAlmostEqual(sum(row["percent"] for row in mine), 100, places=6)
+            self.assertEqual([row["us"] for row in mine], sorted((row["us"] for row in mine), reverse=True))
+        boundary = {stages: sum(row["launches"] for row in rows
+                                if row["stages"] == stages and row["section"] == "boundary")
+                    for stages in ("auto", "3")}
+        self.assertEqual(boundary["auto"], 2 * LAYERS + 1)
+        self.assertGreaterEqual(boundary["3"], boundary["auto"])
+
     def test_refusals(self):
         self.assertIn('--stages', self.refused(*DECODE, "--stages", "4"))
         self.assertIn('--sequences has "0"', self.refused(*DECODE, "--sequences", "0"))

@@ -231,8 +231,8 @@ TEST(Bf16Gemm, ARowDoesNotDependOnItsGroup) {
   for_each_variant(body, {.tokens = 1, .offsets = {0, 1}});
 }
 
-// Devices choose another kernel for up to 8, 16, 32 and more rows, and copy rows that are gathered in
-// another way: all give the same bits, and those of the definition.
+// Devices choose another kernel for up to 8, 16, 32 and more rows, and copy rows that are gathered
+// in another way: all give the same bits, and those of the definition.
 TEST(Bf16Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
   if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
   const Shape shapes[] = {{.tokens = 300, .n = 200, .k = 1288, .out = DType::kF32},
@@ -259,22 +259,25 @@ TEST(Bf16Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
             << "row " << row << ", column " << n;
       }
       for (int count = 1; count <= shape.tokens; count += count < 70 ? 3 : 41) {
-        for (const bool gathered : {false, true}) {
+        for (const char* rows : {"first", "scattered", "mostly following"}) {
+          SCOPED_TRACE(rows);
           Problem picked = all;
-          if (gathered) {
-            for (int i = 0; i < count; ++i)
-              picked.shape.row_index.push_back((i * 37 + count) % shape.tokens);
-          } else {
+          if (rows[0] == 'f') {
             picked.shape.tokens = count;
+          } else {
+            for (int i = 0; i < count; ++i)
+              picked.shape.row_index.push_back((rows[0] == 's' ? i * 37 + count
+                                                : i % 29 == 5  ? count
+                                                               : i) %
+                                               shape.tokens);
           }
           const auto output = run_variant(picked, target, variant);
           for (int i = 0; i < count; ++i)
             for (int n = 0; n < shape.n; ++n)
-              ASSERT_EQ(output[static_cast<std::size_t>(i * shape.n + n)],
-                        reference[static_cast<std::size_t>(
-                            token_of(picked.shape, i) * shape.n + n)])
-                  << count << (gathered ? " gathered" : "") << " rows, row " << i << ", column "
-                  << n;
+              ASSERT_EQ(
+                  output[static_cast<std::size_t>(i * shape.n + n)],
+                  reference[static_cast<std::size_t>(token_of(picked.shape, i) * shape.n + n)])
+                  << count << " rows, row " << i << ", column " << n;
         }
       }
     }

@@ -78,6 +78,18 @@ Output run_way(const Problem& problem, const Way& way) {
           fixture.get<std::int32_t>(args.offsets), fixture.get<std::int32_t>(args.token_of)};
 }
 
+// Whether the variant takes so many tokens.
+bool takes(const Way& way, const Problem& problem) {
+  DeviceFixture fixture(way.target);
+  return bool(plan(put(fixture, problem), fixture.where(), way.variant));
+}
+Way on_cpu(const Problem& problem) {
+  for (const Variant& each : variants(kOp, Target::kCpu))
+    if (takes({Target::kCpu, each.name}, problem)) return {Target::kCpu, each.name};
+  ADD_FAILURE() << "no variant takes it";
+  return {};
+}
+
 // Experts by logit, lowest index first on ties: the order of p, but for rounding of p.
 std::vector<int> chosen_experts(const Problem& problem, int token) {
   std::vector<int> order(static_cast<std::size_t>(problem.shape.experts));
@@ -133,6 +145,7 @@ void expect_oracle(const Problem& problem, const Output& output) {
 
 void expect_same_bits(const Problem& problem, const Output& reference) {
   test::for_each_way(kOp, [&](const Way& way) {
+    if (!takes(way, problem)) return;
     const Output output = run_way(problem, way);
     EXPECT_EQ(test::bytes_of(output.weights), test::bytes_of(reference.weights));
     EXPECT_EQ(output.slot, reference.slot);
@@ -145,7 +158,7 @@ void expect_all_match(const Shape& shape) {
   SCOPED_TRACE(std::to_string(shape.tokens) + " tokens, " + std::to_string(shape.experts) +
                " experts, top " + std::to_string(shape.top_k));
   const Problem problem = make_problem(shape);
-  const Output reference = run_way(problem, test::on_cpu(kOp));
+  const Output reference = run_way(problem, on_cpu(problem));
   expect_oracle(problem, reference);
   expect_same_bits(problem, reference);
 }
@@ -164,6 +177,38 @@ TEST(MoeRoute, SortsTheLocalExpertsOnly) {
     expect_all_match(
         {.tokens = 17, .experts = 16, .top_k = 4, .first = first, .local = first == 12 ? 4 : 5});
   expect_all_match({.tokens = 40, .experts = 512, .top_k = 10, .first = 256, .local = 256});
+}
+
+// More than a block holds.
+TEST(MoeRoute, ManyTokensAreSortedInParts) {
+  for (const int tokens : {17, 63, 64, 65, 127, 128, 300})
+    expect_all_match({.tokens = tokens, .experts = 70, .top_k = 8, .first = 10, .local = 45});
+  expect_all_match({.tokens = 130, .experts = 300, .top_k = 10, .local = 300});
+  const Problem many = make_problem({.tokens = 2000, .experts = 256, .top_k = 8, .local = 256});
+  for (const Target target : test::usable_targets())
+    if (!test::is_slow(target)) expect_oracle(many, run_way(many, {target, "in_parts"}));
+}
+
+// A plan serves calls with fewer tokens.
+TEST(MoeRoute, APlanForMoreTokensGivesTheSame) {
+  for (const auto& [most, fewer] : {std::pair{16, 3}, {300, 70}, {300, 0}}) {
+    const Problem large = make_problem({.tokens = most, .experts = 20, .top_k = 3, .local = 20});
+    const Problem problem =
+        make_problem({.tokens = fewer, .experts = 20, .top_k = 3, .local = 20}, 2);
+    test::for_each_way(kOp, [&](const Way& way) {
+      if (!takes(way, large)) return;
+      DeviceFixture fixture(way.target);
+      const auto planned = plan(put(fixture, large), fixture.where(), way.variant);
+      ASSERT_TRUE(planned) << planned.status().to_string();
+      const Args args = put(fixture, problem);
+      const Status ran = run(*planned, args, fixture.stream());
+      ASSERT_TRUE(ran) << ran.to_string();
+      expect_oracle(
+          problem,
+          {fixture.get<float>(args.weights), fixture.get<std::int32_t>(args.slot),
+           fixture.get<std::int32_t>(args.offsets), fixture.get<std::int32_t>(args.token_of)});
+    });
+  }
 }
 
 TEST(MoeRoute, TiesGoToTheLowestIndex) {
@@ -216,9 +261,10 @@ int expert_of_row(const Output& output, std::int32_t row) {
 
 // The same experts and the same weights.
 TEST(MoeRoute, ATokenDoesNotDependOnTheOthers) {
-  const Problem all = make_problem({.tokens = 20, .experts = 64, .top_k = 4, .local = 64});
+  constexpr int kTokens = 16;
+  const Problem all = make_problem({.tokens = kTokens, .experts = 64, .top_k = 4, .local = 64});
   test::for_each_way(kOp, [&](const Way& way) {
-    test::expect_rows_alone_equal_together(20, [&](const std::vector<int>& tokens) {
+    test::expect_rows_alone_equal_together(kTokens, [&](const std::vector<int>& tokens) {
       Problem some = all;
       some.shape.tokens = static_cast<int>(tokens.size());
       some.logits.clear();

@@ -5,91 +5,15 @@
 #include <gtest/gtest.h>
 
 #include <map>
-#include <mutex>
 #include <random>
 
-#include "tenon/runtime/engine.h"
-#include "tests/support/small_model.h"
+#include "tests/runtime/witness.h"
 #include "tests/support/targets.h"
 
 namespace tenon {
 namespace {
 
-using Tokens = std::vector<std::int32_t>;
-
-// Hashes of logits by rank and by the sequence that they follow. Ranks are threads.
-class Record {
- public:
-  void add(int rank, const Tokens& sequence, std::uint64_t hash) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto [at, is_new] = hashes_.emplace(std::pair{rank, sequence}, hash);
-    if (!is_new && at->second != hash) ++differences_;
-  }
-  void clear() {
-    hashes_.clear();
-    differences_ = 0;
-  }
-  std::size_t size() const { return hashes_.size(); }
-  int differences() const { return differences_; }
-
- private:
-  std::mutex mutex_;
-  std::map<std::pair<int, Tokens>, std::uint64_t> hashes_;
-  int differences_ = 0;
-};
-
-// What a stream's device holds, on the host.
-template <class T>
-Result<std::vector<T>> read(const TensorView& from, Stream& stream) {
-  std::vector<T> values(static_cast<std::size_t>(from.size()));
-  TENON_TRY(stream.copy(values.data(), from.data, from.bytes()));
-  TENON_TRY(stream.synchronize());
-  return values;
-}
-
-// A model that writes down what it makes.
-class Witness : public Model {
- public:
-  Witness(std::unique_ptr<Model> model, int rank, Record& record)
-      : model_(std::move(model)), rank_(rank), record_(record) {}
-
-  CacheLayout cache_layout() const override { return model_->cache_layout(); }
-  int vocab_size() const override { return model_->vocab_size(); }
-  int num_ids() const override { return model_->num_ids(); }
-  std::vector<std::int32_t> eos_ids() const override { return model_->eos_ids(); }
-  std::vector<BoundaryUse> boundary_uses(const StepCounts& steps) const override {
-    return model_->boundary_uses(steps);
-  }
-  bool launches_only() const override { return false; }
-  std::int64_t weight_bytes() const override { return model_->weight_bytes(); }
-
-  Result<StepOutput> forward(const StepView& step, CacheViews caches, Stream& stream) override {
-    TENON_ASSIGN(const StepOutput made, model_->forward(step, caches, stream));
-    const LogitsShard& shard = made.logits;
-    TENON_ASSIGN(const auto ids, read<std::int32_t>(step.token_ids, stream));
-    TENON_ASSIGN(const auto starts, read<std::int32_t>(step.sequence_starts, stream));
-    TENON_ASSIGN(const auto slots, read<std::int32_t>(step.state_to, stream));
-    TENON_ASSIGN(const auto fresh, read<std::int32_t>(step.fresh, stream));
-    TENON_ASSIGN(const auto logits, read<float>(shard.logits, stream));
-    const auto width = static_cast<std::size_t>(shard.logits.shape[1]);
-    for (std::size_t s = 0; s < static_cast<std::size_t>(step.shape.sequences); ++s) {
-      if (starts[s] == starts[s + 1]) continue;  // padding
-      Tokens& so_far = by_slot_[slots[s]];
-      if (fresh[s] != 0) so_far.clear();
-      so_far.insert(so_far.end(), ids.begin() + starts[s], ids.begin() + starts[s + 1]);
-      const std::string_view bytes(reinterpret_cast<const char*>(&logits[s * width]),
-                                   width * sizeof(float));
-      record_.add(rank_, so_far, test::fnv1a64(bytes));
-    }
-    return made;
-  }
-
- private:
-  std::unique_ptr<Model> model_;
-  int rank_;
-  Record& record_;
-  std::map<std::int32_t, Tokens> by_slot_;
-};
+using test::Tokens;
 
 struct Way {
   int max_batch = 1;
@@ -122,16 +46,7 @@ class Exactness : public testing::Test {
     options.max_batch = way.max_batch;
     options.max_tokens_per_step = way.max_tokens_per_step;
     options.force_stage = static_cast<StagePolicy>(way.force_stage);
-    auto engine = Engine::open(
-        options, [&](Communicator& comm, Stream& stream) -> Result<std::unique_ptr<Model>> {
-          ModelOptions wanted;
-          wanted.max_tokens_per_step = options.max_tokens_per_step;
-          wanted.max_sequences = options.max_batch;
-          wanted.max_context = options.max_context;
-          wanted.force_stage = options.force_stage;
-          TENON_ASSIGN(auto model, open_model(options.model, wanted, comm, stream));
-          return std::unique_ptr<Model>(new Witness(std::move(model), comm.rank(), record_));
-        });
+    auto engine = Engine::open(options, test::witness_factory(options, record_));
     EXPECT_TRUE(engine) << engine.status().to_string();
     std::map<std::size_t, Tokens> made;
     if (!engine) return made;
@@ -171,7 +86,7 @@ class Exactness : public testing::Test {
 
   static constexpr int kDrawn = 4;
   std::vector<Tokens> prompts_;
-  Record record_;
+  test::Record record_;
 };
 
 // All in one engine that runs one sequence at a time; then 16 and 64 at a time, shuffled, with

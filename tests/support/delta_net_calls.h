@@ -168,7 +168,9 @@ inline gated_delta_net::Args put_step(DeviceFixture& fixture, const Weights& wei
                                 {states.slots, gated_delta_net::kKeptInputs, weights.conv_dim()});
   args.state = fixture.put(states.state, DType::kF32, {states.slots, weights.v_heads, kD, kD});
   args.scratch = fixture.blank(  // NaN
-      DType::kBF16, {tokens, gated_delta_net::scratch_columns(weights.k_heads, weights.v_heads)},
+      DType::kBF16,
+      {tokens,
+       gated_delta_net::scratch_columns(weights.k_heads, weights.v_heads, fixture.device().target)},
       0xff);
   if (options.bf16)
     args.out.bf16 = fixture.rows(DType::kBF16, tokens, weights.value_dim(),
@@ -186,11 +188,12 @@ inline gated_delta_net::Args put_step(DeviceFixture& fixture, const Weights& wei
   return args;
 }
 
-// The variant that a plan forced to `way` has: chunked and decode leave each other's steps to one
-// another, or to the recurrence where there is no decode.
+// The variant that a plan forced to `way` has: those with chunks and decode leave each other's
+// steps to one another, or to the recurrence where there is no decode.
 inline std::string_view served_by(const Way& way, int max_tokens_per_sequence) {
   const bool decodes = max_tokens_per_sequence <= 1;
-  if (way.variant == "chunked" && decodes) return wave_of(way.target) > 1 ? "decode" : "recurrent";
+  if ((way.variant == "chunked" || way.variant == "tiles") && decodes)
+    return wave_of(way.target) > 1 ? "decode" : "recurrent";
   return way.variant == "decode" && !decodes ? "chunked" : way.variant;
 }
 

@@ -65,8 +65,8 @@ inline float wgmma(const float* x, const float* w, float sum, const WgmmaKind& k
   for (int k = 0; k < kind.depth; ++k) {
     const NumberParts a = parts_of(x[k], kind), b = parts_of(w[k], kind);
     if (a.value == 0 || b.value == 0) continue;
-    total += cut_towards_zero(a.value * b.value,
-                              unit - (a.exponent + b.exponent - 2 * kind.fractions));
+    total +=
+        cut_towards_zero(a.value * b.value, unit - (a.exponent + b.exponent - 2 * kind.fractions));
   }
   const auto size = static_cast<std::uint64_t>(total < 0 ? -total : total);
   const int drop = std::max(static_cast<int>(std::bit_width(size)) - 1 - kind.sum_bits, 0);
@@ -81,8 +81,8 @@ inline float wgmma_block(const float* x, const float* w, const WgmmaKind& kind) 
   return sum;
 }
 
-// How far a block sum of e4m3 may be from the exact one, as a part of the sum of its terms' magnitudes: an
-// instruction cuts 33 terms and their sum, each by less than 2^-13 of the largest.
+// How far a block sum of e4m3 may be from the exact one, as a part of the sum of its terms'
+// magnitudes: an instruction cuts 33 terms and their sum, each by less than 2^-13 of the largest.
 inline constexpr double kWgmmaBlockError = 128 / kWgmmaE4m3.depth * 34 * 0x1p-13;
 
 }  // namespace tenon::test

@@ -1,6 +1,8 @@
 // The backend of CUDA and of HIP: streams, memory, launches, graphs and events through the vendor's
 // runtime. The two spell nearly everything alike: VENDOR(Malloc) is cudaMalloc or hipMalloc.
 // The HIP half has been compiled by nobody who could run it.
+#include <cxxabi.h>
+
 #include <array>
 #include <cstdint>
 #include <cstdlib>
@@ -13,6 +15,7 @@
 #include "tenon/device/backends.h"
 #include "tenon/device/cuda_hip/peer_memory.h"
 #include "tenon/device/cuda_hip/vendor.h"
+#include "tenon/device/launch_timer.h"
 
 namespace tenon {
 namespace {
@@ -24,6 +27,26 @@ struct DeviceStream {
   VendorStream stream = nullptr;
   int device = 0;
 };
+
+// "tenon::cuda::rope::(anonymous namespace)::head_kernel(…)"
+std::string name_of_kernel(const void* kernel) {
+  const char* name = nullptr;
+#if defined(TENON_HAS_CUDA)
+  const bool known = cudaFuncGetName(&name, kernel) == cudaSuccess;
+#else
+  name = hipKernelNameRefByPtr(kernel, nullptr);
+  const bool known = name != nullptr;
+#endif
+  if (!known) {
+    (void)VENDOR(GetLastError)();
+    return "kernel";
+  }
+  int failed = 0;
+  char* const plain = abi::__cxa_demangle(name, nullptr, nullptr, &failed);
+  const std::string found = failed == 0 ? plain : name;
+  std::free(plain);
+  return found;
+}
 
 class VendorBackend final : public Backend {
  public:
@@ -159,6 +182,11 @@ class VendorBackend final : public Backend {
   }
 
   Status launch(void* stream, const LaunchShape& shape, const KernelCall& call) override {
+    return timed(
+        stream, [&] { return name_of_kernel(call.kernel); },
+        [&] { return launch_now(stream, shape, call); });
+  }
+  Status launch_now(void* stream, const LaunchShape& shape, const KernelCall& call) {
     TENON_TRY(keep_device(device_of(stream)));
     TENON_TRY(allow_shared(call.kernel, device_of(stream), shape.shared_bytes));
     std::array<void*, 1> args{const_cast<void*>(call.args)};
@@ -205,13 +233,22 @@ class VendorBackend final : public Backend {
   Status copy(void* stream, void* to, const void* from, std::size_t bytes) override {
     if (bytes == 0) return Status::ok();
     TENON_TRY(keep_device(device_of(stream)));
-    return to_status(VENDOR(MemcpyAsync)(to, from, bytes, VENDOR(MemcpyDefault), as_stream(stream)),
-                     "MemcpyAsync");
+    return timed(
+        stream, [] { return "copy"; },
+        [&] {
+          return to_status(
+              VENDOR(MemcpyAsync)(to, from, bytes, VENDOR(MemcpyDefault), as_stream(stream)),
+              "MemcpyAsync");
+        });
   }
   Status fill(void* stream, void* to, std::uint8_t byte, std::size_t bytes) override {
     if (bytes == 0) return Status::ok();
     TENON_TRY(keep_device(device_of(stream)));
-    return to_status(VENDOR(MemsetAsync)(to, byte, bytes, as_stream(stream)), "MemsetAsync");
+    return timed(
+        stream, [] { return "fill"; },
+        [&] {
+          return to_status(VENDOR(MemsetAsync)(to, byte, bytes, as_stream(stream)), "MemsetAsync");
+        });
   }
   Status host_call(void* stream, void (*call)(void*), void* data) override {
     TENON_TRY(keep_device(device_of(stream)));

@@ -31,12 +31,41 @@ Status check_shapes(const Args& args, Dims& dims) {
   return check_normed_rows(args.out, kBF16, args.q.device, rows);
 }
 
+Status check_heads(const NewHeads& heads, Dims& dims) {
+  constexpr auto kBF16 = DType::kBF16;
+  constexpr auto kI32 = DType::kI32;
+  TENON_TRY(match("heads.k", heads.k, {kBF16}, {"tokens", "kv_heads", "head_dim"}, dims));
+  TENON_TRY(match("heads.v", heads.v, {kBF16}, {"tokens", "kv_heads", "head_dim"}, dims));
+  TENON_TRY(match("heads.q_norm", heads.q_norm, {kBF16, DType::kF32}, {"head_dim"}, dims));
+  TENON_TRY(match("heads.k_norm", heads.k_norm, {heads.q_norm.dtype}, {"head_dim"}, dims));
+  TENON_TRY(match("heads.positions", heads.positions, {kI32}, {"tokens"}, dims));
+  TENON_TRY(
+      match("heads.cos_sin", heads.cos_sin, {DType::kF32}, {"max_positions", "rotary_dim"}, dims));
+  TENON_TRY(match("heads.slot_mapping", heads.slot_mapping, {kI32}, {"tokens"}, dims));
+  for (const auto* rows : {&heads.k, &heads.v})
+    if (!rows->rows_contiguous())
+      return refuse("heads.k or heads.v is " + describe(*rows) + " with a strided last dimension");
+  for (const auto* whole :
+       {&heads.q_norm, &heads.k_norm, &heads.positions, &heads.cos_sin, &heads.slot_mapping})
+    if (!whole->contiguous())
+      return refuse(describe(*whole) + " is strided; of heads only k and v may be");
+  const std::int64_t rotary_dim = dims["rotary_dim"];
+  if (rotary_dim < 2 || rotary_dim > dims["head_dim"] || rotary_dim % 2 != 0)
+    return refuse("heads.cos_sin has rotary_dim " + std::to_string(rotary_dim) +
+                  "; even numbers up to head_dim are accepted");
+  if (dims["max_positions"] < 1) return refuse("heads.cos_sin has no positions");
+  return Status::ok();
+}
+
 Status check_layout(const Args& args) {
   if (args.gate && !args.gate->rows_contiguous())
     return refuse("gate is " + describe(*args.gate) + " with a strided last dimension; heads " +
                   "must be contiguous, token and head strides are free");
-  for (const auto* whole : {&args.q, &args.k_cache, &args.v_cache, &args.block_table,
-                            &args.sequence_starts, &args.sequence_lengths})
+  if (args.heads ? !args.q.rows_contiguous() : !args.q.contiguous())
+    return refuse("q is " + describe(args.q) +
+                  " and strided; it must be contiguous, or with heads " + "in its last dimension");
+  for (const auto* whole : {&args.k_cache, &args.v_cache, &args.block_table, &args.sequence_starts,
+                            &args.sequence_lengths})
     if (!whole->contiguous())
       return refuse(describe(*whole) + " is strided; all views that are read, but gate, must be " +
                     "contiguous");
@@ -49,6 +78,13 @@ Status check(const Args& args) {
   Dims dims;
   TENON_TRY(check_shapes(args, dims), "attention.check");
   TENON_TRY(check_layout(args), "attention.check");
+  if (args.heads) {
+    TENON_TRY(check_heads(*args.heads, dims), "attention.check");
+    if (!args.decode_only)
+      return refuse(
+          "attention.check: heads are given for a step that may have prompts; they are "
+          "accepted where decode_only is said");
+  }
   const std::int64_t head_dim = dims["head_dim"];
   if (head_dim < 8 || head_dim > kMaxHeadDim || head_dim % 8 != 0)
     return refuse("attention.check: head_dim is " + std::to_string(head_dim) +
@@ -72,8 +108,8 @@ std::int64_t workspace_bytes(const Args& args, const PlanContext& where) {
   if (where.properties.cuda_capability != 90 || args.q.shape[2] != kMaxHeadDim) return 0;
   const std::int64_t context = args.block_table.shape[1] * args.k_cache.shape[1];
   const std::int64_t partials = args.block_table.shape[0] * (context / kPartialTokens + 1);
-  return kCounterBytes + std::min(partials * kv_heads, kMostSlots) *
-                             slot_bytes(rows_of_rank(static_cast<int>(group)));
+  return kFirstsBytes + std::min(partials * kv_heads, kMostSlots) *
+                            slot_bytes(rows_of_rank(static_cast<int>(group)));
 }
 
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {

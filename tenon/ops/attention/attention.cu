@@ -239,6 +239,8 @@ TENON_KERNEL_MAX(kThreads) tiled_kernel(KernelArgs args) {
 }
 
 Status supports(const Args& args, const PlanContext&, Recipe* recipe) {
+  if (args.heads)
+    return Status::error(Code::kUnsupported, "it takes heads that rope has normed and rotated");
   // Each sequence, and the rows behind them, rounds up to whole tiles; surplus blocks do nothing.
   const std::int64_t tokens = args.q.shape[0], sequences = args.block_table.shape[0];
   const std::int64_t kv_heads = args.k_cache.shape[2], group = args.q.shape[1] / kv_heads;

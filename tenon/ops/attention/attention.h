@@ -35,8 +35,22 @@ inline constexpr int kMaxHeadDim = 256;
 inline constexpr int kTileTokens = 64;      // the running maximum moves once per tile
 inline constexpr int kPartialTokens = 256;  // positions with a softmax of their own
 
+// What stands between the projections and attention, done on the way: the op rope
+// (ops/rope/rope.h), with the same bits. q, k and v are as projected; k and v of each token go
+// where slot_mapping says.
+struct NewHeads {
+  TensorView k, v;            // [tokens, kv_heads, head_dim] bf16; token and head strides free
+  TensorView q_norm, k_norm;  // [head_dim] bf16 or f32, both of one type
+  float eps = 1e-6f;
+  float norm_offset = 1;    // added to the weights of q_norm and k_norm, in fp32
+  TensorView positions;     // i32 [tokens]
+  TensorView cos_sin;       // f32 [max positions, rotary_dim]: rotary_dim/2 cosines, then sines
+  TensorView slot_mapping;  // i32 [tokens]: where the cache has the token's position; −1: nowhere
+};
+
 struct Args {
-  TensorView q;                    // [tokens, q_heads, head_dim] bf16, contiguous
+  // [tokens, q_heads, head_dim] bf16; contiguous, but with `heads` token and head strides are free
+  TensorView q;
   std::optional<TensorView> gate;  // [tokens, q_heads, head_dim] bf16; token and head strides free
   TensorView k_cache, v_cache;     // [blocks, block_tokens, kv_heads, head_dim] bf16, contiguous
   TensorView block_table;          // i32 [sequences, max blocks]
@@ -46,9 +60,12 @@ struct Args {
   NormedRows out;  // [tokens, q_heads · head_dim]: bf16, fp8, or both; fp8 groups divide head_dim
   // No sequence has more than one token in a call; a plan then has no kernel for prompts.
   bool decode_only = false;
-  // Memory for results of partials: u8 [workspace_bytes()] at a multiple of 256 bytes, zeros before
-  // its first call. A call leaves it ready for the next one of the same stream, of any shape.
-  // Without it only variants that need none are chosen.
+  // Calls for decode_only steps alone; the last position of each sequence is taken from here, not
+  // from the cache. Where no variant does it plan() refuses: rope and a call without it do.
+  std::optional<NewHeads> heads;
+  // Memory for results of partials: u8 [workspace_bytes()] at a multiple of 256 bytes. Calls of one
+  // stream may share it; what it holds does not matter. Without it only variants that need none are
+  // chosen.
   std::optional<TensorView> workspace;
 };
 

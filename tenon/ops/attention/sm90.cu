@@ -1,7 +1,7 @@
 // The variant of Hopper: what it serves, its two kernels and their launch.
 #include "tenon/device/variant.h"
 #include "tenon/ops/attention/attention.h"
-#include "tenon/ops/attention/sm90_decode.cuh"
+#include "tenon/ops/attention/sm90_join.cuh"
 #include "tenon/ops/attention/sm90_prefill.cuh"
 
 namespace tenon::TENON_TARGET::attention {
@@ -10,7 +10,7 @@ namespace {
 using Args = tenon::attention::Args;
 static_assert(kTile == tenon::attention::kTileTokens);
 static_assert(kPartial == tenon::attention::kPartialTokens);
-using tenon::attention::kCounterBytes;
+using tenon::attention::kFirstsBytes;
 using tenon::attention::rows_of_rank;
 using tenon::attention::slot_bytes;
 
@@ -42,6 +42,9 @@ Status check_model(const Args& args, const PlanContext& where) {
   if (args.out.fp8 && (args.out.fp8->layout != ScaleLayout::kRow || args.out.fp8->group != 128 ||
                        args.out.fp8->data.dtype != DType::kE4M3))
     return no("fp8 rows are wanted in another form than e4m3 in groups of 128 with scales by rows");
+  if (args.heads && args.heads->cos_sin.shape[1] != kRotaryDim)
+    return no("rotary_dim is " + text(args.heads->cos_sin.shape[1]) + "; with heads it is for " +
+              text(kRotaryDim));
   if (!args.workspace) return no("it needs a workspace");
   return Status::ok();
 }
@@ -54,11 +57,9 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   const int group = group_of(args), rows = rows_of_rank(group);
   if (sequences > kMostSequences)
     return no(text(sequences) + " sequences are over the limit of " + text(kMostSequences));
-  if (sequences * kv_heads * tenon::attention::kClusterRanks > tenon::attention::kWorkspaceCounters)
-    return no(text(sequences) + " sequences of " + text(kv_heads) + " kv heads are too many");
-  if (static_cast<std::int64_t>(args.workspace->bytes()) < kCounterBytes + slot_bytes(rows))
+  if (static_cast<std::int64_t>(args.workspace->bytes()) < kFirstsBytes + slot_bytes(rows))
     return no("the workspace has " + text(static_cast<std::int64_t>(args.workspace->bytes())) +
-              " bytes; it needs at least " + text(kCounterBytes + slot_bytes(rows)));
+              " bytes; it needs at least " + text(kFirstsBytes + slot_bytes(rows)));
   if (!args.decode_only) {
     const std::int64_t blocks = (tokens * group / kPromptRows + sequences) * kv_heads * 2;
     if (blocks > kMostBlocks) return no(text(blocks) + " blocks are too many");
@@ -80,7 +81,38 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   shape.shared_bytes = rows == 2 ? sizeof(DecodeShared<2>) : sizeof(DecodeShared<4>);
   shape.early = where.may_start_early;
   recipe->launch("decode_kernel", shape);
+  shape = {};
+  shape.blocks =
+      tokens == 0
+          ? 0
+          : static_cast<int>((sequences * args.q.shape[1] * 2 + kJoinWarps - 1) / kJoinWarps);
+  shape.threads = kJoinThreads;
+  shape.early = where.may_start_early;
+  if (context > kPartial) recipe->launch("join_kernel", shape);
   return Status::ok();
+}
+
+NewHeads heads_of(const Args& args) {
+  const tenon::attention::NewHeads& from = *args.heads;
+  NewHeads to{};
+  to.k = from.k.as<const bf16>();
+  to.v = from.v.as<const bf16>();
+  to.q_norm = from.q_norm.data;
+  to.k_norm = from.k_norm.data;
+  to.wide_norms = from.q_norm.dtype == DType::kF32;
+  to.positions = from.positions.as<const std::int32_t>();
+  to.slots = from.slot_mapping.as<const std::int32_t>();
+  to.cos_sin = from.cos_sin.as<const float>();
+  to.k_cache = args.k_cache.as<bf16>();
+  to.v_cache = args.v_cache.as<bf16>();
+  to.k_token_stride = from.k.stride[0];
+  to.k_head_stride = from.k.stride[1];
+  to.v_token_stride = from.v.stride[0];
+  to.v_head_stride = from.v.stride[1];
+  to.eps = from.eps;
+  to.norm_offset = from.norm_offset;
+  to.max_positions = static_cast<int>(from.cos_sin.shape[0]);
+  return to;
 }
 
 Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
@@ -94,6 +126,9 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   TENON_ASSIGN(call.v,
                ::tenon::sm90::tile_map(args.v_cache.data, positions, row_bytes, row_bytes, kTile));
   call.q = args.q.as<const bf16>();
+  call.q_token_stride = args.q.stride[0];
+  call.q_head_stride = args.q.stride[1];
+  if (args.heads) call.heads = heads_of(args);
   if (args.gate) {
     call.gate = args.gate->as<const bf16>();
     call.gate_token_stride = args.gate->stride[0];
@@ -107,10 +142,10 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
     call.out_stride = args.out.bf16->stride[0];
   }
   call.quant = quant_spec(args.out.fp8);
-  call.counters = args.workspace->as<std::uint32_t>();
-  call.slots = args.workspace->as<std::byte>() + kCounterBytes;
+  call.firsts = args.workspace->as<std::int32_t>();
+  call.slots = args.workspace->as<std::byte>() + kFirstsBytes;
   call.num_slots = static_cast<int>(
-      (static_cast<std::int64_t>(args.workspace->bytes()) - kCounterBytes) / slot_bytes(rows));
+      (static_cast<std::int64_t>(args.workspace->bytes()) - kFirstsBytes) / slot_bytes(rows));
   call.scale = args.scale * 0x1.715476p0f;  // log2 e
   call.tokens = static_cast<int>(args.q.shape[0]);
   call.sequences = static_cast<int>(args.block_table.shape[0]);
@@ -120,11 +155,14 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   call.num_blocks = static_cast<int>(args.k_cache.shape[0]);
   call.block_tokens = static_cast<int>(args.k_cache.shape[1]);
   call.max_blocks = static_cast<int>(args.block_table.shape[1]);
-  std::size_t next = 0;
-  if (recipe.launches.size() > 1)
-    TENON_TRY(tenon::launch(stream, recipe.launches[next++].shape, prefill_kernel, call));
-  return tenon::launch(stream, recipe.launches[next].shape,
-                       rows == 2 ? decode_kernel<2> : decode_kernel<4>, call);
+  for (const KernelLaunch& each : recipe.launches) {
+    const auto kernel = each.kernel == "prefill_kernel" ? prefill_kernel
+                        : each.kernel == "join_kernel"  ? join_kernel
+                        : rows == 2                     ? decode_kernel<2>
+                                                        : decode_kernel<4>;
+    TENON_TRY(tenon::launch(stream, each.shape, kernel, call));
+  }
+  return Status::ok();
 }
 
 }  // namespace

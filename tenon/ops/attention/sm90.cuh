@@ -20,6 +20,7 @@ namespace tenon::TENON_TARGET::attention {
 
 using namespace sm90;
 using tenon::attention::kClusterRanks;
+using tenon::attention::kMostSequences;
 using tenon::attention::rank_bytes;
 
 inline constexpr int kHeadDim = 256;
@@ -28,14 +29,30 @@ inline constexpr int kPartial = 256;
 inline constexpr int kSlabBytes = kTile * 128;     // 64 positions, 64 components of each
 inline constexpr int kTileBytes = 4 * kSlabBytes;  // a tile of k or v
 
+inline constexpr int kRotaryDim = 64;
+
+// For calls that do the work of rope (attention.h). k is null where rope has been there before.
+struct NewHeads {
+  const bf16 *k, *v;
+  const void *q_norm, *k_norm;  // bf16, or f32 if wide_norms
+  const std::int32_t *positions, *slots;
+  const float* cos_sin;  // [max_positions, kRotaryDim]
+  bf16 *k_cache, *v_cache;
+  std::int64_t k_token_stride, k_head_stride, v_token_stride, v_head_stride;
+  float eps, norm_offset;
+  int max_positions;
+  bool wide_norms;
+};
+
 struct Sm90Call {
-  TensorMap k, v;        // [positions of the cache, kv_heads · 256], in tiles of 64
+  TensorMap k, v;  // [positions of the cache, kv_heads · 256], in tiles of 64
+  NewHeads heads;
   const bf16 *q, *gate;  // gate may be null
   const std::int32_t *block_table, *starts, *lengths;
-  bf16* out;  // null where nobody wants bf16 rows
-  std::uint32_t* counters;
+  bf16* out;             // null where nobody wants bf16 rows
+  std::int32_t* firsts;  // [sequences + 1]
   std::byte* slots;
-  std::int64_t gate_token_stride, gate_head_stride, out_stride;
+  std::int64_t q_token_stride, q_head_stride, gate_token_stride, gate_head_stride, out_stride;
   QuantSpec quant;  // scales by rows, groups of 128
   float scale;      // times log2 e
   int tokens, sequences, q_heads, kv_heads, group;
@@ -69,27 +86,31 @@ TENON_DEVICE void clear_tail(std::byte* tile, int slabs, int from, int thread, i
   fence_async();
 }
 
+// The gates of a head of a token, two neighbours in a word; none where `row` is null.
+struct Gates {
+  const bf16* row;
+};
+TENON_DEVICE Gates gates_of(const Sm90Call& call, int token, int head) {
+  return {call.gate == nullptr
+              ? nullptr
+              : call.gate + token * call.gate_token_stride + head * call.gate_head_stride};
+}
+TENON_DEVICE std::uint32_t read_gates(const Gates& gate, int column) {
+  return gate.row == nullptr ? 0u : *reinterpret_cast<const std::uint32_t*>(gate.row + column);
+}
+
 // rne(rne(sum / total) · sigmoid(gate)) of two neighbours in a word. A row that saw nothing is
 // zero.
 TENON_DEVICE std::uint32_t finish_pair(float total, float inverse, float a, float b,
-                                       const bf16* gate) {
+                                       const Gates& gate, std::uint32_t gates) {
   if (total == 0.0f) return 0;
   const std::uint32_t both = convert_bf16x2(a * inverse, b * inverse);
-  if (gate == nullptr) return both;
-  const std::uint32_t gates = *reinterpret_cast<const std::uint32_t*>(gate);
+  if (gate.row == nullptr) return both;
   return convert_bf16x2(low_half<bf16>(both) * sigmoid_f(low_half<bf16>(gates)),
                         high_half<bf16>(both) * sigmoid_f(high_half<bf16>(gates)));
 }
 TENON_DEVICE std::uint32_t larger_half(std::uint32_t word) {
   return larger(word & 0x7fffu, word >> 16 & 0x7fffu);
-}
-TENON_DEVICE const bf16* gate_of(const Sm90Call& call, int token, int head) {
-  return call.gate == nullptr
-             ? nullptr
-             : call.gate + token * call.gate_token_stride + head * call.gate_head_stride;
-}
-TENON_DEVICE const bf16* offset(const bf16* row, int column) {
-  return row == nullptr ? nullptr : row + column;
 }
 
 // Two words of two neighbours each, in columns [column, column + 2) and [column + 8, column + 10).

@@ -1,19 +1,26 @@
 // Attention of sequences with one token in the step. A cluster of four blocks works on a partial,
 // each on one tile of 64 positions. All need the maxima of the tiles before theirs, and each ends
-// with some of the q heads and all tiles: they send them to each other. Partials meet in a slot of
-// the workspace each; the block that comes last for its heads joins them from left to right. Where
-// slots are too few a cluster walks over all partials of its sequence instead. No bit depends on
-// that.
+// with some of the q heads and all tiles: they send them to each other. Partials of a sequence that
+// has several go to a slot of the workspace each, and join_kernel joins them from left to right.
+// Where slots are too few a cluster walks over all partials of its sequence instead. No bit depends
+// on that. Of a block four warps compute, and one fetches tiles.
 #pragma once
 
 #include "tenon/ops/attention/sm90.cuh"
+#include "tenon/ops/attention/sm90_heads.cuh"
 
 namespace tenon::TENON_TARGET::attention {
 
-inline constexpr int kDecodeThreads = 128, kDecodeWarps = 4;
-inline constexpr int kMostSequences = 4096;
+inline constexpr int kComputeWarps = 4, kComputeThreads = 128;
+inline constexpr int kDecodeThreads = kComputeThreads + 32;
 inline constexpr int kQueryBytes = 512 + 16,
                      kWeightBytes = 128 + 16;  // of a row: no bank conflicts
+
+// What a step says of its sequences with one token.
+struct Sequences {
+  int firsts[kMostSequences + 1];  // partials of those before each
+  int lengths[kMostSequences], tokens[kMostSequences], positions[kMostSequences];
+};
 
 template <int kRowsEach>
 struct DecodeShared {
@@ -24,16 +31,16 @@ struct DecodeShared {
   // 8 and c + 9 of a tile's weighted values.
   float4 inbox[kClusterRanks][kRowsEach * 64];
   float peaks[2][kClusterRanks][16], totals[kClusterRanks][16];  // of each tile, by rows
-  float warp_peaks[kDecodeWarps][16], warp_totals[kDecodeWarps][16];
-  Mbarrier k_full, v_full, peaks_full[2], inbox_full;
-  int is_last;
-  int firsts[kMostSequences + 1];  // partials of the sequences before each
+  float warp_peaks[kComputeWarps][16], warp_totals[kComputeWarps][16];
+  Mbarrier k_full, v_full, k_empty, v_empty, peaks_full[2], inbox_full;
+  HeadNorms norms;
+  Sequences sequences;
 };
 
 // A partial of one sequence and kv head.
 struct Part {
   int sequence = -1;  // −1: none
-  int kv_head = 0, partial = 0, partials = 0, context = 0, token = 0;
+  int kv_head = 0, partial = 0, partials = 0, context = 0, token = 0, position = 0;
   TENON_HD int visible(int tile) const {
     const int left = context - partial * kPartial - tile * kTile;
     return left < 0 ? 0 : left < kTile ? left : kTile;
@@ -42,27 +49,35 @@ struct Part {
     const int left = context - partial * kPartial;
     return left <= 0 ? 0 : left >= kPartial ? kClusterRanks : (left + kTile - 1) / kTile;
   }
+  // Whether the step's own token stands in this tile, as its last visible position.
+  TENON_HD bool is_newest(int tile) const {
+    return context > 0 && (context - 1) / kTile == partial * (kPartial / kTile) + tile;
+  }
 };
 
 // Which parts a cluster works on, in order.
 struct Walk {
   const Sm90Call& call;
-  const int* firsts;
+  const Sequences& sequences;
   int clusters;
   bool in_slots;  // every partial has a slot; else a cluster takes all of a sequence
   int at;         // number of the part, or of the sequence and kv head
 };
 
-// One warp: the number of partials of sequences with one token.
-TENON_DEVICE void count_partials(const Sm90Call& call, int* firsts) {
+// One warp: the sequences with one token.
+TENON_DEVICE void read_sequences(const Sm90Call& call, Sequences& to) {
   const int lane = thread_id() % kWave;
   int before = 0;
   for (int base = 0; base < call.sequences; base += kWave) {
     const int s = base + lane;
     int count = 0;
-    if (s < call.sequences && call.starts[s + 1] - call.starts[s] == 1) {
-      const int context = call.lengths[s];
-      count = context > kPartial ? ceil_div(context, kPartial) : 1;
+    if (s < call.sequences) {
+      const int token = call.starts[s], end = call.starts[s + 1], context = call.lengths[s];
+      if (end - token == 1) count = context > kPartial ? ceil_div(context, kPartial) : 1;
+      to.lengths[s] = context;
+      to.tokens[s] = token;
+      if (call.heads.positions != nullptr && count > 0)
+        to.positions[s] = call.heads.positions[token];
     }
     int sum = count;
     TENON_UNROLL
@@ -70,36 +85,37 @@ TENON_DEVICE void count_partials(const Sm90Call& call, int* firsts) {
       const int other = shuffle_from(sum, lane >= step ? lane - step : lane);
       if (lane >= step) sum += other;
     }
-    if (s < call.sequences) firsts[s] = before + sum - count;
+    if (s < call.sequences) to.firsts[s] = before + sum - count;
     before += shuffle_from(sum, kWave - 1);
   }
-  if (lane == 0) firsts[call.sequences] = before;
+  if (lane == 0) to.firsts[call.sequences] = before;
 }
 
 TENON_DEVICE Part part_of(const Walk& walk, int sequence, int kv_head, int partial) {
   return {sequence,
           kv_head,
           partial,
-          walk.firsts[sequence + 1] - walk.firsts[sequence],
-          walk.call.lengths[sequence],
-          walk.call.starts[sequence]};
+          walk.sequences.firsts[sequence + 1] - walk.sequences.firsts[sequence],
+          walk.sequences.lengths[sequence],
+          walk.sequences.tokens[sequence],
+          walk.sequences.positions[sequence]};
 }
 // The part at walk.at, or the first one behind it that this cluster has.
 TENON_DEVICE Part find_part(Walk& walk) {
   const int kv_heads = walk.call.kv_heads, sequences = walk.call.sequences;
   if (walk.in_slots) {
     const int index = walk.at / kv_heads;
-    if (index >= walk.firsts[sequences]) return {};
+    if (index >= walk.sequences.firsts[sequences]) return {};
     int low = 0, high = sequences;  // the last sequence that begins at index or before
     while (high - low > 1) {
       const int middle = (low + high) / 2;
-      (walk.firsts[middle] <= index ? low : high) = middle;
+      (walk.sequences.firsts[middle] <= index ? low : high) = middle;
     }
-    return part_of(walk, low, walk.at % kv_heads, index - walk.firsts[low]);
+    return part_of(walk, low, walk.at % kv_heads, index - walk.sequences.firsts[low]);
   }
   for (; walk.at < sequences * kv_heads; walk.at += walk.clusters) {
     const int sequence = walk.at / kv_heads;
-    if (walk.firsts[sequence + 1] > walk.firsts[sequence])
+    if (walk.sequences.firsts[sequence + 1] > walk.sequences.firsts[sequence])
       return part_of(walk, sequence, walk.at % kv_heads, 0);
   }
   return {};
@@ -114,10 +130,9 @@ TENON_DEVICE Part part_after(Walk& walk, const Part& part) {
   return find_part(walk);
 }
 
-// One thread: the tile of this block.
-TENON_DEVICE void fetch_tile(const Sm90Call& call, const Part& part, int rank, const TensorMap* map,
-                             std::byte* to, Mbarrier* full) {
-  const int row = cache_row(call, part.sequence, part.partial * kPartial + rank * kTile);
+// One thread: a tile of 64 positions that begins at a row of the cache.
+TENON_DEVICE void fetch_tile(const Part& part, const TensorMap* map, int row, std::byte* to,
+                             Mbarrier* full) {
   const std::uint64_t policy = policy_evict_first();
   barrier_arrive_expect(full, kTileBytes);
   TENON_UNROLL
@@ -126,16 +141,23 @@ TENON_DEVICE void fetch_tile(const Sm90Call& call, const Part& part, int rank, c
               policy);
 }
 
+// The warp that fetches tiles, one thread.
 template <int kRowsEach>
-TENON_DEVICE void load_queries(const Sm90Call& call, const Part& part,
-                               DecodeShared<kRowsEach>& shared) {
-  const bf16* q =
-      call.q + (std::int64_t{part.token} * call.q_heads + part.kv_head * call.group) * kHeadDim;
-  TENON_UNROLL
-  for (int i = 0; i < kRowsEach; ++i) {
-    const int row = thread_id() / 32 + 4 * i, chunk = thread_id() % 32;
-    const Word4 word = row < call.group ? load16(q + row * kHeadDim + chunk * 8) : Word4{};
-    store16(shared.queries + row * kQueryBytes + chunk * 16, word);
+TENON_DEVICE void fetch_parts(Walk walk, int rank, DecodeShared<kRowsEach>& shared) {
+  const Sm90Call& call = walk.call;
+  Part part = find_part(walk);
+  std::uint32_t uses = 0;
+  TENON_NO_UNROLL
+  while (part.sequence >= 0) {
+    if (part.visible(rank) > 0) {
+      const int row = cache_row(call, part.sequence, part.partial * kPartial + rank * kTile);
+      if (uses > 0) barrier_wait(&shared.k_empty, (uses - 1) % 2);
+      fetch_tile(part, &call.k, row, shared.k, &shared.k_full);
+      if (uses > 0) barrier_wait(&shared.v_empty, (uses - 1) % 2);
+      fetch_tile(part, &call.v, row, shared.v, &shared.v_full);
+      ++uses;
+    }
+    part = part_after(walk, part);
   }
 }
 
@@ -289,32 +311,29 @@ TENON_DEVICE void join(Sums& whole, const Sums& next) {
              whole.o.z * keep + next.o.z * add, whole.o.w * keep + next.o.w * add};
 }
 
+// The four columns of a unit: first, first + 1, first + 8, first + 9.
+TENON_DEVICE int column_of(int index) {
+  return index / 16 % 4 * 64 + index / 4 % 4 * 16 + index % 4 * 2;
+}
 // Every lane of a warp has the same row and half of it: a group of 128.
-TENON_DEVICE void finish_unit(const Sm90Call& call, const Part& part, int row, int index,
-                              const Sums& sums) {
-  const int head = part.kv_head * call.group + row;
-  const int first = index / 16 % 4 * 64 + index / 4 % 4 * 16 + index % 4 * 2;
+TENON_DEVICE void finish_unit(const Sm90Call& call, int token, int head, int index,
+                              const Sums& sums, const Gates& gate, std::uint32_t low_gates,
+                              std::uint32_t high_gates) {
+  const int first = column_of(index);
   const float inverse = 1.0f / sums.total;
-  const bf16* gate = gate_of(call, part.token, head);
-  const std::uint32_t low =
-      finish_pair(sums.total, inverse, sums.o.x, sums.o.y, offset(gate, first));
-  const std::uint32_t high =
-      finish_pair(sums.total, inverse, sums.o.z, sums.o.w, offset(gate, first + 8));
-  store_bf16(call, part.token, head * kHeadDim + first, low, high);
+  const std::uint32_t low = finish_pair(sums.total, inverse, sums.o.x, sums.o.y, gate, low_gates);
+  const std::uint32_t high = finish_pair(sums.total, inverse, sums.o.z, sums.o.w, gate, high_gates);
+  store_bf16(call, token, head * kHeadDim + first, low, high);
   if (call.quant.codes == nullptr) return;
   const ChosenScale chosen =
       choose_scale<bf16>(call.quant, max_lane(larger(larger_half(low), larger_half(high))));
-  store_codes(call, part.token, head * kHeadDim + first, low, high, chosen.multiplier);
-  if (thread_id() % kWave == 0)
-    store_scale(call.quant, part.token, head * 2 + first / 128, chosen.word);
+  store_codes(call, token, head * kHeadDim + first, low, high, chosen.multiplier);
+  if (thread_id() % kWave == 0) store_scale(call.quant, token, head * 2 + first / 128, chosen.word);
 }
 
 // A slot of the workspace, as one block sees it: float4 [rows · 64], then peaks and totals by rows.
-template <int kRowsEach>
-TENON_DEVICE std::byte* slot_of(const Walk& walk, const Part& part, int partial, int rank) {
-  const std::int64_t number =
-      std::int64_t{walk.firsts[part.sequence] + partial} * walk.call.kv_heads + part.kv_head;
-  return walk.call.slots + (number * kClusterRanks + rank) * rank_bytes(kRowsEach);
+TENON_DEVICE std::byte* slot_of(const Sm90Call& call, int number, int rank, int rows) {
+  return call.slots + (std::int64_t{number} * kClusterRanks + rank) * rank_bytes(rows);
 }
 template <int kRowsEach>
 TENON_DEVICE void store_slot(std::byte* slot, int index, const Sums& sums) {
@@ -325,132 +344,89 @@ TENON_DEVICE void store_slot(std::byte* slot, int index, const Sums& sums) {
     rows[kRowsEach + index / 64] = sums.total;
   }
 }
-template <int kRowsEach>
-TENON_DEVICE Sums load_slot(const std::byte* slot, int index) {
-  const auto* rows = reinterpret_cast<const float*>(slot + kRowsEach * 1024);
-  return {rows[index / 64], rows[kRowsEach + index / 64],
+TENON_DEVICE Sums load_slot(const std::byte* slot, int rows, int index) {
+  const auto* numbers = reinterpret_cast<const float*>(slot + rows * 1024);
+  return {numbers[index / 64], numbers[rows + index / 64],
           reinterpret_cast<const float4*>(slot)[index]};
 }
 
-// Whether this block's result of the part was the last one that its rows wait for.
-template <int kRowsEach>
-TENON_DEVICE bool arrive_last(const Walk& walk, const Part& part, int rank,
-                              DecodeShared<kRowsEach>& shared) {
-  std::uint32_t* counter = walk.call.counters +
-                           (part.sequence * walk.call.kv_heads + part.kv_head) * kClusterRanks +
-                           rank;
-  sync_block();
-  if (thread_id() == 0) {
-    fence_device();
-    const bool is_last = atomic_add(counter, 1u) + 1u == static_cast<std::uint32_t>(part.partials);
-    if (is_last) {
-      *counter = 0;  // for the next call
-      fence_device();
-    }
-    shared.is_last = is_last;
-  }
-  sync_block();
-  return shared.is_last != 0;
-}
-
-// The partials of a sequence meet, several loads at a time.
-template <int kRowsEach>
-TENON_DEVICE Sums join_slots(const Walk& walk, const Part& part, int rank, int index) {
-  constexpr int kAtOnce = 8;
-  Sums whole;
-  TENON_NO_UNROLL
-  for (int first = 0; first < part.partials; first += kAtOnce) {
-    Sums next[kAtOnce];
-    TENON_UNROLL
-    for (int i = 0; i < kAtOnce; ++i)
-      if (first + i < part.partials)
-        next[i] = load_slot<kRowsEach>(slot_of<kRowsEach>(walk, part, first + i, rank), index);
-    TENON_UNROLL
-    for (int i = 0; i < kAtOnce; ++i) {
-      if (first + i == 0) {
-        whole = next[0];
-      } else if (first + i < part.partials) {
-        join(whole, next[i]);
-      }
-    }
-  }
-  return whole;
-}
-
-// Rows behind the last sequence are zeros.
+// Rows behind the last sequence are zeros. By the threads that compute.
 TENON_DEVICE void clear_padding(const Sm90Call& call) {
   const int width = call.q_heads * kHeadDim;
   for (int row = call.starts[call.sequences] + block_id(); row < call.tokens;
        row += grid_blocks()) {
-    for (int i = thread_id() * 8; call.out != nullptr && i < width; i += block_threads() * 8)
+    for (int i = thread_id() * 8; call.out != nullptr && i < width; i += kComputeThreads * 8)
       store16(call.out + row * call.out_stride + i, Word4{});
     if (call.quant.codes == nullptr) continue;
-    for (int i = thread_id() * 16; i < width; i += block_threads() * 16)
+    for (int i = thread_id() * 16; i < width; i += kComputeThreads * 16)
       store16(call.quant.codes + row * call.quant.codes_stride + i, Word4{});
-    for (int group = thread_id(); group < call.quant.num_groups; group += block_threads())
+    for (int group = thread_id(); group < call.quant.num_groups; group += kComputeThreads)
       store_scale(call.quant, row, group, choose_scale<bf16>(call.quant, 0).word);
   }
 }
 
+// The maxima of the tile, then its sums, from all warps to all blocks.
 template <int kRowsEach>
-TENON_KERNEL_RESIDENT(kDecodeThreads, 2)
-decode_kernel(TENON_ARGS(Sm90Call) call) {
-  using Shared = DecodeShared<kRowsEach>;
-  constexpr int kUnits = kRowsEach / 2;  // of four components, of each thread
-  TENON_SHARED_TILES(memory);
-  Shared& shared = *reinterpret_cast<Shared*>(memory);
-  const int rank = block_id() % kClusterRanks, warp = thread_id() / kWave,
-            lane = thread_id() % kWave;
-  if (thread_id() == 0) {
-    for (Mbarrier* each : {&shared.k_full, &shared.v_full, &shared.peaks_full[0],
-                           &shared.peaks_full[1], &shared.inbox_full})
-      barrier_init(each, 1);
-    publish_barriers();
-    prefetch_map(&call.k);
-    prefetch_map(&call.v);
+TENON_DEVICE void send_peaks(DecodeShared<kRowsEach>& shared, int rank, std::uint32_t turn) {
+  if (thread_id() >= 16) return;
+  float most[4];
+  TENON_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const int row = thread_id() % 4 * 4 + i;
+    most[i] = max_f(max_f(shared.warp_peaks[0][row], shared.warp_peaks[1][row]),
+                    max_f(shared.warp_peaks[2][row], shared.warp_peaks[3][row]));
   }
-  sync_wave();
-  sync_block();
-  cluster_arrive();
-  wait_for_previous();
-  if (thread_id() == 0) let_next_start();
-  sync_wave();
-  if (warp == 0) count_partials(call, shared.firsts);
-  sync_block();
-  cluster_wait();  // all have set their barriers
+  send_rows(most, shared.peaks[turn][rank], &shared.peaks_full[turn]);
+}
+template <int kRowsEach>
+TENON_DEVICE void send_totals(DecodeShared<kRowsEach>& shared, int rank) {
+  if (thread_id() >= 16) return;
+  float total[4];
+  TENON_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const int row = thread_id() % 4 * 4 + i;
+    total[i] =
+        ((shared.warp_totals[0][row] + shared.warp_totals[1][row]) + shared.warp_totals[2][row]) +
+        shared.warp_totals[3][row];
+  }
+  send_rows(total, shared.totals[rank], &shared.inbox_full);
+}
 
-  Walk walk{call, shared.firsts, grid_blocks() / kClusterRanks,
-            shared.firsts[call.sequences] * call.kv_heads <= call.num_slots,
-            block_id() / kClusterRanks};
+// The four warps that compute.
+template <int kRowsEach>
+TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& shared) {
+  constexpr int kUnits = kRowsEach / 2;  // of four components, of each thread
+  const Sm90Call& call = walk.call;
+  const int warp = thread_id() / kWave, lane = thread_id() % kWave;
   Part part = find_part(walk);
-  if (thread_id() == 0 && part.sequence >= 0 && part.visible(rank) > 0) {
-    fetch_tile(call, part, rank, &call.k, shared.k, &shared.k_full);
-    fetch_tile(call, part, rank, &call.v, shared.v, &shared.v_full);
-  }
-  sync_wave();
-  std::uint32_t tile_phase = 0;  // of k_full and v_full
+  RawRows<kRowsEach> raw;
+  if (part.sequence >= 0 && part.visible(rank) > 0) raw = read_rows<kRowsEach>(call, part, rank);
+  std::uint32_t uses = 0;  // of k and v
   Sums whole[kUnits];
   TENON_NO_UNROLL
   for (std::uint32_t step = 0; part.sequence >= 0; ++step) {
     const Part next = part_after(walk, part);
-    const bool more = next.sequence >= 0 && next.visible(rank) > 0;
     const int tiles = part.tiles(), visible = part.visible(rank);
+    const bool adds = call.heads.k != nullptr && part.is_newest(rank);
     const std::uint32_t turn = step % 2;
-    float(&peaks)[kClusterRanks][16] = shared.peaks[turn];
+    const float(&peaks)[kClusterRanks][16] = shared.peaks[turn];
     if (thread_id() == 0) {
       barrier_arrive_expect(&shared.peaks_full[turn], kClusterRanks * 64);
       barrier_arrive_expect(&shared.inbox_full,
                             static_cast<std::uint32_t>(tiles * (kRowsEach * 1024 + 64)));
     }
     sync_wave();
-    if (visible > 0) load_queries(call, part, shared);
-    sync_block();
 
     // Phase 1: scores of this block's tile; everybody learns every tile's maxima.
     float score[2][4];
     if (visible > 0) {
-      barrier_wait(&shared.k_full, tile_phase);
+      store_queries<kRowsEach>(call, part, shared.norms, raw, shared.queries);
+      barrier_wait(&shared.k_full, uses % 2);
+      if (adds && warp == kKeyWarp)
+        store_key(call, part, shared.norms, raw.extra, raw.cosine, raw.sine, shared.k, visible - 1);
+      sync_first_threads<kComputeThreads>();
       score_tile(call, shared, visible, score);
+      if (lane == 0) barrier_arrive(&shared.k_empty);
     } else {
       for (auto& of : score)
         for (float& each : of) each = -kInfinity;
@@ -461,83 +437,100 @@ decode_kernel(TENON_ARGS(Sm90Call) call) {
                                         max_f(score[1][2 * h], score[1][2 * h + 1])));
       if (lane % 4 == 0) shared.warp_peaks[warp][lane / 4 + 8 * h] = most;
     }
-    sync_block();  // k has been read
-    if (thread_id() == 0 && more) fetch_tile(call, next, rank, &call.k, shared.k, &shared.k_full);
+    sync_first_threads<kComputeThreads>();
+    send_peaks(shared, rank, turn);
     sync_wave();
-    if (thread_id() < 16) {
-      float most[4];
-      TENON_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const int row = lane % 4 * 4 + i;
-        most[i] = max_f(max_f(shared.warp_peaks[0][row], shared.warp_peaks[1][row]),
-                        max_f(shared.warp_peaks[2][row], shared.warp_peaks[3][row]));
-      }
-      send_rows(most, peaks[rank], &shared.peaks_full[turn]);
-    }
-    sync_wave();
+    const Word4 value = raw.value();
+    if (next.sequence >= 0 && next.visible(rank) > 0) raw = read_rows<kRowsEach>(call, next, rank);
     barrier_wait_cluster(&shared.peaks_full[turn], step / 2 % 2);
 
     // Phase 2: weights and weighted values, to the blocks of their rows.
     if (visible > 0) {
-      if (visible < kTile) {
-        barrier_wait(&shared.v_full, tile_phase);
-        clear_tail(shared.v, 4, visible, thread_id(), kDecodeThreads);
+      if (visible < kTile || adds) {
+        barrier_wait(&shared.v_full, uses % 2);
+        clear_tail(shared.v, 4, visible, thread_id(), kComputeThreads);
+        if (adds && warp == kValueWarp) store_value(call, part, value, shared.v, visible - 1);
       }
       weigh_tile(shared, peaks, rank, score);
-      sync_block();
-      barrier_wait(&shared.v_full, tile_phase);
+      sync_first_threads<kComputeThreads>();
+      send_totals(shared, rank);
+      sync_wave();
+      barrier_wait(&shared.v_full, uses % 2);
       float sum[8][4] = {};
       add_values(shared, sum);
-      sync_block();  // v has been read
-      tile_phase ^= 1;
-      if (thread_id() < 16) {
-        float total[4];
-        TENON_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const int row = lane % 4 * 4 + i;
-          total[i] = ((shared.warp_totals[0][row] + shared.warp_totals[1][row]) +
-                      shared.warp_totals[2][row]) +
-                     shared.warp_totals[3][row];
-        }
-        send_rows(total, shared.totals[rank], &shared.inbox_full);
-      }
+      sync_wave();
+      if (lane == 0) barrier_arrive(&shared.v_empty);
       sync_wave();
       send_values(shared, rank, sum);
+      ++uses;
     }
-    if (thread_id() == 0 && more) fetch_tile(call, next, rank, &call.v, shared.v, &shared.v_full);
-    sync_wave();
     barrier_wait_cluster(&shared.inbox_full, step % 2);
 
     // Phase 3: tiles meet, then partials.
-    bool ends = true;
+    const bool in_slot = walk.in_slots && part.partials > 1;
     TENON_UNROLL
     for (int i = 0; i < kUnits; ++i) {
-      const int index = thread_id() + kDecodeThreads * i, row = rank * kRowsEach + index / 64;
+      const int index = thread_id() + kComputeThreads * i, row = rank * kRowsEach + index / 64;
       const Sums sums = gather_tiles(shared, peaks, tiles, row, index);
-      if (walk.in_slots && part.partials > 1) {
-        store_slot<kRowsEach>(slot_of<kRowsEach>(walk, part, part.partial, rank), index, sums);
-      } else if (part.partial == 0) {
+      if (in_slot) {
+        const int number =
+            (walk.sequences.firsts[part.sequence] + part.partial) * call.kv_heads + part.kv_head;
+        store_slot<kRowsEach>(slot_of(call, number, rank, kRowsEach), index, sums);
+        continue;
+      }
+      if (part.partial == 0) {
         whole[i] = sums;
       } else {
         join(whole[i], sums);
       }
-    }
-    if (walk.in_slots && part.partials > 1) {
-      ends = arrive_last(walk, part, rank, shared);
-      TENON_UNROLL
-      for (int i = 0; ends && i < kUnits; ++i)
-        whole[i] = join_slots<kRowsEach>(walk, part, rank, thread_id() + kDecodeThreads * i);
-    } else {
-      ends = part.partial + 1 == part.partials;
-    }
-    TENON_UNROLL
-    for (int i = 0; i < kUnits; ++i) {
-      const int index = thread_id() + kDecodeThreads * i, row = rank * kRowsEach + index / 64;
-      if (ends && row < call.group) finish_unit(call, part, row, index, whole[i]);
+      if (part.partial + 1 < part.partials || row >= call.group) continue;
+      const int head = part.kv_head * call.group + row, column = column_of(index);
+      const Gates gate = gates_of(call, part.token, head);
+      finish_unit(call, part.token, head, index, whole[i], gate, read_gates(gate, column),
+                  read_gates(gate, column + 8));
     }
     part = next;
   }
-  clear_padding(call);
+}
+
+template <int kRowsEach>
+TENON_KERNEL_RESIDENT(kDecodeThreads, 2)
+decode_kernel(TENON_ARGS(Sm90Call) call) {
+  using Shared = DecodeShared<kRowsEach>;
+  TENON_SHARED_TILES(memory);
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  const int rank = block_id() % kClusterRanks, warp = thread_id() / kWave;
+  if (thread_id() == 0) {
+    for (Mbarrier* each : {&shared.k_full, &shared.v_full, &shared.peaks_full[0],
+                           &shared.peaks_full[1], &shared.inbox_full})
+      barrier_init(each, 1);
+    for (Mbarrier* each : {&shared.k_empty, &shared.v_empty}) barrier_init(each, kComputeWarps);
+    publish_barriers();
+    prefetch_map(&call.k);
+    prefetch_map(&call.v);
+  }
+  sync_wave();
+  read_norms(call.heads, shared.norms);
+  sync_block();
+  cluster_arrive();
+  wait_for_previous();
+  if (thread_id() == 0) let_next_start();
+  sync_wave();
+  if (warp == 0) read_sequences(call, shared.sequences);
+  sync_block();
+  if (block_id() == 0)  // for join_kernel
+    for (int s = thread_id(); s <= call.sequences; s += kDecodeThreads)
+      call.firsts[s] = shared.sequences.firsts[s];
+  cluster_wait();  // all have set their barriers
+  const Walk walk{call, shared.sequences, grid_blocks() / kClusterRanks,
+                  shared.sequences.firsts[call.sequences] * call.kv_heads <= call.num_slots,
+                  block_id() / kClusterRanks};
+  if (warp < kComputeWarps) {
+    compute_parts(walk, rank, shared);
+    clear_padding(call);
+  } else if (thread_id() == kComputeThreads) {
+    fetch_parts(walk, rank, shared);
+  }
 }
 
 }  // namespace tenon::TENON_TARGET::attention

@@ -94,7 +94,7 @@ TENON_DEVICE void fetch_tiles(const Sm90Call& call, PrefillShared& shared, int s
   }
 }
 
-// The rows of a warpgroup, as the instruction wants them.
+// The rows of a warpgroup, to shared memory.
 TENON_DEVICE void load_rows(const Sm90Call& call, const PromptTile& tile, int kv_head, int group,
                             std::byte* to) {
   const int thread = thread_id() % 128, chunk = thread % 32;
@@ -105,11 +105,10 @@ TENON_DEVICE void load_rows(const Sm90Call& call, const PromptTile& tile, int kv
     if (row < tile.count) {
       const int token = tile.begin + pair / call.group;
       const int head = kv_head * call.group + pair % call.group;
-      word = load16(call.q + (std::int64_t{token} * call.q_heads + head) * kHeadDim + chunk * 8);
+      word = load16(call.q + token * call.q_token_stride + head * call.q_head_stride + chunk * 8);
     }
     store16(to + chunk / 8 * kSlabBytes + slab_place(in, chunk % 8), word);
   }
-  fence_async();
 }
 
 // What a thread has of its two rows: sums of the running partial and of those before it.
@@ -118,16 +117,27 @@ struct Softmax {
   float whole_peak[2] = {-kInfinity, -kInfinity}, whole_total[2] = {};
 };
 
-// score[4 j + 2 h + c]: row h of the thread, position 8 j + 2 p + c of a tile.
-TENON_DEVICE void start_scores(float (&score)[32], std::uint64_t q, std::uint64_t k) {
-  constexpr int kSlab = kSlabBytes / 16;
+// A warp's 16 rows of q as the instruction wants them in registers.
+TENON_DEVICE void hold_rows(const std::byte* q, std::uint32_t (&rows)[64]) {
+  const int lane = thread_id() % kWave, matrix = lane / 8;
+  const int row = thread_id() % 128 / kWave * 16 + matrix % 2 * 8 + lane % 8;
   TENON_UNROLL
-  for (int slab = 0; slab < 4; ++slab) {
+  for (int step = 0; step < 16; ++step) {
+    std::uint32_t word[4];
+    load_matrices(word, shared_address(q) +
+                            static_cast<std::uint32_t>(step / 4 * kSlabBytes +
+                                                       slab_place(row, step % 4 * 2 + matrix / 2)));
     TENON_UNROLL
-    for (int step = 0; step < 4; ++step)
-      add_bf16_product(score, descriptor_at(q, slab * kSlab + 2 * step),
-                       descriptor_at(k, slab * kSlab + 2 * step), slab + step > 0);
+    for (int i = 0; i < 4; ++i) rows[4 * step + i] = word[i];
   }
+}
+
+// score[4 j + 2 h + c]: row h of the thread, position 8 j + 2 p + c of a tile.
+TENON_DEVICE void start_scores(float (&score)[32], const std::uint32_t (&q)[64], std::uint64_t k) {
+  TENON_UNROLL
+  for (int step = 0; step < 16; ++step)
+    add_bf16_product(score, q[4 * step], q[4 * step + 1], q[4 * step + 2], q[4 * step + 3],
+                     descriptor_at(k, step / 4 * (kSlabBytes / 16) + step % 4 * 2), step > 0);
 }
 TENON_DEVICE void start_values(float (&o)[64], const std::uint32_t (&weight)[16], std::uint64_t v) {
   TENON_UNROLL
@@ -178,10 +188,11 @@ TENON_DEVICE void weigh_scores(float (&score)[32], float scale, Softmax& rows,
   }
 }
 
-// The partial that begins at `first` joins those before it; the next one begins from nothing. A row
-// that sees nothing of it has zeros in o, and keeps what it has.
-TENON_DEVICE void join_partial(Softmax& rows, int first, const int (&context)[2], float (&o)[64],
-                               float (&whole)[64]) {
+// The partial that begins at `first` joins those before it, whose sums lie in `whole`, 128 floats
+// between those of a thread. A row that sees nothing of it keeps what it has. All sums are left in
+// o; if another partial follows they go to `whole`, and that one begins from nothing.
+TENON_DEVICE void join_partial(Softmax& rows, int first, const int (&context)[2], bool is_last,
+                               float (&o)[64], float* whole) {
   TENON_UNROLL
   for (int h = 0; h < 2; ++h) {
     float keep = 1.0f, add = 0.0f;
@@ -193,30 +204,36 @@ TENON_DEVICE void join_partial(Softmax& rows, int first, const int (&context)[2]
       rows.whole_peak[h] = peak;
       rows.whole_total[h] = rows.whole_total[h] * keep + rows.total[h] * add;
     }
-    TENON_UNROLL
-    for (int j = 0; j < 16; ++j) {
+    if (first > 0) {
       TENON_UNROLL
-      for (int i = 4 * j + 2 * h; i < 4 * j + 2 * h + 2; ++i) {
-        whole[i] = whole[i] * keep + o[i] * add;
-        o[i] = 0.0f;
+      for (int j = 0; j < 16; ++j) {
+        TENON_UNROLL
+        for (int i = 4 * j + 2 * h; i < 4 * j + 2 * h + 2; ++i)
+          o[i] = whole[i * 128] * keep + o[i] * add;
       }
     }
     rows.peak[h] = -kInfinity;
     rows.total[h] = 0.0f;
   }
+  if (is_last) return;
+  TENON_UNROLL
+  for (int i = 0; i < 64; ++i) {
+    whole[i * 128] = o[i];
+    o[i] = 0.0f;
+  }
 }
 
 // Row h of the thread; four lanes have 128 components of it, from head · 256 + half · 128 on.
 TENON_DEVICE void finish_prompt_row(const Sm90Call& call, const PromptRow& row, int half, int h,
-                                    bool exists, float total, const float (&whole)[64]) {
+                                    bool exists, float total, const float (&o)[64]) {
   const int p = thread_id() % 4, first = half * 128 + 2 * p;
   const float inverse = 1.0f / total;
-  const bf16* gate = exists ? gate_of(call, row.token, row.head) : nullptr;
+  const Gates gate = exists ? gates_of(call, row.token, row.head) : Gates{nullptr};
   std::uint32_t word[16], most = 0;
   TENON_UNROLL
   for (int j = 0; j < 16; ++j) {
-    word[j] = finish_pair(total, inverse, whole[4 * j + 2 * h], whole[4 * j + 2 * h + 1],
-                          offset(gate, first + 8 * j));
+    word[j] = finish_pair(total, inverse, o[4 * j + 2 * h], o[4 * j + 2 * h + 1], gate,
+                          read_gates(gate, first + 8 * j));
     most = larger(most, larger_half(word[j]));
   }
   most = larger(most, shuffle_xor(most, 1));
@@ -246,12 +263,15 @@ TENON_DEVICE void attend_prompt(const Sm90Call& call, PrefillShared& shared, int
                             row_of(call, tile, kv_head, mine + 8)};
   const int context[2] = {row[0].context, row[1].context};
   const int least = shuffle_from(context[0], 0);  // of the warp's rows
-  const std::uint64_t q = tile_descriptor(shared.q[group]);
+  std::uint32_t q[64];
+  hold_rows(shared.q[group], q);
+  sync_first_threads<kConsumers>();  // q has been read
+  float* const whole = reinterpret_cast<float*>(shared.q[group]) + thread_id() % 128;
   const std::uint64_t k = tile_descriptor(shared.stage[0].k);
   const std::uint64_t v = wide_descriptor(shared.stage[0].v, kTile);
   constexpr int kStage = sizeof(PrefillShared::Stage) / 16;
 
-  float score[32], o[64] = {}, whole[64] = {};
+  float score[32], o[64] = {};
   std::uint32_t weight[16];
   Softmax rows;
   RingPlace now, ahead;
@@ -265,10 +285,12 @@ TENON_DEVICE void attend_prompt(const Sm90Call& call, PrefillShared& shared, int
       sync_first_threads<kConsumers>();
     }
     if constexpr (kMore) barrier_wait(&shared.full[ahead.stage], ahead.parity);
+    wait_for_turn<kConsumers>(group);
     wgmma_begin();
     start_values(o, weight, descriptor_at(v, now.stage * kStage));
     if constexpr (kMore) start_scores(score, q, descriptor_at(k, ahead.stage * kStage));
     wgmma_commit();
+    if (kMore || group == 0) pass_turn<kConsumers>(group);
     wgmma_wait_all();
     hold_sums(o);
     if constexpr (kMore) hold_sums(score);
@@ -276,9 +298,10 @@ TENON_DEVICE void attend_prompt(const Sm90Call& call, PrefillShared& shared, int
     now = ahead;
     ahead.next(kStages);
     if (!kMore || (first + kTile) % kPartial == 0)
-      join_partial(rows, first / kPartial * kPartial, context, o, whole);
+      join_partial(rows, first / kPartial * kPartial, context, !kMore, o, whole);
   };
   if (tiles > 0) {
+    if (group == 1) pass_turn<kConsumers>(group);
     barrier_wait(&shared.full[0], 0);
     wgmma_begin();
     start_scores(score, q, k);
@@ -292,7 +315,7 @@ TENON_DEVICE void attend_prompt(const Sm90Call& call, PrefillShared& shared, int
   }
   TENON_UNROLL
   for (int h = 0; h < 2; ++h)
-    finish_prompt_row(call, row[h], half, h, mine + 8 * h < tile.count, rows.whole_total[h], whole);
+    finish_prompt_row(call, row[h], half, h, mine + 8 * h < tile.count, rows.whole_total[h], o);
 }
 
 TENON_KERNEL_RESIDENT(kPrefillThreads, 1)

@@ -1,7 +1,7 @@
 // The variant of Hopper, dense: ops/common/sm90_product.cuh.
 #include "tenon/device/variant.h"
 #include "tenon/ops/bf16_gemm/call.cuh"
-#include "tenon/ops/common/sm90_product.cuh"
+#include "tenon/ops/common/sm90_plan.cuh"
 
 namespace tenon::TENON_TARGET::bf16_gemm {
 namespace {

@@ -8,6 +8,7 @@
 namespace tenon::TENON_TARGET::fp8_gemm {
 
 using Args = tenon::fp8_gemm::Args;
+using Beside = tenon::fp8_gemm::Beside;
 
 struct Fp8Call {
   GemmCall gemm;
@@ -29,10 +30,16 @@ inline Fp8Call call_of(const Args& args) {
   return call;
 }
 
-// For variants that have no activation.
-inline Status without_activation(const Args& args) {
-  if (!args.activated) return Status::ok();
-  return Status::error(Code::kUnsupported, "activated is asked for; it makes plain products");
+inline GemmCall call_of(const Beside& beside) {
+  return gemm_call(beside.x, beside.weight, beside.out, nullptr, nullptr);
+}
+
+// For variants that make plain products only.
+inline Status plain_only(const Args& args) {
+  if (!args.activated && !args.beside) return Status::ok();
+  return Status::error(Code::kUnsupported,
+                       std::string(args.activated ? "activated" : "beside") +
+                           " is asked for; it makes a plain product, and one at a time");
 }
 
 }  // namespace tenon::TENON_TARGET::fp8_gemm

@@ -78,6 +78,31 @@ Status check_activated(const Args& args, Dims& dims) {
   return check_device("activated.scale", made.scale, args.out);
 }
 
+GemmOperands operands(const Beside& beside) {
+  return {.x = beside.x,
+          .weight = beside.weight,
+          .out = beside.out,
+          .row_index = std::nullopt,
+          .offsets = std::nullopt,
+          .row_of = std::nullopt};
+}
+
+Status check_beside(const Args& args) {
+  const Beside& beside = *args.beside;
+  Dims dims;
+  if (args.weight.num_dims == 3 || args.activated)
+    return invalid("a product beside was given; it is for one matrix [n, k] without activation");
+  TENON_TRY(match("x", beside.x, {DType::kBF16}, {"tokens", "k"}, dims).with("beside"));
+  TENON_TRY(match("weight", beside.weight, {DType::kBF16}, {"n", "k"}, dims).with("beside"));
+  TENON_TRY(check_operands(operands(beside), dims).with("beside"));
+  if (dims["k"] % 8 != 0)
+    return invalid("beside: x is " + describe(beside.x) + " but k must be a multiple of 8");
+  if (beside.out.shape[0] != args.out.shape[0])
+    return invalid("beside: out is " + describe(beside.out) + " but out is " + describe(args.out) +
+                   "; they must have the same number of rows");
+  return check_device("beside: out", beside.out, args.out);
+}
+
 Status check_all(const Args& args) {
   Dims dims;
   TENON_TRY(match("x", args.x.data, {DType::kE4M3}, {"tokens", "k"}, dims));
@@ -88,7 +113,8 @@ Status check_all(const Args& args) {
     return invalid("x is " + describe(args.x.data) + " but k must be a multiple of 128");
   TENON_TRY(check_x_scale(args));
   TENON_TRY(check_weight_scale(args, dims));
-  return args.activated ? check_activated(args, dims) : Status::ok();
+  if (args.activated) TENON_TRY(check_activated(args, dims));
+  return args.beside ? check_beside(args) : Status::ok();
 }
 
 }  // namespace
@@ -111,6 +137,11 @@ Traffic traffic(const Args& args) {
     traffic.memory_bytes += static_cast<double>(args.activated->data.bytes()) +
                             static_cast<double>(args.activated->scale.bytes()) -
                             static_cast<double>(args.out.bytes());
+  if (args.beside) {
+    const Traffic other = operand_traffic(operands(*args.beside));
+    traffic.flops += other.flops;
+    traffic.memory_bytes += other.memory_bytes;
+  }
   return traffic;
 }
 

@@ -1,15 +1,19 @@
 // The variant of Hopper: which kernel for how many rows, and its launch.
 #include "tenon/device/variant.h"
-#include "tenon/ops/common/sm90_product.cuh"
+#include "tenon/ops/common/sm90_plan.cuh"
 #include "tenon/ops/fp8_gemm/call.cuh"
 #include "tenon/ops/fp8_gemm/sm90_tiles.cuh"
 
 namespace tenon::TENON_TARGET::fp8_gemm {
 namespace {
 
-// More rows than this go through tiles of 128 rows.
-constexpr int kMostSkinnyRows = 128;
 constexpr std::string_view kTilesName = "sm90_tiles_kernel";
+
+// Measured on an H100 with the products of two models: up to 64 rows the weight is read once, and
+// so fast that nothing else matters; up to 128 it still pays where all blocks run at one time.
+bool takes_tiles(const GemmCall& gemm, const LaunchShape& few_rows, int units) {
+  return gemm.rows > 128 || (gemm.rows > 64 && few_rows.blocks > 2 * units);
+}
 
 Sm90Kind kind_of(const Args& args) {
   return args.activated ? Sm90Kind::kActivated : Sm90Kind::kE4m3;
@@ -31,16 +35,12 @@ void plan_tiles(const GemmCall& gemm, bool activates, const PlanContext& where, 
   const Segments cut = segments_of(gemm.n, gemm.k);
   const int units = where.properties.num_units;
   const int halves = halves_of(gemm, cut, activates, units);
-  const int row_tiles = ceil_div(gemm.rows, kTileSide);
-  const int cluster = row_tiles >= 16 ? 2 : 1;
-  const std::int64_t work =
-      std::int64_t{1} * ceil_div(row_tiles, cluster) * ceil_div(gemm.n, kTileSide * halves);
-  const std::int64_t places = units / cluster;
+  const std::int64_t tiles =
+      std::int64_t{1} * ceil_div(gemm.rows, kTileSide) * ceil_div(gemm.n, kTileSide * halves);
   LaunchShape shape;
-  shape.blocks = static_cast<int>(work < places ? work : places) * cluster;
+  shape.blocks = static_cast<int>(tiles < units ? tiles : units);
   shape.threads = kTilesThreads;
   shape.shared_bytes = static_cast<std::size_t>(tiles_shared_bytes(halves));
-  shape.cluster = cluster;
   shape.early = where.may_start_early;
   recipe->launch(kTilesName, shape);
   recipe->set("halves", halves);
@@ -48,12 +48,13 @@ void plan_tiles(const GemmCall& gemm, bool activates, const PlanContext& where, 
 
 Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   const GemmCall gemm = call_of(args).gemm;
+  if (args.beside) return sm90_plan_pair(gemm, call_of(*args.beside), where, recipe);
   Recipe skinny;
   TENON_TRY(sm90_plan(kind_of(args), gemm, where, &skinny));
-  if (gemm.rows <= kMostSkinnyRows) {
-    *recipe = skinny;
-  } else {
+  if (takes_tiles(gemm, skinny.launches.front().shape, where.properties.num_units)) {
     plan_tiles(gemm, args.activated.has_value(), where, recipe);
+  } else {
+    *recipe = skinny;
   }
   return Status::ok();
 }
@@ -69,10 +70,8 @@ Status launch_tiles(const Recipe& recipe, const Args& args, Stream& stream) {
   call.scales = operands.scales;
   call.activated = quant_spec(args.activated);
   call.cut = segments_of(gemm.n, gemm.k);
-  call.cluster = shape.cluster;
   TENON_ASSIGN(call.x, sm90_map(gemm.x, gemm.rows, gemm.k, gemm.x_stride, kTileSide));
-  TENON_ASSIGN(call.weight,
-               sm90_map(gemm.weight, gemm.n, gemm.k, gemm.weight_stride, kTileSide / 2 * halves));
+  TENON_ASSIGN(call.weight, sm90_map(gemm.weight, gemm.n, gemm.k, gemm.weight_stride, kTileSide));
   return tenon::launch(stream, shape,
                        args.activated ? sm90_tiles_kernel<2, true>
                        : halves == 2  ? sm90_tiles_kernel<2, false>
@@ -83,6 +82,8 @@ Status launch_tiles(const Recipe& recipe, const Args& args, Stream& stream) {
 Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   if (recipe.launches.front().kernel == kTilesName) return launch_tiles(recipe, args, stream);
   const Fp8Call call = call_of(args);
+  if (args.beside)
+    return sm90_launch_pair(recipe, call.gemm, call.scales, call_of(*args.beside), stream);
   return args.activated
              ? sm90_launch<Sm90Kind::kActivated>(recipe, call.gemm, call.scales,
                                                  quant_spec(args.activated), call.gemm.rows, stream)

@@ -1,12 +1,11 @@
-// fp8_gemm, dense, for many rows on Hopper (sm_90a): bound by the tensor cores. The same bits as the
-// kernels for few rows (ops/common/sm90_product.cuh): wgmma gives the same sums whichever operand
-// has its 64 rows, and here those are rows of x.
+// fp8_gemm, dense, for many rows on Hopper (sm_90a): bound by the tensor cores. The same bits as
+// the kernels for few rows (ops/common/sm90_product.cuh): wgmma gives the same sums whichever
+// operand has its 64 rows, and here those are rows of x.
 //
 // A block of threads, one on a multiprocessor, makes one tile after another of 128 rows and 128 ·
 // kHalves columns. One thread fills a ring of stages with a block of 128 of k each: a tile of x and
-// kHalves tiles of the weight. In a cluster of two, which have the same columns, each asks for half
-// of the weight and the copy engine writes it to both. Two warpgroups multiply 64 rows each, a half
-// of the columns at a time: while one scales its sums, the other multiplies.
+// kHalves tiles of the weight. Two warpgroups multiply 64 rows each, a half of the columns at a
+// time: while one scales its sums, the other multiplies.
 //
 // kActivates: the halves are gate and up, so a thread has both of an output, and four neighbouring
 // lanes have a group of 128 of a row.
@@ -26,15 +25,14 @@ using namespace sm90;
 inline constexpr int kTileSide = 128;  // rows of a tile, columns of a half, bytes of k
 inline constexpr int kTileSquare = kTileSide * kTileSide;
 inline constexpr int kTilesConsumers = 256, kTilesThreads = kTilesConsumers + 128;
-inline constexpr int kTilesBand = 8;  // of clusters in a column, which read a weight at one time
+inline constexpr int kTilesBand = 8;  // tiles of rows that read a part of a weight at one time
 
 struct TilesCall {
-  TensorMap x, weight;  // in tiles of 128 rows, of 64 · kHalves columns
+  TensorMap x, weight;  // in tiles of 128 rows, of 128 columns
   GemmCall gemm;
   GemmScales scales;
   QuantSpec activated;
-  Segments cut;     // one segment if kHalves is 2
-  int cluster = 1;  // 1 or 2
+  Segments cut;  // one segment if kHalves is 2
 };
 
 constexpr int tiles_stages(int halves) { return halves == 2 ? 4 : 6; }
@@ -43,46 +41,43 @@ constexpr int tiles_shared_bytes(int halves) {
   return tiles_stages(halves) * (tiles_stage_bytes(halves) + 16);
 }
 
-// How tiles lie over the product, and which of them a block makes: first, first + step, … below end.
+// How tiles lie over the product, and which of them a block makes: first, first + step, … below
+// end.
 struct TilePlace {
   int first_row, column_tile;
 };
 template <int kHalves, bool kActivates>
 struct TileGrid {
-  int row_units, column_tiles, width;  // a unit: rows of a cluster
-  int cluster, rank;
+  int row_tiles, column_tiles, width;
   int first, step, end;
 
-  // Bands of units of rows: a part of the weight is read by all of a band at about one time.
+  // Bands of tiles of rows: a part of the weight is read by all of a band at about one time.
   TENON_HD TilePlace place(int t) const {
     const int band = t / (kTilesBand * column_tiles) * kTilesBand;
-    const int in_band = row_units - band < kTilesBand ? row_units - band : kTilesBand;
+    const int in_band = row_tiles - band < kTilesBand ? row_tiles - band : kTilesBand;
     const int rest = t - band * column_tiles;
-    return {((band + rest % in_band) * cluster + rank) * kTileSide, rest / in_band};
+    return {(band + rest % in_band) * kTileSide, rest / in_band};
   }
-  // The column of n where part 0 or 1 of a tile's weight begins.
-  TENON_HD int column_of(const TilePlace& at, int part) const {
-    return kActivates ? part * width + at.column_tile * kTileSide
-                      : (2 * at.column_tile + part) * (kTileSide / 2) * kHalves;
+  // The column of n where a half of a tile begins.
+  TENON_HD int column_of(const TilePlace& at, int half) const {
+    return kActivates ? half * width + at.column_tile * kTileSide
+                      : (at.column_tile * kHalves + half) * kTileSide;
   }
-  // The scales' group of columns of a half; of the last one where it does not exist.
+  // The scales' group of columns of a half; the last one where the half does not exist.
   TENON_HD int group_of(const TilePlace& at, int half, int n) const {
-    const int group = kActivates ? column_of(at, half) / kTileSide : at.column_tile * kHalves + half;
-    const int last = (n - 1) / kTileSide;
+    const int group = column_of(at, half) / kTileSide, last = (n - 1) / kTileSide;
     return group < last ? group : last;
   }
 };
 template <int kHalves, bool kActivates>
 TENON_DEVICE TileGrid<kHalves, kActivates> tile_grid(const TilesCall& call) {
   TileGrid<kHalves, kActivates> grid{};
-  grid.cluster = call.cluster;
-  grid.rank = block_id() % call.cluster;
-  grid.row_units = ceil_div(call.gemm.rows, kTileSide * call.cluster);
+  grid.row_tiles = ceil_div(call.gemm.rows, kTileSide);
   grid.column_tiles = ceil_div(call.gemm.n, kTileSide * kHalves);
   grid.width = call.gemm.n / 2;
-  grid.first = block_id() / call.cluster;
-  grid.step = grid_blocks() / call.cluster;
-  grid.end = grid.row_units * grid.column_tiles;
+  grid.first = block_id();
+  grid.step = grid_blocks();
+  grid.end = grid.row_tiles * grid.column_tiles;
   return grid;
 }
 
@@ -99,16 +94,9 @@ TENON_DEVICE void ask_weight(const TilesCall& call, const TileGrid<kHalves, kAct
                              const TilesRing<kHalves>& ring, const TilePlace& at, int block,
                              int stage, std::uint64_t policy) {
   TENON_UNROLL
-  for (int part = 0; part < 2; ++part) {
-    std::byte* const to =
-        ring.shared + stage * ring.kBytes + kTileSquare + part * (kHalves * kTileSquare / 2);
-    const int column = grid.column_of(at, part);
-    if (grid.cluster == 1) {
-      copy_tile(to, &call.weight, block * kTileSide, column, &ring.full[stage], policy);
-    } else if (part == grid.rank) {
-      copy_tile_to(3, to, &call.weight, block * kTileSide, column, &ring.full[stage], policy);
-    }
-  }
+  for (int h = 0; h < kHalves; ++h)
+    copy_tile(ring.shared + stage * ring.kBytes + (1 + h) * kTileSquare, &call.weight,
+              block * kTileSide, grid.column_of(at, h), &ring.full[stage], policy);
 }
 
 // One thread. The weights of the first stages are asked for before the wait for the kernel before.
@@ -137,7 +125,7 @@ TENON_DEVICE void fill_tiles(const TilesCall& call, const TileGrid<kHalves, kAct
       if (ahead > 0) {
         --ahead;
       } else {
-        barrier_wait_cluster(&ring.empty[to.stage], to.parity ^ 1);
+        barrier_wait(&ring.empty[to.stage], to.parity ^ 1);
         barrier_arrive_expect(&ring.full[to.stage], ring.kBytes);
         ask_weight(call, grid, ring, at, b, to.stage, policy);
       }
@@ -148,8 +136,8 @@ TENON_DEVICE void fill_tiles(const TilesCall& call, const TileGrid<kHalves, kAct
   }
 }
 
-// Scales of a thread's two rows and kHalves groups of columns. Each of four neighbouring lanes holds
-// the products of one of four blocks of k, and has asked for those of the next four.
+// Scales of a thread's two rows and kHalves groups of columns. Each of four neighbouring lanes
+// holds the products of one of four blocks of k, and has asked for those of the next four.
 template <int kHalves>
 struct TileScales {
   const float* x[2];
@@ -184,32 +172,34 @@ using HalfSums = float[64];
 
 // `row`: of a lane's first sums; `column`: of the half's first. Lanes exchange, so that four
 // neighbours write 32 bytes in a row.
-TENON_DEVICE void store_half(const GemmCall& gemm, int row, int column, const HalfSums& sums) {
+TENON_DEVICE void store_in_fours(const GemmCall& gemm, int row, int column, const HalfSums& sums) {
   const int pair = thread_id() % 4, odd = pair % 2;
-  const bool in_fours = !gemm.out_is_f32 && gemm.n % 4 == 0 && gemm.out_stride % 4 == 0 &&
-                        reinterpret_cast<std::uintptr_t>(gemm.out) % 8 == 0;
   TENON_UNROLL
   for (int r = 0; r < 2; ++r) {
     const bool exists = row + 8 * r < gemm.rows;
+    bf16* const to = static_cast<bf16*>(gemm.out) + (row + 8 * r) * gemm.out_stride;
     TENON_UNROLL
     for (int j = 0; j < 16; j += 2) {
       const float* four = sums + 4 * j + 2 * r;
-      if (in_fours) {
-        const std::uint32_t low = convert_bf16x2(four[0], four[1]);
-        const std::uint32_t high = convert_bf16x2(four[4], four[5]);
-        const std::uint32_t got = shuffle_xor(odd ? low : high, 1);
-        const int at = column + 8 * (j + odd) + 2 * (pair - odd);
-        if (exists && at < gemm.n)
-          store8_bytes(static_cast<bf16*>(gemm.out) + (row + 8 * r) * gemm.out_stride + at,
-                       odd ? got : low, odd ? high : got);
-      } else {
-        TENON_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          const int at = column + 8 * (j + e / 2) + 2 * pair + e % 2;
-          if (exists && at < gemm.n) store_output(gemm, row + 8 * r, at, four[e / 2 * 4 + e % 2]);
-        }
-      }
+      const std::uint32_t low = convert_bf16x2(four[0], four[1]);
+      const std::uint32_t high = convert_bf16x2(four[4], four[5]);
+      const std::uint32_t got = shuffle_xor(odd ? low : high, 1);
+      const int at = column + 8 * (j + odd) + 2 * (pair - odd);
+      if (exists && at < gemm.n) store8_bytes(to + at, odd ? got : low, odd ? high : got);
     }
+  }
+}
+TENON_DEVICE void store_half(const GemmCall& gemm, int row, int column, const HalfSums& sums) {
+  if (!gemm.out_is_f32 && gemm.n % 4 == 0 && gemm.out_stride % 4 == 0 &&
+      reinterpret_cast<std::uintptr_t>(gemm.out) % 8 == 0) {
+    store_in_fours(gemm, row, column, sums);
+    return;
+  }
+  TENON_UNROLL
+  for (int e = 0; e < 64; ++e) {
+    const int of_row = row + 8 * (e / 2 % 2);
+    const int at = column + 8 * (e / 4) + 2 * (thread_id() % 4) + e % 2;
+    if (of_row < gemm.rows && at < gemm.n) store_output(gemm, of_row, at, sums[e]);
   }
 }
 
@@ -258,34 +248,79 @@ TENON_DEVICE void store_activated(const TilesCall& call, int row, int group, con
 }
 
 template <int kHalves, bool kActivates>
+TENON_DEVICE TileScales<kHalves> tile_scales(const TilesCall& call,
+                                             const TileGrid<kHalves, kActivates>& grid,
+                                             const TilePlace& place, int row) {
+  TileScales<kHalves> scales;
+  scales.x_stride = call.scales.x_block_stride;
+  scales.last = call.cut.num_blocks - 1;
+  TENON_UNROLL
+  for (int r = 0; r < 2; ++r) {
+    const int exists = row + 8 * r < call.gemm.rows ? row + 8 * r : call.gemm.rows - 1;
+    scales.x[r] = call.scales.x + exists * call.scales.x_row_stride;
+  }
+  TENON_UNROLL
+  for (int h = 0; h < kHalves; ++h)
+    scales.weight[h] =
+        call.scales.weight + grid.group_of(place, h, call.gemm.n) * call.scales.weight_row_stride;
+  ask_scales(scales, 0);
+  return scales;
+}
+
+// What a warp knows of its part of the tiles, all of a block's being alike.
+struct TileWarp {
+  int row;                  // of the tile: that of a lane's first sums
+  std::uint64_t x, weight;  // descriptors in the first stage
+  int lane;
+};
+template <int kHalves>
+TENON_DEVICE TileWarp tile_warp(const TilesRing<kHalves>& ring) {
+  const int group = shuffle_from(thread_id() / 128, 0), lane = thread_id() % kWave;
+  return {group * 64 + thread_id() % 128 / kWave * 16 + lane / 4,
+          tile_descriptor(ring.shared + group * kTileSquare / 2),
+          tile_descriptor(ring.shared + kTileSquare), lane};
+}
+// The four products of a block of k and a half, from zero.
+template <int kHalves>
+TENON_DEVICE void start_products(const TilesRing<kHalves>& ring, const TileWarp& warp, int stage,
+                                 int half, HalfSums& made) {
+  const int at = stage * (ring.kBytes / 16);
+  wgmma_begin();
+  TENON_UNROLL
+  for (int k = 0; k < 4; ++k)
+    add_product<kTileSide>(made, descriptor_at(warp.x, at + 2 * k),
+                           descriptor_at(warp.weight, at + half * (kTileSquare / 16) + 2 * k),
+                           k > 0);
+  wgmma_commit();
+}
+// Of rows g and g + 8, for block `block` of k.
+struct RowScales {
+  float of[2];
+};
+template <int kHalves>
+TENON_DEVICE RowScales row_scales(const TileScales<kHalves>& scales, int half, int block) {
+  const int from = thread_id() % kWave / 4 * 4 + block % 4;
+  return {shuffle_from(scales.made[0][half], from), shuffle_from(scales.made[1][half], from)};
+}
+TENON_DEVICE void add_scaled(HalfSums& sums, const HalfSums& made, const RowScales& scale) {
+  TENON_UNROLL
+  for (int e = 0; e < 64; ++e) sums[e] = fma_f(made[e], scale.of[e / 2 % 2], sums[e]);
+}
+
+// One block of k after the other, kHalves halves of each.
+template <int kHalves, bool kActivates>
 TENON_DEVICE void multiply_tiles(const TilesCall& call, const TileGrid<kHalves, kActivates>& grid,
                                  const TilesRing<kHalves>& ring) {
   constexpr bool kSegments = kHalves == 1;  // registers for a second set of sums
   const GemmCall& gemm = call.gemm;
-  const int group = shuffle_from(thread_id() / 128, 0), lane = thread_id() % kWave;
-  const int row_in_tile = group * 64 + thread_id() % 128 / kWave * 16 + lane / 4;
-  const std::uint64_t x = tile_descriptor(ring.shared + group * kTileSquare / 2);
-  const std::uint64_t weight = tile_descriptor(ring.shared + kTileSquare);
-  const int four = lane / 4 * 4;
+  const TileWarp warp = tile_warp(ring);
   RingPlace from;
-  float block_sums[64] = {};
+  HalfSums made = {};
   TENON_NO_UNROLL
   for (int t = grid.first; t < grid.end; t += grid.step) {
     const TilePlace place = grid.place(t);
-    const int row = place.first_row + row_in_tile;
-    TileScales<kHalves> scales;
-    scales.x_stride = call.scales.x_block_stride;
-    scales.last = call.cut.num_blocks - 1;
-    TENON_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      const int exists = row + 8 * r < gemm.rows ? row + 8 * r : gemm.rows - 1;
-      scales.x[r] = call.scales.x + exists * call.scales.x_row_stride;
-    }
-    TENON_UNROLL
-    for (int h = 0; h < kHalves; ++h)
-      scales.weight[h] =
-          call.scales.weight + grid.group_of(place, h, gemm.n) * call.scales.weight_row_stride;
-    ask_scales(scales, 0);
+    const int row = place.first_row + warp.row;
+    TileScales<kHalves> scales = tile_scales(call, grid, place, row);
     float sums[kHalves][64] = {};
     float whole[kSegments ? 64 : 1] = {};
     int b = 0;
@@ -296,30 +331,14 @@ TENON_DEVICE void multiply_tiles(const TilesCall& call, const TileGrid<kHalves, 
       for (; b < end; ++b) {
         advance_scales(scales, b);
         barrier_wait(&ring.full[from.stage], from.parity);
-        const int stage = from.stage * (ring.kBytes / 16);
         TENON_UNROLL
         for (int h = 0; h < kHalves; ++h) {
-          wgmma_begin();
-          TENON_UNROLL
-          for (int k = 0; k < 4; ++k)
-            add_product<kTileSide>(
-                block_sums, descriptor_at(x, stage + 2 * k),
-                descriptor_at(weight, stage + h * (kTileSquare / 16) + 2 * k), k > 0);
-          wgmma_commit();
-          const float scale[2] = {shuffle_from(scales.made[0][h], four + b % 4),
-                                  shuffle_from(scales.made[1][h], four + b % 4)};
+          start_products(ring, warp, from.stage, h, made);
+          const RowScales scale = row_scales(scales, h, b);
           wgmma_wait_all();
-          hold_sums(block_sums);
-          if (h == kHalves - 1) {
-            if (grid.cluster == 1) {
-              if (lane == 0) barrier_arrive(&ring.empty[from.stage]);
-            } else if (lane < 2) {
-              barrier_arrive_at(&ring.empty[from.stage], static_cast<std::uint32_t>(lane));
-            }
-          }
-          TENON_UNROLL
-          for (int e = 0; e < 64; ++e)
-            sums[h][e] = fma_f(block_sums[e], scale[e / 2 % 2], sums[h][e]);
+          hold_sums(made);
+          if (h == kHalves - 1 && warp.lane == 0) barrier_arrive(&ring.empty[from.stage]);
+          add_scaled(sums[h], made, scale);
         }
         from.next(ring.kStages);
       }
@@ -356,17 +375,12 @@ sm90_tiles_kernel(TENON_ARGS(TilesCall) call) {
     TENON_NO_UNROLL
     for (int stage = 0; stage < kStages; ++stage) {
       barrier_init(&ring.full[stage], 1);
-      barrier_init(&ring.empty[stage],
-                   static_cast<std::uint32_t>(kTilesConsumers / kWave * call.cluster));
+      barrier_init(&ring.empty[stage], kTilesConsumers / kWave);
     }
     publish_barriers();
   }
   sync_wave();
   sync_block();
-  if (call.cluster > 1) {  // before anything is sent into the other block
-    cluster_arrive();
-    cluster_wait();
-  }
   if (thread_id() >= kTilesConsumers) {
     give_registers<24>();
     if (thread_id() == kTilesConsumers) {
@@ -379,11 +393,6 @@ sm90_tiles_kernel(TENON_ARGS(TilesCall) call) {
     wait_for_previous();
     if (thread_id() == 0) let_next_start();
     multiply_tiles(call, grid, ring);
-  }
-  sync_wave();
-  if (call.cluster > 1) {  // the other block may write and arrive here until it ends
-    cluster_arrive();
-    cluster_wait();
   }
 }
 

@@ -72,7 +72,7 @@ Status check(const Args& args) {
   Dims dims;
   dims["v_heads"] = args.v_heads;
   dims["v_heads * dv"] = std::int64_t{args.v_heads} * kHeadDim;
-  dims["scratch_columns"] = scratch_columns(args.k_heads, args.v_heads);
+  dims["scratch_columns"] = scratch_columns(args.k_heads, args.v_heads, args.qkv.device.target);
   dims["conv_dim"] = std::int64_t{2 * args.k_heads + args.v_heads} * kHeadDim;
   TENON_TRY(check_rows(args, dims), "gated_delta_net.check");
   TENON_TRY(check_weights_and_state(args, dims), "gated_delta_net.check");
@@ -84,17 +84,21 @@ Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view f
   TENON_TRY(check(args));
   if (forced.empty()) forced = forced_by_env(kOp);
   // A model plans steps with and without prompts, and neither form serves both: forced, each leaves
-  // the other's steps to the variant that has the same bits as without forcing.
+  // the other's steps to a variant that is made for them.
   const bool decodes = args.max_tokens_per_sequence <= 1;
-  if (!(forced == "chunked" && decodes) && !(forced == "decode" && !decodes))
+  const auto has_chunks = [](std::string_view name) {
+    return name == "chunked" || name == "tiles";
+  };
+  if (!(has_chunks(forced) && decodes) && !(forced == "decode" && !decodes))
     return choose(kOp, &args, where, forced);
   std::string_view instead = "chunked";
   if (decodes)
     for (const Variant& each : variants(kOp, where.device.target))
-      if (instead == "chunked" && each.name != "chunked") instead = each.name;
+      if (has_chunks(instead)) instead = each.name;
   TENON_ASSIGN(Plan plan, choose(kOp, &args, where, instead));
-  plan.refusals.emplace_back(decodes ? "chunked: every sequence has one token: there is no chunk"
-                                     : "decode: a sequence may have more than one token");
+  plan.refusals.push_back(std::string(forced) +
+                          (decodes ? ": every sequence has one token: there is no chunk"
+                                   : ": a sequence may have more than one token"));
   return plan;
 }
 

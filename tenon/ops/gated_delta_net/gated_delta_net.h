@@ -39,9 +39,14 @@ inline constexpr int kTaps = 4;       // of the convolution
 inline constexpr int kChunkTokens = 64;
 inline constexpr int kKeptInputs = 4;  // of the convolution, in a slot
 
-// Columns of Args::scratch: u and o of a token.
-constexpr std::int64_t scratch_columns(int k_heads, int v_heads) {
-  return std::int64_t{2 * k_heads + 2 * v_heads} * kHeadDim;
+inline constexpr int kTileColumns =
+    272;  // of scratch for a v head, where chunks run on tensor cores
+
+// Columns of Args::scratch: u and o of a token; on targets with a variant "tiles" also what that
+// hands from kernel to kernel.
+constexpr std::int64_t scratch_columns(int k_heads, int v_heads, Target target) {
+  const bool tiles = target == Target::kCuda || target == Target::kEmu32;
+  return std::int64_t{2 * k_heads + 2 * v_heads} * kHeadDim + (tiles ? v_heads * kTileColumns : 0);
 }
 
 struct Args {
@@ -60,7 +65,7 @@ struct Args {
   TensorView fresh;                 // i32 [sequences]: 1 starts from zero, whatever its slot holds
   TensorView conv_state;            // bf16 [slots, 4, conv_dim]: input of position p in row p mod 4
   TensorView state;                 // f32 [slots, v_heads, dk, dv]
-  TensorView scratch;               // [tokens, scratch_columns()] bf16: u first, where it is kept
+  TensorView scratch;               // [tokens, scratch_columns()] bf16, rows of 16 bytes: u first
   NormedRows out;                   // [tokens, v_heads·dv]: bf16, fp8 in groups of 128, or both
   int max_tokens_per_sequence = 1;  // of this step: 1 means decode only
 };

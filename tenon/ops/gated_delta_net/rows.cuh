@@ -113,50 +113,30 @@ TENON_DEVICE void convolve(const bf16* __restrict__ oldest, const bf16* __restri
     out[c] = convolve_channel(weight + 4 * c, oldest[c], older[c], old[c], now[c]);
 }
 
-// One block per token and run of kChannels channels.
-TENON_KERNEL_MAX(kDim) conv_kernel(TENON_ARGS(KernelArgs) args) {
-  TENON_SHARED(bf16, zeros, kChannels);
-  wait_for_previous();
-  let_next_start();
-  const int runs = (args.conv_dim + kChannels - 1) / kChannels;
-  const int token = block_id() / runs;
-  const int first = block_id() % runs * kChannels;
-  const int n = args.conv_dim - first < kChannels ? args.conv_dim - first : kChannels;
-  const int index = sequence_of(args, token);
-  if (index < 0) return;
-  const Sequence sequence = sequence_at(args, index);
-  if (decodes_apart(args, sequence)) return;
-
-  const bf16* inputs[kHistory + 1];  // by lag
-  bool missing = false;
-  for (int lag = 0; lag <= kHistory; ++lag) {
-    const bf16* row = input_row(args, sequence, token - sequence.begin - lag);
-    inputs[lag] = row == nullptr ? zeros : row + first;
-    missing = missing || row == nullptr;
-  }
-  if (missing) {  // the whole block agrees: it is one token
-    for (int c = thread_id(); c < n; c += block_threads()) zeros[c] = bf16{0};
-    sync_block();
-  }
-  convolve(inputs[3], inputs[2], inputs[1], inputs[0], args.conv_weight + std::int64_t{first} * 4,
-           n, u_of(args, token) + first);
-}
-
-// beta = sigmoid(b) and decay = exp(g), g = −exp(a_log) · softplus(a + dt_bias), of one v head.
+// What the gates of one v head of a token are made of, and they: beta = sigmoid(b), and
+// g = −exp(a_log) · softplus(a + dt_bias), decay being exp(g).
+struct GateInputs {
+  float a, b, a_log, dt_bias;
+};
 struct Gates {
   float beta, log_decay;
 };
+TENON_DEVICE GateInputs load_gates(const KernelArgs& args, int token, int v_head) {
+  return {to_float(args.a[token * args.a_stride + v_head]),
+          to_float(args.b[token * args.b_stride + v_head]), args.a_log[v_head],
+          args.dt_bias[v_head]};
+}
+TENON_DEVICE Gates gates_of(const GateInputs& inputs) {
+  return {sigmoid_f(inputs.b), -exp_f(inputs.a_log) * softplus_f(inputs.a + inputs.dt_bias)};
+}
 TENON_DEVICE Gates gates_of(const KernelArgs& args, int token, int v_head) {
-  const float a = to_float(args.a[token * args.a_stride + v_head]);
-  const float b = to_float(args.b[token * args.b_stride + v_head]);
-  return {sigmoid_f(b), -exp_f(args.a_log[v_head]) * softplus_f(a + args.dt_bias[v_head])};
+  return gates_of(load_gates(args, token, v_head));
 }
 
 // What q and k of a head are multiplied by, from their sums of squares.
 TENON_DEVICE float key_scale(float squares) { return rsqrt_f(squares + 1e-6f); }
-TENON_DEVICE float query_scale(float squares) {
-  return rsqrt_f(squares + 1e-6f) * 0x1.6a09e6p-4f;  // 128^-½
-}
+inline constexpr float kQueryFactor = 0x1.6a09e6p-4f;  // 128^-½
+TENON_DEVICE float query_scale(float squares) { return key_scale(squares) * kQueryFactor; }
 
 // What a call wants of one v head of a token: t = rne(((o · rstd) · norm) · silu(z)) as bf16, and t
 // quantised as fp8_quant does it, the head being the group. `o` is in shared memory; null: the row

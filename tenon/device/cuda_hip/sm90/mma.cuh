@@ -48,7 +48,5 @@ TENON_DEVICE float fast_exp2(float x) {
 // What this thread has stored to shared memory is seen by the copy engine and by wgmma, once the
 // thread that starts them knows of it by a barrier.
 TENON_DEVICE void fence_async() { asm volatile("fence.proxy.async;" : : : "memory"); }
-// Orders this thread's accesses, and those it knows of, as all threads of the device see them.
-TENON_DEVICE void fence_device() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); }
 
 }  // namespace tenon::TENON_TARGET::sm90

@@ -2,7 +2,9 @@
 
 #include <cuda.h>
 
+#include <array>
 #include <cstring>
+#include <span>
 #include <string>
 
 #include "tenon/device/cuda_hip/vendor.h"
@@ -31,31 +33,59 @@ Encode find_encode() {
   return reinterpret_cast<Encode>(found);
 }
 
-}  // namespace
-
-Result<TensorMap> tile_map(const void* data, std::int64_t rows, std::int64_t row_bytes,
-                           std::int64_t stride_bytes, int tile_rows) {
+// what(): the matrix in words, for an error.
+template <class What>
+Result<TensorMap> make_map(const void* data, std::span<const cuuint64_t> extents,
+                           std::span<const cuuint64_t> strides, std::span<const cuuint32_t> box,
+                           const What& what) {
   static const Encode encode = find_encode();
   if (encode == nullptr)
     return Status::error(Code::kUnsupported, "the driver has no cuTensorMapEncodeTiled");
-  const cuuint64_t extents[] = {static_cast<cuuint64_t>(row_bytes), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride_bytes)};
-  const cuuint32_t tile[] = {128, static_cast<cuuint32_t>(tile_rows)}, steps[] = {1, 1};
+  const std::array<cuuint32_t, 4> steps{1, 1, 1, 1};
   CUtensorMap made;
   const CUresult error =
-      encode(&made, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(data), extents, strides,
-             tile, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      encode(&made, CU_TENSOR_MAP_DATA_TYPE_UINT8, static_cast<cuuint32_t>(extents.size()),
+             const_cast<void*>(data), extents.data(), strides.data(), box.data(), steps.data(),
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (error != CUDA_SUCCESS)
-    return Status::error(Code::kDevice, "cuTensorMapEncodeTiled refused " + std::to_string(rows) +
-                                            " rows of " + std::to_string(row_bytes) +
-                                            " bytes that lie " + std::to_string(stride_bytes) +
-                                            " bytes apart, in tiles of " +
-                                            std::to_string(tile_rows) + " rows: error " +
+    return Status::error(Code::kDevice, "cuTensorMapEncodeTiled refused " + what() + ": error " +
                                             std::to_string(static_cast<int>(error)));
   TensorMap map;
   std::memcpy(&map, &made, sizeof map);
   return map;
+}
+
+std::string describe_rows(std::int64_t rows, std::int64_t row_bytes, std::int64_t stride_bytes) {
+  return std::to_string(rows) + " rows of " + std::to_string(row_bytes) + " bytes that lie " +
+         std::to_string(stride_bytes) + " bytes apart";
+}
+
+cuuint64_t extent(std::int64_t value) { return static_cast<cuuint64_t>(value); }
+
+}  // namespace
+
+Result<TensorMap> tile_map(const void* data, std::int64_t rows, std::int64_t row_bytes,
+                           std::int64_t stride_bytes, int tile_rows) {
+  const std::array<cuuint64_t, 2> extents{extent(row_bytes), extent(rows)};
+  const std::array<cuuint64_t, 1> strides{extent(stride_bytes)};
+  const std::array<cuuint32_t, 2> box{128, static_cast<cuuint32_t>(tile_rows)};
+  return make_map(data, extents, strides, box, [&] {
+    return describe_rows(rows, row_bytes, stride_bytes) + ", in tiles of " +
+           std::to_string(tile_rows) + " rows";
+  });
+}
+
+Result<TensorMap> box_map(const void* data, std::int64_t rows, std::int64_t k,
+                          std::int64_t stride_bytes, std::int64_t second_rows, int box_blocks) {
+  const std::array<cuuint64_t, 4> extents{128, extent(rows), extent(k / 128), 2};
+  const std::array<cuuint64_t, 3> strides{extent(stride_bytes), 128,
+                                          extent(second_rows * stride_bytes)};
+  const std::array<cuuint32_t, 4> box{128, 8, static_cast<cuuint32_t>(box_blocks), 2};
+  return make_map(data, extents, strides, box, [&] {
+    return describe_rows(rows, k, stride_bytes) + ", in boxes of two times eight rows " +
+           std::to_string(second_rows) + " rows apart";
+  });
 }
 
 }  // namespace tenon::sm90

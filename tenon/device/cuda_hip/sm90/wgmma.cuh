@@ -19,9 +19,11 @@
 
 namespace tenon::TENON_TARGET::sm90 {
 
-// The descriptor of a tile; `tile` is a multiple of 1024 bytes.
-TENON_DEVICE std::uint64_t tile_descriptor(const void* tile) {
-  constexpr std::uint64_t kAtom = 1024 / 16, kSwizzle128 = 1;
+// The descriptor of a tile; `tile` is a multiple of 1024 bytes. Its atoms lie `kAtomStride` bytes
+// apart, a multiple of 1024.
+template <int kAtomStride = 1024>
+static __device__ __forceinline__ std::uint64_t tile_descriptor(const void* tile) {
+  constexpr std::uint64_t kAtom = kAtomStride / 16, kSwizzle128 = 1;
   return std::uint64_t{(shared_address(tile) & 0x3ffffu) >> 4} | std::uint64_t{1} << 16 |
          kAtom << 32 | kSwizzle128 << 62;
 }
@@ -57,8 +59,8 @@ TENON_DEVICE void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" : : "n"(kCount));
 }
 
-// The instruction names every register of D, and its three inputs are numbered behind them. Operands
-// of bf16 may lie either way round: zeros say that rows are contiguous.
+// The instruction names every register of D, and its three inputs are numbered behind them.
+// Operands of bf16 may lie either way round: zeros say that rows are contiguous.
 // clang-format off
 #define TENON_NAMES_4 "%0, %1, %2, %3"
 #define TENON_NAMES_8 TENON_NAMES_4 ", %4, %5, %6, %7"
