@@ -67,7 +67,9 @@ Result<Plan> choose(const Op& op, const void* args, const PlanContext& where,
     return std::string(op.name) + " on " + std::string(name(where.device.target));
   };
   if (all.empty())
-    return Status::error(Code::kUnsupported, who() + ": the target is not part of this build, or the op has no variant for it");
+    return Status::error(
+        Code::kUnsupported,
+        who() + ": the target is not part of this build, or the op has no variant for it");
   TENON_TRY(check_knob());
   if (forced.empty()) forced = forced_by_env(op);
   std::optional<PlanContext> alone;  // a copy, and copies allocate, only where one is forced

@@ -77,15 +77,14 @@ Status Experts::plan_fused(LayerContext& context) {
   if (spec_.shared.width != 0 &&
       (spec_.shared.width != spec_.width || !spec_.shared.gate_up.is_fp8()))
     return Status::ok();
-  const std::int64_t most = std::min<std::int64_t>(context.scratch.max_rows(),
-                                                   moe_experts::kMaxTokens);
-  TENON_ASSIGN(activation_,
-               context.scratch.tensor("experts between", DType::kBF16,
-                                      {most * (spec_.top_k + 1), spec_.width}));
+  const std::int64_t most =
+      std::min<std::int64_t>(context.scratch.max_rows(), moe_experts::kMaxTokens);
+  TENON_ASSIGN(activation_, context.scratch.tensor("experts between", DType::kBF16,
+                                                   {most * (spec_.top_k + 1), spec_.width}));
   auto plans = RowPlans::make(most, [&](std::int64_t rows) {
-    return moe_experts::plan(fused_args(first_rows(*context.x.fp8, rows),
-                                        {context.partial.rows(0, rows)}),
-                             context.where);
+    return moe_experts::plan(
+        fused_args(first_rows(*context.x.fp8, rows), {context.partial.rows(0, rows)}),
+        context.where);
   });
   if (!plans && plans.status().code() != Code::kUnsupported) return plans.status();
   if (!plans) return Status::ok();

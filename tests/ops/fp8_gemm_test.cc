@@ -420,11 +420,10 @@ TEST(Fp8Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
 // with that expert's matrix alone.
 TEST(Fp8Gemm, OnDevicesExpertsHaveTheBitsOfDenseProducts) {
   if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
-  const Shape shapes[] = {
-      {.tokens = 90, .n = 200, .k = 1280},                     // two segments
-      {.tokens = 90, .n = 70, .k = 4224, .out = DType::kF32},  // eight, uneven
-      {.tokens = 90, .n = 258, .k = 2048, .layout = ScaleLayout::kMnMajor},
-      {.tokens = 90, .n = 4100, .k = 384}};
+  const Shape shapes[] = {{.tokens = 90, .n = 200, .k = 1280},                     // two segments
+                          {.tokens = 90, .n = 70, .k = 4224, .out = DType::kF32},  // eight, uneven
+                          {.tokens = 90, .n = 258, .k = 2048, .layout = ScaleLayout::kMnMajor},
+                          {.tokens = 90, .n = 4100, .k = 384}};
   for (const Target target : test::device_targets())
     for (const Shape& dense : shapes)
       for (const bool scattered : {true, false}) {
@@ -466,8 +465,7 @@ TEST(Fp8Gemm, OnDevicesExpertsHaveTheBitsOfDenseProducts) {
           EXPECT_EQ(planned->promise.name,
                     chosen == "simt" ? std::string_view("simt_fp32") : "sm90_fp8");
           const auto expected = run_variant(one, target, std::string(planned->variant_name)).bytes;
-          const std::size_t begin =
-              static_cast<std::size_t>(grouped.shape.offsets[e]) * row_bytes;
+          const std::size_t begin = static_cast<std::size_t>(grouped.shape.offsets[e]) * row_bytes;
           ASSERT_TRUE(std::equal(expected.begin(), expected.end(), output.begin() + begin))
               << "expert " << e;
         }

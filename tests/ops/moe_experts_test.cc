@@ -93,11 +93,10 @@ std::vector<float> make_scales(std::int64_t count, float least, float most, std:
 struct Bench {
   Bench(Target target, const Shape& of) : shape(of), on(target) {
     const std::int64_t e = shape.experts, h = shape.hidden, w = shape.width;
-    args.routed = put_matrices(e, {e, 2 * w, h}, {e, 2 * w / 128, h / 128}, {e, h, w},
-                               {e, h / 128, w / 128});
+    args.routed =
+        put_matrices(e, {e, 2 * w, h}, {e, 2 * w / 128, h / 128}, {e, h, w}, {e, h / 128, w / 128});
     if (shape.shared)
-      args.shared =
-          put_matrices(1, {2 * w, h}, {2 * w / 128, h / 128}, {h, w}, {h / 128, w / 128});
+      args.shared = put_matrices(1, {2 * w, h}, {2 * w / 128, h / 128}, {h, w}, {h / 128, w / 128});
     put_rows(1);
   }
 
@@ -217,9 +216,9 @@ void expect_the_chain(const std::vector<Shape>& shapes) {
       ASSERT_FALSE(std::all_of(expected.begin(), expected.end(), [](auto b) { return b == 0; }));
       std::size_t first = 0;
       while (first < found.size() && found[first] == expected[first]) ++first;
-      ASSERT_EQ(first, found.size()) << "token " << first / 2 / static_cast<std::size_t>(shape.hidden)
-                                     << ", element "
-                                     << first / 2 % static_cast<std::size_t>(shape.hidden);
+      ASSERT_EQ(first, found.size())
+          << "token " << first / 2 / static_cast<std::size_t>(shape.hidden) << ", element "
+          << first / 2 % static_cast<std::size_t>(shape.hidden);
     }
   });
 }
@@ -321,13 +320,14 @@ TEST(MoeExperts, ATokenDoesNotDependOnTheOthers) {
       one.weights = one.weights.rows(t, 1), one.shared_gate = one.shared_gate.rows(t, 1);
       std::vector<int> experts, sorted;
       for (int k = 0; k < 4; ++k)
-        experts.push_back(static_cast<int>(
-            std::upper_bound(offsets.begin(), offsets.end(),
-                             slots[static_cast<std::size_t>(4 * t + k)]) -
-            offsets.begin() - 1));
+        experts.push_back(
+            static_cast<int>(std::upper_bound(offsets.begin(), offsets.end(),
+                                              slots[static_cast<std::size_t>(4 * t + k)]) -
+                             offsets.begin() - 1));
       std::vector<std::int32_t> own_offsets(33, 0), own_slots;
       for (const int e : experts)
-        for (int above = e + 1; above <= 32; ++above) own_offsets[static_cast<std::size_t>(above)]++;
+        for (int above = e + 1; above <= 32; ++above)
+          own_offsets[static_cast<std::size_t>(above)]++;
       for (const int e : experts) own_slots.push_back(own_offsets[static_cast<std::size_t>(e)]);
       one.offsets = bench.on.put(own_offsets, DType::kI32, {33});
       one.slot = bench.on.put(own_slots, DType::kI32, {1, 4});

@@ -203,10 +203,10 @@ TEST(MoeRoute, APlanForMoreTokensGivesTheSame) {
       const Args args = put(fixture, problem);
       const Status ran = run(*planned, args, fixture.stream());
       ASSERT_TRUE(ran) << ran.to_string();
-      expect_oracle(problem,
-                    {fixture.get<float>(args.weights), fixture.get<std::int32_t>(args.slot),
-                     fixture.get<std::int32_t>(args.offsets),
-                     fixture.get<std::int32_t>(args.token_of)});
+      expect_oracle(
+          problem,
+          {fixture.get<float>(args.weights), fixture.get<std::int32_t>(args.slot),
+           fixture.get<std::int32_t>(args.offsets), fixture.get<std::int32_t>(args.token_of)});
     });
   }
 }

@@ -81,9 +81,9 @@ inline float exact_product(const ProductTerms& terms, std::string_view variant) 
   float sum = 0.0f;
   for (int segment = 0; segment < cut.count; ++segment) {
     const int begin = cut.begin(segment), end = cut.begin(segment + 1);
-    const float found = variant == "simt"   ? portable_segment(terms, begin, end)
+    const float found = variant == "simt"             ? portable_segment(terms, begin, end)
                         : variant.starts_with("sm90") ? wgmma_segment(terms, begin, end)
-                                            : lanes_segment(terms, begin, end);
+                                                      : lanes_segment(terms, begin, end);
     sum = segment == 0 ? found : sum + found;
   }
   return sum;

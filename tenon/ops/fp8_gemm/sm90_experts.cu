@@ -4,10 +4,10 @@
 //
 // A block of threads takes 128 columns of at most 64 rows of one expert, and all of k. Which, it
 // finds from the offsets: the grid has as many blocks as any grouping of so many rows can need, and
-// those without a tile end. The weight is the operand with 64 rows of the instruction, rows of x are
-// its N side. One wave, the producer, fills a ring of stages: 128 bytes of k of 128 columns, and of
-// the rows, which are one tile, or a tile each where row_of scatters them. Two warpgroups multiply.
-// Sums of earlier segments wait in shared memory.
+// those without a tile end. The weight is the operand with 64 rows of the instruction, rows of x
+// are its N side. One wave, the producer, fills a ring of stages: 128 bytes of k of 128 columns,
+// and of the rows, which are one tile, or a tile each where row_of scatters them. Two warpgroups
+// multiply. Sums of earlier segments wait in shared memory.
 #include "tenon/device/cuda_hip/sm90/lanes.cuh"
 #include "tenon/device/cuda_hip/sm90/tma.cuh"
 #include "tenon/device/cuda_hip/sm90/wgmma.cuh"
@@ -24,8 +24,8 @@ constexpr int kRows = 64, kColumns = 128;  // of a tile
 constexpr int kWarps = 8, kConsumers = kWarps * kWave, kThreads = kConsumers + kWave;
 constexpr int kWeightBytes = kColumns * kProductBlock, kXBytes = kRows * kProductBlock;
 constexpr int kStageBytes = kWeightBytes + kXBytes;
-constexpr int kSums = kRows / 2;            // of a thread
-constexpr int kOutStride = kColumns + 4;    // floats between rows of results in shared memory
+constexpr int kSums = kRows / 2;          // of a thread
+constexpr int kOutStride = kColumns + 4;  // floats between rows of results in shared memory
 constexpr int kMostStages = 8;
 static_assert(2 * kStageBytes >= kRows * kOutStride * 4);  // results lie where the ring was
 
@@ -242,8 +242,8 @@ TENON_DEVICE void store(const ExpertsCall& call, const Tile& tile, const float (
   const int column = tile.first_column + 4 * lane;
   for (int row = warp; row < tile.num_rows; row += kWarps) {
     const float4 four = *reinterpret_cast<const float4*>(results + row * kOutStride + 4 * lane);
-    bf16* const to = static_cast<bf16*>(gemm.out) +
-                     (tile.first_row + row) * gemm.out_stride + column;
+    bf16* const to =
+        static_cast<bf16*>(gemm.out) + (tile.first_row + row) * gemm.out_stride + column;
     if (!gemm.out_is_f32 && column + 3 < gemm.n && reinterpret_cast<std::uintptr_t>(to) % 8 == 0) {
       store8_bytes(to, convert_bf16x2(four.x, four.y), convert_bf16x2(four.z, four.w));
     } else {
@@ -337,13 +337,13 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   call.column_tiles = ceil_div(gemm.n, kColumns);
   call.stages = static_cast<int>(recipe.settings[0].value);
   const std::int64_t columns = std::int64_t{gemm.experts} * gemm.n;
-  TENON_ASSIGN(call.weight, ::tenon::sm90::tile_map(gemm.weight, columns, gemm.k,
-                                                    columns > 1 ? gemm.weight_stride : gemm.k,
-                                                    kColumns));
+  TENON_ASSIGN(call.weight,
+               ::tenon::sm90::tile_map(gemm.weight, columns, gemm.k,
+                                       columns > 1 ? gemm.weight_stride : gemm.k, kColumns));
   const std::int64_t tokens = args.x.data.shape[0];
-  TENON_ASSIGN(call.x, ::tenon::sm90::tile_map(gemm.x, tokens, gemm.k,
-                                               tokens > 1 ? gemm.x_stride : gemm.k,
-                                               gemm.row_map == nullptr ? kRows : 1));
+  TENON_ASSIGN(call.x,
+               ::tenon::sm90::tile_map(gemm.x, tokens, gemm.k, tokens > 1 ? gemm.x_stride : gemm.k,
+                                       gemm.row_map == nullptr ? kRows : 1));
   return tenon::launch(stream, recipe.launches.front().shape, experts_kernel, call);
 }
 

@@ -26,8 +26,8 @@ Status check_layout(std::string_view what, const TensorView& tensor, const Tenso
     if (tensor.shape[static_cast<std::size_t>(i)] > 1)
       fits = fits && tensor.stride[static_cast<std::size_t>(i)] * size % aligned == 0;
   if (!fits)
-    return invalid(found + " but every row must begin at a multiple of " +
-                   std::to_string(aligned) + " bytes");
+    return invalid(found + " but every row must begin at a multiple of " + std::to_string(aligned) +
+                   " bytes");
   return Status::ok();
 }
 Status check_table(std::string_view what, const TensorView& tensor, const TensorView& out) {
@@ -133,12 +133,10 @@ Traffic traffic(const Args& args) {
   const auto width = static_cast<double>(args.activation.shape[1]);
   const auto pairs = static_cast<double>(args.slot.size());
   const double shared = args.shared ? 1.0 : 0.0;
-  const double matrices =
-      std::min(pairs, static_cast<double>(args.routed.down.shape[0])) + shared;
+  const double matrices = std::min(pairs, static_cast<double>(args.routed.down.shape[0])) + shared;
   Traffic traffic;
   traffic.flops = 6.0 * (pairs + shared * tokens) * hidden * width;
-  traffic.memory_bytes =
-      3.0 * matrices * hidden * width + tokens * hidden * 3.0 + 8.0 * pairs;
+  traffic.memory_bytes = 3.0 * matrices * hidden * width + tokens * hidden * 3.0 + 8.0 * pairs;
   return traffic;
 }
 

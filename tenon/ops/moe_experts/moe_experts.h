@@ -4,8 +4,8 @@
 //   routed     = fp8_gemm(activation, down), rounded to bf16
 //   out        = moe_combine(routed, weights, slot, shared expert, shared_gate)
 // with the shared expert treated like the others, for every token. This is a chain of four ops of
-// their own, fp8_gemm, fp8_quant, fp8_gemm and moe_combine, in two launches; it has the bits of that
-// chain by the variants sm90 of fp8_gemm. Where no variant takes a call (other devices, many
+// their own, fp8_gemm, fp8_quant, fp8_gemm and moe_combine, in two launches; it has the bits of
+// that chain by the variants sm90 of fp8_gemm. Where no variant takes a call (other devices, many
 // tokens), the caller runs the chain: layers/mlp does.
 #pragma once
 
@@ -35,10 +35,10 @@ struct Args {
   Matrices routed;
   std::optional<Matrices> shared;  // absent: it adds zeros. As wide as the others
   // What moe_route makes.
-  TensorView offsets;   // i32 [experts + 1]
-  TensorView token_of;  // i32 [tokens · top_k]
-  TensorView weights;   // f32 [tokens, top_k]
-  TensorView slot;      // i32 [tokens, top_k]
+  TensorView offsets;      // i32 [experts + 1]
+  TensorView token_of;     // i32 [tokens · top_k]
+  TensorView weights;      // f32 [tokens, top_k]
+  TensorView slot;         // i32 [tokens, top_k]
   TensorView shared_gate;  // [tokens, 1] f32: the gate's logit
   TensorView activation;   // bf16 [tokens · (top_k + 1), width]: memory between the two launches
   PartialRows out;         // [tokens, hidden] bf16

@@ -1,8 +1,8 @@
 // moe_experts on Hopper (sm_90a), two kernels.
 //
 // up_kernel: a unit is eight gate rows and the eight up rows of the same features, so that a thread
-// has both values of a feature. All units of all experts lie in a row, and each block takes an equal
-// part of it. Rows of x are gathered. Results are rne(silu(gate) · up) in bf16.
+// has both values of a feature. All units of all experts lie in a row, and each block takes an
+// equal part of it. Rows of x are gathered. Results are rne(silu(gate) · up) in bf16.
 //
 // down_kernel: a block takes 16 columns of the output and streams them through all experts, so it
 // has every part of the weighted sum of its columns. A tile is four experts. Rows of the activation
@@ -52,8 +52,8 @@ TENON_DEVICE int part_begin(const Entries& entries, int of_entry, int part) {
     return of_entry * (kUnitCost * entry + entries.first[entry]);
   };
   const unsigned total = static_cast<unsigned>(cost_before(entries.count));
-  const auto at = static_cast<int>(total * static_cast<unsigned>(part) /
-                                   static_cast<unsigned>(grid_blocks()));
+  const auto at =
+      static_cast<int>(total * static_cast<unsigned>(part) / static_cast<unsigned>(grid_blocks()));
   // The last entry that does not begin behind `at`: lanes look at equal steps, then at one of them.
   const int step = (entries.count + kWave - 1) / kWave, lane = thread_id() % kWave;
   const auto count_begun = [&](int entry, bool exists) {
@@ -96,7 +96,7 @@ TENON_DEVICE void feed_x(const UpCall& call, const Entries& entries, const Ring<
     TENON_UNROLL
     for (int i = 0; i < 2; ++i) {
       const int row = lane + i * kWave;
-      token[i] = row >= tile.rows                ? 0
+      token[i] = row >= tile.rows               ? 0
                  : tile.expert == kSharedExpert ? row
                                                 : token_of[tile.first + row];
     }
@@ -158,8 +158,8 @@ TENON_DEVICE void make_activation(const UpCall& call, const Entries& entries,
       float sums[kN / 2];
       multiply<kN, true>(ring, place, call.weight.cut, sums);
       if (warp >= tile.units) return;
-      bf16* const to = call.activation + tile.first * call.activation_stride +
-                       8 * (tile.unit + warp) + lane / 4;
+      bf16* const to =
+          call.activation + tile.first * call.activation_stride + 8 * (tile.unit + warp) + lane / 4;
       TENON_UNROLL
       for (int j = 0; j < kN / 8; ++j) {
         TENON_UNROLL
@@ -286,9 +286,9 @@ TENON_DEVICE void feed_activation(const DownCall& call, const Entries& entries,
             for (int mask = 1; mask < 16; mask *= 2) most = larger(most, shuffle_xor(most, mask));
             const GroupScale scale =
                 group_scale(to_float(bf16{static_cast<std::uint16_t>(most)}), DType::kE4M3);
-            encode<bf16, DType::kE4M3, 1>(&held[i], scale.multiplier,
-                                          ring.x(place.stage, of_lane) +
-                                              tile_place(row + i, eight / 2) + eight % 2 * 8);
+            encode<bf16, DType::kE4M3, 1>(
+                &held[i], scale.multiplier,
+                ring.x(place.stage, of_lane) + tile_place(row + i, eight / 2) + eight % 2 * 8);
             if (eight == 0) ring.x_scales(place.stage, of_lane)[row + i] = scale.scale;
           }
         }
@@ -324,8 +324,8 @@ TENON_DEVICE Kept kept_at(const Routing& routing, std::byte* memory) {
 }
 
 template <int kCap>
-TENON_DEVICE void make_results(const DownCall& call, const Entries& entries,
-                               const Ring<kCap>& ring, bf16* results) {
+TENON_DEVICE void make_results(const DownCall& call, const Entries& entries, const Ring<kCap>& ring,
+                               bf16* results) {
   const int warp = thread_id() / kWave, lane = thread_id() % kWave;
   RingPlace place;
   for_down_tiles<kCap>(entries, [&](const DownTile& tile) {
@@ -386,8 +386,9 @@ down_kernel(TENON_ARGS(DownCall) call) {
   const int wave = thread_id() / kWave, lane = thread_id() % kWave;
   const Kept kept = kept_at(routing, ring.end());
   std::byte* const lists = ring.end() + kept_bytes(routing.tokens, routing.top_k);
-  // Before it waits: the routing was there when up_kernel let this kernel start, for it does so
-  // behind its own wait. So the stream of weights does not stop between the two.
+  // Before it waits: the routing was there when up_kernel let this kernel start, for that does so
+  // behind its own wait, and is not the one that routes. So the stream of weights does not stop
+  // between the two.
   copy_table(lists, routing.offsets, routing.experts + 1);
   copy_table(kept.weights, routing.weights, pairs);
   copy_table(kept.slots, routing.slot, pairs);
@@ -432,7 +433,9 @@ int most_stages(int room) {
   return stages;
 }
 int stages_for(int cap, int room) {
-  return cap == 8 ? most_stages<8>(room) : cap == 32 ? most_stages<32>(room) : most_stages<64>(room);
+  return cap == 8    ? most_stages<8>(room)
+         : cap == 32 ? most_stages<32>(room)
+                     : most_stages<64>(room);
 }
 int ring_bytes(int cap, int stages) {
   return cap == 8    ? Ring<8>::bytes(stages)
@@ -444,9 +447,9 @@ int ring_bytes(int cap, int stages) {
 Status check_stacked(const char* what, const TensorView& weight) {
   if (weight.shape[0] <= 1 || weight.stride[0] == weight.shape[1] * weight.stride[1])
     return Status::ok();
-  return Status::error(Code::kUnsupported,
-                       std::string(what) +
-                           ": the matrices of the experts do not follow each other without a gap");
+  return Status::error(
+      Code::kUnsupported,
+      std::string(what) + ": the matrices of the experts do not follow each other without a gap");
 }
 
 Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
@@ -468,12 +471,14 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   const auto most = static_cast<int>(where.properties.max_shared_bytes);
   const int pairs = static_cast<int>(tokens * top_k);
   const int list = entries_bytes(static_cast<int>(experts));
-  // Half of a multiprocessor, so that the next kernel's blocks are there before these end; all of
-  // it where registers leave room for one block only.
+  // One block on a multiprocessor, and no room for a second, which another one would then miss;
+  // more than kMostRing does not help. Where there are more blocks, half of it.
+  constexpr int kMostRing = 160 << 10;
   const auto add = [&](const char* kernel, const char* setting, std::int64_t blocks, int cap,
                        int besides) {
-    const int room = cap <= 32 ? (most + 1024) / 2 - 1024 : most;
-    int stages = stages_for(cap, room - besides);
+    const bool one = blocks <= where.properties.num_units || cap > 32;
+    const int room = (one ? most : (most + 1024) / 2 - 1024) - besides;
+    int stages = stages_for(cap, room < kMostRing ? room : kMostRing);
     if (stages < kFeeders) stages = stages_for(cap, most - besides);
     LaunchShape shape;
     shape.blocks = static_cast<int>(blocks);
@@ -486,9 +491,8 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   };
   const bool up = add("up_kernel", "up stages", where.properties.num_units, up_cap(tokens),
                       list + table_bytes(pairs));
-  const bool down =
-      add("down_kernel", "down stages", hidden / kUnitRows, down_cap(tokens),
-          list + kept_bytes(static_cast<int>(tokens), static_cast<int>(top_k)));
+  const bool down = add("down_kernel", "down stages", hidden / kUnitRows, down_cap(tokens),
+                        list + kept_bytes(static_cast<int>(tokens), static_cast<int>(top_k)));
   if (!up || !down)
     return no("a block has too little shared memory for " + std::to_string(tokens) +
               " tokens with " + std::to_string(top_k) + " experts each");
@@ -509,9 +513,8 @@ Status fill_weight(const Args& args, TensorView Matrices::*matrix, TensorView Ma
     return static_cast<std::size_t>(view.num_dims - from_end);
   };
   const std::int64_t rows = routed.shape[1], k = routed.shape[2];
-  TENON_ASSIGN(weight->routed,
-               ::tenon::sm90::box_map(routed.data, routed.shape[0] * rows, k, routed.stride[1],
-                                      second_rows, kChunk));
+  TENON_ASSIGN(weight->routed, ::tenon::sm90::box_map(routed.data, routed.shape[0] * rows, k,
+                                                      routed.stride[1], second_rows, kChunk));
   TENON_ASSIGN(weight->shared,
                ::tenon::sm90::box_map(shared.data, rows, k, shared.stride[last(shared, 2)],
                                       second_rows, kChunk));

@@ -1,13 +1,13 @@
-// What both kernels of moe_experts on Hopper are made of: the list of experts with rows, the ring of
-// stages, and the products of a tile.
+// What both kernels of moe_experts on Hopper are made of: the list of experts with rows, the ring
+// of stages, and the products of a tile.
 //
 // Memory is what a decode step waits for: every expert with a row is read once, from as many
 // multiprocessors as there are. A unit is 16 rows of a weight and all of k; a tile is four units,
-// the operand with 64 rows of the instruction, so each warp of the warpgroup has a unit and they may
-// belong to different experts. The other operand is rows of x, at most kCap, and of a product only
-// rows of the unit's own expert are used. A stage holds kChunk blocks of k of a tile and its rows of
-// x, with their scales. Stages are filled by a wave that asks the copy engine for the weight and by
-// kFeeders waves that bring x, each a stage in turn. Sums are those of fp8_gemm:
+// the operand with 64 rows of the instruction, so each warp of the warpgroup has a unit and they
+// may belong to different experts. The other operand is rows of x, at most kCap, and of a product
+// only rows of the unit's own expert are used. A stage holds kChunk blocks of k of a tile and its
+// rows of x, with their scales. Stages are filled by a wave that asks the copy engine for the
+// weight and by kFeeders waves that bring x, each a stage in turn. Sums are those of fp8_gemm:
 //   block = four products of 32 of k, a chain from zero; segment = fma(block, xs · ws, segment)
 //   ((segment 0 + segment 1) + …)
 #pragma once
@@ -140,7 +140,9 @@ struct Ring {
     auto* const full = reinterpret_cast<Mbarrier*>(barriers);
     return {memory, reinterpret_cast<float*>(full + 2 * stages), full, full + stages, stages};
   }
-  TENON_HD std::byte* end() const { return reinterpret_cast<std::byte*>(scales + stages * kScales); }
+  TENON_HD std::byte* end() const {
+    return reinterpret_cast<std::byte*>(scales + stages * kScales);
+  }
 };
 
 // One thread. A stage is full after `feeds` arrivals besides that of the weight.
@@ -191,10 +193,9 @@ TENON_DEVICE void bring_weight(const Ring<kCap>& ring, RingPlace& place, const W
 // The scale of a weight's row `row` and block `block` of k.
 TENON_DEVICE const float* weight_scale_at(const Weight& weight, int expert, int row, int block) {
   const int tile = row / kProductBlock;
-  return expert == kSharedExpert
-             ? weight.shared_scales + tile * weight.shared_stride + block
-             : weight.routed_scales + expert * weight.expert_stride +
-                   tile * weight.routed_stride + block;
+  return expert == kSharedExpert ? weight.shared_scales + tile * weight.shared_stride + block
+                                 : weight.routed_scales + expert * weight.expert_stride +
+                                       tile * weight.routed_stride + block;
 }
 
 // The products of a tile, by the warpgroup: sums[4 j + 2 h + c] belongs to row g + 8 h of the unit

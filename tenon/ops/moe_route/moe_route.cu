@@ -1,7 +1,7 @@
 // Routing. A wave per token chooses. Pairs are then sorted by counting: the tokens that chose an
 // expert are bits of a mask, so a pair's place among its expert's is the number of bits before its
-// own. Variant together: few tokens, all of it in one block. Variant in_parts: a kernel chooses, one
-// finds the places, a block for every kPart tokens, and one lists the tokens by place.
+// own. Variant together: few tokens, all of it in one block. Variant in_parts: a kernel chooses,
+// one finds the places, a block for every kPart tokens, and one lists the tokens by place.
 #include "tenon/ops/moe_route/moe_route.h"
 
 #include "tenon/device/device.cuh"
@@ -86,15 +86,16 @@ TENON_DEVICE void softmax(const Route& route, std::int64_t token, float (&p)[kOw
   }
   const float sum = sum_over_experts(p, count);
   TENON_UNROLL
-  for (int j = 0; j < count; ++j)
-    p[j] = lane_id() + j * kWave < route.experts ? p[j] / sum : -2.0f;
+  for (int j = 0; j < count; ++j) p[j] = lane_id() + j * kWave < route.experts ? p[j] / sum : -2.0f;
 }
 
 // Keys order as p does: 0 for an expert that is taken or does not exist, 1 for a NaN.
 TENON_DEVICE std::uint32_t key_of(float p) {
   return is_nan(p) ? 1u : p < 0.0f ? 0u : float_bits(p) + 2u;
 }
-TENON_DEVICE float p_of(std::uint32_t key) { return bits_float(key == 1u ? 0x7fc00000u : key - 2u); }
+TENON_DEVICE float p_of(std::uint32_t key) {
+  return bits_float(key == 1u ? 0x7fc00000u : key - 2u);
+}
 struct Choice {
   float p;
   std::int32_t expert;
@@ -133,8 +134,9 @@ TENON_DEVICE void choose(const Route& route, std::int64_t token, Put put) {
   float p[kOwn];
   softmax(route, token, p);
   std::uint32_t keys[kOwn];
+  const int count = num_own<kOwn>(route);
   TENON_UNROLL
-  for (int j = 0; j < num_own<kOwn>(route); ++j) keys[j] = key_of(p[j]);
+  for (int j = 0; j < count; ++j) keys[j] = key_of(p[j]);
   float* const weights = route.weights + token * route.top_k;
   float sum = 0.0f, own = 0.0f;
   for (int choice = 0; choice < route.top_k; ++choice) {
@@ -224,6 +226,7 @@ TENON_KERNEL together_kernel(Route route) {
   const Share own = own_experts(route);
   for (int e = own.begin; e < own.end; ++e)
     for (int word = 0; word < kMaskWords; ++word) masks[e][word] = 0;
+  if (thread_id() == 0) filled[0] = 0;
   sync_block();
   wait_for_previous();
   let_next_start();
@@ -257,7 +260,8 @@ TENON_KERNEL together_kernel(Route route) {
 
 // Codes stay in token_of until places are known.
 template <int kOwn>
-TENON_KERNEL_MAX(kThreads) choose_kernel(Route route) {
+TENON_KERNEL_MAX(kThreads)
+choose_kernel(Route route) {
   wait_for_previous();
   let_next_start();
   const int waves = block_threads() / kWave;
@@ -369,8 +373,7 @@ Status supports_together(const Args& args, const PlanContext& where, Recipe* rec
   return Status::ok();
 }
 
-Status launch_together(const Recipe& recipe, const Args& args, const ChannelView*,
-                       Stream& stream) {
+Status launch_together(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   const Route route = route_of(args);
   return with_own(route.experts, [&]<int kOwn>() {
     return tenon::launch(stream, recipe.launches.front().shape, together_kernel<kOwn>, route);
@@ -393,8 +396,7 @@ Status supports_in_parts(const Args& args, const PlanContext& where, Recipe* rec
   return Status::ok();
 }
 
-Status launch_in_parts(const Recipe& recipe, const Args& args, const ChannelView*,
-                       Stream& stream) {
+Status launch_in_parts(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   const Route route = route_of(args);
   TENON_TRY(with_own(route.experts, [&]<int kOwn>() {
     return tenon::launch(stream, recipe.launches[0].shape, choose_kernel<kOwn>, route);
