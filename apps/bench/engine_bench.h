@@ -3,6 +3,7 @@
 // over one copy of the weights. Not here: what a turn is.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
