@@ -22,8 +22,10 @@ struct Command {
 };
 
 Command add_run(CLI::App& parent);
+Command add_serve(CLI::App& parent);
 Command add_eval(CLI::App& parent);
 Command add_bench(CLI::App& parent);
+Command add_profile(CLI::App& parent);
 Command add_env(CLI::App& parent);
 Command add_inspect(CLI::App& parent);
 // For shells and packagers; help does not list them.

@@ -68,7 +68,8 @@ Result<int> run(int argc, char** argv) {
   set_help_format(cli);
   cli.set_version_flag("--version", version_text, "say which build this is");
   cli.require_subcommand(1);
-  const Command commands[] = {add_run(cli),     add_eval(cli),       add_bench(cli), add_env(cli),
+  const Command commands[] = {add_run(cli),     add_serve(cli),      add_eval(cli),
+                              add_bench(cli),   add_profile(cli),    add_env(cli),
                               add_inspect(cli), add_completion(cli), add_man(cli)};
   // After the verbs, which would else end with it as well.
   cli.footer(

@@ -14,6 +14,7 @@
 #include "tenon/ops/fp8_quant/fp8_quant.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
 #include "tenon/ops/gated_delta_net/gated_delta_net.h"
+#include "tenon/ops/make_weights/make_weights.h"
 #include "tenon/ops/moe_combine/moe_combine.h"
 #include "tenon/ops/moe_experts/moe_experts.h"
 #include "tenon/ops/moe_route/moe_route.h"
@@ -112,6 +113,15 @@ void plan_products(const Shapes& shapes, const PlanContext& where, std::vector<O
   to.push_back({"bf16_gemm", rows, bf16_gemm::plan(bf16, where), bf16_gemm::traffic(bf16)});
 }
 
+void plan_loading(const Shapes& shapes, const PlanContext& where, std::vector<OpPlan>& to) {
+  if (shapes.rows != 1) return;
+  const make_weights::Args args{.made = {.key = 1, .dtype = DType::kE4M3},
+                                .width = shapes.hidden,
+                                .out = shapes.of(DType::kE4M3, {shapes.hidden, shapes.hidden})};
+  to.push_back({"make_weights", "a weight, fp8", make_weights::plan(args, where),
+                make_weights::traffic(args)});
+}
+
 void plan_experts(const Shapes& shapes, const PlanContext& where, std::vector<OpPlan>& to) {
   const std::int64_t rows = shapes.rows, pairs = rows * kTopK;
   const std::string call = std::to_string(rows) + " rows, top " + std::to_string(kTopK);
@@ -163,15 +173,22 @@ void plan_mixers(const Shapes& shapes, const PlanContext& where, std::vector<OpP
   attend.block_table = shapes.of(DType::kI32, {1, kContextBlocks});
   attend.sequence_starts = shapes.of(DType::kI32, {2});
   attend.sequence_lengths = shapes.of(DType::kI32, {1});
-  attend.out = shapes.of(DType::kBF16, {rows, kHeads * kHeadDim});
+  attend.out.bf16 = shapes.of(DType::kBF16, {rows, kHeads * kHeadDim});
+  attend.decode_only = rows == 1;
+  if (const std::int64_t bytes = attention::workspace_bytes(attend, where); bytes > 0)
+    attend.workspace = shapes.of(DType::kU8, {bytes});
   to.push_back({"attention", call, attention::plan(attend, where), attention::traffic(attend)});
 
   constexpr std::int64_t kDim = gated_delta_net::kHeadDim;
   constexpr std::int64_t kValues = kDeltaValueHeads * kDim;
   constexpr std::int64_t kConv = 2 * kDeltaHeads * kDim + kValues;
   gated_delta_net::Args delta;
-  delta.qkv = delta.scratch = shapes.of(DType::kBF16, {rows, kConv});
-  delta.z = delta.out = shapes.of(DType::kBF16, {rows, kValues});
+  delta.qkv = shapes.of(DType::kBF16, {rows, kConv});
+  delta.scratch = shapes.of(
+      DType::kBF16,
+      {rows, gated_delta_net::scratch_columns(kDeltaHeads, kDeltaValueHeads, where.device.target)});
+  delta.z = shapes.of(DType::kBF16, {rows, kValues});
+  delta.out.bf16 = delta.z;
   delta.b = delta.a = shapes.of(DType::kBF16, {rows, kDeltaValueHeads});
   delta.conv_weight = shapes.of(DType::kBF16, {kConv, gated_delta_net::kTaps});
   delta.a_log = delta.dt_bias = shapes.of(DType::kF32, {kDeltaValueHeads});
@@ -179,8 +196,9 @@ void plan_mixers(const Shapes& shapes, const PlanContext& where, std::vector<OpP
   delta.k_heads = kDeltaHeads;
   delta.v_heads = kDeltaValueHeads;
   delta.sequence_starts = attend.sequence_starts;
+  delta.sequence_lengths = attend.sequence_lengths;
   delta.state_from = delta.state_to = delta.fresh = attend.sequence_lengths;
-  delta.conv_state = shapes.of(DType::kBF16, {1, gated_delta_net::kTaps - 1, kConv});
+  delta.conv_state = shapes.of(DType::kBF16, {1, gated_delta_net::kKeptInputs, kConv});
   delta.state = shapes.of(DType::kF32, {1, kDeltaValueHeads, kDim, kDim});
   delta.max_tokens_per_sequence = static_cast<int>(rows);
   to.push_back({"gated_delta_net", call, gated_delta_net::plan(delta, where),
@@ -254,8 +272,8 @@ Result<std::vector<OpPlan>> plan_ops(const OpsQuestion& question) {
   if (question.max_rows > 1) all_rows.push_back(question.max_rows);
   for (const int rows : all_rows) {
     const Shapes shapes(device, rows, question.hidden);
-    for (const auto plan :
-         {plan_collectives, plan_norms, plan_products, plan_experts, plan_mixers, plan_ends})
+    for (const auto plan : {plan_collectives, plan_norms, plan_products, plan_experts, plan_mixers,
+                            plan_ends, plan_loading})
       plan(shapes, where, made);
   }
   std::vector<OpPlan> ordered;

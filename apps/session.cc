@@ -14,11 +14,11 @@
 #include "tenon/core/env.h"
 
 namespace tenon::apps {
-namespace {
 
-StagePolicy stage_of(const std::string& text) {
-  if (text == "auto") return StagePolicy::kFree;
-  return text == "mixed" ? StagePolicy::kMixed : static_cast<StagePolicy>(text[0] - '0');
+StagePolicy stage_policy_of(const std::string& stage_name) {
+  if (stage_name == "auto") return StagePolicy::kFree;
+  return stage_name == "mixed" ? StagePolicy::kMixed
+                               : static_cast<StagePolicy>(stage_name[0] - '0');
 }
 
 Result<EngineOptions> engine_options(const SessionOptions& options) {
@@ -31,8 +31,10 @@ Result<EngineOptions> engine_options(const SessionOptions& options) {
   out.target = *target;
   out.max_context = options.max_context;
   out.max_batch = options.max_batch;
+  out.cache_tokens = options.cache_tokens;
+  out.prefix_states = options.prefix_states;
   out.max_tokens_per_step = std::max(out.max_tokens_per_step, kPrefillQuantum + options.max_batch);
-  out.force_stage = stage_of(options.force_stage);
+  out.force_stage = stage_policy_of(options.force_stage);
   out.max_stage = options.max_stage;
   out.force_variant = options.variant;
   out.transport = options.transport;
@@ -48,6 +50,8 @@ Result<EngineOptions> engine_options(const SessionOptions& options) {
   TENON_TRY(check_team(options.model, options.tp));
   return out;
 }
+
+namespace {
 
 Result<serve::TextCodec> load_text(const SessionOptions& options) {
   using serve::TemplateUse;
@@ -74,28 +78,19 @@ Result<serve::TextCodec> load_text(const SessionOptions& options) {
 
 Status check(const SessionOptions& options) { return engine_options(options).status(); }
 
-void add_session_options(CLI::App& app, SessionOptions& options) {
+void add_model_options(CLI::App& app, SessionOptions& options) {
   app.add_option("--model", options.model,
                  "a checkpoint's directory: config.json, tokenizer.json, *.safetensors")
       ->type_name("DIR")
       ->capture_default_str()
       ->group("Model");
   add_weights_options(app, options.weights);
-  app.add_option("--max-context", options.max_context,
-                 "the most tokens of one sequence, prompt and answer together")
-      ->capture_default_str()
-      ->check(whole_number(1, kMaxContext))
-      ->group("Model");
-  app.add_option("--max-batch", options.max_batch,
-                 "the most sequences that run together; long contexts may leave memory for fewer")
-      ->capture_default_str()
-      ->check(whole_number(1, kMaxTokensPerStep - kPrefillQuantum))
-      ->group("Model");
+}
+
+void add_rank_options(CLI::App& app, SessionOptions& options) {
   app.add_option("--tp", options.tp, "tensor-parallel ranks, as far as they divide the model")
       ->capture_default_str()
       ->check(whole_number(1, kMaxRanks))
-      ->group("Ranks");
-  app.add_flag("--processes", options.processes, "ranks as processes instead of threads")
       ->group("Ranks");
   app.add_option("--target,--device", options.device, "target; tenon env says which are here")
       ->capture_default_str()
@@ -112,11 +107,9 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
       ->capture_default_str()
       ->check(whole_number(0, 86'400'000))
       ->group("Ranks");
-  app.add_option("--force-stage", options.force_stage,
-                 "every boundary's stage; mixed: one per site in turn")
-      ->capture_default_str()
-      ->check(CLI::IsMember(std::vector<std::string>{"auto", "1", "2", "3", "mixed"}))
-      ->group("Boundaries");
+}
+
+void add_stage_limits(CLI::App& app, SessionOptions& options) {
   app.add_option("--max-stage", options.max_stage, "the most fused stage allowed")
       ->capture_default_str()
       ->check(whole_number(1, 3))
@@ -124,6 +117,40 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
   app.add_option("--variant", options.variant,
                  "of stage 1: one_shot or two_shot, or the same with _packed")
       ->group("Boundaries");
+}
+
+void add_session_options(CLI::App& app, SessionOptions& options) {
+  add_model_options(app, options);
+  app.add_option("--max-context", options.max_context,
+                 "the most tokens of one sequence, prompt and answer together")
+      ->capture_default_str()
+      ->check(whole_number(1, kMaxContext))
+      ->group("Model");
+  app.add_option("--max-batch", options.max_batch,
+                 "the most sequences that run together; long contexts may leave memory for fewer")
+      ->capture_default_str()
+      ->check(whole_number(1, kMaxTokensPerStep - kPrefillQuantum))
+      ->group("Model");
+  app.add_option("--cache-tokens", options.cache_tokens,
+                 "tokens that the kv cache holds, of all sequences and kept prompts together; 0: "
+                 "max-batch times max-context")
+      ->capture_default_str()
+      ->check(whole_number(0, INT32_MAX - kBlockTokens))
+      ->group("Model");
+  app.add_option("--prefix-states", options.prefix_states,
+                 "states that are kept of prompts, for prompts that begin alike; 0: none")
+      ->capture_default_str()
+      ->check(whole_number(0, kMaxTokensPerStep))
+      ->group("Model");
+  add_rank_options(app, options);
+  app.add_flag("--processes", options.processes, "ranks as processes instead of threads")
+      ->group("Ranks");
+  app.add_option("--force-stage", options.force_stage,
+                 "every boundary's stage; mixed: one per site in turn")
+      ->capture_default_str()
+      ->check(CLI::IsMember(kStageNames))
+      ->group("Boundaries");
+  add_stage_limits(app, options);
 }
 
 Session::Session() = default;

@@ -29,6 +29,8 @@ struct SessionOptions {
   int tp = 2;
   std::string device = "cpu";
   int max_context = 2048, max_batch = 16;
+  std::int64_t cache_tokens = 0;  // as in EngineOptions
+  int prefix_states = EngineOptions().prefix_states;
   std::string force_stage = "auto";  // auto, 1, 2, 3 or mixed (one stage per site in turn)
   int max_stage = 1;
   std::string variant;
@@ -42,6 +44,18 @@ struct SessionOptions {
 
 // Adds the options above but for chat, queue and quiet.
 void add_session_options(CLI::App& app, SessionOptions& options);
+// Those of them that say which model, and which ranks without --processes.
+void add_model_options(CLI::App& app, SessionOptions& options);
+void add_rank_options(CLI::App& app, SessionOptions& options);
+// --max-stage and --variant.
+void add_stage_limits(CLI::App& app, SessionOptions& options);
+
+// What --force-stage may be, and the policy that one of these names.
+inline const std::vector<std::string> kStageNames{"auto", "1", "2", "3", "mixed"};
+StagePolicy stage_policy_of(const std::string& stage_name);
+
+// The engine that they describe, or why there can be none.
+Result<EngineOptions> engine_options(const SessionOptions& options);
 
 // What can be said of them before anything is started or read.
 Status check(const SessionOptions& options);
@@ -57,6 +71,7 @@ class Session {
   ~Session();
 
   serve::RequestQueue& queue() { return *queue_; }
+  const serve::LanguageModel& model() const { return *model_; }
   double load_seconds() const { return load_seconds_; }  // of open(), model and team
   // False where the model has no tokenizer: prompts and answers are ids then.
   bool reads_text() const { return model_->text().reads_text(); }

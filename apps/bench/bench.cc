@@ -2,6 +2,7 @@
 #include <CLI/CLI.hpp>
 
 #include "apps/bench/boundary.h"
+#include "apps/bench/engine_bench.h"
 #include "apps/bench/shapes.h"
 #include "apps/bench/tables.h"
 #include "apps/commands.h"
@@ -111,24 +112,43 @@ Status read(const Words& words, BoundaryBench& options) {
   return Status::ok();
 }
 
-}  // namespace
-
-Command add_bench(CLI::App& parent) {
+Command add_bench_boundary(CLI::App& bench) {
   auto options = std::make_shared<BoundaryBench>();
   auto words = std::make_shared<Words>();
-  CLI::App* bench = parent.add_subcommand("bench", "time a part, checked against its oracle");
-  bench->require_subcommand(1);
-  CLI::App* app = bench->add_subcommand("boundary", "three kernels, two, one, one with bf16 out");
+  CLI::App* app = bench.add_subcommand("boundary", "three kernels, two, one, one with bf16 out");
   add_shapes(*app, *options, *words);
   add_method(*app, *options, *words);
   add_outputs(*app, *options);
   app->footer("\n" + key_text() +
               "\nCtrl-C ends the run: what was measured until then is printed and written.");
   const auto exit_code = std::make_shared<int>(0);
-  return {bench,
+  return {app,
           [options, words, exit_code] {
             TENON_TRY(read(*words, *options));
             return run(*options, exit_code.get());
+          },
+          exit_code};
+}
+
+}  // namespace
+
+Command add_bench(CLI::App& parent) {
+  CLI::App* bench =
+      parent.add_subcommand("bench", "time a part, checked against its oracle, or an engine");
+  bench->require_subcommand(1);
+  auto parts = std::make_shared<std::vector<Command>>();
+  parts->push_back(add_bench_boundary(*bench));
+  parts->push_back(add_bench_decode(*bench));
+  parts->push_back(add_bench_prefill(*bench));
+  auto exit_code = std::make_shared<int>(0);
+  return {bench,
+          [parts, exit_code] {
+            for (const Command& each : *parts) {
+              if (!each.app->parsed()) continue;
+              TENON_TRY(each.run());
+              if (each.exit_code != nullptr) *exit_code = *each.exit_code;
+            }
+            return Status::ok();
           },
           exit_code};
 }

@@ -8,11 +8,11 @@
 #include <cstdio>
 
 #include "apps/bench/baseline.h"
+#include "apps/bench/report.h"
 #include "apps/bench/results.h"
 #include "apps/bench/tables.h"
 #include "apps/bench/tune.h"
 #include "apps/interrupt.h"
-#include "apps/output_file.h"
 #include "apps/progress.h"
 #include "apps/rank_threads.h"
 #include "apps/table.h"
@@ -120,7 +120,8 @@ Status Rank::run_all() {
                                                   "bench all-reduce"));
   TENON_ASSIGN(Gate gate, Gate::make(bootstrap_, *comm_, *stream_));
   gate_.emplace(std::move(gate));
-  TENON_ASSIGN(const Rates rates, measure_rates(options_, *comm_, *gate_, *stream_));
+  const Rates told{options_.link_gbs, options_.memory_gbs, 0};
+  TENON_ASSIGN(const Rates rates, measure_rates(told, *comm_, *gate_, *stream_));
   if (rank_ == 0) {
     shared_.results.rates = rates;
     shared_.results.transport = comm_->transport();
@@ -254,34 +255,6 @@ Status run_ranks(Shared& shared) {
   return ran ? Status::ok() : ran.status();
 }
 
-// The files that results go to. All are opened before anything is measured.
-struct Files {
-  std::optional<OutputFile> csv, json, svg, tune;
-};
-
-Result<Files> open_files(const BoundaryBench& options) {
-  Files files;
-  std::vector<const OutputFile*> opened;
-  const auto add = [&](const char* option, const std::string& path,
-                       std::optional<OutputFile>& file) -> Status {
-    if (path.empty()) return Status::ok();
-    TENON_ASSIGN(OutputFile made, OutputFile::open(option, path));
-    file.emplace(std::move(made));
-    for (const OutputFile* other : opened)
-      if (file->is_same_file(*other))
-        return Status::error(Code::kInvalidArgument,
-                             std::string(option) + " and " + other->option() +
-                                 " name the same file \"" + path + "\"; accepted is one for each");
-    opened.push_back(&*file);
-    return Status::ok();
-  };
-  TENON_TRY(add("--csv", options.csv_path, files.csv));
-  TENON_TRY(add("--json-file", options.json_path, files.json));
-  TENON_TRY(add("--svg", options.svg_path, files.svg));
-  TENON_TRY(add("--tune", options.tune_path, files.tune));
-  return files;
-}
-
 void print_table(const Results& results) {
   const BoundaryBench& options = results.options;
   std::printf("%s, %d ranks (%s), %s; %s inputs; links %s GB/s, memory %s GB/s, latency %s us\n",
@@ -301,7 +274,7 @@ void print_table(const Results& results) {
 }
 
 // Prints first, and writes every file that can be written; the first that could not is the error.
-Status write(const Results& results, const std::optional<Comparison>& found, Files& files) {
+Status write(const Results& results, const std::optional<Comparison>& found, ResultFiles& files) {
   const BoundaryBench& options = results.options;
   nlohmann::json all = json_of(results);
   if (found) all["check"] = json_of(*found, options.tolerance_percent);
@@ -313,23 +286,18 @@ Status write(const Results& results, const std::optional<Comparison>& found, Fil
     print_table(results);
   }
   if (found) std::fputs(slower_text(*found, options.tolerance_percent).c_str(), people);
-  Status first = Status::ok();
-  const auto save = [&](std::optional<OutputFile>& file, const std::string& text) {
-    const Status saved = file ? file->write(text) : Status::ok();
-    if (first) first = saved;
-  };
-  save(files.csv, csv_of(results));
-  save(files.json, json);
-  save(files.svg, svg(plot_of(results)));
-  if (!files.tune) return first;
+  files.save("--csv", csv_of(results));
+  files.save("--json-file", json);
+  files.save("--svg", svg(plot_of(results)));
+  if (!files.has("--tune")) return files.saved();
   if (!results.complete) {
     std::fputs("--tune: no table is made from a part of the shapes\n", stderr);
-    return first;
+    return files.saved();
   }
   const Tuning tuning = tune(results);
   std::fputs(regret(tuning).c_str(), people);
-  save(files.tune, tuned_lines(results, tuning));
-  return first;
+  files.save("--tune", tuned_lines(results, tuning));
+  return files.saved();
 }
 
 // What was measured before a signal or a failure ended the run.
@@ -360,7 +328,10 @@ Status run(const BoundaryBench& asked, int* exit_code) {
   }
   std::optional<Interruptible> interruptible;
   {
-    TENON_ASSIGN(Files files, open_files(results.options));
+    TENON_ASSIGN(ResultFiles files, ResultFiles::open({{"--csv", asked.csv_path},
+                                                       {"--json-file", asked.json_path},
+                                                       {"--svg", asked.svg_path},
+                                                       {"--tune", asked.tune_path}}));
     interruptible.emplace();
     const Status ran = run_ranks(shared);
     results.complete = ran && results.complete;

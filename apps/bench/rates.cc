@@ -24,9 +24,8 @@ Result<double> best_us(std::function<Status(int call)> work, int count, bool gra
 
 }  // namespace
 
-Result<Rates> measure_rates(const BoundaryBench& options, Communicator& comm, Gate& gate,
-                            Stream& stream) {
-  Rates rates{options.link_gbs, options.memory_gbs, 0};
+Result<Rates> measure_rates(const Rates& told, Communicator& comm, Gate& gate, Stream& stream) {
+  Rates rates{told.link_gbs, told.memory_gbs, 0};
   const bool host = is_host(comm.device().target);
   const std::size_t bytes = std::size_t{host ? 4u : 128u} << 20;
   auto source = Buffer::allocate(comm.device(), bytes);

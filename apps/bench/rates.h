@@ -2,7 +2,8 @@
 // a boundary could take with that.
 #pragma once
 
-#include "apps/bench/timing.h"
+#include "apps/bench/calls.h"
+#include "tenon/device/plan.h"
 
 namespace tenon::apps {
 
@@ -12,9 +13,9 @@ struct Rates {
   double latency_us = 0;  // of the smallest all-reduce: a launch and a trip
 };
 
-// Collective: all ranks measure at once and get the slowest one's.
-Result<Rates> measure_rates(const BoundaryBench& options, Communicator& comm, Gate& gate,
-                            Stream& stream);
+// Collective: all ranks measure at once and get the slowest one's. Of `told`, what is not 0 is not
+// measured.
+Result<Rates> measure_rates(const Rates& told, Communicator& comm, Gate& gate, Stream& stream);
 
 // Microseconds: the latency, and the slower one of links and memory, which work side by side.
 double floor_us(const Traffic& traffic, const Rates& rates);

@@ -1,9 +1,6 @@
 #include "apps/bench/results.h"
 
 #include <algorithm>
-#include <ctime>
-#include <fstream>
-#include <iterator>
 
 #include "apps/table.h"
 #include "apps/version.h"
@@ -192,34 +189,6 @@ Status check_equal(const Results& results) {
                                  std::to_string(row.shape.hidden) + ", " + results.arms[arm].name +
                                  " differs from the oracle: " + row.arms[arm].why_not);
   return Status::ok();
-}
-
-std::string date_now() {
-  const std::time_t now = std::time(nullptr);
-  std::tm parts{};
-  gmtime_r(&now, &parts);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
-  return text;
-}
-
-std::string text_of(const nlohmann::json& json) {
-  return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
-}
-
-std::string own_command() {
-  std::ifstream file("/proc/self/cmdline", std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  std::string command;
-  for (std::size_t begin = 0; begin < text.size();) {
-    const std::size_t end = std::min(text.find('\0', begin), text.size());
-    std::string word = text.substr(begin, end - begin);
-    const bool first = begin == 0;
-    if (first || word.starts_with("/")) word = word.substr(word.find_last_of('/') + 1);
-    command += (first ? "" : " ") + word;
-    begin = end + 1;
-  }
-  return command;
 }
 
 }  // namespace tenon::apps

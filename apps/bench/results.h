@@ -8,6 +8,7 @@
 #include "apps/bench/arms.h"
 #include "apps/bench/plot.h"
 #include "apps/bench/rates.h"
+#include "apps/bench/timing.h"
 
 namespace tenon::apps {
 
@@ -73,12 +74,5 @@ Plot plot_of(const Results& results);
 std::vector<std::string> absences(const Results& results);
 // Ok, or the first arm that differs from the oracle.
 Status check_equal(const Results& results);
-
-// The present moment as "2026-11-23T14:05:09Z", and this process's command line, in which absolute
-// paths are cut down to names.
-std::string date_now();
-std::string own_command();
-// As text that is UTF-8 whatever a path held.
-std::string text_of(const nlohmann::json& json);
 
 }  // namespace tenon::apps

@@ -19,7 +19,7 @@ bool read_number(std::string_view text, int* value) {
 }
 
 Status refuse(std::string why) {
-  return Status::error(Code::kInvalidArgument, "bench boundary: " + std::move(why));
+  return Status::error(Code::kInvalidArgument, "bench: " + std::move(why));
 }
 
 // One piece between commas.

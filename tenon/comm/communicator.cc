@@ -318,8 +318,10 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
     state->shares_device = sharing > 1;
     state->concurrent_channels = options.concurrent_channels;
     // Kernels count for kMaxBlocksPerUnit times as many blocks: what ChannelView::state has room
-    // for.
-    state->max_blocks = std::clamp(fewest_blocks(infos) / sharing / options.concurrent_channels, 1,
+    // for. With one block on each, those of all ranks leave half the multiprocessors to others.
+    const int shares =
+        sharing * (sharing > 1 && !options.only_exchanges ? 2 * kMaxBlocksPerUnit : 1);
+    state->max_blocks = std::clamp(fewest_blocks(infos) / shares / options.concurrent_channels, 1,
                                    kMaxWaitingBlocks / kMaxBlocksPerUnit);
     state->deadline = deadline;
     state->load_deadline =

@@ -39,6 +39,11 @@ struct CommOptions {
   // of all channels must follow each other on one stream, or be ordered by events. All ranks must
   // agree; 1 to 16.
   int concurrent_channels = 1;
+  // Where ranks share a device: no other kernel runs there while theirs wait for each other, so
+  // those may fill it. Otherwise they leave most of it free: a rank whose kernel waits would hold
+  // multiprocessors that another rank's work in front of its call needs, for a multiprocessor gives
+  // a kernel the shared memory that it asks for only when no other kernel is on it.
+  bool only_exchanges = false;
   // Null builds one from the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT:
   // the torchrun convention), and a lone rank where size is 1 and no launcher has set them all.
   // Ranks that share an address space take one handle each of local_bootstrap(size).
@@ -55,11 +60,12 @@ struct CommOptions {
 template <class Options, class Visit>
 requires std::same_as<std::remove_const_t<Options>, CommOptions>
 void visit_equal_fields(Options& options, Visit&& visit) {
-  auto& [rank, size, transport, deadline, load_deadline, concurrent_channels, bootstrap,
-         vendor_sum] = options;
+  auto& [rank, size, transport, deadline, load_deadline, concurrent_channels, only_exchanges,
+         bootstrap, vendor_sum] = options;
   visit("transport", transport);
   visit("deadline", deadline);
   visit("concurrent_channels", concurrent_channels);
+  visit("only_exchanges", only_exchanges);
   visit("vendor_sum", vendor_sum);
 }
 

@@ -36,7 +36,8 @@ struct Matrix {
   explicit operator bool() const { return weight.data != nullptr; }
 };
 
-// One plan per row bucket (1, 2, 4, 8, …, max). A plan serves every row count of its bucket.
+// One plan per row bucket (1, 2, 4, 8, …, max). A plan serves every row count of its bucket. Plans
+// may be empty where the caller has another way.
 class RowPlans {
  public:
   // make_plan(rows) → Result<Plan>, called for the largest row count of each bucket.
@@ -50,6 +51,10 @@ class RowPlans {
     }
   }
   const Plan& at(std::int64_t rows) const;
+  // Null where there is none, or an empty one.
+  const Plan* find(std::int64_t rows) const {
+    return plans_.empty() || at(rows).op == nullptr ? nullptr : &at(rows);
+  }
 
  private:
   std::vector<Plan> plans_;
@@ -119,6 +124,20 @@ class Linear {
   // Dense: as many rows in x as in out.
   Status run(const NormedRows& x, const TensorView& out, Stream& stream) const;
 
+  // The product gate|up and its activation in one launch: into `activated` instead of `out`, both
+  // as the largest step has them. Empty plans where the device has no such product.
+  Result<RowPlans> plan_activated(const NormedRows& x, const TensorView& out,
+                                  const QuantView& activated, const PlanContext& where) const;
+  Status run_activated(const Plan& plan, const NormedRows& x, const TensorView& out,
+                       const QuantView& activated, Stream& stream) const;
+
+  // This product and another one of the same rows, of bf16, in one launch. Empty plans where the
+  // device has no such launch, or this product is not of fp8.
+  Result<RowPlans> plan_beside(const NormedRows& x, const TensorView& out, const Linear& other,
+                               const TensorView& other_out, const PlanContext& where) const;
+  Status run_beside(const Plan& plan, const NormedRows& x, const TensorView& out,
+                    const Linear& other, const TensorView& other_out, Stream& stream) const;
+
   void add_to(NormedForms* forms) const;
 
  private:
@@ -136,6 +155,11 @@ class OutProjection {
                                     const TensorView& out, LayerContext& context,
                                     std::optional<Grouping> grouping = {});
   Status run(const TensorView& in, const TensorView& out, Stream& stream) const;
+
+  // The codes that the product reads, all of them, where it reads codes; whoever has filled their
+  // first rows goes on with finish().
+  const std::optional<QuantView>& codes() const { return activation_.fp8; }
+  Status finish(const TensorView& out, Stream& stream) const;
 
  private:
   fp8_quant::Prologue prologue_ = fp8_quant::Prologue::kNone;
@@ -198,13 +222,16 @@ class Attention {
 
  private:
   AttentionSpec spec_;
-  TensorView projected_, q_, attended_;  // scratch
-  Linear project_;
+  TensorView projected_, q_;  // scratch, as the next two
+  NormedRows attended_;       // in the form that the output projection reads
+  std::optional<TensorView> workspace_;
+  Linear project_, finish_;
   RowPlans rope_, attend_prefill_, attend_decode_;
-  OutProjection finish_;
+  std::optional<RowPlans> decode_whole_;  // rope and attention in one, where a variant does that
 };
 
-// Gated DeltaNet: q|k|v|z in one projection, b|a in another, the op, output projection.
+// Gated DeltaNet: q|k|v|z in one projection, b|a in another, the op, which quantises for a
+// projection in fp8, output projection.
 struct DeltaNetSpec {
   int k_heads = 0, v_heads = 0, head_dim = 128;  // of this rank
   float eps = 1e-6f;
@@ -228,10 +255,11 @@ class DeltaNet {
 
  private:
   DeltaNetSpec spec_;
-  TensorView projected_, ba_, convolved_, mixed_;  // scratch
-  Linear project_, project_ba_;
+  TensorView projected_, ba_, scratch_;  // scratch
+  NormedRows mixed_;                     // scratch, in the form that the output projection reads
+  Linear project_, project_ba_, finish_;
+  RowPlans project_both_;  // in one launch; empty where they are made in two
   RowPlans mix_prefill_, mix_decode_;
-  OutProjection finish_;
 };
 
 // Either of the two, and the first of its caches among those of the model.
@@ -251,7 +279,8 @@ class Mixer {
   std::size_t first_cache_;
 };
 
-// gate|up in one projection, SiLU·mul, down.
+// gate|up in one projection, SiLU·mul, down. The activation is made in the launch of the projection
+// where fp8_gemm has that, and in one of its own else: the bits are the same.
 struct DenseSpec {
   std::int64_t width = 0;  // intermediate features of this rank; 0: it has no share
   Matrix gate_up;          // [2 · width, hidden]: gate first
@@ -270,6 +299,7 @@ class Dense {
   NormedForms wants_;   // the same on every rank, whether it has a share or not
   TensorView gate_up_;  // scratch
   Linear project_;
+  RowPlans activate_;  // of the projection with its activation; empty where it is not to be had
   OutProjection finish_;
 };
 

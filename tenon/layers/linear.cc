@@ -29,6 +29,13 @@ fp8_gemm::Args fp8_args(const Matrix& matrix, const std::optional<Grouping>& gro
   return args;
 }
 
+// An empty plan where no variant takes these arguments.
+Result<Plan> plan_or_nothing(const fp8_gemm::Args& args, const PlanContext& where) {
+  Result<Plan> plan = fp8_gemm::plan(args, where);
+  if (!plan && plan.status().code() == Code::kUnsupported) return Plan{};
+  return plan;
+}
+
 bf16_gemm::Args bf16_args(const Matrix& matrix, const std::optional<Grouping>& grouping,
                           const NormedRows& x, const TensorView& out) {
   bf16_gemm::Args args;
@@ -121,6 +128,42 @@ Status Linear::run(const NormedRows& x, const TensorView& out, Stream& stream) c
   return bf16_gemm::run(plan, bf16_args(matrix_, grouping_, x, out), stream);
 }
 
+Result<RowPlans> Linear::plan_activated(const NormedRows& x, const TensorView& out,
+                                        const QuantView& activated,
+                                        const PlanContext& where) const {
+  return RowPlans::make(out.shape[0], [&](std::int64_t rows) {
+    fp8_gemm::Args args = fp8_args(matrix_, {}, first_rows(x, rows), out.rows(0, rows));
+    args.activated = first_rows(activated, rows);
+    return plan_or_nothing(args, where);
+  });
+}
+
+Status Linear::run_activated(const Plan& plan, const NormedRows& x, const TensorView& out,
+                             const QuantView& activated, Stream& stream) const {
+  fp8_gemm::Args args = fp8_args(matrix_, {}, x, out);
+  args.activated = activated;
+  return fp8_gemm::run(plan, args, stream);
+}
+
+Result<RowPlans> Linear::plan_beside(const NormedRows& x, const TensorView& out,
+                                     const Linear& other, const TensorView& other_out,
+                                     const PlanContext& where) const {
+  if (!matrix_.is_fp8() || other.matrix_.is_fp8()) return RowPlans{};
+  return RowPlans::make(out.shape[0], [&](std::int64_t rows) {
+    const NormedRows part = first_rows(x, rows);
+    fp8_gemm::Args args = fp8_args(matrix_, {}, part, out.rows(0, rows));
+    args.beside = fp8_gemm::Beside{*part.bf16, other.matrix_.weight, other_out.rows(0, rows)};
+    return plan_or_nothing(args, where);
+  });
+}
+
+Status Linear::run_beside(const Plan& plan, const NormedRows& x, const TensorView& out,
+                          const Linear& other, const TensorView& other_out, Stream& stream) const {
+  fp8_gemm::Args args = fp8_args(matrix_, {}, x, out);
+  args.beside = fp8_gemm::Beside{*x.bf16, other.matrix_.weight, other_out};
+  return fp8_gemm::run(plan, args, stream);
+}
+
 void Linear::add_to(NormedForms* forms) const {
   (matrix_.is_fp8() ? forms->fp8 : forms->bf16) = true;
 }
@@ -168,6 +211,10 @@ Status OutProjection::run(const TensorView& in, const TensorView& out, Stream& s
       activate_->at(rows),
       {.in = in, .prologue = prologue_, .row_limit = row_limit_, .out = activation}, stream));
   return product_.run(activation, out, stream);
+}
+
+Status OutProjection::finish(const TensorView& out, Stream& stream) const {
+  return product_.run(first_rows(activation_, out.shape[0]), out, stream);
 }
 
 // --- Embedding ------------------------------------------------------------------------------

@@ -19,12 +19,23 @@ Result<Dense> Dense::make(std::string_view label, const DenseSpec& spec, const T
                Linear::make(spec.gate_up, context.x, layer.gate_up_, context.where));
   TENON_ASSIGN(layer.finish_, OutProjection::make(label, spec.down, fp8_quant::Prologue::kSiluMul,
                                                   layer.gate_up_, out, context));
+  if (spec.gate_up.is_fp8() && layer.finish_.codes()) {
+    TENON_ASSIGN(layer.activate_,
+                 layer.project_.plan_activated(context.x, layer.gate_up_, *layer.finish_.codes(),
+                                               context.where));
+  }
   return layer;
 }
 
 Status Dense::run(const NormedRows& x, const TensorView& out, Stream& stream) const {
   if (width_ == 0) return stream.fill(out.data, 0, out.bytes());  // no share: adds nothing
-  const TensorView gate_up = gate_up_.rows(0, out.shape[0]);
+  const std::int64_t rows = out.shape[0];
+  const TensorView gate_up = gate_up_.rows(0, rows);
+  if (const Plan* plan = activate_.find(rows)) {
+    const QuantView codes = first_rows(*finish_.codes(), rows);
+    TENON_TRY(project_.run_activated(*plan, x, gate_up, codes, stream));
+    return finish_.finish(out, stream);
+  }
   TENON_TRY(project_.run(x, gate_up, stream));
   return finish_.run(gate_up, out, stream);
 }

@@ -16,6 +16,7 @@ struct StepShape {
   int tokens = 0, sequences = 0;
   int logits = 0;       // rows of logits
   bool decode = false;  // no sequence has more than one token
+  int arm = 0;          // which of the stage policies of ModelOptions its boundaries follow
   friend auto operator<=>(const StepShape&, const StepShape&) = default;
 };
 
@@ -43,21 +44,40 @@ struct StepOutput {
   std::optional<TensorView> hidden;
 };
 
-// How many steps have run, by their number of tokens, padding included.
+// How many steps have run, by their arm and their number of tokens, padding included.
 class StepCounts {
  public:
-  explicit StepCounts(int max_tokens) : counts_(static_cast<std::size_t>(max_tokens) + 1) {}
-  void add(int tokens) { ++counts_[static_cast<std::size_t>(tokens)]; }
+  explicit StepCounts(int max_tokens, int arms = 1)
+      : width_(static_cast<std::size_t>(max_tokens) + 1),
+        counts_(width_ * static_cast<std::size_t>(arms)) {}
+  void add(int tokens, int arm = 0) { ++counts_[at(tokens, arm)]; }
   // Steps of more than `above` and at most `most` tokens.
-  std::uint64_t between(int above, int most) const {
+  std::uint64_t between(int above, int most, int arm = 0) const {
     std::uint64_t sum = 0;
-    for (int tokens = above + 1; tokens <= most; ++tokens)
-      sum += counts_[static_cast<std::size_t>(tokens)];
+    for (int tokens = above + 1; tokens <= most; ++tokens) sum += counts_[at(tokens, arm)];
     return sum;
   }
 
  private:
+  std::size_t at(int tokens, int arm) const {
+    return static_cast<std::size_t>(arm) * width_ + static_cast<std::size_t>(tokens);
+  }
+  std::size_t width_;
   std::vector<std::uint64_t> counts_;
+};
+
+// A step as its cost is asked for: every sequence has as many of its tokens.
+struct StepLoad {
+  std::int64_t tokens = 1, sequences = 1;
+  std::int64_t context = 1;  // tokens of each sequence in its caches when the step has run
+};
+
+// What a step needs at least on one rank. Bytes: each weight that is used, once, and what it reads
+// and writes of caches; rows between kernels are not counted. Experts as if all were chosen equally
+// often: of E experts of which a token takes k, n tokens use E · (1 − (1 − k / E)^n).
+struct StepCost {
+  double weight_bytes = 0, cache_bytes = 0;
+  double flops = 0;  // two for each multiplication with its addition
 };
 
 }  // namespace tenon

@@ -8,6 +8,7 @@
 
 #include "tenon/boundary/boundary.h"
 #include "tenon/core/guard.h"
+#include "tenon/device/launch_timer.h"
 
 namespace tenon {
 namespace {
@@ -24,17 +25,18 @@ struct StepRows {
   }
 };
 
-// A boundary with the weight of its norm.
+// A boundary, once for each stage policy, with the weight of its norm.
 struct Site {
-  Boundary boundary;
+  std::vector<Boundary> arms;
   TensorView norm;
   NormedForms forms;
 
-  Status run(const StepRows& rows, Stream& stream) {
+  Status run(const StepRows& rows, int arm, Stream& stream) {
+    LaunchTimer::name_section("boundary");
     NormedRows out;
     if (forms.bf16) out.bf16 = rows.x.bf16;
     if (forms.fp8) out.fp8 = rows.x.fp8;
-    return boundary.run(rows.partial, rows.residual, norm, out, stream);
+    return arms[static_cast<std::size_t>(arm)].run(rows.partial, rows.residual, norm, out, stream);
   }
 };
 
@@ -43,6 +45,7 @@ struct Layer {
   Site after_mixer;
   Mlp mlp;
   Site after_mlp;
+  std::string_view mixer_name, mlp_name;  // of their sections in a timed pass
 };
 
 // What a layer consists of before the ranks have agreed on its boundaries.
@@ -61,6 +64,7 @@ class Decoder final : public Model {
   std::int64_t weight_bytes() const override { return spec_.weight_bytes; }
   Result<StepOutput> forward(const StepView& step, CacheViews caches, Stream& stream) override;
   std::vector<BoundaryUse> boundary_uses(const StepCounts& steps) const override;
+  StepCost step_cost(const StepLoad& load) const override { return tenon::step_cost(spec_, load); }
 
   // This rank's part of the construction: scratch and plans. Not collective.
   Status prepare(DecoderSpec spec, const ModelOptions& options, const Communicator& comm,
@@ -73,8 +77,14 @@ class Decoder final : public Model {
   Status make_layer(const DecoderLayer& from, LayerContext& context, std::size_t first_cache);
   Status make_layers(LayerContext& context, int rank, Stream& stream);
   Status check(const StepView& step, CacheViews caches) const;
-  Status make_site(std::string_view kind, const TensorView& norm, NormedForms forms,
-                   const ModelOptions& options, const std::shared_ptr<BoundaryChannel>& channel);
+  struct ArmOptions {
+    const ModelOptions& model;
+    StagePolicy policy;
+    std::shared_ptr<BoundaryChannel> channel;
+  };
+  Status make_arm(const ArmOptions& options);
+  Status make_site(std::size_t index, std::string_view kind, const TensorView& norm,
+                   NormedForms forms, const ArmOptions& options);
 
   DecoderSpec spec_;
   int num_ranks_ = 1;
@@ -94,14 +104,18 @@ Result<StepOutput> Decoder::forward(const StepView& step, CacheViews caches, Str
   TENON_TRY(check(step, caches));
   const StepRows rows = rows_.first(step.shape.tokens);
 
+  LaunchTimer::name_section("embedding");
   TENON_TRY(embedding_->run(step.token_ids, rows.partial, stream));
-  TENON_TRY(after_embedding_->run(rows, stream));
+  TENON_TRY(after_embedding_->run(rows, step.shape.arm, stream));
   for (Layer& layer : layers_) {
+    LaunchTimer::name_section(layer.mixer_name);
     TENON_TRY(layer.mixer.run(rows.x, step, caches, rows.partial, stream));
-    TENON_TRY(layer.after_mixer.run(rows, stream));
+    TENON_TRY(layer.after_mixer.run(rows, step.shape.arm, stream));
+    LaunchTimer::name_section(layer.mlp_name);
     TENON_TRY(layer.mlp.run(rows.x, rows.partial, stream));
-    TENON_TRY(layer.after_mlp.run(rows, stream));
+    TENON_TRY(layer.after_mlp.run(rows, step.shape.arm, stream));
   }
+  LaunchTimer::name_section("head");
   StepOutput output;
   TENON_ASSIGN(output.logits, head_->run(rows.x, step.logit_rows, stream));
   if (step.wants_hidden) output.hidden = rows.x.bf16;
@@ -122,16 +136,18 @@ Status Decoder::check(const StepView& step, CacheViews caches) const {
   TENON_TRY(in_range("tokens", step.shape.tokens, 1, max_tokens_));
   TENON_TRY(in_range("sequences", step.shape.sequences, 1, max_sequences_));
   TENON_TRY(in_range("rows of logits", step.shape.logits, 0, max_logits_));
+  const auto num_arms = static_cast<std::int64_t>(after_embedding_->arms.size());
+  TENON_TRY(in_range("the arm", step.shape.arm, 0, num_arms - 1));
   return in_range("caches", static_cast<std::int64_t>(caches.size()), num_caches, num_caches);
 }
 
 // A step runs every site once, in the bucket of its rows, recorded or not.
 std::vector<BoundaryUse> Decoder::boundary_uses(const StepCounts& steps) const {
   std::vector<BoundaryUse> all;
-  const auto add = [&](const Site& site) {
+  const auto add_arm = [&](const Boundary& boundary, int arm) {
     int below = 0;  // rows of the bucket before
-    for (BoundaryUse use : site.boundary.uses()) {
-      use.count = steps.between(below, use.max_rows);
+    for (BoundaryUse use : boundary.uses()) {
+      use.count = steps.between(below, use.max_rows, arm);
       below = use.max_rows;
       const auto same = std::find_if(all.begin(), all.end(), [&](const BoundaryUse& other) {
         return other.site == use.site && other.max_rows == use.max_rows &&
@@ -142,6 +158,10 @@ std::vector<BoundaryUse> Decoder::boundary_uses(const StepCounts& steps) const {
       else
         same->count += use.count;
     }
+  };
+  const auto add = [&](const Site& site) {
+    for (std::size_t arm = 0; arm < site.arms.size(); ++arm)
+      add_arm(site.arms[arm], static_cast<int>(arm));
   };
   add(*after_embedding_);
   for (const Layer& layer : layers_) {
@@ -231,9 +251,9 @@ Status Decoder::prepare(DecoderSpec spec, const ModelOptions& options, const Com
   return Status::ok();
 }
 
-Status Decoder::make_site(std::string_view kind, const TensorView& norm, NormedForms forms,
-                          const ModelOptions& options,
-                          const std::shared_ptr<BoundaryChannel>& channel) {
+// Adds the boundary of one more arm to site number `index`, which the first arm makes.
+Status Decoder::make_site(std::size_t index, std::string_view kind, const TensorView& norm,
+                          NormedForms forms, const ArmOptions& options) {
   BoundarySpec spec;
   spec.site = kind;
   spec.hidden = spec_.hidden;
@@ -241,40 +261,55 @@ Status Decoder::make_site(std::string_view kind, const TensorView& norm, NormedF
   spec.weight_dtype = norm.dtype;
   spec.eps = spec_.eps;
   spec.offset = spec_.norm_offset;
-  spec.fresh_residual = sites_.empty();
+  spec.fresh_residual = index == 0;
   spec.want_bf16 = forms.bf16;
   spec.want_fp8 = forms.fp8;
-  spec.force_stage = policy_of_site(options.force_stage, sites_.size());
-  spec.max_stage = options.max_stage;
-  spec.force_variant = options.force_variant;
-  TENON_ASSIGN(Boundary boundary, Boundary::make(spec, channel));
-  sites_.push_back({std::move(boundary), norm, forms});
+  spec.force_stage = policy_of_site(options.policy, index);
+  spec.max_stage = options.model.max_stage;
+  spec.force_variant = options.model.force_variant;
+  if (index == sites_.size()) sites_.push_back({{}, norm, forms});
+  TENON_ASSIGN(Boundary boundary, Boundary::make(spec, options.channel));
+  sites_[index].arms.push_back(std::move(boundary));
+  return Status::ok();
+}
+
+Status Decoder::make_arm(const ArmOptions& options) {
+  const Parts& first = parts_.front();
+  TENON_TRY(make_site(0, "embedding", first.first_norm, first.mixer.forms(), options));
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    const Parts* next = i + 1 < parts_.size() ? &parts_[i + 1] : nullptr;
+    const std::size_t at = 2 * i + 1;
+    TENON_TRY(make_site(at, "mixer", parts_[i].second_norm, parts_[i].mlp.forms(), options));
+    TENON_TRY(
+        next != nullptr
+            ? make_site(at + 1, "mlp", next->first_norm, next->mixer.forms(), options)
+            : make_site(at + 1, "final", spec_.final_norm, {.bf16 = true, .fp8 = false}, options));
+  }
   return Status::ok();
 }
 
 Status Decoder::join(const ModelOptions& options, Communicator& comm) {
-  BoundaryChannel::Spec spec;
-  spec.hidden = spec_.hidden;
-  spec.max_rows = max_tokens_;
-  spec.label = "model";
-  spec.sharded_residual = options.force_stage != StagePolicy::kMixed;
-  TENON_ASSIGN(const auto channel, BoundaryChannel::make(spec, comm));
-
-  const Parts& first = parts_.front();
-  TENON_TRY(make_site("embedding", first.first_norm, first.mixer.forms(), options, channel));
-  for (std::size_t i = 0; i < parts_.size(); ++i) {
-    const Parts* next = i + 1 < parts_.size() ? &parts_[i + 1] : nullptr;
-    TENON_TRY(make_site("mixer", parts_[i].second_norm, parts_[i].mlp.forms(), options, channel));
-    TENON_TRY(
-        next != nullptr
-            ? make_site("mlp", next->first_norm, next->mixer.forms(), options, channel)
-            : make_site("final", spec_.final_norm, {.bf16 = true, .fp8 = false}, options, channel));
+  std::vector<StagePolicy> policies{options.force_stage};
+  policies.insert(policies.end(), options.more_stages.begin(), options.more_stages.end());
+  for (const StagePolicy policy : policies) {
+    BoundaryChannel::Spec spec;
+    spec.hidden = spec_.hidden;
+    spec.max_rows = max_tokens_;
+    spec.label = "model";
+    spec.sharded_residual = policy != StagePolicy::kMixed;
+    TENON_ASSIGN(auto channel, BoundaryChannel::make(spec, comm));
+    TENON_TRY(make_arm({options, policy, std::move(channel)}));
   }
 
   after_embedding_.emplace(std::move(sites_[0]));
-  for (std::size_t i = 0; i < parts_.size(); ++i)
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    const DecoderLayer& from = spec_.layers[i];
+    const bool attends = std::holds_alternative<AttentionSpec>(from.mixer);
+    const bool routes = std::holds_alternative<ExpertsSpec>(from.mlp);
     layers_.push_back({std::move(parts_[i].mixer), std::move(sites_[2 * i + 1]),
-                       std::move(parts_[i].mlp), std::move(sites_[2 * i + 2])});
+                       std::move(parts_[i].mlp), std::move(sites_[2 * i + 2]),
+                       attends ? "attention" : "delta net", routes ? "experts" : "mlp"});
+  }
   parts_.clear();
   sites_.clear();
   return Status::ok();
@@ -294,11 +329,15 @@ Status check_options(const ModelOptions& options) {
       return Status::error(
           Code::kInvalidArgument,
           std::string(name) + " is " + std::to_string(value) + "; accepted: 1 and more");
-  if (options.force_stage > StagePolicy::kMixed)
-    return Status::error(Code::kInvalidArgument,
-                         "force_stage is " + std::to_string(static_cast<int>(options.force_stage)) +
-                             "; accepted: 0 (free), 1, 2, 3, or 4 (mixed)");
-  return Status::ok();
+  const auto check_policy = [](const char* option, StagePolicy found) {
+    if (found <= StagePolicy::kMixed) return Status::ok();
+    return Status::error(Code::kInvalidArgument, std::string(option) + " is " +
+                                                     std::to_string(static_cast<int>(found)) +
+                                                     "; accepted: 0 (free), 1, 2, 3, or 4 (mixed)");
+  };
+  for (const StagePolicy each : options.more_stages)
+    TENON_TRY(check_policy("one of more_stages", each));
+  return check_policy("force_stage", options.force_stage);
 }
 
 }  // namespace

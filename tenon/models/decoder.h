@@ -50,6 +50,9 @@ class DecoderFiles {
   virtual Result<DecoderSpec> load(const ModelOptions& options, Stream& stream) = 0;
 };
 
+// What a step needs at least on this rank.
+StepCost step_cost(const DecoderSpec& spec, const StepLoad& load);
+
 // The caches of one rank, those of a layer behind those of the layers in front of it.
 CacheLayout cache_layout(const DecoderSpec& spec);
 

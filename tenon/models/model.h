@@ -26,6 +26,9 @@ struct ModelOptions {
   StagePolicy force_stage = StagePolicy::kFree;
   int max_stage = 1;  // the most fused stage allowed
   std::string force_variant;
+  // Further policies, for steps with StepShape::arm 1, 2, …; arm 0 is force_stage. To compare them
+  // in one process: the weights are there once.
+  std::vector<StagePolicy> more_stages;
   // Called while loading: bytes done, bytes in all. May be empty.
   std::function<void(std::int64_t done, std::int64_t total)> progress;
 };
@@ -47,6 +50,8 @@ class Model {
   // How the boundaries of these steps ran: `count` is steps times boundaries.
   virtual std::vector<BoundaryUse> boundary_uses(const StepCounts& steps) const = 0;
   virtual std::int64_t weight_bytes() const = 0;  // on this rank
+  // What a step needs at least on this rank; zeros where the model does not know.
+  virtual StepCost step_cost(const StepLoad&) const { return {}; }
 };
 
 // The directory that `model` names: itself, or where it is a file called config.json the one in

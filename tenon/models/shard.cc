@@ -13,7 +13,8 @@ namespace tenon {
 namespace {
 
 constexpr std::int64_t kBlock = 128;  // fp8 weights carry one scale per 128 × 128 elements
-constexpr std::int64_t kBytesPerThread = 4 << 20;  // less is not worth a thread
+constexpr std::int64_t kBytesPerThread = 4 << 20;             // less is not worth a thread
+constexpr std::size_t kStagingBytes = std::size_t{64} << 20;  // of each of the two
 
 std::int64_t ceil_div(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
@@ -99,6 +100,15 @@ ShardLoader::ShardLoader(Weights weights, std::vector<std::string_view> skipped_
 ShardLoader::ShardLoader(Weights weights, std::vector<std::string_view> skipped_prefixes)
     : weights_(std::move(weights)), skipped_prefixes_(std::move(skipped_prefixes)) {}
 
+ShardLoader::~ShardLoader() {
+  if (stream_ != nullptr) static_cast<void>(stream_->synchronize());
+}
+
+Status ShardLoader::finish() {
+  TENON_TRY(weights_.finish(skipped_prefixes_));
+  return stream_ == nullptr ? Status::ok() : stream_->synchronize();
+}
+
 Result<HostTensor> ShardLoader::take(std::string_view name, std::initializer_list<DType> accepted,
                                      const std::vector<std::int64_t>& shape) {
   TENON_ASSIGN(HostTensor tensor, weights_.take(name, accepted, shape));
@@ -106,8 +116,8 @@ Result<HostTensor> ShardLoader::take(std::string_view name, std::initializer_lis
   return tensor;
 }
 
-// Rows [begin, end) of the stack that the pieces are, to where row 0 goes to `to`. Rows that lie
-// one behind the other are copied together.
+// Rows [begin, end) of the stack that the pieces are, the first of them to `to`. Rows that lie one
+// behind the other are copied together.
 void ShardLoader::copy_rows(std::span<const Piece> pieces, DType as, std::int64_t begin,
                             std::int64_t end, std::byte* to) {
   std::int64_t above = 0;  // rows of the pieces before
@@ -117,18 +127,20 @@ void ShardLoader::copy_rows(std::span<const Piece> pieces, DType as, std::int64_
     for (std::int64_t row = first; row < last; row += step)
       copy_elements(*from, (rows.begin + row - above) * from->columns() + columns.begin,
                     static_cast<std::size_t>(columns.count * step), as,
-                    to + static_cast<std::size_t>(row * columns.count) * size_of(as));
+                    to + static_cast<std::size_t>((row - begin) * columns.count) * size_of(as));
     above += rows.count;
   }
 }
 
-// The pieces' rows one below the other; all have one width. Large stacks by all cores.
-Status ShardLoader::copy_slices(std::span<const Piece> pieces, DType as, std::byte* to) {
-  std::int64_t rows = 0;
-  for (const Piece& each : pieces) rows += each.rows.count;
+// Some rows of the stack that the pieces are one below the other; all have one width. The first of
+// them goes to `to`. Large ones by all cores.
+Status ShardLoader::copy_slices(std::span<const Piece> pieces, DType as, Range taken,
+                                std::byte* to) {
+  const std::int64_t rows = taken.count;
   if (rows == 0) return Status::ok();
-  const std::int64_t bytes =
-      rows * pieces.front().columns.count * static_cast<std::int64_t>(size_of(as));
+  const std::int64_t row_bytes =
+      pieces.front().columns.count * static_cast<std::int64_t>(size_of(as));
+  const std::int64_t bytes = rows * row_bytes;
   const auto cores = static_cast<std::int64_t>(std::thread::hardware_concurrency());
   const std::int64_t parts =
       std::max<std::int64_t>(1, std::min({cores, bytes / kBytesPerThread, rows}));
@@ -138,7 +150,8 @@ Status ShardLoader::copy_slices(std::span<const Piece> pieces, DType as, std::by
     for (std::int64_t part = parts - 1; part >= 0; --part) {  // part 0 by this thread
       const auto work = [=, &ended] {
         ended[static_cast<std::size_t>(part)] = guarded([&] {  // a copy that converts needs memory
-          copy_rows(pieces, as, rows * part / parts, rows * (part + 1) / parts, to);
+          const std::int64_t begin = rows * part / parts, end = rows * (part + 1) / parts;
+          copy_rows(pieces, as, taken.begin + begin, taken.begin + end, to + begin * row_bytes);
           return Status::ok();
         });
       };
@@ -155,6 +168,19 @@ Status ShardLoader::copy_slices(std::span<const Piece> pieces, DType as, std::by
   return Status::ok();
 }
 
+// The same on the device.
+Status ShardLoader::make_slices(std::span<const Piece> pieces, const TensorView& to,
+                                Stream& stream) {
+  auto* at = to.as<std::byte>();
+  for (const auto& [from, rows, columns] : pieces) {
+    const TensorView part = view(at, to.dtype, to.device, {rows.count, columns.count});
+    at += part.bytes();
+    if (part.bytes() == 0) continue;
+    TENON_TRY(from->source->make(*from->stored, rows.begin, columns.begin, part, stream));
+  }
+  return Status::ok();
+}
+
 Result<TensorView> ShardLoader::allocate(DType dtype, std::initializer_list<std::int64_t> shape) {
   TensorView tensor = view(nullptr, dtype, device_, shape);
   device_bytes_ += static_cast<std::int64_t>(tensor.bytes());
@@ -165,6 +191,12 @@ Result<TensorView> ShardLoader::allocate(DType dtype, std::initializer_list<std:
   return tensor;
 }
 
+std::int64_t ShardLoader::rows_of(std::span<const Piece> pieces) {
+  std::int64_t rows = 0;
+  for (const Piece& each : pieces) rows += each.rows.count;
+  return rows;
+}
+
 Result<TensorView> ShardLoader::upload(std::span<const Piece> pieces, DType as,
                                        std::initializer_list<std::int64_t> shape) {
   TENON_ASSIGN(const TensorView tensor, allocate(as, shape));
@@ -173,14 +205,53 @@ Result<TensorView> ShardLoader::upload(std::span<const Piece> pieces, DType as,
   TENON_CHECK(elements == tensor.size());
   if (only_counts()) return tensor;
   if (is_host(tensor.device.target)) {
-    TENON_TRY(copy_slices(pieces, as, tensor.as<std::byte>()));
+    TENON_TRY(copy_slices(pieces, as, {0, rows_of(pieces)}, tensor.as<std::byte>()));
     return tensor;
   }
-  std::vector<std::byte> packed(tensor.bytes());
-  TENON_TRY(copy_slices(pieces, as, packed.data()));
-  TENON_TRY(stream_->copy(tensor.data, packed.data(), packed.size()));
-  TENON_TRY(stream_->synchronize());  // the host memory goes away
+  if (!pieces.empty() && pieces.front().from->source->makes()) {
+    TENON_TRY(make_slices(pieces, tensor, *stream_));
+    return tensor;
+  }
+  TENON_TRY(stream_slices(pieces, tensor));
   return tensor;
+}
+
+// Rows of files to a device: as many as fit are read by all cores into pinned memory while those
+// before are on their way.
+Status ShardLoader::stream_slices(std::span<const Piece> pieces, const TensorView& to) {
+  const std::int64_t rows = rows_of(pieces);
+  if (rows == 0 || to.bytes() == 0) return Status::ok();
+  const std::size_t row_bytes = to.bytes() / static_cast<std::size_t>(rows);
+  const auto most = static_cast<std::int64_t>(std::max<std::size_t>(kStagingBytes / row_bytes, 1));
+  for (std::int64_t row = 0; row < rows; row += most) {
+    const Range taken{row, std::min(most, rows - row)};
+    const std::size_t bytes = static_cast<std::size_t>(taken.count) * row_bytes;
+    TENON_ASSIGN(const auto staging, next_staging(bytes));
+    TENON_TRY(copy_slices(pieces, to.dtype, taken, staging.data()));
+    TENON_TRY(stream_->copy(to.as<std::byte>() + static_cast<std::size_t>(row) * row_bytes,
+                            staging.data(), bytes));
+    TENON_TRY(staging_[next_staging_].sent->record(*stream_));
+    next_staging_ = 1 - next_staging_;
+  }
+  return Status::ok();
+}
+
+// Pinned memory that nothing is copied from any more, of at least so many bytes.
+Result<std::span<std::byte>> ShardLoader::next_staging(std::size_t least_bytes) {
+  Staging& staging = staging_[next_staging_];
+  if (!staging.sent) {
+    TENON_ASSIGN(staging.sent, Event::create(device_));
+  }
+  for (;;) {
+    TENON_ASSIGN(const bool sent, staging.sent->has_happened());
+    if (sent) break;
+    std::this_thread::yield();
+  }
+  if (staging.memory.bytes().size() < least_bytes) {
+    const std::size_t bytes = std::max(least_bytes, kStagingBytes);
+    TENON_ASSIGN(staging.memory, HostBuffer::allocate(device_, bytes));
+  }
+  return staging.memory.bytes();
 }
 
 Result<bool> ShardLoader::skip_copy(std::string_view name, std::string_view of, Range rows) {

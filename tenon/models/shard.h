@@ -2,9 +2,11 @@
 // with them, projections fused by stacking rows. Not here: which slices a model takes (its folder).
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -48,6 +50,10 @@ class ShardLoader {
   // Only counts: does everything but reading, allocating and copying, and gives views without data.
   ShardLoader(Weights weights, std::vector<std::string_view> skipped_prefixes);
 
+  ~ShardLoader();  // waits for what is on its way
+  ShardLoader(const ShardLoader&) = delete;
+  ShardLoader& operator=(const ShardLoader&) = delete;
+
   bool only_counts() const { return stream_ == nullptr; }
   const Weights& weights() const { return weights_; }
   Weights release() { return std::move(weights_); }
@@ -79,8 +85,8 @@ class ShardLoader {
   Result<TensorView> values(std::span<const float> values,
                             std::initializer_list<std::int64_t> shape);
 
-  // Every tensor taken; leftovers are refused.
-  Status finish() const { return weights_.finish(skipped_prefixes_); }
+  // Every tensor taken, and on the device; leftovers are refused.
+  Status finish();
 
   std::int64_t device_bytes() const { return device_bytes_; }
   std::vector<Buffer> take_buffers() { return std::move(buffers_); }
@@ -96,9 +102,13 @@ class ShardLoader {
                     std::vector<HostTensor>* scales);
   Result<TensorView> upload(std::span<const Piece> pieces, DType as,
                             std::initializer_list<std::int64_t> shape);
+  static std::int64_t rows_of(std::span<const Piece> pieces);
   static void copy_rows(std::span<const Piece> pieces, DType as, std::int64_t begin,
                         std::int64_t end, std::byte* to);
-  static Status copy_slices(std::span<const Piece> pieces, DType as, std::byte* to);
+  static Status make_slices(std::span<const Piece> pieces, const TensorView& to, Stream& stream);
+  static Status copy_slices(std::span<const Piece> pieces, DType as, Range rows, std::byte* to);
+  Status stream_slices(std::span<const Piece> pieces, const TensorView& to);
+  Result<std::span<std::byte>> next_staging(std::size_t least_bytes);
   Result<TensorView> allocate(DType dtype, std::initializer_list<std::int64_t> shape);
 
   Weights weights_;
@@ -108,6 +118,13 @@ class ShardLoader {
   Progress progress_;
   std::int64_t total_bytes_ = 0, device_bytes_ = 0;
   std::vector<Buffer> buffers_;
+  // What files are read into on their way to a device. While one is on its way the other is filled.
+  struct Staging {
+    HostBuffer memory;
+    std::optional<Event> sent;  // the last copy out of it
+  };
+  std::array<Staging, 2> staging_;
+  std::size_t next_staging_ = 0;
 };
 
 }  // namespace tenon

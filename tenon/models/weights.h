@@ -16,6 +16,8 @@
 #include <string_view>
 #include <vector>
 
+#include "tenon/core/tensor.h"
+#include "tenon/device/runtime.h"
 #include "tenon/models/safetensors.h"
 
 namespace tenon {
@@ -32,6 +34,16 @@ class TensorSource {
   // type has a size.
   virtual void read(const StoredTensor& tensor, std::size_t begin, std::size_t count,
                     std::byte* to) const = 0;
+
+  // Whether make() puts tensors onto a device without the host. It writes the rows and columns of
+  // `to`, [rows, columns] on the stream's device, from this row and column of the tensor on, seen
+  // as [product of leading dimensions, last dimension]: as they are, or bf16 and f32 as each other.
+  // Launches only.
+  virtual bool makes() const { return false; }
+  virtual Status make(const StoredTensor&, std::int64_t, std::int64_t, const TensorView&,
+                      Stream&) const {
+    return Status::error(Code::kInternal, "this source of weights reads; it makes none");
+  }
 };
 
 // A tensor that was asked for and found as asked. Lives as long as its Weights.

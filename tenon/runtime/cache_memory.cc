@@ -18,25 +18,49 @@ std::string bytes_text(double bytes) {
   return std::to_string(std::llround(bytes / 1e6)) + " MB";
 }
 
-double bytes_of(const CacheLayout& layout, int blocks, int sequences) {
+double bytes_of(const CacheLayout& layout, double blocks, double sequences) {
   return static_cast<double>(layout.block_bytes()) * blocks +
          static_cast<double>(layout.sequence_bytes()) * sequences;
 }
 
-int blocks_in(const Room& room) {
-  return room.max_batch * Scheduler::blocks_per_sequence(room.max_context);
-}
-
 double wanted_bytes(const CacheLayout& layout, const Room& room) {
-  return bytes_of(layout, blocks_in(room), room.max_batch);
+  return bytes_of(layout, room.blocks(), room.slots());
 }
 
 Status no_room(const Room& room, double wanted, const std::string& found,
                const std::string& accepted) {
-  return Status::error(Code::kOutOfMemory,
-                       "max_context " + std::to_string(room.max_context) + " with max_batch " +
-                           std::to_string(room.max_batch) + " asks for " + bytes_text(wanted) +
-                           " of caches on each rank, " + found + "; accepted are " + accepted);
+  std::string asked = "max_context " + std::to_string(room.max_context) + " with max_batch " +
+                      std::to_string(room.max_batch);
+  if (room.cache_tokens > 0) asked += ", cache_tokens " + std::to_string(room.cache_tokens);
+  if (room.prefix_states > 0) asked += ", prefix_states " + std::to_string(room.prefix_states);
+  return Status::error(Code::kOutOfMemory, asked + " asks for " + bytes_text(wanted) +
+                                               " of caches on each rank, " + found +
+                                               "; accepted are " + accepted);
+}
+
+// What would fit into `has` bytes, each with the rest as it was asked for.
+std::string accepted_in(double has, const CacheLayout& layout, const Room& room) {
+  std::string accepted;
+  const auto add = [&](const std::string& what, double most, double unit) {
+    if (most < 1) return;
+    accepted += (accepted.empty() ? "" : ", or ") + what + " of at most " +
+                std::to_string(static_cast<std::int64_t>(most) * static_cast<std::int64_t>(unit));
+  };
+  const auto block = static_cast<double>(layout.block_bytes());
+  const double for_blocks = has - bytes_of(layout, 0, room.slots());
+  const double most_blocks = block > 0 ? for_blocks / block : 0;
+  if (room.cache_tokens > 0) {
+    add("cache_tokens", most_blocks, kBlockTokens);
+  } else {
+    add("contexts", most_blocks / room.max_batch, kBlockTokens);
+    const double each = bytes_of(layout, Scheduler::blocks_per_sequence(room.max_context), 1);
+    add("batches", (has - bytes_of(layout, 0, room.prefix_states)) / each, 1);
+  }
+  if (room.prefix_states > 0) {
+    const double left = has - bytes_of(layout, room.blocks(), room.max_batch);
+    add("prefix_states", left / static_cast<double>(layout.sequence_bytes()), 1);
+  }
+  return accepted.empty() ? "smaller contexts, batches and prefix_states together" : accepted;
 }
 
 // Host memory is promised before it is there: caches that cannot fit are refused, not touched.
@@ -45,23 +69,15 @@ Status check_bytes(const CacheLayout& layout, const Room& room, Device device) {
   TENON_ASSIGN(const DeviceProperties found, properties(device));
   const double has = static_cast<double>(found.total_bytes) / room.sharers;
   if (wanted <= has) return Status::ok();
-  const auto block = static_cast<double>(layout.block_bytes());
-  const double most_batch =
-      has / bytes_of(layout, Scheduler::blocks_per_sequence(room.max_context), 1);
-  const double left = has / room.max_batch - static_cast<double>(layout.sequence_bytes());
-  const double most_blocks = block > 0 ? left / block : 0;
-  std::string accepted;
-  if (most_blocks >= 1)
-    accepted = "contexts of at most " +
-               std::to_string(static_cast<std::int64_t>(most_blocks) * kBlockTokens);
-  if (most_batch >= 1)
-    accepted += (accepted.empty() ? "" : ", or ") +
-                ("batches of at most " + std::to_string(static_cast<std::int64_t>(most_batch)));
-  if (accepted.empty()) accepted = "smaller contexts and batches together";
-  return no_room(room, wanted, "which has " + bytes_text(has), accepted);
+  return no_room(room, wanted, "which has " + bytes_text(has), accepted_in(has, layout, room));
 }
 
 }  // namespace
+
+int CacheMemory::Room::blocks() const {
+  if (cache_tokens > 0) return static_cast<int>((cache_tokens + kBlockTokens - 1) / kBlockTokens);
+  return max_batch * Scheduler::blocks_per_sequence(max_context);
+}
 
 Result<CacheMemory> CacheMemory::allocate(const CacheLayout& layout, const Room& room,
                                           Stream& stream) {
@@ -74,7 +90,7 @@ Result<CacheMemory> CacheMemory::allocate(const CacheLayout& layout, const Room&
   made.layout_ = layout;
   double had = 0;
   for (const CacheSpec& spec : layout.caches) {
-    const int parts = spec.per == Per::kBlock ? blocks_in(room) : room.max_batch;
+    const int parts = spec.per == Per::kBlock ? room.blocks() : room.slots();
     const TensorView shape = spec.tensor(nullptr, stream.device(), parts);
     auto allocated = Buffer::allocate(stream.device(), shape.bytes());
     if (allocated.status().code() == Code::kOutOfMemory)
@@ -89,6 +105,12 @@ Result<CacheMemory> CacheMemory::allocate(const CacheLayout& layout, const Room&
     made.memory_.push_back(std::move(memory));
   }
   return made;
+}
+
+Status CacheMemory::fill(Stream& stream) const {
+  constexpr std::uint8_t kByte = 0x3c;
+  for (const Buffer& each : memory_) TENON_TRY(stream.fill(each.data(), kByte, each.bytes()));
+  return Status::ok();
 }
 
 Status CacheMemory::clear(const HeldCaches& held, Stream& stream) const {

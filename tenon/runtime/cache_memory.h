@@ -11,7 +11,7 @@
 
 namespace tenon {
 
-// The caches that a sequence holds.
+// Caches of a sequence.
 struct HeldCaches {
   std::span<const std::int32_t> blocks;
   std::int32_t state_slot = -1;
@@ -22,14 +22,22 @@ class CacheMemory {
   struct Room {
     int max_context = 0, max_batch = 0;
     int sharers = 1;  // ranks that live in the same memory
+    // Tokens of all sequences together; 0: every sequence can be as long as max_context.
+    std::int64_t cache_tokens = 0;
+    int prefix_states = 0;  // parts per sequence, beyond those of max_batch sequences
+
+    int blocks() const;
+    int slots() const { return max_batch + prefix_states; }
   };
   CacheMemory() = default;
-  // Whole blocks for max_batch sequences of max_context tokens, and a part for each sequence; all
-  // bytes are zero. Refuses what cannot fit before it touches any memory, and says what would.
+  // room.blocks() parts of what blocks have and room.slots() of what sequences have; all bytes are
+  // zero. Refuses what cannot fit before it touches any memory, and says what would.
   static Result<CacheMemory> allocate(const CacheLayout& layout, const Room& room, Stream& stream);
 
   CacheViews views() const { return views_; }
-  // Zeros in the parts of one sequence.
+  // The same made number everywhere: as bf16 and as f32 it is about 0.0115, and finite as any type.
+  Status fill(Stream& stream) const;
+  // Zeros in these parts.
   Status clear(const HeldCaches& held, Stream& stream) const;
 
  private:

@@ -194,6 +194,7 @@ ModelOptions model_options(const EngineOptions& options) {
   out.force_stage = options.force_stage;
   out.max_stage = options.max_stage;
   out.force_variant = options.force_variant;
+  out.more_stages = options.more_stages;
   out.progress = options.progress;
   return out;
 }
@@ -240,7 +241,7 @@ struct Engine::State {
   Status send();
   void send_idle();
   std::unique_lock<std::mutex> step_lock();
-  Status check_prompt(const std::vector<std::int32_t>& prompt) const;
+  Status check_ids(const std::vector<std::int32_t>& prompt, const SamplingParams& sampling) const;
   Result<std::vector<TokenEvent>> step();
   std::vector<TokenEvent> digest(const BatchPlan& plan, std::span<const std::int32_t> drawn);
   std::vector<TokenEvent> drop_cancelled();
@@ -322,11 +323,15 @@ Status Engine::State::open_as_process() {
 }
 
 Status Engine::State::open_leader() {
-  const int blocks = Scheduler::blocks_per_sequence(options.max_context) * options.max_batch;
-  caches.emplace(blocks, kBlockTokens, options.max_batch);
-  scheduler.emplace(
-      Scheduler::Limits{options.max_batch, options.max_tokens_per_step, options.max_context},
-      *caches);
+  const CacheMemory::Room room = cache_room(options, 1);
+  caches.emplace(room.blocks(), kBlockTokens, room.slots());
+  Scheduler::Limits limits{options.max_batch, options.max_tokens_per_step, options.max_context};
+  limits.keeps_prefixes = options.prefix_states > 0;
+  limits.max_edits = own->layout().max_edits();
+  scheduler.emplace(limits, *caches);
+  log(LogLevel::kInfo, "caches for " + std::to_string(room.blocks() * std::int64_t{kBlockTokens}) +
+                           " tokens; of prompts " + std::to_string(options.prefix_states) +
+                           " states and their blocks are kept");
   writer.emplace(own->layout(), own->input());
   idle_step.resize(own->layout().bytes());
   StepWriter(own->layout(), idle_step).write(StepCommand::kIdle);
@@ -347,7 +352,12 @@ Status Engine::check(const EngineOptions& options) {
   TENON_TRY(
       Scheduler::check({options.max_batch, options.max_tokens_per_step, options.max_context}));
   TENON_TRY(check_number("num_tokens", options.num_tokens, 0, INT32_MAX));
+  // Steps name a token's place in the caches by an int32.
+  TENON_TRY(check_number("cache_tokens", options.cache_tokens, 0, INT32_MAX - kBlockTokens));
+  TENON_TRY(check_number("prefix_states", options.prefix_states, 0, kMaxTokensPerStep));
   TENON_TRY(check_number("force_stage", static_cast<int>(options.force_stage), 0, 4));
+  for (const StagePolicy each : options.more_stages)
+    TENON_TRY(check_number("one of more_stages", static_cast<int>(each), 0, 4));
   TENON_TRY(check_number("max_stage", options.max_stage, 1, 3));
   TENON_TRY(check_number("deadline in ms", options.deadline.count(), 1, INT32_MAX));
   TENON_TRY(nth_device(options.target, 0));
@@ -397,14 +407,14 @@ void Engine::State::stop() {
     stop_threads();
   } else if (writer && dead) {  // after a failure the followers know already
     writer->write(StepCommand::kStop);
-    static_cast<void>(own->comm().broadcast(writer->bytes()));
+    static_cast<void>(own->broadcast(writer->bytes()));
   }
 }
 
 // On the thread of keep_alive, which has locked the channel.
 void Engine::State::send_idle() {
   if (!dead) return;
-  const Status sent = guarded([this] { return own->comm().broadcast(idle_step); });
+  const Status sent = guarded([this] { return own->broadcast(idle_step); });
   if (!sent) dead = Status(sent).with("while idle");
 }
 
@@ -413,7 +423,7 @@ std::unique_lock<std::mutex> Engine::State::step_lock() {
 }
 
 Status Engine::State::send() {
-  if (!in_threads()) return own->comm().broadcast(writer->bytes());
+  if (!in_threads()) return own->broadcast(writer->bytes());
   steps->send(writer->used());
   return Status::ok();
 }
@@ -423,39 +433,55 @@ Status Engine::follow() {
   Rank& rank = *state_->own;
   const std::span<std::byte> input = rank.input();
   for (;;) {
-    TENON_TRY(rank.comm().broadcast(input), "await the leader's next step");
+    TENON_TRY(rank.broadcast(input), "await the leader's next step");
     const StepCommand command = StepReader::header(input).command;
     if (command == StepCommand::kStop) return Status::ok();
-    if (command == StepCommand::kRun) TENON_TRY(rank.run());
+    if (command != StepCommand::kIdle) TENON_TRY(rank.run());
   }
 }
 
-Status Engine::State::check_prompt(const std::vector<std::int32_t>& prompt) const {
-  for (const std::int32_t id : prompt)
-    if (id < 0 || id >= own->num_tokens())
-      return Status::error(Code::kInvalidArgument, "the prompt has token id " + std::to_string(id) +
-                                                       "; accepted are 0 to " +
-                                                       std::to_string(own->num_tokens() - 1));
+Status Engine::State::check_ids(const std::vector<std::int32_t>& prompt,
+                                const SamplingParams& sampling) const {
+  const auto check = [&](const char* what, std::int32_t id) {
+    if (id >= 0 && id < own->num_tokens()) return Status::ok();
+    return Status::error(Code::kInvalidArgument, std::string(what) + " has token id " +
+                                                     std::to_string(id) + "; accepted are 0 to " +
+                                                     std::to_string(own->num_tokens() - 1));
+  };
+  for (const std::int32_t id : prompt) TENON_TRY(check("the prompt", id));
+  for (const auto& [id, bias] : sampling.logit_bias) TENON_TRY(check("logit_bias", id));
   return Status::ok();
 }
 
 Status Engine::check_request(const std::vector<std::int32_t>& prompt,
                              const SamplingParams& sampling) const {
   return guarded([&] {
-    Status fits = state_->check_prompt(prompt);
+    Status fits = state_->check_ids(prompt, sampling);
     return fits ? state_->scheduler->check(prompt.size(), sampling) : fits;
   });
 }
 
 Result<RequestId> Engine::submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling) {
+  return queue(std::move(prompt), sampling, false);
+}
+
+Result<RequestId> Engine::submit_computed(std::vector<std::int32_t> prompt,
+                                          const SamplingParams& sampling) {
+  return queue(std::move(prompt), sampling, true);
+}
+
+Result<RequestId> Engine::queue(std::vector<std::int32_t> prompt, const SamplingParams& sampling,
+                                bool computed) {
   {
     const auto lock = state_->step_lock();
     TENON_TRY(Status(state_->dead));
   }
   const RequestId id{state_->next_id};
   const Status queued = guarded([&] {
-    Status fits = state_->check_prompt(prompt);
-    return fits ? state_->scheduler->add(id, std::move(prompt), sampling) : fits;
+    Status fits = state_->check_ids(prompt, sampling);
+    const int done = computed ? std::max(static_cast<int>(prompt.size()) - 1, 0) : 0;
+    if (!fits) return fits;
+    return state_->scheduler->add(id, std::move(prompt), sampling, done, state_->eos);
   });
   TENON_TRY(queued, "submit");
   ++state_->next_id;
@@ -497,7 +523,9 @@ std::vector<TokenEvent> Engine::State::digest(const BatchPlan& plan,
     const Sequence& sequence = *plan.entries[i].sequence;
     if (drawn[i] < 0) events.push_back(failed(sequence));
     if (drawn[i] < 0 || !plan.entries[i].draws()) continue;
-    TokenEvent event{sequence.id, drawn[i], Finish::kNone, Status::ok()};
+    TokenEvent event{.id = sequence.id, .token = drawn[i]};
+    event.cached_tokens = sequence.cached_tokens;
+    if (sequence.sampling.logprobs >= 0) event.logprobs = own->logprobs(static_cast<int>(i));
     const int made = static_cast<int>(sequence.tokens.size()) + 1 - sequence.prompt_tokens;
     const bool is_eos = std::find(eos.begin(), eos.end(), drawn[i]) != eos.end();
     if (is_eos && !sequence.sampling.ignore_eos) {
@@ -555,6 +583,37 @@ Result<std::vector<TokenEvent>> Engine::step() {
   return events;
 }
 
+Status Engine::use_arm(int arm) {
+  const int last = static_cast<int>(state_->options.more_stages.size());
+  TENON_TRY(check_number("arm", arm, 0, last));
+  state_->writer->set_arm(arm);
+  return Status::ok();
+}
+
+Status Engine::make_caches() {
+  const auto lock = state_->step_lock();
+  TENON_TRY(Status(state_->dead));
+  if (!idle())
+    return Status::error(Code::kInvalidArgument,
+                         "make caches: requests are on their way; accepted is an idle engine");
+  const Status made = guarded([this]() -> Status {
+    state_->writer->write(StepCommand::kMakeCaches);
+    TENON_TRY(state_->send());
+    return state_->own->run().status();
+  });
+  return made ? made : state_->die(made);
+}
+
+void Engine::time_next_step() { state_->own->time_next_step(); }
+
+Result<std::vector<LaunchTimer::Entry>> Engine::launch_times() const {
+  return state_->own->launch_times();
+}
+
+StepCost Engine::step_cost(const StepLoad& load) const {
+  return state_->own->model().step_cost(load);
+}
+
 bool Engine::idle() const { return state_->scheduler->idle(); }
 const std::vector<std::int32_t>& Engine::eos_ids() const { return state_->eos; }
 
@@ -562,6 +621,10 @@ EngineStats Engine::stats() const {
   EngineStats stats = state_->stats;
   stats.boundaries = state_->own->boundary_uses();
   stats.replayed_steps = state_->own->num_replays();
+  stats.device_seconds = state_->own->device_seconds();
+  stats.prefixes = state_->caches->prefix_stats();
+  stats.preemptions = state_->scheduler->num_preemptions();
+  stats.replayed_tokens = state_->scheduler->num_replayed_tokens();
   if (const auto hash = state_->own->logits_fingerprint()) stats.logits_fingerprint = *hash;
   return stats;
 }

@@ -6,10 +6,12 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "tenon/comm/communicator.h"
+#include "tenon/device/launch_timer.h"
 #include "tenon/models/model.h"
 #include "tenon/runtime/scheduler.h"
 
@@ -20,14 +22,22 @@ struct EngineOptions {
   WeightsFrom weights;  // as in ModelOptions
   int tp = 1;           // ranks
   Target target = Target::kCpu;
-  int max_batch = 16;                 // sequences that run together
-  int max_context = 4096;             // prompt and completion of one sequence
-  int max_tokens_per_step = 256;      // at least 64 + max_batch
+  int max_batch = 16;             // sequences that run together
+  int max_context = 4096;         // prompt and completion of one sequence
+  int max_tokens_per_step = 256;  // at least 64 + max_batch
+  // Tokens that the kv cache of each rank holds, of all sequences and kept prefixes together; 0:
+  // max_batch · max_context. With fewer, sequences may be preempted: the same tokens, later.
+  std::int64_t cache_tokens = 0;
+  // Delta-net states that are kept of prompts, beside those of max_batch sequences that run, for
+  // prompts that begin alike: the same tokens, sooner. 0: nothing is kept of a prompt.
+  int prefix_states = 16;
   int num_tokens = 0;                 // ids at or past this have no token; 0: all the model's ids
   std::vector<std::int32_t> eos_ids;  // end a sequence, as those of the model's configuration do
   StagePolicy force_stage = StagePolicy::kFree;  // as in ModelOptions
   int max_stage = 1;
   std::string force_variant;
+  std::vector<StagePolicy> more_stages;  // as in ModelOptions: for use_arm()
+  bool time_steps = false;               // EngineStats::device_seconds
   // Record decode steps and replay them, unless TENON_GRAPHS says no: the same tokens and logits
   // either way.
   bool graphs = true;
@@ -56,14 +66,23 @@ struct TokenEvent {
   RequestId id{};
   std::int32_t token = -1;
   Finish finish = Finish::kNone;
-  Status why = Status::ok();  // of kFailed: names the request
+  Status why = Status::ok();                   // of kFailed: names the request
+  std::optional<TokenLogprobs> logprobs = {};  // of the token, where they were asked for
+  std::int32_t cached_tokens = 0;  // of its prompt, that a kept prefix had: were not computed
 };
 
 struct EngineStats {
-  std::int64_t steps = 0, prompt_tokens = 0;
-  std::int64_t decode_tokens = 0;   // drawn in steps where every sequence decodes
-  double decode_seconds = 0;        // wall time of those steps
+  std::int64_t steps = 0;
+  std::int64_t prompt_tokens = 0;  // that were computed
+  std::int64_t decode_tokens = 0;  // drawn in steps where every sequence decodes
+  double decode_seconds = 0;       // wall time of those steps
+  // Of rank 0, on its device, all steps: from the upload's beginning to the draw's end. 0 unless
+  // EngineOptions::time_steps.
+  double device_seconds = 0;
   std::int64_t replayed_steps = 0;  // of rank 0: those that ran from a recording
+  PrefixStats prefixes;
+  std::int64_t preemptions = 0;
+  std::int64_t replayed_tokens = 0;  // drawn ones that ran again after a preemption
   std::uint64_t logits_fingerprint = 0;
   std::int64_t weight_bytes = 0;  // on rank 0
   std::string transport;
@@ -86,7 +105,7 @@ class Engine {
   Status follow();
 
   // Leader only, all of them. submit says why a request can never run, as check_request does; ids
-  // without a token are refused.
+  // without a token are refused, but for those that are held back.
   Status check_request(const std::vector<std::int32_t>& prompt,
                        const SamplingParams& sampling) const;
   Result<RequestId> submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling);
@@ -96,11 +115,30 @@ class Engine {
   Result<std::vector<TokenEvent>> step();
   bool idle() const;
   EngineStats stats() const;
+  // What a step needs at least on rank 0, as the model knows it.
+  StepCost step_cost(const StepLoad& load) const;
+
+  // For measurements. Leader only.
+  // Steps from now on follow this policy: 0 is force_stage, 1, 2, … are more_stages.
+  Status use_arm(int arm);
+  // Every cache of every rank holds one made number from now on, the same each time. Refused while
+  // requests are on their way. After an error the engine is dead.
+  Status make_caches();
+  // As submit(), but of the prompt all tokens but the last count as computed, whatever the caches
+  // hold: a sequence of that length decodes in the next step.
+  Result<RequestId> submit_computed(std::vector<std::int32_t> prompt,
+                                    const SamplingParams& sampling);
+  // The next step of rank 0 runs with a timer around each launch, which makes it longer;
+  // launch_times() afterwards says what each one took, in order.
+  void time_next_step();
+  Result<std::vector<LaunchTimer::Entry>> launch_times() const;
   const std::vector<std::int32_t>& eos_ids() const;
 
  private:
   struct State;
   explicit Engine(std::unique_ptr<State> state);
+  Result<RequestId> queue(std::vector<std::int32_t> prompt, const SamplingParams& sampling,
+                          bool computed);
   std::unique_ptr<State> state_;
 };
 

@@ -37,6 +37,7 @@ class GraphCache {
   }
 
   std::int64_t num_replays() const { return num_replays_; }
+  bool enabled() const { return enabled_; }
 
  private:
   struct Entry {

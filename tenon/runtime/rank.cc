@@ -22,11 +22,16 @@ int threads_of_rank(int ranks) {
 
 }  // namespace
 
+CacheMemory::Room cache_room(const EngineOptions& options, int sharers) {
+  return {options.max_context, options.max_batch, sharers, options.cache_tokens,
+          options.prefix_states};
+}
+
 Rank::Rank(const EngineOptions& options)
     : num_tokens_(options.num_tokens),
       layout_(options.max_tokens_per_step, options.max_batch,
               Scheduler::blocks_per_sequence(options.max_context)),
-      steps_(options.max_tokens_per_step) {}
+      steps_(options.max_tokens_per_step, 1 + static_cast<int>(options.more_stages.size())) {}
 
 Result<std::unique_ptr<Rank>> Rank::open(const EngineOptions& options, int rank,
                                          std::shared_ptr<Bootstrap> bootstrap,
@@ -50,6 +55,9 @@ Result<std::unique_ptr<Rank>> Rank::open(const EngineOptions& options, int rank,
   fields("max_context", options.max_context);
   fields("max_tokens_per_step", options.max_tokens_per_step);
   fields("num_tokens", options.num_tokens);
+  fields("arms", static_cast<int>(1 + options.more_stages.size()));
+  fields("cache_tokens", options.cache_tokens);
+  fields("prefix_states", options.prefix_states);
   TENON_TRY(opened->comm_->agree_equal(fields, "engine options"));
   TENON_ASSIGN(Stream stream, Stream::create(device));
   opened->stream_.emplace(std::move(stream));
@@ -68,21 +76,47 @@ Status Rank::prepare(const EngineOptions& options) {
   if (num_tokens_ <= 0) num_tokens_ = model_->num_ids();
   num_tokens_ = std::min(num_tokens_, model_->num_ids());
   const int sharers = is_host(comm_->device().target) ? ranks : 1;
-  TENON_ASSIGN(caches_,
-               CacheMemory::allocate(model_->cache_layout(),
-                                     {options.max_context, options.max_batch, sharers}, *stream_));
+  TENON_ASSIGN(caches_, CacheMemory::allocate(model_->cache_layout(), cache_room(options, sharers),
+                                              *stream_));
   TENON_ASSIGN(runner_,
                StepRunner::make({layout_, *model_, caches_.views(), *comm_, *stream_}, num_tokens_,
                                 options.graphs && env().graphs && model_->launches_only()));
+  if (!options.time_steps) return Status::ok();
+  TENON_ASSIGN(begin_, Event::create(stream_->device()));
+  TENON_ASSIGN(end_, Event::create(stream_->device()));
   return Status::ok();
 }
 
-Result<std::span<const std::int32_t>> Rank::run_on_stream() {
+Status Rank::broadcast(std::span<std::byte> step) {
+  const std::size_t most = layout_.bytes_without_edits();
+  TENON_TRY(comm_->broadcast(step.first(most)));
+  const StepHeader header = StepReader::header(step);
+  if (header.num_edits == 0) return Status::ok();
+  const std::size_t used = layout_.used_bytes(header.shape, header.num_edits);
+  return comm_->broadcast(step.subspan(most, used - most));
+}
+
+Status Rank::launch_step() {
+  if (begin_) TENON_TRY(begin_->record(*stream_));
   TENON_TRY(runner_->upload());
   TENON_TRY(runner_->enqueue());
+  return end_ ? end_->record(*stream_) : Status::ok();
+}
+
+Result<std::span<const std::int32_t>> Rank::run_on_stream() {
+  if (runner_->header().command == StepCommand::kMakeCaches) {
+    const Status filled = caches_.fill(*stream_);
+    TENON_TRY(comm_->agree(filled ? stream_->synchronize() : filled, "make caches"));
+    return std::span<const std::int32_t>();
+  }
+  TENON_TRY(launch_step());
   TENON_ASSIGN(const auto drawn, runner_->download());
   last_ = runner_->header();
-  steps_.add(last_.shape.tokens);
+  steps_.add(last_.shape.tokens, last_.shape.arm);
+  if (begin_) {
+    TENON_ASSIGN(const double us, end_->us_since(*begin_));
+    device_seconds_ += 1e-6 * us;
+  }
   // What a sequence without a number leaves behind may be NaN, and 0 · NaN is NaN for whoever has
   // these blocks and this slot next.
   for (std::size_t row = 0; row < drawn.size(); ++row)

@@ -18,6 +18,9 @@ namespace tenon {
 
 struct EngineOptions;
 
+// The room for caches that an engine asks for on each rank.
+CacheMemory::Room cache_room(const EngineOptions& options, int sharers);
+
 class Rank {
  public:
   // Makes the model behind an engine. Collective over the ranks.
@@ -31,6 +34,8 @@ class Rank {
   const StepLayout& layout() const { return layout_; }
   Model& model() { return *model_; }
   Communicator& comm() { return *comm_; }
+  // Rank 0's step reaches the other ranks: what it uses of layout().bytes() bytes. Collective.
+  Status broadcast(std::span<std::byte> step);
   // Room for the bytes of the next step.
   std::span<std::byte> input() const { return runner_->input(); }
 
@@ -38,13 +43,24 @@ class Rank {
   int num_tokens() const { return num_tokens_; }
 
   // Runs the step that input() holds and returns the token drawn for each of its sequences: −1
-  // where the logits hold no number. Such a sequence cannot go on; its caches are empty again.
+  // where the logits hold no number. Such a sequence cannot go on; what it has alone of the caches
+  // is empty again. Where input() asks to make caches, it does that, and there are no tokens.
   // Collective. An error has already told the other ranks to give up.
   Result<std::span<const std::int32_t>> run();
+
+  // Of a sequence of the last step that drew and asked for them.
+  TokenLogprobs logprobs(int row) const { return runner_->logprobs(row); }
+
+  // As StepRunner has them: of the next step, on this rank.
+  void time_next_step() { runner_->time_next(); }
+  Result<std::vector<LaunchTimer::Entry>> launch_times() { return runner_->launch_times(); }
 
   // How the boundaries of all steps so far ran.
   std::vector<BoundaryUse> boundary_uses() const { return model_->boundary_uses(steps_); }
   std::int64_t num_replays() const { return runner_->num_replays(); }
+  // On the device, from the beginning of the upload to the end of the draw, of all steps so far.
+  // 0 without EngineOptions::time_steps.
+  double device_seconds() const { return device_seconds_; }
 
   // A hash (FNV-1a) of the logits of the last sequence of the last step, in order of ids. 0 before
   // the first step. Waits for the stream.
@@ -54,6 +70,7 @@ class Rank {
   explicit Rank(const EngineOptions& options);
   Status prepare(const EngineOptions& options);
   Result<std::span<const std::int32_t>> run_on_stream();
+  Status launch_step();
 
   int num_tokens_;
   StepLayout layout_;
@@ -63,7 +80,9 @@ class Rank {
   CacheMemory caches_;
   std::unique_ptr<StepRunner> runner_;
   StepCounts steps_;
-  StepHeader last_;  // of the last step that ran
+  StepHeader last_;                   // of the last step that ran
+  std::optional<Event> begin_, end_;  // of a step, where steps are timed
+  double device_seconds_ = 0;
 };
 
 }  // namespace tenon

@@ -1,6 +1,7 @@
 #include "tenon/runtime/scheduler.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <string>
 
@@ -10,20 +11,6 @@ namespace {
 Status refuse(std::string why) { return Status::error(Code::kInvalidArgument, std::move(why)); }
 
 }  // namespace
-
-Status check(const SamplingParams& sampling) {
-  if (!(sampling.temperature >= 0.0f) || sampling.temperature > 100.0f)
-    return refuse("temperature is " + std::to_string(sampling.temperature) +
-                  "; accepted: 0 to 100");
-  if (!(sampling.top_p > 0.0f && sampling.top_p <= 1.0f))
-    return refuse("top_p is " + std::to_string(sampling.top_p) + "; accepted: above 0, up to 1");
-  if (sampling.top_k < 0)
-    return refuse("top_k is " + std::to_string(sampling.top_k) + "; accepted: 0 (all) and more");
-  if (sampling.max_tokens < 1)
-    return refuse("max_tokens is " + std::to_string(sampling.max_tokens) +
-                  "; at least 1 is needed");
-  return Status::ok();
-}
 
 bool BatchPlan::decode_only() const {
   return std::all_of(entries.begin(), entries.end(),
@@ -74,15 +61,19 @@ Status Scheduler::check(std::size_t prompt_tokens, const SamplingParams& samplin
 }
 
 Status Scheduler::add(RequestId id, std::vector<std::int32_t> prompt,
-                      const SamplingParams& sampling) {
+                      const SamplingParams& sampling, int computed,
+                      std::span<const std::int32_t> ends) {
   TENON_TRY(check(prompt.size(), sampling));
   Sequence sequence;
   sequence.id = id;
   sequence.tokens = std::move(prompt);
   sequence.prompt_tokens = static_cast<int>(sequence.tokens.size());
+  TENON_CHECK(computed >= 0 && computed < sequence.prompt_tokens);
+  sequence.made = computed;
   sequence.sampling = sampling;
   sequence.max_tokens = max_tokens(sequence.prompt_tokens, sampling);
   sequence.tokens.reserve(static_cast<std::size_t>(sequence.prompt_tokens + sequence.max_tokens));
+  sequence.edits = TokenEdits::make(sampling, ends, sequence.prompt(), sequence.max_tokens);
   waiting_.push_back(std::move(sequence));
   return Status::ok();
 }
@@ -113,22 +104,131 @@ const Sequence* Scheduler::find(RequestId id) const {
 }
 
 void Scheduler::remove(RequestId id) {
-  running_.remove_if([&](const Sequence& each) { return each.id == id; });
-  std::erase_if(waiting_, [&](const Sequence& each) { return each.id == id; });
+  const auto is_it = [&](const Sequence& each) { return each.id == id; };
+  running_.remove_if(is_it);
+  waiting_.remove_if(is_it);
+}
+
+int Scheduler::num_edits() const {
+  int sum = 0;
+  for (const Sequence& each : running_) sum += each.num_edits();
+  return sum;
+}
+
+// The one that has drawn least, the later of two; never the first, which is its answer where there
+// is no other.
+Scheduler::Sequences::iterator Scheduler::cheapest(bool with_edits) {
+  const auto drawn = [](const Sequence& each) { return each.length() - each.prompt_tokens; };
+  auto found = running_.begin();
+  for (auto each = std::next(found); each != running_.end(); ++each) {
+    if (with_edits && !each->edits) continue;
+    if (found == running_.begin() || drawn(*each) <= drawn(*found)) found = each;
+  }
+  return found;
+}
+
+// Every sequence that decodes gets cache for its next token, if need be that of others.
+void Scheduler::make_room() {
+  for (auto at = running_.begin(); at != running_.end();) {
+    if (caches_->grow(at->lease, at->computed + 1)) {
+      ++at;
+      continue;
+    }
+    const auto victim = cheapest(false);
+    TENON_CHECK(victim != running_.begin());  // alone, a sequence that was accepted has room
+    if (victim == at) ++at;
+    preempt(victim);
+  }
+  while (num_edits() > limits_.max_edits) {
+    const auto victim = cheapest(true);
+    TENON_CHECK(victim != running_.begin());
+    preempt(victim);
+  }
+}
+
+void Scheduler::preempt(Sequences::iterator victim) {
+  victim->lease = CacheLease();
+  victim->computed = 0;
+  ++victim->preemptions;
+  ++num_preemptions_;
+  const auto later = [&](const Sequence& each) { return each.id > victim->id; };
+  waiting_.splice(std::ranges::find_if(waiting_, later), running_, victim);
+}
+
+// Whether a sequence that runs will soon keep a state from which this one could go on.
+bool Scheduler::waits_for_prefix(const Sequence& sequence) const {
+  if (!limits_.keeps_prefixes || sequence.made > 0) return false;
+  const std::span<const std::int32_t> prompt = sequence.prompt();
+  int kept = -1;  // looked up where it is asked for
+  for (const Sequence& each : running_) {
+    for (const int place : each.keep_at) {
+      if (place <= each.computed || place + 2 > sequence.prompt_tokens) continue;
+      const auto count = static_cast<std::size_t>(place);
+      if (!std::ranges::equal(prompt.first(count), each.prompt().first(count))) continue;
+      if (kept < 0) kept = caches_->kept_tokens(prompt);
+      if (place - kept >= limits_.least_kept_tokens) return true;
+    }
+  }
+  return false;
+}
+
+// Gives a sequence what it needs to begin. False when there is no room now.
+bool Scheduler::begin(Sequence& sequence) {
+  if (sequence.edits && num_edits() + sequence.num_edits() > limits_.max_edits) return false;
+  CacheRequest request;
+  const bool keeps = limits_.keeps_prefixes && sequence.made == 0;
+  if (keeps) request.prompt = sequence.prompt();
+  request.counts = sequence.preemptions == 0;
+  request.tokens = sequence.length();
+  request.most_tokens = sequence.prompt_tokens + sequence.max_tokens;
+  // One block for each that will need more: who begins should not be preempted at once.
+  const auto grows = [&](const Sequence& each, int holds) {
+    return caches_->blocks_for(each.prompt_tokens + each.max_tokens) > holds ? 1 : 0;
+  };
+  for (const Sequence& each : running_)
+    request.spare_blocks += grows(each, static_cast<int>(each.lease.blocks().size()));
+  if (!running_.empty())
+    request.spare_blocks += grows(sequence, caches_->blocks_for(request.tokens));
+  sequence.lease = caches_->lease(request);
+  if (!sequence.lease) return false;
+  sequence.computed = sequence.kept_at = std::max(sequence.lease.begin(), sequence.made);
+  if (sequence.preemptions == 0) sequence.cached_tokens = sequence.lease.begin();
+  sequence.keep_at = {};
+  if (!keeps) return true;
+  const int last = (sequence.prompt_tokens - 2) / kPrefillQuantum * kPrefillQuantum;
+  int from = sequence.computed;
+  const int places[] = {sequence.lease.branch(), last};
+  for (std::size_t i = 0; i < std::size(places); ++i) {
+    if (places[i] - from < limits_.least_kept_tokens) continue;
+    sequence.keep_at[i] = from = places[i];
+  }
+  return true;
 }
 
 void Scheduler::admit() {
   while (!waiting_.empty() && static_cast<int>(running_.size()) < limits_.max_sequences) {
     Sequence& first = waiting_.front();
-    first.lease = caches_->lease(first.prompt_tokens + first.max_tokens);
-    if (!first.lease) return;  // in order: nobody overtakes
-    running_.push_back(std::move(first));
-    waiting_.pop_front();
+    if (waits_for_prefix(first) || !begin(first)) return;  // in order: nobody overtakes
+    const auto later = [&](const Sequence& each) { return each.id > first.id; };
+    running_.splice(std::ranges::find_if(running_, later), waiting_, waiting_.begin());
   }
 }
 
+// Where the next piece of a prompt ends, as a position; not behind where it begins: no piece fits.
+int Scheduler::end_of_piece(const Sequence& sequence, int budget) const {
+  int end = sequence.prompt_tokens;
+  if (end - sequence.computed > budget)
+    end = (sequence.computed + budget) / kPrefillQuantum * kPrefillQuantum;
+  for (const int place : sequence.keep_at)
+    if (place > sequence.computed) end = std::min(end, place);
+  if (sequence.prompt_tokens - end == 1) end -= kPrefillQuantum;  // nobody's last token comes alone
+  return end;
+}
+
 const BatchPlan& Scheduler::next() {
-  admit();
+  const std::int64_t preempted = num_preemptions_;
+  make_room();
+  if (num_preemptions_ == preempted) admit();
   BatchPlan& plan = plan_;
   plan.entries.clear();
   plan.num_tokens = plan.max_tokens_per_sequence = 0;
@@ -138,28 +238,41 @@ const BatchPlan& Scheduler::next() {
     plan.max_tokens_per_sequence = std::max(plan.max_tokens_per_sequence, count);
   };
   for (Sequence& each : running_)
-    if (each.pending() == 1) take(each, 1);
+    if (each.decodes()) take(each, 1);
   for (Sequence& each : running_) {
-    const int pending = each.pending();
-    if (pending == 1) continue;
-    const int budget = limits_.max_tokens_per_step - plan.num_tokens;
-    const int length = each.computed + pending;
-    int end = length;  // of this step's share, as a position
-    if (pending > budget) end = (each.computed + budget) / kPrefillQuantum * kPrefillQuantum;
-    if (length - end == 1) end -= kPrefillQuantum;  // nobody's last token comes alone
+    if (each.decodes()) continue;
+    const int end = end_of_piece(each, limits_.max_tokens_per_step - plan.num_tokens);
     if (end <= each.computed) break;
     take(each, end - each.computed);
   }
   return plan;
 }
 
+// Keeps what the last step has made of a prompt.
+void Scheduler::keep(Sequence& sequence) {
+  const int computed = sequence.computed;
+  caches_->keep_blocks(sequence.lease, sequence.prompt(), computed);
+  if (computed >= sequence.prompt_tokens) return;
+  const bool wanted = std::ranges::find(sequence.keep_at, computed) != sequence.keep_at.end();
+  if (!wanted && computed - sequence.kept_at < limits_.least_kept_tokens) return;
+  if (caches_->keep_state(sequence.lease, computed, wanted)) sequence.kept_at = computed;
+}
+
 void Scheduler::apply(const BatchPlan& plan, std::span<const std::int32_t> drawn) {
   TENON_CHECK(drawn.size() == plan.entries.size());
   for (std::size_t i = 0; i < plan.entries.size(); ++i) {
     const BatchEntry& entry = plan.entries[i];
+    Sequence& sequence = *entry.sequence;
     const bool draws = entry.draws();
-    entry.sequence->computed = entry.first + entry.count;
-    if (draws) entry.sequence->tokens.push_back(drawn[i]);
+    sequence.computed = entry.first + entry.count;
+    caches_->state_was_read(sequence.lease);
+    if (drawn[i] < 0) continue;
+    const bool prompt = entry.first < sequence.prompt_tokens;
+    if (!prompt && !draws) ++num_replayed_tokens_;
+    if (prompt && limits_.keeps_prefixes && sequence.made == 0) keep(sequence);
+    if (!draws) continue;
+    sequence.tokens.push_back(drawn[i]);
+    if (sequence.edits) sequence.edits->drew(drawn[i]);
   }
 }
 

@@ -2,41 +2,47 @@
 //
 // Policy: first come, first served. Every sequence that decodes gets its one token in every step;
 // what is left of the step's token budget goes to prompts in order of arrival. A sequence is
-// admitted when its whole length (prompt and max_tokens) has cache, so nothing is ever taken back.
+// admitted when there is cache for its prompt; it gets more, block by block, as it grows. Where no
+// more can be had, a sequence is preempted: the one that has drawn least, never the one that came
+// first, so somebody always comes to the end. It waits again, loses its caches and later runs
+// again what it had: its prompt as a prompt, its drawn tokens one by one.
+//
 // A prompt is cut at positions of its sequence that are multiples of kPrefillQuantum, nowhere else,
 // and never so that one token is left (alone it would run as a decode step does). So the delta
 // net's chunks lie at the same positions whoever else is in the batch, each token meets the same
 // form of every op, and the bits of every logit depend on its sequence alone (docs/exactness.md).
+//
+// Blocks of prompts are kept for prompts that begin alike, and so are states at places where a
+// prompt is cut: wanted ones, for which it is cut on purpose (its end, and the place where it goes
+// apart from an earlier one), and those of other cuts, which take free slots only. What was drawn
+// is never kept: a prompt that repeats it would have other bits.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <list>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "tenon/core/status.h"
 #include "tenon/runtime/cache.h"
+#include "tenon/runtime/sampling_params.h"
+#include "tenon/runtime/token_edits.h"
 
 namespace tenon {
 
-inline constexpr int kPrefillQuantum = 64;      // as gated_delta_net::kChunkTokens
+inline constexpr int kPrefillQuantum = 64;  // as gated_delta_net::kChunkTokens
+static_assert(kPrefillQuantum == kStateTokens);
 inline constexpr int kMaxContext = 1 << 20;     // as far as Qwen stretches its positions
 inline constexpr int kMaxTokensPerStep = 8192;  // the most rows of a boundary
 
-struct SamplingParams {
-  float temperature = 0;  // 0 is greedy
-  float top_p = 1;        // (0, 1]; 1 means all
-  int top_k = 0;          // 0 means all
-  int max_tokens = 256;   // at least 1
-  std::uint64_t seed = 0;
-  bool ignore_eos = false;
-};
-
-// What can be said of them before there is an engine.
-Status check(const SamplingParams& sampling);
+// Edited logits that a step has room for: those of any one sequence, and of many in practice.
+constexpr int edits_per_step(int max_context) {
+  return std::max(1 << 16, max_context) + 2 * kMaxLogitBias;
+}
 
 enum class RequestId : std::uint64_t {};
 
@@ -46,20 +52,34 @@ struct Sequence {
   std::vector<std::int32_t> tokens;  // prompt, then what was drawn
   int prompt_tokens = 0;
   int computed = 0;
+  int made = 0;  // of the prompt, over caches that were made, not computed; nothing of it is kept
   SamplingParams sampling;
   int max_tokens = 0;  // sampling.max_tokens, or fewer where the context ends first
   CacheLease lease;
+  std::optional<TokenEdits> edits;  // of the logits its next token is drawn from
   bool cancelled = false;
+  int cached_tokens = 0;  // of the prompt, that a kept prefix had when it was admitted first
+  int preemptions = 0;
+  // Where its prompt is cut to keep the state, in order; 0: nowhere. And where it was kept last.
+  std::array<int, 2> keep_at{};
+  int kept_at = 0;
 
-  int pending() const { return static_cast<int>(tokens.size()) - computed; }
+  int num_edits() const { return edits ? static_cast<int>(edits->list().size()) : 0; }
+  int length() const { return static_cast<int>(tokens.size()); }
+  std::span<const std::int32_t> prompt() const {
+    return std::span(tokens).first(static_cast<std::size_t>(prompt_tokens));
+  }
+  // Its next token runs alone, as a drawn one does.
+  bool decodes() const { return computed >= prompt_tokens || prompt_tokens == 1; }
 };
 
-// One sequence's share of a step: tokens [first, first + count) of it.
+// One sequence's share of a step: tokens [first, first + count) of it. Tokens that were drawn
+// before the sequence was preempted run again without a draw.
 struct BatchEntry {
   Sequence* sequence = nullptr;
   int first = 0, count = 0;
   // The last token of the entry is the last known one: its logits decide the next token.
-  bool draws() const { return first + count == static_cast<int>(sequence->tokens.size()); }
+  bool draws() const { return first + count == sequence->length(); }
 };
 
 struct BatchPlan {
@@ -78,6 +98,13 @@ class Scheduler {
     // kPrefillQuantum + 1, enough for the longest one that cannot be cut.
     int max_tokens_per_step = 256;
     int max_context = 4096;
+    bool keeps_prefixes = false;
+    // A state is kept where it saves at least so many tokens over the one before: each costs a
+    // slot, and a wanted one a step.
+    int least_kept_tokens = 2 * kPrefillQuantum;
+    // Edited logits of all sequences together, at least those of one: where they get more, a
+    // sequence is preempted.
+    int max_edits = edits_per_step(kMaxContext);
   };
   // Refuses limits under which a prompt could starve or a number overflow.
   static Status check(const Limits& limits);
@@ -89,31 +116,46 @@ class Scheduler {
 
   // Whether such a request can ever run. Looks at nothing that changes.
   Status check(std::size_t prompt_tokens, const SamplingParams& sampling) const;
-  // Queues a request, or says why it can never run.
-  Status add(RequestId id, std::vector<std::int32_t> prompt, const SamplingParams& sampling);
+  // Queues a request, or says why it can never run. Its first `computed` tokens, fewer than the
+  // prompt has, count as being in the caches. `ends`: ids that end every answer.
+  Status add(RequestId id, std::vector<std::int32_t> prompt, const SamplingParams& sampling,
+             int computed = 0, std::span<const std::int32_t> ends = {});
   // Marks it for cancelled(). False when there is no such request.
   bool cancel(RequestId id);
   // The next step. Empty when nothing can run. Valid until the next call of any function.
   const BatchPlan& next();
-  // Records that the step ran; drawn[i] belongs to entry i and counts where it draws().
+  // Records that the step ran; drawn[i] belongs to entry i and counts where it draws(). Below 0:
+  // its logits hold no number, and nothing of the sequence is kept; it is to be removed.
   void apply(const BatchPlan& plan, std::span<const std::int32_t> drawn);
   // Removes a sequence; its caches are free at once.
   void remove(RequestId id);
   std::vector<RequestId> cancelled() const;
   bool idle() const { return waiting_.empty() && running_.empty(); }
   const Sequence* find(RequestId id) const;
+  std::int64_t num_preemptions() const { return num_preemptions_; }
+  // Drawn tokens that ran again because their sequence had been preempted.
+  std::int64_t num_replayed_tokens() const { return num_replayed_tokens_; }
 
  private:
+  using Sequences = std::list<Sequence>;
+  void make_room();
+  int num_edits() const;
+  Sequences::iterator cheapest(bool with_edits);
+  void preempt(Sequences::iterator victim);
   void admit();
+  bool begin(Sequence& sequence);
+  bool waits_for_prefix(const Sequence& sequence) const;
+  int end_of_piece(const Sequence& sequence, int budget) const;
+  void keep(Sequence& sequence);
   // The most tokens that a sequence makes.
   int max_tokens(int prompt_tokens, const SamplingParams& sampling) const {
     return std::min(sampling.max_tokens, limits_.max_context - prompt_tokens);
   }
   Limits limits_;
   CachePool* caches_;
-  std::list<Sequence> running_;  // in order of admission; entries point into it
-  std::deque<Sequence> waiting_;
-  BatchPlan plan_;  // of the next step: kept so that a step allocates nothing
+  Sequences running_, waiting_;  // in order of arrival; entries point into running_
+  BatchPlan plan_;               // of the next step: kept so that a step allocates nothing
+  std::int64_t num_preemptions_ = 0, num_replayed_tokens_ = 0;
 };
 
 }  // namespace tenon

@@ -7,7 +7,15 @@ namespace tenon {
 namespace {
 
 // How many elements an array has.
-enum class Extent : std::uint8_t { kTokens, kSequences, kStarts, kTable, kLogits };
+enum class Extent : std::uint8_t {
+  kTokens,
+  kSequences,
+  kStarts,
+  kTable,
+  kLogits,
+  kLogitStarts,
+  kEdits,
+};
 
 template <class Element>
 constexpr DType dtype_of() {
@@ -27,19 +35,24 @@ constexpr FieldInfo kFields[] = {
 #define TENON_STEP_FIELD(name, element, extent) \
   {StepField::name, dtype_of<element>(), Extent::extent},
 #define TENON_DRAW_FIELD TENON_STEP_FIELD
+#define TENON_HOST_FIELD TENON_STEP_FIELD
 #include "tenon/layers/step_fields.def"
 };
 static_assert(kFields[0].field == StepField::token_ids);
-static_assert(std::end(kFields)[-1].field == StepField::block_table);
+static_assert(std::end(kFields)[-2].field == StepField::block_table);
+static_assert(std::end(kFields)[-1].field == StepField::edits);
+static_assert(sizeof(sampling::Edit) == 3 * sizeof(std::int32_t));
 
-std::size_t count_of(Extent extent, const StepShape& shape, int max_blocks) {
+std::size_t count_of(Extent extent, const StepShape& shape, const StepLayout& layout) {
   const auto sequences = static_cast<std::size_t>(shape.sequences);
   switch (extent) {
     case Extent::kTokens: return static_cast<std::size_t>(shape.tokens);
     case Extent::kSequences: return sequences;
     case Extent::kStarts: return sequences + 1;
-    case Extent::kTable: return sequences * static_cast<std::size_t>(max_blocks);
+    case Extent::kTable: return sequences * static_cast<std::size_t>(layout.max_blocks());
     case Extent::kLogits: return static_cast<std::size_t>(shape.logits);
+    case Extent::kLogitStarts: return static_cast<std::size_t>(shape.logits) + 1;
+    case Extent::kEdits: return 3 * static_cast<std::size_t>(layout.max_edits());
   }
   return 0;
 }
@@ -50,7 +63,8 @@ TensorView array(const StepLayout& layout, StepField field, const StepShape& sha
   void* data = static_cast<std::byte*>(base) + layout.offset(field);
   if (info.extent == Extent::kTable)
     return view(data, info.dtype, device, {shape.sequences, layout.max_blocks()});
-  const auto count = static_cast<std::int64_t>(count_of(info.extent, shape, layout.max_blocks()));
+  if (info.extent == Extent::kEdits) return view(data, info.dtype, device, {layout.max_edits(), 3});
+  const auto count = static_cast<std::int64_t>(count_of(info.extent, shape, layout));
   return view(data, info.dtype, device, {count});
 }
 
@@ -76,12 +90,14 @@ StepLayout::StepLayout(int max_tokens, int max_sequences, int max_blocks_per_seq
   place(sizeof(StepHeader));
   for (const FieldInfo& each : kFields)
     offset_[static_cast<std::size_t>(each.field)] =
-        place(count_of(each.extent, largest, max_blocks_) * size_of(each.dtype));
+        place(count_of(each.extent, largest, *this) * size_of(each.dtype));
 }
 
-std::size_t StepLayout::used_bytes(const StepShape& shape) const {
+std::size_t StepLayout::used_bytes(const StepShape& shape, int num_edits) const {
+  if (num_edits > 0)
+    return offset(StepField::edits) + static_cast<std::size_t>(num_edits) * sizeof(sampling::Edit);
   return offset(StepField::block_table) +
-         count_of(Extent::kTable, shape, max_blocks_) * sizeof(std::int32_t);
+         count_of(Extent::kTable, shape, *this) * sizeof(std::int32_t);
 }
 
 StepArrays StepLayout::arrays(std::byte* base) const {
@@ -89,6 +105,7 @@ StepArrays StepLayout::arrays(std::byte* base) const {
 #define TENON_STEP_FIELD(name, element, extent) \
   made.name = reinterpret_cast<element*>(base + offset(StepField::name));
 #define TENON_DRAW_FIELD TENON_STEP_FIELD
+#define TENON_HOST_FIELD TENON_STEP_FIELD
 #include "tenon/layers/step_fields.def"
   return made;
 }
@@ -96,7 +113,7 @@ StepArrays StepLayout::arrays(std::byte* base) const {
 StepShape StepLayout::padded(const StepShape& wanted) const {
   if (!wanted.decode) return wanted;
   const int rows = std::min(rounded_up(wanted.sequences), max_sequences_);
-  return {rows, rows, rows, true};
+  return {rows, rows, rows, true, wanted.arm};
 }
 
 // --- StepWriter -----------------------------------------------------------------------------
@@ -113,7 +130,8 @@ void StepWriter::write(StepCommand command) {
 }
 
 std::span<const std::byte> StepWriter::used() const {
-  return bytes_.first(layout_->used_bytes(StepReader::header(bytes_).shape));
+  const StepHeader header = StepReader::header(bytes_);
+  return bytes_.first(layout_->used_bytes(header.shape, header.num_edits));
 }
 
 namespace {
@@ -126,7 +144,9 @@ StepShape shape_of(const BatchPlan& plan) {
 }  // namespace
 
 void StepWriter::write(const BatchPlan& plan, int block_tokens) {
-  write(plan, block_tokens, layout_->padded(shape_of(plan)));
+  StepShape shape = layout_->padded(shape_of(plan));
+  shape.arm = arm_;
+  write(plan, block_tokens, shape);
 }
 
 void StepWriter::write(const BatchPlan& plan, int block_tokens, const StepShape& shape) {
@@ -135,17 +155,19 @@ void StepWriter::write(const BatchPlan& plan, int block_tokens, const StepShape&
   TENON_CHECK(real.sequences <= shape.sequences && shape.sequences <= layout_->max_sequences());
   TENON_CHECK(real.logits <= shape.logits && shape.logits <= layout_->max_sequences());
   TENON_CHECK(real.decode || !shape.decode);
-  const StepHeader header{.command = StepCommand::kRun,
-                          .continues = continues(plan) ? 1 : 0,
-                          .num_sequences = real.sequences,
-                          .shape = shape};
-  std::memcpy(bytes_.data(), &header, sizeof header);
+  StepHeader header{.command = StepCommand::kRun,
+                    .continues = continues(plan) ? 1 : 0,
+                    .num_sequences = real.sequences,
+                    .shape = shape};
   int token = 0;
   int row = 0;
   for (const BatchEntry& entry : plan.entries) {
-    write_sequence(entry, row++, token, block_tokens);
+    write_sequence(entry, row, token, block_tokens);
+    write_draw(entry, row++, header);
     token += entry.count;
   }
+  std::fill(arrays_.edit_begins + row, arrays_.edit_begins + shape.logits + 1, header.num_edits);
+  std::memcpy(bytes_.data(), &header, sizeof header);
   pad(real, shape);
 }
 
@@ -180,17 +202,37 @@ void StepWriter::write_sequence(const BatchEntry& entry, int row, int first_toke
   const int length = entry.first + entry.count;
   arrays_.sequence_starts[row] = first_token;
   arrays_.sequence_lengths[row] = length;
-  arrays_.state_from[row] = arrays_.state_to[row] = sequence.lease.state_slot();
+  arrays_.state_from[row] = sequence.lease.state_from();
+  arrays_.state_to[row] = sequence.lease.state_slot();
+  arrays_.shared_blocks[row] = sequence.lease.num_shared();
   arrays_.fresh[row] = entry.first == 0 ? 1 : 0;
   arrays_.logit_rows[row] = first_token + entry.count - 1;
   std::int32_t* table = arrays_.block_table + std::ptrdiff_t{row} * layout_->max_blocks();
   std::fill(std::copy(held.begin(), held.end(), table), table + layout_->max_blocks(), 0);
-  const SamplingParams& sampling = sequence.sampling;
-  arrays_.temperature[row] = sampling.temperature;
-  arrays_.top_k[row] = sampling.top_k;
-  arrays_.top_p[row] = sampling.top_p;
-  arrays_.seed[row] = static_cast<std::int64_t>(sampling.seed);
-  arrays_.draw_position[row] = length;
+}
+
+void StepWriter::write_draw(const BatchEntry& entry, int row, StepHeader& header) {
+  const Sequence& sequence = *entry.sequence;
+  const SamplingParams& params = sequence.sampling;
+  arrays_.temperature[row] = params.temperature;
+  arrays_.top_k[row] = params.top_k;
+  arrays_.top_p[row] = params.top_p;
+  arrays_.seed[row] = static_cast<std::int64_t>(params.seed);
+  arrays_.draw_position[row] = entry.first + entry.count;
+  arrays_.min_p[row] = params.min_p;
+  arrays_.repetition[row] = params.repetition_penalty;
+  arrays_.frequency[row] = params.frequency_penalty;
+  arrays_.presence[row] = params.presence_penalty;
+  arrays_.wanted[row] = entry.draws() ? params.logprobs : -1;
+  header.num_reports += arrays_.wanted[row] >= 0 ? 1 : 0;
+  arrays_.edit_begins[row] = header.num_edits;
+  if (!entry.draws() || !sequence.edits) return;
+  const std::span<const sampling::Edit> edits = sequence.edits->list();
+  TENON_CHECK(header.num_edits + sequence.num_edits() <= layout_->max_edits());
+  if (!edits.empty())
+    std::memcpy(arrays_.edits + std::ptrdiff_t{3} * header.num_edits, edits.data(),
+                edits.size_bytes());
+  header.num_edits += sequence.num_edits();
 }
 
 // Sequences without tokens, then rows of no sequence: they read and write no cache. Rows of logits
@@ -203,6 +245,7 @@ void StepWriter::pad(const StepShape& real, const StepShape& shape) {
   for (int row = real.sequences; row < shape.sequences; ++row) {
     arrays_.sequence_lengths[row] = 0;
     arrays_.state_from[row] = arrays_.state_to[row] = -1;
+    arrays_.shared_blocks[row] = 0;
     arrays_.fresh[row] = 1;
     std::fill_n(arrays_.block_table + std::ptrdiff_t{row} * layout_->max_blocks(),
                 layout_->max_blocks(), 0);
@@ -216,6 +259,9 @@ void StepWriter::pad(const StepShape& real, const StepShape& shape) {
     arrays_.top_p[row] = 1;
     arrays_.seed[row] = 0;
     arrays_.draw_position[row] = 0;
+    arrays_.min_p[row] = arrays_.frequency[row] = arrays_.presence[row] = 0;
+    arrays_.repetition[row] = 1;
+    arrays_.wanted[row] = -1;
   }
 }
 
@@ -231,8 +277,9 @@ HeldCaches StepReader::caches(const StepLayout& layout, std::span<const std::byt
   const StepArrays arrays = layout.arrays(const_cast<std::byte*>(host.data()));
   const int tokens = arrays.sequence_lengths[row];
   const auto blocks = static_cast<std::size_t>((tokens + kBlockTokens - 1) / kBlockTokens);
-  return {{arrays.block_table + std::ptrdiff_t{row} * layout.max_blocks(), blocks},
-          arrays.state_to[row]};
+  const std::int32_t* table = arrays.block_table + std::ptrdiff_t{row} * layout.max_blocks();
+  const auto shared = static_cast<std::size_t>(arrays.shared_blocks[row]);
+  return {std::span(table, blocks).subspan(shared), arrays.state_to[row]};
 }
 
 StepView StepReader::step(const StepLayout& layout, const StepShape& shape, void* base,

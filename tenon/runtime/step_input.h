@@ -20,6 +20,7 @@ namespace tenon {
 enum class StepField : std::uint8_t {
 #define TENON_STEP_FIELD(name, element, extent) name,
 #define TENON_DRAW_FIELD TENON_STEP_FIELD
+#define TENON_HOST_FIELD TENON_STEP_FIELD
 #include "tenon/layers/step_fields.def"
   kCount
 };
@@ -28,6 +29,7 @@ enum class StepField : std::uint8_t {
 struct StepArrays {
 #define TENON_STEP_FIELD(name, element, extent) element* name = nullptr;
 #define TENON_DRAW_FIELD TENON_STEP_FIELD
+#define TENON_HOST_FIELD TENON_STEP_FIELD
 #include "tenon/layers/step_fields.def"
 };
 
@@ -37,7 +39,7 @@ struct DrawView {
 #include "tenon/layers/step_fields.def"
 };
 
-enum class StepCommand : std::int32_t { kRun = 1, kIdle = 2, kStop = 3 };
+enum class StepCommand : std::int32_t { kRun = 1, kIdle = 2, kStop = 3, kMakeCaches = 4 };
 
 // At the beginning of the bytes, for the host alone.
 struct StepHeader {
@@ -47,6 +49,8 @@ struct StepHeader {
   std::int32_t continues = 0;
   std::int32_t num_sequences = 0;  // without padding; each has one row of logits, its last token's
   StepShape shape;                 // with padding
+  std::int32_t num_edits = 0;      // of logits, of all rows
+  std::int32_t num_reports = 0;    // rows that want one
 };
 
 // Where each array lies. Equal on every rank by construction.
@@ -60,8 +64,11 @@ class StepLayout {
   int max_blocks() const { return max_blocks_; }
   std::size_t offset(StepField field) const { return offset_[static_cast<std::size_t>(field)]; }
 
+  int max_edits() const { return edits_per_step(max_blocks_ * kBlockTokens); }
   // Bytes from the beginning up to the end of what a step of this shape holds.
-  std::size_t used_bytes(const StepShape& shape) const;
+  std::size_t used_bytes(const StepShape& shape, int num_edits = 0) const;
+  // Those in front of the edits, which few steps have.
+  std::size_t bytes_without_edits() const { return offset(StepField::edits); }
   // The arrays in the bytes at `base`.
   StepArrays arrays(std::byte* base) const;
 
@@ -81,6 +88,8 @@ class StepWriter {
  public:
   // `bytes`: layout.bytes() of them, aligned to 64. Both must outlive the writer.
   StepWriter(const StepLayout& layout, std::span<std::byte> bytes);
+  // StepShape::arm of the steps that the next function writes; 0 at first.
+  void set_arm(int arm) { arm_ = arm; }
   // The step as layout.padded() has it.
   void write(const BatchPlan& plan, int block_tokens);
   // In this shape, at least as large as the plan.
@@ -91,18 +100,20 @@ class StepWriter {
 
  private:
   void write_sequence(const BatchEntry& entry, int row, int first_token, int block_tokens);
+  void write_draw(const BatchEntry& entry, int row, StepHeader& header);
   void pad(const StepShape& real, const StepShape& shape);
   bool continues(const BatchPlan& plan);
   const StepLayout* layout_;
   std::span<std::byte> bytes_;
   StepArrays arrays_;
+  int arm_ = 0;
   std::vector<RequestId> last_;  // whose tokens the last step drew, row by row
 };
 
 // Reads the header on the host and makes views over the same bytes on `device` at `base`.
 struct StepReader {
   static StepHeader header(std::span<const std::byte> host);
-  // What a sequence of the step has written to so far.
+  // What a sequence of the step has alone and has written to so far.
   static HeldCaches caches(const StepLayout& layout, std::span<const std::byte> host, int row);
   static StepView step(const StepLayout& layout, const StepShape& shape, void* base, Device device);
   static DrawView draw(const StepLayout& layout, const StepShape& shape, void* base, Device device);

@@ -1,26 +1,69 @@
 #include "tenon/runtime/step_runner.h"
 
+#include <cmath>
 #include <cstddef>
 #include <utility>
 
-#include "tenon/ops/sampling/sampling.h"
+#include "tenon/core/guard.h"
 
 namespace tenon {
 namespace {
 
-sampling::Args draw_args(const DrawView& draw, const TensorView& logits, int num_tokens,
-                         const TensorView& out) {
-  return {.logits = logits,
-          .num_tokens = num_tokens,
-          .temperature = draw.temperature,
-          .top_k = draw.top_k,
-          .top_p = draw.top_p,
-          .seed = draw.seed,
-          .position = draw.draw_position,
-          .out = out};
+static_assert(kMaxLogprobs == sampling::kMaxLikely);
+
+// Of the reports of so many rows: mass, drawn, largest, then what is listed.
+std::size_t report_bytes(std::size_t rows) {
+  return rows * (sizeof(std::int64_t) + 2 * sizeof(float) +
+                 kMaxLogprobs * (sizeof(std::int32_t) + sizeof(float)));
 }
 
 }  // namespace
+
+// The arrays of the largest step, of which smaller ones use the beginnings: their places never
+// change.
+sampling::Report StepRunner::report(void* base, const StepShape& shape) const {
+  const Device device = parts_.comm.device();
+  const std::int64_t most = parts_.layout.max_sequences(), rows = shape.logits;
+  auto* at = static_cast<std::byte*>(base);
+  const auto next = [&](DType dtype, std::int64_t columns) {
+    void* here =
+        std::exchange(at, at + most * columns * static_cast<std::ptrdiff_t>(size_of(dtype)));
+    return columns == 1 ? view(here, dtype, device, {rows})
+                        : view(here, dtype, device, {rows, columns});
+  };
+  sampling::Report made;
+  made.mass = next(DType::kI64, 1);
+  made.drawn = next(DType::kF32, 1);
+  made.largest = next(DType::kF32, 1);
+  made.ids = next(DType::kI32, kMaxLogprobs);
+  made.logits = next(DType::kF32, kMaxLogprobs);
+  return made;
+}
+
+sampling::Args StepRunner::draw_args(const StepShape& shape) const {
+  const Device device = parts_.comm.device();
+  const DrawView draw = StepReader::draw(parts_.layout, shape, input_.data(), device);
+  sampling::Args args;
+  args.logits = logits(shape);
+  args.num_tokens = num_tokens_;
+  args.temperature = draw.temperature;
+  args.top_k = draw.top_k;
+  args.top_p = draw.top_p;
+  args.seed = draw.seed;
+  args.position = draw.draw_position;
+  args.out = drawn(shape);
+  args.min_p = draw.min_p;
+  args.edits = sampling::Edits{
+      .list = draw.edits,
+      .begins = draw.edit_begins,
+      .repetition = draw.repetition,
+      .frequency = draw.frequency,
+      .presence = draw.presence,
+      .saved = view(saved_.data(), DType::kF32, device, {parts_.layout.max_edits()})};
+  args.report = report(report_.data(), shape);
+  args.report->wanted = draw.wanted;
+  return args;
+}
 
 Result<std::unique_ptr<StepRunner>> StepRunner::make(const Parts& parts, int num_tokens,
                                                      bool graphs) {
@@ -40,6 +83,10 @@ Status StepRunner::allocate() {
   const auto vocab = static_cast<std::size_t>(parts_.model.vocab_size());
   TENON_ASSIGN(host_input_, HostBuffer::allocate(device, layout.bytes()));
   TENON_ASSIGN(host_drawn_, HostBuffer::allocate(device, rows * sizeof(std::int32_t)));
+  TENON_ASSIGN(host_report_, HostBuffer::allocate(device, report_bytes(rows)));
+  TENON_ASSIGN(report_, Buffer::allocate(device, report_bytes(rows)));
+  const auto edits = static_cast<std::size_t>(layout.max_edits());
+  TENON_ASSIGN(saved_, Buffer::allocate(device, edits * sizeof(float)));
   TENON_ASSIGN(input_, Buffer::allocate(device, layout.bytes()));
   TENON_ASSIGN(logits_, Buffer::allocate(device, rows * vocab * sizeof(float)));
   return parts_.stream.fill(input_.data(), 0, input_.bytes());
@@ -62,11 +109,8 @@ Status StepRunner::plan_draw() {
   const Device device = parts_.comm.device();
   const int rows = parts_.layout.max_sequences();
   const StepShape largest{rows, rows, rows, true};
-  const DrawView draw = StepReader::draw(parts_.layout, largest, input_.data(), device);
   TENON_ASSIGN(const PlanContext where, plan_context(device));
-  TENON_ASSIGN(
-      draw_plan_,
-      sampling::plan(draw_args(draw, logits(largest), num_tokens_, drawn(largest)), where));
+  TENON_ASSIGN(draw_plan_, sampling::plan(draw_args(largest), where));
   return Status::ok();
 }
 
@@ -74,23 +118,51 @@ Status StepRunner::upload() {
   const StepHeader step = header();
   const StepField first = step.continues != 0 ? StepField::positions : StepField::token_ids;
   const std::size_t begin = parts_.layout.offset(first);
-  const std::size_t end = parts_.layout.used_bytes(step.shape);
+  const std::size_t end = parts_.layout.used_bytes(step.shape, step.num_edits);
   return parts_.stream.copy(input_.as<std::byte>() + begin, input().data() + begin, end - begin);
 }
 
 Status StepRunner::enqueue() {
   const StepShape shape = header().shape;
+  if (std::exchange(times_next_, false)) return enqueue_timed(shape);
   return graphs_.run(shape, parts_.stream, [this, &shape] { return launch(shape); });
+}
+
+Status StepRunner::enqueue_timed(const StepShape& shape) {
+  constexpr int kMostLaunches = 4096;
+  Stream& stream = parts_.stream;
+  if (!timer_) {
+    TENON_ASSIGN(timer_, LaunchTimer::make(stream, kMostLaunches));
+  }
+  const auto launch_timed = [&] {
+    timer_->start();
+    const Status launched = guarded([&] { return launch(shape); });
+    timer_->stop();
+    return launched;
+  };
+  if (!graphs_.enabled()) return launch_timed();
+  TENON_TRY(Graph::begin(stream));
+  const Status launched = launch_timed();
+  auto ended = Graph::end(stream);
+  TENON_TRY(launched);
+  TENON_ASSIGN(timed_, std::move(ended));
+  return timed_->replay(stream);
+}
+
+Result<std::vector<LaunchTimer::Entry>> StepRunner::launch_times() {
+  if (timer_) return timer_->read();
+  return Status::error(Code::kInvalidArgument,
+                       "no step was timed; accepted is a call after time_next() and a step");
 }
 
 Status StepRunner::launch(const StepShape& shape) {
   const Device device = parts_.comm.device();
   const StepView step = StepReader::step(parts_.layout, shape, input_.data(), device);
   TENON_ASSIGN(const StepOutput output, parts_.model.forward(step, parts_.caches, parts_.stream));
-  const TensorView all = logits(shape);
-  TENON_TRY(parts_.comm.all_gather(output.logits.logits, all, parts_.stream));
-  const DrawView draw = StepReader::draw(parts_.layout, shape, input_.data(), device);
-  return sampling::run(draw_plan_, draw_args(draw, all, num_tokens_, drawn(shape)), parts_.stream);
+  LaunchTimer::name_section("logits of all ranks");
+  TENON_TRY(parts_.comm.all_gather(output.logits.logits, logits(shape), parts_.stream));
+  LaunchTimer::name_section("draw");
+  return sampling::run(draw_plan_, draw_args(shape), parts_.stream);
 }
 
 Result<std::span<const std::int32_t>> StepRunner::download() {
@@ -98,8 +170,28 @@ Result<std::span<const std::int32_t>> StepRunner::download() {
   const TensorView from = drawn(step.shape);
   auto* to = reinterpret_cast<std::int32_t*>(host_drawn_.bytes().data());
   TENON_TRY(parts_.stream.copy(to, from.data, from.bytes()));
+  const std::span<std::byte> report = host_report_.bytes();
+  if (step.num_reports > 0)
+    TENON_TRY(parts_.stream.copy(report.data(), report_.data(), report.size()));
   TENON_TRY(parts_.stream.synchronize());
   return std::span<const std::int32_t>(to, static_cast<std::size_t>(step.num_sequences));
+}
+
+TokenLogprobs StepRunner::logprobs(int row) const {
+  const auto at = static_cast<std::size_t>(row);
+  const sampling::Report told = report(host_report_.bytes().data(), header().shape);
+  const double largest = told.largest.as<const float>()[at];
+  const double mass = std::ldexp(static_cast<double>(told.mass.as<const std::int64_t>()[at]), -40);
+  const auto logprob = [&](float logit) {
+    return static_cast<float>(double{logit} - largest - std::log(mass));
+  };
+  TokenLogprobs made;
+  made.drawn = logprob(told.drawn.as<const float>()[at]);
+  const auto* ids = told.ids.as<const std::int32_t>() + at * kMaxLogprobs;
+  const auto* logits = told.logits.as<const float>() + at * kMaxLogprobs;
+  for (int i = 0; i < kMaxLogprobs && ids[i] >= 0; ++i)
+    made.likeliest.emplace_back(ids[i], logprob(logits[i]));
+  return made;
 }
 
 }  // namespace tenon

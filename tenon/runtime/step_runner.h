@@ -4,11 +4,15 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
+#include <vector>
 
 #include "tenon/comm/communicator.h"
+#include "tenon/device/launch_timer.h"
 #include "tenon/models/model.h"
 #include "tenon/ops/registry.h"
+#include "tenon/ops/sampling/sampling.h"
 #include "tenon/runtime/graph_cache.h"
 #include "tenon/runtime/step_input.h"
 
@@ -36,6 +40,14 @@ class StepRunner {
   Status enqueue();  // collective
   Result<std::span<const std::int32_t>> download();
 
+  // What the last step's report tells of one of its rows that wanted one.
+  TokenLogprobs logprobs(int row) const;
+
+  // The next enqueue() runs its step with a timer around each launch, recorded anew where steps are
+  // recorded. launch_times() has what it found, after download().
+  void time_next() { times_next_ = true; }
+  Result<std::vector<LaunchTimer::Entry>> launch_times();
+
   // Of the last step: [ranks, shape.logits, slice of the vocabulary].
   TensorView logits(const StepShape& shape) const;
   std::int64_t num_replays() const { return graphs_.num_replays(); }
@@ -46,14 +58,20 @@ class StepRunner {
   Status allocate();
   Status plan_draw();
   Status launch(const StepShape& shape);
+  Status enqueue_timed(const StepShape& shape);
   TensorView drawn(const StepShape& shape) const;
+  sampling::Args draw_args(const StepShape& shape) const;
+  sampling::Report report(void* base, const StepShape& shape) const;
 
   const Parts parts_;
   const int num_tokens_;
-  HostBuffer host_input_, host_drawn_;
-  Buffer input_, logits_;
+  HostBuffer host_input_, host_drawn_, host_report_;
+  Buffer input_, logits_, saved_, report_;
   Plan draw_plan_;
   GraphCache graphs_;
+  bool times_next_ = false;
+  std::optional<LaunchTimer> timer_;
+  std::optional<Graph> timed_;  // the last step that was timed
 };
 
 }  // namespace tenon

@@ -1,5 +1,7 @@
 #include "tenon/serve/reply.h"
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "tenon/serve/request_record.h"
@@ -32,6 +34,7 @@ Completion Reply::complete() {
     if (part.empty()) return whole;  // the outcome had been taken before
     whole.text += part.text;
     whole.tokens.insert(whole.tokens.end(), part.tokens.begin(), part.tokens.end());
+    std::ranges::move(part.logprobs, std::back_inserter(whole.logprobs));
     if (!part.outcome) continue;
     whole.outcome = *std::move(part.outcome);
     return whole;

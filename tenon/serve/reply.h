@@ -20,9 +20,10 @@ enum class RequestNumber : std::uint64_t {};
 
 // What has come since the last part was taken.
 struct ReplyPart {
-  std::string text = {};                  // valid UTF-8; all parts together are the answer
-  std::vector<std::int32_t> tokens = {};  // may be ahead of the text, which holds back
-  std::optional<Outcome> outcome = {};    // in the last part, and only there
+  std::string text = {};                     // valid UTF-8; all parts together are the answer
+  std::vector<std::int32_t> tokens = {};     // may be ahead of the text, which holds back
+  std::vector<TokenLogprobs> logprobs = {};  // one for each token, where sampling.logprobs says so
+  std::optional<Outcome> outcome = {};       // in the last part, and only there
   bool empty() const { return tokens.empty() && text.empty() && !outcome; }
 };
 
@@ -30,6 +31,7 @@ struct ReplyPart {
 struct Completion {
   std::string text = {};
   std::vector<std::int32_t> tokens = {};
+  std::vector<TokenLogprobs> logprobs = {};
   Outcome outcome = {};
 };
 

@@ -36,7 +36,8 @@ struct Request {
   // A text that ends the answer, which does not show it: valid UTF-8 of at least 1 byte each. The
   // match that ends first wins, the longest of those that end together.
   std::vector<std::string> stops = {};
-  // Tokens that end the answer as an end-of-sequence token does, ignore_eos or not.
+  // Tokens that end the answer as an end-of-sequence token does, ignore_eos or not; not drawn
+  // before sampling.min_tokens.
   std::vector<std::int32_t> stop_ids = {};
   // Leaves tokens that are marked special out of the text.
   bool skip_special = true;
@@ -76,6 +77,7 @@ struct Outcome {
   Status why = Status::ok();  // of kFailed
   std::string stop = {};      // of kStopString: which one
   std::int64_t prompt_tokens = 0;
+  std::int64_t cached_tokens = 0;      // of the prompt, not computed: an earlier one began alike
   std::int64_t completion_tokens = 0;  // all that were drawn, with one that ended the answer
   TimeMarks times = {};
 };

@@ -75,6 +75,7 @@ class RequestQueue::Loop final : public Canceller,
   bool wait_until_quiet(std::chrono::milliseconds budget);
   QueueCounts counts() const;
   Status health() const;
+  std::chrono::milliseconds stalled_for() const;
   Result<EngineStats> ask_for_stats();
   void stop();
 
@@ -89,6 +90,7 @@ class RequestQueue::Loop final : public Canceller,
   struct Running {
     Record record;
     TextStream text;
+    std::int64_t cached_tokens = 0;
   };
   using RunningMap = std::unordered_map<RequestId, Running>;
   struct StatsQuestion {
@@ -126,6 +128,7 @@ class RequestQueue::Loop final : public Canceller,
   std::condition_variable answered_;  // a question
   std::deque<Record> queued_;
   QueueCounts counts_;
+  Clock::time_point progress_ = {};  // the last step's end, or when work came after there was none
   bool closed_ = false, stopped_ = false;
   Status dead_ = Status::ok();
   std::vector<StatsQuestion*> questions_;
@@ -158,6 +161,9 @@ Submission RequestQueue::Loop::try_submit(Request request) {
     const std::scoped_lock lock(mutex_);
     if (auto refusal = refusal_locked()) return std::move(*refusal);
   }
+  if (request.sampling.min_tokens > 0)
+    request.sampling.hold_back.insert(request.sampling.hold_back.end(), request.stop_ids.begin(),
+                                      request.stop_ids.end());
   auto prompt = model_.text().encode(std::exchange(request.prompt, {}));
   if (!prompt) return Submission{Admission::kInvalid, prompt.status(), {}};
   const Status fits = model_.check(*prompt, request.sampling);
@@ -168,6 +174,7 @@ Submission RequestQueue::Loop::try_submit(Request request) {
   auto record = std::make_shared<RequestRecord>(number, std::move(request), *std::move(prompt),
                                                 weak_from_this());
   queued_.push_back(record);
+  if (counts_.queued + counts_.running == 0) progress_ = Clock::now();
   ++counts_.accepted;
   ++counts_.queued;
   wake_.notify_one();
@@ -247,6 +254,12 @@ Status RequestQueue::Loop::health() const {
   return dead_;
 }
 
+std::chrono::milliseconds RequestQueue::Loop::stalled_for() const {
+  const std::scoped_lock lock(mutex_);
+  if (counts_.queued + counts_.running == 0) return std::chrono::milliseconds(0);
+  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - progress_);
+}
+
 Result<EngineStats> RequestQueue::Loop::ask_for_stats() {
   StatsQuestion question;
   std::unique_lock lock(mutex_);
@@ -292,6 +305,10 @@ Status RequestQueue::Loop::turn_or_fail() {
   if (engine_.idle() && !refused) return Status::ok();
   TENON_ASSIGN(const auto events, engine_.step());
   const auto now = Clock::now();
+  {
+    const std::scoped_lock lock(mutex_);
+    progress_ = now;
+  }
   for (const TokenEvent& event : events) take_event(event, now);
   return Status::ok();
 }
@@ -349,7 +366,7 @@ Status RequestQueue::Loop::begin_queued(bool& refused) {
     TextStream text(model_.text().tokenizer(), request.stops, request.skip_special);
     const auto id = engine_.submit(starting_->take_prompt(), request.sampling);
     if (id) {
-      running_.try_emplace(*id, Running{starting_, std::move(text)});
+      running_.try_emplace(*id, Running{starting_, std::move(text), 0});
     } else {
       refused = true;
       end(*starting_, Outcome{FinishReason::kFailed, id.status()});
@@ -376,12 +393,13 @@ void RequestQueue::Loop::take_event(const TokenEvent& event, Clock::time_point n
     finish(at, reason_of(event.finish), event.why);
     return;
   }
-  auto& [record, text] = at->second;
+  auto& [record, text, cached_tokens] = at->second;
+  cached_tokens = event.cached_tokens;
   const auto& stop_ids = record->request().stop_ids;
   const bool stops = event.finish == Finish::kStop ||
                      std::find(stop_ids.begin(), stop_ids.end(), event.token) != stop_ids.end();
   const bool in_time =
-      record->put(event.token, stops ? std::string() : text.push(event.token), now);
+      record->put(event.token, event.logprobs, stops ? std::string() : text.push(event.token), now);
   std::optional<FinishReason> reason;
   if (!text.stopped_by().empty()) {
     reason = FinishReason::kStopString;
@@ -402,10 +420,11 @@ void RequestQueue::Loop::take_event(const TokenEvent& event, Clock::time_point n
 RequestQueue::Loop::RunningMap::iterator RequestQueue::Loop::finish(RunningMap::iterator at,
                                                                     FinishReason reason,
                                                                     Status why) {
-  auto& [record, text] = at->second;
+  auto& [record, text, cached_tokens] = at->second;
   const std::string rest = text.finish();
   const bool whole = state_of(reason) == RequestState::kFinished;
   Outcome outcome{reason, std::move(why)};
+  outcome.cached_tokens = cached_tokens;
   if (whole && !text.stopped_by().empty()) {
     outcome.reason = FinishReason::kStopString;
     outcome.stop = text.stopped_by();
@@ -499,6 +518,7 @@ Submission RequestQueue::submit(Request request) { return loop_->submit(std::mov
 void RequestQueue::close() { loop_->close(); }
 QueueCounts RequestQueue::counts() const { return loop_->counts(); }
 Status RequestQueue::health() const { return loop_->health(); }
+std::chrono::milliseconds RequestQueue::stalled_for() const { return loop_->stalled_for(); }
 
 bool RequestQueue::drain(std::chrono::milliseconds budget) {
   close();

@@ -76,6 +76,9 @@ class RequestQueue {
   QueueCounts counts() const;
   // Why the engine is dead, or ok. A failure while idle is known from the next request on.
   Status health() const;
+  // Since when there has been work without the end of a step; 0 where there is no work. Waits for
+  // no step: what tells whether the engine makes progress.
+  std::chrono::milliseconds stalled_for() const;
   // Asked between two steps. The error of a dead engine.
   Result<EngineStats> engine_stats();
 

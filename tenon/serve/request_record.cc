@@ -30,12 +30,14 @@ void RequestRecord::start(Clock::time_point now) {
 
 bool RequestRecord::something_locked() const { return !untaken_.empty(); }
 
-bool RequestRecord::put(std::int32_t token, std::string_view text, Clock::time_point now) {
+bool RequestRecord::put(std::int32_t token, const std::optional<TokenLogprobs>& logprobs,
+                        std::string_view text, Clock::time_point now) {
   {
     const std::scoped_lock lock(mutex_);
     TENON_CHECK(state_ == RequestState::kRunning);
     ring_wanted_ |= !something_locked();
     untaken_.tokens.push_back(token);
+    if (logprobs) untaken_.logprobs.push_back(*logprobs);
     untaken_.text += text;
     ++num_tokens_;
     if (!times_.first_token) times_.first_token = now;

@@ -41,7 +41,8 @@ class RequestRecord {
   std::vector<std::int32_t> take_prompt() { return std::move(prompt_); }
   void start(Clock::time_point now);
   // One token and the text that it made certain. False when the reader is too far behind.
-  bool put(std::int32_t token, std::string_view text, Clock::time_point now);
+  bool put(std::int32_t token, const std::optional<TokenLogprobs>& logprobs, std::string_view text,
+           Clock::time_point now);
   // The last text and the outcome, whose counts and times are filled in here. Exactly once; needs
   // no memory where `rest` is empty.
   void end(Outcome outcome, std::string_view rest, Clock::time_point now);

@@ -82,8 +82,8 @@ class Limits(unittest.TestCase):
             config.write_text(json.dumps(longer))
             code, complaint = run({resource.RLIMIT_AS: 700 * MIB}, "--model", model, "--max-context", "200000")
         self.one_sentence(code, complaint)
-        self.assertRegex(complaint, r"max_context 200000 with max_batch 16 asks for \d+ MB of caches on "
-                                    r"each rank, of which \d+ MB could be had; accepted are smaller")
+        self.assertRegex(complaint, r"max_context 200000 with max_batch 16, prefix_states 16 asks for \d+ MB of "
+                                    r"caches on each rank, of which \d+ MB could be had; accepted are smaller")
 
     def test_threads(self):
         for size in (100, 1000, 4000):

@@ -18,6 +18,8 @@ FULL = bool(os.environ.get("TEST_FULL"))
 QUESTION = "Tom has 3 boxes of 12 pencils. How many pencils does he have?"
 LAYERS = 8
 SANITIZED = any(mark in pathlib.Path(TENON).read_bytes() for mark in (b"__asan_", b"__tsan_"))
+BUILT = subprocess.run([TENON, "--version"], capture_output=True, text=True, check=True).stdout.split(
+    "targets: ")[1].splitlines()[0].split(", ")
 ABSURD = "2147483647"
 PATIENCE = 120  # seconds, on a machine that does other things as well
 

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "tests/support/conform.h"
 #include "tests/support/targets.h"
 
@@ -125,6 +127,29 @@ std::vector<Status> refusals(int size, const CommOptions& options, Device device
   handles.clear();
   for (std::thread& thread : threads) thread.join();
   return heard;
+}
+
+// Ranks that wait must not keep another rank's work off the device that they share.
+TEST(Communicator, RanksThatShareADeviceLeaveRoomForOtherKernels) {
+  const std::vector<Target> targets = test::device_targets();
+  if (targets.empty()) GTEST_SKIP() << test::kNoDevice;
+  for (Target target : targets)
+    for (const bool alone : {false, true}) {
+      const auto devices = (*backend(target))->num_devices();
+      ASSERT_TRUE(devices);
+      const int ranks = std::min(2 * *devices, kMaxRanks);
+      test::RankOptions options;
+      options.target = target;
+      options.only_exchanges = alone;
+      test::run_ranks(ranks, options, [&](int, Communicator& comm) {
+        if (!comm.shares_device()) return;
+        const auto properties = tenon::properties(comm.device());
+        ASSERT_TRUE(properties);
+        const int sharing = (ranks + *devices - 1) / *devices;
+        const int all = comm.max_blocks() * sharing * (alone ? 1 : kMaxBlocksPerUnit);
+        EXPECT_LE(all, properties->max_cooperative_blocks / (alone ? 1 : 2));
+      });
+    }
 }
 
 TEST(Communicator, WhatCannotBeIsTheSameErrorOnAll) {

@@ -9,6 +9,7 @@
 
 #include "tenon/comm/collectives/collectives.h"
 #include "tenon/core/fp8.h"
+#include "tests/support/patience.h"
 #include "tests/support/processes.h"
 #include "tests/support/ranks.h"
 #include "tests/support/targets.h"
@@ -24,7 +25,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr milliseconds kDeadline(200);
 // The deadline, a tenth more, and what a busy machine may take to notice.
-constexpr milliseconds kEnd = kDeadline * 11 / 10 + milliseconds(700);
+constexpr milliseconds kEnd = kDeadline * 11 / 10 + test::kSlowdown * milliseconds(700);
 
 bool says(const Status& status, std::string_view text) {
   return status.message().find(text) != std::string_view::npos;
@@ -86,7 +87,7 @@ TEST(Failure, ARankThatNeverArrivesIsNamedByEveryCollective) {
           // Everything afterwards ends at once.
           const auto again = Clock::now();
           EXPECT_TRUE(call());
-          EXPECT_LE(Clock::now() - again, kDeadline / 2);
+          EXPECT_LE(Clock::now() - again, test::kSlowdown * kDeadline / 2);
         }
         curtain.wait();
       });

@@ -122,7 +122,9 @@ std::size_t num_stacks(Stream& stream, const LaunchShape& shape) {
 }
 
 TEST(Launch, PlainBlocksAreSharedAndCooperativeOnesAreNot) {
-  if (test::host_targets().front() != Target::kCpu) GTEST_SKIP() << "the cpu target is not built";
+  const std::vector<Target> targets = test::host_targets();
+  if (std::find(targets.begin(), targets.end(), Target::kCpu) == targets.end())
+    GTEST_SKIP() << "the cpu target is not built, or not wanted";
   set_cpu_threads(2);
   Stream two = stream_on(Target::kCpu);
   std::size_t most = 1;  // a busy machine may be late with the second thread: not every time
@@ -168,6 +170,31 @@ TEST(Launch, DynamicSharedMemoryBelongsToTheBlock) {
     }
   }
   set_cpu_threads(0);
+}
+
+// The vendors keep what a kernel may ask for as one number per device.
+TEST(Launch, ThreadsMayAskForDifferentSharedMemoryOfOneKernel) {
+  for (Target target : test::usable_targets()) {
+    const auto work = [target](int words) {
+      Stream stream = stream_on(target);
+      auto out = Buffer::allocate(stream.device(), 4);
+      ASSERT_TRUE(out) << out.status().to_string();
+      LaunchShape shape = shape_of(target, 1);
+      shape.shared_bytes = static_cast<std::size_t>(words) * 4;
+      for (int i = 0; i < 200; ++i) {
+        const Status done = launch(stream, shape, kernels(target).shared,
+                                   SharedArgs{static_cast<std::uint32_t*>(out->data()), words});
+        ASSERT_TRUE(done) << name(target) << ", launch " << i << ": " << done.to_string();
+      }
+      std::uint32_t sum = 0;
+      ASSERT_TRUE(stream.copy(&sum, out->data(), 4));
+      ASSERT_TRUE(stream.synchronize());
+      EXPECT_EQ(sum, static_cast<std::uint32_t>(words));
+    };
+    std::thread other([&] { work(13 * 1024); });
+    work(15 * 1024);
+    other.join();
+  }
 }
 
 TEST(Launch, AllocatesNothingOnceWarm) {

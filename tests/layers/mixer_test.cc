@@ -73,8 +73,9 @@ double dot(std::span<const double> a, std::span<const double> b) {
 // --- attention ------------------------------------------------------------------------------
 
 // With gates and norms that are stored around zero, as Qwen3.5 has them, or with neither.
+template <std::size_t kHeadDim, std::size_t kRotaryDim>
 struct AttentionModel {
-  static constexpr std::size_t kDim = 128, kHeads = 2, kRotary = 8;
+  static constexpr std::size_t kDim = kHeadDim, kHeads = 2, kRotary = kRotaryDim;
   bool gated;
   double norm_offset;
   std::size_t q_stride, width;  // of a head of q, of a projected row
@@ -154,10 +155,12 @@ struct AttentionModel {
   }
 };
 
-void expect_attention(Target target, bool fp8, bool gated) {
-  using Model = AttentionModel;
-  SCOPED_TRACE(test::to_string(target) + (fp8 ? " fp8" : " bf16") + (gated ? " gated" : ""));
+template <class Model>
+void expect_attention(Target target, int block_tokens, bool fp8, bool gated) {
+  SCOPED_TRACE(test::to_string(target) + (fp8 ? " fp8" : " bf16") + (gated ? " gated" : "") +
+               ", heads of " + std::to_string(Model::kDim));
   LayerBench layer(target, kMaxRows, kHidden);
+  layer.context.block_tokens = block_tokens;
   Model model(layer, fp8, gated);
   AttentionSpec spec;
   spec.gated = gated;
@@ -175,8 +178,10 @@ void expect_attention(Target target, bool fp8, bool gated) {
   EXPECT_EQ(attention->forms().fp8, fp8);
   EXPECT_EQ(attention->forms().bf16, !fp8);
   const Mixer mixer(*std::move(attention), 0);
-  const std::initializer_list<std::int64_t> pages{kBlocks * kSequences, 4, 1, Model::kDim};
-  const std::size_t elements = kBlocks * kSequences * 4 * Model::kDim;
+  const std::initializer_list<std::int64_t> pages{kBlocks * kSequences, block_tokens, 1,
+                                                  Model::kDim};
+  const std::size_t elements =
+      kBlocks * kSequences * static_cast<std::size_t>(block_tokens) * Model::kDim;
   const TensorView k = layer.put_bf16(Doubles(elements, NAN), pages);
   const TensorView v = layer.put_bf16(Doubles(elements, NAN), pages);
   const std::array<TensorView, 2> caches{k, v};
@@ -195,7 +200,10 @@ void expect_attention(Target target, bool fp8, bool gated) {
 TEST(Attention, ReadsWhatTheModelSays) {
   for (Target target : test::usable_targets())
     for (bool fp8 : {false, true})
-      for (bool gated : {true, false}) expect_attention(target, fp8, gated);
+      for (bool gated : {true, false}) {
+        expect_attention<AttentionModel<128, 8>>(target, 4, fp8, gated);
+        expect_attention<AttentionModel<256, 64>>(target, 64, fp8, gated);
+      }
 }
 
 // --- delta net ------------------------------------------------------------------------------
@@ -297,8 +305,8 @@ TEST(DeltaNet, ReadsWhatTheModelSays) {
       EXPECT_EQ(delta_net->forms().fp8, fp8);
       EXPECT_TRUE(delta_net->forms().bf16);  // b and a are never quantised
       const Mixer mixer(*std::move(delta_net), 0);
-      const TensorView conv_state = layer.put_bf16(Doubles(kSequences * 3 * Model::kConv, NAN),
-                                                   {kSequences, 3, Model::kConv});
+      const TensorView conv_state = layer.put_bf16(Doubles(kSequences * 4 * Model::kConv, NAN),
+                                                   {kSequences, 4, Model::kConv});
       const TensorView state =
           layer.put_f32(Doubles(kSequences * Model::kValues * Model::kDim * Model::kDim, NAN),
                         {kSequences, Model::kValues, Model::kDim, Model::kDim});

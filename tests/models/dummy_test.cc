@@ -13,7 +13,9 @@
 #include "tenon/core/fp8.h"
 #include "tenon/models/inspect.h"
 #include "tenon/models/shard.h"
+#include "tests/support/device_fixture.h"
 #include "tests/support/small_model.h"
+#include "tests/support/targets.h"
 
 namespace tenon {
 namespace {
@@ -65,6 +67,54 @@ TEST(Dummy, AnyPartOfATensorIsThatPartOfTheWhole) {
         ASSERT_EQ(std::memcmp(part.data(), whole.data() + begin, count), 0)
             << each.name << " bytes " << begin << " + " << count;
       }
+  }
+}
+
+std::vector<std::byte> bytes_at(test::DeviceFixture& on, const TensorView& tensor) {
+  const auto count = static_cast<std::int64_t>(tensor.bytes());
+  return on.get<std::byte>(view(tensor.data, DType::kU8, tensor.device, {count}));
+}
+
+// Rows 1 to 5 and, below them, row 0 of a tensor, as the loader puts them onto a target; on GPUs
+// they are made there.
+std::vector<std::byte> loaded_on(Target target, const TensorRecipe& recipe, DType as) {
+  test::DeviceFixture on(target);
+  ShardLoader loader(made_weights(recipes(), 3), {}, on.stream(), {});
+  const std::int64_t width = recipe.shape.back();
+  const auto found =
+      loader.rows(recipe.name, {recipe.dtype}, recipe.shape, {{1, 5}, {0, 1}}, as, {6, width});
+  EXPECT_TRUE(found) << found.status().to_string();
+  return found ? bytes_at(on, *found) : std::vector<std::byte>();
+}
+
+TEST(Dummy, TargetsHoldTheSameBits) {
+  for (const Target target : test::usable_targets())
+    for (const TensorRecipe& each : recipes())
+      for (const DType as : {each.dtype, DType::kF32}) {
+        if (as != each.dtype && each.dtype == DType::kE4M3) continue;
+        EXPECT_EQ(loaded_on(target, each, as), loaded_on(Target::kCpu, each, as))
+            << each.name << " on " << name(target) << " as " << name(as);
+      }
+}
+
+// What GPUs load by, on every target.
+TEST(Dummy, ASourceMakesWhatItReads) {
+  for (const Target target : test::usable_targets()) {
+    test::DeviceFixture on(target);
+    Weights weights = made_weights(recipes(), 3);
+    for (const TensorRecipe& each : recipes()) {
+      const auto taken = weights.take(each.name, {each.dtype}, each.shape);
+      ASSERT_TRUE(taken) << taken.status().to_string();
+      ASSERT_TRUE(taken->source->makes());
+      const std::vector<std::byte> nothing(4 * 11 * size_of(each.dtype));
+      const TensorView to = on.put(nothing, each.dtype, {4, 11});
+      const Status made = taken->source->make(*taken->stored, 2, 13, to, on.stream());
+      ASSERT_TRUE(made) << made.to_string();
+      std::vector<std::byte> read(nothing.size());
+      for (int row = 0; row < 4; ++row)
+        taken->read((2 + row) * 30 + 13, 11, read.data() + row * 11 * size_of(each.dtype));
+      EXPECT_EQ(bytes_at(on, to), read) << each.name << " on " << name(target);
+    }
   }
 }
 

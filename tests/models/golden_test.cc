@@ -49,6 +49,7 @@
 #include "tests/support/model_driver.h"
 #include "tests/support/processes.h"
 #include "tests/support/ranks.h"
+#include "tests/support/targets.h"
 #include "tests/support/tiny_model.h"
 
 namespace tenon {
@@ -56,6 +57,7 @@ namespace {
 
 using test::meet;
 using test::ModelDriver;
+using test::RankOptions;
 using test::run_ranks;
 using test::ShardRows;
 using test::splitmix64;
@@ -165,9 +167,9 @@ class Checkpoint {
 };
 
 // All rows of one prompt length on one rank; the prompt comes in steps of at most `piece` tokens.
-std::vector<ShardRows> run_prompt(Model& model, Stream& stream, const Golden& golden, int length,
+std::vector<ShardRows> run_prompt(ModelDriver& driver, const Golden& golden, int length,
                                   int piece) {
-  ModelDriver driver(model, 1, stream);
+  driver.restart();
   std::vector<ShardRows> rows;
   for (int begin = 0; begin < length; begin += piece) {
     std::vector<std::int32_t> ids;
@@ -190,11 +192,14 @@ constexpr Feed kFeeds[] = {
     {65, 200}, {200, 200}, {65, 37}, {200, 37}};  // in pieces that split every chunk of 64
 
 // found[feed][row], put together from the ranks' slices of the vocabulary.
-std::vector<Rows> run_all(const Golden& golden, int size) {
+std::vector<Rows> run_all(const Golden& golden, int size, Target target) {
   const Checkpoint checkpoint(golden);
   std::vector<Rows> found(std::size(kFeeds),
                           Rows(kRows, std::vector<float>(static_cast<std::size_t>(golden.vocab))));
-  run_ranks(size, [&](int, Communicator& comm) {
+  RankOptions ranks;
+  ranks.target = target;
+  ranks.only_exchanges = false;
+  run_ranks(size, ranks, [&](int, Communicator& comm) {
     auto stream = Stream::create(comm.device());
     ASSERT_TRUE(stream);
     ModelOptions options;
@@ -203,8 +208,10 @@ std::vector<Rows> run_all(const Golden& golden, int size) {
     options.max_context = 256;
     auto model = open_model(checkpoint.directory(), options, comm, *stream);
     ASSERT_TRUE(model) << model.status().to_string();
+    ModelDriver driver(**model, 1, *stream);
+    meet(comm);
     for (std::size_t i = 0; i < std::size(kFeeds); ++i) {
-      const auto rows = run_prompt(**model, *stream, golden, kFeeds[i].length, kFeeds[i].piece);
+      const auto rows = run_prompt(driver, golden, kFeeds[i].length, kFeeds[i].piece);
       ASSERT_EQ(rows.size(), static_cast<std::size_t>(kRows));
       for (std::size_t row = 0; row < rows.size(); ++row) {
         ASSERT_EQ(rows[row].rows.size(), 1u);
@@ -212,6 +219,7 @@ std::vector<Rows> run_all(const Golden& golden, int size) {
                   found[i][row].begin() + rows[row].vocab_begin);
       }
     }
+    meet(comm);
   });
   return found;
 }
@@ -304,9 +312,10 @@ struct Outcome {
 };
 
 // Runs a golden on `size` ranks and holds it to the limits above.
-Outcome check(const Golden& golden, int size) {
-  SCOPED_TRACE(std::string(golden.name) + " on " + std::to_string(size));
-  const std::vector<Rows> found = run_all(golden, size);
+Outcome check(const Golden& golden, int size, Target target = Target::kCpu) {
+  SCOPED_TRACE(std::string(golden.name) + " on " + std::to_string(size) + " of " +
+               std::string(name(target)));
+  const std::vector<Rows> found = run_all(golden, size, target);
   const References references(golden);
   const Scatter reference = scatter(golden, references);
   const double farthest = reference.flips > 0 ? kFlipped : kTwice * reference.far;
@@ -353,6 +362,14 @@ INSTANTIATE_TEST_SUITE_P(Models, GoldenLogits,
                            return std::string(std::get<0>(test.param).name) + "_on_" +
                                   std::to_string(std::get<1>(test.param));
                          });
+
+TEST(GoldenLogits, AreAsNearOnDevices) {
+  const std::vector<Target> targets = test::device_targets();
+  if (targets.empty()) GTEST_SKIP() << test::kNoDevice;
+  for (const Target target : targets)
+    for (const Golden& golden : kGoldens)
+      for (const int size : {1, 2, 4}) check(golden, size, target);
+}
 
 TEST(GoldenLogits, UnquantisedRowsAreAllNearOnSomeNumberOfRanks) {
   const Golden& golden = kGoldens[3];

@@ -8,6 +8,7 @@
 
 #include "tenon/core/fp8.h"
 #include "tests/support/device_fixture.h"
+#include "tests/support/targets.h"
 #include "tests/support/tiny_model.h"
 
 namespace tenon {
@@ -251,6 +252,33 @@ TEST(ShardLoader, AnEmptyShareKeepsItsType) {
   ASSERT_TRUE(matrix) << matrix.status().message();
   EXPECT_FALSE(*matrix);
   EXPECT_TRUE(matrix->is_fp8());
+}
+
+// Stacks larger than what is staged at once, of whole rows and of columns, arrive whole.
+TEST(ShardLoader, OnDevicesLargeStacksArriveWhole) {
+  const auto targets = test::device_targets();
+  if (targets.empty()) GTEST_SKIP() << test::kNoDevice;
+  constexpr std::int64_t kHigh = 70'001, kWide = 520;  // 73 MB of bf16
+  test::TempDirectory directory;
+  FileTensors tensors;
+  tensors["large"] = bf16_numbers({kHigh, kWide});
+  test::write_checkpoint(directory.path(), "{}", tensors, 0);
+  for (const Target target : targets) {
+    DeviceFixture on(target);
+    auto weights = Weights::open(directory.path().string());
+    ASSERT_TRUE(weights) << weights.status().to_string();
+    ShardLoader loader(*std::move(weights), {}, on.stream(), {});
+    const auto found = loader.rows("large", {DType::kBF16}, {kHigh, kWide},
+                                   {{5, kHigh - 5}, {0, 5}}, DType::kBF16, {kHigh, kWide});
+    ASSERT_TRUE(found) << found.status().to_string();
+    ASSERT_TRUE(loader.finish());
+    const auto values = on.get<std::uint16_t>(*found);
+    for (std::int64_t row = 0; row < kHigh; ++row)
+      for (const std::int64_t column : {std::int64_t{0}, kWide - 1})
+        ASSERT_EQ(values[static_cast<std::size_t>(row * kWide + column)],
+                  static_cast<std::uint16_t>((row + 5) % kHigh * kWide + column))
+            << "row " << row << ", column " << column;
+  }
 }
 
 }  // namespace

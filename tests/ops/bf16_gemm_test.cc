@@ -121,18 +121,19 @@ void expect_oracle(const Problem& problem, const std::vector<float>& output) {
     }
 }
 
-// Runs a body for every target and variant that this machine can run.
+// Runs a body for every target and variant that this machine can run and that takes products like
+// `probe`.
 template <class Body>
-void for_each_variant(Body body) {
+void for_each_variant(Body body, const Shape& probe = {}) {
   test::for_each_way(kOp, [&](const test::Way& way) {
     DeviceFixture fixture(way.target);
-    const Args args = put(fixture, make_problem({}));
+    const Args args = put(fixture, make_problem(probe));
     if (plan(args, fixture.where(), way.variant)) body(way.target, std::string(way.variant));
   });
 }
 
 void expect_all_match(const std::vector<Shape>& shapes) {
-  for_each_variant([&](Target target, const std::string& variant) {
+  const auto body = [&](Target target, const std::string& variant) {
     for (const Shape& shape : shapes) {
       if (test::wave_of(target) > 1 && shape.rows() * shape.n * shape.k > 100'000) continue;
       SCOPED_TRACE(std::to_string(shape.rows()) + " rows, n " + std::to_string(shape.n) + ", k " +
@@ -140,7 +141,8 @@ void expect_all_match(const std::vector<Shape>& shapes) {
       const Problem problem = make_problem(shape);
       expect_oracle(problem, run_variant(problem, target, variant));
     }
-  });
+  };
+  for_each_variant(body, shapes.front());
 }
 
 TEST(Bf16Gemm, MatchesTheOracleAtTheEdgesOfTiles) {
@@ -181,10 +183,13 @@ TEST(Bf16Gemm, MatchesTheOracleInGroups) {
 TEST(Bf16Gemm, NoRowsIsFine) {
   for_each_variant([](Target target, const std::string& variant) {
     EXPECT_TRUE(run_variant(make_problem({.tokens = 0}), target, variant).empty());
-    const Problem none = make_problem({.tokens = 2, .offsets = {0, 0, 0}, .row_of = {0, 0, 0}});
+  });
+  const Problem none = make_problem({.tokens = 2, .offsets = {0, 0, 0}, .row_of = {0, 0, 0}});
+  const auto body = [&](Target target, const std::string& variant) {
     for (const float value : run_variant(none, target, variant))
       ASSERT_EQ(value, to_float(bf16{0xa5a5}));
-  });
+  };
+  for_each_variant(body, none.shape);
 }
 
 TEST(Bf16Gemm, ARowDoesNotDependOnTheOthers) {
@@ -208,7 +213,7 @@ TEST(Bf16Gemm, ARowDoesNotDependOnTheOthers) {
 }
 
 TEST(Bf16Gemm, ARowDoesNotDependOnItsGroup) {
-  for_each_variant([](Target target, const std::string& variant) {
+  const auto body = [](Target target, const std::string& variant) {
     const Problem dense = make_problem({.tokens = 9, .n = 40, .k = 328, .out = DType::kF32});
     const auto reference = run_variant(dense, target, variant);
     Problem grouped = dense;
@@ -222,7 +227,107 @@ TEST(Bf16Gemm, ARowDoesNotDependOnItsGroup) {
       for (int n = 0; n < 40; ++n)
         ASSERT_EQ(output[static_cast<std::size_t>(row * 40 + n)],
                   reference[static_cast<std::size_t>(token_of(grouped.shape, row) * 40 + n)]);
+  };
+  for_each_variant(body, {.tokens = 1, .offsets = {0, 1}});
+}
+
+// Devices choose another kernel for up to 8, 16, 32 and more rows, and copy rows that are gathered
+// in another way: all give the same bits, and those of the definition.
+TEST(Bf16Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
+  if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
+  const Shape shapes[] = {{.tokens = 300, .n = 200, .k = 1288, .out = DType::kF32},
+                          {.tokens = 140, .n = 70, .k = 4232},  // eight segments, uneven
+                          {.tokens = 140, .n = 4100, .k = 392, .out = DType::kF32},
+                          {.tokens = 80, .n = 34100, .k = 1152, .x_padding = 8}};
+  for_each_variant([&](Target target, const std::string& variant) {
+    if (is_host(target)) return;
+    for (const Shape& shape : shapes) {
+      SCOPED_TRACE("n " + std::to_string(shape.n) + ", k " + std::to_string(shape.k));
+      const Problem all = make_problem(shape);
+      const auto reference = run_variant(all, target, variant);
+      for (int i = 0; i < 4000; ++i) {
+        const int row = i * 29 % shape.tokens, n = i * 23 % shape.n;
+        test::ProductTerms terms;
+        terms.n = shape.n;
+        for (int k = 0; k < shape.k; ++k) {
+          terms.x.push_back(to_float(all.x[static_cast<std::size_t>(row * shape.k + k)]));
+          terms.w.push_back(to_float(all.weight[static_cast<std::size_t>(n * shape.k + k)]));
+        }
+        const float exact = test::exact_product(terms, variant);
+        ASSERT_EQ(reference[static_cast<std::size_t>(row * shape.n + n)],
+                  shape.out == DType::kF32 ? exact : to_float(to_bf16(exact)))
+            << "row " << row << ", column " << n;
+      }
+      for (int count = 1; count <= shape.tokens; count += count < 70 ? 3 : 41) {
+        for (const char* rows : {"first", "scattered", "mostly following"}) {
+          SCOPED_TRACE(rows);
+          Problem picked = all;
+          if (rows[0] == 'f') {
+            picked.shape.tokens = count;
+          } else {
+            for (int i = 0; i < count; ++i)
+              picked.shape.row_index.push_back((rows[0] == 's' ? i * 37 + count
+                                                : i % 29 == 5  ? count
+                                                               : i) %
+                                               shape.tokens);
+          }
+          const auto output = run_variant(picked, target, variant);
+          for (int i = 0; i < count; ++i)
+            for (int n = 0; n < shape.n; ++n)
+              ASSERT_EQ(
+                  output[static_cast<std::size_t>(i * shape.n + n)],
+                  reference[static_cast<std::size_t>(token_of(picked.shape, i) * shape.n + n)])
+                  << count << " rows, row " << i << ", column " << n;
+        }
+      }
+    }
   });
+}
+
+// A plan serves calls with fewer rows, and a graph every value of x and of the index.
+TEST(Bf16Gemm, AReplayedPlanForMoreRowsGivesTheSameBits) {
+  for_each_variant([](Target target, const std::string& variant) {
+    const int most = is_host(target) ? 20 : 200, tokens = 12;
+    Problem problem = make_problem({.tokens = tokens, .n = 70, .k = 1160});
+    for (int i = 0; i < most; ++i) problem.shape.row_index.push_back(i * 5 % tokens);
+    DeviceFixture bench(target);
+    const Args whole = put(bench, problem);
+    const auto planned = plan(whole, bench.where(), variant);
+    ASSERT_TRUE(planned) << planned.status().to_string();
+    for (const int rows : {most, most / 2, 7, 1}) {
+      Problem part = problem, other = problem;
+      part.shape.row_index.resize(static_cast<std::size_t>(rows));
+      other.shape.row_index.assign(static_cast<std::size_t>(rows), 3);
+      const auto expected = run_variant(part, target, variant);
+      Args args = whole;
+      args.out.shape[0] = rows;
+      args.row_index = bench.put(other.shape.row_index, DType::kI32, {rows});
+      ASSERT_TRUE(Graph::begin(bench.stream()));
+      for (int i = 0; i < 3; ++i) ASSERT_TRUE(run(*planned, args, bench.stream()));
+      Graph graph = DeviceFixture::must(Graph::end(bench.stream()));
+      ASSERT_TRUE(graph.replay(bench.stream()));
+      ASSERT_TRUE(bench.stream().copy(args.row_index->data, part.shape.row_index.data(),
+                                      static_cast<std::size_t>(rows) * sizeof(std::int32_t)));
+      ASSERT_TRUE(graph.replay(bench.stream()));
+      std::vector<float> values;
+      for (const bf16 each : bench.get<bf16>(args.out)) values.push_back(to_float(each));
+      EXPECT_EQ(values, expected) << rows << " rows";
+    }
+  });
+}
+
+TEST(Bf16Gemm, TheVariantDoesNotDependOnTheNumberOfRows) {
+  for (const Target target : test::usable_targets()) {
+    DeviceFixture bench(target);
+    std::string first;
+    for (const int tokens : {1, 64, 65, 300}) {
+      const Args args = put(bench, make_problem({.tokens = tokens, .n = 150, .k = 256}));
+      const auto planned = plan(args, bench.where());
+      ASSERT_TRUE(planned) << planned.status().to_string();
+      if (first.empty()) first = planned->variant_name;
+      EXPECT_EQ(planned->variant_name, first) << tokens << " rows";
+    }
+  }
 }
 
 TEST(Bf16Gemm, ThePortableVariantGivesTheSameBitsOnEveryTarget) {

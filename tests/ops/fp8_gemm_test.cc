@@ -8,6 +8,7 @@
 #include <random>
 
 #include "tenon/core/fp8.h"
+#include "tests/support/fp8_product.h"
 #include "tests/support/op_suite.h"
 #include "tests/support/product_oracle.h"
 
@@ -15,75 +16,16 @@ namespace tenon::fp8_gemm {
 namespace {
 
 using test::DeviceFixture;
+using Shape = test::Fp8Shape;
+using Problem = test::Fp8Problem;
+using Output = test::Fp8Output;
 
-struct Shape {
-  int tokens = 3, n = 16, k = 128;
-  ScaleLayout layout = ScaleLayout::kRow;
-  DType out = DType::kBF16;
-  std::vector<std::int32_t> offsets = {};  // grouped if not empty
-  std::vector<std::int32_t> row_of = {};
-  int x_padding = 0, out_padding = 0;  // elements between rows
-
-  bool grouped() const { return !offsets.empty(); }
-  int experts() const { return grouped() ? static_cast<int>(offsets.size()) - 1 : 1; }
-  int rows() const { return row_of.empty() ? tokens : static_cast<int>(row_of.size()); }
-  int n_blocks() const { return (n + 127) / 128; }
-  int k_blocks() const { return k / 128; }
-};
-
-double value_of(std::uint8_t code) {
-  static const std::vector<double> values = [] {
-    std::vector<double> found;
-    for (int each = 0; each < 256; ++each)
-      found.push_back(from_fp8<DType::kE4M3>(static_cast<std::uint8_t>(each)));
-    return found;
-  }();
-  return values[code];
-}
-
-struct Problem {
-  Shape shape;
-  std::vector<std::uint8_t> x, weight;       // codes
-  std::vector<float> x_scale, weight_scale;  // [tokens, k / 128], [experts, n blocks, k blocks]
-
-  double x_at(int token, int k) const {
-    return value_of(x[static_cast<std::size_t>(token * shape.k + k)]);
-  }
-  double weight_at(int expert, int n, int k) const {
-    return value_of(weight[(static_cast<std::size_t>(expert) * shape.n + n) * shape.k + k]);
-  }
-  float& x_scale_at(int token, int block) {
-    return x_scale[static_cast<std::size_t>(token * shape.k_blocks() + block)];
-  }
-  float& weight_scale_at(int expert, int n, int block) {
-    return weight_scale[static_cast<std::size_t>(
-        (expert * shape.n_blocks() + n / 128) * shape.k_blocks() + block)];
-  }
-};
-
-// Finite codes of every magnitude, subnormals included; scales over many powers of two.
 Problem make_problem(const Shape& shape, unsigned seed = 1) {
-  std::mt19937 random(seed);
-  std::uniform_int_distribution<int> magnitude(0, 0x7e), sign(0, 1);
-  std::uniform_real_distribution<float> exponent(-12.0f, 4.0f);
-  const auto codes = [&](int count) {
-    std::vector<std::uint8_t> found(static_cast<std::size_t>(count));
-    for (auto& each : found)
-      each = static_cast<std::uint8_t>(sign(random) << 7 | magnitude(random));
-    return found;
-  };
-  const auto scales = [&](int count) {
-    std::vector<float> found(static_cast<std::size_t>(count));
-    for (auto& each : found) each = std::exp2(exponent(random));
-    return found;
-  };
-  Problem problem;
-  problem.shape = shape;
-  problem.x = codes(shape.tokens * shape.k);
-  problem.weight = codes(shape.experts() * shape.n * shape.k);
-  problem.x_scale = scales(shape.tokens * shape.k_blocks());
-  problem.weight_scale = scales(shape.experts() * shape.n_blocks() * shape.k_blocks());
-  return problem;
+  return test::make_fp8_problem(shape, seed);
+}
+template <class Body>
+void for_each_variant(Body body, const Shape& probe = {}) {
+  test::for_each_fp8_variant(body, probe);
 }
 
 int expert_of(const Shape& shape, int row) {
@@ -114,67 +56,6 @@ Expected oracle(Problem& problem, int row, int n) {
   return expected;
 }
 
-QuantView put_x(DeviceFixture& fixture, const Problem& problem) {
-  const Shape& shape = problem.shape;
-  QuantView x;
-  x.layout = shape.layout;
-  const int stride = shape.k + shape.x_padding;
-  std::vector<std::uint8_t> codes(static_cast<std::size_t>(shape.tokens * stride), 0x7f);
-  for (int t = 0; t < shape.tokens; ++t)
-    std::copy_n(problem.x.begin() + t * shape.k, shape.k, codes.begin() + t * stride);
-  x.data = fixture.put(codes, DType::kE4M3, {shape.tokens, stride});
-  x.data.shape[1] = shape.k;
-  const auto [first, second] = scale_shape(shape.layout, shape.tokens, shape.k, 128);
-  std::vector<float> scale(static_cast<std::size_t>(first * second), 0.0f);
-  for (int t = 0; t < shape.tokens; ++t)
-    for (int block = 0; block < shape.k_blocks(); ++block) {
-      const auto at = shape.layout == ScaleLayout::kRow ? t * second + block : block * second + t;
-      scale[static_cast<std::size_t>(at)] = const_cast<Problem&>(problem).x_scale_at(t, block);
-    }
-  x.scale = fixture.put(scale, DType::kF32, {first, second});
-  return x;
-}
-
-Args put(DeviceFixture& fixture, const Problem& problem) {
-  const Shape& shape = problem.shape;
-  Args args;
-  args.x = put_x(fixture, problem);
-  if (shape.grouped()) {
-    args.weight = fixture.put(problem.weight, DType::kE4M3, {shape.experts(), shape.n, shape.k});
-    args.weight_scale = fixture.put(problem.weight_scale, DType::kF32,
-                                    {shape.experts(), shape.n_blocks(), shape.k_blocks()});
-    args.offsets = fixture.put(shape.offsets, DType::kI32, {shape.experts() + 1});
-    if (!shape.row_of.empty()) args.row_of = fixture.put(shape.row_of, DType::kI32, {shape.rows()});
-  } else {
-    args.weight = fixture.put(problem.weight, DType::kE4M3, {shape.n, shape.k});
-    args.weight_scale =
-        fixture.put(problem.weight_scale, DType::kF32, {shape.n_blocks(), shape.k_blocks()});
-  }
-  args.out = fixture.rows(shape.out, shape.rows(), shape.n, shape.n + shape.out_padding);
-  return args;
-}
-
-// The output as floats and, exactly, as bytes.
-struct Output {
-  std::vector<float> values;
-  std::vector<std::uint8_t> bytes;
-};
-Output run_variant(const Problem& problem, Target target, const std::string& variant) {
-  DeviceFixture fixture(target);
-  const Args args = put(fixture, problem);
-  test::run_forced(fixture, args, variant);
-  Output output;
-  if (problem.shape.out == DType::kF32) {
-    output.values = fixture.get<float>(args.out);
-    output.bytes = test::bytes_of(output.values);
-  } else {
-    const auto halves = fixture.get<bf16>(args.out);
-    for (const bf16 each : halves) output.values.push_back(to_float(each));
-    output.bytes = test::bytes_of(halves);
-  }
-  return output;
-}
-
 // Any order of K additions of exact products, two scalings: (K + 2) roundings of 2^-24 of the
 // magnitude; then one of the output type. Tensor cores cut what they add to fewer bits.
 double tolerance(const Shape& shape, const Expected& expected, const std::string& variant) {
@@ -194,17 +75,6 @@ void expect_oracle(Problem& problem, const Output& output, const std::string& va
                   tolerance(shape, expected, variant))
           << "row " << row << " column " << n;
     }
-}
-
-// Runs a body for every target and variant that this machine can run and that takes products like
-// `probe`.
-template <class Body>
-void for_each_variant(Body body, const Shape& probe = {}) {
-  test::for_each_way(kOp, [&](const test::Way& way) {
-    DeviceFixture fixture(way.target);
-    const Args args = put(fixture, make_problem(probe));
-    if (plan(args, fixture.where(), way.variant)) body(way.target, std::string(way.variant));
-  });
 }
 
 void expect_all_match(const std::vector<Shape>& shapes) {
@@ -277,21 +147,6 @@ TEST(Fp8Gemm, NoRowsIsFine) {
     for (const std::uint8_t byte : run_variant(none, target, variant).bytes) ASSERT_EQ(byte, 0xa5);
   };
   for_each_variant(body, none.shape);
-}
-
-// The rows of `all` as problems of their own.
-Problem pick_rows(Problem& all, const std::vector<int>& tokens) {
-  Problem picked = all;
-  picked.shape.tokens = static_cast<int>(tokens.size());
-  picked.x.clear();
-  picked.x_scale.clear();
-  for (const int token : tokens) {
-    const auto codes = all.x.begin() + token * all.shape.k;
-    picked.x.insert(picked.x.end(), codes, codes + all.shape.k);
-    for (int block = 0; block < all.shape.k_blocks(); ++block)
-      picked.x_scale.push_back(all.x_scale_at(token, block));
-  }
-  return picked;
 }
 
 TEST(Fp8Gemm, ARowDoesNotDependOnTheOthers) {
@@ -411,6 +266,32 @@ TEST(Fp8Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
                       reference[static_cast<std::size_t>(
                           picked[static_cast<std::size_t>(i)] * shape.n + n)])
                 << count << " rows, row " << i << ", column " << n;
+      }
+    }
+  });
+}
+
+// From 2048 rows on pairs of blocks share what they read of the weight.
+TEST(Fp8Gemm, OnDevicesManyRowsHaveTheBitsOfFew) {
+  if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
+  const Shape shapes[] = {
+      {.tokens = 2300, .n = 516, .k = 1280, .layout = ScaleLayout::kMnMajor, .out_padding = 4},
+      {.tokens = 2100, .n = 4101, .k = 384},
+      {.tokens = 2049, .n = 4228, .k = 640, .out = DType::kF32}};
+  for_each_variant([&](Target target, const std::string& variant) {
+    if (is_host(target)) return;
+    for (const Shape& shape : shapes) {
+      SCOPED_TRACE("n " + std::to_string(shape.n) + ", k " + std::to_string(shape.k));
+      Problem all = make_problem(shape);
+      const auto together = run_variant(all, target, variant).values;
+      for (int first = 0; first < shape.tokens; first += 310) {
+        std::vector<int> picked;
+        for (int i = first; i < std::min(first + 64, shape.tokens); ++i) picked.push_back(i);
+        const auto output = run_variant(pick_rows(all, picked), target, variant).values;
+        for (std::size_t i = 0; i < output.size(); ++i)
+          ASSERT_EQ(output[i], together[static_cast<std::size_t>(first * shape.n) + i])
+              << "row " << first + static_cast<int>(i) / shape.n << ", column "
+              << static_cast<int>(i) % shape.n;
       }
     }
   });

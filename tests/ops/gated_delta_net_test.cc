@@ -6,189 +6,21 @@
 
 #include <cmath>
 #include <cstring>
-#include <random>
 
-#include "tenon/core/fp8.h"
-#include "tests/support/op_suite.h"
+#include "tenon/ops/fp8_quant/fp8_quant.h"
+#include "tests/support/delta_net_calls.h"
 
 namespace tenon::gated_delta_net {
 namespace {
 
-using test::DeviceFixture;
-using test::for_each_way;
-using test::Way;
+using namespace test;
 
-constexpr int kD = kHeadDim;
 constexpr double kFloatUlp = 0x1p-24;  // unit roundoffs
 constexpr double kHalfUlp = 0x1p-8;    // of bf16
+constexpr double kSplitUlp = 0x1p-16;  // of a product of floats in two parts of bf16 each
 
 double rounded(double value) { return to_float(to_bf16(static_cast<float>(value))); }
 double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
-std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
-
-// --- a problem: weights, and the rows of whole sequences
-
-struct Weights {
-  int k_heads = 1, v_heads = 2;
-  std::vector<bf16> conv;
-  std::vector<float> a_log, dt_bias, norm;
-  int conv_dim() const { return (2 * k_heads + v_heads) * kD; }
-  int value_dim() const { return v_heads * kD; }
-};
-
-// One sequence's inputs: rows of qkv, z, b, a for all its tokens.
-struct Rows {
-  int tokens = 0;
-  std::vector<bf16> qkv, z, b, a;
-};
-
-std::vector<bf16> random_bf16(std::mt19937& random, std::int64_t n, float spread, float mean = 0) {
-  std::normal_distribution<float> normal;  // a spread of 0 is no distribution of the library's
-  std::vector<bf16> found(at(n));
-  for (bf16& each : found) each = to_bf16(mean + spread * normal(random));
-  return found;
-}
-
-Weights make_weights(int k_heads, int v_heads) {
-  std::mt19937 random(7);
-  Weights weights;
-  weights.k_heads = k_heads;
-  weights.v_heads = v_heads;
-  weights.conv = random_bf16(random, weights.conv_dim() * kTaps, 0.5f);
-  std::uniform_real_distribution<float> decay(0.02f, 8.0f), bias(-4.0f, 1.0f), scale(0.5f, 1.5f);
-  for (int h = 0; h < v_heads; ++h) {
-    weights.a_log.push_back(std::log(decay(random)));
-    weights.dt_bias.push_back(bias(random));
-  }
-  for (int i = 0; i < kD; ++i) weights.norm.push_back(scale(random));
-  return weights;
-}
-
-Rows make_rows(const Weights& weights, int tokens, unsigned seed, float spread = 1.0f) {
-  std::mt19937 random(seed);
-  return {tokens,
-          random_bf16(random, std::int64_t{tokens} * weights.conv_dim(), spread, spread / 5),
-          random_bf16(random, std::int64_t{tokens} * weights.value_dim(), 1.5f),
-          random_bf16(random, std::int64_t{tokens} * weights.v_heads, 1.5f),
-          random_bf16(random, std::int64_t{tokens} * weights.v_heads, 1.5f)};
-}
-
-// --- the op under test
-
-struct States {
-  int slots = 0;
-  std::vector<bf16> conv;
-  std::vector<float> state;
-};
-
-// Slots full of values that must not leak into fresh sequences.
-States make_states(const Weights& weights, int slots, bool poison = true) {
-  std::mt19937 random(99);
-  States states;
-  states.slots = slots;
-  states.conv = random_bf16(random, std::int64_t{slots} * 3 * weights.conv_dim(), 1.0f);
-  std::normal_distribution<float> normal;
-  states.state.resize(at(std::int64_t{slots} * weights.value_dim() * kD));
-  for (float& each : states.state) each = poison ? 0.3f * normal(random) : 0.0f;
-  return states;
-}
-
-constexpr int kSameSlot = -2;
-
-// One sequence's part of a step: rows [begin, end) of `rows`.
-struct Part {
-  const Rows* rows;
-  int begin, end;
-  int slot;
-  bool fresh;
-  int to = kSameSlot;  // where its state goes
-};
-
-struct StepOptions {
-  Way way{Target::kCpu, "recurrent"};
-  int extra_rows = 0;                   // behind the last sequence
-  int row_padding = 0;                  // strided views: elements between rows
-  const Plan* made_for_more = nullptr;  // a plan to run with, instead of making one
-};
-
-struct StepResult {
-  std::vector<bf16> out, u;
-};
-
-// A matrix whose rows lie `stride` apart, gathered from the parts.
-std::vector<bf16> gather(const std::vector<Part>& parts, std::vector<bf16> Rows::*member, int width,
-                         const StepOptions& options) {
-  std::vector<bf16> found;
-  const auto gap = at(options.row_padding);
-  for (const Part& part : parts)
-    for (int t = part.begin; t < part.end; ++t) {
-      const auto row = (part.rows->*member).begin() + std::int64_t{t} * width;
-      found.insert(found.end(), row, row + width);
-      found.insert(found.end(), gap, bf16{0x7fc0});
-    }
-  found.insert(found.end(), at(options.extra_rows) * (at(width) + gap), bf16{0x7fc0});
-  return found;
-}
-
-Args put(DeviceFixture& fixture, const Weights& weights, const std::vector<Part>& parts,
-         const States& states, const StepOptions& options) {
-  std::vector<std::int32_t> starts{0}, from, to, fresh;
-  int longest = 0;
-  for (const Part& part : parts) {
-    starts.push_back(starts.back() + part.end - part.begin);
-    from.push_back(part.slot);
-    to.push_back(part.to == kSameSlot ? part.slot : part.to);
-    fresh.push_back(part.fresh ? 1 : 0);
-    longest = std::max(longest, part.end - part.begin);
-  }
-  const std::int64_t tokens = starts.back() + options.extra_rows;
-  const auto sequences = static_cast<std::int64_t>(parts.size());
-  const auto put_rows = [&](std::vector<bf16> Rows::*member, int width) {
-    TensorView found = fixture.put(gather(parts, member, width, options), DType::kBF16,
-                                   {tokens, width + options.row_padding});
-    found.shape[1] = width;
-    return found;
-  };
-  Args args;
-  args.qkv = put_rows(&Rows::qkv, weights.conv_dim());
-  args.z = put_rows(&Rows::z, weights.value_dim());
-  args.b = put_rows(&Rows::b, weights.v_heads);
-  args.a = put_rows(&Rows::a, weights.v_heads);
-  args.conv_weight = fixture.put(weights.conv, DType::kBF16, {weights.conv_dim(), kTaps});
-  args.a_log = fixture.put(weights.a_log, DType::kF32, {weights.v_heads});
-  args.dt_bias = fixture.put(weights.dt_bias, DType::kF32, {weights.v_heads});
-  args.norm = fixture.put(weights.norm, DType::kF32, {kD});
-  args.k_heads = weights.k_heads;
-  args.v_heads = weights.v_heads;
-  args.sequence_starts = fixture.put(starts, DType::kI32, {sequences + 1});
-  args.state_from = fixture.put(from, DType::kI32, {sequences});
-  args.state_to = fixture.put(to, DType::kI32, {sequences});
-  args.fresh = fixture.put(fresh, DType::kI32, {sequences});
-  args.conv_state = fixture.put(states.conv, DType::kBF16, {states.slots, 3, weights.conv_dim()});
-  args.state = fixture.put(states.state, DType::kF32, {states.slots, weights.v_heads, kD, kD});
-  args.scratch = fixture.blank(DType::kBF16, {tokens, weights.conv_dim()}, 0xff);  // NaN
-  args.out = fixture.blank(DType::kBF16, {tokens, weights.value_dim()}, 0xff);
-  args.max_tokens_per_sequence = longest;
-  return args;
-}
-
-// The states are those after the step, as on the device.
-StepResult run_step(const Weights& weights, const std::vector<Part>& parts, States& states,
-                    const StepOptions& options) {
-  DeviceFixture fixture(options.way.target);
-  const Args args = put(fixture, weights, parts, states, options);
-  // A chunked plan for a step without chunks is a recurrent one.
-  const bool chunks = args.max_tokens_per_sequence > 1;
-  const std::string_view variant = options.way.variant;
-  test::run_plan(fixture,
-                 options.made_for_more != nullptr
-                     ? *options.made_for_more
-                     : test::plan_forced(fixture, args, variant, chunks ? variant : "recurrent"),
-                 args);
-  states.conv = fixture.get<bf16>(args.conv_state);
-  states.state = fixture.get<float>(args.state);
-  return {fixture.get<bf16>(args.out), fixture.get<bf16>(args.scratch)};
-}
 
 // --- the oracle
 
@@ -200,7 +32,9 @@ struct Oracle {
   std::vector<double> state;                 // [v_heads, kD, kD]
   double largest_column = 0;  // max over time of ‖S_j‖ + |v_j|: scales fp32 errors
   int tokens = 0;
-  bool chunked = false;    // the op's form, for the error bound only
+  bool chunked =
+      false;  // the op's form, and the roundoff of its products, for the error bound only
+  double roundoff = kFloatUlp;
   double largest_row = 0;  // max Σ_j |A[i,j]| of the chunked form
   struct Key {
     std::vector<double> k;
@@ -215,10 +49,15 @@ struct Oracle {
     if (states == nullptr) return;
     for (int i = 0; i < 3; ++i)
       for (int c = 0; c < w.conv_dim(); ++c)
-        history[at(i)][at(c)] =
-            to_float(states->conv[at((std::int64_t{slot} * 3 + i) * w.conv_dim() + c)]);
+        history[at(i)][at(c)] = to_float(states->conv[kept_at(slot, i, c)]);
     for (std::size_t i = 0; i < state.size(); ++i)
       state[i] = states->state[at(slot) * state.size() + i];
+  }
+
+  // Where input i of the history lies: position tokens − 3 + i in its row.
+  std::size_t kept_at(int slot, int i, int c) const {
+    const int row = (tokens + kKeptInputs - 3 + i) % kKeptInputs;
+    return at((std::int64_t{slot} * kKeptInputs + row) * weights.conv_dim() + c);
   }
 
   // u must be a rounding of the exact value, or of one as near as fp32 gets: four products and the
@@ -306,7 +145,7 @@ struct Oracle {
   double state_error() const {
     const double recurrent = kD + 2 + kD / 32 + 8 + 16;
     const double rows = chunked ? (64 + 8) * (2 + largest_row) : 0;
-    return (recurrent + rows) * kFloatUlp * tokens * largest_column;
+    return (recurrent + rows) * roundoff * tokens * largest_column;
   }
 
   // One token: checks u, then the gated norm of every head.
@@ -346,8 +185,7 @@ struct Oracle {
   void expect_states(const States& states, int slot) const {
     for (int i = 0; i < 3; ++i)
       for (int c = 0; c < weights.conv_dim(); ++c)
-        ASSERT_EQ(history[at(i)][at(c)],
-                  to_float(states.conv[at((std::int64_t{slot} * 3 + i) * weights.conv_dim() + c)]))
+        ASSERT_EQ(history[at(i)][at(c)], to_float(states.conv[kept_at(slot, i, c)]))
             << "conv state " << i << " channel " << c;
     for (std::size_t i = 0; i < state.size(); ++i)
       ASSERT_NEAR(state[i], states.state[at(slot) * state.size() + i], state_error())
@@ -366,12 +204,16 @@ void expect_sequence(const Weights& weights, const Rows& rows, const std::vector
                      const StepOptions& options, bool fresh = true) {
   States states = make_states(weights, 2);
   Oracle oracle(weights, fresh ? nullptr : &states, 1);
-  oracle.chunked = options.way.variant == "chunked";
+  oracle.chunked = options.way.variant != "recurrent";
+  if (options.way.variant == "tiles") oracle.roundoff = kSplitUlp;
   int begin = 0;
   for (int end : cuts) {
     oracle.begin_step();
-    const StepResult got =
-        run_step(weights, {{&rows, begin, end, 1, fresh && begin == 0}}, states, options);
+    const std::vector<Part> parts{{&rows, begin, end, 1, fresh && begin == 0}};
+    States before = states;
+    StepResult got = run_step(weights, parts, states, options);
+    if (end - begin == 1)  // u is not kept, but its bits are the same
+      got.u = run_step(weights, parts, before, {{options.way.target, "recurrent"}}).u;
     for (int t = begin; t < end; ++t) {
       oracle.expect_token(rows, t, &got.u[at(std::int64_t{t - begin} * weights.conv_dim())],
                           &got.out[at(std::int64_t{t - begin} * weights.value_dim())]);
@@ -479,17 +321,21 @@ Pieces run_pieces(const Weights& weights, const Rows& rows, std::vector<int> cut
 }
 
 // The cuts that the scheduler may make, on every target: the same bits, and the same on all.
-TEST(GatedDeltaNet, ChunkedGivesTheSameBitsCutAtItsMultiplesAndOnEveryTarget) {
+TEST(GatedDeltaNet, ChunksGiveTheSameBitsCutAtTheirMultiplesAndOnEveryTarget) {
   const Weights weights = make_weights(1, 1);
   const Rows rows = make_rows(weights, 326, 41);
   for (const int end : {130, 191, 256, 326}) {
-    const Pieces reference = run_pieces(weights, rows, {}, end, {{Target::kCpu, "chunked"}});
-    for (const Target target : test::usable_targets()) {
+    const Pieces portable = run_pieces(weights, rows, {}, end, {{Target::kCpu, "chunked"}});
+    for (const Way& way : test::all_ways(kOp)) {
+      const Target target = way.target;
+      if (way.variant != "chunked" && way.variant != "tiles") continue;
       if (test::is_slow(target) && end != 130) continue;
-      const StepOptions options{{target, "chunked"}};
+      const StepOptions options{way};
+      const Pieces reference =  // tensor cores have an order of their own
+          way.variant == "chunked" ? portable : run_pieces(weights, rows, {}, end, options);
       for (const std::vector<int>& cuts : {std::vector<int>{}, {64}, {128}, {64, 128}}) {
         if (end - (cuts.empty() ? 0 : cuts.back()) < 2) continue;
-        SCOPED_TRACE(test::to_string(target) + ", " + std::to_string(end) + " tokens in " +
+        SCOPED_TRACE(test::to_string(way) + ", " + std::to_string(end) + " tokens in " +
                      std::to_string(cuts.size() + 1) + " pieces");
         const Pieces found = run_pieces(weights, rows, cuts, end, options);
         expect_same_bits(reference.out, found.out, "outputs");
@@ -570,17 +416,17 @@ TEST(GatedDeltaNet, SequencesDoNotDependOnTheBatch) {
 }
 
 // Forcing the chunked form is for steps that have chunks; the others say what runs instead.
-TEST(GatedDeltaNet, ForcedChunkedPlansTheRecurrentFormForOneToken) {
+TEST(GatedDeltaNet, ForcedChunkedPlansTheFormOfOneToken) {
   const Weights weights = make_weights(1, 2);
   const Rows rows = make_rows(weights, 2, 31);
   for (const Target target : test::usable_targets())
     for (const int tokens : {1, 2}) {
       DeviceFixture fixture(target);
       const Args args =
-          put(fixture, weights, {{&rows, 0, tokens, 0, true}}, make_states(weights, 1), {});
+          put_step(fixture, weights, {{&rows, 0, tokens, 0, true}}, make_states(weights, 1), {});
       const auto made = plan(args, fixture.where(), "chunked");
       ASSERT_TRUE(made) << made.status().to_string();
-      EXPECT_EQ(made->variant_name, tokens == 1 ? "recurrent" : "chunked");
+      EXPECT_EQ(made->variant_name, served_by({target, "chunked"}, tokens));
       const std::vector<std::string> refusals{
           "chunked: every sequence has one token: there is no chunk"};
       EXPECT_EQ(made->refusals, tokens == 1 ? refusals : std::vector<std::string>{});
@@ -593,10 +439,12 @@ TEST(GatedDeltaNet, PlanServesFewerSequencesAndTokens) {
   for_each_way(kOp, [&](const Way& way) {
     States states = make_states(weights, 3), alone = states;
     DeviceFixture fixture(way.target);
-    const std::vector<Part> many{{&rows, 0, 6, 0, true}, {&rows, 0, 3, 1, true}};
-    const Plan made =
-        test::plan_forced(fixture, put(fixture, weights, many, states, {}), way.variant);
+    const int most = way.variant == "decode" ? 1 : 6;
+    const std::vector<Part> many{{&rows, 0, most, 0, true}, {&rows, 0, (most + 1) / 2, 1, true}};
+    const Plan made = test::plan_forced(fixture, put_step(fixture, weights, many, states, {}),
+                                        way.variant, served_by(way, most));
     for (int tokens : {2, 1}) {
+      if (tokens > most) continue;
       const std::vector<Part> parts{{&rows, 0, tokens, 2, true}};
       const StepResult expected = run_step(weights, parts, alone, {way});
       const StepResult found =
@@ -657,6 +505,79 @@ TEST(GatedDeltaNet, StateGoesToAnotherSlot) {
   }
 }
 
+// Whatever is wanted, bf16 rows have the same bits, and fp8 rows those that fp8_quant makes of
+// them; rows behind the last sequence are quantised zeros.
+TEST(GatedDeltaNet, QuantisesAsFp8QuantDoes) {
+  const Weights weights = make_weights(1, 3);
+  const Rows many = make_rows(weights, 5, 14), one = make_rows(weights, 1, 15);
+  for_each_way(kOp, [&](const Way& way) {
+    for (const auto& [layout, type] : {std::pair{ScaleLayout::kRow, DType::kE4M3},
+                                       {ScaleLayout::kMnMajor, DType::kE4M3Fnuz},
+                                       {ScaleLayout::kUe8m0Packed, DType::kE4M3}})
+      for (const std::vector<Part>& parts :
+           {std::vector<Part>{{&one, 0, 1, 0, true}, {&one, 0, 1, 1, false}},
+            {{&many, 0, 5, 0, true}, {&one, 0, 1, 1, false}}}) {
+        SCOPED_TRACE(std::string(name(layout)) + ", " + std::to_string(parts[0].end) + " tokens");
+        States states = make_states(weights, 2), again = states, both = states;
+        StepOptions options{way, 2, 8};
+        const StepResult rows = run_step(weights, parts, states, options);
+        options.fp8 = layout;
+        options.fp8_type = type;
+        const StepResult together = run_step(weights, parts, both, options);
+        options.bf16 = false;
+        const StepResult codes = run_step(weights, parts, again, options);
+        expect_same_bits(rows.out, together.out, "bf16 rows");
+        expect_same_bits(codes.codes, together.codes, "codes");
+        expect_same_bits(codes.scales, together.scales, "scales");
+        expect_same_bits(states.state, again.state, "states");
+
+        DeviceFixture fixture(way.target);
+        const std::int64_t tokens = std::ssize(rows.out) / weights.value_dim();
+        const auto [high, wide] = scale_shape(layout, tokens, weights.value_dim(), kD);
+        fp8_quant::Args quant;
+        quant.in = fixture.put(rows.out, DType::kBF16, {tokens, weights.value_dim()});
+        quant.out.fp8 = QuantView{.data = fixture.blank(type, {tokens, weights.value_dim()}),
+                                  .scale = fixture.blank(scale_dtype(layout), {high, wide}),
+                                  .group = kD,
+                                  .layout = layout};
+        test::run_plan(fixture, test::plan_forced(fixture, quant, "segment"), quant);
+        expect_same_bits(fixture.get<std::uint8_t>(quant.out.fp8->data), codes.codes, "codes");
+        TensorView scales = quant.out.fp8->scale;
+        scales = view(scales.data, DType::kU8, scales.device, {high, wide * 4});
+        expect_same_bits(fixture.get<std::uint8_t>(scales), codes.scales, "scales");
+      }
+  });
+}
+
+// One kernel against three, bit for bit, over many tokens, slots that change and rows of nobody.
+TEST(GatedDeltaNet, DecodeHasTheBitsOfTheRecurrence) {
+  const Weights weights = make_weights(2, 6);
+  std::vector<Rows> rows;
+  for (unsigned seed : {51, 52, 53})
+    rows.push_back(make_rows(weights, 6, seed, seed == 52 ? 0.1f : 2.0f));
+  for (const Way& way : test::all_ways(kOp)) {
+    if (way.variant != "decode") continue;
+    SCOPED_TRACE(test::to_string(way));
+    States found = make_states(weights, 5), wanted = found;
+    for (int t = 0; t < 6; ++t) {
+      const std::vector<Part> parts{{&rows[0], t, t + 1, 0, false},
+                                    {&rows[1], t, t, -1, false},
+                                    {&rows[1], t, t + 1, 1 + t % 2, t == 0, 1 + (t + 1) % 2},
+                                    {&rows[2], t, t + 1, 3, t == 3}};
+      StepOptions options{way, 4, 8};
+      options.fp8 = ScaleLayout::kRow;
+      const StepResult one = run_step(weights, parts, found, options);
+      options.way.variant = "recurrent";
+      const StepResult three = run_step(weights, parts, wanted, options);
+      expect_same_bits(three.out, one.out, "outputs");
+      expect_same_bits(three.codes, one.codes, "codes");
+      expect_same_bits(three.scales, one.scales, "scales");
+      expect_same_bits(wanted.state, found.state, "states");
+      expect_same_bits(wanted.conv, found.conv, "conv states");
+    }
+  }
+}
+
 // Sequences without rows, as padding has them, change nothing.
 TEST(GatedDeltaNet, SequencesMayHaveNoRows) {
   const Weights weights = make_weights(1, 2);
@@ -677,13 +598,23 @@ TEST(GatedDeltaNet, RefusalsSayWhatIsAccepted) {
   const Rows rows = make_rows(weights, 3, 1);
   DeviceFixture fixture(Target::kCpu);
   const std::vector<Part> parts{{&rows, 0, 2, 0, true}, {&rows, 2, 3, 1, true}};
-  const Args good = put(fixture, weights, parts, make_states(weights, 5), {});
-  test::expect_refusals(kOp, good,
-                        {{[](Args& a) { a.v_heads = 3, a.k_heads = 2; }, "share"},
-                         {[](Args& a) { a.state.dtype = DType::kBF16; }, "state is"},
-                         {[](Args& a) { a.conv_state.shape[0] = 4; }, "slots"},
-                         {[](Args& a) { a.out.stride[0] = 5 * kD; }, "strided"},
-                         {[](Args& a) { a.sequence_starts.shape[0] = 2; }, "sequence_starts"}});
+  const Args good = put_step(fixture, weights, parts, make_states(weights, 5), {});
+  const QuantView groups_of_64{.data = fixture.blank(DType::kE4M3, {3, 2 * kD}),
+                               .scale = fixture.blank(DType::kF32, {3, 4}),
+                               .group = 64};
+  test::expect_refusals(
+      kOp, good,
+      {{[](Args& a) { a.v_heads = 3, a.k_heads = 2; }, "share"},
+       {[](Args& a) { a.state.dtype = DType::kBF16; }, "state is"},
+       {[](Args& a) { a.conv_state.shape[0] = 4; }, "slots"},
+       {[](Args& a) { a.conv_state.shape[1] = 3; }, "conv_state"},
+       {[](Args& a) { a.scratch.shape[1] -= 1; }, "scratch_columns"},
+       {[](Args& a) { a.out.bf16.reset(); }, "neither bf16 nor fp8"},
+       {[](Args& a) { a.out.bf16->shape[1] = kD; }, "out.bf16"},
+       {[](Args& a) { a.scratch.stride[0] = 99 * kD; }, "strided"},
+       {[&](Args& a) { a.out.fp8 = groups_of_64; }, "a v head"},
+       {[](Args& a) { a.sequence_lengths.dtype = DType::kF32; }, "sequence_lengths"},
+       {[](Args& a) { a.sequence_starts.shape[0] = 2; }, "sequence_starts"}});
 }
 
 }  // namespace

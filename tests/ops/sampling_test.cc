@@ -1,14 +1,19 @@
-// sampling against a sort of the whole row, token for token, and between targets; the frequencies
-// of its draws; the generator against its published vectors.
+// sampling against a sort of the whole row, token for token, and between targets, with edited
+// logits and without; the frequencies of its draws; its reports; the generator against its
+// published vectors.
 #include "tenon/ops/sampling/sampling.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstring>
 #include <random>
+#include <tuple>
 
 #include "tenon/ops/sampling/philox.cuh"
+#include "tests/support/exact_math.h"
 #include "tests/support/op_suite.h"
 
 namespace tenon::sampling {
@@ -21,6 +26,10 @@ struct Row {
   float temperature = 0, top_p = 1;
   std::int32_t top_k = 0, position = 0;
   std::int64_t seed = 0;
+  float min_p = 0;
+  float repetition = 1, frequency = 0, presence = 0;
+  std::vector<Edit> edits = {};
+  std::int32_t wanted = -1;  // ids of its report
 };
 
 struct Problem {
@@ -41,6 +50,44 @@ Problem make_problem(int slices, int width, int num_tokens, std::vector<Row> row
   problem.logits.resize(static_cast<std::size_t>(slices * width) * problem.rows.size());
   for (float& each : problem.logits) each = normal(random);
   return problem;
+}
+
+// What only some problems have.
+void put_more(DeviceFixture& fixture, const Problem& problem, Args& args) {
+  const auto rows = static_cast<std::int64_t>(problem.rows.size());
+  std::vector<float> min_p, repetition, frequency, presence;
+  std::vector<std::int32_t> list, begins{0}, wanted;
+  bool reports = false;
+  for (const Row& row : problem.rows) {
+    min_p.push_back(row.min_p);
+    repetition.push_back(row.repetition);
+    frequency.push_back(row.frequency);
+    presence.push_back(row.presence);
+    wanted.push_back(row.wanted);
+    reports = reports || row.wanted >= 0;
+    for (const Edit& edit : row.edits) {
+      list.insert(list.end(), {edit.id, std::bit_cast<std::int32_t>(edit.bias), edit.said});
+    }
+    begins.push_back(static_cast<std::int32_t>(list.size() / 3));
+  }
+  if (std::any_of(min_p.begin(), min_p.end(), [](float each) { return each != 0; }))
+    args.min_p = fixture.put(min_p, DType::kF32, {rows});
+  if (!list.empty()) {
+    const auto edits = static_cast<std::int64_t>(list.size() / 3);
+    args.edits = Edits{.list = fixture.put(list, DType::kI32, {edits, 3}),
+                       .begins = fixture.put(begins, DType::kI32, {rows + 1}),
+                       .repetition = fixture.put(repetition, DType::kF32, {rows}),
+                       .frequency = fixture.put(frequency, DType::kF32, {rows}),
+                       .presence = fixture.put(presence, DType::kF32, {rows}),
+                       .saved = fixture.blank(DType::kF32, {edits}, 0xff)};
+  }
+  if (reports)
+    args.report = Report{.wanted = fixture.put(wanted, DType::kI32, {rows}),
+                         .drawn = fixture.blank(DType::kF32, {rows}, 0xff),
+                         .largest = fixture.blank(DType::kF32, {rows}, 0xff),
+                         .mass = fixture.blank(DType::kI64, {rows}, 0xff),
+                         .ids = fixture.blank(DType::kI32, {rows, kMaxLikely}, 0xff),
+                         .logits = fixture.blank(DType::kF32, {rows, kMaxLikely}, 0xff)};
 }
 
 Args put(DeviceFixture& fixture, const Problem& problem) {
@@ -64,6 +111,7 @@ Args put(DeviceFixture& fixture, const Problem& problem) {
   args.seed = fixture.put(seed, DType::kI64, {rows});
   args.position = fixture.put(position, DType::kI32, {rows});
   args.out = fixture.put(std::vector<std::int32_t>(problem.rows.size(), -7), DType::kI32, {rows});
+  put_more(fixture, problem, args);
   return args;
 }
 
@@ -71,11 +119,30 @@ std::vector<std::int32_t> run_way(const Problem& problem, const Way& way) {
   DeviceFixture fixture(way.target);
   const Args args = put(fixture, problem);
   test::run_forced(fixture, args, way.variant);
+  const auto after = fixture.get<float>(args.logits);
+  EXPECT_EQ(std::memcmp(after.data(), problem.logits.data(), after.size() * sizeof(float)), 0)
+      << "logits are not what they were";
   return fixture.get<std::int32_t>(args.out);
 }
 
 void expect_all_draw(const Problem& problem, const std::vector<std::int32_t>& expected) {
   test::for_each_way(kOp, [&](const Way& way) { EXPECT_EQ(run_way(problem, way), expected); });
+}
+
+// The header's formula, rounding by rounding.
+void apply_edits(Problem& problem) {
+  for (int r = 0; r < static_cast<int>(problem.rows.size()); ++r) {
+    Row& row = problem.rows[static_cast<std::size_t>(r)];
+    for (const Edit& edit : std::exchange(row.edits, {})) {
+      float& logit = problem.logit(r, edit.id);
+      logit += edit.bias;
+      if (edit.said == 0) continue;
+      logit = logit > 0 ? logit / row.repetition : logit * row.repetition;
+      const float drawn = row.frequency * static_cast<float>(edit.said / 2);
+      logit -= drawn;
+      if (edit.said >= 2) logit -= row.presence;
+    }
+  }
 }
 
 std::vector<int> sorted_candidates(Problem& problem, int row) {
@@ -100,9 +167,12 @@ Allowed allowed(Problem& problem, int r) {
   double total = 0;
   for (const int id : found.ids) {
     const double gap = double{problem.logit(r, id)} - double{problem.logit(r, found.ids[0])};
-    found.p.push_back(std::exp(gap / double{row.temperature}));
-    total += found.p.back();
+    const double p = std::exp(gap / double{row.temperature});
+    if (p < row.min_p) break;
+    found.p.push_back(p);
+    total += p;
   }
+  found.ids.resize(found.p.size());
   double mass = 0;
   std::size_t kept = 0;
   while (kept < found.ids.size() && (kept == 0 || row.top_p >= 1 || mass < row.top_p * total))
@@ -126,8 +196,51 @@ int expected_token(Problem& problem, int r) {
   return -1;
 }
 
+// What the header says, to the bit, of a row without edits.
+std::int32_t exact_token(Problem& problem, int r) {
+  const Row& row = problem.rows[static_cast<std::size_t>(r)];
+  std::vector<int> ids = sorted_candidates(problem, r);
+  if (ids.empty()) return -1;
+  if (!(row.temperature > 0)) return ids[0];
+  if (row.top_k >= 1 && static_cast<std::size_t>(row.top_k) < ids.size())
+    ids.resize(static_cast<std::size_t>(row.top_k));
+  const float largest = problem.logit(r, ids[0]), min_p = std::min(std::max(row.min_p, 0.0f), 1.0f);
+  const std::uint64_t least = static_cast<std::uint64_t>(std::ldexp(min_p, 24)) << 16;
+  std::vector<std::uint64_t> up_to;  // 0 for those that min_p drops
+  std::uint64_t total = 0;
+  for (const int id : ids) {
+    const float logit = problem.logit(r, id), x = (logit - largest) / row.temperature;
+    const std::uint64_t mass = logit == largest
+                                   ? std::uint64_t{1} << 40
+                                   : static_cast<std::uint64_t>(std::ldexp(test::exact_exp(x), 40));
+    if (mass >= least) total += mass;
+    up_to.push_back(mass >= least ? total : 0);
+  }
+  std::uint64_t share = total;
+  if (row.top_p < 1) {
+    const auto p = static_cast<unsigned __int128>(std::ldexp(std::max(row.top_p, 0.0f), 24));
+    share = std::max<std::uint64_t>(static_cast<std::uint64_t>((total * p + 0xffffff) >> 24), 1);
+  }
+  std::uint64_t kept = 0;
+  for (std::size_t i = 0; i < ids.size() && kept < share; ++i) kept = std::max(kept, up_to[i]);
+  const std::uint64_t below = multiply_high(random_bits(row.seed, row.position), kept);
+  for (std::size_t i = 0; i < ids.size(); ++i)
+    if (up_to[i] > below) return ids[i];
+  return -2;
+}
+
+std::vector<std::int32_t> exact_tokens(Problem problem) {
+  apply_edits(problem);
+  std::vector<std::int32_t> tokens;
+  for (int r = 0; r < static_cast<int>(problem.rows.size()); ++r)
+    tokens.push_back(exact_token(problem, r));
+  return tokens;
+}
+
 void expect_oracle_everywhere(Problem problem) {
   const auto reference = run_way(problem, test::on_cpu(kOp));
+  const Problem as_asked = problem;
+  apply_edits(problem);
   ASSERT_EQ(reference.size(), problem.rows.size());
   int certain = 0;
   for (int r = 0; r < static_cast<int>(problem.rows.size()); ++r) {
@@ -137,7 +250,8 @@ void expect_oracle_everywhere(Problem problem) {
     EXPECT_EQ(reference[static_cast<std::size_t>(r)], expected) << "row " << r;
   }
   EXPECT_GT(2 * certain, static_cast<int>(problem.rows.size()));
-  expect_all_draw(problem, reference);
+  EXPECT_EQ(reference, exact_tokens(as_asked));
+  expect_all_draw(as_asked, reference);
 }
 
 // One row per setting, each with its own seed and position.
@@ -183,6 +297,172 @@ TEST(Sampling, DrawsPastTheSortedListAmongTies) {
   expect_oracle_everywhere(problem);
   std::fill(problem.logits.begin(), problem.logits.end(), 3.0f);
   expect_oracle_everywhere(problem);
+}
+
+// Rows as wide as a model's vocabulary, in which many candidates are kept.
+std::vector<Row> wide_settings() {
+  std::vector<Row> rows{{}};
+  for (const float temperature : {1.0f, 5.0f})
+    for (const std::int32_t top_k : {0, 20, 3000})
+      for (const float top_p : {1.0f, 0.95f, 0.2f})
+        rows.push_back(
+            {temperature, top_p, top_k, 7, static_cast<std::int64_t>(rows.size()) << 32});
+  rows[3].min_p = 0.01f;
+  for (int i = 0; i < 500; ++i)
+    rows[5].edits.push_back({i * 400, i % 3 == 0 ? 4.0f : -2.0f, i % 7});
+  rows[5].repetition = 1.5f;
+  return rows;
+}
+
+void expect_wide(const Problem& problem) {
+  const std::vector<std::int32_t> expected = exact_tokens(problem);
+  test::for_each_way(kOp, [&](const Way& way) {
+    if (test::is_slow(way.target)) return;
+    EXPECT_EQ(run_way(problem, way), expected);
+  });
+}
+
+TEST(Sampling, DrawsFromWideRows) {
+  expect_wide(make_problem(2, 124'160, 248'077, wide_settings()));
+  Problem odd =
+      make_problem(3, 82'775, 248'320, wide_settings(), 3.0f);  // neighbours are not aligned
+  for (std::size_t i = 0; i < odd.logits.size(); i += 3)
+    odd.logits[i] = i % 2 == 0 ? NAN : -INFINITY;
+  expect_wide(odd);
+}
+
+TEST(Sampling, DrawsAmongTiesOfWideRows) {
+  Problem problem = make_problem(1, 248'320, 248'320, wide_settings());
+  for (float& logit : problem.logits) logit = std::round(logit);
+  for (const int id : {31'039, 31'040, 124'159, 124'160}) problem.logit(0, id) = 50.0f;
+  expect_wide(problem);
+  std::fill(problem.logits.begin(), problem.logits.end(), -2.5f);
+  expect_wide(problem);
+}
+
+// One far from all others, which differ in their last bits; and the largest numbers that there are.
+TEST(Sampling, DrawsWhereDistancesSayLittle) {
+  Problem problem = make_problem(2, 100'000, 200'000, wide_settings(), 1e-3f);
+  for (Row& row : problem.rows) row.temperature *= 1e5f;
+  for (int r = 0; r < static_cast<int>(problem.rows.size()); ++r) problem.logit(r, 150'000) = 2e5f;
+  expect_wide(problem);
+  for (int r = 0; r < static_cast<int>(problem.rows.size()); ++r) {
+    problem.logit(r, 17) = r % 2 == 0 ? 3e38f : INFINITY;
+    for (int id = 1000; id < 1999; ++id) problem.logit(r, id) = -3e38f;
+  }
+  expect_wide(problem);
+}
+
+TEST(Sampling, MinPKeepsWhatIsLikelyEnough) {
+  std::vector<Row> rows = settings(1.0f);
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    rows[i].min_p = std::vector<float>{0.0f, 0.3f, 0.05f, 0.001f, 1.0f}[i % 5];
+  expect_oracle_everywhere(make_problem(2, 150, 290, rows));
+  for (Row& row : rows) row.temperature = 5.0f;
+  expect_oracle_everywhere(make_problem(1, 1500, 1500, rows));  // more than the sorted list holds
+}
+
+// A row with edits, of which some decide what it draws.
+Row edited_row(int row, int num_tokens) {
+  std::mt19937 random(90u + static_cast<unsigned>(row));
+  Row made{.temperature = row % 3 == 0 ? 0.0f : 0.9f, .position = row, .seed = 1234 + row};
+  made.repetition = row % 2 == 0 ? 1.3f : 1.0f;
+  made.frequency = row % 4 < 2 ? 0.7f : -0.4f;
+  made.presence = row % 5 == 0 ? 1.5f : 0.0f;
+  for (int id = static_cast<int>(random() % 3); id < num_tokens;
+       id += 1 + static_cast<int>(random() % 6)) {
+    Edit edit{.id = id, .said = static_cast<std::int32_t>(random() % 9)};
+    if (random() % 4 == 0) edit.bias = static_cast<float>(random() % 100) / 10.0f - 5.0f;
+    if (random() % 9 == 0) edit.bias = -INFINITY;
+    made.edits.push_back(edit);
+  }
+  std::shuffle(made.edits.begin(), made.edits.end(), random);
+  return made;
+}
+
+TEST(Sampling, EditsAreThoseOfTheHeader) {
+  for (const auto& [slices, width, num_tokens] : {std::tuple{1, 30, 30}, {3, 70, 200}}) {
+    std::vector<Row> rows;
+    for (int row = 0; row < 40; ++row) rows.push_back(edited_row(row, num_tokens));
+    rows[7].edits.clear();
+    Problem problem = make_problem(slices, width, num_tokens, rows);
+    const auto drawn = run_way(problem, test::on_cpu(kOp));
+    Problem edited = problem;
+    apply_edits(edited);
+    EXPECT_EQ(drawn, run_way(edited, test::on_cpu(kOp)));
+    for (Row& row : problem.rows) row.edits.clear();
+    EXPECT_NE(drawn, run_way(problem, test::on_cpu(kOp))) << "no edit changed a token";
+    problem.rows = rows;
+    expect_oracle_everywhere(problem);
+  }
+}
+
+TEST(Sampling, AnEditOfAnIdWithoutATokenIsNone) {
+  Problem problem = make_problem(2, 8, 13, {Row{}});
+  problem.rows[0].edits = {{.id = 13, .bias = 99}, {.id = -1, .bias = 99}, {.id = 99, .bias = 99}};
+  expect_all_draw(problem, {sorted_candidates(problem, 0)[0]});
+}
+
+TEST(Sampling, ABanOfEverythingLeavesNothing) {
+  Problem problem = make_problem(1, 3, 3, {Row{.temperature = 1, .wanted = 2}});
+  for (const std::int32_t id : {0, 1, 2}) problem.rows[0].edits.push_back({id, -INFINITY, 0});
+  expect_all_draw(problem, {-1});
+}
+
+// Reports tell of the logits before the edits, at temperature 1.
+TEST(Sampling, ReportsTellProbabilities) {
+  std::vector<Row> rows;
+  for (int row = 0; row < 24; ++row) {
+    rows.push_back(edited_row(row, 250));
+    rows.back().wanted =
+        row % 8 == 7 ? 99 : std::vector<int>{-1, 0, 1, 5, 20}[std::size_t(row) % 5];
+  }
+  Problem problem = make_problem(2, 130, 250, rows);
+  for (int id = 0; id < 250; ++id) {
+    problem.logit(3, id) = NAN;
+    if (id >= 3) problem.logit(6, id) = -INFINITY;
+  }
+  rows[3].edits.clear();
+  problem.rows[3].edits.clear();
+  test::for_each_way(kOp, [&](const Way& way) {
+    DeviceFixture fixture(way.target);
+    const Args args = put(fixture, problem);
+    test::run_forced(fixture, args, way.variant);
+    const auto out = fixture.get<std::int32_t>(args.out),
+               ids = fixture.get<std::int32_t>(args.report->ids);
+    const auto drawn = fixture.get<float>(args.report->drawn);
+    const auto largest = fixture.get<float>(args.report->largest);
+    const auto logits = fixture.get<float>(args.report->logits);
+    const auto mass = fixture.get<std::int64_t>(args.report->mass);
+    for (int r = 0; r < 24; ++r) {
+      SCOPED_TRACE(r);
+      const auto at = static_cast<std::size_t>(r);
+      if (rows[at].wanted < 0) {
+        EXPECT_EQ(mass[at], -1) << "written, and nobody wanted it";
+        continue;
+      }
+      const std::vector<int> order = sorted_candidates(problem, r);
+      double total = 0;
+      for (const int id : order)
+        total += std::exp(double{problem.logit(r, id)} - double{problem.logit(r, order[0])});
+      EXPECT_NEAR(std::ldexp(static_cast<double>(mass[at]), -40), total, 1e-5 * total);
+      if (!order.empty()) {
+        EXPECT_EQ(largest[at], problem.logit(r, order[0]));
+      }
+      if (out[at] >= 0) {
+        EXPECT_EQ(drawn[at], problem.logit(r, out[at]));
+      }
+      const auto listed = std::min<std::size_t>(
+          order.size(), static_cast<std::size_t>(std::min(rows[at].wanted, kMaxLikely)));
+      for (std::size_t i = 0; i < kMaxLikely; ++i) {
+        const std::size_t place = at * kMaxLikely + i;
+        EXPECT_EQ(ids[place], i < listed ? order[i] : -1);
+        if (i < listed) {
+          EXPECT_EQ(logits[place], problem.logit(r, order[i]));
+        }
+      }
+    }
+  });
 }
 
 TEST(Sampling, NaNAndMinusInfinityAreNeverDrawn) {
@@ -279,7 +559,9 @@ TEST(Sampling, MultiplyHighIsExact) {
 
 TEST(Sampling, RefusalsSayWhatIsAccepted) {
   DeviceFixture fixture(Target::kCpu);
-  const Args good = put(fixture, make_problem(2, 8, 15, std::vector<Row>(3)));
+  const Args good =
+      put(fixture,
+          make_problem(2, 8, 15, std::vector<Row>(3, Row{.edits = {{1, 1.0f, 0}}, .wanted = 1})));
   test::expect_refusals(
       kOp, good,
       {{[](Args& a) { a.num_tokens = 17; },
@@ -290,6 +572,10 @@ TEST(Sampling, RefusalsSayWhatIsAccepted) {
         "sampling: seed is i32 [3] on cpu:0 but must be of type i64"},
        {[](Args& a) { a.out.shape[0] = 2; },
         "sampling: out is i32 [2] on cpu:0 but must be [rows] with rows = 3"},
+       {[](Args& a) { a.edits->begins.shape[0] = 3; },
+        "sampling: begins is i32 [3] on cpu:0 but must be [begins] with begins = 4"},
+       {[](Args& a) { a.report->ids.shape[1] = 5; },
+        "sampling: ids is i32 [3, 5] on cpu:0 but must be [rows, likely] with likely = 20"},
        {[](Args& a) { a.top_p.device.index = 1; },
         "sampling: top_p is f32 [3] on cpu:1 but logits is f32 [2, 3, 8] on cpu:0; all must lie "
         "on one device"}});

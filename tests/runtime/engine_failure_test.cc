@@ -13,6 +13,7 @@
 #include "tenon/comm/bootstrap/bootstrap.h"
 #include "tests/runtime/engine_driver.h"
 #include "tests/runtime/failing_new.h"
+#include "tests/support/patience.h"
 #include "tests/support/processes.h"
 
 namespace tenon {
@@ -78,7 +79,8 @@ TEST(EngineFailure, AStuckRankIsNamedWithinTheDeadline) {
     ASSERT_TRUE(engine->submit({1, 2, 3}, greedy(100, true)));
     // A leader that is stuck itself can only come back when it is let go.
     std::thread release([&] {
-      if (stuck == 0) std::this_thread::sleep_for(Milliseconds(1500));
+      if (stuck == 0)
+        std::this_thread::sleep_for(options.deadline + Milliseconds(500 * test::kSlowdown));
       if (stuck == 0) released = true;
     });
     Status failure;
@@ -88,7 +90,7 @@ TEST(EngineFailure, AStuckRankIsNamedWithinTheDeadline) {
         << failure.to_string();
     EXPECT_NE(failure.message().find("rank " + std::to_string(stuck)), std::string_view::npos)
         << failure.to_string();
-    EXPECT_LT(taken, 5.0);
+    EXPECT_LT(taken, 5.0 * test::kSlowdown);
     released = true;  // the destructor waits for its threads
   }
 }

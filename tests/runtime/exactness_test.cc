@@ -5,81 +5,15 @@
 #include <gtest/gtest.h>
 
 #include <map>
-#include <mutex>
 #include <random>
 
-#include "tenon/runtime/engine.h"
-#include "tests/support/small_model.h"
+#include "tests/runtime/witness.h"
+#include "tests/support/targets.h"
 
 namespace tenon {
 namespace {
 
-using Tokens = std::vector<std::int32_t>;
-
-// Hashes of logits by rank and by the sequence that they follow. Ranks are threads.
-class Record {
- public:
-  void add(int rank, const Tokens& sequence, std::uint64_t hash) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto [at, is_new] = hashes_.emplace(std::pair{rank, sequence}, hash);
-    if (!is_new && at->second != hash) ++differences_;
-  }
-  void clear() {
-    hashes_.clear();
-    differences_ = 0;
-  }
-  std::size_t size() const { return hashes_.size(); }
-  int differences() const { return differences_; }
-
- private:
-  std::mutex mutex_;
-  std::map<std::pair<int, Tokens>, std::uint64_t> hashes_;
-  int differences_ = 0;
-};
-
-// A model that writes down what it makes. On host targets, whose memory can be read right here.
-class Witness : public Model {
- public:
-  Witness(std::unique_ptr<Model> model, int rank, Record& record)
-      : model_(std::move(model)), rank_(rank), record_(record) {}
-
-  CacheLayout cache_layout() const override { return model_->cache_layout(); }
-  int vocab_size() const override { return model_->vocab_size(); }
-  int num_ids() const override { return model_->num_ids(); }
-  std::vector<std::int32_t> eos_ids() const override { return model_->eos_ids(); }
-  std::vector<BoundaryUse> boundary_uses(const StepCounts& steps) const override {
-    return model_->boundary_uses(steps);
-  }
-  bool launches_only() const override { return false; }
-  std::int64_t weight_bytes() const override { return model_->weight_bytes(); }
-
-  Result<StepOutput> forward(const StepView& step, CacheViews caches, Stream& stream) override {
-    TENON_ASSIGN(const StepOutput made, model_->forward(step, caches, stream));
-    const LogitsShard& shard = made.logits;
-    TENON_TRY(stream.synchronize());
-    const auto* ids = step.token_ids.as<const std::int32_t>();
-    const auto* starts = step.sequence_starts.as<const std::int32_t>();
-    for (int s = 0; s < step.shape.sequences; ++s) {
-      if (starts[s] == starts[s + 1]) continue;  // padding
-      Tokens& so_far = by_slot_[step.state_to.as<const std::int32_t>()[s]];
-      if (step.fresh.as<const std::int32_t>()[s] != 0) so_far.clear();
-      so_far.insert(so_far.end(), ids + starts[s], ids + starts[s + 1]);
-      const auto width = static_cast<std::size_t>(shard.logits.shape[1]);
-      const std::string_view bytes(
-          reinterpret_cast<const char*>(shard.logits.as<const float>() +
-                                        static_cast<std::size_t>(s) * width),
-          width * sizeof(float));
-      record_.add(rank_, so_far, test::fnv1a64(bytes));
-    }
-    return made;
-  }
-
- private:
-  std::unique_ptr<Model> model_;
-  int rank_;
-  Record& record_;
-  std::map<std::int32_t, Tokens> by_slot_;
-};
+using test::Tokens;
 
 struct Way {
   int max_batch = 1;
@@ -112,16 +46,7 @@ class Exactness : public testing::Test {
     options.max_batch = way.max_batch;
     options.max_tokens_per_step = way.max_tokens_per_step;
     options.force_stage = static_cast<StagePolicy>(way.force_stage);
-    auto engine = Engine::open(
-        options, [&](Communicator& comm, Stream& stream) -> Result<std::unique_ptr<Model>> {
-          ModelOptions wanted;
-          wanted.max_tokens_per_step = options.max_tokens_per_step;
-          wanted.max_sequences = options.max_batch;
-          wanted.max_context = options.max_context;
-          wanted.force_stage = options.force_stage;
-          TENON_ASSIGN(auto model, open_model(options.model, wanted, comm, stream));
-          return std::unique_ptr<Model>(new Witness(std::move(model), comm.rank(), record_));
-        });
+    auto engine = Engine::open(options, test::witness_factory(options, record_));
     EXPECT_TRUE(engine) << engine.status().to_string();
     std::map<std::size_t, Tokens> made;
     if (!engine) return made;
@@ -150,6 +75,9 @@ class Exactness : public testing::Test {
     return params;
   }
 
+  // All of the prompts, in every way.
+  void hold(Target target, const std::string& model, std::initializer_list<int> teams);
+
   std::vector<std::size_t> in_order() const {
     std::vector<std::size_t> order;
     for (std::size_t i = 0; i < prompts_.size(); ++i) order.push_back(i);
@@ -158,18 +86,17 @@ class Exactness : public testing::Test {
 
   static constexpr int kDrawn = 4;
   std::vector<Tokens> prompts_;
-  Record record_;
+  test::Record record_;
 };
 
 // All in one engine that runs one sequence at a time; then 16 and 64 at a time, shuffled, with
 // random limits, in each stage.
-TEST_F(Exactness, ATokenAndItsLogitsDependOnTheirSequenceAlone) {
-  const test::OnDisk files(test::moe_shape());
-  make_prompts(64, 3);
-  for (const int tp : {1, 2}) {
-    SCOPED_TRACE("tp " + std::to_string(tp));
+void Exactness::hold(Target target, const std::string& model, std::initializer_list<int> teams) {
+  for (const int tp : teams) {
+    SCOPED_TRACE(std::string(name(target)) + ", tp " + std::to_string(tp));
     EngineOptions options;
-    options.model = files.where();
+    options.model = model;
+    options.target = target;
     options.tp = tp;
     options.max_context = 400;
     const auto alone = run(options, {.max_batch = 1, .max_tokens_per_step = 400}, in_order());
@@ -193,6 +120,21 @@ TEST_F(Exactness, ATokenAndItsLogitsDependOnTheirSequenceAlone) {
     EXPECT_EQ(record_.differences(), 0) << "logits of one sequence in different bits";
     record_.clear();  // another number of ranks rounds its sums elsewhere
   }
+}
+
+TEST_F(Exactness, ATokenAndItsLogitsDependOnTheirSequenceAlone) {
+  const test::OnDisk files(test::moe_shape());
+  make_prompts(64, 3);
+  hold(Target::kCpu, files.where(), {1, 2});
+}
+
+TEST_F(Exactness, HoldsOnDevices) {
+  const std::vector<Target> targets = test::device_targets();
+  if (targets.empty()) GTEST_SKIP() << test::kNoDevice;
+  const test::OnDisk experts(test::moe_shape()), dense(test::dense_shape());
+  make_prompts(64, 3);
+  for (const Target target : targets)
+    for (const test::OnDisk* files : {&experts, &dense}) hold(target, files->where(), {1, 2, 4});
 }
 
 // The emulated targets are slow: a small model and a few prompts, one of them cut.

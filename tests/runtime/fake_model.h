@@ -19,6 +19,13 @@ inline std::uint32_t extended_hash(std::uint32_t hash, std::int32_t token) {
   return (hash ^ (static_cast<std::uint32_t>(token) + 1)) * 0x01000193u;
 }
 
+// The logit of `id` behind the tokens of `hash`, where there is a number.
+inline float fake_logit(std::uint32_t hash, int id, int num_tokens) {
+  if (id >= num_tokens) return 100.0f;  // without a token: never to be drawn
+  const auto best = static_cast<int>((hash >> 8) % static_cast<std::uint32_t>(num_tokens));
+  return id == best ? 8.0f : static_cast<float>((hash + static_cast<unsigned>(id)) % 5u);
+}
+
 // What follows `tokens`, of `num_tokens` possible ones.
 inline std::int32_t expected_token(const std::vector<std::int32_t>& tokens, int num_tokens) {
   std::uint32_t hash = 0;
@@ -96,12 +103,18 @@ class FakeModel final : public Model {
   Status run_sequence(const StepView& step, CacheViews caches, int row) {
     const auto* starts = step.sequence_starts.as<std::int32_t>();
     const int slot = step.state_to.as<std::int32_t>()[row];
-    TENON_TRY(demand(slot == step.state_from.as<std::int32_t>()[row], "the slot of the state"));
+    const int from = step.state_from.as<std::int32_t>()[row];
     if (starts[row + 1] == starts[row]) return check_empty(step, row);
     TENON_TRY(demand(slot >= 0 && slot < caches[2].shape[0], "the state slot"));
+    TENON_TRY(demand(from >= 0 && from < caches[2].shape[0], "the state slot to read"));
+    TENON_TRY(demand(nobody_else_writes(step, from, row), "a state that another writes"));
     auto* state = caches[2].as<State>() + slot;
     const bool fresh = step.fresh.as<std::int32_t>()[row] != 0;
     if (fresh) state->count = state->hash = 0;
+    if (!fresh && from != slot) {
+      *state = caches[2].as<State>()[from];
+      caches[3].as<std::uint32_t>()[slot * 3] = caches[3].as<std::uint32_t>()[from * 3];
+    }
     const int count = starts[row + 1] - starts[row];
     TENON_TRY(demand(count == 1 || (count > 1 && !step.shape.decode), "the count of tokens"));
     // A prompt may be cut only at whole chunks.
@@ -143,6 +156,12 @@ class FakeModel final : public Model {
     return Status::ok();
   }
 
+  static bool nobody_else_writes(const StepView& step, int slot, int row) {
+    for (int each = 0; each < step.shape.sequences; ++each)
+      if (each != row && step.state_to.as<std::int32_t>()[each] == slot) return false;
+    return true;
+  }
+
   void poison(CacheViews caches, int slot, int place) {
     caches[2].as<State>()[slot].nan = kNan;
     caches[3].as<std::uint32_t>()[slot * 3] = kNan;
@@ -174,12 +193,9 @@ class FakeModel final : public Model {
   }
 
   void write_logits(int row, std::uint32_t hash, bool no_number) {
-    const auto best =
-        static_cast<int>((hash >> 8) % static_cast<std::uint32_t>(options_.num_tokens));
     for (int column = 0; column < width_; ++column) {
       const int id = comm_.rank() * width_ + column;
-      float logit = id == best ? 8.0f : static_cast<float>((hash + static_cast<unsigned>(id)) % 5u);
-      if (id >= options_.num_tokens) logit = 100.0f;  // rows without a token: never to be drawn
+      float logit = fake_logit(hash, id, options_.num_tokens);
       if (no_number)
         logit = id % 3 == 0 ? -std::numeric_limits<float>::infinity()
                             : std::numeric_limits<float>::quiet_NaN();

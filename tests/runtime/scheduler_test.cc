@@ -163,6 +163,152 @@ TEST(Scheduler, ACancelledRequestLeavesWithItsCache) {
   EXPECT_NE(scheduler.find(RequestId{2}), nullptr);
 }
 
+// Runs a request to its end, alone; the pieces of its prompt.
+std::vector<int> run_alone(Scheduler& scheduler, std::uint64_t id,
+                           const std::vector<std::int32_t>& prompt) {
+  EXPECT_TRUE(scheduler.add(RequestId{id}, prompt, tokens(1)));
+  std::vector<int> counts;
+  for (bool drew = false; !drew;) {
+    const BatchPlan plan = scheduler.next();
+    if (plan.entries.size() != 1) return {};
+    counts.push_back(plan.entries[0].count);
+    drew = plan.entries[0].draws();
+    scheduler.apply(plan, std::vector<std::int32_t>{5});
+  }
+  scheduler.remove(RequestId{id});
+  return counts;
+}
+
+Scheduler::Limits keeping() {
+  Scheduler::Limits limits{4, 1000, 4096};
+  limits.keeps_prefixes = true;
+  return limits;
+}
+
+// A prompt is cut once, near its end; what begins like it begins there.
+TEST(Scheduler, APromptGoesOnFromWhereAnEarlierOneWasCut) {
+  CachePool caches(100, 64, 8);
+  Scheduler scheduler(keeping(), caches);
+  EXPECT_EQ(run_alone(scheduler, 1, prompt_of(333)), (std::vector<int>{320, 13}));
+  EXPECT_EQ(run_alone(scheduler, 2, prompt_of(600)), (std::vector<int>{256, 24}));
+  EXPECT_EQ(run_alone(scheduler, 3, prompt_of(600)), (std::vector<int>{24}));
+  EXPECT_EQ(run_alone(scheduler, 4, prompt_of(650)), (std::vector<int>{74}));
+  const PrefixStats stats = caches.prefix_stats();
+  EXPECT_EQ(stats.lookups, 4);
+  EXPECT_EQ(stats.hits, 3);
+  EXPECT_EQ(stats.matched_tokens, 320 + 576 + 576);
+  EXPECT_EQ(stats.states, 2);
+  EXPECT_EQ(stats.blocks, 10);
+  EXPECT_EQ(stats.lost_never_kept + stats.lost_evicted + stats.lost_at_end, 0);
+}
+
+// Two tokens are left: one alone would have the bits of a decode step.
+TEST(Scheduler, AKeptPrefixLeavesTwoTokens) {
+  for (const int length : {320, 321, 322}) {
+    SCOPED_TRACE(length);
+    CachePool caches(100, 64, 8);
+    Scheduler scheduler(keeping(), caches);
+    run_alone(scheduler, 1, prompt_of(600));
+    run_alone(scheduler, 2, prompt_of(length));
+    const std::vector<int> pieces = run_alone(scheduler, 3, prompt_of(length));
+    EXPECT_EQ(pieces, std::vector<int>{length < 322 ? length - 256 : 2});
+    EXPECT_EQ(caches.prefix_stats().lost_at_end, length < 322 ? 128 : 0);
+  }
+}
+
+// The second of two prompts that go apart is cut there, the third goes on from there.
+TEST(Scheduler, KeepsAStateWherePromptsGoApart) {
+  CachePool caches(100, 64, 8);
+  Scheduler scheduler(keeping(), caches);
+  const auto asked = [](int own) {
+    std::vector<std::int32_t> prompt = prompt_of(370);
+    for (std::size_t i = 300; i < prompt.size(); ++i) prompt[i] = own;
+    return prompt;
+  };
+  EXPECT_EQ(run_alone(scheduler, 1, asked(1)), (std::vector<int>{320, 50}));
+  EXPECT_EQ(run_alone(scheduler, 2, asked(2)), (std::vector<int>{256, 114}));
+  EXPECT_EQ(run_alone(scheduler, 3, asked(3)), std::vector<int>{114});
+  EXPECT_EQ(caches.prefix_stats().lost_never_kept, 256);
+}
+
+// Four answers to one prompt: three wait until the first one's state is kept.
+TEST(Scheduler, EqualPromptsAreComputedOnce) {
+  CachePool caches(100, 64, 8);
+  Scheduler scheduler(keeping(), caches);
+  for (std::uint64_t id = 1; id <= 4; ++id)
+    ASSERT_TRUE(scheduler.add(RequestId{id}, prompt_of(500), tokens(9)));
+  int computed = 0;
+  for (int step = 0; step < 2; ++step) {
+    const BatchPlan& plan = scheduler.next();
+    computed += plan.num_tokens;
+    scheduler.apply(plan, std::vector<std::int32_t>(plan.entries.size(), 5));
+  }
+  EXPECT_EQ(computed, 448 + 4 * 52);
+  EXPECT_EQ(scheduler.next().entries.size(), 4u);
+  EXPECT_EQ(caches.prefix_stats().hits, 3);
+  EXPECT_TRUE(caches.check());
+}
+
+// Room for both prompts, not for both answers: the second waits again, and runs what it had drawn
+// token by token.
+TEST(Scheduler, PreemptsTheOneThatHasDrawnLeast) {
+  CachePool caches(4, 64, 2);
+  Scheduler scheduler({2, 256, 192}, caches);
+  ASSERT_TRUE(scheduler.add(RequestId{1}, prompt_of(60), tokens(132)));
+  const auto step = [&] {
+    const BatchPlan plan = scheduler.next();
+    std::vector<int> counts;
+    for (const BatchEntry& each : plan.entries) counts.push_back(each.count);
+    scheduler.apply(plan, std::vector<std::int32_t>(counts.size(), 5));
+    return counts;
+  };
+  EXPECT_EQ(step(), std::vector<int>{60});
+  ASSERT_TRUE(scheduler.add(RequestId{2}, prompt_of(30), tokens(132)));
+  EXPECT_EQ(step(), (std::vector<int>{1, 30}));
+  int together = 0;
+  while (scheduler.num_preemptions() == 0) together += step().size() == 2 ? 1 : 0;
+  const Sequence& second = *scheduler.find(RequestId{2});
+  EXPECT_EQ(second.computed, 0);
+  EXPECT_EQ(second.length(), 31 + together);
+  EXPECT_EQ(caches.num_free_blocks(), 1);
+  scheduler.remove(RequestId{1});
+  EXPECT_EQ(step(), std::vector<int>{30});
+  for (int i = 0; i < together; ++i) EXPECT_EQ(step(), std::vector<int>{1});
+  EXPECT_EQ(second.length(), 31 + together);
+  EXPECT_EQ(scheduler.num_replayed_tokens(), together);
+  EXPECT_EQ(step(), std::vector<int>{1});
+  EXPECT_EQ(second.length(), 32 + together);
+}
+
+// Two requests whose penalties know more ids together than a step has room for.
+TEST(Scheduler, PreemptsWhereEditsHaveNoRoom) {
+  CachePool caches(100, 64, 2);
+  Scheduler::Limits limits{2, 256, 512};
+  limits.max_edits = 50;
+  Scheduler scheduler(limits, caches);
+  SamplingParams counting = tokens(40);
+  counting.presence_penalty = 1;
+  ASSERT_TRUE(scheduler.add(RequestId{1}, prompt_of(3), counting));
+  ASSERT_TRUE(scheduler.add(RequestId{2}, prompt_of(3), counting));
+  std::int32_t next = 0;
+  int steps = 0;
+  while (scheduler.num_preemptions() == 0 && steps < 40) {
+    const BatchPlan plan = scheduler.next();
+    int edits = 0;
+    for (const BatchEntry& each : plan.entries) edits += each.sequence->num_edits();
+    EXPECT_LE(edits, 50);
+    std::vector<std::int32_t> drawn(plan.entries.size());
+    for (auto& each : drawn) each = next++;
+    scheduler.apply(plan, drawn);
+    ++steps;
+  }
+  EXPECT_EQ(steps, 27);
+  EXPECT_EQ(scheduler.find(RequestId{2})->computed, 0);
+  EXPECT_EQ(scheduler.next().entries.size(), 1u) << "it has no room before the first ends";
+  scheduler.remove(RequestId{1});
+  EXPECT_EQ(scheduler.next().entries.at(0).sequence->id, RequestId{2});
+}
+
 // What the step input must hold for one entry of a plan.
 void expect_entry(const BatchEntry& entry, const StepView& step, int row, int token,
                   int block_tokens) {
@@ -182,8 +328,8 @@ void expect_entry(const BatchEntry& entry, const StepView& step, int row, int to
   }
   ASSERT_EQ(step.sequence_lengths.as<std::int32_t>()[row], entry.first + entry.count);
   ASSERT_EQ(step.fresh.as<std::int32_t>()[row], entry.first == 0);
-  for (const TensorView* slots : {&step.state_from, &step.state_to})
-    ASSERT_EQ(slots->as<std::int32_t>()[row], entry.sequence->lease.state_slot());
+  ASSERT_EQ(step.state_from.as<std::int32_t>()[row], entry.sequence->lease.state_from());
+  ASSERT_EQ(step.state_to.as<std::int32_t>()[row], entry.sequence->lease.state_slot());
   ASSERT_EQ(step.logit_rows.as<std::int32_t>()[row], token + entry.count - 1);
 }
 
@@ -223,13 +369,19 @@ class Workload {
         limits_{1 + static_cast<int>(random_() % 6), 0, 40 + static_cast<int>(random_() % 400)} {
     limits_.max_tokens_per_step = 64 + limits_.max_sequences + static_cast<int>(random_() % 150);
     blocks_ = 3 + static_cast<int>(random_() % 40);
-    caches_.emplace(blocks_, 16, limits_.max_sequences);
+    slots_ = limits_.max_sequences + static_cast<int>(random_() % 4);
+    limits_.keeps_prefixes = random_() % 2 == 0;
+    limits_.least_kept_tokens = 64 * (1 + static_cast<int>(random_() % 2));
+    caches_.emplace(blocks_, 16, slots_);
     scheduler_.emplace(limits_, *caches_);
     layout_.emplace(limits_.max_tokens_per_step, limits_.max_sequences,
                     (limits_.max_context + 15) / 16);
     bytes_.resize(layout_->bytes());
     writer_.emplace(*layout_, bytes_);
   }
+
+  std::int64_t num_preemptions() const { return scheduler_->num_preemptions(); }
+  PrefixStats prefix_stats() const { return caches_->prefix_stats(); }
 
   void run() {
     for (int step = 0; step < 4000 && (submitted_ < 40 || !scheduler_->idle()); ++step) {
@@ -247,8 +399,8 @@ class Workload {
       ASSERT_TRUE(whole) << whole.to_string();
     }
     EXPECT_TRUE(scheduler_->idle());
-    EXPECT_EQ(caches_->num_free_blocks(), blocks_);
-    EXPECT_EQ(caches_->num_free_slots(), limits_.max_sequences);
+    EXPECT_EQ(caches_->num_available_blocks(), blocks_);
+    EXPECT_EQ(caches_->num_available_slots(), slots_);
     // Nobody who came earlier begins later.
     EXPECT_TRUE(std::is_sorted(begun_.begin(), begun_.end()));
   }
@@ -264,7 +416,7 @@ class Workload {
     const int whole = prompt + std::min(sampling.max_tokens, limits_.max_context - prompt);
     const bool fits = prompt < limits_.max_context && caches_->can_ever_fit(whole);
     const Status added =
-        scheduler_->add(id, prompt_of(prompt, static_cast<int>(submitted_)), sampling);
+        scheduler_->add(id, prompt_of(prompt, 1000 * static_cast<int>(random_() % 4)), sampling);
     EXPECT_EQ(static_cast<bool>(added), fits) << added.to_string();
   }
 
@@ -288,13 +440,21 @@ class Workload {
       ASSERT_EQ(entry.first, entry.sequence->computed);
       const int end = entry.first + entry.count;
       ASSERT_LE(end, static_cast<int>(entry.sequence->tokens.size()));
-      ASSERT_TRUE(entry.draws() || end % kPrefillQuantum == 0) << "a prompt cut at " << end;
-      ASSERT_NE(end, entry.sequence->prompt_tokens - 1) << "one token of a prompt is left";
+      const int prompt = entry.sequence->prompt_tokens;
+      ASSERT_TRUE(end >= prompt || end % kPrefillQuantum == 0) << "a prompt cut at " << end;
+      ASSERT_TRUE(entry.first < prompt || entry.count == 1) << "drawn tokens together";
+      ASSERT_TRUE(entry.count > 1 || entry.first >= prompt || prompt == 1) << "one of a prompt";
+      ASSERT_NE(end, prompt - 1) << "one token of a prompt is left";
+      ASSERT_LE(end,
+                caches_->block_tokens() * static_cast<int>(entry.sequence->lease.blocks().size()));
+      ASSERT_LE(entry.sequence->lease.num_shared() * caches_->block_tokens(), entry.first)
+          << "writes where others read";
       count += entry.count;
       longest = std::max(longest, entry.count);
       all_decode = all_decode && entry.count == 1 && entry.draws();
       // A prompt of one token runs like a decode step, before longer prompts.
-      if (entry.first == 0 && entry.sequence->prompt_tokens > 1)
+      if (entry.first == entry.sequence->cached_tokens && prompt > 1 &&
+          entry.sequence->preemptions == 0)
         begun_.push_back(entry.sequence->id);
     }
     ASSERT_EQ(count, plan.num_tokens);
@@ -319,7 +479,7 @@ class Workload {
 
   std::mt19937 random_;
   Scheduler::Limits limits_;
-  int blocks_ = 0;
+  int blocks_ = 0, slots_ = 0;
   std::optional<CachePool> caches_;
   std::optional<Scheduler> scheduler_;
   std::optional<StepLayout> layout_;
@@ -330,11 +490,18 @@ class Workload {
 };
 
 TEST(Scheduler, KeepsItsPromisesUnderRandomWork) {
-  for (unsigned seed = 1; seed <= 60; ++seed) {
+  std::int64_t preemptions = 0, hits = 0, evicted = 0;
+  for (unsigned seed = 1; seed <= 300; ++seed) {
     SCOPED_TRACE(seed);
     Workload workload(seed);
     ASSERT_NO_FATAL_FAILURE(workload.run());
+    preemptions += workload.num_preemptions();
+    hits += workload.prefix_stats().hits;
+    evicted += workload.prefix_stats().evicted_blocks + workload.prefix_stats().evicted_states;
   }
+  EXPECT_GT(preemptions, 50);
+  EXPECT_GT(hits, 100);
+  EXPECT_GT(evicted, 100);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <numeric>
 
 namespace tenon {
@@ -159,6 +160,37 @@ TEST(StepInput, UsedBytesEndWithTheBlockTable) {
   EXPECT_EQ(used.size(), bench.layout.offset(StepField::block_table) + 10 * 4);
   EXPECT_LT(used.size(), bench.layout.bytes());
   EXPECT_EQ(bench.bytes[used.size()], std::byte{0x55});
+}
+
+// Edits lie behind everything else, one row's behind another's; few steps send any.
+TEST(StepInput, EditsAreSentWhereThereAreAny) {
+  Bench bench;
+  SamplingParams biased = tokens(9);
+  biased.logit_bias = {{5, 1.5f}, {6, -2.0f}};
+  biased.presence_penalty = 0.5f;
+  biased.logprobs = 3;
+  bench.add(1, 4);
+  ASSERT_TRUE(bench.scheduler.add(RequestId{2}, prompt_of(4), biased));
+  bench.add(3, 4);
+  for (int edits : {2, 3}) {  // the second step knows one more token
+    const StepHeader header = bench.step();
+    EXPECT_EQ(header.num_edits, edits);
+    EXPECT_EQ(header.num_reports, 1);
+    const StepArrays arrays = bench.arrays();
+    const std::vector<std::int32_t> begins(arrays.edit_begins, arrays.edit_begins + 4);
+    EXPECT_EQ(begins, (std::vector<std::int32_t>{0, 0, edits, edits}));
+    const std::vector<std::int32_t> wanted(arrays.wanted, arrays.wanted + 3);
+    EXPECT_EQ(wanted, (std::vector<std::int32_t>{-1, 3, -1}));
+    EXPECT_EQ(arrays.presence[1], 0.5f);
+    EXPECT_EQ(arrays.repetition[1], 1.0f);
+    EXPECT_EQ(arrays.edits[3], 6);
+    EXPECT_EQ(std::bit_cast<float>(arrays.edits[4]), -2.0f);
+    EXPECT_EQ(bench.writer.used().size(), bench.layout.offset(StepField::edits) + 12u * edits);
+    if (edits == 3) {
+      EXPECT_EQ(arrays.edits[6], 1001);
+      EXPECT_EQ(arrays.edits[8], 2);
+    }
+  }
 }
 
 TEST(StepInputDeathTest, APlanLargerThanTheLayoutIsABug) {

@@ -122,6 +122,46 @@ TEST(RequestQueue, TextsAreEncodedAndAnswered) {
   expect_told(reply.complete(), told_alone(model->text().tokenizer(), request, kMaxContext));
 }
 
+TEST(RequestQueue, SaysWhatAKeptPromptHad) {
+  auto model = must_open_speaking(engine_options(1));
+  auto queue = must_start(*model);
+  for (const std::int64_t cached : {0, 192}) {
+    const Completion made = must_submit(*queue, plain(Tokens(250, 1), 3)).complete();
+    EXPECT_EQ(made.outcome.prompt_tokens, 250);
+    EXPECT_EQ(made.outcome.cached_tokens, cached);
+  }
+}
+
+TEST(RequestQueue, TellsProbabilitiesTokenByToken) {
+  auto model = must_open_speaking(engine_options(1));
+  auto queue = must_start(*model);
+  Request request = plain({1, 2}, 9);
+  EXPECT_TRUE(must_submit(*queue, request).complete().logprobs.empty());
+  request.sampling.logprobs = 2;
+  const Completion made = must_submit(*queue, request).complete();
+  EXPECT_EQ(made.tokens.size(), 9u);
+  ASSERT_EQ(made.logprobs.size(), 9u);
+  for (std::size_t i = 0; i < 9; ++i) {  // greedy: the likeliest is the drawn one
+    ASSERT_EQ(made.logprobs[i].likeliest.size(), 2u);
+    EXPECT_EQ(made.logprobs[i].likeliest[0].first, made.tokens[i]);
+    EXPECT_EQ(made.logprobs[i].likeliest[0].second, made.logprobs[i].drawn);
+  }
+}
+
+TEST(RequestQueue, StopIdsAreHeldBackByMinTokens) {
+  auto model = must_open_speaking(engine_options(1));
+  auto queue = must_start(*model);
+  Request request = plain({1, 2}, 9);
+  request.stop_ids = {must_submit(*queue, request).complete().tokens[0]};
+  EXPECT_EQ(must_submit(*queue, request).complete().tokens.size(), 1u);
+  request.sampling.min_tokens = 4;
+  request.sampling.logit_bias = {{request.stop_ids[0], 100.0f}};  // as soon as it may be
+  const Completion made = must_submit(*queue, request).complete();
+  ASSERT_EQ(made.tokens.size(), 5u);
+  EXPECT_EQ(std::count(made.tokens.begin(), made.tokens.end(), request.stop_ids[0]), 1);
+  EXPECT_EQ(made.outcome.reason, FinishReason::kStop);
+}
+
 TEST(RequestQueue, CancelEndsWhatIsQueuedAtOnceAndWhatRunsBeforeTheNextStep) {
   auto model = must_open_speaking(engine_options(1));
   auto queue = by_hand(*model);

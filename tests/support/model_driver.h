@@ -1,5 +1,5 @@
-// Runs a model without the engine: caches, block tables and step views for a few sequences on a
-// host target, one forward pass at a time. Header-only: it needs the models floor.
+// Runs a model without the engine: caches, block tables and step views for a few sequences on any
+// target, one forward pass at a time. Header-only: it needs the models floor.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -13,6 +13,7 @@
 
 #include "tenon/core/fp8.h"
 #include "tenon/models/model.h"
+#include "tests/support/device_array.h"
 
 namespace tenon::test {
 
@@ -37,7 +38,8 @@ class ModelDriver {
       : model_(model),
         stream_(stream),
         layout_(model.cache_layout()),
-        max_sequences_(max_sequences) {
+        max_sequences_(max_sequences),
+        inputs_(stream, kMaxInputs) {
     lengths_.resize(static_cast<std::size_t>(max_sequences));
     const std::int64_t blocks = max_sequences * kBlocksPerSequence;
     for (const CacheSpec& spec : layout_.caches) {
@@ -46,10 +48,18 @@ class ModelDriver {
       auto memory = Buffer::allocate(stream_.device(), cache.bytes());
       EXPECT_TRUE(memory) << memory.status().message();
       cache.data = memory->data();
-      std::fill_n(cache.as<std::uint8_t>(), cache.bytes(), std::uint8_t{0xff});  // NaN: never read
       memory_.push_back(*std::move(memory));
       caches_.push_back(cache);
     }
+    restart();
+  }
+
+  // Forgets all sequences. Ranks that share a device must not make a driver each time instead:
+  // freeing memory may wait for a peer that waits.
+  void restart() {
+    std::fill(lengths_.begin(), lengths_.end(), 0);
+    for (const TensorView& cache : caches_)  // NaN: never read
+      EXPECT_TRUE(stream_.fill(cache.data, 0xff, cache.bytes()));
   }
 
   // Called with each forward pass; replaceable, to measure it.
@@ -72,26 +82,34 @@ class ModelDriver {
     around_forward([&] { output = model_.forward(step, caches_, stream_); });
     ShardRows result;
     EXPECT_TRUE(output) << output.status().message();
-    if (!output || !stream_.synchronize()) return result;
+    if (!output) return result;
+    const TensorView& made = output->logits.logits;
+    std::vector<float> logits(static_cast<std::size_t>(made.size()));
+    EXPECT_TRUE(stream_.copy(logits.data(), made.data, made.bytes()));
+    const Status done = stream_.synchronize();
+    EXPECT_TRUE(done) << done.to_string();
+    if (!done) return result;
     result.vocab_begin = output->logits.vocab_begin;
     result.hidden = output->hidden;
-    const auto* logits = output->logits.logits.as<float>();
-    const auto width = static_cast<std::size_t>(output->logits.logits.shape[1]);
-    const auto count = static_cast<std::size_t>(output->logits.logits.shape[0]);
-    for (std::size_t row = 0; row < count; ++row)
-      result.rows.emplace_back(logits + row * width, logits + (row + 1) * width);
+    const std::int64_t width = made.shape[1];
+    for (std::int64_t row = 0; row < made.shape[0]; ++row)
+      result.rows.emplace_back(logits.begin() + row * width, logits.begin() + (row + 1) * width);
     return result;
   }
 
  private:
+  static constexpr std::size_t kMaxInputs = 1 << 16;  // integers of a step
+
   TensorView ints(const std::vector<std::int32_t>& values) {
-    inputs_.push_back(values);
-    return view(inputs_.back().data(), DType::kI32, stream_.device(),
+    const std::size_t at = written_.size();
+    written_.insert(written_.end(), values.begin(), values.end());
+    written_.resize((written_.size() + 63) / 64 * 64);  // arrays of a step are aligned
+    return view(inputs_.data() + at, DType::kI32, stream_.device(),
                 {static_cast<std::int64_t>(values.size())});
   }
 
   StepView fill(const std::vector<Turn>& turns, int padding, int empty) {
-    inputs_.clear();
+    written_.clear();
     std::vector<std::int32_t> ids, positions, slots, starts{0}, lengths, table, states, fresh, rows;
     StepView step;
     std::size_t longest = 0;
@@ -140,6 +158,7 @@ class ModelDriver {
     step.state_from = step.state_to = ints(states);
     step.fresh = ints(fresh);
     step.logit_rows = ints(rows);
+    inputs_.put(written_);
     return step;
   }
 
@@ -154,7 +173,8 @@ class ModelDriver {
   StepCounts counts_{1000};
   std::vector<TensorView> caches_;
   std::vector<Buffer> memory_;
-  std::vector<std::vector<std::int32_t>> inputs_;
+  DeviceArray<std::int32_t> inputs_;
+  std::vector<std::int32_t> written_;  // to inputs_
 };
 
 }  // namespace tenon::test

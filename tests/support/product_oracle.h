@@ -49,12 +49,22 @@ inline float portable_segment(const ProductTerms& terms, int begin, int end) {
   return sum;
 }
 
-// The segment of the variant "sm90", of fp8 only.
+// The segment of the variants "sm90".
 inline float wgmma_segment(const ProductTerms& terms, int begin, int end) {
   float sum = 0.0f;
-  for (int at = begin; at < end; at += 128)
-    sum = std::fma(wgmma_block(terms.x.data() + at, terms.w.data() + at),
-                   terms.scales[static_cast<std::size_t>(at / 128)], sum);
+  for (int at = begin; at < end; at += 128) {
+    if (!terms.scales.empty()) {
+      sum = std::fma(wgmma_block(terms.x.data() + at, terms.w.data() + at, kWgmmaE4m3),
+                     terms.scales[static_cast<std::size_t>(at / 128)], sum);
+      continue;
+    }
+    std::vector<float> x(128, 0.0f), w(128, 0.0f);  // the last block may be short
+    for (std::size_t i = 0; i < 128 && at + static_cast<int>(i) < terms.k(); ++i) {
+      x[i] = terms.x[static_cast<std::size_t>(at) + i];
+      w[i] = terms.w[static_cast<std::size_t>(at) + i];
+    }
+    sum = sum + wgmma_block(x.data(), w.data(), kWgmmaBf16);
+  }
   return sum;
 }
 

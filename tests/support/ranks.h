@@ -20,6 +20,7 @@ struct RankOptions {
   std::chrono::milliseconds deadline{10'000};  // generous: sanitizers on a busy machine
   std::string transport = "auto";
   int concurrent_channels = 1;
+  bool only_exchanges = true;  // as in CommOptions
   bool expect_healthy = true;  // every rank ends with health() ok
 };
 
@@ -43,6 +44,7 @@ inline void run_one_rank(int rank, const RankOptions& options, std::shared_ptr<B
   comm_options.transport = options.transport;
   comm_options.deadline = options.deadline;
   comm_options.concurrent_channels = options.concurrent_channels;
+  comm_options.only_exchanges = options.only_exchanges;
   comm_options.bootstrap = std::move(bootstrap);
   const auto device = nth_device(options.target, rank);
   ASSERT_TRUE(device) << device.status().to_string();

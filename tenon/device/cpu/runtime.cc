@@ -18,6 +18,7 @@
 #include "tenon/device/backends.h"
 #include "tenon/device/cpu/pool.h"
 #include "tenon/device/emu/fibers.h"
+#include "tenon/device/launch_timer.h"
 
 namespace tenon {
 namespace cpu {
@@ -105,7 +106,7 @@ class HostBackend final : public Backend {
       found.num_units = 4;
       found.max_threads_per_block = emu::kMaxThreads;
       found.max_cooperative_blocks = emu::kMaxCooperativeBlocks;
-      found.max_shared_bytes = emu::kMaxSharedBytes;
+      found.max_shared_bytes = emu::max_shared_bytes(wave_);
     }
     found.total_bytes = static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) *
                         static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
@@ -156,6 +157,10 @@ class HostBackend final : public Backend {
   }
 
   Status launch(void* stream, const LaunchShape& shape, const KernelCall& call) override {
+    return timed(
+        stream, [] { return "kernel"; }, [&] { return launch_now(stream, shape, call); });
+  }
+  Status launch_now(void* stream, const LaunchShape& shape, const KernelCall& call) {
     if (!capturing(stream))
       return guarded([&] { return run(*static_cast<HostStream*>(stream), shape, call); });
     auto args = std::make_shared<std::vector<std::byte>>(call.args_bytes);
@@ -167,16 +172,20 @@ class HostBackend final : public Backend {
     });
   }
   Status copy(void* stream, void* to, const void* from, std::size_t bytes) override {
-    return enqueue(stream, [=](HostStream&) {
+    const auto work = [=](HostStream&) {
       if (bytes > 0) std::memmove(to, from, bytes);
       return Status::ok();
-    });
+    };
+    return timed(
+        stream, [] { return "copy"; }, [&] { return enqueue(stream, work); });
   }
   Status fill(void* stream, void* to, std::uint8_t byte, std::size_t bytes) override {
-    return enqueue(stream, [=](HostStream&) {
+    const auto work = [=](HostStream&) {
       if (bytes > 0) std::memset(to, byte, bytes);
       return Status::ok();
-    });
+    };
+    return timed(
+        stream, [] { return "fill"; }, [&] { return enqueue(stream, work); });
   }
   Status host_call(void* stream, void (*call)(void*), void* data) override {
     return enqueue(stream, [=](HostStream&) {

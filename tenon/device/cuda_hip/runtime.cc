@@ -1,17 +1,22 @@
 // The backend of CUDA and of HIP: streams, memory, launches, graphs and events through the vendor's
 // runtime. The two spell nearly everything alike: VENDOR(Malloc) is cudaMalloc or hipMalloc.
 // The HIP half has been compiled by nobody who could run it.
+#include <cxxabi.h>
+
 #include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
+#include <utility>
 
 #include "tenon/device/backends.h"
 #include "tenon/device/cuda_hip/peer_memory.h"
 #include "tenon/device/cuda_hip/vendor.h"
+#include "tenon/device/launch_timer.h"
 
 namespace tenon {
 namespace {
@@ -23,6 +28,26 @@ struct DeviceStream {
   VendorStream stream = nullptr;
   int device = 0;
 };
+
+// "tenon::cuda::rope::(anonymous namespace)::head_kernel(…)"
+std::string name_of_kernel(const void* kernel) {
+  const char* name = nullptr;
+#if defined(TENON_HAS_CUDA)
+  const bool known = cudaFuncGetName(&name, kernel) == cudaSuccess;
+#else
+  name = hipKernelNameRefByPtr(kernel, nullptr);
+  const bool known = name != nullptr;
+#endif
+  if (!known) {
+    (void)VENDOR(GetLastError)();
+    return "kernel";
+  }
+  int failed = 0;
+  char* const plain = abi::__cxa_demangle(name, nullptr, nullptr, &failed);
+  const std::string found = failed == 0 ? plain : name;
+  std::free(plain);
+  return found;
+}
 
 class VendorBackend final : public Backend {
  public:
@@ -158,10 +183,14 @@ class VendorBackend final : public Backend {
   }
 
   Status launch(void* stream, const LaunchShape& shape, const KernelCall& call) override {
+    return timed(
+        stream, [&] { return name_of_kernel(call.kernel); },
+        [&] { return launch_now(stream, shape, call); });
+  }
+  Status launch_now(void* stream, const LaunchShape& shape, const KernelCall& call) {
     TENON_TRY(keep_device(device_of(stream)));
-    if (shape.shared_bytes > kFreeSharedBytes)
-      TENON_VENDOR(FuncSetAttribute, call.kernel, VENDOR(FuncAttributeMaxDynamicSharedMemorySize),
-                   static_cast<int>(shape.shared_bytes));
+    TENON_TRY(allow_shared(call.kernel, device_of(stream), shape.shared_bytes));
+    TENON_TRY(allow_cluster(call.kernel, device_of(stream), shape.cluster));
     std::array<void*, 1> args{const_cast<void*>(call.args)};
     const dim3 grid(static_cast<unsigned>(shape.blocks)),
         block(static_cast<unsigned>(shape.threads));
@@ -206,13 +235,22 @@ class VendorBackend final : public Backend {
   Status copy(void* stream, void* to, const void* from, std::size_t bytes) override {
     if (bytes == 0) return Status::ok();
     TENON_TRY(keep_device(device_of(stream)));
-    return to_status(VENDOR(MemcpyAsync)(to, from, bytes, VENDOR(MemcpyDefault), as_stream(stream)),
-                     "MemcpyAsync");
+    return timed(
+        stream, [] { return "copy"; },
+        [&] {
+          return to_status(
+              VENDOR(MemcpyAsync)(to, from, bytes, VENDOR(MemcpyDefault), as_stream(stream)),
+              "MemcpyAsync");
+        });
   }
   Status fill(void* stream, void* to, std::uint8_t byte, std::size_t bytes) override {
     if (bytes == 0) return Status::ok();
     TENON_TRY(keep_device(device_of(stream)));
-    return to_status(VENDOR(MemsetAsync)(to, byte, bytes, as_stream(stream)), "MemsetAsync");
+    return timed(
+        stream, [] { return "fill"; },
+        [&] {
+          return to_status(VENDOR(MemsetAsync)(to, byte, bytes, as_stream(stream)), "MemsetAsync");
+        });
   }
   Status host_call(void* stream, void (*call)(void*), void* data) override {
     TENON_TRY(keep_device(device_of(stream)));
@@ -293,9 +331,35 @@ class VendorBackend final : public Backend {
  private:
   static constexpr std::size_t kFreeSharedBytes = 48 * 1024;  // more must be asked for, per kernel
 
+  // Asks once for the largest launch of a kernel so far. The vendors keep one number per kernel and
+  // device: were each launch to set its own, that of one thread would shrink under another's.
+  Status allow_shared(const void* kernel, int device, std::size_t bytes) {
+    if (bytes <= kFreeSharedBytes) return Status::ok();
+    std::lock_guard lock(mutex_);
+    std::size_t& allowed = allowed_shared_[{kernel, device}];
+    if (bytes <= allowed) return Status::ok();
+    TENON_VENDOR(FuncSetAttribute, kernel, VENDOR(FuncAttributeMaxDynamicSharedMemorySize),
+                 static_cast<int>(bytes));
+    allowed = bytes;
+    return Status::ok();
+  }
+
+  // Clusters of more than 8 blocks are not possible on all devices that have clusters.
+  Status allow_cluster(const void* kernel, int device, int blocks) {
+    if (blocks <= 8) return Status::ok();
+#if defined(TENON_HAS_CUDA)
+    std::lock_guard lock(mutex_);
+    if (!allowed_clusters_.emplace(kernel, device).second) return Status::ok();
+    TENON_VENDOR(FuncSetAttribute, kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+#endif
+    return Status::ok();
+  }
+
   static VendorStream as_stream(void* stream) { return static_cast<DeviceStream*>(stream)->stream; }
   std::mutex mutex_;
   std::map<int, DeviceProperties> properties_;
+  std::map<std::pair<const void*, int>, std::size_t> allowed_shared_;  // of a kernel on a device
+  std::set<std::pair<const void*, int>> allowed_clusters_;
 
   static int device_of(void* stream) { return static_cast<DeviceStream*>(stream)->device; }
 };

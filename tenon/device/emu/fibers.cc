@@ -403,7 +403,8 @@ void* Grid::shared_memory(const void* key, std::size_t bytes) {
     if (array.key == key) return memory + array.offset;
   const std::size_t offset = mine.static_bytes;
   mine.static_bytes += (bytes + kSharedAlign - 1) / kSharedAlign * kSharedAlign;
-  const std::size_t most = std::min(kMaxStaticSharedBytes, kMaxSharedBytes - dynamic_bytes_);
+  const std::size_t most =
+      std::min(kMaxStaticSharedBytes, max_shared_bytes(width_) - dynamic_bytes_);
   if (mine.static_bytes > most) {
     blame("a block declares " + std::to_string(mine.static_bytes) +
           " bytes of shared arrays; beside " + std::to_string(dynamic_bytes_) +
@@ -456,10 +457,10 @@ Status run_grid(const LaunchShape& shape, const KernelCall& call, int wave) {
   if (shape.cooperative && shape.blocks > kMaxCooperativeBlocks)
     return refuse(std::to_string(shape.blocks) + " cooperative blocks, but at most " +
                   std::to_string(kMaxCooperativeBlocks) + " are certainly resident");
-  if (shape.shared_bytes > kMaxSharedBytes)
+  if (shape.shared_bytes > max_shared_bytes(wave))
     return refuse(std::to_string(shape.shared_bytes) +
                   " bytes of dynamic shared memory, but at most " +
-                  std::to_string(kMaxSharedBytes) + " are accepted");
+                  std::to_string(max_shared_bytes(wave)) + " are accepted");
   if (grid == nullptr) grid = std::make_unique<Grid>();
   return grid->run(shape, call, wave);
 }

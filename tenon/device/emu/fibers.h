@@ -45,10 +45,14 @@ void maybe_switch();
 void* shared_memory(const void* key, std::size_t bytes);
 void* dynamic_shared();
 
-// Limits of an emulated device: the smallest of the real ones, so that what fits here fits there.
+// Limits of an emulated device: the smallest of the real ones, so that what fits here fits there;
+// of shared memory, those of the real ones with waves as wide (compute capability 9.0; gfx942).
 inline constexpr int kMaxThreads = 1024;
 inline constexpr int kMaxCooperativeBlocks = 8;
 inline constexpr std::size_t kMaxStaticSharedBytes = 48 * 1024;
-inline constexpr std::size_t kMaxSharedBytes = 64 * 1024;
+inline constexpr std::size_t kMaxSharedBytes = 227 * 1024;
+constexpr std::size_t max_shared_bytes(int wave) {
+  return wave == 32 ? kMaxSharedBytes : 64 * 1024;
+}
 
 }  // namespace tenon::emu

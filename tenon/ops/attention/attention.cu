@@ -9,6 +9,7 @@
 #include "tenon/device/math.cuh"
 #include "tenon/device/variant.h"
 #include "tenon/ops/attention/tile.cuh"
+#include "tenon/ops/common/quantize.cuh"
 #include "tenon/ops/common/simd.cuh"
 
 namespace tenon::TENON_TARGET::attention {
@@ -25,8 +26,9 @@ struct KernelArgs {
   const bf16 *q, *gate;  // gate may be null
   const bf16 *k_cache, *v_cache;
   const std::int32_t *block_table, *starts, *lengths;
-  bf16* out;
-  std::int64_t gate_token_stride, gate_head_stride;
+  bf16* out;  // null where nobody wants bf16 rows
+  std::int64_t gate_token_stride, gate_head_stride, out_stride;
+  QuantSpec quant;
   float scale;
   int tokens, sequences, q_heads, kv_heads, head_dim;
   int num_blocks, block_tokens, max_blocks;
@@ -90,24 +92,47 @@ TENON_DEVICE CacheTile find_piece(const KernelArgs& args, const bf16* cache, int
   return tile;
 }
 
-// rne(rne(sum / total) · sigmoid(gate)).
-TENON_DEVICE void finish_row(const KernelArgs& args, int token, int head, float total,
-                             const float* __restrict__ sum) {
-  bf16* __restrict__ out = args.out + (std::int64_t{token} * args.q_heads + head) * args.head_dim;
-  if (total == 0.0f) {  // the row sees nothing; its gate may be anything
-    for (int i = thread_id(); i < args.head_dim; i += block_threads()) out[i] = bf16{0};
-    return;
-  }
+// The codes and scales of one head of a token, whose rounded values `row` has. Every thread of the
+// block calls it.
+TENON_DEVICE void quantize_head(const KernelArgs& args, int token, int head, const float* row) {
+  constexpr int kMaxSpan = kWave == 1 ? kMaxHeadDim / kVector : 2;
+  const ThreadSpan span = own_span<kMaxSpan>(args.head_dim / kVector);
+  Word4 held[kMaxSpan];
+  for_vectors<kMaxSpan>(span.count, [&]<int kVectors>(int i) {
+    float values[kVectors * kVector];
+    for (int k = 0; k < kVectors * kVector; ++k) values[k] = row[(span.first + i) * kVector + k];
+    round_pack<bf16, kVectors>(values, &held[i]);
+  });
+  quantize_to_tensors<bf16>(at_row(args.quant, token), head * args.head_dim, span, held);
+  if (head == args.q_heads - 1) pad_scales(args.quant, token);
+}
+
+// rne(rne(sum / total) · sigmoid(gate)), in place; to bf16 rows and fp8 where they are wanted.
+// Every thread of the block calls it.
+TENON_DEVICE void finish_row(const KernelArgs& args, int token, int head, float total, float* row) {
+  const int n = args.head_dim;
   const float inverse = 1.0f / total;
-  if (args.gate == nullptr) {
-    for (int i = thread_id(); i < args.head_dim; i += block_threads())
-      out[i] = to_bf16(sum[i] * inverse);
-    return;
-  }
   const bf16* __restrict__ gate =
-      args.gate + token * args.gate_token_stride + head * args.gate_head_stride;
-  for (int i = thread_id(); i < args.head_dim; i += block_threads())
-    out[i] = to_bf16(to_float(to_bf16(sum[i] * inverse)) * sigmoid_f(to_float(gate[i])));
+      args.gate == nullptr
+          ? nullptr
+          : args.gate + token * args.gate_token_stride + head * args.gate_head_stride;
+  if (total == 0.0f) {  // the row sees nothing; its gate may be anything
+    for (int i = thread_id(); i < n; i += block_threads()) row[i] = 0.0f;
+  } else if (gate == nullptr) {
+    for (int i = thread_id(); i < n; i += block_threads())
+      row[i] = to_float(to_bf16(row[i] * inverse));
+  } else {
+    for (int i = thread_id(); i < n; i += block_threads())
+      row[i] =
+          to_float(to_bf16(to_float(to_bf16(row[i] * inverse)) * sigmoid_f(to_float(gate[i]))));
+  }
+  if (args.out != nullptr) {
+    bf16* __restrict__ out = args.out + token * args.out_stride + head * n;
+    for (int i = thread_id(); i < n; i += block_threads()) out[i] = to_bf16(row[i]);
+  }
+  if (args.quant.codes == nullptr) return;
+  sync_block();  // the row is whole
+  quantize_head(args, token, head, row);
 }
 
 // What a block shares: queries and sums of its rows, and a piece of k or v.
@@ -214,6 +239,8 @@ TENON_KERNEL_MAX(kThreads) tiled_kernel(KernelArgs args) {
 }
 
 Status supports(const Args& args, const PlanContext&, Recipe* recipe) {
+  if (args.heads)
+    return Status::error(Code::kUnsupported, "it takes heads that rope has normed and rotated");
   // Each sequence, and the rows behind them, rounds up to whole tiles; surplus blocks do nothing.
   const std::int64_t tokens = args.q.shape[0], sequences = args.block_table.shape[0];
   const std::int64_t kv_heads = args.k_cache.shape[2], group = args.q.shape[1] / kv_heads;
@@ -238,7 +265,11 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   to.block_table = args.block_table.as<const std::int32_t>();
   to.starts = args.sequence_starts.as<const std::int32_t>();
   to.lengths = args.sequence_lengths.as<const std::int32_t>();
-  to.out = args.out.as<bf16>();
+  if (args.out.bf16) {
+    to.out = args.out.bf16->as<bf16>();
+    to.out_stride = args.out.bf16->stride[0];
+  }
+  to.quant = quant_spec(args.out.fp8);
   to.scale = args.scale;
   to.tokens = static_cast<int>(args.q.shape[0]);
   to.sequences = static_cast<int>(args.block_table.shape[0]);

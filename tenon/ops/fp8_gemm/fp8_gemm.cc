@@ -51,6 +51,58 @@ Status check_weight_scale(const Args& args, Dims& dims) {
   return check_device("weight_scale", args.weight_scale, args.out);
 }
 
+Status check_activated(const Args& args, Dims& dims) {
+  const QuantView& made = *args.activated;
+  if (args.weight.num_dims == 3)
+    return invalid("activated was given, but weight is " + describe(args.weight) +
+                   "; it is for one matrix [n, k]");
+  if (args.out.dtype != DType::kBF16)
+    return invalid("activated was given, but out is " + describe(args.out) +
+                   "; gate and up are rounded to bf16");
+  if (dims["n"] % (2 * kGroup) != 0)
+    return invalid("weight is " + describe(args.weight) +
+                   " but with activated, n must be a multiple of 256");
+  if (made.group != kGroup || made.layout != ScaleLayout::kRow)
+    return invalid("activated must have groups of 128 elements and scales of the layout row");
+  dims["width"] = dims["n"] / 2;
+  TENON_TRY(match("activated", made.data, {DType::kE4M3}, {"rows", "width"}, dims));
+  TENON_TRY(match("activated.scale", made.scale, {DType::kF32},
+                  {"rows", std::to_string(dims["width"] / kGroup)}, dims));
+  if (!made.data.rows_contiguous() || reinterpret_cast<std::uintptr_t>(made.data.data) % 16 != 0 ||
+      (made.data.shape[0] > 1 && made.data.stride[0] % 16 != 0))
+    return invalid("activated is " + describe(made.data) +
+                   " but its rows must be contiguous and begin at multiples of 16 bytes");
+  if (!made.scale.contiguous())
+    return invalid("activated.scale is " + describe(made.scale) + " but must be contiguous");
+  TENON_TRY(check_device("activated", made.data, args.out));
+  return check_device("activated.scale", made.scale, args.out);
+}
+
+GemmOperands operands(const Beside& beside) {
+  return {.x = beside.x,
+          .weight = beside.weight,
+          .out = beside.out,
+          .row_index = std::nullopt,
+          .offsets = std::nullopt,
+          .row_of = std::nullopt};
+}
+
+Status check_beside(const Args& args) {
+  const Beside& beside = *args.beside;
+  Dims dims;
+  if (args.weight.num_dims == 3 || args.activated)
+    return invalid("a product beside was given; it is for one matrix [n, k] without activation");
+  TENON_TRY(match("x", beside.x, {DType::kBF16}, {"tokens", "k"}, dims).with("beside"));
+  TENON_TRY(match("weight", beside.weight, {DType::kBF16}, {"n", "k"}, dims).with("beside"));
+  TENON_TRY(check_operands(operands(beside), dims).with("beside"));
+  if (dims["k"] % 8 != 0)
+    return invalid("beside: x is " + describe(beside.x) + " but k must be a multiple of 8");
+  if (beside.out.shape[0] != args.out.shape[0])
+    return invalid("beside: out is " + describe(beside.out) + " but out is " + describe(args.out) +
+                   "; they must have the same number of rows");
+  return check_device("beside: out", beside.out, args.out);
+}
+
 Status check_all(const Args& args) {
   Dims dims;
   TENON_TRY(match("x", args.x.data, {DType::kE4M3}, {"tokens", "k"}, dims));
@@ -60,7 +112,9 @@ Status check_all(const Args& args) {
   if (dims["k"] % kGroup != 0)
     return invalid("x is " + describe(args.x.data) + " but k must be a multiple of 128");
   TENON_TRY(check_x_scale(args));
-  return check_weight_scale(args, dims);
+  TENON_TRY(check_weight_scale(args, dims));
+  if (args.activated) TENON_TRY(check_activated(args, dims));
+  return args.beside ? check_beside(args) : Status::ok();
 }
 
 }  // namespace
@@ -79,6 +133,15 @@ Status run(const Plan& plan, const Args& args, Stream& stream) {
 Traffic traffic(const Args& args) {
   Traffic traffic = operand_traffic(operands(args));
   traffic.memory_bytes += static_cast<double>(args.x.scale.bytes());
+  if (args.activated)
+    traffic.memory_bytes += static_cast<double>(args.activated->data.bytes()) +
+                            static_cast<double>(args.activated->scale.bytes()) -
+                            static_cast<double>(args.out.bytes());
+  if (args.beside) {
+    const Traffic other = operand_traffic(operands(*args.beside));
+    traffic.flops += other.flops;
+    traffic.memory_bytes += other.memory_bytes;
+  }
   return traffic;
 }
 

@@ -7,6 +7,8 @@
 // with xs · ws rounded to fp32. Segments begin where ops/common/segments.h says, at places that
 // depend on n and k alone. A row's result depends on that row, the weights of its expert and the
 // scales, nothing else: not on the number of rows, their order, or their grouping.
+// An activation may follow in the same launch, or a small product be made in it: Args::activated,
+// Args::beside.
 // Called by layers/linear and layers/mlp.
 #pragma once
 
@@ -17,6 +19,13 @@
 namespace tenon::fp8_gemm {
 
 extern const Op kOp;
+
+// Another product of as many rows, of bf16, as bf16_gemm defines it: out = x · weightᵀ.
+struct Beside {
+  TensorView x;       // [rows, k] bf16; rows may be strided
+  TensorView weight;  // [n, k] bf16, a constant as those below
+  TensorView out;     // [rows, n] bf16 or f32; rows may be strided
+};
 
 struct Args {
   QuantView x;  // [tokens, k] e4m3 codes, group 128, layout row or mn_major
@@ -29,6 +38,17 @@ struct Args {
   // reads token row_of[p] (or row p itself when row_of is absent). Rows past offsets[experts] stay.
   std::optional<TensorView> offsets;  // i32 [experts + 1], device
   std::optional<TensorView> row_of;   // i32 [rows], device
+
+  // Dense, and of variants that have it: the columns are the gate|up of an mlp, n = 2 · width, gate
+  // first, and activated = quantise(rne(silu(gate) · up)) with gate and up rounded to bf16: the
+  // same bits as `out` in bf16 and after it fp8_quant with its prologue kSiluMul. `out` then gives
+  // the shape of the product, bf16 [rows, n], and is not written.
+  std::optional<QuantView> activated =
+      {};  // e4m3 [rows, width], group 128, layout row; 128 | width
+
+  // Dense, of variants that have it, and not with an activation: made in the same launch, with the
+  // bits of bf16_gemm on this device.
+  std::optional<Beside> beside = {};
 };
 
 Status check(const Args& args);

@@ -14,6 +14,7 @@ Status supports(const Args& args, const PlanContext&, Recipe* recipe) {
   shape.threads = 1;
   shape.shared_bytes = sizeof(HostScratch);
   recipe->launch(kName, shape);
+  TENON_TRY(plain_only(args));
   return kHas();
 }
 template <void (*kKernel)(Fp8Call)>

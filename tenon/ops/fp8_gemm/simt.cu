@@ -11,7 +11,7 @@ Status supports(const Args& args, const PlanContext&, Recipe* recipe) {
   shape.blocks = num_tile_blocks(call_of(args).gemm);
   shape.threads = kGemmThreads;
   recipe->launch("simt_kernel", shape);
-  return Status::ok();
+  return plain_only(args);
 }
 
 Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {

@@ -4,6 +4,7 @@
 #include "tenon/device/variant.h"
 #include "tenon/ops/common/quantize.cuh"
 #include "tenon/ops/common/row.cuh"
+#include "tenon/ops/common/silu_mul.cuh"
 
 namespace tenon::TENON_TARGET::fp8_quant {
 
@@ -22,16 +23,6 @@ struct SegmentArgs {
   bool silu_mul;
   QuantSpec quant;
 };
-
-// rne(silu(gate) · up)
-template <class T, int kVectors>
-TENON_DEVICE void silu_mul(const std::byte* gate_at, const std::byte* up_at, Word4* to) {
-  float gate[kVectors * kVector], up[kVectors * kVector];
-  load_floats<T, kVectors>(reinterpret_cast<const T*>(gate_at), gate);
-  load_floats<T, kVectors>(reinterpret_cast<const T*>(up_at), up);
-  for (int k = 0; k < kVectors * kVector; ++k) gate[k] = gate[k] / (1.0f + exp_f(-gate[k])) * up[k];
-  round_pack<T, kVectors>(gate, to);
-}
 
 template <class T, int kMaxSpan>
 TENON_KERNEL_MAX(kRowThreads)

@@ -174,11 +174,11 @@ TENON_DEVICE void run_chunked(const KernelArgs& args, const Sequence& sequence, 
   const int my_column = thread_id() * kRunSimds * kSimd;  // within a run; some threads have none
   for (int first = sequence.begin; first < sequence.end; first += kChunk) {
     const int left = sequence.end - first;
-    const bf16* u = args.scratch + std::int64_t{first} * args.conv_dim;
+    const bf16* u = u_of(args, first);
     const Chunk chunk{u + k_head * kDim,
                       u + (args.k_heads + k_head) * kDim,
                       u + (2 * args.k_heads + v_head) * kDim,
-                      args.conv_dim,
+                      args.scratch_stride,
                       left < kChunk ? left : kChunk,
                       of_tokens,
                       of_tokens + kChunk,
@@ -197,18 +197,20 @@ TENON_DEVICE void run_chunked(const KernelArgs& args, const Sequence& sequence, 
     sync_block();
     fill_matrix(chunk, chunk.q, chunk.q_scale, nullptr);
     sync_block();
-    bf16* out = args.out + (std::int64_t{first} * args.v_heads + v_head) * kDim + first_column;
+    bf16* o = o_of(args, first, v_head) + first_column;
     for (int run = 0; run < kPartColumns && my_column < kPartRun; run += kPartRun)
       apply(chunk, StateRows{tile + run * kDim + my_column, kPartRun},
-            StateRows{values + run * kChunk + my_column, kPartRun}, out + run + my_column,
-            std::int64_t{args.v_heads} * kDim);
+            StateRows{values + run * kChunk + my_column, kPartRun}, o + run + my_column,
+            args.scratch_stride);
     sync_block();
   }
   if (to != nullptr) store_part(tile, to + first_column);
 }
 
 // One block per (sequence, v head, kPartColumns columns).
-TENON_KERNEL_MAX(kChunkedThreads) chunked_kernel(KernelArgs args) {
+TENON_KERNEL_MAX(kChunkedThreads) chunked_kernel(TENON_ARGS(KernelArgs) args) {
+  wait_for_previous();
+  let_next_start();
   constexpr int kParts = kDim / kPartColumns;
   const int part = block_id() % kParts;
   const int v_head = block_id() / kParts % args.v_heads;

@@ -4,6 +4,8 @@
 
 #include <string>
 
+#include "tenon/ops/common/normed_rows.h"
+
 namespace tenon::gated_delta_net {
 namespace {
 
@@ -15,8 +17,14 @@ Status check_rows(const Args& args, Dims& dims) {
   TENON_TRY(match("z", args.z, {kBF16}, {"tokens", "v_heads * dv"}, dims));
   TENON_TRY(match("b", args.b, {kBF16}, {"tokens", "v_heads"}, dims));
   TENON_TRY(match("a", args.a, {kBF16}, {"tokens", "v_heads"}, dims));
-  TENON_TRY(match("scratch", args.scratch, {kBF16}, {"tokens", "conv_dim"}, dims));
-  return match("out", args.out, {kBF16}, {"tokens", "v_heads * dv"}, dims);
+  TENON_TRY(match("scratch", args.scratch, {kBF16}, {"tokens", "scratch_columns"}, dims));
+  dims["rows"] = dims["tokens"];
+  dims["hidden"] = dims["v_heads * dv"];
+  TENON_TRY(check_normed_rows(args.out, kBF16, args.qkv.device, dims));
+  if (args.out.fp8 && args.out.fp8->group != kHeadDim)
+    return refuse("out.fp8.group is " + std::to_string(args.out.fp8->group) +
+                  " but must be 128, a v head");
+  return Status::ok();
 }
 
 Status check_weights_and_state(const Args& args, Dims& dims) {
@@ -27,12 +35,13 @@ Status check_weights_and_state(const Args& args, Dims& dims) {
   TENON_TRY(match("a_log", args.a_log, {kF32}, {"v_heads"}, dims));
   TENON_TRY(match("dt_bias", args.dt_bias, {kF32}, {"v_heads"}, dims));
   TENON_TRY(match("norm", args.norm, {kF32}, {"128"}, dims));
+  TENON_TRY(match("sequence_lengths", args.sequence_lengths, {kI32}, {"sequences"}, dims));
   TENON_TRY(match("state_from", args.state_from, {kI32}, {"sequences"}, dims));
   TENON_TRY(match("state_to", args.state_to, {kI32}, {"sequences"}, dims));
   TENON_TRY(match("fresh", args.fresh, {kI32}, {"sequences"}, dims));
   dims["sequences + 1"] = dims["sequences"] + 1;
   TENON_TRY(match("sequence_starts", args.sequence_starts, {kI32}, {"sequences + 1"}, dims));
-  TENON_TRY(match("conv_state", args.conv_state, {kBF16}, {"slots", "3", "conv_dim"}, dims));
+  TENON_TRY(match("conv_state", args.conv_state, {kBF16}, {"slots", "4", "conv_dim"}, dims));
   return match("state", args.state, {kF32}, {"slots", "v_heads", "128", "128"}, dims);
 }
 
@@ -41,9 +50,10 @@ Status check_layout(const Args& args) {
     if (!rows->rows_contiguous())
       return refuse("qkv, z, b or a is " + describe(*rows) +
                     " with a strided last dimension; only rows may be strided");
-  for (const auto* whole : {&args.conv_weight, &args.a_log, &args.dt_bias, &args.norm,
-                            &args.sequence_starts, &args.state_from, &args.state_to, &args.fresh,
-                            &args.conv_state, &args.state, &args.scratch, &args.out})
+  for (const auto* whole :
+       {&args.conv_weight, &args.a_log, &args.dt_bias, &args.norm, &args.sequence_starts,
+        &args.sequence_lengths, &args.state_from, &args.state_to, &args.fresh, &args.conv_state,
+        &args.state, &args.scratch})
     if (!whole->contiguous())
       return refuse(describe(*whole) +
                     " is strided; all views but qkv, z, b and a must be contiguous");
@@ -62,6 +72,7 @@ Status check(const Args& args) {
   Dims dims;
   dims["v_heads"] = args.v_heads;
   dims["v_heads * dv"] = std::int64_t{args.v_heads} * kHeadDim;
+  dims["scratch_columns"] = scratch_columns(args.k_heads, args.v_heads, args.qkv.device.target);
   dims["conv_dim"] = std::int64_t{2 * args.k_heads + args.v_heads} * kHeadDim;
   TENON_TRY(check_rows(args, dims), "gated_delta_net.check");
   TENON_TRY(check_weights_and_state(args, dims), "gated_delta_net.check");
@@ -72,12 +83,22 @@ Status check(const Args& args) {
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {
   TENON_TRY(check(args));
   if (forced.empty()) forced = forced_by_env(kOp);
-  // Where every sequence has one token the chunked form launches its recurrent kernel and nothing
-  // else: forcing it forces that, so that a model whose decode steps have no chunk still loads.
-  if (forced != "chunked" || args.max_tokens_per_sequence > 1)
+  // A model plans steps with and without prompts, and neither form serves both: forced, each leaves
+  // the other's steps to a variant that is made for them.
+  const bool decodes = args.max_tokens_per_sequence <= 1;
+  const auto has_chunks = [](std::string_view name) {
+    return name == "chunked" || name == "tiles";
+  };
+  if (!(has_chunks(forced) && decodes) && !(forced == "decode" && !decodes))
     return choose(kOp, &args, where, forced);
-  TENON_ASSIGN(Plan plan, choose(kOp, &args, where, "recurrent"));
-  plan.refusals.emplace_back("chunked: every sequence has one token: there is no chunk");
+  std::string_view instead = "chunked";
+  if (decodes)
+    for (const Variant& each : variants(kOp, where.device.target))
+      if (has_chunks(instead)) instead = each.name;
+  TENON_ASSIGN(Plan plan, choose(kOp, &args, where, instead));
+  plan.refusals.push_back(std::string(forced) +
+                          (decodes ? ": every sequence has one token: there is no chunk"
+                                   : ": a sequence may have more than one token"));
   return plan;
 }
 
@@ -89,11 +110,12 @@ Traffic traffic(const Args& args) {
   const double tokens = static_cast<double>(args.qkv.shape[0]);
   const double sequences = static_cast<double>(args.state_from.shape[0]);
   const double conv_dim = static_cast<double>(args.qkv.shape[1]);
-  const double values = static_cast<double>(args.out.shape[1]);
+  const double values = static_cast<double>(args.z.shape[1]);
   Traffic cost;
   cost.flops = tokens * (8.0 * conv_dim + 7.0 * kHeadDim * values);
-  cost.memory_bytes = tokens * (6.0 * conv_dim + 6.0 * values) +  // qkv, u twice; z, o, out
-                      sequences * (12.0 * conv_dim + 8.0 * kHeadDim * values);  // states, both ways
+  // The rows once; the convolution's inputs of three tokens and of one; S, both ways.
+  cost.memory_bytes = tokens * (2.0 * conv_dim + 2.0 * values) + bytes_of(args.out) +
+                      sequences * (8.0 * conv_dim + 8.0 * kHeadDim * values);
   return cost;
 }
 

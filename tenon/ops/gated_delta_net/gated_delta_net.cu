@@ -1,12 +1,13 @@
-// The variants of gated_delta_net: three launches each, of which the middle one differs (the
-// chunked one also launches the recurrent kernel, for sequences of one token).
-// Not here: the kernels (rows.cuh, recurrent.cuh, chunked.cuh).
+// The variants of gated_delta_net. "recurrent": rows, recurrence, outputs. "decode": all of that
+// for sequences of one token in one launch. "chunked": as "recurrent" with chunks for sequences of
+// more tokens; those of one token are left to the decode kernel, on cpu to the recurrent one. Not
+// here: the kernels (rows.cuh, recurrent.cuh, decode.cuh, chunked.cuh).
 #include "tenon/ops/gated_delta_net/gated_delta_net.h"
 
-#include "tenon/core/fp8.h"
-#include "tenon/device/device.cuh"
 #include "tenon/device/variant.h"
+#include "tenon/ops/gated_delta_net/call.cuh"
 #include "tenon/ops/gated_delta_net/chunked.cuh"
+#include "tenon/ops/gated_delta_net/decode.cuh"
 #include "tenon/ops/gated_delta_net/recurrent.cuh"
 #include "tenon/ops/gated_delta_net/rows.cuh"
 
@@ -14,70 +15,86 @@ namespace tenon::TENON_TARGET::gated_delta_net {
 namespace {
 
 using Args = tenon::gated_delta_net::Args;
-static_assert(kDim == tenon::gated_delta_net::kHeadDim);
-static_assert(kHistory + 1 == tenon::gated_delta_net::kTaps);
 static_assert(kChunk == tenon::gated_delta_net::kChunkTokens);
 
-KernelArgs kernel_args(const Args& args) {
-  KernelArgs to{};
-  to.qkv = args.qkv.as<const bf16>();
-  to.z = args.z.as<const bf16>();
-  to.b = args.b.as<const bf16>();
-  to.a = args.a.as<const bf16>();
-  to.qkv_stride = args.qkv.stride[0];
-  to.z_stride = args.z.stride[0];
-  to.b_stride = args.b.stride[0];
-  to.a_stride = args.a.stride[0];
-  to.conv_weight = args.conv_weight.as<const bf16>();
-  to.a_log = args.a_log.as<const float>();
-  to.dt_bias = args.dt_bias.as<const float>();
-  to.norm = args.norm.as<const float>();
-  to.starts = args.sequence_starts.as<const std::int32_t>();
-  to.from = args.state_from.as<const std::int32_t>();
-  to.to = args.state_to.as<const std::int32_t>();
-  to.fresh = args.fresh.as<const std::int32_t>();
-  to.conv_state = args.conv_state.as<bf16>();
-  to.state = args.state.as<float>();
-  to.scratch = args.scratch.as<bf16>();
-  to.out = args.out.as<bf16>();
-  to.eps = args.eps;
-  to.tokens = static_cast<int>(args.qkv.shape[0]);
-  to.sequences = static_cast<int>(args.state_from.shape[0]);
-  to.k_heads = args.k_heads;
-  to.v_heads = args.v_heads;
-  to.conv_dim = static_cast<int>(args.qkv.shape[1]);
-  to.num_slots = static_cast<int>(args.state.shape[0]);
-  return to;
+// One block per token and run of kChannels channels.
+TENON_KERNEL_MAX(kDim) conv_kernel(TENON_ARGS(KernelArgs) args) {
+  TENON_SHARED(bf16, zeros, kChannels);
+  wait_for_previous();
+  let_next_start();
+  const int runs = (args.conv_dim + kChannels - 1) / kChannels;
+  const int token = block_id() / runs;
+  const int first = block_id() % runs * kChannels;
+  const int n = args.conv_dim - first < kChannels ? args.conv_dim - first : kChannels;
+  const int index = sequence_of(args, token);
+  if (index < 0) return;
+  const Sequence sequence = sequence_at(args, index);
+  if (decodes_apart(args, sequence)) return;
+
+  const bf16* inputs[kHistory + 1];  // by lag
+  bool missing = false;
+  for (int lag = 0; lag <= kHistory; ++lag) {
+    const bf16* row = input_row(args, sequence, token - sequence.begin - lag);
+    inputs[lag] = row == nullptr ? zeros : row + first;
+    missing = missing || row == nullptr;
+  }
+  if (missing) {  // the whole block agrees: it is one token
+    for (int c = thread_id(); c < n; c += block_threads()) zeros[c] = bf16{0};
+    sync_block();
+  }
+  convolve(inputs[3], inputs[2], inputs[1], inputs[0], args.conv_weight + std::int64_t{first} * 4,
+           n, u_of(args, token) + first);
 }
 
-// Threads of the kernels before and after the delta rule.
-inline constexpr int kRowThreads = kWave == 1 ? 1 : kDim;
-
-LaunchShape shape_of(std::int64_t blocks, int threads) {
-  LaunchShape shape;
-  shape.blocks = static_cast<int>(blocks);
-  shape.threads = threads;
-  return shape;
+// One block per (v head, sequence or row): that sequence's token, and that row if it belongs to no
+// sequence.
+template <int kTeams>
+TENON_KERNEL_RESIDENT(kTeams* kDim, 3)
+decode_kernel(TENON_ARGS(KernelArgs) args) {
+  if constexpr (kWave > 1) {
+    const int v_head = block_id() % args.v_heads, index = block_id() / args.v_heads;
+    const Channels channels = channels_of(args, v_head);
+    const Weights weights = load_weights(args, channels);  // no kernel writes them
+    ask_for_state(args, index, v_head);
+    wait_for_previous();
+    let_next_start();
+    if (index < args.sequences) {
+      const Sequence sequence = sequence_at(args, index);
+      if (sequence.end - sequence.begin == 1)
+        decode_head<kHeldRows, kTeams>(args, sequence, v_head, channels, weights);
+    }
+    if (args.decodes_apart) return;  // other kernels see to all other rows
+    if (index < args.tokens && index >= args.starts[args.sequences])
+      finish_head(args, index, v_head, nullptr);
+  }
 }
-std::int64_t conv_runs(const Args& args) { return (args.qkv.shape[1] + kChannels - 1) / kChannels; }
 
-void add_conv(const Args& args, Recipe* recipe) {
-  recipe->launch("conv_kernel", shape_of(args.qkv.shape[0] * conv_runs(args), kRowThreads));
+// On cpu a thread has no column of its own.
+inline constexpr bool kHasDecode = kWave > 1;
+
+void add_conv(const Args& args, const PlanContext& where, Recipe* recipe) {
+  recipe->launch("conv_kernel", shape_of(where, args.qkv.shape[0] * conv_runs(args), kRowThreads));
 }
-void add_recurrent(const Args& args, Recipe* recipe) {
+void add_recurrent(const Args& args, const PlanContext& where, Recipe* recipe) {
   const std::int64_t blocks = args.state_from.shape[0] * args.v_heads * (kDim / kColumns);
-  recipe->launch("recurrent_kernel", shape_of(blocks, kRecurrentThreads));
+  recipe->launch("recurrent_kernel", shape_of(where, blocks, kRecurrentThreads));
 }
-void add_finish(const Args& args, Recipe* recipe) {
-  const std::int64_t blocks =
-      args.qkv.shape[0] * args.v_heads + args.state_from.shape[0] * conv_runs(args);
-  recipe->launch("finish_kernel", shape_of(blocks, kRowThreads));
+void add_decode(const Args& args, const PlanContext& where, std::int64_t rows, Recipe* recipe) {
+  const std::int64_t blocks = rows * args.v_heads;
+  const int teams = blocks <= where.properties.num_units ? 2 : 1;
+  LaunchShape shape = shape_of(where, blocks, teams * kDim);
+  shape.shared_bytes = decode_shared(kHeldRows);
+  recipe->launch("decode_kernel", shape);
+}
+Status start_decode(const KernelLaunch& planned, const KernelArgs& args, Stream& stream) {
+  return tenon::launch(stream, planned.shape,
+                       planned.shape.threads == kDim ? decode_kernel<1> : decode_kernel<2>, args);
 }
 
-Status supports_recurrent(const Args& args, const PlanContext&, Recipe* recipe) {
-  add_conv(args, recipe);
-  add_recurrent(args, recipe);
-  add_finish(args, recipe);
+Status supports_recurrent(const Args& args, const PlanContext& where, Recipe* recipe) {
+  add_conv(args, where, recipe);
+  add_recurrent(args, where, recipe);
+  add_finish(args, where, recipe);
   return Status::ok();
 }
 Status launch_recurrent(const Recipe& recipe, const Args& args, const ChannelView*,
@@ -89,28 +106,49 @@ Status launch_recurrent(const Recipe& recipe, const Args& args, const ChannelVie
   return tenon::launch(stream, recipe.launches[2].shape, finish_kernel, to);
 }
 
-Status supports_chunked(const Args& args, const PlanContext&, Recipe* recipe) {
-  if (args.max_tokens_per_sequence <= 1)
-    return Status::error(Code::kUnsupported, "every sequence has one token: there is no chunk");
-  const std::int64_t blocks = args.state_from.shape[0] * args.v_heads * (kDim / kPartColumns);
-  add_conv(args, recipe);
-  add_recurrent(args, recipe);
-  recipe->launch("chunked_kernel", shape_of(blocks, kChunkedThreads));
-  add_finish(args, recipe);
+Status supports_decode(const Args& args, const PlanContext& where, Recipe* recipe) {
+  if (args.max_tokens_per_sequence > 1)
+    return Status::error(Code::kUnsupported, "a sequence may have more than one token");
+  const std::int64_t tokens = args.qkv.shape[0], sequences = args.state_from.shape[0];
+  add_decode(args, where, tokens > sequences ? tokens : sequences, recipe);
   return Status::ok();
 }
-// The recurrent kernel takes the sequences of one token, the chunked one all others.
+Status launch_decode(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
+  return start_decode(recipe.launches[0], kernel_args(args), stream);
+}
+
+Status supports_chunked(const Args& args, const PlanContext& where, Recipe* recipe) {
+  if (args.max_tokens_per_sequence <= 1)
+    return Status::error(Code::kUnsupported, "every sequence has one token: there is no chunk");
+  const std::int64_t sequences = args.state_from.shape[0];
+  add_conv(args, where, recipe);
+  if constexpr (kHasDecode) {
+    add_decode(args, where, sequences, recipe);
+  } else {
+    add_recurrent(args, where, recipe);
+  }
+  recipe->launch("chunked_kernel", shape_of(where, sequences * args.v_heads * (kDim / kPartColumns),
+                                            kChunkedThreads));
+  add_finish(args, where, recipe);
+  return Status::ok();
+}
 Status launch_chunked(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   KernelArgs to = kernel_args(args);
   to.recurrent_limit = 1;
+  to.decodes_apart = kHasDecode;
   TENON_TRY(tenon::launch(stream, recipe.launches[0].shape, conv_kernel, to));
-  TENON_TRY(tenon::launch(stream, recipe.launches[1].shape, recurrent_kernel, to));
+  if constexpr (kHasDecode) {
+    TENON_TRY(start_decode(recipe.launches[1], to, stream));
+  } else {
+    TENON_TRY(tenon::launch(stream, recipe.launches[1].shape, recurrent_kernel, to));
+  }
   TENON_TRY(tenon::launch(stream, recipe.launches[2].shape, chunked_kernel, to));
   return tenon::launch(stream, recipe.launches[3].shape, finish_kernel, to);
 }
 
 }  // namespace
 
+TENON_DEFINE_VARIANT(decode, Args, supports_decode, launch_decode);
 TENON_DEFINE_VARIANT(recurrent, Args, supports_recurrent, launch_recurrent);
 TENON_DEFINE_VARIANT(chunked, Args, supports_chunked, launch_chunked);
 

@@ -2,9 +2,12 @@
 //   u = silu(conv(qkv));  q, k L2-normalised per head (eps inside the root), q · d_k^-½
 //   beta = sigmoid(b);  g = −exp(a_log) · softplus(a + dt_bias)
 //   S ← exp(g) · S;  d = beta · (v − Sᵀk);  S ← S + k ⊗ d;  o = Sᵀq        state S in fp32
-//   out = rne(o · rstd(o) · norm · silu(z)) per v head, o rounded to bf16 first
+//   t = rne(o · rstd(o) · norm · silu(z)) per v head, o rounded to bf16 first
+//   out.bf16 = t;  out.fp8 = quantise(t) as fp8_quant does, one group per v head
 // v head j uses q/k head j / (v_heads / k_heads). Source: the model's reference and the chunked WY
 // form. Rows behind the last sequence become zero, and a sequence may have no rows at all: padding.
+// A slot keeps S and the inputs of the last four tokens of its sequence, one more than the
+// convolution looks back: so one call may read and write it without any order between blocks.
 // A sequence reads its state from one slot and leaves it in another, or in the same; a slot that
 // one sequence writes is read by no other in the same call. Without a slot to read from (−1) it
 // starts from zero.
@@ -17,9 +20,10 @@
 // the same positions however a prompt is cut. A token of a chunk reads earlier tokens of its
 // sequence only, so a prompt's end shows in no token before it. A row's result depends on its own
 // sequence and nothing else.
-// Variants: "chunked" keeps the rule and is preferred on every target; "recurrent" is what it takes
-// for sequences of one token. Forced for longer ones, "recurrent" is another definition: one that
-// gives the same bits wherever a prompt is cut.
+// Variants: "chunked" keeps the rule and is preferred on every target for steps with longer
+// sequences; "recurrent" has the bits of the recurrence, and so has "decode", one kernel for steps
+// of one token per sequence, which the cpu target has no use for. Forced for longer sequences,
+// "recurrent" is another definition: one that gives the same bits wherever a prompt is cut.
 #pragma once
 
 #include "tenon/core/tensor.h"
@@ -33,6 +37,17 @@ extern const Op kOp;
 inline constexpr int kHeadDim = 128;  // dk and dv
 inline constexpr int kTaps = 4;       // of the convolution
 inline constexpr int kChunkTokens = 64;
+inline constexpr int kKeptInputs = 4;  // of the convolution, in a slot
+
+inline constexpr int kTileColumns =
+    272;  // of scratch for a v head, where chunks run on tensor cores
+
+// Columns of Args::scratch: u and o of a token; on targets with a variant "tiles" also what that
+// hands from kernel to kernel.
+constexpr std::int64_t scratch_columns(int k_heads, int v_heads, Target target) {
+  const bool tiles = target == Target::kCuda || target == Target::kEmu32;
+  return std::int64_t{2 * k_heads + 2 * v_heads} * kHeadDim + (tiles ? v_heads * kTileColumns : 0);
+}
 
 struct Args {
   TensorView qkv;             // [tokens, 2·k_heads·dk + v_heads·dv] bf16, before the convolution
@@ -44,18 +59,20 @@ struct Args {
   float eps = 1e-6f;
   int k_heads = 0, v_heads = 0;     // of this rank; dk = dv = 128
   TensorView sequence_starts;       // i32 [sequences + 1]
+  TensorView sequence_lengths;      // i32 [sequences]: tokens so far, those of this step included
   TensorView state_from;            // i32 [sequences]: slot to read; −1: starts from zero
   TensorView state_to;              // i32 [sequences]: slot to write; −1: writes none
   TensorView fresh;                 // i32 [sequences]: 1 starts from zero, whatever its slot holds
-  TensorView conv_state;            // bf16 [slots, 3, conv_dim]: last three inputs, oldest first
+  TensorView conv_state;            // bf16 [slots, 4, conv_dim]: input of position p in row p mod 4
   TensorView state;                 // f32 [slots, v_heads, dk, dv]
-  TensorView scratch;               // [tokens, conv_dim] bf16: u
-  TensorView out;                   // [tokens, v_heads·dv] bf16, contiguous
+  TensorView scratch;               // [tokens, scratch_columns()] bf16, rows of 16 bytes: u first
+  NormedRows out;                   // [tokens, v_heads·dv]: bf16, fp8 in groups of 128, or both
   int max_tokens_per_sequence = 1;  // of this step: 1 means decode only
 };
 
 Status check(const Args& args);
-// Forced to chunked, a step of one token per sequence is planned as recurrent.
+// Forced to chunked, a step of one token per sequence is planned as the target's best variant for
+// it, and forced to decode, a step with longer sequences as chunked: a model has both.
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced = {});
 Status run(const Plan& plan, const Args& args, Stream& stream);
 Traffic traffic(const Args& args);

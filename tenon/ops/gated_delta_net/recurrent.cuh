@@ -36,7 +36,7 @@ TENON_DEVICE void prepare(const KernelArgs& args, int first, int count, int v_he
   TENON_SHARED(float, k_scale, kBatch);
   const int k_head = v_head / (args.v_heads / args.k_heads);
   for (int t = 0; t < count; ++t) {
-    const bf16* u = args.scratch + std::int64_t{first + t} * args.conv_dim;
+    const bf16* u = u_of(args, first + t);
     load_row(u + k_head * kDim, batch.q + t * kDim, kDim, kDim);
     load_row(u + (args.k_heads + k_head) * kDim, batch.k + t * kDim, kDim, kDim);
   }
@@ -170,11 +170,11 @@ TENON_DEVICE void run_batch(const KernelArgs& args, int first, int count, int co
   const int values = 2 * args.k_heads * kDim + column;  // of v in a row of u
   Reading<kCount> reading = read_state<kCount>(from, batch.k, batch.q);
   for (int t = 0; t < count; ++t) {
-    const std::int64_t token = first + t;
+    const int token = first + t;
     const float* k = batch.k + t * kDim;
     Columns<kCount> d;
-    value_step(batch.tokens[t], reading, args.scratch + token * args.conv_dim + values,
-               args.out + token * args.v_heads * kDim + column, d);
+    value_step(batch.tokens[t], reading, u_of(args, token) + values, o_of(args, token, 0) + column,
+               d);
     const StateRows& source = t == 0 ? from : tile;
     if (t + 1 < count) {
       reading = write_and_read(source, tile, batch.tokens[t].decay, k, d, k + kDim,
@@ -230,7 +230,9 @@ TENON_DEVICE void run_recurrent(const KernelArgs& args, const Sequence& sequence
 }
 
 // One block per (sequence, v head, kColumns columns).
-TENON_KERNEL_MAX(kColumns) recurrent_kernel(KernelArgs args) {
+TENON_KERNEL_MAX(kColumns) recurrent_kernel(TENON_ARGS(KernelArgs) args) {
+  wait_for_previous();
+  let_next_start();
   constexpr int kParts = kDim / kColumns;
   const int part = block_id() % kParts;
   const int v_head = block_id() / kParts % args.v_heads;

@@ -226,7 +226,7 @@ TENON_KERNEL together_kernel(Route route) {
   const Share own = own_experts(route);
   for (int e = own.begin; e < own.end; ++e)
     for (int word = 0; word < kMaskWords; ++word) masks[e][word] = 0;
-  if (thread_id() == 0) filled[0] = 0;
+  if (thread_id() == 0) filled[0] = 0;  // where this rank has no experts
   sync_block();
   wait_for_previous();
   let_next_start();

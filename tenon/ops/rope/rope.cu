@@ -5,6 +5,7 @@
 #include "tenon/device/device.cuh"
 #include "tenon/device/math.cuh"
 #include "tenon/device/variant.h"
+#include "tenon/ops/common/rotary.cuh"
 #include "tenon/ops/common/simd.cuh"
 
 namespace tenon::TENON_TARGET::rope {
@@ -45,14 +46,14 @@ TENON_DEVICE void norm_and_rotate(const KernelArgs& args, const bf16* row, const
   load_row(row, head, n, round_up_to_slots(n));
   sync_block();
   const float squares = dot(head, head, round_up_to_slots(n));
-  const float rstd = rsqrt_f(squares / static_cast<float>(n) + args.eps);
+  const float rstd = head_rstd(squares, n, args.eps);
   sync_block();
 
   // Phase 2: normalised values, rounded to bf16.
   for (int i = thread_id(); i < n; i += block_threads()) {
     const float stored = args.wide_norms ? static_cast<const float*>(weight)[i]
                                          : to_float(static_cast<const bf16*>(weight)[i]);
-    head[i] = to_float(to_bf16(head[i] * rstd * (args.norm_offset + stored)));
+    head[i] = normed_component(head[i], rstd, args.norm_offset, stored);
   }
   sync_block();
 
@@ -62,9 +63,9 @@ TENON_DEVICE void norm_and_rotate(const KernelArgs& args, const bf16* row, const
   const float* cosines = args.cos_sin + std::int64_t{known ? position : 0} * args.rotary_dim;
   const float* sines = cosines + half;
   for (int i = thread_id(); i < half; i += block_threads()) {
-    const float first = head[i], second = head[i + half];
-    out[i] = to_bf16(first * cosines[i] - second * sines[i]);
-    out[i + half] = to_bf16(second * cosines[i] + first * sines[i]);
+    const RotatedPair pair = rotate_pair(head[i], head[i + half], cosines[i], sines[i]);
+    out[i] = pair.first;
+    out[i + half] = pair.second;
   }
   for (int i = args.rotary_dim + thread_id(); i < n; i += block_threads())
     out[i] = to_bf16(head[i]);

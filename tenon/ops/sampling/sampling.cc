@@ -9,15 +9,43 @@ Status invalid(std::string message) {
   return Status::error(Code::kInvalidArgument, std::move(message));
 }
 
-Status check_rows(std::string_view what, const TensorView& tensor, DType dtype, const Args& args,
-                  Dims& dims) {
-  TENON_TRY(match(what, tensor, {dtype}, {"rows"}, dims));
+Status check_tensor(std::string_view what, const TensorView& tensor, DType dtype,
+                    std::initializer_list<std::string_view> shape, const Args& args, Dims& dims) {
+  TENON_TRY(match(what, tensor, {dtype}, shape, dims));
   const std::string found = std::string(what) + " is " + describe(tensor);
   if (!tensor.contiguous()) return invalid(found + " but must be contiguous");
   if (tensor.device != args.logits.device)
     return invalid(found + " but logits is " + describe(args.logits) +
                    "; all must lie on one device");
   return Status::ok();
+}
+
+Status check_rows(std::string_view what, const TensorView& tensor, DType dtype, const Args& args,
+                  Dims& dims) {
+  return check_tensor(what, tensor, dtype, {"rows"}, args, dims);
+}
+
+Status check_edits(const Args& args, Dims& dims) {
+  const Edits& edits = *args.edits;
+  dims["words"] = 3;
+  dims["begins"] = args.logits.shape[1] + 1;
+  TENON_TRY(check_tensor("edits", edits.list, DType::kI32, {"edits", "words"}, args, dims));
+  TENON_TRY(check_tensor("begins", edits.begins, DType::kI32, {"begins"}, args, dims));
+  TENON_TRY(check_tensor("saved", edits.saved, DType::kF32, {"edits"}, args, dims));
+  TENON_TRY(check_rows("repetition", edits.repetition, DType::kF32, args, dims));
+  TENON_TRY(check_rows("frequency", edits.frequency, DType::kF32, args, dims));
+  return check_rows("presence", edits.presence, DType::kF32, args, dims);
+}
+
+Status check_report(const Args& args, Dims& dims) {
+  const Report& report = *args.report;
+  dims["likely"] = kMaxLikely;
+  TENON_TRY(check_rows("wanted", report.wanted, DType::kI32, args, dims));
+  TENON_TRY(check_rows("drawn", report.drawn, DType::kF32, args, dims));
+  TENON_TRY(check_rows("largest", report.largest, DType::kF32, args, dims));
+  TENON_TRY(check_rows("mass", report.mass, DType::kI64, args, dims));
+  TENON_TRY(check_tensor("ids", report.ids, DType::kI32, {"rows", "likely"}, args, dims));
+  return check_tensor("listed logits", report.logits, DType::kF32, {"rows", "likely"}, args, dims);
 }
 
 Status check_all(const Args& args) {
@@ -37,7 +65,10 @@ Status check_all(const Args& args) {
   TENON_TRY(check_rows("top_p", args.top_p, DType::kF32, args, dims));
   TENON_TRY(check_rows("seed", args.seed, DType::kI64, args, dims));
   TENON_TRY(check_rows("position", args.position, DType::kI32, args, dims));
-  return check_rows("out", args.out, DType::kI32, args, dims);
+  TENON_TRY(check_rows("out", args.out, DType::kI32, args, dims));
+  if (args.min_p) TENON_TRY(check_rows("min_p", *args.min_p, DType::kF32, args, dims));
+  if (args.edits) TENON_TRY(check_edits(args, dims));
+  return args.report ? check_report(args, dims) : Status::ok();
 }
 
 }  // namespace

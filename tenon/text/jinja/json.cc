@@ -211,8 +211,12 @@ std::string dump_json(const Value& value, const JsonStyle& style) {
 
 Result<Value> parse_json(std::string_view text) {
   Builder builder;
-  if (!Json::sax_parse(text, &builder))
-    return Status::error(Code::kInvalidArgument, builder.problem());
+  try {
+    if (!Json::sax_parse(text, &builder))
+      return Status::error(Code::kInvalidArgument, builder.problem());
+  } catch (const Error& error) {  // a container outgrew the limits of values
+    return Status::error(Code::kInvalidArgument, "the JSON text is too large: " + error.message);
+  }
   return std::move(builder.value);
 }
 

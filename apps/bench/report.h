@@ -1,0 +1,42 @@
+// What a bench of an engine found, as rows of named values, and its forms: a table for people, CSV,
+// JSON and a plot. And what every report of a bench says of itself.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "apps/bench/plot.h"
+#include "apps/bench/result_files.h"
+
+namespace tenon::apps {
+
+// A column of the table for people. CSV and JSON have every value of a row, under its key.
+struct Column {
+  std::string key, title;
+  int decimals = 0;  // of numbers that are not whole
+};
+
+struct Report {
+  std::string heading;           // one line
+  nlohmann::ordered_json about;  // device, date, options, …
+  std::vector<Column> columns;
+  std::vector<nlohmann::ordered_json> rows;  // objects of strings and numbers, with equal keys
+  Plot plot;
+};
+
+// Prints the table, or with `json_to_stdout` the JSON, and writes --csv, --json-file and --svg as
+// far as they are wanted. The first file that could not be written is the error.
+Status write(const Report& report, ResultFiles& files, bool json_to_stdout);
+
+// The present moment as "2026-11-23T14:05:09Z", and this process's command line, in which absolute
+// paths are cut down to names.
+std::string date_now();
+std::string own_command();
+// As text that is UTF-8 whatever a path held.
+template <class Json>
+std::string text_of(const Json& json) {
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace tenon::apps

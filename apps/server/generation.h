@@ -1,0 +1,49 @@
+// One request for answers, from its parsed form to the bytes that its client gets: prompts are
+// encoded and asked, answers read, taken apart and written in the words of the request's API.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "apps/server/api.h"
+#include "apps/server/format.h"
+#include "apps/server/http.h"
+#include "apps/server/metrics.h"
+#include "tenon/serve/language_model.h"
+#include "tenon/serve/request_queue.h"
+
+namespace tenon::server {
+
+// What exchanges share. Outlives them.
+struct Engines {
+  const serve::LanguageModel& model;
+  serve::RequestQueue& queue;
+  Metrics& metrics;
+  std::int64_t max_untaken_tokens = 4096;   // of a streamed answer
+  std::atomic<std::uint64_t> next_seed{0};  // of requests without one
+};
+
+// A request whose prompts are token ids.
+struct PreparedRequest {
+  ApiRequest request;
+  std::vector<std::vector<std::int32_t>> prompts;
+};
+
+// Renders and encodes the prompts, and says whether they can be answered at all. An effort that the
+// template refuses is replaced by the nearest one that it takes.
+ApiResult<PreparedRequest> prepare(const serve::LanguageModel& model, ApiRequest request);
+// The error of a prompt that leaves no room in the context, or nothing.
+std::optional<ApiError> check_context(const serve::LanguageModel& model, std::size_t prompt_tokens);
+
+std::unique_ptr<HttpExchange> make_generation(Engines& engines, PreparedRequest prepared,
+                                              AnswerHead head);
+
+// An answer that is an error.
+std::unique_ptr<HttpExchange> answer_with_error(Dialect dialect, const ApiError& error,
+                                                const std::string& request_id);
+
+}  // namespace tenon::server

@@ -1,0 +1,186 @@
+// Chat completions and completions.
+#include <map>
+#include <set>
+#include <utility>
+
+#include "apps/server/format.h"
+#include "apps/server/json_text.h"
+
+namespace tenon::server {
+namespace {
+
+using Kind = AnswerPiece::Kind;
+
+Json usage_json(const Usage& usage) {
+  Json out{{"prompt_tokens", usage.prompt_tokens},
+           {"completion_tokens", usage.completion_tokens},
+           {"total_tokens", usage.prompt_tokens + usage.completion_tokens},
+           {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}}};
+  if (usage.reasoning_tokens)
+    out["completion_tokens_details"] = {{"reasoning_tokens", *usage.reasoning_tokens}};
+  return out;
+}
+
+const char* reason_text(const Ending& end) {
+  switch (end.reason) {
+    case Ending::Reason::kStop: return "stop";
+    case Ending::Reason::kLength: return "length";
+    case Ending::Reason::kCalls: return "tool_calls";
+  }
+  return "stop";
+}
+
+Json stop_json(const Ending& end) { return end.stop.empty() ? Json() : Json(end.stop); }
+
+class OpenAiFormat final : public Format {
+ public:
+  OpenAiFormat(bool chat, AnswerHead head) : chat_(chat), head_(std::move(head)) {}
+
+  std::string part(const ChoicePart& part) override {
+    if (!chat_) return completion_part(part);
+    std::string out;
+    Json delta = chat_delta(part);
+    auto& tokens = untold_[part.index];
+    tokens.insert(tokens.end(), part.tokens.begin(), part.tokens.end());
+    const bool seen = !delta.empty() || (head_.return_ids && !part.tokens.empty());
+    if (!seen && !part.end) return out;
+    const bool first = begun_.insert(part.index).second;
+    Json said = first ? Json{{"role", "assistant"}} : Json::object();
+    if (first && !delta.contains("content")) said["content"] = "";
+    said.update(delta);
+    if (seen || first) out += event(choice(part, "delta", std::move(said), nullptr), part);
+    if (part.end) out += event(choice(part, "delta", Json::object(), &*part.end), part);
+    return out;
+  }
+
+  std::string end(const Usage& usage) override {
+    std::string out;
+    if (head_.include_usage) {
+      Json last = object(chat_ ? "chat.completion.chunk" : "text_completion");
+      last["choices"] = Json::array();
+      last["usage"] = usage_json(usage);
+      out = data_event(last);
+    }
+    return out + "data: [DONE]\n\n";
+  }
+
+  std::string broken(const ApiError& error) override {
+    return "data: " + error_body(Dialect::kChat, error, head_.id) + "\n\ndata: [DONE]\n\n";
+  }
+
+  std::string whole(const std::vector<ChoicePart>& choices, const Usage& usage) override {
+    Json out = object(chat_ ? "chat.completion" : "text_completion");
+    out["choices"] = Json::array();
+    for (const ChoicePart& each : choices) {
+      untold_[each.index] = each.tokens;
+      Json value = chat_ ? message_of(each) : Json(text_of(each));
+      out["choices"].push_back(
+          choice(each, chat_ ? "message" : "text", std::move(value), &each.end.value()));
+    }
+    out["usage"] = usage_json(usage);
+    if (head_.return_ids && chat_) out["prompt_token_ids"] = head_.prompts.at(0);
+    return to_text(out);
+  }
+
+ private:
+  Json object(const char* kind) const {
+    return {{"id", (chat_ ? "chatcmpl-" : "cmpl-") + head_.id},
+            {"object", kind},
+            {"created", head_.created},
+            {"model", head_.model}};
+  }
+
+  Json choice(const ChoicePart& part, const char* key, Json value, const Ending* end) {
+    Json out{{"index", part.index}, {key, std::move(value)}, {"logprobs", nullptr}};
+    out["finish_reason"] = end == nullptr ? Json() : Json(reason_text(*end));
+    if (end != nullptr) out["stop_reason"] = stop_json(*end);
+    if (head_.return_ids) {
+      out["token_ids"] = std::exchange(untold_[part.index], {});
+      if (!chat_ && told_prompts_.insert(part.index).second)
+        out["prompt_token_ids"] = head_.prompts.at(part.index / static_cast<std::size_t>(head_.n));
+    }
+    return out;
+  }
+
+  std::string event(Json choice, const ChoicePart& part) {
+    Json chunk = object(chat_ ? "chat.completion.chunk" : "text_completion");
+    chunk["choices"] = Json::array({std::move(choice)});
+    if (head_.continuous_usage) chunk["usage"] = usage_json(part.usage);
+    return data_event(chunk);
+  }
+
+  std::string completion_part(const ChoicePart& part) {
+    std::string text = text_of(part);
+    auto& tokens = untold_[part.index];
+    tokens.insert(tokens.end(), part.tokens.begin(), part.tokens.end());
+    const bool seen = !text.empty() || (head_.return_ids && !part.tokens.empty());
+    if (!seen && !part.end) return {};
+    return event(choice(part, "text", std::move(text), part.end ? &*part.end : nullptr), part);
+  }
+
+  static std::string text_of(const ChoicePart& part) {
+    std::string text;
+    for (const AnswerPiece& each : part.pieces) text += each.text;
+    return text;
+  }
+
+  // At most one entry for each call.
+  Json chat_delta(const ChoicePart& part) {
+    Json delta = Json::object();
+    std::string thoughts, text;
+    Json calls = Json::array();
+    for (const AnswerPiece& each : part.pieces) {
+      switch (each.kind) {
+        case Kind::kReasoning: thoughts += each.text; break;
+        case Kind::kText: text += each.text; break;
+        case Kind::kCallBegin:
+          calls.push_back({{"index", each.call},
+                           {"id", call_id("call", head_.id, part.index, each.call)},
+                           {"type", "function"},
+                           {"function", {{"name", each.text}, {"arguments", ""}}}});
+          break;
+        case Kind::kCallArguments: {
+          if (calls.empty() || calls.back()["index"] != each.call)
+            calls.push_back({{"index", each.call}, {"function", {{"arguments", ""}}}});
+          auto& arguments = calls.back()["function"]["arguments"].get_ref<std::string&>();
+          arguments += each.text;
+          break;
+        }
+        case Kind::kCallEnd: break;
+      }
+    }
+    if (!thoughts.empty()) delta["reasoning_content"] = delta["reasoning"] = thoughts;
+    if (!text.empty()) delta["content"] = text;
+    if (!calls.empty()) delta["tool_calls"] = std::move(calls);
+    return delta;
+  }
+
+  Json message_of(const ChoicePart& all) {
+    Json said = chat_delta(all);
+    Json message{{"role", "assistant"}};
+    // Null only where the answer is calls alone.
+    message["content"] = said.contains("content")      ? said["content"]
+                         : said.contains("tool_calls") ? Json()
+                                                       : Json("");
+    if (said.contains("reasoning_content"))
+      message["reasoning_content"] = message["reasoning"] = said["reasoning_content"];
+    if (said.contains("tool_calls")) {
+      message["tool_calls"] = said["tool_calls"];
+      for (Json& each : message["tool_calls"]) each.erase("index");
+    }
+    return message;
+  }
+
+  const bool chat_;
+  const AnswerHead head_;
+  std::set<std::size_t> begun_, told_prompts_;
+  std::map<std::size_t, std::vector<std::int32_t>> untold_;  // tokens without an event so far
+};
+
+}  // namespace
+
+std::unique_ptr<Format> make_openai_format(Dialect dialect, AnswerHead head) {
+  return std::make_unique<OpenAiFormat>(dialect == Dialect::kChat, std::move(head));
+}
+
+}  // namespace tenon::server

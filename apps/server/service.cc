@@ -1,0 +1,346 @@
+#include "apps/server/service.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <ctime>
+#include <utility>
+
+#include "apps/server/json_text.h"
+#include "apps/server/requests.h"
+
+namespace tenon::server {
+namespace {
+
+using jinja::Value;
+using Exchange = std::unique_ptr<HttpExchange>;
+
+Exchange json_answer(const Json& json, int status = 200) {
+  return answer_at_once({status, "application/json", {}}, to_text(json));
+}
+
+// Takes the same time wherever the texts differ.
+bool equal_secrets(std::string_view a, std::string_view b) {
+  unsigned differs = a.size() != b.size();
+  for (std::size_t i = 0; i < a.size(); ++i)
+    differs |= static_cast<unsigned char>(a[i]) ^
+               static_cast<unsigned char>(b.empty() ? '\0' : b[i % b.size()]);
+  return differs == 0;
+}
+
+bool is_json(const std::string& content_type) {
+  std::string lower = content_type.substr(0, content_type.find(';'));
+  std::transform(lower.begin(), lower.end(), lower.begin(),
+                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
+  while (lower.ends_with(' ')) lower.pop_back();
+  return lower == "application/json";
+}
+
+std::string printable(std::string_view text) {
+  std::string out;
+  for (const char c : text.substr(0, 200)) out += c > ' ' && c < 0x7F && c != '"' ? c : '?';
+  return out;
+}
+
+std::int64_t unix_time() { return static_cast<std::int64_t>(std::time(nullptr)); }
+
+}  // namespace
+
+struct Service::Route {
+  std::string_view path;  // one that ends with '/' takes what follows
+  std::string_view method;
+  Handler handler;
+  bool open;  // needs no key
+  Dialect dialect;
+};
+
+const std::vector<Service::Route>& Service::routes() {
+  constexpr Dialect kChat = Dialect::kChat, kMessages = Dialect::kMessages;
+  static const std::vector<Route> all = {
+      {"/health", "GET", &Service::health, true, kChat},
+      {"/ping", "GET", &Service::health, true, kChat},
+      {"/health_generate", "GET", &Service::health_generate, false, kChat},
+      {"/version", "GET", &Service::version, true, kChat},
+      {"/metrics", "GET", &Service::metrics, true, kChat},
+      {"/v1/models", "GET", &Service::models, false, kChat},
+      {"/v1/models/", "GET", &Service::models, false, kChat},
+      {"/get_model_info", "GET", &Service::model_info, false, kChat},
+      {"/model_info", "GET", &Service::model_info, false, kChat},
+      {"/v1/chat/completions", "POST", &Service::chat, false, kChat},
+      {"/v1/completions", "POST", &Service::completions, false, Dialect::kCompletion},
+      {"/v1/messages", "POST", &Service::messages, false, kMessages},
+      {"/v1/messages/count_tokens", "POST", &Service::count_tokens, false, kMessages},
+      {"/generate", "POST", &Service::generate, false, Dialect::kGenerate},
+      {"/tokenize", "POST", &Service::tokenize, false, kChat},
+      {"/detokenize", "POST", &Service::detokenize, false, kChat},
+  };
+  return all;
+}
+
+const Service::Route* Service::find_route(std::string_view path) {
+  const Route* found = nullptr;
+  for (const Route& each : routes())
+    if (path == each.path ||
+        (each.path.ends_with('/') && path.starts_with(each.path) && path.size() > each.path.size()))
+      found = &each;
+  return found;
+}
+
+Service::Service(const serve::LanguageModel& model, serve::RequestQueue& queue,
+                 ServiceOptions options)
+    : options_(std::move(options)),
+      engines_{model, queue, metrics_, options_.max_untaken_tokens, {options_.first_seed}} {}
+
+std::string Service::refusal(int status, std::string_view why) {
+  return error_body(Dialect::kChat, {status, std::string(why), {}, {}}, {});
+}
+
+void Service::drain() {
+  draining_ = true;
+  engines_.queue.close();
+}
+
+std::optional<ApiError> Service::check_key(const HttpRequest& request) const {
+  if (options_.keys.empty()) return std::nullopt;
+  std::string_view given;
+  if (const std::string* bearer = request.find("authorization"); bearer != nullptr)
+    if (bearer->size() > 7 && (bearer->starts_with("Bearer ") || bearer->starts_with("bearer ")))
+      given = std::string_view(*bearer).substr(7);
+  if (const std::string* key = request.find("x-api-key"); key != nullptr && given.empty())
+    given = *key;
+  bool known = false;
+  for (const std::string& each : options_.keys) known |= equal_secrets(given, each);
+  if (known) return std::nullopt;
+  return ApiError{401,
+                  given.empty() ? "there is no API key; accepted are \"Authorization: Bearer KEY\" "
+                                  "and \"x-api-key: KEY\""
+                                : "the API key is not known",
+                  {},
+                  "invalid_api_key"};
+}
+
+std::optional<ApiError> Service::check_model(const std::string& name) const {
+  if (name.empty() || options_.any_model) return std::nullopt;
+  if (std::count(options_.models.begin(), options_.models.end(), name) > 0) return std::nullopt;
+  std::string known;
+  for (const std::string& each : options_.models)
+    known += (known.empty() ? "\"" : ", \"") + each + "\"";
+  return ApiError{404, "there is no model \"" + name.substr(0, 200) + "\"; accepted is " + known,
+                  "model", "model_not_found"};
+}
+
+std::string Service::unhealthy() const {
+  if (const Status alive = engines_.queue.health(); !alive)
+    return "the engine is dead: " + std::string(alive.message());
+  if (draining_) return "the server is about to end";
+  const auto stalled = engines_.queue.stalled_for();
+  if (stalled > options_.stall_time)
+    return "requests wait, and no step has ended for " + std::to_string(stalled.count()) + " ms";
+  return {};
+}
+
+Exchange Service::handle(HttpRequest request) {
+  const Route* route = find_route(request.path);
+  const Dialect dialect = route != nullptr                           ? route->dialect
+                          : request.path.starts_with("/v1/messages") ? Dialect::kMessages
+                                                                     : Dialect::kChat;
+  const auto refuse = [&](ApiError error) { return answer_with_error(dialect, error, request.id); };
+  if (route == nullptr || !route->open)
+    if (auto error = check_key(request)) return refuse(*std::move(error));
+  if (route == nullptr)
+    return refuse({404, "there is no " + printable(request.path), {}, "not_found"});
+  if (request.method != route->method)
+    return refuse({405,
+                   printable(request.method) + " is not for " + std::string(route->path) +
+                       "; accepted is " + std::string(route->method),
+                   {},
+                   "method_not_allowed"});
+  if (request.method == "POST") {
+    // A web page may send other types to any host without asking.
+    const std::string* type = request.find("content-type");
+    if (type == nullptr || !is_json(*type))
+      return refuse(
+          {415,
+           "the body's content-type is " +
+               (type == nullptr ? std::string("not given") : "\"" + printable(*type) + "\"") +
+               "; accepted is application/json",
+           {},
+           {}});
+  }
+  const std::string_view rest =
+      std::string_view(request.path).substr(std::min(request.path.size(), route->path.size()));
+  return (this->*route->handler)({request, rest});
+}
+
+void Service::done(const HttpRecord& record) {
+  const Route* route = find_route(record.path);
+  metrics_.answered(route != nullptr ? std::string(route->path) : "other", record.status);
+  if (!options_.access_log) return;
+  char when[32];
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  gmtime_r(&now, &parts);
+  std::strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", &parts);
+  std::fprintf(stderr, "%s %s %s %s %d %lluB %.3fs id=%s%s%s%s\n", when, record.peer.c_str(),
+               printable(record.method).c_str(), printable(record.path).c_str(), record.status,
+               static_cast<unsigned long long>(record.bytes), record.seconds, record.id.c_str(),
+               record.note.empty() ? "" : " ", record.note.c_str(),
+               record.whole ? "" : " not whole");
+}
+
+// ---- about the server ----
+
+Exchange Service::health(const Call&) {
+  const std::string why = unhealthy();
+  if (why.empty()) return json_answer({{"status", "ok"}});
+  return json_answer({{"status", "unavailable"}, {"why", why}}, 503);
+}
+
+Exchange Service::health_generate(const Call& call) {
+  ApiRequest request;
+  request.dialect = Dialect::kGenerate;
+  request.prompts.emplace_back(std::vector<std::int32_t>{0});
+  request.max_tokens = 1;
+  auto prepared = prepare(engines_.model, std::move(request));
+  if (auto* error = std::get_if<ApiError>(&prepared))
+    return answer_with_error(Dialect::kGenerate, *error, call.request.id);
+  return make_generation(engines_, std::get<PreparedRequest>(std::move(prepared)),
+                         AnswerHead{call.request.id, options_.models[0], unix_time()});
+}
+
+Exchange Service::version(const Call&) { return json_answer({{"version", options_.version}}); }
+
+Exchange Service::metrics(const Call&) {
+  const Metrics::Now now{engines_.queue.counts(),
+                         sources_.http(),
+                         std::chrono::duration<double>(engines_.queue.stalled_for()).count(),
+                         unhealthy().empty(),
+                         engines_.model.max_batch(),
+                         sources_.engine()};
+  return answer_at_once({200, "text/plain; version=0.0.4; charset=utf-8", {}},
+                        metrics_.text(options_.models[0], now));
+}
+
+Exchange Service::models(const Call& call) {
+  Json list = Json::array();
+  for (const std::string& name : options_.models) {
+    Json one{{"id", name},
+             {"object", "model"},
+             {"created", 0},
+             {"owned_by", "tenon"},
+             {"root", options_.model_path},
+             {"parent", nullptr},
+             {"max_model_len", engines_.model.max_context()},
+             {"permission", Json::array()}};
+    if (call.rest == name) return json_answer(one);
+    list.push_back(std::move(one));
+  }
+  if (!call.rest.empty())
+    return answer_with_error(Dialect::kChat, *check_model(std::string(call.rest)), call.request.id);
+  return json_answer({{"object", "list"}, {"data", std::move(list)}});
+}
+
+Exchange Service::model_info(const Call&) {
+  return json_answer({{"model_path", options_.model_path},
+                      {"tokenizer_path", options_.model_path},
+                      {"is_generation", true},
+                      {"served_model_name", options_.models[0]},
+                      {"max_model_len", engines_.model.max_context()}});
+}
+
+// ---- answers of the model ----
+
+Exchange Service::chat(const Call& call) { return answer(Dialect::kChat, call.request); }
+Exchange Service::completions(const Call& call) {
+  return answer(Dialect::kCompletion, call.request);
+}
+Exchange Service::messages(const Call& call) { return answer(Dialect::kMessages, call.request); }
+Exchange Service::generate(const Call& call) { return answer(Dialect::kGenerate, call.request); }
+
+Exchange Service::answer(Dialect dialect, const HttpRequest& request) {
+  const auto refuse = [&](const ApiError& error) {
+    return answer_with_error(dialect, error, request.id);
+  };
+  auto parsed = parse_request(dialect, request.body, options_.defaults);
+  if (const auto* error = std::get_if<ApiError>(&parsed)) return refuse(*error);
+  ApiRequest& wanted = std::get<ApiRequest>(parsed);
+  if (const auto error = check_model(wanted.model)) return refuse(*error);
+  const std::string name = wanted.model.empty() ? options_.models[0] : wanted.model;
+  auto prepared = prepare(engines_.model, std::move(wanted));
+  if (const auto* error = std::get_if<ApiError>(&prepared)) return refuse(*error);
+  return make_generation(engines_, std::get<PreparedRequest>(std::move(prepared)),
+                         AnswerHead{request.id, name, unix_time()});
+}
+
+Exchange Service::count_tokens(const Call& call) {
+  const auto refuse = [&](const ApiError& error) {
+    return answer_with_error(Dialect::kMessages, error, call.request.id);
+  };
+  auto body = parse_body(call.request.body);
+  if (const auto* error = std::get_if<ApiError>(&body)) return refuse(*error);
+  std::optional<ApiError> error;
+  ApiRequest request;
+  request.dialect = Dialect::kMessages;
+  const Fields fields(std::get<Value>(body), error);
+  fields.text("model", request.model);
+  read_messages_api(fields, request);
+  if (!error) error = check_model(request.model);
+  if (error) return refuse(*error);
+  auto prepared = prepare(engines_.model, std::move(request));
+  if (const auto* why = std::get_if<ApiError>(&prepared)) return refuse(*why);
+  return json_answer({{"input_tokens", std::get<PreparedRequest>(prepared).prompts[0].size()}});
+}
+
+// ---- texts and ids ----
+
+Exchange Service::tokenize(const Call& call) {
+  const auto refuse = [&](const ApiError& error) {
+    return answer_with_error(Dialect::kChat, error, call.request.id);
+  };
+  auto body = parse_body(call.request.body);
+  if (const auto* error = std::get_if<ApiError>(&body)) return refuse(*error);
+  std::optional<ApiError> error;
+  ApiRequest request;
+  const Fields fields(std::get<Value>(body), error);
+  fields.text("model", request.model);
+  bool strings = false;
+  fields.boolean("return_token_strs", strings);
+  std::string text;
+  if (fields.find("messages") != nullptr) {
+    read_conversation(fields, request);
+  } else if (fields.need("prompt") != nullptr) {
+    fields.text("prompt", text);
+  }
+  if (!error) error = check_model(request.model);
+  if (error) return refuse(*error);
+  serve::Prompt prompt =
+      request.prompts.empty() ? serve::Prompt(text) : std::move(request.prompts[0]);
+  const auto ids = engines_.model.text().encode(std::move(prompt));
+  if (!ids) return refuse({400, std::string(ids.status().message()), "prompt", {}});
+  Json out{
+      {"count", ids->size()}, {"max_model_len", engines_.model.max_context()}, {"tokens", *ids}};
+  if (strings) {
+    out["token_strs"] = Json::array();
+    for (const std::int32_t id : *ids)
+      out["token_strs"].push_back(std::string(engines_.model.text().tokenizer().token_bytes(id)));
+  }
+  return json_answer(out);
+}
+
+Exchange Service::detokenize(const Call& call) {
+  auto body = parse_body(call.request.body);
+  std::optional<ApiError> error;
+  if (auto* wrong = std::get_if<ApiError>(&body)) error = std::move(*wrong);
+  std::vector<std::int32_t> ids;
+  if (!error) {
+    const Fields fields(std::get<Value>(body), error);
+    std::string model;
+    fields.text("model", model);
+    if (fields.need("tokens") != nullptr)
+      fields.ids("tokens", static_cast<std::size_t>(kMaxContext), ids);
+    if (!error) error = check_model(model);
+  }
+  if (error) return answer_with_error(Dialect::kChat, *error, call.request.id);
+  return json_answer({{"prompt", engines_.model.text().tokenizer().decode(ids, false)}});
+}
+
+}  // namespace tenon::server

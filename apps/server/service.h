@@ -1,0 +1,86 @@
+// What the server answers to which request: routes, keys, models, health. Not here: connections
+// (http.h), the bodies of requests (requests.h), answers of the model (generation.h).
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "apps/server/api.h"
+#include "apps/server/generation.h"
+#include "apps/server/http.h"
+#include "apps/server/metrics.h"
+
+namespace tenon::server {
+
+struct ServiceOptions {
+  std::vector<std::string> models;  // names that requests may use; the first is the one shown
+  bool any_model = false;           // other names too
+  std::vector<std::string> keys;    // one of them must come with a request; empty: none is needed
+  std::string model_path, version;
+  ApiDefaults defaults;
+  std::int64_t max_untaken_tokens = 4096;
+  std::chrono::milliseconds stall_time{20'000};  // without a step's end, until /health says 503
+  bool access_log = true;
+  std::uint64_t first_seed = 0;
+};
+
+class Service {
+ public:
+  // Both outlive this, and this outlives the server that calls it.
+  Service(const serve::LanguageModel& model, serve::RequestQueue& queue, ServiceOptions options);
+
+  // Any thread.
+  std::unique_ptr<HttpExchange> handle(HttpRequest request);
+  static std::string refusal(int status, std::string_view why);
+  void done(const HttpRecord& record);
+  // For /metrics: what is known elsewhere, asked at once and without waiting.
+  struct Sources {
+    std::function<HttpCounts()> http;
+    std::function<std::optional<EngineStats>()> engine;
+  };
+  void set_sources(Sources sources) { sources_ = std::move(sources); }
+  // From now on /health says 503 and no request is taken.
+  void drain();
+
+ private:
+  struct Route;
+  struct Call {
+    const HttpRequest& request;
+    std::string_view rest;  // of the path, behind a route that ends with '/'
+  };
+  using Handler = std::unique_ptr<HttpExchange> (Service::*)(const Call&);
+  static const std::vector<Route>& routes();
+  static const Route* find_route(std::string_view path);
+
+  std::unique_ptr<HttpExchange> health(const Call& call);
+  std::unique_ptr<HttpExchange> health_generate(const Call& call);
+  std::unique_ptr<HttpExchange> version(const Call& call);
+  std::unique_ptr<HttpExchange> metrics(const Call& call);
+  std::unique_ptr<HttpExchange> models(const Call& call);
+  std::unique_ptr<HttpExchange> model_info(const Call& call);
+  std::unique_ptr<HttpExchange> chat(const Call& call);
+  std::unique_ptr<HttpExchange> completions(const Call& call);
+  std::unique_ptr<HttpExchange> messages(const Call& call);
+  std::unique_ptr<HttpExchange> count_tokens(const Call& call);
+  std::unique_ptr<HttpExchange> generate(const Call& call);
+  std::unique_ptr<HttpExchange> tokenize(const Call& call);
+  std::unique_ptr<HttpExchange> detokenize(const Call& call);
+
+  std::unique_ptr<HttpExchange> answer(Dialect dialect, const HttpRequest& request);
+  std::optional<ApiError> check_key(const HttpRequest& request) const;
+  std::optional<ApiError> check_model(const std::string& name) const;
+  std::string unhealthy() const;  // why, or empty
+
+  const ServiceOptions options_;
+  Metrics metrics_;
+  Engines engines_;
+  Sources sources_;
+  std::atomic<bool> draining_{false};
+};
+
+}  // namespace tenon::server

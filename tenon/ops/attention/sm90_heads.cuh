@@ -1,0 +1,158 @@
+// Queries on their way into a decode step, and the step's own key and value: as rope has left them,
+// or, where the call asks for it, with the work of rope done here (ops/common/rotary.cuh). A warp
+// has a row: lane l its elements l, l + 32, …, so the first two of a lane are a pair of the
+// rotation.
+#pragma once
+
+#include "tenon/ops/attention/sm90.cuh"
+#include "tenon/ops/common/rotary.cuh"
+
+namespace tenon::TENON_TARGET::attention {
+
+struct Part;
+
+inline constexpr int kKeyWarp = 3, kValueWarp = 2;  // of the warps that compute
+inline constexpr int kLaneElements = kHeadDim / 32;
+
+// The weights of both head norms, in shared memory.
+struct HeadNorms {
+  float q[kHeadDim], k[kHeadDim];
+};
+TENON_DEVICE void read_norms(const NewHeads& heads, HeadNorms& to) {
+  if (heads.k == nullptr) return;
+  for (int i = thread_id(); i < kHeadDim; i += block_threads()) {
+    to.q[i] = heads.wide_norms ? static_cast<const float*>(heads.q_norm)[i]
+                               : to_float(static_cast<const bf16*>(heads.q_norm)[i]);
+    to.k[i] = heads.wide_norms ? static_cast<const float*>(heads.k_norm)[i]
+                               : to_float(static_cast<const bf16*>(heads.k_norm)[i]);
+  }
+}
+
+// What a warp reads for a part: its rows of q, and besides k or v of the step's own token; and the
+// cosine and the sine of the lane's pair.
+template <int kRowsEach>
+struct RawRows {
+  std::uint16_t q[kRowsEach][kLaneElements] = {};
+  std::uint16_t extra[kLaneElements] = {};
+  float cosine = 1.0f, sine = 0.0f;
+  TENON_HD Word4 value() const {
+    return {std::uint32_t{extra[0]} | std::uint32_t{extra[1]} << 16,
+            std::uint32_t{extra[2]} | std::uint32_t{extra[3]} << 16,
+            std::uint32_t{extra[4]} | std::uint32_t{extra[5]} << 16,
+            std::uint32_t{extra[6]} | std::uint32_t{extra[7]} << 16};
+  }
+};
+TENON_DEVICE void read_row(const bf16* row, std::uint16_t (&to)[kLaneElements]) {
+  TENON_UNROLL
+  for (int i = 0; i < kLaneElements; ++i) to[i] = row[thread_id() % kWave + 32 * i].bits;
+}
+template <int kRowsEach, class SomePart>
+TENON_DEVICE RawRows<kRowsEach> read_rows(const Sm90Call& call, const SomePart& part, int rank) {
+  const int warp = thread_id() / kWave, lane = thread_id() % kWave;
+  RawRows<kRowsEach> raw;
+  TENON_UNROLL
+  for (int i = 0; i < kRowsEach; ++i) {
+    const int row = warp + 4 * i;
+    if (row < call.group)
+      read_row(call.q + part.token * call.q_token_stride +
+                   (part.kv_head * call.group + row) * call.q_head_stride,
+               raw.q[i]);
+  }
+  const NewHeads& heads = call.heads;
+  if (heads.k == nullptr) return raw;
+  const bool known = part.position >= 0 && part.position < heads.max_positions;
+  const float* table = heads.cos_sin + std::int64_t{known ? part.position : 0} * kRotaryDim;
+  raw.cosine = table[lane];
+  raw.sine = table[lane + 32];
+  if (!part.is_newest(rank)) return raw;
+  if (warp == kKeyWarp)
+    read_row(heads.k + part.token * heads.k_token_stride + part.kv_head * heads.k_head_stride,
+             raw.extra);
+  if (warp == kValueWarp) {
+    const bf16* v =
+        heads.v + part.token * heads.v_token_stride + part.kv_head * heads.v_head_stride + lane * 8;
+    TENON_UNROLL
+    for (int i = 0; i < kLaneElements; ++i) raw.extra[i] = v[i].bits;
+  }
+  return raw;
+}
+
+// Norm and rotation of the warp's row, as the kernel of rope does them.
+TENON_DEVICE void norm_and_rotate(const NewHeads& heads, const float (&weight)[kHeadDim],
+                                  float cosine, float sine, std::uint16_t (&row)[kLaneElements]) {
+  float x[kLaneElements], squares = 0.0f;
+  TENON_UNROLL
+  for (int i = 0; i < kLaneElements; ++i) {
+    x[i] = to_float(bf16{row[i]});
+    squares = squares + x[i] * x[i];
+  }
+  TENON_UNROLL
+  for (int half = 16; half > 0; half /= 2) squares = squares + shuffle_xor(squares, half);
+  const float rstd = head_rstd(squares, kHeadDim, heads.eps);
+  TENON_UNROLL
+  for (int i = 0; i < kLaneElements; ++i)
+    x[i] = normed_component(x[i], rstd, heads.norm_offset, weight[thread_id() % kWave + 32 * i]);
+  const RotatedPair pair = rotate_pair(x[0], x[1], cosine, sine);
+  row[0] = pair.first.bits;
+  row[1] = pair.second.bits;
+  TENON_UNROLL
+  for (int i = 2; i < kLaneElements; ++i) row[i] = to_bf16(x[i]).bits;
+}
+
+template <int kRowsEach, class SomePart>
+TENON_DEVICE void store_queries(const Sm90Call& call, const SomePart&, const HeadNorms& norms,
+                                const RawRows<kRowsEach>& raw, std::byte* queries) {
+  constexpr int kRowBytes = 512 + 16;
+  TENON_UNROLL
+  for (int i = 0; i < kRowsEach; ++i) {
+    std::uint16_t row[kLaneElements];
+    TENON_UNROLL
+    for (int e = 0; e < kLaneElements; ++e) row[e] = raw.q[i][e];
+    if (call.heads.k != nullptr) norm_and_rotate(call.heads, norms.q, raw.cosine, raw.sine, row);
+    auto* to =
+        reinterpret_cast<std::uint16_t*>(queries + (thread_id() / kWave + 4 * i) * kRowBytes);
+    TENON_UNROLL
+    for (int e = 0; e < kLaneElements; ++e) to[thread_id() % kWave + 32 * e] = row[e];
+  }
+}
+
+// The place of a token's head in the cache; −1: nowhere.
+template <class SomePart>
+TENON_DEVICE std::int64_t new_slot(const Sm90Call& call, const SomePart& part) {
+  const std::int32_t slot = call.heads.slots[part.token];
+  if (slot < 0 || slot >= call.num_blocks * call.block_tokens) return -1;
+  return (std::int64_t{slot} * call.kv_heads + part.kv_head) * kHeadDim;
+}
+
+// One warp: the step's own key, to row `row` of the tile and to the cache.
+template <class SomePart>
+TENON_DEVICE void store_key(const Sm90Call& call, const SomePart& part, const HeadNorms& norms,
+                            const std::uint16_t (&raw)[kLaneElements], float cosine, float sine,
+                            std::byte* tile, int row) {
+  const int lane = thread_id() % kWave;
+  std::uint16_t key[kLaneElements];
+  TENON_UNROLL
+  for (int i = 0; i < kLaneElements; ++i) key[i] = raw[i];
+  norm_and_rotate(call.heads, norms.k, cosine, sine, key);
+  const std::int64_t slot = new_slot(call, part);
+  TENON_UNROLL
+  for (int i = 0; i < kLaneElements; ++i) {
+    const int at = lane + 32 * i;
+    *reinterpret_cast<std::uint16_t*>(tile + at / 64 * kSlabBytes + slab_place(row, at % 64 / 8) +
+                                      at % 8 * 2) = key[i];
+    if (slot >= 0) call.heads.k_cache[slot + at] = bf16{key[i]};
+  }
+  fence_async();
+}
+// One warp: its value; a lane has eight elements.
+template <class SomePart>
+TENON_DEVICE void store_value(const Sm90Call& call, const SomePart& part, Word4 value,
+                              std::byte* tile, int row) {
+  const int lane = thread_id() % kWave;
+  store16(tile + lane / 8 * kSlabBytes + slab_place(row, lane % 8), value);
+  if (const std::int64_t slot = new_slot(call, part); slot >= 0)
+    store16(call.heads.v_cache + slot + lane * 8, value);
+  fence_async();
+}
+
+}  // namespace tenon::TENON_TARGET::attention

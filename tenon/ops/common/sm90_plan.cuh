@@ -1,0 +1,236 @@
+// The host side of sm90_product.cuh: which of its kernels for how many rows, and their launch.
+#pragma once
+
+#include <algorithm>
+
+#include "tenon/device/variant.h"
+#include "tenon/ops/common/sm90_product.cuh"
+
+namespace tenon::TENON_TARGET {
+
+// The widest scales that leave a ring of two stages to 64 rows.
+inline constexpr int kSm90MostK = 65536;
+inline constexpr int kBesideColumns = 16;  // of a block that makes all segments of a product
+
+// What of a kernel was chosen for a plan. It changes no bit.
+struct Sm90Form {
+  int columns, rows;  // of a block
+  int row_groups;     // warpgroups that share its columns; else there is one for each 64 of them
+  int stages;
+  int threads, shared_bytes, blocks;  // blocks: of the grid
+};
+
+// Bytes that a block may take if so many are to fit on a multiprocessor: each has 1 KiB besides.
+inline int sm90_fair_share(std::size_t most, int resident) {
+  return (static_cast<int>(most) + 1024) / resident - 1024;
+}
+inline int sm90_stages(Sm90Kind kind, int columns, int rows, const Segments& cut, int bytes) {
+  constexpr int kMost = 32;
+  int stages = 0;
+  while (stages < kMost && sm90_shared(kind, columns, rows, stages + 1, cut).bytes <= bytes)
+    ++stages;
+  const int longest = kind == Sm90Kind::kBf16InOrder ? cut.num_blocks
+                                                     : (cut.num_blocks + cut.count - 1) / cut.count;
+  return std::min(stages, longest);
+}
+
+// Measured on an H100 with the products of two models. Up to 16 rows one warpgroup is enough.
+// Above, two share the columns if there would be too few blocks of 128. Where 64 columns a block
+// would leave multiprocessors idle, blocks have fewer; not where k is short, for the start of a
+// ring costs a time for each of its stages.
+inline Sm90Form sm90_form(Sm90Kind kind, const GemmCall& gemm, const Segments& cut, int units,
+                          std::size_t most_shared) {
+  Sm90Form form{};
+  form.rows = gemm.rows <= 8 ? 8 : gemm.rows <= 16 ? 16 : gemm.rows <= 32 ? 32 : 64;
+  form.columns = kGroupColumns;
+  form.row_groups = 1;
+  const int base = ceil_div(gemm.rows, form.rows) * cut.count;
+  const auto blocks_of = [&](int columns) { return base * ceil_div(gemm.n, columns); };
+  const bool may_split = kind != Sm90Kind::kActivated;
+  if (form.rows > 16 && may_split && 2 * blocks_of(2 * kGroupColumns) <= units) {
+    form.row_groups = 2;
+  } else if (form.rows > 16) {
+    form.columns = 2 * kGroupColumns;
+  }
+  // Clusters of many blocks do not fill the device to the last multiprocessor.
+  const int places = cut.count >= 4 ? units * 3 / 4 : units;
+  const bool is_long = cut.num_blocks / cut.count > 32;
+  if (form.columns == kGroupColumns && may_split && (is_long || is_bf16(kind)) &&
+      blocks_of(kGroupColumns) < places) {
+    form.columns = 16;
+    while (blocks_of(form.columns) > places) form.columns += 8;
+  }
+  const int groups = ceil_div(form.columns, kGroupColumns) * form.row_groups;
+  form.blocks = blocks_of(form.columns);
+  const auto stages_of = [&](int resident) {
+    return sm90_stages(kind, form.columns, form.rows, cut, sm90_fair_share(most_shared, resident));
+  };
+  int resident = std::clamp(ceil_div(form.blocks, units), 1, sm90_most_resident(groups));
+  form.stages = stages_of(resident);
+  while (form.stages < 2 && resident > 1) form.stages = stages_of(--resident);
+  form.threads = sm90_threads(groups);
+  form.shared_bytes = sm90_shared(kind, form.columns, form.rows, form.stages, cut).bytes;
+  return form;
+}
+
+// Ok; or why the device or the product is not for these kernels. The answer depends on the weight
+// and on the device alone: the bits of a row must not change with the number of rows.
+inline Status sm90_takes(Sm90Kind kind, const GemmCall& gemm, const DeviceProperties& device) {
+  const auto no = [](std::string why) { return Status::error(Code::kUnsupported, std::move(why)); };
+  const int found = device.cuda_capability;
+  if (found != 90)
+    return no("the device has compute capability " + std::to_string(found / 10) + "." +
+              std::to_string(found % 10) + "; its instructions are those of 9.0");
+  if (gemm.offsets != nullptr) return no("weight has experts; it is for one matrix");
+  if (!is_bf16(kind) && gemm.k > kSm90MostK)
+    return no("k is " + std::to_string(gemm.k) + "; at most " + std::to_string(kSm90MostK) +
+              " leave room for the scales");
+  const Segments cut = segments_of(gemm.n, gemm.k);
+  if (kind == Sm90Kind::kActivated && cut.count > 1)
+    return no("the sum over k has " + std::to_string(cut.count) +
+              " segments; an activation is for products of one");
+  return Status::ok();
+}
+
+inline Status sm90_plan(Sm90Kind kind, const GemmCall& gemm, const PlanContext& where,
+                        Recipe* recipe) {
+  TENON_TRY(sm90_takes(kind, gemm, where.properties));
+  const Segments cut = segments_of(gemm.n, gemm.k);
+  const Sm90Form form =
+      sm90_form(kind, gemm, cut, where.properties.num_units, where.properties.max_shared_bytes);
+  if (form.stages < 1)
+    return Status::error(Code::kUnsupported, "a block has too little shared memory");
+  LaunchShape shape;
+  shape.blocks = form.blocks;
+  shape.threads = form.threads;
+  shape.shared_bytes = static_cast<std::size_t>(form.shared_bytes);
+  shape.cluster = sm90_cluster(kind, form.columns, cut);
+  shape.early = where.may_start_early;
+  recipe->launch("sm90_kernel", shape);
+  recipe->set("columns", form.columns);
+  recipe->set("rows", form.rows);
+  recipe->set("row groups", form.row_groups);
+  recipe->set("stages", form.stages);
+  return Status::ok();
+}
+
+template <Sm90Kind kKind>
+auto sm90_kernel_of(int rows, int row_groups) -> void (*)(Sm90Call) {
+  switch (rows) {
+    case 8: return sm90_kernel<kKind, 1, 1, 8>;
+    case 16: return sm90_kernel<kKind, 1, 1, 16>;
+  }
+  if constexpr (kKind != Sm90Kind::kActivated)
+    if (row_groups == 2)
+      return rows == 32 ? sm90_kernel<kKind, 1, 2, 16> : sm90_kernel<kKind, 1, 2, 32>;
+  return rows == 32 ? sm90_kernel<kKind, 2, 1, 32> : sm90_kernel<kKind, 2, 1, 64>;
+}
+
+// A matrix in tiles; the stride of a single row may be any number. stride, row: in bytes.
+inline Result<TensorMap> sm90_map(const void* data, std::int64_t rows, std::int64_t row,
+                                  std::int64_t stride, int tile_rows) {
+  return ::tenon::sm90::tile_map(data, rows, row, rows > 1 ? stride : row, tile_rows);
+}
+
+// tokens: rows of x. columns, rows: of a block. row_tiles: of the grid.
+inline Result<Sm90Call> sm90_call(Sm90Kind kind, const GemmCall& gemm, std::int64_t tokens,
+                                  int columns, int rows, int stages) {
+  const std::int64_t bytes = is_bf16(kind) ? 2 : 1;  // of an element
+  Sm90Call call;
+  call.gemm = gemm;
+  call.cut = segments_of(gemm.n, gemm.k);
+  call.columns = columns;
+  call.stages = stages;
+  const auto x_map = [&](int tile_rows) {
+    return sm90_map(gemm.x, tokens, gemm.k * bytes, gemm.x_stride * bytes, tile_rows);
+  };
+  if (gemm.row_map == nullptr) {
+    TENON_ASSIGN(call.x, x_map(rows));
+  } else {
+    TENON_ASSIGN(call.x, x_map(1));
+    TENON_ASSIGN(call.x_runs, x_map(kRun));
+  }
+  TENON_ASSIGN(call.weight, sm90_map(gemm.weight, gemm.n, gemm.k * bytes,
+                                     gemm.weight_stride * bytes, columns / sm90_parts(kind)));
+  return call;
+}
+
+inline int sm90_setting(const Recipe& recipe, std::size_t i) {
+  return static_cast<int>(recipe.settings[i].value);
+}
+
+template <Sm90Kind kKind>
+Status sm90_launch(const Recipe& recipe, const GemmCall& gemm, const GemmScales& scales,
+                   const QuantSpec& activated, std::int64_t tokens, Stream& stream) {
+  if (gemm.rows == 0) return Status::ok();
+  const LaunchShape& shape = recipe.launches.front().shape;
+  const int columns = sm90_setting(recipe, 0), rows = sm90_setting(recipe, 1);
+  TENON_ASSIGN(Sm90Call call,
+               sm90_call(kKind, gemm, tokens, columns, rows, sm90_setting(recipe, 3)));
+  call.scales = scales;
+  call.activated = activated;
+  call.row_tiles = shape.blocks / call.cut.count / ceil_div(gemm.n, columns);
+  return tenon::launch(stream, shape, sm90_kernel_of<kKind>(rows, sm90_setting(recipe, 2)), call);
+}
+
+// --- Two products in a launch -----------------------------------------------------------------
+
+// `main` of e4m3 in one segment, `beside` of bf16, of as many rows.
+inline Status sm90_plan_pair(const GemmCall& main, const GemmCall& beside, const PlanContext& where,
+                             Recipe* recipe) {
+  const auto no = [](std::string why) { return Status::error(Code::kUnsupported, std::move(why)); };
+  TENON_TRY(sm90_takes(Sm90Kind::kE4m3, main, where.properties));
+  const Segments cut = segments_of(main.n, main.k), other = segments_of(beside.n, beside.k);
+  if (cut.count > 1)
+    return no("the sum over k has " + std::to_string(cut.count) +
+              " segments; a product may stand beside one of one segment");
+  if (main.rows > 64)
+    return no(std::to_string(main.rows) +
+              " rows; two products share a launch where both are bound by reading their weights, "
+              "up to 64 rows");
+  const int beside_blocks = ceil_div(beside.n, kBesideColumns);
+  const std::size_t most_shared = where.properties.max_shared_bytes;
+  if (beside_blocks > where.properties.num_units / 4)
+    return no("the product beside has " + std::to_string(beside.n) +
+              " columns; it is for a few, which nobody waits for");
+  const Sm90Form form = sm90_form(Sm90Kind::kE4m3, main, cut,
+                                  where.properties.num_units - beside_blocks, most_shared);
+  if (form.columns > kGroupColumns)
+    return no("weight has " + std::to_string(main.n) + " columns, too many for narrow blocks");
+  const int stages =
+      sm90_stages(Sm90Kind::kBf16InOrder, kBesideColumns, form.rows, other, form.shared_bytes);
+  if (form.stages < 1 || stages < 1) return no("a block has too little shared memory");
+  LaunchShape shape;
+  shape.blocks = beside_blocks + form.blocks;
+  shape.threads = form.threads;
+  shape.shared_bytes = static_cast<std::size_t>(form.shared_bytes);
+  shape.early = where.may_start_early;
+  recipe->launch("sm90_pair_kernel", shape);
+  recipe->set("columns", form.columns);
+  recipe->set("rows", form.rows);
+  recipe->set("row groups", form.row_groups);
+  recipe->set("stages", form.stages);
+  recipe->set("stages beside", stages);
+  return Status::ok();
+}
+
+inline Status sm90_launch_pair(const Recipe& recipe, const GemmCall& main, const GemmScales& scales,
+                               const GemmCall& beside, Stream& stream) {
+  if (main.rows == 0) return Status::ok();
+  const int rows = sm90_setting(recipe, 1);
+  Sm90Pair call;
+  TENON_ASSIGN(call.main, sm90_call(Sm90Kind::kE4m3, main, main.rows, sm90_setting(recipe, 0), rows,
+                                    sm90_setting(recipe, 3)));
+  TENON_ASSIGN(call.beside, sm90_call(Sm90Kind::kBf16InOrder, beside, beside.rows, kBesideColumns,
+                                      rows, sm90_setting(recipe, 4)));
+  call.main.scales = scales;
+  call.beside_blocks = ceil_div(beside.n, kBesideColumns);
+  return tenon::launch(stream, recipe.launches.front().shape,
+                       rows == 8    ? sm90_pair_kernel<1, 8>
+                       : rows == 16 ? sm90_pair_kernel<1, 16>
+                       : rows == 32 ? sm90_pair_kernel<2, 16>
+                                    : sm90_pair_kernel<2, 32>,
+                       call);
+}
+
+}  // namespace tenon::TENON_TARGET

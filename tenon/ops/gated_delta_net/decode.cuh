@@ -1,0 +1,367 @@
+// The recurrence of one token in one kernel, from the rows of the projection to the outputs:
+// convolution, norms, gates, delta rule, gated norm, quantisation, new states. Bits are those of
+// conv_kernel, recurrent_kernel and finish_kernel one after another.
+//
+// A block has one v head of one sequence, and a thread of each team one column of S. S is on its
+// way into shared memory while the convolution and the norms are computed, and is read there twice
+// and written out once. Where shared memory is too small, it is read from global memory. What one
+// sequence costs is a chain of short steps: two teams share them; one does all where kTeams is 1.
+//
+// Blocks whose v heads share a k head all compute its convolution. None of them may write what
+// another one reads: that is why a slot keeps one input more than the convolution looks back, so
+// that the place of the new one holds an input that nobody reads any more.
+#pragma once
+
+#include "tenon/device/copy.cuh"
+#include "tenon/device/reduce.cuh"
+#include "tenon/ops/gated_delta_net/rows.cuh"
+
+namespace tenon::TENON_TARGET::gated_delta_net {
+
+// Rows of S that decode_kernel holds in shared memory: all on CUDA, none where a block has 64 KiB
+// of it, as on HIP; and half of them on emu32, so that both ways are met.
+inline constexpr int kHeldRows = kWave != 32 ? 0 : kKernelsAreOrdered ? kDim : kDim / 2;
+constexpr std::size_t decode_shared(int held_rows) { return held_rows * kDim * sizeof(float); }
+
+// Whether the thread's team does the first part (q, k, Sᵀk) or the second (v, gates, Sᵀq); a single
+// team does both.
+template <int kTeams>
+TENON_DEVICE bool does(int part) {
+  return kTeams == 1 || thread_id() / kDim == part;
+}
+TENON_DEVICE int own_column() { return thread_id() % kDim; }
+
+// The channels of a column in a row of qkv: of q, of k and of v; and whose part they are.
+TENON_DEVICE int part_of(int channel) { return channel == 2 ? 1 : 0; }
+struct Channels {
+  int of[3];
+};
+TENON_DEVICE Channels channels_of(const KernelArgs& args, int v_head) {
+  const int k_head = v_head / (args.v_heads / args.k_heads);
+  return {{k_head * kDim + own_column(), (args.k_heads + k_head) * kDim + own_column(),
+           (2 * args.k_heads + v_head) * kDim + own_column()}};
+}
+
+// Asks for S while earlier kernels still run. The slot may be another one by then: it is read again
+// afterwards, and nothing but time depends on this.
+TENON_DEVICE void ask_for_state(const KernelArgs& args, int index, int v_head) {
+  if (index >= args.sequences) return;
+  const std::int32_t slot = args.from[index];
+  if (slot < 0 || slot >= args.num_slots) return;
+  const float* state = state_of(args, slot, v_head);
+  for (int at = thread_id() * 32; at < kDim * kDim; at += block_threads() * 32)
+    prefetch(state + at);
+}
+
+// Of the convolution, for these channels.
+struct Weights {
+  bf16 of[3][4];
+};
+TENON_DEVICE Weights load_weights(const KernelArgs& args, const Channels& channels) {
+  Weights weights;
+  TENON_UNROLL
+  for (int c = 0; c < 3; ++c)
+    __builtin_memcpy(weights.of[c], args.conv_weight + std::int64_t{channels.of[c]} * 4, 8);
+  return weights;
+}
+
+// What the convolution reads of the thread's channels, by lag.
+struct Inputs {
+  bf16 of[kHistory + 1][3];
+};
+template <int kTeams>
+TENON_DEVICE Inputs load_inputs(const KernelArgs& args, const Sequence& sequence,
+                                const Channels& channels) {
+  Inputs inputs{};
+  TENON_UNROLL
+  for (int lag = 0; lag <= kHistory; ++lag) {
+    const bf16* row = input_row(args, sequence, -lag);
+    TENON_UNROLL
+    for (int c = 0; c < 3; ++c)
+      if (row != nullptr && does<kTeams>(part_of(c))) inputs.of[lag][c] = row[channels.of[c]];
+  }
+  return inputs;
+}
+// The new input goes to its place; the others too where the sequence moves to another slot. One
+// block of those that share a k head writes its channels.
+template <int kTeams>
+TENON_DEVICE void keep_own_inputs(const KernelArgs& args, const Sequence& sequence, int v_head,
+                                  const Channels& channels, const Inputs& inputs) {
+  if (sequence.to < 0) return;
+  const bool writes_key = v_head % (args.v_heads / args.k_heads) == 0;
+  TENON_UNROLL
+  for (int lag = 0; lag <= kHistory; ++lag) {
+    if (lag > 0 && sequence.from == sequence.to) return;
+    bf16* kept = kept_row(args, sequence.to, sequence.position - lag);
+    TENON_UNROLL
+    for (int c = 0; c < 3; ++c)
+      if ((c == 2 || writes_key) && does<kTeams>(part_of(c)))
+        kept[channels.of[c]] = inputs.of[lag][c];
+  }
+}
+
+// The thread's column of S: its first kHeld rows in shared memory, all rows in global memory.
+struct StateColumn {
+  const float* held;
+  const float* data;  // null: zeros
+};
+// Rows [row, row + kRows) of it.
+inline constexpr int kRows = 16;
+template <int kHeld>
+TENON_DEVICE void load_rows(const StateColumn& column, int row, float (&to)[kRows]) {
+  static_assert(kHeld % kRows == 0);
+  if (kHeld == kDim || row < kHeld) {
+    TENON_UNROLL
+    for (int i = 0; i < kRows; ++i) to[i] = column.held[(row + i) * kDim];
+  } else {
+    TENON_UNROLL
+    for (int i = 0; i < kRows; ++i)
+      to[i] = column.data == nullptr ? 0.0f : column.data[(row + i) * kDim];
+  }
+}
+// As many elements of q or k, from shared memory.
+TENON_DEVICE void load_keys(const float* keys, int row, float (&to)[kRows]) {
+  TENON_UNROLL
+  for (int i = 0; i < kRows; i += 4) {
+    const Word4 four = load16(keys + row + i);
+    to[i] = bits_float(four.x);
+    to[i + 1] = bits_float(four.y);
+    to[i + 2] = bits_float(four.z);
+    to[i + 3] = bits_float(four.w);
+  }
+}
+
+// Sᵀ·keys of the column, rows ascending. What comes next is on its way while rows are added.
+template <int kHeld>
+TENON_DEVICE float project_column(const StateColumn& column, const float* keys) {
+  float sum = 0.0f, s[2][kRows], k[2][kRows];
+  const auto load = [&](int half, int row) {
+    load_rows<kHeld>(column, row, s[half]);
+    load_keys(keys, row, k[half]);
+  };
+  const auto add = [&](int half) {
+    TENON_UNROLL
+    for (int i = 0; i < kRows; ++i) sum = sum + k[half][i] * s[half][i];
+  };
+  load(0, 0);
+  TENON_NO_UNROLL
+  for (int row = 0; row < kDim; row += 2 * kRows) {
+    load(1, row + kRows);
+    add(0);
+    if (row + 2 * kRows < kDim) load(0, row + 2 * kRows);
+    add(1);
+  }
+  return sum;
+}
+
+// Sᵀk and Sᵀq of the column by one thread: each sum as project_column() makes it.
+struct Projections {
+  float of_k, of_q;
+};
+template <int kHeld>
+TENON_DEVICE Projections project_column_twice(const StateColumn& column, const float* keys,
+                                              const float* queries) {
+  Projections sums{};
+  TENON_NO_UNROLL
+  for (int row = 0; row < kDim; row += kRows) {
+    float s[kRows], k[kRows], q[kRows];
+    load_rows<kHeld>(column, row, s);
+    load_keys(keys, row, k);
+    load_keys(queries, row, q);
+    TENON_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      sums.of_k = sums.of_k + k[i] * s[i];
+      sums.of_q = sums.of_q + q[i] * s[i];
+    }
+  }
+  return sums;
+}
+
+// S ← decay · S + k ⊗ d for rows [first, last) of the column.
+template <int kHeld>
+TENON_DEVICE void update_column(const StateColumn& from, float* to, const float* keys, float decay,
+                                float d, int first, int last) {
+  TENON_NO_UNROLL
+  for (int row = first; row < last; row += 2 * kRows) {
+    float s[2][kRows], k[2][kRows];
+    TENON_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      load_rows<kHeld>(from, row + half * kRows, s[half]);
+      load_keys(keys, row + half * kRows, k[half]);
+    }
+    TENON_UNROLL
+    for (int i = 0; i < 2 * kRows; ++i)
+      to[(row + i) * kDim] = decay * s[i / kRows][i % kRows] + k[i / kRows][i % kRows] * d;
+  }
+}
+
+// What the threads of a block hand each other.
+struct DecodeShared {
+  float *q, *k, *v, *silu_z, *r, *d, *o;  // [kDim]
+  float* gates;                           // beta, decay
+};
+
+// The scales of q and k, and k·q of the scaled ones: dot() three times, step by step together.
+struct KeyScales {
+  float q, k, k_dot_q;
+};
+TENON_DEVICE KeyScales scale_keys(const DecodeShared& shared) {
+  float sums[3] = {};
+  TENON_UNROLL
+  for (int i = 0; i < kDim; i += kSlots) {
+    const int at = i + thread_id() % kSlots;
+    const float q = shared.q[at], k = shared.k[at];
+    sums[0] = sums[0] + q * q;
+    sums[1] = sums[1] + k * k;
+    sums[2] = sums[2] + k * q;
+  }
+  TENON_UNROLL
+  for (int half = kSlots / 2; half > 0; half /= 2) {
+    float others[3];
+    TENON_UNROLL
+    for (int i = 0; i < 3; ++i) others[i] = shuffle_xor(sums[i], half);
+    TENON_UNROLL
+    for (int i = 0; i < 3; ++i) sums[i] = sums[i] + others[i];
+  }
+  // Roots and quotients are slow: half of the lanes have those of q, the others those of k.
+  const bool has_q = thread_id() % 2 == 0;
+  const float root = key_scale(has_q ? sums[0] : sums[1]);
+  const float own = has_q ? root * kQueryFactor : root;
+  const float other = shuffle_xor(own, 1);
+  const float of_q = has_q ? own : other, of_k = has_q ? other : own;
+  return {of_q, of_k, sums[2] * of_k * of_q};
+}
+
+// The outputs of the head, as finish_head() makes them, by one wave: o and silu(z) are there.
+TENON_DEVICE void finish_by_wave(const KernelArgs& args, int token, int v_head,
+                                 const DecodeShared& shared, const float (&norm)[kDim / kSlots]) {
+  constexpr int kOwn = kDim / kSlots;
+  const int slot = thread_id() % kSlots;
+  float o[kOwn], squares = 0.0f;
+  TENON_UNROLL
+  for (int i = 0; i < kOwn; ++i) {
+    o[i] = shared.o[slot + i * kSlots];
+    squares = squares + o[i] * o[i];
+  }
+  TENON_UNROLL
+  for (int half = kSlots / 2; half > 0; half /= 2) squares = squares + shuffle_xor(squares, half);
+  const float rstd = rsqrt_f(squares / static_cast<float>(kDim) + args.eps);
+  bf16 rounded[kOwn];
+  std::uint32_t absmax = 0;
+  TENON_UNROLL
+  for (int i = 0; i < kOwn; ++i) {
+    rounded[i] = to_bf16(o[i] * rstd * norm[i] * shared.silu_z[slot + i * kSlots]);
+    absmax = larger(absmax, rounded[i].bits & 0x7fffu);
+  }
+  absmax = max_lane(absmax);
+  if (lane_id() >= kSlots) return;  // of a wider wave: the same again
+  const int column = v_head * kDim + slot;
+  if (args.out != nullptr) {
+    bf16* out = args.out + token * args.out_stride + column;
+    TENON_UNROLL
+    for (int i = 0; i < kOwn; ++i) out[i * kSlots] = rounded[i];
+  }
+  if (args.quant.codes == nullptr) return;
+  const QuantSpec row = at_row(args.quant, token);
+  const ChosenScale chosen = choose_scale<bf16>(row, absmax);
+  TENON_UNROLL
+  for (int i = 0; i < kOwn; ++i) {
+    const float n = to_float(rounded[i]) * chosen.multiplier;
+    const std::uint32_t code = row.is_fnuz ? pack_fp8x4<DType::kE4M3Fnuz>(n, n, n, n)
+                                           : pack_fp8x4<DType::kE4M3>(n, n, n, n);
+    row.codes[column + i * kSlots] = static_cast<std::byte>(code & 0xffu);
+  }
+  if (slot == 0) store_scale(row, 0, v_head, chosen.word);
+}
+
+// All of one token of one v head by kTeams · kDim threads, with kHeld rows of S in dynamic shared
+// memory.
+template <int kHeld, int kTeams>
+TENON_DEVICE void decode_head(const KernelArgs& args, const Sequence& sequence, int v_head,
+                              const Channels& channels, const Weights& weights) {
+  TENON_SHARED(float, floats, 7 * kDim + 4);
+  const DecodeShared shared{floats,
+                            floats + kDim,
+                            floats + 2 * kDim,
+                            floats + 3 * kDim,
+                            floats + 4 * kDim,
+                            floats + 5 * kDim,
+                            floats + 6 * kDim,
+                            floats + 7 * kDim};
+  const int mine = own_column(), token = sequence.begin;
+  const float* from = state_of(args, sequence.from, v_head);
+  float* to = state_of(args, sequence.to, v_head);
+
+  const Inputs inputs = load_inputs<kTeams>(args, sequence, channels);
+  const GateInputs gate_inputs = load_gates(args, token, v_head);
+  const bf16 z = args.z[token * args.z_stride + v_head * kDim + mine];
+  float norm[kDim / kSlots];
+  TENON_UNROLL
+  for (int i = 0; i < kDim / kSlots; ++i) norm[i] = args.norm[thread_id() % kSlots + i * kSlots];
+  StateColumn column{nullptr, from == nullptr ? nullptr : from + mine};
+  if constexpr (kHeld > 0) {
+    TENON_DYNAMIC_SHARED(float, tile);
+    constexpr int kStride = kTeams * kDim * 4;
+    float* const first = tile + thread_id() * 4;
+    if (from == nullptr) {
+      for (int i = 0; i < kHeld * kDim / kStride; ++i) store16(first + i * kStride, Word4{});
+    } else {
+      TENON_UNROLL
+      for (int i = 0; i < kHeld * kDim / kStride; ++i)
+        copy_async16(first + i * kStride, from + thread_id() * 4 + i * kStride);
+    }
+    column.held = tile + mine;
+  }
+  float* const places[3] = {shared.q, shared.k, shared.v};
+  TENON_UNROLL
+  for (int c = 0; c < 3; ++c)
+    if (does<kTeams>(part_of(c)))
+      places[c][mine] = to_float(convolve_channel(weights.of[c], inputs.of[3][c], inputs.of[2][c],
+                                                  inputs.of[1][c], inputs.of[0][c]));
+  sync_block();
+  KeyScales scales{};
+  if (does<kTeams>(0)) scales = scale_keys(shared);
+  if (does<kTeams>(1)) {
+    shared.silu_z[mine] = silu_f(to_float(z));
+    const Gates gates = gates_of(gate_inputs);
+    if (mine == 0) {
+      shared.gates[0] = gates.beta;
+      shared.gates[1] = exp_f(gates.log_decay);
+    }
+  }
+  sync_block();  // q and k have been read
+  if (does<kTeams>(0)) {
+    shared.q[mine] = shared.q[mine] * scales.q;
+    shared.k[mine] = shared.k[mine] * scales.k;
+  }
+  keep_own_inputs<kTeams>(args, sequence, v_head, channels, inputs);
+  await_copies();
+  sync_block();
+
+  const float beta = shared.gates[0], decay = shared.gates[1];
+  float m = 0.0f;
+  if constexpr (kTeams == 1) {
+    const Projections sums = project_column_twice<kHeld>(column, shared.k, shared.q);
+    m = sums.of_k;
+    shared.r[mine] = sums.of_q;
+  } else {
+    m = project_column<kHeld>(column, does<kTeams>(0) ? shared.k : shared.q);
+    if (does<kTeams>(1)) shared.r[mine] = m;
+  }
+  sync_block();
+  if (does<kTeams>(0)) {
+    const float d = beta * (shared.v[mine] - decay * m);
+    shared.d[mine] = d;
+    shared.o[mine] = to_float(to_bf16(decay * shared.r[mine] + scales.k_dot_q * d));
+  }
+  sync_block();
+  if (to != nullptr) {
+    const int first = thread_id() / kDim * (kDim / kTeams);
+    update_column<kHeld>(column, to + mine, shared.k, decay, shared.d[mine], first,
+                         first + kDim / kTeams);
+  }
+  if (wave_id() == 0) finish_by_wave(args, token, v_head, shared, norm);
+  if (v_head == 0 && args.quant.codes != nullptr) pad_scales(args.quant, token);
+}
+
+}  // namespace tenon::TENON_TARGET::gated_delta_net

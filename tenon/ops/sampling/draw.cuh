@@ -1,0 +1,264 @@
+// One row of sampling: the draw, the edits and the report, for any team and any kind of row
+// (select.cuh). What they compute stands in sampling.h.
+#pragma once
+
+#include "tenon/ops/sampling/philox.cuh"
+#include "tenon/ops/sampling/sampling.h"
+#include "tenon/ops/sampling/select.cuh"
+
+namespace tenon::TENON_TARGET::sampling {
+
+using Args = tenon::sampling::Args;
+using tenon::sampling::Edit;
+using tenon::sampling::kMaxLikely;
+
+struct Sample {
+  const float* logits = nullptr;
+  const float* temperature = nullptr;
+  const std::int32_t* top_k = nullptr;
+  const float* top_p = nullptr;
+  const std::int64_t* seed = nullptr;
+  const std::int32_t* position = nullptr;
+  std::int32_t* out = nullptr;
+  std::int64_t slice_stride = 0, row_stride = 0;  // elements
+  std::int32_t rows = 0, width = 0, num_tokens = 0;
+  const float* min_p = nullptr;  // null: all rows have 0
+
+  const Edit* edits = nullptr;  // null: no row has any
+  const std::int32_t* begins = nullptr;
+  const float *repetition = nullptr, *frequency = nullptr, *presence = nullptr;
+  float* saved = nullptr;
+
+  const std::int32_t* wanted = nullptr;  // null: no row wants a report
+  float *drawn = nullptr, *largest = nullptr, *listed_logits = nullptr;
+  std::int64_t* mass = nullptr;
+  std::int32_t* listed_ids = nullptr;
+};
+
+inline Sample sample_of(const Args& args) {
+  Sample sample;
+  sample.logits = args.logits.as<const float>();
+  sample.temperature = args.temperature.as<const float>();
+  sample.top_k = args.top_k.as<const std::int32_t>();
+  sample.top_p = args.top_p.as<const float>();
+  sample.seed = args.seed.as<const std::int64_t>();
+  sample.position = args.position.as<const std::int32_t>();
+  sample.out = args.out.as<std::int32_t>();
+  sample.slice_stride = args.logits.stride[0];
+  sample.row_stride = args.logits.stride[1];
+  sample.rows = static_cast<std::int32_t>(args.out.shape[0]);
+  sample.width = static_cast<std::int32_t>(args.logits.shape[2]);
+  sample.num_tokens = args.num_tokens;
+  if (args.min_p) sample.min_p = args.min_p->as<const float>();
+  if (args.edits) {
+    sample.edits = args.edits->list.as<const Edit>();
+    sample.begins = args.edits->begins.as<const std::int32_t>();
+    sample.repetition = args.edits->repetition.as<const float>();
+    sample.frequency = args.edits->frequency.as<const float>();
+    sample.presence = args.edits->presence.as<const float>();
+    sample.saved = args.edits->saved.as<float>();
+  }
+  if (args.report) {
+    sample.wanted = args.report->wanted.as<const std::int32_t>();
+    sample.drawn = args.report->drawn.as<float>();
+    sample.largest = args.report->largest.as<float>();
+    sample.mass = args.report->mass.as<std::int64_t>();
+    sample.listed_ids = args.report->ids.as<std::int32_t>();
+    sample.listed_logits = args.report->logits.as<float>();
+  }
+  return sample;
+}
+
+TENON_DEVICE LogitRow row_of(const Sample& sample, int r) {
+  return {sample.logits + r * sample.row_stride, sample.slice_stride, sample.width,
+          sample.num_tokens};
+}
+TENON_DEVICE const float* logit_at(const LogitRow& row, std::int32_t id) {
+  const std::int32_t slice = id / row.width;
+  return row.logits + slice * row.slice_stride + (id - slice * row.width);
+}
+
+TENON_DEVICE bool has_edits(const Sample& sample, int r) {
+  return sample.edits != nullptr && sample.begins[r] < sample.begins[r + 1];
+}
+TENON_DEVICE bool wants_report(const Sample& sample, int r) {
+  return sample.wanted != nullptr && sample.wanted[r] >= 0;
+}
+
+TENON_DEVICE float edited(float logit, const Edit& edit, const Sample& sample, int r) {
+  logit = logit + edit.bias;
+  if (edit.said == 0) return logit;
+  const float repetition = sample.repetition[r];
+  logit = logit > 0.0f ? logit / repetition : logit * repetition;
+  logit = logit - sample.frequency[r] * static_cast<float>(edit.said >> 1);
+  return edit.said > 1 ? logit - sample.presence[r] : logit;
+}
+
+// Calls body(edit, its number) for the edits of row r that are this thread's of the block, in each
+// block of a team alike; those of ids that have no token are none.
+template <class Body>
+TENON_DEVICE void visit_edits(const Sample& sample, int r, Body body) {
+  for (std::int32_t i = sample.begins[r] + thread_id(); i < sample.begins[r + 1];
+       i += block_threads()) {
+    const Edit edit = sample.edits[i];
+    if (edit.id >= 0 && edit.id < sample.num_tokens) body(edit, i);
+  }
+}
+
+// ceil(total · top_p), at least 1.
+TENON_DEVICE std::uint64_t share_of(std::uint64_t total, float top_p) {
+  if (!(top_p < 1.0f)) return total;
+  if (!(top_p > 0.0f)) return 1;
+  const auto p = static_cast<std::uint64_t>(top_p * 0x1p24f);
+  const std::uint64_t low = (total & 0xffffffu) * p;
+  const std::uint64_t share = (total >> 24) * p + (low >> 24) + ((low & 0xffffffu) != 0 ? 1 : 0);
+  return share > 0 ? share : 1;
+}
+
+// x: how much of `total` all candidates up to and including a listed one have; y, its number + 1.
+TENON_DEVICE Pair first_of(Pair a, Pair b) { return b.y != 0 && (a.y == 0 || b.x < a.x) ? b : a; }
+
+// The token among the first `kept` of the listed candidates, of which room has the masses.
+template <class Team>
+TENON_DEVICE std::int32_t draw_listed(Room<Team>& room, const Sample& sample, int r, int size,
+                                      int kept) {
+  constexpr int kEach = kMaxListed / (kWave == 1 ? 1 : 256);  // listed ones of a thread
+  std::uint64_t up_to[kEach];  // 0 where it is not kept or has no mass
+  std::uint64_t total = 0;
+  for (int n = 0; n < kEach; ++n) {
+    const int i = thread_id() + n * block_threads();
+    int place = 0;
+    up_to[n] = 0;
+    if (i >= size || room.weights[i] == 0) continue;
+    for (int j = 0; j < size; ++j) {
+      if (room.list[j] < room.list[i]) continue;
+      up_to[n] += room.weights[j];
+      ++place;
+    }
+    if (place > kept) up_to[n] = 0;
+    total = up_to[n] > total ? up_to[n] : total;
+  }
+  // The first one up to which there is at least `target`.
+  const auto reach = [&](std::uint64_t target) {
+    Pair found{0, 0};
+    for (int n = 0; n < kEach; ++n) {
+      const auto number = static_cast<std::uint64_t>(thread_id() + n * block_threads()) + 1;
+      if (up_to[n] >= target) found = first_of(found, {up_to[n], number});
+    }
+    return reduce(room, found, first_of);
+  };
+  total = reduce(room, {total, 0}, larger).x;
+  const std::uint64_t share = share_of(total, sample.top_p[r]);
+  const std::uint64_t kept_mass = share == total ? total : reach(share).x;
+  const std::uint64_t random = tenon::sampling::random_bits(sample.seed[r], sample.position[r]);
+  const Pair found = reach(tenon::sampling::multiply_high(random, kept_mass) + 1);
+  return id_in(room.list[found.y - 1]);
+}
+
+// The token of row r, the same on every thread. seen: of all of the row.
+template <class Team, class Row>
+TENON_DEVICE std::int32_t draw(Room<Team>& room, const Sample& sample, int r, const Row& row,
+                               const Seen& seen) {
+  if (!(seen.largest > -kInfinity)) return -1;
+  const float temperature = sample.temperature[r];
+  const std::int32_t top_k = sample.top_k[r];
+  if (!(temperature > 0.0f) || top_k == 1) return seen.id;
+
+  const float spread = seen.largest - seen.smallest, reach = 28.5f * temperature;
+  const Buckets buckets = buckets_by_logit<Team>(seen.largest, spread < reach ? spread : reach);
+  const float min_p = sample.min_p != nullptr ? sample.min_p[r] : 0.0f;
+  const float likely = min_p > 0.0f ? (min_p < 1.0f ? min_p : 1.0f) : 0.0f;
+  MassWeight mass{{seen.largest, temperature}, 0, 0, 0};
+  mass.least = least_logit(mass.weighing);
+  mass.least_mass = static_cast<std::uint64_t>(likely * 0x1p24f) << 16;
+
+  // Phase 1: the top_k. Candidates without mass do not matter. Those of whole buckets that fit in a
+  // list are drawn from there; else the last one that counts is searched for.
+  if (top_k > 1) {
+    const CountWeight count{mass.least};
+    const std::uint64_t found = fill_buckets(room, row, buckets, count, 0);
+    const auto kept = static_cast<std::uint64_t>(top_k);
+    if (kept <= kMaxListed || found <= kMaxListed) {
+      const int end =
+          found > kept ? place_of(room, kept, 0).bucket + 1 : static_cast<int>(Team::kBuckets);
+      const int size = list_buckets(room, row, buckets, 0, end, count, mass);
+      if (size <= kMaxListed) return draw_listed(room, sample, r, size, top_k);
+    }
+    if (found > kept) {
+      mass.last = find(room, row, buckets, count, kept).order;
+      mass.least = logit_in(mass.last);
+    }
+  }
+
+  // Phase 2: the masses of those that stay. Where top_p's share of them ends is searched for like
+  // the draw itself.
+  const std::uint64_t total = fill_buckets(room, row, buckets, mass, 0);
+  const std::uint64_t share = share_of(total, sample.top_p[r]);
+  std::uint64_t kept_mass = total;
+
+  // Phase 3: the candidate that a random part of the kept mass ends in.
+  const std::uint64_t random = tenon::sampling::random_bits(sample.seed[r], sample.position[r]);
+  TENON_NO_UNROLL
+  for (bool drawing = share == total;; drawing = true) {
+    const std::uint64_t target =
+        drawing ? tenon::sampling::multiply_high(random, kept_mass) + 1 : share;
+    const Found found = find(room, row, buckets, mass, target);
+    if (drawing) return id_in(found.order);
+    kept_mass = found.sum;
+  }
+}
+
+// Writes the report of row r but for the logit of the token drawn. seen: of all of the row.
+template <class Team, class Row>
+TENON_DEVICE void report(Room<Team>& room, const Sample& sample, int r, const Row& row,
+                         const Seen& seen) {
+  const bool any = seen.largest > -kInfinity;
+  Pair mass{0, 0};
+  int size = 0;
+  if (any) {
+    MassWeight weight{{seen.largest, 1.0f}, 0, 0, 0};
+    weight.least = least_logit(weight.weighing);
+    visit(row, [&](float logit, std::int32_t id) { mass.x += weight_of(weight, logit, id); });
+    mass = team_reduce(room, mass, 1, sum);
+    size = sample.wanted[r] < kMaxLikely ? sample.wanted[r] : kMaxLikely;
+  }
+  int listed = 0;
+  if (size > 0) {
+    const Buckets buckets = buckets_by_logit<Team>(seen.largest, seen.largest - seen.smallest);
+    CountWeight count{-FLT_MAX};
+    const std::uint64_t found = fill_buckets(room, row, buckets, count, 0);
+    if (found < static_cast<std::uint64_t>(size)) size = static_cast<int>(found);
+    const auto wanted = static_cast<std::uint64_t>(size);
+    const int end = place_of(room, wanted, 0).bucket + 1;
+    listed = list_buckets(room, row, buckets, 0, end, count, count);
+    if (listed > kMaxListed) {
+      const std::uint64_t last = find(room, row, buckets, count, wanted).order;
+      const Buckets whole{0, 0, 63, ~std::uint64_t{0}, last};
+      listed = list_buckets(room, row, whole, 0, 2, count, count);
+    }
+  }
+  if (Team::rank() != 0) return;
+  const std::int32_t begin = r * kMaxLikely;
+  for (int i = thread_id(); i < listed; i += block_threads()) {
+    int place = 0;
+    for (int j = 0; j < listed; ++j) place += room.list[j] > room.list[i] ? 1 : 0;
+    if (place >= size) continue;
+    sample.listed_ids[begin + place] = id_in(room.list[i]);
+    sample.listed_logits[begin + place] = logit_in(room.list[i]);
+  }
+  for (int i = size + thread_id(); i < kMaxLikely; i += block_threads()) {
+    sample.listed_ids[begin + i] = -1;
+    sample.listed_logits[begin + i] = 0.0f;
+  }
+  if (thread_id() != 0) return;
+  sample.largest[r] = any ? seen.largest : 0.0f;
+  sample.mass[r] = static_cast<std::int64_t>(mass.x);
+}
+
+// By one thread, when the row's logits are what they were.
+TENON_DEVICE void finish_row(const Sample& sample, int r, const LogitRow& row, std::int32_t drawn) {
+  sample.out[r] = drawn;
+  if (wants_report(sample, r)) sample.drawn[r] = drawn < 0 ? 0.0f : *logit_at(row, drawn);
+}
+
+}  // namespace tenon::TENON_TARGET::sampling

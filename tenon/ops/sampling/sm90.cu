@@ -1,0 +1,164 @@
+// The variant of Hopper: a cluster of blocks has a row in its shared memory, which it fills
+// once. Edits are made there: the logits are never written to.
+#include "tenon/device/cuda_hip/sm90/cluster.cuh"
+#include "tenon/device/variant.h"
+#include "tenon/ops/sampling/draw.cuh"
+
+namespace tenon::TENON_TARGET::sampling {
+namespace {
+
+struct ClusterTeam {
+  static constexpr int kRanks = 8, kBuckets = 4096;
+  TENON_DEVICE int rank() { return block_id() % kRanks; }
+  TENON_DEVICE void sync() {
+    sync_wave();
+    sm90::cluster_sync();
+  }
+  template <class T>
+  TENON_DEVICE T* at(T* mine, int rank) {
+    return sm90::at_rank(mine, rank);
+  }
+};
+constexpr int kClusterThreads = 8192 / ClusterTeam::kRanks;
+using ClusterRoom = Room<ClusterTeam>;
+static_assert(sizeof(ClusterRoom) % 16 == 0);
+
+// Ids of a row that a block has, a multiple of 4; the last ones may have no token.
+std::int64_t part_of(std::int64_t num_tokens) {
+  return (num_tokens + 4 * ClusterTeam::kRanks - 1) / (4 * ClusterTeam::kRanks) * 4;
+}
+
+struct ClusterSample {
+  Sample sample;
+  std::int32_t part = 0;
+};
+
+// The ids from `begin` on; −infinity where there is no token.
+struct Part {
+  float* logits;  // [count], in shared memory
+  std::int32_t begin, count;
+};
+template <class Visit>
+TENON_DEVICE void visit(const Part& part, Visit body) {
+  TENON_NO_UNROLL
+  for (std::int32_t i = 4 * thread_id(); i < part.count; i += 4 * kClusterThreads) {
+    const Word4 four = load16(part.logits + i);
+    const std::int32_t id = part.begin + i;
+    body(bits_float(four.x), id);
+    body(bits_float(four.y), id + 1);
+    body(bits_float(four.z), id + 2);
+    body(bits_float(four.w), id + 3);
+  }
+}
+
+// Fills the part; returns what this thread has seen of it. Neighbours are loaded together where
+// they lie at multiples of 16 bytes.
+TENON_DEVICE Seen load_part(const LogitRow& row, const Part& part) {
+  constexpr int kAtOnce = 8;
+  constexpr std::int32_t kStep = 4 * kClusterThreads;
+  const bool wide = row.width % 4 == 0 && row.slice_stride % 4 == 0 &&
+                    reinterpret_cast<std::uint64_t>(row.logits) % 16 == 0;
+  if (!wide) {
+    TENON_NO_UNROLL
+    for (std::int32_t i = thread_id(); i < part.count; i += kClusterThreads) {
+      const std::int32_t id = part.begin + i;
+      part.logits[i] = id < row.num_tokens ? plain(*logit_at(row, id)) : -kInfinity;
+    }
+    sync_block();
+    return see_all(part);
+  }
+  Seen seen;
+  const auto take = [&](std::uint32_t bits, std::int32_t id) {
+    const float logit = id < row.num_tokens ? plain(bits_float(bits)) : -kInfinity;
+    see(seen, logit, id);
+    return float_bits(logit);
+  };
+  TENON_NO_UNROLL
+  for (std::int32_t first = 4 * thread_id(); first < part.count; first += kStep * kAtOnce) {
+    Word4 fours[kAtOnce];
+    TENON_UNROLL
+    for (int n = 0; n < kAtOnce; ++n) {
+      const std::int32_t i = first + kStep * n, id = part.begin + i;
+      fours[n] = {0, 0, 0, 0};
+      if (i < part.count && id < row.num_tokens) fours[n] = load16(logit_at(row, id));
+    }
+    TENON_UNROLL
+    for (int n = 0; n < kAtOnce; ++n) {
+      const std::int32_t i = first + kStep * n, id = part.begin + i;
+      if (i >= part.count) continue;
+      const Word4 four = fours[n];
+      store16(part.logits + i,
+              {take(four.x, id), take(four.y, id + 1), take(four.z, id + 2), take(four.w, id + 3)});
+    }
+  }
+  return seen;
+}
+
+TENON_KERNEL sample_cluster_kernel(ClusterSample call) {
+  TENON_DYNAMIC_SHARED(std::byte, memory);
+  ClusterRoom& room = *reinterpret_cast<ClusterRoom*>(memory);
+  const Sample& sample = call.sample;
+  const int r = block_id() / ClusterTeam::kRanks;
+  let_next_start();
+  wait_for_previous();
+  if (r >= sample.rows) return;  // the plan was made for more
+  const LogitRow row = row_of(sample, r);
+  const std::int32_t begin = ClusterTeam::rank() * call.part;
+  const std::int32_t left = (row.num_tokens - begin + 3) / 4 * 4;
+  const Part part{reinterpret_cast<float*>(memory + sizeof(ClusterRoom)), begin,
+                  left < 0           ? 0
+                  : left < call.part ? left
+                                     : call.part};
+  const bool edits = has_edits(sample, r), reports = wants_report(sample, r);
+
+  Seen seen = load_part(row, part);
+  if (!edits || reports) seen = join(room, seen, 0);
+  if (reports) report(room, sample, r, part, seen);
+  if (edits) {
+    sync_block();  // all logits are there, and have been read
+    visit_edits(sample, r, [&](const Edit& edit, std::int32_t) {
+      const std::int32_t i = edit.id - begin;
+      if (i >= 0 && i < part.count)
+        part.logits[i] = plain(edited(*logit_at(row, edit.id), edit, sample, r));
+    });
+    sync_block();
+    seen = join(room, see_all(part), 0);
+  }
+  const std::int32_t drawn = draw(room, sample, r, part, seen);
+  if (ClusterTeam::rank() == 0 && thread_id() == 0) finish_row(sample, r, row, drawn);
+  ClusterTeam::sync();  // a block's memory stays while others read it
+}
+
+Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
+  const auto no = [](std::string why) { return Status::error(Code::kUnsupported, std::move(why)); };
+  const int found = where.properties.cuda_capability;
+  if (found != 90)
+    return no("the device has compute capability " + std::to_string(found / 10) + "." +
+              std::to_string(found % 10) + "; its instructions are those of 9.0");
+  const std::size_t bytes =
+      sizeof(ClusterRoom) + static_cast<std::size_t>(part_of(args.num_tokens)) * sizeof(float);
+  if (bytes > where.properties.max_shared_bytes)
+    return no("num_tokens is " + std::to_string(args.num_tokens) + "; a part of such a row takes " +
+              std::to_string(bytes) + " bytes of shared memory, and a block has " +
+              std::to_string(where.properties.max_shared_bytes));
+  LaunchShape shape;
+  shape.blocks = static_cast<int>(args.out.shape[0]) * ClusterTeam::kRanks;
+  shape.threads = kClusterThreads;
+  shape.shared_bytes = bytes;
+  shape.cluster = ClusterTeam::kRanks;
+  shape.early = where.may_start_early;
+  recipe->launch("sample_cluster_kernel", shape);
+  return Status::ok();
+}
+
+Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
+  return tenon::launch(
+      stream, recipe.launches.front().shape, sample_cluster_kernel,
+      ClusterSample{sample_of(args), static_cast<std::int32_t>(part_of(args.num_tokens))});
+}
+
+}  // namespace
+
+TENON_DEFINE_VARIANT(sm90, Args, supports, launch);
+
+}  // namespace tenon::TENON_TARGET::sampling

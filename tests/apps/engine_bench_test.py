@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""tenon bench decode and bench prefill as a person uses them: engine_bench_test.py PATH_TO_TENON."""
+import csv
+import json
+import pathlib
+import shutil
+import tempfile
+import unittest
+import xml.etree.ElementTree
+
+from support import LAYERS, MODEL, tenon
+
+DECODE = ("decode", "--model", MODEL, "--context", "70", "--steps", "3", "--repeats", "2")
+PREFILL = ("prefill", "--model", MODEL, "--tokens", "20,70", "--repeats", "2")
+
+
+class Bench(unittest.TestCase):
+    def setUp(self):
+        self.directory = pathlib.Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.directory)
+
+    def bench(self, *arguments):
+        done = tenon("bench", *arguments)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout
+
+    def results(self, *arguments):
+        return json.loads(self.bench(*arguments, "--json"))
+
+    def refused(self, *arguments):
+        done = tenon("bench", *arguments)
+        self.assertEqual((done.returncode, done.stdout), (2, ""), done.stderr)
+        return done.stderr
+
+    def test_decode_has_a_row_for_every_count_and_policy(self):
+        found = self.results(*DECODE, "--sequences", "1,3", "--stages", "auto,2,3")
+        rows = found["results"]
+        self.assertEqual([(row["sequences"], row["stages"]) for row in rows],
+                         [(count, stages) for count in (1, 3) for stages in ("auto", "2", "3")])
+        for row in rows:
+            self.assertEqual((row["context"], row["steps"], row["turns"]), (70, 3, 2))
+            self.assertGreater(row["device_ms"], 0)
+            self.assertLessEqual(row["p10_ms"], row["step_ms"])
+            self.assertLessEqual(row["step_ms"], row["p90_ms"])
+            self.assertAlmostEqual(row["tokens_per_s"], row["sequences"] * 1e3 / row["step_ms"], delta=1e-6 *
+                                   row["tokens_per_s"])
+            self.assertAlmostEqual(row["percent_of_floor"], 100 * row["floor_ms"] / row["step_ms"], places=6)
+        self.assertEqual([row["ratio"] for row in rows if row["stages"] == "auto"], [1, 1])
+        self.assertGreater(rows[3]["floor_ms"], rows[0]["floor_ms"])
+        # 7 steps of each turn, 2 turns, 2 counts: every policy ran every boundary so often.
+        steps = 7 * 2 * 2
+        for stage in (1, 2, 3):
+            mixers = sum(use["count"] for use in found["boundaries"]
+                         if use["site"] == "mixer" and use["stage"] == stage)
+            self.assertEqual(mixers, steps * LAYERS, stage)
+        self.assertGreater(found["replayed_steps"], 0)
+
+    def test_weights_are_made_where_there_are_none(self):
+        shutil.copy(pathlib.Path(MODEL) / "config.json", self.directory)
+        found = self.results("decode", "--model", str(self.directory), *DECODE[3:], "--sequences", "2", "--tp", "1",
+                             "--stages", "auto")
+        self.assertEqual((found["weights"], found["ranks"], len(found["results"])), ("dummy", 1, 1))
+        self.assertEqual(self.results(*DECODE, "--sequences", "1", "--stages", "3")["weights"], "safetensors")
+
+    def test_prefill_counts_tokens_and_operations(self):
+        rows = self.results(*PREFILL, "--prompts", "1,2")["results"]
+        self.assertEqual([(row["prompts"], row["tokens"], row["stages"]) for row in rows],
+                         [(count, length, stages) for count in (1, 2) for length in (20, 70)
+                          for stages in ("auto", "3")])
+        for row in rows:
+            tokens = row["prompts"] * row["tokens"]
+            self.assertAlmostEqual(row["tokens_per_s"], tokens * 1e3 / row["first_token_ms"],
+                                   delta=1e-6 * row["tokens_per_s"])
+        work = [row["tflops"] * row["first_token_ms"] for row in rows]
+        self.assertAlmostEqual(work[4] / work[0], 2, places=6)   # two prompts
+        self.assertGreater(work[2] / work[0], 3)  # 70 tokens instead of 20, and one row of logits
+
+    def test_files_hold_what_the_json_says(self):
+        for arguments, lines in ((DECODE + ("--sequences", "1,2"), 3), (PREFILL, 2)):
+            paths = {option: self.directory / option[2:] for option in ("--csv", "--json-file", "--svg")}
+            table = self.bench(*arguments, *(str(word) for pair in paths.items() for word in pair))
+            self.assertIn("tiny, 2 ranks of ", table)
+            rows = json.loads(paths["--json-file"].read_text())["results"]
+            written = list(csv.DictReader(paths["--csv"].read_text().splitlines()))
+            self.assertEqual([list(row) for row in written], [list(row) for row in rows])
+            for row, text in zip(rows, written):
+                self.assertEqual({key: str(value) for key, value in row.items() if isinstance(value, (int, str))},
+                                 {key: text[key] for key, value in row.items() if isinstance(value, (int, str))})
+            plot = xml.etree.ElementTree.parse(paths["--svg"]).getroot()
+            self.assertEqual(len(plot.findall("{*}polyline")), lines)
+
+    def test_profile_sums_parts_beside_each_other(self):
+        done = tenon("profile", "--model", MODEL, "--context", "70", "--sequences", "2", "--stages", "auto,3",
+                     "--json-file", str(self.directory / "profile.json"))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for part in ("embedding", "boundary", "attention", "delta net", "experts", "head", "draw", "between launches"):
+            self.assertIn(part, done.stdout)
+        rows = json.loads((self.directory / "profile.json").read_text())["results"]
+        for stages in ("auto", "3"):
+            mine = [row for row in rows if row["stages"] == stages]
+            self.assertAlmostEqual(sum(row["percent"] for row in mine), 100, places=6)
+            self.assertEqual([row["us"] for row in mine], sorted((row["us"] for row in mine), reverse=True))
+        boundary = {stages: sum(row["launches"] for row in rows
+                                if row["stages"] == stages and row["section"] == "boundary")
+                    for stages in ("auto", "3")}
+        self.assertEqual(boundary["auto"], 2 * LAYERS + 1)
+        self.assertGreaterEqual(boundary["3"], boundary["auto"])
+
+    def test_refusals(self):
+        self.assertIn('--stages', self.refused(*DECODE, "--stages", "4"))
+        self.assertIn('--sequences has "0"', self.refused(*DECODE, "--sequences", "0"))
+        self.assertIn("accepts", self.refused(*DECODE, "--tp", "7"))
+        self.assertIn('--tokens has "9..3"', self.refused("prefill", "--model", MODEL, "--tokens", "9..3"))
+        same = str(self.directory / "both")
+        self.assertIn("name the same file", self.refused(*DECODE, "--csv", same, "--svg", same))
+
+
+if __name__ == "__main__":
+    unittest.main()

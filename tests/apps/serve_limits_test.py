@@ -1,0 +1,329 @@
+#!/usr/bin/env python3
+"""tenon serve against clients that send nonsense, too much, too slowly, leave or do not read; and its end."""
+import json
+import os
+import pathlib
+import signal
+import tempfile
+import threading
+import time
+import unittest
+
+from serve_support import Server, chat, long_chat
+from support import PATIENCE, tenon, wait_until
+
+CHAT = "/v1/chat/completions"
+LONG = 1900  # tokens
+
+
+class Served(unittest.TestCase):
+    OPTIONS = ()
+
+    def start(self, *options):
+        self.server = Server("--max-context", "2048", *self.OPTIONS, *options)
+
+    def quiet(self):
+        """Whether nothing runs and nothing waits, soon."""
+        return wait_until(lambda: self.server.metric("vllm:num_requests_running")
+                          + self.server.metric("vllm:num_requests_waiting") == 0)
+
+
+class Wire(Served):
+    def setUp(self):
+        self.start("--max-body-mb", "1", "--request-seconds", "1", "--quiet")
+        self.addCleanup(self.server.stop)
+        self.client = self.server.client()
+        self.addCleanup(lambda: self.client.close())
+
+    def fresh(self):
+        self.client.close()
+        self.client = self.server.client()
+        return self.client
+
+    def test_connections_are_kept(self):
+        for _ in range(3):
+            self.client.ask("POST", CHAT, chat(max_tokens=2))
+            self.assertEqual(self.client.read().status, 200)
+            self.client.ask("POST", CHAT, chat(max_tokens=2, stream=True))
+            self.assertTrue(self.client.read().events())
+        self.client.ask("GET", "/nowhere")  # a refusal keeps it too
+        self.assertEqual(self.client.read().status, 404)
+        self.client.ask("GET", "/health", fields=[("connection", "close")])
+        self.assertEqual(self.client.read().fields["connection"], "close")
+        self.assertTrue(self.client.closed())
+
+    def test_forms_of_requests(self):
+        for _ in range(2):  # pipelined
+            self.client.ask("POST", CHAT, chat(max_tokens=2))
+        self.assertEqual([self.client.read().status for _ in range(2)], [200, 200])
+        self.client.ask("HEAD", "/health")
+        self.assertGreater(int(self.client.read(bodyless=True).fields["content-length"]), 0)
+        body = json.dumps(chat(max_tokens=2)).encode()
+        self.client.send(f"POST {CHAT} HTTP/1.1\r\nhost: a\r\ncontent-type: Application/JSON; charset=utf-8\r\n"
+                         f"content-length: {len(body)}\r\nexpect: 100-continue\r\n\r\n".encode())
+        self.assertEqual(self.client.head()[0], 100)
+        self.client.send(body)
+        self.assertEqual(self.client.read().status, 200)
+        self.client.send(f"POST {CHAT} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+                         "transfer-encoding: chunked\r\n\r\n".encode())
+        for part in (body[:10], body[10:], b""):
+            self.client.send(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+        self.assertEqual(self.client.read().status, 200)
+        self.fresh().ask("POST", CHAT, chat(max_tokens=4, stream=True), version="1.0")
+        answer = self.client.read()  # the end of the connection is the end of the answer
+        self.assertNotIn("transfer-encoding", answer.fields)
+        self.assertTrue(answer.body.endswith(b"[DONE]\n\n"))
+
+    def test_what_is_no_request(self):
+        for data in (b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /\x01 HTTP/1.1\r\n\r\n",
+                     b"POST / HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+                     b"POST / HTTP/1.1\r\ncontent-length: -5\r\n\r\n",
+                     b"POST / HTTP/1.1\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
+                     b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"):
+            self.fresh().send(data)
+            answer = self.client.read()
+            self.assertEqual((answer.status, answer.fields["connection"]), (400, "close"), data)
+            self.assertTrue(answer.json()["error"]["message"])
+            self.assertTrue(self.client.closed())
+        self.assertEqual(self.server.get("/health").status, 200)
+
+    def test_too_long(self):
+        for body in (b'"' + b"a" * (2 << 20) + b'"', b"a" * (20 << 20)):  # still being sent, too
+            client = self.fresh()
+            sender = threading.Thread(target=lambda: self.send_all(client, body))
+            sender.start()
+            self.assertEqual(client.read().status, 413)
+            sender.join(PATIENCE)
+            self.assertTrue(client.closed())
+        self.fresh().send(b"GET / HTTP/1.1\r\nx: " + b"a" * 40_000 + b"\r\n\r\n")
+        self.assertEqual(self.client.read().status, 431)
+        self.fresh().send(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n7ffffff\r\n" + b"a" * 99)
+        self.assertEqual(self.client.read().status, 413)
+
+    @staticmethod
+    def send_all(client, body):
+        try:
+            client.ask("POST", CHAT, body)
+        except OSError:  # it was cut off
+            pass
+
+    def test_too_slow(self):
+        self.client.send(b"GET / HT")
+        answer = self.client.read()
+        self.assertEqual(answer.status, 408)
+        self.assertTrue(self.client.closed())
+        # A byte now and then does not help.
+        begin = time.monotonic()
+        self.fresh()
+        try:
+            while time.monotonic() < begin + PATIENCE:
+                self.client.send(b"x")
+                time.sleep(0.1)
+        except OSError:
+            pass
+        self.assertLess(time.monotonic(), begin + PATIENCE / 2)
+        self.assertTrue(self.fresh().closed())  # one that sends nothing at all
+
+    def test_connections_have_a_limit(self):
+        self.server.stop()
+        self.start("--max-connections", "2", "--quiet")
+        self.addCleanup(self.server.stop)
+        kept = [self.server.client() for _ in range(2)]
+        for client in kept:
+            client.ask("GET", "/health")
+            self.assertEqual(client.read().status, 200)
+        refused = self.server.client()
+        answer = refused.read()
+        self.assertEqual((answer.status, answer.fields["retry-after"]), (503, "1"))
+        for client in [*kept, refused]:
+            client.close()
+        self.assertTrue(wait_until(lambda: self.server.get("/health").status == 200))
+
+
+class Clients(Served):
+    OPTIONS = ("--max-batch", "1", "--max-queued", "1", "--max-untaken-tokens", "50", "--write-seconds", "600")
+
+    def setUp(self):
+        self.start()
+        self.addCleanup(self.server.stop)
+
+    def begin(self, **more):
+        """One that runs for long; its first event has come where it streams."""
+        client = self.server.client(receive_bytes=more.pop("receive_bytes", None))
+        self.addCleanup(client.close)
+        client.ask("POST", CHAT, long_chat(max_tokens=LONG, **more))
+        if more.get("stream"):
+            client.until(b"data: ")
+        else:
+            self.assertTrue(wait_until(lambda: self.server.metric("vllm:num_requests_running") == 1))
+        return client
+
+    def test_those_that_leave_are_cancelled(self):
+        for count, stream in enumerate((True, False), 1):
+            client = self.begin(stream=stream)
+            made = self.server.metric("vllm:generation_tokens_total")
+            client.close()
+            self.assertTrue(self.quiet())
+            self.assertLess(self.server.metric("vllm:generation_tokens_total") - made, LONG)
+            self.assertEqual(self.server.metric("vllm:request_success_total"), count)
+        self.assertTrue(wait_until(lambda: any("end" not in line and " 499 " in line
+                                               for line in self.server.log)))
+        text = self.server.get("/metrics").body.decode()
+        self.assertRegex(text, r'vllm:request_success_total\{.*finished_reason="abort"\} 2')
+
+    def test_one_that_leaves_while_it_waits(self):
+        first = self.begin(stream=True)
+        second = self.server.client()
+        second.ask("POST", CHAT, long_chat(max_tokens=LONG, stream=True))
+        self.assertTrue(wait_until(lambda: self.server.metric("vllm:num_requests_waiting") == 1))
+        answer = self.server.post(CHAT, chat())
+        self.assertEqual((answer.status, answer.fields["retry-after"]), (429, "1"), answer.body)
+        self.assertEqual(answer.json()["error"]["code"], "queue_full")
+        second.close()
+        self.assertTrue(wait_until(lambda: self.server.metric("vllm:num_requests_waiting") == 0))
+        self.assertEqual(self.server.metric("vllm:num_requests_running"), 1)
+        first.close()
+        self.assertTrue(self.quiet())
+
+    def test_one_that_leaves_while_its_prompt_is_read(self):
+        client = self.server.client()
+        client.ask("POST", "/v1/completions", {"prompt": [5] * 2000, "max_tokens": 40, "stream": True,
+                                               "ignore_eos": True})
+        client.close()
+        self.assertTrue(self.quiet())
+        self.assertEqual(self.server.post(CHAT, chat()).status, 200)
+
+    def test_one_that_does_not_read(self):
+        client = self.begin(stream=True, receive_bytes=2048, stream_options={
+            "include_usage": True, "continuous_usage_stats": True})
+        self.assertTrue(self.quiet())  # though nobody reads
+        other = self.server.post(CHAT, chat())
+        self.assertEqual(other.status, 200)
+        self.assertIn(b"reader_behind", self.drained(client))
+
+    @staticmethod
+    def drained(client):
+        while client.more():
+            if client.held.endswith(b"0\r\n\r\n"):
+                break
+        return client.held
+
+
+class Keys(Served):
+    def test_keys(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = pathlib.Path(directory) / "keys"
+            path.write_text("first\n\nsecond\n")
+            self.start("--api-key-file", str(path), "--api-key", "third", "--quiet")
+            self.addCleanup(self.server.stop)
+        for key in ("first", "second", "third"):
+            for field in (("authorization", f"Bearer {key}"), ("x-api-key", key)):
+                self.assertEqual(self.server.get("/v1/models", [field]).status, 200)
+        for fields in ([], [("authorization", "Bearer firs")], [("x-api-key", "first2")],
+                       [("authorization", "first")], [("authorization", "Bearer ")]):
+            answer = self.server.get("/v1/models", fields)
+            self.assertEqual((answer.status, answer.json()["error"]["code"]), (401, "invalid_api_key"))
+            self.assertEqual(self.server.post(CHAT, chat(), fields).status, 401)
+            self.assertEqual(self.server.get("/nowhere", fields).status, 401)
+        for path in ("/health", "/metrics", "/version"):
+            self.assertEqual(self.server.get(path).status, 200)
+
+
+class End(Served):
+    def begin(self, max_tokens):
+        client = self.server.client()
+        self.addCleanup(client.close)
+        client.ask("POST", CHAT, long_chat(max_tokens=max_tokens, stream=True))
+        client.until(b"data: ")
+        return client
+
+    def test_what_runs_may_end(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.start()
+            idle, running = self.server.client(), self.begin(200)
+            idle.ask("GET", "/health")
+            idle.read()
+            self.server.process.send_signal(number)
+            self.assertTrue(idle.closed())
+            text = b""
+            while running.more():
+                text = running.held
+            self.assertTrue(text.endswith(b"[DONE]\n\n\r\n0\r\n\r\n"), text[-100:])
+            self.assertIn(b'"finish_reason":"length"', text)
+            self.assertEqual(self.server.stop(number), -number)
+            idle.close()
+
+    def test_what_does_not_end_is_cut_off(self):
+        self.start("--drain-seconds", "0")
+        running = self.begin(LONG)
+        self.assertEqual(self.server.stop(), -signal.SIGTERM)
+        while running.more():
+            pass
+        self.assertNotIn(b"[DONE]", running.held)
+
+    def test_a_second_signal_ends_at_once(self):
+        self.start()
+        self.begin(LONG)
+        self.server.process.send_signal(signal.SIGTERM)
+        self.assertTrue(wait_until(lambda: any("second signal" in line for line in self.server.log)))
+        self.assertEqual(self.server.stop(signal.SIGTERM), -signal.SIGTERM)
+
+    def test_processes(self):
+        self.start("--processes", "--quiet")
+        self.assertEqual(self.server.post(CHAT, chat(max_tokens=4)).status, 200)
+        children = pathlib.Path(f"/proc/{self.server.process.pid}/task/{self.server.process.pid}/children")
+        child = int(children.read_text().split()[0])
+        os.kill(child, signal.SIGKILL)
+        # A dead engine ends the server, which says why.
+        answer = self.server.post(CHAT, chat())
+        self.assertIn(answer.status, (500, 503))
+        self.assertEqual(self.server.process.wait(PATIENCE), 1)
+        self.server.stop()
+        self.assertTrue(any("rank 1" in line for line in self.server.log), self.server.log)
+
+
+class Health(Served):
+    def test_an_engine_that_makes_no_progress(self):
+        self.start("--processes", "--quiet", "--stall-seconds", "1", "--deadline-ms", "120000")
+        self.addCleanup(self.server.stop)
+        children = pathlib.Path(f"/proc/{self.server.process.pid}/task/{self.server.process.pid}/children")
+        child = int(children.read_text().split()[0])
+        os.kill(child, signal.SIGSTOP)
+        try:
+            time.sleep(1.5)  # without work nothing is amiss
+            self.assertEqual(self.server.get("/health").status, 200)
+            client = self.server.client()
+            self.addCleanup(client.close)
+            client.ask("POST", CHAT, chat(max_tokens=2))
+            self.assertTrue(wait_until(lambda: self.server.get("/health").status == 503))
+            self.assertIn("no step has ended", self.server.get("/health").json()["why"])
+            self.assertEqual(self.server.metric("tenon_healthy"), 0)
+            self.assertGreater(self.server.metric("tenon_stalled_seconds"), 1)
+        finally:
+            os.kill(child, signal.SIGCONT)
+        self.assertEqual(client.read().status, 200)
+        self.assertEqual(self.server.get("/health").status, 200)
+
+
+class Starting(unittest.TestCase):
+    def test_refusals(self):
+        for words, code, piece in ((["--host", "nowhere.example"], 2, "accepted are localhost"),
+                                   (["--port", "70000"], 2, "70000"),
+                                   (["--api-key-file", "/nowhere"], 1, "/nowhere"),
+                                   (["--model", "/nowhere"], 1, "/nowhere")):
+            done = tenon("serve", "--port", "0", *words)
+            self.assertEqual(done.returncode, code, done.stderr)
+            self.assertIn(piece, done.stderr)
+
+    def test_a_port_that_is_taken(self):
+        server = Server("--quiet")
+        try:
+            done = tenon("serve", "--port", str(server.port))
+            self.assertEqual(done.returncode, 1)
+            self.assertIn(f"127.0.0.1:{server.port}: Address already in use", done.stderr)
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    unittest.main()

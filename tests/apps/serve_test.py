@@ -1,0 +1,460 @@
+#!/usr/bin/env python3
+"""tenon serve on the wire: what each API answers, streamed and whole, and what it refuses."""
+import concurrent.futures
+import json
+import pathlib
+import tempfile
+import unittest
+
+from serve_support import Server, chat, long_chat
+from support import QUESTION, copy_of_model, run_json, wait_until
+
+CHAT, COMPLETIONS, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {
+    "type": "object", "properties": {"a": {"type": "integer"}}}}}
+server = None
+
+
+def setUpModule():
+    global server
+    server = Server("--max-context", "1024", "--served-model-name", "tiny", "--max-body-mb", "1")
+
+
+def tearDownModule():
+    server.stop()
+
+
+class Chat(unittest.TestCase):
+    def test_whole(self):
+        answer = server.post(CHAT, chat(QUESTION, model="tiny"), [("x-request-id", "my-id.1")])
+        self.assertEqual((answer.status, answer.fields["x-request-id"]), (200, "my-id.1"), answer.body)
+        found, wanted = answer.json(), run_json("--max-context", "1024")
+        self.assertEqual((found["object"], found["model"], found["id"]),
+                         ("chat.completion", "tiny", "chatcmpl-my-id.1"))
+        choice = found["choices"][0]
+        self.assertEqual(choice["message"], {"role": "assistant", "content": wanted["text"]})
+        self.assertEqual(choice["finish_reason"], "stop")
+        usage = found["usage"]
+        self.assertEqual((usage["prompt_tokens"], usage["completion_tokens"]),
+                         (wanted["prompt_tokens"], len(wanted["tokens"])))
+        self.assertEqual(usage["total_tokens"], usage["prompt_tokens"] + usage["completion_tokens"])
+
+    def test_streamed_as_whole(self):
+        whole = server.post(CHAT, chat()).json()
+        answer = server.post(CHAT, chat(stream=True))
+        self.assertTrue(answer.fields["content-type"].startswith("text/event-stream"))
+        events = answer.events()
+        deltas = [event["choices"][0] for event in events]
+        self.assertTrue(all("usage" not in event for event in events))
+        self.assertEqual({event["object"] for event in events}, {"chat.completion.chunk"})
+        self.assertEqual(len({event["id"] for event in events}), 1)
+        self.assertEqual(deltas[0]["delta"]["role"], "assistant")
+        for each in deltas[:-1]:
+            self.assertTrue(each["delta"]["content"], "a chunk without new text")
+            self.assertIsNone(each["finish_reason"])
+        self.assertEqual((deltas[-1]["delta"], deltas[-1]["finish_reason"]), ({}, "stop"))
+        self.assertEqual("".join(each["delta"].get("content", "") for each in deltas),
+                         whole["choices"][0]["message"]["content"])
+
+    def test_usage_of_streams(self):
+        events = server.post(CHAT, chat(stream=True, stream_options={"include_usage": True})).events()
+        self.assertEqual(events[-1]["choices"], [])
+        self.assertEqual(events[-1]["usage"]["prompt_tokens"],
+                         server.post(CHAT, chat()).json()["usage"]["prompt_tokens"])
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        events = server.post(CHAT, chat(stream=True, max_tokens=8, stream_options=options)).events()
+        counts = [event["usage"]["completion_tokens"] for event in events]
+        self.assertEqual((counts, counts[-1]), (sorted(counts), 8))
+
+    def test_content_as_parts_and_roles(self):
+        plain = server.post(CHAT, chat("How many?", max_tokens=4)).json()
+        parts = [{"type": "text", "text": "How "}, {"type": "text", "text": "many?"}]
+        self.assertEqual(server.post(CHAT, chat(parts, max_tokens=4)).json()["usage"], plain["usage"])
+        history = {"max_tokens": 2, "messages": [
+            {"role": "developer", "content": "Be brief."}, {"role": "user", "content": "5 + 3?"},
+            {"role": "assistant", "content": None, "reasoning_content": "Use it.", "tool_calls": [
+                {"id": "a", "type": "function", "function": {"name": "add", "arguments": "{\"a\": 5}"}}]},
+            {"role": "tool", "tool_call_id": "a", "content": "8"}], "tools": [TOOL]}
+        self.assertEqual(server.post(CHAT, history).status, 200)
+
+    def test_thinking_is_kept_apart(self):
+        plain = server.post(CHAT, chat(max_tokens=8)).json()
+        self.assertEqual(plain["usage"]["completion_tokens_details"]["reasoning_tokens"], 0)
+        for more in ({"enable_thinking": True}, {"chat_template_kwargs": {"enable_thinking": True}}):
+            message = server.post(CHAT, chat(max_tokens=8, **more)).json()
+            self.assertEqual(message["usage"]["completion_tokens_details"]["reasoning_tokens"], 8)
+            self.assertTrue(message["choices"][0]["message"]["reasoning_content"])
+            self.assertEqual(message["choices"][0]["message"]["content"], "")
+        off = chat(max_tokens=8, enable_thinking=True, chat_template_kwargs={"enable_thinking": False})
+        self.assertEqual(server.post(CHAT, off).json()["choices"], plain["choices"])
+        for effort in ("none", "minimal", "low", "medium", "high", "xhigh", "max"):
+            self.assertEqual(server.post(CHAT, chat(max_tokens=1, reasoning_effort=effort)).status, 200)
+
+    def test_several_answers(self):
+        more = {"n": 3, "temperature": 1, "seed": 7, "max_tokens": 8}
+        found = server.post(CHAT, chat(**more)).json()
+        texts = [each["message"]["content"] for each in found["choices"]]
+        self.assertEqual([each["index"] for each in found["choices"]], [0, 1, 2])
+        self.assertEqual(found["usage"]["completion_tokens"], 24)
+        alone = [server.post(CHAT, chat(**{**more, "n": 1, "seed": seed})).json() for seed in (7, 8, 9)]
+        self.assertEqual([each["choices"][0]["message"]["content"] for each in alone], texts)
+        self.assertEqual(found["usage"]["prompt_tokens"], alone[0]["usage"]["prompt_tokens"])
+        streamed = [""] * 3
+        for event in server.post(CHAT, chat(stream=True, **more)).events():
+            for each in event["choices"]:
+                streamed[each["index"]] += each["delta"].get("content", "")
+        self.assertEqual(streamed, texts)
+
+    def test_many_at_a_time(self):
+        wanted = server.post(CHAT, chat()).json()["choices"]
+        with concurrent.futures.ThreadPoolExecutor(24) as pool:
+            found = list(pool.map(lambda _: server.post(CHAT, chat()).json()["choices"], range(24)))
+        self.assertTrue(all(each == wanted for each in found))
+
+    def test_tools_none_keeps_them_out_of_the_prompt(self):
+        def asked(**more):
+            return server.post(CHAT, chat(max_tokens=1, **more)).json()["usage"]["prompt_tokens"]
+        self.assertEqual(asked(tools=[TOOL], tool_choice="none"), asked())
+        self.assertGreater(asked(tools=[TOOL]), asked())
+
+
+class Completions(unittest.TestCase):
+    def ids(self, text):
+        return server.post("/tokenize", {"prompt": text}).json()["tokens"]
+
+    def test_forms_of_prompts(self):
+        ids = self.ids("Tom has 3")
+        whole = server.post(COMPLETIONS, {"prompt": "Tom has 3", "max_tokens": 6}).json()
+        self.assertEqual(whole["object"], "text_completion")
+        text = whole["choices"][0]["text"]
+        self.assertEqual(whole["choices"][0]["finish_reason"], "length")
+        for prompt, count in ((ids, 1), (["Tom has 3"] * 2, 2), ([ids, ids, ids], 3)):
+            found = server.post(COMPLETIONS, {"prompt": prompt, "max_tokens": 6}).json()
+            self.assertEqual([each["text"] for each in found["choices"]], [text] * count)
+            self.assertEqual([each["index"] for each in found["choices"]], list(range(count)))
+            self.assertEqual(found["usage"]["prompt_tokens"], count * len(ids))
+        self.assertEqual(server.post(COMPLETIONS, {"prompt": "Tom"}).json()["usage"]["completion_tokens"], 16)
+
+    def test_echo_and_no_tokens(self):
+        more = {"prompt": "Tom has 3", "max_tokens": 4}
+        text = server.post(COMPLETIONS, more).json()["choices"][0]["text"]
+        echoed = server.post(COMPLETIONS, {**more, "echo": True}).json()
+        self.assertEqual(echoed["choices"][0]["text"], "Tom has 3" + text)
+        events = server.post(COMPLETIONS, {**more, "echo": True, "stream": True}).events()
+        self.assertEqual("".join(event["choices"][0]["text"] for event in events), "Tom has 3" + text)
+        for stream in (False, True):
+            none = server.post(COMPLETIONS, {**more, "max_tokens": 0, "echo": True, "stream": stream})
+            choices = none.events()[0]["choices"] if stream else none.json()["choices"]
+            self.assertEqual((choices[0]["text"], choices[0]["finish_reason"]), ("Tom has 3", "length"))
+
+    def test_every_chunk_has_a_choice(self):
+        events = server.post(COMPLETIONS, {"prompt": "Tom", "max_tokens": 8, "ignore_eos": True,
+                                           "temperature": 0, "best_of": 1, "logprobs": None,
+                                           "repetition_penalty": 1.0, "stream": True}).events()
+        self.assertTrue(all(len(event["choices"]) == 1 for event in events))
+        self.assertEqual(events[-1]["choices"][0]["finish_reason"], "length")
+
+    def test_stops(self):
+        more = {"prompt": "Tom has 3 boxes", "max_tokens": 40}
+        text = server.post(COMPLETIONS, more).json()["choices"][0]["text"]
+        stop = text[4:6]
+        for asked in (stop, [stop, "never"]):
+            choice = server.post(COMPLETIONS, {**more, "stop": asked}).json()["choices"][0]
+            self.assertEqual((choice["text"], choice["finish_reason"], choice["stop_reason"]),
+                             (text[:text.index(stop)], "stop", stop))
+        found = server.post(COMPLETIONS, {**more, "return_token_ids": True}).json()["choices"][0]
+        self.assertEqual(found["prompt_token_ids"], self.ids("Tom has 3 boxes"))
+        stopped = server.post(COMPLETIONS, {**more, "stop_token_ids": found["token_ids"][2:3]}).json()
+        self.assertLessEqual(stopped["usage"]["completion_tokens"], 3)
+        events = server.post(COMPLETIONS, {**more, "return_token_ids": True, "stream": True}).events()
+        self.assertEqual(sum((event["choices"][0]["token_ids"] for event in events), []),
+                         found["token_ids"])
+
+    def test_seeds(self):
+        def asked(**more):
+            body = {"prompt": "Tom", "temperature": 1, "max_tokens": 12, "ignore_eos": True, **more}
+            return server.post(COMPLETIONS, body).json()["choices"][0]["text"]
+        self.assertEqual(asked(seed=3), asked(seed=3))
+        self.assertEqual(asked(seed=-1), asked(seed=-1))
+        self.assertGreater(len({asked() for _ in range(4)}), 1)
+
+
+class Generate(unittest.TestCase):
+    def test_whole_and_streamed(self):
+        body = {"text": "Tom has 3", "sampling_params": {"max_new_tokens": 6, "temperature": 0}}
+        whole = server.post("/generate", body).json()
+        self.assertEqual(whole["meta_info"]["completion_tokens"], 6)
+        self.assertEqual(whole["meta_info"]["finish_reason"], {"type": "length", "length": 6})
+        self.assertEqual(len(whole["output_ids"]), 6)
+        events = server.post("/generate", {**body, "stream": True}).events()
+        texts = [event["text"] for event in events]
+        self.assertTrue(all(b.startswith(a) for a, b in zip(texts, texts[1:])))
+        self.assertEqual((texts[-1], events[-1]["output_ids"]), (whole["text"], whole["output_ids"]))
+        ids = server.post("/tokenize", {"prompt": "Tom has 3"}).json()["tokens"]
+        batch = server.post("/generate", {**body, "text": None, "input_ids": [ids, ids]}).json()
+        self.assertEqual([each["text"] for each in batch], [whole["text"]] * 2)
+        self.assertEqual(server.get("/health_generate").status, 200)
+
+
+class Messages(unittest.TestCase):
+    def body(self, **more):
+        return {"model": "tiny", "max_tokens": 60, "messages": [{"role": "user", "content": QUESTION}], **more}
+
+    def events(self, body):
+        answer = server.post(MESSAGES, {**body, "stream": True})
+        self.assertEqual(answer.status, 200, answer.body)
+        found = []
+        for block in answer.body.decode().split("\n\n")[:-1]:
+            name, data = block.split("\n")
+            found.append(json.loads(data[len("data: "):]))
+            self.assertEqual(name, "event: " + found[-1]["type"])
+        return found
+
+    def test_whole_and_streamed(self):
+        whole = server.post(MESSAGES, self.body()).json()
+        chatted = server.post(CHAT, chat(QUESTION, max_tokens=60)).json()
+        self.assertEqual((whole["type"], whole["role"], whole["stop_reason"], whole["stop_sequence"]),
+                         ("message", "assistant", "end_turn", None))
+        self.assertEqual(whole["content"],
+                         [{"type": "text", "text": chatted["choices"][0]["message"]["content"]}])
+        self.assertEqual(whole["usage"]["input_tokens"], chatted["usage"]["prompt_tokens"])
+        events = self.events(self.body())
+        kinds = [event["type"] for event in events]
+        self.assertEqual(kinds[:2], ["message_start", "content_block_start"])
+        self.assertEqual(kinds[-3:], ["content_block_stop", "message_delta", "message_stop"])
+        self.assertEqual(set(kinds[2:-3]), {"content_block_delta"})
+        self.assertEqual("".join(event["delta"]["text"] for event in events[2:-3]),
+                         whole["content"][0]["text"])
+        self.assertEqual(events[-2]["usage"]["output_tokens"], whole["usage"]["output_tokens"])
+
+    def test_thinking_blocks(self):
+        for thinking in ({"type": "enabled", "budget_tokens": 1024}, {"type": "adaptive"}):
+            more = {"thinking": thinking, "max_tokens": 8, "output_config": {"effort": "high"}}
+            whole = server.post(MESSAGES, self.body(**more)).json()
+            self.assertEqual([block["type"] for block in whole["content"]], ["thinking"])
+            self.assertEqual(whole["stop_reason"], "max_tokens")
+            kinds = [event["delta"]["type"] for event in self.events(self.body(**more))
+                     if event["type"] == "content_block_delta"]
+            self.assertEqual((set(kinds[:-1]), kinds[-1]), ({"thinking_delta"}, "signature_delta"))
+        off = server.post(MESSAGES, self.body(thinking={"type": "disabled"}, max_tokens=8)).json()
+        self.assertEqual([block["type"] for block in off["content"]], ["text"])
+
+    def test_conversations(self):
+        messages = [{"role": "user", "content": [{"type": "text", "text": "5 + 3?"}]},
+                    {"role": "assistant", "content": [
+                        {"type": "thinking", "thinking": "Use it.", "signature": ""},
+                        {"type": "text", "text": "Let me see."},
+                        {"type": "tool_use", "id": "a", "name": "add", "input": {"a": 5}}]},
+                    {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a",
+                                                  "content": [{"type": "text", "text": "8"}]}]}]
+        tools = [{"name": "add", "description": "Adds.", "input_schema": {"type": "object"}}]
+        body = {"max_tokens": 4, "messages": messages, "tools": tools,
+                "system": [{"type": "text", "text": "Be brief."}]}
+        whole = server.post(MESSAGES, body).json()
+        counted = server.post(MESSAGES + "/count_tokens", {**body, "model": "tiny"}).json()
+        self.assertEqual(counted["input_tokens"], whole["usage"]["input_tokens"])
+
+    def test_stop_sequences(self):
+        text = server.post(MESSAGES, self.body()).json()["content"][0]["text"]
+        found = server.post(MESSAGES, self.body(stop_sequences=[text[5:7]])).json()
+        self.assertEqual((found["stop_reason"], found["stop_sequence"]), ("stop_sequence", text[5:7]))
+
+    def test_errors_have_their_own_form(self):
+        for body, status, piece in ((self.body(model="other"), 404, "other"),
+                                    ({"messages": []}, 400, "max_tokens"),
+                                    (self.body(tool_choice={"type": "any"}), 400, "tool_choice"),
+                                    (self.body(thinking={"type": "deep"}), 400, "thinking.type"),
+                                    (self.body(messages=[{"role": "user", "content": [
+                                        {"type": "image", "source": {}}]}]), 400, "text only")):
+            answer = server.post(MESSAGES, body)
+            self.assertEqual(answer.status, status, answer.body)
+            found = answer.json()
+            self.assertEqual(found["type"], "error")
+            self.assertIn(found["error"]["type"], ("invalid_request_error", "not_found_error"))
+            self.assertIn(piece, found["error"]["message"])
+
+
+class Others(unittest.TestCase):
+    def test_about_the_server(self):
+        self.assertEqual(server.get("/health").json(), {"status": "ok"})
+        self.assertEqual(server.get("/ping").status, 200)
+        self.assertTrue(server.get("/version").json()["version"])
+        models = server.get("/v1/models").json()
+        self.assertEqual([each["id"] for each in models["data"]], ["tiny"])
+        self.assertEqual(models["data"][0]["max_model_len"], 1024)
+        self.assertEqual(server.get("/v1/models/tiny").json(), models["data"][0])
+        self.assertEqual(server.get("/v1/models/other").status, 404)
+        self.assertTrue(server.get("/get_model_info").json()["is_generation"])
+
+    def test_texts_and_ids(self):
+        text = "Stra\u00dfe \u65e5\u672c <think>"
+        found = server.post("/tokenize", {"prompt": text, "return_token_strs": True}).json()
+        self.assertEqual((found["count"], len(found["token_strs"])), (len(found["tokens"]),) * 2)
+        self.assertEqual(server.post("/detokenize", {"tokens": found["tokens"]}).json(), {"prompt": text})
+        rendered = server.post("/tokenize", chat("How many?")).json()
+        self.assertEqual(rendered["count"], server.post(
+            CHAT, chat("How many?", max_tokens=1)).json()["usage"]["prompt_tokens"])
+
+    def test_metrics(self):
+        before = {name: server.metric(name) for name in (
+            "vllm:generation_tokens_total", "vllm:prompt_tokens_total", "vllm:request_success_total",
+            "vllm:time_to_first_token_seconds_count", "vllm:e2e_request_latency_seconds_count")}
+        usage = server.post(CHAT, long_chat(max_tokens=5)).json()["usage"]
+        grown = [server.metric(name) - value for name, value in before.items()]
+        self.assertEqual(grown, [5, usage["prompt_tokens"], 1, 1, 1])
+        self.assertEqual(server.metric("tenon_healthy"), 1)
+        self.assertTrue(wait_until(lambda: server.metric("tenon_engine_steps_total") > 0))
+        self.assertGreater(server.metric("tenon_boundary_calls_total"), 0)
+        for line in server.get("/metrics").body.decode().splitlines():
+            self.assertRegex(line, r'^(# (HELP|TYPE) \S+ .+|[a-z_:0-9]+\{[^{}]*\} [-+0-9.e]+)$')
+
+
+class OtherModels(unittest.TestCase):
+    """Servers of their own."""
+
+    def start(self, *options):
+        other = Server("--max-context", "256", "--quiet", *options)
+        self.addCleanup(other.stop)
+        return other
+
+    def directory(self):
+        held = tempfile.TemporaryDirectory()
+        self.addCleanup(held.cleanup)
+        return pathlib.Path(held.name)
+
+    def test_efforts_that_a_template_refuses(self):
+        model = copy_of_model(self.directory())
+        template = pathlib.Path(model) / "chat_template.jinja"
+        text = template.read_text()
+        template.unlink()
+        template.write_text("{%- if reasoning_effort is defined and reasoning_effort not in ('low', 'xhigh') -%}"
+                            "{{- raise_exception('Efforts are low and xhigh.') -}}{%- endif -%}" + text)
+        other = self.start("--model", model)
+        for effort in ("none", "minimal", "low", "high", "xhigh", "max"):
+            self.assertEqual(other.post(CHAT, chat(max_tokens=1, reasoning_effort=effort)).status, 200, effort)
+            body = {**chat(), "max_tokens": 1, "output_config": {"effort": effort}}
+            self.assertEqual(other.post(MESSAGES, body).status, 200, effort)
+        answer = other.post(CHAT, chat(reasoning_effort="immense"))
+        self.assertEqual(answer.status, 400)
+        self.assertIn("Efforts are low and xhigh.", answer.json()["error"]["message"])
+
+    def test_without_a_tokenizer(self):
+        model = copy_of_model(self.directory(), without=("tokenizer.json",))
+        other = self.start("--model", model, "--load-format", "dummy", "--served-model-name", "a",
+                           "--served-model-name", "b", "--any-model-name")
+        body = {"prompt": [5, 6], "max_tokens": 4, "ignore_eos": True, "model": "whatever"}
+        whole = other.post(COMPLETIONS, body).json()["choices"][0]
+        self.assertEqual((whole["text"], len(whole["token_ids"])), ("", 4))
+        events = other.post(COMPLETIONS, {**body, "stream": True}).events()
+        self.assertEqual(sum((event["choices"][0]["token_ids"] for event in events), []),
+                         whole["token_ids"])
+        self.assertEqual(other.post(COMPLETIONS, {**body, "prompt": "Tom"}).status, 400)
+        self.assertEqual(other.post(CHAT, chat()).status, 400)
+        self.assertEqual([each["id"] for each in other.get("/v1/models").json()["data"]], ["a", "b"])
+
+    def test_defaults_of_the_checkpoint(self):
+        model = copy_of_model(self.directory(), without=("generation_config.json",))
+        config = pathlib.Path(model) / "generation_config.json"
+        body = {"prompt": "Tom", "max_tokens": 12, "seed": 5, "ignore_eos": True}
+        wanted = {}
+        for name, more in (("greedy", {"temperature": 0}), ("drawn", {"temperature": 0.7, "top_k": 5}),
+                           ("plain", {"temperature": 1})):
+            wanted[name] = server.post(COMPLETIONS, {**body, **more}).json()["choices"][0]["text"]
+        for text, option, name in (('{"temperature": 0.7, "top_k": 5}', [], "drawn"),
+                                   ('{"do_sample": false, "temperature": 0.7}', [], "greedy"),
+                                   ('{"temperature": 0.7}', ["--no-generation-config"], "plain")):
+            config.write_text(text)
+            other = self.start("--model", model, *option)
+            self.assertEqual(other.post(COMPLETIONS, body).json()["choices"][0]["text"], wanted[name], name)
+
+
+class Refusals(unittest.TestCase):
+    def refused(self, path, body, status, param, *pieces):
+        answer = server.post(path, body)
+        self.assertEqual(answer.status, status, (body, answer.body))
+        error = answer.json()["error"]
+        self.assertEqual(error["param"], param, error)
+        for piece in pieces:
+            self.assertIn(piece, error["message"])
+
+    def test_what_is_not_supported_is_said(self):
+        for name, value in (("logprobs", True), ("top_logprobs", 2), ("echo", True),
+                            ("response_format", {"type": "json_object"}), ("functions", [{}]),
+                            ("guided_json", {"type": "object"}), ("best_of", 2),
+                            ("tool_choice", "required"), ("continue_final_message", True)):
+            self.refused(CHAT, chat(**{name: value}), 400, name)
+        nothing = {"min_p": 0, "presence_penalty": 0.0, "frequency_penalty": 0, "repetition_penalty": 1.0,
+                   "logit_bias": {}, "logprobs": False, "top_logprobs": 0, "min_tokens": 0,
+                   "response_format": {"type": "text"}, "best_of": 1, "user": "me", "priority": 3,
+                   "whatever": [1], "tools": [], "tool_choice": "auto", "stop": None, "seed": None}
+        self.assertEqual(server.post(CHAT, chat(max_tokens=1, **nothing)).status, 200)
+
+    def test_penalties_and_biases_change_what_is_drawn(self):
+        def drawn(**more):
+            body = {"prompt": "Tom has", "max_tokens": 12, "temperature": 0, "return_token_ids": True,
+                    "ignore_eos": True, **more}
+            return server.post(COMPLETIONS, body).json()["choices"][0]["token_ids"]
+        plain = drawn()
+        self.assertEqual(drawn(min_p=0.5, presence_penalty=0, logit_bias={}), plain)
+        self.assertEqual(drawn(logit_bias={str(plain[3]): 100}), [plain[3]] * 12)
+        self.assertNotIn(plain[0], drawn(logit_bias={str(plain[0]): -100}))
+        again = drawn(logit_bias={str(plain[3]): 8}, repetition_penalty=10, frequency_penalty=2)
+        self.assertGreater(len(set(again)), 6)
+        stopped = {"stop_token_ids": [plain[0]]}
+        self.assertEqual(len(drawn(**stopped)), 1)
+        self.assertGreaterEqual(len(drawn(min_tokens=5, **stopped)), 5)
+
+    def test_long_prompts_are_kept(self):
+        prompt = [40 + i % 50 for i in range(300)]
+        found = [server.post(COMPLETIONS, {"prompt": prompt, "max_tokens": 2}).json()["usage"]
+                 for _ in range(2)]
+        self.assertEqual([each["prompt_tokens_details"]["cached_tokens"] for each in found], [0, 256])
+
+    def test_wrong_types_and_ranges(self):
+        for name, value in (("min_p", 2), ("presence_penalty", 3), ("frequency_penalty", "a"),
+                            ("repetition_penalty", 0), ("logit_bias", [1]), ("logit_bias", {"a": 1}),
+                            ("min_tokens", -1), ("temperature", "hot"), ("temperature", -1), ("temperature", True),
+                            ("top_p", 0), ("top_p", 1.5), ("top_k", 1.5), ("top_k", -2), ("n", 0),
+                            ("n", 5000), ("max_tokens", 0), ("max_tokens", "5"), ("seed", "x"),
+                            ("stop", 5), ("stop", ["a", 5]), ("stop_token_ids", [-1]),
+                            ("stream", "yes"), ("stream_options", {}), ("model", 5),
+                            ("messages", []), ("messages", "hello"), ("tools", [{}]),
+                            ("tools", {}), ("chat_template_kwargs", [])):
+            self.refused(CHAT, {**chat(), name: value}, 400, name)
+        self.refused(CHAT, {}, 400, "messages", "missing")
+        self.refused(CHAT, {"messages": ["x"]}, 400, "messages[0]")
+        self.refused(CHAT, {"messages": [{"content": "x"}]}, 400, "messages[0]", "role")
+        image = [{"type": "image_url", "image_url": {"url": "data:"}}]
+        self.refused(CHAT, chat(image), 400, "messages[0].content", "text only")
+        for prompt in (None, 5, [], [[]], {"a": 1}, [1, "a"], ["a", 1], [-1], [1.5]):
+            self.assertEqual(server.post(COMPLETIONS, {"prompt": prompt}).status, 400, prompt)
+        self.refused(COMPLETIONS, {"prompt": [999999]}, 400, None, "999999")
+        self.refused("/generate", {"text": "x", "sampling_params": {"temperature": "x"}}, 400,
+                     "sampling_params.temperature")
+        self.refused("/generate", {"text": "x", "sampling_params": {"min_new_tokens": -4}}, 400,
+                     "sampling_params.min_new_tokens")
+        self.refused(CHAT, chat(logit_bias={"5": 101}), 400, "logit_bias.5")
+
+    def test_contexts_and_templates(self):
+        self.refused(COMPLETIONS, {"prompt": [5] * 1100}, 400, None, "maximum context length is 1024", "1100")
+        self.assertEqual(server.post(COMPLETIONS, {"prompt": [5] * 1100}).json()["error"]["code"],
+                         "context_length_exceeded")
+        self.refused(CHAT, {"messages": [{"role": "system", "content": "x"}]}, 400, "messages",
+                     "There is no user query")
+        self.refused(CHAT, {"messages": [{"role": "judge", "content": "x"}, *chat()["messages"]]}, 400,
+                     "messages", "Unknown role: judge")
+        self.refused(CHAT, chat(model="other"), 404, "model", "\"tiny\"")
+
+    def test_bodies_that_are_none(self):
+        for body in (b"", b"{", b"[]", b"5", b"\xff", b'{"messages": NaN}', b"[" * 5000,
+                     b'{"a":' * 200 + b"1" + b"}" * 200):
+            self.refused(CHAT, body, 400, None)
+        answer = server.post(CHAT, chat(), [("content-type", "text/plain")])
+        self.assertEqual(answer.status, 415)
+        self.assertEqual(server.get("/nowhere").status, 404)
+        self.assertEqual(server.get(CHAT).status, 405)
+        self.assertEqual(server.post("/health", {}).status, 405)
+
+
+if __name__ == "__main__":
+    unittest.main()
