@@ -167,8 +167,7 @@ TENON_DEVICE void make_activation(const UpCall& call, const Entries& entries,
           const int row = 8 * j + 2 * (lane % 4) + c;
           if (row >= tile.rows) continue;
           const std::uint32_t both = pack_halves<bf16>(sums[4 * j + c], sums[4 * j + 2 + c]);
-          const float gate = low_half<bf16>(both), up = high_half<bf16>(both);
-          const float value = gate / (1.0f + exp_f(-gate)) * up;  // as fp8_quant
+          const float value = silu_mul_f(low_half<bf16>(both), high_half<bf16>(both));
           to[row * call.activation_stride] =
               bf16{static_cast<std::uint16_t>(pack_halves<bf16>(value, 0.0f))};
         }
