@@ -18,23 +18,15 @@ struct RefusedField {
   const char* why;
 };
 
-constexpr const char* kSampling = "the engine does not draw with it yet";
+constexpr const char* kSampling = "the engine does not draw with it";
+constexpr const char* kPrompts = "log probabilities are told of answers alone";
 constexpr const char* kGrammar = "answers cannot be forced into a grammar";
 
 // Fields that are known and not supported. To support one: take its line out here and read it where
 // its API's other fields are read.
 constexpr RefusedField kRefused[] = {
-    {"min_p", Neutral::kZero, kSampling},
-    {"presence_penalty", Neutral::kZero, kSampling},
-    {"frequency_penalty", Neutral::kZero, kSampling},
-    {"repetition_penalty", Neutral::kOne, kSampling},
-    {"logit_bias", Neutral::kEmpty, kSampling},
-    {"min_tokens", Neutral::kZero, kSampling},
-    {"min_new_tokens", Neutral::kZero, kSampling},
-    {"logprobs", Neutral::kFalse, kSampling},
-    {"top_logprobs", Neutral::kZero, kSampling},
-    {"prompt_logprobs", Neutral::kEmpty, kSampling},
-    {"return_logprob", Neutral::kFalse, kSampling},
+    {"prompt_logprobs", Neutral::kEmpty, kPrompts},
+    {"return_logprob", Neutral::kFalse, "/v1/completions tells log probabilities"},
     {"length_penalty", Neutral::kOne, "there is no beam search"},
     {"use_beam_search", Neutral::kFalse, "there is no beam search"},
     {"best_of", Neutral::kOne, "answers are not ranked; n gives several"},

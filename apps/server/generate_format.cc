@@ -64,7 +64,7 @@ class GenerateFormat final : public Format {
               {"finish_reason", reason},
               {"prompt_tokens", all.usage.prompt_tokens},
               {"completion_tokens", all.usage.completion_tokens},
-              {"cached_tokens", 0},
+              {"cached_tokens", all.usage.cached_tokens},
               {"e2e_latency", all.seconds}}}};
   }
 

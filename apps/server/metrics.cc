@@ -68,6 +68,21 @@ std::string engine_text(const EngineStats& stats, const std::string& labels) {
   one("tenon_engine_decode_seconds_total", "counter", "Time of those steps.", stats.decode_seconds);
   one("tenon_engine_weight_bytes", "gauge", "Weights on rank 0.",
       static_cast<double>(stats.weight_bytes));
+  const PrefixStats& prefixes = stats.prefixes;
+  one("vllm:prefix_cache_queries_total", "counter", "Tokens of prompts that were looked up.",
+      static_cast<double>(prefixes.looked_up_tokens));
+  one("vllm:prefix_cache_hits_total", "counter", "Tokens of them that were not computed again.",
+      static_cast<double>(prefixes.matched_tokens));
+  one("vllm:num_preemptions_total", "counter", "Requests that lost their caches for a while.",
+      static_cast<double>(stats.preemptions));
+  out += head("tenon_prefix_lost_tokens_total", "counter",
+              "Tokens that were computed again though their blocks were kept, by why.");
+  const std::pair<const char*, std::int64_t> lost[] = {{"never_kept", prefixes.lost_never_kept},
+                                                       {"evicted", prefixes.lost_evicted},
+                                                       {"at_end", prefixes.lost_at_end}};
+  for (const auto& [why, tokens] : lost)
+    out += line("tenon_prefix_lost_tokens_total", labels + ",why=" + quoted(why),
+                std::to_string(tokens));
   std::map<std::string, std::uint64_t> calls;
   for (const BoundaryUse& use : stats.boundaries)
     calls["site=" + quoted(use.site) + ",stage=" + quoted(std::string(name(use.stage))) +

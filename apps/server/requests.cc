@@ -1,6 +1,6 @@
 #include "apps/server/requests.h"
 
-#include <cstdlib>
+#include <charconv>
 #include <limits>
 #include <utility>
 
@@ -11,12 +11,63 @@ using jinja::Value;
 
 constexpr std::int64_t kMaxInt = std::numeric_limits<std::int32_t>::max();
 
+// Ids as the keys of an object, as JSON has them: texts.
+void read_bias(const Fields& fields, ApiRequest& request) {
+  const Value* biases = fields.object("logit_bias");
+  if (biases == nullptr) return;
+  if (biases->pairs().size() > static_cast<std::size_t>(kMaxLogitBias))
+    return fields.fail("logit_bias", "has " + std::to_string(biases->pairs().size()) +
+                                         " ids; accepted are " + std::to_string(kMaxLogitBias));
+  for (const auto& [key, value] : biases->pairs()) {
+    const std::string& text = key.as_string();
+    std::int32_t id = -1;
+    const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), id);
+    const double bias = value.is_int()     ? static_cast<double>(value.as_int())
+                        : value.is_float() ? value.as_float()
+                                           : 1000;
+    if (error != std::errc() || stop != text.data() + text.size() || id < 0 ||
+        !(bias >= -100 && bias <= 100))
+      return fields.fail("logit_bias",
+                         "holds something else; accepted are token ids, 0 and more, with numbers "
+                         "from -100 to 100");
+    request.sampling.logit_bias.emplace_back(id, static_cast<float>(bias));
+  }
+}
+
+// How many of the likeliest tokens are told: a switch and a number in a chat, a number elsewhere.
+void read_logprobs(const Fields& fields, ApiRequest& request) {
+  std::int64_t likeliest = 0;
+  if (request.dialect == Dialect::kChat) {
+    bool wanted = false;
+    fields.boolean("logprobs", wanted);
+    fields.integer("top_logprobs", 0, kMaxLogprobs, likeliest);
+    if (!wanted && likeliest > 0)
+      return fields.fail("top_logprobs", "is given, but \"logprobs\" is not true");
+    if (!wanted) return;
+  } else {
+    const Value* found = fields.find("logprobs");
+    if (found == nullptr || (found->is_bool() && !found->as_bool())) return;
+    fields.integer("logprobs", 0, kMaxLogprobs, likeliest);
+  }
+  request.sampling.logprobs = static_cast<int>(likeliest);
+}
+
 void read_sampling(const Fields& fields, ApiRequest& request) {
   fields.number("temperature", 0, 100, false, request.sampling.temperature);
   fields.number("top_p", 0, 1, true, request.sampling.top_p);
   std::int64_t top_k = request.sampling.top_k;
   fields.integer("top_k", -1, kMaxInt, top_k);
   request.sampling.top_k = top_k < 0 ? 0 : static_cast<int>(top_k);  // −1 is "all" elsewhere
+  fields.number("min_p", 0, 1, false, request.sampling.min_p);
+  fields.number("repetition_penalty", 0, 10, true, request.sampling.repetition_penalty);
+  fields.number("frequency_penalty", -2, 2, false, request.sampling.frequency_penalty);
+  fields.number("presence_penalty", -2, 2, false, request.sampling.presence_penalty);
+  read_bias(fields, request);
+  for (const char* name : {"min_tokens", "min_new_tokens"}) {
+    std::int64_t least = request.sampling.min_tokens;
+    fields.integer(name, 0, kMaxInt, least);
+    request.sampling.min_tokens = static_cast<int>(least);
+  }
   fields.boolean("ignore_eos", request.sampling.ignore_eos);
   for (const char* name : {"seed", "sampling_seed"})
     if (fields.find(name) != nullptr) {
@@ -64,6 +115,7 @@ void read_openai(const Fields& fields, ApiRequest& request) {
   fields.refuse_unsupported(request.dialect);
   fields.text("model", request.model);
   read_sampling(fields, request);
+  read_logprobs(fields, request);
   read_stops(fields, "stop", request);
   const int low = request.dialect == Dialect::kCompletion ? 0 : 1;
   read_max_tokens(fields, "max_tokens", low, request);
@@ -83,6 +135,8 @@ void read_completion(const Fields& fields, ApiRequest& request) {
   read_openai(fields, request);
   read_prompts(fields, "prompt", request);
   fields.boolean("echo", request.echo);
+  if (request.echo && request.sampling.logprobs >= 0)
+    fields.fail("echo", "is true, but \"logprobs\" are told of answers alone");
   if (!request.max_tokens) request.max_tokens = 16;  // as OpenAI's
   read_count(fields, request);
 }

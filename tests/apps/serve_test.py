@@ -170,6 +170,54 @@ class Completions(unittest.TestCase):
         self.assertEqual(sum((event["choices"][0]["token_ids"] for event in events), []),
                          found["token_ids"])
 
+    def test_edited_draws(self):
+        body = {"prompt": "Tom has 3", "max_tokens": 6, "temperature": 0, "return_token_ids": True}
+        plain = server.post(COMPLETIONS, body).json()["choices"][0]["token_ids"]
+        banned = {str(token): -100 for token in plain}
+        found = server.post(COMPLETIONS, {**body, "logit_bias": banned}).json()["choices"][0]["token_ids"]
+        self.assertFalse(set(plain) & set(found))
+        wanted = server.post(COMPLETIONS, {**body, "logit_bias": {"5": 100}}).json()["choices"][0]
+        self.assertEqual(wanted["token_ids"], [5] * 6)
+        apart = {**body, "logit_bias": {"5": 90}, "frequency_penalty": 2, "presence_penalty": 2, "min_p": 0.1,
+                 "repetition_penalty": 10}
+        self.assertNotEqual(server.post(COMPLETIONS, apart).json()["choices"][0]["token_ids"], [5] * 6)
+        whole = server.post(CHAT, chat()).json()["usage"]["completion_tokens"]
+        longer = server.post(CHAT, chat(min_tokens=whole + 5)).json()["usage"]["completion_tokens"]
+        self.assertGreaterEqual(longer, whole + 5)
+
+    def test_log_probabilities(self):
+        body = {"prompt": "Tom has 3", "max_tokens": 6, "temperature": 0, "logprobs": 3}
+        choice = server.post(COMPLETIONS, body).json()["choices"][0]
+        told = choice["logprobs"]
+        self.assertEqual("".join(told["tokens"]), choice["text"])
+        for token, own, top in zip(told["tokens"], told["token_logprobs"], told["top_logprobs"]):
+            self.assertEqual((max(top.values()), top[token], len(top)), (own, own, 3))
+            self.assertLessEqual(own, 0)
+        self.assertEqual(told["text_offset"], [len("".join(told["tokens"][:i])) for i in range(6)])
+        streamed = [event["choices"][0]["logprobs"] for event in
+                    server.post(COMPLETIONS, {**body, "stream": True}).events()]
+        for name in told:
+            self.assertEqual(sum((each[name] for each in streamed if each), []), told[name], name)
+        more = {"logprobs": True, "top_logprobs": 2, "max_tokens": 4, "temperature": 0}
+        choice = server.post(CHAT, chat(**more)).json()["choices"][0]
+        content = choice["logprobs"]["content"]
+        self.assertEqual("".join(each["token"] for each in content), choice["message"]["content"])
+        for each in content:
+            self.assertEqual(bytes(each["bytes"]).decode(), each["token"])
+            self.assertEqual((each["top_logprobs"][0]["token"], len(each["top_logprobs"])), (each["token"], 2))
+        streamed = [event["choices"][0]["logprobs"] for event in
+                    server.post(CHAT, chat(stream=True, **more)).events()]
+        self.assertEqual(sum((each["content"] for each in streamed if each), []), content)
+        self.assertEqual(server.post(COMPLETIONS, {**body, "echo": True}).status, 400)
+
+    def test_prompts_that_begin_alike(self):
+        body = {"prompt": [7] * 500 + [8], "max_tokens": 2, "temperature": 0}
+        first, second = (server.post(COMPLETIONS, body).json() for _ in range(2))
+        self.assertEqual(first["choices"], second["choices"])
+        cached = [each["usage"]["prompt_tokens_details"]["cached_tokens"] for each in (first, second)]
+        self.assertEqual(cached[0], 0)
+        self.assertGreater(cached[1], 250)
+
     def test_seeds(self):
         def asked(**more):
             body = {"prompt": "Tom", "temperature": 1, "max_tokens": 12, "ignore_eos": True, **more}
@@ -378,9 +426,7 @@ class Refusals(unittest.TestCase):
             self.assertIn(piece, error["message"])
 
     def test_what_is_not_supported_is_said(self):
-        for name, value in (("min_p", 0.1), ("presence_penalty", 1), ("frequency_penalty", 0.5),
-                            ("repetition_penalty", 1.1), ("logit_bias", {"5": 1}), ("logprobs", True),
-                            ("top_logprobs", 2), ("min_tokens", 3), ("echo", True),
+        for name, value in (("prompt_logprobs", 1), ("use_beam_search", True), ("echo", True),
                             ("response_format", {"type": "json_object"}), ("functions", [{}]),
                             ("guided_json", {"type": "object"}), ("best_of", 2),
                             ("tool_choice", "required"), ("continue_final_message", True)):
@@ -397,7 +443,10 @@ class Refusals(unittest.TestCase):
                             ("n", 5000), ("max_tokens", 0), ("max_tokens", "5"), ("seed", "x"),
                             ("stop", 5), ("stop", ["a", 5]), ("stop_token_ids", [-1]),
                             ("stream", "yes"), ("stream_options", {}), ("model", 5),
-                            ("messages", []), ("messages", "hello"), ("tools", [{}]),
+                            ("min_p", 2), ("repetition_penalty", 0), ("presence_penalty", 3),
+                            ("frequency_penalty", "x"), ("logit_bias", {"a": 1}), ("logit_bias", [5]),
+                            ("logit_bias", {"5": 101}), ("min_tokens", -1), ("logprobs", 1),
+                            ("top_logprobs", 3), ("messages", []), ("messages", "hello"), ("tools", [{}]),
                             ("tools", {}), ("chat_template_kwargs", [])):
             self.refused(CHAT, {**chat(), name: value}, 400, name)
         self.refused(CHAT, {}, 400, "messages", "missing")
