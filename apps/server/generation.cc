@@ -336,7 +336,8 @@ ApiResult<PreparedRequest> prepare(const serve::LanguageModel& model, ApiRequest
     if (!ids) return ApiError{400, std::string(ids.status().message()), "prompt", {}};
     if (auto error = check_context(model, ids->size())) return *std::move(error);
     SamplingParams sampling = request.sampling;
-    sampling.max_tokens = std::max(1, request.max_tokens.value_or(1));
+    sampling.max_tokens =
+        std::max(1, request.max_tokens.value_or(std::numeric_limits<std::int32_t>::max()));
     if (const Status sound = model.check(*ids, sampling); !sound)
       return ApiError{400, std::string(sound.message()), {}, {}};
     out.prompts.push_back(*std::move(ids));

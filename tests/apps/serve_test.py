@@ -459,8 +459,8 @@ class Refusals(unittest.TestCase):
         self.refused(COMPLETIONS, {"prompt": [999999]}, 400, None, "999999")
         self.refused("/generate", {"text": "x", "sampling_params": {"temperature": "x"}}, 400,
                      "sampling_params.temperature")
-        self.refused("/generate", {"text": "x", "sampling_params": {"min_new_tokens": 4}}, 400,
-                     "sampling_params.min_new_tokens")
+        self.refused("/generate", {"text": "x", "sampling_params": {"json_schema": "{}"}}, 400,
+                     "sampling_params.json_schema")
 
     def test_contexts_and_templates(self):
         self.refused(COMPLETIONS, {"prompt": [5] * 1100}, 400, None, "maximum context length is 1024", "1100")
