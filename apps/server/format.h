@@ -18,7 +18,6 @@ struct Usage {
   std::int64_t prompt_tokens = 0, completion_tokens = 0;
   std::int64_t cached_tokens = 0;                     // of the prompts, known at the end
   std::optional<std::int64_t> reasoning_tokens = {};  // where the answers may have thoughts
-  std::int64_t cached_tokens = 0;  // of the prompt, not computed; known when the answer has ended
 };
 
 // How a choice ended.
