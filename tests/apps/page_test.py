@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The page of tenon serve: how it is sent, and what it does in a browser where there is one.
 
-    page_test.py TENON [FOLDER]    FOLDER gets pictures of it, light and dark
+    page_test.py TENON [FOLDER] [TEST ...]    FOLDER, with a slash in it, gets pictures: light, dark, narrow
 """
 import json
 import pathlib
@@ -11,11 +11,10 @@ import unittest
 
 import browser
 from serve_support import Server, long_chat
-from support import ROOT, wait_until
+from support import QUESTION, ROOT, wait_until
 
-PICTURES = pathlib.Path(sys.argv.pop(1)) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else None
+PICTURES = pathlib.Path(sys.argv.pop(1)) if len(sys.argv) > 1 and "/" in sys.argv[1] else None
 FILES = sorted(path.name for path in (ROOT / "apps/server/page").iterdir())
-QUESTION = "Tom has 3 boxes of 12 pencils. How many pencils does he have?"
 HOSTILE = """<img src=x onerror="window.broken=1"> <script>window.broken=2</script>
 [a](javascript:window.broken=3) [b](data:text/html,<script>window.broken=4</script>) ![c](https://example.com/c.png)
 <javascript:window.broken=5> [d](https://example.com/"onmouseover="window.broken=6)
@@ -192,6 +191,57 @@ class InABrowser(unittest.TestCase):
         page.fill("question", QUESTION)
         page.enter()
         page.wait("document.getElementById('trouble').textContent.startsWith('Temperature')")
+
+    def fake(self, page, events):
+        """The next answers are these events, each in two pieces, and sent when the test calls window.more()."""
+        page.value(f"""(() => {{
+          const plain = fetch, waiting = [], events = {json.dumps(events)};
+          window.more = () => waiting.shift()();
+          window.fetch = (url, more) => !more?.body ? plain(url, more) : Promise.resolve(new Response(
+            new ReadableStream({{async start(to) {{
+              for (const event of events) {{
+                await new Promise((ring) => waiting.push(ring));
+                const bytes = new TextEncoder().encode('data: ' + JSON.stringify(event) + '\\n\\n');
+                to.enqueue(bytes.slice(0, bytes.length >> 1));
+                to.enqueue(bytes.slice(bytes.length >> 1));
+              }}
+              to.close(); }} }})));
+        }})()""")
+
+    def test_thoughts_are_folded(self):
+        page = self.ready()
+        said = lambda finish=None, **delta: {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+        self.fake(page, [said(role="assistant", reasoning_content="Let me <b>see</b>: ü…"), said(content="**36**"),
+                         said("stop"), {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 9}}])
+        page.fill("question", QUESTION)
+        page.enter()
+        page.wait("window.more && document.querySelector('.model') !== null")
+        page.value("more()")
+        page.wait("document.querySelector('.thoughts summary').textContent === 'Thinking…'")
+        self.assertFalse(page.value("document.querySelector('.thoughts').open"))
+        self.assertEqual(page.text(".thoughts div"), "Let me <b>see</b>: ü…")
+        page.value("more()")
+        page.wait("document.querySelector('.model .text strong')?.textContent === '36'")
+        self.assertEqual(page.text(".thoughts summary"), "Thoughts")
+        page.value("more()")
+        page.wait("document.querySelector('.model').hasAttribute('aria-busy')")
+        page.value("more()")
+        self.ended(page, 1)
+        self.assertIn("9 tokens for a prompt of 7", page.text(".model .note"))
+
+    def test_a_broken_stream_is_told(self):
+        page = self.ready()
+        self.fake(page, [{"choices": [{"index": 0, "delta": {"content": "Half"}, "finish_reason": None}]},
+                         {"error": {"message": "the engine is dead"}}])
+        page.fill("question", QUESTION)
+        page.enter()
+        page.wait("document.querySelector('.model') !== null")
+        page.value("more()")
+        page.wait("document.querySelector('.model .text').textContent === 'Half'")
+        page.value("more()")
+        self.ended(page, 1)
+        self.assertIn("broken off", page.text(".model .note"))
+        self.assertEqual(page.text("#trouble"), "the engine is dead")
 
     def test_refusals_are_told(self):
         page = self.ready()
