@@ -1,21 +1,21 @@
-// tenon eval words: exact match on word problems whose answers end in "#### N".
+// tenon eval words: exact match on word problems whose answers end in "#### N"; tenon eval.
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "apps/answer.h"
 #include "apps/commands.h"
+#include "apps/eval/answers.h"
+#include "apps/eval/gsm8k.h"
+#include "apps/eval/problems.h"
 #include "apps/interrupt.h"
 #include "apps/options.h"
 #include "apps/session.h"
 #include "apps/table.h"
 #include "apps/version.h"
 #include "tenon/core/env.h"
-#include "tenon/core/json.h"
-#include "tenon/serve/ready_list.h"
 
 namespace tenon::apps {
 namespace {
@@ -25,11 +25,9 @@ struct Options {
   std::string file;  // empty: eval.jsonl of the model
   int limit = 0;     // 0: all
   int max_new_tokens = 256;
+  ClientOptions client{.chat = true};
+  int parallel = 16;  // at a server
   bool json = false, verbose = false;
-};
-
-struct Problem {
-  std::string question, final;
 };
 
 struct Outcome {
@@ -38,100 +36,26 @@ struct Outcome {
   bool finished = false;             // false where a signal came first
 };
 
-// The number after the last "####", without commas and blanks; empty when there is none.
-std::string final_number(const std::string& text) {
-  const auto mark = text.rfind("####");
-  if (mark == std::string::npos) return {};
-  std::string number;
-  for (std::size_t i = mark + 4; i < text.size(); ++i) {
-    const char each = text[i];
-    if (each == ',' || (each == ' ' && number.empty())) continue;
-    if ((each < '0' || each > '9') && each != '-' && each != '.') break;
-    number += each;
-  }
-  while (!number.empty() && number.back() == '.') number.pop_back();
-  return number;
-}
-
-Result<Problem> parse_problem(const std::string& line, const std::string& where) {
-  const auto parsed = parse_json(line);
-  const auto bad = [&](const std::string& why) {
-    return Status::error(Code::kIo,
-                         where + " " + why +
-                             "; accepted is an object with \"question\" and \"final\" or "
-                             "an \"answer\" that ends in \"#### N\"");
-  };
-  if (!parsed) return bad(std::string(parsed.status().message()));
-  const nlohmann::json& json = *parsed;
-  if (!json.is_object()) return bad("is no JSON object");
-  if (!json.contains("question") || !json["question"].is_string()) return bad("has no question");
-  Problem problem{json["question"], {}};
-  if (json.contains("final") && json["final"].is_string()) problem.final = json["final"];
-  if (json.contains("final") && json["final"].is_number_integer())
-    problem.final = std::to_string(json["final"].get<std::int64_t>());
-  if (problem.final.empty() && json.contains("answer") && json["answer"].is_string())
-    problem.final = final_number(json["answer"]);
-  if (problem.final.empty()) return bad("has no final number");
-  return problem;
-}
-
-Result<std::vector<Problem>> read_problems(const std::string& path, int limit) {
-  std::ifstream file(path);
-  if (!file) return Status::error(Code::kIo, "cannot read the problems in \"" + path + "\"");
-  std::vector<Problem> problems;
-  int number = 0;
-  for (std::string line; std::getline(file, line);) {
-    ++number;
-    if (limit > 0 && static_cast<int>(problems.size()) == limit) break;
-    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    TENON_ASSIGN(auto problem,
-                 parse_problem(line, "line " + std::to_string(number) + " of \"" + path + "\""));
-    problems.push_back(std::move(problem));
-  }
-  if (problems.empty()) return Status::error(Code::kIo, "\"" + path + "\" has no problems");
-  return problems;
-}
-
-// One line on a terminal; elsewhere a line for every tenth, so that logs show that it is alive.
-void show_progress(std::size_t done, std::size_t total) {
-  const bool screen = isatty(STDERR_FILENO) != 0;
-  if (!screen && done * 10 / total == (done - 1) * 10 / total) return;
-  std::fprintf(stderr, "%seval words: %zu of %zu%s", screen ? "\r" : "", done, total,
-               screen ? "" : "\n");
-  if (screen && done == total) std::fprintf(stderr, "\r%40s\r", "");
-}
-
 // In the order of the problems. A signal ends it early.
-Result<std::vector<Outcome>> answer_all(Session& session, const std::vector<Problem>& problems,
+Result<std::vector<Outcome>> answer_all(Session* session, ModelClient* client,
+                                        const std::vector<Problem>& problems,
                                         const Options& options) {
-  TENON_ASSIGN(const auto ready, serve::ReadyList::open());
-  std::vector<serve::Reply> replies;
-  for (std::size_t i = 0; i < problems.size(); ++i) {
-    serve::Request request;
-    request.prompt = session.prompt(problems[i].question);
-    request.sampling.max_tokens = options.max_new_tokens;
-    request.on_ready = ready->bell(i);
-    serve::Submission made = session.queue().submit(std::move(request));
-    TENON_TRY(Status(made.why));
-    replies.push_back(std::move(made.reply));
-  }
+  std::vector<Question> questions;
+  for (const Problem& each : problems)
+    questions.push_back({each.question, options.max_new_tokens, {}});
   std::vector<Outcome> outcomes(problems.size());
-  for (std::size_t done = 0; done < problems.size() && wait_for_input(ready->fd());) {
-    for (const std::size_t at : ready->take()) {
-      const serve::ReplyPart part = replies[at].take();
-      Outcome& outcome = outcomes[at];
-      outcome.text += part.text;
-      outcome.tokens.insert(outcome.tokens.end(), part.tokens.begin(), part.tokens.end());
-      if (!part.outcome) continue;
-      TENON_TRY(session.queue().health());
-      if (!part.outcome->why)  // no answer is a wrong one
-        log(LogLevel::kWarning,
-            "problem " + std::to_string(at + 1) + ": " + part.outcome->why.to_string());
-      if (part.outcome->reason == serve::FinishReason::kStop) outcome.tokens.pop_back();
-      outcome.finished = true;
-      ++done;
-      if (!options.session.quiet) show_progress(done, problems.size());
-    }
+  std::size_t done = 0;
+  const auto told = [&](std::size_t at, Answered answered) {
+    if (!answered.error.empty())  // no answer is a wrong one
+      log(LogLevel::kWarning, "problem " + std::to_string(at + 1) + ": " + answered.error);
+    outcomes[at] = {std::move(answered.text), std::move(answered.tokens), true};
+    if (!options.session.quiet) show_progress("eval words", ++done, problems.size());
+    return Status::ok();
+  };
+  if (client != nullptr) {
+    TENON_TRY(answer_over_http(*client, questions, options.parallel, told));
+  } else {
+    TENON_TRY(answer_in_process(*session, questions, static_cast<int>(questions.size()), told));
   }
   if (interrupted_by() != 0 && isatty(STDERR_FILENO) != 0) std::fputs("\n", stderr);
   return outcomes;
@@ -182,28 +106,59 @@ void print_wrong(const std::vector<Problem>& problems, const Score& score) {
   if (!score.wrong.empty()) std::printf("\n");
 }
 
+std::string percent_text(const Score& score) {
+  if (score.finished == 0) return "none";
+  return fixed(100.0 * score.correct / score.finished, 1) + "%";
+}
+
 void print_table(const Options& options, const Score& score, const EngineStats& stats) {
   Table table({"model", "tp", "correct", "total", "exact match", "decode tokens/s"});
-  const int total = score.finished;
   table.add({options.session.model, std::to_string(options.session.tp),
-             std::to_string(score.correct), std::to_string(total),
-             total == 0 ? "none" : fixed(100.0 * score.correct / total, 1) + "%",
+             std::to_string(score.correct), std::to_string(score.finished), percent_text(score),
              fixed(decode_rate(stats), 1)});
   std::printf("%s", table.text().c_str());
   if (const std::string note = note_of(options.session.weights); !note.empty())
     std::fprintf(stderr, "%s\n", note.c_str());
 }
 
+// What a server answers. It says nothing of its ranks and weights.
+Status run_over_http(const Options& options, const std::vector<Problem>& problems) {
+  const Interruptible interruptible;
+  TENON_ASSIGN(ModelClient client, ModelClient::open(options.client));
+  TENON_ASSIGN(const auto outcomes, answer_all(nullptr, &client, problems, options));
+  const Score found = score(problems, outcomes);
+  if (options.json) {
+    nlohmann::ordered_json tokens = nlohmann::ordered_json::array();
+    for (const Outcome& each : outcomes) tokens.push_back(each.tokens);
+    const nlohmann::ordered_json out{{"correct", found.correct},   {"total", outcomes.size()},
+                                     {"finished", found.finished}, {"answers", found.answers},
+                                     {"tokens", tokens},           {"model", client.model()},
+                                     {"url", options.client.url},  {"version", version_name()}};
+    std::printf("%s\n",
+                out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
+    return Status::ok();
+  }
+  if (options.verbose) print_wrong(problems, found);
+  Table table({"model", "correct", "total", "exact match"});
+  table.add({client.model(), std::to_string(found.correct), std::to_string(found.finished),
+             percent_text(found)});
+  std::printf("%s", table.text().c_str());
+  return Status::ok();
+}
+
 Status run(Options options) {
-  TENON_TRY(check(options.session));
+  if (options.client.url.empty()) {
+    TENON_TRY(check(options.session));
+  }
   const std::string path =
       options.file.empty() ? options.session.model + "/eval.jsonl" : options.file;
   TENON_ASSIGN(const auto problems, read_problems(path, options.limit), "eval words");
+  if (!options.client.url.empty()) return run_over_http(options, problems);
   options.session.queue.max_queued = static_cast<int>(problems.size());
   TENON_ASSIGN(auto session, Session::open(options.session));
   if (session == nullptr) return Status::ok();  // a follower
   const Interruptible interruptible;
-  TENON_ASSIGN(const auto outcomes, answer_all(*session, problems, options));
+  TENON_ASSIGN(const auto outcomes, answer_all(session.get(), nullptr, problems, options));
   const Score found = score(problems, outcomes);
   TENON_ASSIGN(const EngineStats stats, session->queue().engine_stats());
   if (options.json) {
@@ -238,6 +193,15 @@ Command add_eval(CLI::App& parent) {
       ->capture_default_str()
       ->check(whole_number(1, kMaxCount))
       ->group("Problems");
+  app->add_option("--url", options->client.url,
+                  "asks this server, as http://127.0.0.1:8000, instead of a model in this process")
+      ->type_name("URL")
+      ->group("Server");
+  app->add_option("--parallel", options->parallel, "how many the server is asked at a time")
+      ->capture_default_str()
+      ->check(whole_number(1, 65536))
+      ->group("Server");
+  add_client_options(*app, options->client, "Server");
   add_session_options(*app, options->session);
   app->add_flag("--json", options->json, "print one JSON object, in one line, instead of a table")
       ->group("Output");
@@ -246,7 +210,8 @@ Command add_eval(CLI::App& parent) {
   app->footer(
       "Ctrl-C ends it with the score of the problems that are finished.\n\n"
       "  tenon eval words --limit 50 --verbose");
-  return {eval, [options] { return run(*options); }};
+  const Command gsm8k = add_eval_gsm8k(*eval);
+  return {eval, [options, gsm8k] { return gsm8k.app->parsed() ? gsm8k.run() : run(*options); }};
 }
 
 }  // namespace tenon::apps

@@ -38,7 +38,7 @@ BOUNDARY_OPS = re.compile(r"tenon/ops/(common|fused_allreduce_rmsnorm_quant|rmsn
 PLAIN_THREAD = re.compile(r"\bstd::(jthread|async|thread)\b(?!::)|\bpthread_create\b")
 THREAD_HOME = "tenon/core/thread.cc"
 DEVICE_HEADERS = re.compile(
-    r"tenon/(core/[a-z0-9_]+\.h|device/([a-z_]+/(sm90/)?)?[a-z0-9_]+\.(h|cuh)|comm/device/[a-z_]+\.(h|cuh)|comm/collectives/[a-z_]+\.cuh|ops/common/[a-z0-9_]+\.cuh)$")
+    r"tenon/(core/[a-z0-9_]+\.h|device/([a-z_]+/(sm90/)?)?[a-z0-9_]+\.(h|cuh)|comm/device/[a-z_]+\.(h|cuh)|comm/collectives/[a-z_]+\.cuh|ops/common/(segments\.h|[a-z0-9_]+\.cuh))$")
 VENDOR = re.compile(r"^(cuda|hip|nccl\.h|mpi\.h|rccl)")
 VENDOR_HOMES = ("tenon/device/cuda_hip/", "tenon/comm/transport/", "tenon/comm/bootstrap/")
 # Who may ask which compiler reads the file. Elsewhere what devices run is chosen by kWave, so that tests on

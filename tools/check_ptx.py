@@ -3,9 +3,9 @@
 
 A kernel launched with LaunchShape::early may run beside the kernels before it on its stream. On every way
 through it, griddepcontrol.wait must come before the first access to memory that others see (prefetches read
-nothing and are allowed, and so are copies of the copy engine into shared memory, which then must read what no
-kernel writes: weights), before griddepcontrol.launch_dependents, and before its end: only so is all that came
-before a kernel over when the next one goes on. Which files have such kernels is read from the sources: those
+nothing and are allowed, and so are copies into shared memory, which then must read what no kernel writes, weights,
+or what was complete before: docs/targets.md), before griddepcontrol.launch_dependents, and before its end: only so
+is all that came before a kernel over when the next one goes on. A trap is no end: nothing goes on after it. Which files have such kernels is read from the sources: those
 that set `early`; every kernel of them is looked at.
 
 Where a whole wave takes words of a mailbox, its lanes must meet before they clear: such kernels need a
@@ -25,6 +25,8 @@ SETS_EARLY = re.compile(r"\b(?:shape->|shape\.)early = ")
 OWN_SPACES = {"param", "shared", "local", "const"}
 ACCESSES = {"ld", "ldu", "st", "atom", "red", "cp", "multimem", "tex", "tld4", "suld", "sust", "sured", "wmma",
             "discard", "applypriority", "call", "brx"}
+# Forms of them that read and write nothing.
+HARMLESS = {"prefetch", "wait_all", "wait_group", "commit_group"}
 
 # Kernel name, and of its instances those whose symbol matches: they must have such an instruction.
 MEETS = "bar.warp.sync"
@@ -51,7 +53,7 @@ def kernels(text):
 def touches_memory(opcode):
     parts = opcode.split(".")
     spaces = {part.partition("::")[0] for part in parts[1:]}
-    return parts[0] in ACCESSES and not spaces & OWN_SPACES
+    return parts[0] in ACCESSES and not spaces & (OWN_SPACES | HARMLESS)
 
 
 def unwaited(code):
@@ -76,7 +78,8 @@ def unwaited(code):
             elif opcode == "griddepcontrol.launch_dependents":
                 yield "it lets the next kernel start before it has waited"
             elif opcode in ("ret", "exit", "trap"):
-                yield "it may end before it has waited"
+                if opcode != "trap":
+                    yield "it may end before it has waited"
                 if not guarded:
                     break
             elif opcode in ("bra", "bra.uni"):

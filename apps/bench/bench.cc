@@ -134,12 +134,13 @@ Command add_bench_boundary(CLI::App& bench) {
 
 Command add_bench(CLI::App& parent) {
   CLI::App* bench =
-      parent.add_subcommand("bench", "time a part, checked against its oracle, or an engine");
+      parent.add_subcommand("bench", "time a part, checked against its oracle, an engine, or a server");
   bench->require_subcommand(1);
   auto parts = std::make_shared<std::vector<Command>>();
   parts->push_back(add_bench_boundary(*bench));
   parts->push_back(add_bench_decode(*bench));
   parts->push_back(add_bench_prefill(*bench));
+  parts->push_back(add_bench_serve(*bench));
   auto exit_code = std::make_shared<int>(0);
   return {bench,
           [parts, exit_code] {

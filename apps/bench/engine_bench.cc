@@ -101,6 +101,7 @@ Result<BenchedEngine> BenchedEngine::open(const EngineBench& asked, int max_cont
   EngineBench& options = made.options_;
   options.session.max_context = max_context;
   options.session.max_batch = max_batch;
+  options.session.prefix_states = 0;  // turns repeat their prompts, which must be computed again
   options.session.force_stage = options.stages.front();
   options.session.quiet = options.json_to_stdout;
   TENON_ASSIGN(EngineOptions wanted, engine_options(options.session));

@@ -3,6 +3,7 @@
 // over one copy of the weights. Not here: what a turn is.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -83,5 +84,6 @@ Spread spread_of(const std::vector<Turn>& turns, double Turn::*seconds, double c
 
 Command add_bench_decode(CLI::App& bench);
 Command add_bench_prefill(CLI::App& bench);
+Command add_bench_serve(CLI::App& bench);
 
 }  // namespace tenon::apps

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "apps/server/api.h"
@@ -15,8 +16,8 @@ namespace tenon::server {
 
 struct Usage {
   std::int64_t prompt_tokens = 0, completion_tokens = 0;
+  std::int64_t cached_tokens = 0;                     // of the prompts, known at the end
   std::optional<std::int64_t> reasoning_tokens = {};  // where the answers may have thoughts
-  std::int64_t cached_tokens = 0;  // of the prompt, not computed; known when the answer has ended
 };
 
 // How a choice ended.
@@ -26,11 +27,19 @@ struct Ending {
   std::string stop = {};  // the stop string, where one was found
 };
 
+// One drawn token with natural logarithms of probabilities.
+struct ToldToken {
+  std::string bytes = {};
+  float logprob = 0;
+  std::vector<std::pair<std::string, float>> likeliest = {};
+};
+
 // What is new of one choice, or all of it.
 struct ChoicePart {
   std::size_t index = 0;
   std::vector<AnswerPiece> pieces = {};
   std::vector<std::int32_t> tokens = {};
+  std::vector<ToldToken> told = {};  // of the same tokens, where log probabilities were asked for
   std::optional<Ending> end = {};
   Usage usage = {};  // of this choice, so far
   double seconds = 0;

@@ -156,11 +156,14 @@ class Generation final : public HttpExchange {
       came = choice.reply.take();
       if (came.empty()) return;
     }
-    ChoicePart part{choice.all.index, std::exchange(choice.untold, {}), {}, {}, {}, 0};
+    ChoicePart part;
+    part.index = choice.all.index;
+    part.pieces = std::exchange(choice.untold, {});
     std::optional<serve::Outcome> outcome;
     if (choice.reply) {
       count(choice, came.tokens);
       add(part.pieces, choice.parser.push(came.text));
+      part.told = told(came);
       part.tokens = std::move(came.tokens);
       outcome = std::move(came.outcome);
       if (!outcome && choice.parser.full()) choice.reply.cancel();
@@ -185,9 +188,24 @@ class Generation final : public HttpExchange {
     add(choice.all.pieces, std::move(part.pieces));
     auto& tokens = choice.all.tokens;
     tokens.insert(tokens.end(), part.tokens.begin(), part.tokens.end());
+    choice.all.told.insert(choice.all.told.end(), part.told.begin(), part.told.end());
     choice.all.end = std::move(part.end);
     choice.all.usage = part.usage;
     choice.all.seconds = part.seconds;
+  }
+
+  // The tokens of a part with their probabilities; nothing where they were not asked for.
+  std::vector<ToldToken> told(const serve::ReplyPart& came) const {
+    const Tokenizer& tokenizer = engines_.model.text().tokenizer();
+    std::vector<ToldToken> all;
+    for (std::size_t i = 0; i < came.logprobs.size(); ++i) {
+      ToldToken& one = all.emplace_back();
+      one.bytes = tokenizer.token_bytes(came.tokens[i]);
+      one.logprob = came.logprobs[i].drawn;
+      for (const auto& [id, logprob] : came.logprobs[i].likeliest)
+        one.likeliest.emplace_back(tokenizer.token_bytes(id), logprob);
+    }
+    return all;
   }
 
   // Pieces behind others; texts of one kind are put together.
@@ -256,7 +274,7 @@ class Generation final : public HttpExchange {
     Usage all;
     for (std::size_t i = 0; i < choices_.size(); ++i) {
       const Usage& one = choices_[i].usage;
-      if (i % static_cast<std::size_t>(request_.n) == 0) {  // the others have the same prompt
+      if (i % static_cast<std::size_t>(request_.n) == 0) {
         all.prompt_tokens += one.prompt_tokens;
         all.cached_tokens += one.cached_tokens;
       }
@@ -318,7 +336,8 @@ ApiResult<PreparedRequest> prepare(const serve::LanguageModel& model, ApiRequest
     if (!ids) return ApiError{400, std::string(ids.status().message()), "prompt", {}};
     if (auto error = check_context(model, ids->size())) return *std::move(error);
     SamplingParams sampling = request.sampling;
-    sampling.max_tokens = std::max(1, request.max_tokens.value_or(1));
+    sampling.max_tokens =
+        std::max(1, request.max_tokens.value_or(std::numeric_limits<std::int32_t>::max()));
     if (const Status sound = model.check(*ids, sampling); !sound)
       return ApiError{400, std::string(sound.message()), {}, {}};
     out.prompts.push_back(*std::move(ids));

@@ -1,5 +1,6 @@
-// The one file that sees Boost. One strand for each connection: a coroutine reads, asks the handler
-// and writes; while an answer is being made, a read is pending that tells when the client leaves.
+// The server: one of the two files that see Asio and Beast. One strand for each connection: a
+// coroutine reads, asks the handler and writes; while an answer is being made, a read is pending
+// that tells when the client leaves.
 #include "apps/server/http.h"
 
 #include <algorithm>

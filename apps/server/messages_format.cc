@@ -116,7 +116,7 @@ class MessagesFormat final : public Format {
   std::string begin(const Usage& usage) {
     if (std::exchange(begun_, true)) return {};
     Json first = message(Json::array());
-    first["usage"] = usage_json({usage.prompt_tokens, 0, {}});
+    first["usage"] = usage_json({usage.prompt_tokens, 0, 0, {}});
     return named_event("message_start", {{"type", "message_start"}, {"message", first}});
   }
   std::string open(Block block, const AnswerPiece& piece) {

@@ -82,9 +82,9 @@ std::string engine_text(const EngineStats& stats, const std::string& labels) {
        kept.hits);
   out += head("tenon_prefix_lost_tokens_total", "counter",
               "Tokens that were computed again though their blocks were kept, by why.");
-  for (const auto& [why, tokens] : {std::pair{"no_state_kept", kept.lost_never_kept},
-                                    {"state_evicted", kept.lost_evicted},
-                                    {"end_of_prompt", kept.lost_at_end}})
+  for (const auto& [why, tokens] : {std::pair{"never_kept", kept.lost_never_kept},
+                                    {"evicted", kept.lost_evicted},
+                                    {"at_end", kept.lost_at_end}})
     out += line("tenon_prefix_lost_tokens_total", labels + ",why=" + quoted(why),
                 std::to_string(tokens));
   many("tenon_prefix_evicted_blocks_total", "counter", "Kept blocks that gave way.",

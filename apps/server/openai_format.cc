@@ -1,4 +1,5 @@
 // Chat completions and completions.
+#include <algorithm>
 #include <map>
 #include <set>
 #include <utility>
@@ -14,8 +15,8 @@ using Kind = AnswerPiece::Kind;
 Json usage_json(const Usage& usage) {
   Json out{{"prompt_tokens", usage.prompt_tokens},
            {"completion_tokens", usage.completion_tokens},
-           {"total_tokens", usage.prompt_tokens + usage.completion_tokens},
-           {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}}};
+           {"total_tokens", usage.prompt_tokens + usage.completion_tokens}};
+  out["prompt_tokens_details"] = {{"cached_tokens", usage.cached_tokens}};
   if (usage.reasoning_tokens)
     out["completion_tokens_details"] = {{"reasoning_tokens", *usage.reasoning_tokens}};
   return out;
@@ -32,6 +33,51 @@ const char* reason_text(const Ending& end) {
 
 Json stop_json(const Ending& end) { return end.stop.empty() ? Json() : Json(end.stop); }
 
+// JSON has no infinity.
+float finite(float logprob) { return std::max(logprob, -9999.0f); }
+
+Json bytes_json(const std::string& bytes) {
+  Json out = Json::array();
+  for (const char c : bytes) out.push_back(static_cast<unsigned char>(c));
+  return out;
+}
+
+Json chat_token(const std::string& bytes, float logprob) {
+  return {{"token", bytes}, {"logprob", finite(logprob)}, {"bytes", bytes_json(bytes)}};
+}
+
+Json chat_logprobs(const std::vector<ToldToken>& told) {
+  Json content = Json::array();
+  for (const ToldToken& each : told) {
+    Json one = chat_token(each.bytes, each.logprob);
+    one["top_logprobs"] = Json::array();
+    for (const auto& [bytes, logprob] : each.likeliest)
+      one["top_logprobs"].push_back(chat_token(bytes, logprob));
+    content.push_back(std::move(one));
+  }
+  return {{"content", std::move(content)}};
+}
+
+// `offset`: characters in front of the first token; moved behind the last.
+Json completion_logprobs(const std::vector<ToldToken>& told, std::size_t& offset) {
+  Json out{{"tokens", Json::array()},
+           {"token_logprobs", Json::array()},
+           {"top_logprobs", Json::array()},
+           {"text_offset", Json::array()}};
+  for (const ToldToken& each : told) {
+    out["tokens"].push_back(each.bytes);
+    out["token_logprobs"].push_back(finite(each.logprob));
+    Json top = Json::object();
+    top[each.bytes] = finite(each.logprob);
+    for (const auto& [bytes, logprob] : each.likeliest) top[bytes] = finite(logprob);
+    out["top_logprobs"].push_back(std::move(top));
+    out["text_offset"].push_back(offset);
+    offset += static_cast<std::size_t>(std::count_if(each.bytes.begin(), each.bytes.end(),
+                                                     [](char c) { return (c & 0xC0) != 0x80; }));
+  }
+  return out;
+}
+
 class OpenAiFormat final : public Format {
  public:
   OpenAiFormat(bool chat, AnswerHead head) : chat_(chat), head_(std::move(head)) {}
@@ -40,8 +86,7 @@ class OpenAiFormat final : public Format {
     if (!chat_) return completion_part(part);
     std::string out;
     Json delta = chat_delta(part);
-    auto& tokens = untold_[part.index];
-    tokens.insert(tokens.end(), part.tokens.begin(), part.tokens.end());
+    keep(part);
     const bool seen = !delta.empty() || (head_.return_ids && !part.tokens.empty());
     if (!seen && !part.end) return out;
     const bool first = begun_.insert(part.index).second;
@@ -72,7 +117,7 @@ class OpenAiFormat final : public Format {
     Json out = object(chat_ ? "chat.completion" : "text_completion");
     out["choices"] = Json::array();
     for (const ChoicePart& each : choices) {
-      untold_[each.index] = each.tokens;
+      keep(each);
       Json value = chat_ ? message_of(each) : Json(text_of(each));
       out["choices"].push_back(
           choice(each, chat_ ? "message" : "text", std::move(value), &each.end.value()));
@@ -92,10 +137,15 @@ class OpenAiFormat final : public Format {
 
   Json choice(const ChoicePart& part, const char* key, Json value, const Ending* end) {
     Json out{{"index", part.index}, {key, std::move(value)}, {"logprobs", nullptr}};
+    Untold& untold = untold_[part.index];
+    if (!untold.told.empty()) {
+      const auto told = std::exchange(untold.told, {});
+      out["logprobs"] = chat_ ? chat_logprobs(told) : completion_logprobs(told, untold.offset);
+    }
     out["finish_reason"] = end == nullptr ? Json() : Json(reason_text(*end));
     if (end != nullptr) out["stop_reason"] = stop_json(*end);
     if (head_.return_ids) {
-      out["token_ids"] = std::exchange(untold_[part.index], {});
+      out["token_ids"] = std::exchange(untold.tokens, {});
       if (!chat_ && told_prompts_.insert(part.index).second)
         out["prompt_token_ids"] = head_.prompts.at(part.index / static_cast<std::size_t>(head_.n));
     }
@@ -111,8 +161,7 @@ class OpenAiFormat final : public Format {
 
   std::string completion_part(const ChoicePart& part) {
     std::string text = text_of(part);
-    auto& tokens = untold_[part.index];
-    tokens.insert(tokens.end(), part.tokens.begin(), part.tokens.end());
+    keep(part);
     const bool seen = !text.empty() || (head_.return_ids && !part.tokens.empty());
     if (!seen && !part.end) return {};
     return event(choice(part, "text", std::move(text), part.end ? &*part.end : nullptr), part);
@@ -171,10 +220,22 @@ class OpenAiFormat final : public Format {
     return message;
   }
 
+  // Tokens without an event so far.
+  struct Untold {
+    std::vector<std::int32_t> tokens;
+    std::vector<ToldToken> told;
+    std::size_t offset = 0;  // characters of tokens that had one
+  };
+  void keep(const ChoicePart& part) {
+    Untold& untold = untold_[part.index];
+    untold.tokens.insert(untold.tokens.end(), part.tokens.begin(), part.tokens.end());
+    untold.told.insert(untold.told.end(), part.told.begin(), part.told.end());
+  }
+
   const bool chat_;
   const AnswerHead head_;
   std::set<std::size_t> begun_, told_prompts_;
-  std::map<std::size_t, std::vector<std::int32_t>> untold_;  // tokens without an event so far
+  std::map<std::size_t, Untold> untold_;
 };
 
 }  // namespace

@@ -1,10 +1,7 @@
 #include "apps/server/requests.h"
 
 #include <charconv>
-#include <cstdlib>
 #include <limits>
-#include <string>
-#include <system_error>
 #include <utility>
 
 namespace tenon::server {
@@ -14,35 +11,45 @@ using jinja::Value;
 
 constexpr std::int64_t kMaxInt = std::numeric_limits<std::int32_t>::max();
 
-// An object from token ids, written as strings, to numbers.
+// Ids as the keys of an object, as JSON has them: texts.
 void read_bias(const Fields& fields, ApiRequest& request) {
-  const Value* found = fields.object("logit_bias");
-  if (found == nullptr) return;
-  if (found->pairs().size() > static_cast<std::size_t>(kMaxLogitBias))
-    return fields.fail("logit_bias", "has " + std::to_string(found->pairs().size()) +
-                                         " entries; accepted are " + std::to_string(kMaxLogitBias));
-  const Fields inside = fields.inside(*found, "logit_bias.");
-  for (const auto& [key, value] : found->pairs()) {
-    const std::string name = key.is_string() ? key.as_string() : std::string();
-    std::int32_t id = 0;
-    const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), id);
-    if (error != std::errc() || end != name.data() + name.size() || id < 0)
-      return fields.fail("logit_bias", "has \"" + name + "\"; accepted are token ids, 0 and more");
-    float bias = 0;
-    inside.number(name.c_str(), -100, 100, false, bias);
-    request.sampling.logit_bias.emplace_back(id, bias);
+  const Value* biases = fields.object("logit_bias");
+  if (biases == nullptr) return;
+  if (biases->pairs().size() > static_cast<std::size_t>(kMaxLogitBias))
+    return fields.fail("logit_bias", "has " + std::to_string(biases->pairs().size()) +
+                                         " ids; accepted are " + std::to_string(kMaxLogitBias));
+  for (const auto& [key, value] : biases->pairs()) {
+    const std::string& text = key.as_string();
+    std::int32_t id = -1;
+    const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), id);
+    const double bias = value.is_int()     ? static_cast<double>(value.as_int())
+                        : value.is_float() ? value.as_float()
+                                           : 1000;
+    if (error != std::errc() || stop != text.data() + text.size() || id < 0 ||
+        !(bias >= -100 && bias <= 100))
+      return fields.fail("logit_bias",
+                         "holds something else; accepted are token ids, 0 and more, with numbers "
+                         "from -100 to 100");
+    request.sampling.logit_bias.emplace_back(id, static_cast<float>(bias));
   }
 }
 
-void read_penalties(const Fields& fields, ApiRequest& request) {
-  fields.number("min_p", 0, 1, false, request.sampling.min_p);
-  fields.number("presence_penalty", -2, 2, false, request.sampling.presence_penalty);
-  fields.number("frequency_penalty", -2, 2, false, request.sampling.frequency_penalty);
-  fields.number("repetition_penalty", 0, 10, true, request.sampling.repetition_penalty);
-  std::int64_t least = request.sampling.min_tokens;
-  for (const char* name : {"min_tokens", "min_new_tokens"}) fields.integer(name, 0, kMaxInt, least);
-  request.sampling.min_tokens = static_cast<int>(least);
-  read_bias(fields, request);
+// How many of the likeliest tokens are told: a switch and a number in a chat, a number elsewhere.
+void read_logprobs(const Fields& fields, ApiRequest& request) {
+  std::int64_t likeliest = 0;
+  if (request.dialect == Dialect::kChat) {
+    bool wanted = false;
+    fields.boolean("logprobs", wanted);
+    fields.integer("top_logprobs", 0, kMaxLogprobs, likeliest);
+    if (!wanted && likeliest > 0)
+      return fields.fail("top_logprobs", "is given, but \"logprobs\" is not true");
+    if (!wanted) return;
+  } else {
+    const Value* found = fields.find("logprobs");
+    if (found == nullptr || (found->is_bool() && !found->as_bool())) return;
+    fields.integer("logprobs", 0, kMaxLogprobs, likeliest);
+  }
+  request.sampling.logprobs = static_cast<int>(likeliest);
 }
 
 void read_sampling(const Fields& fields, ApiRequest& request) {
@@ -51,6 +58,16 @@ void read_sampling(const Fields& fields, ApiRequest& request) {
   std::int64_t top_k = request.sampling.top_k;
   fields.integer("top_k", -1, kMaxInt, top_k);
   request.sampling.top_k = top_k < 0 ? 0 : static_cast<int>(top_k);  // −1 is "all" elsewhere
+  fields.number("min_p", 0, 1, false, request.sampling.min_p);
+  fields.number("repetition_penalty", 0, 10, true, request.sampling.repetition_penalty);
+  fields.number("frequency_penalty", -2, 2, false, request.sampling.frequency_penalty);
+  fields.number("presence_penalty", -2, 2, false, request.sampling.presence_penalty);
+  read_bias(fields, request);
+  for (const char* name : {"min_tokens", "min_new_tokens"}) {
+    std::int64_t least = request.sampling.min_tokens;
+    fields.integer(name, 0, kMaxInt, least);
+    request.sampling.min_tokens = static_cast<int>(least);
+  }
   fields.boolean("ignore_eos", request.sampling.ignore_eos);
   for (const char* name : {"seed", "sampling_seed"})
     if (fields.find(name) != nullptr) {
@@ -61,7 +78,6 @@ void read_sampling(const Fields& fields, ApiRequest& request) {
     }
   fields.ids("stop_token_ids", kMaxStopIds, request.stop_ids);
   fields.boolean("skip_special_tokens", request.skip_special);
-  read_penalties(fields, request);
 }
 
 void read_stops(const Fields& fields, const char* name, ApiRequest& request) {
@@ -99,6 +115,7 @@ void read_openai(const Fields& fields, ApiRequest& request) {
   fields.refuse_unsupported(request.dialect);
   fields.text("model", request.model);
   read_sampling(fields, request);
+  read_logprobs(fields, request);
   read_stops(fields, "stop", request);
   const int low = request.dialect == Dialect::kCompletion ? 0 : 1;
   read_max_tokens(fields, "max_tokens", low, request);
@@ -118,6 +135,8 @@ void read_completion(const Fields& fields, ApiRequest& request) {
   read_openai(fields, request);
   read_prompts(fields, "prompt", request);
   fields.boolean("echo", request.echo);
+  if (request.echo && request.sampling.logprobs >= 0)
+    fields.fail("echo", "is true, but \"logprobs\" are told of answers alone");
   if (!request.max_tokens) request.max_tokens = 16;  // as OpenAI's
   read_count(fields, request);
 }

@@ -254,7 +254,8 @@ Exchange Service::model_info(const Call&) {
                       {"tokenizer_path", options_.model_path},
                       {"is_generation", true},
                       {"served_model_name", options_.models[0]},
-                      {"max_model_len", engines_.model.max_context()}});
+                      {"max_model_len", engines_.model.max_context()},
+                      {"vocab_size", options_.num_ids}});
 }
 
 // ---- answers of the model ----

@@ -22,6 +22,7 @@ struct ServiceOptions {
   bool any_model = false;           // other names too
   std::vector<std::string> keys;    // one of them must come with a request; empty: none is needed
   std::string model_path, version;
+  int num_ids = 0;  // token ids that there are
   ApiDefaults defaults;
   std::int64_t max_untaken_tokens = 4096;
   std::chrono::milliseconds stall_time{20'000};  // without a step's end, until /health says 503

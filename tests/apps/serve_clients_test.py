@@ -87,8 +87,9 @@ class OpenAi(unittest.TestCase):
 
     def test_errors(self):
         with self.assertRaises(openai.BadRequestError) as caught:
-            self.client.chat.completions.create(model="tiny", messages=ASKED, presence_penalty=3)
-        self.assertEqual(caught.exception.param, "presence_penalty")
+            self.client.chat.completions.create(model="tiny", messages=ASKED,
+                                                response_format={"type": "json_object"})
+        self.assertEqual(caught.exception.param, "response_format")
         with self.assertRaises(openai.BadRequestError) as caught:
             self.client.completions.create(model="tiny", prompt=[5] * 1100)
         self.assertEqual(caught.exception.code, "context_length_exceeded")

@@ -170,6 +170,54 @@ class Completions(unittest.TestCase):
         self.assertEqual(sum((event["choices"][0]["token_ids"] for event in events), []),
                          found["token_ids"])
 
+    def test_edited_draws(self):
+        body = {"prompt": "Tom has 3", "max_tokens": 6, "temperature": 0, "return_token_ids": True}
+        plain = server.post(COMPLETIONS, body).json()["choices"][0]["token_ids"]
+        banned = {str(token): -100 for token in plain}
+        found = server.post(COMPLETIONS, {**body, "logit_bias": banned}).json()["choices"][0]["token_ids"]
+        self.assertFalse(set(plain) & set(found))
+        wanted = server.post(COMPLETIONS, {**body, "logit_bias": {"5": 100}}).json()["choices"][0]
+        self.assertEqual(wanted["token_ids"], [5] * 6)
+        apart = {**body, "logit_bias": {"5": 90}, "frequency_penalty": 2, "presence_penalty": 2, "min_p": 0.1,
+                 "repetition_penalty": 10}
+        self.assertNotEqual(server.post(COMPLETIONS, apart).json()["choices"][0]["token_ids"], [5] * 6)
+        whole = server.post(CHAT, chat()).json()["usage"]["completion_tokens"]
+        longer = server.post(CHAT, chat(min_tokens=whole + 5)).json()["usage"]["completion_tokens"]
+        self.assertGreaterEqual(longer, whole + 5)
+
+    def test_log_probabilities(self):
+        body = {"prompt": "Tom has 3", "max_tokens": 6, "temperature": 0, "logprobs": 3}
+        choice = server.post(COMPLETIONS, body).json()["choices"][0]
+        told = choice["logprobs"]
+        self.assertEqual("".join(told["tokens"]), choice["text"])
+        for token, own, top in zip(told["tokens"], told["token_logprobs"], told["top_logprobs"]):
+            self.assertEqual((max(top.values()), top[token], len(top)), (own, own, 3))
+            self.assertLessEqual(own, 0)
+        self.assertEqual(told["text_offset"], [len("".join(told["tokens"][:i])) for i in range(6)])
+        streamed = [event["choices"][0]["logprobs"] for event in
+                    server.post(COMPLETIONS, {**body, "stream": True}).events()]
+        for name in told:
+            self.assertEqual(sum((each[name] for each in streamed if each), []), told[name], name)
+        more = {"logprobs": True, "top_logprobs": 2, "max_tokens": 4, "temperature": 0}
+        choice = server.post(CHAT, chat(**more)).json()["choices"][0]
+        content = choice["logprobs"]["content"]
+        self.assertEqual("".join(each["token"] for each in content), choice["message"]["content"])
+        for each in content:
+            self.assertEqual(bytes(each["bytes"]).decode(), each["token"])
+            self.assertEqual((each["top_logprobs"][0]["token"], len(each["top_logprobs"])), (each["token"], 2))
+        streamed = [event["choices"][0]["logprobs"] for event in
+                    server.post(CHAT, chat(stream=True, **more)).events()]
+        self.assertEqual(sum((each["content"] for each in streamed if each), []), content)
+        self.assertEqual(server.post(COMPLETIONS, {**body, "echo": True}).status, 400)
+
+    def test_prompts_that_begin_alike(self):
+        body = {"prompt": [7] * 500 + [8], "max_tokens": 2, "temperature": 0}
+        first, second = (server.post(COMPLETIONS, body).json() for _ in range(2))
+        self.assertEqual(first["choices"], second["choices"])
+        cached = [each["usage"]["prompt_tokens_details"]["cached_tokens"] for each in (first, second)]
+        self.assertEqual(cached[0], 0)
+        self.assertGreater(cached[1], 250)
+
     def test_seeds(self):
         def asked(**more):
             body = {"prompt": "Tom", "temperature": 1, "max_tokens": 12, "ignore_eos": True, **more}
@@ -378,7 +426,7 @@ class Refusals(unittest.TestCase):
             self.assertIn(piece, error["message"])
 
     def test_what_is_not_supported_is_said(self):
-        for name, value in (("logprobs", True), ("top_logprobs", 2), ("echo", True),
+        for name, value in (("prompt_logprobs", 1), ("use_beam_search", True), ("echo", True),
                             ("response_format", {"type": "json_object"}), ("functions", [{}]),
                             ("guided_json", {"type": "object"}), ("best_of", 2),
                             ("tool_choice", "required"), ("continue_final_message", True)):
@@ -389,36 +437,16 @@ class Refusals(unittest.TestCase):
                    "whatever": [1], "tools": [], "tool_choice": "auto", "stop": None, "seed": None}
         self.assertEqual(server.post(CHAT, chat(max_tokens=1, **nothing)).status, 200)
 
-    def test_penalties_and_biases_change_what_is_drawn(self):
-        def drawn(**more):
-            body = {"prompt": "Tom has", "max_tokens": 12, "temperature": 0, "return_token_ids": True,
-                    "ignore_eos": True, **more}
-            return server.post(COMPLETIONS, body).json()["choices"][0]["token_ids"]
-        plain = drawn()
-        self.assertEqual(drawn(min_p=0.5, presence_penalty=0, logit_bias={}), plain)
-        self.assertEqual(drawn(logit_bias={str(plain[3]): 100}), [plain[3]] * 12)
-        self.assertNotIn(plain[0], drawn(logit_bias={str(plain[0]): -100}))
-        again = drawn(logit_bias={str(plain[3]): 8}, repetition_penalty=10, frequency_penalty=2)
-        self.assertGreater(len(set(again)), 6)
-        stopped = {"stop_token_ids": [plain[0]]}
-        self.assertEqual(len(drawn(**stopped)), 1)
-        self.assertGreaterEqual(len(drawn(min_tokens=5, **stopped)), 5)
-
-    def test_long_prompts_are_kept(self):
-        prompt = [40 + i % 50 for i in range(300)]
-        found = [server.post(COMPLETIONS, {"prompt": prompt, "max_tokens": 2}).json()["usage"]
-                 for _ in range(2)]
-        self.assertEqual([each["prompt_tokens_details"]["cached_tokens"] for each in found], [0, 256])
-
     def test_wrong_types_and_ranges(self):
-        for name, value in (("min_p", 2), ("presence_penalty", 3), ("frequency_penalty", "a"),
-                            ("repetition_penalty", 0), ("logit_bias", [1]), ("logit_bias", {"a": 1}),
-                            ("min_tokens", -1), ("temperature", "hot"), ("temperature", -1), ("temperature", True),
+        for name, value in (("temperature", "hot"), ("temperature", -1), ("temperature", True),
                             ("top_p", 0), ("top_p", 1.5), ("top_k", 1.5), ("top_k", -2), ("n", 0),
                             ("n", 5000), ("max_tokens", 0), ("max_tokens", "5"), ("seed", "x"),
                             ("stop", 5), ("stop", ["a", 5]), ("stop_token_ids", [-1]),
                             ("stream", "yes"), ("stream_options", {}), ("model", 5),
-                            ("messages", []), ("messages", "hello"), ("tools", [{}]),
+                            ("min_p", 2), ("repetition_penalty", 0), ("presence_penalty", 3),
+                            ("frequency_penalty", "x"), ("logit_bias", {"a": 1}), ("logit_bias", [5]),
+                            ("logit_bias", {"5": 101}), ("min_tokens", -1), ("logprobs", 1),
+                            ("top_logprobs", 3), ("messages", []), ("messages", "hello"), ("tools", [{}]),
                             ("tools", {}), ("chat_template_kwargs", [])):
             self.refused(CHAT, {**chat(), name: value}, 400, name)
         self.refused(CHAT, {}, 400, "messages", "missing")
@@ -431,9 +459,8 @@ class Refusals(unittest.TestCase):
         self.refused(COMPLETIONS, {"prompt": [999999]}, 400, None, "999999")
         self.refused("/generate", {"text": "x", "sampling_params": {"temperature": "x"}}, 400,
                      "sampling_params.temperature")
-        self.refused("/generate", {"text": "x", "sampling_params": {"min_new_tokens": -4}}, 400,
-                     "sampling_params.min_new_tokens")
-        self.refused(CHAT, chat(logit_bias={"5": 101}), 400, "logit_bias.5")
+        self.refused("/generate", {"text": "x", "sampling_params": {"json_schema": "{}"}}, 400,
+                     "sampling_params.json_schema")
 
     def test_contexts_and_templates(self):
         self.refused(COMPLETIONS, {"prompt": [5] * 1100}, 400, None, "maximum context length is 1024", "1100")

@@ -113,7 +113,7 @@ ChoicePart part(std::vector<AnswerPiece> pieces, std::optional<Ending> end = {})
   made.pieces = std::move(pieces);
   made.tokens = {1};
   made.end = std::move(end);
-  made.usage = {10, 5, 2};
+  made.usage = {10, 5, 0, 2};
   return made;
 }
 
@@ -146,7 +146,7 @@ std::vector<Json> events_of(const std::string& text) {
 TEST(ServerFormat, ChatCallsWhole) {
   const Json answer = Json::parse(
       make_format(Dialect::kChat, head())
-          ->whole({part(call_pieces(), Ending{Ending::Reason::kCalls, {}})}, {10, 5, 2}));
+          ->whole({part(call_pieces(), Ending{Ending::Reason::kCalls, {}})}, {10, 5, 0, 2}));
   const Json& choice = answer["choices"][0];
   EXPECT_EQ(choice["finish_reason"], "tool_calls");
   EXPECT_EQ(choice["message"]["content"], "Let me see.");
@@ -211,7 +211,7 @@ TEST(ServerFormat, ChatCallsStreamed) {
 TEST(ServerFormat, MessagesCalls) {
   const Json whole = Json::parse(
       make_format(Dialect::kMessages, head())
-          ->whole({part(call_pieces(), Ending{Ending::Reason::kCalls, {}})}, {10, 5, 2}));
+          ->whole({part(call_pieces(), Ending{Ending::Reason::kCalls, {}})}, {10, 5, 0, 2}));
   EXPECT_EQ(whole["stop_reason"], "tool_use");
   ASSERT_EQ(whole["content"].size(), 4u);
   EXPECT_EQ(whole["content"][2], Json::parse(R"({"type": "tool_use", "id": "toolu_id_1_0_0",
@@ -220,7 +220,7 @@ TEST(ServerFormat, MessagesCalls) {
   std::string text;
   for (const AnswerPiece& each : call_pieces()) text += format->part(part({each}));
   text += format->part(part({}, Ending{Ending::Reason::kCalls, {}}));
-  text += format->end({10, 5, 2});
+  text += format->end({10, 5, 0, 2});
   std::string kinds, arguments;
   int open = -1, blocks = 0;
   for (const Json& event : events_of(text)) {

@@ -53,6 +53,14 @@ class CheckPtx(unittest.TestCase):
         self.assertEqual(self.complaints(source(RIGHT)), [])
         self.assertEqual(self.complaints(source("\n" + WAIT + REST)), [])
 
+    def test_accepts_copies_into_shared_memory_and_traps(self):
+        for step in (
+            "\tcp.async.bulk.prefetch.L2.global [%rd2], %r1;\n",
+            "\tcp.async.cg.shared.global [%r1], [%rd2], 16, %r2;\n\tcp.async.wait_all;\n",
+            "\t@%p1 trap;\n",
+        ):
+            self.assertEqual(self.complaints(source(HEAD + step + "$L__BB0_2:\n" + WAIT + REST)), [], step)
+
     def test_names_what_comes_before_the_wait(self):
         for access in (
             LOAD,

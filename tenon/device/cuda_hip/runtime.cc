@@ -9,7 +9,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <string>
 #include <utility>
 
@@ -190,7 +189,6 @@ class VendorBackend final : public Backend {
   Status launch_now(void* stream, const LaunchShape& shape, const KernelCall& call) {
     TENON_TRY(keep_device(device_of(stream)));
     TENON_TRY(allow_shared(call.kernel, device_of(stream), shape.shared_bytes));
-    TENON_TRY(allow_cluster(call.kernel, device_of(stream), shape.cluster));
     std::array<void*, 1> args{const_cast<void*>(call.args)};
     const dim3 grid(static_cast<unsigned>(shape.blocks)),
         block(static_cast<unsigned>(shape.threads));
@@ -344,22 +342,10 @@ class VendorBackend final : public Backend {
     return Status::ok();
   }
 
-  // Clusters of more than 8 blocks are not possible on all devices that have clusters.
-  Status allow_cluster(const void* kernel, int device, int blocks) {
-    if (blocks <= 8) return Status::ok();
-#if defined(TENON_HAS_CUDA)
-    std::lock_guard lock(mutex_);
-    if (!allowed_clusters_.emplace(kernel, device).second) return Status::ok();
-    TENON_VENDOR(FuncSetAttribute, kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-#endif
-    return Status::ok();
-  }
-
   static VendorStream as_stream(void* stream) { return static_cast<DeviceStream*>(stream)->stream; }
   std::mutex mutex_;
   std::map<int, DeviceProperties> properties_;
   std::map<std::pair<const void*, int>, std::size_t> allowed_shared_;  // of a kernel on a device
-  std::set<std::pair<const void*, int>> allowed_clusters_;
 
   static int device_of(void* stream) { return static_cast<DeviceStream*>(stream)->device; }
 };

@@ -35,12 +35,16 @@ void plan_tiles(const GemmCall& gemm, bool activates, const PlanContext& where, 
   const Segments cut = segments_of(gemm.n, gemm.k);
   const int units = where.properties.num_units;
   const int halves = halves_of(gemm, cut, activates, units);
-  const std::int64_t tiles =
-      std::int64_t{1} * ceil_div(gemm.rows, kTileSide) * ceil_div(gemm.n, kTileSide * halves);
+  const int row_tiles = ceil_div(gemm.rows, kTileSide);
+  const int cluster = row_tiles >= 16 ? 2 : 1;
+  const std::int64_t work =
+      std::int64_t{1} * ceil_div(row_tiles, cluster) * ceil_div(gemm.n, kTileSide * halves);
+  const std::int64_t places = units / cluster;
   LaunchShape shape;
-  shape.blocks = static_cast<int>(tiles < units ? tiles : units);
+  shape.blocks = static_cast<int>(work < places ? work : places) * cluster;
   shape.threads = kTilesThreads;
   shape.shared_bytes = static_cast<std::size_t>(tiles_shared_bytes(halves));
+  shape.cluster = cluster;
   shape.early = where.may_start_early;
   recipe->launch(kTilesName, shape);
   recipe->set("halves", halves);
@@ -70,12 +74,15 @@ Status launch_tiles(const Recipe& recipe, const Args& args, Stream& stream) {
   call.scales = operands.scales;
   call.activated = quant_spec(args.activated);
   call.cut = segments_of(gemm.n, gemm.k);
+  call.cluster = shape.cluster;
   TENON_ASSIGN(call.x, sm90_map(gemm.x, gemm.rows, gemm.k, gemm.x_stride, kTileSide));
-  TENON_ASSIGN(call.weight, sm90_map(gemm.weight, gemm.n, gemm.k, gemm.weight_stride, kTileSide));
+  TENON_ASSIGN(call.weight,
+               sm90_map(gemm.weight, gemm.n, gemm.k, gemm.weight_stride, kTileSide / 2 * halves));
   return tenon::launch(stream, shape,
-                       args.activated ? sm90_tiles_kernel<2, true>
-                       : halves == 2  ? sm90_tiles_kernel<2, false>
-                                      : sm90_tiles_kernel<1, false>,
+                       args.activated       ? sm90_tiles_kernel<2, true, false>
+                       : halves == 2        ? sm90_tiles_kernel<2, false, false>
+                       : call.cut.count > 1 ? sm90_tiles_kernel<1, false, true>
+                                            : sm90_tiles_kernel<1, false, false>,
                        call);
 }
 

@@ -4,8 +4,11 @@
 //
 // A block of threads, one on a multiprocessor, makes one tile after another of 128 rows and 128 ·
 // kHalves columns. One thread fills a ring of stages with a block of 128 of k each: a tile of x and
-// kHalves tiles of the weight. Two warpgroups multiply 64 rows each, a half of the columns at a
-// time: while one scales its sums, the other multiplies.
+// kHalves tiles of the weight. In a cluster of two, which have the same columns, each asks for half
+// of the weight and the copy engine writes it to both. Two warpgroups multiply 64 rows each, a half
+// of the columns at a time. A warpgroup that has registers for it (one half, one segment) starts
+// the products of a block of k before it scales those of the block before: the tensor cores always
+// have something to do. Else the other warpgroup has to fill the gaps.
 //
 // kActivates: the halves are gate and up, so a thread has both of an output, and four neighbouring
 // lanes have a group of 128 of a row.
@@ -25,14 +28,15 @@ using namespace sm90;
 inline constexpr int kTileSide = 128;  // rows of a tile, columns of a half, bytes of k
 inline constexpr int kTileSquare = kTileSide * kTileSide;
 inline constexpr int kTilesConsumers = 256, kTilesThreads = kTilesConsumers + 128;
-inline constexpr int kTilesBand = 8;  // tiles of rows that read a part of a weight at one time
+inline constexpr int kTilesBand = 8;  // of clusters in a column, which read a weight at one time
 
 struct TilesCall {
-  TensorMap x, weight;  // in tiles of 128 rows, of 128 columns
+  TensorMap x, weight;  // in tiles of 128 rows, of 64 · kHalves columns
   GemmCall gemm;
   GemmScales scales;
   QuantSpec activated;
-  Segments cut;  // one segment if kHalves is 2
+  Segments cut;     // one segment if kHalves is 2
+  int cluster = 1;  // 1 or 2
 };
 
 constexpr int tiles_stages(int halves) { return halves == 2 ? 4 : 6; }
@@ -48,36 +52,41 @@ struct TilePlace {
 };
 template <int kHalves, bool kActivates>
 struct TileGrid {
-  int row_tiles, column_tiles, width;
+  int row_units, column_tiles, width;  // a unit: rows of a cluster
+  int cluster, rank;
   int first, step, end;
 
-  // Bands of tiles of rows: a part of the weight is read by all of a band at about one time.
+  // Bands of units of rows: a part of the weight is read by all of a band at about one time.
   TENON_HD TilePlace place(int t) const {
     const int band = t / (kTilesBand * column_tiles) * kTilesBand;
-    const int in_band = row_tiles - band < kTilesBand ? row_tiles - band : kTilesBand;
+    const int in_band = row_units - band < kTilesBand ? row_units - band : kTilesBand;
     const int rest = t - band * column_tiles;
-    return {(band + rest % in_band) * kTileSide, rest / in_band};
+    return {((band + rest % in_band) * cluster + rank) * kTileSide, rest / in_band};
   }
-  // The column of n where a half of a tile begins.
-  TENON_HD int column_of(const TilePlace& at, int half) const {
-    return kActivates ? half * width + at.column_tile * kTileSide
-                      : (at.column_tile * kHalves + half) * kTileSide;
+  // The column of n where part 0 or 1 of a tile's weight begins.
+  TENON_HD int column_of(const TilePlace& at, int part) const {
+    return kActivates ? part * width + at.column_tile * kTileSide
+                      : (2 * at.column_tile + part) * (kTileSide / 2) * kHalves;
   }
-  // The scales' group of columns of a half; the last one where the half does not exist.
+  // The scales' group of columns of a half; of the last one where it does not exist.
   TENON_HD int group_of(const TilePlace& at, int half, int n) const {
-    const int group = column_of(at, half) / kTileSide, last = (n - 1) / kTileSide;
+    const int group =
+        kActivates ? column_of(at, half) / kTileSide : at.column_tile * kHalves + half;
+    const int last = (n - 1) / kTileSide;
     return group < last ? group : last;
   }
 };
 template <int kHalves, bool kActivates>
 TENON_DEVICE TileGrid<kHalves, kActivates> tile_grid(const TilesCall& call) {
   TileGrid<kHalves, kActivates> grid{};
-  grid.row_tiles = ceil_div(call.gemm.rows, kTileSide);
+  grid.cluster = call.cluster;
+  grid.rank = block_id() % call.cluster;
+  grid.row_units = ceil_div(call.gemm.rows, kTileSide * call.cluster);
   grid.column_tiles = ceil_div(call.gemm.n, kTileSide * kHalves);
   grid.width = call.gemm.n / 2;
-  grid.first = block_id();
-  grid.step = grid_blocks();
-  grid.end = grid.row_tiles * grid.column_tiles;
+  grid.first = block_id() / call.cluster;
+  grid.step = grid_blocks() / call.cluster;
+  grid.end = grid.row_units * grid.column_tiles;
   return grid;
 }
 
@@ -94,9 +103,16 @@ TENON_DEVICE void ask_weight(const TilesCall& call, const TileGrid<kHalves, kAct
                              const TilesRing<kHalves>& ring, const TilePlace& at, int block,
                              int stage, std::uint64_t policy) {
   TENON_UNROLL
-  for (int h = 0; h < kHalves; ++h)
-    copy_tile(ring.shared + stage * ring.kBytes + (1 + h) * kTileSquare, &call.weight,
-              block * kTileSide, grid.column_of(at, h), &ring.full[stage], policy);
+  for (int part = 0; part < 2; ++part) {
+    std::byte* const to =
+        ring.shared + stage * ring.kBytes + kTileSquare + part * (kHalves * kTileSquare / 2);
+    const int column = grid.column_of(at, part);
+    if (grid.cluster == 1) {
+      copy_tile(to, &call.weight, block * kTileSide, column, &ring.full[stage], policy);
+    } else if (part == grid.rank) {
+      copy_tile_to(3, to, &call.weight, block * kTileSide, column, &ring.full[stage], policy);
+    }
+  }
 }
 
 // One thread. The weights of the first stages are asked for before the wait for the kernel before.
@@ -125,7 +141,7 @@ TENON_DEVICE void fill_tiles(const TilesCall& call, const TileGrid<kHalves, kAct
       if (ahead > 0) {
         --ahead;
       } else {
-        barrier_wait(&ring.empty[to.stage], to.parity ^ 1);
+        barrier_wait_cluster(&ring.empty[to.stage], to.parity ^ 1);
         barrier_arrive_expect(&ring.full[to.stage], ring.kBytes);
         ask_weight(call, grid, ring, at, b, to.stage, policy);
       }
@@ -271,14 +287,14 @@ TENON_DEVICE TileScales<kHalves> tile_scales(const TilesCall& call,
 struct TileWarp {
   int row;                  // of the tile: that of a lane's first sums
   std::uint64_t x, weight;  // descriptors in the first stage
-  int lane;
+  int lane, cluster;
 };
 template <int kHalves>
-TENON_DEVICE TileWarp tile_warp(const TilesRing<kHalves>& ring) {
+TENON_DEVICE TileWarp tile_warp(const TilesRing<kHalves>& ring, int cluster) {
   const int group = shuffle_from(thread_id() / 128, 0), lane = thread_id() % kWave;
   return {group * 64 + thread_id() % 128 / kWave * 16 + lane / 4,
           tile_descriptor(ring.shared + group * kTileSquare / 2),
-          tile_descriptor(ring.shared + kTileSquare), lane};
+          tile_descriptor(ring.shared + kTileSquare), lane, cluster};
 }
 // The four products of a block of k and a half, from zero.
 template <int kHalves>
@@ -292,6 +308,14 @@ TENON_DEVICE void start_products(const TilesRing<kHalves>& ring, const TileWarp&
                            descriptor_at(warp.weight, at + half * (kTileSquare / 16) + 2 * k),
                            k > 0);
   wgmma_commit();
+}
+template <int kHalves>
+TENON_DEVICE void release_stage(const TilesRing<kHalves>& ring, const TileWarp& warp, int stage) {
+  if (warp.cluster == 1) {
+    if (warp.lane == 0) barrier_arrive(&ring.empty[stage]);
+  } else if (warp.lane < 2) {
+    barrier_arrive_at(&ring.empty[stage], static_cast<std::uint32_t>(warp.lane));
+  }
 }
 // Of rows g and g + 8, for block `block` of k.
 struct RowScales {
@@ -308,12 +332,11 @@ TENON_DEVICE void add_scaled(HalfSums& sums, const HalfSums& made, const RowScal
 }
 
 // One block of k after the other, kHalves halves of each.
-template <int kHalves, bool kActivates>
+template <int kHalves, bool kActivates, bool kSegments>
 TENON_DEVICE void multiply_tiles(const TilesCall& call, const TileGrid<kHalves, kActivates>& grid,
                                  const TilesRing<kHalves>& ring) {
-  constexpr bool kSegments = kHalves == 1;  // registers for a second set of sums
   const GemmCall& gemm = call.gemm;
-  const TileWarp warp = tile_warp(ring);
+  const TileWarp warp = tile_warp(ring, grid.cluster);
   RingPlace from;
   HalfSums made = {};
   TENON_NO_UNROLL
@@ -337,7 +360,7 @@ TENON_DEVICE void multiply_tiles(const TilesCall& call, const TileGrid<kHalves, 
           const RowScales scale = row_scales(scales, h, b);
           wgmma_wait_all();
           hold_sums(made);
-          if (h == kHalves - 1 && warp.lane == 0) barrier_arrive(&ring.empty[from.stage]);
+          if (h == kHalves - 1) release_stage(ring, warp, from.stage);
           add_scaled(sums[h], made, scale);
         }
         from.next(ring.kStages);
@@ -362,10 +385,62 @@ TENON_DEVICE void multiply_tiles(const TilesCall& call, const TileGrid<kHalves, 
   }
 }
 
-template <int kHalves, bool kActivates>
+// One half and one segment: two sets of products, of which one is made while the other is scaled.
+TENON_DEVICE void multiply_ahead(const TilesCall& call, const TileGrid<1, false>& grid,
+                                 const TilesRing<1>& ring) {
+  const TileWarp warp = tile_warp(ring, grid.cluster);
+  RingPlace from, freed;
+  HalfSums made[2] = {};
+  TENON_NO_UNROLL
+  for (int t = grid.first; t < grid.end; t += grid.step) {
+    const TilePlace place = grid.place(t);
+    const int row = place.first_row + warp.row, blocks = call.cut.num_blocks;
+    TileScales<1> scales = tile_scales(call, grid, place, row);
+    RowScales scale[2];
+    HalfSums sums = {};
+    const auto start = [&]<int kSet>(int b) {
+      advance_scales(scales, b);
+      barrier_wait(&ring.full[from.stage], from.parity);
+      start_products(ring, warp, from.stage, 0, made[kSet]);
+      scale[kSet] = row_scales(scales, 0, b);
+      from.next(ring.kStages);
+    };
+    const auto finish = [&]<int kSet>() {
+      hold_sums(made[kSet]);
+      release_stage(ring, warp, freed.stage);
+      freed.next(ring.kStages);
+      add_scaled(sums, made[kSet], scale[kSet]);
+    };
+    start.template operator()<0>(0);
+    int b = 0;  // is in set 0
+    TENON_NO_UNROLL
+    for (; b + 2 < blocks; b += 2) {
+      start.template operator()<1>(b + 1);
+      wgmma_wait_all_but<1>();
+      finish.template operator()<0>();
+      start.template operator()<0>(b + 2);
+      wgmma_wait_all_but<1>();
+      finish.template operator()<1>();
+    }
+    if (b + 1 < blocks) {
+      start.template operator()<1>(b + 1);
+      wgmma_wait_all_but<1>();
+      finish.template operator()<0>();
+      wgmma_wait_all();
+      finish.template operator()<1>();
+    } else {
+      wgmma_wait_all();
+      finish.template operator()<0>();
+    }
+    store_half(call.gemm, row, place.column_tile * kTileSide, sums);
+  }
+}
+
+template <int kHalves, bool kActivates, bool kSegments>
 TENON_KERNEL_RESIDENT(kTilesThreads, 1)
 sm90_tiles_kernel(TENON_ARGS(TilesCall) call) {
   static_assert(!kActivates || kHalves == 2);
+  static_assert(!kSegments || kHalves == 1);  // registers for a second set of sums
   TENON_SHARED_TILES(shared);
   constexpr int kStages = tiles_stages(kHalves);
   const auto grid = tile_grid<kHalves, kActivates>(call);
@@ -375,12 +450,17 @@ sm90_tiles_kernel(TENON_ARGS(TilesCall) call) {
     TENON_NO_UNROLL
     for (int stage = 0; stage < kStages; ++stage) {
       barrier_init(&ring.full[stage], 1);
-      barrier_init(&ring.empty[stage], kTilesConsumers / kWave);
+      barrier_init(&ring.empty[stage],
+                   static_cast<std::uint32_t>(kTilesConsumers / kWave * call.cluster));
     }
     publish_barriers();
   }
   sync_wave();
   sync_block();
+  if (call.cluster > 1) {  // before anything is sent into the other block
+    cluster_arrive();
+    cluster_wait();
+  }
   if (thread_id() >= kTilesConsumers) {
     give_registers<24>();
     if (thread_id() == kTilesConsumers) {
@@ -392,7 +472,16 @@ sm90_tiles_kernel(TENON_ARGS(TilesCall) call) {
     take_registers<240>();
     wait_for_previous();
     if (thread_id() == 0) let_next_start();
-    multiply_tiles(call, grid, ring);
+    if constexpr (kHalves == 1 && !kSegments) {
+      multiply_ahead(call, grid, ring);
+    } else {
+      multiply_tiles<kHalves, kActivates, kSegments>(call, grid, ring);
+    }
+  }
+  sync_wave();
+  if (call.cluster > 1) {  // the other block may write and arrive here until it ends
+    cluster_arrive();
+    cluster_wait();
   }
 }
 

@@ -52,8 +52,8 @@ TENON_DEVICE int part_begin(const Entries& entries, int of_entry, int part) {
     return of_entry * (kUnitCost * entry + entries.first[entry]);
   };
   const unsigned total = static_cast<unsigned>(cost_before(entries.count));
-  const auto at = static_cast<int>(total * static_cast<unsigned>(part) /
-                                   static_cast<unsigned>(grid_blocks()));
+  const auto at =
+      static_cast<int>(total * static_cast<unsigned>(part) / static_cast<unsigned>(grid_blocks()));
   // The last entry that does not begin behind `at`: lanes look at equal steps, then at one of them.
   const int step = (entries.count + kWave - 1) / kWave, lane = thread_id() % kWave;
   const auto count_begun = [&](int entry, bool exists) {
@@ -167,8 +167,7 @@ TENON_DEVICE void make_activation(const UpCall& call, const Entries& entries,
           const int row = 8 * j + 2 * (lane % 4) + c;
           if (row >= tile.rows) continue;
           const std::uint32_t both = pack_halves<bf16>(sums[4 * j + c], sums[4 * j + 2 + c]);
-          const float gate = low_half<bf16>(both), up = high_half<bf16>(both);
-          const float value = gate / (1.0f + exp_f(-gate)) * up;  // as fp8_quant
+          const float value = silu_mul_f(low_half<bf16>(both), high_half<bf16>(both));
           to[row * call.activation_stride] =
               bf16{static_cast<std::uint16_t>(pack_halves<bf16>(value, 0.0f))};
         }
@@ -386,8 +385,9 @@ down_kernel(TENON_ARGS(DownCall) call) {
   const int wave = thread_id() / kWave, lane = thread_id() % kWave;
   const Kept kept = kept_at(routing, ring.end());
   std::byte* const lists = ring.end() + kept_bytes(routing.tokens, routing.top_k);
-  // Before it waits: the routing was there when up_kernel let this kernel start, for it does so
-  // behind its own wait. So the stream of weights does not stop between the two.
+  // Before it waits: the routing was there when up_kernel let this kernel start, for that does so
+  // behind its own wait, and is not the one that routes. So the stream of weights does not stop
+  // between the two.
   copy_table(lists, routing.offsets, routing.experts + 1);
   copy_table(kept.weights, routing.weights, pairs);
   copy_table(kept.slots, routing.slot, pairs);
@@ -470,12 +470,14 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   const auto most = static_cast<int>(where.properties.max_shared_bytes);
   const int pairs = static_cast<int>(tokens * top_k);
   const int list = entries_bytes(static_cast<int>(experts));
-  // Half of a multiprocessor, so that the next kernel's blocks are there before these end; all of
-  // it where registers leave room for one block only.
+  // One block on a multiprocessor, and no room for a second, which another one would then miss;
+  // more than kMostRing does not help. Where there are more blocks, half of it.
+  constexpr int kMostRing = 160 << 10;
   const auto add = [&](const char* kernel, const char* setting, std::int64_t blocks, int cap,
                        int besides) {
-    const int room = cap <= 32 ? (most + 1024) / 2 - 1024 : most;
-    int stages = stages_for(cap, room - besides);
+    const bool one = blocks <= where.properties.num_units || cap > 32;
+    const int room = (one ? most : (most + 1024) / 2 - 1024) - besides;
+    int stages = stages_for(cap, room < kMostRing ? room : kMostRing);
     if (stages < kFeeders) stages = stages_for(cap, most - besides);
     LaunchShape shape;
     shape.blocks = static_cast<int>(blocks);

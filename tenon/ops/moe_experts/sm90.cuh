@@ -19,6 +19,7 @@
 #include "tenon/device/math.cuh"
 #include "tenon/ops/common/quantize.cuh"
 #include "tenon/ops/common/segments.h"
+#include "tenon/ops/common/silu_mul.cuh"
 
 namespace tenon::TENON_TARGET::moe_experts {
 

@@ -93,7 +93,9 @@ TENON_DEVICE void softmax(const Route& route, std::int64_t token, float (&p)[kOw
 TENON_DEVICE std::uint32_t key_of(float p) {
   return is_nan(p) ? 1u : p < 0.0f ? 0u : float_bits(p) + 2u;
 }
-TENON_DEVICE float p_of(std::uint32_t key) { return bits_float(key == 1u ? 0x7fc00000u : key - 2u); }
+TENON_DEVICE float p_of(std::uint32_t key) {
+  return bits_float(key == 1u ? 0x7fc00000u : key - 2u);
+}
 struct Choice {
   float p;
   std::int32_t expert;
@@ -132,8 +134,9 @@ TENON_DEVICE void choose(const Route& route, std::int64_t token, Put put) {
   float p[kOwn];
   softmax(route, token, p);
   std::uint32_t keys[kOwn];
+  const int count = num_own<kOwn>(route);
   TENON_UNROLL
-  for (int j = 0; j < num_own<kOwn>(route); ++j) keys[j] = key_of(p[j]);
+  for (int j = 0; j < count; ++j) keys[j] = key_of(p[j]);
   float* const weights = route.weights + token * route.top_k;
   float sum = 0.0f, own = 0.0f;
   for (int choice = 0; choice < route.top_k; ++choice) {

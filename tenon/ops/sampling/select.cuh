@@ -117,7 +117,8 @@ TENON_DEVICE std::uint64_t wave_sum(std::uint64_t value) {
 // all[r] = what block r has at `mine`, stored before the team's last sync().
 template <class Team, class T>
 TENON_DEVICE void read_all(T* all, T* mine) {
-  if (thread_id() < Team::kRanks) all[thread_id()] = *Team::at(mine, thread_id());
+  for (int rank = thread_id(); rank < Team::kRanks; rank += block_threads())
+    all[rank] = *Team::at(mine, rank);
   sync_block();
 }
 

@@ -6,15 +6,13 @@
 
 namespace tenon::TENON_TARGET::sm90 {
 
-// A barrier of all threads of the cluster's blocks: what each stored to shared memory before it,
-// all see after it. Of other memory it says nothing: fences of all memory wait for the whole
-// device.
+// A barrier of all threads of the cluster's blocks: what each stored before it, all see after it.
+// The order of shared memory alone would do, by fences that are restricted to it and a relaxed
+// arrival; with this one a fence waits for the whole device, about half a microsecond.
 TENON_DEVICE void cluster_sync() {
   asm volatile(
-      "fence.release.sync_restrict::shared::cta.cluster;\n\t"
-      "barrier.cluster.arrive.relaxed.aligned;\n\t"
-      "barrier.cluster.wait.aligned;\n\t"
-      "fence.acquire.sync_restrict::shared::cluster.cluster;"
+      "barrier.cluster.arrive.release.aligned;\n\t"
+      "barrier.cluster.wait.acquire.aligned;"
       :
       :
       : "memory");

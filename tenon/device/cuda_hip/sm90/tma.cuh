@@ -40,6 +40,18 @@ TENON_DEVICE void copy_tile(void* shared, const TensorMap* map, int byte, int ro
         "l"(policy)
       : "memory");
 }
+// The same into every block of the cluster whose bit is set in `blocks`, at the place that `shared`
+// and `barrier` have here.
+TENON_DEVICE void copy_tile_to(std::uint16_t blocks, void* shared, const TensorMap* map, int byte,
+                               int row, Mbarrier* barrier, std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %6, %5;"
+      :
+      : "r"(shared_address(shared)), "l"(map), "r"(byte), "r"(row), "r"(shared_address(barrier)),
+        "l"(policy), "h"(blocks)
+      : "memory");
+}
 // The box of a map made by box_map() whose first row is `row`, from block `block` of k on.
 TENON_DEVICE void copy_box(void* shared, const TensorMap* map, int row, int block,
                            Mbarrier* barrier, std::uint64_t policy) {
@@ -69,6 +81,16 @@ TENON_DEVICE void cluster_arrive() {
 }
 TENON_DEVICE void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" : : : "memory");
+}
+// Arrives at the barrier that block `rank` of the cluster has where `barrier` lies here.
+TENON_DEVICE void barrier_arrive_at(Mbarrier* barrier, std::uint32_t rank) {
+  asm volatile(
+      "{\n\t.reg .b32 bar;\n\t"
+      "mapa.shared::cluster.u32 bar, %0, %1;\n\t"
+      "mbarrier.arrive.shared::cluster.b64 _, [bar];\n\t}"
+      :
+      : "r"(shared_address(barrier)), "r"(rank)
+      : "memory");
 }
 // Sixteen bytes into the shared memory of block `rank` of the cluster, at the place `shared` has
 // here; `barrier` of that block counts them. The receiver waits with barrier_wait_cluster().

@@ -41,6 +41,11 @@ TENON_DEVICE void wgmma_commit() {
 TENON_DEVICE void wgmma_wait_all() {
   asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory");
 }
+// Until at most kCount of the latest commits have not ended.
+template <int kCount>
+TENON_DEVICE void wgmma_wait_all_but() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(kCount) : "memory");
+}
 // Keeps the compiler from moving uses of d over the wait.
 template <int kCount>
 TENON_DEVICE void hold_sums(float (&d)[kCount]) {
