@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "apps/server/json_text.h"
+#include "apps/server/page.h"
 #include "apps/server/requests.h"
 
 namespace tenon::server {
@@ -77,6 +78,8 @@ const std::vector<Service::Route>& Service::routes() {
 }
 
 const Service::Route* Service::find_route(std::string_view path) {
+  static const Route page = {"/", "GET", &Service::page, true, Dialect::kChat};
+  if (find_page_file(path) != nullptr) return &page;
   const Route* found = nullptr;
   for (const Route& each : routes())
     if (path == each.path ||
@@ -140,6 +143,7 @@ std::string Service::unhealthy() const {
 
 Exchange Service::handle(HttpRequest request) {
   const Route* route = find_route(request.path);
+  if (!options_.has_page && route != nullptr && route->handler == &Service::page) route = nullptr;
   const Dialect dialect = route != nullptr                           ? route->dialect
                           : request.path.starts_with("/v1/messages") ? Dialect::kMessages
                                                                      : Dialect::kChat;
@@ -188,6 +192,12 @@ void Service::done(const HttpRecord& record) {
 }
 
 // ---- about the server ----
+
+// Open, as its scripts hold no secret: they ask for a key where one is needed.
+Exchange Service::page(const Call& call) {
+  const PageFile& file = *find_page_file(call.request.path);
+  return answer_at_once(page_head(file), std::string(file.bytes));
+}
 
 Exchange Service::health(const Call&) {
   const std::string why = unhealthy();

@@ -27,6 +27,7 @@ struct ServiceOptions {
   std::int64_t max_untaken_tokens = 4096;
   std::chrono::milliseconds stall_time{20'000};  // without a step's end, until /health says 503
   bool access_log = true;
+  bool has_page = true;  // page.h at "/"
   std::uint64_t first_seed = 0;
 };
 
@@ -58,6 +59,7 @@ class Service {
   static const std::vector<Route>& routes();
   static const Route* find_route(std::string_view path);
 
+  std::unique_ptr<HttpExchange> page(const Call& call);
   std::unique_ptr<HttpExchange> health(const Call& call);
   std::unique_ptr<HttpExchange> health_generate(const Call& call);
   std::unique_ptr<HttpExchange> version(const Call& call);
