@@ -204,6 +204,12 @@ void add_http_options(CLI::App& app, Options& options) {
   app.add_option("--api-key-file", options.key_file, "the same from a file, one in each line")
       ->type_name("FILE")
       ->group(group);
+  app.add_option("--allow-origin", options.service.origins,
+                 "an origin such as https://example.org whose web pages may ask; * for all; may be "
+                 "given again. Default: none")
+      ->allow_extra_args(false)
+      ->type_name("ORIGIN")
+      ->group(group);
   app.add_option("--http-threads", options.http.threads,
                  "threads that read requests, encode prompts and write answers")
       ->capture_default_str()

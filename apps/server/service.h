@@ -18,9 +18,10 @@
 namespace tenon::server {
 
 struct ServiceOptions {
-  std::vector<std::string> models;  // names that requests may use; the first is the one shown
-  bool any_model = false;           // other names too
-  std::vector<std::string> keys;    // one of them must come with a request; empty: none is needed
+  std::vector<std::string> models;   // names that requests may use; the first is the one shown
+  bool any_model = false;            // other names too
+  std::vector<std::string> keys;     // one of them must come with a request; empty: none is needed
+  std::vector<std::string> origins;  // of web pages that may ask; "*": all; empty: none
   std::string model_path, version;
   int num_ids = 0;  // token ids that there are
   ApiDefaults defaults;
@@ -37,6 +38,7 @@ class Service {
   Service(const serve::LanguageModel& model, serve::RequestQueue& queue, ServiceOptions options);
 
   // Any thread.
+  // The answer's head names the origin of the web page that asks, where it may.
   std::unique_ptr<HttpExchange> handle(HttpRequest request);
   static std::string refusal(int status, std::string_view why);
   void done(const HttpRecord& record);
@@ -64,6 +66,7 @@ class Service {
   std::unique_ptr<HttpExchange> health_generate(const Call& call);
   std::unique_ptr<HttpExchange> version(const Call& call);
   std::unique_ptr<HttpExchange> metrics(const Call& call);
+  std::unique_ptr<HttpExchange> description(const Call& call);
   std::unique_ptr<HttpExchange> models(const Call& call);
   std::unique_ptr<HttpExchange> model_info(const Call& call);
   std::unique_ptr<HttpExchange> chat(const Call& call);
@@ -74,6 +77,10 @@ class Service {
   std::unique_ptr<HttpExchange> tokenize(const Call& call);
   std::unique_ptr<HttpExchange> detokenize(const Call& call);
 
+  std::unique_ptr<HttpExchange> respond(const HttpRequest& request);
+  std::unique_ptr<HttpExchange> options(const HttpRequest& request, const Route& route) const;
+  // The origin that an answer names, or empty.
+  std::string allowed_origin(const HttpRequest& request) const;
   std::unique_ptr<HttpExchange> answer(Dialect dialect, const HttpRequest& request);
   std::optional<ApiError> check_key(const HttpRequest& request) const;
   std::optional<ApiError> check_model(const std::string& name) const;
