@@ -1,5 +1,6 @@
 """A headless Chromium, driven by the DevTools protocol over a pipe: no port, no driver, no packages."""
 import base64
+import fcntl
 import itertools
 import json
 import os
@@ -18,18 +19,26 @@ FOUND = next((path for name in NAMES if (path := shutil.which(name))), None)
 MISSING = f"there is no browser; looked for {', '.join(NAMES)}: apt-get install chromium-headless-shell"
 
 
+def pipe_above_9():
+    ends = os.pipe()
+    above = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+    for end in ends:
+        os.close(end)
+    return above
+
+
 class Browser:
     def __init__(self):
         self.home = tempfile.TemporaryDirectory()
-        to_read, self.to = os.pipe()
-        self.back, to_write = os.pipe()
+        # It reads from 3 and writes to 4: its ends lie above both, whatever else is open here.
+        to_read, self.to = pipe_above_9()
+        self.back, to_write = pipe_above_9()
         options = ["--headless", "--remote-debugging-pipe", "--no-first-run", "--disable-gpu",
                    "--disable-dev-shm-usage", "--disable-background-networking", "--no-proxy-server",
                    f"--user-data-dir={self.home.name}", "--window-size=1280,900"]
         if os.geteuid() == 0:
             options.append("--no-sandbox")  # which root cannot have
-        # It reads from 3 and writes to 4. Both are first moved out of each other's way.
-        command = f"exec 8<&{to_read} 9>&{to_write}; exec {shlex.join([FOUND, *options])} 3<&8 4>&9"
+        command = f"exec {shlex.join([FOUND, *options])} 3<&{to_read} 4>&{to_write}"
         self.process = subprocess.Popen(["bash", "-c", command], pass_fds=(to_read, to_write),
                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                         stderr=subprocess.DEVNULL)
