@@ -133,8 +133,8 @@ Command add_bench_boundary(CLI::App& bench) {
 }  // namespace
 
 Command add_bench(CLI::App& parent) {
-  CLI::App* bench =
-      parent.add_subcommand("bench", "time a part, checked against its oracle, an engine, or a server");
+  CLI::App* bench = parent.add_subcommand(
+      "bench", "time a part, checked against its oracle, an engine, or a server");
   bench->require_subcommand(1);
   auto parts = std::make_shared<std::vector<Command>>();
   parts->push_back(add_bench_boundary(*bench));
