@@ -12,6 +12,7 @@ namespace {
 enum class Kind : std::uint8_t {
   kBoolean,
   kInteger,  // from low to high
+  kSeed,     // of 64 bits
   kNumber,   // from low to high
   kAbove,    // above low, to high
   kText,
@@ -31,10 +32,11 @@ constexpr double kMaxInt = std::numeric_limits<std::int32_t>::max();
 // Which bodies have a field: bits of their schemas.
 constexpr unsigned kInChat = 1, kInCompletion = 2, kInMessages = 4, kInCountTokens = 8,
                    kInGenerate = 16, kInSampling = 32, kInTokenize = 64, kInDetokenize = 128,
-                   kInStream = 256;
+                   kInStream = 256, kInTokenizeChat = 512;
 constexpr unsigned kInOpenAi = kInChat | kInCompletion, kInDrawn = kInOpenAi | kInSampling,
                    kInAnthropic = kInMessages | kInCountTokens,
-                   kInAll = kInOpenAi | kInAnthropic | kInGenerate | kInTokenize | kInDetokenize;
+                   kInAll = kInOpenAi | kInAnthropic | kInGenerate | kInTokenize | kInTokenizeChat |
+                            kInDetokenize;
 
 struct DescribedField {
   const char* name;
@@ -49,14 +51,14 @@ struct DescribedField {
 constexpr DescribedField kDescribed[] = {
     {"model", kInAll, Kind::kText},
     {"messages", kInChat, Kind::kReferList, 1, 0, "ChatMessage", kInChat},
-    {"messages", kInTokenize, Kind::kReferList, 1, 0, "ChatMessage"},
+    {"messages", kInTokenizeChat, Kind::kReferList, 1, 0, "ChatMessage", kInTokenizeChat},
     {"messages", kInAnthropic, Kind::kReferList, 1, 0, "Message", kInAnthropic},
     {"prompt", kInCompletion, Kind::kPrompts, 0, kMaxChoices, "", kInCompletion},
-    {"prompt", kInTokenize, Kind::kText},
+    {"prompt", kInTokenize, Kind::kText, 0, 0, "", kInTokenize},
     {"text", kInGenerate, Kind::kPrompts, 0, kMaxChoices},
     {"input_ids", kInGenerate, Kind::kPrompts, 0, kMaxChoices},
     {"tokens", kInDetokenize, Kind::kIds, 0, 1 << 20, "", kInDetokenize},
-    {"return_token_strs", kInTokenize, Kind::kBoolean},
+    {"return_token_strs", kInTokenize | kInTokenizeChat, Kind::kBoolean},
     {"sampling_params", kInGenerate, Kind::kRefer, 0, 0, "SamplingParams"},
     {"temperature", kInDrawn | kInMessages, Kind::kNumber, 0, 100},
     {"top_p", kInDrawn | kInMessages, Kind::kAbove, 0, 1},
@@ -70,8 +72,8 @@ constexpr DescribedField kDescribed[] = {
     {"min_tokens", kInDrawn, Kind::kInteger, 0, kMaxInt},
     {"min_new_tokens", kInDrawn, Kind::kInteger, 0, kMaxInt},
     {"ignore_eos", kInDrawn, Kind::kBoolean},
-    {"seed", kInDrawn, Kind::kInteger, -9e15, 9e15},
-    {"sampling_seed", kInDrawn, Kind::kInteger, -9e15, 9e15},
+    {"seed", kInDrawn, Kind::kSeed},
+    {"sampling_seed", kInDrawn, Kind::kSeed},
     {"stop_token_ids", kInDrawn, Kind::kIds, 0, kMaxStopIds},
     {"skip_special_tokens", kInDrawn, Kind::kBoolean},
     {"stop", kInDrawn, Kind::kTexts, 0, kMaxStops},
@@ -93,19 +95,19 @@ constexpr DescribedField kDescribed[] = {
     {"continuous_usage_stats", kInStream, Kind::kBoolean},
     {"return_token_ids", kInOpenAi, Kind::kBoolean},
     {"separate_reasoning", kInChat, Kind::kBoolean},
-    {"tools", kInChat | kInTokenize, Kind::kReferList, 0, 0, "Tool"},
+    {"tools", kInChat | kInTokenizeChat, Kind::kReferList, 0, 0, "Tool"},
     {"tools", kInAnthropic, Kind::kReferList, 0, 0, "NamedTool"},
-    {"tool_choice", kInChat | kInTokenize, Kind::kChoice},
+    {"tool_choice", kInChat | kInTokenizeChat, Kind::kChoice},
     {"tool_choice", kInAnthropic, Kind::kRefer, 0, 0, "ToolChoice"},
-    {"parallel_tool_calls", kInChat | kInTokenize, Kind::kBoolean},
+    {"parallel_tool_calls", kInChat | kInTokenizeChat, Kind::kBoolean},
     {"system", kInAnthropic, Kind::kRefer, 0, 0, "Content"},
     {"thinking", kInAnthropic, Kind::kRefer, 0, 0, "Thinking"},
     {"output_config", kInAnthropic, Kind::kObject},
-    {"reasoning_effort", kInChat | kInTokenize, Kind::kText},
-    {"reasoning", kInChat | kInTokenize, Kind::kObject},
-    {"add_generation_prompt", kInChat | kInTokenize, Kind::kBoolean},
-    {"enable_thinking", kInChat | kInTokenize, Kind::kBoolean},
-    {"chat_template_kwargs", kInChat | kInTokenize, Kind::kObject},
+    {"reasoning_effort", kInChat | kInTokenizeChat, Kind::kText},
+    {"reasoning", kInChat | kInTokenizeChat, Kind::kObject},
+    {"add_generation_prompt", kInChat | kInTokenizeChat, Kind::kBoolean},
+    {"enable_thinking", kInChat | kInTokenizeChat, Kind::kBoolean},
+    {"chat_template_kwargs", kInChat | kInTokenizeChat, Kind::kObject},
 };
 
 Json refer(const std::string& name) { return {{"$ref", "#/components/schemas/" + name}}; }
@@ -139,6 +141,10 @@ Json schema_of(const DescribedField& field) {
   switch (field.kind) {
     case Kind::kBoolean: return of_type("boolean");
     case Kind::kInteger: return whole_number(field);
+    case Kind::kSeed:
+      return {{"type", "integer"},
+              {"minimum", std::numeric_limits<std::int64_t>::min()},
+              {"maximum", std::numeric_limits<std::int64_t>::max()}};
     case Kind::kCount: return any_of({whole_number(field), {{"const", false}}});
     case Kind::kNumber:
       return {{"type", "number"}, {"minimum", field.low}, {"maximum", field.high}};
@@ -189,47 +195,51 @@ Json body_schema(unsigned where) {
 
 // ---- what fields hold that are objects ----
 
+// What is handed on as it is, or passed over: its type is not looked at.
+Json handed_on(const char* about) { return {{"description", about}}; }
+
 void add_parts(Json& out) {
-  const Json text = of_type("string");
-  out["Content"] =
-      any_of({text, list_of(object_of({"type", "text"}, {{"type", word_of({"text", "input_text"})},
-                                                         {"text", text}}))});
-  const Json arguments = any_of({text, of_type("object")});
-  out["Call"] =
-      object_of({"function"},
-                {{"id", text},
-                 {"type", exactly("function")},
-                 {"function", object_of({"name"}, {{"name", {{"type", "string"}, {"minLength", 1}}},
-                                                   {"arguments", arguments}})}});
+  const Json text = of_type("string"), name{{"type", "string"}, {"minLength", 1}};
+  const Json id = handed_on("a string"), about = handed_on("a string");
+  const Json schema = of_type("object");
+  const Json part =
+      object_of({"type", "text"}, {{"type", word_of({"text", "input_text"})}, {"text", text}});
+  out["Content"] = any_of({text, list_of(part)});
+  const Json arguments = handed_on("an object, or its JSON as a string");
+  const Json called = object_of({"name"}, {{"name", name}, {"arguments", arguments}});
+  out["Call"] = object_of({"function"},
+                          {{"id", id}, {"type", handed_on("\"function\"")}, {"function", called}});
+  const Json calls = list_of(refer("Call"));
   out["ChatMessage"] =
       object_of({"role"}, {{"role", word_of({"system", "developer", "user", "assistant", "tool"})},
                            {"content", any_of({refer("Content"), of_type("null")})},
-                           {"reasoning_content", any_of({text, of_type("null")})},
-                           {"tool_calls", any_of({list_of(refer("Call")), of_type("null")})},
-                           {"tool_call_id", any_of({text, of_type("null")})}});
-  const Json name{{"type", "string"}, {"minLength", 1}};
-  out["Tool"] = object_of({"type", "function"},
-                          {{"type", exactly("function")},
-                           {"function", object_of({"name"}, {{"name", name},
-                                                             {"description", text},
-                                                             {"parameters", of_type("object")}})}});
-  out["NamedTool"] =
-      object_of({"name", "input_schema"},
-                {{"name", name}, {"description", text}, {"input_schema", of_type("object")}});
-  out["ToolChoice"] = object_of({"type"}, {{"type", word_of({"auto", "none"})},
-                                           {"disable_parallel_tool_use", of_type("boolean")}});
+                           {"reasoning_content", about},
+                           {"tool_calls", any_of({calls, of_type("null")})},
+                           {"tool_call_id", id}});
+  const Json function =
+      object_of({"name"}, {{"name", name},
+                           {"description", about},
+                           {"parameters", handed_on("a JSON schema of an object")}});
+  out["Tool"] =
+      object_of({"type", "function"}, {{"type", exactly("function")}, {"function", function}});
+  out["NamedTool"] = object_of({"name", "input_schema"},
+                               {{"name", name}, {"description", about}, {"input_schema", schema}});
+  out["ToolChoice"] =
+      object_of({"type"}, {{"type", word_of({"auto", "none"})},
+                           {"disable_parallel_tool_use", handed_on("true or false")}});
   out["Thinking"] = object_of({"type"}, {{"type", word_of({"enabled", "adaptive", "disabled"})},
-                                         {"budget_tokens", of_type("integer")}});
+                                         {"budget_tokens", handed_on("not enforced")}});
   const Json block =
-      any_of({object_of({"type", "text"}, {{"type", exactly("text")}, {"text", text}}),
-              object_of({"type", "thinking"}, {{"type", exactly("thinking")}, {"thinking", text}}),
+      any_of({object_of({"type"}, {{"type", exactly("text")}, {"text", about}}),
+              object_of({"type"}, {{"type", exactly("thinking")}, {"thinking", about}}),
+              object_of({"type"}, {{"type", exactly("redacted_thinking")}}),
               object_of({"type", "name"}, {{"type", exactly("tool_use")},
-                                           {"id", text},
+                                           {"id", id},
                                            {"name", name},
-                                           {"input", of_type("object")}}),
+                                           {"input", handed_on("an object")}}),
               object_of({"type"}, {{"type", exactly("tool_result")},
-                                   {"tool_use_id", text},
-                                   {"content", refer("Content")}})});
+                                   {"tool_use_id", id},
+                                   {"content", any_of({refer("Content"), of_type("null")})}})});
   out["Message"] = object_of({"role", "content"}, {{"role", word_of({"user", "assistant"})},
                                                    {"content", any_of({text, list_of(block)})}});
 }
@@ -427,6 +437,8 @@ std::string openapi_document(const std::vector<ApiPath>& paths, const std::strin
   Json schemas = Json::object();
   for (const DescribedBody& each : kBodies)
     if (each.where != 0) schemas[each.request] = body_schema(each.where);
+  // A conversation comes instead of a text, and only then its fields are read.
+  schemas["TokenizeRequest"] = any_of({body_schema(kInTokenize), body_schema(kInTokenizeChat)});
   schemas["SamplingParams"] = body_schema(kInSampling);
   schemas["StreamOptions"] = body_schema(kInStream);
   add_parts(schemas);
