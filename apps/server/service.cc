@@ -1,6 +1,7 @@
 #include "apps/server/service.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <ctime>
 #include <utility>
@@ -38,6 +39,23 @@ bool is_json(const std::string& content_type) {
 std::string printable(std::string_view text) {
   std::string out;
   for (const char c : text.substr(0, 200)) out += c > ' ' && c < 0x7F && c != '"' ? c : '?';
+  return out;
+}
+
+// A part of a path as it is meant: "%2F" is "/". What is no such code stays.
+std::string unescaped(std::string_view text) {
+  std::string out;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    unsigned char code = 0;
+    const char* const digits = text.data() + i + 1;
+    if (text[i] == '%' && i + 2 < text.size() &&
+        std::from_chars(digits, digits + 2, code, 16).ptr == digits + 2) {
+      out += static_cast<char>(code);
+      i += 2;
+    } else {
+      out += text[i];
+    }
+  }
   return out;
 }
 
@@ -165,6 +183,13 @@ Exchange Service::handle(HttpRequest request) {
                "; accepted is application/json",
            {},
            {}});
+    const std::string* coding = request.find("content-encoding");
+    if (coding != nullptr && *coding != "identity")
+      return refuse({415,
+                     "the body's content-encoding is \"" + printable(*coding) +
+                         "\"; accepted is a body as it is",
+                     {},
+                     {}});
   }
   const std::string_view rest =
       std::string_view(request.path).substr(std::min(request.path.size(), route->path.size()));
@@ -221,21 +246,24 @@ Exchange Service::metrics(const Call&) {
 }
 
 Exchange Service::models(const Call& call) {
-  Json list = Json::array();
-  for (const std::string& name : options_.models) {
-    Json one{{"id", name},
-             {"object", "model"},
-             {"created", 0},
-             {"owned_by", "tenon"},
-             {"root", options_.model_path},
-             {"parent", nullptr},
-             {"max_model_len", engines_.model.max_context()},
-             {"permission", Json::array()}};
-    if (call.rest == name) return json_answer(one);
-    list.push_back(std::move(one));
+  const auto about = [&](const std::string& name) {
+    return Json{{"id", name},
+                {"object", "model"},
+                {"created", 0},
+                {"owned_by", "tenon"},
+                {"root", options_.model_path},
+                {"parent", nullptr},
+                {"max_model_len", engines_.model.max_context()},
+                {"permission", Json::array()}};
+  };
+  if (!call.rest.empty()) {
+    const std::string name = unescaped(call.rest);
+    if (const auto error = check_model(name))
+      return answer_with_error(Dialect::kChat, *error, call.request.id);
+    return json_answer(about(name));
   }
-  if (!call.rest.empty())
-    return answer_with_error(Dialect::kChat, *check_model(std::string(call.rest)), call.request.id);
+  Json list = Json::array();
+  for (const std::string& name : options_.models) list.push_back(about(name));
   return json_answer({{"object", "list"}, {"data", std::move(list)}});
 }
 
@@ -265,6 +293,14 @@ Exchange Service::answer(Dialect dialect, const HttpRequest& request) {
   if (const auto* error = std::get_if<ApiError>(&parsed)) return refuse(*error);
   ApiRequest& wanted = std::get<ApiRequest>(parsed);
   if (const auto error = check_model(wanted.model)) return refuse(*error);
+  const auto most = static_cast<std::size_t>(options_.max_queued);
+  if (wanted.choices() > most && wanted.max_tokens != 0)
+    return refuse({400,
+                   "the request asks for " + std::to_string(wanted.choices()) +
+                       " answers; accepted are " + std::to_string(most) +
+                       ", as many as may wait here",
+                   wanted.n > 1 ? wanted.n_field : wanted.prompt_field,
+                   {}});
   const std::string name = wanted.model.empty() ? options_.models[0] : wanted.model;
   auto prepared = prepare(engines_.model, std::move(wanted));
   if (const auto* error = std::get_if<ApiError>(&prepared)) return refuse(*error);
@@ -338,6 +374,12 @@ Exchange Service::detokenize(const Call& call) {
     fields.text("model", model);
     if (fields.need("tokens") != nullptr)
       fields.ids("tokens", static_cast<std::size_t>(kMaxContext), ids);
+    for (const std::int32_t id : ids)
+      if (id >= options_.num_ids)
+        fields.fail("tokens", "has " + std::to_string(id) + "; accepted are token ids from 0 to " +
+                                  std::to_string(options_.num_ids - 1));
+    if (!engines_.model.text().reads_text())
+      fields.fail("tokens", "cannot become a text: this model has no tokenizer");
     if (!error) error = check_model(model);
   }
   if (error) return answer_with_error(Dialect::kChat, *error, call.request.id);
