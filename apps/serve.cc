@@ -12,6 +12,7 @@
 #include <random>
 
 #include "apps/commands.h"
+#include "apps/config_file.h"
 #include "apps/interrupt.h"
 #include "apps/options.h"
 #include "apps/server/http.h"
@@ -204,6 +205,12 @@ void add_http_options(CLI::App& app, Options& options) {
   app.add_option("--api-key-file", options.key_file, "the same from a file, one in each line")
       ->type_name("FILE")
       ->group(group);
+  app.add_option("--allow-origin", options.service.origins,
+                 "an origin such as https://example.org whose web pages may ask; * for all; may be "
+                 "given again. Default: none")
+      ->allow_extra_args(false)
+      ->type_name("ORIGIN")
+      ->group(group);
   app.add_option("--http-threads", options.http.threads,
                  "threads that read requests, encode prompts and write answers")
       ->capture_default_str()
@@ -264,6 +271,8 @@ void add_service_options(CLI::App& app, Options& options) {
       ->capture_default_str()
       ->check(whole_number(1, 86'400))
       ->group(group);
+  app.add_flag("!--no-page", options.service.has_page, "leave out the page for people at \"/\"")
+      ->group("HTTP");
   app.add_flag("--quiet", options.quiet, "no line for every request")->group("Output");
 }
 
@@ -272,12 +281,14 @@ void add_service_options(CLI::App& app, Options& options) {
 Command add_serve(CLI::App& parent) {
   auto options = std::make_shared<Options>();
   CLI::App* app = parent.add_subcommand("serve", "serve a model to OpenAI and Anthropic clients");
+  add_config_option(*app);
   add_session_options(*app, options->session);
   add_http_options(*app, *options);
   add_service_options(*app, *options);
   app->footer(
-      "POST /v1/chat/completions, /v1/completions, /v1/messages, /generate, /tokenize; GET\n"
-      "/v1/models, /health, /metrics. A signal lets what runs end; a second one ends at once.\n\n"
+      "POST /v1/chat/completions, /v1/completions, /v1/messages, /generate, /tokenize; GET / (a\n"
+      "page), /v1/models, /health, /metrics. A signal lets what runs end; a second one ends at "
+      "once.\n\n"
       "  tenon serve --port 8000 &\n"
       "  curl localhost:8000/v1/chat/completions -H 'content-type: application/json' \\\n"
       "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"How far is the moon?\"}]}'");

@@ -3,8 +3,8 @@
 
 A kernel launched with LaunchShape::early may run beside the kernels before it on its stream. On every way
 through it, griddepcontrol.wait must come before the first access to memory that others see (prefetches read
-nothing and are allowed, and so are copies into shared memory, which then must read what no kernel writes, weights,
-or what was complete before: docs/targets.md), before griddepcontrol.launch_dependents, and before its end: only so
+nothing and are allowed, and so are copies into shared memory and load_constant(), which then must read what no
+kernel writes, weights, or what was complete before: docs/targets.md), before griddepcontrol.launch_dependents, and before its end: only so
 is all that came before a kernel over when the next one goes on. A trap is no end: nothing goes on after it. Which files have such kernels is read from the sources: those
 that set `early`; every kernel of them is looked at.
 
@@ -27,6 +27,8 @@ ACCESSES = {"ld", "ldu", "st", "atom", "red", "cp", "multimem", "tex", "tld4", "
             "discard", "applypriority", "call", "brx"}
 # Forms of them that read and write nothing.
 HARMLESS = {"prefetch", "wait_all", "wait_group", "commit_group"}
+# What load_constant() of tenon/device becomes, and nothing else.
+CONSTANT = "ld.global.nc.L1::no_allocate."
 
 # Kernel name, and of its instances those whose symbol matches: they must have such an instruction.
 MEETS = "bar.warp.sync"
@@ -51,6 +53,8 @@ def kernels(text):
 
 
 def touches_memory(opcode):
+    if opcode.startswith(CONSTANT):
+        return False
     parts = opcode.split(".")
     spaces = {part.partition("::")[0] for part in parts[1:]}
     return parts[0] in ACCESSES and not spaces & (OWN_SPACES | HARMLESS)

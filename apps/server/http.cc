@@ -32,6 +32,7 @@ const std::string* HttpRequest::find(std::string_view name) const {
 std::string_view reason_phrase(int status) {
   switch (status) {
     case 200: return "OK";
+    case 204: return "No Content";
     case 400: return "Bad Request";
     case 401: return "Unauthorized";
     case 404: return "Not Found";
@@ -66,6 +67,24 @@ constexpr milliseconds kLingerTime{2'000};
 constexpr int kSendBufferBytes = 128 << 10;
 
 auto caught(error_code& failed) { return asio::redirect_error(asio::use_awaitable, failed); }
+
+class WithFields final : public HttpExchange {
+ public:
+  WithFields(std::unique_ptr<HttpExchange> exchange, HttpFields fields)
+      : exchange_(std::move(exchange)), fields_(std::move(fields)) {}
+  void begin(std::function<void()> wake) override { exchange_->begin(std::move(wake)); }
+  HttpPiece next() override {
+    HttpPiece piece = exchange_->next();
+    if (piece.head)
+      piece.head->fields.insert(piece.head->fields.end(), fields_.begin(), fields_.end());
+    return piece;
+  }
+  std::string note() const override { return exchange_->note(); }
+
+ private:
+  const std::unique_ptr<HttpExchange> exchange_;
+  const HttpFields fields_;
+};
 
 class AtOnce final : public HttpExchange {
  public:
@@ -429,11 +448,13 @@ class Connection : public std::enable_shared_from_this<Connection> {
       if (!chunks_ && !whole_at_once_) keep_alive_ = false;  // HTTP/1.0: the end is the end
       const int status = piece.head->status;
       bytes = "HTTP/1.1 " + std::to_string(status) + " " + std::string(reason_phrase(status)) +
-              "\r\ncontent-type: " + piece.head->content_type + "\r\nx-request-id: " + id + "\r\n";
+              "\r\nx-request-id: " + id + "\r\n";
+      const bool has_body = status != 204;
+      if (has_body) bytes += "content-type: " + piece.head->content_type + "\r\n";
       for (const auto& [name, value] : piece.head->fields) bytes += name + ": " + value + "\r\n";
-      if (whole_at_once_)
+      if (whole_at_once_ && has_body)
         bytes += "content-length: " + std::to_string(piece.bytes.size()) + "\r\n";
-      else if (chunks_)
+      else if (chunks_ && has_body)
         bytes += "transfer-encoding: chunked\r\n";
       bytes += keep_alive_ ? "connection: keep-alive\r\n\r\n" : "connection: close\r\n\r\n";
       begun_ = true;
@@ -636,6 +657,11 @@ class BeastServer final : public HttpServer {
 
 std::unique_ptr<HttpExchange> answer_at_once(HttpHead head, std::string body) {
   return std::make_unique<AtOnce>(std::move(head), std::move(body));
+}
+
+std::unique_ptr<HttpExchange> with_fields(std::unique_ptr<HttpExchange> exchange,
+                                          HttpFields fields) {
+  return std::make_unique<WithFields>(std::move(exchange), std::move(fields));
 }
 
 Result<std::unique_ptr<HttpServer>> HttpServer::start(const HttpOptions& options,

@@ -61,8 +61,11 @@ class HttpExchange {
   virtual std::string note() const { return {}; }
 };
 
-// An answer that is known at once.
+// An answer that is known at once. One with status 204 has no body.
 std::unique_ptr<HttpExchange> answer_at_once(HttpHead head, std::string body);
+// The same answer with further fields in its head.
+std::unique_ptr<HttpExchange> with_fields(std::unique_ptr<HttpExchange> exchange,
+                                          HttpFields fields);
 
 // One answered request, for the access log.
 struct HttpRecord {

@@ -7,6 +7,8 @@
 #include <utility>
 
 #include "apps/server/json_text.h"
+#include "apps/server/openapi.h"
+#include "apps/server/page.h"
 #include "apps/server/requests.h"
 
 namespace tenon::server {
@@ -42,21 +44,28 @@ std::string printable(std::string_view text) {
   return out;
 }
 
-// A part of a path as it is meant: "%2F" is "/". What is no such code stays.
-std::string unescaped(std::string_view text) {
+// "Qwen%2Fsmall" of a path: "Qwen/small". What is no such code stays as it is.
+std::string decoded(std::string_view text) {
   std::string out;
   for (std::size_t i = 0; i < text.size(); ++i) {
-    unsigned char code = 0;
-    const char* const digits = text.data() + i + 1;
-    if (text[i] == '%' && i + 2 < text.size() &&
-        std::from_chars(digits, digits + 2, code, 16).ptr == digits + 2) {
-      out += static_cast<char>(code);
-      i += 2;
-    } else {
-      out += text[i];
+    unsigned value = 0;
+    const char* const begin = text.data() + i + 1;
+    if (text[i] == '%' && i + 2 < text.size()) {
+      const auto [stop, error] = std::from_chars(begin, begin + 2, value, 16);
+      if (error == std::errc() && stop == begin + 2) {
+        out += static_cast<char>(value);
+        i += 2;
+        continue;
+      }
     }
+    out += text[i];
   }
   return out;
+}
+
+// Which methods a path takes, as the field "allow" has them.
+std::string methods_of(std::string_view method) {
+  return std::string(method == "GET" ? "GET, HEAD" : method) + ", OPTIONS";
 }
 
 std::int64_t unix_time() { return static_cast<std::int64_t>(std::time(nullptr)); }
@@ -64,41 +73,47 @@ std::int64_t unix_time() { return static_cast<std::int64_t>(std::time(nullptr));
 }  // namespace
 
 struct Service::Route {
-  std::string_view path;  // one that ends with '/' takes what follows
-  std::string_view method;
+  ApiPath at;
   Handler handler;
-  bool open;  // needs no key
-  Dialect dialect;
+  Dialect dialect = Dialect::kChat;
 };
 
 const std::vector<Service::Route>& Service::routes() {
-  constexpr Dialect kChat = Dialect::kChat, kMessages = Dialect::kMessages;
+  constexpr Dialect kMessages = Dialect::kMessages;
+  constexpr bool kOpen = true, kKeyed = false;
   static const std::vector<Route> all = {
-      {"/health", "GET", &Service::health, true, kChat},
-      {"/ping", "GET", &Service::health, true, kChat},
-      {"/health_generate", "GET", &Service::health_generate, false, kChat},
-      {"/version", "GET", &Service::version, true, kChat},
-      {"/metrics", "GET", &Service::metrics, true, kChat},
-      {"/v1/models", "GET", &Service::models, false, kChat},
-      {"/v1/models/", "GET", &Service::models, false, kChat},
-      {"/get_model_info", "GET", &Service::model_info, false, kChat},
-      {"/model_info", "GET", &Service::model_info, false, kChat},
-      {"/v1/chat/completions", "POST", &Service::chat, false, kChat},
-      {"/v1/completions", "POST", &Service::completions, false, Dialect::kCompletion},
-      {"/v1/messages", "POST", &Service::messages, false, kMessages},
-      {"/v1/messages/count_tokens", "POST", &Service::count_tokens, false, kMessages},
-      {"/generate", "POST", &Service::generate, false, Dialect::kGenerate},
-      {"/tokenize", "POST", &Service::tokenize, false, kChat},
-      {"/detokenize", "POST", &Service::detokenize, false, kChat},
+      {{"/health", "GET", ApiBody::kHealth, kOpen}, &Service::health},
+      {{"/ping", "GET", ApiBody::kHealth, kOpen}, &Service::health},
+      {{"/health_generate", "GET", ApiBody::kGenerated, kKeyed}, &Service::health_generate},
+      {{"/version", "GET", ApiBody::kVersion, kOpen}, &Service::version},
+      {{"/metrics", "GET", ApiBody::kMetrics, kOpen}, &Service::metrics},
+      {{"/openapi.json", "GET", ApiBody::kDescription, kOpen}, &Service::description},
+      {{"/v1/models", "GET", ApiBody::kModels, kKeyed}, &Service::models},
+      {{"/v1/models/", "GET", ApiBody::kModel, kKeyed}, &Service::models},
+      {{"/get_model_info", "GET", ApiBody::kModelInfo, kKeyed}, &Service::model_info},
+      {{"/model_info", "GET", ApiBody::kModelInfo, kKeyed}, &Service::model_info},
+      {{"/v1/chat/completions", "POST", ApiBody::kChat, kKeyed}, &Service::chat},
+      {{"/v1/completions", "POST", ApiBody::kCompletion, kKeyed},
+       &Service::completions,
+       Dialect::kCompletion},
+      {{"/v1/messages", "POST", ApiBody::kMessages, kKeyed}, &Service::messages, kMessages},
+      {{"/v1/messages/count_tokens", "POST", ApiBody::kCountTokens, kKeyed},
+       &Service::count_tokens,
+       kMessages},
+      {{"/generate", "POST", ApiBody::kGenerate, kKeyed}, &Service::generate, Dialect::kGenerate},
+      {{"/tokenize", "POST", ApiBody::kTokenize, kKeyed}, &Service::tokenize},
+      {{"/detokenize", "POST", ApiBody::kDetokenize, kKeyed}, &Service::detokenize},
   };
   return all;
 }
 
 const Service::Route* Service::find_route(std::string_view path) {
+  static const Route page = {{"/", "GET", ApiBody::kPage, true}, &Service::page};
+  if (find_page_file(path) != nullptr) return &page;
   const Route* found = nullptr;
   for (const Route& each : routes())
-    if (path == each.path ||
-        (each.path.ends_with('/') && path.starts_with(each.path) && path.size() > each.path.size()))
+    if (path == each.at.path || (each.at.path.ends_with('/') && path.starts_with(each.at.path) &&
+                                 path.size() > each.at.path.size()))
       found = &each;
   return found;
 }
@@ -156,22 +171,59 @@ std::string Service::unhealthy() const {
   return {};
 }
 
+std::string Service::allowed_origin(const HttpRequest& request) const {
+  const std::string* origin = request.find("origin");
+  for (const std::string& each : options_.origins) {
+    if (each == "*") return each;
+    if (origin != nullptr && each == *origin) return each;
+  }
+  return {};
+}
+
 Exchange Service::handle(HttpRequest request) {
+  if (options_.origins.empty()) return respond(request);
+  HttpFields fields;
+  if (std::string origin = allowed_origin(request); !origin.empty()) {
+    fields.emplace_back("access-control-allow-origin", std::move(origin));
+    fields.emplace_back("access-control-expose-headers", "x-request-id, retry-after");
+  }
+  fields.emplace_back("vary", "origin");
+  return with_fields(respond(request), std::move(fields));
+}
+
+// Browsers ask it before a page's request to a foreign server, without the key.
+Exchange Service::options(const HttpRequest& request, const Route& route) const {
+  const std::string methods = methods_of(route.at.method);
+  HttpHead head{204, {}, {{"allow", methods}}};
+  if (!allowed_origin(request).empty()) {
+    head.fields.emplace_back("access-control-allow-methods", methods);
+    if (const std::string* asked = request.find("access-control-request-headers"))
+      head.fields.emplace_back("access-control-allow-headers", *asked);
+    head.fields.emplace_back("access-control-max-age", "600");
+  }
+  return answer_at_once(std::move(head), {});
+}
+
+Exchange Service::respond(const HttpRequest& request) {
   const Route* route = find_route(request.path);
+  if (!options_.has_page && route != nullptr && route->handler == &Service::page) route = nullptr;
   const Dialect dialect = route != nullptr                           ? route->dialect
                           : request.path.starts_with("/v1/messages") ? Dialect::kMessages
                                                                      : Dialect::kChat;
   const auto refuse = [&](ApiError error) { return answer_with_error(dialect, error, request.id); };
-  if (route == nullptr || !route->open)
+  if (route != nullptr && request.method == "OPTIONS") return options(request, *route);
+  if (route == nullptr || !route->at.open)
     if (auto error = check_key(request)) return refuse(*std::move(error));
   if (route == nullptr)
     return refuse({404, "there is no " + printable(request.path), {}, "not_found"});
-  if (request.method != route->method)
-    return refuse({405,
-                   printable(request.method) + " is not for " + std::string(route->path) +
-                       "; accepted is " + std::string(route->method),
-                   {},
-                   "method_not_allowed"});
+  if (request.method != route->at.method)
+    return with_fields(
+        refuse({405,
+                printable(request.method) + " is not for " + std::string(route->at.path) +
+                    "; accepted is " + std::string(route->at.method),
+                {},
+                "method_not_allowed"}),
+        {{"allow", methods_of(route->at.method)}});
   if (request.method == "POST") {
     // A web page may send other types to any host without asking.
     const std::string* type = request.find("content-type");
@@ -192,13 +244,13 @@ Exchange Service::handle(HttpRequest request) {
                      {}});
   }
   const std::string_view rest =
-      std::string_view(request.path).substr(std::min(request.path.size(), route->path.size()));
+      std::string_view(request.path).substr(std::min(request.path.size(), route->at.path.size()));
   return (this->*route->handler)({request, rest});
 }
 
 void Service::done(const HttpRecord& record) {
   const Route* route = find_route(record.path);
-  metrics_.answered(route != nullptr ? std::string(route->path) : "other", record.status);
+  metrics_.answered(route != nullptr ? std::string(route->at.path) : "other", record.status);
   if (!options_.access_log) return;
   char when[32];
   const std::time_t now = std::time(nullptr);
@@ -213,6 +265,12 @@ void Service::done(const HttpRecord& record) {
 }
 
 // ---- about the server ----
+
+// Open, as its scripts hold no secret: they ask for a key where one is needed.
+Exchange Service::page(const Call& call) {
+  const PageFile& file = *find_page_file(call.request.path);
+  return answer_at_once(page_head(file), std::string(file.bytes));
+}
 
 Exchange Service::health(const Call&) {
   const std::string why = unhealthy();
@@ -245,25 +303,31 @@ Exchange Service::metrics(const Call&) {
                         metrics_.text(options_.models[0], now));
 }
 
+Exchange Service::description(const Call&) {
+  std::vector<ApiPath> paths;
+  for (const Route& each : routes()) paths.push_back(each.at);
+  return answer_at_once({}, openapi_document(paths, options_.version, !options_.keys.empty()));
+}
+
 Exchange Service::models(const Call& call) {
-  const auto about = [&](const std::string& name) {
-    return Json{{"id", name},
-                {"object", "model"},
-                {"created", 0},
-                {"owned_by", "tenon"},
-                {"root", options_.model_path},
-                {"parent", nullptr},
-                {"max_model_len", engines_.model.max_context()},
-                {"permission", Json::array()}};
+  const auto shown = [&](const std::string& name) -> Json {
+    return {{"id", name},
+            {"object", "model"},
+            {"created", 0},
+            {"owned_by", "tenon"},
+            {"root", options_.model_path},
+            {"parent", nullptr},
+            {"max_model_len", engines_.model.max_context()},
+            {"permission", Json::array()}};
   };
   if (!call.rest.empty()) {
-    const std::string name = unescaped(call.rest);
-    if (const auto error = check_model(name))
+    const std::string wanted = decoded(call.rest);
+    if (const auto error = check_model(wanted))
       return answer_with_error(Dialect::kChat, *error, call.request.id);
-    return json_answer(about(name));
+    return json_answer(shown(wanted));
   }
   Json list = Json::array();
-  for (const std::string& name : options_.models) list.push_back(about(name));
+  for (const std::string& name : options_.models) list.push_back(shown(name));
   return json_answer({{"object", "list"}, {"data", std::move(list)}});
 }
 

@@ -18,9 +18,10 @@
 namespace tenon::server {
 
 struct ServiceOptions {
-  std::vector<std::string> models;  // names that requests may use; the first is the one shown
-  bool any_model = false;           // other names too
-  std::vector<std::string> keys;    // one of them must come with a request; empty: none is needed
+  std::vector<std::string> models;   // names that requests may use; the first is the one shown
+  bool any_model = false;            // other names too
+  std::vector<std::string> keys;     // one of them must come with a request; empty: none is needed
+  std::vector<std::string> origins;  // of web pages that may ask; "*": all; empty: none
   std::string model_path, version;
   int num_ids = 0;  // token ids that there are
   ApiDefaults defaults;
@@ -28,6 +29,7 @@ struct ServiceOptions {
   int max_queued = 1024;  // of the queue; a request with more answers could never be taken
   std::chrono::milliseconds stall_time{20'000};  // without a step's end, until /health says 503
   bool access_log = true;
+  bool has_page = true;  // page.h at "/"
   std::uint64_t first_seed = 0;
 };
 
@@ -37,6 +39,7 @@ class Service {
   Service(const serve::LanguageModel& model, serve::RequestQueue& queue, ServiceOptions options);
 
   // Any thread.
+  // The answer's head names the origin of the web page that asks, where it may.
   std::unique_ptr<HttpExchange> handle(HttpRequest request);
   static std::string refusal(int status, std::string_view why);
   void done(const HttpRecord& record);
@@ -59,10 +62,12 @@ class Service {
   static const std::vector<Route>& routes();
   static const Route* find_route(std::string_view path);
 
+  std::unique_ptr<HttpExchange> page(const Call& call);
   std::unique_ptr<HttpExchange> health(const Call& call);
   std::unique_ptr<HttpExchange> health_generate(const Call& call);
   std::unique_ptr<HttpExchange> version(const Call& call);
   std::unique_ptr<HttpExchange> metrics(const Call& call);
+  std::unique_ptr<HttpExchange> description(const Call& call);
   std::unique_ptr<HttpExchange> models(const Call& call);
   std::unique_ptr<HttpExchange> model_info(const Call& call);
   std::unique_ptr<HttpExchange> chat(const Call& call);
@@ -73,6 +78,10 @@ class Service {
   std::unique_ptr<HttpExchange> tokenize(const Call& call);
   std::unique_ptr<HttpExchange> detokenize(const Call& call);
 
+  std::unique_ptr<HttpExchange> respond(const HttpRequest& request);
+  std::unique_ptr<HttpExchange> options(const HttpRequest& request, const Route& route) const;
+  // The origin that an answer names, or empty.
+  std::string allowed_origin(const HttpRequest& request) const;
   std::unique_ptr<HttpExchange> answer(Dialect dialect, const HttpRequest& request);
   std::optional<ApiError> check_key(const HttpRequest& request) const;
   std::optional<ApiError> check_model(const std::string& name) const;

@@ -66,9 +66,6 @@ struct BoundaryChannel::State {
   Channel mailbox;  // of stages 1 and 2; empty without peer pointers
   Buffer sum;       // [max_rows, hidden]: the rounded sum between the kernels of a chain
 
-  std::size_t row_bytes() const {
-    return static_cast<std::size_t>(spec.hidden) * size_of(spec.dtype);
-  }
   Status prepare();  // what one rank may fail at alone
 
   // Stage and variant of each bucket, fixed by the first boundary that was made when the residual
@@ -79,6 +76,24 @@ struct BoundaryChannel::State {
   };
   std::vector<std::optional<Choice>> fixed;
 };
+
+namespace {
+
+std::size_t sum_bytes(const BoundaryChannel::Spec& spec) {
+  return static_cast<std::size_t>(spec.max_rows) * static_cast<std::size_t>(spec.hidden) *
+         size_of(spec.dtype);
+}
+
+// Of stages 1 and 2; they have none without peer pointers.
+std::size_t mailbox_bytes(const BoundaryChannel::Spec& spec, const Communicator& comm,
+                          const PlanContext& where) {
+  if (!where.peer_pointers) return 0;
+  return fused::mailbox_bytes({spec.max_rows, spec.hidden, comm.size(),
+                               is_host(comm.device().target) ? 1 : comm.max_blocks(),
+                               !spec.sharded_residual});
+}
+
+}  // namespace
 
 Status BoundaryChannel::State::prepare() {
   if (spec.hidden <= 0 || spec.max_rows <= 0)
@@ -91,13 +106,21 @@ Status BoundaryChannel::State::prepare() {
   buckets = row_buckets(spec.max_rows);
   fixed.resize(buckets.size());
   TENON_ASSIGN(where, plan_context(*comm));
-  TENON_ASSIGN(
-      sum, Buffer::allocate(comm->device(), static_cast<std::size_t>(spec.max_rows) * row_bytes()));
+  TENON_ASSIGN(sum, Buffer::allocate(comm->device(), sum_bytes(spec)));
   return Status::ok();
 }
 
 BoundaryChannel::BoundaryChannel(std::unique_ptr<State> state) : state_(std::move(state)) {}
 BoundaryChannel::~BoundaryChannel() = default;
+
+Result<std::int64_t> BoundaryChannel::count_bytes(const Spec& spec, const Communicator& comm) {
+  TENON_ASSIGN(const PlanContext where, plan_context(comm));
+  return static_cast<std::int64_t>(sum_bytes(spec) + mailbox_bytes(spec, comm, where));
+}
+
+std::int64_t BoundaryChannel::bytes() const {
+  return static_cast<std::int64_t>(state_->sum.bytes() + state_->mailbox.view().bytes);
+}
 
 Result<std::shared_ptr<BoundaryChannel>> BoundaryChannel::make(const Spec& spec,
                                                                Communicator& comm) {
@@ -125,9 +148,7 @@ Result<std::shared_ptr<BoundaryChannel>> BoundaryChannel::make(const Spec& spec,
     TENON_TRY(same);
   }
   if (state->where.peer_pointers) {
-    const std::size_t bytes = fused::mailbox_bytes(
-        {spec.max_rows, spec.hidden, comm.size(),
-         is_host(comm.device().target) ? 1 : comm.max_blocks(), !spec.sharded_residual});
+    const std::size_t bytes = mailbox_bytes(spec, comm, state->where);
     state->where.mailbox_bytes = bytes;
     TENON_ASSIGN(state->mailbox, comm.make_channel(bytes, spec.label));
   }

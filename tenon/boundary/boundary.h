@@ -124,6 +124,9 @@ class BoundaryChannel {
     visit("sharded_residual", sharded_residual);
   }
   static Result<std::shared_ptr<BoundaryChannel>> make(const Spec& spec, Communicator& comm);
+  // The memory that make() would take on this rank's device. Not collective.
+  static Result<std::int64_t> count_bytes(const Spec& spec, const Communicator& comm);
+  std::int64_t bytes() const;  // of the device's memory that it holds
   ~BoundaryChannel();
   BoundaryChannel(const BoundaryChannel&) = delete;
   BoundaryChannel& operator=(const BoundaryChannel&) = delete;

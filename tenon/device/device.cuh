@@ -37,6 +37,8 @@
 //                                          All as core/fp8.h but for the bits of a NaN
 //   ticks()                                nanoseconds of a monotonic clock of this device
 //   prefetch(p)                            p will be wanted soon; reads nothing
+//   load_constant(p)                       *p, of 2 or 4 bytes that no kernel of a step writes: the
+//                                          one load that may stand before wait_for_previous()
 //   hold(v)                                v is wanted in a register from here on: compilers else
 //                                          fetch arguments again where each is used
 //   pause()                                a polite pause in a spin; emulated targets yield here
@@ -95,6 +97,10 @@ float convert_f16(std::uint32_t bits);
 template <class T>
 void hold(T&) {}
 inline void prefetch(const void*) {}
+template <class T>
+inline T load_constant(const T* at) {
+  return *at;
+}
 std::uint32_t convert_fp8x4(float a, float b, float c, float d);
 #endif
 

@@ -60,11 +60,24 @@ class RowPlans {
   std::vector<Plan> plans_;
 };
 
+// Addresses for tensors whose memory is not there (yet): apart from each other and aligned as
+// memory is, so that plans may look at them. Nobody may read or write there.
+class Nowhere {
+ public:
+  void* next(std::size_t bytes);
+
+ private:
+  std::uintptr_t next_ = std::uintptr_t{1} << 40;
+};
+
 // Named memory of one step, allocated at load, zeroed, and shared by all layers, which use it in
 // turn. Asking again for the same label and shape gives the same memory.
 class Scratch {
  public:
-  Scratch(Stream& stream, int max_rows) : stream_(stream), max_rows_(max_rows) {}
+  Scratch(Stream& stream, int max_rows)
+      : stream_(&stream), device_(stream.device()), max_rows_(max_rows) {}
+  // Only counts: the tensors are nowhere.
+  Scratch(Device device, int max_rows) : device_(device), max_rows_(max_rows) {}
 
   Result<TensorView> tensor(std::string_view label, DType dtype,
                             std::initializer_list<std::int64_t> shape);
@@ -76,12 +89,19 @@ class Scratch {
   // A view that plans may look at but nobody may read or write: caches do not exist at load.
   Result<TensorView> placeholder(DType dtype, std::initializer_list<std::int64_t> shape);
 
+  // Fills a tensor of this scratch from host memory of its size, and waits until that is done.
+  Status write(const TensorView& tensor, const void* from);
+
   int max_rows() const { return max_rows_; }
+  std::int64_t bytes() const { return bytes_; }  // of all tensors so far
   std::vector<Buffer> take_buffers() { return std::move(buffers_); }
 
  private:
-  Stream& stream_;
+  Stream* stream_ = nullptr;
+  Device device_;
   int max_rows_;
+  std::int64_t bytes_ = 0;
+  Nowhere nowhere_;
   std::map<std::string, TensorView> tensors_;
   std::vector<Buffer> buffers_;
 };
@@ -187,7 +207,7 @@ class Embedding {
 class Head {
  public:
   static Result<Head> make(const TensorView& table, std::int32_t vocab_begin, std::int64_t width,
-                           LayerContext& context, Stream& stream);
+                           LayerContext& context);
   Result<LogitsShard> run(const NormedRows& x, const TensorView& logit_rows, Stream& stream) const;
 
  private:

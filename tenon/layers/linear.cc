@@ -56,15 +56,27 @@ const Plan& RowPlans::at(std::int64_t rows) const {
   return plans_[bucket];
 }
 
+void* Nowhere::next(std::size_t bytes) {
+  constexpr std::uintptr_t kApart = 256;
+  const std::uintptr_t here = next_;
+  next_ += (bytes / kApart + 1) * kApart;
+  return reinterpret_cast<void*>(here);
+}
+
 Result<TensorView> Scratch::tensor(std::string_view label, DType dtype,
                                    std::initializer_list<std::int64_t> shape) {
-  TensorView wanted = view(nullptr, dtype, stream_.device(), shape);
+  TensorView wanted = view(nullptr, dtype, device_, shape);
   const std::string key = std::string(label) + " " + describe(wanted);
   if (const auto found = tensors_.find(key); found != tensors_.end()) return found->second;
-  TENON_ASSIGN(Buffer memory, Buffer::allocate(stream_.device(), wanted.bytes()), "scratch " + key);
-  wanted.data = memory.data();
-  TENON_TRY(stream_.fill(wanted.data, 0, wanted.bytes()));
-  buffers_.push_back(std::move(memory));
+  bytes_ += static_cast<std::int64_t>(wanted.bytes());
+  if (stream_ == nullptr) {
+    wanted.data = nowhere_.next(wanted.bytes());
+  } else {
+    TENON_ASSIGN(Buffer memory, Buffer::allocate(device_, wanted.bytes()), "scratch " + key);
+    wanted.data = memory.data();
+    TENON_TRY(stream_->fill(wanted.data, 0, wanted.bytes()));
+    buffers_.push_back(std::move(memory));
+  }
   tensors_.emplace(key, wanted);
   return wanted;
 }
@@ -86,7 +98,13 @@ Result<QuantView> Scratch::codes(std::string_view label, std::int64_t rows, std:
 
 Result<TensorView> Scratch::placeholder(DType dtype, std::initializer_list<std::int64_t> shape) {
   TENON_ASSIGN(const TensorView somewhere, tensor("placeholder", DType::kU8, {256}));
-  return view(somewhere.data, dtype, stream_.device(), shape);
+  return view(somewhere.data, dtype, device_, shape);
+}
+
+Status Scratch::write(const TensorView& tensor, const void* from) {
+  if (stream_ == nullptr) return Status::ok();
+  TENON_TRY(stream_->copy(tensor.data, from, tensor.bytes()));
+  return stream_->synchronize();
 }
 
 QuantView first_rows(const QuantView& all, std::int64_t rows) {
@@ -245,7 +263,7 @@ Status Embedding::run(const TensorView& ids, const PartialRows& out, Stream& str
 // --- Head -----------------------------------------------------------------------------------
 
 Result<Head> Head::make(const TensorView& table, std::int32_t vocab_begin, std::int64_t width,
-                        LayerContext& context, Stream& stream) {
+                        LayerContext& context) {
   Head head;
   head.table_ = table;
   head.vocab_begin_ = vocab_begin;
@@ -254,8 +272,7 @@ Result<Head> Head::make(const TensorView& table, std::int32_t vocab_begin, std::
   if (filled < width) {
     const std::vector<float> nothing(static_cast<std::size_t>(rows * width),
                                      -std::numeric_limits<float>::infinity());
-    TENON_TRY(stream.copy(head.logits_.data, nothing.data(), head.logits_.bytes()));
-    TENON_TRY(stream.synchronize());
+    TENON_TRY(context.scratch.write(head.logits_, nothing.data()));
   }
   if (filled == 0) return head;
   const auto make_plan = [&](std::int64_t number) -> Result<Plan> {

@@ -64,18 +64,19 @@ class Decoder final : public Model {
   std::int64_t weight_bytes() const override { return spec_.weight_bytes; }
   Result<StepOutput> forward(const StepView& step, CacheViews caches, Stream& stream) override;
   std::vector<BoundaryUse> boundary_uses(const StepCounts& steps) const override;
+  ModelMemory memory() const override;
   StepCost step_cost(const StepLoad& load) const override { return tenon::step_cost(spec_, load); }
 
   // This rank's part of the construction: scratch and plans. Not collective.
   Status prepare(DecoderSpec spec, const ModelOptions& options, const Communicator& comm,
-                 Stream& stream);
+                 Scratch& scratch);
   // The ranks' common part: every boundary.
   Status join(const ModelOptions& options, Communicator& comm);
 
  private:
   Status make_rows(Scratch& scratch);
   Status make_layer(const DecoderLayer& from, LayerContext& context, std::size_t first_cache);
-  Status make_layers(LayerContext& context, int rank, Stream& stream);
+  Status make_layers(LayerContext& context, int rank);
   Status check(const StepView& step, CacheViews caches) const;
   struct ArmOptions {
     const ModelOptions& model;
@@ -91,6 +92,7 @@ class Decoder final : public Model {
   CacheLayout caches_;
   int max_tokens_ = 0, max_sequences_ = 0, max_logits_ = 0;
   std::vector<Buffer> scratch_;
+  std::int64_t boundary_bytes_ = 0;
   StepRows rows_;
   std::optional<Embedding> embedding_;
   std::vector<Parts> parts_;  // moved into layers_ by join()
@@ -171,6 +173,16 @@ std::vector<BoundaryUse> Decoder::boundary_uses(const StepCounts& steps) const {
   return all;
 }
 
+std::int64_t bytes_of(const std::vector<Buffer>& memory) {
+  std::int64_t bytes = 0;
+  for (const Buffer& each : memory) bytes += static_cast<std::int64_t>(each.bytes());
+  return bytes;
+}
+
+ModelMemory Decoder::memory() const {
+  return {bytes_of(spec_.memory), bytes_of(scratch_), boundary_bytes_};
+}
+
 // --- construction ---------------------------------------------------------------------------
 
 Status Decoder::make_rows(Scratch& scratch) {
@@ -212,7 +224,7 @@ Status Decoder::make_layer(const DecoderLayer& from, LayerContext& context,
   return Status::ok();
 }
 
-Status Decoder::make_layers(LayerContext& context, int rank, Stream& stream) {
+Status Decoder::make_layers(LayerContext& context, int rank) {
   const std::int32_t vocab_begin = rank * spec_.vocab_width;
   TENON_ASSIGN(embedding_, Embedding::make(spec_.embedding, vocab_begin, context));
   std::size_t first_cache = 0;
@@ -220,12 +232,12 @@ Status Decoder::make_layers(LayerContext& context, int rank, Stream& stream) {
     TENON_TRY(make_layer(from, context, first_cache));
     first_cache += cache_specs(from).size();
   }
-  TENON_ASSIGN(head_, Head::make(spec_.head, vocab_begin, spec_.vocab_width, context, stream));
+  TENON_ASSIGN(head_, Head::make(spec_.head, vocab_begin, spec_.vocab_width, context));
   return Status::ok();
 }
 
 Status Decoder::prepare(DecoderSpec spec, const ModelOptions& options, const Communicator& comm,
-                        Stream& stream) {
+                        Scratch& scratch) {
   if (spec.layers.empty())
     return Status::error(Code::kInternal, "the decoder has no layers; accepted: 1 and more");
   spec_ = std::move(spec);
@@ -235,7 +247,6 @@ Status Decoder::prepare(DecoderSpec spec, const ModelOptions& options, const Com
   max_logits_ = options.max_logits > 0 ? options.max_logits : options.max_sequences;
   caches_ = tenon::cache_layout(spec_);
 
-  Scratch scratch(stream, max_tokens_);
   TENON_TRY(make_rows(scratch));
   TENON_ASSIGN(const PlanContext where, plan_context(comm));
   LayerContext context{.scratch = scratch,
@@ -246,7 +257,7 @@ Status Decoder::prepare(DecoderSpec spec, const ModelOptions& options, const Com
                        .max_blocks = (options.max_context + kBlockTokens - 1) / kBlockTokens,
                        .max_logits = max_logits_,
                        .block_tokens = kBlockTokens};
-  TENON_TRY(make_layers(context, comm.rank(), stream));
+  TENON_TRY(make_layers(context, comm.rank()));
   scratch_ = scratch.take_buffers();
   return Status::ok();
 }
@@ -288,16 +299,29 @@ Status Decoder::make_arm(const ArmOptions& options) {
   return Status::ok();
 }
 
+// One for each arm.
+std::vector<StagePolicy> policies_of(const ModelOptions& options) {
+  std::vector<StagePolicy> policies;
+  policies.reserve(1 + options.more_stages.size());
+  policies.push_back(options.force_stage);
+  for (const StagePolicy each : options.more_stages) policies.push_back(each);
+  return policies;
+}
+
+BoundaryChannel::Spec channel_spec(int hidden, int max_rows, StagePolicy policy) {
+  BoundaryChannel::Spec spec;
+  spec.hidden = hidden;
+  spec.max_rows = max_rows;
+  spec.label = "model";
+  spec.sharded_residual = policy != StagePolicy::kMixed;
+  return spec;
+}
+
 Status Decoder::join(const ModelOptions& options, Communicator& comm) {
-  std::vector<StagePolicy> policies{options.force_stage};
-  policies.insert(policies.end(), options.more_stages.begin(), options.more_stages.end());
-  for (const StagePolicy policy : policies) {
-    BoundaryChannel::Spec spec;
-    spec.hidden = spec_.hidden;
-    spec.max_rows = max_tokens_;
-    spec.label = "model";
-    spec.sharded_residual = policy != StagePolicy::kMixed;
-    TENON_ASSIGN(auto channel, BoundaryChannel::make(spec, comm));
+  for (const StagePolicy policy : policies_of(options)) {
+    TENON_ASSIGN(auto channel,
+                 BoundaryChannel::make(channel_spec(spec_.hidden, max_tokens_, policy), comm));
+    boundary_bytes_ += channel->bytes();
     TENON_TRY(make_arm({options, policy, std::move(channel)}));
   }
 
@@ -313,6 +337,26 @@ Status Decoder::join(const ModelOptions& options, Communicator& comm) {
   parts_.clear();
   sites_.clear();
   return Status::ok();
+}
+
+// The construction as far as one rank does it alone, without memory.
+Result<ModelPlan> plan_decoder(DecoderFiles& files, const ModelOptions& options,
+                               const Communicator& comm) {
+  ModelPlan plan;
+  TENON_ASSIGN(DecoderSpec spec, files.count(options, comm.device()));
+  plan.memory.weights = spec.weight_bytes;
+  for (const StagePolicy policy : policies_of(options)) {
+    const auto wanted = channel_spec(spec.hidden, options.max_tokens_per_step, policy);
+    TENON_ASSIGN(const std::int64_t bytes, BoundaryChannel::count_bytes(wanted, comm));
+    plan.memory.boundaries += bytes;
+  }
+  Decoder decoder;
+  Scratch scratch(comm.device(), options.max_tokens_per_step);
+  TENON_TRY(decoder.prepare(std::move(spec), options, comm, scratch));
+  plan.memory.scratch = scratch.bytes();
+  plan.caches = decoder.cache_layout();
+  plan.vocab_size = decoder.vocab_size();
+  return plan;
 }
 
 Status check_options(const ModelOptions& options) {
@@ -364,10 +408,16 @@ Result<std::unique_ptr<Model>> open_decoder(DecoderFiles& files, const std::stri
   const Facts none;
   TENON_TRY(agree_on_facts(seen.status(), seen ? *seen : none, comm, "checkpoint"),
             "load " + directory);
+  if (options.planned) {
+    const auto plan = guarded([&] { return plan_decoder(files, options, comm); });
+    TENON_TRY(comm.agree_after_load(plan.status(), "plan"), "load " + directory);
+    TENON_TRY(options.planned(*plan), "load " + directory);
+  }
   auto decoder = std::make_unique<Decoder>();
   const Status mine = guarded([&]() -> Status {
     TENON_ASSIGN(DecoderSpec spec, files.load(options, stream));
-    return decoder->prepare(std::move(spec), options, comm, stream);
+    Scratch scratch(stream, options.max_tokens_per_step);
+    return decoder->prepare(std::move(spec), options, comm, scratch);
   });
   TENON_TRY(comm.agree_after_load(mine, "load"), "load " + directory);
   TENON_TRY(decoder->join(options, comm), "load " + directory);

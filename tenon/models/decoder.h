@@ -40,13 +40,16 @@ struct DecoderSpec {
   std::vector<Buffer> memory;     // what the views lie in: the decoder keeps it
 };
 
-// A checkpoint on its way to a decoder, on one rank. Neither function is collective.
+// A checkpoint on its way to a decoder, on one rank. No function is collective.
 class DecoderFiles {
  public:
   virtual ~DecoderFiles() = default;
   // Looks without reading weights: why it cannot be loaded, or what all ranks must hold alike.
   virtual Result<Facts> look(const ModelOptions& options, const Communicator& comm) = 0;
-  // Reads this rank's share onto the device of `stream`. Called once, after look().
+  // What load() would give on this device, without memory: views are nowhere (layers.h). Called at
+  // most once, after look() and before load().
+  virtual Result<DecoderSpec> count(const ModelOptions& options, Device device) = 0;
+  // Reads this rank's share onto the device of `stream`. Called once, last.
   virtual Result<DecoderSpec> load(const ModelOptions& options, Stream& stream) = 0;
 };
 

@@ -1,6 +1,7 @@
 // A model as the runtime sees it: caches it needs, one forward pass, how its boundaries ran.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -16,6 +17,20 @@
 
 namespace tenon {
 
+// Bytes of a device's memory that a model takes, on one rank.
+struct ModelMemory {
+  std::int64_t weights = 0;     // with the rotary table
+  std::int64_t scratch = 0;     // of one step, shared by all layers
+  std::int64_t boundaries = 0;  // mailboxes and sums
+};
+
+// What a model will be, known before any of its memory is allocated.
+struct ModelPlan {
+  ModelMemory memory;
+  CacheLayout caches;
+  int vocab_size = 0;  // as Model has it
+};
+
 struct ModelOptions {
   WeightsFrom weights;
   int max_tokens_per_step = 256;  // rows of the largest step
@@ -29,6 +44,10 @@ struct ModelOptions {
   // Further policies, for steps with StepShape::arm 1, 2, …; arm 0 is force_stage. To compare them
   // in one process: the weights are there once.
   std::vector<StagePolicy> more_stages;
+  // Called on every rank, which has the same caches everywhere but its own bytes, before anything
+  // of the model is allocated. May be collective; an error ends the opening. May be empty on all
+  // ranks.
+  std::function<Status(const ModelPlan&)> planned;
   // Called while loading: bytes done, bytes in all. May be empty.
   std::function<void(std::int64_t done, std::int64_t total)> progress;
 };
@@ -50,6 +69,8 @@ class Model {
   // How the boundaries of these steps ran: `count` is steps times boundaries.
   virtual std::vector<BoundaryUse> boundary_uses(const StepCounts& steps) const = 0;
   virtual std::int64_t weight_bytes() const = 0;  // on this rank
+  // What it holds, on this rank: what was planned.
+  virtual ModelMemory memory() const { return {.weights = weight_bytes()}; }
   // What a step needs at least on this rank; zeros where the model does not know.
   virtual StepCost step_cost(const StepLoad&) const { return {}; }
 };

@@ -97,8 +97,11 @@ ShardLoader::ShardLoader(Weights weights, std::vector<std::string_view> skipped_
       progress_(std::move(progress)),
       total_bytes_(weights_.bytes_wanted(skipped_prefixes_)) {}
 
-ShardLoader::ShardLoader(Weights weights, std::vector<std::string_view> skipped_prefixes)
-    : weights_(std::move(weights)), skipped_prefixes_(std::move(skipped_prefixes)) {}
+ShardLoader::ShardLoader(Weights weights, std::vector<std::string_view> skipped_prefixes,
+                         Device device)
+    : weights_(std::move(weights)),
+      skipped_prefixes_(std::move(skipped_prefixes)),
+      device_(device) {}
 
 ShardLoader::~ShardLoader() {
   if (stream_ != nullptr) static_cast<void>(stream_->synchronize());
@@ -184,7 +187,10 @@ Status ShardLoader::make_slices(std::span<const Piece> pieces, const TensorView&
 Result<TensorView> ShardLoader::allocate(DType dtype, std::initializer_list<std::int64_t> shape) {
   TensorView tensor = view(nullptr, dtype, device_, shape);
   device_bytes_ += static_cast<std::int64_t>(tensor.bytes());
-  if (only_counts()) return tensor;
+  if (only_counts()) {
+    tensor.data = nowhere_.next(tensor.bytes());
+    return tensor;
+  }
   TENON_ASSIGN(Buffer memory, Buffer::allocate(device_, tensor.bytes()));
   tensor.data = memory.data();
   buffers_.push_back(std::move(memory));

@@ -47,8 +47,8 @@ class ShardLoader {
   using Progress = std::function<void(std::int64_t done, std::int64_t total)>;
   ShardLoader(Weights weights, std::vector<std::string_view> skipped_prefixes, Stream& stream,
               Progress progress);
-  // Only counts: does everything but reading, allocating and copying, and gives views without data.
-  ShardLoader(Weights weights, std::vector<std::string_view> skipped_prefixes);
+  // Only counts: does everything but allocating and copying; the views on this device are nowhere.
+  ShardLoader(Weights weights, std::vector<std::string_view> skipped_prefixes, Device device = {});
 
   ~ShardLoader();  // waits for what is on its way
   ShardLoader(const ShardLoader&) = delete;
@@ -117,6 +117,7 @@ class ShardLoader {
   Stream* stream_ = nullptr;
   Progress progress_;
   std::int64_t total_bytes_ = 0, device_bytes_ = 0;
+  Nowhere nowhere_;
   std::vector<Buffer> buffers_;
   // What files are read into on their way to a device. While one is on its way the other is filled.
   struct Staging {

@@ -1,10 +1,12 @@
 #include "tenon/runtime/cache_memory.h"
 
-#include <cmath>
+#include <algorithm>
+#include <array>
 #include <string>
 #include <utility>
 
 #include "tenon/runtime/cache.h"
+#include "tenon/runtime/memory_plan.h"
 #include "tenon/runtime/scheduler.h"
 
 namespace tenon {
@@ -12,11 +14,6 @@ namespace {
 
 using Room = CacheMemory::Room;
 using Per = CacheSpec::Per;
-
-std::string bytes_text(double bytes) {
-  if (bytes >= 1e10) return std::to_string(std::llround(bytes / 1e9)) + " GB";
-  return std::to_string(std::llround(bytes / 1e6)) + " MB";
-}
 
 double bytes_of(const CacheLayout& layout, double blocks, double sequences) {
   return static_cast<double>(layout.block_bytes()) * blocks +
@@ -33,7 +30,7 @@ Status no_room(const Room& room, double wanted, const std::string& found,
                       std::to_string(room.max_batch);
   if (room.cache_tokens > 0) asked += ", cache_tokens " + std::to_string(room.cache_tokens);
   if (room.prefix_states > 0) asked += ", prefix_states " + std::to_string(room.prefix_states);
-  return Status::error(Code::kOutOfMemory, asked + " asks for " + bytes_text(wanted) +
+  return Status::error(Code::kOutOfMemory, asked + " asks for " + memory_text(wanted) +
                                                " of caches on each rank, " + found +
                                                "; accepted are " + accepted);
 }
@@ -65,14 +62,37 @@ std::string accepted_in(double has, const CacheLayout& layout, const Room& room)
 
 // Host memory is promised before it is there: caches that cannot fit are refused, not touched.
 Status check_bytes(const CacheLayout& layout, const Room& room, Device device) {
-  const double wanted = wanted_bytes(layout, room);
   TENON_ASSIGN(const DeviceProperties found, properties(device));
   const double has = static_cast<double>(found.total_bytes) / room.sharers;
-  if (wanted <= has) return Status::ok();
-  return no_room(room, wanted, "which has " + bytes_text(has), accepted_in(has, layout, room));
+  if (wanted_bytes(layout, room) <= has) return Status::ok();
+  return no_room(room, wanted_bytes(layout, room), "which has " + memory_text(has),
+                 accepted_in(has, layout, room));
 }
 
 }  // namespace
+
+Status CacheMemory::check_left(const CacheLayout& layout, const Room& room, std::int64_t left) {
+  const double wanted = wanted_bytes(layout, room), has = static_cast<double>(left);
+  if (wanted <= has) return Status::ok();
+  return no_room(room, wanted, "which has " + memory_text(has) + " left beside the model",
+                 accepted_in(has, layout, room));
+}
+
+Result<int> CacheMemory::blocks_in(const CacheLayout& layout, const Room& room, std::int64_t left) {
+  TENON_TRY(check_left(layout, room, left));
+  const std::int64_t block = layout.block_bytes();
+  if (block == 0) return room.blocks();
+  constexpr std::int64_t kMostBlocks = INT32_MAX / kBlockTokens - 1;  // places are int32
+  const std::int64_t for_blocks = left - layout.sequence_bytes() * room.slots();
+  return static_cast<int>(std::min(for_blocks / block, kMostBlocks));
+}
+
+Result<std::int64_t> agree_on_cache_tokens(const Result<int>& blocks, Communicator& comm) {
+  TENON_TRY(comm.agree(blocks.status(), "caches"));
+  std::array<std::int32_t, 1> least{*blocks};
+  TENON_TRY(comm.agree_min(least));
+  return std::int64_t{least[0]} * kBlockTokens;
+}
 
 int CacheMemory::Room::blocks() const {
   if (cache_tokens > 0) return static_cast<int>((cache_tokens + kBlockTokens - 1) / kBlockTokens);
@@ -95,7 +115,7 @@ Result<CacheMemory> CacheMemory::allocate(const CacheLayout& layout, const Room&
     auto allocated = Buffer::allocate(stream.device(), shape.bytes());
     if (allocated.status().code() == Code::kOutOfMemory)
       return no_room(room, wanted_bytes(layout, room),
-                     "of which " + bytes_text(had) + " could be had",
+                     "of which " + memory_text(had) + " could be had",
                      "smaller contexts and batches");
     TENON_ASSIGN(Buffer memory, std::move(allocated), "allocate cache \"" + spec.name + "\"");
     had += static_cast<double>(memory.bytes());
@@ -105,6 +125,12 @@ Result<CacheMemory> CacheMemory::allocate(const CacheLayout& layout, const Room&
     made.memory_.push_back(std::move(memory));
   }
   return made;
+}
+
+std::int64_t CacheMemory::bytes() const {
+  std::int64_t bytes = 0;
+  for (const Buffer& each : memory_) bytes += static_cast<std::int64_t>(each.bytes());
+  return bytes;
 }
 
 Status CacheMemory::fill(Stream& stream) const {

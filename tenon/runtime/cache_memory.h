@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "tenon/comm/communicator.h"
 #include "tenon/device/runtime.h"
 #include "tenon/layers/caches.h"
 
@@ -30,11 +31,17 @@ class CacheMemory {
     int slots() const { return max_batch + prefix_states; }
   };
   CacheMemory() = default;
+  // Whether `left` bytes have the room; a refusal says what would fit.
+  static Status check_left(const CacheLayout& layout, const Room& room, std::int64_t left);
+  // The most blocks that fit into `left` bytes beside the states of room.slots(). Refuses, as
+  // check_left() does, where those of the room itself do not.
+  static Result<int> blocks_in(const CacheLayout& layout, const Room& room, std::int64_t left);
   // room.blocks() parts of what blocks have and room.slots() of what sequences have; all bytes are
   // zero. Refuses what cannot fit before it touches any memory, and says what would.
   static Result<CacheMemory> allocate(const CacheLayout& layout, const Room& room, Stream& stream);
 
   CacheViews views() const { return views_; }
+  std::int64_t bytes() const;  // of all caches
   // The same made number everywhere: as bf16 and as f32 it is about 0.0115, and finite as any type.
   Status fill(Stream& stream) const;
   // Zeros in these parts.
@@ -45,5 +52,8 @@ class CacheMemory {
   std::vector<TensorView> views_;
   std::vector<Buffer> memory_;
 };
+
+// Tokens of the fewest blocks that any rank has, or the first rank's reason. Collective.
+Result<std::int64_t> agree_on_cache_tokens(const Result<int>& blocks, Communicator& comm);
 
 }  // namespace tenon

@@ -185,20 +185,6 @@ void give_up(Bootstrap& bootstrap, std::string_view doing, const Status& why) {
   }));
 }
 
-ModelOptions model_options(const EngineOptions& options) {
-  ModelOptions out;
-  out.weights = options.weights;
-  out.max_tokens_per_step = options.max_tokens_per_step;
-  out.max_sequences = options.max_batch;
-  out.max_context = options.max_context;
-  out.force_stage = options.force_stage;
-  out.max_stage = options.max_stage;
-  out.force_variant = options.force_variant;
-  out.more_stages = options.more_stages;
-  out.progress = options.progress;
-  return out;
-}
-
 }  // namespace
 
 std::string_view name(Finish finish) {
@@ -323,7 +309,7 @@ Status Engine::State::open_as_process() {
 }
 
 Status Engine::State::open_leader() {
-  const CacheMemory::Room room = cache_room(options, 1);
+  const CacheMemory::Room& room = own->room();
   caches.emplace(room.blocks(), kBlockTokens, room.slots());
   Scheduler::Limits limits{options.max_batch, options.max_tokens_per_step, options.max_context};
   limits.keeps_prefixes = options.prefix_states > 0;
@@ -341,6 +327,7 @@ Status Engine::State::open_leader() {
   eos = own->model().eos_ids();
   eos.insert(eos.end(), options.eos_ids.begin(), options.eos_ids.end());
   stats.weight_bytes = own->model().weight_bytes();
+  stats.memory = own->memory_plan();
   stats.transport = own->comm().transport();
   return Status::ok();
 }
@@ -353,7 +340,12 @@ Status Engine::check(const EngineOptions& options) {
       Scheduler::check({options.max_batch, options.max_tokens_per_step, options.max_context}));
   TENON_TRY(check_number("num_tokens", options.num_tokens, 0, INT32_MAX));
   // Steps name a token's place in the caches by an int32.
-  TENON_TRY(check_number("cache_tokens", options.cache_tokens, 0, INT32_MAX - kBlockTokens));
+  if (options.cache_tokens != kAutoCacheTokens)
+    TENON_TRY(check_number("cache_tokens", options.cache_tokens, 0, INT32_MAX - kBlockTokens));
+  if (!(options.memory_fraction > 0 && options.memory_fraction <= 1))
+    return Status::error(Code::kInvalidArgument, "memory_fraction is " +
+                                                     std::to_string(options.memory_fraction) +
+                                                     "; accepted are numbers above 0, up to 1");
   TENON_TRY(check_number("prefix_states", options.prefix_states, 0, kMaxTokensPerStep));
   TENON_TRY(check_number("force_stage", static_cast<int>(options.force_stage), 0, 4));
   for (const StagePolicy each : options.more_stages)
@@ -372,12 +364,6 @@ Result<std::unique_ptr<Engine>> Engine::open(const EngineOptions& options,
     auto state = std::make_unique<State>();
     state->options = options;
     state->make_model = std::move(make_model);
-    if (!state->make_model)
-      state->make_model = [raw = state.get()](Communicator& comm, Stream& stream) {
-        ModelOptions wanted = model_options(raw->options);
-        if (comm.rank() != 0) wanted.progress = {};
-        return open_model(raw->options.model, wanted, comm, stream);
-      };
     TENON_TRY(state->in_threads() ? state->open_in_threads() : state->open_as_process());
     std::unique_ptr<Engine> engine(new Engine(std::move(state)));
     if (engine->leads()) TENON_TRY(engine->state_->open_leader());

@@ -13,9 +13,14 @@
 #include "tenon/comm/communicator.h"
 #include "tenon/device/launch_timer.h"
 #include "tenon/models/model.h"
+#include "tenon/runtime/memory_plan.h"
 #include "tenon/runtime/scheduler.h"
 
 namespace tenon {
+
+// EngineOptions::cache_tokens: on devices as many as memory_fraction leaves room for, at least
+// max_batch · max_context; on hosts those.
+inline constexpr std::int64_t kAutoCacheTokens = -1;
 
 struct EngineOptions {
   std::string model;    // directory of a checkpoint
@@ -28,6 +33,10 @@ struct EngineOptions {
   // Tokens that the kv cache of each rank holds, of all sequences and kept prefixes together; 0:
   // max_batch · max_context. With fewer, sequences may be preempted: the same tokens, later.
   std::int64_t cache_tokens = 0;
+  // Of a device's memory, or of a rank's even part where ranks share one: what all that is counted
+  // (MemoryPlan) may take with kAutoCacheTokens. The rest is for what is not: the driver, recorded
+  // steps, the transport.
+  double memory_fraction = 0.9;
   // Delta-net states that are kept of prompts, beside those of max_batch sequences that run, for
   // prompts that begin alike: the same tokens, sooner. 0: nothing is kept of a prompt.
   int prefix_states = 16;
@@ -85,6 +94,7 @@ struct EngineStats {
   std::int64_t replayed_tokens = 0;  // drawn ones that ran again after a preemption
   std::uint64_t logits_fingerprint = 0;
   std::int64_t weight_bytes = 0;  // on rank 0
+  MemoryPlan memory;              // of rank 0
   std::string transport;
   std::vector<BoundaryUse> boundaries;
 };

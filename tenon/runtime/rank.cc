@@ -20,12 +20,21 @@ int threads_of_rank(int ranks) {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / ranks);
 }
 
-}  // namespace
-
-CacheMemory::Room cache_room(const EngineOptions& options, int sharers) {
-  return {options.max_context, options.max_batch, sharers, options.cache_tokens,
-          options.prefix_states};
+ModelOptions model_options(const EngineOptions& options) {
+  ModelOptions out;
+  out.weights = options.weights;
+  out.max_tokens_per_step = options.max_tokens_per_step;
+  out.max_sequences = options.max_batch;
+  out.max_context = options.max_context;
+  out.force_stage = options.force_stage;
+  out.max_stage = options.max_stage;
+  out.force_variant = options.force_variant;
+  out.more_stages = options.more_stages;
+  out.progress = options.progress;
+  return out;
 }
+
+}  // namespace
 
 Rank::Rank(const EngineOptions& options)
     : num_tokens_(options.num_tokens),
@@ -35,7 +44,7 @@ Rank::Rank(const EngineOptions& options)
 
 Result<std::unique_ptr<Rank>> Rank::open(const EngineOptions& options, int rank,
                                          std::shared_ptr<Bootstrap> bootstrap,
-                                         const ModelFactory& make_model) {
+                                         const ModelFactory& factory) {
   std::unique_ptr<Rank> opened(new Rank(options));
   // Before ranks meet: no target is the plainest reason of all.
   const bool is_process = options.bootstrap != nullptr;
@@ -57,14 +66,64 @@ Result<std::unique_ptr<Rank>> Rank::open(const EngineOptions& options, int rank,
   fields("num_tokens", options.num_tokens);
   fields("arms", static_cast<int>(1 + options.more_stages.size()));
   fields("cache_tokens", options.cache_tokens);
+  fields("memory_fraction", static_cast<float>(options.memory_fraction));
   fields("prefix_states", options.prefix_states);
   TENON_TRY(opened->comm_->agree_equal(fields, "engine options"));
   TENON_ASSIGN(Stream stream, Stream::create(device));
   opened->stream_.emplace(std::move(stream));
-  TENON_ASSIGN(opened->model_, make_model(*opened->comm_, *opened->stream_));
+  TENON_TRY(opened->make_model(options, factory));
   TENON_TRY(opened->prepare(options));
   TENON_TRY(opened->stream_->synchronize());
   return opened;
+}
+
+// A model of a factory is there when its memory is planned; another one is planned first.
+Status Rank::make_model(const EngineOptions& options, const ModelFactory& factory) {
+  if (factory) {
+    TENON_ASSIGN(model_, factory(*comm_, *stream_));
+    return plan_memory(options, {model_->memory(), model_->cache_layout(), model_->vocab_size()});
+  }
+  ModelOptions wanted = model_options(options);
+  if (comm_->rank() != 0) wanted.progress = {};
+  wanted.planned = [&](const ModelPlan& plan) { return plan_memory(options, plan); };
+  TENON_ASSIGN(model_, open_model(options.model, wanted, *comm_, *stream_));
+  return Status::ok();
+}
+
+// The plan, and with it how many tokens the caches hold. Collective on devices.
+Status Rank::plan_memory(const EngineOptions& options, const ModelPlan& model) {
+  const Device device = comm_->device();
+  const bool on_host = is_host(device.target), fills = options.cache_tokens == kAutoCacheTokens;
+  const int sharers = on_host || comm_->shares_device() ? comm_->size() : 1;
+  TENON_ASSIGN(const DeviceProperties found, properties(device));
+  room_ = {options.max_context, options.max_batch, sharers, fills ? 0 : options.cache_tokens,
+           options.prefix_states};
+  memory_plan_.device = static_cast<std::int64_t>(found.total_bytes) / sharers;
+  memory_plan_.model = model.memory;
+  memory_plan_.steps = StepRunner::count_bytes(layout_, model.vocab_size);
+  if (!on_host && fills) {
+    const std::int64_t left = memory_plan_.left(options.memory_fraction);
+    TENON_ASSIGN(room_.cache_tokens,
+                 agree_on_cache_tokens(CacheMemory::blocks_in(model.caches, room_, left), *comm_));
+  } else if (!on_host) {
+    const Status fits = CacheMemory::check_left(model.caches, room_, memory_plan_.left(1));
+    TENON_TRY(comm_->agree(fits, "caches"));
+  }
+  const std::int64_t state = model.caches.sequence_bytes();
+  memory_plan_.blocks = model.caches.block_bytes() * room_.blocks();
+  memory_plan_.states = state * room_.max_batch;
+  memory_plan_.kept_states = state * room_.prefix_states;
+  memory_plan_.cache_tokens = std::int64_t{room_.blocks()} * kBlockTokens;
+  log(LogLevel::kInfo, memory_plan_.text());
+  return Status::ok();
+}
+
+MemoryPlan Rank::held_memory() const {
+  MemoryPlan held = memory_plan_;
+  held.model = model_->memory();
+  held.steps = runner_->bytes();
+  held.blocks = caches_.bytes() - held.states - held.kept_states;
+  return held;
 }
 
 Status Rank::prepare(const EngineOptions& options) {
@@ -75,9 +134,7 @@ Status Rank::prepare(const EngineOptions& options) {
                                               std::to_string(ranks) + " ranks cannot share evenly");
   if (num_tokens_ <= 0) num_tokens_ = model_->num_ids();
   num_tokens_ = std::min(num_tokens_, model_->num_ids());
-  const int sharers = is_host(comm_->device().target) ? ranks : 1;
-  TENON_ASSIGN(caches_, CacheMemory::allocate(model_->cache_layout(), cache_room(options, sharers),
-                                              *stream_));
+  TENON_ASSIGN(caches_, CacheMemory::allocate(model_->cache_layout(), room_, *stream_));
   TENON_ASSIGN(runner_,
                StepRunner::make({layout_, *model_, caches_.views(), *comm_, *stream_}, num_tokens_,
                                 options.graphs && env().graphs && model_->launches_only()));

@@ -11,6 +11,7 @@
 #include "tenon/comm/communicator.h"
 #include "tenon/models/model.h"
 #include "tenon/runtime/cache_memory.h"
+#include "tenon/runtime/memory_plan.h"
 #include "tenon/runtime/step_input.h"
 #include "tenon/runtime/step_runner.h"
 
@@ -18,15 +19,13 @@ namespace tenon {
 
 struct EngineOptions;
 
-// The room for caches that an engine asks for on each rank.
-CacheMemory::Room cache_room(const EngineOptions& options, int sharers);
-
 class Rank {
  public:
   // Makes the model behind an engine. Collective over the ranks.
   using ModelFactory = std::function<Result<std::unique_ptr<Model>>(Communicator&, Stream&)>;
 
-  // Collective: every rank opens with the same options.
+  // Collective: every rank opens with the same options. Without a factory the model is that of
+  // options.model.
   static Result<std::unique_ptr<Rank>> open(const EngineOptions& options, int rank,
                                             std::shared_ptr<Bootstrap> bootstrap,
                                             const ModelFactory& make_model);
@@ -38,6 +37,12 @@ class Rank {
   Status broadcast(std::span<std::byte> step);
   // Room for the bytes of the next step.
   std::span<std::byte> input() const { return runner_->input(); }
+
+  // The room for caches, the same on all ranks.
+  const CacheMemory::Room& room() const { return room_; }
+  const MemoryPlan& memory_plan() const { return memory_plan_; }
+  // What it holds by now: as planned.
+  MemoryPlan held_memory() const;
 
   // Ids that may be asked with and drawn: 0 … num_tokens() − 1.
   int num_tokens() const { return num_tokens_; }
@@ -68,6 +73,8 @@ class Rank {
 
  private:
   explicit Rank(const EngineOptions& options);
+  Status make_model(const EngineOptions& options, const ModelFactory& factory);
+  Status plan_memory(const EngineOptions& options, const ModelPlan& model);
   Status prepare(const EngineOptions& options);
   Result<std::span<const std::int32_t>> run_on_stream();
   Status launch_step();
@@ -77,6 +84,8 @@ class Rank {
   std::unique_ptr<Communicator> comm_;
   std::optional<Stream> stream_;
   std::unique_ptr<Model> model_;
+  CacheMemory::Room room_;
+  MemoryPlan memory_plan_;
   CacheMemory caches_;
   std::unique_ptr<StepRunner> runner_;
   StepCounts steps_;

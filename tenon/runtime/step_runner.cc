@@ -78,6 +78,18 @@ Result<std::unique_ptr<StepRunner>> StepRunner::make(const Parts& parts, int num
   return made;
 }
 
+std::int64_t StepRunner::count_bytes(const StepLayout& layout, int vocab_size) {
+  const auto rows = static_cast<std::size_t>(layout.max_sequences());
+  return static_cast<std::int64_t>(
+      report_bytes(rows) + static_cast<std::size_t>(layout.max_edits()) * sizeof(float) +
+      layout.bytes() + rows * static_cast<std::size_t>(vocab_size) * sizeof(float));
+}
+
+std::int64_t StepRunner::bytes() const {
+  return static_cast<std::int64_t>(report_.bytes() + saved_.bytes() + input_.bytes() +
+                                   logits_.bytes());
+}
+
 Status StepRunner::allocate() {
   const Device device = parts_.comm.device();
   const StepLayout& layout = parts_.layout;

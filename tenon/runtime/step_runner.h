@@ -30,6 +30,10 @@ class StepRunner {
   // Ids at or past num_tokens are never drawn. Not collective.
   static Result<std::unique_ptr<StepRunner>> make(const Parts& parts, int num_tokens, bool graphs);
 
+  // What make() allocates of the device's memory, and what this one holds of it.
+  static std::int64_t count_bytes(const StepLayout& layout, int vocab_size);
+  std::int64_t bytes() const;
+
   // Host memory for the bytes of the next step: to be filled before upload().
   std::span<std::byte> input() const { return host_input_.bytes(); }
   StepHeader header() const { return StepReader::header(input()); }

@@ -5,6 +5,7 @@ import http.server
 import json
 import pathlib
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -12,7 +13,7 @@ import unittest
 import xml.etree.ElementTree
 
 from serve_support import Server
-from support import ROOT, tenon
+from support import PATIENCE, ROOT, children_of, start, tenon, wait_until
 
 DATA = ROOT / "tests/data/gsm8k/made.jsonl"
 PROBLEMS = [json.loads(line) for line in DATA.read_text().splitlines()]
@@ -24,11 +25,15 @@ class Scripted(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, script):
+    def __init__(self, script, silent_close=False):
+        self.silent_close = silent_close  # connections end after each answer, which does not say so
         self.script, self.bodies, self.times, self.lock = script, [], [], threading.Lock()
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, request, client_address):
+        pass  # clients leave; what goes wrong in a script is seen by the client
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -77,6 +82,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if each is None:  # cut off
                 self.wfile.write(b"0\r\n\r\n")
                 return None
+            if each == "close":
+                self.close_connection = True
+                return None
             wait, text = each
             time.sleep(wait)
             count += 1
@@ -85,6 +93,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.event({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": count}})
         self.piece(b"data: [DONE]\n\n")
         self.wfile.write(b"0\r\n\r\n")
+        self.close_connection = self.server.silent_close
         return None
 
 
@@ -93,8 +102,8 @@ class Case(unittest.TestCase):
         self.directory = pathlib.Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.directory)
 
-    def scripted(self, script):
-        server = Scripted(script)
+    def scripted(self, script, **more):
+        server = Scripted(script, **more)
         self.addCleanup(server.server_close)
         self.addCleanup(server.shutdown)
         return server
@@ -143,7 +152,7 @@ class Load(Case):
         self.assertEqual((gain["new"], gain["old"], gain["concurrency"]), ("stages auto", "stages 3", 3))
         for key, sign in (("output_tokens_per_s", 1), ("requests_per_s", 1), ("ttft_median_ms", -1), ("e2e_p99_ms", -1)):
             self.assertAlmostEqual(gain[key], sign * 100 * (new[key] - old[key]) / old[key], places=6)
-        self.assertEqual(len(list(csv.DictReader(table.open()))), 4)
+        self.assertEqual(len(list(csv.DictReader(table.read_text().splitlines()))), 4)
         xml.etree.ElementTree.parse(plot)
 
     def test_prompts_may_share_prefixes_and_become_a_chat(self):
@@ -157,13 +166,38 @@ class Load(Case):
     def test_errors_are_counted_by_kind(self):
         def script(_, number):
             answers = ([(0, "one")], 429, [(0, "one"), None], [b'data: {"error": {"message": "broke"}}\n\n'],
-                       [b"data: {no json\n\n"], 503)
+                       [b"data: {no json\n\n"], 503, [(0, "one"), "close"], [(0, "one"), (3, "late")])
             return answers[number]
         server = self.scripted(script)
-        found = self.load("--url", server.url, "--num-ids", "50", "--num-prompts", "6", "--concurrency", "1",
-                          "--warm-up", "0", code=1)
-        self.assertEqual(found["errors"], {"http 429": 1, "http 503": 1, "cut off": 1, "error event": 1, "malformed": 1})
-        self.assertEqual((found["results"][0]["completed"], found["results"][0]["failed"]), (1, 5))
+        found = self.load("--url", server.url, "--num-ids", "50", "--num-prompts", "8", "--concurrency", "1",
+                          "--warm-up", "0", "--patience-seconds", "1", code=1)
+        kinds = ("http 429", "http 503", "cut off", "error event", "malformed", "broken", "out of time")
+        self.assertEqual(found["errors"], {kind: 1 for kind in kinds})
+        self.assertEqual((found["results"][0]["completed"], found["results"][0]["failed"]), (1, 7))
+
+    def test_kept_connections_may_have_been_closed(self):
+        server = self.scripted(lambda *_: [(0.01, "a")], silent_close=True)
+        row = self.load("--url", server.url, "--num-ids", "50", "--num-prompts", "6", "--concurrency", "2",
+                        "--warm-up", "0")["results"][0]
+        self.assertEqual((row["completed"], row["failed"], len(server.bodies)), (6, 0, 6))
+
+    def test_a_signal_tells_what_is_whole_and_ends_the_server(self):
+        file = self.directory / "all.json"
+        process = start("bench", "serve", "--num-prompts", "2", "--output-tokens", "2", "--repeats", "1000",
+                        "--warm-up", "0", "--json-file", str(file))
+        self.addCleanup(process.kill)
+        self.assertTrue(wait_until(lambda: children_of(process)))
+        child = children_of(process)[0]
+        self.assertTrue(wait_until(lambda: children_of(process) not in ([], [child])))  # a turn is over
+        last = children_of(process)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=PATIENCE)
+        self.assertEqual(process.returncode, -signal.SIGINT, error)
+        self.assertIn("tenon serve", out)
+        found = json.loads(file.read_text())
+        self.assertFalse(found["complete"])
+        self.assertGreaterEqual(found["results"][0]["turns"], 1)
+        self.assertFalse(any(pathlib.Path(f"/proc/{each}").exists() for each in last))
 
     def test_times_are_those_of_the_tokens(self):
         server = self.scripted(lambda *_: [(0.2, "a")] + [(0.05, "b")] * 4)

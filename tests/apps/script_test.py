@@ -95,7 +95,8 @@ class Names(Stubbed):
                 ("Env.ReadsEveryKnob", "core_env_test", ["-R Env.ReadsEveryKnob -L ^(core_env_test)$"]),
                 ("policy.layers", "build.ninja", [r"-R ^(policy\.layers)$"]),
                 ("apps.run", "tenon", [r"-R ^(apps\.run)$"]),
-                ("apps", "apps_progress_test apps_server_test apps_shapes_test tenon", ["-L ^apps(_|$)"])):
+                ("apps", "apps_kernel_name_test apps_load_test apps_progress_test apps_server_test "
+                 "apps_shapes_test tenon", ["-L ^apps(_|$)"])):
             self.assertEqual(self.done("test", name).returncode, 0, name)
             calls = self.calls()
             self.assertTrue(calls[-1 - len(runs)].endswith("--target " + targets), calls)

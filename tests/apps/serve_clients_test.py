@@ -1,37 +1,10 @@
 #!/usr/bin/env python3
-"""tenon serve through the Python clients of OpenAI and Anthropic: serve_clients_test.py TENON [FOLDER].
+"""tenon serve through the Python clients of OpenAI and Anthropic: serve_clients_test.py TENON [FOLDER]."""
+from clients_support import enter
 
-They are installed into FOLDER, once. Where that cannot be (no network), the test says so and is skipped.
-"""
-import os
-import pathlib
-import subprocess
-import sys
-import venv
+enter(__file__, "openai==3.57.0", "anthropic==2.14.0")
 
-CODE_OF_SKIP = 77
-PACKAGES = ("openai", "anthropic")
-
-
-def enter(folder):
-    """Goes on with the Python of `folder`, which has the clients."""
-    python = folder / "bin/python"
-    if not (folder / "done").exists():
-        try:
-            venv.create(folder, with_pip=True)
-            subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-                            "--timeout", "10", "--retries", "1", *PACKAGES], check=True, timeout=300)
-        except (OSError, subprocess.SubprocessError) as why:
-            print(f"skipped: {', '.join(PACKAGES)} could not be installed from PyPI ({why})")
-            sys.exit(CODE_OF_SKIP)
-        (folder / "done").touch()
-    os.execv(python, [str(python), __file__, sys.argv[1], "--inside"])
-
-
-if "--inside" not in sys.argv:
-    enter(pathlib.Path(sys.argv[2] if len(sys.argv) > 2 else "build/clients").resolve())
-sys.argv.remove("--inside")
-
+import json  # noqa: E402
 import unittest  # noqa: E402
 
 import anthropic  # noqa: E402
@@ -41,12 +14,17 @@ from serve_support import Server  # noqa: E402
 from support import QUESTION  # noqa: E402
 
 ASKED = [{"role": "user", "content": QUESTION}]
+TOOLS = [{"type": "function", "function": {
+    "name": "multiply", "description": "Multiplies.", "parameters": {
+        "type": "object", "required": ["a", "b"],
+        "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}}}]
 server = None
 
 
 def setUpModule():
     global server
-    server = Server("--max-context", "1024", "--served-model-name", "tiny", "--api-key", "secret", "--quiet")
+    server = Server("--max-context", "1024", "--served-model-name", "tiny",
+                    "--served-model-name", "team/tiny model", "--api-key", "secret", "--quiet")
 
 
 def tearDownModule():
@@ -80,10 +58,43 @@ class OpenAi(unittest.TestCase):
         self.assertTrue(final.choices[0].message.content)
 
     def test_completions_and_models(self):
-        self.assertEqual([each.id for each in self.client.models.list()], ["tiny"])
+        self.assertEqual([each.id for each in self.client.models.list()],
+                         ["tiny", "team/tiny model"])
         found = self.client.completions.create(model="tiny", prompt=["Tom", "Ann"], max_tokens=3,
                                                extra_body={"ignore_eos": True})
         self.assertEqual([each.finish_reason for each in found.choices], ["length"] * 2)
+
+    def test_names_with_a_slash(self):
+        self.assertEqual(self.client.models.retrieve("team/tiny model").id, "team/tiny model")
+        with self.assertRaises(openai.NotFoundError):
+            self.client.models.retrieve("team/other")
+
+    def test_calls_of_tools_go_there_and_back(self):
+        """The loop of an agent, three turns of calls: each prompt has all that was called and told. The
+        tiny model calls nothing by itself, so its calls are put into the conversation here."""
+        messages = [{"role": "system", "content": "Be brief."}, *ASKED]
+        asked = {"model": "tiny", "messages": messages, "tools": TOOLS, "temperature": 0,
+                 "max_completion_tokens": 8, "parallel_tool_calls": False, "tool_choice": "auto"}
+        before = self.client.chat.completions.create(**asked).usage.prompt_tokens
+        for turn in range(3):
+            messages.append({"role": "assistant", "content": None, "tool_calls": [
+                {"id": f"call_{turn}", "type": "function", "function": {
+                    "name": "multiply", "arguments": json.dumps({"a": turn, "b": "12\n"})}}]})
+            messages.append({"role": "tool", "tool_call_id": f"call_{turn}", "content": f"<{turn * 12}>"})
+            whole = self.client.chat.completions.create(**asked)
+            streamed = "".join(each.choices[0].delta.content or "" for each in
+                               self.client.chat.completions.create(**asked, stream=True))
+            self.assertEqual(streamed, whole.choices[0].message.content)
+            self.assertGreater(whole.usage.prompt_tokens, before)
+            before = whole.usage.prompt_tokens
+            key = [("authorization", "Bearer secret")]
+            ids = server.post("/tokenize", {"messages": messages, "tools": TOOLS}, key).json()["tokens"]
+            self.assertEqual(len(ids), before)
+            prompt = server.post("/detokenize", {"tokens": ids}, key).json()["prompt"]
+            for past in range(turn + 1):
+                self.assertIn(f"<function=multiply>\n<parameter=a>\n{past}\n</parameter>\n"
+                              "<parameter=b>\n12\n\n</parameter>", prompt)
+                self.assertIn(f"<tool_response>\n<{past * 12}>\n</tool_response>", prompt)
 
     def test_errors(self):
         with self.assertRaises(openai.BadRequestError) as caught:
@@ -95,6 +106,9 @@ class OpenAi(unittest.TestCase):
         self.assertEqual(caught.exception.code, "context_length_exceeded")
         with self.assertRaises(openai.NotFoundError):
             self.client.chat.completions.create(model="other", messages=ASKED)
+        with self.assertRaises(openai.NotFoundError) as caught:
+            self.client.embeddings.create(model="tiny", input="Tom")
+        self.assertEqual(caught.exception.code, "not_found")
         with self.assertRaises(openai.AuthenticationError):
             self.client.with_options(api_key="wrong").models.list()
 
@@ -124,6 +138,18 @@ class Anthropic(unittest.TestCase):
             final = stream.get_final_message()
         self.assertEqual([block.type for block in final.content], ["thinking"])
         self.assertEqual(final.stop_reason, "max_tokens")
+
+    def test_calls_of_tools_go_there_and_back(self):
+        tools = [{"name": each["function"]["name"], "description": each["function"]["description"],
+                  "input_schema": each["function"]["parameters"]} for each in TOOLS]
+        messages = [*ASKED, {"role": "assistant", "content": [
+            {"type": "text", "text": "Let me see."},
+            {"type": "tool_use", "id": "toolu_1", "name": "multiply", "input": {"a": 3, "b": "12"}}]}]
+        asked = {**self.asked, "messages": messages, "tools": tools, "max_tokens": 8}
+        before = self.client.messages.create(**asked).usage.input_tokens
+        messages.append({"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "toolu_1", "content": "36", "is_error": False}]})
+        self.assertGreater(self.client.messages.create(**asked).usage.input_tokens, before)
 
     def test_errors(self):
         with self.assertRaises(anthropic.BadRequestError):

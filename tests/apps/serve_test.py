@@ -224,7 +224,7 @@ class Completions(unittest.TestCase):
             return server.post(COMPLETIONS, body).json()["choices"][0]["text"]
         self.assertEqual(asked(seed=3), asked(seed=3))
         self.assertEqual(asked(seed=-1), asked(seed=-1))
-        self.assertGreater(len({asked() for _ in range(4)}), 1)
+        self.assertGreater(len({asked(temperature=3) for _ in range(4)}), 1)
 
 
 class Generate(unittest.TestCase):

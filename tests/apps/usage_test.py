@@ -122,7 +122,7 @@ class Generated(unittest.TestCase):
 
     def test_bash_completes(self):
         self.assertEqual(self.complete("r"), ["run"])
-        self.assertEqual(self.complete("eval", ""), ["words", "-h", "--help"])
+        self.assertEqual(self.complete("eval", ""), ["words", "gsm8k", "-h", "--help"])
         self.assertEqual(self.complete("run", "--temp"), ["--temperature"])
         self.assertEqual(self.complete("run", "--force-stage", "m"), ["mixed"])
         self.assertEqual(self.complete("run", "--processes", "--transport", "t"), ["threads"])

@@ -145,8 +145,7 @@ TEST(Head, GivesTheChosenRowsAndMinusInfinityBehindTheTable) {
     SCOPED_TRACE(test::to_string(target));
     LayerBench layer(target, kMaxRows, kHidden);
     const auto table = layer.matrix(false, kFilled, kHidden);
-    const auto head =
-        Head::make(table.matrix.weight, 8, kWidth, layer.context, layer.bench.stream());
+    const auto head = Head::make(table.matrix.weight, 8, kWidth, layer.context);
     ASSERT_TRUE(head) << head.status().message();
     const auto x = layer.normed_rows(kMaxRows);
     for (const std::vector<std::int32_t>& rows : {std::vector<std::int32_t>{4}, {0, 3, 2}}) {
@@ -172,7 +171,7 @@ TEST(Head, GivesTheChosenRowsAndMinusInfinityBehindTheTable) {
 TEST(Head, MayHaveNoTable) {
   LayerBench layer(Target::kCpu, kMaxRows, kHidden);
   const TensorView nothing = view(nullptr, DType::kBF16, layer.bench.device(), {0, kHidden});
-  const auto head = Head::make(nothing, 16, 4, layer.context, layer.bench.stream());
+  const auto head = Head::make(nothing, 16, 4, layer.context);
   ASSERT_TRUE(head) << head.status().message();
   const auto shard =
       head->run(layer.normed_rows(2).rows, layer.put_i32({1, 0}), layer.bench.stream());

@@ -6,7 +6,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <optional>
 #include <random>
+#include <utility>
 
 #include "tests/support/model_driver.h"
 #include "tests/support/ranks.h"
@@ -29,8 +31,15 @@ class MadeUp : public DecoderFiles {
   Result<Facts> look(const ModelOptions&, const Communicator&) override {
     return Facts{{"layers", layers_fact}};
   }
+  Result<DecoderSpec> count(const ModelOptions& options, Device device) override {
+    only_counts_ = true;
+    TENON_ASSIGN(Stream stream, Stream::create(device));
+    auto counted = load(options, stream);
+    only_counts_ = false;
+    return counted;
+  }
   Result<DecoderSpec> load(const ModelOptions& options, Stream& stream) override {
-    if (!broken.empty()) return Status::error(Code::kIo, broken);
+    if (!broken.empty() && !only_counts_) return Status::error(Code::kIo, broken);
     stream_ = &stream;
     random_.seed(1);
     DecoderSpec spec;
@@ -60,7 +69,8 @@ class MadeUp : public DecoderFiles {
       spec.layers.push_back({norm(kHidden), norm(kHidden), attention, dense});
     }
     spec.eos_ids = {5};
-    spec.memory = std::move(memory_);
+    for (const Buffer& each : memory_) spec.weight_bytes += static_cast<std::int64_t>(each.bytes());
+    spec.memory = std::exchange(memory_, {});
     return spec;
   }
 
@@ -104,6 +114,7 @@ class MadeUp : public DecoderFiles {
   }
 
   const float norm_offset_;
+  bool only_counts_ = false;
   Stream* stream_ = nullptr;
   std::mt19937 random_;
   std::vector<Buffer> memory_;
@@ -150,6 +161,49 @@ TEST(Decoder, NormOffsetIsData) {
   EXPECT_EQ(found[1], found[3]);
   EXPECT_NE(found[0], found[1]);
   EXPECT_TRUE(std::isfinite(test::rms(found[0])));
+}
+
+TEST(Decoder, HoldsWhatWasPlanned) {
+  for (const bool mixed : {false, true})
+    run_ranks(2, [&](int, Communicator& comm) {
+      MadeUp files(1);
+      auto stream = Stream::create(comm.device());
+      ASSERT_TRUE(stream);
+      ModelOptions options = test::small_options();
+      if (mixed) options.more_stages = {StagePolicy::kMixed};
+      std::optional<ModelPlan> plan;
+      options.planned = [&](const ModelPlan& each) {
+        plan = each;
+        return Status::ok();
+      };
+      auto model = open_decoder(files, "nowhere", options, comm, *stream);
+      ASSERT_TRUE(model) << model.status().to_string();
+      ASSERT_TRUE(plan);
+      const ModelMemory held = (*model)->memory();
+      EXPECT_GT(held.weights, 0);
+      EXPECT_GT(held.scratch, 0);
+      EXPECT_GT(held.boundaries, 0);
+      EXPECT_EQ(plan->memory.weights, held.weights);
+      EXPECT_EQ(plan->memory.scratch, held.scratch);
+      EXPECT_EQ(plan->memory.boundaries, held.boundaries);
+      EXPECT_EQ(plan->vocab_size, (*model)->vocab_size());
+      EXPECT_EQ(plan->caches.token_bytes(), (*model)->cache_layout().token_bytes());
+    });
+}
+
+TEST(Decoder, IsNotLoadedWhereItsPlanIsRefused) {
+  MadeUp files(1);
+  files.broken = "load() was called";
+  run_ranks(1, [&](int, Communicator& comm) {
+    auto stream = Stream::create(comm.device());
+    ASSERT_TRUE(stream);
+    ModelOptions options = test::small_options();
+    options.planned = [](const ModelPlan&) {
+      return Status::error(Code::kOutOfMemory, "too large");
+    };
+    const auto model = open_decoder(files, "nowhere", options, comm, *stream);
+    EXPECT_EQ(model.status().message(), "load nowhere: too large");
+  });
 }
 
 TEST(Decoder, WhatOneRankMeetsAllRanksHear) {

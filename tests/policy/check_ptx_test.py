@@ -58,6 +58,7 @@ class CheckPtx(unittest.TestCase):
             "\tcp.async.bulk.prefetch.L2.global [%rd2], %r1;\n",
             "\tcp.async.cg.shared.global [%r1], [%rd2], 16, %r2;\n\tcp.async.wait_all;\n",
             "\t@%p1 trap;\n",
+            "\tld.global.nc.L1::no_allocate.b16 %rs1, [%rd2];\n",
         ):
             self.assertEqual(self.complaints(source(HEAD + step + "$L__BB0_2:\n" + WAIT + REST)), [], step)
 
@@ -65,6 +66,7 @@ class CheckPtx(unittest.TestCase):
         for access in (
             LOAD,
             "\tld.u32 	%r1, [%rd2];\n",  # generic
+            "\tld.global.nc.f32 	%f1, [%rd2];\n",
             "\tst.global.v4.u32 	[%rd2], {%r1, %r2, %r3, %r4};\n",
             "\t@%p1 atom.global.add.u32 	%r1, [%rd2], 1;\n",
             "\tred.relaxed.sys.global.add.u32 	[%rd2], 1;\n",

@@ -14,11 +14,14 @@ class Files final : public DecoderFiles {
  public:
   explicit Files(const std::string& directory) : directory_(directory) {}
   Result<Facts> look(const ModelOptions& options, const Communicator& comm) override;
+  Result<DecoderSpec> count(const ModelOptions& options, Device device) override;
   Result<DecoderSpec> load(const ModelOptions& options, Stream& stream) override;
 
  private:
+  Result<DecoderSpec> read(const ModelOptions& options, ShardLoader& loader);
   const std::string& directory_;
   std::optional<Checkpoint> found_;  // until it is read
+  std::vector<float> rotary_;        // its values, once they are computed
   Share share_;
 };
 
@@ -40,17 +43,31 @@ Result<Facts> Files::look(const ModelOptions& options, const Communicator& comm)
   return facts;
 }
 
-Result<DecoderSpec> Files::load(const ModelOptions& options, Stream& stream) {
-  Checkpoint checkpoint = *std::exchange(found_, std::nullopt);
-  const Config& config = checkpoint.config;
-  ShardLoader loader(std::move(checkpoint.files), skipped_prefixes(), stream, options.progress);
-  TENON_ASSIGN(const TensorView cos_sin, loader.values(rotary_table(config, options.max_context),
-                                                       {options.max_context, config.rotary_dim}));
+Result<DecoderSpec> Files::read(const ModelOptions& options, ShardLoader& loader) {
+  const Config& config = found_->config;
+  if (rotary_.empty()) rotary_ = rotary_table(config, options.max_context);
+  TENON_ASSIGN(const TensorView cos_sin,
+               loader.values(rotary_, {options.max_context, config.rotary_dim}));
   TENON_ASSIGN(DecoderSpec spec, load_weights(config, share_, cos_sin, loader));
-  spec.eos_ids = std::move(checkpoint.eos_ids);
+  spec.eos_ids = found_->eos_ids;
   spec.weight_bytes = loader.device_bytes();
   spec.memory = loader.take_buffers();
   return spec;
+}
+
+Result<DecoderSpec> Files::count(const ModelOptions& options, Device device) {
+  ShardLoader loader(std::move(found_->files), skipped_prefixes(), device);
+  auto counted = read(options, loader);
+  found_->files = loader.release();
+  found_->files.take_back();
+  return counted;
+}
+
+Result<DecoderSpec> Files::load(const ModelOptions& options, Stream& stream) {
+  ShardLoader loader(std::move(found_->files), skipped_prefixes(), stream, options.progress);
+  auto loaded = read(options, loader);
+  found_.reset();
+  return loaded;
 }
 
 }  // namespace

@@ -21,10 +21,12 @@ struct HeadNorms {
 TENON_DEVICE void read_norms(const NewHeads& heads, HeadNorms& to) {
   if (heads.k == nullptr) return;
   for (int i = thread_id(); i < kHeadDim; i += block_threads()) {
-    to.q[i] = heads.wide_norms ? static_cast<const float*>(heads.q_norm)[i]
-                               : to_float(static_cast<const bf16*>(heads.q_norm)[i]);
-    to.k[i] = heads.wide_norms ? static_cast<const float*>(heads.k_norm)[i]
-                               : to_float(static_cast<const bf16*>(heads.k_norm)[i]);
+    const auto read = [&](const void* norm) {
+      return heads.wide_norms ? load_constant(static_cast<const float*>(norm) + i)
+                              : to_float(load_constant(static_cast<const bf16*>(norm) + i));
+    };
+    to.q[i] = read(heads.q_norm);
+    to.k[i] = read(heads.k_norm);
   }
 }
 

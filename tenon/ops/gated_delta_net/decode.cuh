@@ -46,7 +46,7 @@ TENON_DEVICE Channels channels_of(const KernelArgs& args, int v_head) {
 // afterwards, and nothing but time depends on this.
 TENON_DEVICE void ask_for_state(const KernelArgs& args, int index, int v_head) {
   if (index >= args.sequences) return;
-  const std::int32_t slot = args.from[index];
+  const std::int32_t slot = load_constant(&args.from[index]);
   if (slot < 0 || slot >= args.num_slots) return;
   const float* state = state_of(args, slot, v_head);
   for (int at = thread_id() * 32; at < kDim * kDim; at += block_threads() * 32)
@@ -61,7 +61,8 @@ TENON_DEVICE Weights load_weights(const KernelArgs& args, const Channels& channe
   Weights weights;
   TENON_UNROLL
   for (int c = 0; c < 3; ++c)
-    __builtin_memcpy(weights.of[c], args.conv_weight + std::int64_t{channels.of[c]} * 4, 8);
+    for (int tap = 0; tap < 4; ++tap)
+      weights.of[c][tap] = load_constant(args.conv_weight + std::int64_t{channels.of[c]} * 4 + tap);
   return weights;
 }
 

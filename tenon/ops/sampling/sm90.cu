@@ -99,8 +99,8 @@ TENON_KERNEL sample_cluster_kernel(ClusterSample call) {
   ClusterRoom& room = *reinterpret_cast<ClusterRoom*>(memory);
   const Sample& sample = call.sample;
   const int r = block_id() / ClusterTeam::kRanks;
-  let_next_start();
   wait_for_previous();
+  let_next_start();
   if (r >= sample.rows) return;  // the plan was made for more
   const LogitRow row = row_of(sample, r);
   const std::int32_t begin = ClusterTeam::rank() * call.part;
