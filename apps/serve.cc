@@ -134,6 +134,7 @@ Status serve_session(const Options& options, Session& session) {
   TENON_ASSIGN(service_options.num_ids, session.num_ids());
   service_options.stall_time = milliseconds(1000 * options.stall_seconds);
   service_options.access_log = !options.quiet;
+  service_options.max_queued = options.session.queue.max_queued;
   std::random_device random;
   service_options.first_seed = (std::uint64_t{random()} << 32) | random();
   TENON_ASSIGN(service_options.defaults.sampling,

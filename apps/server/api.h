@@ -38,7 +38,9 @@ struct ApiRequest {
   std::string model = {};  // as asked; empty: any
   std::vector<serve::Prompt> prompts = {};
   bool is_batch = false;  // the prompts came as a list of prompts
-  int n = 1;              // answers to each prompt; the seeds are seed, seed + 1, …
+  // The fields that errors name which only a model finds.
+  std::string prompt_field = "messages", bias_field = "logit_bias", n_field = "n";
+  int n = 1;  // answers to each prompt; the seeds are seed, seed + 1, …
   SamplingParams sampling = {};
   std::optional<int> max_tokens = {};  // none: to the end of the context
   std::optional<std::uint64_t> seed = {};

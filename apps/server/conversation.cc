@@ -90,14 +90,15 @@ void read_message(const Fields& fields, const std::string& where, const Value& f
   if (message.role.empty()) return fields.fail(where, "has no \"role\" that is a string");
   if (message.role == "developer") message.role = "system";
   if (!read_content(fields, where + ".content", member(from, "content"), message.content)) return;
-  for (const char* name : {"reasoning_content", "reasoning"})
-    if (const Value* thoughts = member(from, name); thoughts != nullptr && thoughts->is_string()) {
-      message.more.emplace_back("reasoning_content", *thoughts);
-      break;
-    }
-  for (const char* name : {"name", "tool_call_id"})
-    if (const Value* value = member(from, name); value != nullptr && value->is_string())
-      message.more.emplace_back(name, *value);
+  const Fields inside = fields.inside(from, (where + ".").c_str());
+  const auto add_text = [&](const char* name, const char* as) {
+    std::string text;
+    inside.text(name, text);
+    if (inside.find(name) != nullptr) message.more.emplace_back(as, text);
+  };
+  const bool is_long = inside.find("reasoning_content") != nullptr;
+  add_text(is_long ? "reasoning_content" : "reasoning", "reasoning_content");
+  for (const char* name : {"name", "tool_call_id"}) add_text(name, name);
   if (const Value* calls = member(from, "tool_calls"))
     if (!read_calls(fields, where + ".tool_calls", *calls, message)) return;
   out.push_back(std::move(message));
@@ -118,6 +119,9 @@ void for_each_message(const Fields& fields, Read read) {
     read(where, each);
   }
 }
+
+// What a tool may say of its parameters: an object, or nothing.
+bool is_schema(const Value* parameters) { return parameters == nullptr || parameters->is_dict(); }
 
 void set_tools(ApiRequest& request, serve::ChatPrompt& prompt, Value tools) {
   prompt.tools = tools;
@@ -140,10 +144,10 @@ void read_tools(const Fields& fields, ApiRequest& request, serve::ChatPrompt& pr
     for (const Value& each : tools->items()) {
       const Value* function = member(each, "function");
       if (text_of(member(each, "type")) != "function" || function == nullptr ||
-          text_of(member(*function, "name")).empty())
+          text_of(member(*function, "name")).empty() || !is_schema(member(*function, "parameters")))
         return fields.fail("tools",
                            "holds something else; accepted are {\"type\": \"function\", "
-                           "\"function\": {\"name\": …}}");
+                           "\"function\": {\"name\": …, \"parameters\": {…}}}");
     }
   std::string choice = "auto";
   const Value* chosen = fields.find("tool_choice");
@@ -180,11 +184,14 @@ void read_blocks(const Fields& fields, const std::string& where, const Value& fr
   bool said = content->items().empty();
   for (const Value& block : content->items()) {
     const std::string type = text_of(member(block, "type"));
-    if (type == "text") {
-      message.content += text_of(member(block, "text"));
-      said = true;
-    } else if (type == "thinking") {
-      thoughts += text_of(member(block, "thinking"));
+    if (type == "text" || type == "thinking") {
+      const Value* text = member(block, type.c_str());
+      if (text == nullptr || !text->is_string())
+        return fields.fail(where + ".content", "has a block of type \"" + type +
+                                                   "\" without its \"" + type +
+                                                   "\"; accepted is a string");
+      (type == "text" ? message.content : thoughts) += text->as_string();
+      said |= type == "text";
     } else if (type == "redacted_thinking") {
       continue;
     } else if (type == "tool_use") {
@@ -219,7 +226,12 @@ void read_system(const Fields& fields, std::vector<ChatMessage>& out) {
   if (system->is_list()) {
     for (const Value& block : system->items()) {
       if (!message.content.empty()) message.content += '\n';
-      if (!read_content(fields, "system", member(block, "text"), message.content)) return;
+      const Value* text = member(block, "text");
+      if (text == nullptr || !text->is_string())
+        return fields.fail("system", "holds " + shown(block) +
+                                         "; accepted are a string and a list of text blocks: "
+                                         "{\"type\": \"text\", \"text\": …}");
+      message.content += text->as_string();
     }
   } else if (!read_content(fields, "system", system, message.content)) {
     return;
@@ -272,11 +284,13 @@ void read_thinking(const Fields& fields, ApiRequest& request, serve::ChatPrompt&
     prompt.options.enable_thinking = type != "disabled";
   }
   const Value* output = fields.object("output_config");
-  const Value* effort = output == nullptr ? nullptr : member(*output, "effort");
-  if (effort != nullptr && effort->is_string()) set_effort(request, prompt, effort->as_string());
-  if (output != nullptr && member(*output, "format") != nullptr)
-    fields.fail("output_config.format",
-                "is not supported: answers cannot be forced into a grammar");
+  if (output == nullptr) return;
+  const Fields inside = fields.inside(*output, "output_config.");
+  std::string effort;
+  inside.text("effort", effort);
+  if (!effort.empty()) set_effort(request, prompt, effort);
+  if (inside.find("format") != nullptr)
+    inside.fail("format", "is not supported: answers cannot be forced into a grammar");
 }
 
 }  // namespace
@@ -291,7 +305,7 @@ void read_conversation(const Fields& fields, ApiRequest& request) {
   std::string effort;
   fields.text("reasoning_effort", effort);
   if (const Value* reasoning = fields.object("reasoning"))
-    if (effort.empty()) effort = text_of(member(*reasoning, "effort"));
+    if (effort.empty()) fields.inside(*reasoning, "reasoning.").text("effort", effort);
   if (!effort.empty()) set_effort(request, prompt, effort);
   bool generation_prompt = true, thinking = false;
   fields.boolean("add_generation_prompt", generation_prompt);

@@ -87,13 +87,7 @@ bool asks_for_nothing(const Value& value, Neutral neutral) {
   return false;
 }
 
-std::string shown(const Value& value) {
-  const auto json = jinja::to_json(value);
-  if (!json) return std::string(kind_name(value));
-  return json->size() <= 60 ? *json : std::string(kind_name(value));
-}
-
-std::string shown(double value) {
+std::string decimal(double value) {
   if (value == std::floor(value) && std::abs(value) < 1e15)
     return std::to_string(static_cast<std::int64_t>(value));
   std::string text = std::to_string(value);
@@ -120,15 +114,25 @@ std::string_view kind_name(const Value& value) {
   return "an object";
 }
 
-std::optional<std::vector<std::int32_t>> ids_of(const Value& list) {
-  std::vector<std::int32_t> ids;
-  ids.reserve(list.items().size());
-  for (const Value& each : list.items()) {
+std::string shown(const Value& value) {
+  const auto json = jinja::to_json(value);
+  if (!json) return std::string(kind_name(value));
+  return json->size() <= 60 ? *json : std::string(kind_name(value));
+}
+
+const Value* find_no_id(const Value& list) {
+  for (const Value& each : list.items())
     if (!each.is_int() || each.as_int() < 0 ||
         each.as_int() > std::numeric_limits<std::int32_t>::max())
-      return std::nullopt;
-    ids.push_back(static_cast<std::int32_t>(each.as_int()));
-  }
+      return &each;
+  return nullptr;
+}
+
+std::optional<std::vector<std::int32_t>> ids_of(const Value& list) {
+  if (find_no_id(list) != nullptr) return std::nullopt;
+  std::vector<std::int32_t> ids;
+  ids.reserve(list.items().size());
+  for (const Value& each : list.items()) ids.push_back(static_cast<std::int32_t>(each.as_int()));
   return ids;
 }
 
@@ -181,7 +185,7 @@ void Fields::number(const char* name, double low, double high, bool open, float&
   const auto rounded = static_cast<float>(value);
   if (!is_one || !(open ? rounded > low : rounded >= low) || !(value <= high))
     return fail(name, "is " + shown(*found) + "; accepted are numbers " +
-                          (open ? "above " : "from ") + shown(low) + " to " + shown(high));
+                          (open ? "above " : "from ") + decimal(low) + " to " + decimal(high));
   out = rounded;
 }
 
@@ -214,7 +218,9 @@ void Fields::ids(const char* name, std::size_t most, std::vector<std::int32_t>& 
   const Value* found = list(name);
   if (found == nullptr) return;
   auto ids = ids_of(*found);
-  if (!ids) return fail(name, "holds something else; accepted are token ids, 0 and more");
+  if (!ids)
+    return fail(name,
+                "holds " + shown(*find_no_id(*found)) + "; accepted are token ids, 0 and more");
   if (ids->size() > most)
     return fail(name, "has " + std::to_string(ids->size()) + " token ids; accepted are " +
                           std::to_string(most));

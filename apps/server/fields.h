@@ -54,6 +54,10 @@ class Fields {
 
 // "a string", "a list", … for sentences.
 std::string_view kind_name(const jinja::Value& value);
+// The value as JSON, or its kind where that is long.
+std::string shown(const jinja::Value& value);
+// What of a list is no token id, or null.
+const jinja::Value* find_no_id(const jinja::Value& list);
 // Token ids that are whole numbers from 0 on, or nothing.
 std::optional<std::vector<std::int32_t>> ids_of(const jinja::Value& list);
 

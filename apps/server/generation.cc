@@ -62,10 +62,7 @@ class Generation final : public HttpExchange {
         id_(head.id),
         format_(make_format(request_.dialect, std::move(head))) {}
 
-  ~Generation() override {
-    for (const Choice& each : choices_)
-      if (each.reply && !each.over) engines_.metrics.left();
-  }
+  ~Generation() override { leave(); }
 
   void begin(std::function<void()> wake) override {
     const int think_end = engines_.model.text().tokenizer().id_of("</think>");
@@ -83,9 +80,10 @@ class Generation final : public HttpExchange {
       if (request_.echo)
         choice.untold.push_back({AnswerPiece::Kind::kText,
                                  engines_.model.text().tokenizer().decode(prompt, false), -1});
+      if (request_.max_tokens != 0 &&
+          !submit(choice, prompt, seed + i % static_cast<std::uint64_t>(request_.n), wake))
+        return;
       engines_.metrics.began(choice.usage.prompt_tokens);
-      if (request_.max_tokens == 0) continue;
-      if (!submit(choice, prompt, seed + i % static_cast<std::uint64_t>(request_.n), wake)) return;
     }
     think_end_ = think_end;
   }
@@ -177,10 +175,11 @@ class Generation final : public HttpExchange {
       part.seconds =
           std::chrono::duration<double>(outcome->times.ended - outcome->times.queued).count();
       end(choice, *outcome, part);
+      choice.over = true;
       if (failure_) return;
     }
     part.usage = choice.usage;
-    choice.over = part.end.has_value();
+    choice.over |= part.end.has_value();
     if (request_.stream) {
       events += format_->part(part);
       return;
@@ -291,8 +290,15 @@ class Generation final : public HttpExchange {
     return {HttpHead{}, format_->whole(parts, usage()), true};
   }
 
+  // Nobody reads the choices any more: those that run are cancelled, and counted as such.
+  void leave() {
+    for (const Choice& each : choices_)
+      if (each.reply && !each.over) engines_.metrics.left();
+    choices_.clear();
+  }
+
   HttpPiece fail(std::string events) {
-    choices_.clear();  // nobody reads them any more
+    leave();
     if (begun_) return {{}, std::move(events) + format_->broken(*failure_), true};
     return {head_of(*failure_), error_body(request_.dialect, *failure_, id_), true};
   }
@@ -311,35 +317,53 @@ class Generation final : public HttpExchange {
 
 }  // namespace
 
-std::optional<ApiError> check_context(const serve::LanguageModel& model,
-                                      std::size_t prompt_tokens) {
+namespace {
+
+// The error of a prompt that leaves no room in the context, or nothing.
+std::optional<ApiError> check_context(const serve::LanguageModel& model, std::size_t prompt_tokens,
+                                      const std::string& field) {
   const auto most = static_cast<std::size_t>(model.max_context());
   if (prompt_tokens < most) return std::nullopt;
   return ApiError{400,
                   "this model's maximum context length is " + std::to_string(most) +
                       " tokens, of which at least 1 is for the answer; the prompt has " +
                       std::to_string(prompt_tokens),
-                  {},
-                  "context_length_exceeded"};
+                  field, "context_length_exceeded"};
 }
+
+// Whether the engine would take the prompt, and how tokens are drawn. Of the latter all but the ids
+// of logit_bias was looked at when the request was read.
+std::optional<ApiError> check_engine(const serve::LanguageModel& model,
+                                     const std::vector<std::int32_t>& prompt,
+                                     const ApiRequest& request) {
+  SamplingParams sampling = request.sampling;
+  sampling.max_tokens =
+      std::max(1, request.max_tokens.value_or(std::numeric_limits<std::int32_t>::max()));
+  const Status sound = model.check(prompt, sampling);
+  if (sound) return std::nullopt;
+  sampling.logit_bias.clear();
+  const auto is_bias = static_cast<bool>(model.check(prompt, sampling));
+  return ApiError{
+      400, std::string(sound.message()), is_bias ? request.bias_field : request.prompt_field, {}};
+}
+
+}  // namespace
 
 ApiResult<PreparedRequest> prepare(const serve::LanguageModel& model, ApiRequest request) {
   PreparedRequest out;
   for (serve::Prompt& prompt : request.prompts) {
     if (const auto* chat = std::get_if<serve::ChatPrompt>(&prompt)) {
       auto text = render(model, *chat, request.effort);
-      if (!text) return ApiError{400, std::string(text.status().message()), "messages", {}};
+      if (!text)
+        return ApiError{400, std::string(text.status().message()), request.prompt_field, {}};
       request.form.in_reasoning = request.form.has_reasoning && ends_in_reasoning(*text);
       prompt = *std::move(text);
     }
     auto ids = model.text().encode(std::move(prompt));
-    if (!ids) return ApiError{400, std::string(ids.status().message()), "prompt", {}};
-    if (auto error = check_context(model, ids->size())) return *std::move(error);
-    SamplingParams sampling = request.sampling;
-    sampling.max_tokens =
-        std::max(1, request.max_tokens.value_or(std::numeric_limits<std::int32_t>::max()));
-    if (const Status sound = model.check(*ids, sampling); !sound)
-      return ApiError{400, std::string(sound.message()), {}, {}};
+    if (!ids) return ApiError{400, std::string(ids.status().message()), request.prompt_field, {}};
+    if (auto error = check_context(model, ids->size(), request.prompt_field))
+      return *std::move(error);
+    if (auto error = check_engine(model, *ids, request)) return *std::move(error);
     out.prompts.push_back(*std::move(ids));
   }
   out.request = std::move(request);

@@ -36,8 +36,6 @@ struct PreparedRequest {
 // Renders and encodes the prompts, and says whether they can be answered at all. An effort that the
 // template refuses is replaced by the nearest one that it takes.
 ApiResult<PreparedRequest> prepare(const serve::LanguageModel& model, ApiRequest request);
-// The error of a prompt that leaves no room in the context, or nothing.
-std::optional<ApiError> check_context(const serve::LanguageModel& model, std::size_t prompt_tokens);
 
 std::unique_ptr<HttpExchange> make_generation(Engines& engines, PreparedRequest prepared,
                                               AnswerHead head);

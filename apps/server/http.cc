@@ -122,12 +122,14 @@ class Share {
   ~Share() { give_back(); }
   Share(const Share&) = delete;
   Share& operator=(const Share&) = delete;
-  bool take(std::size_t bytes, std::size_t most) {
-    if (taken_.fetch_add(bytes) + bytes > most) {
-      taken_.fetch_sub(bytes);
+  // To hold `bytes`, no fewer than before. False where all together would have more than `most`.
+  bool grow(std::size_t bytes, std::size_t most) {
+    const std::size_t more = bytes - held_;
+    if (taken_.fetch_add(more) + more > most) {
+      taken_.fetch_sub(more);
       return false;
     }
-    held_ += bytes;
+    held_ = bytes;
     return true;
   }
   void give_back() { taken_.fetch_sub(std::exchange(held_, 0)); }
@@ -243,12 +245,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
     // Waiting for a request costs nothing, and may be ended by drain() at any time.
     idle_ = true;
     limit(first ? shared_.options.header_time : shared_.options.idle_time);
-    while (buffer_.size() == 0 && !failed && !shared_.draining) {
+    while (!has_begun() && !failed && !shared_.draining) {
       const auto got = co_await socket_.async_read_some(buffer_.prepare(4096), caught(failed));
       buffer_.commit(got);
     }
     idle_ = false;
-    if (buffer_.size() == 0) co_return false;
+    if (!has_begun()) co_return false;
 
     http::request_parser<http::string_body> parser;
     parser.header_limit(static_cast<std::uint32_t>(shared_.options.max_header_bytes));
@@ -256,21 +258,19 @@ class Connection : public std::enable_shared_from_this<Connection> {
     limit(shared_.options.header_time);
     co_await http::async_read_header(socket_, buffer_, parser, caught(failed));
     if (failed) co_return co_await refuse_unread(failed, "its header");
-    const auto length = parser.content_length();
-    const std::size_t body_bytes = length             ? static_cast<std::size_t>(*length)
-                                   : parser.chunked() ? shared_.options.max_body_bytes
-                                                      : std::size_t{0};
-    if (!share_.take(body_bytes, shared_.options.max_all_bodies_bytes))
-      co_return co_await refuse(503, "too many large requests at a time; ask again later");
     limit(shared_.options.body_time);
     if (!parser.is_done() &&
         boost::beast::iequals(parser.get()[http::field::expect], "100-continue"))
       co_await asio::async_write(socket_, asio::buffer(kContinue), caught(failed));
-    if (!failed) co_await http::async_read(socket_, buffer_, parser, caught(failed));
+    // What has come counts, not what was announced: that costs a client nothing.
+    parser.eager(true);
+    while (!failed && !parser.is_done()) {
+      co_await http::async_read_some(socket_, buffer_, parser, caught(failed));
+      if (!share_.grow(parser.get().body().size(), shared_.options.max_all_bodies_bytes))
+        co_return co_await refuse(503, "too many large requests at a time; ask again later");
+    }
     if (failed) co_return co_await refuse_unread(failed, "its body");
     no_limit();
-    share_.give_back();
-    static_cast<void>(share_.take(parser.get().body().size(), SIZE_MAX));
     keep_alive_ = parser.get().keep_alive();
     chunks_ = parser.get().version() >= 11;
     HttpRequest request = request_of(parser.get());
@@ -279,10 +279,26 @@ class Connection : public std::enable_shared_from_this<Connection> {
     co_return co_await answer(std::move(request));
   }
 
+  // Whether more than empty lines has come of a next request. Those count as nothing: some clients
+  // send one behind a body.
+  bool has_begun() {
+    for (;;) {
+      const std::string_view come(static_cast<const char*>(buffer_.data().data()), buffer_.size());
+      if (come.empty() || come == "\r") return false;
+      if (!come.starts_with("\r\n")) return true;
+      buffer_.consume(2);
+    }
+  }
+
   HttpRequest request_of(http::request<http::string_body>& from) {
     HttpRequest request;
     request.method = std::string(from.method_string());
-    const std::string_view target(from.target().data(), from.target().size());
+    std::string_view target(from.target().data(), from.target().size());
+    // "http://host/path" is for proxies, and a server has to take it.
+    if (target.starts_with("http://") || target.starts_with("https://")) {
+      const auto path = target.find('/', target.find("://") + 3);
+      target = path == std::string_view::npos ? "/" : target.substr(path);
+    }
     const auto mark = target.find('?');
     request.path = target.substr(0, mark);
     if (mark != std::string_view::npos) request.query = target.substr(mark + 1);

@@ -1,5 +1,6 @@
 #include "apps/server/requests.h"
 
+#include <algorithm>
 #include <charconv>
 #include <limits>
 #include <utility>
@@ -25,11 +26,12 @@ void read_bias(const Fields& fields, ApiRequest& request) {
     const double bias = value.is_int()     ? static_cast<double>(value.as_int())
                         : value.is_float() ? value.as_float()
                                            : 1000;
+    // An id has one spelling, so that no id comes twice.
     if (error != std::errc() || stop != text.data() + text.size() || id < 0 ||
-        !(bias >= -100 && bias <= 100))
-      return fields.fail("logit_bias",
-                         "holds something else; accepted are token ids, 0 and more, with numbers "
-                         "from -100 to 100");
+        text != std::to_string(id) || !(bias >= -100 && bias <= 100))
+      return fields.fail("logit_bias", "holds " + shown(key) + ": " + shown(value) +
+                                           "; accepted are token ids, 0 and more, with numbers "
+                                           "from -100 to 100");
     request.sampling.logit_bias.emplace_back(id, static_cast<float>(bias));
   }
 }
@@ -92,6 +94,16 @@ void read_max_tokens(const Fields& fields, const char* name, int low, ApiRequest
   request.max_tokens = static_cast<int>(most);
 }
 
+// Behind what says how long an answer may be.
+void check_min_tokens(const Fields& fields, const ApiRequest& request) {
+  const int most = std::max(1, request.max_tokens.value_or(kMaxInt));
+  if (request.sampling.min_tokens <= most) return;
+  fields.fail(fields.find("min_new_tokens") != nullptr ? "min_new_tokens" : "min_tokens",
+              "is " + std::to_string(request.sampling.min_tokens) +
+                  "; accepted are whole numbers from 0 to " + std::to_string(most) +
+                  ", as many as the answer may have");
+}
+
 void read_count(const Fields& fields, ApiRequest& request) {
   std::int64_t n = 1;
   fields.integer("n", 1, kMaxChoices, n);
@@ -128,6 +140,7 @@ void read_chat(const Fields& fields, ApiRequest& request) {
   read_openai(fields, request);
   read_conversation(fields, request);
   fields.boolean("separate_reasoning", request.form.has_reasoning);
+  check_min_tokens(fields, request);
   read_count(fields, request);
 }
 
@@ -138,6 +151,7 @@ void read_completion(const Fields& fields, ApiRequest& request) {
   if (request.echo && request.sampling.logprobs >= 0)
     fields.fail("echo", "is true, but \"logprobs\" are told of answers alone");
   if (!request.max_tokens) request.max_tokens = 16;  // as OpenAI's
+  check_min_tokens(fields, request);
   read_count(fields, request);
 }
 
@@ -147,6 +161,8 @@ void read_generate(const Fields& fields, ApiRequest& request) {
   read_stream(fields, request);
   request.return_ids = true;
   request.max_tokens = 128;
+  request.bias_field = "sampling_params.logit_bias";
+  request.n_field = "sampling_params.n";
   if (fields.find("text") != nullptr && fields.find("input_ids") != nullptr)
     fields.fail("text", "and \"input_ids\" are both given; accepted is one of them");
   read_prompts(fields, fields.find("input_ids") != nullptr ? "input_ids" : "text", request);
@@ -157,6 +173,7 @@ void read_generate(const Fields& fields, ApiRequest& request) {
   read_sampling(inside, request);
   read_stops(inside, "stop", request);
   read_max_tokens(inside, "max_new_tokens", 0, request);
+  check_min_tokens(inside, request);
   read_count(inside, request);
 }
 
@@ -176,22 +193,23 @@ void read_messages(const Fields& fields, ApiRequest& request) {
 }  // namespace
 
 void read_prompts(const Fields& fields, const char* name, ApiRequest& request) {
+  request.prompt_field = name;
   const Value* found = fields.need(name);
   if (found == nullptr) return;
-  const auto refuse = [&] {
-    fields.fail(name,
-                "is something else; accepted are a string, a list of token ids (0 and more), and "
-                "a list of strings or of such lists, of at least 1");
+  const auto refuse = [&](const std::string& what) {
+    fields.fail(name, what +
+                          "; accepted are a string, a list of token ids (0 and more), and a list "
+                          "of strings or of such lists, of at least 1");
   };
   if (found->is_string()) {
     request.prompts.emplace_back(found->as_string());
     return;
   }
-  if (!found->is_list() || found->items().empty()) return refuse();
+  if (!found->is_list() || found->items().empty()) return refuse("is " + shown(*found));
   const auto& items = found->items();
   if (!items[0].is_string() && !items[0].is_list()) {
     auto ids = ids_of(*found);
-    if (!ids) return refuse();
+    if (!ids) return refuse("holds " + shown(*find_no_id(*found)));
     request.prompts.emplace_back(*std::move(ids));
     return;
   }
@@ -205,7 +223,7 @@ void read_prompts(const Fields& fields, const char* name, ApiRequest& request) {
       continue;
     }
     auto ids = each.is_list() ? ids_of(each) : std::nullopt;
-    if (!ids) return refuse();
+    if (!ids) return refuse("holds " + shown(each.is_list() ? *find_no_id(each) : each));
     request.prompts.emplace_back(*std::move(ids));
   }
 }

@@ -235,6 +235,13 @@ Exchange Service::respond(const HttpRequest& request) {
                "; accepted is application/json",
            {},
            {}});
+    const std::string* coding = request.find("content-encoding");
+    if (coding != nullptr && *coding != "identity")
+      return refuse({415,
+                     "the body's content-encoding is \"" + printable(*coding) +
+                         "\"; accepted is a body as it is",
+                     {},
+                     {}});
   }
   const std::string_view rest =
       std::string_view(request.path).substr(std::min(request.path.size(), route->at.path.size()));
@@ -350,6 +357,14 @@ Exchange Service::answer(Dialect dialect, const HttpRequest& request) {
   if (const auto* error = std::get_if<ApiError>(&parsed)) return refuse(*error);
   ApiRequest& wanted = std::get<ApiRequest>(parsed);
   if (const auto error = check_model(wanted.model)) return refuse(*error);
+  const auto most = static_cast<std::size_t>(options_.max_queued);
+  if (wanted.choices() > most && wanted.max_tokens != 0)
+    return refuse({400,
+                   "the request asks for " + std::to_string(wanted.choices()) +
+                       " answers; accepted are " + std::to_string(most) +
+                       ", as many as may wait here",
+                   wanted.n > 1 ? wanted.n_field : wanted.prompt_field,
+                   {}});
   const std::string name = wanted.model.empty() ? options_.models[0] : wanted.model;
   auto prepared = prepare(engines_.model, std::move(wanted));
   if (const auto* error = std::get_if<ApiError>(&prepared)) return refuse(*error);
@@ -423,6 +438,12 @@ Exchange Service::detokenize(const Call& call) {
     fields.text("model", model);
     if (fields.need("tokens") != nullptr)
       fields.ids("tokens", static_cast<std::size_t>(kMaxContext), ids);
+    for (const std::int32_t id : ids)
+      if (id >= options_.num_ids)
+        fields.fail("tokens", "has " + std::to_string(id) + "; accepted are token ids from 0 to " +
+                                  std::to_string(options_.num_ids - 1));
+    if (!engines_.model.text().reads_text())
+      fields.fail("tokens", "cannot become a text: this model has no tokenizer");
     if (!error) error = check_model(model);
   }
   if (error) return answer_with_error(Dialect::kChat, *error, call.request.id);

@@ -26,6 +26,7 @@ struct ServiceOptions {
   int num_ids = 0;  // token ids that there are
   ApiDefaults defaults;
   std::int64_t max_untaken_tokens = 4096;
+  int max_queued = 1024;  // of the queue; a request with more answers could never be taken
   std::chrono::milliseconds stall_time{20'000};  // without a step's end, until /health says 503
   bool access_log = true;
   bool has_page = true;  // page.h at "/"

@@ -69,6 +69,12 @@ class Wire(Served):
         for part in (body[:10], body[10:], b""):
             self.client.send(f"{len(part):x}\r\n".encode() + part + b"\r\n")
         self.assertEqual(self.client.read().status, 200)
+        # Empty lines between requests count as nothing, also where they wait for one.
+        self.client.send(b"\r\n\r\n\r")
+        time.sleep(1.5)
+        self.client.send(b"\n")
+        self.client.ask("GET", "http://localhost/health")  # as a proxy is asked
+        self.assertEqual(self.client.read().status, 200)
         self.fresh().ask("POST", CHAT, chat(max_tokens=4, stream=True), version="1.0")
         answer = self.client.read()  # the end of the connection is the end of the answer
         self.assertNotIn("transfer-encoding", answer.fields)
@@ -123,6 +129,16 @@ class Wire(Served):
             pass
         self.assertLess(time.monotonic(), begin + PATIENCE / 2)
         self.assertTrue(self.fresh().closed())  # one that sends nothing at all
+
+    def test_bodies_that_are_only_announced_take_no_room(self):
+        self.server.stop()
+        self.start("--max-body-mb", "512", "--quiet")  # as much as all bodies may have together
+        self.addCleanup(self.server.stop)
+        for length in ("content-length: 536870912", "transfer-encoding: chunked"):
+            waiting = self.fresh()
+            waiting.send(f"POST {CHAT} HTTP/1.1\r\ncontent-type: application/json\r\n{length}\r\n\r\n".encode())
+            time.sleep(0.2)
+            self.assertEqual(self.server.post(CHAT, chat(max_tokens=1)).status, 200)
 
     def test_connections_have_a_limit(self):
         self.server.stop()
@@ -184,6 +200,37 @@ class Clients(Served):
         self.assertEqual(self.server.metric("vllm:num_requests_running"), 1)
         first.close()
         self.assertTrue(self.quiet())
+
+    def test_more_answers_than_may_wait(self):
+        for path, body, param in (("/v1/completions", {"prompt": "a", "n": 2}, "n"),
+                                  ("/v1/completions", {"prompt": ["a", "b"]}, "prompt"),
+                                  ("/generate", {"text": "a", "sampling_params": {"n": 2}},
+                                   "sampling_params.n")):
+            answer = self.server.post(path, body)
+            self.assertEqual((answer.status, answer.json()["error"]["param"]), (400, param), answer.body)
+            self.assertIn("asks for 2 answers; accepted are 1", answer.json()["error"]["message"])
+        self.assertEqual(self.server.post("/v1/completions", {"prompt": "a", "n": 2, "max_tokens": 0}).status, 200)
+
+    def test_counts_add_up(self):
+        """Every accepted answer ends in the metrics, also those of a request that fails as a whole."""
+        self.server.stop()
+        self.OPTIONS = ("--max-batch", "1", "--max-queued", "4")
+        self.start()
+        first = self.begin(stream=True)
+        taken = self.server.client()  # 3 of 4 places
+        self.addCleanup(taken.close)
+        taken.ask("POST", "/v1/completions", {"prompt": [5, 6], "n": 3, "max_tokens": LONG, "ignore_eos": True})
+        self.assertTrue(wait_until(lambda: self.server.metric("vllm:num_requests_waiting") == 3))
+        before = self.server.metric("vllm:prompt_tokens_total")
+        answer = self.server.post("/v1/completions", {"prompt": [5, 6], "n": 3})
+        self.assertEqual(answer.status, 429, answer.body)
+        # The one that was taken counts, and ended; those that were not count nowhere.
+        self.assertTrue(wait_until(lambda: self.server.metric("vllm:request_success_total") == 1))
+        self.assertEqual(self.server.metric("vllm:prompt_tokens_total"), before + 2)
+        taken.close()
+        first.close()
+        self.assertTrue(self.quiet())
+        self.assertTrue(wait_until(lambda: self.server.metric("vllm:request_success_total") == 5))
 
     def test_one_that_leaves_while_its_prompt_is_read(self):
         client = self.server.client()

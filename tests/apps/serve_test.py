@@ -397,6 +397,11 @@ class OtherModels(unittest.TestCase):
         self.assertEqual(sum((event["choices"][0]["token_ids"] for event in events), []),
                          whole["token_ids"])
         self.assertEqual(other.post(COMPLETIONS, {**body, "prompt": "Tom"}).status, 400)
+        self.assertEqual(other.post("/detokenize", {"tokens": [5]}).status, 400)
+        # Any name is a model's, also where it is asked for, and however it is spelt.
+        for path, name in (("whatever", "whatever"), ("a", "a"), ("x%2Fy%20z%", "x/y z%")):
+            answer = other.get("/v1/models/" + path)
+            self.assertEqual((answer.status, answer.json()["id"]), (200, name))
         self.assertEqual(other.post(CHAT, chat()).status, 400)
         self.assertEqual([each["id"] for each in other.get("/v1/models").json()["data"]], ["a", "b"])
 
@@ -456,16 +461,51 @@ class Refusals(unittest.TestCase):
         self.refused(CHAT, chat(image), 400, "messages[0].content", "text only")
         for prompt in (None, 5, [], [[]], {"a": 1}, [1, "a"], ["a", 1], [-1], [1.5]):
             self.assertEqual(server.post(COMPLETIONS, {"prompt": prompt}).status, 400, prompt)
-        self.refused(COMPLETIONS, {"prompt": [999999]}, 400, None, "999999")
+        self.refused(COMPLETIONS, {"prompt": [999999]}, 400, "prompt", "999999")
+        for prompt, piece in ((5, "is 5"), ([], "is []"), ([1, -1], "holds -1"), ([[1], ["a"]], 'holds "a"'),
+                              (["a", 1], "holds 1"), (["a", ""], "no tokens")):
+            self.refused(COMPLETIONS, {"prompt": prompt}, 400, "prompt", piece)
+        self.refused("/generate", {"input_ids": [999999]}, 400, "input_ids", "999999")
+        self.refused("/generate", {"text": ""}, 400, "text", "no tokens")
+        self.refused("/detokenize", {"tokens": [1, 999999]}, 400, "tokens", "999999")
+        for bias, piece in (({"07": 1}, '"07": 1'), ({"-0": 1}, '"-0": 1'), ({"999999": 1}, "999999"),
+                            ({"5": "x"}, '"5": "x"')):
+            self.refused(COMPLETIONS, {"prompt": "a", "logit_bias": bias}, 400, "logit_bias", piece)
+        self.refused("/generate", {"text": "a", "sampling_params": {"logit_bias": {"999999": 1}}}, 400,
+                     "sampling_params.logit_bias", "999999")
+        self.refused(COMPLETIONS, {"prompt": "a", "min_tokens": 17}, 400, "min_tokens", "17", "0 to 16")
+        self.refused("/generate", {"text": "a", "sampling_params": {"min_new_tokens": 5, "max_new_tokens": 3}},
+                     400, "sampling_params.min_new_tokens", "is 5", "0 to 3")
         self.refused("/generate", {"text": "x", "sampling_params": {"temperature": "x"}}, 400,
                      "sampling_params.temperature")
         self.refused("/generate", {"text": "x", "sampling_params": {"json_schema": "{}"}}, 400,
                      "sampling_params.json_schema")
 
+    def test_nothing_of_a_conversation_is_lost(self):
+        """What has a wrong type is refused, and not left out of the prompt."""
+        for name in ("name", "tool_call_id", "reasoning_content", "reasoning"):
+            self.refused(CHAT, {"messages": [{"role": "user", "content": "x", name: 5}]}, 400,
+                         f"messages[0].{name}", "is 5")
+        self.refused(CHAT, chat(reasoning={"effort": 5}), 400, "reasoning.effort", "is 5")
+        tool = {"type": "function", "function": {"name": "f", "parameters": 5}}
+        self.refused(CHAT, chat(tools=[tool]), 400, "tools", "parameters")
+        for more, pieces in (({"system": [5]}, ("system", "holds 5")),
+                             ({"system": [{"type": "text"}]}, ("system", "text blocks")),
+                             ({"output_config": {"effort": 5}}, ("output_config.effort", "is 5")),
+                             ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]},
+                              ("messages[0].content", '"text"')),
+                             ({"messages": [{"role": "assistant", "content": [{"type": "thinking"}]}]},
+                              ("messages[0].content", '"thinking"'))):
+            answer = server.post(MESSAGES, {**chat(), "max_tokens": 1, **more})
+            self.assertEqual(answer.status, 400, (more, answer.body))
+            for piece in pieces:
+                self.assertIn(piece, answer.json()["error"]["message"])
+
     def test_contexts_and_templates(self):
-        self.refused(COMPLETIONS, {"prompt": [5] * 1100}, 400, None, "maximum context length is 1024", "1100")
+        self.refused(COMPLETIONS, {"prompt": [5] * 1100}, 400, "prompt", "maximum context length is 1024", "1100")
         self.assertEqual(server.post(COMPLETIONS, {"prompt": [5] * 1100}).json()["error"]["code"],
                          "context_length_exceeded")
+        self.refused(CHAT, chat("a" * 4000), 400, "messages", "maximum context length is 1024")
         self.refused(CHAT, {"messages": [{"role": "system", "content": "x"}]}, 400, "messages",
                      "There is no user query")
         self.refused(CHAT, {"messages": [{"role": "judge", "content": "x"}, *chat()["messages"]]}, 400,
@@ -476,8 +516,10 @@ class Refusals(unittest.TestCase):
         for body in (b"", b"{", b"[]", b"5", b"\xff", b'{"messages": NaN}', b"[" * 5000,
                      b'{"a":' * 200 + b"1" + b"}" * 200):
             self.refused(CHAT, body, 400, None)
-        answer = server.post(CHAT, chat(), [("content-type", "text/plain")])
-        self.assertEqual(answer.status, 415)
+        for more, piece in ([("content-type", "text/plain")], "text/plain"), ([("content-encoding", "gzip")], "gzip"):
+            answer = server.post(CHAT, chat(), more)
+            self.assertEqual(answer.status, 415)
+            self.assertIn(piece, answer.json()["error"]["message"])
         self.assertEqual(server.get("/nowhere").status, 404)
         self.assertEqual(server.get(CHAT).status, 405)
         self.assertEqual(server.post("/health", {}).status, 405)
