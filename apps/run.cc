@@ -128,6 +128,7 @@ void report(const Options& options, const Answer& answer, const EngineStats& sta
                use.variant, std::to_string(use.count),
                use.reason.empty() ? "it is the most fused" : use.reason});
   std::fprintf(stderr, "\n%s\n", table.text().c_str());
+  std::fprintf(stderr, "%s\n", memory_table(stats.memory).c_str());
   std::fprintf(stderr, "%d ranks on %s over %s, %.1f MB of weights on each, loaded in %.2f s\n",
                options.session.tp, options.session.device.c_str(), stats.transport.c_str(),
                static_cast<double>(stats.weight_bytes) / 1e6, load_seconds);

@@ -165,6 +165,10 @@ Status serve_session(const Options& options, Session& session) {
                                   [&](const server::HttpRecord& each) { service.done(each); }}));
   counted = http.get();
   const bool v6 = http->host().find(':') != std::string::npos;
+  if (!options.session.quiet) {
+    TENON_ASSIGN(const EngineStats stats, session.queue().engine_stats());
+    std::fprintf(stderr, "%s", memory_table(stats.memory).c_str());
+  }
   std::fprintf(stderr, "tenon: \"%s\" is served on http://%s:%d, loaded in %s s%s\n",
                service_options.models[0].c_str(),
                (v6 ? "[" + http->host() + "]" : http->host()).c_str(), http->port(),

@@ -9,6 +9,7 @@
 
 #include "apps/options.h"
 #include "apps/progress.h"
+#include "apps/table.h"
 #include "apps/team.h"
 #include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/core/env.h"
@@ -32,6 +33,7 @@ Result<EngineOptions> engine_options(const SessionOptions& options) {
   out.max_context = options.max_context;
   out.max_batch = options.max_batch;
   out.cache_tokens = options.cache_tokens;
+  out.memory_fraction = options.memory_fraction;
   out.prefix_states = options.prefix_states;
   out.max_tokens_per_step = std::max(out.max_tokens_per_step, kPrefillQuantum + options.max_batch);
   out.force_stage = stage_policy_of(options.force_stage);
@@ -119,6 +121,25 @@ void add_stage_limits(CLI::App& app, SessionOptions& options) {
       ->group("Boundaries");
 }
 
+namespace {
+
+// A number of tokens, or "auto", which becomes kAutoCacheTokens.
+CLI::Validator cache_tokens_or_auto() {
+  const CLI::Validator number = whole_number(0, INT32_MAX - kBlockTokens);
+  return CLI::Validator(
+      [number](std::string& text) {
+        if (text != "auto") {
+          const std::string wrong = number(text);
+          return wrong.empty() ? wrong : wrong + ", or auto";
+        }
+        text = std::to_string(kAutoCacheTokens);
+        return std::string();
+      },
+      "auto or " + number.get_description());
+}
+
+}  // namespace
+
 void add_session_options(CLI::App& app, SessionOptions& options) {
   add_model_options(app, options);
   app.add_option("--max-context", options.max_context,
@@ -133,9 +154,15 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
       ->group("Model");
   app.add_option("--cache-tokens", options.cache_tokens,
                  "tokens that the kv cache holds, of all sequences and kept prompts together; 0: "
-                 "max-batch times max-context")
+                 "max-batch times max-context; auto: that on hosts, on devices all that "
+                 "--memory-fraction has room for")
+      ->default_str("auto")
+      ->transform(cache_tokens_or_auto())
+      ->group("Model");
+  app.add_option("--memory-fraction", options.memory_fraction,
+                 "of a device's memory, what --cache-tokens auto may fill in all, weights included")
       ->capture_default_str()
-      ->check(whole_number(0, INT32_MAX - kBlockTokens))
+      ->check(CLI::Range(0.01, 1.0))
       ->group("Model");
   app.add_option("--prefix-states", options.prefix_states,
                  "states that are kept of prompts, for prompts that begin alike; 0: none")
@@ -191,6 +218,17 @@ serve::Prompt Session::prompt(std::string text) const {
 Result<int> Session::num_ids() const {
   if (reads_text()) return static_cast<int>(model_->text().tokenizer().num_tokens());
   return vocabulary_of(name_);
+}
+
+std::string memory_table(const MemoryPlan& plan) {
+  Table table({"memory of a rank", "bytes", "about"});
+  const auto add = [&](std::string_view what, std::int64_t bytes) {
+    table.add({std::string(what), std::to_string(bytes), bytes_text(static_cast<double>(bytes))});
+  };
+  for (const MemoryPlan::Part& each : plan.parts()) add(each.name, each.bytes);
+  add("all of these", plan.total());
+  add("there are", plan.device);
+  return table.text() + "the kv cache holds " + std::to_string(plan.cache_tokens) + " tokens\n";
 }
 
 std::string note_of(const WeightsFrom& weights) {

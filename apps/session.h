@@ -29,7 +29,8 @@ struct SessionOptions {
   int tp = 2;
   std::string device = "cpu";
   int max_context = 2048, max_batch = 16;
-  std::int64_t cache_tokens = 0;  // as in EngineOptions
+  std::int64_t cache_tokens = kAutoCacheTokens;  // as in EngineOptions, and the next two
+  double memory_fraction = EngineOptions().memory_fraction;
   int prefix_states = EngineOptions().prefix_states;
   std::string force_stage = "auto";  // auto, 1, 2, 3 or mixed (one stage per site in turn)
   int max_stage = 1;
@@ -89,6 +90,9 @@ class Session {
   std::unique_ptr<serve::RequestQueue> queue_;
   double load_seconds_ = 0;
 };
+
+// What a rank's device holds, part by part.
+std::string memory_table(const MemoryPlan& plan);
 
 // What reports say of weights that are made; empty of those of files.
 std::string note_of(const WeightsFrom& weights);

@@ -2,6 +2,7 @@
 """tenon run and eval: answers, what they print where, and that nothing changes a token."""
 import json
 import pathlib
+import re
 import shutil
 import tempfile
 import unittest
@@ -39,6 +40,19 @@ class Run(unittest.TestCase):
             self.assertIn(piece, done.stderr)
         done = tenon("run", "--prompt", QUESTION, "--quiet")
         self.assertEqual((done.stdout, done.stderr), (text + "\n", ""))
+
+    def test_memory_is_told_part_by_part(self):
+        for tokens, held in ((None, 16 * 2048), ("auto", 16 * 2048), ("0", 16 * 2048), ("1000", 1024)):
+            chosen = ["--cache-tokens", tokens] if tokens else []
+            done = tenon("run", "--prompt", QUESTION, *chosen)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn(f"the kv cache holds {held} tokens", done.stderr)
+            found = dict(re.findall(r"(?m)^([a-z][a-z ]+?) +(\d+) +[\d.]+ (?:[kMGT]?B)$", done.stderr))
+            parts = ("weights", "scratch", "boundaries", "steps", "kv cache", "states", "kept states")
+            self.assertEqual(sum(int(found[each]) for each in parts), int(found["all of these"]), done.stderr)
+        done = tenon("run", "--prompt", QUESTION, "--cache-tokens", "many")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn('--cache-tokens is "many"; accepted are', done.stderr)
 
     def test_prompts_come_from_everywhere(self):
         want = tenon("run", "--quiet", "--prompt", QUESTION).stdout
