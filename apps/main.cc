@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -94,11 +95,14 @@ Result<int> run(int argc, char** argv) {
 std::terminate_handler usual_end = nullptr;
 
 // Memory can also run out where no exception may pass: JSON values allocate in their destructors.
+// It may do so in several threads: the first one speaks for all.
 [[noreturn]] void end_without_memory() {
+  static std::atomic_flag told;
   constexpr char kSentence[] = "tenon: out of memory: the host has no more memory\n";
   try {
     if (const auto thrown = std::current_exception()) std::rethrow_exception(thrown);
   } catch (const std::bad_alloc&) {
+    while (told.test_and_set()) pause();  // until the first one ends the process
     if (!Team::has_leader() && write(STDERR_FILENO, kSentence, sizeof kSentence - 1) < 0) _exit(2);
     _exit(1);
   } catch (...) {
