@@ -30,7 +30,9 @@ class Env(unittest.TestCase):
                          BUILT)
         missing = [device for device in found["devices"] if device["why_not"]]
         self.assertTrue(all("not part of this build" in device["why_not"] for device in missing))
-        threads = [line for line in found["transports"] if line["transport"] == "threads"]
+        threads = [line for line in found["transports"]
+                   if line["transport"] == "threads" and line["target"] in BUILT]
+        self.assertEqual(len(threads), len(BUILT))
         for line in threads:
             self.assertIs(line["threads"], True)
             self.assertIs(line["processes"], False)
