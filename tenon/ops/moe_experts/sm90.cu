@@ -109,7 +109,7 @@ TENON_DEVICE void feed_x(const UpCall& call, const Entries& entries, const Ring<
           const int row = two + lane / 16;
           const int from = shuffle_from(two < kWave ? token[0] : token[1], row % kWave);
           if (row < tile.rows && of_lane < now)
-            copy16_later(ring.x(place.stage, of_lane) + tile_place(row, chunk),
+            copy_async16(ring.x(place.stage, of_lane) + tile_place(row, chunk),
                          x + from * call.x_stride);
         }
         TENON_UNROLL
@@ -131,7 +131,7 @@ TENON_DEVICE void feed_x(const UpCall& call, const Entries& entries, const Ring<
       place.next(ring.stages);
     });
   });
-  wait_for_copies();
+  await_copies();
 }
 
 // Every lane of every block asks for a part of `bytes`, which are the matrices of `count` experts
@@ -193,7 +193,7 @@ up_kernel(TENON_ARGS(UpCall) call) {
   if (thread_id() == 0) let_next_start();
   copy_table(lists, routing.offsets, routing.experts + 1);
   copy_table(token_of, routing.token_of, pairs);
-  wait_for_copies();
+  await_copies();
   sync_block();
   const Entries entries = list_entries(routing, lists);
   if (wave > kWeightWave) {
@@ -392,7 +392,7 @@ down_kernel(TENON_ARGS(DownCall) call) {
   copy_table(kept.weights, routing.weights, pairs);
   copy_table(kept.slots, routing.slot, pairs);
   if (thread_id() == 0) start_ring(ring, call.weight, 1);
-  wait_for_copies();
+  await_copies();
   sync_block();
   const Entries entries = list_entries(routing, lists);
   if (wave == kWeightWave) {

@@ -54,7 +54,7 @@ struct Routing {
 };
 
 // A table of four-byte words into shared memory, by all threads of the block, past the L1 cache.
-// Both sides are multiples of 16 bytes; it is there after wait_for_copies() and sync_block().
+// Both sides are multiples of 16 bytes; it is there after await_copies() and sync_block().
 TENON_HD constexpr int table_bytes(int words) { return (words * 4 + 15) / 16 * 16; }
 TENON_DEVICE void copy_table(void* to, const void* from, int words) {
   for (int at = thread_id() * 16; at < words * 4; at += block_threads() * 16) {

@@ -3,24 +3,20 @@
 // whose rows lie where a tile of the copy engine cannot name them.
 #pragma once
 
+#include "tenon/device/copy.cuh"
 #include "tenon/device/cuda_hip/sm90/mbarrier.cuh"
 
 namespace tenon::TENON_TARGET::sm90 {
 
-// 16 or 4 bytes of global memory, aligned to as much on both sides.
-TENON_DEVICE void copy16_later(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
-               :
-               : "r"(shared_address(shared)), "l"(__cvta_generic_to_global(global))
-               : "memory");
-}
-// The first `bytes` of 16, which are at least 1, and zeros behind them.
+// Like copy_async16() of device/copy.cuh, whose await_copies() ends all of these: the first `bytes`
+// of 16, which are at least 1, and zeros behind them.
 TENON_DEVICE void copy16_later(void* shared, const void* global, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :
                : "r"(shared_address(shared)), "l"(__cvta_generic_to_global(global)), "r"(bytes)
                : "memory");
 }
+// 4 bytes, aligned to as much on both sides.
 TENON_DEVICE void copy4_later(void* shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;"
                :
@@ -35,8 +31,6 @@ TENON_DEVICE void arrive_after_copies(Mbarrier* barrier) {
                : "r"(shared_address(barrier))
                : "memory");
 }
-// Until all copies of this thread have landed; before it ends.
-TENON_DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" : : : "memory"); }
 
 // What threads have stored or copied, as far as this thread knows of it, is there for products that
 // it starts later, or that others start whom it tells.
