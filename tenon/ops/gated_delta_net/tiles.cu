@@ -27,10 +27,12 @@ TENON_KERNEL_RESIDENT(kTileThreads, 4) prepare_kernel(TENON_ARGS(KernelArgs) arg
   let_next_start();
   const int v_head = block_id() % args.v_heads, at = block_id() / args.v_heads;
   if (at < args.sequences) {
-    const Sequence sequence = sequence_at(args, at);
     const Channels channels = channels_of(args, v_head);
-    if (sequence.end - sequence.begin == 1)
-      decode_head<kHeldBeside, 1>(args, sequence, v_head, channels, load_weights(args, channels));
+    Ahead ahead;
+    load_constants(args, v_head, ahead);
+    load_state<kHeldBeside, 1>(args, at, v_head, channels, ahead);
+    if (ahead.decodes)
+      decode_head<kHeldBeside, 1>(args, v_head, channels, load_weights(args, channels), ahead);
     return;
   }
   TENON_DYNAMIC_SHARED(std::byte, memory);
