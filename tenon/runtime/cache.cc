@@ -183,17 +183,22 @@ bool CachePool::keep_state(CacheLease& lease, int tokens, bool wanted) {
   const std::int32_t node = lease.blocks_[static_cast<std::size_t>(lease.num_shared_ - 1)];
   if (prefixes_.state(node) != PrefixTree::kNone) {
     prefixes_.use_state(node);
-    return true;
+  } else {
+    const std::int32_t slot = take_slot(wanted);
+    if (slot == PrefixTree::kNone) {
+      ++stats_.states_not_kept;
+      return false;
+    }
+    prefixes_.keep_state(node, std::exchange(lease.state_slot_, slot),
+                         wanted ? PrefixTree::Worth::kWanted : PrefixTree::Worth::kUnwanted);
+    prefixes_.pin_state(node);
+    lease.reads_ = node;
+    ++stats_.states_kept;
   }
-  const std::int32_t slot = take_slot(wanted);
-  if (slot == PrefixTree::kNone) {
-    ++stats_.states_not_kept;
-    return false;
-  }
-  prefixes_.keep_state(node, std::exchange(lease.state_slot_, slot), wanted);
-  prefixes_.pin_state(node);
-  lease.reads_ = node;
-  ++stats_.states_kept;
+  if (!wanted) return true;
+  if (tokens == lease.branch_) prefixes_.mark_fork(node);
+  const int begin = lease.begin_ / block_tokens_;
+  if (begin > 0) prefixes_.pass_state(lease.blocks_[static_cast<std::size_t>(begin - 1)]);
   return true;
 }
 

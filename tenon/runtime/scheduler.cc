@@ -195,7 +195,7 @@ bool Scheduler::begin(Sequence& sequence) {
   if (sequence.preemptions == 0) sequence.cached_tokens = sequence.lease.begin();
   sequence.keep_at = {};
   if (!keeps) return true;
-  const int last = (sequence.prompt_tokens - 2) / kPrefillQuantum * kPrefillQuantum;
+  const int last = (sequence.prompt_tokens - kEndTokens) / kPrefillQuantum * kPrefillQuantum;
   int from = sequence.computed;
   const int places[] = {sequence.lease.branch(), last};
   for (std::size_t i = 0; i < std::size(places); ++i) {

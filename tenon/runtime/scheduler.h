@@ -13,9 +13,9 @@
 // form of every op, and the bits of every logit depend on its sequence alone (docs/exactness.md).
 //
 // Blocks of prompts are kept for prompts that begin alike, and so are states at places where a
-// prompt is cut: wanted ones, for which it is cut on purpose (its end, and the place where it goes
-// apart from an earlier one), and those of other cuts, which take free slots only. What was drawn
-// is never kept: a prompt that repeats it would have other bits.
+// prompt is cut: wanted ones, for which it is cut on purpose (near its end, and the place where it
+// goes apart from an earlier one), and those of other cuts, which take free slots only. What was
+// drawn is never kept: a prompt that repeats it would have other bits.
 #pragma once
 
 #include <algorithm>
@@ -36,6 +36,10 @@ namespace tenon {
 
 inline constexpr int kPrefillQuantum = 64;  // as gated_delta_net::kChunkTokens
 static_assert(kPrefillQuantum == kStateTokens);
+// Tokens behind the last place where a prompt's state is kept, at least. Chat templates end a prompt
+// with words that the next turn does not repeat: of Qwen3.5 up to 4 ("<think>\n\n</think>\n\n"), in
+// vocabularies without a token for two newlines 6.
+inline constexpr int kEndTokens = 8;
 inline constexpr int kMaxContext = 1 << 20;     // as far as Qwen stretches its positions
 inline constexpr int kMaxTokensPerStep = 8192;  // the most rows of a boundary
 
