@@ -177,10 +177,11 @@ void CachePool::keep_blocks(CacheLease& lease, std::span<const std::int32_t> pro
   }
 }
 
-bool CachePool::keep_state(CacheLease& lease, int tokens, bool wanted) {
+bool CachePool::keep_state(CacheLease& lease, int tokens, StatePlace place) {
   TENON_CHECK(lease.reads_ == PrefixTree::kNone && tokens > 0 && tokens % kStateTokens == 0 &&
               tokens == lease.num_shared_ * block_tokens_);
   const std::int32_t node = lease.blocks_[static_cast<std::size_t>(lease.num_shared_ - 1)];
+  const bool wanted = place != StatePlace::kCut;
   if (prefixes_.state(node) != PrefixTree::kNone) {
     prefixes_.use_state(node);
   } else {
@@ -196,7 +197,7 @@ bool CachePool::keep_state(CacheLease& lease, int tokens, bool wanted) {
     ++stats_.states_kept;
   }
   if (!wanted) return true;
-  if (tokens == lease.branch_) prefixes_.mark_fork(node);
+  if (place == StatePlace::kFork) prefixes_.mark_fork(node);
   const int begin = lease.begin_ / block_tokens_;
   if (begin > 0) prefixes_.pass_state(lease.blocks_[static_cast<std::size_t>(begin - 1)]);
   return true;

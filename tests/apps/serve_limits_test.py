@@ -162,7 +162,7 @@ class Clients(Served):
 
     def setUp(self):
         self.start()
-        self.addCleanup(self.server.stop)
+        self.addCleanup(lambda: self.server.stop())  # whichever it is then
 
     def begin(self, **more):
         """One that runs for long; its first event has come where it streams."""

@@ -283,6 +283,29 @@ TEST(Scheduler, EqualPromptsAreComputedOnce) {
   EXPECT_TRUE(caches.check());
 }
 
+// Four users of one agent at once: what their prompts have in common is computed once, and the
+// first keeps its own end as well.
+TEST(Scheduler, WhatPromptsHaveInCommonIsComputedOnce) {
+  CachePool caches(100, 64, 12);
+  Scheduler scheduler(keeping(), caches);
+  for (std::uint64_t id = 1; id <= 4; ++id) {
+    std::vector<std::int32_t> prompt = prompt_of(660);
+    prompt.insert(prompt.end(), 200, 1000 + static_cast<int>(id));
+    ASSERT_TRUE(scheduler.add(RequestId{id}, prompt, tokens(9)));
+  }
+  int computed = 0;
+  for (int step = 0; step < 4; ++step) {
+    const BatchPlan& plan = scheduler.next();
+    for (const BatchEntry& each : plan.entries)
+      if (each.first < each.sequence->prompt_tokens) computed += each.count;
+    scheduler.apply(plan, std::vector<std::int32_t>(plan.entries.size(), 5));
+  }
+  EXPECT_EQ(computed, 640 + 4 * 220);
+  EXPECT_EQ(caches.prefix_stats().hits, 3);
+  EXPECT_EQ(caches.prefix_stats().states, 5);
+  EXPECT_TRUE(caches.check());
+}
+
 // Room for both prompts, not for both answers: the second waits again, and runs what it had drawn
 // token by token.
 TEST(Scheduler, PreemptsTheOneThatHasDrawnLeast) {
