@@ -13,13 +13,12 @@
 // form of every op, and the bits of every logit depend on its sequence alone (docs/exactness.md).
 //
 // Blocks of prompts are kept for prompts that begin alike, and so are states at places where a
-// prompt is cut: wanted ones, for which it is cut on purpose (its end, and the place where it goes
-// apart from an earlier one), and those of other cuts, which take free slots only. What was drawn
-// is never kept: a prompt that repeats it would have other bits.
+// prompt is cut: wanted ones, for which it is cut on purpose (near its end, and the place where it
+// goes apart from an earlier one or from one that waits), and those of other cuts, which take free
+// slots only. What was drawn is never kept: a prompt that repeats it would have other bits.
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <list>
@@ -36,6 +35,10 @@ namespace tenon {
 
 inline constexpr int kPrefillQuantum = 64;  // as gated_delta_net::kChunkTokens
 static_assert(kPrefillQuantum == kStateTokens);
+// Tokens behind the last place where a prompt's state is kept, at least. Chat templates end a
+// prompt with words that the next turn does not repeat: of Qwen3.5 up to 4
+// ("<think>\n\n</think>\n\n"), in vocabularies without a token for two newlines 6.
+inline constexpr int kEndTokens = 8;
 inline constexpr int kMaxContext = 1 << 20;     // as far as Qwen stretches its positions
 inline constexpr int kMaxTokensPerStep = 8192;  // the most rows of a boundary
 
@@ -60,8 +63,9 @@ struct Sequence {
   bool cancelled = false;
   int cached_tokens = 0;  // of the prompt, that a kept prefix had when it was admitted first
   int preemptions = 0;
-  // Where its prompt is cut to keep the state, in order; 0: nowhere. And where it was kept last.
-  std::array<int, 2> keep_at{};
+  // Where its prompt is cut to keep the state: where it goes apart from another one, and near its
+  // end, behind that; 0: nowhere. And where it was kept last.
+  int fork_at = 0, end_at = 0;
   int kept_at = 0;
 
   int num_edits() const { return edits ? static_cast<int>(edits->list().size()) : 0; }
@@ -144,7 +148,7 @@ class Scheduler {
   void preempt(Sequences::iterator victim);
   void admit();
   bool begin(Sequence& sequence);
-  bool waits_for_prefix(const Sequence& sequence) const;
+  bool waits_for_prefix(const Sequence& sequence);
   int end_of_piece(const Sequence& sequence, int budget) const;
   void keep(Sequence& sequence);
   // The most tokens that a sequence makes.
