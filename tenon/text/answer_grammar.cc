@@ -10,7 +10,7 @@ namespace {
 using jinja::Value;
 
 // White space between the parts of a JSON text: enough to indent by, and no way to go on for ever.
-constexpr std::int64_t kMaxWhiteSpace = 32;
+constexpr std::int64_t kMaxWhiteSpace = 20;
 constexpr const char* kCallBegin = "<tool_call>\n<function=";
 constexpr const char* kCallEnd = "</function>\n</tool_call>";
 
