@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tenon/serve/request.h"
+#include "tenon/text/answer_grammar.h"
 #include "tenon/text/answer_parser.h"
 
 namespace tenon::server {
@@ -51,6 +52,10 @@ struct ApiRequest {
   bool echo = false, return_ids = false;
   // How an answer is taken apart. in_reasoning is known when the prompt is rendered.
   AnswerForm form = {false, false, false, {}, 0};
+  // What the answer must be, and the field that asked for it; empty: anything.
+  AnswerGrammar grammar = {};
+  std::string grammar_field = {};
+  std::optional<std::int64_t> thinking_budget = {};
   // As the client named it: "low", "medium", "high", …; a template may know other names.
   std::string effort = {};
 

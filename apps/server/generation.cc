@@ -59,6 +59,7 @@ class Generation final : public HttpExchange {
       : engines_(engines),
         request_(std::move(prepared.request)),
         prompts_(std::move(prepared.prompts)),
+        rule_(std::move(prepared.rule)),
         id_(head.id),
         format_(make_format(request_.dialect, std::move(head))) {}
 
@@ -135,6 +136,7 @@ class Generation final : public HttpExchange {
         request_.max_tokens.value_or(std::numeric_limits<std::int32_t>::max());
     request.stops = request_.stops;
     request.stop_ids = request_.stop_ids;
+    request.rule = rule_;
     request.skip_special = request_.skip_special;
     request.max_untaken_tokens = request_.stream ? engines_.max_untaken_tokens : 0;
     request.on_ready = wake;
@@ -306,6 +308,7 @@ class Generation final : public HttpExchange {
   Engines& engines_;
   const ApiRequest request_;
   const std::vector<Tokens> prompts_;
+  const serve::AnswerRule rule_;
   const std::string id_;
   const std::unique_ptr<Format> format_;
   std::int32_t think_end_ = -1;
@@ -331,6 +334,25 @@ std::optional<ApiError> check_context(const serve::LanguageModel& model, std::si
                   field, "context_length_exceeded"};
 }
 
+// The grammar of what the answer must be, where it must be something.
+std::optional<ApiError> compile_rule(const serve::LanguageModel& model, const ApiRequest& request,
+                                     serve::AnswerRule& rule) {
+  const bool has_calls = request.grammar.tools.is_list();
+  if (!request.grammar.text && !has_calls) return std::nullopt;
+  const auto refuse = [&](const Status& why) {
+    return ApiError{400,
+                    "\"" + request.grammar_field + "\": " + std::string(why.message()),
+                    request.grammar_field,
+                    {}};
+  };
+  const auto tag = structural_tag(request.grammar);
+  if (!tag) return refuse(tag.status());
+  auto grammar = model.grammars().compile(*tag);
+  if (!grammar) return refuse(grammar.status());
+  rule.grammar = *std::move(grammar);
+  return std::nullopt;
+}
+
 // Whether the engine would take the prompt, and how tokens are drawn. Of the latter all but the ids
 // of logit_bias was looked at when the request was read.
 std::optional<ApiError> check_engine(const serve::LanguageModel& model,
@@ -351,12 +373,14 @@ std::optional<ApiError> check_engine(const serve::LanguageModel& model,
 
 ApiResult<PreparedRequest> prepare(const serve::LanguageModel& model, ApiRequest request) {
   PreparedRequest out;
+  if (auto error = compile_rule(model, request, out.rule)) return *std::move(error);
   for (serve::Prompt& prompt : request.prompts) {
     if (const auto* chat = std::get_if<serve::ChatPrompt>(&prompt)) {
       auto text = render(model, *chat, request.effort);
       if (!text)
         return ApiError{400, std::string(text.status().message()), request.prompt_field, {}};
-      request.form.in_reasoning = request.form.has_reasoning && ends_in_reasoning(*text);
+      out.rule.in_reasoning = ends_in_reasoning(*text);
+      request.form.in_reasoning = request.form.has_reasoning && out.rule.in_reasoning;
       prompt = *std::move(text);
     }
     auto ids = model.text().encode(std::move(prompt));
@@ -366,6 +390,7 @@ ApiResult<PreparedRequest> prepare(const serve::LanguageModel& model, ApiRequest
     if (auto error = check_engine(model, *ids, request)) return *std::move(error);
     out.prompts.push_back(*std::move(ids));
   }
+  out.rule.thinking_budget = request.thinking_budget;
   out.request = std::move(request);
   return out;
 }

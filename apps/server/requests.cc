@@ -5,6 +5,8 @@
 #include <limits>
 #include <utility>
 
+#include "apps/server/answer_rules.h"
+
 namespace tenon::server {
 namespace {
 
@@ -138,7 +140,9 @@ void read_openai(const Fields& fields, ApiRequest& request) {
 
 void read_chat(const Fields& fields, ApiRequest& request) {
   read_openai(fields, request);
+  read_answer_format(fields, request);
   read_conversation(fields, request);
+  check_answer_rules(fields, request);
   fields.boolean("separate_reasoning", request.form.has_reasoning);
   check_min_tokens(fields, request);
   read_count(fields, request);
@@ -146,6 +150,8 @@ void read_chat(const Fields& fields, ApiRequest& request) {
 
 void read_completion(const Fields& fields, ApiRequest& request) {
   read_openai(fields, request);
+  read_answer_format(fields, request);
+  check_answer_rules(fields, request);
   read_prompts(fields, "prompt", request);
   fields.boolean("echo", request.echo);
   if (request.echo && request.sampling.logprobs >= 0)
@@ -171,6 +177,8 @@ void read_generate(const Fields& fields, ApiRequest& request) {
   const Fields inside = fields.inside(params != nullptr ? *params : none, "sampling_params.");
   inside.refuse_unsupported(request.dialect);
   read_sampling(inside, request);
+  read_answer_format(inside, request);
+  check_answer_rules(inside, request);
   read_stops(inside, "stop", request);
   read_max_tokens(inside, "max_new_tokens", 0, request);
   check_min_tokens(inside, request);

@@ -46,9 +46,13 @@ class ThreadSteps {
   ThreadSteps(std::size_t bytes, int ranks)
       : bytes_(bytes), statuses_(static_cast<std::size_t>(ranks)), done_(statuses_.size(), 0) {}
 
-  void send(std::span<const std::byte> input) {
+  // `masks` lie at `masks_at` of the step's bytes, behind `input`, where there are any.
+  void send(std::span<const std::byte> input, std::span<const std::byte> masks,
+            std::size_t masks_at) {
     std::memcpy(bytes_.data(), input.data(), input.size());
+    if (!masks.empty()) std::memcpy(bytes_.data() + masks_at, masks.data(), masks.size());
     used_ = input.size();
+    masks_ = std::span(bytes_).subspan(masks_at, masks.size());
     advance();
   }
   // Every receive() from now on says no. Touches no bytes: a follower may still be reading them.
@@ -66,6 +70,8 @@ class ThreadSteps {
       number_.wait(seen, std::memory_order_acquire);
     if (stopped_.load(std::memory_order_acquire)) return false;
     std::memcpy(out.data(), bytes_.data(), used_);
+    if (!masks_.empty())
+      std::memcpy(out.data() + (masks_.data() - bytes_.data()), masks_.data(), masks_.size());
     return true;
   }
 
@@ -97,7 +103,8 @@ class ThreadSteps {
     number_.notify_all();
   }
   std::vector<std::byte> bytes_;
-  std::size_t used_ = 0;  // of the present step
+  std::size_t used_ = 0;  // of the present step, which may also have masks
+  std::span<const std::byte> masks_;
   std::atomic<std::uint32_t> number_{0};
   std::atomic<bool> stopped_{false};
   std::mutex mutex_;
@@ -285,7 +292,7 @@ Status Engine::State::start_threads() {
 Status Engine::State::open_in_threads() {
   bootstraps = local_bootstrap(options.tp);
   const StepLayout layout(options.max_tokens_per_step, options.max_batch,
-                          Scheduler::blocks_per_sequence(options.max_context));
+                          Scheduler::blocks_per_sequence(options.max_context), options.num_tokens);
   steps = std::make_unique<ThreadSteps>(layout.bytes(), options.tp);
   Status mine = start_threads();
   if (!mine) {
@@ -410,7 +417,7 @@ std::unique_lock<std::mutex> Engine::State::step_lock() {
 
 Status Engine::State::send() {
   if (!in_threads()) return own->broadcast(writer->bytes());
-  steps->send(writer->used());
+  steps->send(writer->used(), writer->used_masks(), own->layout().offset(StepField::masks));
   return Status::ok();
 }
 
@@ -447,17 +454,18 @@ Status Engine::check_request(const std::vector<std::int32_t>& prompt,
   });
 }
 
-Result<RequestId> Engine::submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling) {
-  return queue(std::move(prompt), sampling, false);
+Result<RequestId> Engine::submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling,
+                                 std::unique_ptr<TokenConstraint> constraint) {
+  return queue(std::move(prompt), sampling, std::move(constraint), false);
 }
 
 Result<RequestId> Engine::submit_computed(std::vector<std::int32_t> prompt,
                                           const SamplingParams& sampling) {
-  return queue(std::move(prompt), sampling, true);
+  return queue(std::move(prompt), sampling, nullptr, true);
 }
 
 Result<RequestId> Engine::queue(std::vector<std::int32_t> prompt, const SamplingParams& sampling,
-                                bool computed) {
+                                std::unique_ptr<TokenConstraint> constraint, bool computed) {
   {
     const auto lock = state_->step_lock();
     TENON_TRY(Status(state_->dead));
@@ -465,9 +473,14 @@ Result<RequestId> Engine::queue(std::vector<std::int32_t> prompt, const Sampling
   const RequestId id{state_->next_id};
   const Status queued = guarded([&] {
     Status fits = state_->check_ids(prompt, sampling);
+    if (fits && constraint != nullptr && state_->own->layout().mask_words() == 0)
+      fits = Status::error(Code::kUnsupported,
+                           "the request constrains its tokens, but the engine was opened without "
+                           "num_tokens; accepted with it");
     const int done = computed ? std::max(static_cast<int>(prompt.size()) - 1, 0) : 0;
     if (!fits) return fits;
-    return state_->scheduler->add(id, std::move(prompt), sampling, done, state_->eos);
+    return state_->scheduler->add(id, std::move(prompt), sampling, done, state_->eos,
+                                  std::move(constraint));
   });
   TENON_TRY(queued, "submit");
   ++state_->next_id;
@@ -494,10 +507,13 @@ std::vector<TokenEvent> Engine::State::drop_cancelled() {
 TokenEvent failed(const Sequence& sequence) {
   const auto id = std::to_string(static_cast<std::uint64_t>(sequence.id));
   const auto made = static_cast<int>(sequence.tokens.size()) - sequence.prompt_tokens;
+  const std::string why = sequence.constraint == nullptr
+                              ? "its logits hold no number"
+                              : "none of the tokens that it may have has a number for its logit";
   return {sequence.id, -1, Finish::kFailed,
           Status::error(Code::kInternal, "request " + id + " ends after " + std::to_string(made) +
-                                             " tokens: its logits hold no number, so nothing can "
-                                             "be drawn; other requests go on")};
+                                             " tokens: " + why +
+                                             ", so nothing can be drawn; other requests go on")};
 }
 
 // Turns drawn tokens into events and lets finished sequences go.

@@ -115,10 +115,12 @@ class Engine {
   Status follow();
 
   // Leader only, all of them. submit says why a request can never run, as check_request does; ids
-  // without a token are refused, but for those that are held back.
+  // without a token are refused, but for those that are held back. A constraint needs
+  // EngineOptions::num_tokens.
   Status check_request(const std::vector<std::int32_t>& prompt,
                        const SamplingParams& sampling) const;
-  Result<RequestId> submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling);
+  Result<RequestId> submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling,
+                           std::unique_ptr<TokenConstraint> constraint = {});
   Status cancel(RequestId id);
   // One decision, one forward pass, its tokens. Empty when there is nothing to do. After an error
   // the engine is dead: every further call returns that error.
@@ -148,7 +150,7 @@ class Engine {
   struct State;
   explicit Engine(std::unique_ptr<State> state);
   Result<RequestId> queue(std::vector<std::int32_t> prompt, const SamplingParams& sampling,
-                          bool computed);
+                          std::unique_ptr<TokenConstraint> constraint, bool computed);
   std::unique_ptr<State> state_;
 };
 

@@ -62,7 +62,8 @@ Status Scheduler::check(std::size_t prompt_tokens, const SamplingParams& samplin
 
 Status Scheduler::add(RequestId id, std::vector<std::int32_t> prompt,
                       const SamplingParams& sampling, int computed,
-                      std::span<const std::int32_t> ends) {
+                      std::span<const std::int32_t> ends,
+                      std::unique_ptr<TokenConstraint> constraint) {
   TENON_TRY(check(prompt.size(), sampling));
   Sequence sequence;
   sequence.id = id;
@@ -74,6 +75,7 @@ Status Scheduler::add(RequestId id, std::vector<std::int32_t> prompt,
   sequence.max_tokens = max_tokens(sequence.prompt_tokens, sampling);
   sequence.tokens.reserve(static_cast<std::size_t>(sequence.prompt_tokens + sequence.max_tokens));
   sequence.edits = TokenEdits::make(sampling, ends, sequence.prompt(), sequence.max_tokens);
+  sequence.constraint = std::move(constraint);
   waiting_.push_back(std::move(sequence));
   return Status::ok();
 }
@@ -280,6 +282,7 @@ void Scheduler::apply(const BatchPlan& plan, std::span<const std::int32_t> drawn
     if (!draws) continue;
     sequence.tokens.push_back(drawn[i]);
     if (sequence.edits) sequence.edits->drew(drawn[i]);
+    if (sequence.constraint) sequence.constraint->drew(drawn[i]);
   }
 }
 

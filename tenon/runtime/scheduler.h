@@ -22,6 +22,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <list>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -29,6 +30,7 @@
 #include "tenon/core/status.h"
 #include "tenon/runtime/cache.h"
 #include "tenon/runtime/sampling_params.h"
+#include "tenon/runtime/token_constraint.h"
 #include "tenon/runtime/token_edits.h"
 
 namespace tenon {
@@ -59,7 +61,8 @@ struct Sequence {
   SamplingParams sampling;
   int max_tokens = 0;  // sampling.max_tokens, or fewer where the context ends first
   CacheLease lease;
-  std::optional<TokenEdits> edits;  // of the logits its next token is drawn from
+  std::optional<TokenEdits> edits;              // of the logits its next token is drawn from
+  std::unique_ptr<TokenConstraint> constraint;  // of its next token, or none
   bool cancelled = false;
   int cached_tokens = 0;  // of the prompt, that a kept prefix had when it was admitted first
   int preemptions = 0;
@@ -123,7 +126,8 @@ class Scheduler {
   // Queues a request, or says why it can never run. Its first `computed` tokens, fewer than the
   // prompt has, count as being in the caches. `ends`: ids that end every answer.
   Status add(RequestId id, std::vector<std::int32_t> prompt, const SamplingParams& sampling,
-             int computed = 0, std::span<const std::int32_t> ends = {});
+             int computed = 0, std::span<const std::int32_t> ends = {},
+             std::unique_ptr<TokenConstraint> constraint = {});
   // Marks it for cancelled(). False when there is no such request.
   bool cancel(RequestId id);
   // The next step. Empty when nothing can run. Valid until the next call of any function.

@@ -62,6 +62,8 @@ sampling::Args StepRunner::draw_args(const StepShape& shape) const {
       .frequency = draw.frequency,
       .presence = draw.presence,
       .saved = view(saved_.data(), DType::kF32, device, {parts_.layout.max_edits()})};
+  if (parts_.layout.mask_words() > 0)
+    args.mask = sampling::Mask{.allowed = draw.masks, .which = draw.mask_of};
   args.report = report(report_.data(), shape);
   args.report->wanted = draw.wanted;
   return args;
@@ -133,7 +135,12 @@ Status StepRunner::upload() {
   const StepField first = step.continues != 0 ? StepField::positions : StepField::token_ids;
   const std::size_t begin = parts_.layout.offset(first);
   const std::size_t end = parts_.layout.used_bytes(step.shape, step.num_edits);
-  return parts_.stream.copy(input_.as<std::byte>() + begin, input().data() + begin, end - begin);
+  const auto copy = [&](std::size_t from, std::size_t bytes) {
+    return parts_.stream.copy(input_.as<std::byte>() + from, input().data() + from, bytes);
+  };
+  TENON_TRY(copy(begin, end - begin));
+  if (step.num_masks == 0) return Status::ok();
+  return copy(parts_.layout.offset(StepField::masks), parts_.layout.mask_bytes(step.num_masks));
 }
 
 Status StepRunner::enqueue() {

@@ -34,6 +34,13 @@ Status check(const Request& request) {
   if (request.max_untaken_tokens < 0)
     return refuse("max_untaken_tokens is " + std::to_string(request.max_untaken_tokens) +
                   "; accepted are 0 (no limit) and more");
+  if (request.rule.thinking_budget && *request.rule.thinking_budget < 0)
+    return refuse("thinking_budget is " + std::to_string(*request.rule.thinking_budget) +
+                  "; accepted are 0 and more");
+  if (request.rule.grammar && (request.sampling.ignore_eos || request.sampling.min_tokens > 0))
+    return refuse(
+        "ignore_eos or min_tokens is given beside a grammar, which says where an answer "
+        "ends; accepted is either");
   return Status::ok();
 }
 
@@ -168,11 +175,13 @@ Submission RequestQueue::Loop::try_submit(Request request) {
   if (!prompt) return Submission{Admission::kInvalid, prompt.status(), {}};
   const Status fits = model_.check(*prompt, request.sampling);
   if (!fits) return refused(Admission::kInvalid, fits);
+  auto constraint = make_constraint(request.rule, model_.marks());
+  if (!constraint) return refused(Admission::kInvalid, constraint.status());
   const std::scoped_lock lock(mutex_);
   if (auto refusal = refusal_locked()) return std::move(*refusal);
   const RequestNumber number{static_cast<std::uint64_t>(counts_.accepted) + 1};
   auto record = std::make_shared<RequestRecord>(number, std::move(request), *std::move(prompt),
-                                                weak_from_this());
+                                                *std::move(constraint), weak_from_this());
   queued_.push_back(record);
   if (counts_.queued + counts_.running == 0) progress_ = Clock::now();
   ++counts_.accepted;
@@ -364,7 +373,8 @@ Status RequestQueue::Loop::begin_queued(bool& refused) {
     }
     const Request& request = starting_->request();
     TextStream text(model_.text().tokenizer(), request.stops, request.skip_special);
-    const auto id = engine_.submit(starting_->take_prompt(), request.sampling);
+    const auto id =
+        engine_.submit(starting_->take_prompt(), request.sampling, starting_->take_constraint());
     if (id) {
       running_.try_emplace(*id, Running{starting_, std::move(text), 0});
     } else {

@@ -8,12 +8,15 @@
 namespace tenon::serve {
 
 RequestRecord::RequestRecord(RequestNumber number, Request request,
-                             std::vector<std::int32_t> prompt, std::weak_ptr<Canceller> canceller)
+                             std::vector<std::int32_t> prompt,
+                             std::unique_ptr<TokenConstraint> constraint,
+                             std::weak_ptr<Canceller> canceller)
     : number_(number),
       request_(std::move(request)),
       prompt_tokens_(static_cast<std::int64_t>(prompt.size())),
       canceller_(std::move(canceller)),
-      prompt_(std::move(prompt)) {
+      prompt_(std::move(prompt)),
+      constraint_(std::move(constraint)) {
   times_.queued = Clock::now();
 }
 

@@ -29,6 +29,10 @@ struct Sample {
   const float *repetition = nullptr, *frequency = nullptr, *presence = nullptr;
   float* saved = nullptr;
 
+  const std::uint32_t* allowed = nullptr;  // null: no row has a mask
+  const std::int32_t* which = nullptr;
+  std::int32_t mask_words = 0;
+
   const std::int32_t* wanted = nullptr;  // null: no row wants a report
   float *drawn = nullptr, *largest = nullptr, *listed_logits = nullptr;
   std::int64_t* mass = nullptr;
@@ -58,6 +62,11 @@ inline Sample sample_of(const Args& args) {
     sample.presence = args.edits->presence.as<const float>();
     sample.saved = args.edits->saved.as<float>();
   }
+  if (args.mask) {
+    sample.allowed = args.mask->allowed.as<const std::uint32_t>();
+    sample.which = args.mask->which.as<const std::int32_t>();
+    sample.mask_words = static_cast<std::int32_t>(args.mask->allowed.shape[1]);
+  }
   if (args.report) {
     sample.wanted = args.report->wanted.as<const std::int32_t>();
     sample.drawn = args.report->drawn.as<float>();
@@ -71,11 +80,17 @@ inline Sample sample_of(const Args& args) {
 
 TENON_DEVICE LogitRow row_of(const Sample& sample, int r) {
   return {sample.logits + r * sample.row_stride, sample.slice_stride, sample.width,
-          sample.num_tokens};
+          sample.num_tokens, nullptr};
 }
 TENON_DEVICE const float* logit_at(const LogitRow& row, std::int32_t id) {
   const std::int32_t slice = id / row.width;
   return row.logits + slice * row.slice_stride + (id - slice * row.width);
+}
+
+// The mask of row r; null: it may draw all ids.
+TENON_DEVICE const std::uint32_t* mask_of(const Sample& sample, int r) {
+  if (sample.allowed == nullptr || sample.which[r] < 0) return nullptr;
+  return sample.allowed + std::int64_t{sample.which[r]} * sample.mask_words;
 }
 
 TENON_DEVICE bool has_edits(const Sample& sample, int r) {
