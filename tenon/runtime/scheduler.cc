@@ -54,6 +54,10 @@ Status Scheduler::check(std::size_t prompt_tokens, const SamplingParams& samplin
                   std::to_string(limits_.max_context) + " with room for one more takes at most " +
                   std::to_string(limits_.max_context - 1));
   const int prompt = static_cast<int>(prompt_tokens);
+  if (sampling.prompt_logprobs >= 0 && sampling.prompt_logprobs_from >= prompt)
+    return refuse("prompt_logprobs_from is " + std::to_string(sampling.prompt_logprobs_from) +
+                  "; a prompt of " + std::to_string(prompt) + " tokens accepts 0 to " +
+                  std::to_string(prompt - 1));
   const int whole = prompt + max_tokens(prompt, sampling);
   if (caches_->can_ever_fit(whole)) return Status::ok();
   return refuse("the request needs cache for " + std::to_string(whole) +
@@ -158,12 +162,12 @@ void Scheduler::preempt(Sequences::iterator victim) {
 // Whether a sequence that runs will soon keep a state from which this one could go on.
 bool Scheduler::waits_for_prefix(const Sequence& sequence) const {
   if (!limits_.keeps_prefixes || sequence.made > 0) return false;
-  const std::span<const std::int32_t> prompt = sequence.prompt();
+  const std::span<const std::int32_t> prompt = sequence.lookup();
   int kept = -1;  // looked up where it is asked for
   for (const Sequence& each : running_) {
     for (const int place : each.keep_at) {
-      if (place <= each.computed || place + 2 > sequence.prompt_tokens) continue;
       const auto count = static_cast<std::size_t>(place);
+      if (place <= each.computed || count + 2 > prompt.size()) continue;
       if (!std::ranges::equal(prompt.first(count), each.prompt().first(count))) continue;
       if (kept < 0) kept = caches_->kept_tokens(prompt);
       if (place - kept >= limits_.least_kept_tokens) return true;
@@ -177,7 +181,7 @@ bool Scheduler::begin(Sequence& sequence) {
   if (sequence.edits && num_edits() + sequence.num_edits() > limits_.max_edits) return false;
   CacheRequest request;
   const bool keeps = limits_.keeps_prefixes && sequence.made == 0;
-  if (keeps) request.prompt = sequence.prompt();
+  if (keeps) request.prompt = sequence.lookup();
   request.counts = sequence.preemptions == 0;
   request.tokens = sequence.length();
   request.most_tokens = sequence.prompt_tokens + sequence.max_tokens;

@@ -51,6 +51,7 @@ struct StepHeader {
   StepShape shape;                 // with padding
   std::int32_t num_edits = 0;      // of logits, of all rows
   std::int32_t num_reports = 0;    // rows that want one
+  std::int32_t num_told = 0;       // tokens of prompts whose log probabilities are told
 };
 
 // Where each array lies. Equal on every rank by construction.
@@ -101,6 +102,7 @@ class StepWriter {
  private:
   void write_sequence(const BatchEntry& entry, int row, int first_token, int block_tokens);
   void write_draw(const BatchEntry& entry, int row, StepHeader& header);
+  void write_told(const BatchEntry& entry, int row, int first_token, StepHeader& header);
   void pad(const StepShape& real, const StepShape& shape);
   bool continues(const BatchPlan& plan);
   const StepLayout* layout_;
