@@ -22,8 +22,10 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
+#include <iterator>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/comm/transport/transport.h"
@@ -236,6 +238,7 @@ struct Engine::State {
   std::unique_lock<std::mutex> step_lock();
   Status check_ids(const std::vector<std::int32_t>& prompt, const SamplingParams& sampling) const;
   Result<std::vector<TokenEvent>> step();
+  void take_told(const BatchPlan& plan);
   std::vector<TokenEvent> digest(const BatchPlan& plan, std::span<const std::int32_t> drawn);
   std::vector<TokenEvent> drop_cancelled();
   Status die(Status why);
@@ -479,6 +482,10 @@ Result<RequestId> Engine::queue(std::vector<std::int32_t> prompt, const Sampling
                            "num_tokens; accepted with it");
     const int done = computed ? std::max(static_cast<int>(prompt.size()) - 1, 0) : 0;
     if (!fits) return fits;
+    if (computed && sampling.prompt_logprobs >= 0)
+      return Status::error(Code::kInvalidArgument,
+                           "prompt_logprobs is " + std::to_string(sampling.prompt_logprobs) +
+                               "; of a prompt that is not computed none can be told");
     return state_->scheduler->add(id, std::move(prompt), sampling, done, state_->eos,
                                   std::move(constraint));
   });
@@ -516,17 +523,37 @@ TokenEvent failed(const Sequence& sequence) {
                                              ", so nothing can be drawn; other requests go on")};
 }
 
+// What the step has told of prompts, to the sequences whose they are.
+void Engine::State::take_told(const BatchPlan& plan) {
+  int number = 0;
+  for (const BatchEntry& entry : plan.entries) {
+    Sequence& sequence = *entry.sequence;
+    const int count = entry.num_told();
+    for (int i = 0; i < count; ++i)
+      sequence.prompt_logprobs.push_back(own->prompt_logprobs(number++));
+    sequence.num_told += count;
+  }
+}
+
 // Turns drawn tokens into events and lets finished sequences go.
 std::vector<TokenEvent> Engine::State::digest(const BatchPlan& plan,
                                               std::span<const std::int32_t> drawn) {
   std::vector<TokenEvent> events;  // the one allocation of a decode step
   events.reserve(plan.entries.size());
+  take_told(plan);
   for (std::size_t i = 0; i < plan.entries.size(); ++i) {
-    const Sequence& sequence = *plan.entries[i].sequence;
+    Sequence& sequence = *plan.entries[i].sequence;
     if (drawn[i] < 0) events.push_back(failed(sequence));
     if (drawn[i] < 0 || !plan.entries[i].draws()) continue;
     TokenEvent event{.id = sequence.id, .token = drawn[i]};
     event.cached_tokens = sequence.cached_tokens;
+    event.prompt_logprobs = std::exchange(sequence.prompt_logprobs, {});
+    if (sequence.max_tokens == 0) {
+      event.token = -1;
+      event.finish = Finish::kLength;
+      events.push_back(std::move(event));
+      continue;
+    }
     if (sequence.sampling.logprobs >= 0) event.logprobs = own->logprobs(static_cast<int>(i));
     const int made = static_cast<int>(sequence.tokens.size()) + 1 - sequence.prompt_tokens;
     const bool is_eos = std::find(eos.begin(), eos.end(), drawn[i]) != eos.end();
@@ -536,7 +563,7 @@ std::vector<TokenEvent> Engine::State::digest(const BatchPlan& plan,
       const bool all = made >= sequence.sampling.max_tokens;
       event.finish = all ? Finish::kLength : Finish::kContext;
     }
-    events.push_back(event);
+    events.push_back(std::move(event));
   }
   scheduler->apply(plan, drawn);
   for (const TokenEvent& event : events)
@@ -573,7 +600,7 @@ Result<std::vector<TokenEvent>> Engine::State::step() {
     if (entry.first < entry.sequence->prompt_tokens) stats.prompt_tokens += entry.count;
   std::vector<TokenEvent> made = digest(plan, drawn);
   if (events.empty()) return made;
-  events.insert(events.end(), made.begin(), made.end());
+  std::ranges::move(made, std::back_inserter(events));
   return events;
 }
 

@@ -69,8 +69,8 @@ enum class Finish : std::uint8_t {
 std::string_view name(Finish finish);
 
 // One drawn token. An end-of-sequence token is reported too, with kStop. With kCancelled and
-// kFailed there is no token. Every request that was submitted gets one event with a finish, its
-// last, unless the engine dies.
+// kFailed there is no token, nor with the kLength of a request that asks for none. Every request
+// that was submitted gets one event with a finish, its last, unless the engine dies.
 struct TokenEvent {
   RequestId id{};
   std::int32_t token = -1;
@@ -78,6 +78,9 @@ struct TokenEvent {
   Status why = Status::ok();                   // of kFailed: names the request
   std::optional<TokenLogprobs> logprobs = {};  // of the token, where they were asked for
   std::int32_t cached_tokens = 0;  // of its prompt, that a kept prefix had: were not computed
+  // In its first event with a token, or in that kLength: of the prompt's tokens behind number
+  // sampling.prompt_logprobs_from, where they were asked for.
+  std::vector<TokenLogprobs> prompt_logprobs = {};
 };
 
 struct EngineStats {

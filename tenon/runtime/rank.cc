@@ -25,6 +25,7 @@ ModelOptions model_options(const EngineOptions& options) {
   out.weights = options.weights;
   out.max_tokens_per_step = options.max_tokens_per_step;
   out.max_sequences = options.max_batch;
+  out.max_logits = std::max(options.max_batch, PromptTeller::kRows);
   out.max_context = options.max_context;
   out.force_stage = options.force_stage;
   out.max_stage = options.max_stage;

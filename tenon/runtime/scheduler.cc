@@ -54,6 +54,10 @@ Status Scheduler::check(std::size_t prompt_tokens, const SamplingParams& samplin
                   std::to_string(limits_.max_context) + " with room for one more takes at most " +
                   std::to_string(limits_.max_context - 1));
   const int prompt = static_cast<int>(prompt_tokens);
+  if (sampling.prompt_logprobs >= 0 && sampling.prompt_logprobs_from >= prompt)
+    return refuse("prompt_logprobs_from is " + std::to_string(sampling.prompt_logprobs_from) +
+                  "; a prompt of " + std::to_string(prompt) + " tokens accepts 0 to " +
+                  std::to_string(prompt - 1));
   const int whole = prompt + max_tokens(prompt, sampling);
   if (caches_->can_ever_fit(whole)) return Status::ok();
   return refuse("the request needs cache for " + std::to_string(whole) +
@@ -161,13 +165,13 @@ void Scheduler::preempt(Sequences::iterator victim) {
 // about to compute what both have in common is made to keep the state behind it.
 bool Scheduler::waits_for_prefix(const Sequence& sequence) {
   if (!limits_.keeps_prefixes || sequence.made > 0) return false;
-  const std::span<const std::int32_t> prompt = sequence.prompt();
+  const std::span<const std::int32_t> prompt = sequence.lookup();
   const int least = limits_.least_kept_tokens;
   int kept = -1;  // looked up where it is asked for
   for (Sequence& each : running_) {
     if (each.made > 0 || each.computed >= each.prompt_tokens) continue;
     const auto apart = std::ranges::mismatch(prompt, each.prompt()).in1 - prompt.begin();
-    const int most = std::min(sequence.prompt_tokens, each.prompt_tokens) - 2;
+    const int most = std::min(static_cast<int>(prompt.size()), each.prompt_tokens) - 2;
     const int fork = std::min(static_cast<int>(apart), most) / kPrefillQuantum * kPrefillQuantum;
     if (fork - each.computed < kPrefillQuantum) continue;
     if (kept < 0) kept = caches_->kept_tokens(prompt);
@@ -186,7 +190,7 @@ bool Scheduler::begin(Sequence& sequence) {
   if (sequence.edits && num_edits() + sequence.num_edits() > limits_.max_edits) return false;
   CacheRequest request;
   const bool keeps = limits_.keeps_prefixes && sequence.made == 0;
-  if (keeps) request.prompt = sequence.prompt();
+  if (keeps) request.prompt = sequence.lookup();
   request.counts = sequence.preemptions == 0;
   request.tokens = sequence.length();
   request.most_tokens = sequence.prompt_tokens + sequence.max_tokens;

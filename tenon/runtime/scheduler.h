@@ -70,7 +70,19 @@ struct Sequence {
   // end, behind that; 0: nowhere. And where it was kept last.
   int fork_at = 0, end_at = 0;
   int kept_at = 0;
+  // Of prompt tokens [sampling.prompt_logprobs_from + 1, … + num_told]; those that nobody has taken
+  // so far.
+  std::vector<TokenLogprobs> prompt_logprobs;
+  int num_told = 0;
 
+  // The first position whose logits tell of a prompt token that was not told so far.
+  int tells_from() const { return sampling.prompt_logprobs_from + num_told; }
+  // What of the prompt may be found among kept prefixes: nothing that is still to be told.
+  std::span<const std::int32_t> lookup() const {
+    const bool tells = sampling.prompt_logprobs >= 0;
+    const int most = tells ? std::min(tells_from() + 2, prompt_tokens) : prompt_tokens;
+    return prompt().first(static_cast<std::size_t>(most));
+  }
   int num_edits() const { return edits ? static_cast<int>(edits->list().size()) : 0; }
   int length() const { return static_cast<int>(tokens.size()); }
   std::span<const std::int32_t> prompt() const {
@@ -87,6 +99,12 @@ struct BatchEntry {
   int first = 0, count = 0;
   // The last token of the entry is the last known one: its logits decide the next token.
   bool draws() const { return first + count == sequence->length(); }
+  // Positions [told_from(), … + num_told()) of it have logits that tell of the prompt's next token.
+  int told_from() const { return std::max(first, sequence->tells_from()); }
+  int num_told() const {
+    if (sequence->sampling.prompt_logprobs < 0) return 0;
+    return std::max(std::min(first + count, sequence->prompt_tokens - 1) - told_from(), 0);
+  }
 };
 
 struct BatchPlan {

@@ -177,6 +177,7 @@ void StepWriter::write(const BatchPlan& plan, int block_tokens, const StepShape&
   int row = 0;
   for (const BatchEntry& entry : plan.entries) {
     write_sequence(entry, row, token, block_tokens);
+    write_told(entry, row, token, header);
     write_draw(entry, row, header);
     write_mask(entry, row++, header);
     token += entry.count;
@@ -258,6 +259,16 @@ void StepWriter::write_mask(const BatchEntry& entry, int row, StepHeader& header
                      words * static_cast<std::size_t>(header.num_masks);
   if (entry.sequence->constraint->allowed(std::span(mask, words)))
     arrays_.mask_of[row] = header.num_masks++;
+}
+
+void StepWriter::write_told(const BatchEntry& entry, int row, int first_token, StepHeader& header) {
+  const Sequence& sequence = *entry.sequence;
+  const int count = entry.num_told(), behind = entry.first + entry.count;
+  arrays_.told_from[row] = count > 0 ? first_token + entry.told_from() - entry.first : -1;
+  arrays_.told_next[row] =
+      behind < sequence.prompt_tokens ? sequence.tokens[static_cast<std::size_t>(behind)] : -1;
+  arrays_.told_likeliest[row] = sequence.sampling.prompt_logprobs;
+  header.num_told += count;
 }
 
 // Sequences without tokens, then rows of no sequence: they read and write no cache. Rows of logits

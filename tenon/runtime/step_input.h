@@ -52,6 +52,7 @@ struct StepHeader {
   std::int32_t num_edits = 0;      // of logits, of all rows
   std::int32_t num_reports = 0;    // rows that want one
   std::int32_t num_masks = 0;      // rows that may not draw every id
+  std::int32_t num_told = 0;       // tokens of prompts whose log probabilities are told
 };
 
 // Where each array lies. Equal on every rank by construction.
@@ -112,6 +113,7 @@ class StepWriter {
   void write_sequence(const BatchEntry& entry, int row, int first_token, int block_tokens);
   void write_draw(const BatchEntry& entry, int row, StepHeader& header);
   void write_mask(const BatchEntry& entry, int row, StepHeader& header);
+  void write_told(const BatchEntry& entry, int row, int first_token, StepHeader& header);
   void pad(const StepShape& real, const StepShape& shape);
   bool continues(const BatchPlan& plan);
   const StepLayout* layout_;

@@ -1,6 +1,5 @@
 #include "tenon/runtime/step_runner.h"
 
-#include <cmath>
 #include <cstddef>
 #include <string>
 #include <utility>
@@ -9,37 +8,10 @@
 #include "tenon/core/guard.h"
 
 namespace tenon {
-namespace {
-
-static_assert(kMaxLogprobs == sampling::kMaxLikely);
-
-// Of the reports of so many rows: mass, drawn, largest, then what is listed.
-std::size_t report_bytes(std::size_t rows) {
-  return rows * (sizeof(std::int64_t) + 2 * sizeof(float) +
-                 kMaxLogprobs * (sizeof(std::int32_t) + sizeof(float)));
-}
-
-}  // namespace
-
 // The arrays of the largest step, of which smaller ones use the beginnings: their places never
 // change.
 sampling::Report StepRunner::report(void* base, const StepShape& shape) const {
-  const Device device = parts_.comm.device();
-  const std::int64_t most = parts_.layout.max_sequences(), rows = shape.logits;
-  auto* at = static_cast<std::byte*>(base);
-  const auto next = [&](DType dtype, std::int64_t columns) {
-    void* here =
-        std::exchange(at, at + most * columns * static_cast<std::ptrdiff_t>(size_of(dtype)));
-    return columns == 1 ? view(here, dtype, device, {rows})
-                        : view(here, dtype, device, {rows, columns});
-  };
-  sampling::Report made;
-  made.mass = next(DType::kI64, 1);
-  made.drawn = next(DType::kF32, 1);
-  made.largest = next(DType::kF32, 1);
-  made.ids = next(DType::kI32, kMaxLogprobs);
-  made.logits = next(DType::kF32, kMaxLogprobs);
-  return made;
+  return reports_at(base, parts_.comm.device(), parts_.layout.max_sequences(), 0, shape.logits);
 }
 
 sampling::Args StepRunner::draw_args(const StepShape& shape) const {
@@ -77,19 +49,24 @@ Result<std::unique_ptr<StepRunner>> StepRunner::make(const Parts& parts, int num
   std::unique_ptr<StepRunner> made(new StepRunner(parts, num_tokens, graphs && can_record));
   TENON_TRY(made->allocate());
   TENON_TRY(made->plan_draw());
+  TENON_ASSIGN(
+      made->teller_,
+      PromptTeller::make({parts.layout, parts.model, parts.comm, parts.stream}, num_tokens));
   return made;
 }
 
 std::int64_t StepRunner::count_bytes(const StepLayout& layout, int vocab_size) {
   const auto rows = static_cast<std::size_t>(layout.max_sequences());
   return static_cast<std::int64_t>(
-      report_bytes(rows) + static_cast<std::size_t>(layout.max_edits()) * sizeof(float) +
-      layout.bytes() + rows * static_cast<std::size_t>(vocab_size) * sizeof(float));
+             report_bytes(rows) + static_cast<std::size_t>(layout.max_edits()) * sizeof(float) +
+             layout.bytes() + rows * static_cast<std::size_t>(vocab_size) * sizeof(float)) +
+         PromptTeller::count_bytes(layout, vocab_size);
 }
 
 std::int64_t StepRunner::bytes() const {
   return static_cast<std::int64_t>(report_.bytes() + saved_.bytes() + input_.bytes() +
-                                   logits_.bytes());
+                                   logits_.bytes()) +
+         teller_->bytes();
 }
 
 Status StepRunner::allocate() {
@@ -145,8 +122,10 @@ Status StepRunner::upload() {
 
 Status StepRunner::enqueue() {
   const StepShape shape = header().shape;
-  if (std::exchange(times_next_, false)) return enqueue_timed(shape);
-  return graphs_.run(shape, parts_.stream, [this, &shape] { return launch(shape); });
+  TENON_TRY(std::exchange(times_next_, false)
+                ? enqueue_timed(shape)
+                : graphs_.run(shape, parts_.stream, [this, &shape] { return launch(shape); }));
+  return teller_->enqueue(input());
 }
 
 Status StepRunner::enqueue_timed(const StepShape& shape) {
@@ -204,20 +183,7 @@ Result<std::span<const std::int32_t>> StepRunner::download() {
 }
 
 TokenLogprobs StepRunner::logprobs(int row) const {
-  const auto at = static_cast<std::size_t>(row);
-  const sampling::Report told = report(host_report_.bytes().data(), header().shape);
-  const double largest = told.largest.as<const float>()[at];
-  const double mass = std::ldexp(static_cast<double>(told.mass.as<const std::int64_t>()[at]), -40);
-  const auto logprob = [&](float logit) {
-    return static_cast<float>(double{logit} - largest - std::log(mass));
-  };
-  TokenLogprobs made;
-  made.drawn = logprob(told.drawn.as<const float>()[at]);
-  const auto* ids = told.ids.as<const std::int32_t>() + at * kMaxLogprobs;
-  const auto* logits = told.logits.as<const float>() + at * kMaxLogprobs;
-  for (int i = 0; i < kMaxLogprobs && ids[i] >= 0; ++i)
-    made.likeliest.emplace_back(ids[i], logprob(logits[i]));
-  return made;
+  return told_by(report(host_report_.bytes().data(), header().shape), row);
 }
 
 }  // namespace tenon

@@ -530,6 +530,40 @@ TEST(Sampling, ReportsTellProbabilities) {
   });
 }
 
+// With ids of the caller's, a report has their logits, before the edits; all else is as it was.
+TEST(Sampling, ReportsAreOfGivenIds) {
+  std::vector<Row> rows;
+  for (int row = 0; row < 12; ++row) {
+    rows.push_back(edited_row(row, 250));
+    rows.back().wanted = row % 4 - 1;
+  }
+  Problem problem = make_problem(2, 130, 250, rows);
+  problem.logit(2, 249) = -INFINITY;
+  std::vector<std::int32_t> given;
+  for (int row = 0; row < 12; ++row) given.push_back(row == 2 ? 249 : 41 * row % 250);
+  test::for_each_way(kOp, [&](const Way& way) {
+    DeviceFixture fixture(way.target);
+    Args args = put(fixture, problem);
+    test::run_forced(fixture, args, way.variant);
+    const auto out = fixture.get<std::int32_t>(args.out);
+    const auto largest = fixture.get<float>(args.report->largest);
+    args.report->drawn = fixture.blank(DType::kF32, {12}, 0xff);
+    args.report->given = fixture.put(given, DType::kI32, {12});
+    test::run_forced(fixture, args, way.variant);
+    EXPECT_EQ(fixture.get<std::int32_t>(args.out), out);
+    const auto found = fixture.get<float>(args.report->drawn);
+    for (int row = 0; row < 12; ++row) {
+      const auto at = static_cast<std::size_t>(row);
+      if (rows[at].wanted < 0) {
+        EXPECT_TRUE(std::isnan(found[at])) << "written, and nobody wanted it";
+        continue;
+      }
+      EXPECT_EQ(found[at], problem.logit(row, given[at])) << row;
+      EXPECT_EQ(fixture.get<float>(args.report->largest)[at], largest[at]);
+    }
+  });
+}
+
 TEST(Sampling, NaNAndMinusInfinityAreNeverDrawn) {
   Problem problem = make_problem(2, 20, 40, settings(2.0f));
   for (int r = 0; r < static_cast<int>(problem.rows.size()); ++r)
@@ -624,10 +658,11 @@ TEST(Sampling, MultiplyHighIsExact) {
 
 TEST(Sampling, RefusalsSayWhatIsAccepted) {
   DeviceFixture fixture(Target::kCpu);
-  const Args good = put(
+  Args good = put(
       fixture,
       make_problem(2, 8, 15,
                    std::vector<Row>(3, Row{.edits = {{1, 1.0f, 0}}, .wanted = 1, .mask = {7}})));
+  good.report->given = good.top_k;
   test::expect_refusals(
       kOp, good,
       {{[](Args& a) { a.num_tokens = 17; },
@@ -644,6 +679,8 @@ TEST(Sampling, RefusalsSayWhatIsAccepted) {
         "sampling: which is i32 [2] on cpu:0 but must be [rows] with rows = 3"},
        {[](Args& a) { a.report->ids.shape[1] = 5; },
         "sampling: ids is i32 [3, 5] on cpu:0 but must be [rows, likely] with likely = 20"},
+       {[](Args& a) { a.report->given->shape[0] = 2; },
+        "sampling: given is i32 [2] on cpu:0 but must be [rows] with rows = 3"},
        {[](Args& a) { a.top_p.device.index = 1; },
         "sampling: top_p is f32 [3] on cpu:1 but logits is f32 [2, 3, 8] on cpu:0; all must lie "
         "on one device"}});

@@ -37,6 +37,7 @@ struct Sample {
   float *drawn = nullptr, *largest = nullptr, *listed_logits = nullptr;
   std::int64_t* mass = nullptr;
   std::int32_t* listed_ids = nullptr;
+  const std::int32_t* given = nullptr;  // null: a report is of the token drawn
 };
 
 inline Sample sample_of(const Args& args) {
@@ -74,6 +75,7 @@ inline Sample sample_of(const Args& args) {
     sample.mass = args.report->mass.as<std::int64_t>();
     sample.listed_ids = args.report->ids.as<std::int32_t>();
     sample.listed_logits = args.report->logits.as<float>();
+    if (args.report->given) sample.given = args.report->given->as<const std::int32_t>();
   }
   return sample;
 }
@@ -223,7 +225,8 @@ TENON_DEVICE std::int32_t draw(Room<Team>& room, const Sample& sample, int r, co
   }
 }
 
-// Writes the report of row r but for the logit of the token drawn. seen: of all of the row.
+// Writes the report of row r but for the logit of the token drawn or given. seen: of all of the
+// row.
 template <class Team, class Row>
 TENON_DEVICE void report(Room<Team>& room, const Sample& sample, int r, const Row& row,
                          const Seen& seen) {
@@ -273,7 +276,9 @@ TENON_DEVICE void report(Room<Team>& room, const Sample& sample, int r, const Ro
 // By one thread, when the row's logits are what they were.
 TENON_DEVICE void finish_row(const Sample& sample, int r, const LogitRow& row, std::int32_t drawn) {
   sample.out[r] = drawn;
-  if (wants_report(sample, r)) sample.drawn[r] = drawn < 0 ? 0.0f : *logit_at(row, drawn);
+  if (!wants_report(sample, r)) return;
+  const std::int32_t id = sample.given != nullptr ? sample.given[r] : drawn;
+  sample.drawn[r] = id < 0 ? 0.0f : *logit_at(row, id);
 }
 
 }  // namespace tenon::TENON_TARGET::sampling

@@ -55,6 +55,8 @@ struct Report {
   TensorView mass;     // i64 [rows]: the sum of all candidates' masses at temperature 1
   TensorView ids;      // i32 [rows, kMaxLikely]: the first candidates; −1 where there are fewer
   TensorView logits;   // f32 [rows, kMaxLikely]: theirs
+  // i32 [rows]: where given, `drawn` is of these ids, 0 … num_tokens − 1, instead of those drawn.
+  std::optional<TensorView> given = {};
 };
 
 struct Args {
