@@ -50,6 +50,9 @@ struct ApiRequest {
   bool skip_special = true;
   bool stream = false, include_usage = false, continuous_usage = false;
   bool echo = false, return_ids = false;
+  bool shows_prompt_logprobs = false;  // in a field of that name
+  int prompt_likeliest = 0;            // how many of the likeliest ids that field lists
+  bool shows_token_texts = false;      // beside the ids in the lists of /generate
   // How an answer is taken apart. in_reasoning is known when the prompt is rendered.
   AnswerForm form = {false, false, false, {}, 0};
   // What the answer must be, and the field that asked for it; empty: anything.

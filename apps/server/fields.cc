@@ -19,13 +19,10 @@ struct RefusedField {
 };
 
 constexpr const char* kSampling = "the engine does not draw with it";
-constexpr const char* kPrompts = "log probabilities are told of answers alone";
 
 // Fields that are known and not supported. To support one: take its line out here and read it where
 // its API's other fields are read.
 constexpr RefusedField kRefused[] = {
-    {"prompt_logprobs", Neutral::kEmpty, kPrompts},
-    {"return_logprob", Neutral::kFalse, "/v1/completions tells log probabilities"},
     {"length_penalty", Neutral::kOne, "there is no beam search"},
     {"use_beam_search", Neutral::kFalse, "there is no beam search"},
     {"best_of", Neutral::kOne, "answers are not ranked; n gives several"},

@@ -56,6 +56,34 @@ void read_logprobs(const Fields& fields, ApiRequest& request) {
   request.sampling.logprobs = static_cast<int>(likeliest);
 }
 
+// vLLM's: of the prompt, beside the answer.
+void read_prompt_logprobs(const Fields& fields, ApiRequest& request) {
+  if (fields.find("prompt_logprobs") == nullptr) return;
+  std::int64_t likeliest = 0;
+  fields.integer("prompt_logprobs", 0, kMaxLogprobs, likeliest);
+  bool stream = false;
+  fields.boolean("stream", stream);
+  if (stream)
+    return fields.fail("prompt_logprobs", "is given, but answers that are streamed do not have it");
+  request.shows_prompt_logprobs = true;
+  request.prompt_likeliest = request.sampling.prompt_logprobs = static_cast<int>(likeliest);
+}
+
+// SGLang's: of the answer, and of the prompt from a place on.
+void read_generate_logprobs(const Fields& fields, ApiRequest& request) {
+  bool wanted = false;
+  fields.boolean("return_logprob", wanted);
+  std::int64_t from = -1, likeliest = 0;
+  fields.integer("logprob_start_len", -1, kMaxInt, from);
+  fields.integer("top_logprobs_num", 0, kMaxLogprobs, likeliest);
+  fields.boolean("return_text_in_logprobs", request.shows_token_texts);
+  if (!wanted) return;
+  request.sampling.logprobs = static_cast<int>(likeliest);
+  if (from < 0) return;
+  request.sampling.prompt_logprobs = static_cast<int>(likeliest);
+  request.sampling.prompt_logprobs_from = static_cast<int>(from);
+}
+
 void read_sampling(const Fields& fields, ApiRequest& request) {
   fields.number("temperature", 0, 100, false, request.sampling.temperature);
   fields.number("top_p", 0, 1, true, request.sampling.top_p);
@@ -130,6 +158,7 @@ void read_openai(const Fields& fields, ApiRequest& request) {
   fields.text("model", request.model);
   read_sampling(fields, request);
   read_logprobs(fields, request);
+  read_prompt_logprobs(fields, request);
   read_stops(fields, "stop", request);
   const int low = request.dialect == Dialect::kCompletion ? 0 : 1;
   read_max_tokens(fields, "max_tokens", low, request);
@@ -155,7 +184,8 @@ void read_completion(const Fields& fields, ApiRequest& request) {
   read_prompts(fields, "prompt", request);
   fields.boolean("echo", request.echo);
   if (request.echo && request.sampling.logprobs >= 0)
-    fields.fail("echo", "is true, but \"logprobs\" are told of answers alone");
+    request.sampling.prompt_logprobs =
+        std::max(request.sampling.prompt_logprobs, request.sampling.logprobs);
   if (!request.max_tokens) request.max_tokens = 16;  // as OpenAI's
   check_min_tokens(fields, request);
   read_count(fields, request);
@@ -165,6 +195,7 @@ void read_generate(const Fields& fields, ApiRequest& request) {
   fields.refuse_unsupported(request.dialect);
   fields.text("model", request.model);
   read_stream(fields, request);
+  read_generate_logprobs(fields, request);
   request.return_ids = true;
   request.max_tokens = 128;
   request.bias_field = "sampling_params.logit_bias";

@@ -114,7 +114,7 @@ class RequestQueue::Loop final : public Canceller,
   Status turn_or_fail();
   Status begin_queued(bool& refused);
   void drop_unwanted();
-  void take_event(const TokenEvent& event, Clock::time_point now);
+  void take_event(TokenEvent& event, Clock::time_point now);
   void let_go(RequestId id);
   RunningMap::iterator finish(RunningMap::iterator at, FinishReason reason, Status why = {});
   void answer_questions();
@@ -312,13 +312,13 @@ Status RequestQueue::Loop::turn_or_fail() {
   TENON_TRY(begin_queued(refused));
   // An engine that refuses may be dead; then its step says so.
   if (engine_.idle() && !refused) return Status::ok();
-  TENON_ASSIGN(const auto events, engine_.step());
+  TENON_ASSIGN(auto events, engine_.step());
   const auto now = Clock::now();
   {
     const std::scoped_lock lock(mutex_);
     progress_ = now;
   }
-  for (const TokenEvent& event : events) take_event(event, now);
+  for (TokenEvent& event : events) take_event(event, now);
   return Status::ok();
 }
 
@@ -393,17 +393,18 @@ void RequestQueue::Loop::let_go(RequestId id) {
   TENON_CHECK(engine_.cancel(id));
 }
 
-void RequestQueue::Loop::take_event(const TokenEvent& event, Clock::time_point now) {
+void RequestQueue::Loop::take_event(TokenEvent& event, Clock::time_point now) {
   const auto at = running_.find(event.id);
   if (at == running_.end()) {
     TENON_CHECK(event.finish == Finish::kCancelled && leaving_.erase(event.id) == 1);
     return;
   }
+  auto& [record, text, cached_tokens] = at->second;
+  if (!event.prompt_logprobs.empty()) record->put_prompt(std::move(event.prompt_logprobs));
   if (event.token < 0) {
     finish(at, reason_of(event.finish), event.why);
     return;
   }
-  auto& [record, text, cached_tokens] = at->second;
   cached_tokens = event.cached_tokens;
   const auto& stop_ids = record->request().stop_ids;
   const bool stops = event.finish == Finish::kStop ||
@@ -481,8 +482,8 @@ void RequestQueue::Loop::wind_up() {
       at = finish(at, FinishReason::kStopped);
     }
     if (leaving_.empty()) return Status::ok();
-    TENON_ASSIGN(const auto events, engine_.step());  // it lets go of what was cancelled
-    for (const TokenEvent& event : events) take_event(event, Clock::now());
+    TENON_ASSIGN(auto events, engine_.step());  // it lets go of what was cancelled
+    for (TokenEvent& event : events) take_event(event, Clock::now());
     return Status::ok();
   });
   if (!done) die(done);

@@ -33,6 +33,12 @@ void RequestRecord::start(Clock::time_point now) {
 
 bool RequestRecord::something_locked() const { return !untaken_.empty(); }
 
+void RequestRecord::put_prompt(std::vector<TokenLogprobs> logprobs) {
+  const std::scoped_lock lock(mutex_);
+  ring_wanted_ |= !something_locked();
+  untaken_.prompt_logprobs = std::move(logprobs);
+}
+
 bool RequestRecord::put(std::int32_t token, const std::optional<TokenLogprobs>& logprobs,
                         std::string_view text, Clock::time_point now) {
   {

@@ -41,6 +41,8 @@ class RequestRecord {
   std::vector<std::int32_t> take_prompt() { return std::move(prompt_); }
   std::unique_ptr<TokenConstraint> take_constraint() { return std::move(constraint_); }
   void start(Clock::time_point now);
+  // What is told of the prompt, once: in front of the first token, or of the end.
+  void put_prompt(std::vector<TokenLogprobs> logprobs);
   // One token and the text that it made certain. False when the reader is too far behind.
   bool put(std::int32_t token, const std::optional<TokenLogprobs>& logprobs, std::string_view text,
            Clock::time_point now);
