@@ -36,6 +36,15 @@ function(tenon_fetch_xgrammar)
   file(REMOVE_RECURSE ${folder}/unpacked)
   file(ARCHIVE_EXTRACT INPUT ${archive} DESTINATION ${folder}/unpacked
        PATTERNS "*/cpp/*" "*/include/*" "*/3rdparty/picojson/*" "*/3rdparty/dlpack/include/*" "*/LICENSE" "*/NOTICE")
+  # Strings with a minLength or maxLength would take control characters, which JSON's strings cannot have.
+  set(converter ${folder}/unpacked/xgrammar-${version}/cpp/json_schema_converter.cc)
+  file(READ ${converter} source)
+  string(REPLACE "{'\\r', '\\r'}, {'\\n', '\\n'}}, true)" "{0, 0x1f}}, true)  /* changed by tenon */" changed
+         "${source}")
+  if(changed STREQUAL source)
+    message(FATAL_ERROR "XGrammar ${version} has not the line that cmake/xgrammar.cmake mends")
+  endif()
+  file(WRITE ${converter} "${changed}")
   file(RENAME ${folder}/unpacked/xgrammar-${version} ${root})
 endfunction()
 

@@ -5,10 +5,12 @@ from clients_support import enter
 enter(__file__, "openai==3.57.0", "anthropic==2.14.0")
 
 import json  # noqa: E402
+import typing  # noqa: E402
 import unittest  # noqa: E402
 
 import anthropic  # noqa: E402
 import openai  # noqa: E402
+import pydantic  # noqa: E402
 
 from serve_support import Server  # noqa: E402
 from support import QUESTION  # noqa: E402
@@ -19,6 +21,12 @@ TOOLS = [{"type": "function", "function": {
         "type": "object", "required": ["a", "b"],
         "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}}}]
 server = None
+
+
+class Order(pydantic.BaseModel):
+    name: typing.Annotated[str, pydantic.Field(max_length=12)]
+    count: typing.Annotated[int, pydantic.Field(ge=0, le=99)]
+    colours: typing.Annotated[list[typing.Literal["red", "green"]], pydantic.Field(max_length=2)]
 
 
 def setUpModule():
