@@ -1,6 +1,8 @@
-// fp8_gemm, dense, for many rows on Hopper (sm_90a): bound by the tensor cores. The same bits as
-// the kernels for few rows (ops/common/sm90_product.cuh): wgmma gives the same sums whichever
-// operand has its 64 rows, and here those are rows of x.
+// fp8_gemm for many rows on Hopper (sm_90a): bound by the tensor cores. The same bits as the
+// kernels for few rows (ops/common/sm90_product.cuh): wgmma gives the same sums whichever operand
+// has its 64 rows, and here those are rows of x. The kernel for one matrix, and what the one for
+// experts (sm90_expert_tiles.cuh) shares with it: what a Grid is to these functions, TileGrid
+// shows.
 //
 // A block of threads, one on a multiprocessor, makes one tile after another of 128 rows and 128 ·
 // kHalves columns. One thread fills a ring of stages with a block of 128 of k each: a tile of x and
@@ -48,11 +50,22 @@ constexpr int tiles_shared_bytes(int halves) {
 // How tiles lie over the product, and which of them a block makes: first, first + step, … below
 // end.
 struct TilePlace {
-  int first_row, column_tile;
+  int first_row, end_row;  // of the tile; of its matrix
+  int column_tile;
+  int expert;
 };
-template <int kHalves, bool kActivates>
+template <int kHalvesOf, bool kActivatesOf>
 struct TileGrid {
-  int row_units, column_tiles, width;  // a unit: rows of a cluster
+  static constexpr int kHalves = kHalvesOf;  // of 128 columns, of a warpgroup
+  static constexpr bool kActivates = kActivatesOf;
+  static constexpr int kColumns = kTileSide * kHalves;  // of a tile
+  static constexpr int kParts = 1;  // of a half, whose weights have a scale of their own
+  static constexpr int kStages = tiles_stages(kHalves);
+  static constexpr int kBytes = tiles_stage_bytes(kHalves), kXBytes = kTileSquare;  // of a stage
+  // Where a warpgroup's rows and columns begin.
+  static constexpr int kRowsApart = kTileSide / 2, kColumnsApart = 0;
+
+  int rows, row_units, column_tiles, width;  // a unit: rows of a cluster
   int cluster, rank;
   int first, step, end;
 
@@ -61,15 +74,15 @@ struct TileGrid {
     const int band = t / (kTilesBand * column_tiles) * kTilesBand;
     const int in_band = row_units - band < kTilesBand ? row_units - band : kTilesBand;
     const int rest = t - band * column_tiles;
-    return {((band + rest % in_band) * cluster + rank) * kTileSide, rest / in_band};
+    return {((band + rest % in_band) * cluster + rank) * kTileSide, rows, rest / in_band, 0};
   }
   // The column of n where part 0 or 1 of a tile's weight begins.
   TENON_HD int column_of(const TilePlace& at, int part) const {
     return kActivates ? part * width + at.column_tile * kTileSide
                       : (2 * at.column_tile + part) * (kTileSide / 2) * kHalves;
   }
-  // The scales' group of columns of a half; of the last one where it does not exist.
-  TENON_HD int group_of(const TilePlace& at, int half, int n) const {
+  // The scales' group of columns of a half of a warpgroup; the last one where it does not exist.
+  TENON_HD int group_of(const TilePlace& at, int, int half, int n) const {
     const int group =
         kActivates ? column_of(at, half) / kTileSide : at.column_tile * kHalves + half;
     const int last = (n - 1) / kTileSide;
@@ -81,6 +94,7 @@ TENON_DEVICE TileGrid<kHalves, kActivates> tile_grid(const TilesCall& call) {
   TileGrid<kHalves, kActivates> grid{};
   grid.cluster = call.cluster;
   grid.rank = block_id() % call.cluster;
+  grid.rows = call.gemm.rows;
   grid.row_units = ceil_div(call.gemm.rows, kTileSide * call.cluster);
   grid.column_tiles = ceil_div(call.gemm.n, kTileSide * kHalves);
   grid.width = call.gemm.n / 2;
@@ -90,18 +104,27 @@ TENON_DEVICE TileGrid<kHalves, kActivates> tile_grid(const TilesCall& call) {
   return grid;
 }
 
-template <int kHalves>
+template <class Grid>
 struct TilesRing {
-  static constexpr int kStages = tiles_stages(kHalves);
-  static constexpr int kBytes = tiles_stage_bytes(kHalves);
+  static constexpr int kStages = Grid::kStages, kBytes = Grid::kBytes;
   std::byte* shared;
   Mbarrier *full, *empty;
 };
+// By the first thread behind those that multiply. Then sync_block(), and of a cluster all blocks.
+template <class Grid>
+TENON_DEVICE void open_ring(const TilesRing<Grid>& ring, int cluster) {
+  TENON_NO_UNROLL
+  for (int stage = 0; stage < ring.kStages; ++stage) {
+    barrier_init(&ring.full[stage], 1);
+    barrier_init(&ring.empty[stage], static_cast<std::uint32_t>(kTilesConsumers / kWave * cluster));
+  }
+  publish_barriers();
+}
 
 template <int kHalves, bool kActivates>
 TENON_DEVICE void ask_weight(const TilesCall& call, const TileGrid<kHalves, kActivates>& grid,
-                             const TilesRing<kHalves>& ring, const TilePlace& at, int block,
-                             int stage, std::uint64_t policy) {
+                             const TilesRing<TileGrid<kHalves, kActivates>>& ring,
+                             const TilePlace& at, int block, int stage, std::uint64_t policy) {
   TENON_UNROLL
   for (int part = 0; part < 2; ++part) {
     std::byte* const to =
@@ -118,7 +141,7 @@ TENON_DEVICE void ask_weight(const TilesCall& call, const TileGrid<kHalves, kAct
 // One thread. The weights of the first stages are asked for before the wait for the kernel before.
 template <int kHalves, bool kActivates>
 TENON_DEVICE void fill_tiles(const TilesCall& call, const TileGrid<kHalves, kActivates>& grid,
-                             const TilesRing<kHalves>& ring) {
+                             const TilesRing<TileGrid<kHalves, kActivates>>& ring) {
   const std::uint64_t policy = policy_evict_last();
   const int blocks = call.cut.num_blocks;
   int ahead = 0;
@@ -152,32 +175,34 @@ TENON_DEVICE void fill_tiles(const TilesCall& call, const TileGrid<kHalves, kAct
   }
 }
 
-// Scales of a thread's two rows and kHalves groups of columns. Each of four neighbouring lanes
+// Scales of a thread's two rows and kGroups groups of columns. Each of four neighbouring lanes
 // holds the products of one of four blocks of k, and has asked for those of the next four.
-template <int kHalves>
+template <int kGroups>
 struct TileScales {
   const float* x[2];
-  const float* weight[kHalves];
+  const float* weight[kGroups];
   std::int64_t x_stride;
   int last;  // block of k
-  float made[2][kHalves], next_x[2], next_weight[kHalves];
+  float made[2][kGroups], next_x[2], next_weight[kGroups];
 };
-template <int kHalves>
-TENON_DEVICE void ask_scales(TileScales<kHalves>& scales, int block) {
+template <class Grid>
+using ScalesOf = TileScales<Grid::kHalves * Grid::kParts>;
+template <int kGroups>
+TENON_DEVICE void ask_scales(TileScales<kGroups>& scales, int block) {
   const int own = block + thread_id() % 4, at = own < scales.last ? own : scales.last;
   TENON_UNROLL
   for (int r = 0; r < 2; ++r) scales.next_x[r] = scales.x[r][at * scales.x_stride];
   TENON_UNROLL
-  for (int h = 0; h < kHalves; ++h) scales.next_weight[h] = scales.weight[h][at];
+  for (int i = 0; i < kGroups; ++i) scales.next_weight[i] = scales.weight[i][at];
 }
 // Before block `block` of k; blocks ascend from 0.
-template <int kHalves>
-TENON_DEVICE void advance_scales(TileScales<kHalves>& scales, int block) {
+template <int kGroups>
+TENON_DEVICE void advance_scales(TileScales<kGroups>& scales, int block) {
   if (block % 4 != 0) return;
   TENON_UNROLL
   for (int r = 0; r < 2; ++r) {
     TENON_UNROLL
-    for (int h = 0; h < kHalves; ++h) scales.made[r][h] = scales.next_x[r] * scales.next_weight[h];
+    for (int i = 0; i < kGroups; ++i) scales.made[r][i] = scales.next_x[r] * scales.next_weight[i];
   }
   ask_scales(scales, block + 4);
 }
@@ -186,13 +211,14 @@ TENON_DEVICE void advance_scales(TileScales<kHalves>& scales, int block) {
 // for lane 4 g + p.
 using HalfSums = float[64];
 
-// `row`: of a lane's first sums; `column`: of the half's first. Lanes exchange, so that four
-// neighbours write 32 bytes in a row.
-TENON_DEVICE void store_in_fours(const GemmCall& gemm, int row, int column, const HalfSums& sums) {
+// `row`: of a lane's first sums, end_row: behind the last that exists; `column`: of the half's
+// first. Lanes exchange, so that four neighbours write 32 bytes in a row.
+TENON_DEVICE void store_in_fours(const GemmCall& gemm, int row, int end_row, int column,
+                                 const HalfSums& sums) {
   const int pair = thread_id() % 4, odd = pair % 2;
   TENON_UNROLL
   for (int r = 0; r < 2; ++r) {
-    const bool exists = row + 8 * r < gemm.rows;
+    const bool exists = row + 8 * r < end_row;
     bf16* const to = static_cast<bf16*>(gemm.out) + (row + 8 * r) * gemm.out_stride;
     TENON_UNROLL
     for (int j = 0; j < 16; j += 2) {
@@ -205,100 +231,126 @@ TENON_DEVICE void store_in_fours(const GemmCall& gemm, int row, int column, cons
     }
   }
 }
-TENON_DEVICE void store_half(const GemmCall& gemm, int row, int column, const HalfSums& sums) {
+TENON_DEVICE void store_half(const GemmCall& gemm, int row, int end_row, int column,
+                             const HalfSums& sums) {
   if (!gemm.out_is_f32 && gemm.n % 4 == 0 && gemm.out_stride % 4 == 0 &&
       reinterpret_cast<std::uintptr_t>(gemm.out) % 8 == 0) {
-    store_in_fours(gemm, row, column, sums);
+    store_in_fours(gemm, row, end_row, column, sums);
     return;
   }
   TENON_UNROLL
   for (int e = 0; e < 64; ++e) {
     const int of_row = row + 8 * (e / 2 % 2);
     const int at = column + 8 * (e / 4) + 2 * (thread_id() % 4) + e % 2;
-    if (of_row < gemm.rows && at < gemm.n) store_output(gemm, of_row, at, sums[e]);
+    if (of_row < end_row && at < gemm.n) store_output(gemm, of_row, at, sums[e]);
+  }
+}
+
+// rne(silu(gate) · up) of row g + 8 r, of 2 · kWords columns of a lane; the largest magnitude of
+// four neighbouring lanes.
+template <int kWords>
+TENON_DEVICE std::uint32_t activate(const float* gate, const float* up, int r,
+                                    std::uint32_t (&held)[kWords]) {
+  std::uint32_t most = 0;
+  TENON_UNROLL
+  for (int j = 0; j < kWords; ++j) {
+    const int e = 4 * j + 2 * r;
+    const std::uint32_t g = convert_bf16x2(gate[e], gate[e + 1]);
+    const std::uint32_t u = convert_bf16x2(up[e], up[e + 1]);
+    held[j] = convert_bf16x2(silu_mul_f(low_half<bf16>(g), low_half<bf16>(u)),
+                             silu_mul_f(high_half<bf16>(g), high_half<bf16>(u)));
+    most = larger(most, larger(held[j] & 0x7fffu, held[j] >> 16 & 0x7fffu));
+  }
+  most = larger(most, shuffle_xor(most, 1));
+  return larger(most, shuffle_xor(most, 2));
+}
+
+// Codes of them, to where the first column's belongs. All lanes, also those whose row does not
+// exist.
+template <int kWords>
+TENON_DEVICE void store_codes(std::byte* to, bool exists, const std::uint32_t (&held)[kWords],
+                              float multiplier) {
+  const int pair = thread_id() % 4, odd = pair % 2;
+  // Codes of two j: columns 2 p and 2 p + 1 of either. Then four columns of one, then eight.
+  std::uint32_t fours[kWords / 2];
+  TENON_UNROLL
+  for (int i = 0; i < kWords / 2; ++i) {
+    const std::uint32_t a = held[2 * i], b = held[2 * i + 1];
+    const std::uint32_t codes =
+        pack_fp8x4<DType::kE4M3>(low_half<bf16>(a) * multiplier, high_half<bf16>(a) * multiplier,
+                                 low_half<bf16>(b) * multiplier, high_half<bf16>(b) * multiplier);
+    const std::uint32_t got = shuffle_xor(odd ? codes & 0xffffu : codes >> 16, 1);
+    fours[i] = odd ? got | (codes & 0xffff0000u) : (codes & 0xffffu) | got << 16;
+  }
+  TENON_UNROLL
+  for (int i = 0; i < kWords / 2; i += 2) {
+    const bool second = pair >= 2;
+    const std::uint32_t got = shuffle_xor(second ? fours[i] : fours[i + 1], 2);
+    const int column = 8 * (2 * i + 2 * second + odd);
+    if (exists) store8_bytes(to + column, second ? got : fours[i], second ? fours[i + 1] : got);
   }
 }
 
 // Codes of gate and up, a group of 128 of each row in four lanes.
-TENON_DEVICE void store_activated(const TilesCall& call, int row, int group, const HalfSums& gate,
-                                  const HalfSums& up) {
-  const int pair = thread_id() % 4, odd = pair % 2;
+TENON_DEVICE void store_activated(const TilesCall& call, int row, int end_row, int group,
+                                  const HalfSums& gate, const HalfSums& up) {
   TENON_UNROLL
   for (int r = 0; r < 2; ++r) {
-    std::uint32_t held[16], most = 0;
-    TENON_UNROLL
-    for (int j = 0; j < 16; ++j) {
-      const int e = 4 * j + 2 * r;
-      const std::uint32_t g = convert_bf16x2(gate[e], gate[e + 1]);
-      const std::uint32_t u = convert_bf16x2(up[e], up[e + 1]);
-      held[j] = convert_bf16x2(silu_mul_f(low_half<bf16>(g), low_half<bf16>(u)),
-                               silu_mul_f(high_half<bf16>(g), high_half<bf16>(u)));
-      most = larger(most, larger(held[j] & 0x7fffu, held[j] >> 16 & 0x7fffu));
-    }
-    most = larger(most, shuffle_xor(most, 1));
-    most = larger(most, shuffle_xor(most, 2));
-    const bool exists = row + 8 * r < call.gemm.rows;
+    std::uint32_t held[16];
+    const std::uint32_t most = activate(gate, up, r, held);
+    const bool exists = row + 8 * r < end_row;
     const QuantSpec at = at_row(call.activated, row + 8 * r);
     const ChosenScale scale = choose_scale<bf16>(at, most);
-    // Codes of two j: columns 2 p and 2 p + 1 of either. Then four columns of one, then eight.
-    std::uint32_t fours[8];
-    TENON_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      const std::uint32_t a = held[2 * i], b = held[2 * i + 1];
-      const std::uint32_t codes = pack_fp8x4<DType::kE4M3>(
-          low_half<bf16>(a) * scale.multiplier, high_half<bf16>(a) * scale.multiplier,
-          low_half<bf16>(b) * scale.multiplier, high_half<bf16>(b) * scale.multiplier);
-      const std::uint32_t got = shuffle_xor(odd ? codes & 0xffffu : codes >> 16, 1);
-      fours[i] = odd ? got | (codes & 0xffff0000u) : (codes & 0xffffu) | got << 16;
-    }
-    TENON_UNROLL
-    for (int i = 0; i < 8; i += 2) {
-      const bool second = pair >= 2;
-      const std::uint32_t got = shuffle_xor(second ? fours[i] : fours[i + 1], 2);
-      const int column = group * kTileSide + 8 * (2 * i + 2 * second + odd);
-      if (exists)
-        store8_bytes(at.codes + column, second ? got : fours[i], second ? fours[i + 1] : got);
-    }
-    if (exists && pair == 0) store_scale(at, 0, group, scale.word);
+    store_codes(at.codes + group * kTileSide, exists, held, scale.multiplier);
+    if (exists && thread_id() % 4 == 0) store_scale(at, 0, group, scale.word);
   }
-}
-
-template <int kHalves, bool kActivates>
-TENON_DEVICE TileScales<kHalves> tile_scales(const TilesCall& call,
-                                             const TileGrid<kHalves, kActivates>& grid,
-                                             const TilePlace& place, int row) {
-  TileScales<kHalves> scales;
-  scales.x_stride = call.scales.x_block_stride;
-  scales.last = call.cut.num_blocks - 1;
-  TENON_UNROLL
-  for (int r = 0; r < 2; ++r) {
-    const int exists = row + 8 * r < call.gemm.rows ? row + 8 * r : call.gemm.rows - 1;
-    scales.x[r] = call.scales.x + exists * call.scales.x_row_stride;
-  }
-  TENON_UNROLL
-  for (int h = 0; h < kHalves; ++h)
-    scales.weight[h] =
-        call.scales.weight + grid.group_of(place, h, call.gemm.n) * call.scales.weight_row_stride;
-  ask_scales(scales, 0);
-  return scales;
 }
 
 // What a warp knows of its part of the tiles, all of a block's being alike.
 struct TileWarp {
-  int row;                  // of the tile: that of a lane's first sums
+  int group;                // of warps
+  int row, column;          // of the tile: those of a lane's first sums
   std::uint64_t x, weight;  // descriptors in the first stage
   int lane, cluster;
 };
-template <int kHalves>
-TENON_DEVICE TileWarp tile_warp(const TilesRing<kHalves>& ring, int cluster) {
+template <class Grid>
+TENON_DEVICE TileWarp tile_warp(const TilesRing<Grid>& ring, int cluster) {
   const int group = shuffle_from(thread_id() / 128, 0), lane = thread_id() % kWave;
-  return {group * 64 + thread_id() % 128 / kWave * 16 + lane / 4,
-          tile_descriptor(ring.shared + group * kTileSquare / 2),
-          tile_descriptor(ring.shared + kTileSquare), lane, cluster};
+  const int row = group * Grid::kRowsApart, column = group * Grid::kColumnsApart;
+  return {group,
+          row + thread_id() % 128 / kWave * 16 + lane / 4,
+          column,
+          tile_descriptor(ring.shared + row * kTileSide),
+          tile_descriptor(ring.shared + Grid::kXBytes + column * kTileSide),
+          lane,
+          cluster};
 }
+
+// Of a tile with at least one row that exists; for rows that do not, those of the last one.
+template <class Grid>
+TENON_DEVICE ScalesOf<Grid> tile_scales(const TilesCall& call, const Grid& grid,
+                                        const TilePlace& place, const TileWarp& warp) {
+  ScalesOf<Grid> scales;
+  scales.x_stride = call.scales.x_block_stride;
+  scales.last = call.cut.num_blocks - 1;
+  TENON_UNROLL
+  for (int r = 0; r < 2; ++r) {
+    const int row = place.first_row + warp.row + 8 * r;
+    const std::int64_t token = token_of(call.gemm, row < place.end_row ? row : place.end_row - 1);
+    scales.x[r] = call.scales.x + token * call.scales.x_row_stride;
+  }
+  TENON_UNROLL
+  for (int i = 0; i < Grid::kHalves * Grid::kParts; ++i)
+    scales.weight[i] =
+        call.scales.weight + place.expert * call.scales.weight_expert_stride +
+        grid.group_of(place, warp.group, i, call.gemm.n) * call.scales.weight_row_stride;
+  ask_scales(scales, 0);
+  return scales;
+}
+
 // The four products of a block of k and a half, from zero.
-template <int kHalves>
-TENON_DEVICE void start_products(const TilesRing<kHalves>& ring, const TileWarp& warp, int stage,
+template <class Grid>
+TENON_DEVICE void start_products(const TilesRing<Grid>& ring, const TileWarp& warp, int stage,
                                  int half, HalfSums& made) {
   const int at = stage * (ring.kBytes / 16);
   wgmma_begin();
@@ -309,43 +361,70 @@ TENON_DEVICE void start_products(const TilesRing<kHalves>& ring, const TileWarp&
                            k > 0);
   wgmma_commit();
 }
-template <int kHalves>
-TENON_DEVICE void release_stage(const TilesRing<kHalves>& ring, const TileWarp& warp, int stage) {
+template <class Grid>
+TENON_DEVICE void release_stage(const TilesRing<Grid>& ring, const TileWarp& warp, int stage) {
   if (warp.cluster == 1) {
     if (warp.lane == 0) barrier_arrive(&ring.empty[stage]);
   } else if (warp.lane < 2) {
     barrier_arrive_at(&ring.empty[stage], static_cast<std::uint32_t>(warp.lane));
   }
 }
-// Of rows g and g + 8, for block `block` of k.
+// Of rows g and g + 8 and the parts of a half, for block `block` of k.
+template <int kParts>
 struct RowScales {
-  float of[2];
+  float of[2][kParts];
 };
-template <int kHalves>
-TENON_DEVICE RowScales row_scales(const TileScales<kHalves>& scales, int half, int block) {
+template <class Grid>
+TENON_DEVICE RowScales<Grid::kParts> row_scales(const ScalesOf<Grid>& scales, int half, int block) {
   const int from = thread_id() % kWave / 4 * 4 + block % 4;
-  return {shuffle_from(scales.made[0][half], from), shuffle_from(scales.made[1][half], from)};
-}
-TENON_DEVICE void add_scaled(HalfSums& sums, const HalfSums& made, const RowScales& scale) {
+  RowScales<Grid::kParts> found;
   TENON_UNROLL
-  for (int e = 0; e < 64; ++e) sums[e] = fma_f(made[e], scale.of[e / 2 % 2], sums[e]);
+  for (int r = 0; r < 2; ++r) {
+    TENON_UNROLL
+    for (int part = 0; part < Grid::kParts; ++part)
+      found.of[r][part] = shuffle_from(scales.made[r][half * Grid::kParts + part], from);
+  }
+  return found;
+}
+template <int kParts>
+TENON_DEVICE void add_scaled(HalfSums& sums, const HalfSums& made, const RowScales<kParts>& scale) {
+  TENON_UNROLL
+  for (int e = 0; e < 64; ++e)
+    sums[e] = fma_f(made[e], scale.of[e / 2 % 2][e / (64 / kParts)], sums[e]);
 }
 
-// One block of k after the other, kHalves halves of each.
-template <int kHalves, bool kActivates, bool kSegments>
-TENON_DEVICE void multiply_tiles(const TilesCall& call, const TileGrid<kHalves, kActivates>& grid,
-                                 const TilesRing<kHalves>& ring) {
-  const GemmCall& gemm = call.gemm;
+// A warpgroup's halves of a tile.
+template <int kHalves, bool kActivates>
+TENON_DEVICE void store_tile(const TilesCall& call, const TileGrid<kHalves, kActivates>&,
+                             const TilePlace& place, const TileWarp& warp, int,
+                             const HalfSums* sums) {
+  const int row = place.first_row + warp.row;
+  if constexpr (kActivates) {
+    store_activated(call, row, place.end_row, place.column_tile, sums[0], sums[1]);
+  } else {
+    TENON_UNROLL
+    for (int h = 0; h < kHalves; ++h)
+      store_half(call.gemm, row, place.end_row, (place.column_tile * kHalves + h) * kTileSide,
+                 sums[h]);
+  }
+}
+
+// One block of k after the other, the halves of each. A tile's first scales are asked for before
+// the tile before it is stored.
+template <bool kSegments, class Grid>
+TENON_DEVICE void multiply_tiles(const TilesCall& call, const Grid& grid,
+                                 const TilesRing<Grid>& ring) {
+  static_assert(!kSegments || Grid::kHalves == 1);  // registers for a second set of sums
+  if (grid.first >= grid.end) return;
   const TileWarp warp = tile_warp(ring, grid.cluster);
   RingPlace from;
   HalfSums made = {};
+  TilePlace place = grid.place(grid.first);
+  ScalesOf<Grid> scales = tile_scales(call, grid, place, warp);
   TENON_NO_UNROLL
   for (int t = grid.first; t < grid.end; t += grid.step) {
-    const TilePlace place = grid.place(t);
-    const int row = place.first_row + warp.row;
-    TileScales<kHalves> scales = tile_scales(call, grid, place, row);
-    float sums[kHalves][64] = {};
-    float whole[kSegments ? 64 : 1] = {};
+    HalfSums sums[Grid::kHalves] = {};
+    HalfSums whole[1] = {};
     int b = 0;
     TENON_NO_UNROLL
     for (int segment = 0; segment < (kSegments ? call.cut.count : 1); ++segment) {
@@ -355,12 +434,12 @@ TENON_DEVICE void multiply_tiles(const TilesCall& call, const TileGrid<kHalves, 
         advance_scales(scales, b);
         barrier_wait(&ring.full[from.stage], from.parity);
         TENON_UNROLL
-        for (int h = 0; h < kHalves; ++h) {
+        for (int h = 0; h < Grid::kHalves; ++h) {
           start_products(ring, warp, from.stage, h, made);
-          const RowScales scale = row_scales(scales, h, b);
+          const auto scale = row_scales<Grid>(scales, h, b);
           wgmma_wait_all();
           hold_sums(made);
-          if (h == kHalves - 1) release_stage(ring, warp, from.stage);
+          if (h == Grid::kHalves - 1) release_stage(ring, warp, from.stage);
           add_scaled(sums[h], made, scale);
         }
         from.next(ring.kStages);
@@ -368,48 +447,48 @@ TENON_DEVICE void multiply_tiles(const TilesCall& call, const TileGrid<kHalves, 
       if constexpr (kSegments) {
         TENON_UNROLL
         for (int e = 0; e < 64; ++e) {
-          whole[e] = segment == 0 ? sums[0][e] : whole[e] + sums[0][e];
+          whole[0][e] = segment == 0 ? sums[0][e] : whole[0][e] + sums[0][e];
           sums[0][e] = 0.0f;
         }
       }
     }
-    if constexpr (kActivates) {
-      store_activated(call, row, place.column_tile, sums[0], sums[1]);
-    } else if constexpr (kSegments) {
-      store_half(gemm, row, place.column_tile * kTileSide, whole);
-    } else {
-      TENON_UNROLL
-      for (int h = 0; h < kHalves; ++h)
-        store_half(gemm, row, (place.column_tile * kHalves + h) * kTileSide, sums[h]);
+    const TilePlace done = place;
+    if (t + grid.step < grid.end) {
+      place = grid.place(t + grid.step);
+      scales = tile_scales(call, grid, place, warp);
     }
+    store_tile(call, grid, done, warp, t, kSegments ? whole : sums);
   }
 }
 
 // One half and one segment: two sets of products, of which one is made while the other is scaled.
-TENON_DEVICE void multiply_ahead(const TilesCall& call, const TileGrid<1, false>& grid,
-                                 const TilesRing<1>& ring) {
+template <class Grid>
+TENON_DEVICE void multiply_ahead(const TilesCall& call, const Grid& grid,
+                                 const TilesRing<Grid>& ring) {
+  static_assert(Grid::kHalves == 1 && !Grid::kActivates);
+  if (grid.first >= grid.end) return;
   const TileWarp warp = tile_warp(ring, grid.cluster);
   RingPlace from, freed;
   HalfSums made[2] = {};
+  const int blocks = call.cut.num_blocks;
+  TilePlace place = grid.place(grid.first);
+  ScalesOf<Grid> scales = tile_scales(call, grid, place, warp);
   TENON_NO_UNROLL
   for (int t = grid.first; t < grid.end; t += grid.step) {
-    const TilePlace place = grid.place(t);
-    const int row = place.first_row + warp.row, blocks = call.cut.num_blocks;
-    TileScales<1> scales = tile_scales(call, grid, place, row);
-    RowScales scale[2];
-    HalfSums sums = {};
+    RowScales<Grid::kParts> scale[2];
+    HalfSums sums[1] = {};
     const auto start = [&]<int kSet>(int b) {
       advance_scales(scales, b);
       barrier_wait(&ring.full[from.stage], from.parity);
       start_products(ring, warp, from.stage, 0, made[kSet]);
-      scale[kSet] = row_scales(scales, 0, b);
+      scale[kSet] = row_scales<Grid>(scales, 0, b);
       from.next(ring.kStages);
     };
     const auto finish = [&]<int kSet>() {
       hold_sums(made[kSet]);
       release_stage(ring, warp, freed.stage);
       freed.next(ring.kStages);
-      add_scaled(sums, made[kSet], scale[kSet]);
+      add_scaled(sums[0], made[kSet], scale[kSet]);
     };
     start.template operator()<0>(0);
     int b = 0;  // is in set 0
@@ -432,7 +511,12 @@ TENON_DEVICE void multiply_ahead(const TilesCall& call, const TileGrid<1, false>
       wgmma_wait_all();
       finish.template operator()<0>();
     }
-    store_half(call.gemm, row, place.column_tile * kTileSide, sums);
+    const TilePlace done = place;
+    if (t + grid.step < grid.end) {
+      place = grid.place(t + grid.step);
+      scales = tile_scales(call, grid, place, warp);
+    }
+    store_tile(call, grid, done, warp, t, sums);
   }
 }
 
@@ -440,21 +524,12 @@ template <int kHalves, bool kActivates, bool kSegments>
 TENON_KERNEL_RESIDENT(kTilesThreads, 1)
 sm90_tiles_kernel(TENON_ARGS(TilesCall) call) {
   static_assert(!kActivates || kHalves == 2);
-  static_assert(!kSegments || kHalves == 1);  // registers for a second set of sums
   TENON_SHARED_TILES(shared);
-  constexpr int kStages = tiles_stages(kHalves);
-  const auto grid = tile_grid<kHalves, kActivates>(call);
-  auto* barriers = reinterpret_cast<Mbarrier*>(shared + kStages * tiles_stage_bytes(kHalves));
-  const TilesRing<kHalves> ring{shared, barriers, barriers + kStages};
-  if (thread_id() == kTilesConsumers) {
-    TENON_NO_UNROLL
-    for (int stage = 0; stage < kStages; ++stage) {
-      barrier_init(&ring.full[stage], 1);
-      barrier_init(&ring.empty[stage],
-                   static_cast<std::uint32_t>(kTilesConsumers / kWave * call.cluster));
-    }
-    publish_barriers();
-  }
+  using Grid = TileGrid<kHalves, kActivates>;
+  const Grid grid = tile_grid<kHalves, kActivates>(call);
+  auto* barriers = reinterpret_cast<Mbarrier*>(shared + Grid::kStages * Grid::kBytes);
+  const TilesRing<Grid> ring{shared, barriers, barriers + Grid::kStages};
+  if (thread_id() == kTilesConsumers) open_ring(ring, call.cluster);
   sync_wave();
   sync_block();
   if (call.cluster > 1) {  // before anything is sent into the other block
@@ -475,7 +550,7 @@ sm90_tiles_kernel(TENON_ARGS(TilesCall) call) {
     if constexpr (kHalves == 1 && !kSegments) {
       multiply_ahead(call, grid, ring);
     } else {
-      multiply_tiles<kHalves, kActivates, kSegments>(call, grid, ring);
+      multiply_tiles<kSegments>(call, grid, ring);
     }
   }
   sync_wave();
