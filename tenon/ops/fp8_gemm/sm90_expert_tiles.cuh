@@ -2,20 +2,22 @@
 // sm90_tiles.cuh, of which every one lies in one expert. The same bits.
 //
 // A cluster of two blocks of threads makes one unit of 128 rows of an expert and 256 columns after
-// the other, each block 64 of the rows. Each asks for its own rows of x, one by one where row_of
-// scatters them, and for half of the weight, which the copy engine writes to both. A warpgroup has
-// 128 of the columns.
+// the other, each block 64 of the rows. Each asks for its own rows of x, which threads copy where
+// row_of scatters them, and for half of the weight, which the copy engine writes to both. A
+// warpgroup has 128 of the columns.
 //
 // kActivates: the unit is a group of 128 of the activation, gate and up. A warpgroup has 64 columns
 // of gate and the same 64 of up, and the two tell each other how large theirs are.
 #pragma once
 
 #include "tenon/device/cuda_hip/sm90/lanes.cuh"
+#include "tenon/device/cuda_hip/sm90/thread_copy.cuh"
 #include "tenon/ops/fp8_gemm/sm90_tiles.cuh"
 
 namespace tenon::TENON_TARGET::fp8_gemm {
 
 inline constexpr int kUnitCluster = 2;
+inline constexpr int kUnitProducers = kTilesThreads - kTilesConsumers;
 inline constexpr int kUnitRows = 64 * kUnitCluster, kUnitColumns = 2 * kTileSide;
 
 // What lies behind the ring in shared memory; then offsets and units of the experts, one more of
@@ -89,55 +91,108 @@ TENON_DEVICE void count_units(int experts, const std::int32_t* offsets, std::int
   if (lane == kWave - 1) units[experts] = before;
 }
 
-// The producing wave.
+// The rows of a block's tile that exist.
+template <bool kActivates>
+TENON_DEVICE int rows_of(const UnitGrid<kActivates>& grid, const TilePlace& at) {
+  constexpr int kMost = grid.kXBytes / kTileSide;
+  const int left = at.end_row - at.first_row;
+  return left < 0 ? 0 : left < kMost ? left : kMost;
+}
+
+// One thread asks for a block's half of the weight. x_bytes: of x, that the copy engine will bring.
+template <bool kActivates>
+TENON_DEVICE void ask_unit(const TilesCall& call, const UnitGrid<kActivates>& grid,
+                           const TilesRing<UnitGrid<kActivates>>& ring, const TilePlace& at,
+                           int block, int stage, int x_bytes, std::uint64_t policy) {
+  barrier_arrive_expect(&ring.full[stage],
+                        static_cast<std::uint32_t>(grid.kBytes - grid.kXBytes + x_bytes));
+  TENON_UNROLL
+  for (int part = 0; part < 2; ++part)
+    copy_tile_to(3,
+                 ring.shared + stage * ring.kBytes + grid.kXBytes +
+                     (2 * grid.rank + part) * (kTileSquare / 2),
+                 &call.weight, block * kTileSide,
+                 at.expert * call.gemm.n + grid.column_of(at, grid.rank, part), &ring.full[stage],
+                 policy);
+}
+
+// By one thread, where an expert's rows of x lie together.
 template <bool kActivates>
 TENON_DEVICE void fill_units(const TilesCall& call, const UnitGrid<kActivates>& grid,
                              const TilesRing<UnitGrid<kActivates>>& ring) {
-  constexpr int kRows = kUnitRows / kUnitCluster;
-  const GemmCall& gemm = call.gemm;
-  const int lane = thread_id() % kWave;
-  const bool scattered = gemm.row_map != nullptr;
   const std::uint64_t once = policy_evict_first(), often = policy_evict_last();
   RingPlace to;
   TENON_NO_UNROLL
   for (int t = grid.first; t < grid.end; t += grid.step) {
     const TilePlace at = grid.place(t);
-    const int left = at.end_row - at.first_row;
-    const int rows = left < 0 ? 0 : left < kRows ? left : kRows;
-    std::int32_t token[kRows / kWave];  // of rows lane, lane + 32
-    TENON_UNROLL
-    for (int i = 0; i < kRows / kWave; ++i) {
-      const int row = lane + i * kWave;
-      token[i] = scattered && row < rows ? gemm.row_map[at.first_row + row] : 0;
-    }
-    const int x_bytes = scattered ? rows * kTileSide : rows > 0 ? grid.kXBytes : 0;
+    const int x_bytes = rows_of(grid, at) > 0 ? grid.kXBytes : 0;
     TENON_NO_UNROLL
     for (int b = 0; b < call.cut.num_blocks; ++b) {
-      Mbarrier* const full = &ring.full[to.stage];
-      std::byte* const x = ring.shared + to.stage * ring.kBytes;
       barrier_wait_cluster(&ring.empty[to.stage], to.parity ^ 1);
-      if (lane == 0) {
-        barrier_arrive_expect(full,
-                              static_cast<std::uint32_t>(grid.kBytes - grid.kXBytes + x_bytes));
-        TENON_UNROLL
-        for (int part = 0; part < 2; ++part)
-          copy_tile_to(3, x + grid.kXBytes + (2 * grid.rank + part) * (kTileSquare / 2),
-                       &call.weight, b * kTileSide,
-                       at.expert * gemm.n + grid.column_of(at, grid.rank, part), full, once);
-        if (!scattered && rows > 0) copy_tile(x, &call.x, b * kTileSide, at.first_row, full, often);
-      }
-      sync_wave();
-      if (scattered) {
-        TENON_UNROLL
-        for (int i = 0; i < kRows / kWave; ++i) {
-          const int row = lane + i * kWave;
-          if (row < rows)
-            copy_tile(x + row * kTileSide, &call.x, b * kTileSide, token[i], full, often);
-        }
-      }
+      ask_unit(call, grid, ring, at, b, to.stage, x_bytes, once);
+      if (x_bytes > 0)
+        copy_tile(ring.shared + to.stage * ring.kBytes, &call.x, b * kTileSide, at.first_row,
+                  &ring.full[to.stage], often);
       to.next(ring.kStages);
     }
   }
+}
+
+// By four waves, where the rows are scattered: the copy engine takes 40 ns for a row (H100,
+// 2026-11-28), threads copy 32 of their chunks at once. A wave tells of a stage two stages later,
+// so that nobody waits for a copy that was just asked for.
+template <bool kActivates>
+TENON_DEVICE void gather_units(const TilesCall& call, const UnitGrid<kActivates>& grid,
+                               const TilesRing<UnitGrid<kActivates>>& ring) {
+  constexpr int kLater = 2, kChunks = kTileSide / 16;
+  constexpr int kEach = grid.kXBytes / 16 / kUnitProducers;
+  const GemmCall& gemm = call.gemm;
+  const int thread = thread_id() - kTilesConsumers, first_row = thread / kChunks;
+  const std::uint64_t once = policy_evict_first();
+  RingPlace to, told;
+  int untold = 0;
+  const auto tell = [&] {
+    show_to_tensor_cores();
+    sync_wave();
+    if (thread % kWave == 0) barrier_arrive(&ring.full[told.stage]);
+    told.next(ring.kStages);
+  };
+  TENON_NO_UNROLL
+  for (int t = grid.first; t < grid.end; t += grid.step) {
+    const TilePlace at = grid.place(t);
+    const int rows = rows_of(grid, at);
+    const std::byte* from[kEach];
+    TENON_UNROLL
+    for (int i = 0; i < kEach; ++i) {
+      const int row = first_row + i * (kUnitProducers / kChunks);
+      const std::int64_t token = row < rows ? gemm.row_map[at.first_row + row] : 0;
+      from[i] =
+          static_cast<const std::byte*>(gemm.x) + token * gemm.x_stride + thread % kChunks * 16;
+    }
+    TENON_NO_UNROLL
+    for (int b = 0; b < call.cut.num_blocks; ++b) {
+      barrier_wait_cluster(&ring.empty[to.stage], to.parity ^ 1);
+      if (thread == 0) ask_unit(call, grid, ring, at, b, to.stage, 0, once);
+      std::byte* const x = ring.shared + to.stage * ring.kBytes;
+      TENON_UNROLL
+      for (int i = 0; i < kEach; ++i) {
+        const int row = first_row + i * (kUnitProducers / kChunks);
+        if (row < rows)
+          copy16_later(x + tile_place(row, thread % kChunks), from[i] + b * kTileSide, 16);
+      }
+      end_copies();
+      to.next(ring.kStages);
+      if (untold < kLater) {
+        ++untold;
+      } else {
+        await_copies_but<kLater>();
+        tell();
+      }
+    }
+  }
+  await_copies_but<0>();
+  TENON_NO_UNROLL
+  for (; untold > 0; --untold) tell();
 }
 
 // Every thread that multiplies calls this, whatever its rows.
@@ -184,10 +239,11 @@ expert_tiles_kernel(TENON_ARGS(TilesCall) call) {
   const int experts = call.gemm.experts;
   auto* const units = offsets + experts + 1;
   const TilesRing<Grid> ring{shared, barriers, barriers + Grid::kStages};
+  const bool scattered = call.gemm.row_map != nullptr;
   if (thread_id() == kTilesConsumers) {
-    open_ring(ring, kUnitCluster);
+    open_ring(ring, kUnitCluster, scattered ? 1 + kUnitProducers / kWave : 1);
     prefetch_map(&call.weight);
-    prefetch_map(&call.x);
+    if (!scattered) prefetch_map(&call.x);
   }
   wait_for_previous();
   if (thread_id() == 0) let_next_start();
@@ -212,7 +268,11 @@ expert_tiles_kernel(TENON_ARGS(TilesCall) call) {
   grid.end = units[experts] * grid.column_tiles;
   if (thread_id() >= kTilesConsumers) {
     give_registers<40>();
-    if (thread_id() < kTilesConsumers + kWave) fill_units(call, grid, ring);
+    if (scattered) {
+      gather_units(call, grid, ring);
+    } else if (thread_id() == kTilesConsumers) {
+      fill_units(call, grid, ring);
+    }
   } else {
     take_registers<232>();
     if constexpr (kSegments) {

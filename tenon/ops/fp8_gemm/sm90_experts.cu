@@ -385,7 +385,9 @@ Status launch_tiles(const Recipe& recipe, const Args& args, Stream& stream) {
   call.scales = operands.scales;
   call.activated = quant_spec(args.activated);
   call.cut = segments_of(call.gemm.n, call.gemm.k);
-  TENON_ASSIGN(call.x, x_map(args, call.gemm, kUnitRows / kUnitCluster));
+  if (call.gemm.row_map == nullptr) {
+    TENON_ASSIGN(call.x, x_map(args, call.gemm, kUnitRows / kUnitCluster));
+  }
   TENON_ASSIGN(call.weight, weight_map(call.gemm, kTileSide / 2));
   return tenon::launch(stream, recipe.launches.front().shape,
                        args.activated       ? expert_tiles_kernel<true, true>

@@ -111,11 +111,12 @@ struct TilesRing {
   Mbarrier *full, *empty;
 };
 // By the first thread behind those that multiply. Then sync_block(), and of a cluster all blocks.
+// `tellers`: how many arrive when their part of a stage is asked for or there.
 template <class Grid>
-TENON_DEVICE void open_ring(const TilesRing<Grid>& ring, int cluster) {
+TENON_DEVICE void open_ring(const TilesRing<Grid>& ring, int cluster, int tellers = 1) {
   TENON_NO_UNROLL
   for (int stage = 0; stage < ring.kStages; ++stage) {
-    barrier_init(&ring.full[stage], 1);
+    barrier_init(&ring.full[stage], static_cast<std::uint32_t>(tellers));
     barrier_init(&ring.empty[stage], static_cast<std::uint32_t>(kTilesConsumers / kWave * cluster));
   }
   publish_barriers();
