@@ -1,5 +1,5 @@
 // fp8_gemm grouped by expert, for experts with many rows each, on Hopper (sm_90a): the tiles of
-// sm90_tiles.cuh, of which every one lies in one expert. The same bits.
+// ops/common/sm90_tiles.cuh, of which every one lies in one expert. The same bits.
 //
 // A cluster of two blocks of threads makes one unit of 128 rows of an expert and 256 columns after
 // the other, each block 64 of the rows. Each asks for its own rows of x, which threads copy where
@@ -12,7 +12,7 @@
 
 #include "tenon/device/cuda_hip/sm90/lanes.cuh"
 #include "tenon/device/cuda_hip/sm90/thread_copy.cuh"
-#include "tenon/ops/fp8_gemm/sm90_tiles.cuh"
+#include "tenon/ops/common/sm90_tiles.cuh"
 
 namespace tenon::TENON_TARGET::fp8_gemm {
 
@@ -29,7 +29,7 @@ struct UnitShared {
 template <bool kActivatesOf>
 struct UnitGrid {
   static constexpr int kHalves = 1;
-  static constexpr bool kActivates = kActivatesOf;
+  static constexpr bool kActivates = kActivatesOf, kBf16 = false;
   static constexpr int kParts = kActivates ? 2 : 1;
   static constexpr int kStages = 5;
   static constexpr int kXBytes = kUnitRows / kUnitCluster * kTileSide;

@@ -301,12 +301,12 @@ int stages_of(const Segments& cut, std::size_t most) {
   return 0;
 }
 
-constexpr std::string_view kTilesName = "expert_tiles_kernel";
+constexpr std::string_view kUnitsName = "expert_tiles_kernel";
 
 // Rows for each expert from which on tiles of 64 of them are worth their start.
 constexpr int kManyRows = 32;
 
-void plan_tiles(const GemmCall& gemm, const PlanContext& where, Recipe* recipe) {
+void plan_units(const GemmCall& gemm, const PlanContext& where, Recipe* recipe) {
   const int pairs = gemm.rows / kUnitRows + gemm.experts;
   const int most = where.properties.num_units / kUnitCluster;
   const std::int64_t work = std::int64_t{1} * pairs * ceil_div(gemm.n, kUnitColumns);
@@ -316,11 +316,11 @@ void plan_tiles(const GemmCall& gemm, const PlanContext& where, Recipe* recipe) 
   shape.shared_bytes = static_cast<std::size_t>(unit_shared_bytes(gemm.experts));
   shape.cluster = kUnitCluster;
   shape.early = where.may_start_early;
-  recipe->launch(kTilesName, shape);
+  recipe->launch(kUnitsName, shape);
 }
 
 // Ok, or why the form for many rows does not take this call.
-Status takes_tiles(const GemmCall& gemm, const PlanContext& where) {
+Status takes_units(const GemmCall& gemm, const PlanContext& where) {
   const auto no = [](std::string why) { return Status::error(Code::kUnsupported, std::move(why)); };
   if (gemm.rows < kManyRows * gemm.experts)
     return no(std::to_string(gemm.rows) + " rows of " + std::to_string(gemm.experts) +
@@ -344,9 +344,9 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   const GemmCall gemm = call_of(args).gemm;
   if (gemm.experts > 1 && gemm.expert_stride != gemm.n * gemm.weight_stride)
     return no("the matrices of the experts do not follow each other without a gap");
-  const Status tiles = takes_tiles(gemm, where);
+  const Status tiles = takes_units(gemm, where);
   if (tiles) {
-    plan_tiles(gemm, where, recipe);
+    plan_units(gemm, where, recipe);
     return tiles;
   }
   if (args.activated) return tiles;
@@ -367,18 +367,16 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
 
 // x of a call, in tiles of so many rows, or of one where they are scattered; weights of all
 // experts.
-Result<TensorMap> x_map(const Args& args, const GemmCall& gemm, int tile_rows) {
-  const std::int64_t tokens = args.x.data.shape[0];
-  return ::tenon::sm90::tile_map(gemm.x, tokens, gemm.k, tokens > 1 ? gemm.x_stride : gemm.k,
-                                 gemm.row_map == nullptr ? tile_rows : 1);
+Result<TensorMap> x_tiles(const Args& args, const GemmCall& gemm, int tile_rows) {
+  return sm90_map(gemm.x, args.x.data.shape[0], gemm.k, gemm.x_stride,
+                  gemm.row_map == nullptr ? tile_rows : 1);
 }
-Result<TensorMap> weight_map(const GemmCall& gemm, int tile_rows) {
-  const std::int64_t columns = std::int64_t{gemm.experts} * gemm.n;
-  return ::tenon::sm90::tile_map(gemm.weight, columns, gemm.k,
-                                 columns > 1 ? gemm.weight_stride : gemm.k, tile_rows);
+Result<TensorMap> weight_tiles(const GemmCall& gemm, int tile_rows) {
+  return sm90_map(gemm.weight, std::int64_t{gemm.experts} * gemm.n, gemm.k, gemm.weight_stride,
+                  tile_rows);
 }
 
-Status launch_tiles(const Recipe& recipe, const Args& args, Stream& stream) {
+Status launch_units(const Recipe& recipe, const Args& args, Stream& stream) {
   const Fp8Call operands = call_of(args);
   TilesCall call;
   call.gemm = operands.gemm;
@@ -386,9 +384,9 @@ Status launch_tiles(const Recipe& recipe, const Args& args, Stream& stream) {
   call.activated = quant_spec(args.activated);
   call.cut = segments_of(call.gemm.n, call.gemm.k);
   if (call.gemm.row_map == nullptr) {
-    TENON_ASSIGN(call.x, x_map(args, call.gemm, kUnitRows / kUnitCluster));
+    TENON_ASSIGN(call.x, x_tiles(args, call.gemm, kUnitRows / kUnitCluster));
   }
-  TENON_ASSIGN(call.weight, weight_map(call.gemm, kTileSide / 2));
+  TENON_ASSIGN(call.weight, weight_tiles(call.gemm, kTileSide / 2));
   return tenon::launch(stream, recipe.launches.front().shape,
                        args.activated       ? expert_tiles_kernel<true, true>
                        : call.cut.count > 1 ? expert_tiles_kernel<false, true>
@@ -400,15 +398,15 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   const Fp8Call operands = call_of(args);
   const GemmCall& gemm = operands.gemm;
   if (gemm.rows == 0) return Status::ok();
-  if (recipe.launches.front().kernel == kTilesName) return launch_tiles(recipe, args, stream);
+  if (recipe.launches.front().kernel == kUnitsName) return launch_units(recipe, args, stream);
   ExpertsCall call;
   call.gemm = gemm;
   call.scales = operands.scales;
   call.cut = segments_of(gemm.n, gemm.k);
   call.column_tiles = ceil_div(gemm.n, kColumns);
   call.stages = static_cast<int>(recipe.settings[0].value);
-  TENON_ASSIGN(call.weight, weight_map(gemm, kColumns));
-  TENON_ASSIGN(call.x, x_map(args, gemm, kRows));
+  TENON_ASSIGN(call.weight, weight_tiles(gemm, kColumns));
+  TENON_ASSIGN(call.x, x_tiles(args, gemm, kRows));
   return tenon::launch(stream, recipe.launches.front().shape, experts_kernel, call);
 }
 

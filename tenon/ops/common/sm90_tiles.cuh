@@ -1,16 +1,17 @@
-// fp8_gemm for many rows on Hopper (sm_90a): bound by the tensor cores. The same bits as the
-// kernels for few rows (ops/common/sm90_product.cuh): wgmma gives the same sums whichever operand
-// has its 64 rows, and here those are rows of x. The kernel for one matrix, and what the one for
-// experts (sm90_expert_tiles.cuh) shares with it: what a Grid is to these functions, TileGrid
-// shows.
+// Products for many rows on Hopper (sm_90a): bound by the tensor cores. The same bits as the
+// kernels for few rows (sm90_product.cuh): wgmma gives the same sums whichever operand has its 64
+// rows, and here those are rows of x. The kernel for one matrix, of e4m3 or of bf16, and what the
+// one for experts (fp8_gemm/sm90_expert_tiles.cuh) shares with it: what a Grid is to these
+// functions, TileGrid shows.
 //
 // A block of threads, one on a multiprocessor, makes one tile after another of 128 rows and 128 ·
-// kHalves columns. One thread fills a ring of stages with a block of 128 of k each: a tile of x and
-// kHalves tiles of the weight. In a cluster of two, which have the same columns, each asks for half
-// of the weight and the copy engine writes it to both. Two warpgroups multiply 64 rows each, a half
-// of the columns at a time. A warpgroup that has registers for it (one half, one segment) starts
-// the products of a block of k before it scales those of the block before: the tensor cores always
-// have something to do. Else the other warpgroup has to fill the gaps.
+// kHalves columns. One thread fills a ring of stages with 128 bytes of k each, which is a block of
+// e4m3 or half a block of bf16: a tile of x and kHalves tiles of the weight. In a cluster of two,
+// which have the same columns, each asks for half of the weight and the copy engine writes it to
+// both. Two warpgroups multiply 64 rows each, a half of the columns at a time. A warpgroup that has
+// registers for it (one half, one segment) starts the products of a block of k before it scales
+// those of the block before: the tensor cores always have something to do. Else the other warpgroup
+// has to fill the gaps.
 //
 // kActivates: the halves are gate and up, so a thread has both of an output, and four neighbouring
 // lanes have a group of 128 of a row.
@@ -19,11 +20,12 @@
 #include "tenon/device/cuda_hip/sm90/tma.cuh"
 #include "tenon/device/cuda_hip/sm90/wgmma.cuh"
 #include "tenon/device/variant.h"
+#include "tenon/ops/common/gemm_tile.cuh"
 #include "tenon/ops/common/quantize.cuh"
 #include "tenon/ops/common/silu_mul.cuh"
-#include "tenon/ops/fp8_gemm/call.cuh"
+#include "tenon/ops/common/sm90_plan.cuh"
 
-namespace tenon::TENON_TARGET::fp8_gemm {
+namespace tenon::TENON_TARGET {
 
 using namespace sm90;
 
@@ -54,10 +56,10 @@ struct TilePlace {
   int column_tile;
   int expert;
 };
-template <int kHalvesOf, bool kActivatesOf>
+template <int kHalvesOf, bool kActivatesOf, bool kBf16Of = false>
 struct TileGrid {
   static constexpr int kHalves = kHalvesOf;  // of 128 columns, of a warpgroup
-  static constexpr bool kActivates = kActivatesOf;
+  static constexpr bool kActivates = kActivatesOf, kBf16 = kBf16Of;
   static constexpr int kColumns = kTileSide * kHalves;  // of a tile
   static constexpr int kParts = 1;  // of a half, whose weights have a scale of their own
   static constexpr int kStages = tiles_stages(kHalves);
@@ -89,14 +91,14 @@ struct TileGrid {
     return group < last ? group : last;
   }
 };
-template <int kHalves, bool kActivates>
-TENON_DEVICE TileGrid<kHalves, kActivates> tile_grid(const TilesCall& call) {
-  TileGrid<kHalves, kActivates> grid{};
+template <class Grid>
+TENON_DEVICE Grid tile_grid(const TilesCall& call) {
+  Grid grid{};
   grid.cluster = call.cluster;
   grid.rank = block_id() % call.cluster;
   grid.rows = call.gemm.rows;
   grid.row_units = ceil_div(call.gemm.rows, kTileSide * call.cluster);
-  grid.column_tiles = ceil_div(call.gemm.n, kTileSide * kHalves);
+  grid.column_tiles = ceil_div(call.gemm.n, grid.kColumns);
   grid.width = call.gemm.n / 2;
   grid.first = block_id() / call.cluster;
   grid.step = grid_blocks() / call.cluster;
@@ -122,14 +124,13 @@ TENON_DEVICE void open_ring(const TilesRing<Grid>& ring, int cluster, int teller
   publish_barriers();
 }
 
-template <int kHalves, bool kActivates>
-TENON_DEVICE void ask_weight(const TilesCall& call, const TileGrid<kHalves, kActivates>& grid,
-                             const TilesRing<TileGrid<kHalves, kActivates>>& ring,
+template <class Grid>
+TENON_DEVICE void ask_weight(const TilesCall& call, const Grid& grid, const TilesRing<Grid>& ring,
                              const TilePlace& at, int block, int stage, std::uint64_t policy) {
   TENON_UNROLL
   for (int part = 0; part < 2; ++part) {
     std::byte* const to =
-        ring.shared + stage * ring.kBytes + kTileSquare + part * (kHalves * kTileSquare / 2);
+        ring.shared + stage * ring.kBytes + kTileSquare + part * (grid.kHalves * kTileSquare / 2);
     const int column = grid.column_of(at, part);
     if (grid.cluster == 1) {
       copy_tile(to, &call.weight, block * kTileSide, column, &ring.full[stage], policy);
@@ -140,11 +141,10 @@ TENON_DEVICE void ask_weight(const TilesCall& call, const TileGrid<kHalves, kAct
 }
 
 // One thread. The weights of the first stages are asked for before the wait for the kernel before.
-template <int kHalves, bool kActivates>
-TENON_DEVICE void fill_tiles(const TilesCall& call, const TileGrid<kHalves, kActivates>& grid,
-                             const TilesRing<TileGrid<kHalves, kActivates>>& ring) {
+template <class Grid>
+TENON_DEVICE void fill_tiles(const TilesCall& call, const Grid& grid, const TilesRing<Grid>& ring) {
   const std::uint64_t policy = policy_evict_last();
-  const int blocks = call.cut.num_blocks;
+  const int blocks = call.cut.num_blocks * (Grid::kBf16 ? 2 : 1);  // of 128 bytes
   int ahead = 0;
   if (grid.first < grid.end) {
     ahead = blocks < ring.kStages ? blocks : ring.kStages;
@@ -349,17 +349,23 @@ TENON_DEVICE ScalesOf<Grid> tile_scales(const TilesCall& call, const Grid& grid,
   return scales;
 }
 
-// The four products of a block of k and a half, from zero.
+// The four products of a stage and a half, from zero or further.
+template <class Grid>
+TENON_DEVICE void add_products(const TilesRing<Grid>& ring, const TileWarp& warp, int stage,
+                               int half, bool further, HalfSums& made) {
+  const int at = stage * (ring.kBytes / 16);
+  TENON_UNROLL
+  for (int k = 0; k < 4; ++k)
+    add_product<kTileSide, Grid::kBf16>(
+        made, descriptor_at(warp.x, at + 2 * k),
+        descriptor_at(warp.weight, at + half * (kTileSquare / 16) + 2 * k), further || k > 0);
+}
+// Those of a block of e4m3.
 template <class Grid>
 TENON_DEVICE void start_products(const TilesRing<Grid>& ring, const TileWarp& warp, int stage,
                                  int half, HalfSums& made) {
-  const int at = stage * (ring.kBytes / 16);
   wgmma_begin();
-  TENON_UNROLL
-  for (int k = 0; k < 4; ++k)
-    add_product<kTileSide>(made, descriptor_at(warp.x, at + 2 * k),
-                           descriptor_at(warp.weight, at + half * (kTileSquare / 16) + 2 * k),
-                           k > 0);
+  add_products(ring, warp, stage, half, false, made);
   wgmma_commit();
 }
 template <class Grid>
@@ -395,8 +401,8 @@ TENON_DEVICE void add_scaled(HalfSums& sums, const HalfSums& made, const RowScal
 }
 
 // A warpgroup's halves of a tile.
-template <int kHalves, bool kActivates>
-TENON_DEVICE void store_tile(const TilesCall& call, const TileGrid<kHalves, kActivates>&,
+template <int kHalves, bool kActivates, bool kBf16>
+TENON_DEVICE void store_tile(const TilesCall& call, const TileGrid<kHalves, kActivates, kBf16>&,
                              const TilePlace& place, const TileWarp& warp, int,
                              const HalfSums* sums) {
   const int row = place.first_row + warp.row;
@@ -521,13 +527,54 @@ TENON_DEVICE void multiply_ahead(const TilesCall& call, const Grid& grid,
   }
 }
 
-template <int kHalves, bool kActivates, bool kSegments>
+// Of bf16: a block is two stages, its sums are added as they are, segments in order.
+template <class Grid>
+TENON_DEVICE void multiply_bf16(const TilesCall& call, const Grid& grid,
+                                const TilesRing<Grid>& ring) {
+  static_assert(Grid::kBf16 && Grid::kHalves == 1);
+  const TileWarp warp = tile_warp(ring, grid.cluster);
+  RingPlace from;
+  HalfSums made = {};
+  TENON_NO_UNROLL
+  for (int t = grid.first; t < grid.end; t += grid.step) {
+    HalfSums whole[1] = {};
+    int b = 0;
+    TENON_NO_UNROLL
+    for (int segment = 0; segment < call.cut.count; ++segment) {
+      const int end = call.cut.begin(segment + 1) / kProductBlock;
+      HalfSums sums = {};
+      TENON_NO_UNROLL
+      for (; b < end; ++b) {
+        RingPlace second = from;
+        second.next(ring.kStages);
+        barrier_wait(&ring.full[from.stage], from.parity);
+        barrier_wait(&ring.full[second.stage], second.parity);
+        wgmma_begin();
+        add_products(ring, warp, from.stage, 0, false, made);
+        add_products(ring, warp, second.stage, 0, true, made);
+        wgmma_commit();
+        wgmma_wait_all();
+        hold_sums(made);
+        release_stage(ring, warp, from.stage);
+        release_stage(ring, warp, second.stage);
+        TENON_UNROLL
+        for (int e = 0; e < 64; ++e) sums[e] = sums[e] + made[e];
+        from = second;
+        from.next(ring.kStages);
+      }
+      TENON_UNROLL
+      for (int e = 0; e < 64; ++e) whole[0][e] = segment == 0 ? sums[e] : whole[0][e] + sums[e];
+    }
+    store_tile(call, grid, grid.place(t), warp, t, whole);
+  }
+}
+
+template <class Grid, bool kSegments>
 TENON_KERNEL_RESIDENT(kTilesThreads, 1)
 sm90_tiles_kernel(TENON_ARGS(TilesCall) call) {
-  static_assert(!kActivates || kHalves == 2);
+  static_assert(!Grid::kActivates || Grid::kHalves == 2);
   TENON_SHARED_TILES(shared);
-  using Grid = TileGrid<kHalves, kActivates>;
-  const Grid grid = tile_grid<kHalves, kActivates>(call);
+  const Grid grid = tile_grid<Grid>(call);
   auto* barriers = reinterpret_cast<Mbarrier*>(shared + Grid::kStages * Grid::kBytes);
   const TilesRing<Grid> ring{shared, barriers, barriers + Grid::kStages};
   if (thread_id() == kTilesConsumers) open_ring(ring, call.cluster);
@@ -548,7 +595,9 @@ sm90_tiles_kernel(TENON_ARGS(TilesCall) call) {
     take_registers<240>();
     wait_for_previous();
     if (thread_id() == 0) let_next_start();
-    if constexpr (kHalves == 1 && !kSegments) {
+    if constexpr (Grid::kBf16) {
+      multiply_bf16(call, grid, ring);
+    } else if constexpr (Grid::kHalves == 1 && !kSegments) {
       multiply_ahead(call, grid, ring);
     } else {
       multiply_tiles<kSegments>(call, grid, ring);
@@ -561,4 +610,39 @@ sm90_tiles_kernel(TENON_ARGS(TilesCall) call) {
   }
 }
 
-}  // namespace tenon::TENON_TARGET::fp8_gemm
+// --- plans ------------------------------------------------------------------------------------
+
+inline constexpr std::string_view kTilesName = "sm90_tiles_kernel";
+
+// Tiles of 128 × 128 · halves.
+inline void plan_tiles(const GemmCall& gemm, int halves, const PlanContext& where, Recipe* recipe) {
+  const int row_tiles = ceil_div(gemm.rows, kTileSide);
+  const int cluster = row_tiles >= 16 ? 2 : 1;
+  const std::int64_t work =
+      std::int64_t{1} * ceil_div(row_tiles, cluster) * ceil_div(gemm.n, kTileSide * halves);
+  const std::int64_t places = where.properties.num_units / cluster;
+  LaunchShape shape;
+  shape.blocks = static_cast<int>(work < places ? work : places) * cluster;
+  shape.threads = kTilesThreads;
+  shape.shared_bytes = static_cast<std::size_t>(tiles_shared_bytes(halves));
+  shape.cluster = cluster;
+  shape.early = where.may_start_early;
+  recipe->launch(kTilesName, shape);
+  recipe->set("halves", halves);
+}
+
+// The call of such a plan; element_bytes: 1 or 2. Without scales and activation.
+inline Result<TilesCall> tiles_call(const GemmCall& gemm, int halves, int cluster,
+                                    int element_bytes) {
+  TilesCall call;
+  call.gemm = gemm;
+  call.cut = segments_of(gemm.n, gemm.k);
+  call.cluster = cluster;
+  const std::int64_t row = std::int64_t{1} * gemm.k * element_bytes;
+  TENON_ASSIGN(call.x, sm90_map(gemm.x, gemm.rows, row, gemm.x_stride * element_bytes, kTileSide));
+  TENON_ASSIGN(call.weight, sm90_map(gemm.weight, gemm.n, row, gemm.weight_stride * element_bytes,
+                                     kTileSide / 2 * halves));
+  return call;
+}
+
+}  // namespace tenon::TENON_TARGET
