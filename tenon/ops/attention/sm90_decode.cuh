@@ -19,7 +19,9 @@ inline constexpr int kQueryBytes = 512 + 16,
 // What a step says of its sequences with one token.
 struct Sequences {
   int firsts[kMostSequences + 1];  // partials of those before each
-  int lengths[kMostSequences], tokens[kMostSequences], positions[kMostSequences];
+  int lasts[kMostSequences + 1];   // how many with one token are before each
+  int lengths[kMostSequences], tokens[kMostSequences];
+  TENON_HD int wholes(int sequence) const { return firsts[sequence] - lasts[sequence]; }
 };
 
 template <int kRowsEach>
@@ -40,7 +42,7 @@ struct DecodeShared {
 // A partial of one sequence and kv head.
 struct Part {
   int sequence = -1;  // −1: none
-  int kv_head = 0, partial = 0, partials = 0, context = 0, token = 0, position = 0;
+  int kv_head = 0, partial = 0, partials = 0, context = 0, token = 0;
   TENON_HD int visible(int tile) const {
     const int left = context - partial * kPartial - tile * kTile;
     return left < 0 ? 0 : left < kTile ? left : kTile;
@@ -55,19 +57,33 @@ struct Part {
   }
 };
 
-// Which parts a cluster works on, in order.
+// Which parts a cluster (a block of stream_kernel) works on, in order: workers take them in turns.
+// First come all partials but the last of each sequence, which is short: so all have the same work.
 struct Walk {
   const Sm90Call& call;
   const Sequences& sequences;
-  int clusters;
-  bool in_slots;  // every partial has a slot; else a cluster takes all of a sequence
+  int workers;
+  bool in_slots;  // every partial has a slot; else a worker takes all of a sequence
   int at;         // number of the part, or of the sequence and kv head
 };
+
+// Sum over the lanes before this one.
+TENON_DEVICE int sum_before(int value, int* total) {
+  const int lane = thread_id() % kWave;
+  int sum = value;
+  TENON_UNROLL
+  for (int step = 1; step < kWave; step *= 2) {
+    const int other = shuffle_from(sum, lane >= step ? lane - step : lane);
+    if (lane >= step) sum += other;
+  }
+  *total = shuffle_from(sum, kWave - 1);
+  return sum - value;
+}
 
 // One warp: the sequences with one token.
 TENON_DEVICE void read_sequences(const Sm90Call& call, Sequences& to) {
   const int lane = thread_id() % kWave;
-  int before = 0;
+  int partials = 0, singles = 0;
   for (int base = 0; base < call.sequences; base += kWave) {
     const int s = base + lane;
     int count = 0;
@@ -76,19 +92,28 @@ TENON_DEVICE void read_sequences(const Sm90Call& call, Sequences& to) {
       if (end - token == 1) count = context > kPartial ? ceil_div(context, kPartial) : 1;
       to.lengths[s] = context;
       to.tokens[s] = token;
-      if (call.heads.positions != nullptr && count > 0)
-        to.positions[s] = call.heads.positions[token];
     }
-    int sum = count;
-    TENON_UNROLL
-    for (int step = 1; step < kWave; step *= 2) {
-      const int other = shuffle_from(sum, lane >= step ? lane - step : lane);
-      if (lane >= step) sum += other;
+    int new_partials, new_singles;
+    const int first = partials + sum_before(count, &new_partials);
+    const int last = singles + sum_before(count > 0 ? 1 : 0, &new_singles);
+    if (s < call.sequences) {
+      to.firsts[s] = first;
+      to.lasts[s] = last;
     }
-    if (s < call.sequences) to.firsts[s] = before + sum - count;
-    before += shuffle_from(sum, kWave - 1);
+    partials += new_partials;
+    singles += new_singles;
   }
-  if (lane == 0) to.firsts[call.sequences] = before;
+  if (lane == 0) {
+    to.firsts[call.sequences] = partials;
+    to.lasts[call.sequences] = singles;
+  }
+}
+
+// Block 0: for join_kernel.
+TENON_DEVICE void leave_firsts(const Sm90Call& call, const Sequences& from) {
+  if (block_id() != 0) return;
+  for (int s = thread_id(); s <= call.sequences; s += kDecodeThreads)
+    call.firsts[s] = from.firsts[s];
 }
 
 TENON_DEVICE Part part_of(const Walk& walk, int sequence, int kv_head, int partial) {
@@ -97,25 +122,36 @@ TENON_DEVICE Part part_of(const Walk& walk, int sequence, int kv_head, int parti
           partial,
           walk.sequences.firsts[sequence + 1] - walk.sequences.firsts[sequence],
           walk.sequences.lengths[sequence],
-          walk.sequences.tokens[sequence],
-          walk.sequences.positions[sequence]};
+          walk.sequences.tokens[sequence]};
 }
-// The part at walk.at, or the first one behind it that this cluster has.
+// The last sequence that `before` counts no more than `index` before; at least one counts more.
+template <class Before>
+TENON_DEVICE int find_sequence(int sequences, int index, const Before& before) {
+  int low = 0, high = sequences;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (before(middle) <= index ? low : high) = middle;
+  }
+  return low;
+}
+// The part at walk.at, or the first one behind it that this worker has.
 TENON_DEVICE Part find_part(Walk& walk) {
   const int kv_heads = walk.call.kv_heads, sequences = walk.call.sequences;
+  const Sequences& of = walk.sequences;
   if (walk.in_slots) {
-    const int index = walk.at / kv_heads;
-    if (index >= walk.sequences.firsts[sequences]) return {};
-    int low = 0, high = sequences;  // the last sequence that begins at index or before
-    while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      (walk.sequences.firsts[middle] <= index ? low : high) = middle;
+    const int index = walk.at / kv_heads, kv_head = walk.at % kv_heads;
+    const int last = index - of.wholes(sequences);
+    if (last >= of.lasts[sequences]) return {};
+    if (last >= 0) {
+      const int s = find_sequence(sequences, last, [&](int each) { return of.lasts[each]; });
+      return part_of(walk, s, kv_head, of.firsts[s + 1] - of.firsts[s] - 1);
     }
-    return part_of(walk, low, walk.at % kv_heads, index - walk.sequences.firsts[low]);
+    const int s = find_sequence(sequences, index, [&](int each) { return of.wholes(each); });
+    return part_of(walk, s, kv_head, index - of.wholes(s));
   }
-  for (; walk.at < sequences * kv_heads; walk.at += walk.clusters) {
+  for (; walk.at < sequences * kv_heads; walk.at += walk.workers) {
     const int sequence = walk.at / kv_heads;
-    if (walk.sequences.firsts[sequence + 1] > walk.sequences.firsts[sequence])
+    if (of.firsts[sequence + 1] > of.firsts[sequence])
       return part_of(walk, sequence, walk.at % kv_heads, 0);
   }
   return {};
@@ -126,8 +162,14 @@ TENON_DEVICE Part part_after(Walk& walk, const Part& part) {
     ++next.partial;
     return next;
   }
-  walk.at += walk.clusters;
+  walk.at += walk.workers;
   return find_part(walk);
+}
+// The slot of a part: of the partial, or, without a slot for each, of the sequence.
+TENON_DEVICE int slot_number(const Walk& walk, const Part& part) {
+  const int number =
+      walk.in_slots ? walk.sequences.firsts[part.sequence] + part.partial : part.sequence;
+  return number * walk.call.kv_heads + part.kv_head;
 }
 
 // One thread: a tile of 64 positions that begins at a row of the cache.
@@ -164,14 +206,13 @@ TENON_DEVICE void fetch_parts(Walk walk, int rank, DecodeShared<kRowsEach>& shar
 // Scores of 16 positions of the tile for all rows, those of the warp. score[j][2 h + c]: row g + 8
 // h, position 16 · warp + 8 j + 2 p + c. Components 0 … 127 and 128 … 255 have a chain each.
 template <int kRowsEach>
-TENON_DEVICE void score_tile(const Sm90Call& call, const DecodeShared<kRowsEach>& shared,
+TENON_DEVICE void score_tile(float scale, const std::byte* queries, const std::byte* tile,
                              int visible, float (&score)[2][4]) {
   const int lane = thread_id() % kWave, matrix = lane / 8, in = lane % 8;
   const int warp = thread_id() / kWave;
   const int q_row = in + (kRowsEach > 2 ? matrix % 2 * 8 : 0);
-  const std::uint32_t q =
-      shared_address(shared.queries) + static_cast<std::uint32_t>(q_row * kQueryBytes);
-  const std::uint32_t k = shared_address(shared.k);
+  const std::uint32_t q = shared_address(queries) + static_cast<std::uint32_t>(q_row * kQueryBytes);
+  const std::uint32_t k = shared_address(tile);
   const int key = 16 * warp + matrix / 2 * 8 + in;
   float sum[2][2][4] = {};
   TENON_UNROLL
@@ -190,7 +231,7 @@ TENON_DEVICE void score_tile(const Sm90Call& call, const DecodeShared<kRowsEach>
   TENON_UNROLL
   for (int i = 0; i < 8; ++i) {
     const int position = 16 * warp + i / 4 * 8 + lane % 4 * 2 + i % 2;
-    const float found = (sum[0][i / 4][i % 4] + sum[1][i / 4][i % 4]) * call.scale;
+    const float found = (sum[0][i / 4][i % 4] + sum[1][i / 4][i % 4]) * scale;
     score[i / 4][i % 4] = position < visible ? found : -kInfinity;
   }
 }
@@ -214,40 +255,66 @@ TENON_DEVICE void send_rows(const float (&values)[4], float* to, Mbarrier* full)
                values[2], values[3]);
 }
 
-// Weights from scores, to shared memory; their sums by warps.
+// Weights of rows g + 8 h from scores, to shared memory; their sums by warps.
+template <class Shared>
+TENON_DEVICE void weigh_row(Shared& shared, int h, float base, const float (&score)[2][4]) {
+  const int lane = thread_id() % kWave, warp = thread_id() / kWave, g = lane / 4, p = lane % 4;
+  float sum = 0.0f;
+  TENON_UNROLL
+  for (int j = 0; j < 2; ++j) {
+    const float low = fast_exp2(score[j][2 * h] - base);
+    const float high = fast_exp2(score[j][2 * h + 1] - base);
+    sum = sum + (low + high);
+    *reinterpret_cast<std::uint32_t*>(shared.weights + (g + 8 * h) * kWeightBytes + warp * 32 +
+                                      j * 16 + p * 4) = convert_bf16x2(low, high);
+  }
+  sum = quad_sum(sum);
+  if (p == 0) shared.warp_totals[warp][g + 8 * h] = sum;
+}
 template <int kRowsEach>
 TENON_DEVICE void weigh_tile(DecodeShared<kRowsEach>& shared, const float (&peaks)[4][16], int rank,
                              const float (&score)[2][4]) {
-  const int lane = thread_id() % kWave, warp = thread_id() / kWave, g = lane / 4, p = lane % 4;
   TENON_UNROLL
   for (int h = 0; h < kRowsEach / 2; ++h) {
-    float peak = peaks[0][g + 8 * h];
-    for (int tile = 1; tile <= rank; ++tile) peak = max_f(peak, peaks[tile][g + 8 * h]);
-    const float base = base_of(peak);
-    float sum = 0.0f;
-    TENON_UNROLL
-    for (int j = 0; j < 2; ++j) {
-      const float low = fast_exp2(score[j][2 * h] - base);
-      const float high = fast_exp2(score[j][2 * h + 1] - base);
-      sum = sum + (low + high);
-      *reinterpret_cast<std::uint32_t*>(shared.weights + (g + 8 * h) * kWeightBytes + warp * 32 +
-                                        j * 16 + p * 4) = convert_bf16x2(low, high);
-    }
-    sum = quad_sum(sum);
-    if (p == 0) shared.warp_totals[warp][g + 8 * h] = sum;
+    const int row = thread_id() % kWave / 4 + 8 * h;
+    float peak = peaks[0][row];
+    for (int tile = 1; tile <= rank; ++tile) peak = max_f(peak, peaks[tile][row]);
+    weigh_row(shared, h, base_of(peak), score);
   }
+}
+// Maxima of the warp's 16 positions by rows, to shared memory.
+template <class Shared>
+TENON_DEVICE void store_peaks(Shared& shared, const float (&score)[2][4]) {
+  const int lane = thread_id() % kWave, warp = thread_id() / kWave;
+  TENON_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    const float most = quad_max(max_f(max_f(score[0][2 * h], score[0][2 * h + 1]),
+                                      max_f(score[1][2 * h], score[1][2 * h + 1])));
+    if (lane % 4 == 0) shared.warp_peaks[warp][lane / 4 + 8 * h] = most;
+  }
+}
+// The maximum and the sum of weights of the tile in row `row`.
+template <class Shared>
+TENON_DEVICE float tile_peak(const Shared& shared, int row) {
+  return max_f(max_f(shared.warp_peaks[0][row], shared.warp_peaks[1][row]),
+               max_f(shared.warp_peaks[2][row], shared.warp_peaks[3][row]));
+}
+template <class Shared>
+TENON_DEVICE float tile_total(const Shared& shared, int row) {
+  return ((shared.warp_totals[0][row] + shared.warp_totals[1][row]) + shared.warp_totals[2][row]) +
+         shared.warp_totals[3][row];
 }
 
 // Σ w · v over the tile for 64 components, those of the warp: sum[j][2 h + c] is row g + 8 h,
 // component 64 · warp + 8 j + 2 p + c.
 template <int kRowsEach>
-TENON_DEVICE void add_values(const DecodeShared<kRowsEach>& shared, float (&sum)[8][4]) {
+TENON_DEVICE void add_values(const std::byte* weights, const std::byte* tile, float (&sum)[8][4]) {
   const int lane = thread_id() % kWave, warp = thread_id() / kWave, matrix = lane / 8,
             in = lane % 8;
   const int w_row = in + (kRowsEach > 2 ? matrix % 2 * 8 : 0);
-  const std::uint32_t w = shared_address(shared.weights) +
-                          static_cast<std::uint32_t>(w_row * kWeightBytes + matrix / 2 * 16);
-  const std::uint32_t v = shared_address(shared.v) + static_cast<std::uint32_t>(warp * kSlabBytes);
+  const std::uint32_t w =
+      shared_address(weights) + static_cast<std::uint32_t>(w_row * kWeightBytes + matrix / 2 * 16);
+  const std::uint32_t v = shared_address(tile) + static_cast<std::uint32_t>(warp * kSlabBytes);
   TENON_UNROLL
   for (int step = 0; step < 4; ++step) {
     std::uint32_t a[4];
@@ -344,11 +411,6 @@ TENON_DEVICE void store_slot(std::byte* slot, int index, const Sums& sums) {
     rows[kRowsEach + index / 64] = sums.total;
   }
 }
-TENON_DEVICE Sums load_slot(const std::byte* slot, int rows, int index) {
-  const auto* numbers = reinterpret_cast<const float*>(slot + rows * 1024);
-  return {numbers[index / 64], numbers[rows + index / 64],
-          reinterpret_cast<const float4*>(slot)[index]};
-}
 
 // Rows behind the last sequence are zeros. By the threads that compute.
 TENON_DEVICE void clear_padding(const Sm90Call& call) {
@@ -373,8 +435,7 @@ TENON_DEVICE void send_peaks(DecodeShared<kRowsEach>& shared, int rank, std::uin
   TENON_UNROLL
   for (int i = 0; i < 4; ++i) {
     const int row = thread_id() % 4 * 4 + i;
-    most[i] = max_f(max_f(shared.warp_peaks[0][row], shared.warp_peaks[1][row]),
-                    max_f(shared.warp_peaks[2][row], shared.warp_peaks[3][row]));
+    most[i] = tile_peak(shared, row);
   }
   send_rows(most, shared.peaks[turn][rank], &shared.peaks_full[turn]);
 }
@@ -385,9 +446,7 @@ TENON_DEVICE void send_totals(DecodeShared<kRowsEach>& shared, int rank) {
   TENON_UNROLL
   for (int i = 0; i < 4; ++i) {
     const int row = thread_id() % 4 * 4 + i;
-    total[i] =
-        ((shared.warp_totals[0][row] + shared.warp_totals[1][row]) + shared.warp_totals[2][row]) +
-        shared.warp_totals[3][row];
+    total[i] = tile_total(shared, row);
   }
   send_rows(total, shared.totals[rank], &shared.inbox_full);
 }
@@ -421,22 +480,17 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
     float score[2][4];
     if (visible > 0) {
       store_queries<kRowsEach>(call, part, shared.norms, raw, shared.queries);
+      if (adds) write_new(call, part, shared.norms, raw);
       barrier_wait(&shared.k_full, uses % 2);
-      if (adds && warp == kKeyWarp)
-        store_key(call, part, shared.norms, raw.extra, raw.cosine, raw.sine, shared.k, visible - 1);
+      if (adds && warp == kKeyWarp) put_key(raw.extra, shared.k, visible - 1);
       sync_first_threads<kComputeThreads>();
-      score_tile(call, shared, visible, score);
+      score_tile<kRowsEach>(call.scale, shared.queries, shared.k, visible, score);
       if (lane == 0) barrier_arrive(&shared.k_empty);
     } else {
       for (auto& of : score)
         for (float& each : of) each = -kInfinity;
     }
-    TENON_UNROLL
-    for (int h = 0; h < 2; ++h) {
-      const float most = quad_max(max_f(max_f(score[0][2 * h], score[0][2 * h + 1]),
-                                        max_f(score[1][2 * h], score[1][2 * h + 1])));
-      if (lane % 4 == 0) shared.warp_peaks[warp][lane / 4 + 8 * h] = most;
-    }
+    store_peaks(shared, score);
     sync_first_threads<kComputeThreads>();
     send_peaks(shared, rank, turn);
     sync_wave();
@@ -449,7 +503,7 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
       if (visible < kTile || adds) {
         barrier_wait(&shared.v_full, uses % 2);
         clear_tail(shared.v, 4, visible, thread_id(), kComputeThreads);
-        if (adds && warp == kValueWarp) store_value(call, part, value, shared.v, visible - 1);
+        if (adds && warp == kValueWarp) put_value(value, shared.v, visible - 1);
       }
       weigh_tile(shared, peaks, rank, score);
       sync_first_threads<kComputeThreads>();
@@ -457,7 +511,7 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
       sync_wave();
       barrier_wait(&shared.v_full, uses % 2);
       float sum[8][4] = {};
-      add_values(shared, sum);
+      add_values<kRowsEach>(shared.weights, shared.v, sum);
       sync_wave();
       if (lane == 0) barrier_arrive(&shared.v_empty);
       sync_wave();
@@ -473,9 +527,7 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
       const int index = thread_id() + kComputeThreads * i, row = rank * kRowsEach + index / 64;
       const Sums sums = gather_tiles(shared, peaks, tiles, row, index);
       if (in_slot) {
-        const int number =
-            (walk.sequences.firsts[part.sequence] + part.partial) * call.kv_heads + part.kv_head;
-        store_slot<kRowsEach>(slot_of(call, number, rank, kRowsEach), index, sums);
+        store_slot<kRowsEach>(slot_of(call, slot_number(walk, part), rank, kRowsEach), index, sums);
         continue;
       }
       if (part.partial == 0) {
@@ -518,9 +570,7 @@ decode_kernel(TENON_ARGS(Sm90Call) call) {
   sync_wave();
   if (warp == 0) read_sequences(call, shared.sequences);
   sync_block();
-  if (block_id() == 0)  // for join_kernel
-    for (int s = thread_id(); s <= call.sequences; s += kDecodeThreads)
-      call.firsts[s] = shared.sequences.firsts[s];
+  leave_firsts(call, shared.sequences);
   cluster_wait();  // all have set their barriers
   const Walk walk{call, shared.sequences, grid_blocks() / kClusterRanks,
                   shared.sequences.firsts[call.sequences] * call.kv_heads <= call.num_slots,

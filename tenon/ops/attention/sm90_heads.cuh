@@ -62,8 +62,9 @@ TENON_DEVICE RawRows<kRowsEach> read_rows(const Sm90Call& call, const SomePart& 
   }
   const NewHeads& heads = call.heads;
   if (heads.k == nullptr) return raw;
-  const bool known = part.position >= 0 && part.position < heads.max_positions;
-  const float* table = heads.cos_sin + std::int64_t{known ? part.position : 0} * kRotaryDim;
+  const std::int32_t position = heads.positions[part.token];
+  const bool known = position >= 0 && position < heads.max_positions;
+  const float* table = heads.cos_sin + std::int64_t{known ? position : 0} * kRotaryDim;
   raw.cosine = table[lane];
   raw.sine = table[lane + 32];
   if (!part.is_newest(rank)) return raw;
@@ -126,34 +127,38 @@ TENON_DEVICE std::int64_t new_slot(const Sm90Call& call, const SomePart& part) {
   return (std::int64_t{slot} * call.kv_heads + part.kv_head) * kHeadDim;
 }
 
-// One warp: the step's own key, to row `row` of the tile and to the cache.
-template <class SomePart>
-TENON_DEVICE void store_key(const Sm90Call& call, const SomePart& part, const HeadNorms& norms,
-                            const std::uint16_t (&raw)[kLaneElements], float cosine, float sine,
-                            std::byte* tile, int row) {
-  const int lane = thread_id() % kWave;
-  std::uint16_t key[kLaneElements];
-  TENON_UNROLL
-  for (int i = 0; i < kLaneElements; ++i) key[i] = raw[i];
-  norm_and_rotate(call.heads, norms.k, cosine, sine, key);
+// Norm and rotation of the step's own key, which the key's warp has; both own rows to the cache.
+// Every warp; to be done while tiles are on their way.
+template <int kRowsEach, class SomePart>
+TENON_DEVICE void write_new(const Sm90Call& call, const SomePart& part, const HeadNorms& norms,
+                            RawRows<kRowsEach>& raw) {
+  const int warp = thread_id() / kWave, lane = thread_id() % kWave;
+  if (warp != kKeyWarp && warp != kValueWarp) return;
   const std::int64_t slot = new_slot(call, part);
+  if (warp == kValueWarp) {
+    if (slot >= 0) store16(call.heads.v_cache + slot + lane * 8, raw.value());
+    return;
+  }
+  norm_and_rotate(call.heads, norms.k, raw.cosine, raw.sine, raw.extra);
+  if (slot < 0) return;
+  TENON_UNROLL
+  for (int i = 0; i < kLaneElements; ++i)
+    call.heads.k_cache[slot + lane + 32 * i] = bf16{raw.extra[i]};
+}
+// One warp: that key into row `row` of a tile.
+TENON_DEVICE void put_key(const std::uint16_t (&key)[kLaneElements], std::byte* tile, int row) {
   TENON_UNROLL
   for (int i = 0; i < kLaneElements; ++i) {
-    const int at = lane + 32 * i;
+    const int at = thread_id() % kWave + 32 * i;
     *reinterpret_cast<std::uint16_t*>(tile + at / 64 * kSlabBytes + slab_place(row, at % 64 / 8) +
                                       at % 8 * 2) = key[i];
-    if (slot >= 0) call.heads.k_cache[slot + at] = bf16{key[i]};
   }
   fence_async();
 }
 // One warp: its value; a lane has eight elements.
-template <class SomePart>
-TENON_DEVICE void store_value(const Sm90Call& call, const SomePart& part, Word4 value,
-                              std::byte* tile, int row) {
+TENON_DEVICE void put_value(Word4 value, std::byte* tile, int row) {
   const int lane = thread_id() % kWave;
   store16(tile + lane / 8 * kSlabBytes + slab_place(row, lane % 8), value);
-  if (const std::int64_t slot = new_slot(call, part); slot >= 0)
-    store16(call.heads.v_cache + slot + lane * 8, value);
   fence_async();
 }
 
