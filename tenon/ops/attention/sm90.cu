@@ -21,7 +21,7 @@ using tenon::attention::slot_bytes;
 constexpr int kMostGroup = 16;
 // Measured on an H100 (ADR 0043): so few sequences, times kv heads, are served sooner by a cluster
 // for each partial, more of them by a block for each.
-constexpr std::int64_t kMostInClusters = 8;
+constexpr std::int64_t kMostInClusters = 4;
 constexpr std::int64_t kMostBlocks = 1 << 30;  // of a launch
 
 std::string text(std::int64_t number) { return std::to_string(number); }

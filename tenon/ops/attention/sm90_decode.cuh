@@ -19,8 +19,9 @@ inline constexpr int kQueryBytes = 512 + 16,
 // What a step says of its sequences with one token.
 struct Sequences {
   int firsts[kMostSequences + 1];  // partials of those before each
-  int lasts[kMostSequences + 1];   // how many with one token are before each
   int lengths[kMostSequences], tokens[kMostSequences];
+  int positions[kMostSequences];            // by tokens; for steps with heads, which decode alone
+  std::uint16_t lasts[kMostSequences + 1];  // how many with one token are before each
   TENON_HD int wholes(int sequence) const { return firsts[sequence] - lasts[sequence]; }
 };
 
@@ -42,7 +43,7 @@ struct DecodeShared {
 // A partial of one sequence and kv head.
 struct Part {
   int sequence = -1;  // −1: none
-  int kv_head = 0, partial = 0, partials = 0, context = 0, token = 0;
+  int kv_head = 0, partial = 0, partials = 0, context = 0, token = 0, position = 0;
   TENON_HD int visible(int tile) const {
     const int left = context - partial * kPartial - tile * kTile;
     return left < 0 ? 0 : left < kTile ? left : kTile;
@@ -67,21 +68,9 @@ struct Walk {
   int at;         // number of the part, or of the sequence and kv head
 };
 
-// Sum over the lanes before this one.
-TENON_DEVICE int sum_before(int value, int* total) {
-  const int lane = thread_id() % kWave;
-  int sum = value;
-  TENON_UNROLL
-  for (int step = 1; step < kWave; step *= 2) {
-    const int other = shuffle_from(sum, lane >= step ? lane - step : lane);
-    if (lane >= step) sum += other;
-  }
-  *total = shuffle_from(sum, kWave - 1);
-  return sum - value;
-}
-
 // One warp: the sequences with one token.
 TENON_DEVICE void read_sequences(const Sm90Call& call, Sequences& to) {
+  constexpr int kOne = 1 << 25;  // a sequence; below it partials of one round are counted
   const int lane = thread_id() % kWave;
   int partials = 0, singles = 0;
   for (int base = 0; base < call.sequences; base += kWave) {
@@ -89,23 +78,28 @@ TENON_DEVICE void read_sequences(const Sm90Call& call, Sequences& to) {
     int count = 0;
     if (s < call.sequences) {
       const int token = call.starts[s], end = call.starts[s + 1], context = call.lengths[s];
-      if (end - token == 1) count = context > kPartial ? ceil_div(context, kPartial) : 1;
+      if (call.heads.k != nullptr && s < call.tokens) to.positions[s] = call.heads.positions[s];
+      if (end - token == 1) count = kOne + (context > kPartial ? ceil_div(context, kPartial) : 1);
       to.lengths[s] = context;
       to.tokens[s] = token;
     }
-    int new_partials, new_singles;
-    const int first = partials + sum_before(count, &new_partials);
-    const int last = singles + sum_before(count > 0 ? 1 : 0, &new_singles);
-    if (s < call.sequences) {
-      to.firsts[s] = first;
-      to.lasts[s] = last;
+    int sum = count;
+    TENON_UNROLL
+    for (int step = 1; step < kWave; step *= 2) {
+      const int other = shuffle_from(sum, lane >= step ? lane - step : lane);
+      if (lane >= step) sum += other;
     }
-    partials += new_partials;
-    singles += new_singles;
+    const int before = sum - count, all = shuffle_from(sum, kWave - 1);
+    if (s < call.sequences) {
+      to.firsts[s] = partials + before % kOne;
+      to.lasts[s] = static_cast<std::uint16_t>(singles + before / kOne);
+    }
+    partials += all % kOne;
+    singles += all / kOne;
   }
   if (lane == 0) {
     to.firsts[call.sequences] = partials;
-    to.lasts[call.sequences] = singles;
+    to.lasts[call.sequences] = static_cast<std::uint16_t>(singles);
   }
 }
 
@@ -117,24 +111,29 @@ TENON_DEVICE void leave_firsts(const Sm90Call& call, const Sequences& from) {
 }
 
 TENON_DEVICE Part part_of(const Walk& walk, int sequence, int kv_head, int partial) {
-  return {sequence,
-          kv_head,
-          partial,
-          walk.sequences.firsts[sequence + 1] - walk.sequences.firsts[sequence],
-          walk.sequences.lengths[sequence],
-          walk.sequences.tokens[sequence]};
+  const Sequences& of = walk.sequences;
+  const int token = of.tokens[sequence];
+  return {.sequence = sequence,
+          .kv_head = kv_head,
+          .partial = partial,
+          .partials = of.firsts[sequence + 1] - of.firsts[sequence],
+          .context = of.lengths[sequence],
+          .token = token,
+          .position = token < kMostSequences ? of.positions[token] : -1};
 }
-// The last sequence that `before` counts no more than `index` before; at least one counts more.
+// The last sequence that `before` counts no more than `index` before: it counts none before the
+// first. A warp together, which looks at 32 sequences at once.
 template <class Before>
 TENON_DEVICE int find_sequence(int sequences, int index, const Before& before) {
-  int low = 0, high = sequences;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    (before(middle) <= index ? low : high) = middle;
-  }
-  return low;
+  const int lane = thread_id() % kWave, stride = ceil_div(sequences, kWave);
+  const auto last_of = [&](int each, bool asks) {
+    const bool fits = asks && each < sequences && before(each) <= index;
+    return static_cast<int>(max_lane(fits ? static_cast<std::uint32_t>(each) : 0u));
+  };
+  const int low = last_of(lane * stride, true);
+  return stride == 1 ? low : last_of(low + lane, lane < stride);
 }
-// The part at walk.at, or the first one behind it that this worker has.
+// The part at walk.at, or the first one behind it that this worker has. A warp together.
 TENON_DEVICE Part find_part(Walk& walk) {
   const int kv_heads = walk.call.kv_heads, sequences = walk.call.sequences;
   const Sequences& of = walk.sequences;
@@ -183,23 +182,45 @@ TENON_DEVICE void fetch_tile(const Part& part, const TensorMap* map, int row, st
               policy);
 }
 
-// The warp that fetches tiles, one thread.
+// The warp that fetches tiles.
 template <int kRowsEach>
 TENON_DEVICE void fetch_parts(Walk walk, int rank, DecodeShared<kRowsEach>& shared) {
   const Sm90Call& call = walk.call;
+  const bool issues = thread_id() % kWave == 0;
   Part part = find_part(walk);
   std::uint32_t uses = 0;
   TENON_NO_UNROLL
   while (part.sequence >= 0) {
     if (part.visible(rank) > 0) {
       const int row = cache_row(call, part.sequence, part.partial * kPartial + rank * kTile);
-      if (uses > 0) barrier_wait(&shared.k_empty, (uses - 1) % 2);
-      fetch_tile(part, &call.k, row, shared.k, &shared.k_full);
-      if (uses > 0) barrier_wait(&shared.v_empty, (uses - 1) % 2);
-      fetch_tile(part, &call.v, row, shared.v, &shared.v_full);
+      if (issues) {
+        if (uses > 0) barrier_wait(&shared.k_empty, (uses - 1) % 2);
+        fetch_tile(part, &call.k, row, shared.k, &shared.k_full);
+        if (uses > 0) barrier_wait(&shared.v_empty, (uses - 1) % 2);
+        fetch_tile(part, &call.v, row, shared.v, &shared.v_full);
+      }
       ++uses;
     }
+    sync_wave();
     part = part_after(walk, part);
+  }
+}
+
+// Operands A of two steps of 16, all rows: 64 bytes of each, `stride` bytes apart from `at` on.
+// Eight rows are taken for sixteen; what comes of the second eight is not used.
+template <int kRowsEach>
+TENON_DEVICE void load_steps(std::uint32_t (&a)[2][4], std::uint32_t at, int stride) {
+  const int matrix = thread_id() % kWave / 8, in = thread_id() % 8;
+  if constexpr (kRowsEach <= 2) {
+    std::uint32_t word[4];
+    load_matrices(word, at + static_cast<std::uint32_t>(in * stride + matrix * 16));
+    TENON_UNROLL
+    for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = word[i / 2];
+  } else {
+    TENON_UNROLL
+    for (int i = 0; i < 2; ++i)
+      load_matrices(a[i], at + static_cast<std::uint32_t>((in + matrix % 2 * 8) * stride +
+                                                          (2 * i + matrix / 2) * 16));
   }
 }
 
@@ -210,22 +231,27 @@ TENON_DEVICE void score_tile(float scale, const std::byte* queries, const std::b
                              int visible, float (&score)[2][4]) {
   const int lane = thread_id() % kWave, matrix = lane / 8, in = lane % 8;
   const int warp = thread_id() / kWave;
-  const int q_row = in + (kRowsEach > 2 ? matrix % 2 * 8 : 0);
-  const std::uint32_t q = shared_address(queries) + static_cast<std::uint32_t>(q_row * kQueryBytes);
+  const std::uint32_t q = shared_address(queries);
   const std::uint32_t k = shared_address(tile);
   const int key = 16 * warp + matrix / 2 * 8 + in;
   float sum[2][2][4] = {};
   TENON_UNROLL
-  for (int step = 0; step < 8; ++step) {
+  for (int pair = 0; pair < 4; ++pair) {
     TENON_UNROLL
     for (int part = 0; part < 2; ++part) {
-      const int slab = 2 * part + step / 4, chunk = step % 4 * 2;
-      std::uint32_t a[4], b[4];
-      load_matrices(a, q + static_cast<std::uint32_t>(slab * 128 + (chunk + matrix / 2) * 16));
-      load_matrices(b, k + static_cast<std::uint32_t>(slab * kSlabBytes +
-                                                      slab_place(key, chunk + matrix % 2)));
-      add_product_16x8(sum[part][0], a, b[0], b[1]);
-      add_product_16x8(sum[part][1], a, b[2], b[3]);
+      const int slab = 2 * part + pair / 2;
+      std::uint32_t a[2][4];
+      load_steps<kRowsEach>(a, q + static_cast<std::uint32_t>(slab * 128 + pair % 2 * 64),
+                            kQueryBytes);
+      TENON_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const int chunk = pair % 2 * 4 + 2 * i;
+        std::uint32_t b[4];
+        load_matrices(b, k + static_cast<std::uint32_t>(slab * kSlabBytes +
+                                                        slab_place(key, chunk + matrix % 2)));
+        add_product_16x8(sum[part][0], a[i], b[0], b[1]);
+        add_product_16x8(sum[part][1], a[i], b[2], b[3]);
+      }
     }
   }
   TENON_UNROLL
@@ -311,21 +337,22 @@ template <int kRowsEach>
 TENON_DEVICE void add_values(const std::byte* weights, const std::byte* tile, float (&sum)[8][4]) {
   const int lane = thread_id() % kWave, warp = thread_id() / kWave, matrix = lane / 8,
             in = lane % 8;
-  const int w_row = in + (kRowsEach > 2 ? matrix % 2 * 8 : 0);
-  const std::uint32_t w =
-      shared_address(weights) + static_cast<std::uint32_t>(w_row * kWeightBytes + matrix / 2 * 16);
+  const std::uint32_t w = shared_address(weights);
   const std::uint32_t v = shared_address(tile) + static_cast<std::uint32_t>(warp * kSlabBytes);
   TENON_UNROLL
-  for (int step = 0; step < 4; ++step) {
-    std::uint32_t a[4];
-    load_matrices(a, w + static_cast<std::uint32_t>(step * 32));
-    const int key = 16 * step + matrix % 2 * 8 + in;
+  for (int half = 0; half < 2; ++half) {
+    std::uint32_t a[2][4];
+    load_steps<kRowsEach>(a, w + static_cast<std::uint32_t>(half * 64), kWeightBytes);
     TENON_UNROLL
-    for (int pair = 0; pair < 4; ++pair) {
-      std::uint32_t b[4];
-      load_transposed(b, v + static_cast<std::uint32_t>(slab_place(key, 2 * pair + matrix / 2)));
-      add_product_16x8(sum[2 * pair], a, b[0], b[1]);
-      add_product_16x8(sum[2 * pair + 1], a, b[2], b[3]);
+    for (int i = 0; i < 2; ++i) {
+      const int key = 32 * half + 16 * i + matrix % 2 * 8 + in;
+      TENON_UNROLL
+      for (int pair = 0; pair < 4; ++pair) {
+        std::uint32_t b[4];
+        load_transposed(b, v + static_cast<std::uint32_t>(slab_place(key, 2 * pair + matrix / 2)));
+        add_product_16x8(sum[2 * pair], a[i], b[0], b[1]);
+        add_product_16x8(sum[2 * pair + 1], a[i], b[2], b[3]);
+      }
     }
   }
 }
@@ -464,7 +491,6 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
   Sums whole[kUnits];
   TENON_NO_UNROLL
   for (std::uint32_t step = 0; part.sequence >= 0; ++step) {
-    const Part next = part_after(walk, part);
     const int tiles = part.tiles(), visible = part.visible(rank);
     const bool adds = call.heads.k != nullptr && part.is_newest(rank);
     const std::uint32_t turn = step % 2;
@@ -479,7 +505,7 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
     // Phase 1: scores of this block's tile; everybody learns every tile's maxima.
     float score[2][4];
     if (visible > 0) {
-      store_queries<kRowsEach>(call, part, shared.norms, raw, shared.queries);
+      store_queries(call, shared.norms, raw, shared.queries);
       if (adds) write_new(call, part, shared.norms, raw);
       barrier_wait(&shared.k_full, uses % 2);
       if (adds && warp == kKeyWarp) put_key(raw.extra, shared.k, visible - 1);
@@ -495,6 +521,7 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
     send_peaks(shared, rank, turn);
     sync_wave();
     const Word4 value = raw.value();
+    const Part next = part_after(walk, part);
     if (next.sequence >= 0 && next.visible(rank) > 0) raw = read_rows<kRowsEach>(call, next, rank);
     barrier_wait_cluster(&shared.peaks_full[turn], step / 2 % 2);
 
@@ -565,6 +592,7 @@ decode_kernel(TENON_ARGS(Sm90Call) call) {
   read_norms(call.heads, shared.norms);
   sync_block();
   cluster_arrive();
+  touch_arguments(call);
   wait_for_previous();
   if (thread_id() == 0) let_next_start();
   sync_wave();
@@ -578,7 +606,7 @@ decode_kernel(TENON_ARGS(Sm90Call) call) {
   if (warp < kComputeWarps) {
     compute_parts(walk, rank, shared);
     clear_padding(call);
-  } else if (thread_id() == kComputeThreads) {
+  } else {
     fetch_parts(walk, rank, shared);
   }
 }

@@ -23,10 +23,13 @@ struct JoinRow {
 struct JoinFactors {
   float keep, add, total;
 };
+inline constexpr int kAtOnce = 12;  // partials on their way
 TENON_DEVICE JoinFactors read_factors(const JoinRow& row, int from, float& peak_before) {
+  constexpr int kLanes = 16;
+  static_assert(kAtOnce <= kLanes);
   const int lane = thread_id() % kWave, partial = from + lane;
   float peak = -kInfinity, total = 0.0f;
-  if (partial < row.partials) {
+  if (lane < kAtOnce && partial < row.partials) {
     const auto* numbers =
         reinterpret_cast<const float*>(row.call.slots + row.place(partial) + row.rows * 1024);
     peak = numbers[row.index / 64];
@@ -34,24 +37,25 @@ TENON_DEVICE JoinFactors read_factors(const JoinRow& row, int from, float& peak_
   }
   float most = max_f(peak, peak_before);
   TENON_UNROLL
-  for (int step = 1; step < kWave; step *= 2) {
-    const float other = shuffle_from(most, lane >= step ? lane - step : lane);
-    most = max_f(most, other);
-  }
+  for (int step = 1; step < kLanes; step *= 2)
+    most = max_f(most, shuffle_from(most, lane >= step ? lane - step : lane));
   const float left = shuffle_from(most, lane > 0 ? lane - 1 : 0);
   const float before = lane > 0 ? left : peak_before, base = base_of(most);
-  peak_before = shuffle_from(most, kWave - 1);
+  peak_before = shuffle_from(most, kLanes - 1);
   return {fast_exp2(before - base), fast_exp2(peak - base), total};
 }
 
 TENON_KERNEL_MAX(kJoinThreads) join_kernel(TENON_ARGS(Sm90Call) call) {
-  constexpr int kAtOnce = 8;  // partials on their way
-  wait_for_previous();
-  if (thread_id() == 0) let_next_start();
-  sync_wave();
   const int number = block_id() * kJoinWarps + thread_id() / kWave;
   const int half = number % 2, head = number / 2 % call.q_heads,
             sequence = number / 2 / call.q_heads;
+  const int kv_head = head / call.group, in_group = head % call.group;
+  const int rows = tenon::attention::rows_of_rank(call.group);
+  touch_arguments(call);
+  finish_before(static_cast<std::uint32_t>(kv_head ^ in_group ^ half ^ sequence));
+  wait_for_previous();
+  if (thread_id() == 0) let_next_start();
+  sync_wave();
   if (sequence >= call.sequences) return;
   int first = call.firsts[sequence], partials = call.firsts[sequence + 1] - first;
   const int token = call.starts[sequence];
@@ -62,11 +66,10 @@ TENON_KERNEL_MAX(kJoinThreads) join_kernel(TENON_ARGS(Sm90Call) call) {
   } else if (!in_slots || partials == 1) {
     return;  // decode_kernel has ended it
   }
-  const int in_group = head % call.group, rows = tenon::attention::rows_of_rank(call.group);
   const JoinRow row{.call = call,
                     .first = first,
                     .partials = partials,
-                    .kv_head = head / call.group,
+                    .kv_head = kv_head,
                     .rank = in_group / rows,
                     .rows = rows,
                     .index = in_group % rows * 64 + half * 32 + thread_id() % kWave};
@@ -74,7 +77,6 @@ TENON_KERNEL_MAX(kJoinThreads) join_kernel(TENON_ARGS(Sm90Call) call) {
   const std::uint32_t low = read_gates(gate, column_of(row.index));
   const std::uint32_t high = read_gates(gate, column_of(row.index) + 8);
   Sums whole;
-  JoinFactors factors{};
   TENON_NO_UNROLL
   for (int from = 0; from < partials; from += kAtOnce) {
     float4 o[kAtOnce];
@@ -82,13 +84,12 @@ TENON_KERNEL_MAX(kJoinThreads) join_kernel(TENON_ARGS(Sm90Call) call) {
     for (int i = 0; i < kAtOnce; ++i)
       if (from + i < partials)
         o[i] = reinterpret_cast<const float4*>(call.slots + row.place(from + i))[row.index];
-    if (from % kWave == 0) factors = read_factors(row, from, whole.peak);
+    const JoinFactors factors = read_factors(row, from, whole.peak);
     TENON_UNROLL
     for (int i = 0; i < kAtOnce; ++i) {
       if (from + i >= partials) continue;
-      const int lane = from % kWave + i;
-      const float keep = shuffle_from(factors.keep, lane), add = shuffle_from(factors.add, lane);
-      const float total = shuffle_from(factors.total, lane);
+      const float keep = shuffle_from(factors.keep, i), add = shuffle_from(factors.add, i);
+      const float total = shuffle_from(factors.total, i);
       if (from + i == 0) {  // taken as it is
         whole.total = total;
         whole.o = o[0];

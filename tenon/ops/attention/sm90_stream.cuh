@@ -26,31 +26,47 @@ struct StreamShared {
   Sequences sequences;
 };
 
-// The warp that fetches tiles, one thread.
+static_assert(sizeof(StreamShared<4>) <= 227 * 1024);
+
+// Lane i < 4: the block of the cache where tile i of a part lies; −1: there is none. Asked for long
+// before it is used: a load takes microseconds behind the tiles that are on their way.
+TENON_DEVICE int tile_block(const Sm90Call& call, const Part& part) {
+  const int tile = thread_id() % kWave;
+  return tile < part.tiles() ? block_at(call, part.sequence, part.partial * kPartial + tile * kTile)
+                             : -1;
+}
+
+// The warp that fetches tiles.
 template <int kRowsEach>
 TENON_DEVICE void fetch_stream(Walk walk, StreamShared<kRowsEach>& shared) {
-  constexpr int kTiles = kPartial / kTile;
   const Sm90Call& call = walk.call;
   RingPlace place;
   int uses = 0;
-  TENON_NO_UNROLL
-  for (Part part = find_part(walk); part.sequence >= 0; part = part_after(walk, part)) {
-    const int first = part.partial * kPartial, tiles = part.tiles();
-    int block[kTiles];  // all asked for at once
-    TENON_UNROLL
-    for (int tile = 0; tile < kTiles; ++tile)
-      block[tile] = tile < tiles ? block_at(call, part.sequence, first + tile * kTile) : -1;
-    TENON_UNROLL
-    for (int tile = 0; tile < kTiles; ++tile) {
-      if (tile >= tiles) break;
-      const int row = row_in(call, block[tile], first + tile * kTile), stage = place.stage;
+  const auto fetch = [&](const Part& part, int block, int tile) {
+    const int row = row_in(call, shuffle_from(block, tile), part.partial * kPartial + tile * kTile);
+    const int stage = place.stage;
+    if (thread_id() % kWave == 0) {
       if (uses >= kStreamStages) barrier_wait(&shared.k_empty[stage], place.parity ^ 1);
       fetch_tile(part, &call.k, row, shared.stage[stage].k, &shared.k_full[stage]);
       if (uses >= kStreamStages) barrier_wait(&shared.v_empty[stage], place.parity ^ 1);
       fetch_tile(part, &call.v, row, shared.stage[stage].v, &shared.v_full[stage]);
-      place.next(kStreamStages);
-      ++uses;
     }
+    sync_wave();
+    place.next(kStreamStages);
+    ++uses;
+  };
+  Part part = find_part(walk);
+  int block = tile_block(call, part);
+  TENON_NO_UNROLL
+  while (part.sequence >= 0) {
+    const int tiles = part.tiles();
+    if (tiles > 0) fetch(part, block, 0);
+    const Part next = part_after(walk, part);
+    const int next_block = tile_block(call, next);
+    TENON_NO_UNROLL
+    for (int tile = 1; tile < tiles; ++tile) fetch(part, block, tile);
+    part = next;
+    block = next_block;
   }
 }
 
@@ -185,18 +201,19 @@ TENON_DEVICE void compute_stream(Walk walk, StreamShared<kRowsEach>& shared) {
   StreamSums<kRowsEach> sums;
   TENON_NO_UNROLL
   while (part.sequence >= 0) {
-    const Part next = part_after(walk, part);
-    store_queries<kRowsEach>(call, part, shared.norms, raw, shared.queries);
+    store_queries(call, shared.norms, raw, shared.queries);
     const int tiles = part.tiles();
     if (call.heads.k != nullptr && part.is_newest(tiles - 1))
       write_new(call, part, shared.norms, raw);
+    const Part next = part_after(walk, part);
+    RawRows<kRowsEach> next_raw;
+    if (next.sequence >= 0) next_raw = read_rows<kRowsEach>(call, next, next.tiles() - 1);
     clear_sums(sums);
     TENON_NO_UNROLL
     for (int tile = 0; tile < tiles; ++tile) {
       stream_tile(call, part, tile, place, raw, shared, sums);
       place.next(kStreamStages);
     }
-    if (next.sequence >= 0) raw = read_rows<kRowsEach>(call, next, next.tiles() - 1);
     const int slot = slot_number(walk, part);
     if (!walk.in_slots && part.partial > 0) {  // the slot has what is joined so far
       StreamSums<kRowsEach> whole;
@@ -208,6 +225,7 @@ TENON_DEVICE void compute_stream(Walk walk, StreamShared<kRowsEach>& shared) {
       store_sums(call, slot, sums);
     }
     part = next;
+    raw = next_raw;
   }
 }
 
@@ -231,6 +249,7 @@ stream_kernel(TENON_ARGS(Sm90Call) call) {
   }
   sync_wave();
   read_norms(call.heads, shared.norms);
+  touch_arguments(call);
   wait_for_previous();
   if (thread_id() == 0) let_next_start();
   sync_wave();
@@ -243,7 +262,7 @@ stream_kernel(TENON_ARGS(Sm90Call) call) {
   if (warp < kComputeWarps) {
     compute_stream(walk, shared);
     clear_padding(call);
-  } else if (thread_id() == kComputeThreads) {
+  } else {
     fetch_stream(walk, shared);
   }
 }
