@@ -1,6 +1,5 @@
 // The variant of Hopper: what it serves, its kernels and their launch.
 #include <algorithm>
-#include <cstdlib>
 
 #include "tenon/device/variant.h"
 #include "tenon/ops/attention/attention.h"
@@ -40,8 +39,8 @@ KernelLaunch decoding(const Args& args, const PlanContext& where) {
   const std::int64_t parts =
       std::max<std::int64_t>(sequences * kv_heads * (context / kPartial + 1), 1);
   const bool two_rows = rows_of_rank(group_of(args)) == 2;
-  const std::int64_t most = kMostInClusters;
-  const bool streams = sequences * kv_heads > most && sequences * kv_heads <= slots_of(args);
+  const bool streams =
+      sequences * kv_heads > kMostInClusters && sequences * kv_heads <= slots_of(args);
   const int units = where.properties.num_units;
   LaunchShape shape;
   shape.threads = kDecodeThreads;

@@ -8,8 +8,6 @@
 // adds a tile's values to o · r.
 #pragma once
 
-#include <cstddef>
-
 #include "tenon/core/fp8.h"
 #include "tenon/device/cuda_hip/sm90/mma.cuh"
 #include "tenon/device/cuda_hip/sm90/tma.cuh"
@@ -61,17 +59,6 @@ struct Sm90Call {
   int num_blocks, block_tokens, max_blocks, num_slots;
   bool streams;  // stream_kernel runs, not decode_kernel
 };
-
-// Before wait_for_previous(): the first look at each 64 bytes of a launch's arguments waits for
-// memory. Looks at all of them but the maps, which the copy engine reads.
-TENON_DEVICE void touch_arguments(const Sm90Call& call) {
-  constexpr int kLine = 16, kWords = (sizeof(Sm90Call) - offsetof(Sm90Call, heads)) / 4;
-  const auto* words = reinterpret_cast<const std::uint32_t*>(&call.heads);
-  std::uint32_t all = words[kWords - 1];
-  TENON_UNROLL
-  for (int i = 0; i < kWords; i += kLine) all ^= words[i];
-  finish_before(all);
-}
 
 TENON_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 

@@ -592,7 +592,6 @@ decode_kernel(TENON_ARGS(Sm90Call) call) {
   read_norms(call.heads, shared.norms);
   sync_block();
   cluster_arrive();
-  touch_arguments(call);
   wait_for_previous();
   if (thread_id() == 0) let_next_start();
   sync_wave();

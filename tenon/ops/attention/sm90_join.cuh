@@ -1,5 +1,5 @@
-// Partials of sequences that decode_kernel has left in slots: joined from left to right, divided,
-// gated and written. A warp has half of a row.
+// Partials of sequences that decode_kernel or stream_kernel has left in slots: joined from left to
+// right, divided, gated and written. A warp has half of a row.
 #pragma once
 
 #include "tenon/ops/attention/sm90_decode.cuh"
@@ -51,8 +51,6 @@ TENON_KERNEL_MAX(kJoinThreads) join_kernel(TENON_ARGS(Sm90Call) call) {
             sequence = number / 2 / call.q_heads;
   const int kv_head = head / call.group, in_group = head % call.group;
   const int rows = tenon::attention::rows_of_rank(call.group);
-  touch_arguments(call);
-  finish_before(static_cast<std::uint32_t>(kv_head ^ in_group ^ half ^ sequence));
   wait_for_previous();
   if (thread_id() == 0) let_next_start();
   sync_wave();

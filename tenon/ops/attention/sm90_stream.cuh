@@ -249,7 +249,6 @@ stream_kernel(TENON_ARGS(Sm90Call) call) {
   }
   sync_wave();
   read_norms(call.heads, shared.norms);
-  touch_arguments(call);
   wait_for_previous();
   if (thread_id() == 0) let_next_start();
   sync_wave();

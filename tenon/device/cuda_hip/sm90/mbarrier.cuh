@@ -85,18 +85,6 @@ TENON_DEVICE void sync_first_threads() {
   asm volatile("bar.sync 1, %0;" : : "n"(kCount) : "memory");
 }
 
-// What `value` is made of is computed before the instructions that follow in the source. The
-// assembler moves what it is free to move behind a wait, where it would cost time.
-TENON_DEVICE void finish_before(std::uint32_t value) {
-  asm volatile(
-      "{\n\t.reg .pred never;\n\t"
-      "setp.eq.u32 never, %0, 0x9e3779b9;\n\t"
-      "@never nanosleep.u32 0;\n\t}"
-      :
-      : "r"(value)
-      : "memory");
-}
-
 // Position in a ring of `stages` buffers: the buffer's index and the parity of its current round.
 struct RingPlace {
   int stage = 0;
