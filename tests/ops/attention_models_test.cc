@@ -127,6 +127,36 @@ TEST(AttentionOfModels, SlotsForPartialsShowInNoBit) {
   }
 }
 
+// More partials than a device has multiprocessors, of all lengths, some of them exactly whole.
+TEST(AttentionOfModels, ManySequencesHaveTheBitsOfEachAlone) {
+  for (const Shape& shape : kModels) {
+    for_each_way_of(shape, [&](const Way& way) {
+      if (test::is_slow(way.target)) return;  // heads of 256 are there in the tests above
+      if (is_host(way.target)) return;  // no variant of theirs goes by the number of sequences
+      const Context a = make_context(shape, 1024, 70), b = make_context(shape, 700, 71);
+      std::mt19937 random(72);
+      std::vector<Part> parts;
+      for (int s = 0; s < 160; ++s) {
+        const Context& from = s % 3 == 0 ? a : b;
+        const int any = 1 + static_cast<int>(random() % static_cast<unsigned>(from.tokens));
+        const int end = s % 5 == 0 ? (any + 255) / 256 * 256 : any;
+        parts.push_back({&from, std::min(end, from.tokens) - 1, std::min(end, from.tokens)});
+      }
+      const StepOptions options{.way = way, .decode_only = true};
+      StepOptions padded = options;
+      padded.extra_rows = 2;
+      const std::vector<bf16> together = run_step(shape, parts, padded);
+      std::vector<bf16> alone;
+      for (const Part& part : parts) {
+        const std::vector<bf16> one = run_step(shape, {part}, options);
+        alone.insert(alone.end(), one.begin(), one.end());
+      }
+      alone.insert(alone.end(), at(2 * shape.q_heads * shape.head_dim), bf16{0});
+      expect_same_bits(alone, together);
+    });
+  }
+}
+
 // A call leaves its workspace ready for the next one, with other sequences, also in a graph.
 TEST(AttentionOfModels, CallsShareAWorkspace) {
   const Shape shape = kModels[0];

@@ -1,8 +1,11 @@
-// The variant of Hopper: what it serves, its two kernels and their launch.
+// The variant of Hopper: what it serves, its kernels and their launch.
+#include <algorithm>
+
 #include "tenon/device/variant.h"
 #include "tenon/ops/attention/attention.h"
 #include "tenon/ops/attention/sm90_join.cuh"
 #include "tenon/ops/attention/sm90_prefill.cuh"
+#include "tenon/ops/attention/sm90_stream.cuh"
 
 namespace tenon::TENON_TARGET::attention {
 namespace {
@@ -15,11 +18,44 @@ using tenon::attention::rows_of_rank;
 using tenon::attention::slot_bytes;
 
 constexpr int kMostGroup = 16;
+// Measured on an H100 (ADR 0043): so few sequences, times kv heads, are served sooner by a cluster
+// for each partial, more of them by a block for each.
+constexpr std::int64_t kMostInClusters = 4;
 constexpr std::int64_t kMostBlocks = 1 << 30;  // of a launch
 
 std::string text(std::int64_t number) { return std::to_string(number); }
 
 int group_of(const Args& args) { return static_cast<int>(args.q.shape[1] / args.k_cache.shape[2]); }
+
+std::int64_t slots_of(const Args& args) {
+  return (static_cast<std::int64_t>(args.workspace->bytes()) - kFirstsBytes) /
+         slot_bytes(rows_of_rank(group_of(args)));
+}
+
+// The kernel that decodes: its blocks are as many as can be resident, or as have work.
+KernelLaunch decoding(const Args& args, const PlanContext& where) {
+  const std::int64_t sequences = args.block_table.shape[0], kv_heads = args.k_cache.shape[2];
+  const std::int64_t context = args.block_table.shape[1] * args.k_cache.shape[1];
+  const std::int64_t parts =
+      std::max<std::int64_t>(sequences * kv_heads * (context / kPartial + 1), 1);
+  const bool two_rows = rows_of_rank(group_of(args)) == 2;
+  const bool streams =
+      sequences * kv_heads > kMostInClusters && sequences * kv_heads <= slots_of(args);
+  const int units = where.properties.num_units;
+  LaunchShape shape;
+  shape.threads = kDecodeThreads;
+  shape.early = where.may_start_early;
+  if (streams) {
+    shape.blocks = static_cast<int>(std::min<std::int64_t>(parts, units));
+    shape.shared_bytes = two_rows ? sizeof(StreamShared<2>) : sizeof(StreamShared<4>);
+  } else {
+    shape.cluster = tenon::attention::kClusterRanks;
+    shape.blocks = static_cast<int>(std::min<std::int64_t>(parts, units / 2)) * shape.cluster;
+    shape.shared_bytes = two_rows ? sizeof(DecodeShared<2>) : sizeof(DecodeShared<4>);
+  }
+  if (args.q.shape[0] == 0) shape.blocks = 0;
+  return {streams ? "stream_kernel" : "decode_kernel", shape};
+}
 
 // Nothing that differs from row to row or from step to step: the bits of a row must not change.
 Status check_model(const Args& args, const PlanContext& where) {
@@ -70,26 +106,26 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
     shape.early = where.may_start_early;
     recipe->launch("prefill_kernel", shape);
   }
+  const KernelLaunch decode = decoding(args, where);
+  recipe->launch(decode.kernel, decode.shape);
   LaunchShape shape;
-  const std::int64_t context = args.block_table.shape[1] * args.k_cache.shape[1];
-  const std::int64_t parts = sequences * kv_heads * (context / kPartial + 1);
-  const std::int64_t resident = where.properties.num_units / 2;  // two blocks on each
-  const std::int64_t clusters = parts < 1 ? 1 : parts < resident ? parts : resident;
-  shape.blocks = tokens == 0 ? 0 : static_cast<int>(clusters) * tenon::attention::kClusterRanks;
-  shape.threads = kDecodeThreads;
-  shape.cluster = tenon::attention::kClusterRanks;
-  shape.shared_bytes = rows == 2 ? sizeof(DecodeShared<2>) : sizeof(DecodeShared<4>);
-  shape.early = where.may_start_early;
-  recipe->launch("decode_kernel", shape);
-  shape = {};
   shape.blocks =
       tokens == 0
           ? 0
           : static_cast<int>((sequences * args.q.shape[1] * 2 + kJoinWarps - 1) / kJoinWarps);
   shape.threads = kJoinThreads;
   shape.early = where.may_start_early;
-  if (context > kPartial) recipe->launch("join_kernel", shape);
+  const std::int64_t context = args.block_table.shape[1] * args.k_cache.shape[1];
+  if (decode.kernel == "stream_kernel" || context > kPartial) recipe->launch("join_kernel", shape);
   return Status::ok();
+}
+
+using Kernel = void (*)(Sm90Call);
+Kernel kernel_of(std::string_view name, int rows) {
+  if (name == "prefill_kernel") return prefill_kernel;
+  if (name == "join_kernel") return join_kernel;
+  if (name == "stream_kernel") return rows == 2 ? stream_kernel<2> : stream_kernel<4>;
+  return rows == 2 ? decode_kernel<2> : decode_kernel<4>;
 }
 
 NewHeads heads_of(const Args& args) {
@@ -144,8 +180,7 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   call.quant = quant_spec(args.out.fp8);
   call.firsts = args.workspace->as<std::int32_t>();
   call.slots = args.workspace->as<std::byte>() + kFirstsBytes;
-  call.num_slots = static_cast<int>(
-      (static_cast<std::int64_t>(args.workspace->bytes()) - kFirstsBytes) / slot_bytes(rows));
+  call.num_slots = static_cast<int>(slots_of(args));
   call.scale = args.scale * 0x1.715476p0f;  // log2 e
   call.tokens = static_cast<int>(args.q.shape[0]);
   call.sequences = static_cast<int>(args.block_table.shape[0]);
@@ -156,11 +191,8 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   call.block_tokens = static_cast<int>(args.k_cache.shape[1]);
   call.max_blocks = static_cast<int>(args.block_table.shape[1]);
   for (const KernelLaunch& each : recipe.launches) {
-    const auto kernel = each.kernel == "prefill_kernel" ? prefill_kernel
-                        : each.kernel == "join_kernel"  ? join_kernel
-                        : rows == 2                     ? decode_kernel<2>
-                                                        : decode_kernel<4>;
-    TENON_TRY(tenon::launch(stream, each.shape, kernel, call));
+    call.streams = call.streams || each.kernel == "stream_kernel";
+    TENON_TRY(tenon::launch(stream, each.shape, kernel_of(each.kernel, rows), call));
   }
   return Status::ok();
 }

@@ -3,9 +3,9 @@
 // The bits of this variant. Scores are taken times log2 e, and exponentials are powers of two of
 // the instruction (fast_exp2), within partials and where they join. Weights are rounded to bf16 for
 // the products with v; their sum l takes them in fp32. A sequence with one token in the step is
-// worked on by decode (sm90_decode.cuh): the weighted values of a tile are summed from zero, then
-// o = fma(o, r, sum). One with more is a prompt (sm90_prefill.cuh): the tensor core adds a tile's
-// values to o · r.
+// worked on by decode (sm90_decode.cuh, sm90_stream.cuh): the weighted values of a tile are summed
+// from zero, then o = fma(o, r, sum). One with more is a prompt (sm90_prefill.cuh): the tensor core
+// adds a tile's values to o · r.
 #pragma once
 
 #include "tenon/core/fp8.h"
@@ -57,19 +57,27 @@ struct Sm90Call {
   float scale;      // times log2 e
   int tokens, sequences, q_heads, kv_heads, group;
   int num_blocks, block_tokens, max_blocks, num_slots;
+  bool streams;  // stream_kernel runs, not decode_kernel
 };
 
 TENON_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// The row of the cache where `position`, a multiple of 64, lies; one behind the cache, which is
-// read as zeros, where the sequence has no block.
-TENON_DEVICE int cache_row(const Sm90Call& call, int sequence, int position) {
+// The sequence's block of the cache where `position` lies; −1: it has none.
+TENON_DEVICE int block_at(const Sm90Call& call, int sequence, int position) {
   const int column = position / call.block_tokens;
-  const int none = call.num_blocks * call.block_tokens;
-  if (column >= call.max_blocks) return none;
-  const std::int32_t block = call.block_table[std::int64_t{sequence} * call.max_blocks + column];
-  if (block < 0 || block >= call.num_blocks) return none;
-  return block * call.block_tokens + position % call.block_tokens;
+  return column < call.max_blocks
+             ? call.block_table[std::int64_t{sequence} * call.max_blocks + column]
+             : -1;
+}
+// The row of the cache where `position`, a multiple of 64, lies in that block; one behind the
+// cache, which is read as zeros, where there is none.
+TENON_DEVICE int row_in(const Sm90Call& call, int block, int position) {
+  return block < 0 || block >= call.num_blocks
+             ? call.num_blocks * call.block_tokens
+             : block * call.block_tokens + position % call.block_tokens;
+}
+TENON_DEVICE int cache_row(const Sm90Call& call, int sequence, int position) {
+  return row_in(call, block_at(call, sequence, position), position);
 }
 
 // Chunk `chunk` (16 bytes of 8) of row `row` of a slab, in bytes.

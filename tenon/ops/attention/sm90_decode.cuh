@@ -19,7 +19,10 @@ inline constexpr int kQueryBytes = 512 + 16,
 // What a step says of its sequences with one token.
 struct Sequences {
   int firsts[kMostSequences + 1];  // partials of those before each
-  int lengths[kMostSequences], tokens[kMostSequences], positions[kMostSequences];
+  int lengths[kMostSequences], tokens[kMostSequences];
+  int positions[kMostSequences];            // by tokens; for steps with heads, which decode alone
+  std::uint16_t lasts[kMostSequences + 1];  // how many with one token are before each
+  TENON_HD int wholes(int sequence) const { return firsts[sequence] - lasts[sequence]; }
 };
 
 template <int kRowsEach>
@@ -55,29 +58,30 @@ struct Part {
   }
 };
 
-// Which parts a cluster works on, in order.
+// Which parts a cluster (a block of stream_kernel) works on, in order: workers take them in turns.
+// First come all partials but the last of each sequence, which is short: so all have the same work.
 struct Walk {
   const Sm90Call& call;
   const Sequences& sequences;
-  int clusters;
-  bool in_slots;  // every partial has a slot; else a cluster takes all of a sequence
+  int workers;
+  bool in_slots;  // every partial has a slot; else a worker takes all of a sequence
   int at;         // number of the part, or of the sequence and kv head
 };
 
 // One warp: the sequences with one token.
 TENON_DEVICE void read_sequences(const Sm90Call& call, Sequences& to) {
+  constexpr int kOne = 1 << 25;  // a sequence; below it partials of one round are counted
   const int lane = thread_id() % kWave;
-  int before = 0;
+  int partials = 0, singles = 0;
   for (int base = 0; base < call.sequences; base += kWave) {
     const int s = base + lane;
     int count = 0;
     if (s < call.sequences) {
       const int token = call.starts[s], end = call.starts[s + 1], context = call.lengths[s];
-      if (end - token == 1) count = context > kPartial ? ceil_div(context, kPartial) : 1;
+      if (call.heads.k != nullptr && s < call.tokens) to.positions[s] = call.heads.positions[s];
+      if (end - token == 1) count = kOne + (context > kPartial ? ceil_div(context, kPartial) : 1);
       to.lengths[s] = context;
       to.tokens[s] = token;
-      if (call.heads.positions != nullptr && count > 0)
-        to.positions[s] = call.heads.positions[token];
     }
     int sum = count;
     TENON_UNROLL
@@ -85,37 +89,68 @@ TENON_DEVICE void read_sequences(const Sm90Call& call, Sequences& to) {
       const int other = shuffle_from(sum, lane >= step ? lane - step : lane);
       if (lane >= step) sum += other;
     }
-    if (s < call.sequences) to.firsts[s] = before + sum - count;
-    before += shuffle_from(sum, kWave - 1);
+    const int before = sum - count, all = shuffle_from(sum, kWave - 1);
+    if (s < call.sequences) {
+      to.firsts[s] = partials + before % kOne;
+      to.lasts[s] = static_cast<std::uint16_t>(singles + before / kOne);
+    }
+    partials += all % kOne;
+    singles += all / kOne;
   }
-  if (lane == 0) to.firsts[call.sequences] = before;
+  if (lane == 0) {
+    to.firsts[call.sequences] = partials;
+    to.lasts[call.sequences] = static_cast<std::uint16_t>(singles);
+  }
+}
+
+// Block 0: for join_kernel.
+TENON_DEVICE void leave_firsts(const Sm90Call& call, const Sequences& from) {
+  if (block_id() != 0) return;
+  for (int s = thread_id(); s <= call.sequences; s += kDecodeThreads)
+    call.firsts[s] = from.firsts[s];
 }
 
 TENON_DEVICE Part part_of(const Walk& walk, int sequence, int kv_head, int partial) {
-  return {sequence,
-          kv_head,
-          partial,
-          walk.sequences.firsts[sequence + 1] - walk.sequences.firsts[sequence],
-          walk.sequences.lengths[sequence],
-          walk.sequences.tokens[sequence],
-          walk.sequences.positions[sequence]};
+  const Sequences& of = walk.sequences;
+  const int token = of.tokens[sequence];
+  return {.sequence = sequence,
+          .kv_head = kv_head,
+          .partial = partial,
+          .partials = of.firsts[sequence + 1] - of.firsts[sequence],
+          .context = of.lengths[sequence],
+          .token = token,
+          .position = token < kMostSequences ? of.positions[token] : -1};
 }
-// The part at walk.at, or the first one behind it that this cluster has.
+// The last sequence that `before` counts no more than `index` before: it counts none before the
+// first. A warp together, which looks at 32 sequences at once.
+template <class Before>
+TENON_DEVICE int find_sequence(int sequences, int index, const Before& before) {
+  const int lane = thread_id() % kWave, stride = ceil_div(sequences, kWave);
+  const auto last_of = [&](int each, bool asks) {
+    const bool fits = asks && each < sequences && before(each) <= index;
+    return static_cast<int>(max_lane(fits ? static_cast<std::uint32_t>(each) : 0u));
+  };
+  const int low = last_of(lane * stride, true);
+  return stride == 1 ? low : last_of(low + lane, lane < stride);
+}
+// The part at walk.at, or the first one behind it that this worker has. A warp together.
 TENON_DEVICE Part find_part(Walk& walk) {
   const int kv_heads = walk.call.kv_heads, sequences = walk.call.sequences;
+  const Sequences& of = walk.sequences;
   if (walk.in_slots) {
-    const int index = walk.at / kv_heads;
-    if (index >= walk.sequences.firsts[sequences]) return {};
-    int low = 0, high = sequences;  // the last sequence that begins at index or before
-    while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      (walk.sequences.firsts[middle] <= index ? low : high) = middle;
+    const int index = walk.at / kv_heads, kv_head = walk.at % kv_heads;
+    const int last = index - of.wholes(sequences);
+    if (last >= of.lasts[sequences]) return {};
+    if (last >= 0) {
+      const int s = find_sequence(sequences, last, [&](int each) { return of.lasts[each]; });
+      return part_of(walk, s, kv_head, of.firsts[s + 1] - of.firsts[s] - 1);
     }
-    return part_of(walk, low, walk.at % kv_heads, index - walk.sequences.firsts[low]);
+    const int s = find_sequence(sequences, index, [&](int each) { return of.wholes(each); });
+    return part_of(walk, s, kv_head, index - of.wholes(s));
   }
-  for (; walk.at < sequences * kv_heads; walk.at += walk.clusters) {
+  for (; walk.at < sequences * kv_heads; walk.at += walk.workers) {
     const int sequence = walk.at / kv_heads;
-    if (walk.sequences.firsts[sequence + 1] > walk.sequences.firsts[sequence])
+    if (of.firsts[sequence + 1] > of.firsts[sequence])
       return part_of(walk, sequence, walk.at % kv_heads, 0);
   }
   return {};
@@ -126,8 +161,14 @@ TENON_DEVICE Part part_after(Walk& walk, const Part& part) {
     ++next.partial;
     return next;
   }
-  walk.at += walk.clusters;
+  walk.at += walk.workers;
   return find_part(walk);
+}
+// The slot of a part: of the partial, or, without a slot for each, of the sequence.
+TENON_DEVICE int slot_number(const Walk& walk, const Part& part) {
+  const int number =
+      walk.in_slots ? walk.sequences.firsts[part.sequence] + part.partial : part.sequence;
+  return number * walk.call.kv_heads + part.kv_head;
 }
 
 // One thread: a tile of 64 positions that begins at a row of the cache.
@@ -141,56 +182,82 @@ TENON_DEVICE void fetch_tile(const Part& part, const TensorMap* map, int row, st
               policy);
 }
 
-// The warp that fetches tiles, one thread.
+// The warp that fetches tiles.
 template <int kRowsEach>
 TENON_DEVICE void fetch_parts(Walk walk, int rank, DecodeShared<kRowsEach>& shared) {
   const Sm90Call& call = walk.call;
+  const bool issues = thread_id() % kWave == 0;
   Part part = find_part(walk);
   std::uint32_t uses = 0;
   TENON_NO_UNROLL
   while (part.sequence >= 0) {
     if (part.visible(rank) > 0) {
       const int row = cache_row(call, part.sequence, part.partial * kPartial + rank * kTile);
-      if (uses > 0) barrier_wait(&shared.k_empty, (uses - 1) % 2);
-      fetch_tile(part, &call.k, row, shared.k, &shared.k_full);
-      if (uses > 0) barrier_wait(&shared.v_empty, (uses - 1) % 2);
-      fetch_tile(part, &call.v, row, shared.v, &shared.v_full);
+      if (issues) {
+        if (uses > 0) barrier_wait(&shared.k_empty, (uses - 1) % 2);
+        fetch_tile(part, &call.k, row, shared.k, &shared.k_full);
+        if (uses > 0) barrier_wait(&shared.v_empty, (uses - 1) % 2);
+        fetch_tile(part, &call.v, row, shared.v, &shared.v_full);
+      }
       ++uses;
     }
+    sync_wave();
     part = part_after(walk, part);
+  }
+}
+
+// Operands A of two steps of 16, all rows: 64 bytes of each, `stride` bytes apart from `at` on.
+// Eight rows are taken for sixteen; what comes of the second eight is not used.
+template <int kRowsEach>
+TENON_DEVICE void load_steps(std::uint32_t (&a)[2][4], std::uint32_t at, int stride) {
+  const int matrix = thread_id() % kWave / 8, in = thread_id() % 8;
+  if constexpr (kRowsEach <= 2) {
+    std::uint32_t word[4];
+    load_matrices(word, at + static_cast<std::uint32_t>(in * stride + matrix * 16));
+    TENON_UNROLL
+    for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = word[i / 2];
+  } else {
+    TENON_UNROLL
+    for (int i = 0; i < 2; ++i)
+      load_matrices(a[i], at + static_cast<std::uint32_t>((in + matrix % 2 * 8) * stride +
+                                                          (2 * i + matrix / 2) * 16));
   }
 }
 
 // Scores of 16 positions of the tile for all rows, those of the warp. score[j][2 h + c]: row g + 8
 // h, position 16 · warp + 8 j + 2 p + c. Components 0 … 127 and 128 … 255 have a chain each.
 template <int kRowsEach>
-TENON_DEVICE void score_tile(const Sm90Call& call, const DecodeShared<kRowsEach>& shared,
+TENON_DEVICE void score_tile(float scale, const std::byte* queries, const std::byte* tile,
                              int visible, float (&score)[2][4]) {
   const int lane = thread_id() % kWave, matrix = lane / 8, in = lane % 8;
   const int warp = thread_id() / kWave;
-  const int q_row = in + (kRowsEach > 2 ? matrix % 2 * 8 : 0);
-  const std::uint32_t q =
-      shared_address(shared.queries) + static_cast<std::uint32_t>(q_row * kQueryBytes);
-  const std::uint32_t k = shared_address(shared.k);
+  const std::uint32_t q = shared_address(queries);
+  const std::uint32_t k = shared_address(tile);
   const int key = 16 * warp + matrix / 2 * 8 + in;
   float sum[2][2][4] = {};
   TENON_UNROLL
-  for (int step = 0; step < 8; ++step) {
+  for (int pair = 0; pair < 4; ++pair) {
     TENON_UNROLL
     for (int part = 0; part < 2; ++part) {
-      const int slab = 2 * part + step / 4, chunk = step % 4 * 2;
-      std::uint32_t a[4], b[4];
-      load_matrices(a, q + static_cast<std::uint32_t>(slab * 128 + (chunk + matrix / 2) * 16));
-      load_matrices(b, k + static_cast<std::uint32_t>(slab * kSlabBytes +
-                                                      slab_place(key, chunk + matrix % 2)));
-      add_product_16x8(sum[part][0], a, b[0], b[1]);
-      add_product_16x8(sum[part][1], a, b[2], b[3]);
+      const int slab = 2 * part + pair / 2;
+      std::uint32_t a[2][4];
+      load_steps<kRowsEach>(a, q + static_cast<std::uint32_t>(slab * 128 + pair % 2 * 64),
+                            kQueryBytes);
+      TENON_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const int chunk = pair % 2 * 4 + 2 * i;
+        std::uint32_t b[4];
+        load_matrices(b, k + static_cast<std::uint32_t>(slab * kSlabBytes +
+                                                        slab_place(key, chunk + matrix % 2)));
+        add_product_16x8(sum[part][0], a[i], b[0], b[1]);
+        add_product_16x8(sum[part][1], a[i], b[2], b[3]);
+      }
     }
   }
   TENON_UNROLL
   for (int i = 0; i < 8; ++i) {
     const int position = 16 * warp + i / 4 * 8 + lane % 4 * 2 + i % 2;
-    const float found = (sum[0][i / 4][i % 4] + sum[1][i / 4][i % 4]) * call.scale;
+    const float found = (sum[0][i / 4][i % 4] + sum[1][i / 4][i % 4]) * scale;
     score[i / 4][i % 4] = position < visible ? found : -kInfinity;
   }
 }
@@ -214,51 +281,78 @@ TENON_DEVICE void send_rows(const float (&values)[4], float* to, Mbarrier* full)
                values[2], values[3]);
 }
 
-// Weights from scores, to shared memory; their sums by warps.
+// Weights of rows g + 8 h from scores, to shared memory; their sums by warps.
+template <class Shared>
+TENON_DEVICE void weigh_row(Shared& shared, int h, float base, const float (&score)[2][4]) {
+  const int lane = thread_id() % kWave, warp = thread_id() / kWave, g = lane / 4, p = lane % 4;
+  float sum = 0.0f;
+  TENON_UNROLL
+  for (int j = 0; j < 2; ++j) {
+    const float low = fast_exp2(score[j][2 * h] - base);
+    const float high = fast_exp2(score[j][2 * h + 1] - base);
+    sum = sum + (low + high);
+    *reinterpret_cast<std::uint32_t*>(shared.weights + (g + 8 * h) * kWeightBytes + warp * 32 +
+                                      j * 16 + p * 4) = convert_bf16x2(low, high);
+  }
+  sum = quad_sum(sum);
+  if (p == 0) shared.warp_totals[warp][g + 8 * h] = sum;
+}
 template <int kRowsEach>
 TENON_DEVICE void weigh_tile(DecodeShared<kRowsEach>& shared, const float (&peaks)[4][16], int rank,
                              const float (&score)[2][4]) {
-  const int lane = thread_id() % kWave, warp = thread_id() / kWave, g = lane / 4, p = lane % 4;
   TENON_UNROLL
   for (int h = 0; h < kRowsEach / 2; ++h) {
-    float peak = peaks[0][g + 8 * h];
-    for (int tile = 1; tile <= rank; ++tile) peak = max_f(peak, peaks[tile][g + 8 * h]);
-    const float base = base_of(peak);
-    float sum = 0.0f;
-    TENON_UNROLL
-    for (int j = 0; j < 2; ++j) {
-      const float low = fast_exp2(score[j][2 * h] - base);
-      const float high = fast_exp2(score[j][2 * h + 1] - base);
-      sum = sum + (low + high);
-      *reinterpret_cast<std::uint32_t*>(shared.weights + (g + 8 * h) * kWeightBytes + warp * 32 +
-                                        j * 16 + p * 4) = convert_bf16x2(low, high);
-    }
-    sum = quad_sum(sum);
-    if (p == 0) shared.warp_totals[warp][g + 8 * h] = sum;
+    const int row = thread_id() % kWave / 4 + 8 * h;
+    float peak = peaks[0][row];
+    for (int tile = 1; tile <= rank; ++tile) peak = max_f(peak, peaks[tile][row]);
+    weigh_row(shared, h, base_of(peak), score);
   }
+}
+// Maxima of the warp's 16 positions by rows, to shared memory.
+template <class Shared>
+TENON_DEVICE void store_peaks(Shared& shared, const float (&score)[2][4]) {
+  const int lane = thread_id() % kWave, warp = thread_id() / kWave;
+  TENON_UNROLL
+  for (int h = 0; h < 2; ++h) {
+    const float most = quad_max(max_f(max_f(score[0][2 * h], score[0][2 * h + 1]),
+                                      max_f(score[1][2 * h], score[1][2 * h + 1])));
+    if (lane % 4 == 0) shared.warp_peaks[warp][lane / 4 + 8 * h] = most;
+  }
+}
+// The maximum and the sum of weights of the tile in row `row`.
+template <class Shared>
+TENON_DEVICE float tile_peak(const Shared& shared, int row) {
+  return max_f(max_f(shared.warp_peaks[0][row], shared.warp_peaks[1][row]),
+               max_f(shared.warp_peaks[2][row], shared.warp_peaks[3][row]));
+}
+template <class Shared>
+TENON_DEVICE float tile_total(const Shared& shared, int row) {
+  return ((shared.warp_totals[0][row] + shared.warp_totals[1][row]) + shared.warp_totals[2][row]) +
+         shared.warp_totals[3][row];
 }
 
 // Σ w · v over the tile for 64 components, those of the warp: sum[j][2 h + c] is row g + 8 h,
 // component 64 · warp + 8 j + 2 p + c.
 template <int kRowsEach>
-TENON_DEVICE void add_values(const DecodeShared<kRowsEach>& shared, float (&sum)[8][4]) {
+TENON_DEVICE void add_values(const std::byte* weights, const std::byte* tile, float (&sum)[8][4]) {
   const int lane = thread_id() % kWave, warp = thread_id() / kWave, matrix = lane / 8,
             in = lane % 8;
-  const int w_row = in + (kRowsEach > 2 ? matrix % 2 * 8 : 0);
-  const std::uint32_t w = shared_address(shared.weights) +
-                          static_cast<std::uint32_t>(w_row * kWeightBytes + matrix / 2 * 16);
-  const std::uint32_t v = shared_address(shared.v) + static_cast<std::uint32_t>(warp * kSlabBytes);
+  const std::uint32_t w = shared_address(weights);
+  const std::uint32_t v = shared_address(tile) + static_cast<std::uint32_t>(warp * kSlabBytes);
   TENON_UNROLL
-  for (int step = 0; step < 4; ++step) {
-    std::uint32_t a[4];
-    load_matrices(a, w + static_cast<std::uint32_t>(step * 32));
-    const int key = 16 * step + matrix % 2 * 8 + in;
+  for (int half = 0; half < 2; ++half) {
+    std::uint32_t a[2][4];
+    load_steps<kRowsEach>(a, w + static_cast<std::uint32_t>(half * 64), kWeightBytes);
     TENON_UNROLL
-    for (int pair = 0; pair < 4; ++pair) {
-      std::uint32_t b[4];
-      load_transposed(b, v + static_cast<std::uint32_t>(slab_place(key, 2 * pair + matrix / 2)));
-      add_product_16x8(sum[2 * pair], a, b[0], b[1]);
-      add_product_16x8(sum[2 * pair + 1], a, b[2], b[3]);
+    for (int i = 0; i < 2; ++i) {
+      const int key = 32 * half + 16 * i + matrix % 2 * 8 + in;
+      TENON_UNROLL
+      for (int pair = 0; pair < 4; ++pair) {
+        std::uint32_t b[4];
+        load_transposed(b, v + static_cast<std::uint32_t>(slab_place(key, 2 * pair + matrix / 2)));
+        add_product_16x8(sum[2 * pair], a[i], b[0], b[1]);
+        add_product_16x8(sum[2 * pair + 1], a[i], b[2], b[3]);
+      }
     }
   }
 }
@@ -344,11 +438,6 @@ TENON_DEVICE void store_slot(std::byte* slot, int index, const Sums& sums) {
     rows[kRowsEach + index / 64] = sums.total;
   }
 }
-TENON_DEVICE Sums load_slot(const std::byte* slot, int rows, int index) {
-  const auto* numbers = reinterpret_cast<const float*>(slot + rows * 1024);
-  return {numbers[index / 64], numbers[rows + index / 64],
-          reinterpret_cast<const float4*>(slot)[index]};
-}
 
 // Rows behind the last sequence are zeros. By the threads that compute.
 TENON_DEVICE void clear_padding(const Sm90Call& call) {
@@ -373,8 +462,7 @@ TENON_DEVICE void send_peaks(DecodeShared<kRowsEach>& shared, int rank, std::uin
   TENON_UNROLL
   for (int i = 0; i < 4; ++i) {
     const int row = thread_id() % 4 * 4 + i;
-    most[i] = max_f(max_f(shared.warp_peaks[0][row], shared.warp_peaks[1][row]),
-                    max_f(shared.warp_peaks[2][row], shared.warp_peaks[3][row]));
+    most[i] = tile_peak(shared, row);
   }
   send_rows(most, shared.peaks[turn][rank], &shared.peaks_full[turn]);
 }
@@ -385,9 +473,7 @@ TENON_DEVICE void send_totals(DecodeShared<kRowsEach>& shared, int rank) {
   TENON_UNROLL
   for (int i = 0; i < 4; ++i) {
     const int row = thread_id() % 4 * 4 + i;
-    total[i] =
-        ((shared.warp_totals[0][row] + shared.warp_totals[1][row]) + shared.warp_totals[2][row]) +
-        shared.warp_totals[3][row];
+    total[i] = tile_total(shared, row);
   }
   send_rows(total, shared.totals[rank], &shared.inbox_full);
 }
@@ -405,7 +491,6 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
   Sums whole[kUnits];
   TENON_NO_UNROLL
   for (std::uint32_t step = 0; part.sequence >= 0; ++step) {
-    const Part next = part_after(walk, part);
     const int tiles = part.tiles(), visible = part.visible(rank);
     const bool adds = call.heads.k != nullptr && part.is_newest(rank);
     const std::uint32_t turn = step % 2;
@@ -420,27 +505,23 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
     // Phase 1: scores of this block's tile; everybody learns every tile's maxima.
     float score[2][4];
     if (visible > 0) {
-      store_queries<kRowsEach>(call, part, shared.norms, raw, shared.queries);
+      store_queries(call, shared.norms, raw, shared.queries);
+      if (adds) write_new(call, part, shared.norms, raw);
       barrier_wait(&shared.k_full, uses % 2);
-      if (adds && warp == kKeyWarp)
-        store_key(call, part, shared.norms, raw.extra, raw.cosine, raw.sine, shared.k, visible - 1);
+      if (adds && warp == kKeyWarp) put_key(raw.extra, shared.k, visible - 1);
       sync_first_threads<kComputeThreads>();
-      score_tile(call, shared, visible, score);
+      score_tile<kRowsEach>(call.scale, shared.queries, shared.k, visible, score);
       if (lane == 0) barrier_arrive(&shared.k_empty);
     } else {
       for (auto& of : score)
         for (float& each : of) each = -kInfinity;
     }
-    TENON_UNROLL
-    for (int h = 0; h < 2; ++h) {
-      const float most = quad_max(max_f(max_f(score[0][2 * h], score[0][2 * h + 1]),
-                                        max_f(score[1][2 * h], score[1][2 * h + 1])));
-      if (lane % 4 == 0) shared.warp_peaks[warp][lane / 4 + 8 * h] = most;
-    }
+    store_peaks(shared, score);
     sync_first_threads<kComputeThreads>();
     send_peaks(shared, rank, turn);
     sync_wave();
     const Word4 value = raw.value();
+    const Part next = part_after(walk, part);
     if (next.sequence >= 0 && next.visible(rank) > 0) raw = read_rows<kRowsEach>(call, next, rank);
     barrier_wait_cluster(&shared.peaks_full[turn], step / 2 % 2);
 
@@ -449,7 +530,7 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
       if (visible < kTile || adds) {
         barrier_wait(&shared.v_full, uses % 2);
         clear_tail(shared.v, 4, visible, thread_id(), kComputeThreads);
-        if (adds && warp == kValueWarp) store_value(call, part, value, shared.v, visible - 1);
+        if (adds && warp == kValueWarp) put_value(value, shared.v, visible - 1);
       }
       weigh_tile(shared, peaks, rank, score);
       sync_first_threads<kComputeThreads>();
@@ -457,7 +538,7 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
       sync_wave();
       barrier_wait(&shared.v_full, uses % 2);
       float sum[8][4] = {};
-      add_values(shared, sum);
+      add_values<kRowsEach>(shared.weights, shared.v, sum);
       sync_wave();
       if (lane == 0) barrier_arrive(&shared.v_empty);
       sync_wave();
@@ -473,9 +554,7 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
       const int index = thread_id() + kComputeThreads * i, row = rank * kRowsEach + index / 64;
       const Sums sums = gather_tiles(shared, peaks, tiles, row, index);
       if (in_slot) {
-        const int number =
-            (walk.sequences.firsts[part.sequence] + part.partial) * call.kv_heads + part.kv_head;
-        store_slot<kRowsEach>(slot_of(call, number, rank, kRowsEach), index, sums);
+        store_slot<kRowsEach>(slot_of(call, slot_number(walk, part), rank, kRowsEach), index, sums);
         continue;
       }
       if (part.partial == 0) {
@@ -518,9 +597,7 @@ decode_kernel(TENON_ARGS(Sm90Call) call) {
   sync_wave();
   if (warp == 0) read_sequences(call, shared.sequences);
   sync_block();
-  if (block_id() == 0)  // for join_kernel
-    for (int s = thread_id(); s <= call.sequences; s += kDecodeThreads)
-      call.firsts[s] = shared.sequences.firsts[s];
+  leave_firsts(call, shared.sequences);
   cluster_wait();  // all have set their barriers
   const Walk walk{call, shared.sequences, grid_blocks() / kClusterRanks,
                   shared.sequences.firsts[call.sequences] * call.kv_heads <= call.num_slots,
@@ -528,7 +605,7 @@ decode_kernel(TENON_ARGS(Sm90Call) call) {
   if (warp < kComputeWarps) {
     compute_parts(walk, rank, shared);
     clear_padding(call);
-  } else if (thread_id() == kComputeThreads) {
+  } else {
     fetch_parts(walk, rank, shared);
   }
 }

@@ -46,7 +46,8 @@ TENON_DEVICE float fast_exp2(float x) {
 }
 
 // What this thread has stored to shared memory is seen by the copy engine and by wgmma, once the
-// thread that starts them knows of it by a barrier.
-TENON_DEVICE void fence_async() { asm volatile("fence.proxy.async;" : : : "memory"); }
+// thread that starts them knows of it by a barrier. Named for shared memory alone: without that it
+// is a fence of the whole device.
+TENON_DEVICE void fence_async() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }
 
 }  // namespace tenon::TENON_TARGET::sm90
