@@ -4,9 +4,9 @@
 //   routed     = fp8_gemm(activation, down), rounded to bf16
 //   out        = moe_combine(routed, weights, slot, shared expert, shared_gate)
 // with the shared expert treated like the others, for every token. This is a chain of four ops of
-// their own, fp8_gemm, fp8_quant, fp8_gemm and moe_combine, in two launches; it has the bits of
-// that chain by the variants sm90 of fp8_gemm. Where no variant takes a call (other devices, many
-// tokens), the caller runs the chain: layers/mlp does.
+// their own, fp8_gemm, fp8_quant, fp8_gemm and moe_combine, in two launches or three; it has the
+// bits of that chain by the variants sm90 of fp8_gemm. Where no variant takes a call (other
+// devices, many tokens), the caller runs the chain: layers/mlp does.
 #pragma once
 
 #include <optional>
@@ -40,7 +40,7 @@ struct Args {
   TensorView weights;      // f32 [tokens, top_k]
   TensorView slot;         // i32 [tokens, top_k]
   TensorView shared_gate;  // [tokens, 1] f32: the gate's logit
-  TensorView activation;   // bf16 [tokens · (top_k + 1), width]: memory between the two launches
+  TensorView activation;   // bf16 [tokens · (top_k + 1), width]: memory between the launches
   PartialRows out;         // [tokens, hidden] bf16
 };
 

@@ -1,13 +1,12 @@
-// moe_experts on Hopper (sm_90a), two kernels.
+// moe_experts on Hopper (sm_90a): up_kernel here, down_kernel and what may stand between the two in
+// sm90_down.cuh, and the plan.
 //
 // up_kernel: a unit is eight gate rows and the eight up rows of the same features, so that a thread
 // has both values of a feature. All units of all experts lie in a row, and each block takes an
 // equal part of it. Rows of x are gathered. Results are rne(silu(gate) · up) in bf16.
-//
-// down_kernel: a block takes 16 columns of the output and streams them through all experts, so it
-// has every part of the weighted sum of its columns. A tile is four experts. Rows of the activation
-// are quantised on the way: a block of k is a group.
-#include "tenon/ops/moe_experts/sm90.cuh"
+#include "tenon/ops/moe_experts/sm90_down.cuh"
+
+#include <algorithm>
 
 #include "tenon/device/variant.h"
 #include "tenon/ops/moe_experts/moe_experts.h"
@@ -152,11 +151,12 @@ template <int kCap>
 TENON_DEVICE void make_activation(const UpCall& call, const Entries& entries,
                                   const Ring<kCap>& ring) {
   const int warp = thread_id() / kWave, lane = thread_id() % kWave;
+  const RingOperands of = operands_of(ring);
   RingPlace place;
   for_up_tiles(call, entries, [&](const UpTile& tile) {
     with_rows<kCap>(tile.rows, [&]<int kN>() {
       float sums[kN / 2];
-      multiply<kN, true>(ring, place, call.weight.cut, sums);
+      multiply<kN, true>(of, place, call.weight.cut, sums);
       if (warp >= tile.units) return;
       bf16* const to =
           call.activation + tile.first * call.activation_stride + 8 * (tile.unit + warp) + lane / 4;
@@ -214,232 +214,23 @@ up_kernel(TENON_ARGS(UpCall) call) {
   }
 }
 
-// --- down -------------------------------------------------------------------------------------
-
-struct DownCall {
-  Weight weight;
-  Routing routing;
-  const bf16* activation;
-  std::int64_t activation_stride;
-  const float* shared_gate;
-  std::int64_t gate_stride;
-  bf16* out;
-  std::int64_t out_stride;
-  std::int32_t stages;
-};
-
-// Up to four neighbouring entries whose rows fit one instruction.
-struct DownTile {
-  int entry, units, first, rows;
-};
-template <int kCap, class Step>
-TENON_DEVICE void for_down_tiles(const Entries& entries, Step step) {
-  TENON_NO_UNROLL
-  for (int entry = 0; entry < entries.count;) {
-    const int first = entries.first[entry];
-    int units = 1, end = entries.first[entry + 1];
-    while (units < kUnits && entry + units < entries.count) {
-      const int further = entries.first[entry + units + 1];
-      if (further - first > kCap) break;
-      ++units;
-      end = further;
-    }
-    step(DownTile{entry, units, first, end - first});
-    entry += units;
-  }
-}
-
-// Quantises. A lane has eight elements of a row: a row has 16 lanes for each of two blocks of k.
-template <int kCap>
-TENON_DEVICE void feed_activation(const DownCall& call, const Entries& entries,
-                                  const Ring<kCap>& ring) {
-  constexpr int kRows = 8;  // whose loads wait for nothing
-  const int feeder = thread_id() / kWave - kWeightWave - 1, lane = thread_id() % kWave;
-  const int of_lane = lane / 16, eight = lane % 16;
-  static_assert(kWave == 16 * kChunk);
-  RingPlace place;
-  int number = 0;
-  for_down_tiles<kCap>(entries, [&](const DownTile& tile) {
-    for_chunks(call.weight.cut, [&](int block, int now) {
-      if (number++ % kFeeders == feeder) {
-        const int u = lane / (2 * kUnits), unit = lane / 2 % kUnits;
-        float of_weight = 0.0f;
-        if (u < now && unit < tile.units)
-          of_weight = *weight_scale_at(call.weight, entries.expert[tile.entry + unit],
-                                       block_id() * kUnitRows, block + u);
-        const bf16* const from = call.activation + tile.first * call.activation_stride +
-                                 (block + of_lane) * kProductBlock + eight * 8;
-        TENON_NO_UNROLL
-        for (int row = 0; row < tile.rows; row += kRows) {
-          Word4 held[kRows] = {};
-          TENON_UNROLL
-          for (int i = 0; i < kRows; ++i)
-            if (row + i < tile.rows && of_lane < now)
-              held[i] = load16(from + (row + i) * call.activation_stride);
-          if (row == 0) barrier_wait(&ring.empty[place.stage], place.parity ^ 1);
-          TENON_UNROLL
-          for (int i = 0; i < kRows; ++i) {
-            if (row + i >= tile.rows) continue;
-            std::uint32_t most = absmax_bits<1>(&held[i]);
-            TENON_UNROLL
-            for (int mask = 1; mask < 16; mask *= 2) most = larger(most, shuffle_xor(most, mask));
-            const GroupScale scale =
-                group_scale(to_float(bf16{static_cast<std::uint16_t>(most)}), DType::kE4M3);
-            encode<bf16, DType::kE4M3, 1>(
-                &held[i], scale.multiplier,
-                ring.x(place.stage, of_lane) + tile_place(row + i, eight / 2) + eight % 2 * 8);
-            if (eight == 0) ring.x_scales(place.stage, of_lane)[row + i] = scale.scale;
-          }
-        }
-        if (u < kChunk) ring.weight_scales(place.stage)[lane] = of_weight;
-        show_to_tensor_cores();
-        sync_wave();
-        if (lane == 0) barrier_arrive(&ring.full[place.stage]);
-      }
-      place.next(ring.stages);
-    });
-  });
-}
-
-// What a block keeps beside the ring: results [pairs, 16] and the tables of the weighted sum.
-struct Kept {
-  bf16* results;
-  float *weights, *gates;
-  std::int32_t* slots;
-};
-TENON_HD constexpr int kept_bytes(int tokens, int top_k) {
-  return tokens * (top_k + 1) * kUnitRows * 2 + 2 * table_bytes(tokens * top_k) +
-         table_bytes(tokens);
-}
-TENON_DEVICE Kept kept_at(const Routing& routing, std::byte* memory) {
-  const int tokens = routing.tokens, pairs = tokens * routing.top_k;
-  Kept kept;
-  kept.results = reinterpret_cast<bf16*>(memory);
-  std::byte* const tables = memory + (pairs + tokens) * kUnitRows * 2;
-  kept.weights = reinterpret_cast<float*>(tables);
-  kept.slots = reinterpret_cast<std::int32_t*>(tables + table_bytes(pairs));
-  kept.gates = reinterpret_cast<float*>(tables + 2 * table_bytes(pairs));
-  return kept;
-}
-
-template <int kCap>
-TENON_DEVICE void make_results(const DownCall& call, const Entries& entries, const Ring<kCap>& ring,
-                               bf16* results) {
-  const int warp = thread_id() / kWave, lane = thread_id() % kWave;
-  RingPlace place;
-  for_down_tiles<kCap>(entries, [&](const DownTile& tile) {
-    with_rows<kCap>(tile.rows, [&]<int kN>() {
-      float sums[kN / 2];
-      multiply<kN, false>(ring, place, call.weight.cut, sums);
-      if (warp >= tile.units) return;
-      const int begin = entries.first[tile.entry + warp] - tile.first;
-      const int end = entries.first[tile.entry + warp + 1] - tile.first;
-      TENON_UNROLL
-      for (int j = 0; j < kN / 8; ++j) {
-        TENON_UNROLL
-        for (int c = 0; c < 2; ++c) {
-          const int row = 8 * j + 2 * (lane % 4) + c;
-          if (row < begin || row >= end) continue;
-          const std::uint32_t both = pack_halves<bf16>(sums[4 * j + c], sums[4 * j + 2 + c]);
-          bf16* const to = results + (tile.first + row) * kUnitRows + lane / 4;
-          to[0] = bf16{static_cast<std::uint16_t>(both)};
-          to[8] = bf16{static_cast<std::uint16_t>(both >> 16)};
-        }
-      }
-    });
-  });
-}
-
-// The order of moe_combine: choices in theirs, the shared expert last.
-TENON_DEVICE void combine(const DownCall& call, const Entries& entries, const Kept& kept) {
-  const Routing& routing = call.routing;
-  const bf16* const shared =
-      kept.results + entries.first[entries.count - 1] * kUnitRows;  // if there is one
-  for (int task = thread_id(); task < 2 * routing.tokens; task += kConsumers) {
-    const int token = task / 2, at = task % 2 * 8;
-    float sum[8] = {}, values[8] = {};
-    const auto add = [&](float weight) {
-      TENON_UNROLL
-      for (int i = 0; i < 8; ++i) sum[i] = sum[i] + weight * values[i];
-    };
-    for (int k = token * routing.top_k; k < (token + 1) * routing.top_k; ++k) {
-      if (kept.slots[k] < 0) continue;  // another rank's expert
-      load8(kept.results + kept.slots[k] * kUnitRows + at, values);
-      add(kept.weights[k]);
-    }
-    TENON_UNROLL
-    for (int i = 0; i < 8; ++i) values[i] = 0.0f;
-    if (routing.has_shared) load8(shared + token * kUnitRows + at, values);
-    add(sigmoid_f(kept.gates[token]));
-    store8(call.out + token * call.out_stride + block_id() * kUnitRows + at, sum);
-  }
-}
-
-template <int kCap>
-TENON_KERNEL_RESIDENT(kThreads, kCap <= 32 ? 2 : 1)
-down_kernel(TENON_ARGS(DownCall) call) {
-  TENON_SHARED_TILES(shared);
-  const Ring ring = Ring<kCap>::at(shared, call.stages);
-  const Routing& routing = call.routing;
-  const int pairs = routing.tokens * routing.top_k;
-  const int wave = thread_id() / kWave, lane = thread_id() % kWave;
-  const Kept kept = kept_at(routing, ring.end());
-  std::byte* const lists = ring.end() + kept_bytes(routing.tokens, routing.top_k);
-  // Before it waits: the routing was there when up_kernel let this kernel start, for that does so
-  // behind its own wait, and is not the one that routes. So the stream of weights does not stop
-  // between the two.
-  copy_table(lists, routing.offsets, routing.experts + 1);
-  copy_table(kept.weights, routing.weights, pairs);
-  copy_table(kept.slots, routing.slot, pairs);
-  if (thread_id() == 0) start_ring(ring, call.weight, 1);
-  await_copies();
-  sync_block();
-  const Entries entries = list_entries(routing, lists);
-  if (wave == kWeightWave) {
-    RingPlace place;
-    for_down_tiles<kCap>(entries, [&](const DownTile& tile) {
-      const int entry = tile.entry + (lane < tile.units ? lane : 0);
-      bring_weight(ring, place, call.weight, tile.units, entries.expert[entry],
-                   block_id() * kUnitRows);
-    });
-    wait_for_previous();
-    return;
-  }
-  wait_for_previous();
-  if (thread_id() == 0) let_next_start();
-  if (wave > kWeightWave) {
-    feed_activation(call, entries, ring);
-    return;
-  }
-  for (int i = thread_id(); i < routing.tokens; i += kConsumers)
-    kept.gates[i] = call.shared_gate[i * call.gate_stride];
-  make_results(call, entries, ring, kept.results);
-  sync_first_threads<kConsumers>();
-  combine(call, entries, kept);
-}
-
 // --- plan -------------------------------------------------------------------------------------
 
-// Rows of x that a stage has room for: up, of one expert; down, of up to four.
+// Rows of x that a stage of up_kernel has room for, all of one expert.
 int up_cap(std::int64_t tokens) { return tokens <= 8 ? 8 : 64; }
-int down_cap(std::int64_t tokens) { return tokens <= 32 ? 32 : 64; }
+int up_bytes(int cap, int stages) {
+  return cap == 8 ? Ring<8>::bytes(stages) : Ring<64>::bytes(stages);
+}
+// Up to so many tokens every block of down_kernel quantises all rows, if they take no more bytes.
+constexpr int kFewTokens = 16, kMostOwnBytes = 80 << 10;
 
-template <int kCap>
-int most_stages(int room) {
+// The most stages of a ring whose block takes no more than `room` bytes.
+template <class Bytes>
+int most_stages(int room, const Bytes& bytes_of) {
   constexpr int kMost = 32;
   int stages = 0;
-  while (stages < kMost && Ring<kCap>::bytes(stages + 1) <= room) ++stages;
+  while (stages < kMost && bytes_of(stages + 1) <= room) ++stages;
   return stages;
-}
-int stages_for(int cap, int room) {
-  return cap == 8    ? most_stages<8>(room)
-         : cap == 32 ? most_stages<32>(room)
-                     : most_stages<64>(room);
-}
-int ring_bytes(int cap, int stages) {
-  return cap == 8    ? Ring<8>::bytes(stages)
-         : cap == 32 ? Ring<32>::bytes(stages)
-                     : Ring<64>::bytes(stages);
 }
 
 // Why `weight` cannot be read as one matrix, or nothing.
@@ -449,6 +240,19 @@ Status check_stacked(const char* what, const TensorView& weight) {
   return Status::error(
       Code::kUnsupported,
       std::string(what) + ": the matrices of the experts do not follow each other without a gap");
+}
+
+Routing routing_of(const Args& args) {
+  Routing routing;
+  routing.offsets = args.offsets.as<const std::int32_t>();
+  routing.token_of = args.token_of.as<const std::int32_t>();
+  routing.slot = args.slot.as<const std::int32_t>();
+  routing.weights = args.weights.as<const float>();
+  routing.tokens = static_cast<std::int32_t>(args.slot.shape[0]);
+  routing.top_k = static_cast<std::int32_t>(args.slot.shape[1]);
+  routing.experts = static_cast<std::int32_t>(args.routed.down.shape[0]);
+  routing.has_shared = args.shared.has_value();
+  return routing;
 }
 
 Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
@@ -468,35 +272,51 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   TENON_TRY(check_stacked("gate_up", args.routed.gate_up));
   TENON_TRY(check_stacked("down", args.routed.down));
   const auto most = static_cast<int>(where.properties.max_shared_bytes);
-  const int pairs = static_cast<int>(tokens * top_k);
-  const int list = entries_bytes(static_cast<int>(experts));
-  // One block on a multiprocessor, and no room for a second, which another one would then miss;
-  // more than kMostRing does not help. Where there are more blocks, half of it.
-  constexpr int kMostRing = 160 << 10;
-  const auto add = [&](const char* kernel, const char* setting, std::int64_t blocks, int cap,
-                       int besides) {
-    const bool one = blocks <= where.properties.num_units || cap > 32;
-    const int room = (one ? most : (most + 1024) / 2 - 1024) - besides;
-    int stages = stages_for(cap, room < kMostRing ? room : kMostRing);
-    if (stages < kFeeders) stages = stages_for(cap, most - besides);
+  const std::int64_t width = args.activation.shape[1];
+  const Routing routing = routing_of(args);
+  const int pairs = routing.tokens * routing.top_k, rows = pairs + routing.tokens;
+  const bool coded = tokens > kFewTokens || rows * width > kMostOwnBytes;
+  if (coded && width > kMostCodedWidth)
+    return no("width is " + std::to_string(width) + "; over " + std::to_string(kMostCodedWidth) +
+              " only a few rows fit");
+  const auto add = [&](const char* kernel, int blocks, int threads, int bytes) {
     LaunchShape shape;
-    shape.blocks = static_cast<int>(blocks);
-    shape.threads = kThreads;
-    shape.shared_bytes = static_cast<std::size_t>(ring_bytes(cap, stages) + besides);
+    shape.blocks = blocks;
+    shape.threads = threads;
+    shape.shared_bytes = static_cast<std::size_t>(bytes);
     shape.early = where.may_start_early;
     recipe->launch(kernel, shape);
-    recipe->set(setting, stages);
-    return stages >= kFeeders;
   };
-  const bool up = add("up_kernel", "up stages", where.properties.num_units, up_cap(tokens),
-                      list + table_bytes(pairs));
-  const bool down = add("down_kernel", "down stages", hidden / kUnitRows, down_cap(tokens),
-                        list + kept_bytes(static_cast<int>(tokens), static_cast<int>(top_k)));
+  // One block on a multiprocessor, and no room for a second, which another one would then miss;
+  // more than kMostRing does not help. Where there are more blocks, half of it, if registers let
+  // two be resident.
+  constexpr int kMostRing = 160 << 10;
+  const auto add_ring = [&](const char* kernel, const char* setting, int blocks, int threads,
+                            int resident, int least, const auto& bytes_of) {
+    const bool one = blocks <= where.properties.num_units || resident == 1;
+    const int room = std::min(one ? most : (most + 1024) / 2 - 1024, bytes_of(0) + kMostRing);
+    int stages = most_stages(room, bytes_of);
+    if (stages < least) stages = most_stages(most, bytes_of);
+    add(kernel, blocks, threads, bytes_of(stages));
+    recipe->set(setting, stages);
+    return stages >= least;
+  };
+  const int cap = up_cap(tokens), tile_rows = tokens <= 32 ? 32 : 64;
+  const int lists = entries_bytes(routing.experts) + table_bytes(pairs);
+  const bool up = add_ring("up_kernel", "up stages", where.properties.num_units, kThreads, 1,
+                           kFeeders, [&](int stages) { return up_bytes(cap, stages) + lists; });
+  constexpr int kWaves = kQuantizeThreads / kWave;
+  if (coded) add("quantize_kernel", (rows + kWaves - 1) / kWaves, kQuantizeThreads, 0);
+  const bool down = add_ring(
+      "down_kernel", "down stages", static_cast<int>(hidden / kUnitRows), kDownThreads,
+      down_resident(coded), 1, [&](int stages) {
+        return down_shared(coded, stages, tile_rows, routing, static_cast<int>(width)).bytes;
+      });
   if (!up || !down)
     return no("a block has too little shared memory for " + std::to_string(tokens) +
               " tokens with " + std::to_string(top_k) + " experts each");
-  recipe->set("up rows", up_cap(tokens));
-  recipe->set("down rows", down_cap(tokens));
+  recipe->set("up rows", cap);
+  recipe->set("down rows", tile_rows);
   return Status::ok();
 }
 
@@ -537,15 +357,7 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   const auto setting = [&](std::size_t i) { return static_cast<int>(recipe.settings[i].value); };
   const TensorView& down = args.routed.down;
   const std::int64_t width = down.shape[2];
-  Routing routing;
-  routing.offsets = args.offsets.as<const std::int32_t>();
-  routing.token_of = args.token_of.as<const std::int32_t>();
-  routing.slot = args.slot.as<const std::int32_t>();
-  routing.weights = args.weights.as<const float>();
-  routing.tokens = static_cast<std::int32_t>(tokens);
-  routing.top_k = static_cast<std::int32_t>(top_k);
-  routing.experts = static_cast<std::int32_t>(down.shape[0]);
-  routing.has_shared = args.shared.has_value();
+  const Routing routing = routing_of(args);
 
   const bool by_row = args.x.layout == ScaleLayout::kRow;
   UpCall up;
@@ -578,12 +390,21 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   call.gate_stride = args.shared_gate.stride[0];
   call.out = args.out.addend.as<bf16>();
   call.out_stride = args.out.addend.stride[0];
+  call.width = up.width;
   call.stages = setting(1);
+  call.rows = setting(3);
 
+  const bool coded = recipe.launches.size() == 3;
   TENON_TRY(tenon::launch(stream, recipe.launches[0].shape,
                           setting(2) == 8 ? up_kernel<8> : up_kernel<64>, up));
-  return tenon::launch(stream, recipe.launches[1].shape,
-                       setting(3) == 32 ? down_kernel<32> : down_kernel<64>, call);
+  if (!coded) return tenon::launch(stream, recipe.launches[1].shape, down_kernel<false>, call);
+  TENON_ASSIGN(call.codes, ::tenon::sm90::tile_map(call.activation, args.activation.shape[0], width,
+                                                   2 * call.activation_stride, 8));
+  TENON_TRY(tenon::launch(
+      stream, recipe.launches[1].shape, quantize_kernel,
+      QuantizeCall{up.activation, up.activation_stride, routing.offsets + routing.experts, up.width,
+                   routing.has_shared ? routing.tokens : 0}));
+  return tenon::launch(stream, recipe.launches[2].shape, down_kernel<true>, call);
 }
 
 }  // namespace

@@ -7,7 +7,8 @@
 // may belong to different experts. The other operand is rows of x, at most kCap, and of a product
 // only rows of the unit's own expert are used. A stage holds kChunk blocks of k of a tile and its
 // rows of x, with their scales. Stages are filled by a wave that asks the copy engine for the
-// weight and by kFeeders waves that bring x, each a stage in turn. Sums are those of fp8_gemm:
+// weight and, in up_kernel, by kFeeders waves that bring x, each a stage in turn. Sums are those of
+// fp8_gemm:
 //   block = four products of 32 of k, a chain from zero; segment = fma(block, xs · ws, segment)
 //   ((segment 0 + segment 1) + …)
 #pragma once
@@ -146,9 +147,11 @@ struct Ring {
   }
 };
 
+// What follows takes any ring that has `stages`, `full`, `empty` and weight(stage).
+//
 // One thread. A stage is full after `feeds` arrivals besides that of the weight.
-template <int kCap>
-TENON_DEVICE void start_ring(const Ring<kCap>& ring, const Weight& weight, std::uint32_t feeds) {
+template <class AnyRing>
+TENON_DEVICE void start_ring(const AnyRing& ring, const Weight& weight, std::uint32_t feeds) {
   TENON_NO_UNROLL
   for (int stage = 0; stage < ring.stages; ++stage) {
     barrier_init(&ring.full[stage], 1 + feeds);
@@ -173,8 +176,8 @@ TENON_DEVICE void for_chunks(const Segments& cut, Step step) {
 
 // The wave that asks for the weight, for one tile: lane l for unit l, which begins at row
 // `first_row` of the expert's matrix.
-template <int kCap>
-TENON_DEVICE void bring_weight(const Ring<kCap>& ring, RingPlace& place, const Weight& weight,
+template <class AnyRing>
+TENON_DEVICE void bring_weight(const AnyRing& ring, RingPlace& place, const Weight& weight,
                                int units, int expert, int first_row) {
   const int lane = thread_id() % kWave;
   const std::uint64_t once = policy_evict_first();
@@ -199,18 +202,44 @@ TENON_DEVICE const float* weight_scale_at(const Weight& weight, int expert, int 
                                        tile * weight.routed_stride + block;
 }
 
-// The products of a tile, by the warpgroup: sums[4 j + 2 h + c] belongs to row g + 8 h of the unit
+// Operands in a ring, scales too.
+template <int kCap>
+struct RingOperands {
+  Ring<kCap> ring;
+  std::uint64_t weight, x;  // descriptors of the first stage's
+  int warp;
+
+  TENON_HD int weight_at(int stage, int u) const {
+    return stage * (Ring<kCap>::kStageBytes / 16) + u * 64;
+  }
+  TENON_HD int x_at(int stage, int u, int) const {
+    return stage * (Ring<kCap>::kStageBytes / 16) + u * kCap * 8;
+  }
+  TENON_HD float2 weight_scales(int stage, int u, int) const {
+    return *reinterpret_cast<const float2*>(ring.weight_scales(stage) + (u * kUnits + warp) * 2);
+  }
+  TENON_HD float2 x_scales(int stage, int u, int, int row) const {
+    return *reinterpret_cast<const float2*>(ring.x_scales(stage, u) + row);
+  }
+};
+template <int kCap>
+TENON_DEVICE RingOperands<kCap> operands_of(const Ring<kCap>& ring) {
+  // The warp's index as a value that all of it has, in a uniform register: see sm90/wgmma.cuh.
+  return {ring, tile_descriptor<kChunk * 1024>(ring.tiles),
+          tile_descriptor(ring.tiles + kTileBytes), shuffle_from(thread_id() / kWave, 0)};
+}
+
+// The products of a tile, by a warpgroup: sums[4 j + 2 h + c] belongs to row g + 8 h of the unit
 // of this warp and row 8 j + 2 p + c of x, for lane 4 g + p.
+// of: a ring, where in it operands lie, in units of 16 bytes behind its descriptors of values that
+// the whole warp has, and scales: of the unit's first and second eight rows, of two rows of x.
+// Block `block` of k is number u of its stage.
 // kShows: threads that do not say so themselves have brought x.
-template <int kN, bool kShows, int kCap>
-TENON_DEVICE void multiply(const Ring<kCap>& ring, RingPlace& place, const Segments& cut,
+template <int kN, bool kShows, class Operands>
+TENON_DEVICE void multiply(const Operands& of, RingPlace& place, const Segments& cut,
                            float (&sums)[kN / 2]) {
   constexpr int kNow = kN <= 32 ? kChunk : 1;  // blocks of k at once
-  // A value that the whole warp has, in a uniform register: see sm90/wgmma.cuh.
-  const int warp = shuffle_from(thread_id() / kWave, 0);
   const int lane = thread_id() % kWave;
-  const std::uint64_t weight = tile_descriptor<kChunk * 1024>(ring.tiles);
-  const std::uint64_t x = tile_descriptor(ring.tiles + kTileBytes);
   float whole[kN / 2] = {}, products[kNow][kN / 2] = {};
   TENON_NO_UNROLL
   for (int segment = 0; segment < cut.count; ++segment) {
@@ -219,9 +248,9 @@ TENON_DEVICE void multiply(const Ring<kCap>& ring, RingPlace& place, const Segme
     for (int e = 0; e < kN / 2; ++e) sums[e] = 0.0f;
     TENON_NO_UNROLL
     for (int block = cut.begin(segment) / kProductBlock; block < end; block += kChunk) {
-      barrier_wait(&ring.full[place.stage], place.parity);
+      const int stage = place.stage;
+      barrier_wait(&of.ring.full[stage], place.parity);
       if constexpr (kShows) show_to_tensor_cores();
-      const int stage = place.stage * (Ring<kCap>::kStageBytes / 16);
       TENON_UNROLL
       for (int first = 0; first < kChunk; first += kNow) {
         // All blocks of the stage, for products must not stand under a condition. What comes of one
@@ -229,11 +258,12 @@ TENON_DEVICE void multiply(const Ring<kCap>& ring, RingPlace& place, const Segme
         wgmma_begin();
         TENON_UNROLL
         for (int u = 0; u < kNow; ++u) {
-          const int at = stage + (first + u) * 64, x_at = stage + (first + u) * kCap * 8;
+          const int at = of.weight_at(stage, first + u);
+          const int x_at = of.x_at(stage, first + u, block + first + u);
           TENON_UNROLL
           for (int k = 0; k < 4; ++k)
-            add_product<kN>(products[u], descriptor_at(weight, at + 2 * k),
-                            descriptor_at(x, x_at + 2 * k), k > 0);
+            add_product<kN>(products[u], descriptor_at(of.weight, at + 2 * k),
+                            descriptor_at(of.x, x_at + 2 * k), k > 0);
         }
         wgmma_commit();
         wgmma_wait_all();
@@ -242,12 +272,11 @@ TENON_DEVICE void multiply(const Ring<kCap>& ring, RingPlace& place, const Segme
         TENON_UNROLL
         for (int u = 0; u < kNow; ++u) {
           if (block + first + u >= end) continue;
-          const float2 of_weight = *reinterpret_cast<const float2*>(
-              ring.weight_scales(place.stage) + ((first + u) * kUnits + warp) * 2);
-          const float* x_scales = ring.x_scales(place.stage, first + u) + 2 * (lane % 4);
+          const float2 of_weight = of.weight_scales(stage, first + u, block + first + u);
           TENON_UNROLL
           for (int j = 0; j < kN / 8; ++j) {
-            const float2 of_x = *reinterpret_cast<const float2*>(x_scales + 8 * j);
+            const float2 of_x =
+                of.x_scales(stage, first + u, block + first + u, 8 * j + 2 * (lane % 4));
             float* const to = sums + 4 * j;
             const float* const from = products[u] + 4 * j;
             to[0] = fma_f(from[0], of_x.x * of_weight.x, to[0]);
@@ -258,8 +287,8 @@ TENON_DEVICE void multiply(const Ring<kCap>& ring, RingPlace& place, const Segme
         }
       }
       sync_wave();
-      if (lane == 0) barrier_arrive(&ring.empty[place.stage]);
-      place.next(ring.stages);
+      if (lane == 0) barrier_arrive(&of.ring.empty[stage]);
+      place.next(of.ring.stages);
     }
     TENON_UNROLL
     for (int e = 0; e < kN / 2; ++e) whole[e] = segment == 0 ? sums[e] : whole[e] + sums[e];
