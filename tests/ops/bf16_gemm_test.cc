@@ -284,13 +284,13 @@ TEST(Bf16Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
   });
 }
 
-// From 1024 rows on tiles of 128 of them, and from 2048 on in pairs.
+// From 4096 rows on, tiles of 128 of them in pairs of blocks.
 TEST(Bf16Gemm, OnDevicesManyRowsHaveTheBitsOfFew) {
   if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
-  const Shape shapes[] = {{.tokens = 2300, .n = 256, .k = 2048, .out = DType::kF32},
-                          {.tokens = 1030, .n = 1, .k = 1288, .out = DType::kF32},
-                          {.tokens = 2049, .n = 70, .k = 392, .x_padding = 8},
-                          {.tokens = 1100, .n = 4101, .k = 136}};
+  const Shape shapes[] = {{.tokens = 4200, .n = 256, .k = 2048, .out = DType::kF32},
+                          {.tokens = 4096, .n = 1, .k = 1288, .out = DType::kF32},
+                          {.tokens = 4303, .n = 70, .k = 392, .x_padding = 8},
+                          {.tokens = 4100, .n = 4101, .k = 136}};
   for_each_variant([&](Target target, const std::string& variant) {
     if (is_host(target)) return;
     for (const Shape& shape : shapes) {

@@ -1,9 +1,11 @@
-// The rope kernel: one block per (token, head), for q heads and then kv heads.
+// Variant head: one block per (token, head), for q heads and then kv heads. Variant wave, where a
+// wave has 32 lanes: a wave instead, with the elements of the head in registers.
 #include "tenon/ops/rope/rope.h"
 
 #include "tenon/core/fp8.h"
 #include "tenon/device/device.cuh"
 #include "tenon/device/math.cuh"
+#include "tenon/device/reduce.cuh"
 #include "tenon/device/variant.h"
 #include "tenon/ops/common/rotary.cuh"
 #include "tenon/ops/common/simd.cuh"
@@ -91,15 +93,94 @@ TENON_KERNEL_MAX(64) head_kernel(KernelArgs args) {
   for (int i = thread_id(); i < args.head_dim; i += block_threads()) args.v_cache[at + i] = v[i];
 }
 
+// --- a wave for each head ---------------------------------------------------------------------
+
+inline constexpr int kHeadWaves = 4;       // of a block
+inline constexpr int kWaveRotaryDim = 64;  // two elements of each lane, which are a pair
+inline constexpr int kLaneElements = kMaxHeadDim / 32;
+
+// Element lane + 32 · i is a lane's: as in dot(), whose order of sums this is.
+TENON_DEVICE void norm_and_rotate_by_wave(const KernelArgs& args, const bf16* row,
+                                          const void* weight, std::int32_t position, bf16* out) {
+  const int n = args.head_dim / 32;
+  float x[kLaneElements], squares = 0.0f;
+  TENON_UNROLL
+  for (int i = 0; i < kLaneElements; ++i) x[i] = i < n ? to_float(row[lane_id() + 32 * i]) : 0.0f;
+  TENON_UNROLL
+  for (int i = 0; i < kLaneElements; ++i)
+    if (i < n) squares = squares + x[i] * x[i];
+  TENON_UNROLL
+  for (int half = 16; half > 0; half /= 2) squares = squares + shuffle_xor(squares, half);
+  const float rstd = head_rstd(squares, args.head_dim, args.eps);
+  TENON_UNROLL
+  for (int i = 0; i < kLaneElements; ++i) {
+    if (i >= n) break;
+    const int at = lane_id() + 32 * i;
+    const float stored = args.wide_norms ? static_cast<const float*>(weight)[at]
+                                         : to_float(static_cast<const bf16*>(weight)[at]);
+    x[i] = normed_component(x[i], rstd, args.norm_offset, stored);
+  }
+  const bool known = position >= 0 && position < args.max_positions;
+  const float* table = args.cos_sin + std::int64_t{known ? position : 0} * kWaveRotaryDim;
+  const RotatedPair pair = rotate_pair(x[0], x[1], table[lane_id()], table[lane_id() + 32]);
+  out[lane_id()] = pair.first;
+  out[lane_id() + 32] = pair.second;
+  TENON_UNROLL
+  for (int i = 2; i < kLaneElements; ++i)
+    if (i < n) out[lane_id() + 32 * i] = to_bf16(x[i]);
+}
+
+TENON_KERNEL_MAX(kHeadWaves * 32) wave_kernel(KernelArgs args) {
+  wait_for_previous();
+  let_next_start();
+  const int heads = args.q_heads + args.kv_heads;
+  const int task = block_id() * kHeadWaves + wave_id();
+  const int token = task / heads, head = task % heads;
+  if (token >= args.tokens) return;
+  const std::int32_t position = args.positions[token];
+  if (head < args.q_heads) {
+    bf16* out = args.q_out + (std::int64_t{token} * args.q_heads + head) * args.head_dim;
+    norm_and_rotate_by_wave(args, head_at(args.q, token, head), args.q_norm, position, out);
+    return;
+  }
+  const int kv_head = head - args.q_heads;
+  const std::int32_t slot = args.slots[token];
+  if (slot < 0 || slot >= args.num_slots) return;
+  const std::int64_t at = (std::int64_t{slot} * args.kv_heads + kv_head) * args.head_dim;
+  norm_and_rotate_by_wave(args, head_at(args.k, token, kv_head), args.k_norm, position,
+                          args.k_cache + at);
+  const bf16* v = head_at(args.v, token, kv_head);
+  for (int i = lane_id(); i < args.head_dim; i += 32) args.v_cache[at + i] = v[i];
+}
+
+// --- plans ------------------------------------------------------------------------------------
+
 Heads heads_of(const TensorView& view) {
   return {view.as<const bf16>(), view.stride[0], view.stride[1]};
 }
 
-Status supports(const Args& args, const PlanContext&, Recipe* recipe) {
+Status supports_head(const Args& args, const PlanContext&, Recipe* recipe) {
   LaunchShape shape;
   shape.blocks = static_cast<int>(args.q.shape[0] * (args.q.shape[1] + args.k.shape[1]));
   shape.threads = kWave == 1 ? 1 : 64;
   recipe->launch("head_kernel", shape);
+  return Status::ok();
+}
+
+Status supports_wave(const Args& args, const PlanContext& where, Recipe* recipe) {
+  const auto no = [](std::string why) { return Status::error(Code::kUnsupported, std::move(why)); };
+  if constexpr (kWave != 32)
+    return no("a wave has " + std::to_string(kWave) + " lanes; it is for 32");
+  const std::int64_t dim = args.q.shape[2], rotary = args.cos_sin.shape[1];
+  if (dim % 32 != 0) return no("head_dim is " + std::to_string(dim) + ", no multiple of 32");
+  if (rotary != kWaveRotaryDim)
+    return no("rotary_dim is " + std::to_string(rotary) + "; a lane has a pair of 64");
+  const std::int64_t tasks = args.q.shape[0] * (args.q.shape[1] + args.k.shape[1]);
+  LaunchShape shape;
+  shape.blocks = static_cast<int>((tasks + kHeadWaves - 1) / kHeadWaves);
+  shape.threads = kHeadWaves * 32;
+  shape.early = where.may_start_early;
+  recipe->launch("wave_kernel", shape);
   return Status::ok();
 }
 
@@ -126,11 +207,14 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   to.head_dim = static_cast<int>(args.q.shape[2]);
   to.rotary_dim = static_cast<int>(args.cos_sin.shape[1]);
   to.max_positions = static_cast<int>(args.cos_sin.shape[0]);
-  return tenon::launch(stream, recipe.launches.front().shape, head_kernel, to);
+  const KernelLaunch& first = recipe.launches.front();
+  return tenon::launch(stream, first.shape,
+                       first.kernel == "wave_kernel" ? wave_kernel : head_kernel, to);
 }
 
 }  // namespace
 
-TENON_DEFINE_VARIANT(head, Args, supports, launch);
+TENON_DEFINE_VARIANT(wave, Args, supports_wave, launch);
+TENON_DEFINE_VARIANT(head, Args, supports_head, launch);
 
 }  // namespace tenon::TENON_TARGET::rope
