@@ -282,6 +282,175 @@ TEST(Collectives, AllGatherCarriesAnyBytes) {
       });
 }
 
+// Rows of bytes: what rank `rank` brings to a call.
+struct Rows {
+  std::int64_t rows, bytes;
+  std::vector<std::uint8_t> of(int rank, std::uint64_t seed) const {
+    return blob(static_cast<std::size_t>(rows * bytes), rank, seed);
+  }
+  // Those rows of `all` that are dealt to `rank`.
+  std::vector<std::uint8_t> dealt(const std::vector<std::uint8_t>& all, int size, int rank) const {
+    const RowRange own = dealt_rows(rows, size, rank);
+    const auto begin = all.begin() + own.first * bytes;
+    return {begin, begin + own.count * bytes};
+  }
+  TensorView view_of(std::vector<std::uint8_t>& values, Device device) const {
+    return view(values.data(), DType::kU8, device, {rows, bytes});
+  }
+};
+
+// One step and many, fewer rows than ranks, rows at any byte, steps in which some rank gets nothing.
+const Rows kDeals[] = {{1, 1}, {2, 16}, {7, 48}, {8, 5}, {13, 112}, {0, 9}, {3, 1000}, {64, 16}};
+
+void expect_deals(int rank, Communicator& comm, const Channel& channel, Stream& stream) {
+  const int size = comm.size();
+  std::uint64_t seed = 40;
+  for (const Rows& rows : kDeals) {
+    SCOPED_TRACE(std::to_string(rows.rows) + " rows of " + std::to_string(rows.bytes));
+    auto mine = rows.of(rank, ++seed);
+    std::vector<std::uint8_t> want;
+    for (int peer = 0; peer < size; ++peer)
+      for (const std::uint8_t each : rows.dealt(rows.of(peer, seed), size, rank))
+        want.push_back(each);
+    std::vector<std::uint8_t> got(want.size(), 0xaa);
+    const TensorView in = rows.view_of(mine, comm.device());
+    const TensorView out = view(got.data(), DType::kU8, comm.device(),
+                                {size, dealt_rows(rows.rows, size, rank).count, rows.bytes});
+    ASSERT_TRUE(collectives::deal_rows(channel, in, out, stream));
+    ASSERT_TRUE(stream.synchronize());
+    ASSERT_EQ(got, want);
+
+    // Everybody's own rows of what rank 0 would bring, and noise in place of the others'.
+    const auto all = rows.of(0, ++seed);
+    auto collected = rows.of(rank, ++seed);
+    const RowRange own = dealt_rows(rows.rows, size, rank);
+    for (std::int64_t i = own.first * rows.bytes; i < (own.first + own.count) * rows.bytes; ++i)
+      collected[static_cast<std::size_t>(i)] = all[static_cast<std::size_t>(i)];
+    ASSERT_TRUE(
+        collectives::collect_rows(channel, rows.view_of(collected, comm.device()), stream));
+    ASSERT_TRUE(stream.synchronize());
+    ASSERT_EQ(collected, all);
+  }
+}
+
+TEST(Collectives, RowsAreDealtAndCollected) {
+  for (const Target target : test::host_targets())
+    for (int size = 1; size <= kMaxRanks; ++size)
+      run_ranks(size, {.target = target}, [&](int rank, Communicator& comm) {
+        auto channel =
+            comm.make_channel(collectives::all_gather_mailbox_bytes(size, 100), "test deal");
+        auto stream = Stream::create(comm.device());
+        ASSERT_TRUE(channel && stream);
+        expect_deals(rank, comm, *channel, *stream);
+        std::int64_t rows = 0;  // over the communicator's own channel
+        for (std::vector<std::uint8_t> one(static_cast<std::size_t>(size)); rows < 2; ++rows) {
+          for (int peer = 0; peer < size; ++peer)
+            one[static_cast<std::size_t>(peer)] =
+                static_cast<std::uint8_t>(peer == rank ? 7 + peer : 0);
+          ASSERT_TRUE(comm.collect_rows(view(one.data(), DType::kU8, comm.device(), {size, 1}),
+                                        *stream));
+          for (int peer = 0; peer < size; ++peer)
+            ASSERT_EQ(one[static_cast<std::size_t>(peer)], 7 + peer);
+        }
+      });
+}
+
+TEST(Collectives, EveryRowIsDealtOnce) {
+  for (int size = 1; size <= kMaxRanks; ++size)
+    for (std::int64_t rows = 0; rows < 70; ++rows) {
+      std::int64_t next = 0;
+      for (int rank = 0; rank < size; ++rank) {
+        const RowRange own = dealt_rows(rows, size, rank);
+        EXPECT_EQ(own.first, next);
+        EXPECT_GE(own.count, rows / size);
+        EXPECT_LE(own.count, most_dealt_rows(rows, size));
+        next += own.count;
+      }
+      EXPECT_EQ(next, rows);
+    }
+}
+
+TEST(Collectives, RowsThatDoNotFitAreNotDealt) {
+  run_ranks(2, [](int rank, Communicator& comm) {
+    auto channel = comm.make_channel(collectives::all_gather_mailbox_bytes(2, 64), "deal");
+    auto stream = Stream::create(comm.device());
+    ASSERT_TRUE(channel && stream);
+    std::vector<std::uint8_t> three(12), out(16);
+    const TensorView in = view(three.data(), DType::kU8, comm.device(), {3, 4});
+    const std::int64_t own = 2 - rank;
+    const TensorView wrong = view(out.data(), DType::kU8, comm.device(), {2, 3 - own, 4});
+    const Status refused = collectives::deal_rows(*channel, in, wrong, *stream);
+    EXPECT_EQ(refused.code(), Code::kInvalidArgument);
+    EXPECT_NE(refused.message().find("gets " + std::to_string(own) + " rows of u8 [3, 4]"),
+              std::string_view::npos)
+        << refused.to_string();
+    TensorView across = in;
+    across.shape[0] = 2;
+    const TensorView there = view(three.data() + 4, DType::kU8, comm.device(), {2, 1, 4});
+    EXPECT_EQ(collectives::deal_rows(*channel, across, there, *stream).code(),
+              Code::kInvalidArgument);
+    const TensorView scalar = view(three.data(), DType::kU8, comm.device(), {});
+    EXPECT_EQ(collectives::collect_rows(*channel, scalar, *stream).code(), Code::kInvalidArgument);
+  });
+}
+
+// Where ranks have GPUs, or one of them together: more than the mailbox holds, so that slots are
+// used again, and calls of other sizes in between.
+TEST(Collectives, OnDevicesBytesOfAnySizeArrive) {
+  const std::vector<Target> targets = test::device_targets();
+  if (targets.empty()) GTEST_SKIP() << test::kNoDevice;
+  for (const Target target : targets)
+    for (const int size : {2, 3, 8})
+      run_ranks(size, {.target = target}, [&](int rank, Communicator& comm) {
+        auto stream = Stream::create(comm.device());
+        ASSERT_TRUE(stream);
+        for (const Rows& rows : {Rows{64, 124'160}, Rows{1, 16}, Rows{13, 1'000'003}, Rows{5, 4},
+                                 Rows{16, 3'000'000}}) {
+          SCOPED_TRACE(std::to_string(rows.rows) + " rows of " + std::to_string(rows.bytes));
+          const auto mine = rows.of(rank, 9);
+          const RowRange own = dealt_rows(rows.rows, size, rank);
+          const auto all_bytes = mine.size() * static_cast<std::size_t>(size);
+          auto in = Buffer::allocate(comm.device(), mine.size());
+          auto out = Buffer::allocate(comm.device(), all_bytes);
+          ASSERT_TRUE(in && out);
+          ASSERT_TRUE(stream->copy(in->data(), mine.data(), mine.size()));
+          const TensorView from =
+              view(in->data(), DType::kU8, comm.device(), {rows.rows, rows.bytes});
+          std::vector<std::uint8_t> gathered(all_bytes), want, dealt;
+          ASSERT_TRUE(comm.all_gather(
+              from, view(out->data(), DType::kU8, comm.device(), {size, rows.rows, rows.bytes}),
+              *stream));
+          ASSERT_TRUE(stream->copy(gathered.data(), out->data(), all_bytes));
+          ASSERT_TRUE(stream->synchronize());
+          std::vector<std::uint8_t> own_rows;
+          for (int peer = 0; peer < size; ++peer) {
+            const auto theirs = rows.of(peer, 9);
+            want.insert(want.end(), theirs.begin(), theirs.end());
+            const auto part = rows.dealt(theirs, size, rank);
+            own_rows.insert(own_rows.end(), part.begin(), part.end());
+          }
+          ASSERT_TRUE(gathered == want);
+          ASSERT_TRUE(comm.deal_rows(
+              from, view(out->data(), DType::kU8, comm.device(), {size, own.count, rows.bytes}),
+              *stream));
+          dealt.resize(own_rows.size());
+          ASSERT_TRUE(stream->copy(dealt.data(), out->data(), dealt.size()));
+          ASSERT_TRUE(stream->synchronize());
+          ASSERT_TRUE(dealt == own_rows);
+          ASSERT_TRUE(comm.collect_rows(from, *stream));
+          std::vector<std::uint8_t> collected(mine.size());
+          ASSERT_TRUE(stream->copy(collected.data(), in->data(), collected.size()));
+          ASSERT_TRUE(stream->synchronize());
+          want.clear();
+          for (int peer = 0; peer < size; ++peer) {
+            const auto part = rows.dealt(rows.of(peer, 9), size, peer);
+            want.insert(want.end(), part.begin(), part.end());
+          }
+          ASSERT_TRUE(collected == want);
+        }
+      });
+}
+
 TEST(Collectives, WrongShapesAndTypesAreRefusedWithASentence) {
   auto comm = Communicator::create({}, Device{});
   ASSERT_TRUE(comm);
