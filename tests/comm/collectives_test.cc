@@ -394,60 +394,62 @@ TEST(Collectives, RowsThatDoNotFitAreNotDealt) {
   });
 }
 
-// Where ranks have GPUs, or one of them together: more than the mailbox holds, so that slots are
-// used again, and calls of other sizes in between.
+// On GPUs, which ranks may share: many steps, in which slots are used again, and calls of other
+// sizes in between; the last rows go through the communicator's own channel.
 TEST(Collectives, OnDevicesBytesOfAnySizeArrive) {
   const std::vector<Target> targets = test::device_targets();
   if (targets.empty()) GTEST_SKIP() << test::kNoDevice;
+  const Rows calls[] = {{64, 12'416}, {1, 16}, {13, 50'003}, {5, 4}, {64, 12'416}};
   for (const Target target : targets)
     for (const int size : {2, 3, 8})
       run_ranks(size, {.target = target}, [&](int rank, Communicator& comm) {
-        auto stream = Stream::create(comm.device());
-        ASSERT_TRUE(stream);
-        for (const Rows& rows : {Rows{64, 124'160}, Rows{1, 16}, Rows{13, 1'000'003}, Rows{5, 4},
-                                 Rows{16, 3'000'000}}) {
+        const Device device = comm.device();
+        auto small =
+            comm.make_channel(collectives::all_gather_mailbox_bytes(size, 100'000), "small");
+        auto stream = Stream::create(device);
+        const std::size_t most = calls[0].of(0, 0).size();
+        auto in = Buffer::allocate(device, most);
+        auto out = Buffer::allocate(device, most * static_cast<std::size_t>(size));
+        ASSERT_TRUE(small && stream && in && out);
+        test::meet(comm);
+        const auto get = [&](const Buffer& from, std::size_t bytes) {
+          std::vector<std::uint8_t> values(bytes);
+          EXPECT_TRUE(stream->copy(values.data(), from.data(), bytes));
+          EXPECT_TRUE(stream->synchronize());
+          return values;
+        };
+        for (const Rows& rows : calls) {
           SCOPED_TRACE(std::to_string(rows.rows) + " rows of " + std::to_string(rows.bytes));
-          const auto mine = rows.of(rank, 9);
-          const RowRange own = dealt_rows(rows.rows, size, rank);
-          const auto all_bytes = mine.size() * static_cast<std::size_t>(size);
-          auto in = Buffer::allocate(comm.device(), mine.size());
-          auto out = Buffer::allocate(comm.device(), all_bytes);
-          ASSERT_TRUE(in && out);
+          const bool last = &rows == std::end(calls) - 1;
+          std::vector<std::vector<std::uint8_t>> of_ranks;
+          for (int peer = 0; peer < size; ++peer) of_ranks.push_back(rows.of(peer, 9));
+          std::vector<std::uint8_t> gathered, dealt, collected;
+          for (int peer = 0; peer < size; ++peer) {
+            const auto& theirs = of_ranks[static_cast<std::size_t>(peer)];
+            const auto for_me = rows.dealt(theirs, size, rank);
+            const auto for_them = rows.dealt(theirs, size, peer);
+            gathered.insert(gathered.end(), theirs.begin(), theirs.end());
+            dealt.insert(dealt.end(), for_me.begin(), for_me.end());
+            collected.insert(collected.end(), for_them.begin(), for_them.end());
+          }
+          const auto& mine = of_ranks[static_cast<std::size_t>(rank)];
           ASSERT_TRUE(stream->copy(in->data(), mine.data(), mine.size()));
-          const TensorView from =
-              view(in->data(), DType::kU8, comm.device(), {rows.rows, rows.bytes});
-          std::vector<std::uint8_t> gathered(all_bytes), want, dealt;
-          ASSERT_TRUE(comm.all_gather(
-              from, view(out->data(), DType::kU8, comm.device(), {size, rows.rows, rows.bytes}),
-              *stream));
-          ASSERT_TRUE(stream->copy(gathered.data(), out->data(), all_bytes));
-          ASSERT_TRUE(stream->synchronize());
-          std::vector<std::uint8_t> own_rows;
-          for (int peer = 0; peer < size; ++peer) {
-            const auto theirs = rows.of(peer, 9);
-            want.insert(want.end(), theirs.begin(), theirs.end());
-            const auto part = rows.dealt(theirs, size, rank);
-            own_rows.insert(own_rows.end(), part.begin(), part.end());
-          }
-          ASSERT_TRUE(gathered == want);
-          ASSERT_TRUE(comm.deal_rows(
-              from, view(out->data(), DType::kU8, comm.device(), {size, own.count, rows.bytes}),
-              *stream));
-          dealt.resize(own_rows.size());
-          ASSERT_TRUE(stream->copy(dealt.data(), out->data(), dealt.size()));
-          ASSERT_TRUE(stream->synchronize());
-          ASSERT_TRUE(dealt == own_rows);
-          ASSERT_TRUE(comm.collect_rows(from, *stream));
-          std::vector<std::uint8_t> collected(mine.size());
-          ASSERT_TRUE(stream->copy(collected.data(), in->data(), collected.size()));
-          ASSERT_TRUE(stream->synchronize());
-          want.clear();
-          for (int peer = 0; peer < size; ++peer) {
-            const auto part = rows.dealt(rows.of(peer, 9), size, peer);
-            want.insert(want.end(), part.begin(), part.end());
-          }
-          ASSERT_TRUE(collected == want);
+          const TensorView from = view(in->data(), DType::kU8, device, {rows.rows, rows.bytes});
+          const TensorView all =
+              view(out->data(), DType::kU8, device, {size, rows.rows, rows.bytes});
+          const std::int64_t own = dealt_rows(rows.rows, size, rank).count;
+          const TensorView part = view(out->data(), DType::kU8, device, {size, own, rows.bytes});
+          ASSERT_TRUE(last ? comm.all_gather(from, all, *stream)
+                           : collectives::all_gather(*small, from, all, *stream));
+          ASSERT_TRUE(get(*out, gathered.size()) == gathered);
+          ASSERT_TRUE(last ? comm.deal_rows(from, part, *stream)
+                           : collectives::deal_rows(*small, from, part, *stream));
+          ASSERT_TRUE(get(*out, dealt.size()) == dealt);
+          ASSERT_TRUE(last ? comm.collect_rows(from, *stream)
+                           : collectives::collect_rows(*small, from, *stream));
+          ASSERT_TRUE(get(*in, collected.size()) == collected);
         }
+        test::meet(comm);
       });
 }
 
