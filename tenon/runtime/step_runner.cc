@@ -24,7 +24,7 @@ std::size_t report_bytes(std::size_t rows) {
 // Rows of logits that a step has, up to which every rank gets all of them and draws all: the draw of
 // so few takes no longer than that of one, and what it would save on links is less than it takes to
 // tell each other the tokens. With more, rows are dealt to the ranks.
-constexpr std::int64_t kMostGatheredRows = 8;
+constexpr std::int64_t kMostGatheredRows = 4;
 
 bool deals(const Communicator& comm, std::int64_t rows) {
   return rows > kMostGatheredRows && comm.size() > 1 && comm.can().peer_pointers;

@@ -414,6 +414,9 @@ TEST(Collectives, OnDevicesBytesOfAnySizeArrive) {
         test::meet(comm);
         const auto get = [&](const Buffer& from, std::size_t bytes) {
           std::vector<std::uint8_t> values(bytes);
+          // Before the copy: one to pageable memory may hold up launches of other ranks' threads
+          // while it waits for a kernel that waits for theirs.
+          EXPECT_TRUE(stream->synchronize());
           EXPECT_TRUE(stream->copy(values.data(), from.data(), bytes));
           EXPECT_TRUE(stream->synchronize());
           return values;
