@@ -1,5 +1,5 @@
-// tenon profile: where the time of one decode step goes, by part of the pass and by kernel, for
-// each stage policy. docs/measure.md says what is timed and how.
+// tenon profile: where the time goes of a decode step, or of prompts until their first tokens: by
+// part of the pass and by kernel, for each stage policy. docs/measure.md says how.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
@@ -17,7 +17,8 @@ namespace {
 constexpr int kWarmUp = 4, kSteps = 16;  // in front of the one that is timed launch by launch
 
 struct Options : EngineBench {
-  int sequences = 1, context = 0;
+  int sequences = 1, context = 0;  // of a decode step
+  int prompts = 0, tokens = 0;     // instead of it: so many prompts of so many tokens each
 };
 
 // What some launches took together.
@@ -28,7 +29,8 @@ struct Sum {
 using Key = std::pair<std::string, std::string>;  // section, kernel
 
 struct Profile {
-  double step_us = 0;                        // of a step without timers, on the device
+  int steps = 0;                             // that were timed
+  double step_us = 0;                        // of as many steps without timers, on the device
   std::vector<std::pair<Key, Sum>> kernels;  // in the order of the pass
   double launches_us() const {
     double sum = 0;
@@ -37,23 +39,31 @@ struct Profile {
   }
 };
 
-Profile profile_of(const std::vector<LaunchTimer::Entry>& entries) {
-  Profile found;
+void add(const std::vector<LaunchTimer::Entry>& entries, Profile& profile) {
   std::map<Key, std::size_t> places;
+  for (const auto& [key, sum] : profile.kernels) places.emplace(key, places.size());
   for (const LaunchTimer::Entry& each : entries) {
     const Key key{each.section.empty() ? "input" : each.section, short_kernel_name(each.what)};
-    const auto [place, fresh] = places.try_emplace(key, found.kernels.size());
-    if (fresh) found.kernels.push_back({key, {}});
-    Sum& sum = found.kernels[place->second].second;
+    const auto [place, fresh] = places.try_emplace(key, profile.kernels.size());
+    if (fresh) profile.kernels.push_back({key, {}});
+    Sum& sum = profile.kernels[place->second].second;
     ++sum.launches;
     sum.us += each.us;
   }
-  return found;
+  ++profile.steps;
 }
 
-Result<Profile> measure_arm(const BenchedEngine& bench, const Options& options, int arm) {
+Status time_step(const BenchedEngine& bench, Profile& profile) {
+  std::uint64_t tokens = 0;
+  bench.engine().time_next_step();
+  TENON_TRY(bench.step(&tokens));
+  TENON_ASSIGN(const auto entries, bench.engine().launch_times());
+  add(entries, profile);
+  return Status::ok();
+}
+
+Result<Profile> measure_decode(const BenchedEngine& bench, const Options& options) {
   Engine& engine = bench.engine();
-  TENON_TRY(engine.use_arm(arm));
   TENON_TRY(engine.make_caches());
   for (int i = 0; i < options.sequences; ++i)
     TENON_TRY(engine.submit_computed(bench.prompt(i, options.context),
@@ -62,17 +72,36 @@ Result<Profile> measure_arm(const BenchedEngine& bench, const Options& options, 
   for (int step = 0; step < kWarmUp; ++step) TENON_TRY(bench.step(&tokens));
   const double before = engine.stats().device_seconds;
   for (int step = 0; step < kSteps; ++step) TENON_TRY(bench.step(&tokens));
-  const double step_us = 1e6 * (engine.stats().device_seconds - before) / kSteps;
-  engine.time_next_step();
-  TENON_TRY(bench.step(&tokens));
-  TENON_ASSIGN(const auto entries, engine.launch_times());
-  Profile found = profile_of(entries);
-  found.step_us = step_us;
+  Profile found;
+  found.step_us = 1e6 * (engine.stats().device_seconds - before) / kSteps;
+  TENON_TRY(time_step(bench, found));
   return found;
 }
 
-// Parts of the pass down, stage policies across.
-std::string sections_text(const std::vector<Profile>& profiles, const Options& options) {
+// The same prompts three times: to warm up, without timers, and step by step with them.
+Result<Profile> measure_prompts(const BenchedEngine& bench, const Options& options) {
+  Engine& engine = bench.engine();
+  const auto submit = [&] {
+    for (int i = 0; i < options.prompts; ++i)
+      TENON_TRY(engine.submit(bench.prompt(i, options.tokens), bench.sampling(i, 1)));
+    return Status::ok();
+  };
+  Profile found;
+  std::uint64_t tokens = 0;
+  for (int turn = 0; turn < 2; ++turn) {
+    TENON_TRY(submit());
+    const double before = engine.stats().device_seconds;
+    while (!engine.idle()) TENON_TRY(bench.step(&tokens));
+    found.step_us = 1e6 * (engine.stats().device_seconds - before);
+  }
+  TENON_TRY(submit());
+  while (!engine.idle()) TENON_TRY(time_step(bench, found));
+  return found;
+}
+
+// Parts of the pass down, stage policies across. `flops`: of all steps; 0: no row tells of them.
+std::string sections_text(const std::vector<Profile>& profiles, const Options& options,
+                          double flops) {
   std::vector<std::string> header{"part of the step"}, names;
   for (const std::string& stages : options.stages) {
     header.push_back("launches, " + stages);
@@ -97,13 +126,17 @@ std::string sections_text(const std::vector<Profile>& profiles, const Options& o
     }
     table.add(std::move(cells));
   }
-  std::vector<std::string> between{"between launches"}, whole{"the step"};
+  const int steps = profiles.front().steps;
+  std::vector<std::string> between{"between launches"}, rate{"TFLOP/s a rank"};
+  std::vector<std::string> whole{steps == 1 ? "the step" : std::to_string(steps) + " steps"};
   for (const Profile& profile : profiles) {
     between.insert(between.end(), {"", fixed(profile.step_us - profile.launches_us(), 1)});
     whole.insert(whole.end(), {"", fixed(profile.step_us, 1)});
+    rate.insert(rate.end(), {"", fixed(flops / profile.step_us * 1e-6, 1)});
   }
   table.add(std::move(between));
   table.add(std::move(whole));
+  if (flops > 0) table.add(std::move(rate));
   return table.text();
 }
 
@@ -123,11 +156,14 @@ void add_rows(Report& report, const Profile& profile, const std::string& stages)
 }
 
 Status run(Options options) {
+  const bool decodes = options.prompts == 0;
   if (options.context == 0) options.context = options.on_host() ? 512 : 2048;
+  if (options.tokens == 0) options.tokens = options.on_host() ? 256 : 2048;
   TENON_ASSIGN(ResultFiles files, ResultFiles::open(options.files()));
+  const int longest = decodes ? options.context + kWarmUp + kSteps : options.tokens;
   TENON_ASSIGN(
       const BenchedEngine bench,
-      BenchedEngine::open(options, options.context + kWarmUp + kSteps + 1, options.sequences));
+      BenchedEngine::open(options, longest + 1, decodes ? options.sequences : options.prompts));
   Report report;
   report.columns = {{"stages", "stages"},
                     {"section", "part of the step"},
@@ -138,15 +174,32 @@ Status run(Options options) {
                     {"percent", "% of launches", 1}};
   std::vector<Profile> profiles;
   for (int arm = 0; arm < bench.num_arms(); ++arm) {
-    TENON_ASSIGN(Profile found, measure_arm(bench, options, arm));
+    TENON_TRY(bench.engine().use_arm(arm));
+    TENON_ASSIGN(Profile found,
+                 decodes ? measure_decode(bench, options) : measure_prompts(bench, options));
     add_rows(report, found, options.stages[static_cast<std::size_t>(arm)]);
     profiles.push_back(std::move(found));
   }
   report.about = bench.about();
-  report.about["sequences"] = options.sequences;
-  report.about["context"] = options.context;
-  report.heading = bench.heading() + "; " + std::to_string(options.sequences) + " sequences at " +
-                   std::to_string(options.context) + " tokens\n" + sections_text(profiles, options);
+  double flops = 0;
+  if (decodes) {
+    report.about["sequences"] = options.sequences;
+    report.about["context"] = options.context;
+    report.heading = bench.heading() + "; " + std::to_string(options.sequences) + " sequences at " +
+                     std::to_string(options.context) + " tokens\n";
+  } else {
+    const std::int64_t tokens = std::int64_t{options.prompts} * options.tokens;
+    flops =
+        bench.engine()
+            .step_cost({.tokens = tokens, .sequences = options.prompts, .context = options.tokens})
+            .flops;
+    report.about["prompts"] = options.prompts;
+    report.about["tokens"] = options.tokens;
+    report.about["steps"] = profiles.front().steps;
+    report.heading = bench.heading() + "; prompts: " + std::to_string(options.prompts) + " x " +
+                     std::to_string(options.tokens) + " tokens\n";
+  }
+  report.heading += sections_text(profiles, options, flops);
   return write(report, files, options.json_to_stdout);
 }
 
@@ -155,22 +208,37 @@ Status run(Options options) {
 Command add_profile(CLI::App& parent) {
   auto options = std::make_shared<Options>();
   options->session.tp = 1;
-  CLI::App* app = parent.add_subcommand("profile", "where the time of a decode step goes");
-  const char* group = "Steps";
-  app->add_option("--sequences", options->sequences, "how many decode together")
-      ->capture_default_str()
-      ->check(whole_number(1, kMaxTokensPerStep - kPrefillQuantum))
-      ->group(group);
-  app->add_option("--context", options->context,
-                  "tokens of each sequence; 2048 on devices, else 512")
+  CLI::App* app =
+      parent.add_subcommand("profile", "where the time of a decode step or of prompts goes");
+  const char* group = "A decode step";
+  CLI::Option* sequences =
+      app->add_option("--sequences", options->sequences, "how many decode together")
+          ->capture_default_str()
+          ->check(whole_number(1, kMaxTokensPerStep - kPrefillQuantum))
+          ->group(group);
+  CLI::Option* context = app->add_option("--context", options->context,
+                                         "tokens of each sequence; 2048 on devices, else 512")
+                             ->check(whole_number(1, kMaxContext / 2))
+                             ->group(group);
+  const char* instead = "Prompts, instead of it";
+  CLI::Option* prompts =
+      app->add_option("--prompts", options->prompts,
+                      "how many arrive together; all steps until their first tokens are timed")
+          ->check(whole_number(1, kMaxTokensPerStep - kPrefillQuantum))
+          ->excludes(sequences)
+          ->excludes(context)
+          ->group(instead);
+  app->add_option("--tokens", options->tokens, "of each prompt; 2048 on devices, else 256")
       ->check(whole_number(1, kMaxContext / 2))
-      ->group(group);
+      ->needs(prompts)
+      ->group(instead);
   add_engine_bench_options(*app, *options);
   app->footer(
-      "Each launch of one step of rank 0 stands between two events, which keeps kernels from "
+      "Each launch of a step of rank 0 stands between two events, which keeps kernels from "
       "overlapping:\nthe sum of launches may be longer than a step without them. What is between "
       "launches is the step less that sum.\n\n"
-      "  tenon profile --model checkpoints/configs/Qwen3.5-27B-FP8 --target cuda --stages auto,3");
+      "  tenon profile --model checkpoints/configs/Qwen3.5-27B-FP8 --target cuda --stages auto,3\n"
+      "  tenon profile --model checkpoints/configs/Qwen3.5-27B-FP8 --target cuda --prompts 16");
   return {app, [options] { return run(*options); }};
 }
 

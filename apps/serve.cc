@@ -161,6 +161,7 @@ Status serve_session(const Options& options, Session& session) {
   TENON_ASSIGN(const std::unique_ptr<server::HttpServer> http,
                server::HttpServer::start(
                    http_options, {[&](auto request) { return service.handle(std::move(request)); },
+                                  [&](const auto& head) { return service.screen(head); },
                                   server::Service::refusal,
                                   [&](const server::HttpRecord& each) { service.done(each); }}));
   counted = http.get();

@@ -57,6 +57,8 @@ LIBRARIES = {  # third-party headers and the only places that may name them
     "boost/": ("apps/server/", "tenon/text/jinja/integer."),
     "pcre2": ("tenon/text/",),
     "utf8proc": ("tenon/text/",),
+    "xgrammar/": ("tenon/text/grammar.cc",),
+    "dlpack/": ("tenon/text/grammar.cc",),
     "openssl/": ("tenon/comm/bootstrap/",),
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tenon/serve/request.h"
+#include "tenon/text/answer_grammar.h"
 #include "tenon/text/answer_parser.h"
 
 namespace tenon::server {
@@ -49,8 +50,15 @@ struct ApiRequest {
   bool skip_special = true;
   bool stream = false, include_usage = false, continuous_usage = false;
   bool echo = false, return_ids = false;
+  bool shows_prompt_logprobs = false;  // in a field of that name
+  int prompt_likeliest = 0;            // how many of the likeliest ids that field lists
+  bool shows_token_texts = false;      // beside the ids in the lists of /generate
   // How an answer is taken apart. in_reasoning is known when the prompt is rendered.
   AnswerForm form = {false, false, false, {}, 0};
+  // What the answer must be, and the field that asked for it; empty: anything.
+  AnswerGrammar grammar = {};
+  std::string grammar_field = {};
+  std::optional<std::int64_t> thinking_budget = {};
   // As the client named it: "low", "medium", "high", …; a template may know other names.
   std::string effort = {};
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "apps/server/answer_rules.h"
 #include "apps/server/requests.h"
 
 namespace tenon::server {
@@ -149,19 +150,13 @@ void read_tools(const Fields& fields, ApiRequest& request, serve::ChatPrompt& pr
                            "holds something else; accepted are {\"type\": \"function\", "
                            "\"function\": {\"name\": …, \"parameters\": {…}}}");
     }
-  std::string choice = "auto";
-  const Value* chosen = fields.find("tool_choice");
-  if (chosen != nullptr)
-    choice = chosen->is_string() ? chosen->as_string() : std::string(kind_name(*chosen));
-  if (choice != "auto" && choice != "none")
-    return fields.fail("tool_choice", "is " + choice +
-                                          "; accepted are \"auto\" and \"none\": a call cannot be "
-                                          "forced");
+  const ToolChoice choice = read_tool_choice(fields);
   bool parallel = true;
   fields.boolean("parallel_tool_calls", parallel);
   request.form.max_calls = parallel ? 0 : 1;
-  if (tools != nullptr && !tools->items().empty() && choice == "auto")
+  if (tools != nullptr && !tools->items().empty() && choice.kind != ToolChoice::Kind::kNone)
     set_tools(request, prompt, *tools);
+  if (fields.ok()) apply_tool_choice(fields, choice, prompt.tools, request);
 }
 
 // ---- /v1/messages ----
@@ -251,29 +246,27 @@ void read_named_tools(const Fields& fields, ApiRequest& request, serve::ChatProm
                            "holds something else; accepted are {\"name\", \"description\", "
                            "\"input_schema\"}: there are no tools of the server's own");
       Value::Pairs function;
-      function.reserve(3);
+      function.reserve(4);
       function.emplace_back("name", name);
       if (const Value* about = member(each, "description"))
         function.emplace_back("description", *about);
       function.emplace_back("parameters", *schema);
+      if (const Value* strict = member(each, "strict")) function.emplace_back("strict", *strict);
       out.push_back(
           Value::dict({{"type", "function"}, {"function", Value::dict(std::move(function))}}));
     }
-  std::string choice = "auto";
+  const ToolChoice choice = read_tool_choice(fields);
   if (const Value* chosen = fields.object("tool_choice")) {
-    choice = text_of(member(*chosen, "type"));
     const Value* one = member(*chosen, "disable_parallel_tool_use");
     if (one != nullptr && one->is_bool() && one->as_bool()) request.form.max_calls = 1;
   }
-  if (choice != "auto" && choice != "none")
-    return fields.fail("tool_choice",
-                       "is of type \"" + choice.substr(0, 40) +
-                           "\"; accepted are auto and none: a call cannot be forced");
-  if (!out.empty() && choice == "auto") set_tools(request, prompt, Value::list(std::move(out)));
+  if (!out.empty() && choice.kind != ToolChoice::Kind::kNone)
+    set_tools(request, prompt, Value::list(std::move(out)));
+  if (fields.ok()) apply_tool_choice(fields, choice, prompt.tools, request);
 }
 
-// Thinking is on where it is asked for; its budget is not enforced. An effort of "none" switches it
-// off, other efforts are those of chat completions and switch nothing.
+// Thinking is on where it is asked for. An effort of "none" switches it off, other efforts are
+// those of chat completions and switch nothing.
 void read_thinking(const Fields& fields, ApiRequest& request, serve::ChatPrompt& prompt) {
   prompt.options.enable_thinking = false;
   if (const Value* thinking = fields.object("thinking")) {
@@ -282,6 +275,7 @@ void read_thinking(const Fields& fields, ApiRequest& request, serve::ChatPrompt&
       return fields.fail("thinking.type", "is \"" + type.substr(0, 40) +
                                               "\"; accepted are enabled, adaptive and disabled");
     prompt.options.enable_thinking = type != "disabled";
+    read_thinking_budget(fields.inside(*thinking, "thinking."), "budget_tokens", request);
   }
   const Value* output = fields.object("output_config");
   if (output == nullptr) return;
@@ -289,8 +283,6 @@ void read_thinking(const Fields& fields, ApiRequest& request, serve::ChatPrompt&
   std::string effort;
   inside.text("effort", effort);
   if (!effort.empty()) set_effort(request, prompt, effort);
-  if (inside.find("format") != nullptr)
-    inside.fail("format", "is not supported: answers cannot be forced into a grammar");
 }
 
 }  // namespace
@@ -306,6 +298,8 @@ void read_conversation(const Fields& fields, ApiRequest& request) {
   fields.text("reasoning_effort", effort);
   if (const Value* reasoning = fields.object("reasoning"))
     if (effort.empty()) fields.inside(*reasoning, "reasoning.").text("effort", effort);
+  for (const char* name : {"thinking_budget", "thinking_token_budget"})
+    read_thinking_budget(fields, name, request);
   if (!effort.empty()) set_effort(request, prompt, effort);
   bool generation_prompt = true, thinking = false;
   fields.boolean("add_generation_prompt", generation_prompt);
@@ -319,6 +313,9 @@ void read_conversation(const Fields& fields, ApiRequest& request) {
         return fields.fail("chat_template_kwargs", "sets \"" + key + "\", which has a field");
       if (key == "enable_thinking") prompt.options.enable_thinking.reset();  // theirs wins
       if (key == "reasoning_effort") request.effort.clear();
+      if (key == "thinking_budget")
+        read_thinking_budget(fields.inside(*more, "chat_template_kwargs."), "thinking_budget",
+                             request);
       prompt.options.more.emplace_back(key, value);
     }
   request.prompts.emplace_back(std::move(prompt));
@@ -327,6 +324,8 @@ void read_conversation(const Fields& fields, ApiRequest& request) {
 void read_messages_api(const Fields& fields, ApiRequest& request) {
   serve::ChatPrompt prompt;
   request.form.has_reasoning = true;
+  if (const Value* output = fields.object("output_config"))
+    read_output_format(fields.inside(*output, "output_config."), request);
   read_system(fields, prompt.messages);
   for_each_message(fields, [&](const std::string& where, const Value& each) {
     read_blocks(fields, where, each, prompt.messages);

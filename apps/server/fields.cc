@@ -10,7 +10,7 @@ namespace {
 using jinja::Value;
 
 // The value of a field that asks for nothing.
-enum class Neutral : std::uint8_t { kZero, kOne, kFalse, kTrue, kEmpty, kText, kTextModality };
+enum class Neutral : std::uint8_t { kZero, kOne, kFalse, kTrue, kEmpty, kTextModality };
 
 struct RefusedField {
   const char* name;
@@ -19,27 +19,14 @@ struct RefusedField {
 };
 
 constexpr const char* kSampling = "the engine does not draw with it";
-constexpr const char* kPrompts = "log probabilities are told of answers alone";
-constexpr const char* kGrammar = "answers cannot be forced into a grammar";
 
 // Fields that are known and not supported. To support one: take its line out here and read it where
 // its API's other fields are read.
 constexpr RefusedField kRefused[] = {
-    {"prompt_logprobs", Neutral::kEmpty, kPrompts},
-    {"return_logprob", Neutral::kFalse, "/v1/completions tells log probabilities"},
     {"length_penalty", Neutral::kOne, "there is no beam search"},
     {"use_beam_search", Neutral::kFalse, "there is no beam search"},
     {"best_of", Neutral::kOne, "answers are not ranked; n gives several"},
     {"suffix", Neutral::kEmpty, "text cannot be filled in"},
-    {"response_format", Neutral::kText, kGrammar},
-    {"guided_json", Neutral::kEmpty, kGrammar},
-    {"guided_regex", Neutral::kEmpty, kGrammar},
-    {"guided_choice", Neutral::kEmpty, kGrammar},
-    {"guided_grammar", Neutral::kEmpty, kGrammar},
-    {"structured_outputs", Neutral::kEmpty, kGrammar},
-    {"json_schema", Neutral::kEmpty, kGrammar},
-    {"regex", Neutral::kEmpty, kGrammar},
-    {"ebnf", Neutral::kEmpty, kGrammar},
     {"allowed_token_ids", Neutral::kEmpty, kSampling},
     {"bad_words", Neutral::kEmpty, kSampling},
     {"include_stop_str_in_output", Neutral::kFalse, "answers never show what stopped them"},
@@ -54,7 +41,6 @@ constexpr RefusedField kRefused[] = {
     {"function_call", Neutral::kEmpty, "tool_choice is its successor"},
     {"modalities", Neutral::kTextModality, "answers are texts"},
     {"audio", Neutral::kEmpty, "answers are texts"},
-    {"thinking_token_budget", Neutral::kEmpty, "thoughts cannot be cut off"},
 };
 
 bool is_number(const Value& value, double wanted) {
@@ -76,10 +62,6 @@ bool asks_for_nothing(const Value& value, Neutral neutral) {
     case Neutral::kFalse: return is(false);
     case Neutral::kTrue: return is(true);
     case Neutral::kEmpty: return is_empty(value);
-    case Neutral::kText: {
-      const Value* type = value.is_dict() ? value.find("type") : nullptr;
-      return type != nullptr && type->is_string() && type->as_string() == "text";
-    }
     case Neutral::kTextModality:
       return value.is_list() && value.items().size() == 1 && value.items()[0].is_string() &&
              value.items()[0].as_string() == "text";

@@ -22,6 +22,9 @@ class Fields {
     return Fields(object, *error_, where_ + where);
   }
 
+  // A member's name as errors have it.
+  std::string name_of(std::string_view name) const { return where_ + std::string(name); }
+
   bool ok() const { return !error_->has_value(); }
   void fail(std::string_view name, std::string why, int status = 400) const;
 

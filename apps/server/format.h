@@ -2,6 +2,7 @@
 // decided by generation.h.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -27,11 +28,17 @@ struct Ending {
   std::string stop = {};  // the stop string, where one was found
 };
 
-// One drawn token with natural logarithms of probabilities.
+// One token, drawn or of the prompt, with natural logarithms of probabilities.
 struct ToldToken {
+  struct Likely {
+    std::int32_t id = 0;
+    std::string bytes = {};
+    float logprob = 0;
+  };
+  std::int32_t id = 0;
   std::string bytes = {};
-  float logprob = 0;
-  std::vector<std::pair<std::string, float>> likeliest = {};
+  std::optional<float> logprob = {};  // none: of a prompt's first token that is told
+  std::vector<Likely> likeliest = {};
 };
 
 // What is new of one choice, or all of it.
@@ -40,6 +47,7 @@ struct ChoicePart {
   std::vector<AnswerPiece> pieces = {};
   std::vector<std::int32_t> tokens = {};
   std::vector<ToldToken> told = {};  // of the same tokens, where log probabilities were asked for
+  std::vector<ToldToken> prompt_told = {};  // of the prompt, all at once
   std::optional<Ending> end = {};
   Usage usage = {};  // of this choice, so far
   double seconds = 0;
@@ -53,6 +61,9 @@ struct AnswerHead {
   bool include_usage = false, continuous_usage = false, return_ids = false, is_list = false;
   std::vector<std::vector<std::int32_t>> prompts = {};  // where return_ids
   int n = 1;
+  // As ApiRequest has them; told_likeliest: how many of the likeliest an answer's tokens have.
+  bool echo = false, shows_prompt_logprobs = false, shows_token_texts = false;
+  int prompt_likeliest = 0, told_likeliest = -1;
 };
 
 // A format has the memory of one streamed answer.
@@ -77,6 +88,9 @@ std::unique_ptr<Format> make_generate_format(AnswerHead head);
 
 // The body of an error, in the dialect's words.
 std::string error_body(Dialect dialect, const ApiError& error, const std::string& request_id);
+
+// JSON has no infinity.
+inline float finite(float logprob) { return std::max(logprob, -9999.0f); }
 
 // "call_ID_CHOICE_CALL": letters, digits, '-' and '_'.
 std::string call_id(std::string_view prefix, const std::string& request_id, std::size_t choice,

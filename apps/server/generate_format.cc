@@ -40,6 +40,8 @@ class GenerateFormat final : public Format {
     if (all.pieces.empty()) all.pieces.emplace_back();
     for (const AnswerPiece& each : part.pieces) all.pieces[0].text += each.text;
     all.tokens.insert(all.tokens.end(), part.tokens.begin(), part.tokens.end());
+    all.told.insert(all.told.end(), part.told.begin(), part.told.end());
+    all.prompt_told.insert(all.prompt_told.end(), part.prompt_told.begin(), part.prompt_told.end());
     all.end = part.end;
     all.usage = part.usage;
     all.seconds = part.seconds;
@@ -57,15 +59,46 @@ class GenerateFormat final : public Format {
     else if (all.end)
       reason = {{"type", "stop"},
                 {"matched", all.tokens.empty() ? Json() : Json(all.tokens.back())}};
-    return {{"text", text},
-            {"output_ids", all.tokens},
-            {"meta_info",
-             {{"id", head_.id},
-              {"finish_reason", reason},
-              {"prompt_tokens", all.usage.prompt_tokens},
-              {"completion_tokens", all.usage.completion_tokens},
-              {"cached_tokens", all.usage.cached_tokens},
-              {"e2e_latency", all.seconds}}}};
+    Json out{{"text", text},
+             {"output_ids", all.tokens},
+             {"meta_info",
+              {{"id", head_.id},
+               {"finish_reason", reason},
+               {"prompt_tokens", all.usage.prompt_tokens},
+               {"completion_tokens", all.usage.completion_tokens},
+               {"cached_tokens", all.usage.cached_tokens},
+               {"e2e_latency", all.seconds}}}};
+    if (head_.told_likeliest < 0) return out;
+    Json& info = out["meta_info"];
+    info["input_token_logprobs"] = own_of(all.prompt_told);
+    info["output_token_logprobs"] = own_of(all.told);
+    if (head_.told_likeliest == 0) return out;
+    info["input_top_logprobs"] = likeliest_of(all.prompt_told);
+    info["output_top_logprobs"] = likeliest_of(all.told);
+    return out;
+  }
+
+  // Log probability, id and text, as SGLang has them.
+  Json triple(Json logprob, std::int32_t id, const std::string& bytes) const {
+    return Json::array({std::move(logprob), id, head_.shows_token_texts ? Json(bytes) : Json()});
+  }
+  Json own_of(const std::vector<ToldToken>& told) const {
+    Json out = Json::array();
+    for (const ToldToken& each : told)
+      out.push_back(
+          triple(each.logprob ? Json(finite(*each.logprob)) : Json(), each.id, each.bytes));
+    return out;
+  }
+  Json likeliest_of(const std::vector<ToldToken>& told) const {
+    Json out = Json::array();
+    for (const ToldToken& each : told) {
+      Json list;
+      if (each.logprob) list = Json::array();
+      for (const auto& [id, bytes, logprob] : each.likeliest)
+        list.push_back(triple(finite(logprob), id, bytes));
+      out.push_back(std::move(list));
+    }
+    return out;
   }
 
   const AnswerHead head_;

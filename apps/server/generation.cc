@@ -1,7 +1,9 @@
 #include "apps/server/generation.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
+#include <span>
 #include <utility>
 
 namespace tenon::server {
@@ -59,6 +61,7 @@ class Generation final : public HttpExchange {
       : engines_(engines),
         request_(std::move(prepared.request)),
         prompts_(std::move(prepared.prompts)),
+        rule_(std::move(prepared.rule)),
         id_(head.id),
         format_(make_format(request_.dialect, std::move(head))) {}
 
@@ -80,7 +83,7 @@ class Generation final : public HttpExchange {
       if (request_.echo)
         choice.untold.push_back({AnswerPiece::Kind::kText,
                                  engines_.model.text().tokenizer().decode(prompt, false), -1});
-      if (request_.max_tokens != 0 &&
+      if (runs() &&
           !submit(choice, prompt, seed + i % static_cast<std::uint64_t>(request_.n), wake))
         return;
       engines_.metrics.began(choice.usage.prompt_tokens);
@@ -122,8 +125,11 @@ class Generation final : public HttpExchange {
     std::vector<AnswerPiece> untold;  // in front of what comes
     Usage usage;
     std::optional<Clock::time_point> last;
-    bool thinks = false, over = false;
+    bool thinks = false, over = false, told_prompt = false;
   };
+
+  // A prompt alone needs the engine where something is told of it.
+  bool runs() const { return request_.max_tokens != 0 || request_.sampling.prompt_logprobs >= 0; }
 
   bool submit(Choice& choice, const Tokens& prompt, std::uint64_t seed,
               const std::function<void()>& wake) {
@@ -135,6 +141,7 @@ class Generation final : public HttpExchange {
         request_.max_tokens.value_or(std::numeric_limits<std::int32_t>::max());
     request.stops = request_.stops;
     request.stop_ids = request_.stop_ids;
+    request.rule = rule_;
     request.skip_special = request_.skip_special;
     request.max_untaken_tokens = request_.stream ? engines_.max_untaken_tokens : 0;
     request.on_ready = wake;
@@ -161,7 +168,8 @@ class Generation final : public HttpExchange {
     if (choice.reply) {
       count(choice, came.tokens);
       add(part.pieces, choice.parser.push(came.text));
-      part.told = told(came);
+      part.told = told(came.tokens, came.logprobs);
+      part.prompt_told = told_of_prompt(choice, came);
       part.tokens = std::move(came.tokens);
       outcome = std::move(came.outcome);
       if (!outcome && choice.parser.full()) choice.reply.cancel();
@@ -188,22 +196,41 @@ class Generation final : public HttpExchange {
     auto& tokens = choice.all.tokens;
     tokens.insert(tokens.end(), part.tokens.begin(), part.tokens.end());
     choice.all.told.insert(choice.all.told.end(), part.told.begin(), part.told.end());
+    std::ranges::move(part.prompt_told, std::back_inserter(choice.all.prompt_told));
     choice.all.end = std::move(part.end);
     choice.all.usage = part.usage;
     choice.all.seconds = part.seconds;
   }
 
-  // The tokens of a part with their probabilities; nothing where they were not asked for.
-  std::vector<ToldToken> told(const serve::ReplyPart& came) const {
+  // Tokens with their probabilities; nothing where they were not asked for.
+  std::vector<ToldToken> told(std::span<const std::int32_t> tokens,
+                              const std::vector<TokenLogprobs>& logprobs) const {
     const Tokenizer& tokenizer = engines_.model.text().tokenizer();
     std::vector<ToldToken> all;
-    for (std::size_t i = 0; i < came.logprobs.size(); ++i) {
+    for (std::size_t i = 0; i < logprobs.size(); ++i) {
       ToldToken& one = all.emplace_back();
-      one.bytes = tokenizer.token_bytes(came.tokens[i]);
-      one.logprob = came.logprobs[i].drawn;
-      for (const auto& [id, logprob] : came.logprobs[i].likeliest)
-        one.likeliest.emplace_back(tokenizer.token_bytes(id), logprob);
+      one.id = tokens[i];
+      one.bytes = tokenizer.token_bytes(one.id);
+      one.logprob = logprobs[i].drawn;
+      for (const auto& [id, logprob] : logprobs[i].likeliest)
+        one.likeliest.push_back({id, std::string(tokenizer.token_bytes(id)), logprob});
     }
+    return all;
+  }
+
+  // The prompt from where it is told on, once; nothing is known of the first of its tokens.
+  std::vector<ToldToken> told_of_prompt(Choice& choice, const serve::ReplyPart& came) const {
+    const bool due = !came.prompt_logprobs.empty() || !came.tokens.empty() || came.outcome;
+    if (request_.sampling.prompt_logprobs < 0 || !due || std::exchange(choice.told_prompt, true))
+      return {};
+    const std::span<const std::int32_t> prompt =
+        std::span(prompts_[choice.all.index / static_cast<std::size_t>(request_.n)])
+            .subspan(static_cast<std::size_t>(request_.sampling.prompt_logprobs_from));
+    std::vector<ToldToken> all = told(prompt.subspan(1), came.prompt_logprobs);
+    ToldToken first;
+    first.id = prompt[0];
+    first.bytes = engines_.model.text().tokenizer().token_bytes(first.id);
+    all.insert(all.begin(), std::move(first));
     return all;
   }
 
@@ -306,6 +333,7 @@ class Generation final : public HttpExchange {
   Engines& engines_;
   const ApiRequest request_;
   const std::vector<Tokens> prompts_;
+  const serve::AnswerRule rule_;
   const std::string id_;
   const std::unique_ptr<Format> format_;
   std::int32_t think_end_ = -1;
@@ -331,6 +359,37 @@ std::optional<ApiError> check_context(const serve::LanguageModel& model, std::si
                   field, "context_length_exceeded"};
 }
 
+// The grammar of what the answer must be, where it must be something.
+std::optional<ApiError> compile_rule(const serve::LanguageModel& model, const ApiRequest& request,
+                                     serve::AnswerRule& rule) {
+  const bool has_calls = request.grammar.tools.is_list();
+  if (!request.grammar.text && !has_calls) return std::nullopt;
+  const auto refuse = [&](const Status& why) {
+    return ApiError{400,
+                    "\"" + request.grammar_field + "\": " + std::string(why.message()),
+                    request.grammar_field,
+                    {}};
+  };
+  const auto tag = structural_tag(request.grammar);
+  if (!tag) return refuse(tag.status());
+  auto grammar = model.grammars().compile(*tag);
+  if (!grammar) return refuse(grammar.status());
+  rule.grammar = *std::move(grammar);
+  return std::nullopt;
+}
+
+// The error of a place in the prompt that it does not have, or nothing.
+std::optional<ApiError> check_start(std::size_t prompt_tokens, const ApiRequest& request) {
+  const auto from = static_cast<std::size_t>(request.sampling.prompt_logprobs_from);
+  if (from == 0 || from < prompt_tokens) return std::nullopt;
+  return ApiError{400,
+                  "\"logprob_start_len\" is " + std::to_string(from) + "; a prompt of " +
+                      std::to_string(prompt_tokens) + " tokens accepts -1 to " +
+                      std::to_string(prompt_tokens - 1),
+                  "logprob_start_len",
+                  {}};
+}
+
 // Whether the engine would take the prompt, and how tokens are drawn. Of the latter all but the ids
 // of logit_bias was looked at when the request was read.
 std::optional<ApiError> check_engine(const serve::LanguageModel& model,
@@ -351,21 +410,25 @@ std::optional<ApiError> check_engine(const serve::LanguageModel& model,
 
 ApiResult<PreparedRequest> prepare(const serve::LanguageModel& model, ApiRequest request) {
   PreparedRequest out;
+  if (auto error = compile_rule(model, request, out.rule)) return *std::move(error);
   for (serve::Prompt& prompt : request.prompts) {
     if (const auto* chat = std::get_if<serve::ChatPrompt>(&prompt)) {
       auto text = render(model, *chat, request.effort);
       if (!text)
         return ApiError{400, std::string(text.status().message()), request.prompt_field, {}};
-      request.form.in_reasoning = request.form.has_reasoning && ends_in_reasoning(*text);
+      out.rule.in_reasoning = ends_in_reasoning(*text);
+      request.form.in_reasoning = request.form.has_reasoning && out.rule.in_reasoning;
       prompt = *std::move(text);
     }
     auto ids = model.text().encode(std::move(prompt));
     if (!ids) return ApiError{400, std::string(ids.status().message()), request.prompt_field, {}};
     if (auto error = check_context(model, ids->size(), request.prompt_field))
       return *std::move(error);
+    if (auto error = check_start(ids->size(), request)) return *std::move(error);
     if (auto error = check_engine(model, *ids, request)) return *std::move(error);
     out.prompts.push_back(*std::move(ids));
   }
+  out.rule.thinking_budget = request.thinking_budget;
   out.request = std::move(request);
   return out;
 }
@@ -376,6 +439,11 @@ std::unique_ptr<HttpExchange> make_generation(Engines& engines, PreparedRequest 
   head.include_usage = prepared.request.include_usage;
   head.continuous_usage = prepared.request.continuous_usage;
   // Where the model has no texts, ids are all there is to see.
+  head.echo = prepared.request.echo;
+  head.shows_prompt_logprobs = prepared.request.shows_prompt_logprobs;
+  head.prompt_likeliest = prepared.request.prompt_likeliest;
+  head.shows_token_texts = prepared.request.shows_token_texts;
+  head.told_likeliest = prepared.request.sampling.logprobs;
   head.return_ids = prepared.request.return_ids || !engines.model.text().reads_text();
   head.is_list = prepared.request.is_batch || prepared.request.n > 1;
   if (head.return_ids) head.prompts = prepared.prompts;

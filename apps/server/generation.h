@@ -31,6 +31,7 @@ struct Engines {
 struct PreparedRequest {
   ApiRequest request;
   std::vector<std::vector<std::int32_t>> prompts;
+  serve::AnswerRule rule = {};
 };
 
 // Renders and encodes the prompts, and says whether they can be answered at all. An effort that the

@@ -258,6 +258,21 @@ class Connection : public std::enable_shared_from_this<Connection> {
     limit(shared_.options.header_time);
     co_await http::async_read_header(socket_, buffer_, parser, caught(failed));
     if (failed) co_return co_await refuse_unread(failed, "its header");
+    keep_alive_ = parser.get().keep_alive();
+    chunks_ = parser.get().version() >= 11;
+    HttpRequest request = request_of(parser.get());
+    head_only_ = request.method == "HEAD";
+    if (head_only_) request.method = "GET";
+    if (!parser.is_done()) {
+      std::unique_ptr<HttpExchange> known = screen(request);
+      if (known != nullptr) {
+        no_limit();
+        keep_alive_ = false;
+        co_await answer(std::move(request), std::move(known));
+        if (!left_ && !stopped_) co_await linger();
+        co_return false;
+      }
+    }
     limit(shared_.options.body_time);
     if (!parser.is_done() &&
         boost::beast::iequals(parser.get()[http::field::expect], "100-continue"))
@@ -271,12 +286,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
     }
     if (failed) co_return co_await refuse_unread(failed, "its body");
     no_limit();
-    keep_alive_ = parser.get().keep_alive();
-    chunks_ = parser.get().version() >= 11;
-    HttpRequest request = request_of(parser.get());
-    head_only_ = request.method == "HEAD";
-    if (head_only_) request.method = "GET";
-    co_return co_await answer(std::move(request));
+    request.body = std::move(parser.get().body());
+    co_return co_await answer(std::move(request), nullptr);
   }
 
   // Whether more than empty lines has come of a next request. Those count as nothing: some clients
@@ -290,7 +301,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
     }
   }
 
-  HttpRequest request_of(http::request<http::string_body>& from) {
+  // Without its body.
+  HttpRequest request_of(const http::request<http::string_body>& from) {
     HttpRequest request;
     request.method = std::string(from.method_string());
     std::string_view target(from.target().data(), from.target().size());
@@ -309,7 +321,6 @@ class Connection : public std::enable_shared_from_this<Connection> {
       });
       request.fields.emplace_back(std::move(name), std::string(field.value()));
     }
-    request.body = std::move(from.body());
     request.peer = peer_;
     const std::string* id = request.find("x-request-id");
     request.id = id != nullptr && is_id(*id) ? *id : shared_.make_id();
@@ -375,10 +386,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
         });
   }
 
-  std::unique_ptr<HttpExchange> ask(HttpRequest request) {
-    std::unique_ptr<HttpExchange> exchange;
+  // The handler's answer, unless there is one from before.
+  std::unique_ptr<HttpExchange> ask(HttpRequest request, std::unique_ptr<HttpExchange> exchange) {
     const Status asked = guarded([&] {
-      exchange = shared_.callbacks.handle(std::move(request));
+      if (exchange == nullptr) exchange = shared_.callbacks.handle(std::move(request));
       exchange->begin([bell = bell_] { bell->ring(); });
       return Status::ok();
     });
@@ -387,7 +398,18 @@ class Connection : public std::enable_shared_from_this<Connection> {
                           shared_.callbacks.refuse(500, asked.message()));
   }
 
-  asio::awaitable<bool> answer(HttpRequest request) {
+  std::unique_ptr<HttpExchange> screen(const HttpRequest& head) {
+    std::unique_ptr<HttpExchange> known;
+    const Status asked = guarded([&] {
+      known = shared_.callbacks.screen(head);
+      return Status::ok();
+    });
+    if (asked) return known;
+    return answer_at_once({500, "application/json", {}},
+                          shared_.callbacks.refuse(500, asked.message()));
+  }
+
+  asio::awaitable<bool> answer(HttpRequest request, std::unique_ptr<HttpExchange> known) {
     const auto begin = Clock::now();
     HttpRecord record{peer_, request.method, request.path, request.id, {}, 0};
     const std::string id = request.id;
@@ -399,7 +421,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
       });
     });
     watch();
-    std::unique_ptr<HttpExchange> exchange = ask(std::move(request));
+    std::unique_ptr<HttpExchange> exchange = ask(std::move(request), std::move(known));
     begun_ = false;
     while (!left_ && !stopped_) {
       HttpPiece piece;

@@ -99,10 +99,14 @@ struct HttpCounts {
 class HttpServer {
  public:
   using Handler = std::function<std::unique_ptr<HttpExchange>(HttpRequest)>;
+  // Asked when the header of a request with a body has come. What it gives back is the answer: the
+  // body is not read, and the connection is closed. Null: the body is read and the handler asked.
+  using Screen = std::function<std::unique_ptr<HttpExchange>(const HttpRequest& head)>;
   // What the server itself answers with, where no handler is asked: 400, 408, 413, 431, 503.
   using Refusal = std::function<std::string(int status, std::string_view why)>;
   struct Callbacks {
     Handler handle;
+    Screen screen;
     Refusal refuse;                               // a JSON body
     std::function<void(const HttpRecord&)> done;  // after every request, from any thread
   };

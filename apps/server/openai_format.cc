@@ -33,12 +33,37 @@ const char* reason_text(const Ending& end) {
 
 Json stop_json(const Ending& end) { return end.stop.empty() ? Json() : Json(end.stop); }
 
-// JSON has no infinity.
-float finite(float logprob) { return std::max(logprob, -9999.0f); }
-
 Json bytes_json(const std::string& bytes) {
   Json out = Json::array();
   for (const char c : bytes) out.push_back(static_cast<unsigned char>(c));
+  return out;
+}
+
+// Of a list that may be longer, because somebody else wants more of it.
+std::size_t shown(const ToldToken& token, int most) {
+  return std::min(token.likeliest.size(), static_cast<std::size_t>(std::max(most, 0)));
+}
+
+// As vLLM has it: null, then for each token the likeliest and itself by id. A rank is null where
+// the token is none of those that were found.
+Json prompt_logprobs_json(const std::vector<ToldToken>& told, int likeliest) {
+  Json out = Json::array();
+  for (const ToldToken& each : told) {
+    if (!each.logprob) {
+      out.push_back(nullptr);
+      continue;
+    }
+    Json one = Json::object();
+    one[std::to_string(each.id)] = {
+        {"logprob", finite(*each.logprob)}, {"rank", nullptr}, {"decoded_token", each.bytes}};
+    for (std::size_t i = 0; i < each.likeliest.size(); ++i) {
+      const auto& [id, bytes, logprob] = each.likeliest[i];
+      if (id == each.id || i < shown(each, likeliest))
+        one[std::to_string(id)] = {
+            {"logprob", finite(logprob)}, {"rank", i + 1}, {"decoded_token", bytes}};
+    }
+    out.push_back(std::move(one));
+  }
   return out;
 }
 
@@ -49,9 +74,9 @@ Json chat_token(const std::string& bytes, float logprob) {
 Json chat_logprobs(const std::vector<ToldToken>& told) {
   Json content = Json::array();
   for (const ToldToken& each : told) {
-    Json one = chat_token(each.bytes, each.logprob);
+    Json one = chat_token(each.bytes, each.logprob.value_or(0));
     one["top_logprobs"] = Json::array();
-    for (const auto& [bytes, logprob] : each.likeliest)
+    for (const auto& [id, bytes, logprob] : each.likeliest)
       one["top_logprobs"].push_back(chat_token(bytes, logprob));
     content.push_back(std::move(one));
   }
@@ -59,17 +84,21 @@ Json chat_logprobs(const std::vector<ToldToken>& told) {
 }
 
 // `offset`: characters in front of the first token; moved behind the last.
-Json completion_logprobs(const std::vector<ToldToken>& told, std::size_t& offset) {
+Json completion_logprobs(const std::vector<ToldToken>& told, int likeliest, std::size_t& offset) {
   Json out{{"tokens", Json::array()},
            {"token_logprobs", Json::array()},
            {"top_logprobs", Json::array()},
            {"text_offset", Json::array()}};
   for (const ToldToken& each : told) {
     out["tokens"].push_back(each.bytes);
-    out["token_logprobs"].push_back(finite(each.logprob));
-    Json top = Json::object();
-    top[each.bytes] = finite(each.logprob);
-    for (const auto& [bytes, logprob] : each.likeliest) top[bytes] = finite(logprob);
+    Json top, own;
+    if (each.logprob) {
+      own = finite(*each.logprob);
+      top[each.bytes] = own;
+      for (std::size_t i = 0; i < shown(each, likeliest); ++i)
+        top[each.likeliest[i].bytes] = finite(each.likeliest[i].logprob);
+    }
+    out["token_logprobs"].push_back(std::move(own));
     out["top_logprobs"].push_back(std::move(top));
     out["text_offset"].push_back(offset);
     offset += static_cast<std::size_t>(std::count_if(each.bytes.begin(), each.bytes.end(),
@@ -124,6 +153,9 @@ class OpenAiFormat final : public Format {
     }
     out["usage"] = usage_json(usage);
     if (head_.return_ids && chat_) out["prompt_token_ids"] = head_.prompts.at(0);
+    if (head_.shows_prompt_logprobs && chat_)
+      out["prompt_logprobs"] =
+          prompt_logprobs_json(choices.at(0).prompt_told, head_.prompt_likeliest);
     return to_text(out);
   }
 
@@ -140,8 +172,11 @@ class OpenAiFormat final : public Format {
     Untold& untold = untold_[part.index];
     if (!untold.told.empty()) {
       const auto told = std::exchange(untold.told, {});
-      out["logprobs"] = chat_ ? chat_logprobs(told) : completion_logprobs(told, untold.offset);
+      out["logprobs"] = chat_ ? chat_logprobs(told)
+                              : completion_logprobs(told, head_.told_likeliest, untold.offset);
     }
+    if (head_.shows_prompt_logprobs && !chat_)
+      out["prompt_logprobs"] = prompt_logprobs_json(part.prompt_told, head_.prompt_likeliest);
     out["finish_reason"] = end == nullptr ? Json() : Json(reason_text(*end));
     if (end != nullptr) out["stop_reason"] = stop_json(*end);
     if (head_.return_ids) {
@@ -229,6 +264,8 @@ class OpenAiFormat final : public Format {
   void keep(const ChoicePart& part) {
     Untold& untold = untold_[part.index];
     untold.tokens.insert(untold.tokens.end(), part.tokens.begin(), part.tokens.end());
+    if (head_.echo && head_.told_likeliest >= 0)
+      untold.told.insert(untold.told.end(), part.prompt_told.begin(), part.prompt_told.end());
     untold.told.insert(untold.told.end(), part.told.begin(), part.told.end());
   }
 

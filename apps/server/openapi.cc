@@ -21,7 +21,6 @@ enum class Kind : std::uint8_t {
   kIdNumbers,  // an object of token ids, as texts, with numbers from -100 to 100
   kPrompts,    // texts or token ids, one or many
   kObject,     // of any members
-  kChoice,     // "auto" or "none"
   kCount,      // as kInteger, or false
   kRefer,      // to the schema that `schema` names
   kReferList,  // a list of at least `low` of it
@@ -89,15 +88,31 @@ constexpr DescribedField kDescribed[] = {
     {"top_logprobs", kInChat, Kind::kInteger, 0, kMaxLogprobs},
     {"logprobs", kInCompletion, Kind::kCount, 0, kMaxLogprobs},
     {"echo", kInCompletion, Kind::kBoolean},
+    {"prompt_logprobs", kInOpenAi, Kind::kInteger, 0, kMaxLogprobs},
+    {"return_logprob", kInGenerate, Kind::kBoolean},
+    {"logprob_start_len", kInGenerate, Kind::kInteger, -1, kMaxInt},
+    {"top_logprobs_num", kInGenerate, Kind::kInteger, 0, kMaxLogprobs},
+    {"return_text_in_logprobs", kInGenerate, Kind::kBoolean},
     {"stream", kInOpenAi | kInMessages | kInGenerate, Kind::kBoolean},
     {"stream_options", kInOpenAi | kInGenerate, Kind::kRefer, 0, 0, "StreamOptions"},
     {"include_usage", kInStream, Kind::kBoolean},
     {"continuous_usage_stats", kInStream, Kind::kBoolean},
     {"return_token_ids", kInOpenAi, Kind::kBoolean},
+    {"response_format", kInDrawn, Kind::kRefer, 0, 0, "ResponseFormat"},
+    {"structured_outputs", kInDrawn, Kind::kRefer, 0, 0, "StructuredOutputs"},
+    {"guided_json", kInDrawn, Kind::kRefer, 0, 0, "JsonSchema"},
+    {"json_schema", kInDrawn, Kind::kRefer, 0, 0, "JsonSchema"},
+    {"guided_regex", kInDrawn, Kind::kText},
+    {"regex", kInDrawn, Kind::kText},
+    {"guided_grammar", kInDrawn, Kind::kText},
+    {"ebnf", kInDrawn, Kind::kText},
+    {"guided_choice", kInDrawn, Kind::kTexts, 0, kMaxChoiceTexts},
+    {"thinking_budget", kInChat | kInTokenizeChat, Kind::kInteger, 0, kMaxInt},
+    {"thinking_token_budget", kInChat | kInTokenizeChat, Kind::kInteger, 0, kMaxInt},
     {"separate_reasoning", kInChat, Kind::kBoolean},
     {"tools", kInChat | kInTokenizeChat, Kind::kReferList, 0, 0, "Tool"},
     {"tools", kInAnthropic, Kind::kReferList, 0, 0, "NamedTool"},
-    {"tool_choice", kInChat | kInTokenizeChat, Kind::kChoice},
+    {"tool_choice", kInChat | kInTokenizeChat, Kind::kRefer, 0, 0, "CallChoice"},
     {"tool_choice", kInAnthropic, Kind::kRefer, 0, 0, "ToolChoice"},
     {"parallel_tool_calls", kInChat | kInTokenizeChat, Kind::kBoolean},
     {"system", kInAnthropic, Kind::kRefer, 0, 0, "Content"},
@@ -169,7 +184,6 @@ Json schema_of(const DescribedField& field) {
       return any_of({of_type("string"), one, many});
     }
     case Kind::kObject: return of_type("object");
-    case Kind::kChoice: return word_of({"auto", "none"});
     case Kind::kRefer: return refer(field.schema);
     case Kind::kReferList: {
       Json out = list_of(refer(field.schema));
@@ -219,16 +233,29 @@ void add_parts(Json& out) {
   const Json function =
       object_of({"name"}, {{"name", name},
                            {"description", about},
-                           {"parameters", handed_on("a JSON schema of an object")}});
+                           {"parameters", handed_on("a JSON schema of an object")},
+                           {"strict", handed_on("true or false")}});
   out["Tool"] =
       object_of({"type", "function"}, {{"type", exactly("function")}, {"function", function}});
-  out["NamedTool"] = object_of({"name", "input_schema"},
-                               {{"name", name}, {"description", about}, {"input_schema", schema}});
+  out["NamedTool"] = object_of({"name", "input_schema"}, {{"name", name},
+                                                          {"description", about},
+                                                          {"input_schema", schema},
+                                                          {"strict", handed_on("true or false")}});
+  out["CallChoice"] = any_of(
+      {word_of({"auto", "none", "required"}),
+       object_of({"type", "function"}, {{"type", exactly("function")},
+                                        {"function", object_of({"name"}, {{"name", name}})}})});
   out["ToolChoice"] =
-      object_of({"type"}, {{"type", word_of({"auto", "none"})},
+      object_of({"type"}, {{"type", word_of({"auto", "none", "any", "tool"})},
+                           {"name", handed_on("of the tool, where the type is tool")},
                            {"disable_parallel_tool_use", handed_on("true or false")}});
-  out["Thinking"] = object_of({"type"}, {{"type", word_of({"enabled", "adaptive", "disabled"})},
-                                         {"budget_tokens", handed_on("not enforced")}});
+  out["Thinking"] = object_of(
+      {"type"},
+      {{"type", word_of({"enabled", "adaptive", "disabled"})},
+       {"budget_tokens",
+        any_of(
+            {{{"type", "integer"}, {"minimum", 0}, {"maximum", static_cast<std::int64_t>(kMaxInt)}},
+             of_type("null")})}});
   const Json block =
       any_of({object_of({"type"}, {{"type", exactly("text")}, {"text", about}}),
               object_of({"type"}, {{"type", exactly("thinking")}, {"thinking", about}}),
@@ -242,6 +269,26 @@ void add_parts(Json& out) {
                                    {"content", any_of({refer("Content"), of_type("null")})}})});
   out["Message"] = object_of({"role", "content"}, {{"role", word_of({"user", "assistant"})},
                                                    {"content", any_of({text, list_of(block)})}});
+}
+
+// What an answer must be.
+void add_forms(Json& out) {
+  const Json text = of_type("string"), schema = of_type("object");
+  const Json flag = any_of({of_type("boolean"), of_type("null")});
+  out["JsonSchema"] = any_of({schema, of_type("boolean"), text});
+  out["ResponseFormat"] = any_of(
+      {object_of({"type"}, {{"type", word_of({"text", "json_object"})}}),
+       object_of({"type", "json_schema"},
+                 {{"type", exactly("json_schema")},
+                  {"json_schema", object_of({"schema"}, {{"schema", refer("JsonSchema")}})}})});
+  Json texts = list_of(text);
+  texts["maxItems"] = static_cast<std::int64_t>(kMaxChoiceTexts);
+  out["StructuredOutputs"] =
+      object_of({}, {{"json", any_of({refer("JsonSchema"), of_type("null")})},
+                     {"json_object", flag},
+                     {"regex", any_of({text, of_type("null")})},
+                     {"choice", any_of({text, texts, of_type("null")})},
+                     {"grammar", any_of({text, of_type("null")})}});
 }
 
 // ---- answers ----
@@ -442,6 +489,7 @@ std::string openapi_document(const std::vector<ApiPath>& paths, const std::strin
   schemas["SamplingParams"] = body_schema(kInSampling);
   schemas["StreamOptions"] = body_schema(kInStream);
   add_parts(schemas);
+  add_forms(schemas);
   add_answers(schemas);
   document["components"]["schemas"] = std::move(schemas);
   if (keys) {

@@ -5,6 +5,8 @@
 #include <limits>
 #include <utility>
 
+#include "apps/server/answer_rules.h"
+
 namespace tenon::server {
 namespace {
 
@@ -52,6 +54,34 @@ void read_logprobs(const Fields& fields, ApiRequest& request) {
     fields.integer("logprobs", 0, kMaxLogprobs, likeliest);
   }
   request.sampling.logprobs = static_cast<int>(likeliest);
+}
+
+// vLLM's: of the prompt, beside the answer.
+void read_prompt_logprobs(const Fields& fields, ApiRequest& request) {
+  if (fields.find("prompt_logprobs") == nullptr) return;
+  std::int64_t likeliest = 0;
+  fields.integer("prompt_logprobs", 0, kMaxLogprobs, likeliest);
+  bool stream = false;
+  fields.boolean("stream", stream);
+  if (stream)
+    return fields.fail("prompt_logprobs", "is given, but answers that are streamed do not have it");
+  request.shows_prompt_logprobs = true;
+  request.prompt_likeliest = request.sampling.prompt_logprobs = static_cast<int>(likeliest);
+}
+
+// SGLang's: of the answer, and of the prompt from a place on.
+void read_generate_logprobs(const Fields& fields, ApiRequest& request) {
+  bool wanted = false;
+  fields.boolean("return_logprob", wanted);
+  std::int64_t from = -1, likeliest = 0;
+  fields.integer("logprob_start_len", -1, kMaxInt, from);
+  fields.integer("top_logprobs_num", 0, kMaxLogprobs, likeliest);
+  fields.boolean("return_text_in_logprobs", request.shows_token_texts);
+  if (!wanted) return;
+  request.sampling.logprobs = static_cast<int>(likeliest);
+  if (from < 0) return;
+  request.sampling.prompt_logprobs = static_cast<int>(likeliest);
+  request.sampling.prompt_logprobs_from = static_cast<int>(from);
 }
 
 void read_sampling(const Fields& fields, ApiRequest& request) {
@@ -128,6 +158,7 @@ void read_openai(const Fields& fields, ApiRequest& request) {
   fields.text("model", request.model);
   read_sampling(fields, request);
   read_logprobs(fields, request);
+  read_prompt_logprobs(fields, request);
   read_stops(fields, "stop", request);
   const int low = request.dialect == Dialect::kCompletion ? 0 : 1;
   read_max_tokens(fields, "max_tokens", low, request);
@@ -138,7 +169,9 @@ void read_openai(const Fields& fields, ApiRequest& request) {
 
 void read_chat(const Fields& fields, ApiRequest& request) {
   read_openai(fields, request);
+  read_answer_format(fields, request);
   read_conversation(fields, request);
+  check_answer_rules(fields, request);
   fields.boolean("separate_reasoning", request.form.has_reasoning);
   check_min_tokens(fields, request);
   read_count(fields, request);
@@ -146,10 +179,13 @@ void read_chat(const Fields& fields, ApiRequest& request) {
 
 void read_completion(const Fields& fields, ApiRequest& request) {
   read_openai(fields, request);
+  read_answer_format(fields, request);
+  check_answer_rules(fields, request);
   read_prompts(fields, "prompt", request);
   fields.boolean("echo", request.echo);
   if (request.echo && request.sampling.logprobs >= 0)
-    fields.fail("echo", "is true, but \"logprobs\" are told of answers alone");
+    request.sampling.prompt_logprobs =
+        std::max(request.sampling.prompt_logprobs, request.sampling.logprobs);
   if (!request.max_tokens) request.max_tokens = 16;  // as OpenAI's
   check_min_tokens(fields, request);
   read_count(fields, request);
@@ -159,6 +195,7 @@ void read_generate(const Fields& fields, ApiRequest& request) {
   fields.refuse_unsupported(request.dialect);
   fields.text("model", request.model);
   read_stream(fields, request);
+  read_generate_logprobs(fields, request);
   request.return_ids = true;
   request.max_tokens = 128;
   request.bias_field = "sampling_params.logit_bias";
@@ -171,6 +208,8 @@ void read_generate(const Fields& fields, ApiRequest& request) {
   const Fields inside = fields.inside(params != nullptr ? *params : none, "sampling_params.");
   inside.refuse_unsupported(request.dialect);
   read_sampling(inside, request);
+  read_answer_format(inside, request);
+  check_answer_rules(inside, request);
   read_stops(inside, "stop", request);
   read_max_tokens(inside, "max_new_tokens", 0, request);
   check_min_tokens(inside, request);

@@ -12,6 +12,7 @@ namespace tenon::server {
 inline constexpr std::size_t kMaxChoices = 1024;  // prompts × n of one request
 inline constexpr std::size_t kMaxStops = 64;
 inline constexpr std::size_t kMaxStopIds = 256;
+inline constexpr std::size_t kMaxChoiceTexts = 1024;  // of which an answer is one
 
 // The body of a request in this dialect.
 ApiResult<ApiRequest> parse_request(Dialect dialect, std::string_view body,

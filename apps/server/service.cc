@@ -181,14 +181,30 @@ std::string Service::allowed_origin(const HttpRequest& request) const {
 }
 
 Exchange Service::handle(HttpRequest request) {
-  if (options_.origins.empty()) return respond(request);
+  const Route* route = route_of(request);
+  Exchange known = answer_head(request, route);
+  if (known == nullptr) {
+    const std::string_view rest =
+        std::string_view(request.path).substr(std::min(request.path.size(), route->at.path.size()));
+    known = (this->*route->handler)({request, rest});
+  }
+  return with_origin(request, std::move(known));
+}
+
+Exchange Service::screen(const HttpRequest& head) {
+  Exchange known = answer_head(head, route_of(head));
+  return known == nullptr ? nullptr : with_origin(head, std::move(known));
+}
+
+Exchange Service::with_origin(const HttpRequest& request, Exchange exchange) const {
+  if (options_.origins.empty()) return exchange;
   HttpFields fields;
   if (std::string origin = allowed_origin(request); !origin.empty()) {
     fields.emplace_back("access-control-allow-origin", std::move(origin));
     fields.emplace_back("access-control-expose-headers", "x-request-id, retry-after");
   }
   fields.emplace_back("vary", "origin");
-  return with_fields(respond(request), std::move(fields));
+  return with_fields(std::move(exchange), std::move(fields));
 }
 
 // Browsers ask it before a page's request to a foreign server, without the key.
@@ -204,9 +220,14 @@ Exchange Service::options(const HttpRequest& request, const Route& route) const 
   return answer_at_once(std::move(head), {});
 }
 
-Exchange Service::respond(const HttpRequest& request) {
+const Service::Route* Service::route_of(const HttpRequest& request) const {
   const Route* route = find_route(request.path);
-  if (!options_.has_page && route != nullptr && route->handler == &Service::page) route = nullptr;
+  const bool is_page = route != nullptr && route->handler == &Service::page;
+  return is_page && !options_.has_page ? nullptr : route;
+}
+
+// What is answered without a look at the body; null where the route's handler is to be asked.
+Exchange Service::answer_head(const HttpRequest& request, const Route* route) {
   const Dialect dialect = route != nullptr                           ? route->dialect
                           : request.path.starts_with("/v1/messages") ? Dialect::kMessages
                                                                      : Dialect::kChat;
@@ -243,9 +264,7 @@ Exchange Service::respond(const HttpRequest& request) {
                      {},
                      {}});
   }
-  const std::string_view rest =
-      std::string_view(request.path).substr(std::min(request.path.size(), route->at.path.size()));
-  return (this->*route->handler)({request, rest});
+  return nullptr;
 }
 
 void Service::done(const HttpRecord& record) {

@@ -41,6 +41,9 @@ class Service {
   // Any thread.
   // The answer's head names the origin of the web page that asks, where it may.
   std::unique_ptr<HttpExchange> handle(HttpRequest request);
+  // The answer to a request whose body, still to come, need not be read: a refusal for its key, its
+  // path, its method or its type. Null where the body is wanted.
+  std::unique_ptr<HttpExchange> screen(const HttpRequest& head);
   static std::string refusal(int status, std::string_view why);
   void done(const HttpRecord& record);
   // For /metrics: what is known elsewhere, asked at once and without waiting.
@@ -78,7 +81,10 @@ class Service {
   std::unique_ptr<HttpExchange> tokenize(const Call& call);
   std::unique_ptr<HttpExchange> detokenize(const Call& call);
 
-  std::unique_ptr<HttpExchange> respond(const HttpRequest& request);
+  const Route* route_of(const HttpRequest& request) const;
+  std::unique_ptr<HttpExchange> answer_head(const HttpRequest& request, const Route* route);
+  std::unique_ptr<HttpExchange> with_origin(const HttpRequest& request,
+                                            std::unique_ptr<HttpExchange> exchange) const;
   std::unique_ptr<HttpExchange> options(const HttpRequest& request, const Route& route) const;
   // The origin that an answer names, or empty.
   std::string allowed_origin(const HttpRequest& request) const;

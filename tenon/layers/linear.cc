@@ -149,8 +149,10 @@ Status Linear::run(const NormedRows& x, const TensorView& out, Stream& stream) c
 Result<RowPlans> Linear::plan_activated(const NormedRows& x, const TensorView& out,
                                         const QuantView& activated,
                                         const PlanContext& where) const {
-  return RowPlans::make(out.shape[0], [&](std::int64_t rows) {
-    fp8_gemm::Args args = fp8_args(matrix_, {}, first_rows(x, rows), out.rows(0, rows));
+  const std::int64_t max_rows = out.shape[0], max_tokens = num_rows(x);
+  return RowPlans::make(max_rows, [&](std::int64_t rows) {
+    const NormedRows part = first_rows(x, (rows * max_tokens + max_rows - 1) / max_rows);
+    fp8_gemm::Args args = fp8_args(matrix_, grouping_, part, out.rows(0, rows));
     args.activated = first_rows(activated, rows);
     return plan_or_nothing(args, where);
   });
@@ -158,7 +160,7 @@ Result<RowPlans> Linear::plan_activated(const NormedRows& x, const TensorView& o
 
 Status Linear::run_activated(const Plan& plan, const NormedRows& x, const TensorView& out,
                              const QuantView& activated, Stream& stream) const {
-  fp8_gemm::Args args = fp8_args(matrix_, {}, x, out);
+  fp8_gemm::Args args = fp8_args(matrix_, grouping_, x, out);
   args.activated = activated;
   return fp8_gemm::run(plan, args, stream);
 }

@@ -265,7 +265,8 @@ gated_delta_net::Args delta_net_args(const DeltaNetSpec& spec, const DeltaNetRow
           .state = state,
           .scratch = rows.scratch,
           .out = rows.mixed,
-          .max_tokens_per_sequence = step.shape.decode ? 1 : step.shape.tokens};
+          .max_tokens_per_sequence = step.shape.decode ? 1 : step.shape.tokens,
+          .state_is_settled = true};  // products run before it
 }
 
 }  // namespace

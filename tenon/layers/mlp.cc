@@ -70,6 +70,10 @@ Result<Experts> Experts::make(const ExpertsSpec& spec, LayerContext& context) {
       layer.finish_,
       OutProjection::make("experts", spec.down, fp8_quant::Prologue::kSiluMul, layer.gate_up_,
                           layer.routed_, context, Grouping{layer.offsets_, {}}));
+  if (spec.gate_up.is_fp8() && layer.finish_.codes()) {
+    TENON_ASSIGN(layer.activate_, layer.project_.plan_activated(context.x, layer.gate_up_,
+                                                                *layer.finish_.codes(), where));
+  }
   TENON_ASSIGN(layer.shared_,
                Dense::make("shared expert", spec.shared, layer.shared_rows_, context));
   TENON_ASSIGN(layer.route_, RowPlans::make(max_rows, [&](std::int64_t rows) {
@@ -152,8 +156,15 @@ Status Experts::run(const NormedRows& x, const PartialRows& out, Stream& stream)
   TENON_TRY(moe_route::run(route_.at(tokens), route_args(tokens), stream));
   if (tokens <= fused_rows_)
     return moe_experts::run(fused_.at(tokens), fused_args(*x.fp8, out), stream);
-  TENON_TRY(project_.run(x, gate_up, stream));
-  TENON_TRY(finish_.run(gate_up, routed_.rows(0, pairs), stream));
+  const TensorView routed = routed_.rows(0, pairs);
+  if (const Plan* plan = activate_.find(pairs)) {
+    const QuantView codes = first_rows(*finish_.codes(), pairs);
+    TENON_TRY(project_.run_activated(*plan, x, gate_up, codes, stream));
+    TENON_TRY(finish_.finish(routed, stream));
+  } else {
+    TENON_TRY(project_.run(x, gate_up, stream));
+    TENON_TRY(finish_.run(gate_up, routed, stream));
+  }
   TENON_TRY(shared_.run(x, shared_rows_.rows(0, tokens), stream));
   return moe_combine::run(combine_.at(tokens), combine_args(out), stream);
 }

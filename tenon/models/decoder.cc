@@ -63,6 +63,7 @@ class Decoder final : public Model {
   std::vector<std::int32_t> eos_ids() const override { return spec_.eos_ids; }
   std::int64_t weight_bytes() const override { return spec_.weight_bytes; }
   Result<StepOutput> forward(const StepView& step, CacheViews caches, Stream& stream) override;
+  Result<LogitsShard> logits_of(const TensorView& rows, Stream& stream) override;
   std::vector<BoundaryUse> boundary_uses(const StepCounts& steps) const override;
   ModelMemory memory() const override;
   StepCost step_cost(const StepLoad& load) const override { return tenon::step_cost(spec_, load); }
@@ -102,6 +103,15 @@ class Decoder final : public Model {
   std::optional<Head> head_;
 };
 
+Status in_range(std::string_view what, std::int64_t found, std::int64_t least, std::int64_t most) {
+  if (found >= least && found <= most) [[likely]]
+    return Status::ok();
+  return Status::error(Code::kInvalidArgument, "forward: the number of " + std::string(what) +
+                                                   " is " + std::to_string(found) +
+                                                   "; accepted: " + std::to_string(least) + " to " +
+                                                   std::to_string(most));
+}
+
 Result<StepOutput> Decoder::forward(const StepView& step, CacheViews caches, Stream& stream) {
   TENON_TRY(check(step, caches));
   const StepRows rows = rows_.first(step.shape.tokens);
@@ -124,16 +134,13 @@ Result<StepOutput> Decoder::forward(const StepView& step, CacheViews caches, Str
   return output;
 }
 
+// The last boundary's rows stay until the next step.
+Result<LogitsShard> Decoder::logits_of(const TensorView& rows, Stream& stream) {
+  TENON_TRY(in_range("rows of logits", rows.shape[0], 1, max_logits_));
+  return head_->run(rows_.x, rows, stream);
+}
+
 Status Decoder::check(const StepView& step, CacheViews caches) const {
-  const auto in_range = [](std::string_view what, std::int64_t found, std::int64_t least,
-                           std::int64_t most) {
-    if (found >= least && found <= most) [[likely]]
-      return Status::ok();
-    return Status::error(Code::kInvalidArgument, "forward: the number of " + std::string(what) +
-                                                     " is " + std::to_string(found) +
-                                                     "; accepted: " + std::to_string(least) +
-                                                     " to " + std::to_string(most));
-  };
   const auto num_caches = static_cast<std::int64_t>(caches_.caches.size());
   TENON_TRY(in_range("tokens", step.shape.tokens, 1, max_tokens_));
   TENON_TRY(in_range("sequences", step.shape.sequences, 1, max_sequences_));

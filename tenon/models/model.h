@@ -63,6 +63,13 @@ class Model {
   virtual std::vector<std::int32_t> eos_ids() const = 0;
   // Collective: every rank runs the same step. Launches only.
   virtual Result<StepOutput> forward(const StepView& step, CacheViews caches, Stream& stream) = 0;
+  // Logits of these rows of the last forward(), by the same head, so of the same bits: i32 [rows],
+  // numbers of tokens of that step, as many as a step may have rows of logits. Overwrites the
+  // logits that forward() left. Collective; launches only. kUnsupported: the model has no others.
+  virtual Result<LogitsShard> logits_of(const TensorView& rows, Stream& stream) {
+    static_cast<void>(rows), static_cast<void>(stream);
+    return Status::error(Code::kUnsupported, "the model tells no logits of further rows");
+  }
   // Whether forward() does nothing but launch on its stream, the same work for every step of one
   // shape: such steps can be recorded and replayed.
   virtual bool launches_only() const { return true; }

@@ -177,23 +177,29 @@ void CachePool::keep_blocks(CacheLease& lease, std::span<const std::int32_t> pro
   }
 }
 
-bool CachePool::keep_state(CacheLease& lease, int tokens, bool wanted) {
+bool CachePool::keep_state(CacheLease& lease, int tokens, StatePlace place) {
   TENON_CHECK(lease.reads_ == PrefixTree::kNone && tokens > 0 && tokens % kStateTokens == 0 &&
               tokens == lease.num_shared_ * block_tokens_);
   const std::int32_t node = lease.blocks_[static_cast<std::size_t>(lease.num_shared_ - 1)];
+  const bool wanted = place != StatePlace::kCut;
   if (prefixes_.state(node) != PrefixTree::kNone) {
     prefixes_.use_state(node);
-    return true;
+  } else {
+    const std::int32_t slot = take_slot(wanted);
+    if (slot == PrefixTree::kNone) {
+      ++stats_.states_not_kept;
+      return false;
+    }
+    prefixes_.keep_state(node, std::exchange(lease.state_slot_, slot),
+                         wanted ? PrefixTree::Worth::kWanted : PrefixTree::Worth::kUnwanted);
+    prefixes_.pin_state(node);
+    lease.reads_ = node;
+    ++stats_.states_kept;
   }
-  const std::int32_t slot = take_slot(wanted);
-  if (slot == PrefixTree::kNone) {
-    ++stats_.states_not_kept;
-    return false;
-  }
-  prefixes_.keep_state(node, std::exchange(lease.state_slot_, slot), wanted);
-  prefixes_.pin_state(node);
-  lease.reads_ = node;
-  ++stats_.states_kept;
+  if (!wanted) return true;
+  if (place == StatePlace::kFork) prefixes_.mark_fork(node);
+  const int begin = lease.begin_ / block_tokens_;
+  if (begin > 0) prefixes_.pass_state(lease.blocks_[static_cast<std::size_t>(begin - 1)]);
   return true;
 }
 

@@ -82,6 +82,13 @@ class CacheLease {
   int num_shared_ = 0, begin_ = 0, branch_ = 0;
 };
 
+// Why a state is kept.
+enum class StatePlace : std::uint8_t {
+  kCut,   // a prompt was cut there anyway: takes a free slot only
+  kEnd,   // of a prompt: the next turn goes on from there
+  kFork,  // prompts go apart behind it
+};
+
 // What a sequence wants to begin with.
 struct CacheRequest {
   // Looked up among the kept prefixes; empty: nothing is.
@@ -117,9 +124,9 @@ class CachePool {
   // in the form of a prompt. Where others had kept the same, the lease goes over to theirs.
   void keep_blocks(CacheLease& lease, std::span<const std::int32_t> prompt, int tokens);
   // Keeps the state behind `tokens` tokens, which is the one in the lease's slot: their blocks have
-  // just been kept. The sequence gets another slot and goes on from the kept one. An unwanted state
-  // takes a free slot only. False when there is no slot.
-  bool keep_state(CacheLease& lease, int tokens, bool wanted);
+  // just been kept. The sequence gets another slot and goes on from the kept one. False when there
+  // is no slot.
+  bool keep_state(CacheLease& lease, int tokens, StatePlace place);
 
   int num_free_blocks() const { return blocks_.num_free(); }  // that hold nothing at all
   int num_free_slots() const { return slots_.num_free(); }

@@ -22,8 +22,10 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
+#include <iterator>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/comm/transport/transport.h"
@@ -46,9 +48,13 @@ class ThreadSteps {
   ThreadSteps(std::size_t bytes, int ranks)
       : bytes_(bytes), statuses_(static_cast<std::size_t>(ranks)), done_(statuses_.size(), 0) {}
 
-  void send(std::span<const std::byte> input) {
+  // `masks` lie at `masks_at` of the step's bytes, behind `input`, where there are any.
+  void send(std::span<const std::byte> input, std::span<const std::byte> masks,
+            std::size_t masks_at) {
     std::memcpy(bytes_.data(), input.data(), input.size());
+    if (!masks.empty()) std::memcpy(bytes_.data() + masks_at, masks.data(), masks.size());
     used_ = input.size();
+    masks_ = std::span(bytes_).subspan(masks_at, masks.size());
     advance();
   }
   // Every receive() from now on says no. Touches no bytes: a follower may still be reading them.
@@ -66,6 +72,8 @@ class ThreadSteps {
       number_.wait(seen, std::memory_order_acquire);
     if (stopped_.load(std::memory_order_acquire)) return false;
     std::memcpy(out.data(), bytes_.data(), used_);
+    if (!masks_.empty())
+      std::memcpy(out.data() + (masks_.data() - bytes_.data()), masks_.data(), masks_.size());
     return true;
   }
 
@@ -97,7 +105,8 @@ class ThreadSteps {
     number_.notify_all();
   }
   std::vector<std::byte> bytes_;
-  std::size_t used_ = 0;  // of the present step
+  std::size_t used_ = 0;  // of the present step, which may also have masks
+  std::span<const std::byte> masks_;
   std::atomic<std::uint32_t> number_{0};
   std::atomic<bool> stopped_{false};
   std::mutex mutex_;
@@ -229,6 +238,7 @@ struct Engine::State {
   std::unique_lock<std::mutex> step_lock();
   Status check_ids(const std::vector<std::int32_t>& prompt, const SamplingParams& sampling) const;
   Result<std::vector<TokenEvent>> step();
+  void take_told(const BatchPlan& plan);
   std::vector<TokenEvent> digest(const BatchPlan& plan, std::span<const std::int32_t> drawn);
   std::vector<TokenEvent> drop_cancelled();
   Status die(Status why);
@@ -285,7 +295,7 @@ Status Engine::State::start_threads() {
 Status Engine::State::open_in_threads() {
   bootstraps = local_bootstrap(options.tp);
   const StepLayout layout(options.max_tokens_per_step, options.max_batch,
-                          Scheduler::blocks_per_sequence(options.max_context));
+                          Scheduler::blocks_per_sequence(options.max_context), options.num_tokens);
   steps = std::make_unique<ThreadSteps>(layout.bytes(), options.tp);
   Status mine = start_threads();
   if (!mine) {
@@ -410,7 +420,7 @@ std::unique_lock<std::mutex> Engine::State::step_lock() {
 
 Status Engine::State::send() {
   if (!in_threads()) return own->broadcast(writer->bytes());
-  steps->send(writer->used());
+  steps->send(writer->used(), writer->used_masks(), own->layout().offset(StepField::masks));
   return Status::ok();
 }
 
@@ -447,17 +457,18 @@ Status Engine::check_request(const std::vector<std::int32_t>& prompt,
   });
 }
 
-Result<RequestId> Engine::submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling) {
-  return queue(std::move(prompt), sampling, false);
+Result<RequestId> Engine::submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling,
+                                 std::unique_ptr<TokenConstraint> constraint) {
+  return queue(std::move(prompt), sampling, std::move(constraint), false);
 }
 
 Result<RequestId> Engine::submit_computed(std::vector<std::int32_t> prompt,
                                           const SamplingParams& sampling) {
-  return queue(std::move(prompt), sampling, true);
+  return queue(std::move(prompt), sampling, nullptr, true);
 }
 
 Result<RequestId> Engine::queue(std::vector<std::int32_t> prompt, const SamplingParams& sampling,
-                                bool computed) {
+                                std::unique_ptr<TokenConstraint> constraint, bool computed) {
   {
     const auto lock = state_->step_lock();
     TENON_TRY(Status(state_->dead));
@@ -465,9 +476,18 @@ Result<RequestId> Engine::queue(std::vector<std::int32_t> prompt, const Sampling
   const RequestId id{state_->next_id};
   const Status queued = guarded([&] {
     Status fits = state_->check_ids(prompt, sampling);
+    if (fits && constraint != nullptr && state_->own->layout().mask_words() == 0)
+      fits = Status::error(Code::kUnsupported,
+                           "the request constrains its tokens, but the engine was opened without "
+                           "num_tokens; accepted with it");
     const int done = computed ? std::max(static_cast<int>(prompt.size()) - 1, 0) : 0;
     if (!fits) return fits;
-    return state_->scheduler->add(id, std::move(prompt), sampling, done, state_->eos);
+    if (computed && sampling.prompt_logprobs >= 0)
+      return Status::error(Code::kInvalidArgument,
+                           "prompt_logprobs is " + std::to_string(sampling.prompt_logprobs) +
+                               "; of a prompt that is not computed none can be told");
+    return state_->scheduler->add(id, std::move(prompt), sampling, done, state_->eos,
+                                  std::move(constraint));
   });
   TENON_TRY(queued, "submit");
   ++state_->next_id;
@@ -494,10 +514,25 @@ std::vector<TokenEvent> Engine::State::drop_cancelled() {
 TokenEvent failed(const Sequence& sequence) {
   const auto id = std::to_string(static_cast<std::uint64_t>(sequence.id));
   const auto made = static_cast<int>(sequence.tokens.size()) - sequence.prompt_tokens;
+  const std::string why = sequence.constraint == nullptr
+                              ? "its logits hold no number"
+                              : "none of the tokens that it may have has a number for its logit";
   return {sequence.id, -1, Finish::kFailed,
           Status::error(Code::kInternal, "request " + id + " ends after " + std::to_string(made) +
-                                             " tokens: its logits hold no number, so nothing can "
-                                             "be drawn; other requests go on")};
+                                             " tokens: " + why +
+                                             ", so nothing can be drawn; other requests go on")};
+}
+
+// What the step has told of prompts, to the sequences whose they are.
+void Engine::State::take_told(const BatchPlan& plan) {
+  int number = 0;
+  for (const BatchEntry& entry : plan.entries) {
+    Sequence& sequence = *entry.sequence;
+    const int count = entry.num_told();
+    for (int i = 0; i < count; ++i)
+      sequence.prompt_logprobs.push_back(own->prompt_logprobs(number++));
+    sequence.num_told += count;
+  }
 }
 
 // Turns drawn tokens into events and lets finished sequences go.
@@ -505,12 +540,20 @@ std::vector<TokenEvent> Engine::State::digest(const BatchPlan& plan,
                                               std::span<const std::int32_t> drawn) {
   std::vector<TokenEvent> events;  // the one allocation of a decode step
   events.reserve(plan.entries.size());
+  take_told(plan);
   for (std::size_t i = 0; i < plan.entries.size(); ++i) {
-    const Sequence& sequence = *plan.entries[i].sequence;
+    Sequence& sequence = *plan.entries[i].sequence;
     if (drawn[i] < 0) events.push_back(failed(sequence));
     if (drawn[i] < 0 || !plan.entries[i].draws()) continue;
     TokenEvent event{.id = sequence.id, .token = drawn[i]};
     event.cached_tokens = sequence.cached_tokens;
+    event.prompt_logprobs = std::exchange(sequence.prompt_logprobs, {});
+    if (sequence.max_tokens == 0) {
+      event.token = -1;
+      event.finish = Finish::kLength;
+      events.push_back(std::move(event));
+      continue;
+    }
     if (sequence.sampling.logprobs >= 0) event.logprobs = own->logprobs(static_cast<int>(i));
     const int made = static_cast<int>(sequence.tokens.size()) + 1 - sequence.prompt_tokens;
     const bool is_eos = std::find(eos.begin(), eos.end(), drawn[i]) != eos.end();
@@ -520,7 +563,7 @@ std::vector<TokenEvent> Engine::State::digest(const BatchPlan& plan,
       const bool all = made >= sequence.sampling.max_tokens;
       event.finish = all ? Finish::kLength : Finish::kContext;
     }
-    events.push_back(event);
+    events.push_back(std::move(event));
   }
   scheduler->apply(plan, drawn);
   for (const TokenEvent& event : events)
@@ -557,7 +600,7 @@ Result<std::vector<TokenEvent>> Engine::State::step() {
     if (entry.first < entry.sequence->prompt_tokens) stats.prompt_tokens += entry.count;
   std::vector<TokenEvent> made = digest(plan, drawn);
   if (events.empty()) return made;
-  events.insert(events.end(), made.begin(), made.end());
+  std::ranges::move(made, std::back_inserter(events));
   return events;
 }
 

@@ -69,8 +69,8 @@ enum class Finish : std::uint8_t {
 std::string_view name(Finish finish);
 
 // One drawn token. An end-of-sequence token is reported too, with kStop. With kCancelled and
-// kFailed there is no token. Every request that was submitted gets one event with a finish, its
-// last, unless the engine dies.
+// kFailed there is no token, nor with the kLength of a request that asks for none. Every request
+// that was submitted gets one event with a finish, its last, unless the engine dies.
 struct TokenEvent {
   RequestId id{};
   std::int32_t token = -1;
@@ -78,6 +78,9 @@ struct TokenEvent {
   Status why = Status::ok();                   // of kFailed: names the request
   std::optional<TokenLogprobs> logprobs = {};  // of the token, where they were asked for
   std::int32_t cached_tokens = 0;  // of its prompt, that a kept prefix had: were not computed
+  // In its first event with a token, or in that kLength: of the prompt's tokens behind number
+  // sampling.prompt_logprobs_from, where they were asked for.
+  std::vector<TokenLogprobs> prompt_logprobs = {};
 };
 
 struct EngineStats {
@@ -115,10 +118,12 @@ class Engine {
   Status follow();
 
   // Leader only, all of them. submit says why a request can never run, as check_request does; ids
-  // without a token are refused, but for those that are held back.
+  // without a token are refused, but for those that are held back. A constraint needs
+  // EngineOptions::num_tokens.
   Status check_request(const std::vector<std::int32_t>& prompt,
                        const SamplingParams& sampling) const;
-  Result<RequestId> submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling);
+  Result<RequestId> submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling,
+                           std::unique_ptr<TokenConstraint> constraint = {});
   Status cancel(RequestId id);
   // One decision, one forward pass, its tokens. Empty when there is nothing to do. After an error
   // the engine is dead: every further call returns that error.
@@ -148,7 +153,7 @@ class Engine {
   struct State;
   explicit Engine(std::unique_ptr<State> state);
   Result<RequestId> queue(std::vector<std::int32_t> prompt, const SamplingParams& sampling,
-                          bool computed);
+                          std::unique_ptr<TokenConstraint> constraint, bool computed);
   std::unique_ptr<State> state_;
 };
 

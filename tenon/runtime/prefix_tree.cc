@@ -118,12 +118,13 @@ PrefixTree::Removed PrefixTree::remove(std::int32_t node) {
   return removed;
 }
 
-void PrefixTree::keep_state(std::int32_t node, std::int32_t slot, bool wanted) {
+void PrefixTree::keep_state(std::int32_t node, std::int32_t slot, Worth worth) {
   Node& here = at(node);
   TENON_CHECK(here.is_used && here.slot == kNone);
   TENON_CHECK(of_slot_[static_cast<std::size_t>(slot)] == kNone);
   here.slot = slot;
-  here.wanted = wanted;
+  here.worth = worth;
+  here.state_uses = 0;
   here.lost_state = false;
   here.last_state_use = ++clock_;
   of_slot_[static_cast<std::size_t>(slot)] = node;
@@ -131,8 +132,14 @@ void PrefixTree::keep_state(std::int32_t node, std::int32_t slot, bool wanted) {
 }
 
 void PrefixTree::use_state(std::int32_t node) {
-  at(node).last_state_use = ++clock_;
-  at(node).wanted = true;
+  Node& here = at(node);
+  here.last_state_use = ++clock_;
+  here.worth = Worth::kWanted;
+  here.state_uses = std::min(here.state_uses + 1, 2);
+}
+
+void PrefixTree::pass_state(std::int32_t node) {
+  if (at(node).slot != kNone && at(node).state_uses < 2) at(node).worth = Worth::kPassed;
 }
 
 void PrefixTree::pin_state(std::int32_t node) {
@@ -148,7 +155,7 @@ void PrefixTree::unpin_state(std::int32_t node) {
 }
 
 std::int32_t PrefixTree::evict_state() {
-  const auto rank = [](const Node& node) { return std::pair(node.wanted, node.last_state_use); };
+  const auto rank = [](const Node& node) { return std::pair(node.worth, node.last_state_use); };
   Node* oldest = nullptr;
   for (const std::int32_t each : of_slot_) {
     if (each == kNone || at(each).pins > 0) continue;

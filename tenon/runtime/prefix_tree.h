@@ -45,15 +45,26 @@ class PrefixTree {
   std::int32_t state(std::int32_t node) const { return at(node).slot; }
   // It had a state once, which evict_state() took.
   bool lost_its_state(std::int32_t node) const { return at(node).lost_state; }
-  // Gives it one, where it has none. Unwanted ones are the first that evict_state() takes.
-  void keep_state(std::int32_t node, std::int32_t slot, bool wanted);
+  // What a state is worth, the least first.
+  enum class Worth : std::uint8_t {
+    kUnwanted,  // a prompt was cut there anyway
+    kPassed,    // the one prompt that went on from it has left a later one
+    kWanted,    // prompts are expected to go on from it
+  };
+  // Gives it one, where it has none.
+  void keep_state(std::int32_t node, std::int32_t slot, Worth worth);
   // A prompt went on from it: counts as a use, and from now on it is wanted.
   void use_state(std::int32_t node);
+  // Prompts go apart behind it, so it is never passed.
+  void mark_fork(std::int32_t node) { at(node).state_uses = 2; }
+  // A prompt that went on from it has left a later state: if it was the only one, the next turn of
+  // that conversation goes on from there, and this one is passed. Whatever has no state stays so.
+  void pass_state(std::int32_t node);
   // While pinned a state cannot be evicted; its node is held by whoever pins it.
   void pin_state(std::int32_t node);
   void unpin_state(std::int32_t node);
-  // Takes the state that is not pinned and not wanted, or whose last use is longest ago: its slot,
-  // or kNone where all are pinned.
+  // Takes the state that is worth least of those that are not pinned, and of equal ones that whose
+  // last use is longest ago: its slot, or kNone where all are pinned.
   std::int32_t evict_state();
   // States that evict_state() can take.
   int num_idle_states() const { return num_states_ - num_pinned_; }
@@ -67,7 +78,9 @@ class PrefixTree {
     std::int32_t parent = kNone, next = kNone;  // next: of the same bucket
     int holds = 0, children = 0, pins = 0;
     std::int32_t slot = kNone;
-    bool is_used = false, lost_state = false, wanted = false;
+    int state_uses = 0;
+    Worth worth = Worth::kUnwanted;
+    bool is_used = false, lost_state = false;
     std::uint64_t last_use = 0, last_state_use = 0;
   };
   // A node that could be evicted when it was put here; it is out of date if it has been used since.

@@ -25,6 +25,7 @@ ModelOptions model_options(const EngineOptions& options) {
   out.weights = options.weights;
   out.max_tokens_per_step = options.max_tokens_per_step;
   out.max_sequences = options.max_batch;
+  out.max_logits = std::max(options.max_batch, PromptTeller::kRows);
   out.max_context = options.max_context;
   out.force_stage = options.force_stage;
   out.max_stage = options.max_stage;
@@ -39,7 +40,7 @@ ModelOptions model_options(const EngineOptions& options) {
 Rank::Rank(const EngineOptions& options)
     : num_tokens_(options.num_tokens),
       layout_(options.max_tokens_per_step, options.max_batch,
-              Scheduler::blocks_per_sequence(options.max_context)),
+              Scheduler::blocks_per_sequence(options.max_context), options.num_tokens),
       steps_(options.max_tokens_per_step, 1 + static_cast<int>(options.more_stages.size())) {}
 
 Result<std::unique_ptr<Rank>> Rank::open(const EngineOptions& options, int rank,
@@ -148,9 +149,13 @@ Status Rank::broadcast(std::span<std::byte> step) {
   const std::size_t most = layout_.bytes_without_edits();
   TENON_TRY(comm_->broadcast(step.first(most)));
   const StepHeader header = StepReader::header(step);
-  if (header.num_edits == 0) return Status::ok();
-  const std::size_t used = layout_.used_bytes(header.shape, header.num_edits);
-  return comm_->broadcast(step.subspan(most, used - most));
+  if (header.num_edits > 0) {
+    const std::size_t used = layout_.used_bytes(header.shape, header.num_edits);
+    TENON_TRY(comm_->broadcast(step.subspan(most, used - most)));
+  }
+  if (header.num_masks == 0) return Status::ok();
+  return comm_->broadcast(
+      step.subspan(layout_.offset(StepField::masks), layout_.mask_bytes(header.num_masks)));
 }
 
 Status Rank::launch_step() {

@@ -56,6 +56,9 @@ class Rank {
   // Of a sequence of the last step that drew and asked for them.
   TokenLogprobs logprobs(int row) const { return runner_->logprobs(row); }
 
+  // Of tokens of prompts that the last step told of, numbered in order of its sequences.
+  TokenLogprobs prompt_logprobs(int number) const { return runner_->prompt_logprobs(number); }
+
   // As StepRunner has them: of the next step, on this rank.
   void time_next_step() { runner_->time_next(); }
   Result<std::vector<LaunchTimer::Entry>> launch_times() { return runner_->launch_times(); }

@@ -50,9 +50,10 @@ Status check(const SamplingParams& sampling) {
     return refuse("top_p is " + std::to_string(sampling.top_p) + "; accepted: above 0, up to 1");
   if (sampling.top_k < 0)
     return refuse("top_k is " + std::to_string(sampling.top_k) + "; accepted: 0 (all) and more");
-  if (sampling.max_tokens < 1)
-    return refuse("max_tokens is " + std::to_string(sampling.max_tokens) +
-                  "; at least 1 is needed");
+  const bool tells_prompt = sampling.prompt_logprobs >= 0;
+  if (sampling.max_tokens < (tells_prompt ? 0 : 1))
+    return refuse("max_tokens is " + std::to_string(sampling.max_tokens) + "; at least " +
+                  (tells_prompt ? "0" : "1") + " is needed");
   TENON_TRY(in_range("min_p", sampling.min_p, 0, 1));
   if (!(sampling.repetition_penalty > 0.0f && sampling.repetition_penalty <= 10.0f))
     return refuse("repetition_penalty is " + std::to_string(sampling.repetition_penalty) +
@@ -62,9 +63,15 @@ Status check(const SamplingParams& sampling) {
   if (sampling.min_tokens < 0 || sampling.min_tokens > sampling.max_tokens)
     return refuse("min_tokens is " + std::to_string(sampling.min_tokens) +
                   "; accepted: 0 to max_tokens, " + std::to_string(sampling.max_tokens));
-  if (sampling.logprobs > kMaxLogprobs)
-    return refuse("logprobs is " + std::to_string(sampling.logprobs) + "; accepted are at most " +
-                  std::to_string(kMaxLogprobs));
+  const std::pair<const char*, int> listed[] = {{"logprobs", sampling.logprobs},
+                                                {"prompt_logprobs", sampling.prompt_logprobs}};
+  for (const auto& [name, value] : listed)
+    if (value > kMaxLogprobs)
+      return refuse(std::string(name) + " is " + std::to_string(value) + "; accepted are at most " +
+                    std::to_string(kMaxLogprobs));
+  if (sampling.prompt_logprobs_from < 0)
+    return refuse("prompt_logprobs_from is " + std::to_string(sampling.prompt_logprobs_from) +
+                  "; accepted are 0 and more");
   return check_bias(sampling);
 }
 

@@ -16,7 +16,7 @@ struct SamplingParams {
   float temperature = 0;  // 0 is greedy
   float top_p = 1;        // (0, 1]; 1 means all
   int top_k = 0;          // 0 means all
-  int max_tokens = 256;   // at least 1
+  int max_tokens = 256;  // at least 1, or with prompt_logprobs 0: the prompt is read, nothing drawn
   std::uint64_t seed = 0;
   bool ignore_eos = false;
   float min_p = 0;               // [0, 1]: at least so likely as the likeliest; 0 means all
@@ -33,9 +33,14 @@ struct SamplingParams {
   // 0: neither. At most kMaxLogprobs. Told are the probabilities of the model, at temperature 1,
   // before biases and penalties.
   int logprobs = -1;
+  // The same of the tokens of the prompt behind number prompt_logprobs_from, each after those in
+  // front of it. They are computed for this request, whatever is kept of earlier prompts.
+  int prompt_logprobs = -1;
+  int prompt_logprobs_from = 0;  // 0 to the number of the prompt's last token
 };
 
-// Natural logarithms of probabilities, of one drawn token.
+// Natural logarithms of probabilities, of one token that was drawn or given; −infinity where the
+// logits hold no number.
 struct TokenLogprobs {
   float drawn = 0;                                             // of the token itself
   std::vector<std::pair<std::int32_t, float>> likeliest = {};  // as many as asked for, in order

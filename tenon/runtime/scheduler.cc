@@ -54,6 +54,10 @@ Status Scheduler::check(std::size_t prompt_tokens, const SamplingParams& samplin
                   std::to_string(limits_.max_context) + " with room for one more takes at most " +
                   std::to_string(limits_.max_context - 1));
   const int prompt = static_cast<int>(prompt_tokens);
+  if (sampling.prompt_logprobs >= 0 && sampling.prompt_logprobs_from >= prompt)
+    return refuse("prompt_logprobs_from is " + std::to_string(sampling.prompt_logprobs_from) +
+                  "; a prompt of " + std::to_string(prompt) + " tokens accepts 0 to " +
+                  std::to_string(prompt - 1));
   const int whole = prompt + max_tokens(prompt, sampling);
   if (caches_->can_ever_fit(whole)) return Status::ok();
   return refuse("the request needs cache for " + std::to_string(whole) +
@@ -62,7 +66,8 @@ Status Scheduler::check(std::size_t prompt_tokens, const SamplingParams& samplin
 
 Status Scheduler::add(RequestId id, std::vector<std::int32_t> prompt,
                       const SamplingParams& sampling, int computed,
-                      std::span<const std::int32_t> ends) {
+                      std::span<const std::int32_t> ends,
+                      std::unique_ptr<TokenConstraint> constraint) {
   TENON_TRY(check(prompt.size(), sampling));
   Sequence sequence;
   sequence.id = id;
@@ -74,6 +79,7 @@ Status Scheduler::add(RequestId id, std::vector<std::int32_t> prompt,
   sequence.max_tokens = max_tokens(sequence.prompt_tokens, sampling);
   sequence.tokens.reserve(static_cast<std::size_t>(sequence.prompt_tokens + sequence.max_tokens));
   sequence.edits = TokenEdits::make(sampling, ends, sequence.prompt(), sequence.max_tokens);
+  sequence.constraint = std::move(constraint);
   waiting_.push_back(std::move(sequence));
   return Status::ok();
 }
@@ -155,19 +161,26 @@ void Scheduler::preempt(Sequences::iterator victim) {
   waiting_.splice(std::ranges::find_if(waiting_, later), running_, victim);
 }
 
-// Whether a sequence that runs will soon keep a state from which this one could go on.
-bool Scheduler::waits_for_prefix(const Sequence& sequence) const {
+// Whether a sequence that runs will soon keep a state from which this one could go on. One that is
+// about to compute what both have in common is made to keep the state behind it.
+bool Scheduler::waits_for_prefix(const Sequence& sequence) {
   if (!limits_.keeps_prefixes || sequence.made > 0) return false;
-  const std::span<const std::int32_t> prompt = sequence.prompt();
+  const std::span<const std::int32_t> prompt = sequence.lookup();
+  const int least = limits_.least_kept_tokens;
   int kept = -1;  // looked up where it is asked for
-  for (const Sequence& each : running_) {
-    for (const int place : each.keep_at) {
-      if (place <= each.computed || place + 2 > sequence.prompt_tokens) continue;
-      const auto count = static_cast<std::size_t>(place);
-      if (!std::ranges::equal(prompt.first(count), each.prompt().first(count))) continue;
-      if (kept < 0) kept = caches_->kept_tokens(prompt);
-      if (place - kept >= limits_.least_kept_tokens) return true;
-    }
+  for (Sequence& each : running_) {
+    if (each.made > 0 || each.computed >= each.prompt_tokens) continue;
+    const auto apart = std::ranges::mismatch(prompt, each.prompt()).in1 - prompt.begin();
+    const int most = std::min(static_cast<int>(prompt.size()), each.prompt_tokens) - 2;
+    const int fork = std::min(static_cast<int>(apart), most) / kPrefillQuantum * kPrefillQuantum;
+    if (fork - each.computed < kPrefillQuantum) continue;
+    if (kept < 0) kept = caches_->kept_tokens(prompt);
+    for (const int place : {each.fork_at, each.end_at})
+      if (place > each.computed && place <= fork && place - kept >= least) return true;
+    if (fork - std::max(kept, each.kept_at) < least || each.fork_at > each.computed) continue;
+    each.fork_at = fork;
+    if (each.end_at - fork < least) each.end_at = 0;
+    return true;
   }
   return false;
 }
@@ -177,7 +190,7 @@ bool Scheduler::begin(Sequence& sequence) {
   if (sequence.edits && num_edits() + sequence.num_edits() > limits_.max_edits) return false;
   CacheRequest request;
   const bool keeps = limits_.keeps_prefixes && sequence.made == 0;
-  if (keeps) request.prompt = sequence.prompt();
+  if (keeps) request.prompt = sequence.lookup();
   request.counts = sequence.preemptions == 0;
   request.tokens = sequence.length();
   request.most_tokens = sequence.prompt_tokens + sequence.max_tokens;
@@ -193,15 +206,12 @@ bool Scheduler::begin(Sequence& sequence) {
   if (!sequence.lease) return false;
   sequence.computed = sequence.kept_at = std::max(sequence.lease.begin(), sequence.made);
   if (sequence.preemptions == 0) sequence.cached_tokens = sequence.lease.begin();
-  sequence.keep_at = {};
+  sequence.fork_at = sequence.end_at = 0;
   if (!keeps) return true;
-  const int last = (sequence.prompt_tokens - 2) / kPrefillQuantum * kPrefillQuantum;
-  int from = sequence.computed;
-  const int places[] = {sequence.lease.branch(), last};
-  for (std::size_t i = 0; i < std::size(places); ++i) {
-    if (places[i] - from < limits_.least_kept_tokens) continue;
-    sequence.keep_at[i] = from = places[i];
-  }
+  const int last = (sequence.prompt_tokens - kEndTokens) / kPrefillQuantum * kPrefillQuantum;
+  const int fork = sequence.lease.branch(), least = limits_.least_kept_tokens;
+  if (fork - sequence.computed >= least) sequence.fork_at = fork;
+  if (last - std::max(sequence.fork_at, sequence.computed) >= least) sequence.end_at = last;
   return true;
 }
 
@@ -219,7 +229,7 @@ int Scheduler::end_of_piece(const Sequence& sequence, int budget) const {
   int end = sequence.prompt_tokens;
   if (end - sequence.computed > budget)
     end = (sequence.computed + budget) / kPrefillQuantum * kPrefillQuantum;
-  for (const int place : sequence.keep_at)
+  for (const int place : {sequence.fork_at, sequence.end_at})
     if (place > sequence.computed) end = std::min(end, place);
   if (sequence.prompt_tokens - end == 1) end -= kPrefillQuantum;  // nobody's last token comes alone
   return end;
@@ -253,9 +263,12 @@ void Scheduler::keep(Sequence& sequence) {
   const int computed = sequence.computed;
   caches_->keep_blocks(sequence.lease, sequence.prompt(), computed);
   if (computed >= sequence.prompt_tokens) return;
-  const bool wanted = std::ranges::find(sequence.keep_at, computed) != sequence.keep_at.end();
-  if (!wanted && computed - sequence.kept_at < limits_.least_kept_tokens) return;
-  if (caches_->keep_state(sequence.lease, computed, wanted)) sequence.kept_at = computed;
+  const StatePlace place = computed == sequence.fork_at  ? StatePlace::kFork
+                           : computed == sequence.end_at ? StatePlace::kEnd
+                                                         : StatePlace::kCut;
+  const int further = computed - sequence.kept_at;
+  if (place == StatePlace::kCut && further < limits_.least_kept_tokens) return;
+  if (caches_->keep_state(sequence.lease, computed, place)) sequence.kept_at = computed;
 }
 
 void Scheduler::apply(const BatchPlan& plan, std::span<const std::int32_t> drawn) {
@@ -273,6 +286,7 @@ void Scheduler::apply(const BatchPlan& plan, std::span<const std::int32_t> drawn
     if (!draws) continue;
     sequence.tokens.push_back(drawn[i]);
     if (sequence.edits) sequence.edits->drew(drawn[i]);
+    if (sequence.constraint) sequence.constraint->drew(drawn[i]);
   }
 }
 

@@ -13,16 +13,16 @@
 // form of every op, and the bits of every logit depend on its sequence alone (docs/exactness.md).
 //
 // Blocks of prompts are kept for prompts that begin alike, and so are states at places where a
-// prompt is cut: wanted ones, for which it is cut on purpose (its end, and the place where it goes
-// apart from an earlier one), and those of other cuts, which take free slots only. What was drawn
-// is never kept: a prompt that repeats it would have other bits.
+// prompt is cut: wanted ones, for which it is cut on purpose (near its end, and the place where it
+// goes apart from an earlier one or from one that waits), and those of other cuts, which take free
+// slots only. What was drawn is never kept: a prompt that repeats it would have other bits.
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <list>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -30,12 +30,17 @@
 #include "tenon/core/status.h"
 #include "tenon/runtime/cache.h"
 #include "tenon/runtime/sampling_params.h"
+#include "tenon/runtime/token_constraint.h"
 #include "tenon/runtime/token_edits.h"
 
 namespace tenon {
 
 inline constexpr int kPrefillQuantum = 64;  // as gated_delta_net::kChunkTokens
 static_assert(kPrefillQuantum == kStateTokens);
+// Tokens behind the last place where a prompt's state is kept, at least. Chat templates end a
+// prompt with words that the next turn does not repeat: of Qwen3.5 up to 4
+// ("<think>\n\n</think>\n\n"), in vocabularies without a token for two newlines 6.
+inline constexpr int kEndTokens = 8;
 inline constexpr int kMaxContext = 1 << 20;     // as far as Qwen stretches its positions
 inline constexpr int kMaxTokensPerStep = 8192;  // the most rows of a boundary
 
@@ -56,14 +61,28 @@ struct Sequence {
   SamplingParams sampling;
   int max_tokens = 0;  // sampling.max_tokens, or fewer where the context ends first
   CacheLease lease;
-  std::optional<TokenEdits> edits;  // of the logits its next token is drawn from
+  std::optional<TokenEdits> edits;              // of the logits its next token is drawn from
+  std::unique_ptr<TokenConstraint> constraint;  // of its next token, or none
   bool cancelled = false;
   int cached_tokens = 0;  // of the prompt, that a kept prefix had when it was admitted first
   int preemptions = 0;
-  // Where its prompt is cut to keep the state, in order; 0: nowhere. And where it was kept last.
-  std::array<int, 2> keep_at{};
+  // Where its prompt is cut to keep the state: where it goes apart from another one, and near its
+  // end, behind that; 0: nowhere. And where it was kept last.
+  int fork_at = 0, end_at = 0;
   int kept_at = 0;
+  // Of prompt tokens [sampling.prompt_logprobs_from + 1, … + num_told]; those that nobody has taken
+  // so far.
+  std::vector<TokenLogprobs> prompt_logprobs;
+  int num_told = 0;
 
+  // The first position whose logits tell of a prompt token that was not told so far.
+  int tells_from() const { return sampling.prompt_logprobs_from + num_told; }
+  // What of the prompt may be found among kept prefixes: nothing that is still to be told.
+  std::span<const std::int32_t> lookup() const {
+    const bool tells = sampling.prompt_logprobs >= 0;
+    const int most = tells ? std::min(tells_from() + 2, prompt_tokens) : prompt_tokens;
+    return prompt().first(static_cast<std::size_t>(most));
+  }
   int num_edits() const { return edits ? static_cast<int>(edits->list().size()) : 0; }
   int length() const { return static_cast<int>(tokens.size()); }
   std::span<const std::int32_t> prompt() const {
@@ -80,6 +99,12 @@ struct BatchEntry {
   int first = 0, count = 0;
   // The last token of the entry is the last known one: its logits decide the next token.
   bool draws() const { return first + count == sequence->length(); }
+  // Positions [told_from(), … + num_told()) of it have logits that tell of the prompt's next token.
+  int told_from() const { return std::max(first, sequence->tells_from()); }
+  int num_told() const {
+    if (sequence->sampling.prompt_logprobs < 0) return 0;
+    return std::max(std::min(first + count, sequence->prompt_tokens - 1) - told_from(), 0);
+  }
 };
 
 struct BatchPlan {
@@ -119,7 +144,8 @@ class Scheduler {
   // Queues a request, or says why it can never run. Its first `computed` tokens, fewer than the
   // prompt has, count as being in the caches. `ends`: ids that end every answer.
   Status add(RequestId id, std::vector<std::int32_t> prompt, const SamplingParams& sampling,
-             int computed = 0, std::span<const std::int32_t> ends = {});
+             int computed = 0, std::span<const std::int32_t> ends = {},
+             std::unique_ptr<TokenConstraint> constraint = {});
   // Marks it for cancelled(). False when there is no such request.
   bool cancel(RequestId id);
   // The next step. Empty when nothing can run. Valid until the next call of any function.
@@ -144,7 +170,7 @@ class Scheduler {
   void preempt(Sequences::iterator victim);
   void admit();
   bool begin(Sequence& sequence);
-  bool waits_for_prefix(const Sequence& sequence) const;
+  bool waits_for_prefix(const Sequence& sequence);
   int end_of_piece(const Sequence& sequence, int budget) const;
   void keep(Sequence& sequence);
   // The most tokens that a sequence makes.

@@ -15,6 +15,7 @@ enum class Extent : std::uint8_t {
   kLogits,
   kLogitStarts,
   kEdits,
+  kMasks,
 };
 
 template <class Element>
@@ -39,8 +40,9 @@ constexpr FieldInfo kFields[] = {
 #include "tenon/layers/step_fields.def"
 };
 static_assert(kFields[0].field == StepField::token_ids);
-static_assert(std::end(kFields)[-2].field == StepField::block_table);
-static_assert(std::end(kFields)[-1].field == StepField::edits);
+static_assert(std::end(kFields)[-3].field == StepField::block_table);
+static_assert(std::end(kFields)[-2].field == StepField::edits);
+static_assert(std::end(kFields)[-1].field == StepField::masks);
 static_assert(sizeof(sampling::Edit) == 3 * sizeof(std::int32_t));
 
 std::size_t count_of(Extent extent, const StepShape& shape, const StepLayout& layout) {
@@ -53,6 +55,7 @@ std::size_t count_of(Extent extent, const StepShape& shape, const StepLayout& la
     case Extent::kLogits: return static_cast<std::size_t>(shape.logits);
     case Extent::kLogitStarts: return static_cast<std::size_t>(shape.logits) + 1;
     case Extent::kEdits: return 3 * static_cast<std::size_t>(layout.max_edits());
+    case Extent::kMasks: return sequences * static_cast<std::size_t>(layout.mask_words());
   }
   return 0;
 }
@@ -63,6 +66,8 @@ TensorView array(const StepLayout& layout, StepField field, const StepShape& sha
   void* data = static_cast<std::byte*>(base) + layout.offset(field);
   if (info.extent == Extent::kTable)
     return view(data, info.dtype, device, {shape.sequences, layout.max_blocks()});
+  if (info.extent == Extent::kMasks)
+    return view(data, info.dtype, device, {layout.max_sequences(), layout.mask_words()});
   if (info.extent == Extent::kEdits) return view(data, info.dtype, device, {layout.max_edits(), 3});
   const auto count = static_cast<std::int64_t>(count_of(info.extent, shape, layout));
   return view(data, info.dtype, device, {count});
@@ -79,8 +84,12 @@ int rounded_up(int n) {
 
 // --- StepLayout -----------------------------------------------------------------------------
 
-StepLayout::StepLayout(int max_tokens, int max_sequences, int max_blocks_per_sequence)
-    : max_tokens_(max_tokens), max_sequences_(max_sequences), max_blocks_(max_blocks_per_sequence) {
+StepLayout::StepLayout(int max_tokens, int max_sequences, int max_blocks_per_sequence,
+                       int num_tokens)
+    : max_tokens_(max_tokens),
+      max_sequences_(max_sequences),
+      max_blocks_(max_blocks_per_sequence),
+      mask_words_((num_tokens + 31) / 32) {
   const StepShape largest{max_tokens, max_sequences, max_sequences, false};
   const auto place = [&](std::size_t bytes) {
     const std::size_t at = bytes_;
@@ -134,6 +143,11 @@ std::span<const std::byte> StepWriter::used() const {
   return bytes_.first(layout_->used_bytes(header.shape, header.num_edits));
 }
 
+std::span<const std::byte> StepWriter::used_masks() const {
+  const StepHeader header = StepReader::header(bytes_);
+  return bytes_.subspan(layout_->offset(StepField::masks), layout_->mask_bytes(header.num_masks));
+}
+
 namespace {
 
 StepShape shape_of(const BatchPlan& plan) {
@@ -163,7 +177,9 @@ void StepWriter::write(const BatchPlan& plan, int block_tokens, const StepShape&
   int row = 0;
   for (const BatchEntry& entry : plan.entries) {
     write_sequence(entry, row, token, block_tokens);
-    write_draw(entry, row++, header);
+    write_told(entry, row, token, header);
+    write_draw(entry, row, header);
+    write_mask(entry, row++, header);
     token += entry.count;
   }
   std::fill(arrays_.edit_begins + row, arrays_.edit_begins + shape.logits + 1, header.num_edits);
@@ -235,6 +251,26 @@ void StepWriter::write_draw(const BatchEntry& entry, int row, StepHeader& header
   header.num_edits += sequence.num_edits();
 }
 
+void StepWriter::write_mask(const BatchEntry& entry, int row, StepHeader& header) {
+  arrays_.mask_of[row] = -1;
+  if (!entry.draws() || entry.sequence->constraint == nullptr) return;
+  const auto words = static_cast<std::size_t>(layout_->mask_words());
+  auto* const mask = reinterpret_cast<std::uint32_t*>(arrays_.masks) +
+                     words * static_cast<std::size_t>(header.num_masks);
+  if (entry.sequence->constraint->allowed(std::span(mask, words)))
+    arrays_.mask_of[row] = header.num_masks++;
+}
+
+void StepWriter::write_told(const BatchEntry& entry, int row, int first_token, StepHeader& header) {
+  const Sequence& sequence = *entry.sequence;
+  const int count = entry.num_told(), behind = entry.first + entry.count;
+  arrays_.told_from[row] = count > 0 ? first_token + entry.told_from() - entry.first : -1;
+  arrays_.told_next[row] =
+      behind < sequence.prompt_tokens ? sequence.tokens[static_cast<std::size_t>(behind)] : -1;
+  arrays_.told_likeliest[row] = sequence.sampling.prompt_logprobs;
+  header.num_told += count;
+}
+
 // Sequences without tokens, then rows of no sequence: they read and write no cache. Rows of logits
 // repeat the first one.
 void StepWriter::pad(const StepShape& real, const StepShape& shape) {
@@ -261,7 +297,7 @@ void StepWriter::pad(const StepShape& real, const StepShape& shape) {
     arrays_.draw_position[row] = 0;
     arrays_.min_p[row] = arrays_.frequency[row] = arrays_.presence[row] = 0;
     arrays_.repetition[row] = 1;
-    arrays_.wanted[row] = -1;
+    arrays_.wanted[row] = arrays_.mask_of[row] = -1;
   }
 }
 

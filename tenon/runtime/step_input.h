@@ -51,13 +51,16 @@ struct StepHeader {
   StepShape shape;                 // with padding
   std::int32_t num_edits = 0;      // of logits, of all rows
   std::int32_t num_reports = 0;    // rows that want one
+  std::int32_t num_masks = 0;      // rows that may not draw every id
+  std::int32_t num_told = 0;       // tokens of prompts whose log probabilities are told
 };
 
 // Where each array lies. Equal on every rank by construction.
 class StepLayout {
  public:
-  // The largest step. Rows of logits: one per sequence.
-  StepLayout(int max_tokens, int max_sequences, int max_blocks_per_sequence);
+  // The largest step. Rows of logits: one per sequence. Without num_tokens there is no room for
+  // masks.
+  StepLayout(int max_tokens, int max_sequences, int max_blocks_per_sequence, int num_tokens = 0);
   std::size_t bytes() const { return bytes_; }
   int max_tokens() const { return max_tokens_; }
   int max_sequences() const { return max_sequences_; }
@@ -65,10 +68,16 @@ class StepLayout {
   std::size_t offset(StepField field) const { return offset_[static_cast<std::size_t>(field)]; }
 
   int max_edits() const { return edits_per_step(max_blocks_ * kBlockTokens); }
-  // Bytes from the beginning up to the end of what a step of this shape holds.
+  int mask_words() const { return mask_words_; }  // of one row
+  // Bytes from the beginning up to the end of what a step of this shape holds, but for its masks.
   std::size_t used_bytes(const StepShape& shape, int num_edits = 0) const;
   // Those in front of the edits, which few steps have.
   std::size_t bytes_without_edits() const { return offset(StepField::edits); }
+  // Those of so many masks, at their offset.
+  std::size_t mask_bytes(int num_masks) const {
+    return sizeof(std::int32_t) * static_cast<std::size_t>(num_masks) *
+           static_cast<std::size_t>(mask_words_);
+  }
   // The arrays in the bytes at `base`.
   StepArrays arrays(std::byte* base) const;
 
@@ -78,7 +87,7 @@ class StepLayout {
   StepShape padded(const StepShape& wanted) const;
 
  private:
-  int max_tokens_, max_sequences_, max_blocks_;
+  int max_tokens_, max_sequences_, max_blocks_, mask_words_;
   std::array<std::size_t, static_cast<std::size_t>(StepField::kCount)> offset_{};
   std::size_t bytes_ = 0;
 };
@@ -96,11 +105,15 @@ class StepWriter {
   void write(const BatchPlan& plan, int block_tokens, const StepShape& shape);
   void write(StepCommand command);
   std::span<std::byte> bytes() const { return bytes_; }
-  std::span<const std::byte> used() const;  // those that the step it wrote last fills
+  // Those that the step it wrote last fills: all but its masks, and these.
+  std::span<const std::byte> used() const;
+  std::span<const std::byte> used_masks() const;
 
  private:
   void write_sequence(const BatchEntry& entry, int row, int first_token, int block_tokens);
   void write_draw(const BatchEntry& entry, int row, StepHeader& header);
+  void write_mask(const BatchEntry& entry, int row, StepHeader& header);
+  void write_told(const BatchEntry& entry, int row, int first_token, StepHeader& header);
   void pad(const StepShape& real, const StepShape& shape);
   bool continues(const BatchPlan& plan);
   const StepLayout* layout_;

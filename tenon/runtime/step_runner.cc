@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstddef>
 #include <string>
 #include <utility>
@@ -12,14 +11,6 @@
 
 namespace tenon {
 namespace {
-
-static_assert(kMaxLogprobs == sampling::kMaxLikely);
-
-// Of the reports of so many rows: mass, drawn, largest, then what is listed.
-std::size_t report_bytes(std::size_t rows) {
-  return rows * (sizeof(std::int64_t) + 2 * sizeof(float) +
-                 kMaxLogprobs * (sizeof(std::int32_t) + sizeof(float)));
-}
 
 // Rows of logits that a step has, up to which every rank gets all of them and draws all: the draw of
 // so few takes no longer than that of one, and what it would save on links is less than it takes to
@@ -46,22 +37,7 @@ std::size_t logit_bytes(const StepLayout& layout, int vocab_size, const Communic
 // The arrays of the largest step, of which smaller ones use the beginnings: their places never
 // change.
 sampling::Report StepRunner::report(void* base, const StepShape& shape) const {
-  const Device device = parts_.comm.device();
-  const std::int64_t most = parts_.layout.max_sequences(), rows = shape.logits;
-  auto* at = static_cast<std::byte*>(base);
-  const auto next = [&](DType dtype, std::int64_t columns) {
-    void* here =
-        std::exchange(at, at + most * columns * static_cast<std::ptrdiff_t>(size_of(dtype)));
-    return columns == 1 ? view(here, dtype, device, {rows})
-                        : view(here, dtype, device, {rows, columns});
-  };
-  sampling::Report made;
-  made.mass = next(DType::kI64, 1);
-  made.drawn = next(DType::kF32, 1);
-  made.largest = next(DType::kF32, 1);
-  made.ids = next(DType::kI32, kMaxLogprobs);
-  made.logits = next(DType::kF32, kMaxLogprobs);
-  return made;
+  return reports_at(base, parts_.comm.device(), parts_.layout.max_sequences(), 0, shape.logits);
 }
 
 RowRange StepRunner::own_rows(const StepShape& shape) const {
@@ -90,6 +66,8 @@ sampling::Args StepRunner::draw_args(const StepShape& shape, const RowRange& own
       .frequency = of_own(draw.frequency),
       .presence = of_own(draw.presence),
       .saved = view(saved_.data(), DType::kF32, device, {parts_.layout.max_edits()})};
+  if (parts_.layout.mask_words() > 0)
+    args.mask = sampling::Mask{.allowed = draw.masks, .which = of_own(draw.mask_of)};
   const sampling::Report all = report(report_.data(), shape);
   args.report = sampling::Report{.wanted = of_own(draw.wanted),
                                  .drawn = of_own(all.drawn),
@@ -108,6 +86,9 @@ Result<std::unique_ptr<StepRunner>> StepRunner::make(const Parts& parts, int num
   std::unique_ptr<StepRunner> made(new StepRunner(parts, num_tokens, graphs && can_record));
   TENON_TRY(made->allocate());
   TENON_TRY(made->plan_draws());
+  TENON_ASSIGN(
+      made->teller_,
+      PromptTeller::make({parts.layout, parts.model, parts.comm, parts.stream}, num_tokens));
   return made;
 }
 
@@ -115,13 +96,15 @@ std::int64_t StepRunner::count_bytes(const StepLayout& layout, int vocab_size,
                                      const Communicator& comm) {
   const auto rows = static_cast<std::size_t>(layout.max_sequences());
   return static_cast<std::int64_t>(
-      report_bytes(rows) + static_cast<std::size_t>(layout.max_edits()) * sizeof(float) +
-      layout.bytes() + logit_bytes(layout, vocab_size, comm));
+             report_bytes(rows) + static_cast<std::size_t>(layout.max_edits()) * sizeof(float) +
+             layout.bytes() + logit_bytes(layout, vocab_size, comm)) +
+         PromptTeller::count_bytes(layout, vocab_size);
 }
 
 std::int64_t StepRunner::bytes() const {
   return static_cast<std::int64_t>(report_.bytes() + saved_.bytes() + input_.bytes() +
-                                   logits_.bytes());
+                                   logits_.bytes()) +
+         teller_->bytes();
 }
 
 Status StepRunner::allocate() {
@@ -175,7 +158,12 @@ Status StepRunner::upload() {
   const StepField first = step.continues != 0 ? StepField::positions : StepField::token_ids;
   const std::size_t begin = parts_.layout.offset(first);
   const std::size_t end = parts_.layout.used_bytes(step.shape, step.num_edits);
-  return parts_.stream.copy(input_.as<std::byte>() + begin, input().data() + begin, end - begin);
+  const auto copy = [&](std::size_t from, std::size_t bytes) {
+    return parts_.stream.copy(input_.as<std::byte>() + from, input().data() + from, bytes);
+  };
+  TENON_TRY(copy(begin, end - begin));
+  if (step.num_masks == 0) return Status::ok();
+  return copy(parts_.layout.offset(StepField::masks), parts_.layout.mask_bytes(step.num_masks));
 }
 
 Status StepRunner::enqueue() {
@@ -184,8 +172,9 @@ Status StepRunner::enqueue() {
                 ? enqueue_timed(shape)
                 : graphs_.run(shape, parts_.stream, [this, &shape] { return launch(shape); }));
   // Not recorded: few steps have any.
-  return header().num_reports > 0 && deals(parts_.comm, shape.logits) ? collect_reports(shape)
-                                                                      : Status::ok();
+  if (header().num_reports > 0 && deals(parts_.comm, shape.logits))
+    TENON_TRY(collect_reports(shape));
+  return teller_->enqueue(input());
 }
 
 Status StepRunner::collect_reports(const StepShape& shape) {
@@ -260,20 +249,7 @@ Result<std::span<const std::int32_t>> StepRunner::download() {
 }
 
 TokenLogprobs StepRunner::logprobs(int row) const {
-  const auto at = static_cast<std::size_t>(row);
-  const sampling::Report told = report(host_report_.bytes().data(), header().shape);
-  const double largest = told.largest.as<const float>()[at];
-  const double mass = std::ldexp(static_cast<double>(told.mass.as<const std::int64_t>()[at]), -40);
-  const auto logprob = [&](float logit) {
-    return static_cast<float>(double{logit} - largest - std::log(mass));
-  };
-  TokenLogprobs made;
-  made.drawn = logprob(told.drawn.as<const float>()[at]);
-  const auto* ids = told.ids.as<const std::int32_t>() + at * kMaxLogprobs;
-  const auto* logits = told.logits.as<const float>() + at * kMaxLogprobs;
-  for (int i = 0; i < kMaxLogprobs && ids[i] >= 0; ++i)
-    made.likeliest.emplace_back(ids[i], logprob(logits[i]));
-  return made;
+  return told_by(report(host_report_.bytes().data(), header().shape), row);
 }
 
 }  // namespace tenon

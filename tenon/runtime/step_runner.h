@@ -15,6 +15,7 @@
 #include "tenon/ops/registry.h"
 #include "tenon/ops/sampling/sampling.h"
 #include "tenon/runtime/graph_cache.h"
+#include "tenon/runtime/prompt_teller.h"
 #include "tenon/runtime/step_input.h"
 
 namespace tenon {
@@ -49,6 +50,9 @@ class StepRunner {
   // What the last step's report tells of one of its rows that wanted one.
   TokenLogprobs logprobs(int row) const;
 
+  // Of the last step: PromptTeller has the order.
+  TokenLogprobs prompt_logprobs(int number) const { return teller_->logprobs(number); }
+
   // The next enqueue() runs its step with a timer around each launch, recorded anew where steps are
   // recorded. launch_times() has what it found, after download().
   void time_next() { times_next_ = true; }
@@ -79,6 +83,7 @@ class StepRunner {
   HostBuffer host_input_, host_drawn_, host_report_;
   Buffer input_, logits_, saved_, report_;
   std::vector<Plan> draw_plans_;  // for at most 1, 2, 4, … rows
+  std::unique_ptr<PromptTeller> teller_;
   GraphCache graphs_;
   bool times_next_ = false;
   std::optional<LaunchTimer> timer_;

@@ -51,11 +51,13 @@ std::vector<std::int32_t> TextCodec::eos_ids() const {
 }
 
 LanguageModel::LanguageModel(TextCodec text, const EngineOptions& options,
-                             std::unique_ptr<Engine> engine)
+                             std::unique_ptr<Engine> engine, AnswerMarks marks)
     : text_(std::move(text)),
       max_context_(options.max_context),
       max_batch_(options.max_batch),
-      engine_(std::move(engine)) {}
+      engine_(std::move(engine)),
+      marks_(std::make_shared<const AnswerMarks>(std::move(marks))),
+      grammars_(text_.tokenizer(), engine_->eos_ids()) {}
 
 Result<std::unique_ptr<LanguageModel>> LanguageModel::open(TextCodec text, EngineOptions options,
                                                            Engine::ModelFactory make_model) {
@@ -63,8 +65,9 @@ Result<std::unique_ptr<LanguageModel>> LanguageModel::open(TextCodec text, Engin
     options.num_tokens = text.tokenizer().num_tokens();
     options.eos_ids = text.eos_ids();
     TENON_ASSIGN(auto engine, Engine::open(options, std::move(make_model)));
+    TENON_ASSIGN(AnswerMarks marks, AnswerMarks::of(text.tokenizer(), engine->eos_ids()));
     return std::unique_ptr<LanguageModel>(
-        new LanguageModel(std::move(text), options, std::move(engine)));
+        new LanguageModel(std::move(text), options, std::move(engine), std::move(marks)));
   });
 }
 

@@ -66,6 +66,9 @@ class LanguageModel {
   int max_batch() const { return max_batch_; }      // requests that run together
   // Ids that end an answer, of the model and of the chat.
   const std::vector<std::int32_t>& eos_ids() const { return engine_->eos_ids(); }
+  // Grammars over the tokens of `text`, for rules of requests.
+  const GrammarCompiler& grammars() const { return grammars_; }
+  const std::shared_ptr<const AnswerMarks>& marks() const { return marks_; }
   // For one thread at a time; a RequestQueue over this model is that thread.
   Engine& engine() { return *engine_; }
   // Whether the engine would take it. Safe from any thread.
@@ -74,10 +77,13 @@ class LanguageModel {
   }
 
  private:
-  LanguageModel(TextCodec text, const EngineOptions& options, std::unique_ptr<Engine> engine);
+  LanguageModel(TextCodec text, const EngineOptions& options, std::unique_ptr<Engine> engine,
+                AnswerMarks marks);
   TextCodec text_;
   int max_context_ = 0, max_batch_ = 0;
   std::unique_ptr<Engine> engine_;
+  std::shared_ptr<const AnswerMarks> marks_;
+  GrammarCompiler grammars_;  // uses text_
 };
 
 }  // namespace tenon::serve

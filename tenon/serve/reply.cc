@@ -35,6 +35,7 @@ Completion Reply::complete() {
     whole.text += part.text;
     whole.tokens.insert(whole.tokens.end(), part.tokens.begin(), part.tokens.end());
     std::ranges::move(part.logprobs, std::back_inserter(whole.logprobs));
+    std::ranges::move(part.prompt_logprobs, std::back_inserter(whole.prompt_logprobs));
     if (!part.outcome) continue;
     whole.outcome = *std::move(part.outcome);
     return whole;

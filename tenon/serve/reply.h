@@ -23,8 +23,12 @@ struct ReplyPart {
   std::string text = {};                     // valid UTF-8; all parts together are the answer
   std::vector<std::int32_t> tokens = {};     // may be ahead of the text, which holds back
   std::vector<TokenLogprobs> logprobs = {};  // one for each token, where sampling.logprobs says so
-  std::optional<Outcome> outcome = {};       // in the last part, and only there
-  bool empty() const { return tokens.empty() && text.empty() && !outcome; }
+  // Of the prompt, where sampling.prompt_logprobs says so: all at once, not behind a first token.
+  std::vector<TokenLogprobs> prompt_logprobs = {};
+  std::optional<Outcome> outcome = {};  // in the last part, and only there
+  bool empty() const {
+    return tokens.empty() && text.empty() && prompt_logprobs.empty() && !outcome;
+  }
 };
 
 // A whole answer.
@@ -32,6 +36,7 @@ struct Completion {
   std::string text = {};
   std::vector<std::int32_t> tokens = {};
   std::vector<TokenLogprobs> logprobs = {};
+  std::vector<TokenLogprobs> prompt_logprobs = {};
   Outcome outcome = {};
 };
 

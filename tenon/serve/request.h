@@ -12,6 +12,7 @@
 
 #include "tenon/core/status.h"
 #include "tenon/runtime/engine.h"
+#include "tenon/serve/answer_constraint.h"
 #include "tenon/serve/request_state.h"
 #include "tenon/text/chat_template.h"
 
@@ -39,6 +40,9 @@ struct Request {
   // Tokens that end the answer as an end-of-sequence token does, ignore_eos or not; not drawn
   // before sampling.min_tokens.
   std::vector<std::int32_t> stop_ids = {};
+  // What its tokens must be. A grammar is ended by an end-of-sequence token: with one, ignore_eos
+  // and min_tokens are refused.
+  AnswerRule rule = {};
   // Leaves tokens that are marked special out of the text.
   bool skip_special = true;
   // A reader that leaves more tokens than this untaken is given up: the request is cancelled with

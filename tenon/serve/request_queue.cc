@@ -34,6 +34,13 @@ Status check(const Request& request) {
   if (request.max_untaken_tokens < 0)
     return refuse("max_untaken_tokens is " + std::to_string(request.max_untaken_tokens) +
                   "; accepted are 0 (no limit) and more");
+  if (request.rule.thinking_budget && *request.rule.thinking_budget < 0)
+    return refuse("thinking_budget is " + std::to_string(*request.rule.thinking_budget) +
+                  "; accepted are 0 and more");
+  if (request.rule.grammar && (request.sampling.ignore_eos || request.sampling.min_tokens > 0))
+    return refuse(
+        "ignore_eos or min_tokens is given beside a grammar, which says where an answer "
+        "ends; accepted is either");
   return Status::ok();
 }
 
@@ -107,7 +114,7 @@ class RequestQueue::Loop final : public Canceller,
   Status turn_or_fail();
   Status begin_queued(bool& refused);
   void drop_unwanted();
-  void take_event(const TokenEvent& event, Clock::time_point now);
+  void take_event(TokenEvent& event, Clock::time_point now);
   void let_go(RequestId id);
   RunningMap::iterator finish(RunningMap::iterator at, FinishReason reason, Status why = {});
   void answer_questions();
@@ -168,11 +175,13 @@ Submission RequestQueue::Loop::try_submit(Request request) {
   if (!prompt) return Submission{Admission::kInvalid, prompt.status(), {}};
   const Status fits = model_.check(*prompt, request.sampling);
   if (!fits) return refused(Admission::kInvalid, fits);
+  auto constraint = make_constraint(request.rule, model_.marks());
+  if (!constraint) return refused(Admission::kInvalid, constraint.status());
   const std::scoped_lock lock(mutex_);
   if (auto refusal = refusal_locked()) return std::move(*refusal);
   const RequestNumber number{static_cast<std::uint64_t>(counts_.accepted) + 1};
   auto record = std::make_shared<RequestRecord>(number, std::move(request), *std::move(prompt),
-                                                weak_from_this());
+                                                *std::move(constraint), weak_from_this());
   queued_.push_back(record);
   if (counts_.queued + counts_.running == 0) progress_ = Clock::now();
   ++counts_.accepted;
@@ -303,13 +312,13 @@ Status RequestQueue::Loop::turn_or_fail() {
   TENON_TRY(begin_queued(refused));
   // An engine that refuses may be dead; then its step says so.
   if (engine_.idle() && !refused) return Status::ok();
-  TENON_ASSIGN(const auto events, engine_.step());
+  TENON_ASSIGN(auto events, engine_.step());
   const auto now = Clock::now();
   {
     const std::scoped_lock lock(mutex_);
     progress_ = now;
   }
-  for (const TokenEvent& event : events) take_event(event, now);
+  for (TokenEvent& event : events) take_event(event, now);
   return Status::ok();
 }
 
@@ -364,7 +373,8 @@ Status RequestQueue::Loop::begin_queued(bool& refused) {
     }
     const Request& request = starting_->request();
     TextStream text(model_.text().tokenizer(), request.stops, request.skip_special);
-    const auto id = engine_.submit(starting_->take_prompt(), request.sampling);
+    const auto id =
+        engine_.submit(starting_->take_prompt(), request.sampling, starting_->take_constraint());
     if (id) {
       running_.try_emplace(*id, Running{starting_, std::move(text), 0});
     } else {
@@ -383,17 +393,18 @@ void RequestQueue::Loop::let_go(RequestId id) {
   TENON_CHECK(engine_.cancel(id));
 }
 
-void RequestQueue::Loop::take_event(const TokenEvent& event, Clock::time_point now) {
+void RequestQueue::Loop::take_event(TokenEvent& event, Clock::time_point now) {
   const auto at = running_.find(event.id);
   if (at == running_.end()) {
     TENON_CHECK(event.finish == Finish::kCancelled && leaving_.erase(event.id) == 1);
     return;
   }
+  auto& [record, text, cached_tokens] = at->second;
+  if (!event.prompt_logprobs.empty()) record->put_prompt(std::move(event.prompt_logprobs));
   if (event.token < 0) {
     finish(at, reason_of(event.finish), event.why);
     return;
   }
-  auto& [record, text, cached_tokens] = at->second;
   cached_tokens = event.cached_tokens;
   const auto& stop_ids = record->request().stop_ids;
   const bool stops = event.finish == Finish::kStop ||
@@ -471,8 +482,8 @@ void RequestQueue::Loop::wind_up() {
       at = finish(at, FinishReason::kStopped);
     }
     if (leaving_.empty()) return Status::ok();
-    TENON_ASSIGN(const auto events, engine_.step());  // it lets go of what was cancelled
-    for (const TokenEvent& event : events) take_event(event, Clock::now());
+    TENON_ASSIGN(auto events, engine_.step());  // it lets go of what was cancelled
+    for (TokenEvent& event : events) take_event(event, Clock::now());
     return Status::ok();
   });
   if (!done) die(done);

@@ -8,12 +8,15 @@
 namespace tenon::serve {
 
 RequestRecord::RequestRecord(RequestNumber number, Request request,
-                             std::vector<std::int32_t> prompt, std::weak_ptr<Canceller> canceller)
+                             std::vector<std::int32_t> prompt,
+                             std::unique_ptr<TokenConstraint> constraint,
+                             std::weak_ptr<Canceller> canceller)
     : number_(number),
       request_(std::move(request)),
       prompt_tokens_(static_cast<std::int64_t>(prompt.size())),
       canceller_(std::move(canceller)),
-      prompt_(std::move(prompt)) {
+      prompt_(std::move(prompt)),
+      constraint_(std::move(constraint)) {
   times_.queued = Clock::now();
 }
 
@@ -29,6 +32,12 @@ void RequestRecord::start(Clock::time_point now) {
 }
 
 bool RequestRecord::something_locked() const { return !untaken_.empty(); }
+
+void RequestRecord::put_prompt(std::vector<TokenLogprobs> logprobs) {
+  const std::scoped_lock lock(mutex_);
+  ring_wanted_ |= !something_locked();
+  untaken_.prompt_logprobs = std::move(logprobs);
+}
 
 bool RequestRecord::put(std::int32_t token, const std::optional<TokenLogprobs>& logprobs,
                         std::string_view text, Clock::time_point now) {

@@ -29,7 +29,7 @@ class RequestRecord {
  public:
   // `prompt` are the ids of request.prompt, which is not looked at.
   RequestRecord(RequestNumber number, Request request, std::vector<std::int32_t> prompt,
-                std::weak_ptr<Canceller> canceller);
+                std::unique_ptr<TokenConstraint> constraint, std::weak_ptr<Canceller> canceller);
 
   RequestNumber number() const { return number_; }
   std::int64_t prompt_tokens() const { return prompt_tokens_; }
@@ -39,7 +39,10 @@ class RequestRecord {
   // ---- the queue's side ----
   // The ids, once: the engine keeps them from then on.
   std::vector<std::int32_t> take_prompt() { return std::move(prompt_); }
+  std::unique_ptr<TokenConstraint> take_constraint() { return std::move(constraint_); }
   void start(Clock::time_point now);
+  // What is told of the prompt, once: in front of the first token, or of the end.
+  void put_prompt(std::vector<TokenLogprobs> logprobs);
   // One token and the text that it made certain. False when the reader is too far behind.
   bool put(std::int32_t token, const std::optional<TokenLogprobs>& logprobs, std::string_view text,
            Clock::time_point now);
@@ -67,6 +70,7 @@ class RequestRecord {
   const std::int64_t prompt_tokens_;
   const std::weak_ptr<Canceller> canceller_;
   std::vector<std::int32_t> prompt_;
+  std::unique_ptr<TokenConstraint> constraint_;
   std::atomic<bool> cancel_wanted_{false};
 
   mutable std::mutex mutex_;

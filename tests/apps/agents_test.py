@@ -15,12 +15,13 @@ CHAT = "/v1/chat/completions"
 # AGENTS=4,3,500 is a smaller one, for a slow machine.
 USERS, TURNS, SHARED = map(int, os.environ.get("AGENTS", "16,8,2000").split(","))
 BLOCK = 64  # tokens
+END = 8  # tokens behind a prompt's last state: kEndTokens of tenon/runtime/scheduler.h
 COLD = min(4, USERS)  # conversations that are asked again behind another beginning
 
 
 class Agents(unittest.TestCase):
     def setUp(self):
-        self.server = Server("--max-context", "4096", "--prefix-states", str(2 * USERS), "--quiet")
+        self.server = Server("--max-context", "4096", "--prefix-states", str(USERS + 2), "--quiet")
         self.addCleanup(self.server.stop)
 
     def filled(self, word, tokens):
@@ -67,8 +68,8 @@ class Agents(unittest.TestCase):
             for user, (usage, text, first) in enumerate(found):
                 talks[user].append({"role": "assistant", "content": text})
                 cached = usage["prompt_tokens_details"]["cached_tokens"]
-                if turn:  # all whole blocks of its last prompt, less the two tokens that a prompt goes on with
-                    self.assertGreaterEqual(cached, (lengths[user] - 2) // BLOCK * BLOCK, (user, turn))
+                if turn:  # all whole blocks of its last prompt, less what templates put behind it
+                    self.assertGreaterEqual(cached, (lengths[user] - END) // BLOCK * BLOCK, (user, turn))
                 self.assertLess(cached, usage["prompt_tokens"])
                 lengths[user] = usage["prompt_tokens"]
                 asked += usage["prompt_tokens"]
@@ -87,7 +88,7 @@ class Agents(unittest.TestCase):
         warm, other = statistics.median(firsts), statistics.median(cold)
         print(f"\n{USERS} users, {TURNS} turns, {hit} of {asked} tokens of prompts were kept ({100 * hit / asked:.1f} "
               f"%); first token of turn {TURNS} after {warm:.2f} s, cold {other:.2f} s (medians)")
-        self.assertLess(warm, other)
+        self.assertLess(warm, 0.15 * other)
 
 
 if __name__ == "__main__":

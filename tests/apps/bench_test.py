@@ -5,17 +5,15 @@ import json
 import os
 import pathlib
 import pty
-import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-TENON = os.path.abspath(sys.argv.pop(1)) if len(sys.argv) > 1 else str(ROOT / "build/cpu/apps/tenon")
+from support import PATIENCE, TENON, wait_until_caught
+
 QUICK = ["--iterations", "3", "--repeats", "2", "--warm-up", "1"]
 SMALL = ["--hidden", "256", "--rows", "1,2"]
 ARMS = ["vendor", "three-kernels", "two-kernels-fp8", "two-kernels", "one-kernel-fp8", "one-kernel"]
@@ -204,12 +202,19 @@ class Files(Case):
 
 
 class Signals(Case):
-    def interrupted(self, number, *arguments, after):
+    def measures(self, process):
+        """Waits until it says how far it is, which it does after some seconds of measuring; that line."""
+        for line in process.stderr:
+            if " left" in line:
+                return line
+        return self.fail(f"it ended with {process.wait()}")
+
+    def interrupted(self, number, *arguments):
         process = subprocess.Popen(self.command(*LONG, *arguments), cwd=self.directory, text=True,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        time.sleep(after)
+        self.measures(process)
         process.send_signal(number)
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=PATIENCE)
         self.assertEqual(process.returncode, -number, errors)
         return out, errors
 
@@ -217,7 +222,7 @@ class Signals(Case):
         for number in (signal.SIGINT, signal.SIGTERM):
             out, errors = self.interrupted(
                 number, "--rows", "1,2,4000", "--iterations", "20", "--repeats", "4000", "--csv", "t.csv",
-                "--json-file", "j.json", "--svg", "p.svg", after=8)
+                "--json-file", "j.json", "--svg", "p.svg")
             self.assertRegex(out, r"(?m)^ +1 +256 ")
             self.assertRegex(errors, r"stopped with [123] of 3 rows")
             found = json.loads((self.directory / "j.json").read_text())
@@ -228,7 +233,7 @@ class Signals(Case):
 
     def test_a_single_long_repeat_ends_early(self):
         out, _ = self.interrupted(signal.SIGINT, "--rows", "64", "--iterations", "2000000000",
-                                  "--repeats", "1", "--json", after=8)
+                                  "--repeats", "1", "--json")
         arm = json.loads(out)["results"][0]["arms"]["three-kernels"]
         self.assertGreater(arm["us"], 0)
         self.assertLess(arm["iterations"], 2_000_000_000)
@@ -238,9 +243,9 @@ class Signals(Case):
         process = subprocess.Popen(self.command("--hidden", "256", "--rows", "1..64", "--repeats",
                                                 "100000", "--tune", "tuned.def"), cwd=self.directory,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        process.stderr.readline()  # that it goes on
+        self.measures(process)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE)
         self.assertEqual(process.returncode, -signal.SIGINT)
         self.assertIn("no table is made from a part", errors)
         self.assertEqual((self.directory / "tuned.def").read_text(), "old")
@@ -248,11 +253,11 @@ class Signals(Case):
     def test_the_second_signal_ends_at_once(self):
         process = subprocess.Popen(self.command("--rows", "8192", "--hidden", "16384", "--repeats", "1"),
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        time.sleep(1)
+        wait_until_caught(process, signal.SIGINT)
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE)
         self.assertEqual(process.returncode, -signal.SIGINT)
 
     def test_a_long_run_says_how_far_it_is(self):
@@ -260,9 +265,9 @@ class Signals(Case):
                         ["--iterations", "20", "--repeats", "2000000000"]):
             process = subprocess.Popen(self.command(*LONG, "--rows", "64", *numbers), text=True,
                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            line = process.stderr.readline()
+            line = self.measures(process)
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
+            process.communicate(timeout=PATIENCE)
             self.assertRegex(line, r"^bench boundary: 64 x 256, 0 %, .*(min|s|years) left$")
 
     def test_graphs_of_any_length_are_refused(self):

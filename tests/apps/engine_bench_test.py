@@ -106,7 +106,34 @@ class Bench(unittest.TestCase):
         self.assertEqual(boundary["auto"], 2 * LAYERS + 1)
         self.assertGreaterEqual(boundary["3"], boundary["auto"])
 
+    def test_profile_of_prompts_adds_up_all_their_steps(self):
+        def profiled(*arguments):
+            path = self.directory / "prompts.json"
+            done = tenon("profile", "--model", MODEL, "--stages", "auto", "--tokens", "100", "--json-file", str(path),
+                         *arguments)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            return done.stdout, json.loads(path.read_text())
+
+        def launches(found, section):
+            return sum(row["launches"] for row in found["results"] if row["section"] == section)
+
+        text, one = profiled("--prompts", "1", "--step-tokens", "128")
+        self.assertIn("1 x 100 tokens", text)
+        self.assertIn("TFLOP/s a rank", text)
+        self.assertEqual((one["prompts"], one["tokens"], one["steps"]), (1, 100, 1))
+        text, three = profiled("--prompts", "3", "--step-tokens", "128")
+        self.assertGreaterEqual(three["steps"], 3)  # 300 tokens, at most 128 in a step
+        self.assertIn(f"{three['steps']} steps", text)
+        for section in ("boundary", "attention", "delta net", "experts", "draw"):
+            self.assertEqual(launches(three, section), three["steps"] * launches(one, section), section)
+
     def test_refusals(self):
+        done = tenon("profile", "--model", MODEL, "--tokens", "9")
+        self.assertEqual(done.returncode, 2, done.stdout)
+        self.assertIn("--prompts", done.stderr)
+        done = tenon("profile", "--model", MODEL, "--prompts", "1", "--sequences", "2")
+        self.assertEqual(done.returncode, 2, done.stdout)
+        self.assertIn("excludes", done.stderr)
         self.assertIn('--stages', self.refused(*DECODE, "--stages", "4"))
         self.assertIn('--sequences has "0"', self.refused(*DECODE, "--sequences", "0"))
         self.assertIn("accepts", self.refused(*DECODE, "--tp", "7"))

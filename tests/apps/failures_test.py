@@ -2,13 +2,11 @@
 """Signals, and ranks that are processes."""
 import json
 import os
-import pathlib
-import re
 import signal
 import time
 import unittest
 
-from support import PATIENCE, children_of, start, wait_until
+from support import PATIENCE, children_of, start, wait_until, wait_until_caught
 
 
 class Failures(unittest.TestCase):
@@ -86,7 +84,7 @@ class Interrupted(unittest.TestCase):
     def test_json_is_whole(self):
         for options in ([], ["--processes"]):
             process = self.begin("run", *self.ENDLESS, "--json", *options)
-            catches(process, signal.SIGINT)
+            wait_until_caught(process, signal.SIGINT)
             out, errors = self.finish(process)
             self.assertEqual(errors, "")
             found = json.loads(out)
@@ -115,17 +113,6 @@ class Interrupted(unittest.TestCase):
         self.assertEqual(process.wait(timeout=PATIENCE), -signal.SIGINT)
         for child in children:
             self.assertTrue(wait_until(lambda child=child: not os.path.exists(f"/proc/{child}")))
-
-
-def catches(process, number):
-    """Waits until the process has a handler of its own for a signal."""
-    status = pathlib.Path(f"/proc/{process.pid}/status")
-
-    def caught():
-        mask = int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16)
-        return mask >> (number - 1) & 1
-
-    assert wait_until(caught)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ from clients_support import enter
 enter(__file__, "openai==3.57.0", "anthropic==2.14.0")
 
 import json  # noqa: E402
+import typing  # noqa: E402
 import unittest  # noqa: E402
 
 import anthropic  # noqa: E402
 import openai  # noqa: E402
+import pydantic  # noqa: E402
 
 from serve_support import Server  # noqa: E402
 from support import QUESTION  # noqa: E402
@@ -19,6 +21,12 @@ TOOLS = [{"type": "function", "function": {
         "type": "object", "required": ["a", "b"],
         "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}}}]
 server = None
+
+
+class Order(pydantic.BaseModel):
+    name: typing.Annotated[str, pydantic.Field(max_length=12)]
+    count: typing.Annotated[int, pydantic.Field(ge=0, le=99)]
+    colours: typing.Annotated[list[typing.Literal["red", "green"]], pydantic.Field(max_length=2)]
 
 
 def setUpModule():
@@ -96,10 +104,30 @@ class OpenAi(unittest.TestCase):
                               "<parameter=b>\n12\n\n</parameter>", prompt)
                 self.assertIn(f"<tool_response>\n<{past * 12}>\n</tool_response>", prompt)
 
+    def test_structured_answers(self):
+        for temperature in (0, 1):
+            found = self.client.chat.completions.parse(
+                model="tiny", messages=ASKED, max_tokens=400, temperature=temperature, seed=3,
+                response_format=Order).choices[0]
+            self.assertEqual(found.finish_reason, "stop")
+            self.assertIsInstance(found.message.parsed, Order)
+            self.assertLessEqual(len(found.message.parsed.colours), 2)
+
+    def test_calls_that_must_come(self):
+        tools = [openai.pydantic_function_tool(Order, name="order")]
+        named = {"type": "function", "function": {"name": "order"}}
+        for choice in ("required", named):
+            found = self.client.chat.completions.parse(
+                model="tiny", messages=ASKED, max_tokens=400, tools=tools, tool_choice=choice,
+                parallel_tool_calls=False).choices[0]
+            self.assertEqual(found.finish_reason, "tool_calls")
+            [call] = found.message.tool_calls
+            self.assertIsInstance(call.function.parsed_arguments, Order)
+
     def test_errors(self):
         with self.assertRaises(openai.BadRequestError) as caught:
             self.client.chat.completions.create(model="tiny", messages=ASKED,
-                                                response_format={"type": "json_object"})
+                                                response_format={"type": "json_array"})
         self.assertEqual(caught.exception.param, "response_format")
         with self.assertRaises(openai.BadRequestError) as caught:
             self.client.completions.create(model="tiny", prompt=[5] * 1100)
@@ -153,7 +181,7 @@ class Anthropic(unittest.TestCase):
 
     def test_errors(self):
         with self.assertRaises(anthropic.BadRequestError):
-            self.client.messages.create(**self.asked, tool_choice={"type": "any"})
+            self.client.messages.create(**self.asked, tool_choice={"type": "some"})
         with self.assertRaises(anthropic.NotFoundError):
             self.client.messages.create(**{**self.asked, "model": "other"})
 

@@ -14,6 +14,7 @@ from support import PATIENCE, tenon, wait_until
 
 CHAT = "/v1/chat/completions"
 LONG = 1900  # tokens
+CHUNKED = f"POST {CHAT} HTTP/1.1\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n".encode()
 
 
 class Served(unittest.TestCase):
@@ -85,7 +86,7 @@ class Wire(Served):
                      b"POST / HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
                      b"POST / HTTP/1.1\r\ncontent-length: -5\r\n\r\n",
                      b"POST / HTTP/1.1\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
-                     b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"):
+                     CHUNKED + b"zz\r\n"):
             self.fresh().send(data)
             answer = self.client.read()
             self.assertEqual((answer.status, answer.fields["connection"]), (400, "close"), data)
@@ -103,7 +104,7 @@ class Wire(Served):
             self.assertTrue(client.closed())
         self.fresh().send(b"GET / HTTP/1.1\r\nx: " + b"a" * 40_000 + b"\r\n\r\n")
         self.assertEqual(self.client.read().status, 431)
-        self.fresh().send(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n7ffffff\r\n" + b"a" * 99)
+        self.fresh().send(CHUNKED + b"7ffffff\r\n" + b"a" * 99)
         self.assertEqual(self.client.read().status, 413)
 
     @staticmethod
@@ -161,7 +162,7 @@ class Clients(Served):
 
     def setUp(self):
         self.start()
-        self.addCleanup(self.server.stop)
+        self.addCleanup(lambda: self.server.stop())  # whichever it is then
 
     def begin(self, **more):
         """One that runs for long; its first event has come where it streams."""
@@ -274,6 +275,31 @@ class Keys(Served):
             self.assertEqual(self.server.get("/nowhere", fields).status, 401)
         for path in ("/health", "/metrics", "/version"):
             self.assertEqual(self.server.get(path).status, 200)
+
+
+    def test_a_body_without_its_key_is_not_read(self):
+        self.start("--api-key", "first", "--quiet")
+        self.addCleanup(self.server.stop)
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+        for length in ("content-length: 30000000", "transfer-encoding: chunked", "content-length: 5",
+                       "content-length: 30000000\r\nexpect: 100-continue"):
+            client = self.server.client()
+            client.send((head + length + "\r\n\r\n").encode())  # and nothing of the body
+            answer = client.read()
+            self.assertEqual((answer.status, answer.fields["connection"]), (401, "close"), length)
+            self.assertEqual(answer.json()["error"]["code"], "invalid_api_key")
+            self.assertTrue(client.closed())
+            client.close()
+        # A client that sends all of it first reads the answer nevertheless.
+        answer = self.server.post(CHAT, b" " * 8_000_000)
+        self.assertEqual((answer.status, answer.fields["connection"]), (401, "close"))
+        # So it is with a path, a method and a type that take no body of this kind.
+        keyed = ("authorization", "Bearer first")
+        for path, fields, status in (("/nowhere", [keyed], 404), ("/v1/models", [keyed], 405),
+                                     (CHAT, [keyed, ("content-type", "text/plain")], 415)):
+            answer = self.server.post(path, b" " * 8_000_000, fields)
+            self.assertEqual((answer.status, answer.fields["connection"]), (status, "close"), path)
+        self.assertEqual(self.server.post(CHAT, chat(max_tokens=2), [keyed]).status, 200)
 
 
 class End(Served):

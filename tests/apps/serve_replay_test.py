@@ -130,11 +130,24 @@ class LmEval(Replay):
             "max_tokens": 9, "temperature": 0, "stop": ["\n\n", "Q:"], "seed": 1234}).json()
         self.assertIsInstance(found["choices"][0]["message"]["content"], str)
 
-    def test_likelihoods_are_refused(self):
-        answer = server.post(COMPLETIONS, {
-            "model": "tiny", "prompt": [[5, 6, 7], [8, 9]], "temperature": 0, "max_tokens": 1,
-            "logprobs": 1, "seed": 1234, "echo": True})
-        self.assertEqual((answer.status, answer.json()["error"]["param"]), (400, "echo"))
+    def test_likelihoods(self):
+        prompts = [[5, 6, 7], [8, 9]]
+        found = server.post(COMPLETIONS, {
+            "model": "tiny", "prompt": prompts, "temperature": 0, "max_tokens": 1,
+            "logprobs": 1, "seed": 1234, "echo": True}).json()
+        for prompt, choice in zip(prompts, sorted(found["choices"], key=lambda each: each["index"])):
+            told = choice["logprobs"]
+            self.assertEqual(len(told["token_logprobs"]), len(prompt) + 1)
+            for own, top in zip(told["token_logprobs"][1:], told["top_logprobs"][1:]):
+                self.assertLessEqual(own, max(top.values()))
+        found = server.post("/generate", {
+            "input_ids": prompts, "sampling_params": {"max_new_tokens": 1, "temperature": 0},
+            "logprob_start_len": 0, "top_logprobs_num": 1, "return_logprob": True}).json()
+        for prompt, each in zip(prompts, found):
+            info = each["meta_info"]
+            self.assertEqual([one[1] for one in info["input_token_logprobs"]], prompt)
+            self.assertEqual([one and len(one) for one in info["input_top_logprobs"]],
+                             [None] + [1] * (len(prompt) - 1))
 
 
 if __name__ == "__main__":

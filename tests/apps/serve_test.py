@@ -208,7 +208,76 @@ class Completions(unittest.TestCase):
         streamed = [event["choices"][0]["logprobs"] for event in
                     server.post(CHAT, chat(stream=True, **more)).events()]
         self.assertEqual(sum((each["content"] for each in streamed if each), []), content)
-        self.assertEqual(server.post(COMPLETIONS, {**body, "echo": True}).status, 400)
+
+    def test_log_probabilities_of_prompts(self):
+        body = {"prompt": "Tom has 3 boxes", "temperature": 0, "logprobs": 2, "echo": True}
+        alone = server.post(COMPLETIONS, {**body, "max_tokens": 0}).json()
+        told = alone["choices"][0]["logprobs"]
+        self.assertEqual((alone["choices"][0]["text"], alone["usage"]["completion_tokens"]), (body["prompt"], 0))
+        self.assertEqual("".join(told["tokens"]), body["prompt"])
+        self.assertEqual((told["token_logprobs"][0], told["top_logprobs"][0]), (None, None))
+        for token, own, top in list(zip(told["tokens"], told["token_logprobs"], told["top_logprobs"]))[1:]:
+            self.assertEqual(top[token], own)
+            self.assertLess(own, 0)
+            self.assertIn(len(top), (2, 3))
+        more = server.post(COMPLETIONS, {**body, "max_tokens": 3, "prompt_logprobs": 5}).json()["choices"][0]
+        count = len(told["tokens"])
+        for name, values in told.items():
+            self.assertEqual(more["logprobs"][name][:count], values, name)
+        self.assertEqual(len(more["logprobs"]["tokens"]), count + 3)
+        offsets = more["logprobs"]["text_offset"]
+        self.assertEqual(offsets, [len("".join(more["logprobs"]["tokens"][:i])) for i in range(count + 3)])
+        self.assertIsNone(more["prompt_logprobs"][0])
+        for i, by_id in enumerate(more["prompt_logprobs"][1:], 1):
+            self.assertIn(len(by_id), (5, 6))
+            self.assertEqual(sorted(each["rank"] for each in by_id.values() if each["rank"]), [1, 2, 3, 4, 5])
+            [own] = [each for each in by_id.values() if each["decoded_token"] == told["tokens"][i]]
+            self.assertEqual(own["logprob"], told["token_logprobs"][i])
+        streamed = [event["choices"][0] for event in
+                    server.post(COMPLETIONS, {**body, "max_tokens": 3, "stream": True}).events()]
+        self.assertEqual("".join(each["text"] for each in streamed), more["text"])
+        for name in told:
+            parts = (each["logprobs"][name] for each in streamed if each["logprobs"])
+            self.assertEqual(sum(parts, []), more["logprobs"][name], name)
+        found = server.post(CHAT, chat(prompt_logprobs=0, max_tokens=1)).json()
+        self.assertEqual(len(found["prompt_logprobs"]), found["usage"]["prompt_tokens"])
+
+    # What an earlier request left behind is not gone on from where something of it is told.
+    def test_log_probabilities_of_kept_prompts(self):
+        body = {"prompt": [9] * 300 + [8, 7], "max_tokens": 1, "temperature": 0, "logprobs": 1}
+        plain, asked, again = (server.post(COMPLETIONS, {**body, **more}).json() for more in (
+            {}, {"echo": True}, {"echo": True}))
+        self.assertEqual(asked["choices"], again["choices"])
+        self.assertEqual(asked["usage"]["prompt_tokens_details"]["cached_tokens"], 0)
+        self.assertEqual(asked["choices"][0]["logprobs"]["token_logprobs"][-1:],
+                         plain["choices"][0]["logprobs"]["token_logprobs"])
+        self.assertEqual(len(asked["choices"][0]["logprobs"]["token_logprobs"]), 303)
+
+    def test_log_probabilities_as_sglang_has_them(self):
+        ids = [51, 471, 311, 220, 18, 877]
+        told = server.post(COMPLETIONS, {"prompt": ids, "max_tokens": 1, "temperature": 0, "echo": True,
+                                         "logprobs": 2}).json()["choices"][0]["logprobs"]
+        body = {"input_ids": ids, "return_logprob": True, "top_logprobs_num": 2,
+                "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
+        for start in (0, 3, 5):
+            info = server.post("/generate", {**body, "logprob_start_len": start,
+                                             "return_text_in_logprobs": True}).json()["meta_info"]
+            wanted = [list(each) for each in zip(told["token_logprobs"], ids, told["tokens"])][start:]
+            wanted[0][0] = None
+            self.assertEqual(info["input_token_logprobs"], wanted)
+            self.assertEqual([own for own, _, _ in info["output_token_logprobs"]], told["token_logprobs"][-1:])
+            self.assertIsNone(info["input_top_logprobs"][0])
+            for listed, top in zip(info["input_top_logprobs"][1:], told["top_logprobs"][start + 1:]):
+                self.assertEqual({text: own for own, _, text in listed}.items() - top.items(), set())
+                self.assertEqual(len(listed), 2)
+        info = server.post("/generate", body).json()["meta_info"]
+        self.assertEqual((info["input_token_logprobs"], len(info["output_token_logprobs"])), ([], 1))
+        self.assertIsNone(info["output_token_logprobs"][0][2])
+        alone = server.post("/generate", {**body, "logprob_start_len": 0,
+                                          "sampling_params": {"max_new_tokens": 0}}).json()["meta_info"]
+        self.assertEqual((len(alone["input_token_logprobs"]), alone["output_token_logprobs"]), (6, []))
+        self.assertNotIn("input_token_logprobs", server.post(
+            "/generate", {**body, "return_logprob": False}).json()["meta_info"])
 
     def test_prompts_that_begin_alike(self):
         body = {"prompt": [7] * 500 + [8], "max_tokens": 2, "temperature": 0}
@@ -310,7 +379,7 @@ class Messages(unittest.TestCase):
     def test_errors_have_their_own_form(self):
         for body, status, piece in ((self.body(model="other"), 404, "other"),
                                     ({"messages": []}, 400, "max_tokens"),
-                                    (self.body(tool_choice={"type": "any"}), 400, "tool_choice"),
+                                    (self.body(tool_choice={"type": "some"}), 400, "tool_choice"),
                                     (self.body(thinking={"type": "deep"}), 400, "thinking.type"),
                                     (self.body(messages=[{"role": "user", "content": [
                                         {"type": "image", "source": {}}]}]), 400, "text only")):
@@ -431,11 +500,12 @@ class Refusals(unittest.TestCase):
             self.assertIn(piece, error["message"])
 
     def test_what_is_not_supported_is_said(self):
-        for name, value in (("prompt_logprobs", 1), ("use_beam_search", True), ("echo", True),
-                            ("response_format", {"type": "json_object"}), ("functions", [{}]),
-                            ("guided_json", {"type": "object"}), ("best_of", 2),
-                            ("tool_choice", "required"), ("continue_final_message", True)):
+        for name, value in (("prompt_logprobs", -1), ("use_beam_search", True), ("echo", True),
+                            ("functions", [{}]), ("best_of", 2), ("continue_final_message", True)):
             self.refused(CHAT, chat(**{name: value}), 400, name)
+        self.refused(CHAT, chat(prompt_logprobs=1, stream=True), 400, "prompt_logprobs", "streamed")
+        self.refused("/generate", {"input_ids": [5, 6], "return_logprob": True, "logprob_start_len": 2}, 400,
+                     "logprob_start_len", "accepts -1 to 1")
         nothing = {"min_p": 0, "presence_penalty": 0.0, "frequency_penalty": 0, "repetition_penalty": 1.0,
                    "logit_bias": {}, "logprobs": False, "top_logprobs": 0, "min_tokens": 0,
                    "response_format": {"type": "text"}, "best_of": 1, "user": "me", "priority": 3,

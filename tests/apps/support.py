@@ -6,6 +6,8 @@ of a few, and scores all problems against the reference that lies with the model
 import json
 import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +24,9 @@ BUILT = subprocess.run([TENON, "--version"], capture_output=True, text=True, che
     "targets: ")[1].splitlines()[0].split(", ")
 ABSURD = "2147483647"
 PATIENCE = 120  # seconds, on a machine that does other things as well
+# A shell starts what it runs in the background with an ignored Ctrl-C, and programs inherit that. Those of
+# the tests are to be reached by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def tenon(*arguments, timeout=300, stdin="", cwd=ROOT):
@@ -57,6 +62,17 @@ def start(*arguments, **more):
 def children_of(process):
     found = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     return [int(child) for child in found.split()]
+
+
+def wait_until_caught(process, number):
+    """Until the process has a handler of its own for a signal."""
+    status = pathlib.Path(f"/proc/{process.pid}/status")
+
+    def caught():
+        mask = int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16)
+        return mask >> (number - 1) & 1
+
+    assert wait_until(caught)
 
 
 def wait_until(is_true, seconds=PATIENCE):

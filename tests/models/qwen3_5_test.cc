@@ -195,6 +195,43 @@ TEST(Qwen3_5, EveryTokenMayHaveLogits) {
   });
 }
 
+// Rows of the last step may get logits after it, the same bits, in any order and number.
+TEST(Qwen3_5, FurtherRowsMayHaveLogits) {
+  const OnDisk dense(dense_shape());
+  ModelOptions options = small_options();
+  options.max_logits = 12;
+  with_model(2, dense.where(), options, [](int, Model& model, Stream& stream) {
+    ModelDriver all(model, 4, stream), last(model, 4, stream);
+    all.every_token = true;
+    const auto first = prompt(5, 1), second = prompt(7, 2);
+    const auto wanted = all.step({{0, first}, {1, second}});
+    last.step({{0, first}, {1, second}});
+    test::DeviceArray<std::int32_t> numbers(stream, 12);
+    for (const std::vector<std::int32_t>& rows :
+         {std::vector<std::int32_t>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, {9, 2, 9}, {4}}) {
+      numbers.put(rows);
+      const auto count = static_cast<std::int64_t>(rows.size());
+      const auto made =
+          model.logits_of(view(numbers.data(), DType::kI32, stream.device(), {count}), stream);
+      ASSERT_TRUE(made) << made.status().to_string();
+      EXPECT_EQ(made->vocab_begin, wanted.vocab_begin);
+      const std::int64_t width = made->logits.shape[1];
+      std::vector<float> found(static_cast<std::size_t>(count * width));
+      ASSERT_TRUE(stream.copy(found.data(), made->logits.data, made->logits.bytes()));
+      ASSERT_TRUE(stream.synchronize());
+      for (std::int64_t row = 0; row < count; ++row)
+        EXPECT_EQ(
+            std::vector<float>(found.begin() + row * width, found.begin() + (row + 1) * width),
+            wanted.rows[static_cast<std::size_t>(rows[static_cast<std::size_t>(row)])]);
+    }
+    EXPECT_NE(model.logits_of(view(numbers.data(), DType::kI32, stream.device(), {13}), stream)
+                  .status()
+                  .message()
+                  .find("the number of rows of logits is 13; accepted: 1 to 12"),
+              std::string::npos);
+  });
+}
+
 // A prompt cut anywhere gives nearly the same logits as in one piece. Only the cuts that the
 // scheduler makes give the same ones (tests/runtime/exactness_test.cc).
 TEST(Qwen3_5, PromptsMayComeInPieces) {

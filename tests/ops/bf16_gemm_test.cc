@@ -284,6 +284,33 @@ TEST(Bf16Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
   });
 }
 
+// From 1024 rows on tiles of 128 of them, and from 2048 on in pairs.
+TEST(Bf16Gemm, OnDevicesManyRowsHaveTheBitsOfFew) {
+  if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
+  const Shape shapes[] = {{.tokens = 2300, .n = 256, .k = 2048, .out = DType::kF32},
+                          {.tokens = 1030, .n = 1, .k = 1288, .out = DType::kF32},
+                          {.tokens = 2049, .n = 70, .k = 392, .x_padding = 8},
+                          {.tokens = 1100, .n = 4101, .k = 136}};
+  for_each_variant([&](Target target, const std::string& variant) {
+    if (is_host(target)) return;
+    for (const Shape& shape : shapes) {
+      SCOPED_TRACE("n " + std::to_string(shape.n) + ", k " + std::to_string(shape.k));
+      const Problem all = make_problem(shape);
+      const auto together = run_variant(all, target, variant);
+      for (int first = 0; first < shape.tokens; first += 310) {
+        Problem picked = all;
+        for (int i = first; i < std::min(first + 64, shape.tokens); ++i)
+          picked.shape.row_index.push_back(i);
+        const auto output = run_variant(picked, target, variant);
+        for (std::size_t i = 0; i < output.size(); ++i)
+          ASSERT_EQ(output[i], together[static_cast<std::size_t>(first * shape.n) + i])
+              << "row " << first + static_cast<int>(i) / shape.n << ", column "
+              << static_cast<int>(i) % shape.n;
+      }
+    }
+  });
+}
+
 // A plan serves calls with fewer rows, and a graph every value of x and of the index.
 TEST(Bf16Gemm, AReplayedPlanForMoreRowsGivesTheSameBits) {
   for_each_variant([](Target target, const std::string& variant) {

@@ -78,6 +78,61 @@ TEST(Fp8GemmFused, OnDevicesTheActivationHasTheBitsOfTheChain) {
   });
 }
 
+// The same of experts with many rows; rows that belong to none stay. With few rows the plan is
+// refused.
+TEST(Fp8GemmFused, OnDevicesTheActivationOfExpertsHasTheBitsOfTheChain) {
+  if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
+  const std::vector<int> sizes = {0, 1, 300, 0, 64, 65, 130, 8, 0, 128, 129, 63};
+  for_each_variant(
+      [&](Target target, const std::string& variant) {
+        if (is_host(target) || variant != "sm90_experts") return;
+        for (const Shape& shape :
+             {Shape{.tokens = 90, .n = 1024, .k = 2048}, Shape{.tokens = 90, .n = 256, .k = 128},
+              Shape{.tokens = 90, .n = 768, .k = 1408},
+              Shape{.tokens = 90, .n = 512, .k = 640, .layout = ScaleLayout::kMnMajor}})
+          for (const bool scattered : {true, false}) {
+            SCOPED_TRACE("n " + std::to_string(shape.n) + (scattered ? ", scattered" : ""));
+            Shape grouped = shape;
+            grouped.offsets = {0};
+            for (const int size : sizes) grouped.offsets.push_back(grouped.offsets.back() + size);
+            const int filled = grouped.offsets.back(), rows = filled + 3, width = shape.n / 2;
+            if (!scattered) grouped.tokens = rows;
+            for (int i = 0; scattered && i < rows; ++i) grouped.row_of.push_back(i * 37 % 90);
+            Problem problem = make_problem(grouped);
+            for (float& scale : problem.weight_scale) scale *= 0x1p-9f;
+            DeviceFixture fixture(target);
+            Args args = put(fixture, problem);
+            test::run_forced(fixture, args, variant);
+            const QuantView expected = blank_activated(fixture, rows, width);
+            const TensorView limit =
+                fixture.put(std::vector<std::int32_t>{filled}, DType::kI32, {1});
+            const fp8_quant::Args quantise{.in = args.out,
+                                           .prologue = fp8_quant::Prologue::kSiluMul,
+                                           .row_limit = limit.as<std::int32_t>(),
+                                           .out = {.bf16 = {}, .fp8 = expected}};
+            const auto quantised = fp8_quant::plan(quantise, fixture.where());
+            ASSERT_TRUE(quantised) << quantised.status().to_string();
+            ASSERT_TRUE(fp8_quant::run(*quantised, quantise, fixture.stream()));
+            args.activated = blank_activated(fixture, rows, width);
+            test::run_forced(fixture, args, variant);
+            const Activated one = read(fixture, *args.activated), two = read(fixture, expected);
+            ASSERT_EQ(test::bytes_of(one.scales), test::bytes_of(two.scales));
+            ASSERT_EQ(one.codes, two.codes);
+            if (!scattered) continue;
+            Args less = args;
+            for (TensorView* each :
+                 {&less.out, &*less.row_of, &less.activated->data, &less.activated->scale})
+              *each = each->rows(0, 90);
+            const auto refused = plan(less, fixture.where(), variant);
+            ASSERT_FALSE(refused);
+            EXPECT_NE(refused.status().message().find("90 rows of 12 experts; tiles are for 32"),
+                      std::string_view::npos)
+                << refused.status().to_string();
+          }
+      },
+      {.tokens = 1, .n = 256, .offsets = {0, 1}});
+}
+
 // A small product of bf16 in the same launch: both have the bits that they have alone, and the plan
 // serves fewer rows.
 TEST(Fp8GemmFused, OnDevicesAProductBesideHasItsOwnBits) {

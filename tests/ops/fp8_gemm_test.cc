@@ -299,60 +299,67 @@ TEST(Fp8Gemm, OnDevicesManyRowsHaveTheBitsOfFew) {
 
 // Rows of an expert, whatever their number and whoever scatters them, have the bits of a product
 // with that expert's matrix alone.
+void expect_the_bits_of_dense_products(Target target, const Shape& dense,
+                                       const std::vector<int>& sizes, bool scattered) {
+  Problem grouped = make_problem(dense);
+  grouped.shape.offsets = {0};
+  for (const int size : sizes) grouped.shape.offsets.push_back(grouped.shape.offsets.back() + size);
+  const int rows = grouped.shape.offsets.back() + 5;  // the last five have no expert
+  if (!scattered) grouped.shape.tokens = rows;
+  grouped = make_problem(grouped.shape);
+  if (scattered)
+    for (int i = 0; i < rows; ++i) grouped.shape.row_of.push_back(i * 37 % dense.tokens);
+  std::string chosen;
+  {
+    DeviceFixture fixture(target);
+    const auto planned = plan(put(fixture, grouped), fixture.where());
+    ASSERT_TRUE(planned) << planned.status().to_string();
+    chosen = planned->variant_name;
+  }
+  const auto output = run_variant(grouped, target, chosen).bytes;
+  const std::size_t row_bytes = output.size() / static_cast<std::size_t>(rows);
+  for (std::size_t e = 0; e < sizes.size(); ++e) {
+    std::vector<int> tokens;
+    for (int row = grouped.shape.offsets[e]; row < grouped.shape.offsets[e + 1]; ++row)
+      tokens.push_back(token_of(grouped.shape, row));
+    if (tokens.empty()) continue;
+    Problem one = pick_rows(grouped, tokens);
+    one.shape.offsets.clear(), one.shape.row_of.clear();
+    const auto part = [&](auto& values) {
+      const std::size_t size = values.size() / sizes.size();
+      values = {values.data() + e * size, values.data() + (e + 1) * size};
+    };
+    part(one.weight), part(one.weight_scale);
+    DeviceFixture fixture(target);
+    const auto planned = plan(put(fixture, one), fixture.where());
+    ASSERT_TRUE(planned) << planned.status().to_string();
+    EXPECT_EQ(planned->promise.name, chosen == "simt" ? std::string_view("simt_fp32") : "sm90_fp8");
+    const auto expected = run_variant(one, target, std::string(planned->variant_name)).bytes;
+    const std::size_t begin = static_cast<std::size_t>(grouped.shape.offsets[e]) * row_bytes;
+    ASSERT_TRUE(std::equal(expected.begin(), expected.end(), output.begin() + begin))
+        << "expert " << e;
+  }
+  for (std::size_t i = static_cast<std::size_t>(rows - 5) * row_bytes; i < output.size(); ++i)
+    ASSERT_EQ(output[i], 0xa5);
+}
+
 TEST(Fp8Gemm, OnDevicesExpertsHaveTheBitsOfDenseProducts) {
   if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
   const Shape shapes[] = {{.tokens = 90, .n = 200, .k = 1280},                     // two segments
                           {.tokens = 90, .n = 70, .k = 4224, .out = DType::kF32},  // eight, uneven
                           {.tokens = 90, .n = 258, .k = 2048, .layout = ScaleLayout::kMnMajor},
+                          {.tokens = 90, .n = 2048, .k = 512},
                           {.tokens = 90, .n = 4100, .k = 384}};
+  const std::vector<int> few = {0, 1, 3, 0, 64, 65, 0, 8, 0, 0, 9, 2, 0};
+  const std::vector<int> many = {0, 1, 3, 0, 64, 65, 130, 8, 0, 128, 300, 129, 0};
   for (const Target target : test::device_targets())
     for (const Shape& dense : shapes)
-      for (const bool scattered : {true, false}) {
-        SCOPED_TRACE("n " + std::to_string(dense.n) + (scattered ? ", scattered" : ""));
-        Problem grouped = make_problem(dense);
-        const int sizes[] = {0, 1, 3, 0, 64, 65, 130, 8, 0, 0, 200, 2, 0};
-        grouped.shape.offsets = {0};
-        for (const int size : sizes)
-          grouped.shape.offsets.push_back(grouped.shape.offsets.back() + size);
-        const int rows = grouped.shape.offsets.back() + 5;  // the last five have no expert
-        if (!scattered) grouped.shape.tokens = rows;
-        grouped = make_problem(grouped.shape);
-        if (scattered)
-          for (int i = 0; i < rows; ++i) grouped.shape.row_of.push_back(i * 37 % dense.tokens);
-        std::string chosen;
-        {
-          DeviceFixture fixture(target);
-          const auto planned = plan(put(fixture, grouped), fixture.where());
-          ASSERT_TRUE(planned) << planned.status().to_string();
-          chosen = planned->variant_name;
+      for (const auto& sizes : {few, many})
+        for (const bool scattered : {true, false}) {
+          SCOPED_TRACE("n " + std::to_string(dense.n) + (scattered ? ", scattered" : "") +
+                       (sizes == few ? ", few" : ", many"));
+          expect_the_bits_of_dense_products(target, dense, sizes, scattered);
         }
-        const auto output = run_variant(grouped, target, chosen).bytes;
-        const std::size_t row_bytes = output.size() / static_cast<std::size_t>(rows);
-        for (std::size_t e = 0; e < std::size(sizes); ++e) {
-          std::vector<int> tokens;
-          for (int row = grouped.shape.offsets[e]; row < grouped.shape.offsets[e + 1]; ++row)
-            tokens.push_back(token_of(grouped.shape, row));
-          if (tokens.empty()) continue;
-          Problem one = pick_rows(grouped, tokens);
-          one.shape.offsets.clear(), one.shape.row_of.clear();
-          const auto part = [&](auto& values) {
-            const std::size_t size = values.size() / std::size(sizes);
-            values = {values.data() + e * size, values.data() + (e + 1) * size};
-          };
-          part(one.weight), part(one.weight_scale);
-          DeviceFixture fixture(target);
-          const auto planned = plan(put(fixture, one), fixture.where());
-          ASSERT_TRUE(planned) << planned.status().to_string();
-          EXPECT_EQ(planned->promise.name,
-                    chosen == "simt" ? std::string_view("simt_fp32") : "sm90_fp8");
-          const auto expected = run_variant(one, target, std::string(planned->variant_name)).bytes;
-          const std::size_t begin = static_cast<std::size_t>(grouped.shape.offsets[e]) * row_bytes;
-          ASSERT_TRUE(std::equal(expected.begin(), expected.end(), output.begin() + begin))
-              << "expert " << e;
-        }
-        for (std::size_t i = static_cast<std::size_t>(rows - 5) * row_bytes; i < output.size(); ++i)
-          ASSERT_EQ(output[i], 0xa5);
-      }
 }
 
 // A plan serves calls with fewer rows, whose blocks find no work, and a graph every value of x.

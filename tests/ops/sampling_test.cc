@@ -29,7 +29,8 @@ struct Row {
   float min_p = 0;
   float repetition = 1, frequency = 0, presence = 0;
   std::vector<Edit> edits = {};
-  std::int32_t wanted = -1;  // ids of its report
+  std::int32_t wanted = -1;              // ids of its report
+  std::vector<std::uint32_t> mask = {};  // empty: none
 };
 
 struct Problem {
@@ -50,6 +51,27 @@ Problem make_problem(int slices, int width, int num_tokens, std::vector<Row> row
   problem.logits.resize(static_cast<std::size_t>(slices * width) * problem.rows.size());
   for (float& each : problem.logits) each = normal(random);
   return problem;
+}
+
+// Masks lie in the reverse order of their rows, and have a word more than they need.
+void put_masks(DeviceFixture& fixture, const Problem& problem, Args& args) {
+  const auto rows = static_cast<std::int64_t>(problem.rows.size());
+  const auto words = static_cast<std::size_t>(problem.num_tokens + 31) / 32 + 1;
+  std::vector<std::int32_t> which, allowed;
+  std::int32_t masks = 0;
+  for (const Row& row : problem.rows) masks += row.mask.empty() ? 0 : 1;
+  if (masks == 0) return;
+  allowed.resize(static_cast<std::size_t>(masks) * words, -1);
+  for (const Row& row : problem.rows) {
+    which.push_back(row.mask.empty() ? -1 : --masks);
+    if (!row.mask.empty())
+      std::copy_n(row.mask.begin(), std::min(words, row.mask.size()),
+                  allowed.begin() + std::ptrdiff_t{masks} * static_cast<std::ptrdiff_t>(words));
+  }
+  const auto width = static_cast<std::int64_t>(words);
+  const auto count = static_cast<std::int64_t>(allowed.size()) / width;
+  args.mask = Mask{.allowed = fixture.put(allowed, DType::kI32, {count, width}),
+                   .which = fixture.put(which, DType::kI32, {rows})};
 }
 
 // What only some problems have.
@@ -112,6 +134,7 @@ Args put(DeviceFixture& fixture, const Problem& problem) {
   args.position = fixture.put(position, DType::kI32, {rows});
   args.out = fixture.put(std::vector<std::int32_t>(problem.rows.size(), -7), DType::kI32, {rows});
   put_more(fixture, problem, args);
+  put_masks(fixture, problem, args);
   return args;
 }
 
@@ -129,7 +152,11 @@ void expect_all_draw(const Problem& problem, const std::vector<std::int32_t>& ex
   test::for_each_way(kOp, [&](const Way& way) { EXPECT_EQ(run_way(problem, way), expected); });
 }
 
-// The header's formula, rounding by rounding.
+bool masked(const Row& row, int id) {
+  return !row.mask.empty() && (row.mask.at(static_cast<std::size_t>(id / 32)) >> id % 32 & 1) == 0;
+}
+
+// The header's formula, rounding by rounding, then the mask.
 void apply_edits(Problem& problem) {
   for (int r = 0; r < static_cast<int>(problem.rows.size()); ++r) {
     Row& row = problem.rows[static_cast<std::size_t>(r)];
@@ -142,6 +169,9 @@ void apply_edits(Problem& problem) {
       logit -= drawn;
       if (edit.said >= 2) logit -= row.presence;
     }
+    for (int id = 0; id < problem.num_tokens; ++id)
+      if (masked(row, id)) problem.logit(r, id) = -INFINITY;
+    row.mask.clear();
   }
 }
 
@@ -311,6 +341,11 @@ std::vector<Row> wide_settings() {
   for (int i = 0; i < 500; ++i)
     rows[5].edits.push_back({i * 400, i % 3 == 0 ? 4.0f : -2.0f, i % 7});
   rows[5].repetition = 1.5f;
+  std::mt19937 random(3);
+  for (const std::size_t row : {0, 4, 5, 8})  // half of all ids, or few
+    for (int word = 0; word < 7760; ++word)
+      rows[row].mask.push_back(
+          static_cast<std::uint32_t>(row == 8 && word % 97 != 0 ? 0 : random()));
   return rows;
 }
 
@@ -409,11 +444,41 @@ TEST(Sampling, ABanOfEverythingLeavesNothing) {
   expect_all_draw(problem, {-1});
 }
 
-// Reports tell of the logits before the edits, at temperature 1.
+// Some ids of 30: each row of a kind of its own, some with edits, one without any candidate.
+TEST(Sampling, MasksLeaveIdsOut) {
+  std::mt19937 random(11);
+  for (const auto& [slices, width, num_tokens] : {std::tuple{1, 30, 30}, {3, 70, 200}}) {
+    std::vector<Row> rows;
+    for (int row = 0; row < 40; ++row) {
+      rows.push_back(edited_row(row, num_tokens));
+      if (row % 2 == 0) rows.back().edits.clear();
+      if (row % 5 == 3) continue;
+      for (int word = 0; word < (num_tokens + 31) / 32; ++word)
+        rows.back().mask.push_back(static_cast<std::uint32_t>(random() & random()));
+      rows.back().mask[0] |= 1;
+    }
+    Problem problem = make_problem(slices, width, num_tokens, rows);
+    const auto drawn = run_way(problem, test::on_cpu(kOp));
+    for (std::size_t row = 0; row < rows.size(); ++row)
+      EXPECT_FALSE(masked(rows[row], drawn[row])) << row;
+    for (Row& row : problem.rows) row.mask.clear();
+    EXPECT_NE(drawn, run_way(problem, test::on_cpu(kOp))) << "no mask changed a token";
+    problem.rows = rows;
+    expect_oracle_everywhere(problem);
+  }
+  Problem nothing = make_problem(1, 30, 30, std::vector<Row>(3, Row{.temperature = 1}));
+  nothing.rows[1].mask = {0xc000'0000};  // of ids that have no token
+  nothing.rows[2].mask = {1u << 17};
+  const auto first = run_way(nothing, test::on_cpu(kOp))[0];
+  expect_all_draw(nothing, {first, -1, 17});
+}
+
+// Reports tell of the logits before the edits and the mask, at temperature 1.
 TEST(Sampling, ReportsTellProbabilities) {
   std::vector<Row> rows;
   for (int row = 0; row < 24; ++row) {
     rows.push_back(edited_row(row, 250));
+    if (row % 3 == 1) rows.back().mask.assign(8, 0x5a5a'5a5au);
     rows.back().wanted =
         row % 8 == 7 ? 99 : std::vector<int>{-1, 0, 1, 5, 20}[std::size_t(row) % 5];
   }
@@ -461,6 +526,40 @@ TEST(Sampling, ReportsTellProbabilities) {
           EXPECT_EQ(logits[place], problem.logit(r, order[i]));
         }
       }
+    }
+  });
+}
+
+// With ids of the caller's, a report has their logits, before the edits; all else is as it was.
+TEST(Sampling, ReportsAreOfGivenIds) {
+  std::vector<Row> rows;
+  for (int row = 0; row < 12; ++row) {
+    rows.push_back(edited_row(row, 250));
+    rows.back().wanted = row % 4 - 1;
+  }
+  Problem problem = make_problem(2, 130, 250, rows);
+  problem.logit(2, 249) = -INFINITY;
+  std::vector<std::int32_t> given;
+  for (int row = 0; row < 12; ++row) given.push_back(row == 2 ? 249 : 41 * row % 250);
+  test::for_each_way(kOp, [&](const Way& way) {
+    DeviceFixture fixture(way.target);
+    Args args = put(fixture, problem);
+    test::run_forced(fixture, args, way.variant);
+    const auto out = fixture.get<std::int32_t>(args.out);
+    const auto largest = fixture.get<float>(args.report->largest);
+    args.report->drawn = fixture.blank(DType::kF32, {12}, 0xff);
+    args.report->given = fixture.put(given, DType::kI32, {12});
+    test::run_forced(fixture, args, way.variant);
+    EXPECT_EQ(fixture.get<std::int32_t>(args.out), out);
+    const auto found = fixture.get<float>(args.report->drawn);
+    for (int row = 0; row < 12; ++row) {
+      const auto at = static_cast<std::size_t>(row);
+      if (rows[at].wanted < 0) {
+        EXPECT_TRUE(std::isnan(found[at])) << "written, and nobody wanted it";
+        continue;
+      }
+      EXPECT_EQ(found[at], problem.logit(row, given[at])) << row;
+      EXPECT_EQ(fixture.get<float>(args.report->largest)[at], largest[at]);
     }
   });
 }
@@ -559,9 +658,11 @@ TEST(Sampling, MultiplyHighIsExact) {
 
 TEST(Sampling, RefusalsSayWhatIsAccepted) {
   DeviceFixture fixture(Target::kCpu);
-  const Args good =
-      put(fixture,
-          make_problem(2, 8, 15, std::vector<Row>(3, Row{.edits = {{1, 1.0f, 0}}, .wanted = 1})));
+  Args good = put(
+      fixture,
+      make_problem(2, 8, 15,
+                   std::vector<Row>(3, Row{.edits = {{1, 1.0f, 0}}, .wanted = 1, .mask = {7}})));
+  good.report->given = good.top_k;
   test::expect_refusals(
       kOp, good,
       {{[](Args& a) { a.num_tokens = 17; },
@@ -574,11 +675,23 @@ TEST(Sampling, RefusalsSayWhatIsAccepted) {
         "sampling: out is i32 [2] on cpu:0 but must be [rows] with rows = 3"},
        {[](Args& a) { a.edits->begins.shape[0] = 3; },
         "sampling: begins is i32 [3] on cpu:0 but must be [begins] with begins = 4"},
+       {[](Args& a) { a.mask->which.shape[0] = 2; },
+        "sampling: which is i32 [2] on cpu:0 but must be [rows] with rows = 3"},
        {[](Args& a) { a.report->ids.shape[1] = 5; },
         "sampling: ids is i32 [3, 5] on cpu:0 but must be [rows, likely] with likely = 20"},
+       {[](Args& a) { a.report->given->shape[0] = 2; },
+        "sampling: given is i32 [2] on cpu:0 but must be [rows] with rows = 3"},
        {[](Args& a) { a.top_p.device.index = 1; },
         "sampling: top_p is f32 [3] on cpu:1 but logits is f32 [2, 3, 8] on cpu:0; all must lie "
         "on one device"}});
+  const Args wide = put(fixture, make_problem(1, 70, 70, {Row{.mask = {1}}}));
+  test::expect_refusals(
+      kOp, wide,
+      {{[](Args& a) {
+          a.mask->allowed = view(a.mask->allowed.data, DType::kI32, a.mask->allowed.device, {1, 2});
+        },
+        "sampling: allowed is i32 [1, 2] on cpu:0 but num_tokens is 70, for which a mask has at "
+        "least 3 words"}});
 }
 
 }  // namespace

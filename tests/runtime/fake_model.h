@@ -4,6 +4,7 @@
 // likely one.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -50,7 +51,7 @@ class FakeModel final : public Model {
  public:
   FakeModel(const FakeOptions& options, Communicator& comm, int max_sequences)
       : options_(options), comm_(comm), width_(options.vocab / comm.size()) {
-    logits_.resize(static_cast<std::size_t>(width_ * max_sequences));
+    logits_.resize(static_cast<std::size_t>(width_ * std::max(max_sequences, kFurtherRows)));
   }
 
   // The first cache has a 32-bit token for each place of a block, the second NaN where a poisoned
@@ -74,9 +75,27 @@ class FakeModel final : public Model {
   std::vector<BoundaryUse> boundary_uses(const StepCounts&) const override { return {}; }
   std::int64_t weight_bytes() const override { return 0; }
 
+  // At most kFurtherRows of them.
+  Result<LogitsShard> logits_of(const TensorView& rows, Stream& stream) override {
+    TENON_TRY(stream.synchronize());  // the numbers come by it
+    const auto count = static_cast<int>(rows.shape[0]);
+    TENON_TRY(demand(count > 0 && count <= kFurtherRows, "the number of further rows"));
+    for (int row = 0; row < count; ++row) {
+      const std::int32_t number = rows.as<const std::int32_t>()[row];
+      TENON_TRY(demand(number >= 0 && number < static_cast<std::int32_t>(behind_.size()),
+                       "the number of a further row"));
+      write_logits(row, behind_[static_cast<std::size_t>(number)], false);
+    }
+    LogitsShard shard;
+    shard.logits = view(logits_.data(), DType::kF32, comm_.device(), {count, width_});
+    shard.vocab_begin = comm_.rank() * width_;
+    return shard;
+  }
+
   Result<StepOutput> forward(const StepView& step, CacheViews caches, Stream&) override {
     if (options_.before_step) TENON_TRY(options_.before_step(comm_.rank(), steps_));
     ++steps_;
+    behind_.assign(static_cast<std::size_t>(step.shape.tokens), 0);
     TENON_TRY(demand(step.sequence_starts.as<std::int32_t>()[0] == 0, "the first start"));
     TENON_TRY(demand(step.shape.logits == step.shape.sequences, "the number of logits"));
     for (int sequence = 0; sequence < step.shape.sequences; ++sequence)
@@ -93,6 +112,7 @@ class FakeModel final : public Model {
   struct State {
     std::uint32_t count, hash, nan;
   };
+  static constexpr int kFurtherRows = 32;
   static constexpr std::uint32_t kNan = 0x7fc07fc0u;  // a NaN in f32, and two in bf16
 
   static Status demand(bool condition, const char* what) {
@@ -130,6 +150,7 @@ class FakeModel final : public Model {
       if (id == options_.poison) poison(caches, slot, place);
       state->hash = extended_hash(state->hash, id);
       ++state->count;
+      behind_[static_cast<std::size_t>(token)] = state->hash;
     }
     const int length = step.sequence_lengths.as<std::int32_t>()[row];
     TENON_TRY(demand(length == static_cast<std::int32_t>(state->count), "the length"));
@@ -207,6 +228,7 @@ class FakeModel final : public Model {
   Communicator& comm_;
   int width_, steps_ = 0;
   std::vector<float> logits_;
+  std::vector<std::uint32_t> behind_;  // the hash behind each token of the last step
 };
 
 }  // namespace tenon::test

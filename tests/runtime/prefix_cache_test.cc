@@ -168,7 +168,7 @@ TEST(PrefixCache, AConversationIsComputedOnce) {
       }
     }
     const int length = static_cast<int>(prompt.size());
-    EXPECT_EQ(cached, turn == 0 ? 0 : (before - 2) / 64 * 64) << "turn " << turn;
+    EXPECT_EQ(cached, turn == 0 ? 0 : (before - kEndTokens) / 64 * 64) << "turn " << turn;
     EXPECT_EQ(engine->stats().prompt_tokens - computed, length - cached);
     before = length;
     prompt.insert(prompt.end(), answer.begin(), answer.end());

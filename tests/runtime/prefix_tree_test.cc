@@ -12,6 +12,7 @@ namespace tenon {
 namespace {
 
 using Tokens = std::vector<std::int32_t>;
+using Worth = PrefixTree::Worth;
 constexpr std::int32_t kNone = PrefixTree::kNone;
 
 TEST(PrefixTree, FindsABlockBehindItsParentOnly) {
@@ -50,9 +51,9 @@ TEST(PrefixTree, EvictsTheOldestUseAndLastBlocksFirst) {
 TEST(PrefixTree, EvictsStatesThatNobodyWantedFirst) {
   PrefixTree tree(4, 1, 4);
   for (const std::int32_t node : {0, 1, 2}) tree.insert(kNone, Tokens{node}, node);
-  tree.keep_state(0, 3, true);
-  tree.keep_state(1, 1, false);
-  tree.keep_state(2, 0, true);
+  tree.keep_state(0, 3, Worth::kWanted);
+  tree.keep_state(1, 1, Worth::kUnwanted);
+  tree.keep_state(2, 0, Worth::kWanted);
   tree.pin_state(0);
   EXPECT_EQ(tree.num_idle_states(), 2);
   EXPECT_EQ(tree.evict_state(), 1);
@@ -66,6 +67,28 @@ TEST(PrefixTree, EvictsStatesThatNobodyWantedFirst) {
   const PrefixTree::Removed removed = tree.evict();
   EXPECT_EQ(removed.block, 0);
   EXPECT_EQ(removed.slot, 3);
+  EXPECT_TRUE(tree.check());
+}
+
+// A conversation's last state is worth more than those it has passed, however new these are; one
+// from which a second prompt went on, and one where prompts go apart, are never passed.
+TEST(PrefixTree, EvictsStatesThatTheirConversationHasPassedBeforeLastOnes) {
+  PrefixTree tree(8, 1, 5);
+  for (const std::int32_t node : {0, 1, 2, 3, 4}) {
+    tree.insert(kNone, Tokens{node}, node);
+    tree.keep_state(node, node, node == 4 ? Worth::kUnwanted : Worth::kWanted);
+  }
+  tree.mark_fork(1);
+  for (const std::int32_t node : {1, 2, 3, 3}) {
+    tree.use_state(node);
+    tree.pass_state(node);
+  }
+  EXPECT_EQ(tree.evict_state(), 4) << "nobody wanted it";
+  EXPECT_EQ(tree.evict_state(), 2) << "passed, though 0 is older";
+  EXPECT_EQ(tree.evict_state(), 0);
+  EXPECT_EQ(tree.evict_state(), 1);
+  tree.pass_state(1);  // it has none any more
+  EXPECT_EQ(tree.evict_state(), 3);
   EXPECT_TRUE(tree.check());
 }
 

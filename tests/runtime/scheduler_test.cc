@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <random>
 #include <set>
@@ -231,6 +232,39 @@ TEST(Scheduler, KeepsAStateWherePromptsGoApart) {
   EXPECT_EQ(caches.prefix_stats().lost_never_kept, 256);
 }
 
+// Conversations behind one beginning, in another order in every round, each with a template's words
+// at its end that the next turn does not have. One slot for the sequence that runs, one for its new
+// state, one for the beginning and one for each conversation are enough for everybody to go on from
+// its last turn.
+TEST(Scheduler, EveryConversationGoesOnFromItsLastTurn) {
+  constexpr int kTalks = 8, kRounds = 7, kShared = 640;
+  std::mt19937 random(5);
+  CachePool caches(400, 64, kTalks + 3);
+  Scheduler scheduler(keeping(), caches);
+  std::vector<std::vector<std::int32_t>> talks(kTalks, prompt_of(kShared));
+  std::vector<int> order(kTalks), before(kTalks);
+  std::iota(order.begin(), order.end(), 0);
+  std::uint64_t id = 0;
+  for (int round = 0; round < kRounds; ++round) {
+    std::ranges::shuffle(order, random);
+    for (const int each : order) {
+      auto& talk = talks[static_cast<std::size_t>(each)];
+      int& last = before[static_cast<std::size_t>(each)];
+      talk.insert(talk.end(), 140u + random() % 40, 1000 + each);
+      std::vector<std::int32_t> prompt = talk;
+      prompt.insert(prompt.end(), 6, -1 - round);
+      const std::vector<int> pieces = run_alone(scheduler, ++id, prompt);
+      const int length = static_cast<int>(prompt.size());
+      const int kept = round == 0 ? 0 : (last - kEndTokens) / 64 * 64;
+      EXPECT_LE(std::accumulate(pieces.begin(), pieces.end(), 0), length - kept)
+          << "round " << round << ", conversation " << each;
+      last = length;
+    }
+  }
+  EXPECT_EQ(caches.prefix_stats().lost_evicted, 0);
+  EXPECT_TRUE(caches.check());
+}
+
 // Four answers to one prompt: three wait until the first one's state is kept.
 TEST(Scheduler, EqualPromptsAreComputedOnce) {
   CachePool caches(100, 64, 8);
@@ -246,6 +280,29 @@ TEST(Scheduler, EqualPromptsAreComputedOnce) {
   EXPECT_EQ(computed, 448 + 4 * 52);
   EXPECT_EQ(scheduler.next().entries.size(), 4u);
   EXPECT_EQ(caches.prefix_stats().hits, 3);
+  EXPECT_TRUE(caches.check());
+}
+
+// Four users of one agent at once: what their prompts have in common is computed once, and the
+// first keeps its own end as well.
+TEST(Scheduler, WhatPromptsHaveInCommonIsComputedOnce) {
+  CachePool caches(100, 64, 12);
+  Scheduler scheduler(keeping(), caches);
+  for (std::uint64_t id = 1; id <= 4; ++id) {
+    std::vector<std::int32_t> prompt = prompt_of(660);
+    prompt.insert(prompt.end(), 200, 1000 + static_cast<int>(id));
+    ASSERT_TRUE(scheduler.add(RequestId{id}, prompt, tokens(9)));
+  }
+  int computed = 0;
+  for (int step = 0; step < 4; ++step) {
+    const BatchPlan& plan = scheduler.next();
+    for (const BatchEntry& each : plan.entries)
+      if (each.first < each.sequence->prompt_tokens) computed += each.count;
+    scheduler.apply(plan, std::vector<std::int32_t>(plan.entries.size(), 5));
+  }
+  EXPECT_EQ(computed, 640 + 4 * 220);
+  EXPECT_EQ(caches.prefix_stats().hits, 3);
+  EXPECT_EQ(caches.prefix_stats().states, 5);
   EXPECT_TRUE(caches.check());
 }
 

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <numeric>
 
@@ -191,6 +192,31 @@ TEST(StepInput, EditsAreSentWhereThereAreAny) {
       EXPECT_EQ(arrays.edits[8], 2);
     }
   }
+}
+
+// Of which rows the next token's log probability is told: none of the last, none twice.
+TEST(StepInput, SaysWhatIsToldOfPrompts) {
+  Bench bench;
+  SamplingParams sampling = tokens(3);
+  sampling.prompt_logprobs = 4;
+  sampling.prompt_logprobs_from = 60;
+  const std::vector<std::int32_t> prompt = prompt_of(400);
+  ASSERT_TRUE(bench.scheduler.add(RequestId{1}, prompt, sampling));
+  bench.add(2, 70);
+  const auto at = [&](int row) {
+    const StepArrays arrays = bench.arrays();
+    return std::array{arrays.told_from[row], arrays.told_next[row]};
+  };
+  EXPECT_EQ(bench.step().num_told, 256 - 60);
+  EXPECT_EQ(at(0), (std::array{60, prompt[256]}));
+  EXPECT_EQ(bench.arrays().told_likeliest[0], 4);
+  const StepHeader second = bench.step();  // positions 256 to 399, and all of the other prompt
+  EXPECT_EQ(second.num_sequences, 2);
+  EXPECT_EQ(second.num_told, 400 - 256 - 1);
+  EXPECT_EQ(at(0), (std::array{0, -1}));
+  EXPECT_EQ(bench.arrays().told_from[1], -1);
+  EXPECT_EQ(bench.step().num_told, 0);
+  EXPECT_EQ(bench.arrays().told_from[0], -1);
 }
 
 TEST(StepInputDeathTest, APlanLargerThanTheLayoutIsABug) {

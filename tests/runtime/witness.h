@@ -2,6 +2,7 @@
 // logits of a sequence between runs.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -68,6 +69,9 @@ class Witness : public Model {
   }
   bool launches_only() const override { return false; }
   std::int64_t weight_bytes() const override { return model_->weight_bytes(); }
+  Result<LogitsShard> logits_of(const TensorView& rows, Stream& stream) override {
+    return model_->logits_of(rows, stream);
+  }
 
   Result<StepOutput> forward(const StepView& step, CacheViews caches, Stream& stream) override {
     TENON_ASSIGN(const StepOutput made, model_->forward(step, caches, stream));
@@ -107,6 +111,7 @@ inline Engine::ModelFactory witness_factory(const EngineOptions& options, Record
     ModelOptions wanted;
     wanted.max_tokens_per_step = options.max_tokens_per_step;
     wanted.max_sequences = options.max_batch;
+    wanted.max_logits = std::max(options.max_batch, 32);
     wanted.max_context = options.max_context;
     wanted.force_stage = options.force_stage;
     TENON_ASSIGN(auto model, open_model(options.model, wanted, comm, stream));

@@ -148,6 +148,31 @@ TEST(RequestQueue, TellsProbabilitiesTokenByToken) {
   }
 }
 
+TEST(RequestQueue, TellsProbabilitiesOfThePrompt) {
+  auto model = must_open_speaking(engine_options(1));
+  auto queue = must_start(*model);
+  Request request = plain(Tokens(150, 3), 5);
+  request.sampling.prompt_logprobs = 2;
+  request.sampling.prompt_logprobs_from = 100;
+  const Completion made = must_submit(*queue, request).complete();
+  EXPECT_EQ(made.tokens.size(), 5u);
+  EXPECT_TRUE(made.logprobs.empty());
+  ASSERT_EQ(made.prompt_logprobs.size(), 49u);
+  EXPECT_EQ(made.prompt_logprobs[0].likeliest.size(), 2u);
+  // The prompt alone: no token, and an end like any other.
+  request.sampling.max_tokens = 0;
+  const Completion alone = must_submit(*queue, request).complete();
+  EXPECT_TRUE(alone.tokens.empty());
+  EXPECT_EQ(alone.text, "");
+  EXPECT_EQ(alone.outcome.reason, FinishReason::kLength);
+  EXPECT_EQ(alone.outcome.completion_tokens, 0);
+  ASSERT_EQ(alone.prompt_logprobs.size(), 49u);
+  for (std::size_t i = 0; i < 49; ++i)
+    EXPECT_EQ(alone.prompt_logprobs[i].drawn, made.prompt_logprobs[i].drawn);
+  request.sampling.prompt_logprobs = -1;
+  EXPECT_EQ(queue->submit(request).admission, Admission::kInvalid);
+}
+
 TEST(RequestQueue, StopIdsAreHeldBackByMinTokens) {
   auto model = must_open_speaking(engine_options(1));
   auto queue = must_start(*model);

@@ -1,18 +1,38 @@
-// The variant of Hopper, dense: ops/common/sm90_product.cuh.
+// The variant of Hopper, dense: ops/common/sm90_product.cuh, and for prompts sm90_tiles.cuh beside
+// it.
 #include "tenon/device/variant.h"
 #include "tenon/ops/bf16_gemm/call.cuh"
-#include "tenon/ops/common/sm90_plan.cuh"
+#include "tenon/ops/common/sm90_tiles.cuh"
 
 namespace tenon::TENON_TARGET::bf16_gemm {
 namespace {
 
+// From so many rows on tiles of 128 of them are worth their start.
+constexpr int kManyRows = 1024;
+
+using Bf16Tiles = TileGrid<1, false, true>;
+
 Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
-  return sm90_plan(Sm90Kind::kBf16, call_of(args), where, recipe);
+  const GemmCall gemm = call_of(args);
+  Recipe few_rows;
+  TENON_TRY(sm90_plan(Sm90Kind::kBf16, gemm, where, &few_rows));
+  if (gemm.rows >= kManyRows && gemm.row_map == nullptr) {
+    plan_tiles(gemm, 1, where, recipe);
+  } else {
+    *recipe = few_rows;
+  }
+  return Status::ok();
 }
 
 Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
-  return sm90_launch<Sm90Kind::kBf16>(recipe, call_of(args), GemmScales{}, QuantSpec{},
-                                      args.x.shape[0], stream);
+  const GemmCall gemm = call_of(args);
+  const LaunchShape& shape = recipe.launches.front().shape;
+  if (recipe.launches.front().kernel != kTilesName)
+    return sm90_launch<Sm90Kind::kBf16>(recipe, gemm, GemmScales{}, QuantSpec{}, args.x.shape[0],
+                                        stream);
+  if (gemm.rows == 0) return Status::ok();
+  TENON_ASSIGN(const TilesCall call, tiles_call(gemm, 1, shape.cluster, 2));
+  return tenon::launch(stream, shape, sm90_tiles_kernel<Bf16Tiles, true>, call);
 }
 
 }  // namespace

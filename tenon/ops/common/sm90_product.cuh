@@ -95,18 +95,22 @@ TENON_DEVICE void multiply(const Tile& tile, RingReader& from, int end,
       barrier_wait(&tile.full[arrived.stage], arrived.parity);
       arrived.next(stages);
     }
-    wgmma_begin();
+    int stage[kNow];
     TENON_UNROLL
     for (int u = 0; u < kNow; ++u) {
-      const int stage = used.stage * stage_units;
-      TENON_UNROLL
-      for (int k = 0; k < 4 * Tile::kTiles; ++k) {
-        const int of_weight = k / 4 * tile_units + k % 4 * 2;
-        const int of_x = k / 4 * Tile::kRows * (kTileBytes / 16) + k % 4 * 2;
-        add_product<kN, !Tile::kIsScaled>(blocks[u], descriptor_at(weight, stage + of_weight),
-                                          descriptor_at(x, stage + of_x), k > 0);
-      }
+      stage[u] = used.stage * stage_units;
       used.next(stages);
+    }
+    // Neighbouring instructions belong to different chains, so none waits for the one before it.
+    wgmma_begin();
+    TENON_UNROLL
+    for (int k = 0; k < 4 * Tile::kTiles; ++k) {
+      const int of_weight = k / 4 * tile_units + k % 4 * 2;
+      const int of_x = k / 4 * Tile::kRows * (kTileBytes / 16) + k % 4 * 2;
+      TENON_UNROLL
+      for (int u = 0; u < kNow; ++u)
+        add_product<kN, !Tile::kIsScaled>(blocks[u], descriptor_at(weight, stage[u] + of_weight),
+                                          descriptor_at(x, stage[u] + of_x), k > 0);
     }
     wgmma_commit();
     wgmma_wait_all();

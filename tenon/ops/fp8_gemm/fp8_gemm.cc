@@ -53,9 +53,6 @@ Status check_weight_scale(const Args& args, Dims& dims) {
 
 Status check_activated(const Args& args, Dims& dims) {
   const QuantView& made = *args.activated;
-  if (args.weight.num_dims == 3)
-    return invalid("activated was given, but weight is " + describe(args.weight) +
-                   "; it is for one matrix [n, k]");
   if (args.out.dtype != DType::kBF16)
     return invalid("activated was given, but out is " + describe(args.out) +
                    "; gate and up are rounded to bf16");

@@ -39,10 +39,11 @@ struct Args {
   std::optional<TensorView> offsets;  // i32 [experts + 1], device
   std::optional<TensorView> row_of;   // i32 [rows], device
 
-  // Dense, and of variants that have it: the columns are the gate|up of an mlp, n = 2 · width, gate
-  // first, and activated = quantise(rne(silu(gate) · up)) with gate and up rounded to bf16: the
+  // Of variants that have it: the columns are the gate|up of an mlp, n = 2 · width, gate first, and
+  // activated = quantise(rne(silu(gate) · up)) with gate and up rounded to bf16: the
   // same bits as `out` in bf16 and after it fp8_quant with its prologue kSiluMul. `out` then gives
-  // the shape of the product, bf16 [rows, n], and is not written.
+  // the shape of the product, bf16 [rows, n], and is not written. Grouped: rows past
+  // offsets[experts] stay.
   std::optional<QuantView> activated =
       {};  // e4m3 [rows, width], group 128, layout row; 128 | width
 

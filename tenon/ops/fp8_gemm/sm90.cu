@@ -1,13 +1,10 @@
 // The variant of Hopper: which kernel for how many rows, and its launch.
 #include "tenon/device/variant.h"
-#include "tenon/ops/common/sm90_plan.cuh"
+#include "tenon/ops/common/sm90_tiles.cuh"
 #include "tenon/ops/fp8_gemm/call.cuh"
-#include "tenon/ops/fp8_gemm/sm90_tiles.cuh"
 
 namespace tenon::TENON_TARGET::fp8_gemm {
 namespace {
-
-constexpr std::string_view kTilesName = "sm90_tiles_kernel";
 
 // Measured on an H100 with the products of two models: up to 64 rows the weight is read once, and
 // so fast that nothing else matters; up to 128 it still pays where all blocks run at one time.
@@ -31,32 +28,16 @@ int halves_of(const GemmCall& gemm, const Segments& cut, bool activates, int uni
   return 8 * rounds(2) <= 9 * rounds(1) ? 2 : 1;
 }
 
-void plan_tiles(const GemmCall& gemm, bool activates, const PlanContext& where, Recipe* recipe) {
-  const Segments cut = segments_of(gemm.n, gemm.k);
-  const int units = where.properties.num_units;
-  const int halves = halves_of(gemm, cut, activates, units);
-  const int row_tiles = ceil_div(gemm.rows, kTileSide);
-  const int cluster = row_tiles >= 16 ? 2 : 1;
-  const std::int64_t work =
-      std::int64_t{1} * ceil_div(row_tiles, cluster) * ceil_div(gemm.n, kTileSide * halves);
-  const std::int64_t places = units / cluster;
-  LaunchShape shape;
-  shape.blocks = static_cast<int>(work < places ? work : places) * cluster;
-  shape.threads = kTilesThreads;
-  shape.shared_bytes = static_cast<std::size_t>(tiles_shared_bytes(halves));
-  shape.cluster = cluster;
-  shape.early = where.may_start_early;
-  recipe->launch(kTilesName, shape);
-  recipe->set("halves", halves);
-}
-
 Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   const GemmCall gemm = call_of(args).gemm;
   if (args.beside) return sm90_plan_pair(gemm, call_of(*args.beside), where, recipe);
   Recipe skinny;
   TENON_TRY(sm90_plan(kind_of(args), gemm, where, &skinny));
   if (takes_tiles(gemm, skinny.launches.front().shape, where.properties.num_units)) {
-    plan_tiles(gemm, args.activated.has_value(), where, recipe);
+    plan_tiles(gemm,
+               halves_of(gemm, segments_of(gemm.n, gemm.k), args.activated.has_value(),
+                         where.properties.num_units),
+               where, recipe);
   } else {
     *recipe = skinny;
   }
@@ -69,20 +50,14 @@ Status launch_tiles(const Recipe& recipe, const Args& args, Stream& stream) {
   if (gemm.rows == 0) return Status::ok();
   const LaunchShape& shape = recipe.launches.front().shape;
   const int halves = static_cast<int>(recipe.settings[0].value);
-  TilesCall call;
-  call.gemm = gemm;
+  TENON_ASSIGN(TilesCall call, tiles_call(gemm, halves, shape.cluster, 1));
   call.scales = operands.scales;
   call.activated = quant_spec(args.activated);
-  call.cut = segments_of(gemm.n, gemm.k);
-  call.cluster = shape.cluster;
-  TENON_ASSIGN(call.x, sm90_map(gemm.x, gemm.rows, gemm.k, gemm.x_stride, kTileSide));
-  TENON_ASSIGN(call.weight,
-               sm90_map(gemm.weight, gemm.n, gemm.k, gemm.weight_stride, kTileSide / 2 * halves));
   return tenon::launch(stream, shape,
-                       args.activated       ? sm90_tiles_kernel<2, true, false>
-                       : halves == 2        ? sm90_tiles_kernel<2, false, false>
-                       : call.cut.count > 1 ? sm90_tiles_kernel<1, false, true>
-                                            : sm90_tiles_kernel<1, false, false>,
+                       args.activated       ? sm90_tiles_kernel<TileGrid<2, true>, false>
+                       : halves == 2        ? sm90_tiles_kernel<TileGrid<2, false>, false>
+                       : call.cut.count > 1 ? sm90_tiles_kernel<TileGrid<1, false>, true>
+                                            : sm90_tiles_kernel<TileGrid<1, false>, false>,
                        call);
 }
 

@@ -1,6 +1,7 @@
-// fp8_gemm grouped by expert, by the tensor cores of Hopper (sm_90a): from the decode step, whose
-// experts have a row or two each, to prompts. The bits of a row are those of the dense variant sm90
-// for the expert's matrix: block sums by wgmma, an fma per block, segments added in order.
+// fp8_gemm grouped by expert, by the tensor cores of Hopper (sm_90a). The bits of a row are those
+// of the dense variant sm90 for the expert's matrix: block sums by wgmma, an fma per block,
+// segments added in order. Two forms: sm90_expert_tiles.cuh for prompts, and here the one for
+// experts that have a few rows each.
 //
 // A block of threads takes 128 columns of at most 64 rows of one expert, and all of k. Which, it
 // finds from the offsets: the grid has as many blocks as any grouping of so many rows can need, and
@@ -14,6 +15,7 @@
 #include "tenon/device/math.cuh"
 #include "tenon/device/variant.h"
 #include "tenon/ops/fp8_gemm/call.cuh"
+#include "tenon/ops/fp8_gemm/sm90_expert_tiles.cuh"
 
 namespace tenon::TENON_TARGET::fp8_gemm {
 namespace {
@@ -299,8 +301,39 @@ int stages_of(const Segments& cut, std::size_t most) {
   return 0;
 }
 
-// Every answer but the grid depends on the weight and on the device alone: the bits of a row must
-// not change with the number of rows.
+constexpr std::string_view kUnitsName = "expert_tiles_kernel";
+
+// Rows for each expert from which on tiles of 64 of them are worth their start.
+constexpr int kManyRows = 32;
+
+void plan_units(const GemmCall& gemm, const PlanContext& where, Recipe* recipe) {
+  const int pairs = gemm.rows / kUnitRows + gemm.experts;
+  const int most = where.properties.num_units / kUnitCluster;
+  const std::int64_t work = std::int64_t{1} * pairs * ceil_div(gemm.n, kUnitColumns);
+  LaunchShape shape;
+  shape.blocks = static_cast<int>(work < most ? work : most) * kUnitCluster;
+  shape.threads = kTilesThreads;
+  shape.shared_bytes = static_cast<std::size_t>(unit_shared_bytes(gemm.experts));
+  shape.cluster = kUnitCluster;
+  shape.early = where.may_start_early;
+  recipe->launch(kUnitsName, shape);
+}
+
+// Ok, or why the form for many rows does not take this call.
+Status takes_units(const GemmCall& gemm, const PlanContext& where) {
+  const auto no = [](std::string why) { return Status::error(Code::kUnsupported, std::move(why)); };
+  if (gemm.rows < kManyRows * gemm.experts)
+    return no(std::to_string(gemm.rows) + " rows of " + std::to_string(gemm.experts) +
+              " experts; tiles are for " + std::to_string(kManyRows) + " of each");
+  const auto most = static_cast<int>(where.properties.max_shared_bytes);
+  if (unit_shared_bytes(gemm.experts) > most)
+    return no("a block has too little shared memory for " + std::to_string(gemm.experts) +
+              " experts");
+  return Status::ok();
+}
+
+// The variant's bits are the same in both forms. Whether a plain product is taken depends on the
+// weight and on the device alone: the bits of a row must not change with the number of rows.
 Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   const auto no = [](std::string why) { return Status::error(Code::kUnsupported, std::move(why)); };
   const int found = where.properties.cuda_capability;
@@ -311,6 +344,12 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   const GemmCall gemm = call_of(args).gemm;
   if (gemm.experts > 1 && gemm.expert_stride != gemm.n * gemm.weight_stride)
     return no("the matrices of the experts do not follow each other without a gap");
+  const Status tiles = takes_units(gemm, where);
+  if (tiles) {
+    plan_units(gemm, where, recipe);
+    return tiles;
+  }
+  if (args.activated) return tiles;
   const Segments cut = segments_of(gemm.n, gemm.k);
   const int stages = stages_of(cut, where.properties.max_shared_bytes);
   if (stages == 0)
@@ -326,24 +365,48 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   return Status::ok();
 }
 
+// x of a call, in tiles of so many rows, or of one where they are scattered; weights of all
+// experts.
+Result<TensorMap> x_tiles(const Args& args, const GemmCall& gemm, int tile_rows) {
+  return sm90_map(gemm.x, args.x.data.shape[0], gemm.k, gemm.x_stride,
+                  gemm.row_map == nullptr ? tile_rows : 1);
+}
+Result<TensorMap> weight_tiles(const GemmCall& gemm, int tile_rows) {
+  return sm90_map(gemm.weight, std::int64_t{gemm.experts} * gemm.n, gemm.k, gemm.weight_stride,
+                  tile_rows);
+}
+
+Status launch_units(const Recipe& recipe, const Args& args, Stream& stream) {
+  const Fp8Call operands = call_of(args);
+  TilesCall call;
+  call.gemm = operands.gemm;
+  call.scales = operands.scales;
+  call.activated = quant_spec(args.activated);
+  call.cut = segments_of(call.gemm.n, call.gemm.k);
+  if (call.gemm.row_map == nullptr) {
+    TENON_ASSIGN(call.x, x_tiles(args, call.gemm, kUnitRows / kUnitCluster));
+  }
+  TENON_ASSIGN(call.weight, weight_tiles(call.gemm, kTileSide / 2));
+  return tenon::launch(stream, recipe.launches.front().shape,
+                       args.activated       ? expert_tiles_kernel<true, true>
+                       : call.cut.count > 1 ? expert_tiles_kernel<false, true>
+                                            : expert_tiles_kernel<false, false>,
+                       call);
+}
+
 Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   const Fp8Call operands = call_of(args);
   const GemmCall& gemm = operands.gemm;
   if (gemm.rows == 0) return Status::ok();
+  if (recipe.launches.front().kernel == kUnitsName) return launch_units(recipe, args, stream);
   ExpertsCall call;
   call.gemm = gemm;
   call.scales = operands.scales;
   call.cut = segments_of(gemm.n, gemm.k);
   call.column_tiles = ceil_div(gemm.n, kColumns);
   call.stages = static_cast<int>(recipe.settings[0].value);
-  const std::int64_t columns = std::int64_t{gemm.experts} * gemm.n;
-  TENON_ASSIGN(call.weight,
-               ::tenon::sm90::tile_map(gemm.weight, columns, gemm.k,
-                                       columns > 1 ? gemm.weight_stride : gemm.k, kColumns));
-  const std::int64_t tokens = args.x.data.shape[0];
-  TENON_ASSIGN(call.x,
-               ::tenon::sm90::tile_map(gemm.x, tokens, gemm.k, tokens > 1 ? gemm.x_stride : gemm.k,
-                                       gemm.row_map == nullptr ? kRows : 1));
+  TENON_ASSIGN(call.weight, weight_tiles(gemm, kColumns));
+  TENON_ASSIGN(call.x, x_tiles(args, gemm, kRows));
   return tenon::launch(stream, recipe.launches.front().shape, experts_kernel, call);
 }
 

@@ -48,6 +48,7 @@ inline KernelArgs kernel_args(const Args& args) {
   to.v_heads = args.v_heads;
   to.conv_dim = static_cast<int>(args.qkv.shape[1]);
   to.num_slots = static_cast<int>(args.state.shape[0]);
+  to.is_settled = args.state_is_settled;
   return to;
 }
 

@@ -42,17 +42,6 @@ TENON_DEVICE Channels channels_of(const KernelArgs& args, int v_head) {
            (2 * args.k_heads + v_head) * kDim + own_column()}};
 }
 
-// Asks for S while earlier kernels still run. The slot may be another one by then: it is read again
-// afterwards, and nothing but time depends on this.
-TENON_DEVICE void ask_for_state(const KernelArgs& args, int index, int v_head) {
-  if (index >= args.sequences) return;
-  const std::int32_t slot = load_constant(&args.from[index]);
-  if (slot < 0 || slot >= args.num_slots) return;
-  const float* state = state_of(args, slot, v_head);
-  for (int at = thread_id() * 32; at < kDim * kDim; at += block_threads() * 32)
-    prefetch(state + at);
-}
-
 // Of the convolution, for these channels.
 struct Weights {
   bf16 of[3][4];
@@ -70,18 +59,26 @@ TENON_DEVICE Weights load_weights(const KernelArgs& args, const Channels& channe
 struct Inputs {
   bf16 of[kHistory + 1][3];
 };
+// Those of earlier steps.
 template <int kTeams>
-TENON_DEVICE Inputs load_inputs(const KernelArgs& args, const Sequence& sequence,
-                                const Channels& channels) {
-  Inputs inputs{};
+TENON_DEVICE void load_kept_inputs(const KernelArgs& args, const Sequence& sequence,
+                                   const Channels& channels, Inputs& inputs) {
   TENON_UNROLL
-  for (int lag = 0; lag <= kHistory; ++lag) {
+  for (int lag = 1; lag <= kHistory; ++lag) {
     const bf16* row = input_row(args, sequence, -lag);
     TENON_UNROLL
     for (int c = 0; c < 3; ++c)
-      if (row != nullptr && does<kTeams>(part_of(c))) inputs.of[lag][c] = row[channels.of[c]];
+      if (row != nullptr && does<kTeams>(part_of(c)))
+        inputs.of[lag][c] = load_constant(row + channels.of[c]);
   }
-  return inputs;
+}
+template <int kTeams>
+TENON_DEVICE void load_new_input(const KernelArgs& args, const Sequence& sequence,
+                                 const Channels& channels, Inputs& inputs) {
+  const bf16* row = input_row(args, sequence, 0);
+  TENON_UNROLL
+  for (int c = 0; c < 3; ++c)
+    if (does<kTeams>(part_of(c))) inputs.of[0][c] = row[channels.of[c]];
 }
 // The new input goes to its place; the others too where the sequence moves to another slot. One
 // block of those that share a k head writes its channels.
@@ -275,11 +272,52 @@ TENON_DEVICE void finish_by_wave(const KernelArgs& args, int token, int v_head,
   if (slot == 0) store_scale(row, 0, v_head, chosen.word);
 }
 
-// All of one token of one v head by kTeams · kDim threads, with kHeld rows of S in dynamic shared
+// What a head needs of earlier steps, and of weights.
+struct Ahead {
+  Sequence sequence{};
+  bool decodes = false;  // the sequence has one token in this step
+  Inputs inputs{};
+  float norm[kDim / kSlots];
+  float a_log, dt_bias;
+};
+TENON_DEVICE void load_constants(const KernelArgs& args, int v_head, Ahead& ahead) {
+  TENON_UNROLL
+  for (int i = 0; i < kDim / kSlots; ++i)
+    ahead.norm[i] = load_constant(args.norm + thread_id() % kSlots + i * kSlots);
+  ahead.a_log = load_constant(args.a_log + v_head);
+  ahead.dt_bias = load_constant(args.dt_bias + v_head);
+}
+// Loads what no kernel but this one writes, and starts to copy kHeld rows of S into dynamic shared
 // memory.
 template <int kHeld, int kTeams>
-TENON_DEVICE void decode_head(const KernelArgs& args, const Sequence& sequence, int v_head,
-                              const Channels& channels, const Weights& weights) {
+TENON_DEVICE void load_state(const KernelArgs& args, int index, int v_head,
+                             const Channels& channels, Ahead& ahead) {
+  if (index >= args.sequences) return;
+  ahead.sequence =
+      sequence_by(args, index, [](const std::int32_t* at) { return load_constant(at); });
+  ahead.decodes = ahead.sequence.end - ahead.sequence.begin == 1;
+  if (!ahead.decodes) return;
+  if constexpr (kHeld > 0) {
+    TENON_DYNAMIC_SHARED(float, tile);
+    constexpr int kStride = kTeams * kDim * 4;
+    const float* from = state_of(args, ahead.sequence.from, v_head);
+    float* const first = tile + thread_id() * 4;
+    if (from == nullptr) {
+      for (int i = 0; i < kHeld * kDim / kStride; ++i) store16(first + i * kStride, Word4{});
+    } else {
+      TENON_UNROLL
+      for (int i = 0; i < kHeld * kDim / kStride; ++i)
+        copy_async16(first + i * kStride, from + thread_id() * 4 + i * kStride);
+    }
+  }
+  load_kept_inputs<kTeams>(args, ahead.sequence, channels, ahead.inputs);
+}
+
+// All of one token of one v head by kTeams · kDim threads, with kHeld rows of S in dynamic shared
+// memory, after load_state().
+template <int kHeld, int kTeams>
+TENON_DEVICE void decode_head(const KernelArgs& args, int v_head, const Channels& channels,
+                              const Weights& weights, const Ahead& ahead) {
   TENON_SHARED(float, floats, 7 * kDim + 4);
   const DecodeShared shared{floats,
                             floats + kDim,
@@ -289,28 +327,20 @@ TENON_DEVICE void decode_head(const KernelArgs& args, const Sequence& sequence, 
                             floats + 5 * kDim,
                             floats + 6 * kDim,
                             floats + 7 * kDim};
+  const Sequence& sequence = ahead.sequence;
   const int mine = own_column(), token = sequence.begin;
   const float* from = state_of(args, sequence.from, v_head);
   float* to = state_of(args, sequence.to, v_head);
 
-  const Inputs inputs = load_inputs<kTeams>(args, sequence, channels);
-  const GateInputs gate_inputs = load_gates(args, token, v_head);
+  Inputs inputs = ahead.inputs;
+  load_new_input<kTeams>(args, sequence, channels, inputs);
+  const GateInputs gate_inputs{to_float(args.a[token * args.a_stride + v_head]),
+                               to_float(args.b[token * args.b_stride + v_head]), ahead.a_log,
+                               ahead.dt_bias};
   const bf16 z = args.z[token * args.z_stride + v_head * kDim + mine];
-  float norm[kDim / kSlots];
-  TENON_UNROLL
-  for (int i = 0; i < kDim / kSlots; ++i) norm[i] = args.norm[thread_id() % kSlots + i * kSlots];
   StateColumn column{nullptr, from == nullptr ? nullptr : from + mine};
   if constexpr (kHeld > 0) {
     TENON_DYNAMIC_SHARED(float, tile);
-    constexpr int kStride = kTeams * kDim * 4;
-    float* const first = tile + thread_id() * 4;
-    if (from == nullptr) {
-      for (int i = 0; i < kHeld * kDim / kStride; ++i) store16(first + i * kStride, Word4{});
-    } else {
-      TENON_UNROLL
-      for (int i = 0; i < kHeld * kDim / kStride; ++i)
-        copy_async16(first + i * kStride, from + thread_id() * 4 + i * kStride);
-    }
     column.held = tile + mine;
   }
   float* const places[3] = {shared.q, shared.k, shared.v};
@@ -361,7 +391,7 @@ TENON_DEVICE void decode_head(const KernelArgs& args, const Sequence& sequence, 
     update_column<kHeld>(column, to + mine, shared.k, decay, shared.d[mine], first,
                          first + kDim / kTeams);
   }
-  if (wave_id() == 0) finish_by_wave(args, token, v_head, shared, norm);
+  if (wave_id() == 0) finish_by_wave(args, token, v_head, shared, ahead.norm);
   if (v_head == 0 && args.quant.codes != nullptr) pad_scales(args.quant, token);
 }
 

@@ -55,14 +55,13 @@ decode_kernel(TENON_ARGS(KernelArgs) args) {
     const int v_head = block_id() % args.v_heads, index = block_id() / args.v_heads;
     const Channels channels = channels_of(args, v_head);
     const Weights weights = load_weights(args, channels);  // no kernel writes them
-    ask_for_state(args, index, v_head);
+    Ahead ahead;
+    load_constants(args, v_head, ahead);
+    if (args.is_settled) load_state<kHeldRows, kTeams>(args, index, v_head, channels, ahead);
     wait_for_previous();
     let_next_start();
-    if (index < args.sequences) {
-      const Sequence sequence = sequence_at(args, index);
-      if (sequence.end - sequence.begin == 1)
-        decode_head<kHeldRows, kTeams>(args, sequence, v_head, channels, weights);
-    }
+    if (!args.is_settled) load_state<kHeldRows, kTeams>(args, index, v_head, channels, ahead);
+    if (ahead.decodes) decode_head<kHeldRows, kTeams>(args, v_head, channels, weights, ahead);
     if (args.decodes_apart) return;  // other kernels see to all other rows
     if (index < args.tokens && index >= args.starts[args.sequences])
       finish_head(args, index, v_head, nullptr);

@@ -68,6 +68,9 @@ struct Args {
   TensorView scratch;               // [tokens, scratch_columns()] bf16, rows of 16 bytes: u first
   NormedRows out;                   // [tokens, v_heads·dv]: bf16, fp8 in groups of 128, or both
   int max_tokens_per_sequence = 1;  // of this step: 1 means decode only
+  // The arrays of sequences and both states were complete when the kernel started that runs before
+  // this op on its stream, and that kernel does not write them: they may be read beside it.
+  bool state_is_settled = false;
 };
 
 Status check(const Args& args);

@@ -34,6 +34,7 @@ struct KernelArgs {
   int tokens, sequences, k_heads, v_heads, conv_dim, num_slots;
   int recurrent_limit;  // longer sequences are the chunked kernel's
   bool decodes_apart;   // sequences of one token are the decode kernel's from end to end
+  bool is_settled;      // Args::state_is_settled
 };
 
 // One sequence of this step: its rows, and the slots of its state.
@@ -44,13 +45,17 @@ struct Sequence {
   int to;        // −1: no state is written
 };
 
-TENON_DEVICE Sequence sequence_at(const KernelArgs& args, int index) {
+template <class Load>
+TENON_DEVICE Sequence sequence_by(const KernelArgs& args, int index, Load load) {
   const auto usable = [&](std::int32_t slot) { return slot >= 0 && slot < args.num_slots; };
-  const std::int32_t from = args.from[index], to = args.to[index];
-  const bool continues = args.fresh[index] == 0 && usable(from);
-  const std::int32_t begin = args.starts[index], end = args.starts[index + 1];
-  return {begin, end, args.lengths[index] - (end - begin), continues ? from : -1,
+  const std::int32_t from = load(args.from + index), to = load(args.to + index);
+  const bool continues = load(args.fresh + index) == 0 && usable(from);
+  const std::int32_t begin = load(args.starts + index), end = load(args.starts + index + 1);
+  return {begin, end, load(args.lengths + index) - (end - begin), continues ? from : -1,
           usable(to) ? to : -1};
+}
+TENON_DEVICE Sequence sequence_at(const KernelArgs& args, int index) {
+  return sequence_by(args, index, [](const std::int32_t* at) { return *at; });
 }
 TENON_DEVICE bool decodes_apart(const KernelArgs& args, const Sequence& sequence) {
   return args.decodes_apart && sequence.end - sequence.begin == 1;

@@ -27,10 +27,12 @@ TENON_KERNEL_RESIDENT(kTileThreads, 4) prepare_kernel(TENON_ARGS(KernelArgs) arg
   let_next_start();
   const int v_head = block_id() % args.v_heads, at = block_id() / args.v_heads;
   if (at < args.sequences) {
-    const Sequence sequence = sequence_at(args, at);
     const Channels channels = channels_of(args, v_head);
-    if (sequence.end - sequence.begin == 1)
-      decode_head<kHeldBeside, 1>(args, sequence, v_head, channels, load_weights(args, channels));
+    Ahead ahead;
+    load_constants(args, v_head, ahead);
+    load_state<kHeldBeside, 1>(args, at, v_head, channels, ahead);
+    if (ahead.decodes)
+      decode_head<kHeldBeside, 1>(args, v_head, channels, load_weights(args, channels), ahead);
     return;
   }
   TENON_DYNAMIC_SHARED(std::byte, memory);
@@ -80,8 +82,7 @@ Status supports_tiles(const Args& args, const PlanContext& where, Recipe* recipe
   const std::int64_t tokens = args.qkv.shape[0], sequences = args.state_from.shape[0];
   const std::int64_t chunks = tokens / kTile + sequences;
   const std::int64_t runs = (args.qkv.shape[1] + kConvChannels - 1) / kConvChannels;
-  recipe->launch("convolve_kernel",
-                 shape_of(where, chunks * (kTile / kConvTokens) * runs, kTileThreads));
+  recipe->launch("convolve_kernel", shape_of(where, chunks * runs, kTileThreads));
   LaunchShape first = shape_of(where, (sequences + chunks) * args.v_heads, kTileThreads);
   first.shared_bytes = kFirstShared;
   recipe->launch("prepare_kernel", first);
@@ -90,10 +91,10 @@ Status supports_tiles(const Args& args, const PlanContext& where, Recipe* recipe
   second.shared_bytes = kStateShared;
   recipe->launch("state_kernel", second);
   if (writes_by_waves(args)) {
-    const std::int64_t heads = tokens * args.v_heads, waves = kTileThreads / kWave;
+    const std::int64_t tasks = tokens * wave_tasks(args.v_heads), waves = kTileThreads / kWave;
     recipe->launch(
         "outputs_kernel",
-        shape_of(where, (heads + waves - 1) / waves + sequences * conv_runs(args), kTileThreads));
+        shape_of(where, (tasks + waves - 1) / waves + sequences * conv_runs(args), kTileThreads));
   } else {
     add_finish(args, where, recipe);
   }

@@ -7,17 +7,14 @@
 
 namespace tenon::TENON_TARGET::gated_delta_net {
 
-inline constexpr int kConvTokens = 16;                  // of a block
+inline constexpr int kConvTokens = 16;                  // of a pass
 inline constexpr int kConvChannels = 2 * kTileThreads;  // of a block, two a thread
 
-// u of two channels of a thread for the tokens of a block, which are of one chunk. The last inputs
-// stay in registers from token to token.
-TENON_DEVICE void convolve_tokens(const KernelArgs& args, const TileChunk& chunk, int skip,
-                                  int channel) {
+// u of two channels of a thread for the tokens of a chunk, some at a time. The last inputs stay in
+// registers from token to token.
+TENON_DEVICE void convolve_tokens(const KernelArgs& args, const TileChunk& chunk, int channel) {
   const int index = sequence_of(args, chunk.first);
   const Sequence sequence = sequence_at(args, index);
-  const int first = chunk.first + skip;
-  const int count = chunk.count - skip < kConvTokens ? chunk.count - skip : kConvTokens;
   const auto load = [&](const bf16* row) {
     std::uint32_t both = 0;
     if (row != nullptr) __builtin_memcpy(&both, row + channel, 4);
@@ -28,68 +25,72 @@ TENON_DEVICE void convolve_tokens(const KernelArgs& args, const TileChunk& chunk
   std::uint32_t inputs[kConvTokens + kHistory];
   TENON_UNROLL
   for (int i = 0; i < kHistory; ++i)
-    inputs[i] = load(input_row(args, sequence, first - sequence.begin + i - kHistory));
-  const bf16* row = args.qkv + first * args.qkv_stride;
-  TENON_UNROLL
-  for (int i = 0; i < kConvTokens; ++i) {
-    inputs[kHistory + i] = load(i < count ? row : nullptr);
-    row += args.qkv_stride;
-  }
+    inputs[i] = load(input_row(args, sequence, chunk.first - sequence.begin + i - kHistory));
   float taps[2][4];
   TENON_UNROLL
   for (int tap = 0; tap < 8; ++tap) taps[tap / 4][tap % 4] = to_float(weights[tap / 4][tap % 4]);
-  bf16* to = u_of(args, first) + channel;
-  TENON_UNROLL
-  for (int i = 0; i < kConvTokens; ++i) {
-    float sum[2] = {};
+  const bf16* row = args.qkv + chunk.first * args.qkv_stride;
+  bf16* to = u_of(args, chunk.first) + channel;
+  TENON_NO_UNROLL
+  for (int left = chunk.count; left > 0; left -= kConvTokens) {
     TENON_UNROLL
-    for (int tap = 0; tap <= kHistory; ++tap) {
-      sum[0] = sum[0] + taps[0][tap] * low_half<bf16>(inputs[i + tap]);
-      sum[1] = sum[1] + taps[1][tap] * high_half<bf16>(inputs[i + tap]);
+    for (int i = 0; i < kConvTokens; ++i) {
+      inputs[kHistory + i] = load(i < left ? row : nullptr);
+      row += args.qkv_stride;
     }
-    const std::uint32_t u = pack_halves<bf16>(approximate_silu(sum[0]), approximate_silu(sum[1]));
-    if (i < count) __builtin_memcpy(to, &u, 4);
-    to += args.scratch_stride;
+    TENON_UNROLL
+    for (int i = 0; i < kConvTokens; ++i) {
+      float sum[2] = {};
+      TENON_UNROLL
+      for (int tap = 0; tap <= kHistory; ++tap) {
+        sum[0] = sum[0] + taps[0][tap] * low_half<bf16>(inputs[i + tap]);
+        sum[1] = sum[1] + taps[1][tap] * high_half<bf16>(inputs[i + tap]);
+      }
+      const std::uint32_t u = pack_halves<bf16>(approximate_silu(sum[0]), approximate_silu(sum[1]));
+      if (i < left) __builtin_memcpy(to, &u, 4);
+      to += args.scratch_stride;
+    }
+    TENON_UNROLL
+    for (int i = 0; i < kHistory; ++i) inputs[i] = inputs[kConvTokens + i];
   }
 }
 
-// One block per kConvTokens tokens of a chunk and kConvChannels channels.
+// One block per chunk and kConvChannels channels.
 TENON_KERNEL_MAX(kTileThreads) convolve_kernel(TENON_ARGS(KernelArgs) args) {
   wait_for_previous();
   let_next_start();
-  constexpr int kPieces = kTile / kConvTokens;
   const int runs = (args.conv_dim + kConvChannels - 1) / kConvChannels;
-  const int piece = block_id() / runs;
   const int channel = block_id() % runs * kConvChannels + 2 * thread_id();
-  const TileChunk chunk = chunk_at(args, piece / kPieces);
-  const int skip = piece % kPieces * kConvTokens;
-  if (skip < chunk.count && channel < args.conv_dim) convolve_tokens(args, chunk, skip, channel);
+  const TileChunk chunk = chunk_at(args, block_id() / runs);
+  if (chunk.count > 0 && channel < args.conv_dim) convolve_tokens(args, chunk, channel);
 }
 
+inline constexpr int kWaveHeads = 4;  // of a token, whose outputs a wave makes
+constexpr int wave_tasks(int v_heads) { return (v_heads + kWaveHeads - 1) / kWaveHeads; }
+
+// Four elements of o and of z of a v head, a lane's.
+struct OutputInputs {
+  bf16 o[kDim / 32], z[kDim / 32];
+};
+
 // The outputs of one v head of a token by one wave, four elements a lane. Scales by rows only.
-TENON_DEVICE void finish_row(const KernelArgs& args, int token, int v_head, bool is_padding) {
+TENON_DEVICE void finish_row(const KernelArgs& args, const OutputInputs& from, int token,
+                             int v_head) {
   constexpr int kOwn = kDim / 32;
   const int at = lane_id() * kOwn;
-  const auto load = [&](const bf16* from, float(&to)[kOwn]) {
-    bf16 own[kOwn];
-    __builtin_memcpy(own, from + at, sizeof own);
-    TENON_UNROLL
-    for (int i = 0; i < kOwn; ++i) to[i] = to_float(own[i]);
-  };
-  float o[kOwn] = {}, z[kOwn] = {};
-  if (!is_padding) {
-    load(o_of(args, token, v_head), o);
-    load(args.z + token * args.z_stride + v_head * kDim, z);
-  }
+  float o[kOwn];
   float squares = 0.0f;
   TENON_UNROLL
-  for (int i = 0; i < kOwn; ++i) squares = squares + o[i] * o[i];
+  for (int i = 0; i < kOwn; ++i) {
+    o[i] = to_float(from.o[i]);
+    squares = squares + o[i] * o[i];
+  }
   const float rstd = rsqrt_f(wave_sum(squares) / static_cast<float>(kDim) + args.eps);
   bf16 rounded[kOwn];
   std::uint32_t absmax = 0;
   TENON_UNROLL
   for (int i = 0; i < kOwn; ++i) {
-    rounded[i] = to_bf16(o[i] * rstd * args.norm[at + i] * approximate_silu(z[i]));
+    rounded[i] = to_bf16(o[i] * rstd * args.norm[at + i] * approximate_silu(to_float(from.z[i])));
     absmax = larger(absmax, rounded[i].bits & 0x7fffu);
   }
   const int column = v_head * kDim;
@@ -107,19 +108,37 @@ TENON_DEVICE void finish_row(const KernelArgs& args, int token, int v_head, bool
   if (lane_id() == 0) store_scale(row, 0, v_head, chosen.word);
 }
 
-// Waves for each (token, v head), then a block per sequence and run of channels.
+// Those of kWaveHeads neighbours, or as many as there are. Rows of padding are made of zeros.
+TENON_DEVICE void finish_rows(const KernelArgs& args, int token, int first_head, bool is_padding) {
+  const int at = lane_id() * (kDim / 32);
+  OutputInputs from[kWaveHeads] = {};
+  TENON_UNROLL
+  for (int i = 0; i < kWaveHeads; ++i) {
+    const int v_head = first_head + i;
+    if (is_padding || v_head >= args.v_heads) continue;
+    __builtin_memcpy(from[i].o, o_of(args, token, v_head) + at, sizeof from[i].o);
+    __builtin_memcpy(from[i].z, args.z + token * args.z_stride + v_head * kDim + at,
+                     sizeof from[i].z);
+  }
+  TENON_UNROLL
+  for (int i = 0; i < kWaveHeads; ++i)
+    if (first_head + i < args.v_heads) finish_row(args, from[i], token, first_head + i);
+}
+
+// Waves for each (token, kWaveHeads v heads), then a block per sequence and run of channels.
 TENON_KERNEL_MAX(kTileThreads) outputs_kernel(TENON_ARGS(KernelArgs) args) {
   wait_for_previous();
   let_next_start();
   constexpr int kWaves = kTileThreads / 32;
-  const int heads = args.tokens * args.v_heads, blocks = (heads + kWaves - 1) / kWaves;
+  const int of_token = wave_tasks(args.v_heads), tasks = args.tokens * of_token;
+  const int blocks = (tasks + kWaves - 1) / kWaves;
   if (block_id() < blocks) {
-    const int head = block_id() * kWaves + wave_id();
-    if (head >= heads) return;
-    const int token = head / args.v_heads;
+    const int task = block_id() * kWaves + wave_id();
+    if (task >= tasks) return;
+    const int token = task / of_token;
     const int index = sequence_of(args, token);
     if (index >= 0 && decodes_apart(args, sequence_at(args, index))) return;
-    finish_row(args, token, head % args.v_heads, index < 0);
+    finish_rows(args, token, task % of_token * kWaveHeads, index < 0);
     return;
   }
   const int runs = (args.conv_dim + kChannels - 1) / kChannels;

@@ -29,10 +29,15 @@ struct Sample {
   const float *repetition = nullptr, *frequency = nullptr, *presence = nullptr;
   float* saved = nullptr;
 
+  const std::uint32_t* allowed = nullptr;  // null: no row has a mask
+  const std::int32_t* which = nullptr;
+  std::int32_t mask_words = 0;
+
   const std::int32_t* wanted = nullptr;  // null: no row wants a report
   float *drawn = nullptr, *largest = nullptr, *listed_logits = nullptr;
   std::int64_t* mass = nullptr;
   std::int32_t* listed_ids = nullptr;
+  const std::int32_t* given = nullptr;  // null: a report is of the token drawn
 };
 
 inline Sample sample_of(const Args& args) {
@@ -58,6 +63,11 @@ inline Sample sample_of(const Args& args) {
     sample.presence = args.edits->presence.as<const float>();
     sample.saved = args.edits->saved.as<float>();
   }
+  if (args.mask) {
+    sample.allowed = args.mask->allowed.as<const std::uint32_t>();
+    sample.which = args.mask->which.as<const std::int32_t>();
+    sample.mask_words = static_cast<std::int32_t>(args.mask->allowed.shape[1]);
+  }
   if (args.report) {
     sample.wanted = args.report->wanted.as<const std::int32_t>();
     sample.drawn = args.report->drawn.as<float>();
@@ -65,17 +75,24 @@ inline Sample sample_of(const Args& args) {
     sample.mass = args.report->mass.as<std::int64_t>();
     sample.listed_ids = args.report->ids.as<std::int32_t>();
     sample.listed_logits = args.report->logits.as<float>();
+    if (args.report->given) sample.given = args.report->given->as<const std::int32_t>();
   }
   return sample;
 }
 
 TENON_DEVICE LogitRow row_of(const Sample& sample, int r) {
   return {sample.logits + r * sample.row_stride, sample.slice_stride, sample.width,
-          sample.num_tokens};
+          sample.num_tokens, nullptr};
 }
 TENON_DEVICE const float* logit_at(const LogitRow& row, std::int32_t id) {
   const std::int32_t slice = id / row.width;
   return row.logits + slice * row.slice_stride + (id - slice * row.width);
+}
+
+// The mask of row r; null: it may draw all ids.
+TENON_DEVICE const std::uint32_t* mask_of(const Sample& sample, int r) {
+  if (sample.allowed == nullptr || sample.which[r] < 0) return nullptr;
+  return sample.allowed + std::int64_t{sample.which[r]} * sample.mask_words;
 }
 
 TENON_DEVICE bool has_edits(const Sample& sample, int r) {
@@ -208,7 +225,8 @@ TENON_DEVICE std::int32_t draw(Room<Team>& room, const Sample& sample, int r, co
   }
 }
 
-// Writes the report of row r but for the logit of the token drawn. seen: of all of the row.
+// Writes the report of row r but for the logit of the token drawn or given. seen: of all of the
+// row.
 template <class Team, class Row>
 TENON_DEVICE void report(Room<Team>& room, const Sample& sample, int r, const Row& row,
                          const Seen& seen) {
@@ -258,7 +276,9 @@ TENON_DEVICE void report(Room<Team>& room, const Sample& sample, int r, const Ro
 // By one thread, when the row's logits are what they were.
 TENON_DEVICE void finish_row(const Sample& sample, int r, const LogitRow& row, std::int32_t drawn) {
   sample.out[r] = drawn;
-  if (wants_report(sample, r)) sample.drawn[r] = drawn < 0 ? 0.0f : *logit_at(row, drawn);
+  if (!wants_report(sample, r)) return;
+  const std::int32_t id = sample.given != nullptr ? sample.given[r] : drawn;
+  sample.drawn[r] = id < 0 ? 0.0f : *logit_at(row, id);
 }
 
 }  // namespace tenon::TENON_TARGET::sampling

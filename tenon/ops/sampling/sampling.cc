@@ -37,6 +37,17 @@ Status check_edits(const Args& args, Dims& dims) {
   return check_rows("presence", edits.presence, DType::kF32, args, dims);
 }
 
+Status check_mask(const Args& args, Dims& dims) {
+  const Mask& mask = *args.mask;
+  TENON_TRY(
+      check_tensor("allowed", mask.allowed, DType::kI32, {"masks", "mask words"}, args, dims));
+  if (std::int64_t{32} * mask.allowed.shape[1] < args.num_tokens)
+    return invalid("allowed is " + describe(mask.allowed) + " but num_tokens is " +
+                   std::to_string(args.num_tokens) + ", for which a mask has at least " +
+                   std::to_string((args.num_tokens + 31) / 32) + " words");
+  return check_rows("which", mask.which, DType::kI32, args, dims);
+}
+
 Status check_report(const Args& args, Dims& dims) {
   const Report& report = *args.report;
   dims["likely"] = kMaxLikely;
@@ -44,6 +55,7 @@ Status check_report(const Args& args, Dims& dims) {
   TENON_TRY(check_rows("drawn", report.drawn, DType::kF32, args, dims));
   TENON_TRY(check_rows("largest", report.largest, DType::kF32, args, dims));
   TENON_TRY(check_rows("mass", report.mass, DType::kI64, args, dims));
+  if (report.given) TENON_TRY(check_rows("given", *report.given, DType::kI32, args, dims));
   TENON_TRY(check_tensor("ids", report.ids, DType::kI32, {"rows", "likely"}, args, dims));
   return check_tensor("listed logits", report.logits, DType::kF32, {"rows", "likely"}, args, dims);
 }
@@ -68,6 +80,7 @@ Status check_all(const Args& args) {
   TENON_TRY(check_rows("out", args.out, DType::kI32, args, dims));
   if (args.min_p) TENON_TRY(check_rows("min_p", *args.min_p, DType::kF32, args, dims));
   if (args.edits) TENON_TRY(check_edits(args, dims));
+  if (args.mask) TENON_TRY(check_mask(args, dims));
   return args.report ? check_report(args, dims) : Status::ok();
 }
 

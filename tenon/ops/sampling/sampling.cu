@@ -14,6 +14,8 @@ TENON_KERNEL sample_kernel(Sample sample) {
   const int r = block_id();
   if (r >= sample.rows) return;  // the plan was made for more
   const LogitRow row = row_of(sample, r);
+  LogitRow candidates = row;
+  candidates.mask = mask_of(sample, r);
   const bool edits = has_edits(sample, r);
   if (edits) {
     visit_edits(sample, r, [&](const Edit& edit, std::int32_t i) {
@@ -23,7 +25,7 @@ TENON_KERNEL sample_kernel(Sample sample) {
     });
     sync_block();
   }
-  const std::int32_t drawn = draw(room, sample, r, row, join(room, see_all(row), 0));
+  const std::int32_t drawn = draw(room, sample, r, candidates, join(room, see_all(candidates), 0));
   if (edits) {
     sync_block();
     visit_edits(sample, r, [&](const Edit& edit, std::int32_t i) {

@@ -1,9 +1,11 @@
 // Draws one token per row from logits that lie in vocabulary slices, identically on every rank.
-//   Single logits are edited first: biases, penalties of what was said before. Then, temperature 0:
-//   the largest logit, lowest id on ties. Otherwise: logits / temperature, the top_k largest, those
+//   Single logits are edited first: biases, penalties of what was said before; then ids that the
+//   row's mask leaves out become no candidates. Then, temperature 0: the largest logit, lowest id
+//   on ties. Otherwise: logits / temperature, the top_k largest, those
 //   of them that are at least min_p as likely as the likeliest, the smallest set of those whose
 //   probability reaches top_p, one draw from that set with a uniform number that is a pure function
-//   of (seed, position). A report tells of the logits as they were before the edits.
+//   of (seed, position). A report tells of the logits as they were before the edits
+//   and the mask.
 // Exactly, so that every target and rank draws the same token: candidates are ordered by (logit
 // descending, id ascending); a candidate's mass is floor(2^40 · exp((logit − largest) /
 // temperature)); masses are added as integers. Of the first top_k, those stay whose mass is at
@@ -38,6 +40,12 @@ struct Edits {
   TensorView saved;                            // f32 [edits]: scratch
 };
 
+// Which ids a row may draw.
+struct Mask {
+  TensorView allowed;  // i32 [masks, words], words · 32 >= num_tokens: bit id % 32 of word id / 32
+  TensorView which;    // i32 [rows]: the row's mask; below 0: all ids
+};
+
 // The probability of a listed id is 2^40 · exp(logit − largest) / mass, of all ids below num_tokens
 // at temperature 1.
 struct Report {
@@ -47,6 +55,8 @@ struct Report {
   TensorView mass;     // i64 [rows]: the sum of all candidates' masses at temperature 1
   TensorView ids;      // i32 [rows, kMaxLikely]: the first candidates; −1 where there are fewer
   TensorView logits;   // f32 [rows, kMaxLikely]: theirs
+  // i32 [rows]: where given, `drawn` is of these ids, 0 … num_tokens − 1, instead of those drawn.
+  std::optional<TensorView> given = {};
 };
 
 struct Args {
@@ -60,6 +70,7 @@ struct Args {
   TensorView out;               // i32 [rows]
   std::optional<TensorView> min_p = {};  // f32 [rows]; 0 means all
   std::optional<Edits> edits = {};       // logits are written to, and are as they were afterwards
+  std::optional<Mask> mask = {};
   std::optional<Report> report = {};
 };
 

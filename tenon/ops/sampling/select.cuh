@@ -50,7 +50,11 @@ struct LogitRow {
   const float* logits;
   std::int64_t slice_stride;
   std::int32_t width, num_tokens;
+  const std::uint32_t* mask;  // bit by bit the ids that are candidates; null: all
 };
+TENON_DEVICE bool allows(const std::uint32_t* mask, std::int32_t id) {
+  return mask == nullptr || (mask[id >> 5] >> (id & 31) & 1u) != 0;
+}
 template <class Visit>
 TENON_DEVICE void visit(const LogitRow& row, Visit body) {
   constexpr int kAtOnce = 4;  // loads that do not wait for each other
@@ -64,7 +68,7 @@ TENON_DEVICE void visit(const LogitRow& row, Visit body) {
       TENON_UNROLL
       for (int n = 0; n < kAtOnce; ++n) {
         const std::int32_t i = first + n * block_threads();
-        logits[n] = i < columns ? slice[i] : -kInfinity;
+        logits[n] = i < columns && allows(row.mask, begin + i) ? slice[i] : -kInfinity;
       }
       TENON_UNROLL
       for (int n = 0; n < kAtOnce; ++n) body(plain(logits[n]), begin + first + n * block_threads());

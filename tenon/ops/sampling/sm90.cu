@@ -1,5 +1,6 @@
 // The variant of Hopper: a cluster of blocks has a row in its shared memory, which it fills
-// once. Edits are made there: the logits are never written to.
+// once. Edits are made there, and what a mask leaves out becomes −infinity there: the logits are
+// never written to.
 #include "tenon/device/cuda_hip/sm90/cluster.cuh"
 #include "tenon/device/variant.h"
 #include "tenon/ops/sampling/draw.cuh"
@@ -96,6 +97,22 @@ TENON_DEVICE Seen load_part(const LogitRow& row, const Part& part) {
   return seen;
 }
 
+// What the mask leaves out of the part. Both begin at multiples of 4 ids.
+TENON_DEVICE void apply_mask(const Part& part, const std::uint32_t* mask) {
+  TENON_NO_UNROLL
+  for (std::int32_t i = 4 * thread_id(); i < part.count; i += 4 * kClusterThreads) {
+    const std::int32_t id = part.begin + i;
+    const std::uint32_t bits = mask[id >> 5] >> (id & 31);
+    Word4 four = load16(part.logits + i);
+    const std::uint32_t none = float_bits(-kInfinity);
+    if ((bits & 1u) == 0) four.x = none;
+    if ((bits & 2u) == 0) four.y = none;
+    if ((bits & 4u) == 0) four.z = none;
+    if ((bits & 8u) == 0) four.w = none;
+    store16(part.logits + i, four);
+  }
+}
+
 template <int kClusterBlocks>
 TENON_KERNEL sample_cluster_kernel(ClusterSample call) {
   using Team = ClusterTeam<kClusterBlocks>;
@@ -115,20 +132,26 @@ TENON_KERNEL sample_cluster_kernel(ClusterSample call) {
                   : left < call.part ? left
                                      : call.part};
   const bool edits = has_edits(sample, r), reports = wants_report(sample, r);
+  const std::uint32_t* const mask = mask_of(sample, r);
+  const bool changes = edits || mask != nullptr;
 
   Seen seen = load_part(row, part);
-  if (!edits || reports) seen = join(room, seen, 0);
+  if (!changes || reports) seen = join(room, seen, 0);
   if (reports) report(room, sample, r, part, seen);
+  if (changes) sync_block();  // all logits are there, and have been read
   if (edits) {
-    sync_block();  // all logits are there, and have been read
     visit_edits(sample, r, [&](const Edit& edit, std::int32_t) {
       const std::int32_t i = edit.id - begin;
       if (i >= 0 && i < part.count)
         part.logits[i] = plain(edited(*logit_at(row, edit.id), edit, sample, r));
     });
     sync_block();
-    seen = join(room, see_all(part), 0);
   }
+  if (mask != nullptr) {
+    apply_mask(part, mask);
+    sync_block();
+  }
+  if (changes) seen = join(room, see_all(part), 0);
   const std::int32_t drawn = draw(room, sample, r, part, seen);
   if (Team::rank() == 0 && thread_id() == 0) finish_row(sample, r, row, drawn);
   Team::sync();  // a block's memory stays while others read it

@@ -1,0 +1,24 @@
+// What a sequence's next token may be, told anew for each token: a grammar, a token that is forced.
+// Who submits a request makes one; it goes with its sequence, preempted or not, and sees each of
+// its drawn tokens once. So the ids that it allows depend on the sequence alone.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+namespace tenon {
+
+class TokenConstraint {
+ public:
+  virtual ~TokenConstraint() = default;
+
+  // Whether the next token is constrained at all. Then sets bit id % 32 of allowed[id / 32] for the
+  // ids that may come, and clears all others; false leaves the words as they are. Called at most
+  // once for each token, on the thread that steps the engine. Throws nothing: what fails allows
+  // nothing, and the request ends with Finish::kFailed.
+  virtual bool allowed(std::span<std::uint32_t> words) = 0;
+  // The next token is known: one that was allowed.
+  virtual void drew(std::int32_t id) = 0;
+};
+
+}  // namespace tenon

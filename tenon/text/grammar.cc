@@ -1,0 +1,169 @@
+#include "tenon/text/grammar.h"
+
+#include <algorithm>
+#include <mutex>
+#include <new>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "tenon/core/guard.h"
+
+#ifdef TENON_HAS_XGRAMMAR
+#include <dlpack/dlpack.h>
+#include <xgrammar/compiler.h>
+#include <xgrammar/matcher.h>
+#include <xgrammar/tokenizer_info.h>
+#endif
+
+namespace tenon {
+
+#ifdef TENON_HAS_XGRAMMAR
+namespace {
+
+constexpr std::int64_t kMaxCacheBytes = std::int64_t{256} << 20;  // of compiled grammars
+constexpr int kThreads = 2;                                       // of one compilation
+
+// "[time] /file:line: what\n" without what is in front.
+std::string reason_in(std::string_view what) {
+  if (what.starts_with('[')) {
+    const auto place = what.find("] ");
+    const auto colon = place == std::string_view::npos ? place : what.find(": ", place);
+    if (colon != std::string_view::npos) what.remove_prefix(colon + 2);
+  }
+  while (what.ends_with('\n') || what.ends_with('.')) what.remove_suffix(1);
+  return std::string(what.substr(0, 300));
+}
+
+// What the library throws says what is wrong with what was asked.
+template <class Work>
+auto with_reason(Code code, Work&& work) -> decltype(work()) {
+  try {
+    return work();
+  } catch (const std::bad_alloc&) {
+    return status_of_exception();
+  } catch (const std::exception& error) {
+    return Status::error(code, reason_in(error.what()));
+  }
+}
+
+}  // namespace
+
+struct GrammarState::State {
+  xgrammar::GrammarMatcher matcher;
+};
+
+struct Grammar::State {
+  xgrammar::CompiledGrammar compiled;
+};
+
+struct GrammarCompiler::State {
+  const Tokenizer& tokenizer;
+  std::vector<std::int32_t> ends;
+  std::mutex mutex;
+  std::optional<xgrammar::GrammarCompiler> compiler;
+
+  // Special tokens, and ids without a token, have no text: then they are in no grammar.
+  xgrammar::TokenizerInfo vocabulary() const {
+    std::vector<std::string> texts(static_cast<std::size_t>(tokenizer.num_tokens()));
+    for (std::int32_t id = 0; id < tokenizer.num_tokens(); ++id)
+      if (!tokenizer.is_special(id))
+        texts[static_cast<std::size_t>(id)] = tokenizer.token_bytes(id);
+    std::vector<std::int32_t> stops;
+    for (const std::int32_t id : ends)
+      if (id >= 0 && id < tokenizer.num_tokens()) stops.push_back(id);
+    return {texts, xgrammar::VocabType::RAW, tokenizer.num_tokens(), stops};
+  }
+  xgrammar::GrammarCompiler& prepared() {
+    const std::scoped_lock lock(mutex);
+    if (!compiler) compiler.emplace(vocabulary(), kThreads, true, kMaxCacheBytes);
+    return *compiler;
+  }
+};
+
+Status GrammarState::fill(std::span<std::uint32_t> allowed) {
+  return with_reason(Code::kInternal, [&] {
+    auto words = static_cast<std::int64_t>(allowed.size());
+    DLTensor mask{};
+    mask.data = allowed.data();
+    mask.device = {kDLCPU, 0};
+    mask.ndim = 1;
+    mask.dtype = xgrammar::GetBitmaskDLType();
+    mask.shape = &words;
+    if (!state_->matcher.FillNextTokenBitmask(&mask))
+      std::fill(allowed.begin(), allowed.end(), ~std::uint32_t{0});
+    return Status::ok();
+  });
+}
+
+Status GrammarState::accept(std::int32_t id) {
+  return with_reason(Code::kInternal, [&] {
+    if (state_->matcher.IsTerminated() || state_->matcher.AcceptToken(id)) return Status::ok();
+    return Status::error(Code::kInvalidArgument,
+                         "the grammar does not allow token id " + std::to_string(id) + " here");
+  });
+}
+
+Result<GrammarState> Grammar::begin() const {
+  return with_reason(Code::kInternal, [&]() -> Result<GrammarState> {
+    return GrammarState(std::make_unique<GrammarState::State>(
+        GrammarState::State{xgrammar::GrammarMatcher(state_->compiled)}));
+  });
+}
+
+bool GrammarCompiler::is_built() { return true; }
+
+GrammarCompiler::GrammarCompiler(const Tokenizer& tokenizer, std::span<const std::int32_t> ends)
+    : state_(new State{tokenizer, {ends.begin(), ends.end()}, {}, {}}) {}
+
+Result<Grammar> GrammarCompiler::compile(std::string_view structural_tag) const {
+  if (state_->tokenizer.num_tokens() == 0)
+    return Status::error(Code::kUnsupported, "there are no texts, so nothing to keep to a grammar");
+  if (structural_tag.size() > kMaxGrammarBytes)
+    return Status::error(Code::kInvalidArgument, "has " + std::to_string(structural_tag.size()) +
+                                                     " bytes; accepted are at most " +
+                                                     std::to_string(kMaxGrammarBytes));
+  TENON_ASSIGN(Grammar made, with_reason(Code::kInvalidArgument, [&]() -> Result<Grammar> {
+                 return Grammar(std::make_shared<Grammar::State>(Grammar::State{
+                     state_->prepared().CompileStructuralTag(std::string(structural_tag))}));
+               }));
+  TENON_ASSIGN(GrammarState begun, made.begin());
+  std::vector<std::uint32_t> first(static_cast<std::size_t>(state_->tokenizer.num_tokens() + 31) /
+                                   32);
+  TENON_TRY(begun.fill(first));
+  if (std::all_of(first.begin(), first.end(), [](std::uint32_t word) { return word == 0; }))
+    return Status::error(Code::kInvalidArgument, "no text of this vocabulary fits it");
+  return made;
+}
+
+#else  // without XGrammar
+
+namespace {
+
+Status not_built() {
+  return Status::error(Code::kUnsupported, "this program was built without grammars");
+}
+
+}  // namespace
+
+struct GrammarState::State {};
+struct Grammar::State {};
+struct GrammarCompiler::State {};
+
+Status GrammarState::fill(std::span<std::uint32_t>) { return not_built(); }
+Status GrammarState::accept(std::int32_t) { return not_built(); }
+Result<GrammarState> Grammar::begin() const { return not_built(); }
+bool GrammarCompiler::is_built() { return false; }
+GrammarCompiler::GrammarCompiler(const Tokenizer&, std::span<const std::int32_t>) {}
+Result<Grammar> GrammarCompiler::compile(std::string_view) const { return not_built(); }
+
+#endif
+
+GrammarState::GrammarState(std::unique_ptr<State> state) : state_(std::move(state)) {}
+GrammarState::GrammarState(GrammarState&&) noexcept = default;
+GrammarState& GrammarState::operator=(GrammarState&&) noexcept = default;
+GrammarState::~GrammarState() = default;
+Grammar::Grammar(std::shared_ptr<const State> state) : state_(std::move(state)) {}
+GrammarCompiler::~GrammarCompiler() = default;
+
+}  // namespace tenon

@@ -1,0 +1,249 @@
+// Grammars over the vocabulary of checkpoints/tiny: what they allow is what fits, token by token,
+// and what cannot be had is refused with its reason.
+#include "tenon/text/grammar.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <random>
+#include <string>
+
+#include "tenon/text/answer_grammar.h"
+#include "tenon/text/answer_parser.h"
+
+namespace tenon {
+namespace {
+
+using Json = nlohmann::json;
+using jinja::Value;
+using Tokens = std::vector<std::int32_t>;
+
+class Grammars : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!GrammarCompiler::is_built()) GTEST_SKIP() << "built without grammars";
+    auto loaded = Tokenizer::load(std::string(TENON_SOURCE_DIR) + "/checkpoints/tiny");
+    ASSERT_TRUE(loaded) << loaded.status().to_string();
+    tokenizer_.emplace(*std::move(loaded));
+    end_ = tokenizer_->eos_id();
+    compiler_.emplace(*tokenizer_, std::vector<std::int32_t>{end_});
+  }
+
+  Result<Grammar> compile(const AnswerGrammar& rule) const {
+    const auto tag = structural_tag(rule);
+    EXPECT_TRUE(tag) << tag.status().to_string();
+    return compiler_->compile(*tag);
+  }
+  GrammarState begin(const AnswerGrammar& rule) const {
+    const auto made = compile(rule);
+    EXPECT_TRUE(made) << made.status().to_string();
+    auto begun = made->begin();
+    EXPECT_TRUE(begun) << begun.status().to_string();
+    return *std::move(begun);
+  }
+  std::vector<std::uint32_t> allowed(GrammarState& state) const {
+    std::vector<std::uint32_t> words(static_cast<std::size_t>(tokenizer_->num_tokens() + 31) / 32,
+                                     0x5555'5555u);
+    const Status filled = state.fill(words);
+    EXPECT_TRUE(filled) << filled.to_string();
+    return words;
+  }
+  static bool has(const std::vector<std::uint32_t>& words, std::int32_t id) {
+    return (words[static_cast<std::size_t>(id) / 32] >> (id % 32) & 1) != 0;
+  }
+
+  // How many bytes of `text` the grammar takes; one more where the answer may end behind them.
+  std::size_t taken(const AnswerGrammar& rule, const std::string& text) const {
+    GrammarState state = begin(rule);
+    const auto ids = tokenizer_->encode(text);
+    EXPECT_TRUE(ids) << ids.status().to_string();
+    std::size_t bytes = 0;
+    for (const std::int32_t id : *ids) {
+      if (!has(allowed(state), id)) return bytes;
+      EXPECT_TRUE(state.accept(id));
+      bytes += tokenizer_->token_bytes(id).size();
+    }
+    return bytes + (has(allowed(state), end_) ? 1 : 0);
+  }
+  bool takes(const AnswerGrammar& rule, const std::string& text) const {
+    return taken(rule, text) == text.size() + 1;
+  }
+
+  // A text of tokens drawn among those that are allowed, up to the end.
+  std::string random_text(const AnswerGrammar& rule, std::mt19937& random) const {
+    GrammarState state = begin(rule);
+    Tokens ids;
+    for (int step = 0; step < 2000; ++step) {
+      const auto words = allowed(state);
+      Tokens open;
+      for (std::int32_t id = 0; id < tokenizer_->num_tokens(); ++id)
+        if (has(words, id)) open.push_back(id);
+      EXPECT_FALSE(open.empty()) << tokenizer_->decode(ids);
+      if (open.empty()) break;
+      const std::int32_t id = has(words, end_) ? end_ : open[random() % open.size()];
+      if (id == end_) return tokenizer_->decode(ids, false);
+      EXPECT_FALSE(tokenizer_->is_special(id));
+      EXPECT_TRUE(state.accept(id));
+      ids.push_back(id);
+    }
+    ADD_FAILURE() << "no end: " << tokenizer_->decode(ids).substr(0, 300);
+    return {};
+  }
+
+  std::optional<Tokenizer> tokenizer_;
+  std::optional<GrammarCompiler> compiler_;
+  std::int32_t end_ = -1;
+};
+
+Value parsed(const std::string& json) {
+  auto value = jinja::parse_json(json);
+  EXPECT_TRUE(value) << value.status().to_string();
+  return *std::move(value);
+}
+
+AnswerGrammar json(const std::string& schema) { return {.text = json_format(parsed(schema))}; }
+
+const char* const kOrder = R"({"type": "object", "required": ["name", "count", "colours"],
+  "properties": {"name": {"type": "string", "maxLength": 8},
+                 "count": {"type": "integer", "minimum": 0, "maximum": 99},
+                 "colours": {"type": "array", "items": {"enum": ["red", "green"]}, "maxItems": 2}}})";
+
+const char* const kTools = R"([
+  {"type": "function", "function": {"name": "add", "parameters": {"type": "object",
+    "required": ["a", "why"], "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99},
+    "why": {"type": "string", "maxLength": 8}, "exact": {"type": "boolean"}}}}},
+  {"type": "function", "function": {"name": "now", "parameters": {"type": "object",
+    "properties": {}}}}])";
+
+TEST_F(Grammars, TakeWhatFitsASchema) {
+  const AnswerGrammar rule = json(kOrder);
+  EXPECT_TRUE(takes(rule, R"({"name": "Tom", "count": 3, "colours": ["red"]})"));
+  EXPECT_TRUE(takes(rule, "{\n  \"name\": \"ü\",\n  \"count\": 99,\n  \"colours\": []\n}"));
+  EXPECT_FALSE(takes(rule, R"({"name": "Tom", "count": 100, "colours": []})"));
+  EXPECT_FALSE(takes(rule, R"({"name": "Tom", "count": 3})"));
+  EXPECT_FALSE(takes(rule, R"({"name": "Tom", "count": 3, "colours": ["blue"]})"));
+  EXPECT_FALSE(takes(rule, R"({"name": "Tom", "count": 3, "colours": [], "more": 1})"));
+  EXPECT_EQ(taken(rule, "Sure: {"), 0u);
+  EXPECT_TRUE(takes({.text = any_object_format()}, R"({"a": [1, null, {"b": "c"}]})"));
+  EXPECT_FALSE(takes({.text = any_object_format()}, "[1]"));
+}
+
+TEST_F(Grammars, TakeOtherForms) {
+  EXPECT_TRUE(takes({.text = regex_format("[0-9]{3}-[a-c]+")}, "123-abc"));
+  EXPECT_FALSE(takes({.text = regex_format("[0-9]{3}-[a-c]+")}, "12-abc"));
+  EXPECT_TRUE(takes({.text = choice_format({"yes", "no"})}, "no"));
+  EXPECT_FALSE(takes({.text = choice_format({"yes", "no"})}, "now"));
+  EXPECT_TRUE(takes({.text = ebnf_format("root ::= \"a\" | root \"b\"")}, "abbb"));
+  EXPECT_FALSE(takes({.text = ebnf_format("root ::= \"a\" | root \"b\"")}, "ba"));
+}
+
+TEST_F(Grammars, EveryWayThroughEndsInJson) {
+  std::mt19937 random(4);
+  for (int i = 0; i < 20; ++i) {
+    const std::string text = random_text(json(kOrder), random);
+    const Json order = Json::parse(text, nullptr, false);
+    ASSERT_TRUE(order.is_object()) << text;
+    EXPECT_TRUE(order.at("count").is_number_unsigned() && order.at("count") <= 99) << text;
+    EXPECT_TRUE(order.at("name").is_string()) << text;
+    EXPECT_LE(order.at("colours").size(), 2u) << text;
+  }
+}
+
+TEST_F(Grammars, EveryForcedCallIsOneForTheParser) {
+  std::mt19937 random(5);
+  AnswerGrammar rule{.tools = parsed(kTools), .forces_call = true, .one_call = true};
+  AnswerForm form;
+  form.has_calls = true;
+  form.tools = rule.tools;
+  std::set<std::string> called;
+  for (int i = 0; i < 24; ++i) {
+    const std::string text = random_text(rule, random);
+    AnswerParser parser(form);
+    auto pieces = parser.push(text);
+    for (AnswerPiece& each : parser.finish()) pieces.push_back(std::move(each));
+    ASSERT_EQ(parser.calls(), 1) << text;
+    std::string name, arguments;
+    for (const AnswerPiece& each : pieces) {
+      if (each.kind == AnswerPiece::Kind::kCallBegin) name = each.text;
+      if (each.kind == AnswerPiece::Kind::kCallArguments) arguments += each.text;
+      EXPECT_NE(each.kind, AnswerPiece::Kind::kText) << text;
+    }
+    called.insert(name);
+    const Json found = Json::parse(arguments, nullptr, false);
+    ASSERT_TRUE(found.is_object()) << text;
+    if (name == "now") {
+      EXPECT_TRUE(found.empty()) << text;
+      continue;
+    }
+    EXPECT_EQ(name, "add");
+    EXPECT_TRUE(found.at("a").is_number_unsigned() && found.at("a") <= 99) << text;
+    EXPECT_TRUE(found.at("why").is_string()) << text;
+    EXPECT_TRUE(!found.contains("exact") || found.at("exact").is_boolean()) << text;
+  }
+  EXPECT_EQ(called, (std::set<std::string>{"add", "now"}));
+}
+
+const char* const kCall =
+    "<tool_call>\n<function=add>\n<parameter=a>\n3\n</parameter>\n<parameter=why>\nfun\n"
+    "</parameter>\n</function>\n</tool_call>";
+const char* const kEmptyCall = "<tool_call>\n<function=now>\n</function>\n</tool_call>";
+
+TEST_F(Grammars, CallsAsTheTemplateWritesThem) {
+  AnswerGrammar rule{.tools = parsed(kTools), .forces_call = true};
+  const std::string call = kCall, empty = kEmptyCall;
+  EXPECT_TRUE(takes(rule, call));
+  EXPECT_TRUE(takes(rule, empty));
+  EXPECT_TRUE(takes(rule, call + "\n" + empty + "\n" + call));
+  EXPECT_EQ(taken(rule, "Let me see."), 0u);
+  rule.one_call = true;
+  EXPECT_TRUE(takes(rule, call));
+  EXPECT_FALSE(takes(rule, call + "\n" + empty));
+  rule = {.tools = rule.tools};  // calls may come, and must fit
+  EXPECT_TRUE(takes(rule, "Let me see.\n" + call));
+  EXPECT_TRUE(takes(rule, "No."));
+  EXPECT_FALSE(takes(rule, "<tool_call>\n<function=sub>\n"));
+  rule.text = choice_format({"yes"});  // this text, or calls
+  EXPECT_TRUE(takes(rule, "yes"));
+  EXPECT_TRUE(takes(rule, call));
+  EXPECT_FALSE(takes(rule, "yes" + call));
+}
+
+TEST_F(Grammars, ToolsThatAreNotStrictAreFree) {
+  AnswerGrammar rule{.tools = parsed(R"([{"type": "function", "function": {"name": "add",
+    "strict": false, "parameters": {"type": "object", "not": {}}}}])"),
+                     .forces_call = true};
+  EXPECT_TRUE(takes(rule,
+                    "<tool_call>\n<function=add>\n<parameter=any>\nx\n</parameter>\n"
+                    "</function>\n</tool_call>"));
+}
+
+TEST_F(Grammars, RefusalsSayWhy) {
+  const auto refused = [&](const AnswerGrammar& rule, Code code, const std::string& piece) {
+    const auto made = compile(rule);
+    ASSERT_FALSE(made) << piece;
+    EXPECT_EQ(made.status().code(), code) << made.status().to_string();
+    EXPECT_NE(made.status().message().find(piece), std::string_view::npos)
+        << made.status().to_string();
+    EXPECT_EQ(made.status().message().find(".cc:"), std::string_view::npos);
+  };
+  refused(json(R"({"type": "horse"})"), Code::kInvalidArgument, "horse");
+  refused(json(R"({"$ref": "#/nowhere"})"), Code::kInvalidArgument, "nowhere");
+  refused(json(R"({"type": "integer", "minimum": 5, "maximum": 3})"), Code::kInvalidArgument,
+          "minimum");
+  refused(json(R"({"$ref": "#"})"), Code::kInvalidArgument, "no text of this vocabulary");
+  refused({.text = regex_format("([")}, Code::kInvalidArgument, "Unclosed");
+  refused({.text = ebnf_format("root = 5")}, Code::kInvalidArgument, "EBNF");
+  refused(json(R"({"title": ")" + std::string(70'000, 'x') + "\"}"), Code::kInvalidArgument,
+          "accepted are at most 65536");
+  const Tokenizer none = Tokenizer::none();
+  const GrammarCompiler empty(none, {});
+  EXPECT_EQ(empty.compile("{}").status().code(), Code::kUnsupported);
+}
+
+TEST_F(Grammars, WhatIsNotAllowedIsAnError) {
+  GrammarState state = begin({.text = choice_format({"yes"})});
+  EXPECT_FALSE(state.accept(tokenizer_->id_of("<think>")));
+}
+
+}  // namespace
+}  // namespace tenon
