@@ -12,9 +12,9 @@
 namespace tenon {
 namespace {
 
-// Rows of logits that a step has, up to which every rank gets all of them and draws all: the draw of
-// so few takes no longer than that of one, and what it would save on links is less than it takes to
-// tell each other the tokens. With more, rows are dealt to the ranks.
+// Rows of logits that a step has, up to which every rank gets all of them and draws all: the draw
+// of so few takes no longer than that of one, and what it would save on links is less than it takes
+// to tell each other the tokens. With more, rows are dealt to the ranks.
 constexpr std::int64_t kMostGatheredRows = 4;
 
 bool deals(const Communicator& comm, std::int64_t rows) {
@@ -95,9 +95,9 @@ Result<std::unique_ptr<StepRunner>> StepRunner::make(const Parts& parts, int num
 std::int64_t StepRunner::count_bytes(const StepLayout& layout, int vocab_size,
                                      const Communicator& comm) {
   const auto rows = static_cast<std::size_t>(layout.max_sequences());
-  return static_cast<std::int64_t>(
-             report_bytes(rows) + static_cast<std::size_t>(layout.max_edits()) * sizeof(float) +
-             layout.bytes() + logit_bytes(layout, vocab_size, comm)) +
+  return static_cast<std::int64_t>(report_bytes(rows) +
+                                   static_cast<std::size_t>(layout.max_edits()) * sizeof(float) +
+                                   layout.bytes() + logit_bytes(layout, vocab_size, comm)) +
          PromptTeller::count_bytes(layout, vocab_size);
 }
 
@@ -118,7 +118,8 @@ Status StepRunner::allocate() {
   const auto edits = static_cast<std::size_t>(layout.max_edits());
   TENON_ASSIGN(saved_, Buffer::allocate(device, edits * sizeof(float)));
   TENON_ASSIGN(input_, Buffer::allocate(device, layout.bytes()));
-  TENON_ASSIGN(logits_, Buffer::allocate(device, logit_bytes(layout, parts_.model.vocab_size(), parts_.comm)));
+  TENON_ASSIGN(logits_, Buffer::allocate(
+                            device, logit_bytes(layout, parts_.model.vocab_size(), parts_.comm)));
   return parts_.stream.fill(input_.data(), 0, input_.bytes());
 }
 
@@ -230,8 +231,7 @@ Status StepRunner::launch(const StepShape& shape) {
   LaunchTimer::name_section("draw");
   if (own.count > 0) {
     const auto plan = std::bit_width(static_cast<std::uint64_t>(own.count - 1));
-    TENON_TRY(sampling::run(draw_plans_[plan], draw_args(shape, own),
-                            parts_.stream));
+    TENON_TRY(sampling::run(draw_plans_[plan], draw_args(shape, own), parts_.stream));
   }
   return dealt ? comm.collect_rows(drawn(shape), parts_.stream) : Status::ok();
 }

@@ -299,7 +299,8 @@ struct Rows {
   }
 };
 
-// One step and many, fewer rows than ranks, rows at any byte, steps in which some rank gets nothing.
+// One step and many, fewer rows than ranks, rows at any byte, steps in which some rank gets
+// nothing.
 const Rows kDeals[] = {{1, 1}, {2, 16}, {7, 48}, {8, 5}, {13, 112}, {0, 9}, {3, 1000}, {64, 16}};
 
 void expect_deals(int rank, Communicator& comm, const Channel& channel, Stream& stream) {
@@ -326,8 +327,7 @@ void expect_deals(int rank, Communicator& comm, const Channel& channel, Stream& 
     const RowRange own = dealt_rows(rows.rows, size, rank);
     for (std::int64_t i = own.first * rows.bytes; i < (own.first + own.count) * rows.bytes; ++i)
       collected[static_cast<std::size_t>(i)] = all[static_cast<std::size_t>(i)];
-    ASSERT_TRUE(
-        collectives::collect_rows(channel, rows.view_of(collected, comm.device()), stream));
+    ASSERT_TRUE(collectives::collect_rows(channel, rows.view_of(collected, comm.device()), stream));
     ASSERT_TRUE(stream.synchronize());
     ASSERT_EQ(collected, all);
   }
@@ -347,8 +347,8 @@ TEST(Collectives, RowsAreDealtAndCollected) {
           for (int peer = 0; peer < size; ++peer)
             one[static_cast<std::size_t>(peer)] =
                 static_cast<std::uint8_t>(peer == rank ? 7 + peer : 0);
-          ASSERT_TRUE(comm.collect_rows(view(one.data(), DType::kU8, comm.device(), {size, 1}),
-                                        *stream));
+          ASSERT_TRUE(
+              comm.collect_rows(view(one.data(), DType::kU8, comm.device(), {size, 1}), *stream));
           for (int peer = 0; peer < size; ++peer)
             ASSERT_EQ(one[static_cast<std::size_t>(peer)], 7 + peer);
         }

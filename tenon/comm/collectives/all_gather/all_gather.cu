@@ -29,10 +29,10 @@ struct GatherArgs {
   ChannelView team;
   const std::uint8_t* in;
   std::uint8_t* out;
-  std::uint64_t slot_bytes;     // what a peer's slot holds: the chunk of a step
-  std::uint32_t steps;          // the same on all ranks: at least one
-  Segment to[kMaxRanks];        // of `in`: what each rank gets of mine
-  Segment from[kMaxRanks];      // of `out`: where what each rank sends me goes
+  std::uint64_t slot_bytes;  // what a peer's slot holds: the chunk of a step
+  std::uint32_t steps;       // the same on all ranks: at least one
+  Segment to[kMaxRanks];     // of `in`: what each rank gets of mine
+  Segment from[kMaxRanks];   // of `out`: where what each rank sends me goes
 };
 
 // The bytes of a segment that travel in a step; none behind its end.

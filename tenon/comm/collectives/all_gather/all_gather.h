@@ -35,8 +35,8 @@ enum class Form : std::uint8_t {
 // Rows are those of the first dimension, dealt as dealt_rows() says.
 struct Args {
   TensorView in;   // any type, contiguous; kGather: any shape; kDeal, kCollect: [rows, …]
-  TensorView out;  // contiguous; kGather: [size, …in], kDeal: [size, rows dealt to `rank`, …], apart
-                   // from `in`; kCollect: `in`
+  TensorView out;  // contiguous; kGather: [size, …in], kDeal: [size, rows dealt to `rank`, …],
+                   // apart from `in`; kCollect: `in`
   Form form = Form::kGather;
   int rank = 0;  // this one; kGather does not look at it
 };

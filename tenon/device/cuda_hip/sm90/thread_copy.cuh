@@ -32,8 +32,8 @@ TENON_DEVICE void arrive_after_copies(Mbarrier* barrier) {
                : "memory");
 }
 
-// This thread's copies since the last call are a set, perhaps an empty one; and a wait until all but
-// the latest kCount sets have landed.
+// This thread's copies since the last call are a set, perhaps an empty one; and a wait until all
+// but the latest kCount sets have landed.
 TENON_DEVICE void end_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
 template <int kCount>
 TENON_DEVICE void await_copies_but() {
