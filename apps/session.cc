@@ -164,10 +164,9 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
       ->capture_default_str()
       ->check(CLI::Range(0.01, 1.0))
       ->group("Model");
-  app.add_option(
-         "--prefix-states", options.prefix_states,
-         "states that are kept of prompts, for prompts that begin alike: one for each conversation "
-         "that goes on and two more are enough; 0: none")
+  app.add_option("--prefix-states", options.prefix_states,
+                 "states that are kept of prompts, for prompts that begin alike: one for each conversation "
+                 "that goes on and two more are enough; 0: none")
       ->capture_default_str()
       ->check(whole_number(0, kMaxTokensPerStep))
       ->group("Model");
