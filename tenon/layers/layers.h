@@ -355,6 +355,7 @@ class Experts {
   OutProjection finish_;
   Dense shared_;
   RowPlans route_, combine_;
+  RowPlans activate_;  // by pairs
   std::int64_t fused_rows_ = 0;  // up to so many
   RowPlans fused_;
   TensorView activation_;  // scratch

@@ -32,6 +32,14 @@ TENON_DEVICE void arrive_after_copies(Mbarrier* barrier) {
                : "memory");
 }
 
+// This thread's copies since the last call are a set, perhaps an empty one; and a wait until all but
+// the latest kCount sets have landed.
+TENON_DEVICE void end_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+template <int kCount>
+TENON_DEVICE void await_copies_but() {
+  asm volatile("cp.async.wait_group %0;" : : "n"(kCount) : "memory");
+}
+
 // What threads have stored or copied, as far as this thread knows of it, is there for products that
 // it starts later, or that others start whom it tells.
 TENON_DEVICE void show_to_tensor_cores() {
