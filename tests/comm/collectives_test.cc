@@ -282,6 +282,29 @@ TEST(Collectives, AllGatherCarriesAnyBytes) {
       });
 }
 
+// Blocks of many threads, which a thread that looked too early would leave behind: what every call
+// brings is new.
+TEST(Collectives, NoFlagComesBeforeItsBytes) {
+  constexpr std::size_t kSlot = std::size_t{1} << 20, kBytes = kSlot + 5000;
+  for (const Target target : test::host_targets())
+    run_ranks(2, {.target = target}, [&](int rank, Communicator& comm) {
+      auto channel = comm.make_channel(collectives::all_gather_mailbox_bytes(2, kSlot), "large");
+      auto stream = Stream::create(comm.device());
+      ASSERT_TRUE(channel && stream);
+      std::vector<std::uint8_t> mine(kBytes), all(2 * kBytes);
+      for (int call = 0; call < 20; ++call) {
+        std::fill(mine.begin(), mine.end(), static_cast<std::uint8_t>(2 * call + rank));
+        ASSERT_TRUE(collectives::all_gather(
+            *channel, view(mine.data(), DType::kU8, comm.device(), {kBytes}),
+            view(all.data(), DType::kU8, comm.device(), {2, kBytes}), *stream));
+        ASSERT_TRUE(stream->synchronize());
+        std::vector<std::uint8_t> want(kBytes, static_cast<std::uint8_t>(2 * call));
+        want.resize(2 * kBytes, static_cast<std::uint8_t>(2 * call + 1));
+        ASSERT_TRUE(all == want) << "call " << call;
+      }
+    });
+}
+
 // Rows of bytes: what rank `rank` brings to a call.
 struct Rows {
   std::int64_t rows, bytes;
