@@ -79,8 +79,12 @@ KINDS = (
     Kind("lost call", TWO_SHOT, r"call\.lost \|= \*lost_word != 0;.*", "", (PROTOCOL, FUSED)),
     # --- all_gather
     Kind("barrier of all_gather", GATHER, r"(?<=\n)( +)sync_block\(\);", r"\1{}", (COLLECTIVES,)),
-    Kind("flag of all_gather", GATHER, r"== flag_of\(step\);", "!= 0;", (COLLECTIVES,)),
-    Kind("generation of all_gather", GATHER, r"step % kGatherGenerations", "0u", (COLLECTIVES,)),
+    Kind("flag of all_gather", GATHER, r"== flag_of\(first \+ step\);", "!= 0;", (COLLECTIVES,)),
+    Kind("generation of all_gather", GATHER, r"\(first \+ step\) % kGatherGenerations", "0u", (COLLECTIVES,)),
+    Kind("chunk of all_gather", GATHER, r"(?<=begin = )step(?= \* args\.slot_bytes)", "0", (COLLECTIVES,)),
+    Kind("vector behind the last whole one", GATHER, r"(?<=\n)  if \(whole < vectors [^\n]*", "", (COLLECTIVES,)),
+    Kind("rows dealt to a rank", GATHER, r"(?<=made\.to\[rank\] = )rows_of\(rank\)", "own", (COLLECTIVES,)),
+    Kind("place of dealt rows", GATHER, r"(?<=made\.from\[rank\] = \{)place(?= \* own\.bytes)", "0", (COLLECTIVES,)),
     # --- waits
     Kind("deadline", SPIN, r"if \(now - budget\.since > deadline_ns\) .*", "", (WAIT,)),
     Kind("look at the abort word", SPIN, r"if \(load_acquire\(abort_word\) != 0\) .*", "", (WAIT,)),

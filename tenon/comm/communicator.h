@@ -129,6 +129,12 @@ class Communicator {
   // out[r] = rank r's `in`: out is [size, …in]. Any dtype, contiguous. Collective.
   Status all_gather(const TensorView& in, const TensorView& out, Stream& stream);
 
+  // Rows of the first dimension, dealt to the ranks (comm/collectives/collectives.h):
+  // out[r] = of rank r's `in` [rows, …] those dealt to this rank; and back, where they lie. Only
+  // where can().peer_pointers, else kUnsupported. Any dtype, contiguous. Collective.
+  Status deal_rows(const TensorView& in, const TensorView& out, Stream& stream);
+  Status collect_rows(const TensorView& rows, Stream& stream);
+
   // Host: every rank ends with the element-wise minimum. Collective, blocks at most the deadline.
   Status agree_min(std::span<std::int32_t> values);
   // Host: ok if every rank brought the same values, otherwise the same kInvalidArgument on every
@@ -165,6 +171,7 @@ class Communicator {
   Communicator(const Communicator&) = default;
   Status try_links();         // collective
   Status open_collectives();  // collective
+  Status check_deals(std::string_view what) const;
   std::shared_ptr<State> state_;
   Channel gather_channel_;  // where there are peer pointers
   Channel reduce_channel_;  // where the host cannot read the device's memory, besides

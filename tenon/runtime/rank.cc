@@ -101,7 +101,7 @@ Status Rank::plan_memory(const EngineOptions& options, const ModelPlan& model) {
            options.prefix_states};
   memory_plan_.device = static_cast<std::int64_t>(found.total_bytes) / sharers;
   memory_plan_.model = model.memory;
-  memory_plan_.steps = StepRunner::count_bytes(layout_, model.vocab_size);
+  memory_plan_.steps = StepRunner::count_bytes(layout_, model.vocab_size, *comm_);
   if (!on_host && fills) {
     const std::int64_t left = memory_plan_.left(options.memory_fraction);
     TENON_ASSIGN(room_.cache_tokens,
@@ -204,12 +204,15 @@ Result<std::span<const std::int32_t>> Rank::run() {
 
 Result<std::uint64_t> Rank::logits_fingerprint() {
   if (last_.num_sequences == 0) return std::uint64_t{0};
+  const RowRange own = runner_->own_rows(last_.shape);
+  const std::int64_t last = std::min<std::int64_t>(own.first + own.count, last_.num_sequences) - 1;
+  if (last < own.first) return std::uint64_t{0};
   const TensorView logits = runner_->logits(last_.shape);
   const auto width = static_cast<std::size_t>(logits.shape[2]);
   std::vector<std::uint32_t> slice(width);
   std::uint64_t hash = 14695981039346656037ull;
   for (int rank = 0; rank < comm_->size(); ++rank) {
-    const auto row = static_cast<std::size_t>(rank * last_.shape.logits + last_.num_sequences - 1);
+    const auto row = static_cast<std::size_t>(rank * own.count + last - own.first);
     TENON_TRY(stream_->copy(slice.data(), logits.as<float>() + row * width, width * 4));
     TENON_TRY(stream_->synchronize());
     for (const std::uint32_t word : slice)

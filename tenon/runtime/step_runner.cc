@@ -1,5 +1,7 @@
 #include "tenon/runtime/step_runner.h"
 
+#include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <string>
 #include <utility>
@@ -8,36 +10,71 @@
 #include "tenon/core/guard.h"
 
 namespace tenon {
+namespace {
+
+// Rows of logits that a step has, up to which every rank gets all of them and draws all: the draw
+// of so few takes no longer than that of one, and what it would save on links is less than it takes
+// to tell each other the tokens. With more, rows are dealt to the ranks.
+constexpr std::int64_t kMostGatheredRows = 4;
+
+bool deals(const Communicator& comm, std::int64_t rows) {
+  return rows > kMostGatheredRows && comm.size() > 1 && comm.can().peer_pointers;
+}
+
+// Of the rows of any step, the most whose logits a rank has whole.
+std::int64_t most_held_rows(const Communicator& comm, std::int64_t rows) {
+  if (!deals(comm, rows)) return rows;
+  return std::max(kMostGatheredRows, most_dealt_rows(rows, comm.size()));
+}
+
+std::size_t logit_bytes(const StepLayout& layout, int vocab_size, const Communicator& comm) {
+  return static_cast<std::size_t>(most_held_rows(comm, layout.max_sequences())) *
+         static_cast<std::size_t>(vocab_size) * sizeof(float);
+}
+
+}  // namespace
+
 // The arrays of the largest step, of which smaller ones use the beginnings: their places never
 // change.
 sampling::Report StepRunner::report(void* base, const StepShape& shape) const {
   return reports_at(base, parts_.comm.device(), parts_.layout.max_sequences(), 0, shape.logits);
 }
 
-sampling::Args StepRunner::draw_args(const StepShape& shape) const {
+RowRange StepRunner::own_rows(const StepShape& shape) const {
+  if (!deals(parts_.comm, shape.logits)) return {0, shape.logits};
+  return dealt_rows(shape.logits, parts_.comm.size(), parts_.comm.rank());
+}
+
+sampling::Args StepRunner::draw_args(const StepShape& shape, const RowRange& own) const {
   const Device device = parts_.comm.device();
   const DrawView draw = StepReader::draw(parts_.layout, shape, input_.data(), device);
+  const auto of_own = [&](const TensorView& rows) { return rows.rows(own.first, own.count); };
   sampling::Args args;
-  args.logits = logits(shape);
+  args.logits = logits(own.count);
   args.num_tokens = num_tokens_;
-  args.temperature = draw.temperature;
-  args.top_k = draw.top_k;
-  args.top_p = draw.top_p;
-  args.seed = draw.seed;
-  args.position = draw.draw_position;
-  args.out = drawn(shape);
-  args.min_p = draw.min_p;
+  args.temperature = of_own(draw.temperature);
+  args.top_k = of_own(draw.top_k);
+  args.top_p = of_own(draw.top_p);
+  args.seed = of_own(draw.seed);
+  args.position = of_own(draw.draw_position);
+  args.out = of_own(drawn(shape));
+  args.min_p = of_own(draw.min_p);
   args.edits = sampling::Edits{
       .list = draw.edits,
-      .begins = draw.edit_begins,
-      .repetition = draw.repetition,
-      .frequency = draw.frequency,
-      .presence = draw.presence,
+      .begins = draw.edit_begins.rows(own.first, own.count + 1),
+      .repetition = of_own(draw.repetition),
+      .frequency = of_own(draw.frequency),
+      .presence = of_own(draw.presence),
       .saved = view(saved_.data(), DType::kF32, device, {parts_.layout.max_edits()})};
   if (parts_.layout.mask_words() > 0)
-    args.mask = sampling::Mask{.allowed = draw.masks, .which = draw.mask_of};
-  args.report = report(report_.data(), shape);
-  args.report->wanted = draw.wanted;
+    args.mask = sampling::Mask{.allowed = draw.masks, .which = of_own(draw.mask_of)};
+  const sampling::Report all = report(report_.data(), shape);
+  args.report = sampling::Report{.wanted = of_own(draw.wanted),
+                                 .drawn = of_own(all.drawn),
+                                 .largest = of_own(all.largest),
+                                 .mass = of_own(all.mass),
+                                 .ids = of_own(all.ids),
+                                 .logits = of_own(all.logits)};
   return args;
 }
 
@@ -48,18 +85,19 @@ Result<std::unique_ptr<StepRunner>> StepRunner::make(const Parts& parts, int num
   const bool can_record = parts.comm.can().capturable && !parts.comm.shares_device();
   std::unique_ptr<StepRunner> made(new StepRunner(parts, num_tokens, graphs && can_record));
   TENON_TRY(made->allocate());
-  TENON_TRY(made->plan_draw());
+  TENON_TRY(made->plan_draws());
   TENON_ASSIGN(
       made->teller_,
       PromptTeller::make({parts.layout, parts.model, parts.comm, parts.stream}, num_tokens));
   return made;
 }
 
-std::int64_t StepRunner::count_bytes(const StepLayout& layout, int vocab_size) {
+std::int64_t StepRunner::count_bytes(const StepLayout& layout, int vocab_size,
+                                     const Communicator& comm) {
   const auto rows = static_cast<std::size_t>(layout.max_sequences());
-  return static_cast<std::int64_t>(
-             report_bytes(rows) + static_cast<std::size_t>(layout.max_edits()) * sizeof(float) +
-             layout.bytes() + rows * static_cast<std::size_t>(vocab_size) * sizeof(float)) +
+  return static_cast<std::int64_t>(report_bytes(rows) +
+                                   static_cast<std::size_t>(layout.max_edits()) * sizeof(float) +
+                                   layout.bytes() + logit_bytes(layout, vocab_size, comm)) +
          PromptTeller::count_bytes(layout, vocab_size);
 }
 
@@ -73,7 +111,6 @@ Status StepRunner::allocate() {
   const Device device = parts_.comm.device();
   const StepLayout& layout = parts_.layout;
   const auto rows = static_cast<std::size_t>(layout.max_sequences());
-  const auto vocab = static_cast<std::size_t>(parts_.model.vocab_size());
   TENON_ASSIGN(host_input_, HostBuffer::allocate(device, layout.bytes()));
   TENON_ASSIGN(host_drawn_, HostBuffer::allocate(device, rows * sizeof(std::int32_t)));
   TENON_ASSIGN(host_report_, HostBuffer::allocate(device, report_bytes(rows)));
@@ -81,14 +118,19 @@ Status StepRunner::allocate() {
   const auto edits = static_cast<std::size_t>(layout.max_edits());
   TENON_ASSIGN(saved_, Buffer::allocate(device, edits * sizeof(float)));
   TENON_ASSIGN(input_, Buffer::allocate(device, layout.bytes()));
-  TENON_ASSIGN(logits_, Buffer::allocate(device, rows * vocab * sizeof(float)));
+  TENON_ASSIGN(logits_, Buffer::allocate(
+                            device, logit_bytes(layout, parts_.model.vocab_size(), parts_.comm)));
   return parts_.stream.fill(input_.data(), 0, input_.bytes());
 }
 
 TensorView StepRunner::logits(const StepShape& shape) const {
+  return logits(own_rows(shape).count);
+}
+
+TensorView StepRunner::logits(std::int64_t rows) const {
   const int ranks = parts_.comm.size();
   return view(logits_.data(), DType::kF32, parts_.comm.device(),
-              {ranks, shape.logits, parts_.model.vocab_size() / ranks});
+              {ranks, rows, parts_.model.vocab_size() / ranks});
 }
 
 // Drawn tokens take the place of the step's own: row i's is the id of row i's next token, where the
@@ -98,12 +140,17 @@ TensorView StepRunner::drawn(const StepShape& shape) const {
   return view(ids, DType::kI32, parts_.comm.device(), {shape.logits});
 }
 
-Status StepRunner::plan_draw() {
-  const Device device = parts_.comm.device();
-  const int rows = parts_.layout.max_sequences();
-  const StepShape largest{rows, rows, rows, true};
-  TENON_ASSIGN(const PlanContext where, plan_context(device));
-  TENON_ASSIGN(draw_plan_, sampling::plan(draw_args(largest), where));
+// A recorded step launches blocks for fewer than twice the rows that it has.
+Status StepRunner::plan_draws() {
+  TENON_ASSIGN(const PlanContext where, plan_context(parts_.comm.device()));
+  const std::int64_t most = most_held_rows(parts_.comm, parts_.layout.max_sequences());
+  for (std::int64_t next = 1, planned = 0; planned < most; next *= 2) {
+    planned = std::min(next, most);
+    const int rows = static_cast<int>(planned);
+    const StepShape all{rows, rows, rows, true};
+    TENON_ASSIGN(Plan plan, sampling::plan(draw_args(all, {0, rows}), where));
+    draw_plans_.push_back(std::move(plan));
+  }
   return Status::ok();
 }
 
@@ -125,7 +172,17 @@ Status StepRunner::enqueue() {
   TENON_TRY(std::exchange(times_next_, false)
                 ? enqueue_timed(shape)
                 : graphs_.run(shape, parts_.stream, [this, &shape] { return launch(shape); }));
+  // Not recorded: few steps have any.
+  if (header().num_reports > 0 && deals(parts_.comm, shape.logits))
+    TENON_TRY(collect_reports(shape));
   return teller_->enqueue(input());
+}
+
+Status StepRunner::collect_reports(const StepShape& shape) {
+  const sampling::Report all = report(report_.data(), shape);
+  for (const TensorView& each : {all.mass, all.drawn, all.largest, all.ids, all.logits})
+    TENON_TRY(parts_.comm.collect_rows(each, parts_.stream));
+  return Status::ok();
 }
 
 Status StepRunner::enqueue_timed(const StepShape& shape) {
@@ -164,10 +221,19 @@ Status StepRunner::launch(const StepShape& shape) {
   const Device device = parts_.comm.device();
   const StepView step = StepReader::step(parts_.layout, shape, input_.data(), device);
   TENON_ASSIGN(const StepOutput output, parts_.model.forward(step, parts_.caches, parts_.stream));
+  Communicator& comm = parts_.comm;
+  const bool dealt = deals(comm, shape.logits);
+  const RowRange own = own_rows(shape);
+  const TensorView& mine = output.logits.logits;
   LaunchTimer::name_section("logits of all ranks");
-  TENON_TRY(parts_.comm.all_gather(output.logits.logits, logits(shape), parts_.stream));
+  TENON_TRY(dealt ? comm.deal_rows(mine, logits(own.count), parts_.stream)
+                  : comm.all_gather(mine, logits(own.count), parts_.stream));
   LaunchTimer::name_section("draw");
-  return sampling::run(draw_plan_, draw_args(shape), parts_.stream);
+  if (own.count > 0) {
+    const auto plan = std::bit_width(static_cast<std::uint64_t>(own.count - 1));
+    TENON_TRY(sampling::run(draw_plans_[plan], draw_args(shape, own), parts_.stream));
+  }
+  return dealt ? comm.collect_rows(drawn(shape), parts_.stream) : Status::ok();
 }
 
 Result<std::span<const std::int32_t>> StepRunner::download() {

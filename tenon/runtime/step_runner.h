@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "tenon/comm/collectives/dealt_rows.h"
 #include "tenon/comm/communicator.h"
 #include "tenon/device/launch_timer.h"
 #include "tenon/models/model.h"
@@ -32,7 +33,8 @@ class StepRunner {
   static Result<std::unique_ptr<StepRunner>> make(const Parts& parts, int num_tokens, bool graphs);
 
   // What make() allocates of the device's memory, and what this one holds of it.
-  static std::int64_t count_bytes(const StepLayout& layout, int vocab_size);
+  static std::int64_t count_bytes(const StepLayout& layout, int vocab_size,
+                                  const Communicator& comm);
   std::int64_t bytes() const;
 
   // Host memory for the bytes of the next step: to be filled before upload().
@@ -56,7 +58,10 @@ class StepRunner {
   void time_next() { times_next_ = true; }
   Result<std::vector<LaunchTimer::Entry>> launch_times();
 
-  // Of the last step: [ranks, shape.logits, slice of the vocabulary].
+  // The rows of logits that this rank has whole, and draws: all of a step with few of them, else
+  // those that are dealt to it (comm/collectives/dealt_rows.h).
+  RowRange own_rows(const StepShape& shape) const;
+  // Of the last step: [ranks, own rows, slice of the vocabulary].
   TensorView logits(const StepShape& shape) const;
   std::int64_t num_replays() const { return graphs_.num_replays(); }
 
@@ -64,18 +69,20 @@ class StepRunner {
   StepRunner(const Parts& parts, int num_tokens, bool graphs)
       : parts_(parts), num_tokens_(num_tokens), graphs_(graphs) {}
   Status allocate();
-  Status plan_draw();
+  Status plan_draws();
   Status launch(const StepShape& shape);
   Status enqueue_timed(const StepShape& shape);
+  Status collect_reports(const StepShape& shape);
   TensorView drawn(const StepShape& shape) const;
-  sampling::Args draw_args(const StepShape& shape) const;
+  sampling::Args draw_args(const StepShape& shape, const RowRange& own) const;
+  TensorView logits(std::int64_t rows) const;  // of so many own rows
   sampling::Report report(void* base, const StepShape& shape) const;
 
   const Parts parts_;
   const int num_tokens_;
   HostBuffer host_input_, host_drawn_, host_report_;
   Buffer input_, logits_, saved_, report_;
-  Plan draw_plan_;
+  std::vector<Plan> draw_plans_;  // for at most 1, 2, 4, … rows
   std::unique_ptr<PromptTeller> teller_;
   GraphCache graphs_;
   bool times_next_ = false;

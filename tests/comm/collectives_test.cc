@@ -282,6 +282,203 @@ TEST(Collectives, AllGatherCarriesAnyBytes) {
       });
 }
 
+// Blocks of many threads, which a thread that looked too early would leave behind: what every call
+// brings is new.
+TEST(Collectives, NoFlagComesBeforeItsBytes) {
+  constexpr std::size_t kSlot = std::size_t{1} << 20, kBytes = kSlot + 5000;
+  for (const Target target : test::host_targets())
+    run_ranks(2, {.target = target}, [&](int rank, Communicator& comm) {
+      auto channel = comm.make_channel(collectives::all_gather_mailbox_bytes(2, kSlot), "large");
+      auto stream = Stream::create(comm.device());
+      ASSERT_TRUE(channel && stream);
+      std::vector<std::uint8_t> mine(kBytes), all(2 * kBytes);
+      for (int call = 0; call < 20; ++call) {
+        std::fill(mine.begin(), mine.end(), static_cast<std::uint8_t>(2 * call + rank));
+        ASSERT_TRUE(collectives::all_gather(
+            *channel, view(mine.data(), DType::kU8, comm.device(), {kBytes}),
+            view(all.data(), DType::kU8, comm.device(), {2, kBytes}), *stream));
+        ASSERT_TRUE(stream->synchronize());
+        std::vector<std::uint8_t> want(kBytes, static_cast<std::uint8_t>(2 * call));
+        want.resize(2 * kBytes, static_cast<std::uint8_t>(2 * call + 1));
+        ASSERT_TRUE(all == want) << "call " << call;
+      }
+    });
+}
+
+// Rows of bytes: what rank `rank` brings to a call.
+struct Rows {
+  std::int64_t rows, bytes;
+  std::vector<std::uint8_t> of(int rank, std::uint64_t seed) const {
+    return blob(static_cast<std::size_t>(rows * bytes), rank, seed);
+  }
+  // Those rows of `all` that are dealt to `rank`.
+  std::vector<std::uint8_t> dealt(const std::vector<std::uint8_t>& all, int size, int rank) const {
+    const RowRange own = dealt_rows(rows, size, rank);
+    const auto begin = all.begin() + own.first * bytes;
+    return {begin, begin + own.count * bytes};
+  }
+  TensorView view_of(std::vector<std::uint8_t>& values, Device device) const {
+    return view(values.data(), DType::kU8, device, {rows, bytes});
+  }
+};
+
+// One step and many, fewer rows than ranks, rows at any byte, steps in which some rank gets
+// nothing.
+const Rows kDeals[] = {{1, 1}, {2, 16}, {7, 48}, {8, 5}, {13, 112}, {0, 9}, {3, 1000}, {64, 16}};
+
+void expect_deals(int rank, Communicator& comm, const Channel& channel, Stream& stream) {
+  const int size = comm.size();
+  std::uint64_t seed = 40;
+  for (const Rows& rows : kDeals) {
+    SCOPED_TRACE(std::to_string(rows.rows) + " rows of " + std::to_string(rows.bytes));
+    auto mine = rows.of(rank, ++seed);
+    std::vector<std::uint8_t> want;
+    for (int peer = 0; peer < size; ++peer)
+      for (const std::uint8_t each : rows.dealt(rows.of(peer, seed), size, rank))
+        want.push_back(each);
+    std::vector<std::uint8_t> got(want.size(), 0xaa);
+    const TensorView in = rows.view_of(mine, comm.device());
+    const TensorView out = view(got.data(), DType::kU8, comm.device(),
+                                {size, dealt_rows(rows.rows, size, rank).count, rows.bytes});
+    ASSERT_TRUE(collectives::deal_rows(channel, in, out, stream));
+    ASSERT_TRUE(stream.synchronize());
+    ASSERT_EQ(got, want);
+
+    // Everybody's own rows of what rank 0 would bring, and noise in place of the others'.
+    const auto all = rows.of(0, ++seed);
+    auto collected = rows.of(rank, ++seed);
+    const RowRange own = dealt_rows(rows.rows, size, rank);
+    for (std::int64_t i = own.first * rows.bytes; i < (own.first + own.count) * rows.bytes; ++i)
+      collected[static_cast<std::size_t>(i)] = all[static_cast<std::size_t>(i)];
+    ASSERT_TRUE(collectives::collect_rows(channel, rows.view_of(collected, comm.device()), stream));
+    ASSERT_TRUE(stream.synchronize());
+    ASSERT_EQ(collected, all);
+  }
+}
+
+TEST(Collectives, RowsAreDealtAndCollected) {
+  for (const Target target : test::host_targets())
+    for (int size = 1; size <= kMaxRanks; ++size)
+      run_ranks(size, {.target = target}, [&](int rank, Communicator& comm) {
+        auto channel =
+            comm.make_channel(collectives::all_gather_mailbox_bytes(size, 100), "test deal");
+        auto stream = Stream::create(comm.device());
+        ASSERT_TRUE(channel && stream);
+        expect_deals(rank, comm, *channel, *stream);
+        std::int64_t rows = 0;  // over the communicator's own channel
+        for (std::vector<std::uint8_t> one(static_cast<std::size_t>(size)); rows < 2; ++rows) {
+          for (int peer = 0; peer < size; ++peer)
+            one[static_cast<std::size_t>(peer)] =
+                static_cast<std::uint8_t>(peer == rank ? 7 + peer : 0);
+          ASSERT_TRUE(
+              comm.collect_rows(view(one.data(), DType::kU8, comm.device(), {size, 1}), *stream));
+          for (int peer = 0; peer < size; ++peer)
+            ASSERT_EQ(one[static_cast<std::size_t>(peer)], 7 + peer);
+        }
+      });
+}
+
+TEST(Collectives, EveryRowIsDealtOnce) {
+  for (int size = 1; size <= kMaxRanks; ++size)
+    for (std::int64_t rows = 0; rows < 70; ++rows) {
+      std::int64_t next = 0;
+      for (int rank = 0; rank < size; ++rank) {
+        const RowRange own = dealt_rows(rows, size, rank);
+        EXPECT_EQ(own.first, next);
+        EXPECT_GE(own.count, rows / size);
+        EXPECT_LE(own.count, most_dealt_rows(rows, size));
+        next += own.count;
+      }
+      EXPECT_EQ(next, rows);
+    }
+}
+
+TEST(Collectives, RowsThatDoNotFitAreNotDealt) {
+  run_ranks(2, [](int rank, Communicator& comm) {
+    auto channel = comm.make_channel(collectives::all_gather_mailbox_bytes(2, 64), "deal");
+    auto stream = Stream::create(comm.device());
+    ASSERT_TRUE(channel && stream);
+    std::vector<std::uint8_t> three(12), out(16);
+    const TensorView in = view(three.data(), DType::kU8, comm.device(), {3, 4});
+    const std::int64_t own = 2 - rank;
+    const TensorView wrong = view(out.data(), DType::kU8, comm.device(), {2, 3 - own, 4});
+    const Status refused = collectives::deal_rows(*channel, in, wrong, *stream);
+    EXPECT_EQ(refused.code(), Code::kInvalidArgument);
+    EXPECT_NE(refused.message().find("gets " + std::to_string(own) + " rows of u8 [3, 4]"),
+              std::string_view::npos)
+        << refused.to_string();
+    TensorView across = in;
+    across.shape[0] = 2;
+    const TensorView there = view(three.data() + 4, DType::kU8, comm.device(), {2, 1, 4});
+    EXPECT_EQ(collectives::deal_rows(*channel, across, there, *stream).code(),
+              Code::kInvalidArgument);
+    const TensorView scalar = view(three.data(), DType::kU8, comm.device(), {});
+    EXPECT_EQ(collectives::collect_rows(*channel, scalar, *stream).code(), Code::kInvalidArgument);
+  });
+}
+
+// On GPUs, which ranks may share: many steps, in which slots are used again, and calls of other
+// sizes in between; the last rows go through the communicator's own channel.
+TEST(Collectives, OnDevicesBytesOfAnySizeArrive) {
+  const std::vector<Target> targets = test::device_targets();
+  if (targets.empty()) GTEST_SKIP() << test::kNoDevice;
+  const Rows calls[] = {{64, 12'416}, {1, 16}, {13, 50'003}, {5, 4}, {64, 12'416}};
+  for (const Target target : targets)
+    for (const int size : {2, 3, 8})
+      run_ranks(size, {.target = target}, [&](int rank, Communicator& comm) {
+        const Device device = comm.device();
+        auto small =
+            comm.make_channel(collectives::all_gather_mailbox_bytes(size, 100'000), "small");
+        auto stream = Stream::create(device);
+        const std::size_t most = calls[0].of(0, 0).size();
+        auto in = Buffer::allocate(device, most);
+        auto out = Buffer::allocate(device, most * static_cast<std::size_t>(size));
+        ASSERT_TRUE(small && stream && in && out);
+        test::meet(comm);
+        const auto get = [&](const Buffer& from, std::size_t bytes) {
+          std::vector<std::uint8_t> values(bytes);
+          // Before the copy: one to pageable memory may hold up launches of other ranks' threads
+          // while it waits for a kernel that waits for theirs.
+          EXPECT_TRUE(stream->synchronize());
+          EXPECT_TRUE(stream->copy(values.data(), from.data(), bytes));
+          EXPECT_TRUE(stream->synchronize());
+          return values;
+        };
+        for (const Rows& rows : calls) {
+          SCOPED_TRACE(std::to_string(rows.rows) + " rows of " + std::to_string(rows.bytes));
+          const bool last = &rows == std::end(calls) - 1;
+          std::vector<std::vector<std::uint8_t>> of_ranks;
+          for (int peer = 0; peer < size; ++peer) of_ranks.push_back(rows.of(peer, 9));
+          std::vector<std::uint8_t> gathered, dealt, collected;
+          for (int peer = 0; peer < size; ++peer) {
+            const auto& theirs = of_ranks[static_cast<std::size_t>(peer)];
+            const auto for_me = rows.dealt(theirs, size, rank);
+            const auto for_them = rows.dealt(theirs, size, peer);
+            gathered.insert(gathered.end(), theirs.begin(), theirs.end());
+            dealt.insert(dealt.end(), for_me.begin(), for_me.end());
+            collected.insert(collected.end(), for_them.begin(), for_them.end());
+          }
+          const auto& mine = of_ranks[static_cast<std::size_t>(rank)];
+          ASSERT_TRUE(stream->copy(in->data(), mine.data(), mine.size()));
+          const TensorView from = view(in->data(), DType::kU8, device, {rows.rows, rows.bytes});
+          const TensorView all =
+              view(out->data(), DType::kU8, device, {size, rows.rows, rows.bytes});
+          const std::int64_t own = dealt_rows(rows.rows, size, rank).count;
+          const TensorView part = view(out->data(), DType::kU8, device, {size, own, rows.bytes});
+          ASSERT_TRUE(last ? comm.all_gather(from, all, *stream)
+                           : collectives::all_gather(*small, from, all, *stream));
+          ASSERT_TRUE(get(*out, gathered.size()) == gathered);
+          ASSERT_TRUE(last ? comm.deal_rows(from, part, *stream)
+                           : collectives::deal_rows(*small, from, part, *stream));
+          ASSERT_TRUE(get(*out, dealt.size()) == dealt);
+          ASSERT_TRUE(last ? comm.collect_rows(from, *stream)
+                           : collectives::collect_rows(*small, from, *stream));
+          ASSERT_TRUE(get(*in, collected.size()) == collected);
+        }
+        test::meet(comm);
+      });
+}
+
 TEST(Collectives, WrongShapesAndTypesAreRefusedWithASentence) {
   auto comm = Communicator::create({}, Device{});
   ASSERT_TRUE(comm);

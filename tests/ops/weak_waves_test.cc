@@ -70,7 +70,7 @@ Status launch_all_reduce(const ChannelView& team, const TensorView& in, const Te
   where.mailbox_bytes = team.bytes;
   LaunchShape shape;
   TENON_TRY(weak_wave::collectives::shape_for(
-      in, where, weak_wave::all_reduce::slot_in(team.bytes, team.size), 0, &shape));
+      in.bytes(), where, weak_wave::all_reduce::slot_in(team.bytes, team.size), 0, &shape));
   return run_kernel(team.max_blocks, [&] {
     return weak_wave::all_reduce::launch_all_reduce<ChosenRules>(shape, {in, out}, team, stream);
   });

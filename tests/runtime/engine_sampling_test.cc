@@ -161,6 +161,70 @@ TEST(EngineSampling, LogprobsAreThoseOfTheModel) {
   }
 }
 
+// What a request was told: tokens, and log probabilities where it asked for them.
+struct Told {
+  Tokens tokens;
+  std::vector<float> drawn;
+  std::vector<std::pair<std::int32_t, float>> likeliest;
+  bool operator==(const Told&) const = default;
+};
+
+std::vector<Told> told_to(const EngineOptions& options, const std::vector<SamplingParams>& asked) {
+  std::mt19937 random(8);
+  std::vector<Told> told(asked.size());
+  std::map<RequestId, std::size_t> places;
+  auto engine = must_open(options);
+  for (std::size_t i = 0; i < asked.size(); ++i) {
+    const auto id = engine->submit(random_prompt(random, 20), asked[i]);
+    EXPECT_TRUE(id) << id.status().to_string();
+    if (id) places[*id] = i;
+  }
+  while (!engine->idle()) {
+    const auto events = engine->step();
+    EXPECT_TRUE(events) << events.status().to_string();
+    if (!events) break;
+    for (const TokenEvent& event : *events) {
+      Told& one = told[places.at(event.id)];
+      one.tokens.push_back(event.token);
+      EXPECT_EQ(event.logprobs.has_value(), asked[places.at(event.id)].logprobs >= 0);
+      if (!event.logprobs) continue;
+      one.drawn.push_back(event.logprobs->drawn);
+      for (const auto& each : event.logprobs->likeliest) one.likeliest.push_back(each);
+    }
+  }
+  return told;
+}
+
+// More than four rows of logits are dealt to the ranks, fewer are drawn by every rank: nobody can
+// tell which it was.
+TEST(EngineSampling, DealtRowsAreDrawnLikeGatheredOnes) {
+  constexpr int kDrawn = 12;
+  std::vector<SamplingParams> asked;
+  for (std::size_t i = 0; i < 21; ++i) {
+    asked.push_back(all_kinds(kDrawn)[i % 8]);
+    SamplingParams& one = asked.back();
+    one.ignore_eos = true;
+    one.seed = 100 + i;
+    if (i % 3 != 0) one.temperature = 0.5f + 0.25f * static_cast<float>(i % 5);
+    if (i % 4 == 1) one.top_k = 7;
+    if (i % 5 == 2) one.top_p = 0.8f;
+    if (i % 2 == 1) one.logprobs = static_cast<int>(i % 6);
+  }
+  const std::vector<Told> expected = told_to(engine_options(1), asked);
+  for (const Told& one : expected) EXPECT_EQ(one.tokens.size(), std::size_t{kDrawn});
+  for (const Target target : {Target::kCpu, Target::kEmu32})
+    for (const int tp : {1, 2, 3, 4, 8}) {
+      EngineOptions options = engine_options(tp, target);
+      options.max_tokens_per_step = 500;  // all prompts in the first step
+      for (const int batch : {5, 16, 21}) {
+        SCOPED_TRACE(std::string(name(target)) + ", tp " + std::to_string(tp) + ", " +
+                     std::to_string(batch) + " sequences");
+        options.max_batch = batch;
+        EXPECT_TRUE(told_to(options, asked) == expected);
+      }
+    }
+}
+
 TEST(EngineSampling, RefusesABiasOfNoToken) {
   auto engine = must_open(engine_options(1));
   SamplingParams sampling = greedy(3);

@@ -24,6 +24,15 @@ constexpr std::size_t kChunkBytes = HostExchange::kChunkBytes;
 
 // Of every rank's addend, what is gathered at a time on a stream: 64 MiB in all for eight ranks.
 constexpr std::size_t kGatherBytes = std::size_t{8} << 20;
+
+// Of a rank's mailbox of all_gather, whatever the number of ranks: on devices a step costs a round
+// trip, so that the slots of one must hold what links carry in much longer than that.
+constexpr std::size_t kGatherMailboxBytes = std::size_t{16} << 20;
+std::size_t gather_mailbox_bytes(Target target, int size) {
+  const std::size_t least = collectives::all_gather_mailbox_bytes(size, kChunkBytes);
+  return is_host(target) || size == 1 ? least : std::max(least, kGatherMailboxBytes);
+}
+
 std::size_t gather_bytes(Target target) { return is_host(target) ? kChunkBytes : kGatherBytes; }
 
 // A gather and a sum for each chunk, in the order of the stream: one scratch serves them all.
@@ -125,10 +134,9 @@ Status check_reduce(const TensorView& in, const TensorView& out, Device device,
   return collectives::check_place("all_reduce", in, out, true, device, stream);
 }
 
-Status check_gather(const TensorView& in, const TensorView& out, int size, Device device,
-                    const Stream& stream) {
-  TENON_TRY(all_gather::check({in, out}, size));
-  return collectives::check_place("all_gather", in, out, size == 1, device, stream);
+Status check_gather(const all_gather::Args& args, int size, Device device, const Stream& stream) {
+  TENON_TRY(all_gather::check(args, size));
+  return all_gather::check_place(args, size, device, stream);
 }
 
 Status copy_alone(const TensorView& in, const TensorView& out, Stream& stream) {
@@ -176,16 +184,31 @@ Status all_reduce(const Channel& channel, const PartialRows& in, const TensorVie
   return launch(plan, &args, &team, stream);
 }
 
-Status all_gather(const Channel& channel, const TensorView& in, const TensorView& out,
-                  Stream& stream) {
+namespace {
+Status gather(const Channel& channel, const tenon::all_gather::Args& args, Stream& stream) {
   const ChannelView& team = channel.view();
-  TENON_TRY(check_gather(in, out, team.size, channel.device(), stream));
-  if (in.size() == 0) return Status::ok();
-  if (team.size == 1) return copy_alone(in, out, stream);
+  TENON_TRY(check_gather(args, team.size, channel.device(), stream));
+  if (args.in.size() == 0) return Status::ok();
+  if (team.size == 1) return copy_alone(args.in, args.out, stream);
   TENON_TRY(check_channel(channel, all_gather_mailbox_bytes(team.size, 1)), "all_gather");
-  const tenon::all_gather::Args args{in, out};
   TENON_ASSIGN(const Plan plan, choose(tenon::all_gather::kOp, &args, plan_context(channel)));
   return launch(plan, &args, &team, stream);
+}
+}  // namespace
+
+Status all_gather(const Channel& channel, const TensorView& in, const TensorView& out,
+                  Stream& stream) {
+  return gather(channel, {in, out}, stream);
+}
+
+Status deal_rows(const Channel& channel, const TensorView& in, const TensorView& out,
+                 Stream& stream) {
+  return gather(channel, {in, out, tenon::all_gather::Form::kDeal, channel.view().rank}, stream);
+}
+
+Status collect_rows(const Channel& channel, const TensorView& rows, Stream& stream) {
+  return gather(channel, {rows, rows, tenon::all_gather::Form::kCollect, channel.view().rank},
+                stream);
 }
 
 }  // namespace collectives
@@ -194,9 +217,8 @@ Status Communicator::open_collectives() {
   if (state_->transport->on_streams() != nullptr) return open_streams(*state_);
   state_->scratch.resize(kChunkBytes * static_cast<std::size_t>(size()));
   if (!can().peer_pointers) return Status::ok();
-  TENON_ASSIGN(
-      gather_channel_,
-      make_channel(collectives::all_gather_mailbox_bytes(size(), kChunkBytes), "all_gather"));
+  TENON_ASSIGN(gather_channel_,
+               make_channel(gather_mailbox_bytes(device().target, size()), "all_gather"));
   if (is_host(device().target)) return Status::ok();
   TENON_ASSIGN(
       reduce_channel_,
@@ -220,7 +242,7 @@ Status Communicator::all_reduce(const PartialRows& in, const TensorView& out, St
 Status Communicator::all_gather(const TensorView& in, const TensorView& out, Stream& stream) {
   TENON_TRY(state_->awake(), "all_gather");
   if (gather_channel_) return collectives::all_gather(gather_channel_, in, out, stream);
-  TENON_TRY(check_gather(in, out, size(), device(), stream));
+  TENON_TRY(check_gather({in, out}, size(), device(), stream));
   if (in.size() == 0) return Status::ok();
   if (StreamCollectives* const collectives = state_->transport->on_streams())
     return size() == 1 ? copy_alone(in, out, stream)
@@ -229,6 +251,25 @@ Status Communicator::all_gather(const TensorView& in, const TensorView& out, Str
   const HostCollective job{
       state_.get(), in.as<const std::byte>(), out.as<std::byte>(), in.bytes(), {}};
   return enqueue(*state_, job, stream);
+}
+
+Status Communicator::deal_rows(const TensorView& in, const TensorView& out, Stream& stream) {
+  TENON_TRY(check_deals("deal_rows"));
+  return collectives::deal_rows(gather_channel_, in, out, stream);
+}
+
+Status Communicator::collect_rows(const TensorView& rows, Stream& stream) {
+  TENON_TRY(check_deals("collect_rows"));
+  return collectives::collect_rows(gather_channel_, rows, stream);
+}
+
+Status Communicator::check_deals(std::string_view what) const {
+  TENON_TRY(state_->awake(), what);
+  if (gather_channel_) return Status::ok();
+  return Status::error(Code::kUnsupported,
+                       std::string(what) + ": over transport " + std::string(transport()) +
+                           " the ranks cannot address each other's memory, by which rows are " +
+                           "dealt; accepted where can().peer_pointers");
 }
 
 }  // namespace tenon

@@ -9,6 +9,7 @@
 #include <cstddef>
 
 #include "tenon/comm/channel.h"
+#include "tenon/comm/collectives/dealt_rows.h"
 #include "tenon/comm/device/channel_view.h"
 #include "tenon/comm/partial_rows.h"
 #include "tenon/core/status.h"
@@ -32,5 +33,15 @@ Status all_reduce(const Channel& channel, const PartialRows& in, const TensorVie
 // out[r] = rank r's `in`: out is [size, …in]. Any dtype, contiguous, not overlapping. As above.
 Status all_gather(const Channel& channel, const TensorView& in, const TensorView& out,
                   Stream& stream);
+
+// Rows of the first dimension are dealt to the ranks as dealt_rows() says (dealt_rows.h).
+//   deal_rows:    out[r] = of rank r's `in` [rows, …] the rows dealt to this rank: out is
+//                 [size, rows dealt, …].
+//   collect_rows: a rank brings the rows of `rows` [rows, …] that are dealt to it, and gets the
+//                 others of their ranks.
+// Otherwise as all_gather, on the same kind of channel. Collective: all ranks with as many rows.
+Status deal_rows(const Channel& channel, const TensorView& in, const TensorView& out,
+                 Stream& stream);
+Status collect_rows(const Channel& channel, const TensorView& rows, Stream& stream);
 
 }  // namespace tenon::collectives

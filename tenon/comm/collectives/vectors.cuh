@@ -91,7 +91,7 @@ inline std::uint64_t slot_of(std::size_t bytes, std::size_t slots) {
 
 // Why calls cannot go through a mailbox, or a shape: a function of the size and of what the ranks
 // agreed on, hence the same on every rank.
-inline Status shape_for(const TensorView& in, const PlanContext& where, std::uint64_t slot_bytes,
+inline Status shape_for(std::size_t bytes, const PlanContext& where, std::uint64_t slot_bytes,
                         std::size_t least, LaunchShape* shape) {
   if (where.team_size < 2)
     return Status::error(Code::kUnsupported, "one rank has nobody to exchange with");
@@ -102,7 +102,7 @@ inline Status shape_for(const TensorView& in, const PlanContext& where, std::uin
                          "the mailbox has " + std::to_string(where.mailbox_bytes) + " bytes; " +
                              std::to_string(where.team_size) + " ranks need at least " +
                              std::to_string(least));
-  const std::uint64_t chunk = in.bytes() < slot_bytes ? in.bytes() : slot_bytes;
+  const std::uint64_t chunk = bytes < slot_bytes ? bytes : slot_bytes;
   const auto vectors = static_cast<int>((chunk + kVectorBytes - 1) / kVectorBytes);
   shape->cooperative = true;
   shape->early = where.may_start_early;

@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -189,6 +190,7 @@ class VendorBackend final : public Backend {
   Status launch_now(void* stream, const LaunchShape& shape, const KernelCall& call) {
     TENON_TRY(keep_device(device_of(stream)));
     TENON_TRY(allow_shared(call.kernel, device_of(stream), shape.shared_bytes));
+    TENON_TRY(allow_cluster(call.kernel, device_of(stream), shape.cluster));
     std::array<void*, 1> args{const_cast<void*>(call.args)};
     const dim3 grid(static_cast<unsigned>(shape.blocks)),
         block(static_cast<unsigned>(shape.threads));
@@ -342,10 +344,29 @@ class VendorBackend final : public Backend {
     return Status::ok();
   }
 
+  // Every device that has clusters takes some of this size; for more a kernel must ask.
+  static constexpr int kPortableCluster = 8;
+  Status allow_cluster(const void* kernel, int device, int cluster) {
+    if (cluster <= kPortableCluster) return Status::ok();
+#if defined(TENON_HAS_CUDA)
+    std::lock_guard lock(mutex_);
+    if (large_clusters_.contains({kernel, device})) return Status::ok();
+    TENON_VENDOR(FuncSetAttribute, kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    large_clusters_.emplace(kernel, device);
+    return Status::ok();
+#else
+    static_cast<void>(kernel);
+    return Status::error(Code::kUnsupported, "device " + std::to_string(device) +
+                                                 " has no clusters; asked for one of " +
+                                                 std::to_string(cluster) + " blocks");
+#endif
+  }
+
   static VendorStream as_stream(void* stream) { return static_cast<DeviceStream*>(stream)->stream; }
   std::mutex mutex_;
   std::map<int, DeviceProperties> properties_;
   std::map<std::pair<const void*, int>, std::size_t> allowed_shared_;  // of a kernel on a device
+  std::set<std::pair<const void*, int>> large_clusters_;               // that they may have
 
   static int device_of(void* stream) { return static_cast<DeviceStream*>(stream)->device; }
 };

@@ -1,4 +1,4 @@
-// Draws one token per row from logits that lie in vocabulary slices, identically on every rank.
+// Draws one token per row from logits that lie in vocabulary slices, identically wherever it runs.
 //   Single logits are edited first: biases, penalties of what was said before; then ids that the
 //   row's mask leaves out become no candidates. Then, temperature 0: the largest logit, lowest id
 //   on ties. Otherwise: logits / temperature, the top_k largest, those

@@ -8,8 +8,9 @@
 namespace tenon::TENON_TARGET::sampling {
 namespace {
 
+template <int kClusterBlocks>
 struct ClusterTeam {
-  static constexpr int kRanks = 8, kBuckets = 4096;
+  static constexpr int kRanks = kClusterBlocks, kBuckets = 4096;
   TENON_DEVICE int rank() { return block_id() % kRanks; }
   TENON_DEVICE void sync() {
     sync_wave();
@@ -20,13 +21,14 @@ struct ClusterTeam {
     return sm90::at_rank(mine, rank);
   }
 };
-constexpr int kClusterThreads = 8192 / ClusterTeam::kRanks;
-using ClusterRoom = Room<ClusterTeam>;
-static_assert(sizeof(ClusterRoom) % 16 == 0);
+constexpr int kClusterThreads = 1024;
+// Of a cluster. Few rows get clusters of the larger size, which any device of kLeastUnits can hold,
+// for it has at most 8 groups of multiprocessors, of which a cluster takes one.
+constexpr int kBlocks = 8, kMoreBlocks = 16, kMostRowsOfMore = 4, kLeastUnits = 8 * 15 + 1;
 
 // Ids of a row that a block has, a multiple of 4; the last ones may have no token.
-std::int64_t part_of(std::int64_t num_tokens) {
-  return (num_tokens + 4 * ClusterTeam::kRanks - 1) / (4 * ClusterTeam::kRanks) * 4;
+std::int64_t part_of(std::int64_t num_tokens, int blocks) {
+  return (num_tokens + 4 * blocks - 1) / (4 * blocks) * 4;
 }
 
 struct ClusterSample {
@@ -111,18 +113,21 @@ TENON_DEVICE void apply_mask(const Part& part, const std::uint32_t* mask) {
   }
 }
 
+template <int kClusterBlocks>
 TENON_KERNEL sample_cluster_kernel(ClusterSample call) {
+  using Team = ClusterTeam<kClusterBlocks>;
+  static_assert(sizeof(Room<Team>) % 16 == 0);
   TENON_DYNAMIC_SHARED(std::byte, memory);
-  ClusterRoom& room = *reinterpret_cast<ClusterRoom*>(memory);
+  Room<Team>& room = *reinterpret_cast<Room<Team>*>(memory);
   const Sample& sample = call.sample;
-  const int r = block_id() / ClusterTeam::kRanks;
+  const int r = block_id() / Team::kRanks;
   wait_for_previous();
   let_next_start();
   if (r >= sample.rows) return;  // the plan was made for more
   const LogitRow row = row_of(sample, r);
-  const std::int32_t begin = ClusterTeam::rank() * call.part;
+  const std::int32_t begin = Team::rank() * call.part;
   const std::int32_t left = (row.num_tokens - begin + 3) / 4 * 4;
-  const Part part{reinterpret_cast<float*>(memory + sizeof(ClusterRoom)), begin,
+  const Part part{reinterpret_cast<float*>(memory + sizeof(Room<Team>)), begin,
                   left < 0           ? 0
                   : left < call.part ? left
                                      : call.part};
@@ -148,8 +153,8 @@ TENON_KERNEL sample_cluster_kernel(ClusterSample call) {
   }
   if (changes) seen = join(room, see_all(part), 0);
   const std::int32_t drawn = draw(room, sample, r, part, seen);
-  if (ClusterTeam::rank() == 0 && thread_id() == 0) finish_row(sample, r, row, drawn);
-  ClusterTeam::sync();  // a block's memory stays while others read it
+  if (Team::rank() == 0 && thread_id() == 0) finish_row(sample, r, row, drawn);
+  Team::sync();  // a block's memory stays while others read it
 }
 
 Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
@@ -158,26 +163,35 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   if (found != 90)
     return no("the device has compute capability " + std::to_string(found / 10) + "." +
               std::to_string(found % 10) + "; its instructions are those of 9.0");
+  const std::int64_t rows = args.out.shape[0];
+  const bool more = rows <= kMostRowsOfMore && where.properties.num_units >= kLeastUnits;
+  const int blocks = more ? kMoreBlocks : kBlocks;
+  const std::size_t room =
+      more ? sizeof(Room<ClusterTeam<kMoreBlocks>>) : sizeof(Room<ClusterTeam<kBlocks>>);
   const std::size_t bytes =
-      sizeof(ClusterRoom) + static_cast<std::size_t>(part_of(args.num_tokens)) * sizeof(float);
+      room + static_cast<std::size_t>(part_of(args.num_tokens, blocks)) * sizeof(float);
   if (bytes > where.properties.max_shared_bytes)
     return no("num_tokens is " + std::to_string(args.num_tokens) + "; a part of such a row takes " +
               std::to_string(bytes) + " bytes of shared memory, and a block has " +
               std::to_string(where.properties.max_shared_bytes));
   LaunchShape shape;
-  shape.blocks = static_cast<int>(args.out.shape[0]) * ClusterTeam::kRanks;
+  shape.blocks = static_cast<int>(rows) * blocks;
   shape.threads = kClusterThreads;
   shape.shared_bytes = bytes;
-  shape.cluster = ClusterTeam::kRanks;
+  shape.cluster = blocks;
   shape.early = where.may_start_early;
   recipe->launch("sample_cluster_kernel", shape);
   return Status::ok();
 }
 
 Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
-  return tenon::launch(
-      stream, recipe.launches.front().shape, sample_cluster_kernel,
-      ClusterSample{sample_of(args), static_cast<std::int32_t>(part_of(args.num_tokens))});
+  const LaunchShape& shape = recipe.launches.front().shape;
+  const ClusterSample call{sample_of(args),
+                           static_cast<std::int32_t>(part_of(args.num_tokens, shape.cluster))};
+  return tenon::launch(stream, shape,
+                       shape.cluster == kMoreBlocks ? sample_cluster_kernel<kMoreBlocks>
+                                                    : sample_cluster_kernel<kBlocks>,
+                       call);
 }
 
 }  // namespace

@@ -10,8 +10,8 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   LaunchShape shape;
   const std::uint64_t slot =
       where.team_size < 2 ? 0 : slot_in(where.mailbox_bytes, where.team_size);
-  TENON_TRY(shape_for(args.in, where, slot, tenon::all_reduce::mailbox_bytes(where.team_size, 1),
-                      &shape));
+  TENON_TRY(shape_for(args.in.bytes(), where, slot,
+                      tenon::all_reduce::mailbox_bytes(where.team_size, 1), &shape));
   recipe->launch("all_reduce_kernel", shape);
   recipe->set("chunks", static_cast<std::int64_t>((args.in.bytes() + slot - 1) / slot));
   return Status::ok();

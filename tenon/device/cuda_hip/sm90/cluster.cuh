@@ -6,12 +6,14 @@
 
 namespace tenon::TENON_TARGET::sm90 {
 
-// A barrier of all threads of the cluster's blocks: what each stored before it, all see after it.
-// The order of shared memory alone would do, by fences that are restricted to it and a relaxed
-// arrival; with this one a fence waits for the whole device, about half a microsecond.
+// A barrier of all threads of the cluster's blocks, for shared memory alone: what each stored in
+// its own block's before it, all see after it; what it read of other blocks' it must have used
+// before. A plain release would order all memory, for which it waits for the whole device, about
+// half a microsecond.
 TENON_DEVICE void cluster_sync() {
   asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n\t"
+      "fence.release.sync_restrict::shared::cta.cluster;\n\t"
+      "barrier.cluster.arrive.relaxed.aligned;\n\t"
       "barrier.cluster.wait.acquire.aligned;"
       :
       :
