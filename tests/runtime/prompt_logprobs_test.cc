@@ -8,9 +8,9 @@
 #include <cstring>
 #include <set>
 
-#include "tenon/core/file.h"
 #include "tenon/models/safetensors.h"
 #include "tests/runtime/engine_driver.h"
+#include "tests/support/targets.h"
 
 namespace tenon {
 namespace {
@@ -206,44 +206,57 @@ std::vector<std::uint32_t> bits_of(const std::vector<TokenLogprobs>& told) {
   return bits;
 }
 
-TEST(PromptLogprobs, DependOnTheSequenceAlone) {
+// Each prompt alone, in one piece, in an engine of its own that keeps nothing; then all together
+// and beside others, in pieces, twice, in other stages.
+void expect_the_same_bits(Target target, int tp) {
+  SCOPED_TRACE(std::string(name(target)) + ", " + std::to_string(tp) + " ranks");
   std::mt19937 random(4);
   std::vector<Tokens> prompts;
   for (const int length : {2, 65, 190}) prompts.push_back(prompt_of(random, length, 960));
   prompts.push_back(prompts.back());  // begins as another, which may have kept it
   prompts.back().insert(prompts.back().end(), {5, 6, 7});
-  for (const int tp : {1, 2}) {
-    std::vector<std::vector<std::uint32_t>> wanted;
-    for (const Tokens& prompt : prompts) {
-      EngineOptions options = tiny_options(tp);
-      options.max_batch = 1;
-      options.prefix_states = 0;
-      options.max_tokens_per_step = 512;
-      wanted.push_back(bits_of(tell_alone(*open_tiny(options), prompt, telling(3)).prompt));
-      EXPECT_EQ(wanted.back().size(), (prompt.size() - 1) * 7);
-    }
-    EXPECT_GT(std::set(wanted.begin(), wanted.end()).size(), 3u);
-    for (const auto& [stage, step] : std::map<int, int>{{1, 72}, {3, 150}}) {
-      SCOPED_TRACE(std::to_string(tp) + " ranks, stage " + std::to_string(stage) + ", steps of " +
-                   std::to_string(step));
-      EngineOptions options = tiny_options(tp);
-      options.force_stage = static_cast<StagePolicy>(stage);
-      options.max_stage = stage;
-      options.max_tokens_per_step = step;
-      auto engine = open_tiny(options);
-      for (int round = 0; round < 2; ++round) {
-        std::map<RequestId, std::size_t> asked;
-        for (std::size_t i = 0; i < prompts.size(); ++i) {
-          const auto id = engine->submit(prompts[i], telling(3, 0, static_cast<int>(i) % 2));
-          ASSERT_TRUE(id) << id.status().to_string();
-          asked[*id] = i;
-          ASSERT_TRUE(engine->submit(prompts[(i + 1) % 3], greedy(2, true)));
-        }
-        AllTold all = run_told(*engine);
-        for (const auto& [id, i] : asked) EXPECT_EQ(bits_of(all[id].prompt), wanted[i]) << i;
+  EngineOptions options = tiny_options(tp);
+  options.target = target;
+  options.max_batch = 1;
+  options.prefix_states = 0;
+  options.max_tokens_per_step = 512;
+  std::vector<std::vector<std::uint32_t>> wanted;
+  for (const Tokens& prompt : prompts) {
+    wanted.push_back(bits_of(tell_alone(*open_tiny(options), prompt, telling(3)).prompt));
+    EXPECT_EQ(wanted.back().size(), (prompt.size() - 1) * 7);
+  }
+  EXPECT_GT(std::set(wanted.begin(), wanted.end()).size(), 3u);
+  options.max_batch = 8;
+  options.prefix_states = 16;
+  for (const auto& [stage, step] : std::map<int, int>{{1, 72}, {3, 150}}) {
+    SCOPED_TRACE("stage " + std::to_string(stage) + ", steps of " + std::to_string(step));
+    options.force_stage = static_cast<StagePolicy>(stage);
+    options.max_stage = stage;
+    options.max_tokens_per_step = step;
+    auto engine = open_tiny(options);
+    for (int round = 0; round < 2; ++round) {
+      std::map<RequestId, std::size_t> asked;
+      for (std::size_t i = 0; i < prompts.size(); ++i) {
+        const auto id = engine->submit(prompts[i], telling(3, 0, static_cast<int>(i) % 2));
+        ASSERT_TRUE(id) << id.status().to_string();
+        asked[*id] = i;
+        ASSERT_TRUE(engine->submit(prompts[(i + 1) % 3], greedy(2, true)));
       }
+      AllTold all = run_told(*engine);
+      for (const auto& [id, i] : asked) EXPECT_EQ(bits_of(all[id].prompt), wanted[i]) << i;
     }
   }
+}
+
+TEST(PromptLogprobs, DependOnTheSequenceAlone) {
+  for (const int tp : {1, 2}) ASSERT_NO_FATAL_FAILURE(expect_the_same_bits(Target::kCpu, tp));
+}
+
+TEST(PromptLogprobs, DependOnTheSequenceAloneOnDevices) {
+  const std::vector<Target> targets = device_targets();
+  if (targets.empty()) GTEST_SKIP() << kNoDevice;
+  for (const Target target : targets)
+    for (const int tp : {1, 2}) ASSERT_NO_FATAL_FAILURE(expect_the_same_bits(target, tp));
 }
 
 std::int32_t golden_id(std::uint64_t x) {
