@@ -1,6 +1,7 @@
 #include "tenon/serve/language_model.h"
 
 #include <filesystem>
+#include <mutex>
 #include <utility>
 
 #include "tenon/core/file.h"
@@ -51,21 +52,41 @@ std::vector<std::int32_t> TextCodec::eos_ids() const {
 }
 
 LanguageModel::LanguageModel(TextCodec text, const EngineOptions& options,
-                             std::unique_ptr<Engine> engine)
+                             Engine::ModelFactory make_model)
     : text_(std::move(text)),
       max_context_(options.max_context),
       max_batch_(options.max_batch),
-      engine_(std::move(engine)) {}
+      make_model_(std::move(make_model)) {}
 
 Result<std::unique_ptr<LanguageModel>> LanguageModel::open(TextCodec text, EngineOptions options,
                                                            Engine::ModelFactory make_model) {
   return guarded([&]() -> Result<std::unique_ptr<LanguageModel>> {
-    options.num_tokens = text.tokenizer().num_tokens();
-    options.eos_ids = text.eos_ids();
-    TENON_ASSIGN(auto engine, Engine::open(options, std::move(make_model)));
-    return std::unique_ptr<LanguageModel>(
-        new LanguageModel(std::move(text), options, std::move(engine)));
+    std::unique_ptr<LanguageModel> model(
+        new LanguageModel(std::move(text), options, std::move(make_model)));
+    TENON_TRY(model->reopen(std::move(options)));
+    model->eos_ids_ = model->engine_->eos_ids();
+    return model;
   });
+}
+
+Status LanguageModel::check(const std::vector<std::int32_t>& prompt,
+                            const SamplingParams& sampling) const {
+  const std::shared_lock lock(mutex_);
+  return engine_ == nullptr ? Status::ok() : engine_->check_request(prompt, sampling);
+}
+
+void LanguageModel::close() {
+  const std::unique_lock lock(mutex_);
+  engine_ = nullptr;
+}
+
+Status LanguageModel::reopen(EngineOptions options) {
+  options.num_tokens = text_.tokenizer().num_tokens();
+  options.eos_ids = text_.eos_ids();
+  TENON_ASSIGN(auto engine, Engine::open(options, make_model_));
+  const std::unique_lock lock(mutex_);
+  engine_ = std::move(engine);
+  return Status::ok();
 }
 
 Result<std::unique_ptr<LanguageModel>> LanguageModel::open(const EngineOptions& options,
