@@ -314,7 +314,7 @@ class End(Served):
     @staticmethod
     def rest_of(client):
         try:
-            while client.more():
+            while not client.held.endswith(b"0\r\n\r\n") and client.more():
                 pass
         except ConnectionError:
             pass
