@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -20,7 +21,9 @@
 #include "apps/server/stats_watch.h"
 #include "apps/session.h"
 #include "apps/table.h"
+#include "apps/team.h"
 #include "apps/version.h"
+#include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/core/file.h"
 #include "tenon/core/json.h"
 
@@ -39,6 +42,7 @@ struct Options {
   bool use_generation_config = true, quiet = false;
   int drain_seconds = 30, stall_seconds = 20, body_mb = 32;
   int request_seconds = 10, write_seconds = 30;
+  int restarts = 0;
 };
 
 // What the checkpoint's generation_config.json says of drawing; without one, and without a number
@@ -177,13 +181,24 @@ Status serve_session(const Options& options, Session& session) {
                service_options.keys.empty() ? ", without keys" : "");
   if (const std::string note = note_of(options.session.weights); !note.empty())
     std::fprintf(stderr, "tenon: %s\n", note.c_str());
-  const Status ended = wait_for_end(session);
+  Status ended = wait_for_end(session);
+  for (int left = options.restarts; !ended && left > 0; --left) {
+    std::fprintf(stderr, "tenon: the engine is dead: %s\ntenon: it is started again; %d of %d\n",
+                 ended.to_string().c_str(), options.restarts - left + 1, options.restarts);
+    ended = session.restart();
+    if (ended) ended = wait_for_end(session);
+  }
   drain(options, session, service, *http);
   return ended;
 }
 
 Status serve(const Options& given) {
   Options options = given;
+  if (options.restarts > 0 && !Team::has_leader() &&
+      was_launched([](const char* name) { return std::getenv(name); }))
+    return Status::error(Code::kInvalidArgument,
+                         "--restart is given, but the ranks were started by somebody else, who has "
+                         "to start them again; accepted is --restart 0");
   options.session.quiet |= options.quiet;
   TENON_TRY(check(options.session));
   TENON_ASSIGN(auto session, Session::open(options.session));
@@ -275,6 +290,12 @@ void add_service_options(CLI::App& app, Options& options) {
                  "without a finished step while there is work: /health says 503")
       ->capture_default_str()
       ->check(whole_number(1, 86'400))
+      ->group(group);
+  app.add_option("--restart", options.restarts,
+                 "how often an engine that died is made anew from the checkpoint, with its ranks; "
+                 "then the program ends with 1")
+      ->capture_default_str()
+      ->check(whole_number(0, 1'000'000))
       ->group(group);
   app.add_flag("!--no-page", options.service.has_page, "leave out the page for people at \"/\"")
       ->group("HTTP");

@@ -164,9 +164,10 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
       ->capture_default_str()
       ->check(CLI::Range(0.01, 1.0))
       ->group("Model");
-  app.add_option("--prefix-states", options.prefix_states,
-                 "states that are kept of prompts, for prompts that begin alike: one for each conversation "
-                 "that goes on and two more are enough; 0: none")
+  app.add_option(
+         "--prefix-states", options.prefix_states,
+         "states that are kept of prompts, for prompts that begin alike: one for each conversation "
+         "that goes on and two more are enough; 0: none")
       ->capture_default_str()
       ->check(whole_number(0, kMaxTokensPerStep))
       ->group("Model");
@@ -181,25 +182,38 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
   add_stage_limits(app, options);
 }
 
-Session::Session() = default;
+Session::Session(const SessionOptions& options) : options_(options) {}
 Session::~Session() = default;  // queue, then engine, which tells the team to end
 
-Result<std::unique_ptr<Session>> Session::open(const SessionOptions& options) {
-  const auto begin = std::chrono::steady_clock::now();
-  TENON_ASSIGN(EngineOptions wanted, engine_options(options));
-  std::unique_ptr<Session> session(new Session);
-  session->name_ = options.model;
-  TENON_ASSIGN(serve::TextCodec text, load_text(options));
+Result<EngineOptions> Session::gather() {
+  TENON_ASSIGN(EngineOptions wanted, engine_options(options_));
   const auto variable = [](const char* name) { return std::getenv(name); };
-  const bool launched = was_launched(variable);
-  if (options.processes && !launched && options.tp > 1) {
-    TENON_ASSIGN(session->team_, Team::start(options.tp));
+  if (options_.processes && options_.tp > 1 && (team_ != nullptr || !was_launched(variable))) {
+    team_ = nullptr;  // one that is dead ends before the next begins
+    TENON_ASSIGN(team_, Team::start(options_.tp));
   }
-  if (launched || session->team_ != nullptr) {
+  if (team_ != nullptr || was_launched(variable)) {
     TENON_ASSIGN(const Launch launch, read_launch(variable));
     Team::name_follower(launch.rank, launch.size);
     TENON_ASSIGN(wanted.bootstrap, socket_bootstrap(launch, wanted.deadline));
   }
+  return wanted;
+}
+
+Status Session::restart() {
+  model_->close();
+  TENON_ASSIGN(EngineOptions wanted, gather());
+  TENON_TRY(model_->reopen(std::move(wanted)));
+  queue_->revive();
+  return Status::ok();
+}
+
+Result<std::unique_ptr<Session>> Session::open(const SessionOptions& options) {
+  const auto begin = std::chrono::steady_clock::now();
+  TENON_TRY(check(options));  // before anything is read
+  std::unique_ptr<Session> session(new Session(options));
+  TENON_ASSIGN(serve::TextCodec text, load_text(options));
+  TENON_ASSIGN(EngineOptions wanted, session->gather());
   TENON_ASSIGN(session->model_, serve::LanguageModel::open(std::move(text), std::move(wanted)));
   if (!session->model_->leads()) {
     TENON_TRY(session->model_->follow());
@@ -218,7 +232,7 @@ serve::Prompt Session::prompt(std::string text) const {
 
 Result<int> Session::num_ids() const {
   if (reads_text()) return static_cast<int>(model_->text().tokenizer().num_tokens());
-  return vocabulary_of(name_);
+  return vocabulary_of(options_.model);
 }
 
 std::string memory_table(const MemoryPlan& plan) {

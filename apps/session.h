@@ -71,6 +71,10 @@ class Session {
   static Result<std::unique_ptr<Session>> open(const SessionOptions& options);
   ~Session();
 
+  // After the death of the engine: ends what is left of it and its team, makes another one from the
+  // checkpoint, and lets the queue take requests again. For the thread that called open().
+  Status restart();
+
   serve::RequestQueue& queue() { return *queue_; }
   const serve::LanguageModel& model() const { return *model_; }
   double load_seconds() const { return load_seconds_; }  // of open(), model and team
@@ -83,9 +87,12 @@ class Session {
   serve::Prompt prompt(std::string text) const;
 
  private:
-  Session();
+  explicit Session(const SessionOptions& options);
+  // The engine's options; with ranks that are processes, after starting those that are this
+  // process's to start and with their rendezvous.
+  Result<EngineOptions> gather();
+  const SessionOptions options_;
   std::unique_ptr<Team> team_;
-  std::string name_;  // of the model, as it was asked for
   std::unique_ptr<serve::LanguageModel> model_;
   std::unique_ptr<serve::RequestQueue> queue_;
   double load_seconds_ = 0;

@@ -196,6 +196,8 @@ std::string Metrics::text(const std::string& model, const Now& now) const {
   out +=
       decode_.text("vllm:request_decode_time_seconds", "From the first to the last token.", labels);
   one("tenon_max_batch", "gauge", "Requests that may run together.", now.max_batch);
+  one("tenon_engine_restarts_total", "counter", "Engines that were made for one that died.",
+      static_cast<double>(now.queue.revivals));
   one("tenon_healthy", "gauge", "1 where /health answers 200.", now.healthy ? 1 : 0);
   one("tenon_stalled_seconds", "gauge", "Since when there was work and no step ended.",
       now.stalled_seconds);

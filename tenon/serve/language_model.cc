@@ -1,6 +1,7 @@
 #include "tenon/serve/language_model.h"
 
 #include <filesystem>
+#include <mutex>
 #include <utility>
 
 #include "tenon/core/file.h"
@@ -51,24 +52,45 @@ std::vector<std::int32_t> TextCodec::eos_ids() const {
 }
 
 LanguageModel::LanguageModel(TextCodec text, const EngineOptions& options,
-                             std::unique_ptr<Engine> engine, AnswerMarks marks)
+                             Engine::ModelFactory make_model)
     : text_(std::move(text)),
       max_context_(options.max_context),
       max_batch_(options.max_batch),
-      engine_(std::move(engine)),
-      marks_(std::make_shared<const AnswerMarks>(std::move(marks))),
-      grammars_(text_.tokenizer(), engine_->eos_ids()) {}
+      make_model_(std::move(make_model)) {}
 
 Result<std::unique_ptr<LanguageModel>> LanguageModel::open(TextCodec text, EngineOptions options,
                                                            Engine::ModelFactory make_model) {
   return guarded([&]() -> Result<std::unique_ptr<LanguageModel>> {
-    options.num_tokens = text.tokenizer().num_tokens();
-    options.eos_ids = text.eos_ids();
-    TENON_ASSIGN(auto engine, Engine::open(options, std::move(make_model)));
-    TENON_ASSIGN(AnswerMarks marks, AnswerMarks::of(text.tokenizer(), engine->eos_ids()));
-    return std::unique_ptr<LanguageModel>(
-        new LanguageModel(std::move(text), options, std::move(engine), std::move(marks)));
+    std::unique_ptr<LanguageModel> model(
+        new LanguageModel(std::move(text), options, std::move(make_model)));
+    TENON_TRY(model->reopen(std::move(options)));
+    const std::vector<std::int32_t>& ends = model->engine_->eos_ids();
+    TENON_ASSIGN(AnswerMarks marks, AnswerMarks::of(model->text_.tokenizer(), ends));
+    model->eos_ids_ = ends;
+    model->marks_ = std::make_shared<const AnswerMarks>(std::move(marks));
+    model->grammars_.emplace(model->text_.tokenizer(), ends);
+    return model;
   });
+}
+
+Status LanguageModel::check(const std::vector<std::int32_t>& prompt,
+                            const SamplingParams& sampling) const {
+  const std::shared_lock lock(mutex_);
+  return engine_ == nullptr ? Status::ok() : engine_->check_request(prompt, sampling);
+}
+
+void LanguageModel::close() {
+  const std::unique_lock lock(mutex_);
+  engine_ = nullptr;
+}
+
+Status LanguageModel::reopen(EngineOptions options) {
+  options.num_tokens = text_.tokenizer().num_tokens();
+  options.eos_ids = text_.eos_ids();
+  TENON_ASSIGN(auto engine, Engine::open(options, make_model_));
+  const std::unique_lock lock(mutex_);
+  engine_ = std::move(engine);
+  return Status::ok();
 }
 
 Result<std::unique_ptr<LanguageModel>> LanguageModel::open(const EngineOptions& options,

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <shared_mutex>
 #include <string>
 #include <vector>
 
@@ -65,25 +66,32 @@ class LanguageModel {
   int max_context() const { return max_context_; }  // tokens, prompt and answer together
   int max_batch() const { return max_batch_; }      // requests that run together
   // Ids that end an answer, of the model and of the chat.
-  const std::vector<std::int32_t>& eos_ids() const { return engine_->eos_ids(); }
+  const std::vector<std::int32_t>& eos_ids() const { return eos_ids_; }
   // Grammars over the tokens of `text`, for rules of requests.
-  const GrammarCompiler& grammars() const { return grammars_; }
+  const GrammarCompiler& grammars() const { return *grammars_; }
   const std::shared_ptr<const AnswerMarks>& marks() const { return marks_; }
   // For one thread at a time; a RequestQueue over this model is that thread.
   Engine& engine() { return *engine_; }
-  // Whether the engine would take it. Safe from any thread.
-  Status check(const std::vector<std::int32_t>& prompt, const SamplingParams& sampling) const {
-    return engine_->check_request(prompt, sampling);
-  }
+  // Whether the engine would take it. Safe from any thread. Between close() and reopen() it is ok:
+  // whoever submits then is told that the engine is dead.
+  Status check(const std::vector<std::int32_t>& prompt, const SamplingParams& sampling) const;
+
+  // For an engine that is dead. close() ends it, and what it held is free; from then on nobody may
+  // ask for engine() until reopen() has made another one of the same model. Collective, as open():
+  // `options` are those of open(), with a bootstrap of its own where ranks are processes.
+  void close();
+  Status reopen(EngineOptions options);
 
  private:
-  LanguageModel(TextCodec text, const EngineOptions& options, std::unique_ptr<Engine> engine,
-                AnswerMarks marks);
+  LanguageModel(TextCodec text, const EngineOptions& options, Engine::ModelFactory make_model);
   TextCodec text_;
   int max_context_ = 0, max_batch_ = 0;
+  std::vector<std::int32_t> eos_ids_;
+  Engine::ModelFactory make_model_;
+  mutable std::shared_mutex mutex_;  // which engine there is
   std::unique_ptr<Engine> engine_;
   std::shared_ptr<const AnswerMarks> marks_;
-  GrammarCompiler grammars_;  // uses text_
+  std::optional<GrammarCompiler> grammars_;  // uses text_
 };
 
 }  // namespace tenon::serve

@@ -72,8 +72,7 @@ std::string_view name(Admission admission) {
 class RequestQueue::Loop final : public Canceller,
                                  public std::enable_shared_from_this<RequestQueue::Loop> {
  public:
-  Loop(LanguageModel& model, const QueueOptions& options)
-      : model_(model), engine_(model.engine()), options_(options) {}
+  Loop(LanguageModel& model, const QueueOptions& options) : model_(model), options_(options) {}
 
   // ---- any thread ----
   Submission submit(Request request);
@@ -82,6 +81,7 @@ class RequestQueue::Loop final : public Canceller,
   bool wait_until_quiet(std::chrono::milliseconds budget);
   QueueCounts counts() const;
   Status health() const;
+  void revive();
   std::chrono::milliseconds stalled_for() const;
   Result<EngineStats> ask_for_stats();
   void stop();
@@ -121,7 +121,6 @@ class RequestQueue::Loop final : public Canceller,
   void die(const Status& why);
 
   LanguageModel& model_;
-  Engine& engine_;
   const QueueOptions options_;
 
   // The engine's thread alone. Every id that the engine knows is in one of the two.
@@ -263,6 +262,14 @@ Status RequestQueue::Loop::health() const {
   return dead_;
 }
 
+void RequestQueue::Loop::revive() {
+  std::unique_lock lock(mutex_);
+  TENON_CHECK(!dead_);
+  quiet_.wait(lock, [&] { return counts_.queued + counts_.running == 0; });  // they are failing now
+  dead_ = Status::ok();
+  ++counts_.revivals;
+}
+
 std::chrono::milliseconds RequestQueue::Loop::stalled_for() const {
   const std::scoped_lock lock(mutex_);
   if (counts_.queued + counts_.running == 0) return std::chrono::milliseconds(0);
@@ -301,7 +308,7 @@ void RequestQueue::Loop::run() {
 bool RequestQueue::Loop::turn() {
   const Status done = guarded([this] { return turn_or_fail(); });
   if (!done) die(done);
-  return health() && !(running_.empty() && engine_.idle());
+  return health() && !(running_.empty() && model_.engine().idle());
 }
 
 Status RequestQueue::Loop::turn_or_fail() {
@@ -311,8 +318,8 @@ Status RequestQueue::Loop::turn_or_fail() {
   bool refused = false;
   TENON_TRY(begin_queued(refused));
   // An engine that refuses may be dead; then its step says so.
-  if (engine_.idle() && !refused) return Status::ok();
-  TENON_ASSIGN(auto events, engine_.step());
+  if (model_.engine().idle() && !refused) return Status::ok();
+  TENON_ASSIGN(auto events, model_.engine().step());
   const auto now = Clock::now();
   {
     const std::scoped_lock lock(mutex_);
@@ -343,7 +350,7 @@ void RequestQueue::Loop::answer_questions() {
 
 Result<EngineStats> RequestQueue::Loop::stats() const {
   TENON_TRY(health());
-  return guarded([this]() -> Result<EngineStats> { return engine_.stats(); });
+  return guarded([this]() -> Result<EngineStats> { return model_.engine().stats(); });
 }
 
 // Requests whose readers want no more.
@@ -374,7 +381,7 @@ Status RequestQueue::Loop::begin_queued(bool& refused) {
     const Request& request = starting_->request();
     TextStream text(model_.text().tokenizer(), request.stops, request.skip_special);
     const auto id =
-        engine_.submit(starting_->take_prompt(), request.sampling, starting_->take_constraint());
+        model_.engine().submit(starting_->take_prompt(), request.sampling, starting_->take_constraint());
     if (id) {
       running_.try_emplace(*id, Running{starting_, std::move(text), 0});
     } else {
@@ -390,7 +397,7 @@ Status RequestQueue::Loop::begin_queued(bool& refused) {
 // gone.
 void RequestQueue::Loop::let_go(RequestId id) {
   leaving_.insert(id);
-  TENON_CHECK(engine_.cancel(id));
+  TENON_CHECK(model_.engine().cancel(id));
 }
 
 void RequestQueue::Loop::take_event(TokenEvent& event, Clock::time_point now) {
@@ -482,7 +489,7 @@ void RequestQueue::Loop::wind_up() {
       at = finish(at, FinishReason::kStopped);
     }
     if (leaving_.empty()) return Status::ok();
-    TENON_ASSIGN(auto events, engine_.step());  // it lets go of what was cancelled
+    TENON_ASSIGN(auto events, model_.engine().step());  // it lets go of what was cancelled
     for (TokenEvent& event : events) take_event(event, Clock::now());
     return Status::ok();
   });
@@ -529,6 +536,7 @@ Submission RequestQueue::submit(Request request) { return loop_->submit(std::mov
 void RequestQueue::close() { loop_->close(); }
 QueueCounts RequestQueue::counts() const { return loop_->counts(); }
 Status RequestQueue::health() const { return loop_->health(); }
+void RequestQueue::revive() { loop_->revive(); }
 std::chrono::milliseconds RequestQueue::stalled_for() const { return loop_->stalled_for(); }
 
 bool RequestQueue::drain(std::chrono::milliseconds budget) {

@@ -41,10 +41,12 @@ struct Submission {
   explicit operator bool() const { return admission == Admission::kAccepted; }
 };
 
-// A consistent view of all accepted requests: accepted is the sum of the five others.
+// A consistent view of all accepted requests: accepted is the sum of the five
+// states.
 struct QueueCounts {
   std::int64_t accepted = 0;
   std::int64_t queued = 0, running = 0, finished = 0, failed = 0, cancelled = 0;
+  std::int64_t revivals = 0;  // of the queue, each with another engine; no requests
 };
 
 // Every function may be called from any thread, but for step(). Every accepted request ends exactly
@@ -76,6 +78,10 @@ class RequestQueue {
   QueueCounts counts() const;
   // Why the engine is dead, or ok. A failure while idle is known from the next request on.
   Status health() const;
+  // After LanguageModel::reopen(): takes requests again, for the new engine. Only where health() is
+  // an error; from then on and until here the queue leaves the engine alone, so that it may be
+  // closed. What was accepted before has failed.
+  void revive();
   // Since when there has been work without the end of a step; 0 where there is no work. Waits for
   // no step: what tells whether the engine makes progress.
   std::chrono::milliseconds stalled_for() const;

@@ -4,13 +4,14 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
 import tempfile
 import threading
 import time
 import unittest
 
 from serve_support import Server, chat, long_chat
-from support import PATIENCE, tenon, wait_until
+from support import PATIENCE, ROOT, TENON, tenon, wait_until
 
 CHAT = "/v1/chat/completions"
 LONG = 1900  # tokens
@@ -310,6 +311,15 @@ class End(Served):
         client.until(b"data: ")
         return client
 
+    @staticmethod
+    def rest_of(client):
+        try:
+            while not client.held.endswith(b"0\r\n\r\n") and client.more():
+                pass
+        except ConnectionError:
+            pass
+        return client.held.decode()
+
     def test_what_runs_may_end(self):
         for number in (signal.SIGTERM, signal.SIGINT):
             self.start()
@@ -346,13 +356,51 @@ class End(Served):
         self.assertEqual(self.server.post(CHAT, chat(max_tokens=4)).status, 200)
         children = pathlib.Path(f"/proc/{self.server.process.pid}/task/{self.server.process.pid}/children")
         child = int(children.read_text().split()[0])
+        running = self.begin(LONG)
         os.kill(child, signal.SIGKILL)
-        # A dead engine ends the server, which says why.
-        answer = self.server.post(CHAT, chat())
-        self.assertIn(answer.status, (500, 503))
+        # A dead engine ends what runs and the server, which say why.
+        text = self.rest_of(running)
+        self.assertIn("error", text)
+        self.assertIn("rank 1", text)
         self.assertEqual(self.server.process.wait(PATIENCE), 1)
         self.server.stop()
         self.assertTrue(any("rank 1" in line for line in self.server.log), self.server.log)
+
+
+class Restart(Served):
+    def child(self):
+        children = pathlib.Path(f"/proc/{self.server.process.pid}/task/{self.server.process.pid}/children")
+        return int(children.read_text().split()[0])
+
+    def test_ranks_that_die_come_back(self):
+        self.start("--processes", "--quiet", "--restart", "2", "--deadline-ms", "10000")
+        self.addCleanup(self.server.stop)
+        whole = self.server.post(CHAT, chat(max_tokens=12, temperature=0)).json()["choices"]
+        for death in (1, 2):
+            child = self.child()
+            running = self.server.client()
+            self.addCleanup(running.close)
+            running.ask("POST", CHAT, long_chat(max_tokens=LONG, stream=True))
+            running.until(b"data: ")
+            os.kill(child, signal.SIGKILL)
+            self.assertIn("rank 1", End.rest_of(running))
+            # The server stays, and answers as before when it can again.
+            restarts = lambda: self.server.metric("tenon_engine_restarts_total")
+            self.assertTrue(wait_until(lambda death=death: restarts() == death))
+            self.assertEqual(self.server.get("/health").status, 200)
+            self.assertNotEqual(self.child(), child)
+            again = self.server.post(CHAT, chat(max_tokens=12, temperature=0))
+            self.assertEqual((again.status, again.json()["choices"]), (200, whole))
+        os.kill(self.child(), signal.SIGKILL)
+        self.assertIn(self.server.post(CHAT, chat()).status, (500, 503))
+        self.assertEqual(self.server.process.wait(PATIENCE), 1)
+
+    def test_ranks_of_others_are_not_started_again(self):
+        world = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+        done = subprocess.run([TENON, "serve", "--restart", "1"], cwd=ROOT, env={**os.environ, **world},
+                              capture_output=True, text=True, timeout=PATIENCE, check=False)
+        self.assertEqual(done.returncode, 2, done.stderr)
+        self.assertIn("accepted is --restart 0", done.stderr)
 
 
 class Health(Served):

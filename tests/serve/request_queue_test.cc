@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <time.h>
 
+#include <atomic>
 #include <stdexcept>
 #include <thread>
 
@@ -380,6 +381,46 @@ TEST(RequestQueue, WhenTheEngineDiesEveryRequestEndsWithItsReason) {
     EXPECT_EQ(queue->engine_stats().status().code(), Code::kDevice);
     EXPECT_EQ(queue->counts().failed, static_cast<std::int64_t>(replies.size()));
     EXPECT_TRUE(queue->drain(Milliseconds(0)));
+  }
+}
+
+// Another engine in the place of one that died: the same queue takes requests and answers them.
+TEST(RequestQueue, IsRevivedWithAnotherEngine) {
+  for (const bool threaded : {false, true}) {
+    FakeOptions fake = speaking_options();
+    const auto dies = std::make_shared<std::atomic<bool>>(true);
+    fake.before_step = [dies](int rank, int step) {
+      return *dies && rank == 1 && step == 5 ? Status::error(Code::kDevice, "the disk melted")
+                                             : Status::ok();
+    };
+    const EngineOptions options = engine_options(2);
+    auto model = must_open_speaking(options, fake);
+    auto queue = threaded ? must_start(*model) : by_hand(*model);
+    for (int round = 0; round < 2; ++round) {
+      Reply lost = must_submit(*queue, plain({1}, 100));
+      while (!threaded && queue->step()) {
+      }
+      EXPECT_EQ(lost.complete().outcome.reason, FinishReason::kFailed);
+      ASSERT_FALSE(queue->health());
+      model->close();
+      EXPECT_EQ(queue->submit(plain({1}, 5)).admission, Admission::kFailed);
+      EXPECT_EQ(queue->engine_stats().status().code(), Code::kDevice);
+      *dies = round == 0;
+      const Status again = model->reopen(options);
+      ASSERT_TRUE(again) << again.to_string();
+      queue->revive();
+      EXPECT_TRUE(queue->health());
+      EXPECT_EQ(queue->counts().revivals, round + 1);
+    }
+    const Request request = plain({1, 2, 3}, 40);
+    Reply whole = must_submit(*queue, request);
+    while (!threaded && queue->step()) {
+    }
+    const Told told = told_alone(model->text().tokenizer(), request, options.max_context);
+    EXPECT_EQ(whole.complete().tokens, told.tokens);
+    const auto counts = queue->counts();
+    EXPECT_EQ(counts.failed, 2);
+    EXPECT_EQ(counts.finished, 1);
   }
 }
 
