@@ -126,7 +126,7 @@ TEST_F(AnswerConstraints, AGrammarBeginsBehindTheThoughts) {
       const auto ids = open(*held);
       ASSERT_TRUE(ids);
       EXPECT_EQ(std::ranges::count(*ids, id), 1);
-      EXPECT_LT(ids->size(), 4u);
+      EXPECT_LE(ids->size(), 8u);
       held->drew(id);
     }
     const auto ids = open(*held);
@@ -137,7 +137,7 @@ TEST_F(AnswerConstraints, AGrammarBeginsBehindTheThoughts) {
   const auto held = make({.grammar = *grammar});  // no thoughts: at once
   const auto ids = open(*held);
   ASSERT_TRUE(ids);
-  EXPECT_LT(ids->size(), 4u);
+  EXPECT_LE(ids->size(), 8u);
   held->drew(tokenizer_->encode("z")->front());  // nobody who draws as it says does that
   EXPECT_EQ(open(*held), Tokens{});
 }
