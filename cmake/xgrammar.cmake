@@ -12,7 +12,24 @@ set(version 0.2.8)
 set(hash 8305646fd2b319d6c3003f51a1665e54cbbe9cba1fb636bc41d0b46434ccbb80)
 set(address https://files.pythonhosted.org/packages/03/0f/29f521535729be740779c2c98b630ef6607cf28be9b669895dd2b821ff63/xgrammar-${version}.tar.gz)
 set(folder ${PROJECT_BINARY_DIR}/third_party)
-set(root ${folder}/xgrammar-${version})
+file(SHA256 ${CMAKE_CURRENT_LIST_FILE} recipe)  # another recipe, another folder
+string(SUBSTRING ${recipe} 0 8 recipe)
+set(root ${folder}/xgrammar-${version}-${recipe})
+
+# Replaces text in one of its files, where it must stand `times` times.
+function(tenon_mend_xgrammar file times from to)
+  file(READ ${folder}/unpacked/xgrammar-${version}/cpp/${file} source)
+  string(REPLACE "${from}" "" without "${source}")
+  string(LENGTH "${source}" before)
+  string(LENGTH "${without}" after)
+  string(LENGTH "${from}" each)
+  math(EXPR found "(${before} - ${after}) / ${each}")
+  if(NOT found EQUAL times)
+    message(FATAL_ERROR "XGrammar's ${file} has ${found} of the ${times} places that cmake/xgrammar.cmake mends: ${from}")
+  endif()
+  string(REPLACE "${from}" "${to}" mended "${source}")
+  file(WRITE ${folder}/unpacked/xgrammar-${version}/cpp/${file} "/* changed by tenon: cmake/xgrammar.cmake */ ${mended}")
+endfunction()
 
 # Unpacked beside its final place and then renamed: what stands there is whole.
 function(tenon_fetch_xgrammar)
@@ -37,14 +54,18 @@ function(tenon_fetch_xgrammar)
   file(ARCHIVE_EXTRACT INPUT ${archive} DESTINATION ${folder}/unpacked
        PATTERNS "*/cpp/*" "*/include/*" "*/3rdparty/picojson/*" "*/3rdparty/dlpack/include/*" "*/LICENSE" "*/NOTICE")
   # Strings with a minLength or maxLength would take control characters, which JSON's strings cannot have.
-  set(converter ${folder}/unpacked/xgrammar-${version}/cpp/json_schema_converter.cc)
-  file(READ ${converter} source)
-  string(REPLACE "{'\\r', '\\r'}, {'\\n', '\\n'}}, true)" "{0, 0x1f}}, true)  /* changed by tenon */" changed
-         "${source}")
-  if(changed STREQUAL source)
-    message(FATAL_ERROR "XGrammar ${version} has not the line that cmake/xgrammar.cmake mends")
-  endif()
-  file(WRITE ${converter} "${changed}")
+  tenon_mend_xgrammar(json_schema_converter.cc 1 "{'\\r', '\\r'}, {'\\n', '\\n'}}, true)" "{0, 0x1f}}, true)")
+  # A value in a call has one line end on each side, which belong to its tags; any white space there would be a
+  # part of a string, past its maxLength and its pattern.
+  tenon_mend_xgrammar(converter_ext/qwen.cc 1 [["<parameter=", ">", "", "</parameter>"]]
+                      [["<parameter=", ">\n", "", "\n</parameter>"]])
+  tenon_mend_xgrammar(json_schema_converter.cc 1 "string_excludes.push_back(xml_wrapper_.parameter_suffix)"
+                      "string_excludes.push_back(xml_wrapper_.parameter_suffix.substr(\n      xml_wrapper_.parameter_suffix.find_first_not_of('\\n')))")
+  tenon_mend_xgrammar(json_schema_converter.cc 2 [[      elements.push_back(WhitespaceExpression());
+      elements.push_back(RuleRef(value_rule_id));
+      elements.push_back(WhitespaceExpression());
+]] [[      elements.push_back(RuleRef(value_rule_id));
+]])
   file(RENAME ${folder}/unpacked/xgrammar-${version} ${root})
 endfunction()
 
@@ -67,7 +88,10 @@ target_include_directories(tenon_xgrammar SYSTEM PRIVATE ${root}/include ${root}
                                                          ${root}/3rdparty/dlpack/include)
 target_compile_definitions(tenon_xgrammar PRIVATE XGRAMMAR_ENABLE_CPPTRACE=0 XGRAMMAR_ENABLE_INTERNAL_CHECK=0)
 # Others' code: its warnings are not ours to mend, and only its memory and its races are watched.
-target_compile_options(tenon_xgrammar PRIVATE -O2 -w $<$<BOOL:${TENON_SANITIZE}>:-fno-sanitize=undefined>)
+target_compile_options(tenon_xgrammar PRIVATE -O2 -w)
+if(TENON_SANITIZE)
+  target_compile_options(tenon_xgrammar PRIVATE -fno-sanitize=undefined)
+endif()
 install(TARGETS tenon_xgrammar EXPORT tenon-targets)
 set(TENON_HAS_XGRAMMAR ON)
 set(TENON_XGRAMMAR_INCLUDES ${root}/include ${root}/3rdparty/dlpack/include)

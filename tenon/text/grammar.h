@@ -1,7 +1,7 @@
 // Grammars over token ids: which tokens may come next in an answer that must keep to a form. The
 // form is told as a structural tag, XGrammar's words for JSON schemas, regular expressions, EBNF
-// and what stands around them (answer_form.h makes those of the APIs). XGrammar, of which nothing
-// shows here, does the work; a program may be built without it.
+// and what stands around them (answer_grammar.h makes those of the APIs). XGrammar, of which
+// nothing shows here, does the work; a program may be built without it.
 #pragma once
 
 #include <cstdint>

@@ -548,7 +548,7 @@ class Refusals(unittest.TestCase):
                      400, "sampling_params.min_new_tokens", "is 5", "0 to 3")
         self.refused("/generate", {"text": "x", "sampling_params": {"temperature": "x"}}, 400,
                      "sampling_params.temperature")
-        self.refused("/generate", {"text": "x", "sampling_params": {"json_schema": "{}"}}, 400,
+        self.refused("/generate", {"text": "x", "sampling_params": {"json_schema": 5}}, 400,
                      "sampling_params.json_schema")
 
     def test_nothing_of_a_conversation_is_lost(self):

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
@@ -115,6 +116,10 @@ const char* const kTools = R"([
   {"type": "function", "function": {"name": "now", "parameters": {"type": "object",
     "properties": {}}}}])";
 
+auto characters(const std::string& text) {
+  return std::ranges::count_if(text, [](char each) { return (each & 0xc0) != 0x80; });
+}
+
 TEST_F(Grammars, TakeWhatFitsASchema) {
   const AnswerGrammar rule = json(kOrder);
   EXPECT_TRUE(takes(rule, R"({"name": "Tom", "count": 3, "colours": ["red"]})"));
@@ -144,7 +149,8 @@ TEST_F(Grammars, EveryWayThroughEndsInJson) {
     const Json order = Json::parse(text, nullptr, false);
     ASSERT_TRUE(order.is_object()) << text;
     EXPECT_TRUE(order.at("count").is_number_unsigned() && order.at("count") <= 99) << text;
-    EXPECT_TRUE(order.at("name").is_string()) << text;
+    ASSERT_TRUE(order.at("name").is_string()) << text;
+    EXPECT_LE(characters(order.at("name")), 8) << text;
     EXPECT_LE(order.at("colours").size(), 2u) << text;
   }
 }
@@ -177,7 +183,8 @@ TEST_F(Grammars, EveryForcedCallIsOneForTheParser) {
     }
     EXPECT_EQ(name, "add");
     EXPECT_TRUE(found.at("a").is_number_unsigned() && found.at("a") <= 99) << text;
-    EXPECT_TRUE(found.at("why").is_string()) << text;
+    ASSERT_TRUE(found.at("why").is_string()) << text;
+    EXPECT_LE(characters(found.at("why")), 8) << text;
     EXPECT_TRUE(!found.contains("exact") || found.at("exact").is_boolean()) << text;
   }
   EXPECT_EQ(called, (std::set<std::string>{"add", "now"}));
@@ -194,6 +201,12 @@ TEST_F(Grammars, CallsAsTheTemplateWritesThem) {
   EXPECT_TRUE(takes(rule, call));
   EXPECT_TRUE(takes(rule, empty));
   EXPECT_TRUE(takes(rule, call + "\n" + empty + "\n" + call));
+  const std::string begin = "<tool_call>\n<function=add>\n<parameter=a>\n";
+  EXPECT_EQ(taken(rule, begin + " 3"), begin.size());  // one line end belongs to the tag, no more
+  EXPECT_EQ(taken(rule, begin + "3 "), begin.size() + 1);
+  const std::string why = begin + "3\n</parameter>\n<parameter=why>\n";
+  EXPECT_EQ(taken(rule, why + "12345678\n"), why.size() + 9);
+  EXPECT_EQ(taken(rule, why + "123456789"), why.size() + 8);
   EXPECT_EQ(taken(rule, "Let me see."), 0u);
   rule.one_call = true;
   EXPECT_TRUE(takes(rule, call));
