@@ -117,6 +117,9 @@ class Communicator {
   Status resume();
   bool suspended() const;
 
+  // Of this rank's memory, what the collectives below hold: their mailboxes.
+  std::int64_t mailbox_bytes() const;
+
   // A new channel. Collective. Filled with kNotArrived; state words are zero.
   Result<Channel> make_channel(std::size_t bytes, std::string_view label);
 

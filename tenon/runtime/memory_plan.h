@@ -13,7 +13,7 @@ namespace tenon {
 
 struct MemoryPlan {
   ModelMemory model;
-  std::int64_t steps = 0;        // a step's input, logits that are drawn here, reports of draws
+  std::int64_t steps = 0;        // input, logits, reports of draws, mailboxes of logits
   std::int64_t blocks = 0;       // caches per block: kv
   std::int64_t states = 0;       // caches per sequence, of max_batch sequences
   std::int64_t kept_states = 0;  // the same, of kept prompts

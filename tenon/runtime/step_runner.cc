@@ -98,13 +98,13 @@ std::int64_t StepRunner::count_bytes(const StepLayout& layout, int vocab_size,
   return static_cast<std::int64_t>(report_bytes(rows) +
                                    static_cast<std::size_t>(layout.max_edits()) * sizeof(float) +
                                    layout.bytes() + logit_bytes(layout, vocab_size, comm)) +
-         PromptTeller::count_bytes(layout, vocab_size);
+         PromptTeller::count_bytes(layout, vocab_size) + comm.mailbox_bytes();
 }
 
 std::int64_t StepRunner::bytes() const {
   return static_cast<std::int64_t>(report_.bytes() + saved_.bytes() + input_.bytes() +
                                    logits_.bytes()) +
-         teller_->bytes();
+         teller_->bytes() + parts_.comm.mailbox_bytes();
 }
 
 Status StepRunner::allocate() {

@@ -32,7 +32,8 @@ class StepRunner {
   // Ids at or past num_tokens are never drawn. Not collective.
   static Result<std::unique_ptr<StepRunner>> make(const Parts& parts, int num_tokens, bool graphs);
 
-  // What make() allocates of the device's memory, and what this one holds of it.
+  // What make() allocates of the device's memory, and what this one holds of it; either with the
+  // mailboxes of the communicator, through which logits go.
   static std::int64_t count_bytes(const StepLayout& layout, int vocab_size,
                                   const Communicator& comm);
   std::int64_t bytes() const;

@@ -226,6 +226,10 @@ Status Communicator::open_collectives() {
   return Status::ok();
 }
 
+std::int64_t Communicator::mailbox_bytes() const {
+  return static_cast<std::int64_t>(gather_channel_.bytes() + reduce_channel_.bytes());
+}
+
 Status Communicator::all_reduce(const PartialRows& in, const TensorView& out, Stream& stream) {
   TENON_TRY(check_reduce(in.addend, out, device(), stream));
   TENON_TRY(state_->awake(), "all_reduce");
