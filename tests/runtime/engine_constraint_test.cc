@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <thread>
 
+#include "tenon/comm/bootstrap/bootstrap.h"
 #include "tests/runtime/engine_driver.h"
 
 namespace tenon {
@@ -14,13 +16,13 @@ using namespace test;
 
 constexpr int kNumTokens = 60;  // of the model, and of the engine
 
-// Allows ids by their remainder and by how many tokens there are; every fourth token is free. From
-// `none_from` on it allows nothing.
+// Allows ids by their remainder and by how many tokens there are; every fourth token is free.
 bool allows(std::size_t drawn, std::int32_t id, int kind) {
   if (drawn % 4 == 3) return true;
   return (static_cast<std::size_t>(id) + drawn) % 5 == static_cast<std::size_t>(kind) % 5;
 }
 
+// From `none_from` tokens on it allows nothing.
 class Remainders final : public TokenConstraint {
  public:
   explicit Remainders(int kind, std::size_t none_from = 1000)
@@ -130,6 +132,36 @@ TEST(EngineConstraint, WhatAllowsNothingEndsItsRequestAlone) {
   }
   EXPECT_EQ(failures, 1);
   EXPECT_EQ(told, oracle({1, 2}, greedy(20, true), 300).tokens);
+}
+
+// Ranks that share no memory of this engine get their masks with the step.
+TEST(EngineConstraint, MasksReachRanksByTheBootstrap) {
+  auto handles = local_bootstrap(2);
+  EngineOptions options = engine_options(2);
+  std::thread follower([options, handle = std::move(handles[1])]() mutable {
+    options.bootstrap = std::move(handle);
+    auto engine = must_open(options);
+    const Status followed = engine->follow();
+    EXPECT_TRUE(followed) << followed.to_string();
+  });
+  {
+    options.bootstrap = std::move(handles[0]);
+    handles.clear();
+    auto engine = must_open(options);
+    const Tokens prompt{3, 1, 4};
+    std::map<RequestId, Tokens> wanted;
+    for (int kind = 0; kind < 4; ++kind) {
+      SamplingParams sampling = greedy(20, true);
+      if (kind == 2) sampling.logit_bias = {{5, 0.0f}};  // edits travel beside masks
+      const auto id = engine->submit(prompt, sampling, std::make_unique<Remainders>(kind));
+      ASSERT_TRUE(id) << id.status().to_string();
+      wanted[*id] = greedy_answer(prompt, kind, 20);
+    }
+    const Answers answers = run_to_end(*engine);
+    for (const auto& [id, tokens] : wanted) EXPECT_EQ(answers.at(id).tokens, tokens);
+    options.bootstrap = nullptr;
+  }
+  follower.join();
 }
 
 TEST(EngineConstraint, NeedsANumberOfTokens) {

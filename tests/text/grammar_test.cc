@@ -253,6 +253,60 @@ TEST_F(Grammars, RefusalsSayWhy) {
   EXPECT_EQ(empty.compile("{}").status().code(), Code::kUnsupported);
 }
 
+// Schemas with pieces of others put in, left out and cut off: each is refused, or begins with some
+// token. Nothing else comes of them.
+TEST_F(Grammars, BrokenSchemasAreRefusedOrBegin) {
+  const std::vector<std::string> pieces = {
+      R"("type": "object")",
+      R"("type": ["string", "null"])",
+      R"("minLength": 3)",
+      R"("maxLength": -1)",
+      R"("pattern": "[a-z]+(x|y)*")",
+      R"("enum": [1, "a", null])",
+      R"("const": {"a": []})",
+      R"("items": {"type": "integer"})",
+      R"("minItems": 2)",
+      R"("maxItems": 1)",
+      R"("$ref": "#/$defs/a")",
+      R"("required": ["a", "zz"])",
+      R"("anyOf": [{}, false])",
+      R"("properties": {"a": {"$ref": "#"}})",
+      R"("$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}})",
+      R"("format": "date-time")",
+      R"("additionalProperties": false)",
+      R"("prefixItems": [{}, {}])",
+      R"("minimum": 1e300)",
+      R"("maximum": -5)",
+      R"("multipleOf": 7)",
+      R"("minProperties": 2)",
+      R"("propertyNames": {"pattern": "^x"})"};
+  std::mt19937 random(8);
+  int refused = 0, begun = 0;
+  for (int i = 0; i < 600; ++i) {
+    std::string schema = "{";
+    const auto count = 1 + random() % 5;
+    for (unsigned piece = 0; piece < count; ++piece)
+      schema += (piece > 0 ? ", " : "") + pieces[random() % pieces.size()];
+    schema += "}";
+    const auto value = jinja::parse_json(schema);
+    if (!value) continue;  // the same name twice
+    const auto tag = structural_tag({.text = json_format(*value)});
+    ASSERT_TRUE(tag) << tag.status().to_string();
+    const auto made = compiler_->compile(*tag);
+    made ? ++begun : ++refused;
+    if (!made) {
+      EXPECT_FALSE(made.status().message().empty()) << schema;
+      continue;
+    }
+    auto state = made->begin();
+    ASSERT_TRUE(state) << schema;
+    const auto words = allowed(*state);
+    EXPECT_TRUE(std::ranges::any_of(words, [](auto word) { return word != 0; })) << schema;
+  }
+  EXPECT_GT(refused, 20);
+  EXPECT_GT(begun, 100);
+}
+
 TEST_F(Grammars, WhatIsNotAllowedIsAnError) {
   GrammarState state = begin({.text = choice_format({"yes"})});
   EXPECT_FALSE(state.accept(tokenizer_->id_of("<think>")));
