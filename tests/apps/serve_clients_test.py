@@ -12,7 +12,7 @@ import anthropic  # noqa: E402
 import openai  # noqa: E402
 import pydantic  # noqa: E402
 
-from serve_support import Server  # noqa: E402
+from serve_support import Server, skip_without_grammars  # noqa: E402
 from support import QUESTION  # noqa: E402
 
 ASKED = [{"role": "user", "content": QUESTION}]
@@ -105,6 +105,7 @@ class OpenAi(unittest.TestCase):
                 self.assertIn(f"<tool_response>\n<{past * 12}>\n</tool_response>", prompt)
 
     def test_structured_answers(self):
+        skip_without_grammars(self, server, [("authorization", "Bearer secret")])
         for temperature in (0, 1):
             found = self.client.chat.completions.parse(
                 model="tiny", messages=ASKED, max_tokens=400, temperature=temperature, seed=3,
@@ -114,6 +115,7 @@ class OpenAi(unittest.TestCase):
             self.assertLessEqual(len(found.message.parsed.colours), 2)
 
     def test_calls_that_must_come(self):
+        skip_without_grammars(self, server, [("authorization", "Bearer secret")])
         tools = [openai.pydantic_function_tool(Order, name="order")]
         named = {"type": "function", "function": {"name": "order"}}
         for choice in ("required", named):

@@ -5,7 +5,7 @@ import concurrent.futures
 import json
 import unittest
 
-from serve_support import Server, chat
+from serve_support import Server, chat, skip_without_grammars
 
 CHAT, COMPLETIONS, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
 ORDER = {"type": "object", "additionalProperties": False, "required": ["name", "count", "colours"], "properties": {
@@ -29,7 +29,29 @@ def tearDownModule():
     server.stop()
 
 
+class Thoughts(unittest.TestCase):
+    def test_thoughts_are_cut_off(self):
+        for budget in (0, 1, 5):
+            for body in ({"thinking_budget": budget}, {"thinking_token_budget": budget},
+                         {"chat_template_kwargs": {"thinking_budget": budget}}):
+                answer = server.post(CHAT, chat(enable_thinking=True, **body)).json()
+                # </think> is counted with them.
+                self.assertEqual(answer["usage"]["completion_tokens_details"]["reasoning_tokens"], budget + 1)
+                message = answer["choices"][0]["message"]
+                self.assertTrue(message["content"])
+                self.assertNotIn("think>", message["content"] + message.get("reasoning_content", ""))
+        plain = server.post(CHAT, chat(enable_thinking=True, max_tokens=30)).json()["choices"]
+        large = server.post(CHAT, chat(enable_thinking=True, max_tokens=30, thinking_budget=1000)).json()["choices"]
+        self.assertEqual(large, plain)
+        asked = {**chat(), "max_tokens": 60, "thinking": {"type": "enabled", "budget_tokens": 4}}
+        kinds = [block["type"] for block in server.post(MESSAGES, asked).json()["content"]]
+        self.assertEqual(kinds, ["thinking", "text"])
+
+
 class Structured(unittest.TestCase):
+    def setUp(self):
+        skip_without_grammars(self, server)
+
     def choice(self, **more):
         answer = server.post(CHAT, chat(**{"max_tokens": 400, **more}))
         self.assertEqual(answer.status, 200, answer.body)
@@ -110,23 +132,6 @@ class Structured(unittest.TestCase):
             self.check_add(either["message"]["tool_calls"][0])
         else:
             self.check_order(either["message"]["content"])
-
-    def test_thoughts_are_cut_off(self):
-        for budget in (0, 1, 5):
-            for body in ({"thinking_budget": budget}, {"thinking_token_budget": budget},
-                         {"chat_template_kwargs": {"thinking_budget": budget}}):
-                answer = server.post(CHAT, chat(enable_thinking=True, **body)).json()
-                # </think> is counted with them.
-                self.assertEqual(answer["usage"]["completion_tokens_details"]["reasoning_tokens"], budget + 1)
-                message = answer["choices"][0]["message"]
-                self.assertTrue(message["content"])
-                self.assertNotIn("think>", message["content"] + message.get("reasoning_content", ""))
-        plain = server.post(CHAT, chat(enable_thinking=True, max_tokens=30)).json()["choices"]
-        large = server.post(CHAT, chat(enable_thinking=True, max_tokens=30, thinking_budget=1000)).json()["choices"]
-        self.assertEqual(large, plain)
-        asked = {**chat(), "max_tokens": 60, "thinking": {"type": "enabled", "budget_tokens": 4}}
-        kinds = [block["type"] for block in server.post(MESSAGES, asked).json()["content"]]
-        self.assertEqual(kinds, ["thinking", "text"])
 
     def test_messages(self):
         tools = [{"name": "add", "input_schema": ADD["function"]["parameters"]}]

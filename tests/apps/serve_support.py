@@ -10,6 +10,13 @@ import time
 from support import PATIENCE, ROOT, TENON, wait_until
 
 
+def skip_without_grammars(test, server, fields=()):
+    """A program may be built without the library that grammars need."""
+    asked = {"prompt": "Tom", "max_tokens": 1, "guided_regex": "a"}
+    if b"built without grammars" in server.post("/v1/completions", asked, fields).body:
+        test.skipTest("built without grammars")
+
+
 class Answer:
     def __init__(self, status, fields, body, chunked):
         self.status, self.fields, self.body, self.chunked = status, fields, body, chunked
