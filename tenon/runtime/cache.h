@@ -133,6 +133,7 @@ class CachePool {
   // Free ones, and kept ones that nobody uses.
   int num_available_blocks() const { return blocks_.num_free() + prefixes_.num_idle(); }
   int num_available_slots() const { return slots_.num_free() + prefixes_.num_idle_states(); }
+  int num_leases() const { return num_leases_; }
   PrefixStats prefix_stats() const;
   // Every block and slot is free, kept or leased, and counted as what it is.
   Status check() const;

@@ -646,6 +646,14 @@ StepCost Engine::step_cost(const StepLoad& load) const {
 bool Engine::idle() const { return state_->scheduler->idle(); }
 const std::vector<std::int32_t>& Engine::eos_ids() const { return state_->eos; }
 
+Status Engine::check_caches() const {
+  TENON_TRY(state_->caches->check());
+  const int leases = state_->caches->num_leases();
+  if (!idle() || leases == 0) return Status::ok();
+  return Status::error(Code::kInternal, "nothing runs, and " + std::to_string(leases) +
+                                            " leases of caches are left");
+}
+
 EngineStats Engine::stats() const {
   EngineStats stats = state_->stats;
   stats.boundaries = state_->own->boundary_uses();

@@ -130,6 +130,9 @@ class Engine {
   Result<std::vector<TokenEvent>> step();
   bool idle() const;
   EngineStats stats() const;
+  // Whether the books of the caches are right: every block and slot is free, kept or leased, and an
+  // idle engine leases none. Reads all of them: for tests, and for the end.
+  Status check_caches() const;
   // What a step needs at least on rank 0, as the model knows it.
   StepCost step_cost(const StepLoad& load) const;
 

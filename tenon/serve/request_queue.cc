@@ -488,9 +488,12 @@ void RequestQueue::Loop::wind_up() {
       let_go(at->first);
       at = finish(at, FinishReason::kStopped);
     }
-    if (leaving_.empty()) return Status::ok();
-    TENON_ASSIGN(auto events, model_.engine().step());  // it lets go of what was cancelled
-    for (TokenEvent& event : events) take_event(event, Clock::now());
+    if (!leaving_.empty()) {
+      TENON_ASSIGN(auto events, model_.engine().step());  // it lets go of what was cancelled
+      for (TokenEvent& event : events) take_event(event, Clock::now());
+    }
+    const Status books = model_.engine().check_caches();
+    if (!books) log(LogLevel::kError, "the caches: " + books.to_string());
     return Status::ok();
   });
   if (!done) die(done);

@@ -108,6 +108,8 @@ Counts converse(const EngineOptions& options, unsigned seed, int requests,
     EXPECT_EQ(answers[id].tokens, tokens) << "request " << static_cast<std::uint64_t>(id);
     EXPECT_EQ(answers[id].finish, cancelled ? Finish::kCancelled : answer.finish);
   }
+  const Status books = engine->check_caches();
+  EXPECT_TRUE(books) << books.to_string();
   const EngineStats stats = engine->stats();
   return {stats.prefixes, stats.preemptions, stats.replayed_tokens};
 }

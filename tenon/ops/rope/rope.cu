@@ -74,6 +74,8 @@ TENON_DEVICE void norm_and_rotate(const KernelArgs& args, const bf16* row, const
 }
 
 TENON_KERNEL_MAX(64) head_kernel(KernelArgs args) {
+  wait_for_previous();
+  let_next_start();
   const int heads = args.q_heads + args.kv_heads;
   const int token = block_id() / heads;
   const int head = block_id() % heads;
@@ -159,10 +161,11 @@ Heads heads_of(const TensorView& view) {
   return {view.as<const bf16>(), view.stride[0], view.stride[1]};
 }
 
-Status supports_head(const Args& args, const PlanContext&, Recipe* recipe) {
+Status supports_head(const Args& args, const PlanContext& where, Recipe* recipe) {
   LaunchShape shape;
   shape.blocks = static_cast<int>(args.q.shape[0] * (args.q.shape[1] + args.k.shape[1]));
   shape.threads = kWave == 1 ? 1 : 64;
+  shape.early = where.may_start_early;
   recipe->launch("head_kernel", shape);
   return Status::ok();
 }
