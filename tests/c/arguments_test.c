@@ -1,5 +1,6 @@
-/* What the C interface refuses, and how: every wrong argument is a code and a sentence, never the end of the
- * process. Also structs of other sizes, handles that ended, other threads, fork, the log. */
+/* What the C interface refuses, and how: every wrong argument is a code and a sentence, never the
+ * end of the process. Also structs of other sizes, handles that ended, other threads, fork, the
+ * log. */
 #define _POSIX_C_SOURCE 200809L
 #include <pthread.h>
 #include <sys/wait.h>
@@ -8,15 +9,14 @@
 #include "tests/c/support.h"
 
 /* `call` fails with `code`, and the sentence has `words` in it. */
-#define REFUSED(call, code, words)                                                        \
-  do {                                                                                    \
-    const tenon_code got = (call);                                                        \
-    if (got != (code) || strstr(tenon_last_error(), words) == NULL) {                     \
-      fprintf(stderr, "%s:%d: %s\n  gave %s: %s\n  wanted %s with \"%s\"\n", __FILE__,    \
-              __LINE__, #call, tenon_code_name(got), tenon_last_error(),                  \
-              tenon_code_name(code), words);                                              \
-      exit(1);                                                                            \
-    }                                                                                     \
+#define REFUSED(call, code, words)                                                               \
+  do {                                                                                           \
+    const tenon_code got = (call);                                                               \
+    if (got != (code) || strstr(tenon_last_error(), words) == NULL) {                            \
+      fprintf(stderr, "%s:%d: %s\n  gave %s: %s\n  wanted %s with \"%s\"\n", __FILE__, __LINE__, \
+              #call, tenon_code_name(got), tenon_last_error(), tenon_code_name(code), words);    \
+      exit(1);                                                                                   \
+    }                                                                                            \
   } while (0)
 #define BAD(call, words) REFUSED(call, TENON_INVALID_ARGUMENT, words)
 
@@ -241,11 +241,11 @@ static void test_calls(tenon_boundary* boundary) {
   run_state* state = NULL;
   CHECK(posix_memalign((void**)&state, 64, sizeof *state) == 0);
   CHECK_OK(tenon_boundary_run(boundary, &good_call(state)->call));
-#define WITH(change, words)                                    \
-  do {                                                         \
-    good_call(state);                                          \
-    change;                                                    \
-    BAD(tenon_boundary_run(boundary, &state->call), words);    \
+#define WITH(change, words)                                 \
+  do {                                                      \
+    good_call(state);                                       \
+    change;                                                 \
+    BAD(tenon_boundary_run(boundary, &state->call), words); \
   } while (0)
   WITH(state->call.partial = NULL, "partial is null");
   WITH(state->call.residual = NULL, "residual is null");

@@ -1,4 +1,5 @@
-/* The library is loaded while the program runs, as languages other than C do it: usage: dlopen_test FILE. */
+/* The library is loaded while the program runs, as languages other than C do it: usage: dlopen_test
+ * FILE. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
@@ -6,15 +7,15 @@
 #include "bindings/c/tenon.h"
 
 /* Functions and objects have addresses of one size here, which C does not promise. */
-#define LOAD(name)                                            \
-  __typeof__(&name) name##_ = NULL;                           \
-  {                                                           \
-    void* const found = dlsym(library, #name);                \
-    if (found == NULL) {                                      \
-      fprintf(stderr, "no " #name ": %s\n", dlerror());       \
-      return 1;                                               \
-    }                                                         \
-    memcpy(&name##_, &found, sizeof found);                   \
+#define LOAD(name)                                      \
+  __typeof__(&name) name##_ = NULL;                     \
+  {                                                     \
+    void* const found = dlsym(library, #name);          \
+    if (found == NULL) {                                \
+      fprintf(stderr, "no " #name ": %s\n", dlerror()); \
+      return 1;                                         \
+    }                                                   \
+    memcpy(&name##_, &found, sizeof found);             \
   }
 
 int main(int count, char** words) {

@@ -34,8 +34,7 @@ void oracle_inputs(const oracle_case* shape, int rank, uint16_t* addend, uint16_
 }
 
 int oracle_judge(const oracle_case* shape, const uint16_t* residual, const uint16_t* rows,
-                 const uint8_t* codes, const uint8_t* scales, uint64_t scale_bytes,
-                 char why[512]) {
+                 const uint8_t* codes, const uint8_t* scales, uint64_t scale_bytes, char why[512]) {
   const auto as = case_of(*shape);
   const auto expected =
       tenon::reference::boundary(as, tenon::reference::make_inputs(as, shape->seed));

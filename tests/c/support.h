@@ -1,4 +1,5 @@
-/* What the tests in C share: expectations, tensors, and one rank of a boundary against the oracle. */
+/* What the tests in C share: expectations, tensors, and one rank of a boundary against the oracle.
+ */
 #ifndef TENON_TESTS_C_SUPPORT_H
 #define TENON_TESTS_C_SUPPORT_H
 
@@ -48,7 +49,7 @@ static void* zeros(size_t bytes) {
 
 /* Makes a channel and a boundary of `shape`, runs it twice, and judges what it wrote. */
 static inline void run_case(tenon_communicator* communicator, const oracle_case* shape, int rank,
-                     int force_stage) {
+                            int force_stage) {
   const size_t elements = (size_t)shape->rows * (size_t)shape->hidden;
   uint16_t* addend = zeros(2 * elements);
   uint16_t* residual = zeros(2 * elements);
