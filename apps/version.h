@@ -3,18 +3,11 @@
 
 #include <string>
 
+#include "tenon/core/build_info.h"
+
 namespace tenon::apps {
 
-// Filled in by cmake/build_info.cmake.
-struct BuildInfo {
-  const char* version;
-  const char* commit;  // as git abbreviates it, or "unknown" outside a repository
-  bool modified;       // whether the tree held changes that were not committed
-  const char* build;   // CMake's build type, with the sanitizers
-  const char* compiler;
-  const char* targets;  // "cpu, emu32 and emu64"
-};
-extern const BuildInfo kBuildInfo;
+extern const BuildInfo kBuildInfo;  // filled in by cmake/build_info.cmake
 
 // "0.1.0 (1b1c2b8)": one word for results that name what made them.
 std::string version_name();

@@ -1,5 +1,5 @@
-# Writes OUTPUT, the definition of apps/version.h's kBuildInfo, when its content changes:
-#   cmake -DOUTPUT=... -DSOURCE=<tree> -DVERSION=... -DBUILD=... -DCOMPILER=... -DTARGETS=... -P this
+# Writes OUTPUT, the definition of VARIABLE, a tenon::BuildInfo that HEADER declares, when its content changes:
+#   cmake -DOUTPUT=... -DHEADER=... -DVARIABLE=... -DSOURCE=<tree> -DVERSION=... -DBUILD=... -DCOMPILER=... -DTARGETS=... -P this
 # Run by the build, not by the configure step, so that the commit is that of what was built.
 execute_process(COMMAND git -C ${SOURCE} rev-parse --short=12 HEAD
                 OUTPUT_VARIABLE commit OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE failed)
@@ -14,8 +14,7 @@ else()
   endif()
 endif()
 file(CONFIGURE OUTPUT ${OUTPUT} @ONLY CONTENT [==[// Made by cmake/build_info.cmake.
-#include "apps/version.h"
+#include "@HEADER@"
 
-const tenon::apps::BuildInfo tenon::apps::kBuildInfo{"@VERSION@", "@commit@", @modified@,
-                                                     "@BUILD@", "@COMPILER@", "@TARGETS@"};
+const tenon::BuildInfo @VARIABLE@{"@VERSION@", "@commit@", @modified@, "@BUILD@", "@COMPILER@", "@TARGETS@"};
 ]==])

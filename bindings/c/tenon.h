@@ -8,9 +8,11 @@
 //   so. No C++ exception leaves them, and no argument that this header can refuse ends the process.
 // - A handle is a number in the shape of a pointer: it is looked up, never followed. One that was
 //   destroyed, that is of another kind or that was never made is TENON_INVALID_ARGUMENT.
-// - A handle may be used by any thread, by one at a time: a call that meets another thread's in the
-//   same handle is refused. tenon_communicator_health() and tenon_communicator_abort() may be
-//   called at any time.
+// - Any thread may call, but one at a time on a communicator, and one at a time on a channel with
+// its
+//   boundaries: a call that meets another thread's there is refused. Asking (health, query, plan,
+//   counts, explain of a boundary), tenon_communicator_abort() and destroying are fine at any time;
+//   what is destroyed during a call ends with the call.
 // - "Collective": every rank of the communicator calls it, in the same order, with equal arguments.
 //   Every wait in it ends by success, by the deadline, or because a rank gave up.
 // - After fork() the child of a process that had made handles can use neither them nor new ones:
@@ -181,7 +183,7 @@ TENON_API tenon_code tenon_communicator_from_exchange(const tenon_communicator_o
                                                       int32_t rank, int32_t num_ranks,
                                                       tenon_communicator** made);
 
-// Ranks that are threads of this process: each takes another rank of one team, once. 1 to 16 ranks.
+// Ranks that are threads of this process: each takes another rank of one team, once. 1 to 8 ranks.
 TENON_API tenon_code tenon_team_make(int32_t num_ranks, tenon_team** made);
 // Ranks that nobody took have left then: who waits for them fails. The team may go before its
 // communicators.

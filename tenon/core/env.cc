@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
+#include <mutex>
 #include <optional>
 
 extern char** environ;
@@ -164,8 +165,36 @@ struct Parsed {
   Status status;
 };
 
+struct Sink {
+  std::mutex mutex;
+  LogSink write = nullptr;
+  void* context = nullptr;
+  LogLevel most = LogLevel::kError;
+};
+// Never destroyed, as the knobs are not: threads may log while the process ends.
+Sink& sink() {
+  static Sink& once = *new Sink;
+  return once;
+}
+
+bool is_wanted(const Sink& to, LogLevel level, LogLevel most_on_standard_error) {
+  return level <= (to.write != nullptr ? to.most : most_on_standard_error);
+}
+
+void write_line(LogLevel level, LogLevel most_on_standard_error, const std::string& text) {
+  Sink& to = sink();
+  const std::lock_guard lock(to.mutex);
+  if (!is_wanted(to, level, most_on_standard_error)) return;
+  if (to.write != nullptr) {
+    to.write(to.context, level, text.c_str());
+  } else {
+    const std::string line = "tenon: " + text + "\n";
+    std::fwrite(line.data(), 1, line.size(), stderr);
+  }
+}
+
 const Parsed& parsed() {
-  static const Parsed once = [] {
+  static const Parsed& once = *new Parsed([] {
     std::vector<std::string> variables, warnings;
     for (char** at = environ; at != nullptr && *at != nullptr; ++at) variables.emplace_back(*at);
     Parsed out;
@@ -173,9 +202,9 @@ const Parsed& parsed() {
     out.status = result.status();
     if (result) out.env = *result;
     for (const std::string& each : warnings)
-      std::fprintf(stderr, "tenon: warning: %s\n", each.c_str());
+      write_line(LogLevel::kWarning, LogLevel::kWarning, "warning: " + each);
     return out;
-  }();
+  }());
   return once;
 }
 
@@ -216,12 +245,23 @@ std::vector<Knob> knobs() {
 }
 
 void log(LogLevel level, std::string_view message) {
-  if (level > env().log) return;
+  const LogLevel most = env().log;
+  {
+    const std::lock_guard lock(sink().mutex);
+    if (!is_wanted(sink(), level, most)) return;  // without making the line
+  }
   const std::string rank = log_rank ? "rank " + std::to_string(*log_rank) + ": " : "";
-  const std::string line = "tenon: " + rank +
-                           std::string(kLevelNames[static_cast<std::size_t>(level)]) + ": " +
-                           std::string(message) + "\n";
-  std::fwrite(line.data(), 1, line.size(), stderr);
+  write_line(level, most,
+             rank + std::string(kLevelNames[static_cast<std::size_t>(level)]) + ": " +
+                 std::string(message));
+}
+
+void set_log_sink(LogSink sink_to_use, void* context, LogLevel most) {
+  Sink& to = sink();
+  const std::lock_guard lock(to.mutex);
+  to.write = sink_to_use;
+  to.context = context;
+  to.most = most;
 }
 
 void set_log_rank(int rank) { log_rank = rank; }

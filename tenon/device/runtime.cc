@@ -57,6 +57,11 @@ Result<Stream> Stream::create(Device device) {
   TENON_ASSIGN(void* handle, held->create_stream(device.index));
   return Stream(device, held, handle);
 }
+Result<Stream> Stream::borrow(Device device, void* vendor_stream) {
+  TENON_ASSIGN(Backend * held, tenon::backend(device.target));
+  TENON_ASSIGN(void* handle, held->borrow_stream(device.index, vendor_stream));
+  return Stream(device, held, handle);
+}
 Stream::Stream(Stream&& other) noexcept
     : device_(other.device_),
       backend_(other.backend_),

@@ -101,6 +101,10 @@ class Backend {
   virtual void unpin(int index, void* pages) = 0;
 
   virtual Result<void*> create_stream(int index) = 0;
+  // A stream over one that the vendor made for somebody else, and that lives longer: destroying it
+  // leaves that one alone. Null is the vendor's default stream, and on host targets, whose streams
+  // nobody else has, the only one accepted.
+  virtual Result<void*> borrow_stream(int index, void* vendor_stream) = 0;
   virtual void destroy_stream(void* stream) = 0;
   // What libraries of the vendor take for this stream; null on host targets.
   virtual void* vendor_stream(void* stream) = 0;
@@ -145,6 +149,10 @@ Result<Device> nth_device(Target target, int n);
 class Stream {
  public:
   static Result<Stream> create(Device device);
+  // Over a cudaStream_t or hipStream_t of somebody else, on `device`, that outlives this object and
+  // may be capturing. Null: the default stream; host targets accept nothing else. Cheap on devices,
+  // which are not asked.
+  static Result<Stream> borrow(Device device, void* vendor_stream);
   Stream(Stream&& other) noexcept;
   Stream& operator=(Stream&& other) noexcept;
   ~Stream();

@@ -129,5 +129,22 @@ TEST(Log, WritesOneLineWithLevelAndRank) {
   EXPECT_EQ(testing::internal::GetCapturedStderr(), "tenon: rank 3: error: boundary 4 failed\n");
 }
 
+TEST(Log, GoesToASinkWhileThereIsOne) {
+  std::vector<std::string> lines;
+  const auto keep = [](void* to, LogLevel level, const char* line) {
+    static_cast<std::vector<std::string>*>(to)->push_back(
+        std::to_string(static_cast<int>(level)) + " " + line);
+  };
+  testing::internal::CaptureStderr();
+  set_log_rank(2);
+  set_log_sink(keep, &lines, LogLevel::kInfo);
+  log(LogLevel::kInfo, "more than standard error gets");
+  log(LogLevel::kDebug, "more than was asked for");
+  set_log_sink(nullptr, nullptr, LogLevel::kError);
+  log(LogLevel::kWarning, "back again");
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "tenon: rank 2: warning: back again\n");
+  EXPECT_EQ(lines, std::vector<std::string>{"2 rank 2: info: more than standard error gets"});
+}
+
 }  // namespace
 }  // namespace tenon

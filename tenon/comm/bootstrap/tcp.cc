@@ -45,14 +45,19 @@ void set_options(int socket) {
   setsockopt(socket, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
 }
 
-Result<Socket> bind_and_listen(const addrinfo& place) {
-  constexpr int kBacklog = 64;
+Result<Socket> bind_to(const addrinfo& place) {
   Socket socket(::socket(place.ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket) return system_error("socket", errno);
   const int on = 1;
   setsockopt(socket.number(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
   if (bind(socket.number(), place.ai_addr, place.ai_addrlen) != 0)
     return system_error("bind", errno);
+  return socket;
+}
+
+Result<Socket> bind_and_listen(const addrinfo& place) {
+  constexpr int kBacklog = 64;
+  TENON_ASSIGN(Socket socket, bind_to(place));
   if (listen(socket.number(), kBacklog) != 0) return system_error("listen", errno);
   return socket;
 }
@@ -100,11 +105,15 @@ void Socket::close() {
   number_ = -1;
 }
 
-Result<Socket> listen_at(const std::string& address, int port) {
+namespace {
+
+// The first of the addresses that can be opened by `open`.
+Result<Socket> open_at(const std::string& address, int port,
+                       Result<Socket> (*open)(const addrinfo& place)) {
   TENON_ASSIGN(const Addresses found, resolve(address, port, AI_PASSIVE));
   Status why;
   for (const addrinfo* each = found.get(); each != nullptr; each = each->ai_next) {
-    auto socket = bind_and_listen(*each);
+    auto socket = open(*each);
     if (socket) return socket;
     const int error = errno;
     if (error == EADDRINUSE) return socket.status();
@@ -115,6 +124,13 @@ Result<Socket> listen_at(const std::string& address, int port) {
   }
   return why;
 }
+
+}  // namespace
+
+Result<Socket> listen_at(const std::string& address, int port) {
+  return open_at(address, port, bind_and_listen);
+}
+Result<Socket> hold_port(const std::string& address) { return open_at(address, 0, bind_to); }
 
 Result<int> port_of(const Socket& socket) {
   sockaddr_storage storage{};

@@ -35,6 +35,9 @@ class Socket {
 // Listens on `address`, which must be one of this host's; on all of them where it is empty. Port 0
 // takes any.
 Result<Socket> listen_at(const std::string& address, int port);
+// The same without listening: keeps a port for whoever listens there later in this process, while
+// this socket is open.
+Result<Socket> hold_port(const std::string& address);
 Result<int> port_of(const Socket& socket);
 // The numeric address of this or of the other end.
 std::string own_address(const Socket& socket);

@@ -147,6 +147,12 @@ class HostBackend final : public Backend {
       return static_cast<void*>(stream.release());
     });
   }
+  Result<void*> borrow_stream(int index, void* vendor_stream) override {
+    if (vendor_stream == nullptr) return create_stream(index);
+    return Status::error(Code::kInvalidArgument,
+                         "a stream was passed, but target " + std::string(name(target_)) +
+                             " has none of a vendor's; accepted: null");
+  }
   void destroy_stream(void* stream) override { delete static_cast<HostStream*>(stream); }
   void* vendor_stream(void*) override { return nullptr; }
   Status with_device(int, const std::function<Status()>& work) override { return work(); }

@@ -26,6 +26,7 @@ using namespace vendor;
 struct DeviceStream {
   VendorStream stream = nullptr;
   int device = 0;
+  bool borrowed = false;  // somebody else destroys it
 };
 
 // "tenon::cuda::rope::(anonymous namespace)::head_kernel(…)"
@@ -162,10 +163,15 @@ class VendorBackend final : public Backend {
     TENON_VENDOR(StreamCreateWithFlags, &made->stream, VENDOR(StreamNonBlocking));
     return static_cast<void*>(made.release());
   }
+  Result<void*> borrow_stream(int index, void* vendor_stream) override {
+    return static_cast<void*>(
+        new DeviceStream{static_cast<VendorStream>(vendor_stream), index, true});
+  }
   void destroy_stream(void* stream) override {
-    (void)keep_device(device_of(stream));
-    (void)VENDOR(StreamDestroy)(as_stream(stream));
-    delete static_cast<DeviceStream*>(stream);
+    const std::unique_ptr<DeviceStream> held(static_cast<DeviceStream*>(stream));
+    if (held->borrowed) return;
+    (void)keep_device(held->device);
+    (void)VENDOR(StreamDestroy)(held->stream);
   }
 
   void* vendor_stream(void* stream) override { return as_stream(stream); }
