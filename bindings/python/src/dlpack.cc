@@ -11,7 +11,8 @@ namespace nb = nanobind;
 namespace {
 
 constexpr const char* kAccepted =
-    "accepted: writable arrays of NumPy, torch, CuPy or JAX, or anything else with __dlpack__; bf16 "
+    "accepted: writable arrays of NumPy, torch, CuPy or JAX, or anything else with __dlpack__; "
+    "bf16 "
     "and fp8 of NumPy as uint16 and uint8 that hold their bits";
 
 nb::object exported(nb::handle array, bool on_device) {
@@ -34,8 +35,8 @@ BorrowedTensor::BorrowedTensor(const char* what, nb::handle array, bool on_devic
   try {
     capsule_ = exported(array, on_device);
   } catch (nb::python_error& error) {
-    raise(TENON_INVALID_ARGUMENT,
-          std::string(what) + " cannot be exported: " + nb::str(error.value()).c_str() + "; " + kAccepted);
+    raise(TENON_INVALID_ARGUMENT, std::string(what) + " cannot be exported: " +
+                                      nb::str(error.value()).c_str() + "; " + kAccepted);
   }
   // The protocol's struct begins with the DLTensor, which tenon_tensor is.
   if (!PyCapsule_IsValid(capsule_.ptr(), "dltensor"))

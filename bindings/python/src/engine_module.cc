@@ -30,9 +30,11 @@ using namespace nb::literals;
 // How often a thread that waits asks whether the user pressed Ctrl-C.
 constexpr std::chrono::milliseconds kSignalPeriod{100};
 
-[[noreturn]] void raise(const Status& why) {
-  raise(static_cast<std::int32_t>(why.code()), std::string(why.message()));
+[[noreturn]] void raise(Code code, const std::string& text) {
+  python::raise(static_cast<std::int32_t>(code), text);  // the numbers of tenon.h are those of Code
 }
+
+[[noreturn]] void raise(const Status& why) { raise(why.code(), std::string(why.message())); }
 
 void check(const Status& status) {
   if (!status) raise(status);
@@ -44,11 +46,12 @@ class HomeProcess {
   bool here() const { return getpid() == pid_; }
   void check(const char* what) const {
     if (!here())
-      raise(static_cast<std::int32_t>(Code::kUnsupported),
-            std::string(what) + " belongs to process " + std::to_string(pid_) + ", this is its child " +
-                std::to_string(getpid()) +
-                " made by fork(); accepted: the process that opened it, or one started by spawn that "
-                "opens its own");
+      raise(
+          Code::kUnsupported,
+          std::string(what) + " belongs to process " + std::to_string(pid_) +
+              ", this is its child " + std::to_string(getpid()) +
+              " made by fork(); accepted: the process that opened it, or one started by spawn that "
+              "opens its own");
   }
 
  private:
@@ -57,8 +60,8 @@ class HomeProcess {
 
 jinja::Value parsed(const char* what, const std::string& json) {
   auto value = jinja::parse_json(json);
-  if (!value) raise(static_cast<std::int32_t>(value.status().code()),
-                    std::string(what) + ": " + std::string(value.status().message()));
+  if (!value)
+    raise(value.status().code(), std::string(what) + ": " + std::string(value.status().message()));
   return std::move(*value);
 }
 
@@ -67,7 +70,7 @@ serve::ChatPrompt chat_prompt(const std::string& messages, const std::string& to
   serve::ChatPrompt prompt;
   const jinja::Value list = parsed("messages", messages);
   const auto refuse = [](const char* found) {
-    raise(static_cast<std::int32_t>(Code::kInvalidArgument),
+    raise(Code::kInvalidArgument,
           std::string(found) + "; accepted: a list of dicts with a role that is a text");
   };
   if (!list.is_list()) refuse("messages are no list");
@@ -75,9 +78,12 @@ serve::ChatPrompt chat_prompt(const std::string& messages, const std::string& to
     if (!item.is_dict()) refuse("a message is no dict");
     ChatMessage message;
     for (const auto& [key, value] : item.pairs()) {
-      if (key.as_string() == "role" && value.is_string()) message.role = value.as_string();
-      else if (key.as_string() == "content" && value.is_string()) message.content = value.as_string();
-      else message.more.emplace_back(key.as_string(), value);
+      if (key.as_string() == "role" && value.is_string())
+        message.role = value.as_string();
+      else if (key.as_string() == "content" && value.is_string())
+        message.content = value.as_string();
+      else
+        message.more.emplace_back(key.as_string(), value);
     }
     if (message.role.empty()) refuse("a message has no role");
     prompt.messages.push_back(std::move(message));
@@ -89,7 +95,8 @@ serve::ChatPrompt chat_prompt(const std::string& messages, const std::string& to
 
 nb::object logprobs_of(const std::vector<TokenLogprobs>& tokens) {
   nb::list told;
-  for (const TokenLogprobs& token : tokens) told.append(nb::make_tuple(token.drawn, token.likeliest));
+  for (const TokenLogprobs& token : tokens)
+    told.append(nb::make_tuple(token.drawn, token.likeliest));
   return told;
 }
 
@@ -111,7 +118,8 @@ nb::object outcome_of(const serve::Outcome& outcome) {
 class ReplyHandle {
  public:
   explicit ReplyHandle(serve::Reply reply)
-      : lock_(std::make_unique<std::mutex>()), reply_(std::make_unique<serve::Reply>(std::move(reply))) {}
+      : lock_(std::make_unique<std::mutex>()),
+        reply_(std::make_unique<serve::Reply>(std::move(reply))) {}
   ReplyHandle(ReplyHandle&&) = default;
   ReplyHandle& operator=(ReplyHandle&&) = delete;
   ~ReplyHandle() {
@@ -130,8 +138,9 @@ class ReplyHandle {
       }
       if (PyErr_CheckSignals() != 0) throw nb::python_error();
       if (part.empty()) {
-        if (over_) raise(static_cast<std::int32_t>(Code::kInvalidArgument),
-                         "the reply was read to its end; accepted: one read, or a new request");
+        if (over_)
+          raise(Code::kInvalidArgument,
+                "the reply was read to its end; accepted: one read, or a new request");
         continue;
       }
       over_ = part.outcome.has_value();
@@ -160,8 +169,7 @@ struct Opened {
 
 Result<std::shared_ptr<Opened>> open(const EngineOptions& options, int max_queued) {
   auto opened = std::make_shared<Opened>();
-  TENON_ASSIGN(opened->model,
-               serve::LanguageModel::open(options, serve::TemplateUse::kIfThere));
+  TENON_ASSIGN(opened->model, serve::LanguageModel::open(options, serve::TemplateUse::kIfThere));
   TENON_ASSIGN(opened->queue, serve::RequestQueue::start(*opened->model, {max_queued}));
   return opened;
 }
@@ -180,8 +188,7 @@ class EngineHandle {
     home_.check("this engine");
     const std::lock_guard alone(lock_);
     if (!opened_)
-      raise(static_cast<std::int32_t>(Code::kInvalidArgument),
-            "the engine was closed; accepted: one that is open");
+      raise(Code::kInvalidArgument, "the engine was closed; accepted: one that is open");
     return opened_;
   }
   void close() {
@@ -198,13 +205,13 @@ class EngineHandle {
   std::shared_ptr<Opened> opened_;  // null after close()
 };
 
-EngineHandle open_engine(const std::string& model, int tp, const std::string& target,
-                         int max_batch, int max_context, int max_tokens_per_step,
-                         std::int64_t cache_tokens, int prefix_states, int max_queued,
-                         const std::string& transport, std::int64_t deadline_ms) {
+EngineHandle open_engine(const std::string& model, int tp, const std::string& target, int max_batch,
+                         int max_context, int max_tokens_per_step, std::int64_t cache_tokens,
+                         int prefix_states, int max_queued, const std::string& transport,
+                         std::int64_t deadline_ms) {
   const std::optional<Target> named = target_named(target);
   if (!named)
-    raise(static_cast<std::int32_t>(Code::kInvalidArgument),
+    raise(Code::kInvalidArgument,
           "target is \"" + target + "\"; accepted: cuda, hip, cpu, emu32 or emu64, where built");
   EngineOptions options;
   options.model = model;
@@ -229,12 +236,11 @@ EngineHandle open_engine(const std::string& model, int tp, const std::string& ta
   return EngineHandle(std::move(opened));
 }
 
-SamplingParams make_sampling(float temperature, float top_p, int top_k, float min_p,
-                             int max_tokens, std::uint64_t seed, bool ignore_eos,
-                             float repetition_penalty, float frequency_penalty,
-                             float presence_penalty,
-                             std::vector<std::pair<std::int32_t, float>> logit_bias,
-                             int min_tokens, int logprobs) {
+SamplingParams make_sampling(float temperature, float top_p, int top_k, float min_p, int max_tokens,
+                             std::uint64_t seed, bool ignore_eos, float repetition_penalty,
+                             float frequency_penalty, float presence_penalty,
+                             std::vector<std::pair<std::int32_t, float>> logit_bias, int min_tokens,
+                             int logprobs) {
   SamplingParams sampling;
   sampling.temperature = temperature;
   sampling.top_p = top_p;
@@ -252,9 +258,9 @@ SamplingParams make_sampling(float temperature, float top_p, int top_k, float mi
   return sampling;
 }
 
-ReplyHandle submit(const EngineHandle& engine, serve::Prompt prompt,
-                   const SamplingParams& sampling, std::vector<std::string> stops,
-                   std::vector<std::int32_t> stop_ids, bool skip_special) {
+ReplyHandle submit(const EngineHandle& engine, serve::Prompt prompt, const SamplingParams& sampling,
+                   std::vector<std::string> stops, std::vector<std::int32_t> stop_ids,
+                   bool skip_special) {
   serve::Request request;
   request.prompt = std::move(prompt);
   request.sampling = sampling;
@@ -326,8 +332,9 @@ NB_MODULE(_engine, module) {
                   "max_queued"_a, "transport"_a, "deadline_ms"_a)
       .def(
           "submit_ids",
-          [](const EngineHandle& self, std::vector<std::int32_t> ids, const SamplingParams& sampling,
-             std::vector<std::string> stops, std::vector<std::int32_t> stop_ids, bool skip_special) {
+          [](const EngineHandle& self, std::vector<std::int32_t> ids,
+             const SamplingParams& sampling, std::vector<std::string> stops,
+             std::vector<std::int32_t> stop_ids, bool skip_special) {
             return submit(self, std::move(ids), sampling, std::move(stops), std::move(stop_ids),
                           skip_special);
           },
@@ -335,16 +342,19 @@ NB_MODULE(_engine, module) {
       .def(
           "submit_text",
           [](const EngineHandle& self, std::string text, const SamplingParams& sampling,
-             std::vector<std::string> stops, std::vector<std::int32_t> stop_ids, bool skip_special) {
+             std::vector<std::string> stops, std::vector<std::int32_t> stop_ids,
+             bool skip_special) {
             return submit(self, std::move(text), sampling, std::move(stops), std::move(stop_ids),
                           skip_special);
           },
           "text"_a, "sampling"_a, "stops"_a, "stop_ids"_a, "skip_special"_a)
       .def(
           "submit_chat",
-          [](const EngineHandle& self, const serve::ChatPrompt& chat, const SamplingParams& sampling,
-             std::vector<std::string> stops, std::vector<std::int32_t> stop_ids, bool skip_special) {
-            return submit(self, chat, sampling, std::move(stops), std::move(stop_ids), skip_special);
+          [](const EngineHandle& self, const serve::ChatPrompt& chat,
+             const SamplingParams& sampling, std::vector<std::string> stops,
+             std::vector<std::int32_t> stop_ids, bool skip_special) {
+            return submit(self, chat, sampling, std::move(stops), std::move(stop_ids),
+                          skip_special);
           },
           "chat"_a, "sampling"_a, "stops"_a, "stop_ids"_a, "skip_special"_a)
       .def("encode", encode, "text"_a)
@@ -352,7 +362,8 @@ NB_MODULE(_engine, module) {
       .def("render", render, "chat"_a)
       .def("counts", counts)
       .def("health", [](const EngineHandle& self) { check(self.opened()->queue->health()); })
-      .def("max_context", [](const EngineHandle& self) { return self.opened()->model->max_context(); })
+      .def("max_context",
+           [](const EngineHandle& self) { return self.opened()->model->max_context(); })
       .def("max_batch", [](const EngineHandle& self) { return self.opened()->model->max_batch(); })
       .def("close", &EngineHandle::close);
 }

@@ -166,7 +166,8 @@ void run_collective(const Communicator& communicator, nb::handle in, nb::handle 
   tenon_communicator* const handle = communicator.get();
   const BorrowedTensor from("in", in, communicator.on_device());
   const BorrowedTensor to("out", out, communicator.on_device());
-  check_waiting([&] { return kRun(handle, from.get(), to.get(), reinterpret_cast<void*>(stream)); });
+  check_waiting(
+      [&] { return kRun(handle, from.get(), to.get(), reinterpret_cast<void*>(stream)); });
 }
 
 Channel make_channel(const Communicator& communicator, int hidden, int max_rows, int dtype,
@@ -296,8 +297,8 @@ void define_communicator(nb::module_& module) {
           "__init__",
           [](Options* self, std::string target, std::optional<std::string> transport, int device,
              int concurrent, bool only_exchanges, std::uint64_t deadline_ms) {
-            new (self) Options{std::move(target), std::move(transport), device, concurrent,
-                               only_exchanges, deadline_ms};
+            new (self) Options{std::move(target), std::move(transport), device,
+                               concurrent,        only_exchanges,       deadline_ms};
           },
           "target"_a, "transport"_a.none(), "device"_a, "concurrent"_a, "only_exchanges"_a,
           "deadline_ms"_a);
@@ -317,8 +318,7 @@ void define_communicator(nb::module_& module) {
                return tenon_communicator_refusals(handle, text, bytes);
              });
            })
-      .def("health",
-           [](const Communicator& self) { check(tenon_communicator_health(self.get())); })
+      .def("health", [](const Communicator& self) { check(tenon_communicator_health(self.get())); })
       .def("abort",
            [](const Communicator& self, const std::string& why) {
              check_waiting([&, handle = self.get()] {
@@ -339,12 +339,11 @@ void define_communicator(nb::module_& module) {
            })
       .def("all_reduce", run_collective<tenon_all_reduce>, "in"_a, "out"_a, "stream"_a)
       .def("all_gather", run_collective<tenon_all_gather>, "in"_a, "out"_a, "stream"_a)
-      .def("explain",
-           [](const Communicator& self, int hidden, int max_rows) {
-             return text_of([&, handle = self.get()](char* text, std::uint64_t* bytes) {
-               return tenon_communicator_explain(handle, hidden, max_rows, text, bytes);
-             });
-           });
+      .def("explain", [](const Communicator& self, int hidden, int max_rows) {
+        return text_of([&, handle = self.get()](char* text, std::uint64_t* bytes) {
+          return tenon_communicator_explain(handle, hidden, max_rows, text, bytes);
+        });
+      });
 }
 
 void define_boundary(nb::module_& module) {
