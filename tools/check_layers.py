@@ -31,6 +31,8 @@ MODELS_OPS = "tenon/ops/make_weights/"
 RUNTIME_MODELS = "tenon/models/model.h"
 RUNTIME_LAYERS = re.compile(r"tenon/layers/(caches\.h|step\.h|step_fields\.def)")
 RUNTIME_BOUNDARY = "tenon/boundary/boundary.h"
+# The shared library for C is the boundary and what lies below it, without the ops.
+C_FLOORS = {"core", "device", "comm", "boundary"}
 SERVE_RUNTIME = "tenon/runtime/engine.h"
 # The boundary is a product of its own: of the ops it links these alone.
 BOUNDARY_OPS = re.compile(r"tenon/ops/(common|fused_allreduce_rmsnorm_quant|rmsnorm)/")
@@ -128,6 +130,9 @@ def check_file(path, text):
                 complaints.append(f"includes {target}; only tests may")
             elif not target.startswith(("tenon/", "tests/", "apps/", "bindings/")):
                 complaints.append(f'includes "{target}", which is not written from the root')
+            elif path.startswith("bindings/c/"):
+                if floor_of(target) not in C_FLOORS and not target.startswith("bindings/c/"):
+                    complaints.append(f"includes {target}; bindings/c may see {', '.join(sorted(C_FLOORS))} only")
             elif path.startswith("tenon/"):
                 if not target.startswith("tenon/"):
                     complaints.append(f"includes {target}, which lies outside tenon/")

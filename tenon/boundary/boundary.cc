@@ -24,7 +24,7 @@ namespace {
 // Powers of two below max_rows, then max_rows: a call with r rows runs as the first bucket >= r.
 std::vector<int> row_buckets(int max_rows) {
   std::vector<int> buckets;
-  for (int rows = 1; rows < max_rows; rows *= 2) buckets.push_back(rows);
+  for (std::int64_t rows = 1; rows < max_rows; rows *= 2) buckets.push_back(static_cast<int>(rows));
   buckets.push_back(max_rows);
   return buckets;
 }

@@ -53,9 +53,9 @@ std::vector<Knob> knobs();
 // One line per event, rank in front when one is set for this thread: on standard error as TENON_LOG
 // says, or to the sink.
 void log(LogLevel level, std::string_view message);
-// Who gets the lines up to `most` instead, without their ends: from any thread, by one at a time. It
-// must not log, and throws nothing. Null: standard error again. The sink before has ended its last
-// call when this returns.
+// Who gets the lines up to `most` instead, without their ends: from any thread, by one at a time.
+// It must not log, and throws nothing. Null: standard error again. The sink before has ended its
+// last call when this returns.
 using LogSink = void (*)(void* context, LogLevel level, const char* line);
 void set_log_sink(LogSink sink, void* context, LogLevel most);
 void set_log_rank(int rank);

@@ -132,8 +132,8 @@ TEST(Log, WritesOneLineWithLevelAndRank) {
 TEST(Log, GoesToASinkWhileThereIsOne) {
   std::vector<std::string> lines;
   const auto keep = [](void* to, LogLevel level, const char* line) {
-    static_cast<std::vector<std::string>*>(to)->push_back(
-        std::to_string(static_cast<int>(level)) + " " + line);
+    static_cast<std::vector<std::string>*>(to)->push_back(std::to_string(static_cast<int>(level)) +
+                                                          " " + line);
   };
   testing::internal::CaptureStderr();
   set_log_rank(2);

@@ -38,11 +38,11 @@ class Example(unittest.TestCase):
         run("cmake", "--install", BUILD, "--prefix", cls.prefix)
         source = shutil.copytree(ROOT / "examples", folder / "examples")
         sanitize = cached("TENON_SANITIZE")
-        flags = [f"-DCMAKE_CXX_FLAGS=-fsanitize={sanitize}"] if sanitize else []
+        flags = [f"-DCMAKE_{each}_FLAGS=-fsanitize={sanitize}" for each in ("C", "CXX")] if sanitize else []
         run("cmake", "-G", "Ninja", "-S", source, "-B", build, f"-DCMAKE_PREFIX_PATH={cls.prefix}",
             f"-DCMAKE_CXX_COMPILER={cached('CMAKE_CXX_COMPILER')}", *flags)
         run("cmake", "--build", build)
-        cls.program = build / "boundary"
+        cls.program, cls.program_c = build / "boundary", build / "boundary_c"
 
     @classmethod
     def tearDownClass(cls):
@@ -50,6 +50,7 @@ class Example(unittest.TestCase):
 
     def test_runs(self):
         self.assertEqual(run(self.program), "ok\nok\n")
+        self.assertEqual(run(self.program_c), "ok\nok\n")
 
     def test_links_the_ops_of_a_boundary_and_nothing_else(self):
         ops = re.findall(r"^TENON_OP\((\w+), ops/", (ROOT / "tenon/core/ops.def").read_text(), re.M)
@@ -60,6 +61,9 @@ class Example(unittest.TestCase):
     def test_installs_what_is_needed_and_no_more(self):
         files = {path.relative_to(self.prefix).as_posix() for path in self.prefix.rglob("*") if path.is_file()}
         self.assertIn("include/tenon/boundary/boundary.h", files)
+        self.assertIn("include/tenon.h", files)
+        written = next(self.prefix.rglob("tenon.pc")).read_text()
+        self.assertIn(f"prefix={self.prefix}\n", written)
         self.assertTrue(any(name.endswith("/LICENSE") for name in files))
         self.assertFalse([name for name in files if name.endswith((".cc", ".cu", ".in"))])
         self.assertTrue(os.access(self.prefix / "bin/tenon", os.X_OK))

@@ -149,9 +149,9 @@ class HostBackend final : public Backend {
   }
   Result<void*> borrow_stream(int index, void* vendor_stream) override {
     if (vendor_stream == nullptr) return create_stream(index);
-    return Status::error(Code::kInvalidArgument,
-                         "a stream was passed, but target " + std::string(name(target_)) +
-                             " has none of a vendor's; accepted: null");
+    return Status::error(Code::kInvalidArgument, "a stream was passed, but target " +
+                                                     std::string(name(target_)) +
+                                                     " has none of a vendor's; accepted: null");
   }
   void destroy_stream(void* stream) override { delete static_cast<HostStream*>(stream); }
   void* vendor_stream(void*) override { return nullptr; }

@@ -1,0 +1,214 @@
+/* Boundaries through the C interface have the bits of the oracle. Usage:
+ *   boundary_test threads TARGET NUM_RANKS
+ *   boundary_test processes HOW NUM_RANKS, HOW: environment, id, exchange
+ * Processes are this program again, started with the rank in front: what each needs comes through
+ * its environment or, as an id and for the exchange, through files of a folder that they share. */
+#define _POSIX_C_SOURCE 200809L
+#include <pthread.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tests/c/support.h"
+
+static const oracle_case kCases[] = {
+    {1, 256, 0, 128, TENON_SCALES_ROW, 0, 1e-6f, 1.0f, 1},
+    {7, 512, 0, 64, TENON_SCALES_MN_MAJOR, 0, 1e-5f, 0.0f, 2},
+    {13, 1024, 0, 128, TENON_SCALES_UE8M0_PACKED, 1, 1e-6f, 1.0f, 3},
+};
+
+static void run_rank(tenon_communicator* communicator, int rank, int num_ranks) {
+  tenon_communicator_info info = TENON_COMMUNICATOR_INFO_INIT;
+  CHECK_OK(tenon_communicator_query(communicator, &info));
+  CHECK(info.rank == rank && info.num_ranks == num_ranks && info.deadline_ms == 20000);
+  CHECK_OK(tenon_communicator_barrier(communicator));
+  for (size_t i = 0; i < sizeof kCases / sizeof kCases[0]; ++i) {
+    for (int stage = 0; stage <= 3; ++stage) {
+      oracle_case shape = kCases[i];
+      shape.team = num_ranks;
+      if (stage != 0 && stage != 3 && !info.peer_pointers) continue;
+      run_case(communicator, &shape, rank, stage);
+    }
+  }
+  uint16_t mine[8], sum[8], all[8 * 8];
+  held_tensor held[3];
+  for (int i = 0; i < 8; ++i) mine[i] = 0x3f80; /* bf16 1 */
+  const tenon_tensor* in = hold(&held[0], mine, 16, 8, 0);
+  held[0].tensor.type_code = 4; /* bf16: unsigned integers would be taken as such too */
+  CHECK_OK(tenon_all_reduce(communicator, in, hold(&held[1], sum, 16, 8, 0), NULL));
+  CHECK_OK(tenon_all_gather(communicator, in, hold(&held[2], all, 16, num_ranks, 8), NULL));
+  const uint16_t wanted = num_ranks == 2 ? 0x4000 : num_ranks == 4 ? 0x4080 : 0x3f80;
+  for (int i = 0; i < 8; ++i) CHECK(sum[i] == wanted && all[8 * (num_ranks - 1) + i] == 0x3f80);
+  char text[8192];
+  uint64_t bytes = sizeof text;
+  CHECK_OK(tenon_communicator_explain(communicator, 256, 4, text, &bytes));
+  CHECK(strstr(text, "fp8+bf16, up to 4 rows: stage ") != NULL);
+  CHECK_OK(tenon_communicator_health(communicator));
+  CHECK_OK(tenon_communicator_destroy(communicator));
+}
+
+static tenon_communicator_options options_for(const char* target) {
+  tenon_communicator_options options = TENON_COMMUNICATOR_OPTIONS_INIT;
+  options.target = target;
+  options.deadline_ms = 20000;
+  return options;
+}
+
+/* --- threads ------------------------------------------------------------------------------- */
+
+typedef struct thread_rank {
+  tenon_team* team;
+  const char* target;
+  int rank, num_ranks;
+} thread_rank;
+
+static void* run_thread(void* at) {
+  const thread_rank* self = at;
+  const tenon_communicator_options options = options_for(self->target);
+  tenon_communicator* communicator = NULL;
+  CHECK_OK(tenon_communicator_from_team(&options, self->team, self->rank, &communicator));
+  run_rank(communicator, self->rank, self->num_ranks);
+  return NULL;
+}
+
+static void run_threads(const char* target, int num_ranks) {
+  pthread_t threads[8];
+  thread_rank ranks[8];
+  tenon_team* team = NULL;
+  CHECK_OK(tenon_team_make(num_ranks, &team));
+  for (int rank = 0; rank < num_ranks; ++rank) {
+    const thread_rank self = {team, target, rank, num_ranks};
+    ranks[rank] = self;
+    CHECK(pthread_create(&threads[rank], NULL, run_thread, &ranks[rank]) == 0);
+  }
+  for (int rank = 0; rank < num_ranks; ++rank) CHECK(pthread_join(threads[rank], NULL) == 0);
+  CHECK_OK(tenon_team_destroy(team));
+}
+
+/* --- processes ----------------------------------------------------------------------------- */
+
+typedef struct folder_exchange {
+  const char* folder;
+  int rank, num_ranks;
+  unsigned call;
+} folder_exchange;
+
+static void name_file(char name[512], const char* folder, const char* what, unsigned call,
+                      int rank) {
+  snprintf(name, 512, "%s/%s.%u.%d", folder, what, call, rank);
+}
+
+static void put_file(const char* folder, unsigned call, int rank, const void* data, size_t bytes) {
+  char part[512], whole[512];
+  name_file(part, folder, "part", call, rank);
+  name_file(whole, folder, "whole", call, rank);
+  FILE* file = fopen(part, "wb");
+  CHECK(file != NULL && (bytes == 0 || fwrite(data, bytes, 1, file) == 1) && fclose(file) == 0);
+  CHECK(rename(part, whole) == 0);
+}
+
+static int get_file(const char* folder, unsigned call, int rank, void* data, size_t bytes,
+                    uint64_t timeout_ms) {
+  char name[512];
+  name_file(name, folder, "whole", call, rank);
+  for (uint64_t waited = 0; waited <= timeout_ms; ++waited) {
+    FILE* file = fopen(name, "rb");
+    if (file != NULL) {
+      const int got = bytes == 0 || fread(data, bytes, 1, file) == 1;
+      fclose(file);
+      return got ? 0 : 1;
+    }
+    const struct timespec pause = {0, 1000000};
+    nanosleep(&pause, NULL);
+  }
+  return 2;
+}
+
+static int32_t exchange_by_files(void* context, const void* mine, void* all, uint64_t bytes,
+                                 const char* label, uint64_t timeout_ms) {
+  folder_exchange* self = context;
+  CHECK(label[0] != 0);
+  put_file(self->folder, self->call, self->rank, mine, bytes);
+  for (int rank = 0; rank < self->num_ranks; ++rank) {
+    char* to = (char*)all + (size_t)rank * bytes;
+    const int failed = get_file(self->folder, self->call, rank, to, bytes, timeout_ms);
+    if (failed) return failed;
+  }
+  ++self->call;
+  return 0;
+}
+
+static void run_process(const char* how, int rank, int num_ranks, const char* folder) {
+  const tenon_communicator_options options = options_for(NULL);
+  tenon_communicator* communicator = NULL;
+  folder_exchange exchange = {folder, rank, num_ranks, 0};
+  if (strcmp(how, "environment") == 0) {
+    CHECK_OK(tenon_communicator_from_environment(&options, &communicator));
+  } else if (strcmp(how, "id") == 0) {
+    tenon_unique_id id;
+    if (rank == 0) {
+      CHECK_OK(tenon_unique_id_make(NULL, &id));
+      put_file(folder, 0, 0, &id, sizeof id);
+    }
+    CHECK(get_file(folder, 0, 0, &id, sizeof id, 20000) == 0);
+    CHECK_OK(tenon_communicator_from_id(&options, &id, rank, num_ranks, &communicator));
+  } else {
+    CHECK_OK(tenon_communicator_from_exchange(&options, exchange_by_files, &exchange, rank,
+                                              num_ranks, &communicator));
+  }
+  run_rank(communicator, rank, num_ranks);
+}
+
+static void set_number(const char* name, int number) {
+  char text[16];
+  snprintf(text, sizeof text, "%d", number);
+  CHECK(setenv(name, text, 1) == 0);
+}
+
+static void start_processes(const char* self, const char* how, int num_ranks) {
+  char folder[] = "/tmp/tenon_c_test_XXXXXX", number[16], command[64];
+  tenon_unique_id id; /* its port is free, and kept until the ranks are started */
+  uint32_t port = 0;
+  CHECK(mkdtemp(folder) != NULL);
+  CHECK_OK(tenon_unique_id_make(NULL, &id));
+  memcpy(&port, id.bytes + 8, sizeof port);
+  set_number("WORLD_SIZE", num_ranks);
+  set_number("MASTER_PORT", (int)port);
+  CHECK(setenv("MASTER_ADDR", "127.0.0.1", 1) == 0);
+  snprintf(number, sizeof number, "%d", num_ranks);
+  for (int rank = 0; rank < num_ranks; ++rank) {
+    char own[16];
+    snprintf(own, sizeof own, "%d", rank);
+    const pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+      set_number("RANK", rank);
+      set_number("LOCAL_RANK", rank);
+      execl(self, self, "rank", how, number, own, folder, (char*)NULL);
+      _exit(127);
+    }
+  }
+  int failed = 0;
+  for (int rank = 0; rank < num_ranks; ++rank) {
+    int status = 0;
+    CHECK(wait(&status) > 0);
+    failed |= status;
+  }
+  snprintf(command, sizeof command, "rm -r %s", folder);
+  CHECK(system(command) == 0);
+  CHECK(failed == 0);
+}
+
+int main(int count, char** words) {
+  if (count == 4 && strcmp(words[1], "threads") == 0) {
+    run_threads(words[2], atoi(words[3]));
+  } else if (count == 4 && strcmp(words[1], "processes") == 0) {
+    start_processes(words[0], words[2], atoi(words[3]));
+  } else if (count == 6 && strcmp(words[1], "rank") == 0) {
+    run_process(words[2], atoi(words[4]), atoi(words[3]), words[5]);
+  } else {
+    fprintf(stderr, "usage: boundary_test threads TARGET RANKS | processes HOW RANKS\n");
+    return 2;
+  }
+  return 0;
+}
