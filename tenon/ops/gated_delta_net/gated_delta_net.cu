@@ -57,10 +57,10 @@ decode_kernel(TENON_ARGS(KernelArgs) args) {
     const Weights weights = load_weights(args, channels);  // no kernel writes them
     Ahead ahead;
     load_constants(args, v_head, ahead);
-    if (args.is_settled) load_state<kHeldRows, kTeams>(args, index, v_head, channels, ahead);
+    if (!args.is_settled) wait_for_previous();
+    load_state<kHeldRows, kTeams>(args, index, v_head, channels, ahead);
     wait_for_previous();
     let_next_start();
-    if (!args.is_settled) load_state<kHeldRows, kTeams>(args, index, v_head, channels, ahead);
     if (ahead.decodes) decode_head<kHeldRows, kTeams>(args, v_head, channels, weights, ahead);
     if (args.decodes_apart) return;  // other kernels see to all other rows
     if (index < args.tokens && index >= args.starts[args.sequences])

@@ -1,0 +1,76 @@
+"""What differs between the libraries that arrays come from. None of them is imported here: an array
+of a library shows that it is loaded."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from ._errors import InvalidArgumentError
+
+Array = Any  # of NumPy, torch, CuPy, JAX: anything with __dlpack__
+
+
+def library(array: Array) -> str:
+    """ "numpy", "torch", "cupy", "jax", ...: the first word of the module of its type."""
+    name = type(array).__module__.partition(".")[0]
+    return "jax" if name.startswith("jax") else name
+
+
+def exportable(array: Array) -> Array:
+    """What of `array` goes through DLPack: of torch without gradients, and fp8 as its bytes; of NumPy
+    the types that only extensions name (bfloat16, float8) as unsigned integers of their size."""
+    kind = library(array)
+    if kind == "torch":
+        if array.requires_grad:
+            array = array.detach()
+        if array.dtype.itemsize == 1:
+            array = array.view(sys.modules["torch"].uint8)
+    elif kind == "numpy" and array.dtype.kind == "V" and array.dtype.itemsize <= 2:
+        array = array.view(f"u{array.dtype.itemsize}")
+    return array
+
+
+def writable(what: str, array: Array) -> Array:
+    """`array`, refused if its library promises that arrays never change."""
+    if library(array) == "jax":
+        raise InvalidArgumentError(
+            f"{what} is an array of JAX, which never changes; accepted where tenon writes: arrays of "
+            "NumPy, torch or CuPy"
+        )
+    return exportable(array)
+
+
+# Element types that an output may have, as each library names them.
+_NAMES = {
+    "torch": {"bf16": "bfloat16", "f16": "float16", "e4m3": "float8_e4m3fn", "e4m3fnuz": "float8_e4m3fnuz",
+              "f32": "float32", "i32": "int32"},
+    "numpy": {"bf16": "uint16", "f16": "float16", "e4m3": "uint8", "e4m3fnuz": "uint8", "f32": "float32",
+              "i32": "int32"},
+}
+_NAMES["cupy"] = _NAMES["numpy"]
+
+
+def empty_like(array: Array, shape: tuple[int, ...], dtype: str) -> Array:
+    """A new array without contents, of the library and on the device of `array`. Of NumPy and CuPy, which
+    have no bf16 and fp8, unsigned integers that hold the bits."""
+    kind = library(array)
+    if kind not in _NAMES:
+        raise InvalidArgumentError(
+            f"outputs cannot be made beside an array of {kind}; accepted: arrays of NumPy, torch or CuPy, "
+            "or rows=, codes= and scales= that exist"
+        )
+    named = getattr(sys.modules[kind], _NAMES[kind][dtype])
+    if kind == "torch":
+        return array.new_empty(shape, dtype=named)
+    return sys.modules[kind].empty(shape, dtype=named)
+
+
+def stream_of(array: Array) -> int:
+    """The stream on which the library of `array` works now, as a number; 0: the default stream."""
+    kind = library(array)
+    if kind == "torch" and array.is_cuda:
+        return int(sys.modules["torch"].cuda.current_stream(array.device).cuda_stream)
+    if kind == "cupy":
+        return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
+    return 0
