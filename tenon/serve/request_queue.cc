@@ -380,8 +380,8 @@ Status RequestQueue::Loop::begin_queued(bool& refused) {
     }
     const Request& request = starting_->request();
     TextStream text(model_.text().tokenizer(), request.stops, request.skip_special);
-    const auto id =
-        model_.engine().submit(starting_->take_prompt(), request.sampling, starting_->take_constraint());
+    const auto id = model_.engine().submit(starting_->take_prompt(), request.sampling,
+                                           starting_->take_constraint());
     if (id) {
       running_.try_emplace(*id, Running{starting_, std::move(text), 0});
     } else {

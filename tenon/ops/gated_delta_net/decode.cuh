@@ -68,8 +68,9 @@ TENON_DEVICE void load_kept_inputs(const KernelArgs& args, const Sequence& seque
     const bf16* row = input_row(args, sequence, -lag);
     TENON_UNROLL
     for (int c = 0; c < 3; ++c)
-      if (row != nullptr && does<kTeams>(part_of(c)))
-        inputs.of[lag][c] = load_constant(row + channels.of[c]);
+      inputs.of[lag][c] = row != nullptr && does<kTeams>(part_of(c))
+                              ? load_constant(row + channels.of[c])
+                              : bf16{0};
   }
 }
 template <int kTeams>
@@ -78,7 +79,7 @@ TENON_DEVICE void load_new_input(const KernelArgs& args, const Sequence& sequenc
   const bf16* row = input_row(args, sequence, 0);
   TENON_UNROLL
   for (int c = 0; c < 3; ++c)
-    if (does<kTeams>(part_of(c))) inputs.of[0][c] = row[channels.of[c]];
+    inputs.of[0][c] = does<kTeams>(part_of(c)) ? row[channels.of[c]] : bf16{0};
 }
 // The new input goes to its place; the others too where the sequence moves to another slot. One
 // block of those that share a k head writes its channels.
