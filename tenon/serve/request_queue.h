@@ -41,8 +41,7 @@ struct Submission {
   explicit operator bool() const { return admission == Admission::kAccepted; }
 };
 
-// A consistent view of all accepted requests: accepted is the sum of the five
-// states.
+// A consistent view of all accepted requests: accepted is the sum of the five states.
 struct QueueCounts {
   std::int64_t accepted = 0;
   std::int64_t queued = 0, running = 0, finished = 0, failed = 0, cancelled = 0;

@@ -335,9 +335,7 @@ TENON_DEVICE void decode_head(const KernelArgs& args, int v_head, const Channels
 
   Inputs inputs = ahead.inputs;
   load_new_input<kTeams>(args, sequence, channels, inputs);
-  const GateInputs gate_inputs{to_float(args.a[token * args.a_stride + v_head]),
-                               to_float(args.b[token * args.b_stride + v_head]), ahead.a_log,
-                               ahead.dt_bias};
+  const GateInputs gate_inputs = load_gates(args, token, v_head, ahead.a_log, ahead.dt_bias);
   const bf16 z = args.z[token * args.z_stride + v_head * kDim + mine];
   StateColumn column{nullptr, from == nullptr ? nullptr : from + mine};
   if constexpr (kHeld > 0) {

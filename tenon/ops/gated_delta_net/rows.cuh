@@ -126,16 +126,16 @@ struct GateInputs {
 struct Gates {
   float beta, log_decay;
 };
-TENON_DEVICE GateInputs load_gates(const KernelArgs& args, int token, int v_head) {
+TENON_DEVICE GateInputs load_gates(const KernelArgs& args, int token, int v_head, float a_log,
+                                   float dt_bias) {
   return {to_float(args.a[token * args.a_stride + v_head]),
-          to_float(args.b[token * args.b_stride + v_head]), args.a_log[v_head],
-          args.dt_bias[v_head]};
+          to_float(args.b[token * args.b_stride + v_head]), a_log, dt_bias};
 }
 TENON_DEVICE Gates gates_of(const GateInputs& inputs) {
   return {sigmoid_f(inputs.b), -exp_f(inputs.a_log) * softplus_f(inputs.a + inputs.dt_bias)};
 }
 TENON_DEVICE Gates gates_of(const KernelArgs& args, int token, int v_head) {
-  return gates_of(load_gates(args, token, v_head));
+  return gates_of(load_gates(args, token, v_head, args.a_log[v_head], args.dt_bias[v_head]));
 }
 
 // What q and k of a head are multiplied by, from their sums of squares.

@@ -73,26 +73,36 @@ TENON_DEVICE void norm_and_rotate(const KernelArgs& args, const bf16* row, const
     out[i] = to_bf16(head[i]);
 }
 
-TENON_KERNEL_MAX(64) head_kernel(KernelArgs args) {
-  wait_for_previous();
-  let_next_start();
-  const int heads = args.q_heads + args.kv_heads;
-  const int token = block_id() / heads;
-  const int head = block_id() % heads;
+// What one task does: head `head` of a token, counted over q and kv heads. norm(row, weight,
+// position, out) makes q or k of it; thread `lane` of the `lanes` that have the task copies its
+// share of v.
+template <class Norm>
+TENON_DEVICE void run_head(const KernelArgs& args, int token, int head, int lane, int lanes,
+                           Norm norm) {
   if (token >= args.tokens) return;  // the plan was made for more
   const std::int32_t position = args.positions[token];
   if (head < args.q_heads) {
     bf16* out = args.q_out + (std::int64_t{token} * args.q_heads + head) * args.head_dim;
-    norm_and_rotate(args, head_at(args.q, token, head), args.q_norm, position, out);
+    norm(head_at(args.q, token, head), args.q_norm, position, out);
     return;
   }
   const int kv_head = head - args.q_heads;
   const std::int32_t slot = args.slots[token];
   if (slot < 0 || slot >= args.num_slots) return;
   const std::int64_t at = (std::int64_t{slot} * args.kv_heads + kv_head) * args.head_dim;
-  norm_and_rotate(args, head_at(args.k, token, kv_head), args.k_norm, position, args.k_cache + at);
+  norm(head_at(args.k, token, kv_head), args.k_norm, position, args.k_cache + at);
   const bf16* v = head_at(args.v, token, kv_head);
-  for (int i = thread_id(); i < args.head_dim; i += block_threads()) args.v_cache[at + i] = v[i];
+  for (int i = lane; i < args.head_dim; i += lanes) args.v_cache[at + i] = v[i];
+}
+
+TENON_KERNEL_MAX(64) head_kernel(KernelArgs args) {
+  wait_for_previous();
+  let_next_start();
+  const int heads = args.q_heads + args.kv_heads;
+  run_head(args, block_id() / heads, block_id() % heads, thread_id(), block_threads(),
+           [&](const bf16* row, const void* weight, std::int32_t position, bf16* out) {
+             norm_and_rotate(args, row, weight, position, out);
+           });
 }
 
 // --- a wave for each head ---------------------------------------------------------------------
@@ -137,22 +147,10 @@ TENON_KERNEL_MAX(kHeadWaves * 32) wave_kernel(KernelArgs args) {
   let_next_start();
   const int heads = args.q_heads + args.kv_heads;
   const int task = block_id() * kHeadWaves + wave_id();
-  const int token = task / heads, head = task % heads;
-  if (token >= args.tokens) return;
-  const std::int32_t position = args.positions[token];
-  if (head < args.q_heads) {
-    bf16* out = args.q_out + (std::int64_t{token} * args.q_heads + head) * args.head_dim;
-    norm_and_rotate_by_wave(args, head_at(args.q, token, head), args.q_norm, position, out);
-    return;
-  }
-  const int kv_head = head - args.q_heads;
-  const std::int32_t slot = args.slots[token];
-  if (slot < 0 || slot >= args.num_slots) return;
-  const std::int64_t at = (std::int64_t{slot} * args.kv_heads + kv_head) * args.head_dim;
-  norm_and_rotate_by_wave(args, head_at(args.k, token, kv_head), args.k_norm, position,
-                          args.k_cache + at);
-  const bf16* v = head_at(args.v, token, kv_head);
-  for (int i = lane_id(); i < args.head_dim; i += 32) args.v_cache[at + i] = v[i];
+  run_head(args, task / heads, task % heads, lane_id(), 32,
+           [&](const bf16* row, const void* weight, std::int32_t position, bf16* out) {
+             norm_and_rotate_by_wave(args, row, weight, position, out);
+           });
 }
 
 // --- plans ------------------------------------------------------------------------------------
