@@ -10,6 +10,7 @@
 
 #include "tenon/core/fp8.h"
 #include "tests/support/chaos.h"
+#include "tests/support/copy_back.h"
 #include "tests/support/ranks.h"
 #include "tests/support/targets.h"
 
@@ -437,11 +438,7 @@ TEST(Collectives, OnDevicesBytesOfAnySizeArrive) {
         test::meet(comm);
         const auto get = [&](const Buffer& from, std::size_t bytes) {
           std::vector<std::uint8_t> values(bytes);
-          // Before the copy: one to pageable memory may hold up launches of other ranks' threads
-          // while it waits for a kernel that waits for theirs.
-          EXPECT_TRUE(stream->synchronize());
-          EXPECT_TRUE(stream->copy(values.data(), from.data(), bytes));
-          EXPECT_TRUE(stream->synchronize());
+          EXPECT_TRUE(test::copy_back(*stream, values.data(), from.data(), bytes));
           return values;
         };
         for (const Rows& rows : calls) {

@@ -12,6 +12,7 @@
 #include <new>
 
 #include "tenon/models/qwen3_5/config.h"
+#include "tests/support/copy_back.h"
 #include "tests/support/small_model.h"
 #include "tests/support/targets.h"
 
@@ -217,8 +218,7 @@ TEST(Qwen3_5, FurtherRowsMayHaveLogits) {
       EXPECT_EQ(made->vocab_begin, wanted.vocab_begin);
       const std::int64_t width = made->logits.shape[1];
       std::vector<float> found(static_cast<std::size_t>(count * width));
-      ASSERT_TRUE(stream.copy(found.data(), made->logits.data, made->logits.bytes()));
-      ASSERT_TRUE(stream.synchronize());
+      ASSERT_TRUE(test::copy_back(stream, found.data(), made->logits.data, made->logits.bytes()));
       for (std::int64_t row = 0; row < count; ++row)
         EXPECT_EQ(
             std::vector<float>(found.begin() + row * width, found.begin() + (row + 1) * width),

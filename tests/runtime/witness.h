@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tenon/runtime/engine.h"
+#include "tests/support/copy_back.h"
 #include "tests/support/small_model.h"
 
 namespace tenon::test {
@@ -49,8 +50,7 @@ class Record {
 template <class T>
 Result<std::vector<T>> read(const TensorView& from, Stream& stream) {
   std::vector<T> values(static_cast<std::size_t>(from.size()));
-  TENON_TRY(stream.copy(values.data(), from.data, from.bytes()));
-  TENON_TRY(stream.synchronize());
+  TENON_TRY(copy_back(stream, values.data(), from.data, from.bytes()));
   return values;
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "tests/support/copy_back.h"
+
 namespace tenon::test {
 namespace {
 
@@ -54,8 +56,7 @@ void GuardedRows::write(Stream& stream, const void* rows) const {
 std::vector<std::uint8_t> GuardedRows::read(Stream& stream, const char* what,
                                             std::string& damage) const {
   std::vector<std::uint8_t> all(memory_.bytes());
-  must(stream.copy(all.data(), memory_.data(), all.size()));
-  must(stream.synchronize());
+  must(copy_back(stream, all.data(), memory_.data(), all.size()));
   std::vector<std::uint8_t> rows;
   rows.reserve(static_cast<std::size_t>(rows_ * row_bytes_));
   for (std::int64_t at = 0; at < static_cast<std::int64_t>(all.size()); ++at) {

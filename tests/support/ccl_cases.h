@@ -10,6 +10,7 @@
 
 #include "tenon/core/fp8.h"
 #include "tests/support/chaos.h"
+#include "tests/support/copy_back.h"
 #include "tests/support/ranks.h"
 
 namespace tenon::test {
@@ -78,8 +79,7 @@ struct CclRows {
   }
   Halves get(const Buffer& from, Stream& stream) const {
     Halves values(count);
-    EXPECT_TRUE(stream.copy(values.data(), view_of(from).data, count * 2));
-    const Status done = stream.synchronize();
+    const Status done = copy_back(stream, values.data(), view_of(from).data, count * 2);
     EXPECT_TRUE(done) << done.to_string();
     return values;
   }

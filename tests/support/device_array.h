@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "tenon/device/runtime.h"
+#include "tests/support/copy_back.h"
 
 namespace tenon::test {
 
@@ -25,8 +25,7 @@ class DeviceArray {
   // The first so many, after everything that the stream has to do.
   std::vector<T> get(std::size_t count) {
     std::vector<T> values(count);
-    EXPECT_TRUE(stream_.copy(values.data(), memory_.data(), count * sizeof(T)));
-    EXPECT_TRUE(stream_.synchronize());
+    EXPECT_TRUE(copy_back(stream_, values.data(), memory_.data(), count * sizeof(T)));
     return values;
   }
   T* data() const { return static_cast<T*>(memory_.data()); }  // for kernels

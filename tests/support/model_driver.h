@@ -13,6 +13,7 @@
 
 #include "tenon/core/fp8.h"
 #include "tenon/models/model.h"
+#include "tests/support/copy_back.h"
 #include "tests/support/device_array.h"
 
 namespace tenon::test {
@@ -85,8 +86,7 @@ class ModelDriver {
     if (!output) return result;
     const TensorView& made = output->logits.logits;
     std::vector<float> logits(static_cast<std::size_t>(made.size()));
-    EXPECT_TRUE(stream_.copy(logits.data(), made.data, made.bytes()));
-    const Status done = stream_.synchronize();
+    const Status done = copy_back(stream_, logits.data(), made.data, made.bytes());
     EXPECT_TRUE(done) << done.to_string();
     if (!done) return result;
     result.vocab_begin = output->logits.vocab_begin;
