@@ -62,11 +62,13 @@ struct Sm90Call {
 
 TENON_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// The sequence's block of the cache where `position` lies; −1: it has none.
+// The sequence's block of the cache where `position` lies; −1: it has none. Here as below the
+// arrays of a step are its input, which no kernel of it writes, so they are read before the wait
+// too.
 TENON_DEVICE int block_at(const Sm90Call& call, int sequence, int position) {
   const int column = position / call.block_tokens;
   return column < call.max_blocks
-             ? call.block_table[std::int64_t{sequence} * call.max_blocks + column]
+             ? load_constant(call.block_table + std::int64_t{sequence} * call.max_blocks + column)
              : -1;
 }
 // The row of the cache where `position`, a multiple of 64, lies in that block; one behind the

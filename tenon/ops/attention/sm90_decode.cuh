@@ -77,8 +77,10 @@ TENON_DEVICE void read_sequences(const Sm90Call& call, Sequences& to) {
     const int s = base + lane;
     int count = 0;
     if (s < call.sequences) {
-      const int token = call.starts[s], end = call.starts[s + 1], context = call.lengths[s];
-      if (call.heads.k != nullptr && s < call.tokens) to.positions[s] = call.heads.positions[s];
+      const int token = load_constant(call.starts + s), end = load_constant(call.starts + s + 1);
+      const int context = load_constant(call.lengths + s);
+      if (call.heads.k != nullptr && s < call.tokens)
+        to.positions[s] = load_constant(call.heads.positions + s);
       if (end - token == 1) count = kOne + (context > kPartial ? ceil_div(context, kPartial) : 1);
       to.lengths[s] = context;
       to.tokens[s] = token;
@@ -103,10 +105,20 @@ TENON_DEVICE void read_sequences(const Sm90Call& call, Sequences& to) {
   }
 }
 
-// Block 0: for join_kernel.
-TENON_DEVICE void leave_firsts(const Sm90Call& call, const Sequences& from) {
+// With heads nobody but this call writes what its tiles are read from: of the newest token, which
+// the kernel puts into the tile itself. All else was complete when the kernel before it let it
+// start, for that one had waited. So tiles are fetched before the wait. Without heads rope may have
+// written just before.
+TENON_DEVICE void wait_without_heads(const Sm90Call& call) {
+  if (call.heads.k == nullptr) wait_for_previous();
+}
+// The warps that compute, before they read rows; block 0 leaves numbers for join_kernel.
+TENON_DEVICE void wait_for_rows(const Sm90Call& call, const Sequences& from) {
+  wait_for_previous();
+  if (thread_id() == 0) let_next_start();
+  sync_wave();
   if (block_id() != 0) return;
-  for (int s = thread_id(); s <= call.sequences; s += kDecodeThreads)
+  for (int s = thread_id(); s <= call.sequences; s += kComputeThreads)
     call.firsts[s] = from.firsts[s];
 }
 
@@ -486,7 +498,10 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
   const int warp = thread_id() / kWave, lane = thread_id() % kWave;
   Part part = find_part(walk);
   RawRows<kRowsEach> raw;
-  if (part.sequence >= 0 && part.visible(rank) > 0) raw = read_rows<kRowsEach>(call, part, rank);
+  const bool has_work = part.sequence >= 0 && part.visible(rank) > 0;
+  if (has_work) read_angles(call.heads, part, raw);
+  wait_for_rows(call, walk.sequences);
+  if (has_work) read_rows(call, part, rank, raw);
   std::uint32_t uses = 0;  // of k and v
   Sums whole[kUnits];
   TENON_NO_UNROLL
@@ -522,7 +537,10 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
     sync_wave();
     const Word4 value = raw.value();
     const Part next = part_after(walk, part);
-    if (next.sequence >= 0 && next.visible(rank) > 0) raw = read_rows<kRowsEach>(call, next, rank);
+    if (next.sequence >= 0 && next.visible(rank) > 0) {
+      read_angles(call.heads, next, raw);
+      read_rows(call, next, rank, raw);
+    }
     barrier_wait_cluster(&shared.peaks_full[turn], step / 2 % 2);
 
     // Phase 2: weights and weighted values, to the blocks of their rows.
@@ -592,12 +610,9 @@ decode_kernel(TENON_ARGS(Sm90Call) call) {
   read_norms(call.heads, shared.norms);
   sync_block();
   cluster_arrive();
-  wait_for_previous();
-  if (thread_id() == 0) let_next_start();
-  sync_wave();
+  wait_without_heads(call);
   if (warp == 0) read_sequences(call, shared.sequences);
   sync_block();
-  leave_firsts(call, shared.sequences);
   cluster_wait();  // all have set their barriers
   const Walk walk{call, shared.sequences, grid_blocks() / kClusterRanks,
                   shared.sequences.firsts[call.sequences] * call.kv_heads <= call.num_slots,
@@ -607,6 +622,7 @@ decode_kernel(TENON_ARGS(Sm90Call) call) {
     clear_padding(call);
   } else {
     fetch_parts(walk, rank, shared);
+    wait_for_previous();
   }
 }
 

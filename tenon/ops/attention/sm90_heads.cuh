@@ -49,10 +49,20 @@ TENON_DEVICE void read_row(const bf16* row, std::uint16_t (&to)[kLaneElements]) 
   TENON_UNROLL
   for (int i = 0; i < kLaneElements; ++i) to[i] = row[thread_id() % kWave + 32 * i].bits;
 }
+// Of the table, which no kernel writes: before the wait too.
 template <int kRowsEach, class SomePart>
-TENON_DEVICE RawRows<kRowsEach> read_rows(const Sm90Call& call, const SomePart& part, int rank) {
+TENON_DEVICE void read_angles(const NewHeads& heads, const SomePart& part,
+                              RawRows<kRowsEach>& raw) {
+  if (heads.k == nullptr) return;
+  const bool known = part.position >= 0 && part.position < heads.max_positions;
+  const float* table = heads.cos_sin + std::int64_t{known ? part.position : 0} * kRotaryDim;
+  raw.cosine = load_constant(table + thread_id() % kWave);
+  raw.sine = load_constant(table + thread_id() % kWave + 32);
+}
+template <int kRowsEach, class SomePart>
+TENON_DEVICE void read_rows(const Sm90Call& call, const SomePart& part, int rank,
+                            RawRows<kRowsEach>& raw) {
   const int warp = thread_id() / kWave, lane = thread_id() % kWave;
-  RawRows<kRowsEach> raw;
   TENON_UNROLL
   for (int i = 0; i < kRowsEach; ++i) {
     const int row = warp + 4 * i < call.group ? warp + 4 * i : 0;
@@ -61,12 +71,7 @@ TENON_DEVICE RawRows<kRowsEach> read_rows(const Sm90Call& call, const SomePart& 
              raw.q[i]);
   }
   const NewHeads& heads = call.heads;
-  if (heads.k == nullptr) return raw;
-  const bool known = part.position >= 0 && part.position < heads.max_positions;
-  const float* table = heads.cos_sin + std::int64_t{known ? part.position : 0} * kRotaryDim;
-  raw.cosine = table[lane];
-  raw.sine = table[lane + 32];
-  if (!part.is_newest(rank)) return raw;
+  if (heads.k == nullptr || !part.is_newest(rank)) return;
   if (warp == kKeyWarp)
     read_row(heads.k + part.token * heads.k_token_stride + part.kv_head * heads.k_head_stride,
              raw.extra[0]);
@@ -76,7 +81,6 @@ TENON_DEVICE RawRows<kRowsEach> read_rows(const Sm90Call& call, const SomePart& 
     TENON_UNROLL
     for (int i = 0; i < kLaneElements; ++i) raw.extra[0][i] = v[i].bits;
   }
-  return raw;
 }
 
 // Norm and rotation of rows of the warp, as the kernel of rope does them; the rows together, for

@@ -196,7 +196,9 @@ TENON_DEVICE void compute_stream(Walk walk, StreamShared<kRowsEach>& shared) {
   const Sm90Call& call = walk.call;
   Part part = find_part(walk);
   RawRows<kRowsEach> raw;
-  if (part.sequence >= 0) raw = read_rows<kRowsEach>(call, part, part.tiles() - 1);
+  if (part.sequence >= 0) read_angles(call.heads, part, raw);
+  wait_for_rows(call, walk.sequences);
+  if (part.sequence >= 0) read_rows(call, part, part.tiles() - 1, raw);
   RingPlace place;
   StreamSums<kRowsEach> sums;
   TENON_NO_UNROLL
@@ -207,7 +209,10 @@ TENON_DEVICE void compute_stream(Walk walk, StreamShared<kRowsEach>& shared) {
       write_new(call, part, shared.norms, raw);
     const Part next = part_after(walk, part);
     RawRows<kRowsEach> next_raw;
-    if (next.sequence >= 0) next_raw = read_rows<kRowsEach>(call, next, next.tiles() - 1);
+    if (next.sequence >= 0) {
+      read_angles(call.heads, next, next_raw);
+      read_rows(call, next, next.tiles() - 1, next_raw);
+    }
     clear_sums(sums);
     TENON_NO_UNROLL
     for (int tile = 0; tile < tiles; ++tile) {
@@ -249,12 +254,9 @@ stream_kernel(TENON_ARGS(Sm90Call) call) {
   }
   sync_wave();
   read_norms(call.heads, shared.norms);
-  wait_for_previous();
-  if (thread_id() == 0) let_next_start();
-  sync_wave();
+  wait_without_heads(call);
   if (warp == 0) read_sequences(call, shared.sequences);
   sync_block();
-  leave_firsts(call, shared.sequences);
   const Walk walk{call, shared.sequences, grid_blocks(),
                   shared.sequences.firsts[call.sequences] * call.kv_heads <= call.num_slots,
                   block_id()};
@@ -263,6 +265,7 @@ stream_kernel(TENON_ARGS(Sm90Call) call) {
     clear_padding(call);
   } else {
     fetch_stream(walk, shared);
+    wait_for_previous();
   }
 }
 
