@@ -328,8 +328,7 @@ struct ExpertsSpec {
   int experts = 0, top_k = 0;  // over all ranks
   int first_expert = 0, local_experts = 0;
   std::int64_t width = 0;  // intermediate features of each local expert
-  Matrix router;           // [experts, hidden] bf16
-  Matrix shared_gate;      // [1, hidden] bf16
+  Matrix router;           // [experts + 1, hidden] bf16; the last row is the shared expert's gate
   Matrix gate_up;          // [local experts, 2 · width, hidden]
   Matrix down;             // [local experts, hidden, width]
   DenseSpec shared;
@@ -349,9 +348,10 @@ class Experts {
   moe_experts::Args fused_args(const QuantView& x, const PartialRows& out) const;
 
   ExpertsSpec spec_;
-  TensorView logits_, weights_, slot_, offsets_, token_of_;  // scratch of the router
-  TensorView gate_up_, routed_, shared_rows_, shared_gate_;  // scratch of the experts
-  Linear router_, shared_gate_product_, project_;
+  // Scratch of the router; routed_by_ has a row's logits and behind them the shared expert's gate.
+  TensorView routed_by_, logits_, shared_gate_, weights_, slot_, offsets_, token_of_;
+  TensorView gate_up_, routed_, shared_rows_;  // scratch of the experts
+  Linear router_, project_;
   OutProjection finish_;
   Dense shared_;
   RowPlans route_, combine_;

@@ -49,7 +49,11 @@ Result<Experts> Experts::make(const ExpertsSpec& spec, LayerContext& context) {
   const PlanContext& where = context.where;
   const std::int64_t max_rows = scratch.max_rows(), pairs = max_rows * spec.top_k;
   const std::int64_t hidden = context.partial.shape[1];
-  TENON_ASSIGN(layer.logits_, scratch.rows("router logits", DType::kF32, spec.experts));
+  TENON_ASSIGN(layer.routed_by_, scratch.rows("router logits", DType::kF32, spec.experts + 1));
+  layer.logits_ = layer.shared_gate_ = layer.routed_by_;
+  layer.logits_.shape[1] = spec.experts;
+  layer.shared_gate_.data = layer.shared_gate_.as<float>() + spec.experts;
+  layer.shared_gate_.shape[1] = 1;
   TENON_ASSIGN(layer.weights_, scratch.rows("expert weights", DType::kF32, spec.top_k));
   TENON_ASSIGN(layer.slot_, scratch.rows("expert slots", DType::kI32, spec.top_k));
   TENON_ASSIGN(layer.offsets_,
@@ -59,11 +63,9 @@ Result<Experts> Experts::make(const ExpertsSpec& spec, LayerContext& context) {
                scratch.tensor("experts gate|up", DType::kBF16, {pairs, 2 * spec.width}));
   TENON_ASSIGN(layer.routed_, scratch.tensor("experts out", DType::kBF16, {pairs, hidden}));
   TENON_ASSIGN(layer.shared_rows_, scratch.rows("shared expert out", DType::kBF16, hidden));
-  TENON_ASSIGN(layer.shared_gate_, scratch.rows("shared expert gate", DType::kF32, 1));
 
-  TENON_ASSIGN(layer.router_, Linear::make(spec.router, context.x, layer.logits_, where), "router");
-  TENON_ASSIGN(layer.shared_gate_product_,
-               Linear::make(spec.shared_gate, context.x, layer.shared_gate_, where), "shared gate");
+  TENON_ASSIGN(layer.router_, Linear::make(spec.router, context.x, layer.routed_by_, where),
+               "router");
   TENON_ASSIGN(layer.project_, Linear::make(spec.gate_up, context.x, layer.gate_up_, where,
                                             Grouping{layer.offsets_, layer.token_of_}));
   TENON_ASSIGN(
@@ -151,8 +153,7 @@ Status Experts::run(const NormedRows& x, const PartialRows& out, Stream& stream)
   const std::int64_t tokens = out.addend.shape[0], pairs = tokens * spec_.top_k;
   const TensorView gate_up = gate_up_.rows(0, pairs);
 
-  TENON_TRY(router_.run(x, logits_.rows(0, tokens), stream));
-  TENON_TRY(shared_gate_product_.run(x, shared_gate_.rows(0, tokens), stream));
+  TENON_TRY(router_.run(x, routed_by_.rows(0, tokens), stream));
   TENON_TRY(moe_route::run(route_.at(tokens), route_args(tokens), stream));
   if (tokens <= fused_rows_)
     return moe_experts::run(fused_.at(tokens), fused_args(*x.fp8, out), stream);
@@ -172,7 +173,6 @@ Status Experts::run(const NormedRows& x, const PartialRows& out, Stream& stream)
 NormedForms Experts::forms() const {
   NormedForms forms = shared_.forms();
   router_.add_to(&forms);
-  shared_gate_product_.add_to(&forms);
   project_.add_to(&forms);
   return forms;
 }

@@ -33,7 +33,6 @@ class Cost {
   }
   void add(const ExpertsSpec& spec) {
     add(spec.router);
-    add(spec.shared_gate);
     add(spec.shared);
     const double chosen = static_cast<double>(spec.top_k) / spec.experts;
     const double used = 1 - std::pow(1 - chosen, tokens_);

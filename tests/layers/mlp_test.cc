@@ -89,10 +89,9 @@ struct MoeCase {
 };
 
 struct MoeWeights {
-  TestMatrix router, shared_gate, gate_up, down, shared_gate_up, shared_down;
+  TestMatrix router, gate_up, down, shared_gate_up, shared_down;
   MoeWeights(LayerBench& layer, const MoeCase& moe, bool fp8)
-      : router(layer.matrix(false, moe.experts, kHidden)),
-        shared_gate(layer.matrix(false, 1, kHidden)),
+      : router(layer.matrix(false, moe.experts + 1, kHidden)),  // last the shared expert's gate
         gate_up(layer.matrix(fp8, 2 * moe.width, kHidden, moe.experts)),
         down(layer.matrix(fp8, kHidden, moe.width, moe.experts)),
         shared_gate_up(layer.matrix(fp8, 2 * moe.shared_width, kHidden)),
@@ -104,7 +103,7 @@ Doubles whole_moe(const MoeCase& moe, const MoeWeights& weights, const Doubles& 
                   const Doubles& read) {
   const std::size_t rows = bf16.size() / kHidden;
   const Doubles logits = product(bf16, weights.router, 0, moe.experts);
-  const Doubles gate = product(bf16, weights.shared_gate, 0, 1);
+  const Doubles gate = product(bf16, weights.router, moe.experts, 1);
   Doubles out = swiglu(read, weights.shared_gate_up, weights.shared_down, moe.shared_width);
   for (std::size_t row = 0; row < rows; ++row) {
     double* to = out.data() + row * kHidden;
@@ -143,7 +142,6 @@ ExpertsSpec placed(const MoeCase& moe, const MoeWeights& weights, int first, int
   spec.local_experts = count;
   spec.width = moe.width;
   spec.router = weights.router.matrix;
-  spec.shared_gate = weights.shared_gate.matrix;
   spec.gate_up = {expert_range(weights.gate_up.matrix.weight, first, count),
                   expert_range(weights.gate_up.matrix.scale, first, count)};
   spec.down = {expert_range(weights.down.matrix.weight, first, count),

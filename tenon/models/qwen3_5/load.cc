@@ -47,14 +47,6 @@ class LayerLoader {
     return loader_.vector(name, {DType::kBF16, DType::kF32}, width, {0, width}, as);
   }
 
-  // A small matrix that is never quantised and that every rank holds whole.
-  Result<Matrix> replicated(const std::string& name, std::int64_t out) {
-    Matrix matrix;
-    TENON_ASSIGN(matrix.weight, loader_.rows(name, {DType::kBF16}, {out, config_.hidden},
-                                             {{0, out}}, DType::kBF16, {out, config_.hidden}));
-    return matrix;
-  }
-
   // Row-parallel: this rank's input features of a projection back to the residual's width.
   Result<Matrix> back(const std::string& module, std::int64_t in, Range columns) {
     const LinearPart part{module, config_.hidden, in, {{0, config_.hidden}}, columns};
@@ -151,8 +143,7 @@ class LayerLoader {
     spec.first_expert = static_cast<int>(share_.experts.begin);
     spec.local_experts = static_cast<int>(share_.experts.count);
     spec.width = share_.moe_intermediate.count;
-    TENON_ASSIGN(spec.router, replicated(at_ + "mlp.gate.weight", config_.experts));
-    TENON_ASSIGN(spec.shared_gate, replicated(at_ + "mlp.shared_expert_gate.weight", 1));
+    TENON_ASSIGN(spec.router, router());
     TENON_ASSIGN(spec.shared, swiglu("mlp.shared_expert.", config_.shared_intermediate,
                                      share_.shared_intermediate));
     const std::string at = at_ + "mlp.experts.";
@@ -161,6 +152,20 @@ class LayerLoader {
     else
       TENON_TRY(separate_experts(at, &spec));
     return spec;
+  }
+
+  // A row of each expert, and the shared one's.
+  Result<Matrix> router() {
+    const std::int64_t experts = config_.experts, hidden = config_.hidden;
+    const Range all{0, hidden};
+    const std::array<LinearPart, 2> parts{
+        {{at_ + "mlp.gate", experts, hidden, {{0, experts}}, all},
+         {at_ + "mlp.shared_expert_gate", 1, hidden, {{0, 1}}, all}}};
+    TENON_ASSIGN(const Matrix matrix, loader_.linear(parts));
+    if (matrix.is_fp8())
+      return Status::error(Code::kUnsupported,
+                           parts[0].module + ".weight is e4m3; a router must be of bf16");
+    return matrix;
   }
 
   // bf16 releases: one tensor for all experts, gate rows before up rows, no ".weight".
