@@ -3,7 +3,7 @@ import sys
 
 import tenon
 
-from support import LAYOUTS, case, difference, inputs, spec
+from oracle import LAYOUTS, case, difference, inputs, spec
 
 with tenon.Communicator.from_environment(target="cpu", transport="shm", deadline=20.0) as communicator:
     for layout in LAYOUTS:

@@ -58,7 +58,8 @@ class Wheel(unittest.TestCase):
         run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", FOLDER / "sdist", ROOT)
         with tarfile.open(only("sdist/*.tar.gz")) as archive:
             cls.sources = archive.getnames()
-            archive.extractall(FOLDER)  # over what an earlier run built there
+            safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            archive.extractall(FOLDER, **safely)  # over what an earlier run built there
         cls.tree = FOLDER / cls.sources[0].split("/")[0]
         run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", FOLDER / "wheel", cls.tree)
 
