@@ -22,7 +22,8 @@ class Site(torch.nn.Module):
         return out.residual, out.rows * 1, out.codes, out.scales
 
 
-with tenon.Communicator.from_environment(target="cpu", transport="shm", deadline=60.0) as communicator:
+torch.distributed.init_process_group("gloo")
+with tenon.torch.communicator(target="cpu", transport="shm", deadline=60.0) as communicator:
     for layout in LAYOUTS:
         shape = case(5, 512, communicator.num_ranks, layout=layout, offset=1.0)
         with tenon.torch.Boundary(communicator, max_rows=8, **spec(shape)) as boundary:
@@ -38,4 +39,5 @@ with tenon.Communicator.from_environment(target="cpu", transport="shm", deadline
             assert difference(shape, found) == "", difference(shape, found)
             assert torch.equal(given.view(torch.int16), found.residual.view(torch.int16)), "the residual of the caller was not written"
             assert sum(boundary.counts) == 2, boundary.counts
+torch.distributed.destroy_process_group()
 print("equal")

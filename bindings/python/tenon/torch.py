@@ -3,22 +3,27 @@
     boundary = tenon.torch.Boundary(communicator, hidden=4096, max_rows=512)
     out = boundary(partial, residual, weight)
 
-The operator is `torch.ops.tenon.boundary`. It has no gradient. Works with torch 2.4 and later.
+communicator() joins the ranks of a process group of torch.distributed. The operator is `torch.ops.tenon.boundary`. It has no gradient. Works with torch 2.4 and later.
 """
 
 from __future__ import annotations
 
 import itertools
 import weakref
-from typing import Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import torch
 
 from . import _boundary
 from ._arrays import Array
 from ._boundary import Channel, Outputs
-from ._communicator import Communicator
+from ._communicator import Communicator, unique_id
 from ._errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._communicator import Options
 
 # Operators take no objects: boundaries go by their names. Texts, since torch.compile may take a number for one that
 # changes.
@@ -59,6 +64,25 @@ _library.define(
 for _device in ("CPU", "CUDA"):  # to torch, ROCm's devices are CUDA's
     _library.impl("boundary", _run, _device)
 _registry.register_fake("tenon::boundary", _run_fake, lib=_library)
+
+
+def communicator(group: Any = None, *, address: Optional[str] = None, **options: Unpack[Options]) -> Communicator:
+    """The ranks of a process group of torch.distributed; None: the default group. Collective in it.
+
+    address: the name or IP address by which the others reach the host of the group's first rank; None: 127.0.0.1,
+             for groups of one host
+    options: those of tenon.Communicator; without a device, on GPUs, torch's current one
+    """
+    distributed: Any = torch.distributed
+    rank, num_ranks = distributed.get_rank(group), distributed.get_world_size(group)
+    first = distributed.get_global_rank(group, 0) if group is not None else 0
+    told = [unique_id(address) if rank == 0 else None]
+    distributed.broadcast_object_list(told, src=first, group=group)
+    if "device" not in options and options.get("target") != "cpu" and torch.cuda.is_available():
+        options["device"] = torch.cuda.current_device()
+    met = told[0]
+    assert met is not None
+    return Communicator.from_id(met, rank, num_ranks, **options)
 
 
 class Boundary(_boundary.Boundary):
