@@ -1,18 +1,20 @@
-"""examples/05_python prints what its README says. Arguments as those of package_test.py."""
-import os
-import pathlib
-import subprocess
-import sys
+"""examples/05_python prints what its README says."""
+from inside import NUMPY, ROOT, enter_package
 
-from package_test import ROOT, SKIPPED, environment
+enter_package(__file__, NUMPY, "mypy==2.4.1")
 
-package, folder = sys.argv[1:]
-python = environment(pathlib.Path(folder))
-if python is None:
-    print("skipped: NumPy cannot be installed from PyPI")
-    sys.exit(SKIPPED)
-found = subprocess.run([python, ROOT / "examples/05_python/boundary.py"], env=dict(os.environ, PYTHONPATH=package),
-                       capture_output=True, text=True, timeout=60)
-expected = str([("0x4000", "0x3f80", "0x7e")] * 2) + "\n"
-if (found.returncode, found.stdout) != (0, expected):
-    sys.exit(f"{found.stdout}{found.stderr}\nexpected: {expected}")
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+import unittest  # noqa: E402
+
+
+class Example(unittest.TestCase):
+    def test_prints_the_bits(self):
+        found = subprocess.run([sys.executable, ROOT / "examples/05_python/boundary.py"], capture_output=True,
+                               text=True, timeout=60)
+        expected = str([("0x4000", "0x3f80", "0x7e")] * 2) + "\n"
+        self.assertEqual((found.returncode, found.stdout), (0, expected), found.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -16,7 +16,9 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/python/src/dict_of.h"
 #include "bindings/python/src/raise.h"
+#include "bindings/python/src/released.h"
 #include "tenon/serve/language_model.h"
 #include "tenon/serve/request_queue.h"
 #include "tenon/text/jinja/template.h"
@@ -102,16 +104,12 @@ nb::object logprobs_of(const std::vector<TokenLogprobs>& tokens) {
 
 nb::object outcome_of(const serve::Outcome& outcome) {
   if (outcome.reason == serve::FinishReason::kFailed) raise(outcome.why);
-  nb::dict told;
   const std::string_view reason = serve::name(outcome.reason);
-  told["finish_reason"] = nb::str(reason.data(), reason.size());
-  told["stop"] = outcome.stop;
-  told["prompt_tokens"] = outcome.prompt_tokens;
-  told["cached_tokens"] = outcome.cached_tokens;
-  told["completion_tokens"] = outcome.completion_tokens;
-  told["first_token_seconds"] = serve::first_token_seconds(outcome);
-  told["seconds_per_token"] = serve::seconds_per_token(outcome);
-  return told;
+  return dict_of("finish_reason", nb::str(reason.data(), reason.size()), "stop", outcome.stop,
+                 "prompt_tokens", outcome.prompt_tokens, "cached_tokens", outcome.cached_tokens,
+                 "completion_tokens", outcome.completion_tokens, "first_token_seconds",
+                 serve::first_token_seconds(outcome), "seconds_per_token",
+                 serve::seconds_per_token(outcome));
 }
 
 // One reader at a time, any thread; the lock makes that so.
@@ -132,7 +130,7 @@ class ReplyHandle {
     for (;;) {
       serve::ReplyPart part;
       {
-        const nb::gil_scoped_release released;
+        const Released released;
         const std::lock_guard one(*lock_);
         part = reply_->wait_for(kSignalPeriod);
       }
@@ -150,7 +148,7 @@ class ReplyHandle {
   }
   void cancel() {
     home_.check("this reply");
-    const nb::gil_scoped_release released;
+    const Released released;
     reply_->cancel();
   }
 
@@ -193,7 +191,7 @@ class EngineHandle {
   }
   void close() {
     home_.check("this engine");
-    const nb::gil_scoped_release released;
+    const Released released;
     std::shared_ptr<Opened> last;
     const std::lock_guard alone(lock_);
     last.swap(opened_);
@@ -227,7 +225,7 @@ EngineHandle open_engine(const std::string& model, int tp, const std::string& ta
   std::shared_ptr<Opened> opened;
   Status status = Status::ok();
   {
-    const nb::gil_scoped_release released;
+    const Released released;
     auto made = open(options, max_queued);
     if (made) opened = std::move(*made);
     status = made.status();
@@ -270,7 +268,7 @@ ReplyHandle submit(const EngineHandle& engine, serve::Prompt prompt, const Sampl
   const auto opened = engine.opened();
   serve::Submission made;
   {
-    const nb::gil_scoped_release released;
+    const Released released;
     made = opened->queue->submit(std::move(request));
   }
   if (!made) raise(made.why);
@@ -300,14 +298,9 @@ std::string render(const EngineHandle& engine, const serve::ChatPrompt& prompt) 
 
 nb::dict counts(const EngineHandle& engine) {
   const serve::QueueCounts counts = engine.opened()->queue->counts();
-  nb::dict told;
-  told["accepted"] = counts.accepted;
-  told["queued"] = counts.queued;
-  told["running"] = counts.running;
-  told["finished"] = counts.finished;
-  told["failed"] = counts.failed;
-  told["cancelled"] = counts.cancelled;
-  return told;
+  return dict_of("accepted", counts.accepted, "queued", counts.queued, "running", counts.running,
+                 "finished", counts.finished, "failed", counts.failed, "cancelled",
+                 counts.cancelled);
 }
 
 }  // namespace
@@ -316,6 +309,7 @@ nb::dict counts(const EngineHandle& engine) {
 NB_MODULE(_engine, module) {
   using namespace tenon;
   using namespace tenon::python;
+  nb::set_leak_warnings(false);  // a thread that waits at the end of the process keeps things
   nb::class_<SamplingParams>(module, "Sampling");
   module.def("sampling", make_sampling, "temperature"_a, "top_p"_a, "top_k"_a, "min_p"_a,
              "max_tokens"_a, "seed"_a, "ignore_eos"_a, "repetition_penalty"_a,

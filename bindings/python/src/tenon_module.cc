@@ -14,14 +14,17 @@
 #include <utility>
 
 #include "bindings/c/tenon.h"
+#include "bindings/python/src/dict_of.h"
 #include "bindings/python/src/dlpack.h"
 #include "bindings/python/src/raise.h"
+#include "bindings/python/src/released.h"
 
 namespace tenon::python {
 namespace {
 
 namespace nb = nanobind;
 using namespace nb::literals;
+using Use = BorrowedTensor::Use;
 
 void check(tenon_code code) {
   if (code != TENON_OK) raise(code, tenon_last_error());
@@ -32,7 +35,7 @@ template <class Call>
 void check_waiting(Call call) {
   tenon_code code = TENON_OK;
   {
-    const nb::gil_scoped_release released;
+    const Released released;
     code = call();
   }
   check(code);
@@ -143,18 +146,10 @@ Communicator from_team(const Options& options, const Team& team, int rank) {
 nb::dict query(const Communicator& communicator) {
   tenon_communicator_info info = TENON_COMMUNICATOR_INFO_INIT;
   check(tenon_communicator_query(communicator.get(), &info));
-  nb::dict told;
-  told["rank"] = info.rank;
-  told["num_ranks"] = info.num_ranks;
-  told["target"] = info.target;
-  told["transport"] = info.transport;
-  told["device"] = info.device;
-  told["peer_pointers"] = info.peer_pointers != 0;
-  told["capturable"] = info.capturable != 0;
-  told["shares_device"] = info.shares_device != 0;
-  told["starts_early"] = info.starts_early != 0;
-  told["deadline_ms"] = info.deadline_ms;
-  return told;
+  return dict_of("rank", info.rank, "num_ranks", info.num_ranks, "target", info.target, "transport",
+                 info.transport, "device", info.device, "peer_pointers", info.peer_pointers != 0,
+                 "capturable", info.capturable != 0, "shares_device", info.shares_device != 0,
+                 "starts_early", info.starts_early != 0, "deadline_ms", info.deadline_ms);
 }
 
 using Collective = tenon_code (*)(tenon_communicator*, const tenon_tensor*, const tenon_tensor*,
@@ -162,12 +157,12 @@ using Collective = tenon_code (*)(tenon_communicator*, const tenon_tensor*, cons
 
 template <Collective kRun>
 void run_collective(const Communicator& communicator, nb::handle in, nb::handle out,
-                    std::uintptr_t stream) {
+                    std::optional<std::uintptr_t> stream) {
   tenon_communicator* const handle = communicator.get();
-  const BorrowedTensor from("in", in, communicator.on_device());
-  const BorrowedTensor to("out", out, communicator.on_device());
-  check_waiting(
-      [&] { return kRun(handle, from.get(), to.get(), reinterpret_cast<void*>(stream)); });
+  const BorrowedTensor from("array", in, communicator.on_device());
+  const BorrowedTensor to("out", out, communicator.on_device(), Use::kWritten);
+  void* const number = reinterpret_cast<void*>(stream_for(stream, in, from));
+  check_waiting([&] { return kRun(handle, from.get(), to.get(), number); });
 }
 
 Channel make_channel(const Communicator& communicator, int hidden, int max_rows, int dtype,
@@ -215,12 +210,13 @@ Boundary make_boundary(const Channel& channel, int hidden, int max_rows, int dty
 
 void run_boundary(const Boundary& boundary, nb::handle partial, nb::handle residual,
                   nb::handle weight, nb::handle rows, nb::handle codes, nb::handle scales,
-                  std::uintptr_t stream) {
+                  std::optional<std::uintptr_t> stream) {
   tenon_boundary* const handle = boundary.get();
   const bool on_device = boundary.on_device();
-  const BorrowedTensor in("partial", partial, on_device), kept("residual", residual, on_device),
-      norm("weight", weight, on_device), out("rows", rows, on_device),
-      packed("codes", codes, on_device), scaled("scales", scales, on_device);
+  const BorrowedTensor in("partial", partial, on_device),
+      kept("residual", residual, on_device, Use::kWritten), norm("weight", weight, on_device),
+      out("rows", rows, on_device, Use::kWritten), packed("codes", codes, on_device, Use::kWritten),
+      scaled("scales", scales, on_device, Use::kWritten);
   tenon_boundary_call call = TENON_BOUNDARY_CALL_INIT;
   call.partial = in.get();
   call.residual = kept.get();
@@ -228,23 +224,16 @@ void run_boundary(const Boundary& boundary, nb::handle partial, nb::handle resid
   call.rows = out.get();
   call.codes = packed.get();
   call.scales = scaled.get();
-  call.stream = reinterpret_cast<void*>(stream);
+  call.stream = reinterpret_cast<void*>(stream_for(stream, partial, in));
   check_waiting([&] { return tenon_boundary_run(handle, &call); });
 }
 
 nb::dict plan(const Boundary& boundary, int rows) {
   tenon_plan plan = TENON_PLAN_INIT;
   check(tenon_boundary_plan(boundary.get(), rows, &plan));
-  nb::dict told;
-  told["max_rows"] = plan.max_rows;
-  told["stage"] = plan.stage;
-  told["variant"] = plan.variant;
-  told["reason"] = plan.reason;
-  told["blocks"] = plan.blocks;
-  told["threads"] = plan.threads;
-  told["mailbox_bytes"] = plan.mailbox_bytes;
-  told["calls"] = plan.calls;
-  return told;
+  return dict_of("max_rows", plan.max_rows, "stage", plan.stage, "variant", plan.variant, "reason",
+                 plan.reason, "blocks", plan.blocks, "threads", plan.threads, "mailbox_bytes",
+                 plan.mailbox_bytes, "calls", plan.calls);
 }
 
 nb::tuple counts(const Boundary& boundary) {
@@ -337,8 +326,8 @@ void define_communicator(nb::module_& module) {
            [](const Communicator& self) {
              check_waiting([handle = self.get()] { return tenon_communicator_resume(handle); });
            })
-      .def("all_reduce", run_collective<tenon_all_reduce>, "in"_a, "out"_a, "stream"_a)
-      .def("all_gather", run_collective<tenon_all_gather>, "in"_a, "out"_a, "stream"_a)
+      .def("all_reduce", run_collective<tenon_all_reduce>, "array"_a, "out"_a, "stream"_a.none())
+      .def("all_gather", run_collective<tenon_all_gather>, "array"_a, "out"_a, "stream"_a.none())
       .def("explain", [](const Communicator& self, int hidden, int max_rows) {
         return text_of([&, handle = self.get()](char* text, std::uint64_t* bytes) {
           return tenon_communicator_explain(handle, hidden, max_rows, text, bytes);
@@ -363,7 +352,7 @@ void define_boundary(nb::module_& module) {
                   "force_variant"_a.none(), "site"_a.none())
       .def("close", &Boundary::close)
       .def("run", run_boundary, "partial"_a, "residual"_a, "weight"_a, "rows"_a.none(),
-           "codes"_a.none(), "scales"_a.none(), "stream"_a)
+           "codes"_a.none(), "scales"_a.none(), "stream"_a.none())
       .def("plan", plan, "rows"_a)
       .def("counts", counts)
       .def("explain", [](const Boundary& self) {
@@ -377,6 +366,7 @@ void define_boundary(nb::module_& module) {
 }  // namespace tenon::python
 
 NB_MODULE(_tenon, module) {
+  nanobind::set_leak_warnings(false);  // a thread that waits at the end of the process keeps things
   tenon::python::define_texts(module);
   tenon::python::define_communicator(module);
   tenon::python::define_boundary(module);

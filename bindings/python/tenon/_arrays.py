@@ -17,9 +17,10 @@ def library(array: Array) -> str:
     return "jax" if name.startswith("jax") else name
 
 
-def exportable(array: Array) -> Array:
-    """What of `array` goes through DLPack: of torch without gradients, and fp8 as its bytes; of NumPy
-    the types that only extensions name (bfloat16, float8) as unsigned integers of their size."""
+def readable(what: str, array: Array) -> Array:
+    """What of `array` goes through __dlpack__: of torch without gradients, and fp8 as its bytes; of NumPy
+    the types that only extensions name (bfloat16, float8) as unsigned integers of their size. `what` names
+    it in messages. Arrays of types with __dlpack_c_exchange_api__ do not come here."""
     kind = library(array)
     if kind == "torch":
         if array.requires_grad:
@@ -32,13 +33,13 @@ def exportable(array: Array) -> Array:
 
 
 def writable(what: str, array: Array) -> Array:
-    """`array`, refused if its library promises that arrays never change."""
+    """The same, refused if its library promises that arrays never change."""
     if library(array) == "jax":
         raise InvalidArgumentError(
             f"{what} is an array of JAX, which never changes; accepted where tenon writes: arrays of "
             "NumPy, torch or CuPy"
         )
-    return exportable(array)
+    return readable(what, array)
 
 
 # Element types that an output may have, as each library names them.

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import NamedTuple, Optional, Type, Union
 
 from . import _tenon
-from ._arrays import Array, empty_like, exportable, stream_of, writable
+from ._arrays import Array, empty_like
 from ._communicator import Communicator
 from ._errors import InvalidArgumentError
 
@@ -166,15 +166,7 @@ class Boundary:
         """
         if rows is None and codes is None and scales is None:
             rows, codes, scales = self.outputs_like(partial)
-        self._raw.run(
-            exportable(partial),
-            writable("residual", residual),
-            exportable(weight),
-            None if rows is None else writable("rows", rows),
-            None if codes is None else writable("codes", codes),
-            None if scales is None else writable("scales", scales),
-            stream_of(partial) if stream is None else stream,
-        )
+        self._raw.run(partial, residual, weight, rows, codes, scales, stream)
         return Outputs(residual, rows, codes, scales)
 
     def plan(self, rows: int) -> Plan:

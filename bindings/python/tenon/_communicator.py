@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import NamedTuple, Optional, Type
+from typing import TYPE_CHECKING, NamedTuple, Optional, Type, TypedDict
 
 from . import _tenon
-from ._arrays import Array, exportable, stream_of, writable
+from ._arrays import Array
+from ._errors import InvalidArgumentError, UnsupportedError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def device_count(target: str) -> int:
@@ -16,8 +20,6 @@ def device_count(target: str) -> int:
 
 def default_target() -> str:
     """ "cuda" or "hip" where this build and machine have one, else "cpu"."""
-    from ._errors import UnsupportedError
-
     for target in ("cuda", "hip"):
         try:
             if device_count(target) > 0:
@@ -61,9 +63,31 @@ class CommunicatorInfo(NamedTuple):
     deadline_ms: int
 
 
+class Options(TypedDict, total=False):
+    """How a communicator is made: keywords of the three class methods of Communicator."""
+
+    target: Optional[str]
+    device: int
+    transport: Optional[str]
+    concurrent: int
+    only_exchanges: bool
+    deadline: Optional[float]
+
+
+_DEFAULTS: Options = {
+    "target": None,
+    "device": -1,
+    "transport": None,
+    "concurrent": 1,
+    "only_exchanges": False,
+    "deadline": None,
+}
+
+
 class Communicator:
     """One rank of a team. Made by one of the three class methods, which are collective: every rank calls, in
     the same order, with equal arguments. One thread at a time uses it; the GIL is released while it waits.
+    The options of all three:
 
     target:     "cuda", "hip" or "cpu"; None: default_target()
     device:     number of the device; -1: what the launcher says, else the rank
@@ -78,54 +102,19 @@ class Communicator:
         self.info = CommunicatorInfo(**raw.query())
 
     @classmethod
-    def from_environment(
-        cls,
-        *,
-        target: Optional[str] = None,
-        device: int = -1,
-        transport: Optional[str] = None,
-        concurrent: int = 1,
-        only_exchanges: bool = False,
-        deadline: Optional[float] = None,
-    ) -> Communicator:
+    def from_environment(cls, **options: Unpack[Options]) -> Communicator:
         """Ranks that a launcher started: torchrun, Slurm or Open MPI; a lone rank where there is none."""
-        options = _options(target, device, transport, concurrent, only_exchanges, deadline)
-        return cls(_tenon.Communicator.from_environment(options))
+        return cls(_tenon.Communicator.from_environment(_raw(options)))
 
     @classmethod
-    def from_id(
-        cls,
-        id: bytes,
-        rank: int,
-        num_ranks: int,
-        *,
-        target: Optional[str] = None,
-        device: int = -1,
-        transport: Optional[str] = None,
-        concurrent: int = 1,
-        only_exchanges: bool = False,
-        deadline: Optional[float] = None,
-    ) -> Communicator:
+    def from_id(cls, id: bytes, rank: int, num_ranks: int, **options: Unpack[Options]) -> Communicator:
         """Ranks that know the unique_id() of rank 0, whose process made it. An id serves once."""
-        options = _options(target, device, transport, concurrent, only_exchanges, deadline)
-        return cls(_tenon.Communicator.from_id(options, id, rank, num_ranks))
+        return cls(_tenon.Communicator.from_id(_raw(options), id, rank, num_ranks))
 
     @classmethod
-    def from_team(
-        cls,
-        team: Team,
-        rank: int,
-        *,
-        target: Optional[str] = None,
-        device: int = -1,
-        transport: Optional[str] = None,
-        concurrent: int = 1,
-        only_exchanges: bool = False,
-        deadline: Optional[float] = None,
-    ) -> Communicator:
+    def from_team(cls, team: Team, rank: int, **options: Unpack[Options]) -> Communicator:
         """Ranks that are threads of this process."""
-        options = _options(target, device, transport, concurrent, only_exchanges, deadline)
-        return cls(_tenon.Communicator.from_team(options, team._raw, rank))
+        return cls(_tenon.Communicator.from_team(_raw(options), team._raw, rank))
 
     @property
     def rank(self) -> int:
@@ -139,14 +128,12 @@ class Communicator:
         """Sum over ranks, in rank order in fp32, rounded once; bf16 or f16 without gaps. Without `out` in
         place. Returns where the sum is. Collective."""
         out = array if out is None else out
-        number = stream_of(array) if stream is None else stream
-        self._raw.all_reduce(exportable(array), writable("out", out), number)
+        self._raw.all_reduce(array, out, stream)
         return out
 
     def all_gather(self, array: Array, out: Array, *, stream: Optional[int] = None) -> Array:
         """out[r] = rank r's array: `out` has the shape [num_ranks, *array.shape]. Collective."""
-        number = stream_of(array) if stream is None else stream
-        self._raw.all_gather(exportable(array), writable("out", out), number)
+        self._raw.all_gather(array, out, stream)
         return out
 
     def barrier(self) -> None:
@@ -191,14 +178,17 @@ class Communicator:
         self.close()
 
 
-def _options(
-    target: Optional[str],
-    device: int,
-    transport: Optional[str],
-    concurrent: int,
-    only_exchanges: bool,
-    deadline: Optional[float],
-) -> _tenon.Options:
-    milliseconds = 0 if deadline is None else max(1, round(deadline * 1000))
-    named = default_target() if target is None else target
-    return _tenon.Options(named, transport, device, concurrent, only_exchanges, milliseconds)
+def _raw(options: Options) -> _tenon.Options:
+    unknown = ", ".join(sorted(options.keys() - _DEFAULTS.keys()))
+    if unknown:
+        raise InvalidArgumentError(f"no option is called {unknown}; accepted: {', '.join(_DEFAULTS)}")
+    asked: Options = {**_DEFAULTS, **options}
+    target, deadline = asked["target"], asked["deadline"]
+    return _tenon.Options(
+        default_target() if target is None else target,
+        asked["transport"],
+        asked["device"],
+        asked["concurrent"],
+        asked["only_exchanges"],
+        0 if deadline is None else max(1, round(deadline * 1000)),
+    )

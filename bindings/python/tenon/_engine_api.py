@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import os
 import weakref
 from types import TracebackType
-from typing import Any, Iterator, NamedTuple, Optional, Sequence, Type, Union
+from typing import TYPE_CHECKING, Any, Iterator, NamedTuple, Optional, Sequence, Type, Union
 
-from . import _engine
-from ._errors import InvalidArgumentError
+from ._errors import InvalidArgumentError, UnsupportedError
+
+if TYPE_CHECKING:
+    from . import _engine
+else:
+
+    class _Later:
+        """The extension of the engine, loaded when it is first asked for something: it is large, and who wants
+        boundaries alone needs none of it."""
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                module = importlib.import_module("tenon._engine")
+            except ImportError as error:
+                raise UnsupportedError(
+                    f"the engine cannot be loaded: {error}; accepted: a build with the engine, and the libraries "
+                    "that it was linked with"
+                ) from error
+            globals()["_engine"] = module
+            return getattr(module, name)
+
+    _engine = _Later()
 
 Message = dict[str, Any]  # "role", "content", and what else the chat template looks at
 TokenLogprobs = tuple[float, list[tuple[int, float]]]  # of the token itself, and of the likeliest ids

@@ -1,0 +1,138 @@
+"""The boundary as an operator of torch, for torch.compile and torch.export; `import tenon.torch` makes it known.
+
+    boundary = tenon.torch.Boundary(communicator, hidden=4096, max_rows=512)
+    out = boundary(partial, residual, weight)
+
+communicator() joins the ranks of a process group of torch.distributed. The operator is `torch.ops.tenon.boundary`. It has no gradient. Works with torch 2.4 and later.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import TYPE_CHECKING, Any, Optional, Union
+
+import torch
+
+from . import _boundary
+from ._arrays import Array
+from ._boundary import Channel, Outputs
+from ._communicator import Communicator, unique_id
+from ._errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._communicator import Options
+
+# Operators take no objects: boundaries go by their names. Texts, since torch.compile may take a number for one that
+# changes.
+_boundaries: "weakref.WeakValueDictionary[str, Boundary]" = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+_ROWS = {"bf16": torch.bfloat16, "f16": torch.float16}
+_FP8 = {"e4m3": torch.float8_e4m3fn, "e4m3fnuz": torch.float8_e4m3fnuz}
+
+
+def _run(
+    name: str,
+    partial: Array,
+    residual: Array,
+    weight: Array,
+    rows: Optional[Array],
+    codes: Optional[Array],
+    scales: Optional[Array],
+) -> None:
+    boundary = _boundaries.get(name)
+    if boundary is None:
+        raise InvalidArgumentError(
+            f"boundary {name} of torch.ops.tenon.boundary is gone; accepted: one whose tenon.torch.Boundary lives"
+        )
+    boundary._raw.run(partial, residual, weight, rows, codes, scales, None)
+
+
+def _run_fake(*arguments: Any) -> None:
+    """What tracing knows: nothing is returned, and the schema says what is written."""
+
+
+_registry: Any = torch.library  # which torch types in part
+_library = _registry.Library("tenon", "DEF")
+_library.define(
+    "boundary(str name, Tensor partial, Tensor(a!) residual, Tensor weight, "
+    "Tensor(b!)? rows, Tensor(c!)? codes, Tensor(d!)? scales) -> ()"
+)
+for _device in ("CPU", "CUDA"):  # to torch, ROCm's devices are CUDA's
+    _library.impl("boundary", _run, _device)
+_registry.register_fake("tenon::boundary", _run_fake, lib=_library)
+
+
+def communicator(group: Any = None, *, address: Optional[str] = None, **options: Unpack[Options]) -> Communicator:
+    """The ranks of a process group of torch.distributed; None: the default group. Collective in it.
+
+    address: the name or IP address by which the others reach the host of the group's first rank; None: 127.0.0.1,
+             for groups of one host
+    options: those of tenon.Communicator; without a device, on GPUs, torch's current one
+    """
+    distributed: Any = torch.distributed
+    rank, num_ranks = distributed.get_rank(group), distributed.get_world_size(group)
+    first = distributed.get_global_rank(group, 0) if group is not None else 0
+    told = [unique_id(address) if rank == 0 else None]
+    distributed.broadcast_object_list(told, src=first, group=group)
+    if "device" not in options and options.get("target") != "cpu" and torch.cuda.is_available():
+        options["device"] = torch.cuda.current_device()
+    met = told[0]
+    assert met is not None
+    return Communicator.from_id(met, rank, num_ranks, **options)
+
+
+class Boundary(_boundary.Boundary):
+    """tenon.Boundary, whose calls torch.compile takes into its graph as one operator. Outside of compiled code they
+    are those of tenon.Boundary, without the way through torch's dispatcher. `where` and `spec` are those of
+    tenon.Boundary."""
+
+    def __init__(self, where: Union[Channel, Communicator], **spec: Any) -> None:
+        super().__init__(where, **spec)
+        self.name = f"{next(_numbers)}"
+        self._sizes = f"{self.hidden}", f"{self.group}"
+        _boundaries[self.name] = self
+
+    def outputs_like(self, partial: Array) -> tuple[Optional[Array], Optional[Array], Optional[Array]]:
+        """New (rows, codes, scales) for a call with this addend, on its device."""
+        rows = partial.shape[0]
+        hidden, group = (int(size) for size in self._sizes)
+        made = partial.new_empty((rows, hidden), dtype=_ROWS[self.dtype]) if self.want_rows else None
+        if not self.want_fp8:
+            return made, None, None
+        groups, padded = hidden // group, (rows + 3) // 4 * 4
+        if self.layout == "row":
+            scales = partial.new_empty((rows, groups), dtype=torch.float32)
+        elif self.layout == "mn_major":
+            scales = partial.new_empty((groups, padded), dtype=torch.float32)
+        else:
+            scales = partial.new_empty(((groups + 3) // 4, padded), dtype=torch.int32)
+        return made, partial.new_empty((rows, hidden), dtype=_FP8[self.fp8]), scales
+
+    def __call__(
+        self,
+        partial: Array,
+        residual: Array,
+        weight: Array,
+        *,
+        rows: Optional[Array] = None,
+        codes: Optional[Array] = None,
+        scales: Optional[Array] = None,
+        stream: Optional[int] = None,
+    ) -> Outputs:
+        """One call; the arguments are those of tenon.Boundary. Compiled code runs on torch's current stream."""
+        if not torch.compiler.is_compiling():
+            return super().__call__(
+                partial, residual, weight, rows=rows, codes=codes, scales=scales, stream=stream
+            )
+        if stream is not None:
+            raise InvalidArgumentError(
+                f"stream is {stream} in compiled code, which runs on torch's current stream; accepted: None"
+            )
+        if rows is None and codes is None and scales is None:
+            rows, codes, scales = self.outputs_like(partial)
+        torch.ops.tenon.boundary(self.name, partial, residual, weight, rows, codes, scales)
+        return Outputs(residual, rows, codes, scales)

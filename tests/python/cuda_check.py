@@ -1,0 +1,196 @@
+"""The boundary from torch on GPUs: every bit judged by the reference, and times. One rank, or several of a host:
+
+    torchrun --nproc-per-node 2 tests/python/cuda_check.py
+
+PYTHONPATH has the package of a build with CUDA, ORACLE_LIBRARY is that build's tests/libpython_oracle.so. Exits with
+1 where a bit differs. The tables on standard output say what each column is.
+"""
+import os
+import statistics
+import sys
+import time
+
+import tenon
+import tenon.torch
+import torch
+import torch.distributed as dist
+
+from oracle import LAYOUTS, case, difference, inputs, spec
+
+HIDDEN, GROUP, EPS = 4096, 128, 1e-6
+failures = []
+
+
+def say(*words):
+    if rank == 0:
+        print(*words, flush=True)
+
+
+def tensors(shape):
+    return [torch.from_numpy(bits).view(torch.bfloat16).cuda() for bits in inputs(shape, rank)]
+
+
+def judge(what, shape, out):
+    torch.cuda.synchronize()
+    communicator.health()
+    why = difference(shape, tenon.Outputs(*[each.cpu() for each in out]))
+    if why:
+        failures.append(f"rank {rank}: {what}, {shape.rows} rows, {LAYOUTS[shape.layout]}: {why}")
+
+
+def captured(run):
+    """A graph of what run() launches, after one run outside of it."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    dist.barrier()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        run()
+    return graph
+
+
+def check_bits():
+    for layout in LAYOUTS:
+        for rows in (1, 5, 64, 300):
+            shape = case(rows, HIDDEN, world, layout=layout, offset=1.0)
+            boundary = tenon.torch.Boundary(communicator, max_rows=512, **spec(shape))
+            partial, residual, weight = tensors(shape)
+            judge("eager", shape, boundary(partial, residual.clone(), weight))
+
+            kept = residual.clone()
+            places = dict(zip(("rows", "codes", "scales"), boundary.outputs_like(partial)))
+            graph = captured(lambda: boundary(partial, kept, weight, **places))
+            for _ in range(3):
+                kept.copy_(residual)
+                for place in places.values():
+                    place.view(torch.uint8).fill_(0xAA)
+                graph.replay()
+                judge("graph", shape, tenon.Outputs(kept, **places))
+            if rows == 5:
+                check_compiled(boundary, shape, partial, residual, weight)
+            boundary.close()
+
+
+def check_compiled(boundary, shape, partial, residual, weight):
+    for backend in ("aot_eager", "inductor"):
+        torch._dynamo.reset()
+        try:
+            run = torch.compile(lambda p, r: tuple(boundary(p * 1, r, weight)), fullgraph=True, backend=backend)
+            with torch.no_grad():
+                judge(f"compiled by {backend}", shape, run(partial, residual.clone()))
+        except Exception as error:  # where there is no compiler for inductor
+            say(f"torch.compile with {backend}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            if backend == "aot_eager":
+                failures.append(str(error))
+
+
+def quantised(normed):
+    groups = normed.float().view(normed.shape[0], -1, GROUP)
+    most = groups.abs().amax(-1, keepdim=True).clamp(min=1e-10)
+    return (groups * (448.0 / most)).to(torch.float8_e4m3fn).view_as(normed), (most * (1 / 448.0)).squeeze(-1)
+
+
+def epilogue(summed, residual, weight):
+    residual.add_(summed)
+    normed = torch.nn.functional.rms_norm(residual, (HIDDEN,), weight, EPS)
+    return normed, quantised(normed)
+
+
+def time_in_a_graph(run, calls=128, repeats=15):
+    """µs a call: the median of replays, of the slowest rank."""
+    graph = captured(lambda: [run() for _ in range(calls)])
+    found = []
+    for _ in range(repeats):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        dist.barrier()
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        slowest = torch.tensor([begin.elapsed_time(end) * 1000 / calls], device="cuda")
+        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+        found.append(slowest.item())
+    return statistics.median(found)
+
+
+def time_of_host(run, calls=200, repeats=15):
+    """µs of the host a call, nothing waited for between calls; the median."""
+    found = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        dist.barrier()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        found.append((time.perf_counter() - start) * 1e6 / calls)
+    torch.cuda.synchronize()
+    return statistics.median(found)
+
+
+def measure():
+    say(f"\nhidden {HIDDEN}, bf16; rows and fp8 with fp32 row scales formed; µs a call")
+    say("rows    graph: tenon   torch compiled   torch eager    host: given   made   compiled")
+    fused = epilogue
+    try:
+        fused = torch.compile(epilogue, dynamic=False)
+        fused(*[torch.zeros(2, HIDDEN, dtype=torch.bfloat16, device="cuda") for _ in range(2)],
+              torch.zeros(HIDDEN, dtype=torch.bfloat16, device="cuda"))
+    except Exception as error:
+        say(f"torch.compile of the three kernels: {str(error).splitlines()[0]}")
+        fused = None
+    for rows in (1, 4, 16, 64, 256):
+        boundary = tenon.torch.Boundary(communicator, hidden=HIDDEN, max_rows=256, eps=EPS)
+        torch.manual_seed(rank)
+        partial = torch.randn(rows, HIDDEN, device="cuda").bfloat16()
+        residual, weight = torch.zeros_like(partial), torch.ones(HIDDEN, device="cuda").bfloat16()
+        places = dict(zip(("rows", "codes", "scales"), boundary.outputs_like(partial)))
+        addend = partial.clone()
+
+        def chain(tail):
+            dist.all_reduce(addend)
+            tail(addend, residual, weight)
+
+        found = [time_in_a_graph(lambda: boundary(partial, residual, weight, **places))]
+        found.append(time_in_a_graph(lambda: chain(fused), 32) if fused else float("nan"))
+        found.append(time_in_a_graph(lambda: chain(epilogue), 32))
+        found.append(time_of_host(lambda: boundary(partial, residual, weight, **places)))
+        found.append(time_of_host(lambda: boundary(partial, residual, weight)))
+        torch._dynamo.reset()
+        compiled = torch.compile(lambda p, r: boundary(p, r, weight, **places).rows, fullgraph=True,
+                                 backend="inductor" if fused else "aot_eager")
+        with torch.no_grad():
+            compiled(partial, residual)
+            found.append(time_of_host(lambda: compiled(partial, residual)))
+        say(f"{rows:4d}  {found[0]:14.2f} {found[1]:16.2f} {found[2]:13.2f} {found[3]:14.2f} {found[4]:6.2f} {found[5]:10.2f}")
+        communicator.health()
+        if rows == 1:
+            plan = boundary.plan(rows)
+            say(f"      stage {plan.stage}, {plan.variant}, {plan.blocks} blocks of {plan.threads}")
+        boundary.close()
+
+
+os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+os.environ.setdefault("MASTER_PORT", "29511")
+torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+dist.init_process_group("nccl", rank=int(os.environ.get("RANK", "0")),
+                        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+                        device_id=torch.device("cuda", torch.cuda.current_device()))
+rank, world = dist.get_rank(), dist.get_world_size()
+communicator = tenon.torch.communicator(target="cuda", deadline=20.0)
+say(f"tenon {tenon.__version__} {tenon.commit()}, torch {torch.__version__}, {world} x {torch.cuda.get_device_name()},",
+    f"transport {communicator.info.transport}, capturable {communicator.info.capturable}")
+check_bits()
+every = [None] * world
+dist.all_gather_object(every, failures)
+wrong = [text for each in every for text in each]
+say("bits: eager, in a graph, compiled:", "all those of the reference" if not wrong else "\n".join(wrong))
+if not wrong and "--bits" not in sys.argv:
+    measure()
+communicator.close()
+dist.destroy_process_group()
+sys.exit(1 if wrong else 0)

@@ -1,0 +1,127 @@
+"""Tensors of torch, and torch.compile without a graph break: ctest -C clients -L clients."""
+from inside import NUMPY, ROOT, enter_package, launch
+
+enter_package(__file__, NUMPY, "torch==2.11.0", "mypy==2.4.1", name="python_torch")
+
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+import unittest  # noqa: E402
+
+import tenon  # noqa: E402
+import tenon.torch  # noqa: E402
+import torch  # noqa: E402
+
+HERE = ROOT / "tests/python"
+BF16 = torch.bfloat16
+
+
+def alone(**spec):
+    communicator = tenon.Communicator.from_team(tenon.Team(1), 0, target="cpu")
+    return tenon.torch.Boundary(communicator, hidden=256, max_rows=8, **spec)
+
+
+def arrays(rows=4):
+    return torch.randn(rows, 256, dtype=BF16), torch.randn(rows, 256, dtype=BF16), torch.randn(256, dtype=BF16)
+
+
+class Ranks(unittest.TestCase):
+    def test_two_are_equal_to_the_bit(self):
+        self.are_equal(2, "inductor")
+
+    def test_four_are_equal_to_the_bit(self):
+        self.are_equal(4, "aot_eager")
+
+    def are_equal(self, ranks, backend):
+        for code, told in launch(ranks, HERE / "torch_main.py", backend):  # torch may say things before
+            self.assertTrue(code == 0 and told.endswith("equal\n"), told)
+
+
+class Compiled(unittest.TestCase):
+    def setUp(self):
+        torch._dynamo.reset()
+
+    def test_has_no_break(self):
+        boundary = alone()
+        explained = torch._dynamo.explain(lambda *of: boundary(*of).rows)(*arrays())
+        self.assertEqual((explained.graph_count, explained.graph_break_count), (1, 0), explained)
+
+    def test_takes_any_number_of_rows(self):
+        boundary = alone()
+        compiled = torch.compile(lambda *of: boundary(*of).rows, fullgraph=True, dynamic=True)
+        for rows in (1, 2, 3, 7):
+            partial, residual, weight = arrays(rows)
+            expected = boundary(partial, residual.clone(), weight).rows
+            self.assertTrue(torch.equal(compiled(partial, residual, weight), expected))
+
+    def test_writes_where_it_is_told_to(self):
+        boundary = alone()
+        partial, residual, weight = arrays()
+        expected = boundary(partial, residual.clone(), weight)
+        places = dict(zip(("rows", "codes", "scales"), boundary.outputs_like(partial)))
+        out = torch.compile(lambda *of: boundary(*of, **places), fullgraph=True)(partial, residual, weight)
+        self.assertTrue(torch.equal(places["rows"], expected.rows))
+        self.assertTrue(torch.equal(out.scales, expected.scales))
+
+    def test_outputs_are_those_of_the_plain_boundary(self):
+        for spec in ({}, {"layout": "mn_major"}, {"layout": "ue8m0_packed", "group": 64}, {"want_fp8": False},
+                     {"want_rows": False, "fp8": "e4m3fnuz"}):
+            boundary = alone(**spec)
+            for rows in (1, 4, 5):
+                shown = [[None if each is None else (each.shape, each.dtype) for each in of(boundary, arrays(rows)[0])]
+                         for of in (tenon.Boundary.outputs_like, tenon.torch.Boundary.outputs_like)]
+                self.assertEqual(*shown)
+
+    def test_operator_is_sound(self):
+        boundary = alone(want_fp8=False)  # which opcheck cannot compare
+        partial, residual, weight = arrays()
+        torch.library.opcheck(torch.ops.tenon.boundary.default,
+                              (boundary.name, partial, residual, weight, *boundary.outputs_like(partial)),
+                              test_utils=("test_schema", "test_faketensor"))
+
+    def test_says_what_it_refuses(self):
+        boundary = alone()
+        partial, residual, weight = arrays()
+        places = boundary.outputs_like(partial)
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "addend is f32"):
+            torch.compile(lambda *of: boundary(*of).rows, fullgraph=True)(partial.float(), residual, weight)
+        name = boundary.name
+        del boundary
+        torch._dynamo.reset()
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, f"boundary {name} .*is gone; accepted"):
+            torch.ops.tenon.boundary(name, partial, residual, weight, *places)
+
+
+class Tensors(unittest.TestCase):
+    def test_weights_that_want_gradients(self):
+        partial, residual, weight = arrays()
+        boundary = alone()
+        expected = boundary(partial, residual.clone(), weight).rows
+        self.assertTrue(torch.equal(boundary(partial, residual, torch.nn.Parameter(weight)).rows, expected))
+
+    def test_what_has_no_memory(self):
+        _, residual, weight = arrays()
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, r"partial (cannot be exported|is .*meta)[^\n]*accepted"):
+            alone()(torch.empty(4, 256, dtype=BF16, device="meta"), residual, weight,
+                    rows=torch.empty(4, 256, dtype=BF16))
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, r"partial cannot be exported[^\n]*accepted"):
+            alone()(torch.eye(4, 256, dtype=BF16).to_sparse(), residual, weight, rows=torch.empty(4, 256, dtype=BF16))
+
+    @unittest.skipUnless(torch.cuda.is_available(), "no GPU")
+    def test_on_a_gpu(self):
+        """One rank; tests/python/cuda_check.py is for several."""
+        if not tenon.device_count("cuda"):
+            self.skipTest("built without CUDA")
+        found = subprocess.run([sys.executable, HERE / "cuda_check.py"], capture_output=True, text=True, timeout=300)
+        self.assertEqual(found.returncode, 0, found.stdout + found.stderr)
+
+
+class Types(unittest.TestCase):
+    def test_strict(self):
+        found = subprocess.run([sys.executable, "-m", "mypy", "--strict", "--cache-dir=/dev/null",
+                                "--follow-imports=silent", ROOT / "bindings/python/tenon"],
+                               cwd=ROOT, capture_output=True, text=True)
+        self.assertEqual(found.returncode, 0, found.stdout + found.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
