@@ -7,7 +7,9 @@ configure_file(tenon/core/version.h.in generated/tenon/core/version.h @ONLY)
 install(DIRECTORY tenon DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
         FILES_MATCHING PATTERN "*.h" PATTERN "*.def")
 install(DIRECTORY ${PROJECT_BINARY_DIR}/generated/tenon DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
+if(NOT TENON_PACKAGE)  # Debian has its text
+  install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
+endif()
 
 set(package ${CMAKE_INSTALL_LIBDIR}/cmake/tenon)
 install(EXPORT tenon-targets NAMESPACE tenon:: DESTINATION ${package})
