@@ -23,7 +23,7 @@ DEBIAN = "bookworm"
 # Per package: all its files but documents, as patterns that each match one, or at least one where marked +.
 FILES = {
     LIBRARY: [rf"usr/lib/[\w-]+/libtenon\.so\.{ABI}", rf"usr/lib/[\w-]+/libtenon\.so\.{ABI}\.{re.escape(VERSION)}"],
-    "libtenon-dev": [r"usr/include/tenon\.h", r"+usr/include/tenon/[\w/]+\.(h|def)",
+    "libtenon-dev": [r"usr/include/tenon\.h", r"+usr/include/tenon/[\w/]+\.(h|def|cuh)",
                      r"usr/lib/[\w-]+/libtenon\.so", r"+usr/lib/[\w-]+/libtenon_\w+\.a",
                      r"usr/lib/[\w-]+/pkgconfig/tenon\.pc", r"+usr/lib/[\w-]+/cmake/tenon/[\w-]+\.cmake"],
     "tenon": [r"usr/bin/tenon", r"usr/share/man/man1/tenon\.1\.gz", r"usr/share/bash-completion/completions/tenon"],

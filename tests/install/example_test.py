@@ -40,19 +40,33 @@ class Example(unittest.TestCase):
         source = shutil.copytree(ROOT / "examples", folder / "examples")
         sanitize = cached("TENON_SANITIZE")
         flags = [f"-DCMAKE_{each}_FLAGS=-fsanitize={sanitize}" for each in ("C", "CXX")] if sanitize else []
-        cls.flags = flags
         run("cmake", "-G", "Ninja", "-S", source, "-B", build, f"-DCMAKE_PREFIX_PATH={cls.prefix}",
             f"-DCMAKE_CXX_COMPILER={cached('CMAKE_CXX_COMPILER')}", *flags)
         run("cmake", "--build", build)
-        cls.program, cls.program_c = build / "boundary", build / "boundary_c"
+        cls.build, cls.program = build, build / "boundary"
 
     @classmethod
     def tearDownClass(cls):
         cls.scratch.cleanup()
 
-    def test_runs(self):
+    def test_boundary(self):
         self.assertEqual(run(self.program), "ok\nok\n")
-        self.assertEqual(run(self.program_c), "ok\nok\n")
+        self.assertEqual(run(self.build / "boundary_c"), "ok\nok\n")
+
+    def test_own_kernel(self):
+        for target in cached("TENON_TARGETS").split(";"):
+            if target not in ("cuda", "hip"):  # which this machine may lack
+                self.assertEqual(run(self.build / "own_kernel", target), 2 * "the bits of the reference\n", target)
+        refused = subprocess.run([self.build / "own_kernel", "tpu"], capture_output=True, text=True)
+        self.assertEqual(refused.returncode, 2)
+
+    def test_processes(self):
+        lines = sorted(run(self.build / "processes", "3").splitlines())
+        self.assertEqual([line.split(": ")[1] for line in lines], ["residual 3", "residual 6", "residual 9"] * 3)
+        self.assertEqual(len({line.split(",")[0] for line in lines}), 3)
+        lost = subprocess.run([self.build / "processes", "3", "lose"], capture_output=True, text=True, timeout=60)
+        self.assertEqual(lost.returncode, 1)
+        self.assertEqual(len(re.findall(r"^.*\brank 2\b.*$", lost.stderr, re.M)), 2, lost.stderr)
 
     def test_links_the_ops_of_a_boundary_and_nothing_else(self):
         ops = re.findall(r"^TENON_OP\((\w+), ops/", (ROOT / "tenon/core/ops.def").read_text(), re.M)
