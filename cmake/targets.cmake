@@ -2,16 +2,8 @@
 # kernel file once per target that lists it.
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS tenon/core/targets.def tenon/core/ops.def)
 
-# names, folders: parallel lists of every line of targets.def.
-file(STRINGS tenon/core/targets.def target_lines REGEX "^TENON_TARGET_ENTRY")
-set(TENON_TARGET_NAMES "")
-foreach(line IN LISTS target_lines)
-  string(REGEX MATCH "\\(([A-Za-z0-9]+), ([a-z0-9]+), ([a-z_]+), ([0-9]+)\\)" matched "${line}")
-  list(APPEND TENON_TARGET_NAMES ${CMAKE_MATCH_2})
-  set(TENON_ENUM_${CMAKE_MATCH_2} ${CMAKE_MATCH_1})
-  set(TENON_FOLDER_${CMAKE_MATCH_2} ${CMAKE_MATCH_3})
-  set(TENON_WAVE_${CMAKE_MATCH_2} ${CMAKE_MATCH_4})
-endforeach()
+include(${CMAKE_CURRENT_LIST_DIR}/tenon-kernels.cmake)
+tenon_read_targets(tenon/core/targets.def)
 foreach(target IN LISTS TENON_TARGETS)
   if(NOT target IN_LIST TENON_TARGET_NAMES)
     message(FATAL_ERROR "TENON_TARGETS names \"${target}\"; tenon/core/targets.def has ${TENON_TARGET_NAMES}")
@@ -80,24 +72,6 @@ function(tenon_split_variant op line)
   set(targets ${targets} PARENT_SCOPE)
 endfunction()
 
-# Kernels of host targets. They run on any x86-64 or Arm machine: what needs wider vectors asks the
-# processor at run time. Emulated targets are for tests and are compiled to be built fast.
-set(TENON_CPU_ARCH "" CACHE STRING "-march= of the host targets' kernels; empty for the default")
-set(TENON_HOST_KERNEL_OPTIONS -fno-math-errno -fno-trapping-math)
-if(TENON_CPU_ARCH)
-  list(APPEND TENON_HOST_KERNEL_OPTIONS -march=${TENON_CPU_ARCH})
-endif()
-
-# Arithmetic of HIP kernels: every operation rounded once, denormals kept. Defaults, but said.
-set(TENON_HIP_ARITHMETIC -ffp-contract=off -fno-fast-math -fno-math-errno
-  -fhip-fp32-correctly-rounded-divide-sqrt -fno-gpu-flush-denormals-to-zero)
-
-# How each target's compiler sees a kernel file: its namespace, its device.h, its wave.
-function(tenon_target_definitions target out)
-  set(${out} -DTENON_TARGET=${target} -DTENON_WAVE=${TENON_WAVE_${target}}
-    "-DTENON_DEVICE_HEADER=\"tenon/device/${TENON_FOLDER_${target}}/device.cuh\"" PARENT_SCOPE)
-endfunction()
-
 # "tenon/ops/rope/rope.cu" becomes "tenon.ops.rope.rope": the name of what is made of it.
 function(tenon_stem source out)
   string(REGEX REPLACE "\\.cu$" "" stem ${source})
@@ -114,8 +88,7 @@ function(tenon_vendor_object vendor source out)
   set(object ${PROJECT_BINARY_DIR}/kernels/${stem}.${vendor}.o)
   set(ptx "")
   if(vendor STREQUAL "cuda")
-    set(command ${CMAKE_CXX_COMPILER_LAUNCHER} ${TENON_NVCC} -gencode=arch=compute_90a,code=sm_90a
-      -fmad=false --expt-relaxed-constexpr -lineinfo -Xcompiler=-fPIC,-Wall,-ffp-contract=off)
+    set(command ${CMAKE_CXX_COMPILER_LAUNCHER} ${TENON_NVCC} ${TENON_CUDA_OPTIONS})
     if(TENON_WERROR)
       list(APPEND command -Werror all-warnings)
     endif()
@@ -127,8 +100,7 @@ function(tenon_vendor_object vendor source out)
       set(ptx ${folder}/${base}.ptx)
     endif()
   else()
-    set(command ${TENON_HIPCXX} -x hip --offload-arch=gfx942 --offload-arch=gfx950 -fPIC -Wall
-      ${TENON_HIP_ARITHMETIC})
+    set(command ${TENON_HIPCXX} ${TENON_HIP_OPTIONS})
   endif()
   add_custom_command(OUTPUT ${object} ${ptx}
     COMMAND ${command} -std=c++20 -O3 -I${PROJECT_SOURCE_DIR} -I${PROJECT_BINARY_DIR}/generated
@@ -305,7 +277,7 @@ function(tenon_compile_only)
     tenon_sources_of(cuda)
     set(objects "")
     set(early "")  # PTX of kernels that may start early
-    foreach(source IN LISTS sources_of_target)
+    foreach(source IN LISTS sources_of_target ITEMS examples/02_own_kernel/product.cu)
       tenon_sets_early(${source} sets_early)
       set(keep "")
       if(sets_early)

@@ -85,8 +85,8 @@ def check(document, verbs):
 def main():
     usage = re.search(r"cat <<'TEXT'\n(.*?)\nTEXT", (ROOT / "x").read_text(), re.S).group(1)
     verbs = set(VERB.findall(usage))
-    documents = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")),
-                 *sorted((ROOT / "checkpoints").rglob("*.md")), *sorted((ROOT / "tools").rglob("*.md"))]
+    documents = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")),
+                 *sorted((ROOT / "checkpoints").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md")), *sorted((ROOT / "tools").rglob("*.md"))]
     bad = 0
     for document in documents:
         for complaint in check(document, verbs):
