@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "tenon/core/env.h"
+#include "tenon/core/guard.h"
 
 namespace tenon {
 
@@ -61,7 +62,12 @@ std::int64_t MaskFiller::take(std::span<const Mask> masks) {
   for (;;) {
     const std::size_t at = next_.fetch_add(1, std::memory_order_relaxed);
     if (at >= masks.size()) return taken;
-    masks[at].constraint->fill(masks[at].words);
+    const Mask& mask = masks[at];
+    const Status filled = guarded([&] {
+      mask.constraint->fill(mask.words);
+      return Status::ok();
+    });
+    if (!filled) std::fill(mask.words.begin(), mask.words.end(), 0u);
     ++taken;
   }
 }

@@ -28,8 +28,9 @@ class MaskFiller {
   explicit MaskFiller(int num_threads = default_threads());
   ~MaskFiller();
 
-  // Returns when each mask is filled. By one thread at a time. Nobody waits for a thread that has
-  // not woken up yet, and masks that take little time in all stay on the calling thread.
+  // Returns when each mask is filled; one whose constraint throws allows nothing. By one thread at
+  // a time. Nobody waits for a thread that has not woken up yet, and masks that take little time in
+  // all stay on the calling thread.
   void fill(std::span<const Mask> masks);
 
  private:

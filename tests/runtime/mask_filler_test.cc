@@ -3,8 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <new>
 #include <random>
 #include <thread>
 #include <vector>
@@ -22,7 +24,7 @@ class Pattern final : public TokenConstraint {
   void fill(std::span<std::uint32_t> words) override {
     ++fills_;
     std::mt19937 random(seed_);
-    for (std::uint32_t& word : words) word = random();
+    for (std::uint32_t& word : words) word = static_cast<std::uint32_t>(random());
   }
   void drew(std::int32_t) override {}
   int fills() const { return fills_; }
@@ -92,6 +94,40 @@ TEST(MaskFiller, FillsThemAtTheSameTime) {
       masks.push_back({&meetings[static_cast<std::size_t>(i)], std::span(&words[i], 1)});
     filler.fill(masks);
     for (const std::uint32_t word : words) EXPECT_EQ(word, 1u) << "round " << round;
+  }
+}
+
+// Every second one has no memory left.
+class Failing final : public TokenConstraint {
+ public:
+  explicit Failing(bool fails) : fails_(fails) {}
+  bool constrains() const override { return true; }
+  void fill(std::span<std::uint32_t> words) override {
+    std::fill(words.begin(), words.end(), 5u);
+    if (fails_) throw std::bad_alloc();
+  }
+  void drew(std::int32_t) override {}
+
+ private:
+  bool fails_;
+};
+
+TEST(MaskFiller, WhatThrowsAllowsNothing) {
+  for (const int threads : {1, 3}) {
+    MaskFiller filler(threads);
+    std::vector<Failing> all;
+    std::vector<MaskFiller::Mask> masks;
+    std::uint32_t words[50] = {};
+    all.reserve(std::size(words));
+    for (std::uint32_t& word : words) {
+      all.emplace_back(all.size() % 2 == 0);
+      masks.push_back({&all.back(), std::span(&word, 1)});
+    }
+    for (int round = 0; round < 3; ++round) {
+      filler.fill(masks);
+      for (std::size_t i = 0; i < std::size(words); ++i)
+        ASSERT_EQ(words[i], i % 2 == 0 ? 0u : 5u) << i << " with " << threads << " threads";
+    }
   }
 }
 
