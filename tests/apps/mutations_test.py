@@ -12,6 +12,7 @@ import json
 import os
 import random
 import socket
+import time
 import unittest
 
 from serve_support import Client, Server, chat
@@ -161,7 +162,7 @@ class Sender:
 
     def __init__(self, server, seed):
         self.server, self.chance, self.client = server, random.Random(seed), None
-        self.seen = {}
+        self.seen, self.longest = {}, (0.0, b"")
 
     def ask(self):
         chance = self.chance
@@ -183,13 +184,18 @@ class Sender:
         return self.last(head + b"\r\n" + data)
 
     def exchange(self, request):
-        if self.client is None:
-            self.client = PatientClient(self.server)
-        self.client.send(request)
+        began, kept = time.monotonic(), self.client is not None
         try:
+            if not kept:
+                self.client = PatientClient(self.server)
+            self.client.send(request)
             answer = self.client.read()
-        except OSError as failed:
-            raise AssertionError(f"no answer ({failed}) to {request[:3000]}") from failed
+        except (OSError, EOFError) as failed:
+            raise AssertionError(
+                f"no answer ({failed!r}) after {time.monotonic() - began:.1f} s on a {'kept' if kept else 'new'} "
+                f"connection; so far {self.client and self.client.held[:300]!r}; the server's end: "
+                f"{self.server.process.poll()}, its log: {self.server.log[-30:]}; to {request[:3000]}") from failed
+        self.longest = max(self.longest, (time.monotonic() - began, request[:3000]))
         self.look_at(answer.status, answer.body, request, "event-stream" in answer.fields["content-type"])
         if answer.fields["connection"] == "close":
             self.drop()
@@ -248,6 +254,8 @@ class Mutations(unittest.TestCase):
             for status, count in sender.seen.items():
                 seen[status] = seen.get(status, 0) + count
         print(f"\n{COUNT} broken requests: " + ", ".join(f"{count} times {status}" for status, count in sorted(seen.items())))
+        seconds, request = max(sender.longest for sender in senders)
+        print(f"the longest was answered after {seconds:.1f} s: {request}")
         self.assertGreater(seen[200], COUNT // 50)  # some are right still, most are not
         self.assertGreater(seen[400], COUNT // 5)
         self.assertTrue(wait_until(lambda: server.metric("vllm:num_requests_running")
