@@ -103,6 +103,16 @@ constexpr KnobSpec kKnobs[] = {
        return Status::ok();
      },
      [](const Env& e) { return std::string(e.graphs ? "1" : "0"); }},
+    {"TENON_CHECK_CACHES",
+     "1: the books of the caches are looked at after every step, and a wrong one ends the engine; "
+     "for tests",
+     [](std::string_view v, Env& e) {
+       int on = 0;
+       TENON_TRY(parse_number(v, 0, 1, "0 or 1", on));
+       e.check_caches = on != 0;
+       return Status::ok();
+     },
+     [](const Env& e) { return std::string(e.check_caches ? "1" : "0"); }},
     {"TENON_DEADLINE_MS", "the longest any wait for a peer may last, in milliseconds",
      [](std::string_view v, Env& e) { return parse_milliseconds(v, e.deadline); },
      [](const Env& e) { return std::to_string(e.deadline.count()); }},

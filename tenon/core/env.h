@@ -19,8 +19,9 @@ struct Env {
   int force_stage = 0;                // TENON_FORCE_STAGE: 1 | 2 | 3; 0 leaves the choice
   int max_stage = 1;                  // TENON_MAX_STAGE: most fused stage allowed: 1 | 2 | 3
   std::string force_variant;          // TENON_FORCE_VARIANT: op:variant
-  bool early = true;   // TENON_EARLY: 0 keeps kernels from starting before earlier work ends
-  bool graphs = true;  // TENON_GRAPHS: 0 keeps decode steps from being recorded and replayed
+  bool early = true;          // TENON_EARLY: 0 keeps kernels from starting before earlier work ends
+  bool graphs = true;         // TENON_GRAPHS: 0 keeps decode steps from being recorded and replayed
+  bool check_caches = false;  // TENON_CHECK_CACHES: 1 looks at the books of the caches every step
   std::chrono::milliseconds deadline{30'000};  // TENON_DEADLINE_MS: longest any wait may last
   int cpu_threads = 0;                         // TENON_CPU_THREADS: per rank; 0 shares the cores
   std::uint64_t emu_seed = 0;                  // TENON_EMU_SEED: order of emulated threads

@@ -599,6 +599,7 @@ Result<std::vector<TokenEvent>> Engine::State::step() {
   for (const BatchEntry& entry : plan.entries)
     if (entry.first < entry.sequence->prompt_tokens) stats.prompt_tokens += entry.count;
   std::vector<TokenEvent> made = digest(plan, drawn);
+  if (env().check_caches) TENON_TRY(caches->check(), "look at the caches");
   if (events.empty()) return made;
   std::ranges::move(made, std::back_inserter(events));
   return events;

@@ -131,6 +131,7 @@ StepWriter::StepWriter(const StepLayout& layout, std::span<std::byte> bytes)
     : layout_(&layout), bytes_(bytes), arrays_(layout.arrays(bytes.data())) {
   TENON_CHECK(bytes.size() == layout.bytes());
   last_.reserve(static_cast<std::size_t>(layout.max_sequences()));
+  masks_.reserve(last_.capacity());
 }
 
 void StepWriter::write(StepCommand command) {
@@ -173,15 +174,17 @@ void StepWriter::write(const BatchPlan& plan, int block_tokens, const StepShape&
                     .continues = continues(plan) ? 1 : 0,
                     .num_sequences = real.sequences,
                     .shape = shape};
+  masks_.clear();
   int token = 0;
   int row = 0;
   for (const BatchEntry& entry : plan.entries) {
     write_sequence(entry, row, token, block_tokens);
     write_told(entry, row, token, header);
     write_draw(entry, row, header);
-    write_mask(entry, row++, header);
+    plan_mask(entry, row++, header);
     token += entry.count;
   }
+  filler_.fill(masks_);
   std::fill(arrays_.edit_begins + row, arrays_.edit_begins + shape.logits + 1, header.num_edits);
   std::memcpy(bytes_.data(), &header, sizeof header);
   pad(real, shape);
@@ -251,14 +254,15 @@ void StepWriter::write_draw(const BatchEntry& entry, int row, StepHeader& header
   header.num_edits += sequence.num_edits();
 }
 
-void StepWriter::write_mask(const BatchEntry& entry, int row, StepHeader& header) {
+void StepWriter::plan_mask(const BatchEntry& entry, int row, StepHeader& header) {
   arrays_.mask_of[row] = -1;
-  if (!entry.draws() || entry.sequence->constraint == nullptr) return;
+  TokenConstraint* const constraint = entry.sequence->constraint.get();
+  if (!entry.draws() || constraint == nullptr || !constraint->constrains()) return;
   const auto words = static_cast<std::size_t>(layout_->mask_words());
   auto* const mask = reinterpret_cast<std::uint32_t*>(arrays_.masks) +
                      words * static_cast<std::size_t>(header.num_masks);
-  if (entry.sequence->constraint->allowed(std::span(mask, words)))
-    arrays_.mask_of[row] = header.num_masks++;
+  arrays_.mask_of[row] = header.num_masks++;
+  masks_.push_back({constraint, std::span(mask, words)});
 }
 
 void StepWriter::write_told(const BatchEntry& entry, int row, int first_token, StepHeader& header) {

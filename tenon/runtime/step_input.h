@@ -12,6 +12,7 @@
 #include "tenon/core/tensor.h"
 #include "tenon/layers/step.h"
 #include "tenon/runtime/cache_memory.h"
+#include "tenon/runtime/mask_filler.h"
 #include "tenon/runtime/scheduler.h"
 
 namespace tenon {
@@ -112,7 +113,7 @@ class StepWriter {
  private:
   void write_sequence(const BatchEntry& entry, int row, int first_token, int block_tokens);
   void write_draw(const BatchEntry& entry, int row, StepHeader& header);
-  void write_mask(const BatchEntry& entry, int row, StepHeader& header);
+  void plan_mask(const BatchEntry& entry, int row, StepHeader& header);
   void write_told(const BatchEntry& entry, int row, int first_token, StepHeader& header);
   void pad(const StepShape& real, const StepShape& shape);
   bool continues(const BatchPlan& plan);
@@ -120,7 +121,9 @@ class StepWriter {
   std::span<std::byte> bytes_;
   StepArrays arrays_;
   int arm_ = 0;
-  std::vector<RequestId> last_;  // whose tokens the last step drew, row by row
+  std::vector<RequestId> last_;          // whose tokens the last step drew, row by row
+  std::vector<MaskFiller::Mask> masks_;  // of the step that is being written
+  MaskFiller filler_;
 };
 
 // Reads the header on the host and makes views over the same bytes on `device` at `base`.

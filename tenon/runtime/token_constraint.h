@@ -12,11 +12,13 @@ class TokenConstraint {
  public:
   virtual ~TokenConstraint() = default;
 
-  // Whether the next token is constrained at all. Then sets bit id % 32 of allowed[id / 32] for the
-  // ids that may come, and clears all others; false leaves the words as they are. Called at most
-  // once for each token, on the thread that steps the engine. Throws nothing: what fails allows
-  // nothing, and the request ends with Finish::kFailed.
-  virtual bool allowed(std::span<std::uint32_t> words) = 0;
+  // Whether the next token is constrained at all.
+  virtual bool constrains() const = 0;
+  // Where it is: sets bit id % 32 of allowed[id / 32] for the ids that may come, and clears all
+  // others. Called at most once for each token, on any thread, while nothing else is asked of this
+  // object; those of other sequences may be filled at the same time. What throws allows nothing,
+  // and the request ends with Finish::kFailed.
+  virtual void fill(std::span<std::uint32_t> allowed) = 0;
   // The next token is known: one that was allowed.
   virtual void drew(std::int32_t id) = 0;
 };

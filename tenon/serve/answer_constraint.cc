@@ -18,17 +18,18 @@ class AnswerConstraint final : public TokenConstraint {
     end_thoughts_if_spent();
   }
 
-  bool allowed(std::span<std::uint32_t> words) override {
+  bool constrains() const override { return forced_ < forces_.size() || grammar_.has_value(); }
+
+  void fill(std::span<std::uint32_t> words) override {
     if (forced_ < forces_.size()) {
       std::fill(words.begin(), words.end(), 0u);
       set(words, forces_[forced_]);
-      return true;
+      return;
     }
-    if (!grammar_) return false;
     if (thinks_) {  // nothing has been said yet
       std::fill(words.begin(), words.end(), ~0u);
       for (const std::int32_t id : marks_->ends) clear(words, id);
-      return true;
+      return;
     }
     const Status filled = broken_ ? grammar_->fill(words) : broken_;
     if (!filled) {
@@ -36,7 +37,6 @@ class AnswerConstraint final : public TokenConstraint {
       std::fill(words.begin(), words.end(), 0u);
     }
     for (const std::int32_t id : marks_->thoughts) clear(words, id);
-    return true;
   }
 
   void drew(std::int32_t id) override {

@@ -27,13 +27,12 @@ class Remainders final : public TokenConstraint {
  public:
   explicit Remainders(int kind, std::size_t none_from = 1000)
       : kind_(kind), none_from_(none_from) {}
-  bool allowed(std::span<std::uint32_t> words) override {
+  bool constrains() const override { return drawn_ % 4 != 3 || drawn_ >= none_from_; }
+  void fill(std::span<std::uint32_t> words) override {
     EXPECT_EQ(words.size(), 2u);
-    if (drawn_ % 4 == 3 && drawn_ < none_from_) return false;
     std::fill(words.begin(), words.end(), 0u);
     for (std::int32_t id = 0; id < kNumTokens && drawn_ < none_from_; ++id)
       if (allows(drawn_, id, kind_)) words[static_cast<std::size_t>(id) / 32] |= 1u << (id % 32);
-    return true;
   }
   void drew(std::int32_t id) override {
     EXPECT_TRUE(allows(drawn_, id, kind_)) << id << " after " << drawn_;
