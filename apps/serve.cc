@@ -135,6 +135,7 @@ Status serve_session(const Options& options, Session& session) {
     service_options.models.push_back(fs::path(options.session.model).lexically_normal().string());
   service_options.model_path = options.session.model;
   service_options.version = version_name();
+  service_options.num_ranks = options.session.tp;
   TENON_ASSIGN(service_options.num_ids, session.num_ids());
   service_options.stall_time = milliseconds(1000 * options.stall_seconds);
   service_options.access_log = !options.quiet;
