@@ -25,7 +25,7 @@ def enter(script, *packages):
         try:
             venv.create(folder, with_pip=True, clear=True)
             subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-                            "--timeout", "10", "--retries", "1", *packages], check=True, timeout=400)
+                            "--timeout", "10", "--retries", "1", *packages], check=True, timeout=900)
         except (OSError, subprocess.SubprocessError) as why:
             print(f"skipped: {', '.join(packages)} could not be installed from PyPI ({why})")
             sys.exit(CODE_OF_SKIP)
