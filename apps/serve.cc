@@ -87,6 +87,21 @@ Result<std::vector<std::string>> read_keys(const std::string& path) {
   return keys;
 }
 
+// Browsers send an origin as "scheme://host" or "scheme://host:port", and nothing behind it.
+Status check_origins(const std::vector<std::string>& origins) {
+  for (const std::string& each : origins) {
+    const auto scheme = each.find("://");
+    const bool sound = scheme != std::string::npos && scheme > 0 && each.size() > scheme + 3 &&
+                       each.find_first_of("/ \t*?#", scheme + 3) == std::string::npos;
+    if (!sound && each != "*")
+      return Status::error(Code::kInvalidArgument,
+                           "--allow-origin is \"" + each +
+                               "\"; accepted are * and origins such as https://example.org and "
+                               "http://localhost:3000, without a path");
+  }
+  return Status::ok();
+}
+
 // One token, so that what is done at a first step is done before the first client comes.
 Status warm_up(serve::RequestQueue& queue) {
   serve::Request request;
@@ -135,6 +150,7 @@ Status serve_session(const Options& options, Session& session) {
     service_options.models.push_back(fs::path(options.session.model).lexically_normal().string());
   service_options.model_path = options.session.model;
   service_options.version = version_name();
+  service_options.num_ranks = options.session.tp;
   TENON_ASSIGN(service_options.num_ids, session.num_ids());
   service_options.stall_time = milliseconds(1000 * options.stall_seconds);
   service_options.access_log = !options.quiet;
@@ -200,6 +216,7 @@ Status serve(const Options& given) {
                          "--restart is given, but the ranks were started by somebody else, who has "
                          "to start them again; accepted is --restart 0");
   options.session.quiet |= options.quiet;
+  TENON_TRY(check_origins(options.service.origins));
   TENON_TRY(check(options.session));
   TENON_ASSIGN(auto session, Session::open(options.session));
   if (session == nullptr) return Status::ok();  // a follower

@@ -5,8 +5,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <optional>
 #include <tuple>
 
+#include "apps/interrupt.h"
 #include "apps/options.h"
 #include "apps/progress.h"
 #include "apps/table.h"
@@ -216,6 +218,9 @@ Result<std::unique_ptr<Session>> Session::open(const SessionOptions& options) {
   TENON_ASSIGN(EngineOptions wanted, session->gather());
   TENON_ASSIGN(session->model_, serve::LanguageModel::open(std::move(text), std::move(wanted)));
   if (!session->model_->leads()) {
+    // A launcher's signal reaches all ranks: this one goes on while its leader ends what runs.
+    std::optional<Interruptible> patient;
+    if (!Team::has_leader()) patient.emplace();
     TENON_TRY(session->model_->follow());
     return std::unique_ptr<Session>();
   }

@@ -101,12 +101,14 @@ std::string see_help(const CLI::App& app) {
 }
 
 // The parser's own sentences in the words of the others.
-std::string plain(const std::string& text, bool value_missing) {
+std::string plain(const std::string& text, bool values_mismatch) {
   const auto colon = text.find(": ");
   const std::string name = text.substr(0, colon);
   if (colon == std::string::npos) return text;
-  if (value_missing) return name + " needs a value";
   const std::string rest = text.substr(colon + 2);
+  if (values_mismatch && rest.starts_with("At Most"))
+    return name + " has more than one value; accepted is one";
+  if (values_mismatch) return name + " needs a value";
   // A validator of options.h has written a sentence.
   if (rest.starts_with("is ")) return name + " " + rest;
   if (const auto at = rest.find(" not in {"); at != std::string::npos && rest.ends_with("}")) {

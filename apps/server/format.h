@@ -19,6 +19,8 @@ struct Usage {
   std::int64_t prompt_tokens = 0, completion_tokens = 0;
   std::int64_t cached_tokens = 0;                     // of the prompts, known at the end
   std::optional<std::int64_t> reasoning_tokens = {};  // where the answers may have thoughts
+
+  std::int64_t tokens() const { return prompt_tokens + completion_tokens; }
 };
 
 // How a choice ended.

@@ -86,7 +86,7 @@ class Generation final : public HttpExchange {
       if (runs() &&
           !submit(choice, prompt, seed + i % static_cast<std::uint64_t>(request_.n), wake))
         return;
-      engines_.metrics.began(choice.usage.prompt_tokens);
+      engines_.metrics.began(choice.usage.prompt_tokens, static_cast<bool>(choice.reply));
     }
     think_end_ = think_end;
   }
@@ -177,7 +177,7 @@ class Generation final : public HttpExchange {
       part.end = Ending{Ending::Reason::kLength, {}};  // of no tokens at all
     }
     if (outcome) {
-      engines_.metrics.ended(*outcome);
+      engines_.metrics.ended(*outcome, choice.usage.tokens());
       choice.usage.cached_tokens = outcome->cached_tokens;
       add(part.pieces, choice.parser.finish());
       part.seconds =
@@ -320,7 +320,7 @@ class Generation final : public HttpExchange {
   // Nobody reads the choices any more: those that run are cancelled, and counted as such.
   void leave() {
     for (const Choice& each : choices_)
-      if (each.reply && !each.over) engines_.metrics.left();
+      if (each.reply && !each.over) engines_.metrics.left(each.usage.tokens());
     choices_.clear();
   }
 

@@ -68,6 +68,8 @@ std::string engine_text(const EngineStats& stats, const std::string& labels) {
   one("tenon_engine_decode_seconds_total", "counter", "Time of those steps.", stats.decode_seconds);
   one("tenon_engine_weight_bytes", "gauge", "Weights on rank 0.",
       static_cast<double>(stats.weight_bytes));
+  one("vllm:kv_cache_usage_perc", "gauge",
+      "Part of the kv cache's blocks that requests use, from 0 to 1.", stats.kv_cache_use);
   const PrefixStats& kept = stats.prefixes;
   const auto many = [&](const std::string& name, const char* kind, const char* help,
                         std::int64_t value) { one(name, kind, help, static_cast<double>(value)); };
@@ -129,14 +131,16 @@ std::string Histogram::text(const std::string& name, const char* help,
          line(name + "_count", labels, std::to_string(count_));
 }
 
-void Metrics::began(std::int64_t prompt_tokens) {
+void Metrics::began(std::int64_t prompt_tokens, bool runs) {
   const std::scoped_lock lock(mutex_);
+  if (runs) held_tokens_ += prompt_tokens;
   prompt_tokens_ += static_cast<std::uint64_t>(prompt_tokens);
 }
 
 void Metrics::took(std::int64_t tokens) {
   const std::scoped_lock lock(mutex_);
   generated_tokens_ += static_cast<std::uint64_t>(tokens);
+  held_tokens_ += tokens;
 }
 
 void Metrics::between(double seconds, std::int64_t tokens) {
@@ -145,9 +149,10 @@ void Metrics::between(double seconds, std::int64_t tokens) {
   between_.observe(seconds / static_cast<double>(tokens), static_cast<std::uint64_t>(tokens));
 }
 
-void Metrics::ended(const serve::Outcome& outcome) {
+void Metrics::ended(const serve::Outcome& outcome, std::int64_t held_tokens) {
   const serve::TimeMarks& times = outcome.times;
   const std::scoped_lock lock(mutex_);
+  held_tokens_ -= held_tokens;
   ++ends_[reason_of(outcome.reason)];
   whole_.observe(seconds(times.queued, times.ended));
   if (times.started) queued_.observe(seconds(times.queued, *times.started));
@@ -157,9 +162,15 @@ void Metrics::ended(const serve::Outcome& outcome) {
   if (times.last_token) decode_.observe(seconds(*times.first_token, *times.last_token));
 }
 
-void Metrics::left() {
+void Metrics::left(std::int64_t held_tokens) {
   const std::scoped_lock lock(mutex_);
+  held_tokens_ -= held_tokens;
   ++ends_[reason_of(serve::FinishReason::kCancelled)];
+}
+
+std::int64_t Metrics::held_tokens() const {
+  const std::scoped_lock lock(mutex_);
+  return held_tokens_;
 }
 
 void Metrics::answered(const std::string& path, int status) {
@@ -195,6 +206,8 @@ std::string Metrics::text(const std::string& model, const Now& now) const {
       prefill_.text("vllm:request_prefill_time_seconds", "From its turn to a first token.", labels);
   out +=
       decode_.text("vllm:request_decode_time_seconds", "From the first to the last token.", labels);
+  one("tenon_held_tokens", "gauge", "Tokens of prompts and answers that have not ended.",
+      static_cast<double>(held_tokens_));
   one("tenon_max_batch", "gauge", "Requests that may run together.", now.max_batch);
   one("tenon_engine_restarts_total", "counter", "Engines that were made for one that died.",
       static_cast<double>(now.queue.revivals));

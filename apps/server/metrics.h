@@ -44,19 +44,25 @@ class Metrics {
     std::optional<EngineStats> engine = {};  // of a moment ago
   };
 
-  void began(std::int64_t prompt_tokens);
+  // `runs`: it goes to the engine, and ends by ended() or left().
+  void began(std::int64_t prompt_tokens, bool runs = true);
   void took(std::int64_t tokens);
   // Between two parts of an answer that together brought `tokens`.
   void between(double seconds, std::int64_t tokens);
-  void ended(const serve::Outcome& outcome);
-  void left();  // a client, before the end of an answer
+  // `held_tokens`: those of its prompt, and those that were taken of its answer.
+  void ended(const serve::Outcome& outcome, std::int64_t held_tokens);
+  void left(std::int64_t held_tokens);  // a client, before the end of an answer
   void answered(const std::string& path, int status);
+
+  // Tokens of prompts and answers of requests that have not ended.
+  std::int64_t held_tokens() const;
 
   std::string text(const std::string& model, const Now& now) const;
 
  private:
   mutable std::mutex mutex_;
   std::uint64_t prompt_tokens_ = 0, generated_tokens_ = 0;
+  std::int64_t held_tokens_ = 0;
   std::map<std::string, std::uint64_t> ends_;
   std::map<std::pair<std::string, int>, std::uint64_t> answers_;
   Histogram first_token_, between_, whole_, queued_, prefill_, decode_;

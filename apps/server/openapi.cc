@@ -360,6 +360,23 @@ void add_answers(Json& out) {
                                 {"is_generation", of_type("boolean")},
                                 {"max_model_len", whole},
                                 {"vocab_size", whole}});
+  out["ServerInfo"] = object_of(
+      {"model_path", "served_model_name", "version", "tp_size", "dp_size", "internal_states"},
+      {{"model_path", text},
+       {"tokenizer_path", text},
+       {"served_model_name", text},
+       {"version", text},
+       {"tp_size", whole},
+       {"dp_size", whole},
+       {"context_length", whole},
+       {"max_running_requests", whole},
+       {"max_total_num_tokens", whole},
+       {"internal_states", list_of(of_type("object"))}});
+  out["Load"] = list_of(object_of({"dp_rank", "num_reqs", "num_waiting_reqs", "num_tokens"},
+                                  {{"dp_rank", whole},
+                                   {"num_reqs", whole},
+                                   {"num_waiting_reqs", whole},
+                                   {"num_tokens", whole}}));
   out["Health"] =
       object_of({"status"}, {{"status", word_of({"ok", "unavailable"})}, {"why", text}});
   out["Version"] = object_of({"version"}, {{"version", text}});
@@ -400,6 +417,8 @@ constexpr DescribedBody kBodies[] = {
     {ApiBody::kModels, "The names that requests may use", "", 0, "Models"},
     {ApiBody::kModel, "One of the names", "", 0, "Model"},
     {ApiBody::kModelInfo, "The model that is served", "", 0, "ModelInfo"},
+    {ApiBody::kServerInfo, "The server, as routers ask", "", 0, "ServerInfo"},
+    {ApiBody::kLoad, "How much there is to do, as routers ask", "", 0, "Load"},
     {ApiBody::kDescription, "This document", "", 0, "*"},
 };
 

@@ -25,6 +25,8 @@ enum class ApiBody : std::uint8_t {
   kModels,
   kModel,
   kModelInfo,
+  kServerInfo,
+  kLoad,
   kGenerated,  // asks for a token
   kDescription,
   kPage,  // for browsers: not described

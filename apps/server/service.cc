@@ -92,6 +92,9 @@ const std::vector<Service::Route>& Service::routes() {
       {{"/v1/models/", "GET", ApiBody::kModel, kKeyed}, &Service::models},
       {{"/get_model_info", "GET", ApiBody::kModelInfo, kKeyed}, &Service::model_info},
       {{"/model_info", "GET", ApiBody::kModelInfo, kKeyed}, &Service::model_info},
+      {{"/get_server_info", "GET", ApiBody::kServerInfo, kKeyed}, &Service::server_info},
+      {{"/server_info", "GET", ApiBody::kServerInfo, kKeyed}, &Service::server_info},
+      {{"/get_load", "GET", ApiBody::kLoad, kKeyed}, &Service::load},
       {{"/v1/chat/completions", "POST", ApiBody::kChat, kKeyed}, &Service::chat},
       {{"/v1/completions", "POST", ApiBody::kCompletion, kKeyed},
        &Service::completions,
@@ -357,6 +360,32 @@ Exchange Service::model_info(const Call&) {
                       {"served_model_name", options_.models[0]},
                       {"max_model_len", engines_.model.max_context()},
                       {"vocab_size", options_.num_ids}});
+}
+
+// What routers read when they meet a server. `internal_states` is where SGLang's load client looks
+// for the lengths of accepted drafts, of which there are none.
+Exchange Service::server_info(const Call&) {
+  Json info{{"model_path", options_.model_path},
+            {"tokenizer_path", options_.model_path},
+            {"served_model_name", options_.models[0]},
+            {"version", options_.version},
+            {"tp_size", options_.num_ranks},
+            {"dp_size", 1},
+            {"context_length", engines_.model.max_context()},
+            {"max_running_requests", engines_.model.max_batch()},
+            {"internal_states", Json::array({Json::object()})}};
+  if (const auto engine = sources_.engine())
+    info["max_total_num_tokens"] = engine->memory.cache_tokens;
+  return json_answer(info);
+}
+
+// One entry, as there are no replicas inside of a server.
+Exchange Service::load(const Call&) {
+  const serve::QueueCounts counts = engines_.queue.counts();
+  return json_answer(Json::array({{{"dp_rank", 0},
+                                   {"num_reqs", counts.running + counts.queued},
+                                   {"num_waiting_reqs", counts.queued},
+                                   {"num_tokens", metrics_.held_tokens()}}}));
 }
 
 // ---- answers of the model ----

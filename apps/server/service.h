@@ -23,6 +23,7 @@ struct ServiceOptions {
   std::vector<std::string> keys;     // one of them must come with a request; empty: none is needed
   std::vector<std::string> origins;  // of web pages that may ask; "*": all; empty: none
   std::string model_path, version;
+  int num_ranks = 1;
   int num_ids = 0;  // token ids that there are
   ApiDefaults defaults;
   std::int64_t max_untaken_tokens = 4096;
@@ -73,6 +74,8 @@ class Service {
   std::unique_ptr<HttpExchange> description(const Call& call);
   std::unique_ptr<HttpExchange> models(const Call& call);
   std::unique_ptr<HttpExchange> model_info(const Call& call);
+  std::unique_ptr<HttpExchange> server_info(const Call& call);
+  std::unique_ptr<HttpExchange> load(const Call& call);
   std::unique_ptr<HttpExchange> chat(const Call& call);
   std::unique_ptr<HttpExchange> completions(const Call& call);
   std::unique_ptr<HttpExchange> messages(const Call& call);

@@ -133,6 +133,10 @@ class CachePool {
   // Free ones, and kept ones that nobody uses.
   int num_available_blocks() const { return blocks_.num_free() + prefixes_.num_idle(); }
   int num_available_slots() const { return slots_.num_free() + prefixes_.num_idle_states(); }
+  // Part of all blocks that leases hold, 0 to 1.
+  double block_use() const {
+    return 1 - static_cast<double>(num_available_blocks()) / blocks_.count();
+  }
   int num_leases() const { return num_leases_; }
   PrefixStats prefix_stats() const;
   // Every block and slot is free, kept or leased, and counted as what it is.

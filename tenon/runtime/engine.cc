@@ -661,6 +661,7 @@ EngineStats Engine::stats() const {
   stats.replayed_steps = state_->own->num_replays();
   stats.device_seconds = state_->own->device_seconds();
   stats.prefixes = state_->caches->prefix_stats();
+  stats.kv_cache_use = state_->caches->block_use();
   stats.preemptions = state_->scheduler->num_preemptions();
   stats.replayed_tokens = state_->scheduler->num_replayed_tokens();
   if (const auto hash = state_->own->logits_fingerprint()) stats.logits_fingerprint = *hash;

@@ -5,14 +5,17 @@ from clients_support import enter
 enter(__file__, "langchain-openai==1.7.4", "langchain-core==1.8.3")
 
 import asyncio  # noqa: E402
+import typing  # noqa: E402
 import unittest  # noqa: E402
+
+import pydantic  # noqa: E402
 
 from langchain_core.messages import (AIMessage, HumanMessage, SystemMessage,  # noqa: E402
                                      ToolMessage)
 from langchain_core.tools import tool  # noqa: E402
 from langchain_openai import ChatOpenAI, OpenAI  # noqa: E402
 
-from serve_support import Server  # noqa: E402
+from serve_support import Server, skip_without_grammars  # noqa: E402
 from support import QUESTION  # noqa: E402
 
 server = None
@@ -27,8 +30,12 @@ def tearDownModule():
     server.stop()
 
 
+# Bounded, as the tiny model ends no number by itself.
+Factor = typing.Annotated[int, pydantic.Field(ge=0, le=99)]
+
+
 @tool
-def multiply(a: int, b: int) -> int:
+def multiply(a: Factor, b: Factor) -> int:
     """Multiplies."""
     return a * b
 
@@ -72,8 +79,14 @@ class LangChain(unittest.TestCase):
         asked += [AIMessage("", tool_calls=[call]), ToolMessage(multiply.invoke(call["args"]),
                                                                tool_call_id="call_1")]
         self.assertGreater(model.invoke(asked).usage_metadata["input_tokens"], first)
-        forced = self.model(max_tokens=200).bind_tools([multiply], tool_choice="multiply").invoke(QUESTION)
-        self.assertEqual([call["name"] for call in forced.tool_calls], ["multiply"])
+
+    def test_a_call_that_must_come(self):
+        skip_without_grammars(self, server, [("authorization", "Bearer secret")])
+        model = self.model(max_tokens=400).bind_tools([multiply], tool_choice="multiply",
+                                                      parallel_tool_calls=False)
+        [call] = model.invoke(QUESTION).tool_calls
+        self.assertEqual(call["name"], "multiply")
+        self.assertIn(multiply.invoke(call["args"]), range(99 * 99 + 1))
 
     def test_completion(self):
         self.assertTrue(self.model(OpenAI, max_tokens=4).invoke("Tom has 3"))

@@ -431,6 +431,8 @@ class Starting(unittest.TestCase):
         for words, code, piece in ((["--host", "nowhere.example"], 2, "accepted are localhost"),
                                    (["--port", "70000"], 2, "70000"),
                                    (["--api-key-file", "/nowhere"], 1, "/nowhere"),
+                                   (["--allow-origin", "https://page.example/"], 2, "without a path"),
+                                   (["--allow-origin", "page.example"], 2, '--allow-origin is "page.example"'),
                                    (["--model", "/nowhere"], 1, "/nowhere")):
             done = tenon("serve", "--port", "0", *words)
             self.assertEqual(done.returncode, code, done.stderr)

@@ -10,6 +10,12 @@ import time
 from support import PATIENCE, ROOT, TENON, wait_until
 
 
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
 def skip_without_grammars(test, server, fields=()):
     """A program may be built without the library that grammars need."""
     asked = {"prompt": "Tom", "max_tokens": 1, "guided_regex": "a"}
@@ -41,7 +47,11 @@ class Client:
         if receive_bytes:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         self.socket.settimeout(timeout)
-        self.socket.connect(("127.0.0.1", port))
+        try:
+            self.socket.connect(("127.0.0.1", port))
+        except OSError:
+            self.socket.close()
+            raise
         self.held = b""
 
     def send(self, data):
@@ -113,8 +123,8 @@ class Client:
 
 
 class Server:
-    def __init__(self, *options):
-        self.process = subprocess.Popen([TENON, "serve", "--port", "0", *options], cwd=ROOT, text=True,
+    def __init__(self, *options, port=0):
+        self.process = subprocess.Popen([TENON, "serve", "--port", str(port), *options], cwd=ROOT, text=True,
                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                         stderr=subprocess.PIPE)
         self.log, self.port = [], None

@@ -403,6 +403,24 @@ class Others(unittest.TestCase):
         self.assertEqual(server.get("/v1/models/other").status, 404)
         self.assertTrue(server.get("/get_model_info").json()["is_generation"])
 
+    def test_what_routers_ask(self):
+        info = server.get("/server_info").json()
+        self.assertEqual(info, server.get("/get_server_info").json())
+        self.assertEqual((info["served_model_name"], info["tp_size"], info["dp_size"]), ("tiny", 2, 1))
+        self.assertEqual(info["context_length"], 1024)
+        nothing = {"dp_rank": 0, "num_reqs": 0, "num_waiting_reqs": 0, "num_tokens": 0}
+        self.assertTrue(wait_until(lambda: server.get("/get_load").json() == [nothing]))
+        client = server.client()
+        client.ask("POST", "/v1/chat/completions", long_chat(stream=True))
+        client.head()
+        [load] = server.get("/get_load").json()
+        self.assertEqual((load["num_reqs"], load["num_waiting_reqs"]), (1, 0))
+        self.assertGreater(load["num_tokens"], 20)
+        self.assertTrue(wait_until(lambda: 0 < server.metric("vllm:kv_cache_usage_perc") < 0.2))
+        client.close()
+        self.assertTrue(wait_until(lambda: server.get("/get_load").json() == [nothing]))
+        self.assertTrue(wait_until(lambda: server.metric("vllm:kv_cache_usage_perc") == 0))
+
     def test_texts_and_ids(self):
         text = "Stra\u00dfe \u65e5\u672c <think>"
         found = server.post("/tokenize", {"prompt": text, "return_token_strs": True}).json()

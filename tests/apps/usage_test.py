@@ -50,6 +50,7 @@ class Words(unittest.TestCase):
                             (["eval"], "a verb is missing; accepted are words"),
                             (["run", "hello"], '"hello" is one word too many'),
                             (["run", "--tp"], "--tp needs a value"),
+                            (["run", "--tp", "1", "--tp", "2"], "--tp has more than one value; accepted is one"),
                             (["run", "--chat", "--raw"], "excludes"),
                             (["bench", "boundary", "--mode", "slow"], '--mode is "slow"; accepted are auto')):
             done = tenon(*words)

@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""docs/operate.md says what is true of `tenon serve`: operate_test.py PATH_TO_TENON."""
+import pathlib
+import re
+import unittest
+
+from serve_support import Server
+from support import ROOT, tenon, wait_until
+
+PAGE = (ROOT / "docs/operate.md").read_text()
+NAMED = re.compile(r"`([^`]+)`")
+STRING = re.compile(r'"((?:[^"\\\n]|\\.)*)"')
+
+
+def section(name):
+    return PAGE.split(f"\n## {name}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def rows(text):
+    """The cells of all rows of tables, heads among them."""
+    lines = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("|--")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def sentences():
+    """What the program may say: for each statement of its sources the texts in it, one behind the other."""
+    found = []
+    for folder in ("apps", "tenon"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".cc", ".h", ".cuh"):
+                text = re.sub(r'"\s*\n\s*"', "", path.read_text())  # one literal over several lines
+                for statement in text.split(";\n"):
+                    found.append([each.replace('\\"', '"') for each in STRING.findall(statement)])
+    return found
+
+
+def says(statements, parts):
+    """Whether a statement has all parts, in their order."""
+    for literals in statements:
+        whole, at = "\0".join(literals), 0
+        for part in parts:
+            at = whole.find(part, at)
+            if at < 0:
+                break
+            at += len(part)
+        else:
+            return True
+    return False
+
+
+class Page(unittest.TestCase):
+    def test_options(self):
+        told = re.findall(r"^  (?:-h, )?(--[a-z-]+(?:, --[a-z-]+)*)", tenon("serve", "--help").stdout, re.M)
+        there = {each for names in told for each in names.split(", ")}
+        named = {each for row in rows(section("Options")) for each in NAMED.findall(row[0])}
+        self.assertGreater(len(there), 30)
+        self.assertEqual(named, there)
+
+    def test_metrics(self):
+        server = Server("--quiet", "--max-context", "256")
+        self.addCleanup(server.stop)
+        self.assertEqual(server.post("/v1/completions", {"prompt": [5, 6], "max_tokens": 3}).status, 200)
+        self.assertTrue(wait_until(lambda: server.metric("tenon_engine_steps_total") > 0))
+        there = set(re.findall(r"^# TYPE (\S+)", server.get("/metrics").body.decode(), re.M))
+        named = {each for row in rows(section("Metrics")) for each in NAMED.findall(row[0])}
+        self.assertGreater(len(there), 30)
+        self.assertEqual(named, there)
+
+    def test_messages(self):
+        statements = sentences()
+        # Behind the word "behind" stands what another part of the program says in front.
+        named = [each for row in rows(section("Messages")) for each in NAMED.findall(row[0].split(" behind ")[0])]
+        self.assertGreater(len(named), 25)
+        missing = []
+        for each in named:
+            parts = [part for part in re.split(r"\s*…\s*", each) if part]
+            if not says(statements, parts):
+                missing.append(each)
+        self.assertEqual(missing, [])
+        self.assertFalse(says(statements, ["the engine is asleep: "]))
+
+    def test_tests_exist(self):
+        named = 0
+        for _, _, held in rows(section("What users of other servers ran into"))[1:]:
+            for part in held.split("; "):
+                files = [each for each in NAMED.findall(part) if "/" in each]
+                for name in NAMED.findall(part):
+                    if "/" in name:
+                        self.assertTrue((ROOT / name).is_file(), name)
+                    else:
+                        self.assertRegex((ROOT / files[0]).read_text(), rf"\b{re.escape(name)}\b")
+                        named += 1
+        self.assertGreater(named, 15)
+
+    # What is kept is in the table of memory, and an option of it is never passed over.
+    def test_the_start_says_what_is_kept(self):
+        body, kept = {"prompt": [7] * 200, "max_tokens": 1, "temperature": 0}, {}
+        for states in ("0", "4"):
+            server = Server("--max-context", "256", "--max-batch", "2", "--prefix-states", states)
+            self.addCleanup(server.stop)
+            [line] = [line for line in server.log if line.startswith("kept states")]
+            kept[states] = int(line.split()[2])
+            cached = [server.post("/v1/completions", body).json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+                      for _ in range(2)]
+            self.assertEqual([each > 0 for each in cached], [False, states != "0"])
+        self.assertEqual(kept["0"], 0)
+        self.assertGreater(kept["4"], 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
