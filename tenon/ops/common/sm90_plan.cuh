@@ -197,13 +197,18 @@ inline Status sm90_plan_pair(const GemmCall& main, const GemmCall& beside, const
                                   where.properties.num_units - beside_blocks, most_shared);
   if (form.columns > kGroupColumns)
     return no("weight has " + std::to_string(main.n) + " columns, too many for narrow blocks");
+  const int least = std::min(other.num_blocks, sm90_warp_batch(form.rows / form.row_groups));
+  const int shared_bytes =
+      std::max(form.shared_bytes,
+               sm90_shared(Sm90Kind::kBf16InOrder, kBesideColumns, form.rows, least, other).bytes);
+  if (form.stages < 1 || shared_bytes > static_cast<int>(most_shared))
+    return no("a block has too little shared memory");
   const int stages =
-      sm90_stages(Sm90Kind::kBf16InOrder, kBesideColumns, form.rows, other, form.shared_bytes);
-  if (form.stages < 1 || stages < 1) return no("a block has too little shared memory");
+      sm90_stages(Sm90Kind::kBf16InOrder, kBesideColumns, form.rows, other, shared_bytes);
   LaunchShape shape;
   shape.blocks = beside_blocks + form.blocks;
   shape.threads = form.threads;
-  shape.shared_bytes = static_cast<std::size_t>(form.shared_bytes);
+  shape.shared_bytes = static_cast<std::size_t>(shared_bytes);
   shape.early = where.may_start_early;
   recipe->launch("sm90_pair_kernel", shape);
   recipe->set("columns", form.columns);

@@ -16,11 +16,17 @@
 // same columns (kRowGroups 2). A warpgroup that has fewer than 64 columns multiplies what lies
 // behind them in shared memory too; nobody looks at that.
 //
+// kBf16InOrder: a block has 16 columns, which would leave three quarters of that operand empty, and
+// all of k. So its warps multiply by themselves (mma.sync, which has the bits of wgmma for bf16),
+// each a segment at a time, and the segments meet in shared memory.
+//
 // kActivated: the columns are gate|up, and out = quantise(rne(SiLU(gate) · up)) with gate and up
 // rounded to bf16 first. Half of a block's columns are of gate, half the same ones of up; the
 // blocks of a cluster have a group of 128 together and tell each other its largest magnitudes.
 #pragma once
 
+#include "tenon/device/cuda_hip/sm90/mma.cuh"
+#include "tenon/device/cuda_hip/sm90/thread_copy.cuh"
 #include "tenon/device/cuda_hip/sm90/wgmma.cuh"
 #include "tenon/device/math.cuh"
 #include "tenon/ops/common/silu_mul.cuh"
@@ -61,19 +67,11 @@ TENON_DEVICE ScalePlaces scale_places(const Tile& tile) {
   return found;
 }
 
-// What a warpgroup has read of the ring.
-struct RingReader {
-  RingPlace arrived, used, freed;
-  int block = 0;  // of the tile, the next one
-};
-
 // Sums of a segment as the instruction lays them out: sums[4 j + 2 h + c] belongs to column
-// 16 w + g + 8 h of the warpgroup and row 8 j + 2 p + c, for lane 4 g + p of its warp w. Blocks of
-// k up to `end` join them. kMost: so many blocks of k at once where the ring has stages for twice
-// as many.
+// 16 w + g + 8 h of the warpgroup and row 8 j + 2 p + c, for lane 4 g + p of its warp w.
+// kMost: so many blocks of k at once where the ring has stages for twice as many.
 template <int kMost, class Tile>
-TENON_DEVICE void multiply(const Tile& tile, RingReader& from, int end,
-                           float (&sums)[Tile::kSums]) {
+TENON_DEVICE void multiply(const Tile& tile, float (&sums)[Tile::kSums]) {
   constexpr int kSums = Tile::kSums, kN = 2 * kSums;
   // Descriptors of a value that the whole warp has stay in uniform registers, where the instruction
   // wants them; otherwise every product waits for a move.
@@ -87,7 +85,7 @@ TENON_DEVICE void multiply(const Tile& tile, RingReader& from, int end,
   const int tile_units = tile.call.columns * (kTileBytes / 16);  // of the weight
   ScalePlaces scales{};
   if constexpr (Tile::kIsScaled) scales = scale_places(tile);
-  RingPlace &arrived = from.arrived, &used = from.used, &freed = from.freed;
+  RingPlace arrived, used, freed;
   // For kNow blocks of k the latency of a chain is paid once.
   const auto step = [&]<int kNow>(float(&blocks)[kNow][kSums], int i) {
     TENON_UNROLL
@@ -140,13 +138,13 @@ TENON_DEVICE void multiply(const Tile& tile, RingReader& from, int end,
       }
     }
   };
-  int& i = from.block;
+  int i = 0;
   const auto run = [&]<int kNow>() {
     if (kNow > 1 && stages < 2 * kNow && (stages < kNow || stages < tile.num_blocks)) return;
-    if (i + kNow > end) return;
+    if (i + kNow > tile.num_blocks) return;
     float blocks[kNow][kSums] = {};
     TENON_NO_UNROLL
-    for (; i + kNow <= end; i += kNow) step.template operator()<kNow>(blocks, i);
+    for (; i + kNow <= tile.num_blocks; i += kNow) step.template operator()<kNow>(blocks, i);
   };
   if constexpr (kMost >= 4) run.template operator()<4>();
   if constexpr (kMost >= 2) run.template operator()<2>();
@@ -194,6 +192,94 @@ TENON_DEVICE void store_item(const Tile& tile, int column_warp, int eight, float
   }
 }
 
+TENON_DEVICE float4 add(float4 a, float4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
+
+// ((segment 0 + segment 1) + segment 2) + …, of this lane; parts of a segment lie `stride` apart.
+TENON_DEVICE float4 sum_segments(const float4* parts, int segments, int stride) {
+  float4 sum = parts[0];
+  TENON_NO_UNROLL
+  for (int s = 1; s < segments; ++s) sum = add(sum, parts[s * stride]);
+  return sum;
+}
+
+// kBf16InOrder: warp w of those with the same rows has segments w, w + 4, …
+template <class Tile>
+TENON_DEVICE void multiply_by_segments(const Tile& tile) {
+  constexpr int kEights = Tile::kSums / 4;  // of rows of x, of this warp
+  constexpr int kNow = sm90_warp_batch(8 * kEights);
+  constexpr int kHalves = kTileBytes / 64, kAllEights = Tile::kRows / 8;
+  const Sm90Call& call = tile.call;
+  const int warp = thread_id() / kWave, lane = thread_id() % kWave;
+  const WarpPlace place = warp_place<Tile>();
+  // Of the operands' 8 × 8 parts: the row of a lane and which 16 bytes. Columns: eight and eight.
+  const int row = lane % 8, column = row + lane / 8 % 2 * 8;
+  TENON_NO_UNROLL
+  for (int segment = place.column_warp; segment < call.cut.count; segment += 4) {
+    const int end = call.cut.begin(segment + 1) / kProductBlock;
+    float sums[kEights][4] = {};
+    TENON_NO_UNROLL
+    for (int block = call.cut.begin(segment) / kProductBlock; block < end; block += kNow) {
+      const std::byte* stage[kNow];
+      TENON_UNROLL
+      for (int u = 0; u < kNow; ++u) {
+        const int own = block + u < end ? block + u : block;  // again, where there is no other
+        stage[u] = tile.shared + own % call.stages * tile.stage_bytes;
+        barrier_wait(&tile.full[own % call.stages],
+                     static_cast<std::uint32_t>(own / call.stages % 2));
+      }
+      float products[kNow][kEights][4] = {};
+      TENON_UNROLL
+      for (int two = 0; two < kProductBlock / 32; ++two) {  // products of 16 of k
+        const int part = two / kHalves, chunk = two % kHalves * 4;
+        std::uint32_t weight[kNow][2][4], x[kNow][kEights][4];
+        TENON_UNROLL
+        for (int u = 0; u < kNow; ++u) {
+          const std::byte* const of_weight = stage[u] + part * call.columns * kTileBytes;
+          const std::byte* const of_x =
+              stage[u] + tile.weight_bytes + part * Tile::kRows * kTileBytes;
+          TENON_UNROLL
+          for (int k = 0; k < 2; ++k)
+            load_matrices(
+                weight[u][k],
+                shared_address(of_weight + tile_place(column, chunk + 2 * k + lane / 16)));
+          TENON_UNROLL
+          for (int j = 0; j < kEights; ++j)
+            load_matrices(x[u][j], shared_address(of_x + tile_place(8 * (place.row_eight + j) + row,
+                                                                    chunk + lane / 8)));
+        }
+        TENON_UNROLL
+        for (int k = 0; k < 2; ++k) {
+          TENON_UNROLL
+          for (int u = 0; u < kNow; ++u) {
+            TENON_UNROLL
+            for (int j = 0; j < kEights; ++j)
+              add_product_16x8(products[u][j], weight[u][k], x[u][j][2 * k], x[u][j][2 * k + 1]);
+          }
+        }
+      }
+      TENON_UNROLL
+      for (int u = 0; u < kNow; ++u) {
+        if (block + u >= end) continue;
+        if (lane == 0) barrier_arrive(&tile.empty[(block + u) % call.stages]);
+        TENON_UNROLL
+        for (int j = 0; j < kEights; ++j) {
+          TENON_UNROLL
+          for (int i = 0; i < 4; ++i) sums[j][i] = sums[j][i] + products[u][j][i];
+        }
+      }
+    }
+    TENON_UNROLL
+    for (int j = 0; j < kEights; ++j)
+      tile.inbox[(segment * kAllEights + place.row_eight + j) * kWave + lane] = {
+          sums[j][0], sums[j][1], sums[j][2], sums[j][3]};
+  }
+  sync_first_threads<Tile::kConsumers>();
+  TENON_NO_UNROLL
+  for (int eight = warp; eight < kAllEights; eight += Tile::kWarps)
+    store_item(tile, 0, eight,
+               sum_segments(tile.inbox + eight * kWave + lane, call.cut.count, kAllEights * kWave));
+}
+
 // Segments meet: ((segment 0 + segment 1) + segment 2) + …, each item in one block of the cluster.
 template <class Tile>
 TENON_DEVICE void add_segments(const Tile& tile, const float (&sums)[Tile::kSums]) {
@@ -211,15 +297,9 @@ TENON_DEVICE void add_segments(const Tile& tile, const float (&sums)[Tile::kSums
   barrier_wait_cluster(tile.received, 0);
   TENON_NO_UNROLL
   for (int i = warp; i < num_items(tile); i += Tile::kWarps) {
-    const float4* parts = tile.inbox + i * segments * 32 + lane;
-    float4 sum = parts[0];
-    TENON_NO_UNROLL
-    for (int s = 1; s < segments; ++s) {
-      const float4 part = parts[s * 32];
-      sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
-    }
     const int item = i * segments + tile.rank;
-    store_item(tile, item / eights, item % eights, sum);
+    store_item(tile, item / eights, item % eights,
+               sum_segments(tile.inbox + i * segments * kWave + lane, segments, kWave));
   }
 }
 
@@ -351,29 +431,22 @@ TENON_DEVICE void run_share(const Sm90Call& call, int block) {
     make_scales(tile);
     sync_first_threads<Tile::kConsumers>();
   }
-  RingReader reader;
-  float sums[Tile::kSums] = {};
   if constexpr (kKind == Sm90Kind::kBf16InOrder) {
-    TENON_NO_UNROLL
-    for (int segment = 0; segment < call.cut.count; ++segment) {
-      float own[Tile::kSums] = {};
-      multiply<kN <= 16 ? 4 : 1>(tile, reader, call.cut.begin(segment + 1) / kProductBlock, own);
+    multiply_by_segments(tile);
+  } else {
+    float sums[Tile::kSums] = {};
+    multiply<sm90_batch(kN)>(tile, sums);
+    if (cluster > 1) cluster_wait();  // all have started and set their barriers
+    if constexpr (kActivates) {
+      activate(tile, sums);
+    } else if (cluster > 1) {
+      add_segments(tile, sums);
+    } else {
+      const WarpPlace own = warp_place<Tile>();
       TENON_UNROLL
-      for (int e = 0; e < Tile::kSums; ++e) sums[e] = segment == 0 ? own[e] : sums[e] + own[e];
+      for (int j = 0; j < Tile::kSums / 4; ++j)
+        store_item(tile, own.column_warp, own.row_eight + j, four_of(sums, j));
     }
-  } else {
-    multiply<sm90_batch(kN)>(tile, reader, tile.num_blocks, sums);
-  }
-  if (cluster > 1) cluster_wait();  // all have started and set their barriers
-  if constexpr (kActivates) {
-    activate(tile, sums);
-  } else if (cluster > 1) {
-    add_segments(tile, sums);
-  } else {
-    const WarpPlace own = warp_place<Tile>();
-    TENON_UNROLL
-    for (int j = 0; j < Tile::kSums / 4; ++j)
-      store_item(tile, own.column_warp, own.row_eight + j, four_of(sums, j));
   }
 }
 

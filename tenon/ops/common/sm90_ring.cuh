@@ -11,7 +11,7 @@ namespace tenon::TENON_TARGET {
 
 using namespace sm90;
 
-// kBf16InOrder: a block makes all segments of its outputs itself, one after the other.
+// kBf16InOrder: a block makes all segments of its outputs itself, each by a warp of its own.
 enum class Sm90Kind { kE4m3, kActivated, kBf16, kBf16InOrder };
 TENON_HD constexpr bool is_bf16(Sm90Kind kind) {
   return kind == Sm90Kind::kBf16 || kind == Sm90Kind::kBf16InOrder;
@@ -41,6 +41,8 @@ constexpr int sm90_threads(int groups) { return kWarpgroup * groups + 32; }
 // then takes at once.
 constexpr int sm90_most_resident(int groups) { return groups == 1 ? 3 : 2; }
 constexpr int sm90_batch(int kn) { return kn <= 16 ? 4 : kn == 32 ? 2 : 1; }
+// The same of a warp that multiplies by itself; its ring has stages for as many.
+constexpr int sm90_warp_batch(int kn) { return kn <= 8 ? 4 : kn == 16 ? 2 : 1; }
 // Tiles that a block of 128 of k consists of.
 TENON_HD constexpr int sm90_tiles(Sm90Kind kind) { return is_bf16(kind) ? 2 : 1; }
 // Parts of a block's columns that lie apart: gate and up.
@@ -69,11 +71,13 @@ TENON_HD constexpr Sm90Shared sm90_shared(Sm90Kind kind, int columns, int rows, 
   const int groups = (columns + kGroupColumns - 1) / kGroupColumns;
   const int cluster = sm90_cluster(kind, columns, cut);
   const int items = (4 * groups * (rows / 8) + cluster - 1) / cluster;
+  const int parts = cut.count * rows * columns * 4;  // sums of all segments, of a few columns
   Sm90Shared at{};
   at.weight = columns * kTileBytes * sm90_tiles(kind);
   at.stage = at.weight + rows * kTileBytes * sm90_tiles(kind);
-  at.inbox = stages * at.stage + (groups * kGroupColumns - columns) * kTileBytes;
+  at.inbox = stages * at.stage + (in_order ? 0 : groups * kGroupColumns - columns) * kTileBytes;
   at.scales = at.inbox + (kind == Sm90Kind::kActivated ? cluster * rows * 16
+                          : in_order                   ? parts
                           : cluster > 1                ? items * cluster * 512
                                                        : 0);
   at.barriers = (at.scales + sm90_scale_sets(kind, columns) * longest * rows * 4 + 7) / 8 * 8;
@@ -92,6 +96,7 @@ struct Sm90Tile {
   static constexpr int kTiles = sm90_tiles(kKind), kParts = sm90_parts(kKind);
   static constexpr bool kSplitsRows = kRowGroups > 1;
   static constexpr bool kIsScaled = !is_bf16(kKind);
+  static constexpr int kReaders = kKind == Sm90Kind::kBf16InOrder ? kRowGroups : kWarps;
   static constexpr bool kMayStraddle = kKind == Sm90Kind::kE4m3 && kColumnGroups == 1;
 
   const Sm90Call& call;
@@ -101,7 +106,7 @@ struct Sm90Tile {
   int weight_bytes, stage_bytes;
   std::byte* shared;
   float* scales;           // [num_sets, num_blocks, kRows]: xs · ws
-  float4* inbox;           // what other blocks of the cluster have sent
+  float4* inbox;           // what other blocks of the cluster, or warps, have sent
   Mbarrier *full, *empty;  // of each stage
   Mbarrier* received;      // all that belongs into the inbox
 
@@ -166,7 +171,7 @@ TENON_DEVICE void start_ring(const Tile& tile, int ahead) {
     TENON_NO_UNROLL
     for (int stage = 0; stage < tile.call.stages; ++stage) {
       barrier_init(&tile.full[stage], 1);
-      barrier_init(&tile.empty[stage], Tile::kWarps);
+      barrier_init(&tile.empty[stage], Tile::kReaders);
     }
     barrier_init(tile.received, 1);
     publish_barriers();
