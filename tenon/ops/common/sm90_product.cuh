@@ -213,12 +213,27 @@ TENON_DEVICE void multiply_by_segments(const Tile& tile) {
   const WarpPlace place = warp_place<Tile>();
   // Of the operands' 8 × 8 parts: the row of a lane and which 16 bytes. Columns: eight and eight.
   const int row = lane % 8, column = row + lane / 8 % 2 * 8;
+  // A barrier tells only odd rounds of the ring from even ones, so a warp sees the blocks of others
+  // go by; not where the ring has a stage for each block.
+  int passed = 0;
+  const auto pass = [&](int end) {
+    TENON_NO_UNROLL
+    for (; call.stages < tile.num_blocks && passed < end; ++passed) {
+      barrier_wait(&tile.full[passed % call.stages],
+                   static_cast<std::uint32_t>(passed / call.stages % 2));
+      sync_wave();
+      if (lane == 0) barrier_arrive(&tile.empty[passed % call.stages]);
+    }
+  };
   TENON_NO_UNROLL
   for (int segment = place.column_warp; segment < call.cut.count; segment += 4) {
+    const int begin = call.cut.begin(segment) / kProductBlock;
     const int end = call.cut.begin(segment + 1) / kProductBlock;
+    pass(begin);
+    passed = end;
     float sums[kEights][4] = {};
     TENON_NO_UNROLL
-    for (int block = call.cut.begin(segment) / kProductBlock; block < end; block += kNow) {
+    for (int block = begin; block < end; block += kNow) {
       const std::byte* stage[kNow];
       TENON_UNROLL
       for (int u = 0; u < kNow; ++u) {
@@ -273,6 +288,7 @@ TENON_DEVICE void multiply_by_segments(const Tile& tile) {
       tile.inbox[(segment * kAllEights + place.row_eight + j) * kWave + lane] = {
           sums[j][0], sums[j][1], sums[j][2], sums[j][3]};
   }
+  pass(tile.num_blocks);
   sync_first_threads<Tile::kConsumers>();
   TENON_NO_UNROLL
   for (int eight = warp; eight < kAllEights; eight += Tile::kWarps)

@@ -96,7 +96,6 @@ struct Sm90Tile {
   static constexpr int kTiles = sm90_tiles(kKind), kParts = sm90_parts(kKind);
   static constexpr bool kSplitsRows = kRowGroups > 1;
   static constexpr bool kIsScaled = !is_bf16(kKind);
-  static constexpr int kReaders = kKind == Sm90Kind::kBf16InOrder ? kRowGroups : kWarps;
   static constexpr bool kMayStraddle = kKind == Sm90Kind::kE4m3 && kColumnGroups == 1;
 
   const Sm90Call& call;
@@ -171,7 +170,7 @@ TENON_DEVICE void start_ring(const Tile& tile, int ahead) {
     TENON_NO_UNROLL
     for (int stage = 0; stage < tile.call.stages; ++stage) {
       barrier_init(&tile.full[stage], 1);
-      barrier_init(&tile.empty[stage], Tile::kReaders);
+      barrier_init(&tile.empty[stage], Tile::kWarps);
     }
     barrier_init(tile.received, 1);
     publish_barriers();
