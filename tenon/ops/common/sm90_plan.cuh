@@ -37,7 +37,9 @@ inline int sm90_stages(Sm90Kind kind, int columns, int rows, const Segments& cut
 // Measured on an H100 with the products of two models. Up to 16 rows one warpgroup is enough.
 // Above, two share the columns if there would be too few blocks of 128. Where 64 columns a block
 // would leave multiprocessors idle, blocks have fewer; not where k is short, for the start of a
-// ring costs a time for each of its stages.
+// ring costs a time for each of its stages. Where blocks of 64 would be more than there are
+// multiprocessors, and all are resident, they have as few columns as keep their number on each:
+// one must not have 128 columns where the mean is 78.
 inline Sm90Form sm90_form(Sm90Kind kind, const GemmCall& gemm, const Segments& cut, int units,
                           std::size_t most_shared) {
   Sm90Form form{};
@@ -55,10 +57,12 @@ inline Sm90Form sm90_form(Sm90Kind kind, const GemmCall& gemm, const Segments& c
   // Clusters of many blocks do not fill the device to the last multiprocessor.
   const int places = cut.count >= 4 ? units * 3 / 4 : units;
   const bool is_long = cut.num_blocks / cut.count > 32;
-  if (form.columns == kGroupColumns && may_split && (is_long || is_bf16(kind)) &&
-      blocks_of(kGroupColumns) < places) {
+  const int on_each = ceil_div(blocks_of(kGroupColumns), places);
+  const bool narrows =
+      on_each > 1 ? on_each <= sm90_most_resident(form.row_groups) : is_long || is_bf16(kind);
+  if (form.columns == kGroupColumns && may_split && narrows) {
     form.columns = 16;
-    while (blocks_of(form.columns) > places) form.columns += 8;
+    while (blocks_of(form.columns) > on_each * places) form.columns += 8;
   }
   const int groups = ceil_div(form.columns, kGroupColumns) * form.row_groups;
   form.blocks = blocks_of(form.columns);

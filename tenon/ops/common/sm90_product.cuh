@@ -246,17 +246,11 @@ TENON_DEVICE void multiply_by_segments(const Tile& tile) {
       TENON_UNROLL
       for (int two = 0; two < kProductBlock / 32; ++two) {  // products of 16 of k
         const int part = two / kHalves, chunk = two % kHalves * 4;
-        std::uint32_t weight[kNow][2][4], x[kNow][kEights][4];
+        std::uint32_t x[kNow][kEights][4];
         TENON_UNROLL
         for (int u = 0; u < kNow; ++u) {
-          const std::byte* const of_weight = stage[u] + part * call.columns * kTileBytes;
           const std::byte* const of_x =
               stage[u] + tile.weight_bytes + part * Tile::kRows * kTileBytes;
-          TENON_UNROLL
-          for (int k = 0; k < 2; ++k)
-            load_matrices(
-                weight[u][k],
-                shared_address(of_weight + tile_place(column, chunk + 2 * k + lane / 16)));
           TENON_UNROLL
           for (int j = 0; j < kEights; ++j)
             load_matrices(x[u][j], shared_address(of_x + tile_place(8 * (place.row_eight + j) + row,
@@ -264,11 +258,16 @@ TENON_DEVICE void multiply_by_segments(const Tile& tile) {
         }
         TENON_UNROLL
         for (int k = 0; k < 2; ++k) {
+          std::uint32_t weight[kNow][4];
+          TENON_UNROLL
+          for (int u = 0; u < kNow; ++u)
+            load_matrices(weight[u], shared_address(stage[u] + part * call.columns * kTileBytes +
+                                                    tile_place(column, chunk + 2 * k + lane / 16)));
           TENON_UNROLL
           for (int u = 0; u < kNow; ++u) {
             TENON_UNROLL
             for (int j = 0; j < kEights; ++j)
-              add_product_16x8(products[u][j], weight[u][k], x[u][j][2 * k], x[u][j][2 * k + 1]);
+              add_product_16x8(products[u][j], weight[u], x[u][j][2 * k], x[u][j][2 * k + 1]);
           }
         }
       }

@@ -42,7 +42,7 @@ constexpr int sm90_threads(int groups) { return kWarpgroup * groups + 32; }
 constexpr int sm90_most_resident(int groups) { return groups == 1 ? 3 : 2; }
 constexpr int sm90_batch(int kn) { return kn <= 16 ? 4 : kn == 32 ? 2 : 1; }
 // The same of a warp that multiplies by itself; its ring has stages for as many.
-constexpr int sm90_warp_batch(int kn) { return kn <= 8 ? 4 : kn == 16 ? 2 : 1; }
+constexpr int sm90_warp_batch(int kn) { return kn <= 8 ? 4 : 1; }
 // Tiles that a block of 128 of k consists of.
 TENON_HD constexpr int sm90_tiles(Sm90Kind kind) { return is_bf16(kind) ? 2 : 1; }
 // Parts of a block's columns that lie apart: gate and up.
