@@ -16,7 +16,7 @@
 // same columns (kRowGroups 2). A warpgroup that has fewer than 64 columns multiplies what lies
 // behind them in shared memory too; nobody looks at that.
 //
-// kBf16InOrder: a block has 16 columns, which would leave three quarters of that operand empty, and
+// kBf16ByWarps: a block has 16 columns, which would leave three quarters of that operand empty, and
 // all of k. So its warps multiply by themselves (mma.sync, which has the bits of wgmma for bf16),
 // each a segment at a time, and the segments meet in shared memory.
 //
@@ -67,11 +67,19 @@ TENON_DEVICE ScalePlaces scale_places(const Tile& tile) {
   return found;
 }
 
+// What a warpgroup has read of the ring.
+struct RingReader {
+  RingPlace arrived, used, freed;
+  int block = 0;  // of the tile, the next one
+};
+
 // Sums of a segment as the instruction lays them out: sums[4 j + 2 h + c] belongs to column
-// 16 w + g + 8 h of the warpgroup and row 8 j + 2 p + c, for lane 4 g + p of its warp w.
-// kMost: so many blocks of k at once where the ring has stages for twice as many.
+// 16 w + g + 8 h of the warpgroup and row 8 j + 2 p + c, for lane 4 g + p of its warp w. Blocks of
+// k up to `end` join them. kMost: so many blocks of k at once where the ring has stages for twice
+// as many.
 template <int kMost, class Tile>
-TENON_DEVICE void multiply(const Tile& tile, float (&sums)[Tile::kSums]) {
+TENON_DEVICE void multiply(const Tile& tile, RingReader& from, int end,
+                           float (&sums)[Tile::kSums]) {
   constexpr int kSums = Tile::kSums, kN = 2 * kSums;
   // Descriptors of a value that the whole warp has stay in uniform registers, where the instruction
   // wants them; otherwise every product waits for a move.
@@ -85,7 +93,7 @@ TENON_DEVICE void multiply(const Tile& tile, float (&sums)[Tile::kSums]) {
   const int tile_units = tile.call.columns * (kTileBytes / 16);  // of the weight
   ScalePlaces scales{};
   if constexpr (Tile::kIsScaled) scales = scale_places(tile);
-  RingPlace arrived, used, freed;
+  RingPlace &arrived = from.arrived, &used = from.used, &freed = from.freed;
   // For kNow blocks of k the latency of a chain is paid once.
   const auto step = [&]<int kNow>(float(&blocks)[kNow][kSums], int i) {
     TENON_UNROLL
@@ -138,13 +146,13 @@ TENON_DEVICE void multiply(const Tile& tile, float (&sums)[Tile::kSums]) {
       }
     }
   };
-  int i = 0;
+  int& i = from.block;
   const auto run = [&]<int kNow>() {
     if (kNow > 1 && stages < 2 * kNow && (stages < kNow || stages < tile.num_blocks)) return;
-    if (i + kNow > tile.num_blocks) return;
+    if (i + kNow > end) return;
     float blocks[kNow][kSums] = {};
     TENON_NO_UNROLL
-    for (; i + kNow <= tile.num_blocks; i += kNow) step.template operator()<kNow>(blocks, i);
+    for (; i + kNow <= end; i += kNow) step.template operator()<kNow>(blocks, i);
   };
   if constexpr (kMost >= 4) run.template operator()<4>();
   if constexpr (kMost >= 2) run.template operator()<2>();
@@ -202,35 +210,21 @@ TENON_DEVICE float4 sum_segments(const float4* parts, int segments, int stride) 
   return sum;
 }
 
-// kBf16InOrder: warp w of those with the same rows has segments w, w + 4, …
+// kBf16ByWarps: warp w has segments w, w + 4, …
 template <class Tile>
 TENON_DEVICE void multiply_by_segments(const Tile& tile) {
   constexpr int kEights = Tile::kSums / 4;  // of rows of x, of this warp
-  constexpr int kNow = sm90_warp_batch(8 * kEights);
+  constexpr int kNow = 4 / kEights;         // blocks of k at once
   constexpr int kHalves = kTileBytes / 64, kAllEights = Tile::kRows / 8;
   const Sm90Call& call = tile.call;
   const int warp = thread_id() / kWave, lane = thread_id() % kWave;
   const WarpPlace place = warp_place<Tile>();
   // Of the operands' 8 × 8 parts: the row of a lane and which 16 bytes. Columns: eight and eight.
   const int row = lane % 8, column = row + lane / 8 % 2 * 8;
-  // A barrier tells only odd rounds of the ring from even ones, so a warp sees the blocks of others
-  // go by; not where the ring has a stage for each block.
-  int passed = 0;
-  const auto pass = [&](int end) {
-    TENON_NO_UNROLL
-    for (; call.stages < tile.num_blocks && passed < end; ++passed) {
-      barrier_wait(&tile.full[passed % call.stages],
-                   static_cast<std::uint32_t>(passed / call.stages % 2));
-      sync_wave();
-      if (lane == 0) barrier_arrive(&tile.empty[passed % call.stages]);
-    }
-  };
   TENON_NO_UNROLL
   for (int segment = place.column_warp; segment < call.cut.count; segment += 4) {
     const int begin = call.cut.begin(segment) / kProductBlock;
     const int end = call.cut.begin(segment + 1) / kProductBlock;
-    pass(begin);
-    passed = end;
     float sums[kEights][4] = {};
     TENON_NO_UNROLL
     for (int block = begin; block < end; block += kNow) {
@@ -238,9 +232,8 @@ TENON_DEVICE void multiply_by_segments(const Tile& tile) {
       TENON_UNROLL
       for (int u = 0; u < kNow; ++u) {
         const int own = block + u < end ? block + u : block;  // again, where there is no other
-        stage[u] = tile.shared + own % call.stages * tile.stage_bytes;
-        barrier_wait(&tile.full[own % call.stages],
-                     static_cast<std::uint32_t>(own / call.stages % 2));
+        stage[u] = tile.shared + own * tile.stage_bytes;
+        barrier_wait(&tile.full[own], 0);
       }
       float products[kNow][kEights][4] = {};
       TENON_UNROLL
@@ -274,7 +267,6 @@ TENON_DEVICE void multiply_by_segments(const Tile& tile) {
       TENON_UNROLL
       for (int u = 0; u < kNow; ++u) {
         if (block + u >= end) continue;
-        if (lane == 0) barrier_arrive(&tile.empty[(block + u) % call.stages]);
         TENON_UNROLL
         for (int j = 0; j < kEights; ++j) {
           TENON_UNROLL
@@ -287,7 +279,6 @@ TENON_DEVICE void multiply_by_segments(const Tile& tile) {
       tile.inbox[(segment * kAllEights + place.row_eight + j) * kWave + lane] = {
           sums[j][0], sums[j][1], sums[j][2], sums[j][3]};
   }
-  pass(tile.num_blocks);
   sync_first_threads<Tile::kConsumers>();
   TENON_NO_UNROLL
   for (int eight = warp; eight < kAllEights; eight += Tile::kWarps)
@@ -380,7 +371,7 @@ template <Sm90Kind kKind, int kColumnGroups, int kRowGroups, int kN>
 TENON_DEVICE void run_share(const Sm90Call& call, int block) {
   using Tile = Sm90Tile<kKind, kColumnGroups, kRowGroups, kN>;
   constexpr bool kActivates = kKind == Sm90Kind::kActivated;
-  constexpr bool kAllSegments = kActivates || kKind == Sm90Kind::kBf16InOrder;
+  constexpr bool kAllSegments = kActivates || is_in_order(kKind);
   TENON_SHARED_TILES(shared);
   const Sm90Shared at = sm90_shared(kKind, call.columns, Tile::kRows, call.stages, call.cut);
   auto* barriers = reinterpret_cast<Mbarrier*>(shared + at.barriers);
@@ -446,22 +437,33 @@ TENON_DEVICE void run_share(const Sm90Call& call, int block) {
     make_scales(tile);
     sync_first_threads<Tile::kConsumers>();
   }
-  if constexpr (kKind == Sm90Kind::kBf16InOrder) {
+  if constexpr (kKind == Sm90Kind::kBf16ByWarps) {
     multiply_by_segments(tile);
-  } else {
-    float sums[Tile::kSums] = {};
-    multiply<sm90_batch(kN)>(tile, sums);
-    if (cluster > 1) cluster_wait();  // all have started and set their barriers
-    if constexpr (kActivates) {
-      activate(tile, sums);
-    } else if (cluster > 1) {
-      add_segments(tile, sums);
-    } else {
-      const WarpPlace own = warp_place<Tile>();
+    return;
+  }
+  RingReader reader;
+  float sums[Tile::kSums] = {};
+  if constexpr (kKind == Sm90Kind::kBf16InOrder) {
+    TENON_NO_UNROLL
+    for (int segment = 0; segment < call.cut.count; ++segment) {
+      float own[Tile::kSums] = {};
+      multiply<kN <= 16 ? 4 : 1>(tile, reader, call.cut.begin(segment + 1) / kProductBlock, own);
       TENON_UNROLL
-      for (int j = 0; j < Tile::kSums / 4; ++j)
-        store_item(tile, own.column_warp, own.row_eight + j, four_of(sums, j));
+      for (int e = 0; e < Tile::kSums; ++e) sums[e] = segment == 0 ? own[e] : sums[e] + own[e];
     }
+  } else {
+    multiply<sm90_batch(kN)>(tile, reader, tile.num_blocks, sums);
+  }
+  if (cluster > 1) cluster_wait();  // all have started and set their barriers
+  if constexpr (kActivates) {
+    activate(tile, sums);
+  } else if (cluster > 1) {
+    add_segments(tile, sums);
+  } else {
+    const WarpPlace own = warp_place<Tile>();
+    TENON_UNROLL
+    for (int j = 0; j < Tile::kSums / 4; ++j)
+      store_item(tile, own.column_warp, own.row_eight + j, four_of(sums, j));
   }
 }
 
@@ -478,11 +480,11 @@ struct Sm90Pair {
   Sm90Call main, beside;
   int beside_blocks = 0;
 };
-template <int kRowGroups, int kN>
+template <int kRowGroups, int kN, Sm90Kind kBeside = Sm90Kind::kBf16InOrder>
 TENON_KERNEL_RESIDENT(sm90_threads(kRowGroups), sm90_most_resident(kRowGroups))
 sm90_pair_kernel(TENON_ARGS(Sm90Pair) call) {
   if (block_id() < call.beside_blocks) {
-    run_share<Sm90Kind::kBf16InOrder, 1, kRowGroups, kN>(call.beside, block_id());
+    run_share<kBeside, 1, kRowGroups, kN>(call.beside, block_id());
   } else {
     run_share<Sm90Kind::kE4m3, 1, kRowGroups, kN>(call.main, block_id() - call.beside_blocks);
   }

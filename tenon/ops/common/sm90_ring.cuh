@@ -11,10 +11,14 @@ namespace tenon::TENON_TARGET {
 
 using namespace sm90;
 
-// kBf16InOrder: a block makes all segments of its outputs itself, each by a warp of its own.
-enum class Sm90Kind { kE4m3, kActivated, kBf16, kBf16InOrder };
+// kBf16InOrder: a block makes all segments of its outputs itself, one after the other.
+// kBf16ByWarps: the same, each segment by a warp; the ring has a stage for every block of k.
+enum class Sm90Kind { kE4m3, kActivated, kBf16, kBf16InOrder, kBf16ByWarps };
+TENON_HD constexpr bool is_in_order(Sm90Kind kind) {
+  return kind == Sm90Kind::kBf16InOrder || kind == Sm90Kind::kBf16ByWarps;
+}
 TENON_HD constexpr bool is_bf16(Sm90Kind kind) {
-  return kind == Sm90Kind::kBf16 || kind == Sm90Kind::kBf16InOrder;
+  return kind == Sm90Kind::kBf16 || is_in_order(kind);
 }
 
 inline constexpr int kWarpgroup = 128;
@@ -41,8 +45,6 @@ constexpr int sm90_threads(int groups) { return kWarpgroup * groups + 32; }
 // then takes at once.
 constexpr int sm90_most_resident(int groups) { return groups == 1 ? 3 : 2; }
 constexpr int sm90_batch(int kn) { return kn <= 16 ? 4 : kn == 32 ? 2 : 1; }
-// The same of a warp that multiplies by itself; its ring has stages for as many.
-constexpr int sm90_warp_batch(int kn) { return kn <= 8 ? 4 : 1; }
 // Tiles that a block of 128 of k consists of.
 TENON_HD constexpr int sm90_tiles(Sm90Kind kind) { return is_bf16(kind) ? 2 : 1; }
 // Parts of a block's columns that lie apart: gate and up.
@@ -55,9 +57,9 @@ TENON_HD constexpr int sm90_scale_sets(Sm90Kind kind, int columns) {
 }
 // Blocks of a cluster: the segments, or those that share a group of 128 activated columns.
 TENON_HD constexpr int sm90_cluster(Sm90Kind kind, int columns, const Segments& cut) {
-  return kind == Sm90Kind::kActivated     ? 2 * kProductBlock / columns
-         : kind == Sm90Kind::kBf16InOrder ? 1
-                                          : cut.count;
+  return kind == Sm90Kind::kActivated ? 2 * kProductBlock / columns
+         : is_in_order(kind)          ? 1
+                                      : cut.count;
 }
 
 // Where things lie in shared memory, in bytes. rows, columns: of a block.
@@ -66,20 +68,19 @@ struct Sm90Shared {
 };
 TENON_HD constexpr Sm90Shared sm90_shared(Sm90Kind kind, int columns, int rows, int stages,
                                           const Segments& cut) {
-  const bool in_order = kind == Sm90Kind::kBf16InOrder;
+  const bool in_order = is_in_order(kind);
   const int longest = in_order ? cut.num_blocks : (cut.num_blocks + cut.count - 1) / cut.count;
   const int groups = (columns + kGroupColumns - 1) / kGroupColumns;
   const int cluster = sm90_cluster(kind, columns, cut);
   const int items = (4 * groups * (rows / 8) + cluster - 1) / cluster;
-  const int parts = cut.count * rows * columns * 4;  // sums of all segments, of a few columns
   Sm90Shared at{};
   at.weight = columns * kTileBytes * sm90_tiles(kind);
   at.stage = at.weight + rows * kTileBytes * sm90_tiles(kind);
-  at.inbox = stages * at.stage + (in_order ? 0 : groups * kGroupColumns - columns) * kTileBytes;
-  at.scales = at.inbox + (kind == Sm90Kind::kActivated ? cluster * rows * 16
-                          : in_order                   ? parts
-                          : cluster > 1                ? items * cluster * 512
-                                                       : 0);
+  at.inbox = stages * at.stage + (groups * kGroupColumns - columns) * kTileBytes;
+  at.scales = at.inbox + (kind == Sm90Kind::kActivated     ? cluster * rows * 16
+                          : kind == Sm90Kind::kBf16ByWarps ? cut.count * rows * columns * 4
+                          : cluster > 1                    ? items * cluster * 512
+                                                           : 0);
   at.barriers = (at.scales + sm90_scale_sets(kind, columns) * longest * rows * 4 + 7) / 8 * 8;
   at.bytes = at.barriers + (2 * stages + 1) * 8;
   return at;

@@ -1,13 +1,15 @@
 // moe_experts on Hopper (sm_90a): up_kernel here, down_kernel and what may stand between the two in
 // sm90_down.cuh, and the plan.
 //
-// up_kernel: a unit is four gate rows and the four up rows of the same features, so that lanes of
-// one warp have both values of a feature, and so few that multiprocessors end together where one
-// token has a unit or five for each of them. All units of all experts lie in a row, and each block
-// takes an equal part of it. Rows of x are gathered. Results are rne(silu(gate) · up) in bf16.
+// up_kernel: a unit is eight gate rows and the eight up rows of the same features, so that a thread
+// has both values of a feature. All units of all experts lie in a row, and each block takes an
+// equal part of it. Rows of x are gathered. Results are rne(silu(gate) · up) in bf16. For up to
+// eight tokens it works otherwise: sm90_few.cuh.
 #include "tenon/ops/moe_experts/sm90_down.cuh"
+#include "tenon/ops/moe_experts/sm90_few.cuh"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "tenon/device/variant.h"
 #include "tenon/ops/moe_experts/moe_experts.h"
@@ -37,18 +39,9 @@ struct UpCall {
   std::int64_t next_bytes;
 };
 
-// Up to kUpUnits neighbouring units, of one entry or of two whose rows are few.
-constexpr int kUnitFeatures = 4, kFewJoined = 8;
+// Up to four neighbouring units of one entry.
 struct UpTile {
-  int entry, unit, units;  // the first unit, of `entry`
-  int of_entry;            // units that an entry has
-  int first, rows;
-
-  // Where unit u of the tile lies.
-  TENON_HD int entry_of(int u) const { return unit + u < of_entry ? entry : entry + 1; }
-  TENON_HD int feature_of(int u) const {
-    return kUnitFeatures * (unit + u < of_entry ? unit + u : unit + u - of_entry);
-  }
+  int expert, first, rows, unit, units;
 };
 
 // All units of all experts lie in a row; where the part of a block begins. Parts cost the same: a
@@ -60,8 +53,9 @@ TENON_DEVICE int part_begin(const Entries& entries, int of_entry, int part) {
   const auto cost_before = [&](int entry) {
     return of_entry * (kUnitCost * entry + entries.first[entry]);
   };
-  const int total = cost_before(entries.count), blocks = grid_blocks();
-  const int at = total / blocks * part + total % blocks * part / blocks;
+  const unsigned total = static_cast<unsigned>(cost_before(entries.count));
+  const auto at =
+      static_cast<int>(total * static_cast<unsigned>(part) / static_cast<unsigned>(grid_blocks()));
   // The last entry that does not begin behind `at`: lanes look at equal steps, then at one of them.
   const int step = (entries.count + kWave - 1) / kWave, lane = thread_id() % kWave;
   const auto count_begun = [&](int entry, bool exists) {
@@ -71,24 +65,22 @@ TENON_DEVICE int part_begin(const Entries& entries, int of_entry, int part) {
   const int entry = base + count_begun(base + lane, lane < step) - 1;
   const int rows = entries.first[entry + 1] - entries.first[entry];
   int unit = (at - cost_before(entry)) / (kUnitCost + rows);
-  if (entries.count * of_entry >= 4 * kUpUnits * blocks) unit -= unit % kUpUnits;
+  if (entries.count * of_entry >= 4 * kUnits * grid_blocks()) unit -= unit % kUnits;
   return entry * of_entry + unit;
 }
 
-// The block's tiles in order, as equal as can be.
+// The block's tiles in order; those of one entry are as equal as can be.
 template <class Step>
 TENON_DEVICE void for_up_tiles(const UpCall& call, const Entries& entries, Step step) {
-  const int of_entry = call.width / kUnitFeatures;
+  const int of_entry = call.width / 8;
   const int end = part_begin(entries, of_entry, block_id() + 1);
   TENON_NO_UNROLL
   for (int at = part_begin(entries, of_entry, block_id()); at < end;) {
-    const int entry = at / of_entry, unit = at % of_entry, first = entries.first[entry];
-    int left = end - at;
-    if (left > of_entry - unit && entries.first[entry + 2] - first > kFewJoined)
-      left = of_entry - unit;
-    const int tiles = (left + kUpUnits - 1) / kUpUnits, units = (left + tiles - 1) / tiles;
-    const int beyond = entries.first[unit + units > of_entry ? entry + 2 : entry + 1];
-    step(UpTile{entry, unit, units, of_entry, first, beyond - first});
+    const int entry = at / of_entry, unit = at % of_entry;
+    const int left = end - at < of_entry - unit ? end - at : of_entry - unit;
+    const int tiles = (left + kUnits - 1) / kUnits, units = (left + tiles - 1) / tiles;
+    const int first = entries.first[entry];
+    step(UpTile{entries.expert[entry], first, entries.first[entry + 1] - first, unit, units});
     at += units;
   }
 }
@@ -96,51 +88,46 @@ TENON_DEVICE void for_up_tiles(const UpCall& call, const Entries& entries, Step 
 template <int kCap>
 TENON_DEVICE void feed_x(const UpCall& call, const Entries& entries, const Ring<kCap>& ring,
                          const int* token_of) {
-  constexpr int kChunk = Ring<kCap>::kChunk, kRowLanes = kChunk * 8;
-  constexpr int kOwn = kCap > kWave ? 2 : 1;  // rows whose tokens a lane knows
-  static_assert(kCap <= kOwn * kWave && kChunk * kCap % (kOwn * kWave) == 0);
   const int feeder = thread_id() / kWave - kWeightWave - 1, lane = thread_id() % kWave;
   const int of_lane = lane / 8 % kChunk, chunk = lane % 8;  // of a row
+  static_assert(kWave == 8 * kChunk * 2);
   RingPlace place;
   int number = 0;
   for_up_tiles(call, entries, [&](const UpTile& tile) {
-    int token[kOwn];  // of rows lane, kWave + lane, or lane % kCap
+    int token[2];  // of rows lane and 32 + lane
     TENON_UNROLL
-    for (int i = 0; i < kOwn; ++i) {
-      const int row = (lane + i * kWave) % kCap, pair = tile.first + row;
-      token[i] = row >= tile.rows        ? 0
-                 : pair < entries.routed ? token_of[pair]
-                                         : pair - entries.routed;
+    for (int i = 0; i < 2; ++i) {
+      const int row = lane + i * kWave;
+      token[i] = row >= tile.rows               ? 0
+                 : tile.expert == kSharedExpert ? row
+                                                : token_of[tile.first + row];
     }
-    for_chunks<kChunk>(call.weight.cut, [&](int block, int now) {
+    for_chunks(call.weight.cut, [&](int block, int now) {
       if (number++ % kFeeders == feeder) {
         barrier_wait(&ring.empty[place.stage], place.parity ^ 1);
         const std::byte* const x = call.x + (block + of_lane) * kProductBlock + chunk * 16;
         TENON_NO_UNROLL
-        for (int first = 0; first < tile.rows; first += kWave / kRowLanes) {
-          const int row = first + lane / kRowLanes;
-          const int from = shuffle_from(first < kWave ? token[0] : token[kOwn - 1], row % kWave);
+        for (int two = 0; two < tile.rows; two += 2) {
+          const int row = two + lane / 16;
+          const int from = shuffle_from(two < kWave ? token[0] : token[1], row % kWave);
           if (row < tile.rows && of_lane < now)
             copy_async16(ring.x(place.stage, of_lane) + tile_place(row, chunk),
                          x + from * call.x_stride);
         }
         TENON_UNROLL
-        for (int i = 0; i < kChunk * kCap / kWave; ++i) {
-          const int at = lane + i * kWave, u = at / kCap, row = at % kCap;
-          if (u < now && row < tile.rows)
-            copy4_later(ring.x_scales(place.stage, u) + row,
-                        call.x_scales + token[i % kOwn] * call.scale_row_stride +
-                            (block + u) * call.scale_block_stride);
+        for (int u = 0; u < kChunk; ++u) {
+          TENON_UNROLL
+          for (int i = 0; i < 2; ++i)
+            if (u < now && lane + i * kWave < tile.rows)
+              copy4_later(ring.x_scales(place.stage, u) + lane + i * kWave,
+                          call.x_scales + token[i] * call.scale_row_stride +
+                              (block + u) * call.scale_block_stride);
         }
-        TENON_UNROLL
-        for (int i = 0; i < kChunk * 2 * kUpUnits / kWave; ++i) {
-          const int at = lane + i * kWave, u = at / (2 * kUpUnits);
-          const int part = at / kUpUnits % 2, unit = at % kUpUnits;
-          if (u < now && unit < tile.units)
-            copy4_later(ring.weight_scales(place.stage) + at,
-                        weight_scale_at(call.weight, entries.expert[tile.entry_of(unit)],
-                                        part * call.width + tile.feature_of(unit), block + u));
-        }
+        const int u = lane / (2 * kUnits), unit = lane / 2 % kUnits, half = lane % 2;
+        if (u < now && unit < tile.units)
+          copy4_later(ring.weight_scales(place.stage) + lane,
+                      weight_scale_at(call.weight, tile.expert,
+                                      half * call.width + 8 * (tile.unit + unit), block + u));
         arrive_after_copies(&ring.full[place.stage]);
       }
       place.next(ring.stages);
@@ -163,35 +150,26 @@ TENON_DEVICE void prefetch_matrices(int count, std::int64_t bytes, MatrixAt matr
   }
 }
 
-// A warp has two units. Of lane 4 g + p, g below 4 is a gate row and else an up row, of both; the
-// two lanes of a feature exchange values, and each has one unit then.
 template <int kCap>
 TENON_DEVICE void make_activation(const UpCall& call, const Entries& entries,
                                   const Ring<kCap>& ring) {
   const int warp = thread_id() / kWave, lane = thread_id() % kWave;
-  const bool has_up = lane >= kWave / 2;
-  const int unit = 2 * warp + (has_up ? 1 : 0);
   const RingOperands of = operands_of(ring);
   RingPlace place;
   for_up_tiles(call, entries, [&](const UpTile& tile) {
-    const int entry = tile.entry_of(unit);
-    const int begin = unit < tile.units ? entries.first[entry] - tile.first : tile.rows;
-    const int end = unit < tile.units ? entries.first[entry + 1] - tile.first : tile.rows;
-    bf16* const to = call.activation + tile.first * call.activation_stride + tile.feature_of(unit) +
-                     lane / 4 % kUnitFeatures;
     with_rows<kCap>(tile.rows, [&]<int kN>() {
       float sums[kN / 2];
-      multiply<kN, Ring<kCap>::kChunk, true>(of, place, call.weight.cut, sums);
+      multiply<kN, true>(of, place, call.weight.cut, sums);
+      if (warp >= tile.units) return;
+      bf16* const to =
+          call.activation + tile.first * call.activation_stride + 8 * (tile.unit + warp) + lane / 4;
       TENON_UNROLL
       for (int j = 0; j < kN / 8; ++j) {
         TENON_UNROLL
         for (int c = 0; c < 2; ++c) {
-          const float first = sums[4 * j + c], second = sums[4 * j + 2 + c];
-          const float other = shuffle_xor(has_up ? first : second, kWave / 2);
           const int row = 8 * j + 2 * (lane % 4) + c;
-          if (row < begin || row >= end) continue;
-          const std::uint32_t both =
-              has_up ? pack_halves<bf16>(other, second) : pack_halves<bf16>(first, other);
+          if (row >= tile.rows) continue;
+          const std::uint32_t both = pack_halves<bf16>(sums[4 * j + c], sums[4 * j + 2 + c]);
           const float value = silu_mul_f(low_half<bf16>(both), high_half<bf16>(both));
           to[row * call.activation_stride] =
               bf16{static_cast<std::uint16_t>(pack_halves<bf16>(value, 0.0f))};
@@ -201,11 +179,20 @@ TENON_DEVICE void make_activation(const UpCall& call, const Entries& entries,
   });
 }
 
-template <int kCap>
-TENON_KERNEL_RESIDENT(kThreads, kCap <= 8 ? 2 : 1)
+// By one wave.
+TENON_DEVICE void prefetch_next(const UpCall& call, const Entries& entries) {
+  prefetch_matrices(entries.count, call.next_bytes, [&](int entry) {
+    const int expert = entries.expert[entry];
+    return expert == kSharedExpert ? call.next_shared : call.next_routed + expert * call.next_bytes;
+  });
+}
+
+template <bool kFew>
+TENON_KERNEL_RESIDENT(kThreads, kFew ? 2 : 1)
 up_kernel(TENON_ARGS(UpCall) call) {
+  using AnyRing = std::conditional_t<kFew, FewRing, Ring<64>>;
   TENON_SHARED_TILES(shared);
-  const Ring ring = Ring<kCap>::at(shared, call.stages);
+  const AnyRing ring = AnyRing::at(shared, call.stages);
   const Routing& routing = call.routing;
   const int wave = thread_id() / kWave, pairs = routing.tokens * routing.top_k;
   std::byte* const lists = ring.end();
@@ -221,32 +208,37 @@ up_kernel(TENON_ARGS(UpCall) call) {
   await_copies();
   sync_block();
   const Entries entries = list_entries(routing, lists);
-  if (wave > kWeightWave) {
+  if constexpr (kFew) {
+    if (wave > kWeightWave) {
+      feed_few(call.weight,
+               FewX{call.x, call.x_scales, call.x_stride, call.scale_row_stride,
+                    call.scale_block_stride},
+               call.width, entries, ring, token_of);
+      if (wave == kWeightWave + 1) prefetch_next(call, entries);
+    } else if (wave < kWeightWave) {
+      activate_few(call.weight.cut, call.width, entries, ring, call.activation,
+                   call.activation_stride);
+    }
+  } else if (wave > kWeightWave) {
     feed_x(call, entries, ring, token_of);
   } else if (wave < kWeightWave) {
     make_activation(call, entries, ring);
   } else {
     RingPlace place;
     for_up_tiles(call, entries, [&](const UpTile& tile) {
-      const int lane = thread_id() % kWave, unit = lane < tile.units ? lane : 0;
-      bring_weight<kUnitFeatures, Ring<kCap>::kChunk>(ring, place, call.weight, tile.units,
-                                                      entries.expert[tile.entry_of(unit)],
-                                                      tile.feature_of(unit));
+      bring_weight(ring, place, call.weight, tile.units, tile.expert,
+                   8 * (tile.unit + thread_id() % kWave));
     });
-    prefetch_matrices(entries.count, call.next_bytes, [&](int entry) {
-      const int expert = entries.expert[entry];
-      return expert == kSharedExpert ? call.next_shared
-                                     : call.next_routed + expert * call.next_bytes;
-    });
+    prefetch_next(call, entries);
   }
 }
 
 // --- plan -------------------------------------------------------------------------------------
 
 // Rows of x that a stage of up_kernel has room for, all of one expert.
-int up_cap(std::int64_t tokens) { return tokens <= 8 ? 8 : 64; }
+int up_cap(std::int64_t tokens) { return tokens <= kFewRows ? kFewRows : 64; }
 int up_bytes(int cap, int stages) {
-  return cap == 8 ? Ring<8>::bytes(stages) : Ring<64>::bytes(stages);
+  return cap == kFewRows ? FewRing::bytes(stages) : Ring<64>::bytes(stages);
 }
 // Up to so many tokens every block of down_kernel quantises all rows, if they take no more bytes.
 constexpr int kFewTokens = 16, kMostOwnBytes = 80 << 10;
@@ -389,9 +381,9 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
 
   const bool by_row = args.x.layout == ScaleLayout::kRow;
   UpCall up;
-  const int up_chunk = setting(2) == 8 ? Ring<8>::kChunk : Ring<64>::kChunk;
-  TENON_TRY(fill_weight(args, &Matrices::gate_up, &Matrices::gate_up_scale, width, kUnitFeatures,
-                        up_chunk, &up.weight));
+  const bool few = setting(2) == kFewRows;
+  TENON_TRY(fill_weight(args, &Matrices::gate_up, &Matrices::gate_up_scale, width,
+                        few ? kFewFeatures : 8, few ? kFewChunk : kChunk, &up.weight));
   up.routing = routing;
   up.x = args.x.data.as<const std::byte>();
   up.x_scales = args.x.scale.as<const float>();
@@ -412,8 +404,7 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   up.next_bytes = whole && (tokens * top_k + 1) * of_expert <= kPrefetchLimit ? of_expert : 0;
 
   DownCall call;
-  TENON_TRY(fill_weight(args, &Matrices::down, &Matrices::down_scale, kUnitRows / 2, kUnitRows / 2,
-                        kDownChunk, &call.weight));
+  TENON_TRY(fill_weight(args, &Matrices::down, &Matrices::down_scale, 8, 8, kChunk, &call.weight));
   call.routing = routing;
   call.activation = up.activation;
   call.activation_stride = up.activation_stride;
@@ -427,7 +418,7 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
 
   const bool coded = recipe.launches.size() == 3;
   TENON_TRY(tenon::launch(stream, recipe.launches[0].shape,
-                          setting(2) == 8 ? up_kernel<8> : up_kernel<64>, up));
+                          few ? up_kernel<true> : up_kernel<false>, up));
   if (!coded) return tenon::launch(stream, recipe.launches[1].shape, down_kernel<false>, call);
   TENON_ASSIGN(call.codes, ::tenon::sm90::tile_map(call.activation, args.activation.shape[0], width,
                                                    2 * call.activation_stride, 8));

@@ -2,12 +2,12 @@
 // of stages, and the products of a tile.
 //
 // Memory is what a decode step waits for: every expert with a row is read once, from as many
-// multiprocessors as there are. A unit is a few rows of a weight and all of k; a tile is the 64
-// rows of units, the operand with 64 rows of the instruction. Units of a tile may belong to
-// different experts. The other operand is rows of x, at most kCap, and of a product only rows of
-// the unit's own expert are used. A stage holds some blocks of k, a chunk, of a tile and its rows
-// of x, with their scales. Stages are filled by a wave that asks the copy engine for the weight
-// and, in up_kernel, by kFeeders waves that bring x, each a stage in turn. Sums are those of
+// multiprocessors as there are. A unit is 16 rows of a weight and all of k; a tile is four units,
+// the operand with 64 rows of the instruction, so each warp of the warpgroup has a unit and they
+// may belong to different experts. The other operand is rows of x, at most kCap, and of a product
+// only rows of the unit's own expert are used. A stage holds kChunk blocks of k of a tile and its
+// rows of x, with their scales. Stages are filled by a wave that asks the copy engine for the
+// weight and, in up_kernel, by kFeeders waves that bring x, each a stage in turn. Sums are those of
 // fp8_gemm:
 //   block = four products of 32 of k, a chain from zero; segment = fma(block, xs · ws, segment)
 //   ((segment 0 + segment 1) + …)
@@ -26,13 +26,14 @@ namespace tenon::TENON_TARGET::moe_experts {
 
 using namespace sm90;
 
-inline constexpr int kTileRows = 64, kTileWarps = 4;
-TENON_HD constexpr int tile_bytes(int chunk) { return kTileRows * chunk * kProductBlock; }
+inline constexpr int kUnitRows = 16, kUnits = 4, kChunk = 2;
+inline constexpr int kUnitBytes = kUnitRows * kChunk * kProductBlock;
+inline constexpr int kTileBytes = kUnits * kUnitBytes;
 // Feeders may be a round of the ring ahead of each other, never two, for a barrier tells only odd
 // rounds from even ones: a ring has at least kFeeders stages.
 inline constexpr int kFeeders = 4;
-inline constexpr int kConsumers = kTileWarps * kWave;  // one warpgroup
-inline constexpr int kWeightWave = kTileWarps;         // the waves behind it are the feeders
+inline constexpr int kConsumers = kUnits * kWave;  // one warpgroup
+inline constexpr int kWeightWave = kUnits;         // the waves behind it are the feeders
 inline constexpr int kThreads = kConsumers + kWave + kFeeders * kWave;
 inline constexpr int kMostExperts = 1000;
 
@@ -111,15 +112,13 @@ TENON_DEVICE Entries list_entries(const Routing& routing, std::byte* memory) {
   return {total + (routing.has_shared ? 1 : 0), expert, first, offsets[experts]};
 }
 
-// Of up_kernel. Few rows leave room for more of k at once, whose latency is then paid once.
-inline constexpr int kUpUnits = 8;  // of a tile
-template <int kCap>
+template <int kCap, int kOfChunk = kChunk, int kScaleRows = 2 * kUnits>
 struct Ring {
-  static constexpr int kChunk = kCap <= 8 ? 4 : 2;
-  static constexpr int kTileBytes = tile_bytes(kChunk);
+  static constexpr int kChunk = kOfChunk;
+  static constexpr int kTileBytes = kUnits * kUnitRows * kChunk * kProductBlock;
   static constexpr int kXBytes = kChunk * kCap * kProductBlock;
   static constexpr int kStageBytes = kTileBytes + kXBytes;
-  static constexpr int kScales = kChunk * (kCap + 2 * kUpUnits);  // floats of a stage
+  static constexpr int kScales = kChunk * (kCap + kScaleRows);  // floats of a stage
 
   std::byte* tiles;
   float* scales;
@@ -133,7 +132,7 @@ struct Ring {
   TENON_HD float* x_scales(int stage, int block) const {
     return scales + stage * kScales + block * kCap;
   }
-  // [kChunk, 2, kUpUnits]: of gate and of up.
+  // [kChunk, kScaleRows]; in general of the first and of the second eight rows of each unit.
   TENON_HD float* weight_scales(int stage) const {
     return scales + stage * kScales + kChunk * kCap;
   }
@@ -159,38 +158,41 @@ TENON_DEVICE void start_ring(const AnyRing& ring, const Weight& weight, std::uin
   TENON_NO_UNROLL
   for (int stage = 0; stage < ring.stages; ++stage) {
     barrier_init(&ring.full[stage], 1 + feeds);
-    barrier_init(&ring.empty[stage], kTileWarps);
+    barrier_init(&ring.empty[stage], kUnits);
   }
   publish_barriers();
   prefetch_map(&weight.routed);
   prefetch_map(&weight.shared);
 }
 
-// step(block, now): the chunks of k of a tile in order.
-template <int kChunk, class Step>
+// step(block, now): the chunks of k of a tile in order, none across the end of a segment.
+template <class Step>
 TENON_DEVICE void for_chunks(const Segments& cut, Step step) {
   TENON_NO_UNROLL
-  for (int block = 0; block < cut.num_blocks; block += kChunk)
-    step(block, cut.num_blocks - block < kChunk ? cut.num_blocks - block : kChunk);
+  for (int segment = 0; segment < cut.count; ++segment) {
+    const int end = cut.begin(segment + 1) / kProductBlock;
+    TENON_NO_UNROLL
+    for (int block = cut.begin(segment) / kProductBlock; block < end; block += kChunk)
+      step(block, end - block < kChunk ? end - block : kChunk);
+  }
 }
 
-// The wave that asks for the weight, for one tile: lane l for unit l, which are the boxes of
-// kBoxRows that begin at row `first_row` of its expert's matrix.
-template <int kBoxRows, int kChunk, class AnyRing>
+// The wave that asks for the weight, for one tile: lane l for unit l, which begins at row
+// `first_row` of the expert's matrix.
+template <class AnyRing>
 TENON_DEVICE void bring_weight(const AnyRing& ring, RingPlace& place, const Weight& weight,
                                int units, int expert, int first_row) {
-  constexpr int kUnitBytes = 2 * kBoxRows * kChunk * kProductBlock;
   const int lane = thread_id() % kWave;
   const std::uint64_t once = policy_evict_first();
   const TensorMap* const map = expert == kSharedExpert ? &weight.shared : &weight.routed;
   const int row = (expert == kSharedExpert ? 0 : expert * weight.expert_rows) + first_row;
-  for_chunks<kChunk>(weight.cut, [&](int block, int) {
+  for_chunks(weight.cut, [&](int block, int) {
     Mbarrier* const full = &ring.full[place.stage];
     barrier_wait(&ring.empty[place.stage], place.parity ^ 1);
     if (lane == 0) barrier_arrive_expect(full, static_cast<std::uint32_t>(units * kUnitBytes));
     sync_wave();
     if (lane < units)
-      copy_box<kBoxRows>(ring.weight(place.stage) + lane * kUnitBytes, map, row, block, full, once);
+      copy_box<8>(ring.weight(place.stage) + lane * kUnitBytes, map, row, block, full, once);
     place.next(ring.stages);
   });
 }
@@ -208,7 +210,7 @@ template <int kCap>
 struct RingOperands {
   Ring<kCap> ring;
   std::uint64_t weight, x;  // descriptors of the first stage's
-  int units;                // the first of the two of a lane
+  int warp;
 
   TENON_HD int weight_at(int stage, int u) const {
     return stage * (Ring<kCap>::kStageBytes / 16) + u * 64;
@@ -217,7 +219,7 @@ struct RingOperands {
     return stage * (Ring<kCap>::kStageBytes / 16) + u * kCap * 8;
   }
   TENON_HD float2 weight_scales(int stage, int u, int) const {
-    return *reinterpret_cast<const float2*>(ring.weight_scales(stage) + u * 2 * kUpUnits + units);
+    return *reinterpret_cast<const float2*>(ring.weight_scales(stage) + (u * kUnits + warp) * 2);
   }
   TENON_HD float2 x_scales(int stage, int u, int, int row) const {
     return *reinterpret_cast<const float2*>(ring.x_scales(stage, u) + row);
@@ -225,82 +227,77 @@ struct RingOperands {
 };
 template <int kCap>
 TENON_DEVICE RingOperands<kCap> operands_of(const Ring<kCap>& ring) {
-  // A value that the whole warp has, in a uniform register: see sm90/wgmma.cuh.
-  const int warp = shuffle_from(thread_id() / kWave, 0), part = thread_id() % kWave / 16;
-  return {ring, tile_descriptor<Ring<kCap>::kChunk * 1024>(ring.tiles),
-          tile_descriptor(ring.tiles + Ring<kCap>::kTileBytes), part * kUpUnits + 2 * warp};
+  // The warp's index as a value that all of it has, in a uniform register: see sm90/wgmma.cuh.
+  return {ring, tile_descriptor<kChunk * 1024>(ring.tiles),
+          tile_descriptor(ring.tiles + kTileBytes), shuffle_from(thread_id() / kWave, 0)};
 }
 
-// The products of a tile, by a warpgroup: sums[4 j + 2 h + c] belongs to row g + 8 h of the 16 of
-// this warp and row 8 j + 2 p + c of x, for lane 4 g + p.
+// The products of a tile, by a warpgroup: sums[4 j + 2 h + c] belongs to row g + 8 h of the unit
+// of this warp and row 8 j + 2 p + c of x, for lane 4 g + p.
 // of: a ring, where in it operands lie, in units of 16 bytes behind its descriptors of values that
-// the whole warp has, and scales: of this lane's rows of the first and second eight, of two rows of
-// x.
+// the whole warp has, and scales: of the unit's first and second eight rows, of two rows of x.
 // Block `block` of k is number u of its stage.
 // kShows: threads that do not say so themselves have brought x.
-template <int kN, int kChunk, bool kShows, class Operands>
+template <int kN, bool kShows, class Operands>
 TENON_DEVICE void multiply(const Operands& of, RingPlace& place, const Segments& cut,
                            float (&sums)[kN / 2]) {
-  constexpr int kNow = kN <= 16 ? kChunk : kN == 32 ? 2 : 1;  // blocks of k at once
+  constexpr int kNow = kN <= 32 ? kChunk : 1;  // blocks of k at once
   const int lane = thread_id() % kWave;
-  float own[kN / 2] = {}, products[kNow][kN / 2] = {};
-  int segment = 0, end = cut.begin(1) / kProductBlock;
+  float whole[kN / 2] = {}, products[kNow][kN / 2] = {};
   TENON_NO_UNROLL
-  for (int block = 0; block < cut.num_blocks; block += kChunk) {
-    const int stage = place.stage;
-    barrier_wait(&of.ring.full[stage], place.parity);
-    if constexpr (kShows) show_to_tensor_cores();
+  for (int segment = 0; segment < cut.count; ++segment) {
+    const int end = cut.begin(segment + 1) / kProductBlock;
     TENON_UNROLL
-    for (int first = 0; first < kChunk; first += kNow) {
-      // All blocks of the stage, for products must not stand under a condition. What comes of one
-      // that the chunk does not have is left alone. Neighbouring instructions belong to different
-      // chains, so none waits for the one before it.
-      int at[kNow], x_at[kNow];
+    for (int e = 0; e < kN / 2; ++e) sums[e] = 0.0f;
+    TENON_NO_UNROLL
+    for (int block = cut.begin(segment) / kProductBlock; block < end; block += kChunk) {
+      const int stage = place.stage;
+      barrier_wait(&of.ring.full[stage], place.parity);
+      if constexpr (kShows) show_to_tensor_cores();
       TENON_UNROLL
-      for (int u = 0; u < kNow; ++u) {
-        at[u] = of.weight_at(stage, first + u);
-        x_at[u] = of.x_at(stage, first + u, block + first + u);
-      }
-      wgmma_begin();
-      TENON_UNROLL
-      for (int k = 0; k < 4; ++k) {
+      for (int first = 0; first < kChunk; first += kNow) {
+        // All blocks of the stage, for products must not stand under a condition. What comes of one
+        // that the chunk does not have is left alone.
+        wgmma_begin();
         TENON_UNROLL
-        for (int u = 0; u < kNow; ++u)
-          add_product<kN>(products[u], descriptor_at(of.weight, at[u] + 2 * k),
-                          descriptor_at(of.x, x_at[u] + 2 * k), k > 0);
-      }
-      wgmma_commit();
-      wgmma_wait_all();
-      TENON_UNROLL
-      for (int u = 0; u < kNow; ++u) hold_sums(products[u]);
-      TENON_UNROLL
-      for (int u = 0; u < kNow; ++u) {
-        const int done = block + first + u;
-        if (done >= cut.num_blocks) continue;
-        const float2 of_weight = of.weight_scales(stage, first + u, done);
-        TENON_UNROLL
-        for (int j = 0; j < kN / 8; ++j) {
-          const float2 of_x = of.x_scales(stage, first + u, done, 8 * j + 2 * (lane % 4));
-          float* const to = own + 4 * j;
-          const float* const from = products[u] + 4 * j;
-          to[0] = fma_f(from[0], of_x.x * of_weight.x, to[0]);
-          to[1] = fma_f(from[1], of_x.y * of_weight.x, to[1]);
-          to[2] = fma_f(from[2], of_x.x * of_weight.y, to[2]);
-          to[3] = fma_f(from[3], of_x.y * of_weight.y, to[3]);
+        for (int u = 0; u < kNow; ++u) {
+          const int at = of.weight_at(stage, first + u);
+          const int x_at = of.x_at(stage, first + u, block + first + u);
+          TENON_UNROLL
+          for (int k = 0; k < 4; ++k)
+            add_product<kN>(products[u], descriptor_at(of.weight, at + 2 * k),
+                            descriptor_at(of.x, x_at + 2 * k), k > 0);
         }
-        if (done + 1 < end) continue;
+        wgmma_commit();
+        wgmma_wait_all();
         TENON_UNROLL
-        for (int e = 0; e < kN / 2; ++e) {
-          sums[e] = segment == 0 ? own[e] : sums[e] + own[e];
-          own[e] = 0.0f;
+        for (int u = 0; u < kNow; ++u) hold_sums(products[u]);
+        TENON_UNROLL
+        for (int u = 0; u < kNow; ++u) {
+          if (block + first + u >= end) continue;
+          const float2 of_weight = of.weight_scales(stage, first + u, block + first + u);
+          TENON_UNROLL
+          for (int j = 0; j < kN / 8; ++j) {
+            const float2 of_x =
+                of.x_scales(stage, first + u, block + first + u, 8 * j + 2 * (lane % 4));
+            float* const to = sums + 4 * j;
+            const float* const from = products[u] + 4 * j;
+            to[0] = fma_f(from[0], of_x.x * of_weight.x, to[0]);
+            to[1] = fma_f(from[1], of_x.y * of_weight.x, to[1]);
+            to[2] = fma_f(from[2], of_x.x * of_weight.y, to[2]);
+            to[3] = fma_f(from[3], of_x.y * of_weight.y, to[3]);
+          }
         }
-        end = cut.begin(++segment + 1) / kProductBlock;
       }
+      sync_wave();
+      if (lane == 0) barrier_arrive(&of.ring.empty[stage]);
+      place.next(of.ring.stages);
     }
-    sync_wave();
-    if (lane == 0) barrier_arrive(&of.ring.empty[stage]);
-    place.next(of.ring.stages);
+    TENON_UNROLL
+    for (int e = 0; e < kN / 2; ++e) whole[e] = segment == 0 ? sums[e] : whole[e] + sums[e];
   }
+  TENON_UNROLL
+  for (int e = 0; e < kN / 2; ++e) sums[e] = whole[e];
 }
 
 // run.operator()<kN>() for the narrowest instruction that has `rows` rows of x.

@@ -67,8 +67,6 @@ TENON_KERNEL_MAX(kQuantizeThreads) quantize_kernel(TENON_ARGS(QuantizeCall) call
 
 // --- down -------------------------------------------------------------------------------------
 
-constexpr int kUnitRows = 16, kUnits = kTileRows / kUnitRows;  // a unit for each warp
-constexpr int kDownChunk = 2;
 constexpr int kDownGroups = 2;
 constexpr int kDownConsumers = kDownGroups * kConsumers;
 constexpr int kDownWeightWave = kDownConsumers / kWave;  // the one behind it brings codes
@@ -91,7 +89,7 @@ struct DownCall {
 
 // coded: the activation was quantised ahead.
 TENON_HD constexpr int down_stage_bytes(bool coded, int rows) {
-  return tile_bytes(kDownChunk) + (coded ? kDownChunk * rows * kProductBlock : 0);
+  return kTileBytes + (coded ? kChunk * rows * kProductBlock : 0);
 }
 
 // Where things lie in shared memory, in bytes, behind the rings.
@@ -127,7 +125,7 @@ struct DownRing {
   int stages, stage_bytes, code_rows;
   TENON_HD std::byte* weight(int stage) const { return tiles + stage * stage_bytes; }
   TENON_HD std::byte* codes(int stage, int u) const {
-    return weight(stage) + tile_bytes(kDownChunk) + u * code_rows * kProductBlock;
+    return weight(stage) + kTileBytes + u * code_rows * kProductBlock;
   }
 };
 TENON_DEVICE DownRing down_ring(const DownCall& call, bool coded, int group, std::byte* shared,
@@ -228,7 +226,7 @@ TENON_DEVICE void bring_codes(const DownCall& call, const DownRing& ring, RingPl
   const int lane = thread_id() % kWave, u = lane / 8, eight = lane % 8;
   const int eights = (tile.rows + 7) / 8;
   const std::uint64_t often = policy_evict_last();
-  for_chunks<kDownChunk>(call.weight.cut, [&](int block, int now) {
+  for_chunks(call.weight.cut, [&](int block, int now) {
     Mbarrier* const full = &ring.full[place.stage];
     barrier_wait(&ring.empty[place.stage], place.parity ^ 1);
     if (lane == 0) barrier_arrive_expect(full, static_cast<std::uint32_t>(eights * now * 1024));
@@ -312,16 +310,15 @@ TENON_DEVICE void make_results(const DownCall& call, const Entries& entries, con
   const auto* const weight_scales = reinterpret_cast<const float*>(shared + at.weight_scales);
   const auto* const x_scales = reinterpret_cast<const float*>(shared + at.x_scales);
   const DownRing ring = down_ring(call, kCoded, own, shared, at);
-  DownOperands<kCoded> of{
-      ring,
-      tile_descriptor<kDownChunk * 1024>(ring.tiles),
-      tile_descriptor(kCoded ? ring.tiles + tile_bytes(kDownChunk) : shared + at.x),
-      call.weight.cut.num_blocks,
-      at.x_rows,
-      at.scale_rows,
-      0,
-      nullptr,
-      nullptr};
+  DownOperands<kCoded> of{ring,
+                          tile_descriptor<kChunk * 1024>(ring.tiles),
+                          tile_descriptor(kCoded ? ring.tiles + kTileBytes : shared + at.x),
+                          call.weight.cut.num_blocks,
+                          at.x_rows,
+                          at.scale_rows,
+                          0,
+                          nullptr,
+                          nullptr};
   RingPlace place;
   for_down_tiles<kCoded>(entries, call.rows, [&](const DownTile& tile, int group) {
     if (group != own) return;
@@ -330,7 +327,7 @@ TENON_DEVICE void make_results(const DownCall& call, const Entries& entries, con
     of.of_x = x_scales + tile.base;
     with_rows<kCoded ? 64 : 32>(tile.rows, [&]<int kN>() {
       float sums[kN / 2];
-      multiply<kN, kDownChunk, false>(of, place, call.weight.cut, sums);
+      multiply<kN, false>(of, place, call.weight.cut, sums);
       if (warp >= tile.units) return;
       const int begin = entries.first[tile.entry + warp] - tile.base;
       const int end = entries.first[tile.entry + warp + 1] - tile.base;
@@ -405,9 +402,8 @@ down_kernel(TENON_ARGS(DownCall) call) {
     fill_rings<kCoded>(call, entries, at, shared,
                        [&](const DownRing& ring, RingPlace& place, const DownTile& tile) {
                          const int entry = tile.entry + (lane < tile.units ? lane : 0);
-                         bring_weight<kUnitRows / 2, kDownChunk>(ring, place, call.weight,
-                                                                 tile.units, entries.expert[entry],
-                                                                 block_id() * kUnitRows);
+                         bring_weight(ring, place, call.weight, tile.units, entries.expert[entry],
+                                      block_id() * kUnitRows);
                        });
     wait_for_previous();
     return;
