@@ -237,11 +237,11 @@ TEST(Fp8Gemm, KeepsItsDefinitionToTheBit) {
 // those of the definition.
 TEST(Fp8Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
   if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
-  const Shape shapes[] = {
-      {.tokens = 512, .n = 200, .k = 1280},                     // two segments
-      {.tokens = 512, .n = 70, .k = 4224, .out = DType::kF32},  // eight, uneven
-      {.tokens = 512, .n = 4100, .k = 384, .layout = ScaleLayout::kMnMajor},
-      {.tokens = 80, .n = 17000, .k = 1152}};  // more blocks than multiprocessors
+  const Shape shapes[] = {{.tokens = 512, .n = 200, .k = 1280},                     // two segments
+                          {.tokens = 512, .n = 70, .k = 4224, .out = DType::kF32},  // eight, uneven
+                          {.tokens = 512, .n = 4100, .k = 384, .layout = ScaleLayout::kMnMajor},
+                          {.tokens = 40, .n = 10250, .k = 256},    // two blocks on a multiprocessor
+                          {.tokens = 80, .n = 17000, .k = 1152}};  // three
   for_each_variant([&](Target target, const std::string& variant) {
     if (is_host(target)) return;
     for (const Shape& shape : shapes) {

@@ -244,6 +244,20 @@ TEST(MoeExperts, HasTheBitsOfTheChainForAnyRouting) {
   expect_the_chain(shapes);
 }
 
+// So few units that a block has a tile or two, which often lie in two experts.
+TEST(MoeExperts, HasTheBitsOfTheChainWhereTilesLieInTwoExperts) {
+  std::vector<Shape> shapes;
+  for (const int tokens : {1, 2, 3, 12})
+    for (const int width : {256, 512, 896})
+      shapes.push_back({.tokens = tokens,
+                        .experts = 24,
+                        .top_k = 8,
+                        .hidden = 384,
+                        .width = width,
+                        .all_experts = 24});
+  expect_the_chain(shapes);
+}
+
 TEST(MoeExperts, HasTheBitsOfTheChainWithExpertsOfOtherRanks) {
   std::vector<Shape> shapes;
   for (const int tokens : {1, 8, 40}) {

@@ -16,11 +16,17 @@
 // same columns (kRowGroups 2). A warpgroup that has fewer than 64 columns multiplies what lies
 // behind them in shared memory too; nobody looks at that.
 //
+// kBf16ByWarps: a block has 16 columns, which would leave three quarters of that operand empty, and
+// all of k. So its warps multiply by themselves (mma.sync, which has the bits of wgmma for bf16),
+// each a segment at a time, and the segments meet in shared memory.
+//
 // kActivated: the columns are gate|up, and out = quantise(rne(SiLU(gate) · up)) with gate and up
 // rounded to bf16 first. Half of a block's columns are of gate, half the same ones of up; the
 // blocks of a cluster have a group of 128 together and tell each other its largest magnitudes.
 #pragma once
 
+#include "tenon/device/cuda_hip/sm90/mma.cuh"
+#include "tenon/device/cuda_hip/sm90/thread_copy.cuh"
 #include "tenon/device/cuda_hip/sm90/wgmma.cuh"
 #include "tenon/device/math.cuh"
 #include "tenon/ops/common/silu_mul.cuh"
@@ -194,6 +200,92 @@ TENON_DEVICE void store_item(const Tile& tile, int column_warp, int eight, float
   }
 }
 
+TENON_DEVICE float4 add(float4 a, float4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
+
+// ((segment 0 + segment 1) + segment 2) + …, of this lane; parts of a segment lie `stride` apart.
+TENON_DEVICE float4 sum_segments(const float4* parts, int segments, int stride) {
+  float4 sum = parts[0];
+  TENON_NO_UNROLL
+  for (int s = 1; s < segments; ++s) sum = add(sum, parts[s * stride]);
+  return sum;
+}
+
+// kBf16ByWarps: warp w has segments w, w + 4, …
+template <class Tile>
+TENON_DEVICE void multiply_by_segments(const Tile& tile) {
+  constexpr int kEights = Tile::kSums / 4;  // of rows of x, of this warp
+  constexpr int kNow = 4 / kEights;         // blocks of k at once
+  constexpr int kHalves = kTileBytes / 64, kAllEights = Tile::kRows / 8;
+  const Sm90Call& call = tile.call;
+  const int warp = thread_id() / kWave, lane = thread_id() % kWave;
+  const WarpPlace place = warp_place<Tile>();
+  // Of the operands' 8 × 8 parts: the row of a lane and which 16 bytes. Columns: eight and eight.
+  const int row = lane % 8, column = row + lane / 8 % 2 * 8;
+  TENON_NO_UNROLL
+  for (int segment = place.column_warp; segment < call.cut.count; segment += 4) {
+    const int begin = call.cut.begin(segment) / kProductBlock;
+    const int end = call.cut.begin(segment + 1) / kProductBlock;
+    float sums[kEights][4] = {};
+    TENON_NO_UNROLL
+    for (int block = begin; block < end; block += kNow) {
+      const std::byte* stage[kNow];
+      TENON_UNROLL
+      for (int u = 0; u < kNow; ++u) {
+        const int own = block + u < end ? block + u : block;  // again, where there is no other
+        stage[u] = tile.shared + own * tile.stage_bytes;
+        barrier_wait(&tile.full[own], 0);
+      }
+      float products[kNow][kEights][4] = {};
+      TENON_UNROLL
+      for (int two = 0; two < kProductBlock / 32; ++two) {  // products of 16 of k
+        const int part = two / kHalves, chunk = two % kHalves * 4;
+        std::uint32_t x[kNow][kEights][4];
+        TENON_UNROLL
+        for (int u = 0; u < kNow; ++u) {
+          const std::byte* const of_x =
+              stage[u] + tile.weight_bytes + part * Tile::kRows * kTileBytes;
+          TENON_UNROLL
+          for (int j = 0; j < kEights; ++j)
+            load_matrices(x[u][j], shared_address(of_x + tile_place(8 * (place.row_eight + j) + row,
+                                                                    chunk + lane / 8)));
+        }
+        TENON_UNROLL
+        for (int k = 0; k < 2; ++k) {
+          std::uint32_t weight[kNow][4];
+          TENON_UNROLL
+          for (int u = 0; u < kNow; ++u)
+            load_matrices(weight[u], shared_address(stage[u] + part * call.columns * kTileBytes +
+                                                    tile_place(column, chunk + 2 * k + lane / 16)));
+          TENON_UNROLL
+          for (int u = 0; u < kNow; ++u) {
+            TENON_UNROLL
+            for (int j = 0; j < kEights; ++j)
+              add_product_16x8(products[u][j], weight[u], x[u][j][2 * k], x[u][j][2 * k + 1]);
+          }
+        }
+      }
+      TENON_UNROLL
+      for (int u = 0; u < kNow; ++u) {
+        if (block + u >= end) continue;
+        TENON_UNROLL
+        for (int j = 0; j < kEights; ++j) {
+          TENON_UNROLL
+          for (int i = 0; i < 4; ++i) sums[j][i] = sums[j][i] + products[u][j][i];
+        }
+      }
+    }
+    TENON_UNROLL
+    for (int j = 0; j < kEights; ++j)
+      tile.inbox[(segment * kAllEights + place.row_eight + j) * kWave + lane] = {
+          sums[j][0], sums[j][1], sums[j][2], sums[j][3]};
+  }
+  sync_first_threads<Tile::kConsumers>();
+  TENON_NO_UNROLL
+  for (int eight = warp; eight < kAllEights; eight += Tile::kWarps)
+    store_item(tile, 0, eight,
+               sum_segments(tile.inbox + eight * kWave + lane, call.cut.count, kAllEights * kWave));
+}
+
 // Segments meet: ((segment 0 + segment 1) + segment 2) + …, each item in one block of the cluster.
 template <class Tile>
 TENON_DEVICE void add_segments(const Tile& tile, const float (&sums)[Tile::kSums]) {
@@ -211,15 +303,9 @@ TENON_DEVICE void add_segments(const Tile& tile, const float (&sums)[Tile::kSums
   barrier_wait_cluster(tile.received, 0);
   TENON_NO_UNROLL
   for (int i = warp; i < num_items(tile); i += Tile::kWarps) {
-    const float4* parts = tile.inbox + i * segments * 32 + lane;
-    float4 sum = parts[0];
-    TENON_NO_UNROLL
-    for (int s = 1; s < segments; ++s) {
-      const float4 part = parts[s * 32];
-      sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
-    }
     const int item = i * segments + tile.rank;
-    store_item(tile, item / eights, item % eights, sum);
+    store_item(tile, item / eights, item % eights,
+               sum_segments(tile.inbox + i * segments * kWave + lane, segments, kWave));
   }
 }
 
@@ -285,7 +371,7 @@ template <Sm90Kind kKind, int kColumnGroups, int kRowGroups, int kN>
 TENON_DEVICE void run_share(const Sm90Call& call, int block) {
   using Tile = Sm90Tile<kKind, kColumnGroups, kRowGroups, kN>;
   constexpr bool kActivates = kKind == Sm90Kind::kActivated;
-  constexpr bool kAllSegments = kActivates || kKind == Sm90Kind::kBf16InOrder;
+  constexpr bool kAllSegments = kActivates || is_in_order(kKind);
   TENON_SHARED_TILES(shared);
   const Sm90Shared at = sm90_shared(kKind, call.columns, Tile::kRows, call.stages, call.cut);
   auto* barriers = reinterpret_cast<Mbarrier*>(shared + at.barriers);
@@ -351,6 +437,10 @@ TENON_DEVICE void run_share(const Sm90Call& call, int block) {
     make_scales(tile);
     sync_first_threads<Tile::kConsumers>();
   }
+  if constexpr (kKind == Sm90Kind::kBf16ByWarps) {
+    multiply_by_segments(tile);
+    return;
+  }
   RingReader reader;
   float sums[Tile::kSums] = {};
   if constexpr (kKind == Sm90Kind::kBf16InOrder) {
@@ -390,11 +480,11 @@ struct Sm90Pair {
   Sm90Call main, beside;
   int beside_blocks = 0;
 };
-template <int kRowGroups, int kN>
+template <int kRowGroups, int kN, Sm90Kind kBeside = Sm90Kind::kBf16InOrder>
 TENON_KERNEL_RESIDENT(sm90_threads(kRowGroups), sm90_most_resident(kRowGroups))
 sm90_pair_kernel(TENON_ARGS(Sm90Pair) call) {
   if (block_id() < call.beside_blocks) {
-    run_share<Sm90Kind::kBf16InOrder, 1, kRowGroups, kN>(call.beside, block_id());
+    run_share<kBeside, 1, kRowGroups, kN>(call.beside, block_id());
   } else {
     run_share<Sm90Kind::kE4m3, 1, kRowGroups, kN>(call.main, block_id() - call.beside_blocks);
   }

@@ -12,9 +12,13 @@ namespace tenon::TENON_TARGET {
 using namespace sm90;
 
 // kBf16InOrder: a block makes all segments of its outputs itself, one after the other.
-enum class Sm90Kind { kE4m3, kActivated, kBf16, kBf16InOrder };
+// kBf16ByWarps: the same, each segment by a warp; the ring has a stage for every block of k.
+enum class Sm90Kind { kE4m3, kActivated, kBf16, kBf16InOrder, kBf16ByWarps };
+TENON_HD constexpr bool is_in_order(Sm90Kind kind) {
+  return kind == Sm90Kind::kBf16InOrder || kind == Sm90Kind::kBf16ByWarps;
+}
 TENON_HD constexpr bool is_bf16(Sm90Kind kind) {
-  return kind == Sm90Kind::kBf16 || kind == Sm90Kind::kBf16InOrder;
+  return kind == Sm90Kind::kBf16 || is_in_order(kind);
 }
 
 inline constexpr int kWarpgroup = 128;
@@ -53,9 +57,9 @@ TENON_HD constexpr int sm90_scale_sets(Sm90Kind kind, int columns) {
 }
 // Blocks of a cluster: the segments, or those that share a group of 128 activated columns.
 TENON_HD constexpr int sm90_cluster(Sm90Kind kind, int columns, const Segments& cut) {
-  return kind == Sm90Kind::kActivated     ? 2 * kProductBlock / columns
-         : kind == Sm90Kind::kBf16InOrder ? 1
-                                          : cut.count;
+  return kind == Sm90Kind::kActivated ? 2 * kProductBlock / columns
+         : is_in_order(kind)          ? 1
+                                      : cut.count;
 }
 
 // Where things lie in shared memory, in bytes. rows, columns: of a block.
@@ -64,7 +68,7 @@ struct Sm90Shared {
 };
 TENON_HD constexpr Sm90Shared sm90_shared(Sm90Kind kind, int columns, int rows, int stages,
                                           const Segments& cut) {
-  const bool in_order = kind == Sm90Kind::kBf16InOrder;
+  const bool in_order = is_in_order(kind);
   const int longest = in_order ? cut.num_blocks : (cut.num_blocks + cut.count - 1) / cut.count;
   const int groups = (columns + kGroupColumns - 1) / kGroupColumns;
   const int cluster = sm90_cluster(kind, columns, cut);
@@ -73,9 +77,10 @@ TENON_HD constexpr Sm90Shared sm90_shared(Sm90Kind kind, int columns, int rows, 
   at.weight = columns * kTileBytes * sm90_tiles(kind);
   at.stage = at.weight + rows * kTileBytes * sm90_tiles(kind);
   at.inbox = stages * at.stage + (groups * kGroupColumns - columns) * kTileBytes;
-  at.scales = at.inbox + (kind == Sm90Kind::kActivated ? cluster * rows * 16
-                          : cluster > 1                ? items * cluster * 512
-                                                       : 0);
+  at.scales = at.inbox + (kind == Sm90Kind::kActivated     ? cluster * rows * 16
+                          : kind == Sm90Kind::kBf16ByWarps ? cut.count * rows * columns * 4
+                          : cluster > 1                    ? items * cluster * 512
+                                                           : 0);
   at.barriers = (at.scales + sm90_scale_sets(kind, columns) * longest * rows * 4 + 7) / 8 * 8;
   at.bytes = at.barriers + (2 * stages + 1) * 8;
   return at;
@@ -101,7 +106,7 @@ struct Sm90Tile {
   int weight_bytes, stage_bytes;
   std::byte* shared;
   float* scales;           // [num_sets, num_blocks, kRows]: xs · ws
-  float4* inbox;           // what other blocks of the cluster have sent
+  float4* inbox;           // what other blocks of the cluster, or warps, have sent
   Mbarrier *full, *empty;  // of each stage
   Mbarrier* received;      // all that belongs into the inbox
 

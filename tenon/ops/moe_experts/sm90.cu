@@ -3,10 +3,13 @@
 //
 // up_kernel: a unit is eight gate rows and the eight up rows of the same features, so that a thread
 // has both values of a feature. All units of all experts lie in a row, and each block takes an
-// equal part of it. Rows of x are gathered. Results are rne(silu(gate) · up) in bf16.
+// equal part of it. Rows of x are gathered. Results are rne(silu(gate) · up) in bf16. For up to
+// eight tokens it works otherwise: sm90_few.cuh.
 #include "tenon/ops/moe_experts/sm90_down.cuh"
+#include "tenon/ops/moe_experts/sm90_few.cuh"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "tenon/device/variant.h"
 #include "tenon/ops/moe_experts/moe_experts.h"
@@ -176,11 +179,20 @@ TENON_DEVICE void make_activation(const UpCall& call, const Entries& entries,
   });
 }
 
-template <int kCap>
-TENON_KERNEL_RESIDENT(kThreads, kCap <= 8 ? 2 : 1)
+// By one wave.
+TENON_DEVICE void prefetch_next(const UpCall& call, const Entries& entries) {
+  prefetch_matrices(entries.count, call.next_bytes, [&](int entry) {
+    const int expert = entries.expert[entry];
+    return expert == kSharedExpert ? call.next_shared : call.next_routed + expert * call.next_bytes;
+  });
+}
+
+template <bool kFew>
+TENON_KERNEL_RESIDENT(kThreads, kFew ? 2 : 1)
 up_kernel(TENON_ARGS(UpCall) call) {
+  using AnyRing = std::conditional_t<kFew, FewRing, Ring<64>>;
   TENON_SHARED_TILES(shared);
-  const Ring ring = Ring<kCap>::at(shared, call.stages);
+  const AnyRing ring = AnyRing::at(shared, call.stages);
   const Routing& routing = call.routing;
   const int wave = thread_id() / kWave, pairs = routing.tokens * routing.top_k;
   std::byte* const lists = ring.end();
@@ -196,7 +208,18 @@ up_kernel(TENON_ARGS(UpCall) call) {
   await_copies();
   sync_block();
   const Entries entries = list_entries(routing, lists);
-  if (wave > kWeightWave) {
+  if constexpr (kFew) {
+    if (wave > kWeightWave) {
+      feed_few(call.weight,
+               FewX{call.x, call.x_scales, call.x_stride, call.scale_row_stride,
+                    call.scale_block_stride},
+               call.width, entries, ring, token_of);
+      if (wave == kWeightWave + 1) prefetch_next(call, entries);
+    } else if (wave < kWeightWave) {
+      activate_few(call.weight.cut, call.width, entries, ring, call.activation,
+                   call.activation_stride);
+    }
+  } else if (wave > kWeightWave) {
     feed_x(call, entries, ring, token_of);
   } else if (wave < kWeightWave) {
     make_activation(call, entries, ring);
@@ -206,20 +229,16 @@ up_kernel(TENON_ARGS(UpCall) call) {
       bring_weight(ring, place, call.weight, tile.units, tile.expert,
                    8 * (tile.unit + thread_id() % kWave));
     });
-    prefetch_matrices(entries.count, call.next_bytes, [&](int entry) {
-      const int expert = entries.expert[entry];
-      return expert == kSharedExpert ? call.next_shared
-                                     : call.next_routed + expert * call.next_bytes;
-    });
+    prefetch_next(call, entries);
   }
 }
 
 // --- plan -------------------------------------------------------------------------------------
 
 // Rows of x that a stage of up_kernel has room for, all of one expert.
-int up_cap(std::int64_t tokens) { return tokens <= 8 ? 8 : 64; }
+int up_cap(std::int64_t tokens) { return tokens <= kFewRows ? kFewRows : 64; }
 int up_bytes(int cap, int stages) {
-  return cap == 8 ? Ring<8>::bytes(stages) : Ring<64>::bytes(stages);
+  return cap == kFewRows ? FewRing::bytes(stages) : Ring<64>::bytes(stages);
 }
 // Up to so many tokens every block of down_kernel quantises all rows, if they take no more bytes.
 constexpr int kFewTokens = 16, kMostOwnBytes = 80 << 10;
@@ -320,9 +339,9 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   return Status::ok();
 }
 
-// second_rows: how far below the first eight rows of a unit its second eight lie.
+// In boxes of two times `box_rows` rows that lie second_rows apart, `chunk` blocks of k of each.
 Status fill_weight(const Args& args, TensorView Matrices::*matrix, TensorView Matrices::*scale,
-                   std::int64_t second_rows, Weight* weight) {
+                   std::int64_t second_rows, int box_rows, int chunk, Weight* weight) {
   const TensorView& routed = args.routed.*matrix;
   const TensorView& routed_scale = args.routed.*scale;
   const Matrices& beside = args.shared ? *args.shared : args.routed;
@@ -332,11 +351,12 @@ Status fill_weight(const Args& args, TensorView Matrices::*matrix, TensorView Ma
     return static_cast<std::size_t>(view.num_dims - from_end);
   };
   const std::int64_t rows = routed.shape[1], k = routed.shape[2];
-  TENON_ASSIGN(weight->routed, ::tenon::sm90::box_map(routed.data, routed.shape[0] * rows, k,
-                                                      routed.stride[1], second_rows, kChunk));
+  TENON_ASSIGN(weight->routed,
+               ::tenon::sm90::box_map(routed.data, routed.shape[0] * rows, k, routed.stride[1],
+                                      second_rows, box_rows, chunk));
   TENON_ASSIGN(weight->shared,
                ::tenon::sm90::box_map(shared.data, rows, k, shared.stride[last(shared, 2)],
-                                      second_rows, kChunk));
+                                      second_rows, box_rows, chunk));
   weight->routed_scales = routed_scale.as<const float>();
   weight->shared_scales = shared_scale.as<const float>();
   weight->expert_stride = routed_scale.stride[0];
@@ -361,7 +381,9 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
 
   const bool by_row = args.x.layout == ScaleLayout::kRow;
   UpCall up;
-  TENON_TRY(fill_weight(args, &Matrices::gate_up, &Matrices::gate_up_scale, width, &up.weight));
+  const bool few = setting(2) == kFewRows;
+  TENON_TRY(fill_weight(args, &Matrices::gate_up, &Matrices::gate_up_scale, width,
+                        few ? kFewFeatures : 8, few ? kFewChunk : kChunk, &up.weight));
   up.routing = routing;
   up.x = args.x.data.as<const std::byte>();
   up.x_scales = args.x.scale.as<const float>();
@@ -382,7 +404,7 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   up.next_bytes = whole && (tokens * top_k + 1) * of_expert <= kPrefetchLimit ? of_expert : 0;
 
   DownCall call;
-  TENON_TRY(fill_weight(args, &Matrices::down, &Matrices::down_scale, 8, &call.weight));
+  TENON_TRY(fill_weight(args, &Matrices::down, &Matrices::down_scale, 8, 8, kChunk, &call.weight));
   call.routing = routing;
   call.activation = up.activation;
   call.activation_stride = up.activation_stride;
@@ -396,7 +418,7 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
 
   const bool coded = recipe.launches.size() == 3;
   TENON_TRY(tenon::launch(stream, recipe.launches[0].shape,
-                          setting(2) == 8 ? up_kernel<8> : up_kernel<64>, up));
+                          few ? up_kernel<true> : up_kernel<false>, up));
   if (!coded) return tenon::launch(stream, recipe.launches[1].shape, down_kernel<false>, call);
   TENON_ASSIGN(call.codes, ::tenon::sm90::tile_map(call.activation, args.activation.shape[0], width,
                                                    2 * call.activation_stride, 8));

@@ -71,6 +71,7 @@ inline constexpr int kSharedExpert = -1;
 struct Entries {
   int count;
   const int *expert, *first;
+  int routed;  // pairs of all but the shared one
 };
 // Its memory: the offsets, a word for every 32 experts, the two lists.
 TENON_HD constexpr int entries_bytes(int experts) {
@@ -108,14 +109,16 @@ TENON_DEVICE Entries list_entries(const Routing& routing, std::byte* memory) {
     first[total + 1] = offsets[experts] + routing.tokens;
   }
   sync_block();
-  return {total + (routing.has_shared ? 1 : 0), expert, first};
+  return {total + (routing.has_shared ? 1 : 0), expert, first, offsets[experts]};
 }
 
-template <int kCap>
+template <int kCap, int kOfChunk = kChunk, int kScaleRows = 2 * kUnits>
 struct Ring {
+  static constexpr int kChunk = kOfChunk;
+  static constexpr int kTileBytes = kUnits * kUnitRows * kChunk * kProductBlock;
   static constexpr int kXBytes = kChunk * kCap * kProductBlock;
   static constexpr int kStageBytes = kTileBytes + kXBytes;
-  static constexpr int kScales = kChunk * (kCap + 2 * kUnits);  // floats of a stage
+  static constexpr int kScales = kChunk * (kCap + kScaleRows);  // floats of a stage
 
   std::byte* tiles;
   float* scales;
@@ -129,7 +132,7 @@ struct Ring {
   TENON_HD float* x_scales(int stage, int block) const {
     return scales + stage * kScales + block * kCap;
   }
-  // [kChunk, kUnits, 2]: of the first and of the second eight rows of a unit.
+  // [kChunk, kScaleRows]; in general of the first and of the second eight rows of each unit.
   TENON_HD float* weight_scales(int stage) const {
     return scales + stage * kScales + kChunk * kCap;
   }
@@ -189,7 +192,7 @@ TENON_DEVICE void bring_weight(const AnyRing& ring, RingPlace& place, const Weig
     if (lane == 0) barrier_arrive_expect(full, static_cast<std::uint32_t>(units * kUnitBytes));
     sync_wave();
     if (lane < units)
-      copy_box(ring.weight(place.stage) + lane * kUnitBytes, map, row, block, full, once);
+      copy_box<8>(ring.weight(place.stage) + lane * kUnitBytes, map, row, block, full, once);
     place.next(ring.stages);
   });
 }
