@@ -48,14 +48,16 @@ class Stubbed(unittest.TestCase):
 class Words(Stubbed):
     """What is not understood is refused before anything is done."""
 
-    VERBS = ("build", "test", "compile", "fmt", "tidy", "new", "docs", "deps", "ci")
+    VERBS = ("build", "test", "compile", "fmt", "tidy", "new", "docs", "deps", "ci", "api", "install",
+             "package")
 
     def test_unknown_options_do_nothing(self):
         for verb in self.VERBS:
             done = self.done(verb, "--chekc")
             self.assertEqual((done.returncode, self.calls()), (2, []), verb)
             self.assertIn("x: ", done.stderr)
-        for words in (("fmt", "--check", "more"), ("build", "cpu", "more"), ("new", "op"), ("frob",)):
+        for words in (("fmt", "--check", "more"), ("build", "cpu", "more"), ("new", "op"), ("frob",), ("install",),
+                      ("install", "a", "b"), ("package", "cpu"), ("api", "html")):
             self.assertEqual(self.done(*words).returncode, 2, words)
             self.assertEqual(self.calls(), [], words)
 
