@@ -40,6 +40,7 @@ struct ToldToken {
   std::int32_t id = 0;
   std::string bytes = {};
   std::optional<float> logprob = {};  // none: of a prompt's first token that is told
+  std::int32_t rank = 0;              // of a token of a prompt: 1 is the likeliest; 0: not known
   std::vector<Likely> likeliest = {};
 };
 

@@ -212,6 +212,7 @@ class Generation final : public HttpExchange {
       one.id = tokens[i];
       one.bytes = tokenizer.token_bytes(one.id);
       one.logprob = logprobs[i].drawn;
+      one.rank = logprobs[i].rank;
       for (const auto& [id, logprob] : logprobs[i].likeliest)
         one.likeliest.push_back({id, std::string(tokenizer.token_bytes(id)), logprob});
     }

@@ -44,8 +44,8 @@ std::size_t shown(const ToldToken& token, int most) {
   return std::min(token.likeliest.size(), static_cast<std::size_t>(std::max(most, 0)));
 }
 
-// As vLLM has it: null, then for each token the likeliest and itself by id. A rank is null where
-// the token is none of those that were found.
+// As vLLM has it: null, then for each token the likeliest and itself by id, with their ranks. A
+// rank is null where the logits hold no number.
 Json prompt_logprobs_json(const std::vector<ToldToken>& told, int likeliest) {
   Json out = Json::array();
   for (const ToldToken& each : told) {
@@ -54,11 +54,12 @@ Json prompt_logprobs_json(const std::vector<ToldToken>& told, int likeliest) {
       continue;
     }
     Json one = Json::object();
-    one[std::to_string(each.id)] = {
-        {"logprob", finite(*each.logprob)}, {"rank", nullptr}, {"decoded_token", each.bytes}};
-    for (std::size_t i = 0; i < each.likeliest.size(); ++i) {
+    one[std::to_string(each.id)] = {{"logprob", finite(*each.logprob)},
+                                    {"rank", each.rank > 0 ? Json(each.rank) : Json()},
+                                    {"decoded_token", each.bytes}};
+    for (std::size_t i = 0; i < shown(each, likeliest); ++i) {
       const auto& [id, bytes, logprob] = each.likeliest[i];
-      if (id == each.id || i < shown(each, likeliest))
+      if (id != each.id)
         one[std::to_string(id)] = {
             {"logprob", finite(logprob)}, {"rank", i + 1}, {"decoded_token", bytes}};
     }

@@ -119,8 +119,11 @@ Status PromptTeller::tell(int first, int rows) {
 
 TokenLogprobs PromptTeller::logprobs(int number) const {
   const std::int64_t most = parts_.layout.max_tokens();
-  return told_by(reports_at(host_reports_.bytes().data(), parts_.comm.device(), most, 0, most),
-                 number);
+  const sampling::Report report =
+      reports_at(host_reports_.bytes().data(), parts_.comm.device(), most, 0, most);
+  TokenLogprobs told = told_by(report, number);
+  told.rank = report.before->as<const std::int32_t>()[number] + 1;
+  return told;
 }
 
 }  // namespace tenon

@@ -7,9 +7,9 @@ namespace tenon {
 
 static_assert(kMaxLogprobs == sampling::kMaxLikely);
 
-// Mass, drawn, largest, then what is listed.
+// Mass, drawn, largest, before, then what is listed.
 std::size_t report_bytes(std::size_t most) {
-  return most * (sizeof(std::int64_t) + 2 * sizeof(float) +
+  return most * (sizeof(std::int64_t) + 2 * sizeof(float) + sizeof(std::int32_t) +
                  kMaxLogprobs * (sizeof(std::int32_t) + sizeof(float)));
 }
 
@@ -27,6 +27,7 @@ sampling::Report reports_at(void* base, Device device, std::int64_t most, std::i
   made.mass = next(DType::kI64, 1);
   made.drawn = next(DType::kF32, 1);
   made.largest = next(DType::kF32, 1);
+  made.before = next(DType::kI32, 1);
   made.ids = next(DType::kI32, kMaxLogprobs);
   made.logits = next(DType::kF32, kMaxLogprobs);
   return made;

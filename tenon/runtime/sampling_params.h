@@ -42,7 +42,10 @@ struct SamplingParams {
 // Natural logarithms of probabilities, of one token that was drawn or given; −infinity where the
 // logits hold no number.
 struct TokenLogprobs {
-  float drawn = 0;                                             // of the token itself
+  float drawn = 0;  // of the token itself
+  // Of a given token: 1 where none is likelier, ties to the lower id; 0 where the logits hold no
+  // number. 0 for one that was drawn.
+  std::int32_t rank = 0;
   std::vector<std::pair<std::int32_t, float>> likeliest = {};  // as many as asked for, in order
 };
 

@@ -5,7 +5,7 @@ import concurrent.futures
 import json
 import unittest
 
-from serve_support import Server, chat, skip_without_grammars
+from serve_support import Server, chat, is_built_without_grammars, skip_without_grammars
 
 CHAT, COMPLETIONS, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
 ORDER = {"type": "object", "additionalProperties": False, "required": ["name", "count", "colours"], "properties": {
@@ -46,6 +46,33 @@ class Thoughts(unittest.TestCase):
         asked = {**chat(), "max_tokens": 60, "thinking": {"type": "enabled", "budget_tokens": 4}}
         kinds = [block["type"] for block in server.post(MESSAGES, asked).json()["content"]]
         self.assertEqual(kinds, ["thinking", "text"])
+
+
+class WithoutGrammars(unittest.TestCase):
+    def test_every_form_is_refused_by_the_name_of_its_field(self):
+        if not is_built_without_grammars(server):
+            self.skipTest("built with grammars")
+        strict = {"name": "add", "strict": True, "parameters": {"type": "object"}}
+        tools = [{"type": "function", "function": strict}]
+        sampling = [{"json_schema": "{}"}, {"regex": "a"}, {"ebnf": 'root ::= "a"'}]
+        for path, field, body in (
+                (CHAT, "response_format", chat(response_format={"type": "json_object"})),
+                (CHAT, "tool_choice", chat(tools=tools, tool_choice="required")),
+                (CHAT, "tools", chat(tools=tools)),
+                (COMPLETIONS, "structured_outputs", {"prompt": "Tom", "structured_outputs": {"choice": ["a"]}}),
+                (COMPLETIONS, "guided_json", {"prompt": "Tom", "guided_json": {}}),
+                (COMPLETIONS, "guided_choice", {"prompt": "Tom", "guided_choice": ["a"]}),
+                (COMPLETIONS, "guided_grammar", {"prompt": "Tom", "guided_grammar": 'root ::= "a"'}),
+                *(("/generate", next(iter(each)), {"text": "Tom", "sampling_params": each}) for each in sampling),
+                (MESSAGES, "output_config", {**chat(), "max_tokens": 2, "output_config": {
+                    "format": {"type": "json_schema", "schema": {"type": "object"}}}})):
+            answer = server.post(path, body)
+            self.assertEqual(answer.status, 400, (field, answer.body))
+            message = answer.json()["error"]["message"]
+            self.assertIn("built without grammars", message)
+            self.assertIn(field, message)
+        plain = chat(tools=[{"type": "function", "function": {"name": "add"}}], max_tokens=2)
+        self.assertEqual(server.post(CHAT, plain).status, 200)
 
 
 class Structured(unittest.TestCase):

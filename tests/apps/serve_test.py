@@ -230,9 +230,13 @@ class Completions(unittest.TestCase):
         self.assertIsNone(more["prompt_logprobs"][0])
         for i, by_id in enumerate(more["prompt_logprobs"][1:], 1):
             self.assertIn(len(by_id), (5, 6))
-            self.assertEqual(sorted(each["rank"] for each in by_id.values() if each["rank"]), [1, 2, 3, 4, 5])
+            in_order = sorted(by_id.values(), key=lambda each: each["rank"])
+            self.assertEqual([each["rank"] for each in in_order[:5]], [1, 2, 3, 4, 5])
+            logprobs = [each["logprob"] for each in in_order]
+            self.assertEqual(logprobs, sorted(logprobs, reverse=True))
             [own] = [each for each in by_id.values() if each["decoded_token"] == told["tokens"][i]]
             self.assertEqual(own["logprob"], told["token_logprobs"][i])
+            self.assertEqual(own["rank"] <= 5, len(by_id) == 5)
         streamed = [event["choices"][0] for event in
                     server.post(COMPLETIONS, {**body, "max_tokens": 3, "stream": True}).events()]
         self.assertEqual("".join(each["text"] for each in streamed), more["text"])

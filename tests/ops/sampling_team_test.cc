@@ -56,6 +56,7 @@ struct Outcome {
   std::int32_t drawn = -2;
   float largest = -1;
   std::int64_t mass = -1;
+  std::int32_t before = -2;  // of the given id
   std::array<std::int32_t, kMaxLikely> ids{};
   std::array<float, kMaxLikely> logits{};
   bool operator==(const Outcome&) const = default;
@@ -76,6 +77,11 @@ void run_row(Room<Team>& room, const std::vector<float>& logits, const Settings&
   sample.wanted = &settings.wanted;
   sample.largest = &outcome.largest;
   sample.mass = &outcome.mass;
+  const auto given = static_cast<std::int32_t>(logits.size() / 3);
+  sample.logits = logits.data();
+  sample.width = sample.num_tokens = static_cast<std::int32_t>(logits.size());
+  sample.given = &given;
+  sample.before = &outcome.before;
   sample.listed_ids = outcome.ids.data();
   sample.listed_logits = outcome.logits.data();
   const auto rank = static_cast<std::size_t>(Team::rank());

@@ -1,6 +1,5 @@
 // sampling against a sort of the whole row, token for token, and between targets, with edited
-// logits and without; the frequencies of its draws; its reports; the generator against its
-// published vectors.
+// logits and without; the frequencies of its draws; its reports.
 #include "tenon/ops/sampling/sampling.h"
 
 #include <gtest/gtest.h>
@@ -530,7 +529,8 @@ TEST(Sampling, ReportsTellProbabilities) {
   });
 }
 
-// With ids of the caller's, a report has their logits, before the edits; all else is as it was.
+// With ids of the caller's, a report has their logits and places, before the edits; all else is as
+// it was.
 TEST(Sampling, ReportsAreOfGivenIds) {
   std::vector<Row> rows;
   for (int row = 0; row < 12; ++row) {
@@ -538,7 +538,9 @@ TEST(Sampling, ReportsAreOfGivenIds) {
     rows.back().wanted = row % 4 - 1;
   }
   Problem problem = make_problem(2, 130, 250, rows);
-  problem.logit(2, 249) = -INFINITY;
+  problem.logit(2, 249) = problem.logit(2, 3) = -INFINITY;
+  for (const int id : {40, 42, 200}) problem.logit(1, id) = problem.logit(1, 41);  // its equals
+  for (int id = 0; id < 250; ++id) problem.logit(9, id) = -INFINITY;
   std::vector<std::int32_t> given;
   for (int row = 0; row < 12; ++row) given.push_back(row == 2 ? 249 : 41 * row % 250);
   test::for_each_way(kOp, [&](const Way& way) {
@@ -549,15 +551,21 @@ TEST(Sampling, ReportsAreOfGivenIds) {
     const auto largest = fixture.get<float>(args.report->largest);
     args.report->drawn = fixture.blank(DType::kF32, {12}, 0xff);
     args.report->given = fixture.put(given, DType::kI32, {12});
+    args.report->before = fixture.blank(DType::kI32, {12}, 0xfe);
     test::run_forced(fixture, args, way.variant);
     EXPECT_EQ(fixture.get<std::int32_t>(args.out), out);
+    const auto before = fixture.get<std::int32_t>(*args.report->before);
     const auto found = fixture.get<float>(args.report->drawn);
     for (int row = 0; row < 12; ++row) {
       const auto at = static_cast<std::size_t>(row);
       if (rows[at].wanted < 0) {
         EXPECT_TRUE(std::isnan(found[at])) << "written, and nobody wanted it";
+        EXPECT_EQ(before[at], std::int32_t(0xfefefefe)) << "written, and nobody wanted it";
         continue;
       }
+      const std::vector<int> order = sorted_candidates(problem, row);
+      const auto place = std::find(order.begin(), order.end(), given[at]) - order.begin();
+      EXPECT_EQ(before[at], order.empty() ? -1 : place) << row;
       EXPECT_EQ(found[at], problem.logit(row, given[at])) << row;
       EXPECT_EQ(fixture.get<float>(args.report->largest)[at], largest[at]);
     }
@@ -633,36 +641,13 @@ TEST(Sampling, SeedAndPositionAloneDecide) {
   EXPECT_GT(std::unique(by_position.begin(), by_position.end()) - by_position.begin(), 10);
 }
 
-TEST(Sampling, TheGeneratorIsPhilox) {
-  // Known answers of the authors' library: counter, key → words.
-  const Philox zeros = philox(0, Philox{{0, 0, 0, 0}});
-  const std::uint32_t expected_zeros[4] = {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8};
-  const std::uint32_t all = 0xffffffffu;
-  const Philox ones = philox(~std::uint64_t{0}, Philox{{all, all, all, all}});
-  const std::uint32_t expected_ones[4] = {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd};
-  for (int i = 0; i < 4; ++i) {
-    EXPECT_EQ(zeros.words[i], expected_zeros[i]);
-    EXPECT_EQ(ones.words[i], expected_ones[i]);
-  }
-  EXPECT_EQ(random_bits(0, 0), 0xe169c58d6627e8d5u);
-}
-
-TEST(Sampling, MultiplyHighIsExact) {
-  std::mt19937_64 random(3);
-  for (int i = 0; i < 10'000; ++i) {
-    const std::uint64_t a = random() >> (random() % 64), b = random() >> (random() % 64);
-    const auto exact = static_cast<unsigned __int128>(a) * b >> 64;
-    ASSERT_EQ(multiply_high(a, b), static_cast<std::uint64_t>(exact));
-  }
-}
-
 TEST(Sampling, RefusalsSayWhatIsAccepted) {
   DeviceFixture fixture(Target::kCpu);
   Args good = put(
       fixture,
       make_problem(2, 8, 15,
                    std::vector<Row>(3, Row{.edits = {{1, 1.0f, 0}}, .wanted = 1, .mask = {7}})));
-  good.report->given = good.top_k;
+  good.report->given = good.report->before = good.top_k;
   test::expect_refusals(
       kOp, good,
       {{[](Args& a) { a.num_tokens = 17; },
@@ -681,6 +666,8 @@ TEST(Sampling, RefusalsSayWhatIsAccepted) {
         "sampling: ids is i32 [3, 5] on cpu:0 but must be [rows, likely] with likely = 20"},
        {[](Args& a) { a.report->given->shape[0] = 2; },
         "sampling: given is i32 [2] on cpu:0 but must be [rows] with rows = 3"},
+       {[](Args& a) { a.report->before->dtype = DType::kF32; },
+        "sampling: before is f32 [3] on cpu:0 but must be of type i32"},
        {[](Args& a) { a.top_p.device.index = 1; },
         "sampling: top_p is f32 [3] on cpu:1 but logits is f32 [2, 3, 8] on cpu:0; all must lie "
         "on one device"}});

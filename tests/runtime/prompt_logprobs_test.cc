@@ -81,6 +81,9 @@ void expect_oracle(const Told& told, const Tokens& prompt, const SamplingParams&
     std::sort(order.begin(), order.end());
     const TokenLogprobs& found = told.prompt[at - from - 1];
     ASSERT_NEAR(found.drawn, fake_logit(hash, prompt[at], kNumTokens) - std::log(sum), 1e-5) << at;
+    const auto place =
+        std::ranges::find(order, prompt[at], &std::pair<float, std::int32_t>::second);
+    ASSERT_EQ(found.rank, place - order.begin() + 1) << at;
     ASSERT_EQ(found.likeliest.size(), static_cast<std::size_t>(sampling.prompt_logprobs));
     for (std::size_t i = 0; i < found.likeliest.size(); ++i) {
       EXPECT_EQ(found.likeliest[i].first, order[i].second);
@@ -198,6 +201,7 @@ std::vector<std::uint32_t> bits_of(const std::vector<TokenLogprobs>& told) {
   std::vector<std::uint32_t> bits;
   for (const TokenLogprobs& each : told) {
     bits.push_back(std::bit_cast<std::uint32_t>(each.drawn));
+    bits.push_back(static_cast<std::uint32_t>(each.rank));
     for (const auto& [id, logprob] : each.likeliest) {
       bits.push_back(static_cast<std::uint32_t>(id));
       bits.push_back(std::bit_cast<std::uint32_t>(logprob));
@@ -223,7 +227,7 @@ void expect_the_same_bits(Target target, int tp) {
   std::vector<std::vector<std::uint32_t>> wanted;
   for (const Tokens& prompt : prompts) {
     wanted.push_back(bits_of(tell_alone(*open_tiny(options), prompt, telling(3)).prompt));
-    EXPECT_EQ(wanted.back().size(), (prompt.size() - 1) * 7);
+    EXPECT_EQ(wanted.back().size(), (prompt.size() - 1) * 8);
   }
   EXPECT_GT(std::set(wanted.begin(), wanted.end()).size(), 3u);
   options.max_batch = 8;

@@ -38,6 +38,7 @@ struct Sample {
   std::int64_t* mass = nullptr;
   std::int32_t* listed_ids = nullptr;
   const std::int32_t* given = nullptr;  // null: a report is of the token drawn
+  std::int32_t* before = nullptr;       // null: nobody asks; only beside given
 };
 
 inline Sample sample_of(const Args& args) {
@@ -75,7 +76,10 @@ inline Sample sample_of(const Args& args) {
     sample.mass = args.report->mass.as<std::int64_t>();
     sample.listed_ids = args.report->ids.as<std::int32_t>();
     sample.listed_logits = args.report->logits.as<float>();
-    if (args.report->given) sample.given = args.report->given->as<const std::int32_t>();
+    if (args.report->given) {
+      sample.given = args.report->given->as<const std::int32_t>();
+      if (args.report->before) sample.before = args.report->before->as<std::int32_t>();
+    }
   }
   return sample;
 }
@@ -225,18 +229,31 @@ TENON_DEVICE std::int32_t draw(Room<Team>& room, const Sample& sample, int r, co
   }
 }
 
+// The order that the candidates before the given id of row r exceed; above all orders where nobody
+// asks.
+TENON_DEVICE std::uint64_t order_of_given(const Sample& sample, int r) {
+  if (sample.before == nullptr) return ~std::uint64_t{0};
+  const std::int32_t id = sample.given[r];
+  const float logit = plain(*logit_at(row_of(sample, r), id));
+  return order_of(logit, logit > -kInfinity ? id : 0);
+}
+
 // Writes the report of row r but for the logit of the token drawn or given. seen: of all of the
 // row.
 template <class Team, class Row>
 TENON_DEVICE void report(Room<Team>& room, const Sample& sample, int r, const Row& row,
                          const Seen& seen) {
   const bool any = seen.largest > -kInfinity;
-  Pair mass{0, 0};
+  Pair mass{0, 0};  // and how many come before the given id
   int size = 0;
   if (any) {
     MassWeight weight{{seen.largest, 1.0f}, 0, 0, 0};
     weight.least = least_logit(weight.weighing);
-    visit(row, [&](float logit, std::int32_t id) { mass.x += weight_of(weight, logit, id); });
+    const std::uint64_t given = order_of_given(sample, r);
+    visit(row, [&](float logit, std::int32_t id) {
+      mass.x += weight_of(weight, logit, id);
+      mass.y += order_of(logit, id) > given ? 1 : 0;
+    });
     mass = team_reduce(room, mass, 1, sum);
     size = sample.wanted[r] < kMaxLikely ? sample.wanted[r] : kMaxLikely;
   }
@@ -271,6 +288,7 @@ TENON_DEVICE void report(Room<Team>& room, const Sample& sample, int r, const Ro
   if (thread_id() != 0) return;
   sample.largest[r] = any ? seen.largest : 0.0f;
   sample.mass[r] = static_cast<std::int64_t>(mass.x);
+  if (sample.before != nullptr) sample.before[r] = any ? static_cast<std::int32_t>(mass.y) : -1;
 }
 
 // By one thread, when the row's logits are what they were.

@@ -56,6 +56,7 @@ Status check_report(const Args& args, Dims& dims) {
   TENON_TRY(check_rows("largest", report.largest, DType::kF32, args, dims));
   TENON_TRY(check_rows("mass", report.mass, DType::kI64, args, dims));
   if (report.given) TENON_TRY(check_rows("given", *report.given, DType::kI32, args, dims));
+  if (report.before) TENON_TRY(check_rows("before", *report.before, DType::kI32, args, dims));
   TENON_TRY(check_tensor("ids", report.ids, DType::kI32, {"rows", "likely"}, args, dims));
   return check_tensor("listed logits", report.logits, DType::kF32, {"rows", "likely"}, args, dims);
 }

@@ -57,6 +57,9 @@ struct Report {
   TensorView logits;   // f32 [rows, kMaxLikely]: theirs
   // i32 [rows]: where given, `drawn` is of these ids, 0 … num_tokens − 1, instead of those drawn.
   std::optional<TensorView> given = {};
+  // i32 [rows]: beside `given`: how many candidates come before the given id in the order of
+  // candidates, all of them where its logit is none; −1 where the row has no candidates.
+  std::optional<TensorView> before = {};
 };
 
 struct Args {
