@@ -16,7 +16,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TEST = re.compile(r"^(TEST|TEST_F|TEST_P)\(\s*(\w+)\s*,\s*(\w+)\s*\)", re.M)
 INSTANCE = re.compile(r"^INSTANTIATE_TEST_SUITE_P\(\s*(\w*)\s*,\s*(\w+)\s*,", re.M)
 ADDED = re.compile(r"add_test\(\s*NAME\s+(?P<floor>apps|install|policy)\.(?P<name>\w+)")
-APPS = re.compile(r"set\(app_tests([^)]*)\)")
+LISTED = re.compile(r"set\((apps|python)_tests([^)]*)\)")
+
+# What scripts run, by their floor.
+NEEDED = {"apps": {"tenon"}, "install": {"tenon"}, "python": {"tenon_python", "python_oracle"}}
 
 
 def executables():
@@ -37,8 +40,8 @@ def scripts():
     """{name of a test that is a script: floor}"""
     text = (ROOT / "tests/CMakeLists.txt").read_text()
     found = {f"{match['floor']}.{match['name']}": match["floor"] for match in ADDED.finditer(text)}
-    for names in APPS.findall(text):
-        found.update({f"apps.{name}": "apps" for name in names.split()})
+    for floor, names in LISTED.findall(text):
+        found.update({f"{floor}.{name}": floor for name in names.split()})
     return found
 
 
@@ -69,10 +72,9 @@ def find(wanted):
         runs = [["-L", any_of(whole)]] if whole else []
         runs += [["-R", wanted, "-L", any_of(some)]] if some else []
         runs += [["-R", any_of(others)]] if others else []
-        if any(added[name] in ("apps", "install") for name in others):
-            targets = targets | {"tenon"}
-    if wanted in ("apps", "install"):
-        targets = targets | {"tenon"}
+        for name in others:
+            targets = targets | NEEDED.get(added[name], set())
+    targets = targets | NEEDED.get(wanted, set())
     return sorted(targets), runs
 
 

@@ -134,7 +134,10 @@ def time_of_host(run, calls=200, repeats=15):
 
 def measure():
     say(f"\nhidden {HIDDEN}, bf16; rows and fp8 with fp32 row scales formed; µs a call")
-    say("rows    graph: tenon   torch compiled   torch eager    host: given   made   compiled")
+    say("graph: calls in a CUDA graph, the residual whole on every rank, and sharded by owner as in an engine that has")
+    say("boundaries only; torch: all_reduce, then residual, norm and quantiser. host: outputs given, outputs made, and a")
+    say("function of torch.compile, which holds the call alone")
+    say("rows   graph: tenon  sharded   torch compiled  torch eager   host: given   made  compiled   variants")
     fused = epilogue
     try:
         fused = torch.compile(epilogue, dynamic=False)
@@ -144,7 +147,9 @@ def measure():
         say(f"torch.compile of the three kernels: {str(error).splitlines()[0]}")
         fused = None
     for rows in (1, 4, 16, 64, 256):
-        boundary = tenon.torch.Boundary(communicator, hidden=HIDDEN, max_rows=256, eps=EPS)
+        boundary, sharded = (tenon.torch.Boundary(
+            tenon.Channel(communicator, hidden=HIDDEN, max_rows=256, sharded_residual=shard), hidden=HIDDEN,
+            max_rows=256, eps=EPS) for shard in (False, True))
         torch.manual_seed(rank)
         partial = torch.randn(rows, HIDDEN, device="cuda").bfloat16()
         residual, weight = torch.zeros_like(partial), torch.ones(HIDDEN, device="cuda").bfloat16()
@@ -156,6 +161,7 @@ def measure():
             tail(addend, residual, weight)
 
         found = [time_in_a_graph(lambda: boundary(partial, residual, weight, **places))]
+        found.append(time_in_a_graph(lambda: sharded(partial, residual, weight, **places)))
         found.append(time_in_a_graph(lambda: chain(fused), 32) if fused else float("nan"))
         found.append(time_in_a_graph(lambda: chain(epilogue), 32))
         found.append(time_of_host(lambda: boundary(partial, residual, weight, **places)))
@@ -166,11 +172,10 @@ def measure():
         with torch.no_grad():
             compiled(partial, residual)
             found.append(time_of_host(lambda: compiled(partial, residual)))
-        say(f"{rows:4d}  {found[0]:14.2f} {found[1]:16.2f} {found[2]:13.2f} {found[3]:14.2f} {found[4]:6.2f} {found[5]:10.2f}")
+        say("{:4d}  {:12.2f} {:8.2f} {:16.2f} {:12.2f} {:13.2f} {:6.2f} {:9.2f}".format(rows, *found),
+            "  ", boundary.plan(rows).variant, sharded.plan(rows).variant)
         communicator.health()
-        if rows == 1:
-            plan = boundary.plan(rows)
-            say(f"      stage {plan.stage}, {plan.variant}, {plan.blocks} blocks of {plan.threads}")
+        sharded.close()
         boundary.close()
 
 

@@ -14,7 +14,7 @@ U16 = np.uint16
 
 
 def communicator_of_launcher():
-    return tenon.Communicator.from_environment(target="cpu", transport="shm", deadline=10.0)
+    return tenon.Communicator.from_environment(target="cpu", transport="shm", deadline=60.0)
 
 
 def differ():
@@ -62,7 +62,7 @@ class Slow:
 
 def exit_while_waiting():
     global kept
-    kept = wait_in_a_thread(40.0)
+    kept = wait_in_a_thread(300.0)
 
 
 def exit_at_the_deadline():

@@ -148,7 +148,7 @@ class Worlds(unittest.TestCase):
         started = time.monotonic()
         with self.assertRaises((tenon.DeadlineError, tenon.PeerLostError)):
             tenon.Communicator.from_team(tenon.Team(2), 0, target="cpu", deadline=0.5)
-        self.assertLess(time.monotonic() - started, 5)
+        self.assertLess(time.monotonic() - started, 30)
 
     def test_ranks_that_differ(self):
         """The same error on both, after which their communicator works on."""
@@ -162,7 +162,7 @@ class Worlds(unittest.TestCase):
         (code, text), (killed, _) = launch(2, HERE / "fault_main.py", "killed")
         self.assertEqual((code, killed), (0, -signal.SIGKILL), text)
         self.assertRegex(text, r"(PeerLost|Deadline)Error: .*rank 1")
-        self.assertLess(time.monotonic() - started, 30)
+        self.assertLess(time.monotonic() - started, 55)
 
 
 class Processes(unittest.TestCase):
@@ -185,9 +185,9 @@ class Processes(unittest.TestCase):
         """The interpreter of fault_main.py `how` ends by itself, soon, with 0."""
         started = time.monotonic()
         found = subprocess.run([sys.executable, HERE / "fault_main.py", how], capture_output=True, text=True,
-                               timeout=60)
+                               timeout=120)
         self.assertEqual((found.returncode, found.stdout, found.stderr), (0, says, ""))
-        self.assertLess(time.monotonic() - started, 20)
+        self.assertLess(time.monotonic() - started, 60)
 
     def test_exit_while_a_thread_waits_for_a_rank(self):
         self.ends("exit_while_waiting", "left\n")

@@ -5,7 +5,7 @@ import tenon
 
 from oracle import LAYOUTS, case, difference, inputs, spec
 
-with tenon.Communicator.from_environment(target="cpu", transport="shm", deadline=20.0) as communicator:
+with tenon.Communicator.from_environment(target="cpu", transport="shm", deadline=60.0) as communicator:
     for layout in LAYOUTS:
         for rows, fresh in ((5, False), (8, True)):
             shape = case(rows, 512, communicator.num_ranks, layout=layout, offset=1.0, fresh_residual=fresh)

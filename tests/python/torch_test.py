@@ -3,6 +3,7 @@ from inside import NUMPY, ROOT, enter_package, launch
 
 enter_package(__file__, NUMPY, "torch==2.11.0", "mypy==2.4.1", name="python_torch")
 
+import re  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 import unittest  # noqa: E402
@@ -34,6 +35,19 @@ class Ranks(unittest.TestCase):
     def are_equal(self, ranks, backend):
         for code, told in launch(ranks, HERE / "torch_main.py", backend):  # torch may say things before
             self.assertTrue(code == 0 and told.endswith("equal\n"), told)
+
+
+class Adapters(unittest.TestCase):
+    def test_are_equal_to_the_bit(self):
+        for code, told in launch(2, HERE / "adapters_main.py"):
+            self.assertTrue(code == 0 and told.endswith("equal\n"), told)
+
+    def test_a_decoder_layer_before_and_after(self):
+        told = launch(2, ROOT / "examples/05_python/decoder_layer.py")
+        for code, text in told:
+            self.assertEqual(code, 0, text)
+        found = re.search(r"residual: ([0-9.]+)% apart.*codes: ([0-9]+)%.*compiled: the same bits", told[0][1])
+        self.assertTrue(found and float(found[1]) < 1 and int(found[2]) < 10, told[0][1])
 
 
 class Compiled(unittest.TestCase):
