@@ -23,6 +23,10 @@ COLUMNS = {
     "prefill": [("prompts", "prompts", 0), ("tokens", "tokens each", 0), ("stages", "stages", None),
                 ("first_token_ms", "ms to the last first token", 1), ("tokens_per_s", "tokens/s", 0),
                 ("tflops", "TFLOP/s per rank", 0), ("ratio", "x first", 3)],
+    "serve": [("concurrency", "at a time", 0), ("arm", "server", None), ("output_tokens_per_s", "tokens/s", 0),
+              ("ttft_median_ms", "TTFT, ms", 0), ("ttft_p99_ms", "p99", 0), ("tpot_median_ms", "TPOT, ms", 2),
+              ("tpot_p99_ms", "p99", 2), ("itl_p99_ms", "ITL p99, ms", 1), ("completed", "whole", 0),
+              ("failed", "failed", 0)],
     "profile": [("stages", "stages", None), ("section", "part of the step", None), ("kernel", "kernel", None),
                 ("launches", "launches", 0), ("us", "µs", 1), ("us_each", "µs each", 2),
                 ("percent", "% of launches", 1)],
@@ -81,12 +85,25 @@ def plot(result, title):
     return "\n".join(out) + "\n"
 
 
+def served(result, path):
+    """A load on servers. Where they ran is known to the notes alone: the client does not see it."""
+    load = result["load"]
+    model = pathlib.PurePath(result["model"]).name
+    lines = [f'## {model}, served, {load["input_tokens"]:,} tokens in and {load["output_tokens"]:,} out', "",
+             f'{load["num_prompts"]} requests; {result["date"][:10]}, version {result["version"]}. '
+             f'`{result["command"]}`', ""]
+    return lines + table(result, COLUMNS["serve"]) + ["", path.with_suffix(".md").read_text().strip(), ""]
+
+
 def files():
     """Path and text of all that there is to write."""
     found, page = {}, [HEAD]
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
         kind = kind_of(result)
+        if kind == "serve":
+            page += served(result, path)
+            continue
         ranks = f'{result["ranks"]} rank' + ("" if result["ranks"] == 1 else "s")
         title = f'{result["model"]}, {kind}, {ranks} of {result["device"]}'
         page += [f"## {title}", ""]
