@@ -84,6 +84,11 @@ Result<int> vocabulary_of(const std::string& model) {
   return config.vocab;
 }
 
+Result<int> context_of(const std::string& model) {
+  TENON_ASSIGN(const qwen3_5::Config config, config_of(model));
+  return config.max_positions;
+}
+
 void add_weights_options(CLI::App& app, WeightsFrom& weights) {
   app.add_option_function<std::string>(
          "--load-format",

@@ -28,8 +28,9 @@ bool has_tokenizer(const std::string& model);
 // That a team of `size` divides the model, or which sizes do.
 Status check_team(const std::string& model, int size);
 
-// The ids that the config has rows for.
+// The ids that the config has rows for; the longest context that it allows, in tokens.
 Result<int> vocabulary_of(const std::string& model);
+Result<int> context_of(const std::string& model);
 
 // Adds --load-format and --weights-seed.
 void add_weights_options(CLI::App& app, WeightsFrom& weights);

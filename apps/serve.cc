@@ -188,7 +188,12 @@ Status serve_session(const Options& options, Session& session) {
   const bool v6 = http->host().find(':') != std::string::npos;
   if (!options.session.quiet) {
     TENON_ASSIGN(const EngineStats stats, session.queue().engine_stats());
-    std::fprintf(stderr, "%s", memory_table(stats.memory).c_str());
+    TENON_ASSIGN(const EngineOptions engine, engine_options(options.session));
+    std::fprintf(stderr,
+                 "%sa request has at most %d tokens, prompt and answer together; %d run together, "
+                 "in steps of at most %d tokens\n",
+                 memory_table(stats.memory).c_str(), session.model().max_context(),
+                 session.model().max_batch(), engine.max_tokens_per_step);
   }
   std::fprintf(stderr, "tenon: \"%s\" is served on http://%s:%d, loaded in %s s%s\n",
                service_options.models[0].c_str(),

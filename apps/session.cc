@@ -24,6 +24,21 @@ StagePolicy stage_policy_of(const std::string& stage_name) {
                                : static_cast<StagePolicy>(stage_name[0] - '0');
 }
 
+namespace {
+
+// Where the command line leaves the choice.
+constexpr int kHostContext = 2048;
+constexpr int kHostStepTokens = 256, kDeviceStepTokens = kMaxTokensPerStep;
+
+// On devices all that the model allows, for the caches take the memory that there is.
+int free_context(const std::string& model, bool on_host) {
+  const auto allowed = context_of(model);
+  if (!allowed) return kHostContext;  // who opens the model says why
+  return std::min(*allowed, on_host ? kHostContext : kMaxContext);
+}
+
+}  // namespace
+
 Result<EngineOptions> engine_options(const SessionOptions& options) {
   EngineOptions out;
   out.model = options.model;
@@ -32,12 +47,23 @@ Result<EngineOptions> engine_options(const SessionOptions& options) {
   const auto target = target_named(options.device);
   TENON_CHECK(target.has_value());  // the command line has asked for one of the list
   out.target = *target;
-  out.max_context = options.max_context;
-  out.max_batch = options.max_batch;
+  const bool on_host = is_host(out.target);
+  out.fits_context = options.max_context == kLeftOpen;
+  out.max_context = out.fits_context ? free_context(options.model, on_host) : options.max_context;
+  out.max_batch = options.max_batch != kLeftOpen ? options.max_batch : on_host ? 16 : 64;
   out.cache_tokens = options.cache_tokens;
   out.memory_fraction = options.memory_fraction;
   out.prefix_states = options.prefix_states;
-  out.max_tokens_per_step = std::max(out.max_tokens_per_step, kPrefillQuantum + options.max_batch);
+  const int least = kPrefillQuantum + out.max_batch;
+  if (options.step_tokens != kLeftOpen && options.step_tokens < least)
+    return Status::error(Code::kInvalidArgument,
+                         "--step-tokens is " + std::to_string(options.step_tokens) +
+                             "; with --max-batch " + std::to_string(out.max_batch) +
+                             " accepted are " + std::to_string(least) + " to " +
+                             std::to_string(kMaxTokensPerStep));
+  out.max_tokens_per_step = options.step_tokens != kLeftOpen
+                                ? options.step_tokens
+                                : std::max(on_host ? kHostStepTokens : kDeviceStepTokens, least);
   out.force_stage = stage_policy_of(options.force_stage);
   out.max_stage = options.max_stage;
   out.force_variant = options.variant;
@@ -125,16 +151,16 @@ void add_stage_limits(CLI::App& app, SessionOptions& options) {
 
 namespace {
 
-// A number of tokens, or "auto", which becomes kAutoCacheTokens.
-CLI::Validator cache_tokens_or_auto() {
-  const CLI::Validator number = whole_number(0, INT32_MAX - kBlockTokens);
+// A number, or "auto", which becomes `free`.
+CLI::Validator number_or_auto(std::int64_t low, std::uint64_t high, std::int64_t free) {
+  const CLI::Validator number = whole_number(low, high);
   return CLI::Validator(
-      [number](std::string& text) {
+      [number, free](std::string& text) {
         if (text != "auto") {
           const std::string wrong = number(text);
           return wrong.empty() ? wrong : wrong + ", or auto";
         }
-        text = std::to_string(kAutoCacheTokens);
+        text = std::to_string(free);
         return std::string();
       },
       "auto or " + number.get_description());
@@ -144,22 +170,32 @@ CLI::Validator cache_tokens_or_auto() {
 
 void add_session_options(CLI::App& app, SessionOptions& options) {
   add_model_options(app, options);
-  app.add_option("--max-context", options.max_context,
-                 "the most tokens of one sequence, prompt and answer together")
-      ->capture_default_str()
-      ->check(whole_number(1, kMaxContext))
+  app.add_option(
+         "--max-context", options.max_context,
+         "the most tokens of one sequence, prompt and answer together; auto: on devices what "
+         "the model allows and the kv cache holds, on hosts 2048")
+      ->default_str("auto")
+      ->transform(number_or_auto(1, kMaxContext, kLeftOpen))
       ->group("Model");
   app.add_option("--max-batch", options.max_batch,
-                 "the most sequences that run together; long contexts may leave memory for fewer")
-      ->capture_default_str()
-      ->check(whole_number(1, kMaxTokensPerStep - kPrefillQuantum))
+                 "the most sequences that run together; auto: 64 on devices, 16 on hosts")
+      ->default_str("auto")
+      ->transform(number_or_auto(1, kMaxTokensPerStep - kPrefillQuantum, kLeftOpen))
+      ->group("Model");
+  app.add_option("--step-tokens", options.step_tokens,
+                 "tokens that one step computes: with more a prompt is read sooner, with fewer the "
+                 "answers of others go on more evenly meanwhile; auto: " +
+                     std::to_string(kDeviceStepTokens) + " on devices, " +
+                     std::to_string(kHostStepTokens) + " on hosts")
+      ->default_str("auto")
+      ->transform(number_or_auto(kPrefillQuantum + 1, kMaxTokensPerStep, kLeftOpen))
       ->group("Model");
   app.add_option("--cache-tokens", options.cache_tokens,
                  "tokens that the kv cache holds, of all sequences and kept prompts together; 0: "
                  "max-batch times max-context; auto: that on hosts, on devices all that "
                  "--memory-fraction has room for")
       ->default_str("auto")
-      ->transform(cache_tokens_or_auto())
+      ->transform(number_or_auto(0, INT32_MAX - kBlockTokens, kAutoCacheTokens))
       ->group("Model");
   app.add_option("--memory-fraction", options.memory_fraction,
                  "of a device's memory, what --cache-tokens auto may fill in all, weights included")

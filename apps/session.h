@@ -23,12 +23,16 @@ namespace tenon::apps {
 // Whether prompts go through the checkpoint's chat template. Auto: where it has one.
 enum class Chat : std::uint8_t { kAuto, kOn, kOff };
 
+// What the command line says as "auto": chosen by engine_options().
+inline constexpr int kLeftOpen = 0;
+
 struct SessionOptions {
   std::string model = default_model();
   WeightsFrom weights;
   int tp = 2;
   std::string device = "cpu";
-  int max_context = 2048, max_batch = 16;
+  int max_context = kLeftOpen, max_batch = kLeftOpen;
+  int step_tokens = kLeftOpen;                   // EngineOptions::max_tokens_per_step
   std::int64_t cache_tokens = kAutoCacheTokens;  // as in EngineOptions, and the next two
   double memory_fraction = EngineOptions().memory_fraction;
   int prefix_states = EngineOptions().prefix_states;

@@ -347,6 +347,9 @@ void add_answers(Json& out) {
   out["TokenCount"] = object_of({"input_tokens"}, {{"input_tokens", whole}});
   out["Tokens"] = object_of({"count", "max_model_len", "tokens"},
                             {{"count", whole}, {"max_model_len", whole}, {"tokens", ids(0)}});
+  out["Rendered"] = object_of({"request_id", "model", "token_ids"},
+                              {{"request_id", text}, {"model", text}, {"token_ids", ids(0)}});
+  out["RenderedList"] = list_of(refer("Rendered"));
   out["Text"] = object_of({"prompt"}, {{"prompt", text}});
   out["Model"] = object_of({"id", "object", "max_model_len"}, {{"id", text},
                                                                {"object", exactly("model")},
@@ -407,6 +410,10 @@ constexpr DescribedBody kBodies[] = {
      kInCountTokens, "TokenCount"},
     {ApiBody::kGenerate, "What follows after a text, as SGLang's", "GenerateRequest", kInGenerate,
      "GenerateAnswer"},
+    {ApiBody::kRenderChat, "The prompt that a conversation becomes, without an answer",
+     "ChatRequest", kInChat, "Rendered"},
+    {ApiBody::kRenderCompletion, "The prompts of a request, without an answer", "CompletionRequest",
+     kInCompletion, "RenderedList"},
     {ApiBody::kTokenize, "A text or a conversation to token ids", "TokenizeRequest", kInTokenize,
      "Tokens"},
     {ApiBody::kDetokenize, "Token ids to a text", "DetokenizeRequest", kInDetokenize, "Text"},

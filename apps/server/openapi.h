@@ -16,6 +16,8 @@ enum class ApiBody : std::uint8_t {
   kMessages,
   kCountTokens,
   kGenerate,
+  kRenderChat,
+  kRenderCompletion,
   kTokenize,
   kDetokenize,
   // Requests without a body.

@@ -99,6 +99,10 @@ const std::vector<Service::Route>& Service::routes() {
       {{"/v1/completions", "POST", ApiBody::kCompletion, kKeyed},
        &Service::completions,
        Dialect::kCompletion},
+      {{"/v1/chat/completions/render", "POST", ApiBody::kRenderChat, kKeyed},
+       &Service::render_chat},
+      {{"/v1/completions/render", "POST", ApiBody::kRenderCompletion, kKeyed},
+       &Service::render_completions},
       {{"/v1/messages", "POST", ApiBody::kMessages, kKeyed}, &Service::messages, kMessages},
       {{"/v1/messages/count_tokens", "POST", ApiBody::kCountTokens, kKeyed},
        &Service::count_tokens,
@@ -397,27 +401,48 @@ Exchange Service::completions(const Call& call) {
 Exchange Service::messages(const Call& call) { return answer(Dialect::kMessages, call.request); }
 Exchange Service::generate(const Call& call) { return answer(Dialect::kGenerate, call.request); }
 
-Exchange Service::answer(Dialect dialect, const HttpRequest& request) {
-  const auto refuse = [&](const ApiError& error) {
-    return answer_with_error(dialect, error, request.id);
-  };
-  auto parsed = parse_request(dialect, request.body, options_.defaults);
-  if (const auto* error = std::get_if<ApiError>(&parsed)) return refuse(*error);
+ApiResult<PreparedRequest> Service::understand(Dialect dialect, const std::string& body,
+                                               std::string& name) const {
+  auto parsed = parse_request(dialect, body, options_.defaults);
+  if (auto* error = std::get_if<ApiError>(&parsed)) return std::move(*error);
   ApiRequest& wanted = std::get<ApiRequest>(parsed);
-  if (const auto error = check_model(wanted.model)) return refuse(*error);
+  if (auto error = check_model(wanted.model)) return *std::move(error);
   const auto most = static_cast<std::size_t>(options_.max_queued);
   if (wanted.choices() > most && wanted.max_tokens != 0)
-    return refuse({400,
-                   "the request asks for " + std::to_string(wanted.choices()) +
-                       " answers; accepted are " + std::to_string(most) +
-                       ", as many as may wait here",
-                   wanted.n > 1 ? wanted.n_field : wanted.prompt_field,
-                   {}});
-  const std::string name = wanted.model.empty() ? options_.models[0] : wanted.model;
-  auto prepared = prepare(engines_.model, std::move(wanted));
-  if (const auto* error = std::get_if<ApiError>(&prepared)) return refuse(*error);
+    return ApiError{400,
+                    "the request asks for " + std::to_string(wanted.choices()) +
+                        " answers; accepted are " + std::to_string(most) +
+                        ", as many as may wait here",
+                    wanted.n > 1 ? wanted.n_field : wanted.prompt_field,
+                    {}};
+  name = wanted.model.empty() ? options_.models[0] : wanted.model;
+  return prepare(engines_.model, std::move(wanted));
+}
+
+Exchange Service::answer(Dialect dialect, const HttpRequest& request) {
+  std::string name;
+  auto prepared = understand(dialect, request.body, name);
+  if (const auto* error = std::get_if<ApiError>(&prepared))
+    return answer_with_error(dialect, *error, request.id);
   return make_generation(engines_, std::get<PreparedRequest>(std::move(prepared)),
                          AnswerHead{request.id, name, unix_time()});
+}
+
+// What routers ask that choose a server by the beginning of a prompt.
+Exchange Service::render(Dialect dialect, const HttpRequest& request) {
+  std::string name;
+  const auto prepared = understand(dialect, request.body, name);
+  if (const auto* error = std::get_if<ApiError>(&prepared))
+    return answer_with_error(dialect, *error, request.id);
+  Json all = Json::array();
+  for (const auto& prompt : std::get<PreparedRequest>(prepared).prompts)
+    all.push_back({{"request_id", request.id}, {"model", name}, {"token_ids", prompt}});
+  return json_answer(dialect == Dialect::kChat ? all[0] : all);
+}
+
+Exchange Service::render_chat(const Call& call) { return render(Dialect::kChat, call.request); }
+Exchange Service::render_completions(const Call& call) {
+  return render(Dialect::kCompletion, call.request);
 }
 
 Exchange Service::count_tokens(const Call& call) {

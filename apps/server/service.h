@@ -81,6 +81,8 @@ class Service {
   std::unique_ptr<HttpExchange> messages(const Call& call);
   std::unique_ptr<HttpExchange> count_tokens(const Call& call);
   std::unique_ptr<HttpExchange> generate(const Call& call);
+  std::unique_ptr<HttpExchange> render_chat(const Call& call);
+  std::unique_ptr<HttpExchange> render_completions(const Call& call);
   std::unique_ptr<HttpExchange> tokenize(const Call& call);
   std::unique_ptr<HttpExchange> detokenize(const Call& call);
 
@@ -92,6 +94,10 @@ class Service {
   // The origin that an answer names, or empty.
   std::string allowed_origin(const HttpRequest& request) const;
   std::unique_ptr<HttpExchange> answer(Dialect dialect, const HttpRequest& request);
+  std::unique_ptr<HttpExchange> render(Dialect dialect, const HttpRequest& request);
+  // The request in `body` with its prompts as ids, and `name` of the model that answers.
+  ApiResult<PreparedRequest> understand(Dialect dialect, const std::string& body,
+                                        std::string& name) const;
   std::optional<ApiError> check_key(const HttpRequest& request) const;
   std::optional<ApiError> check_model(const std::string& name) const;
   std::string unhealthy() const;  // why, or empty

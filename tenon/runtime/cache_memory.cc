@@ -79,7 +79,9 @@ Status CacheMemory::check_left(const CacheLayout& layout, const Room& room, std:
 }
 
 Result<int> CacheMemory::blocks_in(const CacheLayout& layout, const Room& room, std::int64_t left) {
-  TENON_TRY(check_left(layout, room, left));
+  Room least = room;
+  if (room.fits_context) least.cache_tokens = kBlockTokens;
+  TENON_TRY(check_left(layout, least, left));
   const std::int64_t block = layout.block_bytes();
   if (block == 0) return room.blocks();
   constexpr std::int64_t kMostBlocks = INT32_MAX / kBlockTokens - 1;  // places are int32
@@ -97,6 +99,10 @@ Result<std::int64_t> agree_on_cache_tokens(const Result<int>& blocks, Communicat
 int CacheMemory::Room::blocks() const {
   if (cache_tokens > 0) return static_cast<int>((cache_tokens + kBlockTokens - 1) / kBlockTokens);
   return max_batch * Scheduler::blocks_per_sequence(max_context);
+}
+
+int CacheMemory::Room::context() const {
+  return fits_context ? std::min(max_context, blocks() * kBlockTokens) : max_context;
 }
 
 Result<CacheMemory> CacheMemory::allocate(const CacheLayout& layout, const Room& room,

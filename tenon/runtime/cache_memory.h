@@ -26,15 +26,18 @@ class CacheMemory {
     // Tokens of all sequences together; 0: every sequence can be as long as max_context.
     std::int64_t cache_tokens = 0;
     int prefix_states = 0;  // parts per sequence, beyond those of max_batch sequences
+    // A sequence may be as long as max_context only where the blocks hold that.
+    bool fits_context = false;
 
     int blocks() const;
+    int context() const;  // the longest sequence
     int slots() const { return max_batch + prefix_states; }
   };
   CacheMemory() = default;
   // Whether `left` bytes have the room; a refusal says what would fit.
   static Status check_left(const CacheLayout& layout, const Room& room, std::int64_t left);
   // The most blocks that fit into `left` bytes beside the states of room.slots(). Refuses, as
-  // check_left() does, where those of the room itself do not.
+  // check_left() does, where those of the room itself do not, or with fits_context not one.
   static Result<int> blocks_in(const CacheLayout& layout, const Room& room, std::int64_t left);
   // room.blocks() parts of what blocks have and room.slots() of what sequences have; all bytes are
   // zero. Refuses what cannot fit before it touches any memory, and says what would.

@@ -321,7 +321,7 @@ Status Engine::State::open_as_process() {
 Status Engine::State::open_leader() {
   const CacheMemory::Room& room = own->room();
   caches.emplace(room.blocks(), kBlockTokens, room.slots());
-  Scheduler::Limits limits{options.max_batch, options.max_tokens_per_step, options.max_context};
+  Scheduler::Limits limits{options.max_batch, options.max_tokens_per_step, room.context()};
   limits.keeps_prefixes = options.prefix_states > 0;
   limits.max_edits = own->layout().max_edits();
   scheduler.emplace(limits, *caches);
@@ -388,6 +388,7 @@ Engine::~Engine() {
 }
 
 bool Engine::leads() const { return state_->own->comm().rank() == 0; }
+int Engine::max_context() const { return state_->own->room().context(); }
 
 // Followers are waiting for a step: the last one they get says stop. Waits for threads, however
 // long their present step takes: all waits inside a step end by the deadline.

@@ -27,8 +27,10 @@ struct EngineOptions {
   WeightsFrom weights;  // as in ModelOptions
   int tp = 1;           // ranks
   Target target = Target::kCpu;
-  int max_batch = 16;             // sequences that run together
-  int max_context = 4096;         // prompt and completion of one sequence
+  int max_batch = 16;      // sequences that run together
+  int max_context = 4096;  // prompt and completion of one sequence
+  // max_context is the most that is wanted: where the caches hold less, it is that.
+  bool fits_context = false;
   int max_tokens_per_step = 256;  // at least 64 + max_batch
   // Tokens that the kv cache of each rank holds, of all sequences and kept prefixes together; 0:
   // max_batch · max_context. With fewer, sequences may be preempted: the same tokens, later.
@@ -115,6 +117,8 @@ class Engine {
   ~Engine();  // tells the other ranks to stop, and waits for those that are threads
 
   bool leads() const;  // rank 0
+  // Of the options, or what fits_context made of it.
+  int max_context() const;
   // Followers: run the leader's steps until it stops. The leader's error, or this rank's.
   Status follow();
 

@@ -63,6 +63,7 @@ Result<std::unique_ptr<Rank>> Rank::open(const EngineOptions& options, int rank,
   Fields fields;  // what steps, caches and draws are cut to; a process may have been told otherwise
   fields("max_batch", options.max_batch);
   fields("max_context", options.max_context);
+  fields("fits_context", static_cast<int>(options.fits_context));
   fields("max_tokens_per_step", options.max_tokens_per_step);
   fields("num_tokens", options.num_tokens);
   fields("arms", static_cast<int>(1 + options.more_stages.size()));
@@ -97,8 +98,8 @@ Status Rank::plan_memory(const EngineOptions& options, const ModelPlan& model) {
   const bool on_host = is_host(device.target), fills = options.cache_tokens == kAutoCacheTokens;
   const int sharers = on_host || comm_->shares_device() ? comm_->size() : 1;
   TENON_ASSIGN(const DeviceProperties found, properties(device));
-  room_ = {options.max_context, options.max_batch, sharers, fills ? 0 : options.cache_tokens,
-           options.prefix_states};
+  room_ = {options.max_context,   options.max_batch,   sharers, fills ? 0 : options.cache_tokens,
+           options.prefix_states, options.fits_context};
   memory_plan_.device = static_cast<std::int64_t>(found.total_bytes) / sharers;
   memory_plan_.model = model.memory;
   memory_plan_.steps = StepRunner::count_bytes(layout_, model.vocab_size, *comm_);

@@ -53,10 +53,7 @@ std::vector<std::int32_t> TextCodec::eos_ids() const {
 
 LanguageModel::LanguageModel(TextCodec text, const EngineOptions& options,
                              Engine::ModelFactory make_model)
-    : text_(std::move(text)),
-      max_context_(options.max_context),
-      max_batch_(options.max_batch),
-      make_model_(std::move(make_model)) {}
+    : text_(std::move(text)), max_batch_(options.max_batch), make_model_(std::move(make_model)) {}
 
 Result<std::unique_ptr<LanguageModel>> LanguageModel::open(TextCodec text, EngineOptions options,
                                                            Engine::ModelFactory make_model) {
@@ -64,6 +61,7 @@ Result<std::unique_ptr<LanguageModel>> LanguageModel::open(TextCodec text, Engin
     std::unique_ptr<LanguageModel> model(
         new LanguageModel(std::move(text), options, std::move(make_model)));
     TENON_TRY(model->reopen(std::move(options)));
+    model->max_context_ = model->engine_->max_context();
     const std::vector<std::int32_t>& ends = model->engine_->eos_ids();
     TENON_ASSIGN(AnswerMarks marks, AnswerMarks::of(model->text_.tokenizer(), ends));
     model->eos_ids_ = ends;

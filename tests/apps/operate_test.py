@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""docs/operate.md says what is true of `tenon serve`: operate_test.py PATH_TO_TENON."""
+"""docs/operate.md and docs/serve.md say what is true of `tenon serve`: operate_test.py PATH_TO_TENON."""
 import pathlib
 import re
 import unittest
@@ -8,12 +8,13 @@ from serve_support import Server
 from support import ROOT, tenon, wait_until
 
 PAGE = (ROOT / "docs/operate.md").read_text()
+CLIENTS_PAGE = re.sub(r"^```.*?^```", "", (ROOT / "docs/serve.md").read_text(), flags=re.S | re.M)
 NAMED = re.compile(r"`([^`]+)`")
 STRING = re.compile(r'"((?:[^"\\\n]|\\.)*)"')
 
 
-def section(name):
-    return PAGE.split(f"\n## {name}\n", 1)[1].split("\n## ", 1)[0]
+def section(name, page=PAGE):
+    return page.split(f"\n## {name}\n", 1)[1].split("\n## ", 1)[0]
 
 
 def rows(text):
@@ -48,7 +49,37 @@ def says(statements, parts):
     return False
 
 
+def fields_of(document, schema):
+    """The names that an object may have, its alternatives' too."""
+    if "$ref" in schema:
+        schema = document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
+    found = set(schema.get("properties", {}))
+    for kind in ("allOf", "anyOf", "oneOf"):
+        for each in schema.get(kind, []):
+            found |= fields_of(document, each)
+    return found
+
+
 class Page(unittest.TestCase):
+    # What /openapi.json lists is what the server reads: serve_openapi_test.py holds it to that.
+    def test_paths_and_fields_of_requests(self):
+        server = Server("--quiet", "--max-context", "256")
+        self.addCleanup(server.stop)
+        document = server.get("/openapi.json").json()
+        named = " ".join(NAMED.findall(CLIENTS_PAGE))
+        paths = {path.replace("{model}", "NAME") for path in document["paths"]}
+        self.assertEqual(paths - set(re.findall(r"/[\w./]*", named)), set())
+        fields = set()
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                if "requestBody" in operation:
+                    fields |= fields_of(document, operation["requestBody"]["content"]["application/json"]["schema"])
+        self.assertGreater(len(fields), 50)
+        self.assertEqual(fields - set(re.findall(r"\w+", named)), set())
+        told = {each.split(".")[0] for row in rows(section("Fields", CLIENTS_PAGE))[1:]
+                for each in NAMED.findall(re.sub(r"\([^)]*\)", "", row[0])) if not each.startswith("/")}
+        self.assertEqual(told - fields, set())
+
     def test_options(self):
         told = re.findall(r"^  (?:-h, )?(--[a-z-]+(?:, --[a-z-]+)*)", tenon("serve", "--help").stdout, re.M)
         there = {each for names in told for each in names.split(", ")}

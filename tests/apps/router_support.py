@@ -112,6 +112,9 @@ class RouterCases:
         missing = router.ask("POST", CHAT, {**asked("How many?"), "model": "other"})
         self.assertEqual((missing.status, missing.json()["error"]["code"]), (404, "model_not_found"))
 
+    def check_how_prompts_were_read(self):
+        """For a router that lets a server read them."""
+
     def test_one_beginning_stays_with_one_server(self):
         router = self.route("cache_aware")
 
@@ -131,6 +134,7 @@ class RouterCases:
                 self.assertLess(kept[0], 64)
                 self.assertTrue(all(each >= 128 for each in kept[1:]), kept)
         hits = len(KINDS) * (TURNS - 1)
+        self.check_how_prompts_were_read()
 
         def told(name):
             return [each.metric(name) for each in self.servers]

@@ -433,10 +433,36 @@ class Starting(unittest.TestCase):
                                    (["--api-key-file", "/nowhere"], 1, "/nowhere"),
                                    (["--allow-origin", "https://page.example/"], 2, "without a path"),
                                    (["--allow-origin", "page.example"], 2, '--allow-origin is "page.example"'),
+                                   (["--step-tokens", "79"], 2, "with --max-batch 16 accepted are 80 to 8192"),
+                                   (["--step-tokens", "64"], 2, "whole numbers from 65 to 8192, or auto"),
+                                   (["--max-context", "long"], 2, "1048576, or auto"),
+                                   (["--max-batch", "0"], 2, "8128, or auto"),
                                    (["--model", "/nowhere"], 1, "/nowhere")):
             done = tenon("serve", "--port", "0", *words)
             self.assertEqual(done.returncode, code, done.stderr)
             self.assertIn(piece, done.stderr)
+
+    def test_what_is_left_to_the_server(self):
+        """The sizes of hosts; a context is no longer than the kv cache where nobody asked for one."""
+        for words, context, batch, tokens in (([], 2048, 16, 256),
+                                              (["--max-batch", "auto", "--cache-tokens", "640"], 640, 16, 256),
+                                              (["--max-context", "auto", "--max-batch", "300"], 2048, 300, 364),
+                                              (["--max-context", "96", "--step-tokens", "128"], 96, 16, 128)):
+            server = Server(*words)
+            try:
+                said = (f"a request has at most {context} tokens, prompt and answer together; {batch} run together, "
+                        f"in steps of at most {tokens} tokens")
+                self.assertIn(said + "\n", server.log)
+                self.assertEqual(server.get("/v1/models").json()["data"][0]["max_model_len"], context)
+                self.assertEqual(server.metric("tenon_max_batch"), batch)
+                refused = server.post("/v1/completions", {"prompt": [5] * context, "max_tokens": 1})
+                self.assertEqual((refused.status, refused.json()["error"]["code"]), (400, "context_length_exceeded"))
+                whole = server.post("/v1/completions", {"prompt": [5] * (context - 2), "max_tokens": 9,
+                                                        "ignore_eos": True}).json()
+                self.assertEqual((whole["usage"]["completion_tokens"], whole["choices"][0]["finish_reason"]),
+                                 (2, "length"))
+            finally:
+                server.stop()
 
     def test_a_port_that_is_taken(self):
         server = Server("--quiet")

@@ -9,6 +9,7 @@ PAGE = "https://page.example"
 GOOD = {"/v1/chat/completions": chat(max_tokens=1), "/v1/completions": {"prompt": "Tom", "max_tokens": 1},
         "/v1/messages": {**chat(), "max_tokens": 1}, "/v1/messages/count_tokens": chat(),
         "/generate": {"text": "Tom", "sampling_params": {"max_new_tokens": 1}},
+        "/v1/chat/completions/render": chat(), "/v1/completions/render": {"prompt": "Tom"},
         "/tokenize": {"prompt": "Tom"}, "/detokenize": {"tokens": [5]}}
 server = document = None
 

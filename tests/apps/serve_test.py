@@ -425,6 +425,19 @@ class Others(unittest.TestCase):
         self.assertTrue(wait_until(lambda: server.get("/get_load").json() == [nothing]))
         self.assertTrue(wait_until(lambda: server.metric("vllm:kv_cache_usage_perc") == 0))
 
+    def test_prompts_that_routers_ask_for(self):
+        tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+        asked = chat(tools=tools, max_tokens=1)
+        found = server.post("/v1/chat/completions/render", asked).json()
+        self.assertEqual(found["token_ids"], server.post("/tokenize", asked).json()["tokens"])
+        self.assertEqual(found["model"], "tiny")
+        found = server.post("/v1/completions/render", {"prompt": ["Tom has", "Ann"]}).json()
+        self.assertEqual([each["token_ids"] for each in found],
+                         [server.post("/tokenize", {"prompt": text}).json()["tokens"]
+                          for text in ("Tom has", "Ann")])
+        self.assertEqual(server.post("/v1/completions/render", {"prompt": "Tom", "model": "x"}).status, 404)
+        self.assertEqual(server.post("/v1/chat/completions/render", {}).status, 400)
+
     def test_texts_and_ids(self):
         text = "Stra\u00dfe \u65e5\u672c <think>"
         found = server.post("/tokenize", {"prompt": text, "return_token_strs": True}).json()

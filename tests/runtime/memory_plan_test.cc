@@ -62,6 +62,25 @@ TEST(MemoryPlan, CachesFillWhatIsLeftToTheBlock) {
   EXPECT_EQ(*CacheMemory::blocks_in(states, room, 1'000'000), 4);
 }
 
+TEST(MemoryPlan, AContextMayBeWhatTheBlocksHold) {
+  const CacheLayout layout = layout_of(2, 10);  // 512 bytes a block, 40 a sequence
+  Room room{.max_context = 640, .max_batch = 2, .prefix_states = 3};
+  room.fits_context = true;
+  const std::int64_t states = 5 * 40;
+  for (const int blocks : {1, 3, 10, 100}) {
+    const auto found = CacheMemory::blocks_in(layout, room, states + blocks * 512 + 511);
+    ASSERT_TRUE(found) << found.status().to_string();
+    EXPECT_EQ(*found, blocks);
+    Room planned = room;
+    planned.cache_tokens = std::int64_t{*found} * kBlockTokens;
+    EXPECT_EQ(planned.context(), std::min(640, blocks * 64));
+    planned.fits_context = false;
+    EXPECT_EQ(planned.context(), 640);
+  }
+  EXPECT_EQ(room.context(), 640);  // without a limit of tokens there is a place for each
+  EXPECT_FALSE(CacheMemory::blocks_in(layout, room, states + 511));
+}
+
 TEST(MemoryPlan, RefusesWithWhatWouldFit) {
   // 16.384 MB a block, 10 MB a sequence.
   const CacheLayout layout = layout_of(64'000, 2'500'000);
