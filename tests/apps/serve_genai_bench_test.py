@@ -51,11 +51,13 @@ class GenAiBench(unittest.TestCase):
             before = server.metric("vllm:generation_tokens_total")
             found = self.load(backend)
             total = found["aggregated_metrics"]
-            self.assertEqual((total["num_completed_requests"], total["num_error_requests"]), (REQUESTS, 0))
-            asked = [each["num_output_tokens"] for each in found["individual_request_metrics"]]
-            self.assertEqual(asked, [TOKENS] * REQUESTS)
-            self.assertGreaterEqual(server.metric("vllm:generation_tokens_total") - before,
-                                    TOKENS * REQUESTS)
+            # It looks from time to time whether there are enough, so more may have ended.
+            ended = total["num_completed_requests"]
+            self.assertGreaterEqual(ended, REQUESTS)
+            self.assertEqual(total["num_error_requests"], 0)
+            drawn = [each["num_output_tokens"] for each in found["individual_request_metrics"]]
+            self.assertEqual(drawn, [TOKENS] * ended)
+            self.assertGreaterEqual(server.metric("vllm:generation_tokens_total") - before, TOKENS * ended)
 
 
 if __name__ == "__main__":
