@@ -74,6 +74,14 @@ Status parse_milliseconds(std::string_view value, std::chrono::milliseconds& out
   return Status::ok();
 }
 
+Status parse_flag(std::string_view value, bool& out) {
+  int on = 0;
+  TENON_TRY(parse_number(value, 0, 1, "0 or 1", on));
+  out = on != 0;
+  return Status::ok();
+}
+std::string flag_text(bool flag) { return flag ? "1" : "0"; }
+
 constexpr KnobSpec kKnobs[] = {
     {"TENON_LOG", "how much is logged: error, warning, info, debug", parse_log,
      [](const Env& e) { return std::string(kLevelNames[static_cast<std::size_t>(e.log)]); }},
@@ -88,31 +96,16 @@ constexpr KnobSpec kKnobs[] = {
     {"TENON_FORCE_VARIANT", "op:variant, the one variant that op may use", parse_variant,
      [](const Env& e) { return e.force_variant; }},
     {"TENON_EARLY", "1: kernels may start before earlier work of their stream has ended; 0: never",
-     [](std::string_view v, Env& e) {
-       int on = 0;
-       TENON_TRY(parse_number(v, 0, 1, "0 or 1", on));
-       e.early = on != 0;
-       return Status::ok();
-     },
-     [](const Env& e) { return std::string(e.early ? "1" : "0"); }},
+     [](std::string_view v, Env& e) { return parse_flag(v, e.early); },
+     [](const Env& e) { return flag_text(e.early); }},
     {"TENON_GRAPHS", "1: decode steps are recorded and replayed; 0: never",
-     [](std::string_view v, Env& e) {
-       int on = 0;
-       TENON_TRY(parse_number(v, 0, 1, "0 or 1", on));
-       e.graphs = on != 0;
-       return Status::ok();
-     },
-     [](const Env& e) { return std::string(e.graphs ? "1" : "0"); }},
+     [](std::string_view v, Env& e) { return parse_flag(v, e.graphs); },
+     [](const Env& e) { return flag_text(e.graphs); }},
     {"TENON_CHECK_CACHES",
      "1: the books of the caches are looked at after every step, and a wrong one ends the engine; "
      "for tests",
-     [](std::string_view v, Env& e) {
-       int on = 0;
-       TENON_TRY(parse_number(v, 0, 1, "0 or 1", on));
-       e.check_caches = on != 0;
-       return Status::ok();
-     },
-     [](const Env& e) { return std::string(e.check_caches ? "1" : "0"); }},
+     [](std::string_view v, Env& e) { return parse_flag(v, e.check_caches); },
+     [](const Env& e) { return flag_text(e.check_caches); }},
     {"TENON_DEADLINE_MS", "the longest any wait for a peer may last, in milliseconds",
      [](std::string_view v, Env& e) { return parse_milliseconds(v, e.deadline); },
      [](const Env& e) { return std::to_string(e.deadline.count()); }},
@@ -138,13 +131,8 @@ constexpr KnobSpec kKnobs[] = {
      "ranks; empty for the launcher's job id",
      parse_secret, [](const Env& e) { return std::string(e.secret.empty() ? "" : "(set)"); }},
     {"TENON_LISTEN_ALL", "1: rank 0 listens at all addresses of its host; 0: at MASTER_ADDR",
-     [](std::string_view v, Env& e) {
-       int on = 0;
-       TENON_TRY(parse_number(v, 0, 1, "0 or 1", on));
-       e.listen_all = on != 0;
-       return Status::ok();
-     },
-     [](const Env& e) { return std::string(e.listen_all ? "1" : "0"); }},
+     [](std::string_view v, Env& e) { return parse_flag(v, e.listen_all); },
+     [](const Env& e) { return flag_text(e.listen_all); }},
 };
 
 std::size_t edit_distance(std::string_view a, std::string_view b) {
