@@ -85,8 +85,7 @@ TENON_DEVICE void for_up_tiles(const UpCall& call, const Entries& entries, Step 
   }
 }
 
-template <int kCap>
-TENON_DEVICE void feed_x(const UpCall& call, const Entries& entries, const Ring<kCap>& ring,
+TENON_DEVICE void feed_x(const UpCall& call, const Entries& entries, const UpRing& ring,
                          const int* token_of) {
   const int feeder = thread_id() / kWave - kWeightWave - 1, lane = thread_id() % kWave;
   const int of_lane = lane / 8 % kChunk, chunk = lane % 8;  // of a row
@@ -150,14 +149,12 @@ TENON_DEVICE void prefetch_matrices(int count, std::int64_t bytes, MatrixAt matr
   }
 }
 
-template <int kCap>
-TENON_DEVICE void make_activation(const UpCall& call, const Entries& entries,
-                                  const Ring<kCap>& ring) {
+TENON_DEVICE void make_activation(const UpCall& call, const Entries& entries, const UpRing& ring) {
   const int warp = thread_id() / kWave, lane = thread_id() % kWave;
   const RingOperands of = operands_of(ring);
   RingPlace place;
   for_up_tiles(call, entries, [&](const UpTile& tile) {
-    with_rows<kCap>(tile.rows, [&]<int kN>() {
+    with_rows<kUpRows>(tile.rows, [&]<int kN>() {
       float sums[kN / 2];
       multiply<kN, true>(of, place, call.weight.cut, sums);
       if (warp >= tile.units) return;
@@ -190,7 +187,7 @@ TENON_DEVICE void prefetch_next(const UpCall& call, const Entries& entries) {
 template <bool kFew>
 TENON_KERNEL_RESIDENT(kThreads, kFew ? 2 : 1)
 up_kernel(TENON_ARGS(UpCall) call) {
-  using AnyRing = std::conditional_t<kFew, FewRing, Ring<64>>;
+  using AnyRing = std::conditional_t<kFew, FewRing, UpRing>;
   TENON_SHARED_TILES(shared);
   const AnyRing ring = AnyRing::at(shared, call.stages);
   const Routing& routing = call.routing;
@@ -236,9 +233,9 @@ up_kernel(TENON_ARGS(UpCall) call) {
 // --- plan -------------------------------------------------------------------------------------
 
 // Rows of x that a stage of up_kernel has room for, all of one expert.
-int up_cap(std::int64_t tokens) { return tokens <= kFewRows ? kFewRows : 64; }
+int up_cap(std::int64_t tokens) { return tokens <= kFewRows ? kFewRows : kUpRows; }
 int up_bytes(int cap, int stages) {
-  return cap == kFewRows ? FewRing::bytes(stages) : Ring<64>::bytes(stages);
+  return cap == kFewRows ? FewRing::bytes(stages) : UpRing::bytes(stages);
 }
 // Up to so many tokens every block of down_kernel quantises all rows, if they take no more bytes.
 constexpr int kFewTokens = 16, kMostOwnBytes = 80 << 10;

@@ -150,6 +150,10 @@ struct Ring {
   }
 };
 
+// Of up_kernel where it has many rows.
+inline constexpr int kUpRows = 64;
+using UpRing = Ring<kUpRows>;
+
 // What follows takes any ring that has `stages`, `full`, `empty` and weight(stage).
 //
 // One thread. A stage is full after `feeds` arrivals besides that of the weight.
@@ -206,17 +210,16 @@ TENON_DEVICE const float* weight_scale_at(const Weight& weight, int expert, int 
 }
 
 // Operands in a ring, scales too.
-template <int kCap>
 struct RingOperands {
-  Ring<kCap> ring;
+  UpRing ring;
   std::uint64_t weight, x;  // descriptors of the first stage's
   int warp;
 
   TENON_HD int weight_at(int stage, int u) const {
-    return stage * (Ring<kCap>::kStageBytes / 16) + u * 64;
+    return stage * (UpRing::kStageBytes / 16) + u * 64;
   }
   TENON_HD int x_at(int stage, int u, int) const {
-    return stage * (Ring<kCap>::kStageBytes / 16) + u * kCap * 8;
+    return stage * (UpRing::kStageBytes / 16) + u * kUpRows * 8;
   }
   TENON_HD float2 weight_scales(int stage, int u, int) const {
     return *reinterpret_cast<const float2*>(ring.weight_scales(stage) + (u * kUnits + warp) * 2);
@@ -225,8 +228,7 @@ struct RingOperands {
     return *reinterpret_cast<const float2*>(ring.x_scales(stage, u) + row);
   }
 };
-template <int kCap>
-TENON_DEVICE RingOperands<kCap> operands_of(const Ring<kCap>& ring) {
+TENON_DEVICE RingOperands operands_of(const UpRing& ring) {
   // The warp's index as a value that all of it has, in a uniform register: see sm90/wgmma.cuh.
   return {ring, tile_descriptor<kChunk * 1024>(ring.tiles),
           tile_descriptor(ring.tiles + kTileBytes), shuffle_from(thread_id() / kWave, 0)};
@@ -300,19 +302,17 @@ TENON_DEVICE void multiply(const Operands& of, RingPlace& place, const Segments&
   for (int e = 0; e < kN / 2; ++e) sums[e] = whole[e];
 }
 
-// run.operator()<kN>() for the narrowest instruction that has `rows` rows of x.
+// run.operator()<kN>() for the narrowest instruction that has `rows` rows of x, at most kCap.
 template <int kCap, class Run>
 TENON_DEVICE void with_rows(int rows, Run run) {
   if (rows <= 8) {
     run.template operator()<8>();
-  } else if constexpr (kCap > 8) {
-    if (rows <= 16) {
-      run.template operator()<16>();
-    } else if (rows <= 32) {
-      run.template operator()<32>();
-    } else if constexpr (kCap > 32) {
-      run.template operator()<64>();
-    }
+  } else if (rows <= 16) {
+    run.template operator()<16>();
+  } else if (rows <= 32) {
+    run.template operator()<32>();
+  } else if constexpr (kCap > 32) {
+    run.template operator()<64>();
   }
 }
 
