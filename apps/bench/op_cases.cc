@@ -197,37 +197,44 @@ Result<OpPart> bf16_product(const Product& product, const Places& at, Stream& st
 
 // --- experts
 
-// What moe_route makes for so many tokens.
+// What moe_route makes for so many tokens. Every copy's tables begin where those of a step may.
 struct Routing {
-  TensorView weights, slot, offsets, token_of;  // each [copies, …]
+  TensorView weights, slot, offsets, token_of;  // [copies, kAlign · n]
 };
+constexpr std::int64_t kAlign = 64;  // elements
 
 moe_route::Args routing_args(const qwen3_5::Config& config, const qwen3_5::Share& share,
                              const TensorView& logits, const Routing& routing, int copy) {
+  const std::int64_t rows = logits.shape[0], top_k = config.top_k;
+  const auto table = [&](const TensorView& all, std::initializer_list<std::int64_t> shape) {
+    return view(copy_of(all, copy).data, all.dtype, all.device, shape);
+  };
   moe_route::Args args;
   args.logits = logits;
   args.top_k = config.top_k;
   args.first_expert = static_cast<int>(share.experts.begin);
   args.local_experts = static_cast<int>(share.experts.count);
-  args.weights = copy_of(routing.weights, copy);
-  args.slot = copy_of(routing.slot, copy);
-  args.offsets = copy_of(routing.offsets, copy);
-  args.token_of = copy_of(routing.token_of, copy);
+  args.weights = table(routing.weights, {rows, top_k});
+  args.slot = table(routing.slot, {rows, top_k});
+  args.offsets = table(routing.offsets, {share.experts.count + 1});
+  args.token_of = table(routing.token_of, {rows * top_k});
   return args;
 }
 
 Result<Routing> routing_memory(Memory& memory, const qwen3_5::Config& config,
                                const qwen3_5::Share& share, int copies, int rows) {
-  const std::int64_t top_k = config.top_k;
+  const auto tables = [&](DType dtype, std::int64_t elements) {
+    return memory.zeros(dtype, {copies, (elements + kAlign - 1) / kAlign * kAlign});
+  };
+  const std::int64_t pairs = std::int64_t{rows} * config.top_k;
   Routing made;
-  TENON_ASSIGN(made.weights, memory.zeros(DType::kF32, {copies, rows, top_k}));
-  TENON_ASSIGN(made.slot, memory.zeros(DType::kI32, {copies, rows, top_k}));
-  TENON_ASSIGN(made.offsets, memory.zeros(DType::kI32, {copies, share.experts.count + 1}));
-  TENON_ASSIGN(made.token_of, memory.zeros(DType::kI32, {copies, rows * top_k}));
+  TENON_ASSIGN(made.weights, tables(DType::kF32, pairs));
+  TENON_ASSIGN(made.slot, tables(DType::kI32, pairs));
+  TENON_ASSIGN(made.offsets, tables(DType::kI32, share.experts.count + 1));
+  TENON_ASSIGN(made.token_of, tables(DType::kI32, pairs));
   return made;
 }
 
-// Routing for so many rows alone: its arrays are as long as the call's rows ask for.
 constexpr int kRoutings = 16;
 
 Result<OpPart> choice(const qwen3_5::Config& config, const qwen3_5::Share& share, const Places& at,
@@ -309,10 +316,12 @@ Result<OpPart> experts(const qwen3_5::Config& config, const qwen3_5::Share& shar
       args.x = first(x, count);
       args.routed = routed;
       if (shared) args.shared = all;
-      args.offsets = copy_of(routing.offsets, copy);
-      args.token_of = copy_of(routing.token_of, copy);
-      args.weights = copy_of(routing.weights, copy);
-      args.slot = copy_of(routing.slot, copy);
+      const auto tables =
+          routing_args(config, share, copy_of(logits, copy).rows(0, count), routing, copy);
+      args.offsets = tables.offsets;
+      args.token_of = tables.token_of;
+      args.weights = tables.weights;
+      args.slot = tables.slot;
       args.shared_gate = gate.rows(0, count);
       args.activation = activation.rows(0, std::int64_t{count} * (config.top_k + 1));
       args.out = {out.rows(0, count)};
