@@ -59,6 +59,13 @@ SEEDS = [
                    "stream": False}),
     ("/tokenize", {"prompt": "Tom has 3 boxes.", "add_special_tokens": False, "return_token_strs": True}),
     ("/detokenize", {"tokens": [5, 6, 7]}),
+    ("/v1/chat/completions/render", chat(reasoning_effort="low", tools=[TOOL], tool_choice="none")),
+    ("/v1/completions/render", {"prompt": ["Tom has", [5, 6]], "max_tokens": 2}),
+    ("/tokenize", chat(tools=[TOOL], add_generation_prompt=False, chat_template_kwargs={"thinking_budget": 3})),
+    ("/generate", {"input_ids": [[5, 6], [7]], "sampling_params": {"max_new_tokens": 2, "n": 2, "json_schema": "{}"},
+                   "stream": True}),
+    ("/v1/messages", {"max_tokens": 2, "messages": [{"role": "user", "content": "5 + 3?"}], "output_config": {
+        "effort": "low", "format": {"type": "json_schema", "schema": SCHEMA}}, "tool_choice": {"type": "auto"}}),
     ("/v1/chat/completions", chat(max_tokens=2, response_format={"type": "json_schema", "json_schema": {
         "name": "it", "strict": True, "schema": SCHEMA}}, chat_template_kwargs={"enable_thinking": False})),
     ("/v1/chat/completions", chat(max_tokens=2, tools=[{"type": "function", "function": {
