@@ -17,7 +17,7 @@ import socket
 import time
 import unittest
 
-from serve_support import Client, Server, chat
+from serve_support import PatientClient, Server, chat
 from support import wait_until
 
 COUNT = int(os.environ.get("MUTATIONS", "100000"))
@@ -143,27 +143,6 @@ def broken_bytes(data, chance):
         else:
             data[at:at] = chance.choice([b"\0", b"\xff\xfe", b"\xc3", b"\xed\xa0\x80", b"\"", b"\\", b",", b"}", b"]"])
     return bytes(data)
-
-
-class PatientClient(Client):
-    """Waits as long as the engine makes steps for somebody."""
-
-    def __init__(self, server):
-        super().__init__(server.port, timeout=60)
-        self.server = server
-
-    def more(self):
-        steps = -1
-        while True:
-            try:
-                return super().more()
-            except TimeoutError as late:
-                told = {name: self.server.metric(name) for name in (
-                    "tenon_engine_steps_total", "vllm:num_requests_running", "vllm:num_requests_waiting",
-                    "tenon_http_requests_in_progress")}
-                if told["tenon_engine_steps_total"] == steps or told["vllm:num_requests_running"] == 0:
-                    raise TimeoutError(f"{self.socket.gettimeout()} s without a step of the engine: {told}") from late
-                steps = told["tenon_engine_steps_total"]
 
 
 class Sender:
