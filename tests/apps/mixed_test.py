@@ -108,10 +108,7 @@ class Mixed(unittest.TestCase):
         began = time.monotonic()
         self.alone = []
         for path, body in self.requests:
-            client = PatientClient(alone)
-            client.ask("POST", path, body)
-            answer = client.read()
-            client.close()
+            answer = alone.post(path, body)
             self.assertEqual(answer.status, 200, (answer.body, body))
             self.alone.append(gathered(answer.json()["choices"]))
         self.alone_seconds = time.monotonic() - began

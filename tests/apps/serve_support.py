@@ -149,7 +149,8 @@ class Server:
         return Client(self.port, **more)
 
     def ask(self, method, path, body=None, fields=()):
-        client = self.client()
+        """What the engine works for may take long, everything else may not."""
+        client = PatientClient(self) if method == "POST" else self.client()
         try:
             client.ask(method, path, body, fields)
             return client.read()
