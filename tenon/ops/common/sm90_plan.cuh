@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "tenon/device/variant.h"
-#include "tenon/ops/common/sm90_product.cuh"
+#include "tenon/ops/common/sm90_few.cuh"
 
 namespace tenon::TENON_TARGET {
 
@@ -92,10 +92,54 @@ inline Status sm90_takes(Sm90Kind kind, const GemmCall& gemm, const DeviceProper
   return Status::ok();
 }
 
+// --- Few rows, the weight of a block whole in shared memory ------------------------------------
+
+// segments 0: not for these kernels.
+struct FewForm {
+  int segments = 0, rows = 0, blocks = 0;  // rows: of a tile; blocks: of k in a segment
+  int grid = 0, shared_bytes = 0;
+};
+// `units`: multiprocessors; each has a block at most.
+inline FewForm few_form(const GemmCall& gemm, int units, std::size_t most_shared) {
+  const Segments cut = segments_of(gemm.n, gemm.k);
+  FewForm form{.segments = cut.count,
+               .rows = gemm.rows <= 8 ? 8 : 16,
+               .blocks = cut.num_blocks / cut.count,
+               .grid = ceil_div(gemm.n, kGroupColumns / cut.count)};
+  if (gemm.rows > 16 || cut.count > 4 || cut.count * form.rows > 32 || form.grid > units ||
+      gemm.row_map != nullptr || cut.num_blocks > kFewMostBlocks ||
+      cut.num_blocks % (cut.count * few_batch(cut.count, form.rows)) != 0)
+    return {};
+  form.shared_bytes = few_shared(form.segments, form.rows, form.blocks).bytes;
+  if (static_cast<std::size_t>(form.shared_bytes) > most_shared) return {};
+  return form;
+}
+inline constexpr std::string_view kFewName = "sm90_few_kernel";
+inline constexpr std::string_view kFewPairName = "sm90_few_pair_kernel";
+inline constexpr std::string_view kByWarpsName = "sm90_by_warps_kernel";
+inline void set_few(const FewForm& form, Recipe* recipe) {
+  recipe->set("rows", form.rows);
+  recipe->set("segments", form.segments);
+}
+
 inline Status sm90_plan(Sm90Kind kind, const GemmCall& gemm, const PlanContext& where,
                         Recipe* recipe) {
   TENON_TRY(sm90_takes(kind, gemm, where.properties));
   const Segments cut = segments_of(gemm.n, gemm.k);
+  if (kind == Sm90Kind::kE4m3) {
+    const FewForm few =
+        few_form(gemm, where.properties.num_units, where.properties.max_shared_bytes);
+    if (few.segments > 0) {
+      LaunchShape shape;
+      shape.blocks = few.grid;
+      shape.threads = sm90_threads(1);
+      shape.shared_bytes = static_cast<std::size_t>(few.shared_bytes);
+      shape.early = where.may_start_early;
+      recipe->launch(kFewName, shape);
+      set_few(few, recipe);
+      return Status::ok();
+    }
+  }
   const Sm90Form form =
       sm90_form(kind, gemm, cut, where.properties.num_units, where.properties.max_shared_bytes);
   if (form.stages < 1)
@@ -159,6 +203,30 @@ inline int sm90_setting(const Recipe& recipe, std::size_t i) {
   return static_cast<int>(recipe.settings[i].value);
 }
 
+inline Result<FewCall> few_call(const GemmCall& gemm, const GemmScales& scales, int segments) {
+  FewCall call;
+  TENON_ASSIGN(call.weight,
+               sm90_map(gemm.weight, gemm.n, gemm.k, gemm.weight_stride, few_columns(segments)));
+  call.gemm = gemm;
+  call.scales = scales;
+  call.blocks = ceil_div(gemm.k, kProductBlock) / segments;
+  return call;
+}
+template <Sm90Kind = Sm90Kind::kE4m3>  // compiled where it is called
+Status launch_few(const Recipe& recipe, const GemmCall& gemm, const GemmScales& scales,
+                  Stream& stream) {
+  if (gemm.rows == 0) return Status::ok();
+  const int rows = sm90_setting(recipe, 0), segments = sm90_setting(recipe, 1);
+  TENON_ASSIGN(const FewCall call, few_call(gemm, scales, segments));
+  return tenon::launch(stream, recipe.launches.front().shape,
+                       rows == 8       ? segments == 1   ? sm90_few_kernel<1, 8>
+                                         : segments == 2 ? sm90_few_kernel<2, 8>
+                                                         : sm90_few_kernel<4, 8>
+                             : segments == 1 ? sm90_few_kernel<1, 16>
+                                       : sm90_few_kernel<2, 16>,
+                       call);
+}
+
 template <Sm90Kind kKind>
 Status sm90_launch(const Recipe& recipe, const GemmCall& gemm, const GemmScales& scales,
                    const QuantSpec& activated, std::int64_t tokens, Stream& stream) {
@@ -171,6 +239,38 @@ Status sm90_launch(const Recipe& recipe, const GemmCall& gemm, const GemmScales&
   call.activated = activated;
   call.row_tiles = shape.blocks / call.cut.count / ceil_div(gemm.n, columns);
   return tenon::launch(stream, shape, sm90_kernel_of<kKind>(rows, sm90_setting(recipe, 2)), call);
+}
+
+// --- A product of bf16 by warps ----------------------------------------------------------------
+
+// Few rows of few columns, whose sums have several segments: a router's. Null: it is not one.
+inline bool plan_by_warps(const GemmCall& gemm, const PlanContext& where, Recipe* recipe) {
+  constexpr Sm90Kind kKind = Sm90Kind::kBf16ByWarps;
+  const Segments cut = segments_of(gemm.n, gemm.k);
+  const int rows = gemm.rows <= 8 ? 8 : 16;
+  const auto most = static_cast<int>(where.properties.max_shared_bytes);
+  if (gemm.rows > kCopiedRows || gemm.row_map != nullptr || cut.count < 2 ||
+      ceil_div(gemm.n, kBesideColumns) > where.properties.num_units ||
+      sm90_stages(kKind, kBesideColumns, rows, cut, most) < cut.num_blocks)
+    return false;
+  LaunchShape shape;
+  shape.blocks = ceil_div(gemm.n, kBesideColumns);
+  shape.threads = sm90_threads(1);
+  shape.shared_bytes =
+      static_cast<std::size_t>(sm90_shared(kKind, kBesideColumns, rows, cut.num_blocks, cut).bytes);
+  shape.early = where.may_start_early;
+  recipe->launch(kByWarpsName, shape);
+  recipe->set("rows", rows);
+  return true;
+}
+template <Sm90Kind kKind = Sm90Kind::kBf16ByWarps>  // compiled where it is called
+Status launch_by_warps(const Recipe& recipe, const GemmCall& gemm, Stream& stream) {
+  if (gemm.rows == 0) return Status::ok();
+  const int rows = sm90_setting(recipe, 0);
+  TENON_ASSIGN(const Sm90Call call, sm90_call(kKind, gemm, gemm.rows, kBesideColumns, rows,
+                                              ceil_div(gemm.k, kProductBlock)));
+  return tenon::launch(stream, recipe.launches.front().shape,
+                       rows == 8 ? sm90_by_warps_kernel<8> : sm90_by_warps_kernel<16>, call);
 }
 
 // --- Two products in a launch -----------------------------------------------------------------
@@ -210,6 +310,24 @@ inline Status sm90_plan_pair(const GemmCall& main, const GemmCall& beside, const
       form.rows <= kWarpRows && other.num_blocks <= kWarpBlocks && by_warps == other.num_blocks;
   const int stages = warps ? by_warps : stages_of(Sm90Kind::kBf16InOrder);
   if (form.stages < 1 || stages < 1) return no("a block has too little shared memory");
+  const FewForm few = few_form(main, where.properties.num_units - beside_blocks, most_shared);
+  if (few.segments == 1) {
+    const int beside_stages = sm90_stages(Sm90Kind::kBf16ByWarps, kBesideColumns, few.rows, other,
+                                          static_cast<int>(most_shared));
+    if (beside_stages == other.num_blocks) {
+      LaunchShape shape;
+      shape.blocks = beside_blocks + few.grid;
+      shape.threads = sm90_threads(1);
+      shape.shared_bytes = static_cast<std::size_t>(std::max(
+          few.shared_bytes,
+          sm90_shared(Sm90Kind::kBf16ByWarps, kBesideColumns, few.rows, other.num_blocks, other)
+              .bytes));
+      shape.early = where.may_start_early;
+      recipe->launch(kFewPairName, shape);
+      set_few(few, recipe);
+      return Status::ok();
+    }
+  }
   LaunchShape shape;
   shape.blocks = beside_blocks + form.blocks;
   shape.threads = form.threads;
@@ -225,15 +343,25 @@ inline Status sm90_plan_pair(const GemmCall& main, const GemmCall& beside, const
   return Status::ok();
 }
 
-inline Status sm90_launch_pair(const Recipe& recipe, const GemmCall& main, const GemmScales& scales,
-                               const GemmCall& beside, Stream& stream) {
+template <Sm90Kind kByWarps = Sm90Kind::kBf16ByWarps>  // compiled where it is called
+Status sm90_launch_pair(const Recipe& recipe, const GemmCall& main, const GemmScales& scales,
+                        const GemmCall& beside, Stream& stream) {
   if (main.rows == 0) return Status::ok();
+  if (recipe.launches.front().kernel == kFewPairName) {
+    const int rows = sm90_setting(recipe, 0);
+    FewPair call;
+    TENON_ASSIGN(call.main, few_call(main, scales, 1));
+    TENON_ASSIGN(call.beside, sm90_call(kByWarps, beside, beside.rows, kBesideColumns, rows,
+                                        ceil_div(beside.k, kProductBlock)));
+    call.beside_blocks = ceil_div(beside.n, kBesideColumns);
+    return tenon::launch(stream, recipe.launches.front().shape,
+                         rows == 8 ? sm90_few_pair_kernel<8> : sm90_few_pair_kernel<16>, call);
+  }
   const int rows = sm90_setting(recipe, 1);
   Sm90Pair call;
   TENON_ASSIGN(call.main, sm90_call(Sm90Kind::kE4m3, main, main.rows, sm90_setting(recipe, 0), rows,
                                     sm90_setting(recipe, 3)));
   const bool warps = sm90_setting(recipe, 5) != 0;
-  constexpr Sm90Kind kByWarps = Sm90Kind::kBf16ByWarps;
   TENON_ASSIGN(call.beside, sm90_call(kByWarps, beside, beside.rows, kBesideColumns, rows,
                                       sm90_setting(recipe, 4)));
   call.main.scales = scales;

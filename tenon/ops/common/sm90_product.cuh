@@ -222,6 +222,12 @@ TENON_DEVICE void multiply_by_segments(const Tile& tile) {
   // Of the operands' 8 × 8 parts: the row of a lane and which 16 bytes. Columns: eight and eight.
   const int row = lane % 8, column = row + lane / 8 % 2 * 8;
   TENON_NO_UNROLL
+  for (int segment = place.column_warp; segment < call.cut.count; segment += 4)
+    copy_x_by_threads(tile, call.cut.begin(segment) / kProductBlock,
+                      call.cut.begin(segment + 1) / kProductBlock, lane, kWave);
+  await_copies();
+  sync_wave();
+  TENON_NO_UNROLL
   for (int segment = place.column_warp; segment < call.cut.count; segment += 4) {
     const int begin = call.cut.begin(segment) / kProductBlock;
     const int end = call.cut.begin(segment + 1) / kProductBlock;
@@ -433,14 +439,17 @@ TENON_DEVICE void run_share(const Sm90Call& call, int block) {
     if (cluster > 1) cluster_wait();
     return;
   }
-  if constexpr (Tile::kIsScaled) {
-    make_scales(tile);
-    sync_first_threads<Tile::kConsumers>();
-  }
   if constexpr (kKind == Sm90Kind::kBf16ByWarps) {
     multiply_by_segments(tile);
     return;
   }
+  if (tile.copies_x()) copy_x_by_threads(tile, 0, ahead, thread_id(), Tile::kConsumers);
+  if constexpr (Tile::kIsScaled) make_scales(tile);
+  if (tile.copies_x()) {
+    await_copies();
+    show_to_tensor_cores();
+  }
+  if (Tile::kIsScaled || tile.copies_x()) sync_first_threads<Tile::kConsumers>();
   RingReader reader;
   float sums[Tile::kSums] = {};
   if constexpr (kKind == Sm90Kind::kBf16InOrder) {
@@ -472,6 +481,12 @@ TENON_KERNEL_RESIDENT(sm90_threads(kColumnGroups* kRowGroups),
                       sm90_most_resident(kColumnGroups* kRowGroups))
 sm90_kernel(TENON_ARGS(Sm90Call) call) {
   run_share<kKind, kColumnGroups, kRowGroups, kN>(call, block_id());
+}
+
+template <int kRows>
+TENON_KERNEL_RESIDENT(sm90_threads(1), 1)
+sm90_by_warps_kernel(TENON_ARGS(Sm90Call) call) {
+  run_share<Sm90Kind::kBf16ByWarps, 1, 1, kRows>(call, block_id());
 }
 
 // Two products of the same rows: one of e4m3 and, in the first blocks, which have most to do, one

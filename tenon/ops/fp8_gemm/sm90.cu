@@ -66,6 +66,8 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   const Fp8Call call = call_of(args);
   if (args.beside)
     return sm90_launch_pair(recipe, call.gemm, call.scales, call_of(*args.beside), stream);
+  if (recipe.launches.front().kernel == kFewName)
+    return launch_few(recipe, call.gemm, call.scales, stream);
   return args.activated
              ? sm90_launch<Sm90Kind::kActivated>(recipe, call.gemm, call.scales,
                                                  quant_spec(args.activated), call.gemm.rows, stream)

@@ -1,0 +1,324 @@
+// Products of e4m3 with a decode step's few rows on Hopper (sm_90a). The weight of a block of
+// threads lies whole in its shared memory before the kernel before has ended; so what is left to do
+// behind the wait is the latency of one short chain, and everything here serves to shorten that.
+// Its bits are those of sm90_product.cuh.
+//
+// The weight is the operand with 64 rows of the instruction. A block has 64 / kSegments columns of
+// the output and all of k: row 64 / kSegments · s + c of the operand is column c in segment s, and
+// the other operand has the rows of x in segment s as its rows kRows · s + r. So one instruction
+// makes the products of all segments, of which a warp keeps those of its own: none of its columns
+// needs another segment's x. Segments meet in shared memory instead of over a cluster.
+//
+//   before the wait    one warp asks for the weight; the others take its scales
+//   behind it          128 threads copy x and take its scales; products of two batches of blocks of
+//                      128 of k at once, the first is scaled and added while the second runs;
+//                      segments are added in order; one rounding
+#pragma once
+
+#include "tenon/device/copy.cuh"
+#include "tenon/ops/common/sm90_product.cuh"
+
+namespace tenon::TENON_TARGET {
+
+inline constexpr int kFewMostBlocks = 64;  // of k
+
+struct FewCall {
+  TensorMap weight;  // in tiles of a block's columns
+  GemmCall gemm;
+  GemmScales scales;
+  int blocks = 0;  // of k in a segment
+};
+
+TENON_HD constexpr int few_columns(int segments) { return kGroupColumns / segments; }
+// Blocks of k that are multiplied at once, for which there are registers. A segment has a multiple
+// of them.
+TENON_HD constexpr int few_batch(int segments, int rows) { return 64 / (segments * rows); }
+
+// Where things lie in shared memory, in bytes. rows: of a tile of x, 8 or 16.
+struct FewShared {
+  int x, inbox, scales, barriers, bytes;
+};
+TENON_HD constexpr FewShared few_shared(int segments, int rows, int blocks) {
+  FewShared at{};
+  at.x = blocks * kGroupColumns * kTileBytes;
+  at.inbox = at.x + blocks * segments * rows * kTileBytes;
+  at.scales = at.inbox + (segments > 1 ? kWarpgroup * rows * 2 : 0);
+  at.barriers = at.scales + segments * blocks * rows * 4;
+  at.bytes = at.barriers + blocks / few_batch(segments, rows) * 8;
+  return at;
+}
+
+template <int kOfSegments, int kOfRows>
+struct FewTile {
+  static constexpr int kSegments = kOfSegments, kRows = kOfRows;
+  static constexpr int kColumns = few_columns(kSegments), kN = kSegments * kRows;
+  static constexpr int kSums = kN / 2, kBatch = few_batch(kSegments, kRows);
+  static constexpr int kEights = kRows / 8;  // of rows
+  static constexpr int kWeightBytes = kGroupColumns * kTileBytes, kXBytes = kN * kTileBytes;
+
+  const FewCall& call;
+  int blocks, first_column;
+  std::byte *weight, *x;
+  float4* inbox;
+  float* scales;  // [segments · blocks, kRows]: xs · ws
+  Mbarrier* full;
+};
+
+// The warp that asks for the weight.
+template <class Tile>
+TENON_DEVICE void few_ask(const Tile& tile) {
+  const int lane = thread_id() % kWave;
+  if (lane == 0) {
+    TENON_NO_UNROLL
+    for (int i = 0; i < tile.blocks / Tile::kBatch; ++i) barrier_init(&tile.full[i], 1);
+    publish_barriers();
+    TENON_NO_UNROLL
+    for (int i = 0; i < tile.blocks / Tile::kBatch; ++i)
+      barrier_arrive_expect(&tile.full[i], Tile::kBatch * Tile::kWeightBytes);
+  }
+  sync_wave();
+  const std::uint64_t policy = policy_evict_first();
+  TENON_NO_UNROLL
+  for (int i = lane; i < tile.blocks * Tile::kSegments; i += kWave) {
+    const int block = i / Tile::kSegments, segment = i % Tile::kSegments;
+    copy_tile(tile.weight + block * Tile::kWeightBytes + segment * Tile::kColumns * kTileBytes,
+              &tile.call.weight, (segment * tile.blocks + block) * kTileBytes, tile.first_column,
+              &tile.full[block / Tile::kBatch], policy);
+  }
+}
+
+// A thread's part of x and of the scales, worked out before the wait.
+template <class Tile>
+struct FewShare {
+  static constexpr int kMost = kFewMostBlocks * 8 / kWarpgroup;  // chunks of a row
+  static constexpr int kScales = kFewMostBlocks * Tile::kRows / kWarpgroup;
+
+  int count;      // of chunks
+  int to[kMost];  // of row 0, in bytes from tile.x; the place of a chunk in its row apart
+  int num_scales;
+  float of_weight[kScales];
+};
+template <class Tile>
+TENON_DEVICE FewShare<Tile> find_share(const Tile& tile) {
+  FewShare<Tile> share;
+  const GemmScales& scales = tile.call.scales;
+  const int total = Tile::kSegments * tile.blocks, thread = thread_id();
+  const float* const weight =
+      scales.weight + tile.first_column / kProductBlock * scales.weight_row_stride;
+  share.num_scales = 0;
+  TENON_UNROLL
+  for (int u = 0; u < share.kScales; ++u) {
+    const int block = (thread + u * kWarpgroup) / Tile::kRows;
+    share.of_weight[u] = 0.0f;
+    if (block >= total) continue;
+    share.of_weight[u] = load_constant(weight + block);
+    share.num_scales = u + 1;
+  }
+  share.count = 0;
+  TENON_UNROLL
+  for (int u = 0; u < share.kMost; ++u) {
+    const int block = thread / 8 + u * (kWarpgroup / 8);
+    int segment = 0;
+    TENON_UNROLL
+    for (int s = 1; s < Tile::kSegments; ++s) segment += block >= s * tile.blocks;
+    share.to[u] =
+        (block - segment * tile.blocks) * Tile::kXBytes + segment * Tile::kRows * kTileBytes;
+    if (block < total) share.count = u + 1;
+  }
+  return share;
+}
+
+// Behind the wait. Rows that do not exist keep what lies there, which reaches their own outputs
+// only; they get the scales of the last row.
+template <class Tile>
+TENON_DEVICE void load_share(const Tile& tile, const FewShare<Tile>& share) {
+  const GemmCall& gemm = tile.call.gemm;
+  const GemmScales& scales = tile.call.scales;
+  const int thread = thread_id(), chunk = thread % 8;
+  const auto* from = static_cast<const std::byte*>(gemm.x) + thread * 16;
+  TENON_NO_UNROLL
+  for (int row = 0; row < gemm.rows; ++row, from += gemm.x_stride) {
+    std::byte* const own = tile.x + tile_place(row, chunk);
+    TENON_UNROLL
+    for (int u = 0; u < share.kMost; ++u)
+      if (u < share.count) copy_async16(own + share.to[u], from + u * kWarpgroup * 16);
+  }
+  const int last = gemm.rows - 1, row = thread % Tile::kRows;
+  const float* const x = scales.x + (row < last ? row : last) * scales.x_row_stride;
+  float of_x[share.kScales];
+  TENON_UNROLL
+  for (int u = 0; u < share.kScales; ++u)
+    if (u < share.num_scales)
+      of_x[u] = x[(thread + u * kWarpgroup) / Tile::kRows * scales.x_block_stride];
+  TENON_UNROLL
+  for (int u = 0; u < share.kScales; ++u)
+    if (u < share.num_scales) tile.scales[thread + u * kWarpgroup] = of_x[u] * share.of_weight[u];
+  await_copies();
+  show_to_tensor_cores();
+  sync_first_threads<kWarpgroup>();
+}
+
+// Starts the products of a batch of blocks, each a chain of four from zero.
+template <class Tile>
+TENON_DEVICE void few_start(const Tile& tile, std::uint64_t weight, std::uint64_t x, int batch,
+                            float (&products)[Tile::kBatch][Tile::kSums]) {
+  barrier_wait(&tile.full[batch], 0);
+  const int of_weight = batch * Tile::kBatch * (Tile::kWeightBytes / 16);
+  const int of_x = batch * Tile::kBatch * (Tile::kXBytes / 16);
+  wgmma_begin();
+  TENON_UNROLL
+  for (int k = 0; k < 4; ++k) {
+    TENON_UNROLL
+    for (int u = 0; u < Tile::kBatch; ++u)
+      add_product<Tile::kN>(
+          products[u], descriptor_at(weight, of_weight + u * (Tile::kWeightBytes / 16) + k * 2),
+          descriptor_at(x, of_x + u * (Tile::kXBytes / 16) + k * 2), k > 0);
+  }
+  wgmma_commit();
+}
+
+// Waits for them, while kBehind later batches may run, and adds what this warp's segment has.
+template <int kBehind, class Tile>
+TENON_DEVICE void few_add(int segment, const float* scales, int batch,
+                          float (&products)[Tile::kBatch][Tile::kSums],
+                          float (&sums)[Tile::kEights][4]) {
+  float2 scale[Tile::kBatch][Tile::kEights];
+  TENON_UNROLL
+  for (int u = 0; u < Tile::kBatch; ++u) {
+    TENON_UNROLL
+    for (int j = 0; j < Tile::kEights; ++j)
+      scale[u][j] = *reinterpret_cast<const float2*>(
+          scales + (batch * Tile::kBatch + u) * Tile::kRows + 8 * j);
+  }
+  wgmma_wait_all_but<kBehind>();
+  TENON_UNROLL
+  for (int u = 0; u < Tile::kBatch; ++u) {
+    hold_sums(products[u]);
+    TENON_UNROLL
+    for (int j = 0; j < Tile::kEights; ++j) {
+      TENON_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        float product = products[u][4 * j + e];
+        TENON_UNROLL
+        for (int s = 1; s < Tile::kSegments; ++s)
+          product = segment == s ? products[u][4 * (s * Tile::kEights + j) + e] : product;
+        sums[j][e] = fma_f(product, e % 2 == 0 ? scale[u][j].x : scale[u][j].y, sums[j][e]);
+      }
+    }
+  }
+}
+
+// Eight rows of the warp's 16 columns, from all its lanes.
+TENON_DEVICE void few_store(const GemmCall& gemm, int first_column, int first_row, int end,
+                            const float (&sums)[4]) {
+  const ColumnPairs pairs = pair_columns({sums[0], sums[1], sums[2], sums[3]});
+  const int column = first_column + pairs.column;
+  TENON_UNROLL
+  for (int c = 0; c < 2; ++c) {
+    const int row = first_row + 2 * (thread_id() % 4) + c;
+    if (row >= gemm.rows || column >= end) continue;
+    bf16* to = static_cast<bf16*>(gemm.out) + row * gemm.out_stride + column;
+    if (!gemm.out_is_f32 && column + 1 < end && reinterpret_cast<std::uintptr_t>(to) % 4 == 0) {
+      *reinterpret_cast<std::uint32_t*>(to) = convert_bf16x2(pairs.left[c], pairs.right[c]);
+    } else {
+      store_output(gemm, row, column, pairs.left[c]);
+      if (column + 1 < end) store_output(gemm, row, column + 1, pairs.right[c]);
+    }
+  }
+}
+
+// Share number `block` of a product.
+template <int kSegments, int kRows>
+TENON_DEVICE void run_few(const FewCall& call, int block) {
+  using Tile = FewTile<kSegments, kRows>;
+  TENON_SHARED_TILES(shared);
+  const FewShared at = few_shared(kSegments, kRows, call.blocks);
+  const Tile tile{.call = call,
+                  .blocks = call.blocks,
+                  .first_column = block * Tile::kColumns,
+                  .weight = shared,
+                  .x = shared + at.x,
+                  .inbox = reinterpret_cast<float4*>(shared + at.inbox),
+                  .scales = reinterpret_cast<float*>(shared + at.scales),
+                  .full = reinterpret_cast<Mbarrier*>(shared + at.barriers)};
+  FewShare<Tile> share{};
+  if (thread_id() >= kWarpgroup) {
+    few_ask(tile);
+  } else {
+    share = find_share(tile);
+  }
+  const int warp = shuffle_from(thread_id() / kWave, 0), lane = thread_id() % kWave;
+  const int segment = warp * kSegments / 4, column_warp = warp % (4 / kSegments);
+  const std::uint64_t weight = tile_descriptor(tile.weight), x = tile_descriptor(tile.x);
+  const float* const scales = tile.scales + segment * tile.blocks * kRows + lane % 4 * 2;
+  sync_block();
+  wait_for_previous();
+  if (thread_id() >= kWarpgroup) return;
+  if (thread_id() == 0) let_next_start();
+  load_share(tile, share);
+
+  float sums[Tile::kEights][4] = {};
+  float even[Tile::kBatch][Tile::kSums] = {}, odd[Tile::kBatch][Tile::kSums] = {};
+  const int batches = tile.blocks / Tile::kBatch;
+  int batch = 0;
+  TENON_NO_UNROLL
+  for (; batch + 2 <= batches; batch += 2) {
+    few_start(tile, weight, x, batch, even);
+    few_start(tile, weight, x, batch + 1, odd);
+    few_add<1, Tile>(segment, scales, batch, even, sums);
+    few_add<0, Tile>(segment, scales, batch + 1, odd, sums);
+  }
+  if (batch < batches) {
+    few_start(tile, weight, x, batch, even);
+    few_add<0, Tile>(segment, scales, batch, even, sums);
+  }
+
+  if constexpr (kSegments > 1) {
+    TENON_UNROLL
+    for (int j = 0; j < Tile::kEights; ++j)
+      if (segment > 0) tile.inbox[(warp * Tile::kEights + j) * kWave + lane] = four_of(sums[j], 0);
+    sync_first_threads<kWarpgroup>();
+    if (segment > 0) return;
+    TENON_UNROLL
+    for (int s = 1; s < kSegments; ++s) {
+      TENON_UNROLL
+      for (int j = 0; j < Tile::kEights; ++j) {
+        const float4 other =
+            tile.inbox[((warp + s * (4 / kSegments)) * Tile::kEights + j) * kWave + lane];
+        sums[j][0] = sums[j][0] + other.x;
+        sums[j][1] = sums[j][1] + other.y;
+        sums[j][2] = sums[j][2] + other.z;
+        sums[j][3] = sums[j][3] + other.w;
+      }
+    }
+  }
+  const int own_end = tile.first_column + Tile::kColumns;
+  TENON_UNROLL
+  for (int j = 0; j < Tile::kEights; ++j)
+    few_store(call.gemm, tile.first_column + 16 * column_warp, 8 * j,
+              own_end < call.gemm.n ? own_end : call.gemm.n, sums[j]);
+}
+
+template <int kSegments, int kRows>
+TENON_KERNEL_RESIDENT(sm90_threads(1), 1)
+sm90_few_kernel(TENON_ARGS(FewCall) call) {
+  run_few<kSegments, kRows>(call, block_id());
+}
+
+// A product of e4m3 in one segment and, in the first blocks, which have most to do, one of bf16.
+struct FewPair {
+  FewCall main;
+  Sm90Call beside;
+  int beside_blocks = 0;
+};
+template <int kRows>
+TENON_KERNEL_RESIDENT(sm90_threads(1), 1)
+sm90_few_pair_kernel(TENON_ARGS(FewPair) call) {
+  if (block_id() < call.beside_blocks) {
+    run_share<Sm90Kind::kBf16ByWarps, 1, 1, kRows>(call.beside, block_id());
+  } else {
+    run_few<1, kRows>(call.main, block_id() - call.beside_blocks);
+  }
+}
+
+}  // namespace tenon::TENON_TARGET
