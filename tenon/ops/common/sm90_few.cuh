@@ -3,11 +3,12 @@
 // behind the wait is the latency of one short chain, and everything here serves to shorten that.
 // Its bits are those of sm90_product.cuh.
 //
-// The weight is the operand with 64 rows of the instruction. A block has 64 / kSegments columns of
-// the output and all of k: row 64 / kSegments · s + c of the operand is column c in segment s, and
-// the other operand has the rows of x in segment s as its rows kRows · s + r. So one instruction
-// makes the products of all segments, of which a warp keeps those of its own: none of its columns
-// needs another segment's x. Segments meet in shared memory instead of over a cluster.
+// The weight is the operand with 64 rows of the instruction. A block has some columns of the output
+// and all of k: row columns · s + c of the operand is column c in segment s, and the other operand
+// has the rows of x in segment s as its rows kRows · s + r. So one instruction makes the products
+// of all segments, of which a warp keeps those of its own: none of its columns needs another
+// segment's x. Segments meet in shared memory instead of over a cluster. Rows of the operand that
+// are no column of the block are whatever lies there; nobody looks at their products.
 //
 //   before the wait    one warp asks for the weight; the others take its scales
 //   behind it          128 threads copy x and take its scales; products of two batches of blocks of
@@ -26,42 +27,55 @@ struct FewCall {
   TensorMap weight;  // in tiles of a block's columns
   GemmCall gemm;
   GemmScales scales;
-  int blocks = 0;  // of k in a segment
+  int blocks = 0;   // of k in a segment
+  int columns = 0;  // of a block of threads: a multiple of 8, with several segments of 16
 };
 
-TENON_HD constexpr int few_columns(int segments) { return kGroupColumns / segments; }
 // Blocks of k that are multiplied at once, for which there are registers. A segment has a multiple
 // of them.
 TENON_HD constexpr int few_batch(int segments, int rows) { return 64 / (segments * rows); }
+
+// Sets of scales: with one segment a block may lie over the border of two groups of 128 columns.
+TENON_HD constexpr int few_sets(int segments) { return segments == 1 ? 2 : 1; }
 
 // Where things lie in shared memory, in bytes. rows: of a tile of x, 8 or 16.
 struct FewShared {
   int x, inbox, scales, barriers, bytes;
 };
-TENON_HD constexpr FewShared few_shared(int segments, int rows, int blocks) {
+TENON_HD constexpr FewShared few_shared(int segments, int rows, int blocks, int columns) {
   FewShared at{};
-  at.x = blocks * kGroupColumns * kTileBytes;
+  at.x = blocks * segments * columns * kTileBytes;
   at.inbox = at.x + blocks * segments * rows * kTileBytes;
   at.scales = at.inbox + (segments > 1 ? kWarpgroup * rows * 2 : 0);
-  at.barriers = at.scales + segments * blocks * rows * 4;
+  at.barriers = at.scales + few_sets(segments) * segments * blocks * rows * 4;
   at.bytes = at.barriers + blocks / few_batch(segments, rows) * 8;
+  const int read = (blocks - 1) * segments * columns * kTileBytes + kGroupColumns * kTileBytes;
+  if (at.bytes < read) at.bytes = read;
   return at;
 }
 
 template <int kOfSegments, int kOfRows>
 struct FewTile {
   static constexpr int kSegments = kOfSegments, kRows = kOfRows;
-  static constexpr int kColumns = few_columns(kSegments), kN = kSegments * kRows;
-  static constexpr int kSums = kN / 2, kBatch = few_batch(kSegments, kRows);
+  static constexpr int kN = kSegments * kRows, kSums = kN / 2;
+  static constexpr int kBatch = few_batch(kSegments, kRows), kSets = few_sets(kSegments);
   static constexpr int kEights = kRows / 8;  // of rows
-  static constexpr int kWeightBytes = kGroupColumns * kTileBytes, kXBytes = kN * kTileBytes;
+  static constexpr int kXBytes = kN * kTileBytes;
 
   const FewCall& call;
   int blocks, first_column;
+  int weight_bytes;  // of a block of k
   std::byte *weight, *x;
   float4* inbox;
-  float* scales;  // [segments · blocks, kRows]: xs · ws
+  float* scales;  // [num_sets, segments · blocks, kRows]: xs · ws
   Mbarrier* full;
+
+  TENON_HD int num_sets() const {
+    return kSets > 1 && first_column % kProductBlock + call.columns > kProductBlock &&
+                   first_column / kProductBlock * kProductBlock + kProductBlock < call.gemm.n
+               ? 2
+               : 1;
+  }
 };
 
 // The warp that asks for the weight.
@@ -74,14 +88,15 @@ TENON_DEVICE void few_ask(const Tile& tile) {
     publish_barriers();
     TENON_NO_UNROLL
     for (int i = 0; i < tile.blocks / Tile::kBatch; ++i)
-      barrier_arrive_expect(&tile.full[i], Tile::kBatch * Tile::kWeightBytes);
+      barrier_arrive_expect(&tile.full[i],
+                            static_cast<std::uint32_t>(Tile::kBatch * tile.weight_bytes));
   }
   sync_wave();
   const std::uint64_t policy = policy_evict_first();
   TENON_NO_UNROLL
   for (int i = lane; i < tile.blocks * Tile::kSegments; i += kWave) {
     const int block = i / Tile::kSegments, segment = i % Tile::kSegments;
-    copy_tile(tile.weight + block * Tile::kWeightBytes + segment * Tile::kColumns * kTileBytes,
+    copy_tile(tile.weight + block * tile.weight_bytes + segment * tile.call.columns * kTileBytes,
               &tile.call.weight, (segment * tile.blocks + block) * kTileBytes, tile.first_column,
               &tile.full[block / Tile::kBatch], policy);
   }
@@ -96,11 +111,12 @@ struct FewShare {
   int count;      // of chunks
   int to[kMost];  // of row 0, in bytes from tile.x; the place of a chunk in its row apart
   int num_scales;
-  float of_weight[kScales];
+  float of_weight[Tile::kSets][kScales];
 };
 template <class Tile>
 TENON_DEVICE FewShare<Tile> find_share(const Tile& tile) {
-  FewShare<Tile> share;
+  FewShare<Tile> share{};
+  const int sets = tile.num_sets();
   const GemmScales& scales = tile.call.scales;
   const int total = Tile::kSegments * tile.blocks, thread = thread_id();
   const float* const weight =
@@ -109,9 +125,11 @@ TENON_DEVICE FewShare<Tile> find_share(const Tile& tile) {
   TENON_UNROLL
   for (int u = 0; u < share.kScales; ++u) {
     const int block = (thread + u * kWarpgroup) / Tile::kRows;
-    share.of_weight[u] = 0.0f;
     if (block >= total) continue;
-    share.of_weight[u] = load_constant(weight + block);
+    TENON_UNROLL
+    for (int set = 0; set < Tile::kSets; ++set)
+      if (set < sets)
+        share.of_weight[set][u] = load_constant(weight + set * scales.weight_row_stride + block);
     share.num_scales = u + 1;
   }
   share.count = 0;
@@ -150,9 +168,15 @@ TENON_DEVICE void load_share(const Tile& tile, const FewShare<Tile>& share) {
   for (int u = 0; u < share.kScales; ++u)
     if (u < share.num_scales)
       of_x[u] = x[(thread + u * kWarpgroup) / Tile::kRows * scales.x_block_stride];
+  const int sets = tile.num_sets();
   TENON_UNROLL
-  for (int u = 0; u < share.kScales; ++u)
-    if (u < share.num_scales) tile.scales[thread + u * kWarpgroup] = of_x[u] * share.of_weight[u];
+  for (int set = 0; set < Tile::kSets; ++set) {
+    float* const made = tile.scales + set * Tile::kSegments * tile.blocks * Tile::kRows + thread;
+    TENON_UNROLL
+    for (int u = 0; u < share.kScales; ++u)
+      if (set < sets && u < share.num_scales)
+        made[u * kWarpgroup] = of_x[u] * share.of_weight[set][u];
+  }
   await_copies();
   show_to_tensor_cores();
   sync_first_threads<kWarpgroup>();
@@ -163,32 +187,35 @@ template <class Tile>
 TENON_DEVICE void few_start(const Tile& tile, std::uint64_t weight, std::uint64_t x, int batch,
                             float (&products)[Tile::kBatch][Tile::kSums]) {
   barrier_wait(&tile.full[batch], 0);
-  const int of_weight = batch * Tile::kBatch * (Tile::kWeightBytes / 16);
+  const int units = tile.weight_bytes / 16, of_weight = batch * Tile::kBatch * units;
   const int of_x = batch * Tile::kBatch * (Tile::kXBytes / 16);
   wgmma_begin();
   TENON_UNROLL
   for (int k = 0; k < 4; ++k) {
     TENON_UNROLL
     for (int u = 0; u < Tile::kBatch; ++u)
-      add_product<Tile::kN>(
-          products[u], descriptor_at(weight, of_weight + u * (Tile::kWeightBytes / 16) + k * 2),
-          descriptor_at(x, of_x + u * (Tile::kXBytes / 16) + k * 2), k > 0);
+      add_product<Tile::kN>(products[u], descriptor_at(weight, of_weight + u * units + k * 2),
+                            descriptor_at(x, of_x + u * (Tile::kXBytes / 16) + k * 2), k > 0);
   }
   wgmma_commit();
 }
 
 // Waits for them, while kBehind later batches may run, and adds what this warp's segment has.
+// scales: of columns g and of columns g + 8.
 template <int kBehind, class Tile>
-TENON_DEVICE void few_add(int segment, const float* scales, int batch,
+TENON_DEVICE void few_add(int segment, const float* const (&scales)[2], int batch,
                           float (&products)[Tile::kBatch][Tile::kSums],
                           float (&sums)[Tile::kEights][4]) {
-  float2 scale[Tile::kBatch][Tile::kEights];
+  float2 scale[2][Tile::kBatch][Tile::kEights];
   TENON_UNROLL
   for (int u = 0; u < Tile::kBatch; ++u) {
     TENON_UNROLL
-    for (int j = 0; j < Tile::kEights; ++j)
-      scale[u][j] = *reinterpret_cast<const float2*>(
-          scales + (batch * Tile::kBatch + u) * Tile::kRows + 8 * j);
+    for (int j = 0; j < Tile::kEights; ++j) {
+      const int at = (batch * Tile::kBatch + u) * Tile::kRows + 8 * j;
+      scale[0][u][j] = *reinterpret_cast<const float2*>(scales[0] + at);
+      scale[1][u][j] =
+          Tile::kSets > 1 ? *reinterpret_cast<const float2*>(scales[1] + at) : scale[0][u][j];
+    }
   }
   wgmma_wait_all_but<kBehind>();
   TENON_UNROLL
@@ -202,7 +229,8 @@ TENON_DEVICE void few_add(int segment, const float* scales, int batch,
         TENON_UNROLL
         for (int s = 1; s < Tile::kSegments; ++s)
           product = segment == s ? products[u][4 * (s * Tile::kEights + j) + e] : product;
-        sums[j][e] = fma_f(product, e % 2 == 0 ? scale[u][j].x : scale[u][j].y, sums[j][e]);
+        const float2 of_rows = scale[e / 2][u][j];
+        sums[j][e] = fma_f(product, e % 2 == 0 ? of_rows.x : of_rows.y, sums[j][e]);
       }
     }
   }
@@ -232,10 +260,12 @@ template <int kSegments, int kRows>
 TENON_DEVICE void run_few(const FewCall& call, int block) {
   using Tile = FewTile<kSegments, kRows>;
   TENON_SHARED_TILES(shared);
-  const FewShared at = few_shared(kSegments, kRows, call.blocks);
+  const int columns = call.columns;
+  const FewShared at = few_shared(kSegments, kRows, call.blocks, columns);
   const Tile tile{.call = call,
                   .blocks = call.blocks,
-                  .first_column = block * Tile::kColumns,
+                  .first_column = block * columns,
+                  .weight_bytes = kSegments * columns * kTileBytes,
                   .weight = shared,
                   .x = shared + at.x,
                   .inbox = reinterpret_cast<float4*>(shared + at.inbox),
@@ -247,10 +277,18 @@ TENON_DEVICE void run_few(const FewCall& call, int block) {
   } else {
     share = find_share(tile);
   }
+  // A warp has 16 columns of one segment, or nothing: those of segment 0 come first.
   const int warp = shuffle_from(thread_id() / kWave, 0), lane = thread_id() % kWave;
-  const int segment = warp * kSegments / 4, column_warp = warp % (4 / kSegments);
+  const int warps = kSegments == 1 ? 4 : columns / 16;  // of a segment
+  int segment = 0;
+  TENON_UNROLL
+  for (int s = 1; s < kSegments; ++s) segment += warp >= s * warps;
   const std::uint64_t weight = tile_descriptor(tile.weight), x = tile_descriptor(tile.x);
-  const float* const scales = tile.scales + segment * tile.blocks * kRows + lane % 4 * 2;
+  const float* const own_scales = tile.scales + segment * tile.blocks * kRows + lane % 4 * 2;
+  const int own_column = tile.first_column % kProductBlock + 16 * warp + lane / 4;
+  const int other_set = tile.num_sets() > 1 ? tile.blocks * kRows : 0;
+  const float* const scales[2] = {own_scales + (own_column >= kProductBlock ? other_set : 0),
+                                  own_scales + (own_column + 8 >= kProductBlock ? other_set : 0)};
   sync_block();
   wait_for_previous();
   if (thread_id() >= kWarpgroup) return;
@@ -276,15 +314,15 @@ TENON_DEVICE void run_few(const FewCall& call, int block) {
   if constexpr (kSegments > 1) {
     TENON_UNROLL
     for (int j = 0; j < Tile::kEights; ++j)
-      if (segment > 0) tile.inbox[(warp * Tile::kEights + j) * kWave + lane] = four_of(sums[j], 0);
+      if (warp >= warps)
+        tile.inbox[(warp * Tile::kEights + j) * kWave + lane] = four_of(sums[j], 0);
     sync_first_threads<kWarpgroup>();
-    if (segment > 0) return;
+    if (warp >= warps) return;
     TENON_UNROLL
     for (int s = 1; s < kSegments; ++s) {
       TENON_UNROLL
       for (int j = 0; j < Tile::kEights; ++j) {
-        const float4 other =
-            tile.inbox[((warp + s * (4 / kSegments)) * Tile::kEights + j) * kWave + lane];
+        const float4 other = tile.inbox[((warp + s * warps) * Tile::kEights + j) * kWave + lane];
         sums[j][0] = sums[j][0] + other.x;
         sums[j][1] = sums[j][1] + other.y;
         sums[j][2] = sums[j][2] + other.z;
@@ -292,10 +330,10 @@ TENON_DEVICE void run_few(const FewCall& call, int block) {
       }
     }
   }
-  const int own_end = tile.first_column + Tile::kColumns;
+  const int own_end = tile.first_column + columns;
   TENON_UNROLL
   for (int j = 0; j < Tile::kEights; ++j)
-    few_store(call.gemm, tile.first_column + 16 * column_warp, 8 * j,
+    few_store(call.gemm, tile.first_column + 16 * warp, 8 * j,
               own_end < call.gemm.n ? own_end : call.gemm.n, sums[j]);
 }
 

@@ -35,11 +35,11 @@ inline int sm90_stages(Sm90Kind kind, int columns, int rows, const Segments& cut
 }
 
 // Measured on an H100 with the products of two models. Up to 16 rows one warpgroup is enough.
-// Above, two share the columns if there would be too few blocks of 128. Where 64 columns a block
-// would leave multiprocessors idle, blocks have fewer; not where k is short, for the start of a
-// ring costs a time for each of its stages.
+// Above, two share the columns if there would be too few blocks of 128. Blocks of 64 columns become
+// narrower as long as no multiprocessor has more of them than before: some would be idle else, or
+// have 128 columns where the mean is 78. `beside`: further blocks of the launch.
 inline Sm90Form sm90_form(Sm90Kind kind, const GemmCall& gemm, const Segments& cut, int units,
-                          std::size_t most_shared) {
+                          std::size_t most_shared, int beside = 0) {
   Sm90Form form{};
   form.rows = gemm.rows <= 8 ? 8 : gemm.rows <= 16 ? 16 : gemm.rows <= 32 ? 32 : 64;
   form.columns = kGroupColumns;
@@ -54,18 +54,18 @@ inline Sm90Form sm90_form(Sm90Kind kind, const GemmCall& gemm, const Segments& c
   }
   // Clusters of many blocks do not fill the device to the last multiprocessor.
   const int places = cut.count >= 4 ? units * 3 / 4 : units;
-  const bool is_long = cut.num_blocks / cut.count > 32;
-  if (form.columns == kGroupColumns && may_split && (is_long || is_bf16(kind)) &&
-      blocks_of(kGroupColumns) < places) {
+  const int on_each = ceil_div(blocks_of(form.columns) + beside, places);
+  if (form.columns == kGroupColumns && may_split &&
+      on_each <= sm90_most_resident(form.row_groups)) {
     form.columns = 16;
-    while (blocks_of(form.columns) > places) form.columns += 8;
+    while (blocks_of(form.columns) + beside > on_each * places) form.columns += 8;
   }
   const int groups = ceil_div(form.columns, kGroupColumns) * form.row_groups;
   form.blocks = blocks_of(form.columns);
   const auto stages_of = [&](int resident) {
     return sm90_stages(kind, form.columns, form.rows, cut, sm90_fair_share(most_shared, resident));
   };
-  int resident = std::clamp(ceil_div(form.blocks, units), 1, sm90_most_resident(groups));
+  int resident = std::clamp(ceil_div(form.blocks + beside, units), 1, sm90_most_resident(groups));
   form.stages = stages_of(resident);
   while (form.stages < 2 && resident > 1) form.stages = stages_of(--resident);
   form.threads = sm90_threads(groups);
@@ -96,22 +96,24 @@ inline Status sm90_takes(Sm90Kind kind, const GemmCall& gemm, const DeviceProper
 
 // segments 0: not for these kernels.
 struct FewForm {
-  int segments = 0, rows = 0, blocks = 0;  // rows: of a tile; blocks: of k in a segment
+  int segments = 0, rows = 0, columns = 0;  // rows: of a tile
   int grid = 0, shared_bytes = 0;
 };
-// `units`: multiprocessors; each has a block at most.
+// `units`: multiprocessors; each has a block at most, and as few columns as that allows.
 inline FewForm few_form(const GemmCall& gemm, int units, std::size_t most_shared) {
   const Segments cut = segments_of(gemm.n, gemm.k);
-  FewForm form{.segments = cut.count,
-               .rows = gemm.rows <= 8 ? 8 : 16,
-               .blocks = cut.num_blocks / cut.count,
-               .grid = ceil_div(gemm.n, kGroupColumns / cut.count)};
-  if (gemm.rows > 16 || cut.count > 4 || cut.count * form.rows > 32 || form.grid > units ||
-      gemm.row_map != nullptr || cut.num_blocks > kFewMostBlocks ||
+  FewForm form{.segments = cut.count, .rows = gemm.rows <= 8 ? 8 : 16, .columns = 16};
+  if (gemm.rows > 16 || cut.count > 4 || cut.count * form.rows > 32 || gemm.row_map != nullptr ||
+      cut.num_blocks > kFewMostBlocks ||
       cut.num_blocks % (cut.count * few_batch(cut.count, form.rows)) != 0)
     return {};
-  form.shared_bytes = few_shared(form.segments, form.rows, form.blocks).bytes;
-  if (static_cast<std::size_t>(form.shared_bytes) > most_shared) return {};
+  while (ceil_div(gemm.n, form.columns) > units) form.columns += cut.count > 1 ? 16 : 8;
+  form.grid = ceil_div(gemm.n, form.columns);
+  form.shared_bytes =
+      few_shared(cut.count, form.rows, cut.num_blocks / cut.count, form.columns).bytes;
+  if (form.columns * cut.count > kGroupColumns ||
+      static_cast<std::size_t>(form.shared_bytes) > most_shared)
+    return {};
   return form;
 }
 inline constexpr std::string_view kFewName = "sm90_few_kernel";
@@ -120,6 +122,7 @@ inline constexpr std::string_view kByWarpsName = "sm90_by_warps_kernel";
 inline void set_few(const FewForm& form, Recipe* recipe) {
   recipe->set("rows", form.rows);
   recipe->set("segments", form.segments);
+  recipe->set("columns", form.columns);
 }
 
 inline Status sm90_plan(Sm90Kind kind, const GemmCall& gemm, const PlanContext& where,
@@ -203,13 +206,14 @@ inline int sm90_setting(const Recipe& recipe, std::size_t i) {
   return static_cast<int>(recipe.settings[i].value);
 }
 
-inline Result<FewCall> few_call(const GemmCall& gemm, const GemmScales& scales, int segments) {
+inline Result<FewCall> few_call(const GemmCall& gemm, const GemmScales& scales, int segments,
+                                int columns) {
   FewCall call;
-  TENON_ASSIGN(call.weight,
-               sm90_map(gemm.weight, gemm.n, gemm.k, gemm.weight_stride, few_columns(segments)));
+  TENON_ASSIGN(call.weight, sm90_map(gemm.weight, gemm.n, gemm.k, gemm.weight_stride, columns));
   call.gemm = gemm;
   call.scales = scales;
   call.blocks = ceil_div(gemm.k, kProductBlock) / segments;
+  call.columns = columns;
   return call;
 }
 template <Sm90Kind = Sm90Kind::kE4m3>  // compiled where it is called
@@ -217,7 +221,7 @@ Status launch_few(const Recipe& recipe, const GemmCall& gemm, const GemmScales& 
                   Stream& stream) {
   if (gemm.rows == 0) return Status::ok();
   const int rows = sm90_setting(recipe, 0), segments = sm90_setting(recipe, 1);
-  TENON_ASSIGN(const FewCall call, few_call(gemm, scales, segments));
+  TENON_ASSIGN(const FewCall call, few_call(gemm, scales, segments, sm90_setting(recipe, 2)));
   return tenon::launch(stream, recipe.launches.front().shape,
                        rows == 8       ? segments == 1   ? sm90_few_kernel<1, 8>
                                          : segments == 2 ? sm90_few_kernel<2, 8>
@@ -298,8 +302,8 @@ inline Status sm90_plan_pair(const GemmCall& main, const GemmCall& beside, const
   if (beside_blocks > where.properties.num_units / 4)
     return no("the product beside has " + std::to_string(beside.n) +
               " columns; it is for a few, which nobody waits for");
-  const Sm90Form form = sm90_form(Sm90Kind::kE4m3, main, cut,
-                                  where.properties.num_units - beside_blocks, most_shared);
+  const Sm90Form form =
+      sm90_form(Sm90Kind::kE4m3, main, cut, where.properties.num_units, most_shared, beside_blocks);
   if (form.columns > kGroupColumns)
     return no("weight has " + std::to_string(main.n) + " columns, too many for narrow blocks");
   const auto stages_of = [&](Sm90Kind kind) {
@@ -350,7 +354,7 @@ Status sm90_launch_pair(const Recipe& recipe, const GemmCall& main, const GemmSc
   if (recipe.launches.front().kernel == kFewPairName) {
     const int rows = sm90_setting(recipe, 0);
     FewPair call;
-    TENON_ASSIGN(call.main, few_call(main, scales, 1));
+    TENON_ASSIGN(call.main, few_call(main, scales, 1, sm90_setting(recipe, 2)));
     TENON_ASSIGN(call.beside, sm90_call(kByWarps, beside, beside.rows, kBesideColumns, rows,
                                         ceil_div(beside.k, kProductBlock)));
     call.beside_blocks = ceil_div(beside.n, kBesideColumns);
