@@ -73,13 +73,31 @@ TENON_DEVICE void load_kept_inputs(const KernelArgs& args, const Sequence& seque
                               : bf16{0};
   }
 }
+// Where the rows of this step have what the thread needs, in elements.
+struct Places {
+  std::int64_t qkv[3], z, a, b;
+};
+TENON_DEVICE Places places_of(const KernelArgs& args, int token, int v_head,
+                              const Channels& channels) {
+  Places at{};
+  TENON_UNROLL
+  for (int c = 0; c < 3; ++c) {
+    at.qkv[c] = token * args.qkv_stride + channels.of[c];
+    hold(at.qkv[c]);
+  }
+  at.z = token * args.z_stride + v_head * kDim + own_column();
+  at.a = token * args.a_stride + v_head;
+  at.b = token * args.b_stride + v_head;
+  hold(at.z);
+  hold(at.a);
+  hold(at.b);
+  return at;
+}
 template <int kTeams>
-TENON_DEVICE void load_new_input(const KernelArgs& args, const Sequence& sequence,
-                                 const Channels& channels, Inputs& inputs) {
-  const bf16* row = input_row(args, sequence, 0);
+TENON_DEVICE void load_new_input(const KernelArgs& args, const Places& at, Inputs& inputs) {
   TENON_UNROLL
   for (int c = 0; c < 3; ++c)
-    inputs.of[0][c] = does<kTeams>(part_of(c)) ? row[channels.of[c]] : bf16{0};
+    inputs.of[0][c] = does<kTeams>(part_of(c)) ? args.qkv[at.qkv[c]] : bf16{0};
 }
 // The new input goes to its place; the others too where the sequence moves to another slot. One
 // block of those that share a k head writes its channels.
@@ -253,9 +271,10 @@ TENON_DEVICE void store_result(const KernelArgs& args, int token, int v_head,
   if (own_column() == 0) store_scale(row, 0, v_head, chosen.word);
 }
 
-// What a head needs of earlier steps, and of weights.
+// What a head needs of earlier steps and of weights, and where the rest will be.
 struct Ahead {
   Sequence sequence{};
+  Places places{};
   bool decodes = false;     // the sequence has one token in this step
   bool is_padding = false;  // the row of this number belongs to no sequence
   Inputs inputs{};
@@ -291,6 +310,7 @@ TENON_DEVICE void load_state(const KernelArgs& args, int index, int v_head,
     }
   }
   load_kept_inputs<kTeams>(args, ahead.sequence, channels, ahead.inputs);
+  ahead.places = places_of(args, ahead.sequence.begin, v_head, channels);
 }
 
 // All of one token of one v head by kTeams · kDim threads, with kHeld rows of S in dynamic shared
@@ -315,10 +335,17 @@ TENON_DEVICE void decode_head(const KernelArgs& args, int v_head, const Channels
   const float* from = state_of(args, sequence.from, v_head);
   float* to = state_of(args, sequence.to, v_head);
 
+  // The first team goes from q and k to the outputs. What the second has to bring comes in the
+  // shadow of that: v, silu(z), the gates.
+  const Places& at = ahead.places;
   Inputs inputs = ahead.inputs;
-  load_new_input<kTeams>(args, sequence, channels, inputs);
-  const GateInputs gate_inputs = load_gates(args, token, v_head, ahead.a_log, ahead.dt_bias);
-  const bf16 z = args.z[token * args.z_stride + v_head * kDim + mine];
+  load_new_input<kTeams>(args, at, inputs);
+  bf16 z{0};
+  GateInputs gate_inputs{};
+  if (does<kTeams>(1)) {
+    z = args.z[at.z];
+    gate_inputs = {to_float(args.a[at.a]), to_float(args.b[at.b]), ahead.a_log, ahead.dt_bias};
+  }
   StateColumn column{nullptr, from == nullptr ? nullptr : from + mine};
   if constexpr (kHeld > 0) {
     TENON_DYNAMIC_SHARED(float, tile);
@@ -337,28 +364,29 @@ TENON_DEVICE void decode_head(const KernelArgs& args, int v_head, const Channels
     shared.q[mine] = shared.raw_q[mine] * scales.q;
     shared.k[mine] = shared.raw_k[mine] * scales.k;
   }
-  if (does<kTeams>(1)) {
-    shared.silu_z[mine] = silu_f(to_float(z));
+  if (does<kTeams>(1)) shared.silu_z[mine] = silu_f(to_float(z));
+  await_copies();
+  sync_block();
+  Projections sums{};
+  if (does<kTeams>(0)) sums = project_column<kHeld>(column, shared.k, shared.q);
+  if (does<kTeams>(1) && mine < kWave) {  // all lanes the same: more waves would be in the way
     const Gates gates = gates_of(gate_inputs);
     if (mine == 0) {
       shared.gates[0] = gates.beta;
       shared.gates[1] = exp_f(gates.log_decay);
     }
   }
-  await_copies();
+  if (kTeams > 1 && does<kTeams>(1))
+    keep_own_inputs<kTeams>(args, sequence, v_head, channels, inputs);
   sync_block();
-
-  // The second team has little to do until d is there, and then most of the new state.
   const float beta = shared.gates[0], decay = shared.gates[1];
   if (does<kTeams>(0)) {
-    const Projections sums = project_column<kHeld>(column, shared.k, shared.q);
     const float d = beta * (shared.v[mine] - decay * sums.of_k);
     shared.d[mine] = d;
     shared.o[mine] = to_float(to_bf16(decay * sums.of_q + scales.k_dot_q * d));
-  } else {
-    keep_own_inputs<kTeams>(args, sequence, v_head, channels, inputs);
   }
   sync_block();
+  // The second team makes most of the new state.
   constexpr int kFirst = kTeams == 1 ? 0 : 2 * kRows, kSecond = kTeams == 1 ? 0 : 6 * kRows;
   const auto update = [&](int first, int last) {
     if (to != nullptr)
