@@ -27,8 +27,9 @@ struct FewCall {
   TensorMap weight;  // in tiles of a block's columns
   GemmCall gemm;
   GemmScales scales;
-  int blocks = 0;   // of k in a segment
-  int columns = 0;  // of a block of threads: a multiple of 8, with several segments of 16
+  int blocks = 0;      // of k in a segment
+  int columns = 0;     // of a block of threads: a multiple of 8, with several segments of 16
+  bool packs = false;  // two neighbouring outputs from an even column on are one aligned word
 };
 
 // Blocks of k that are multiplied at once, for which there are registers. A segment has a multiple
@@ -111,6 +112,7 @@ struct FewShare {
   int count;      // of chunks
   int to[kMost];  // of row 0, in bytes from tile.x; the place of a chunk in its row apart
   int num_scales;
+  std::int64_t scale_at[kScales];  // of x
   float of_weight[Tile::kSets][kScales];
 };
 template <class Tile>
@@ -121,10 +123,15 @@ TENON_DEVICE FewShare<Tile> find_share(const Tile& tile) {
   const int total = Tile::kSegments * tile.blocks, thread = thread_id();
   const float* const weight =
       scales.weight + tile.first_column / kProductBlock * scales.weight_row_stride;
+  // Rows that do not exist get the scales of the last one.
+  const int last = tile.call.gemm.rows - 1, own = thread % Tile::kRows,
+            row = own < last ? own : last;
   share.num_scales = 0;
   TENON_UNROLL
   for (int u = 0; u < share.kScales; ++u) {
     const int block = (thread + u * kWarpgroup) / Tile::kRows;
+    share.scale_at[u] = row * scales.x_row_stride + block * scales.x_block_stride;
+    hold(share.scale_at[u]);
     if (block >= total) continue;
     TENON_UNROLL
     for (int set = 0; set < Tile::kSets; ++set)
@@ -147,12 +154,15 @@ TENON_DEVICE FewShare<Tile> find_share(const Tile& tile) {
 }
 
 // Behind the wait. Rows that do not exist keep what lies there, which reaches their own outputs
-// only; they get the scales of the last row.
+// only.
 template <class Tile>
 TENON_DEVICE void load_share(const Tile& tile, const FewShare<Tile>& share) {
   const GemmCall& gemm = tile.call.gemm;
-  const GemmScales& scales = tile.call.scales;
   const int thread = thread_id(), chunk = thread % 8;
+  float of_x[share.kScales];
+  TENON_UNROLL
+  for (int u = 0; u < share.kScales; ++u)
+    if (u < share.num_scales) of_x[u] = tile.call.scales.x[share.scale_at[u]];
   const auto* from = static_cast<const std::byte*>(gemm.x) + thread * 16;
   TENON_NO_UNROLL
   for (int row = 0; row < gemm.rows; ++row, from += gemm.x_stride) {
@@ -161,13 +171,6 @@ TENON_DEVICE void load_share(const Tile& tile, const FewShare<Tile>& share) {
     for (int u = 0; u < share.kMost; ++u)
       if (u < share.count) copy_async16(own + share.to[u], from + u * kWarpgroup * 16);
   }
-  const int last = gemm.rows - 1, row = thread % Tile::kRows;
-  const float* const x = scales.x + (row < last ? row : last) * scales.x_row_stride;
-  float of_x[share.kScales];
-  TENON_UNROLL
-  for (int u = 0; u < share.kScales; ++u)
-    if (u < share.num_scales)
-      of_x[u] = x[(thread + u * kWarpgroup) / Tile::kRows * scales.x_block_stride];
   const int sets = tile.num_sets();
   TENON_UNROLL
   for (int set = 0; set < Tile::kSets; ++set) {
@@ -236,21 +239,37 @@ TENON_DEVICE void few_add(int segment, const float* const (&scales)[2], int batc
   }
 }
 
-// Eight rows of the warp's 16 columns, from all its lanes.
-TENON_DEVICE void few_store(const GemmCall& gemm, int first_column, int first_row, int end,
-                            const float (&sums)[4]) {
-  const ColumnPairs pairs = pair_columns({sums[0], sums[1], sums[2], sums[3]});
-  const int column = first_column + pairs.column;
+// Where a lane stores of eight rows of the warp's 16 columns: two neighbouring columns of rows 2 p
+// and 2 p + 1, lanes being 4 g + p.
+struct FewOutputs {
+  int column;          // of the first of the two
+  std::int64_t at[2];  // in elements; negative: nowhere
+};
+TENON_DEVICE FewOutputs few_outputs(const GemmCall& gemm, int first_column, int first_row,
+                                    int end) {
+  FewOutputs found{first_column + pair_columns({}).column, {}};
   TENON_UNROLL
   for (int c = 0; c < 2; ++c) {
     const int row = first_row + 2 * (thread_id() % 4) + c;
-    if (row >= gemm.rows || column >= end) continue;
-    bf16* to = static_cast<bf16*>(gemm.out) + row * gemm.out_stride + column;
-    if (!gemm.out_is_f32 && column + 1 < end && reinterpret_cast<std::uintptr_t>(to) % 4 == 0) {
-      *reinterpret_cast<std::uint32_t*>(to) = convert_bf16x2(pairs.left[c], pairs.right[c]);
+    found.at[c] = row < gemm.rows && found.column < end ? row * gemm.out_stride + found.column : -1;
+    hold(found.at[c]);
+  }
+  return found;
+}
+TENON_DEVICE void few_store(const FewCall& call, const FewOutputs& to, int end,
+                            const float (&sums)[4]) {
+  const GemmCall& gemm = call.gemm;
+  const ColumnPairs pairs = pair_columns({sums[0], sums[1], sums[2], sums[3]});
+  TENON_UNROLL
+  for (int c = 0; c < 2; ++c) {
+    if (to.at[c] < 0) continue;
+    const bool both = to.column + 1 < end;
+    if (call.packs && both) {
+      *reinterpret_cast<std::uint32_t*>(static_cast<bf16*>(gemm.out) + to.at[c]) =
+          convert_bf16x2(pairs.left[c], pairs.right[c]);
     } else {
-      store_output(gemm, row, column, pairs.left[c]);
-      if (column + 1 < end) store_output(gemm, row, column + 1, pairs.right[c]);
+      store_output_at(gemm, to.at[c], pairs.left[c]);
+      if (both) store_output_at(gemm, to.at[c] + 1, pairs.right[c]);
     }
   }
 }
@@ -284,6 +303,12 @@ TENON_DEVICE void run_few(const FewCall& call, int block) {
   TENON_UNROLL
   for (int s = 1; s < kSegments; ++s) segment += warp >= s * warps;
   const std::uint64_t weight = tile_descriptor(tile.weight), x = tile_descriptor(tile.x);
+  const int own_end = tile.first_column + columns;
+  const int end = own_end < call.gemm.n ? own_end : call.gemm.n;
+  FewOutputs outputs[Tile::kEights];
+  TENON_UNROLL
+  for (int j = 0; j < Tile::kEights; ++j)
+    outputs[j] = few_outputs(call.gemm, tile.first_column + 16 * warp, 8 * j, end);
   const float* const own_scales = tile.scales + segment * tile.blocks * kRows + lane % 4 * 2;
   const int own_column = tile.first_column % kProductBlock + 16 * warp + lane / 4;
   const int other_set = tile.num_sets() > 1 ? tile.blocks * kRows : 0;
@@ -330,11 +355,8 @@ TENON_DEVICE void run_few(const FewCall& call, int block) {
       }
     }
   }
-  const int own_end = tile.first_column + columns;
   TENON_UNROLL
-  for (int j = 0; j < Tile::kEights; ++j)
-    few_store(call.gemm, tile.first_column + 16 * warp, 8 * j,
-              own_end < call.gemm.n ? own_end : call.gemm.n, sums[j]);
+  for (int j = 0; j < Tile::kEights; ++j) few_store(call, outputs[j], end, sums[j]);
 }
 
 template <int kSegments, int kRows>

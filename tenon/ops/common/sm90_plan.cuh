@@ -214,6 +214,8 @@ inline Result<FewCall> few_call(const GemmCall& gemm, const GemmScales& scales, 
   call.scales = scales;
   call.blocks = ceil_div(gemm.k, kProductBlock) / segments;
   call.columns = columns;
+  call.packs = !gemm.out_is_f32 && reinterpret_cast<std::uintptr_t>(gemm.out) % 4 == 0 &&
+               (gemm.rows == 1 || gemm.out_stride % 2 == 0);
   return call;
 }
 template <Sm90Kind = Sm90Kind::kE4m3>  // compiled where it is called
