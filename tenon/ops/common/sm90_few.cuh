@@ -5,7 +5,7 @@
 //
 // The weight is the operand with 64 rows of the instruction. A block has some columns of the output
 // and all of k: row columns · s + c of the operand is column c in segment s, and the other operand
-// has the rows of x in segment s as its rows kRows · s + r. So one instruction makes the products
+// has the rows of x in segment s as its rows 8 s + r. So one instruction makes the products
 // of all segments, of which a warp keeps those of its own: none of its columns needs another
 // segment's x. Segments meet in shared memory instead of over a cluster. Rows of the operand that
 // are no column of the block are whatever lies there; nobody looks at their products.
@@ -22,6 +22,7 @@
 namespace tenon::TENON_TARGET {
 
 inline constexpr int kFewMostBlocks = 64;  // of k
+inline constexpr int kFewRows = 8;         // of x, of a tile
 
 struct FewCall {
   TensorMap weight;  // in tiles of a block's columns
@@ -34,33 +35,31 @@ struct FewCall {
 
 // Blocks of k that are multiplied at once, for which there are registers. A segment has a multiple
 // of them.
-TENON_HD constexpr int few_batch(int segments, int rows) { return 64 / (segments * rows); }
+TENON_HD constexpr int few_batch(int segments) { return 8 / segments; }
 
 // Sets of scales: with one segment a block may lie over the border of two groups of 128 columns.
 TENON_HD constexpr int few_sets(int segments) { return segments == 1 ? 2 : 1; }
 
-// Where things lie in shared memory, in bytes. rows: of a tile of x, 8 or 16.
+// Where things lie in shared memory, in bytes. blocks: of k in a segment.
 struct FewShared {
   int x, inbox, scales, barriers, bytes;
 };
-TENON_HD constexpr FewShared few_shared(int segments, int rows, int blocks, int columns) {
+TENON_HD constexpr FewShared few_shared(int segments, int blocks, int columns) {
   FewShared at{};
   at.x = blocks * segments * columns * kTileBytes;
-  at.inbox = at.x + blocks * segments * rows * kTileBytes;
-  at.scales = at.inbox + (segments > 1 ? kWarpgroup * rows * 2 : 0);
-  at.barriers = at.scales + few_sets(segments) * segments * blocks * rows * 4;
-  at.bytes = at.barriers + blocks / few_batch(segments, rows) * 8;
+  at.inbox = at.x + blocks * segments * kFewRows * kTileBytes;
+  at.scales = at.inbox + (segments > 1 ? kWarpgroup * 16 : 0);
+  at.barriers = at.scales + few_sets(segments) * segments * blocks * kFewRows * 4;
+  at.bytes = at.barriers + blocks / few_batch(segments) * 8;
   const int read = (blocks - 1) * segments * columns * kTileBytes + kGroupColumns * kTileBytes;
   if (at.bytes < read) at.bytes = read;
   return at;
 }
 
-template <int kOfSegments, int kOfRows>
+template <int kOfSegments>
 struct FewTile {
-  static constexpr int kSegments = kOfSegments, kRows = kOfRows;
-  static constexpr int kN = kSegments * kRows, kSums = kN / 2;
-  static constexpr int kBatch = few_batch(kSegments, kRows), kSets = few_sets(kSegments);
-  static constexpr int kEights = kRows / 8;  // of rows
+  static constexpr int kSegments = kOfSegments, kN = kSegments * kFewRows, kSums = kN / 2;
+  static constexpr int kBatch = few_batch(kSegments), kSets = few_sets(kSegments);
   static constexpr int kXBytes = kN * kTileBytes;
 
   const FewCall& call;
@@ -68,7 +67,7 @@ struct FewTile {
   int weight_bytes;  // of a block of k
   std::byte *weight, *x;
   float4* inbox;
-  float* scales;  // [num_sets, segments · blocks, kRows]: xs · ws
+  float* scales;  // [num_sets, segments · blocks, kFewRows]: xs · ws
   Mbarrier* full;
 
   TENON_HD int num_sets() const {
@@ -107,7 +106,7 @@ TENON_DEVICE void few_ask(const Tile& tile) {
 template <class Tile>
 struct FewShare {
   static constexpr int kMost = kFewMostBlocks * 8 / kWarpgroup;  // chunks of a row
-  static constexpr int kScales = kFewMostBlocks * Tile::kRows / kWarpgroup;
+  static constexpr int kScales = kFewMostBlocks * kFewRows / kWarpgroup;
 
   int count;      // of chunks
   int to[kMost];  // of row 0, in bytes from tile.x; the place of a chunk in its row apart
@@ -124,12 +123,11 @@ TENON_DEVICE FewShare<Tile> find_share(const Tile& tile) {
   const float* const weight =
       scales.weight + tile.first_column / kProductBlock * scales.weight_row_stride;
   // Rows that do not exist get the scales of the last one.
-  const int last = tile.call.gemm.rows - 1, own = thread % Tile::kRows,
-            row = own < last ? own : last;
+  const int last = tile.call.gemm.rows - 1, own = thread % kFewRows, row = own < last ? own : last;
   share.num_scales = 0;
   TENON_UNROLL
   for (int u = 0; u < share.kScales; ++u) {
-    const int block = (thread + u * kWarpgroup) / Tile::kRows;
+    const int block = (thread + u * kWarpgroup) / kFewRows;
     share.scale_at[u] = row * scales.x_row_stride + block * scales.x_block_stride;
     hold(share.scale_at[u]);
     if (block >= total) continue;
@@ -146,8 +144,7 @@ TENON_DEVICE FewShare<Tile> find_share(const Tile& tile) {
     int segment = 0;
     TENON_UNROLL
     for (int s = 1; s < Tile::kSegments; ++s) segment += block >= s * tile.blocks;
-    share.to[u] =
-        (block - segment * tile.blocks) * Tile::kXBytes + segment * Tile::kRows * kTileBytes;
+    share.to[u] = (block - segment * tile.blocks) * Tile::kXBytes + segment * kFewRows * kTileBytes;
     if (block < total) share.count = u + 1;
   }
   return share;
@@ -174,7 +171,7 @@ TENON_DEVICE void load_share(const Tile& tile, const FewShare<Tile>& share) {
   const int sets = tile.num_sets();
   TENON_UNROLL
   for (int set = 0; set < Tile::kSets; ++set) {
-    float* const made = tile.scales + set * Tile::kSegments * tile.blocks * Tile::kRows + thread;
+    float* const made = tile.scales + set * Tile::kSegments * tile.blocks * kFewRows + thread;
     TENON_UNROLL
     for (int u = 0; u < share.kScales; ++u)
       if (set < sets && u < share.num_scales)
@@ -207,50 +204,41 @@ TENON_DEVICE void few_start(const Tile& tile, std::uint64_t weight, std::uint64_
 // scales: of columns g and of columns g + 8.
 template <int kBehind, class Tile>
 TENON_DEVICE void few_add(int segment, const float* const (&scales)[2], int batch,
-                          float (&products)[Tile::kBatch][Tile::kSums],
-                          float (&sums)[Tile::kEights][4]) {
-  float2 scale[2][Tile::kBatch][Tile::kEights];
+                          float (&products)[Tile::kBatch][Tile::kSums], float (&sums)[4]) {
+  float2 scale[2][Tile::kBatch];
   TENON_UNROLL
   for (int u = 0; u < Tile::kBatch; ++u) {
-    TENON_UNROLL
-    for (int j = 0; j < Tile::kEights; ++j) {
-      const int at = (batch * Tile::kBatch + u) * Tile::kRows + 8 * j;
-      scale[0][u][j] = *reinterpret_cast<const float2*>(scales[0] + at);
-      scale[1][u][j] =
-          Tile::kSets > 1 ? *reinterpret_cast<const float2*>(scales[1] + at) : scale[0][u][j];
-    }
+    const int at = (batch * Tile::kBatch + u) * kFewRows;
+    scale[0][u] = *reinterpret_cast<const float2*>(scales[0] + at);
+    scale[1][u] = Tile::kSets > 1 ? *reinterpret_cast<const float2*>(scales[1] + at) : scale[0][u];
   }
   wgmma_wait_all_but<kBehind>();
   TENON_UNROLL
   for (int u = 0; u < Tile::kBatch; ++u) {
     hold_sums(products[u]);
     TENON_UNROLL
-    for (int j = 0; j < Tile::kEights; ++j) {
+    for (int e = 0; e < 4; ++e) {
+      float product = products[u][e];
       TENON_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        float product = products[u][4 * j + e];
-        TENON_UNROLL
-        for (int s = 1; s < Tile::kSegments; ++s)
-          product = segment == s ? products[u][4 * (s * Tile::kEights + j) + e] : product;
-        const float2 of_rows = scale[e / 2][u][j];
-        sums[j][e] = fma_f(product, e % 2 == 0 ? of_rows.x : of_rows.y, sums[j][e]);
-      }
+      for (int s = 1; s < Tile::kSegments; ++s)
+        product = segment == s ? products[u][4 * s + e] : product;
+      const float2 of_rows = scale[e / 2][u];
+      sums[e] = fma_f(product, e % 2 == 0 ? of_rows.x : of_rows.y, sums[e]);
     }
   }
 }
 
-// Where a lane stores of eight rows of the warp's 16 columns: two neighbouring columns of rows 2 p
-// and 2 p + 1, lanes being 4 g + p.
+// Where a lane stores of the warp's 16 columns: two neighbours of rows 2 p and 2 p + 1, lanes being
+// 4 g + p.
 struct FewOutputs {
   int column;          // of the first of the two
   std::int64_t at[2];  // in elements; negative: nowhere
 };
-TENON_DEVICE FewOutputs few_outputs(const GemmCall& gemm, int first_column, int first_row,
-                                    int end) {
+TENON_DEVICE FewOutputs few_outputs(const GemmCall& gemm, int first_column, int end) {
   FewOutputs found{first_column + pair_columns({}).column, {}};
   TENON_UNROLL
   for (int c = 0; c < 2; ++c) {
-    const int row = first_row + 2 * (thread_id() % 4) + c;
+    const int row = 2 * (thread_id() % 4) + c;
     found.at[c] = row < gemm.rows && found.column < end ? row * gemm.out_stride + found.column : -1;
     hold(found.at[c]);
   }
@@ -259,7 +247,7 @@ TENON_DEVICE FewOutputs few_outputs(const GemmCall& gemm, int first_column, int 
 TENON_DEVICE void few_store(const FewCall& call, const FewOutputs& to, int end,
                             const float (&sums)[4]) {
   const GemmCall& gemm = call.gemm;
-  const ColumnPairs pairs = pair_columns({sums[0], sums[1], sums[2], sums[3]});
+  const ColumnPairs pairs = pair_columns(four_of(sums, 0));
   TENON_UNROLL
   for (int c = 0; c < 2; ++c) {
     if (to.at[c] < 0) continue;
@@ -275,12 +263,12 @@ TENON_DEVICE void few_store(const FewCall& call, const FewOutputs& to, int end,
 }
 
 // Share number `block` of a product.
-template <int kSegments, int kRows>
+template <int kSegments>
 TENON_DEVICE void run_few(const FewCall& call, int block) {
-  using Tile = FewTile<kSegments, kRows>;
+  using Tile = FewTile<kSegments>;
   TENON_SHARED_TILES(shared);
   const int columns = call.columns;
-  const FewShared at = few_shared(kSegments, kRows, call.blocks, columns);
+  const FewShared at = few_shared(kSegments, call.blocks, columns);
   const Tile tile{.call = call,
                   .blocks = call.blocks,
                   .first_column = block * columns,
@@ -305,13 +293,10 @@ TENON_DEVICE void run_few(const FewCall& call, int block) {
   const std::uint64_t weight = tile_descriptor(tile.weight), x = tile_descriptor(tile.x);
   const int own_end = tile.first_column + columns;
   const int end = own_end < call.gemm.n ? own_end : call.gemm.n;
-  FewOutputs outputs[Tile::kEights];
-  TENON_UNROLL
-  for (int j = 0; j < Tile::kEights; ++j)
-    outputs[j] = few_outputs(call.gemm, tile.first_column + 16 * warp, 8 * j, end);
-  const float* const own_scales = tile.scales + segment * tile.blocks * kRows + lane % 4 * 2;
+  const FewOutputs outputs = few_outputs(call.gemm, tile.first_column + 16 * warp, end);
+  const float* const own_scales = tile.scales + segment * tile.blocks * kFewRows + lane % 4 * 2;
   const int own_column = tile.first_column % kProductBlock + 16 * warp + lane / 4;
-  const int other_set = tile.num_sets() > 1 ? tile.blocks * kRows : 0;
+  const int other_set = tile.num_sets() > 1 ? tile.blocks * kFewRows : 0;
   const float* const scales[2] = {own_scales + (own_column >= kProductBlock ? other_set : 0),
                                   own_scales + (own_column + 8 >= kProductBlock ? other_set : 0)};
   sync_block();
@@ -320,7 +305,7 @@ TENON_DEVICE void run_few(const FewCall& call, int block) {
   if (thread_id() == 0) let_next_start();
   load_share(tile, share);
 
-  float sums[Tile::kEights][4] = {};
+  float sums[4] = {};
   float even[Tile::kBatch][Tile::kSums] = {}, odd[Tile::kBatch][Tile::kSums] = {};
   const int batches = tile.blocks / Tile::kBatch;
   int batch = 0;
@@ -337,32 +322,25 @@ TENON_DEVICE void run_few(const FewCall& call, int block) {
   }
 
   if constexpr (kSegments > 1) {
-    TENON_UNROLL
-    for (int j = 0; j < Tile::kEights; ++j)
-      if (warp >= warps)
-        tile.inbox[(warp * Tile::kEights + j) * kWave + lane] = four_of(sums[j], 0);
+    if (warp >= warps) tile.inbox[warp * kWave + lane] = four_of(sums, 0);
     sync_first_threads<kWarpgroup>();
     if (warp >= warps) return;
     TENON_UNROLL
     for (int s = 1; s < kSegments; ++s) {
-      TENON_UNROLL
-      for (int j = 0; j < Tile::kEights; ++j) {
-        const float4 other = tile.inbox[((warp + s * warps) * Tile::kEights + j) * kWave + lane];
-        sums[j][0] = sums[j][0] + other.x;
-        sums[j][1] = sums[j][1] + other.y;
-        sums[j][2] = sums[j][2] + other.z;
-        sums[j][3] = sums[j][3] + other.w;
-      }
+      const float4 other = tile.inbox[(warp + s * warps) * kWave + lane];
+      sums[0] = sums[0] + other.x;
+      sums[1] = sums[1] + other.y;
+      sums[2] = sums[2] + other.z;
+      sums[3] = sums[3] + other.w;
     }
   }
-  TENON_UNROLL
-  for (int j = 0; j < Tile::kEights; ++j) few_store(call, outputs[j], end, sums[j]);
+  few_store(call, outputs, end, sums);
 }
 
-template <int kSegments, int kRows>
+template <int kSegments>
 TENON_KERNEL_RESIDENT(sm90_threads(1), 1)
 sm90_few_kernel(TENON_ARGS(FewCall) call) {
-  run_few<kSegments, kRows>(call, block_id());
+  run_few<kSegments>(call, block_id());
 }
 
 // A product of e4m3 in one segment and, in the first blocks, which have most to do, one of bf16.
@@ -371,13 +349,13 @@ struct FewPair {
   Sm90Call beside;
   int beside_blocks = 0;
 };
-template <int kRows>
+template <Sm90Kind kBeside>
 TENON_KERNEL_RESIDENT(sm90_threads(1), 1)
 sm90_few_pair_kernel(TENON_ARGS(FewPair) call) {
   if (block_id() < call.beside_blocks) {
-    run_share<Sm90Kind::kBf16ByWarps, 1, 1, kRows>(call.beside, block_id());
+    run_share<kBeside, 1, 1, kFewRows>(call.beside, block_id());
   } else {
-    run_few<1, kRows>(call.main, block_id() - call.beside_blocks);
+    run_few<1>(call.main, block_id() - call.beside_blocks);
   }
 }
 

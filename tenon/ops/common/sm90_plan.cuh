@@ -35,9 +35,11 @@ inline int sm90_stages(Sm90Kind kind, int columns, int rows, const Segments& cut
 }
 
 // Measured on an H100 with the products of two models. Up to 16 rows one warpgroup is enough.
-// Above, two share the columns if there would be too few blocks of 128. Blocks of 64 columns become
-// narrower as long as no multiprocessor has more of them than before: some would be idle else, or
-// have 128 columns where the mean is 78. `beside`: further blocks of the launch.
+// Above, two share the columns if there would be too few blocks of 128. Where several blocks of 64
+// columns share a multiprocessor and k is long, they become as narrow as leaves their number on it:
+// one must not have three of them where the mean is two. Where each has its own, narrow blocks of
+// e4m3 were slower, for a block's time is that of its blocks of k. `beside`: further blocks of the
+// launch.
 inline Sm90Form sm90_form(Sm90Kind kind, const GemmCall& gemm, const Segments& cut, int units,
                           std::size_t most_shared, int beside = 0) {
   Sm90Form form{};
@@ -55,7 +57,8 @@ inline Sm90Form sm90_form(Sm90Kind kind, const GemmCall& gemm, const Segments& c
   // Clusters of many blocks do not fill the device to the last multiprocessor.
   const int places = cut.count >= 4 ? units * 3 / 4 : units;
   const int on_each = ceil_div(blocks_of(form.columns) + beside, places);
-  if (form.columns == kGroupColumns && may_split &&
+  const bool is_long = cut.num_blocks / cut.count > 32;
+  if (form.columns == kGroupColumns && may_split && (on_each > 1 ? is_long : is_bf16(kind)) &&
       on_each <= sm90_most_resident(form.row_groups)) {
     form.columns = 16;
     while (blocks_of(form.columns) + beside > on_each * places) form.columns += 8;
@@ -96,31 +99,32 @@ inline Status sm90_takes(Sm90Kind kind, const GemmCall& gemm, const DeviceProper
 
 // segments 0: not for these kernels.
 struct FewForm {
-  int segments = 0, rows = 0, columns = 0;  // rows: of a tile
-  int grid = 0, shared_bytes = 0;
+  int segments = 0, columns = 0, grid = 0, shared_bytes = 0;
 };
-// `units`: multiprocessors; each has a block at most, and as few columns as that allows.
+// `units`: multiprocessors; each has a block at most. Blocks are wide where the weight of such a
+// one fits, else as narrow as `units` allows.
 inline FewForm few_form(const GemmCall& gemm, int units, std::size_t most_shared) {
   const Segments cut = segments_of(gemm.n, gemm.k);
-  FewForm form{.segments = cut.count, .rows = gemm.rows <= 8 ? 8 : 16, .columns = 16};
-  if (gemm.rows > 16 || cut.count > 4 || cut.count * form.rows > 32 || gemm.row_map != nullptr ||
-      cut.num_blocks > kFewMostBlocks ||
-      cut.num_blocks % (cut.count * few_batch(cut.count, form.rows)) != 0)
+  if (gemm.rows > kFewRows || cut.count > 4 || gemm.row_map != nullptr ||
+      cut.num_blocks > kFewMostBlocks || cut.num_blocks % (cut.count * few_batch(cut.count)) != 0)
     return {};
-  while (ceil_div(gemm.n, form.columns) > units) form.columns += cut.count > 1 ? 16 : 8;
-  form.grid = ceil_div(gemm.n, form.columns);
-  form.shared_bytes =
-      few_shared(cut.count, form.rows, cut.num_blocks / cut.count, form.columns).bytes;
-  if (form.columns * cut.count > kGroupColumns ||
-      static_cast<std::size_t>(form.shared_bytes) > most_shared)
-    return {};
-  return form;
+  FewForm form{.segments = cut.count};
+  const auto fits = [&](int columns) {
+    form.columns = columns;
+    form.grid = ceil_div(gemm.n, columns);
+    form.shared_bytes = few_shared(cut.count, cut.num_blocks / cut.count, columns).bytes;
+    return form.grid <= units && static_cast<std::size_t>(form.shared_bytes) <= most_shared;
+  };
+  const int most = kGroupColumns / cut.count, step = cut.count > 1 ? 16 : 8;
+  if (fits(most)) return form;
+  for (int columns = 16; columns < most; columns += step)
+    if (fits(columns)) return form;
+  return {};
 }
 inline constexpr std::string_view kFewName = "sm90_few_kernel";
 inline constexpr std::string_view kFewPairName = "sm90_few_pair_kernel";
 inline constexpr std::string_view kByWarpsName = "sm90_by_warps_kernel";
 inline void set_few(const FewForm& form, Recipe* recipe) {
-  recipe->set("rows", form.rows);
   recipe->set("segments", form.segments);
   recipe->set("columns", form.columns);
 }
@@ -222,14 +226,12 @@ template <Sm90Kind = Sm90Kind::kE4m3>  // compiled where it is called
 Status launch_few(const Recipe& recipe, const GemmCall& gemm, const GemmScales& scales,
                   Stream& stream) {
   if (gemm.rows == 0) return Status::ok();
-  const int rows = sm90_setting(recipe, 0), segments = sm90_setting(recipe, 1);
-  TENON_ASSIGN(const FewCall call, few_call(gemm, scales, segments, sm90_setting(recipe, 2)));
+  const int segments = sm90_setting(recipe, 0);
+  TENON_ASSIGN(const FewCall call, few_call(gemm, scales, segments, sm90_setting(recipe, 1)));
   return tenon::launch(stream, recipe.launches.front().shape,
-                       rows == 8       ? segments == 1   ? sm90_few_kernel<1, 8>
-                                         : segments == 2 ? sm90_few_kernel<2, 8>
-                                                         : sm90_few_kernel<4, 8>
-                             : segments == 1 ? sm90_few_kernel<1, 16>
-                                       : sm90_few_kernel<2, 16>,
+                       segments == 1   ? sm90_few_kernel<1>
+                       : segments == 2 ? sm90_few_kernel<2>
+                                       : sm90_few_kernel<4>,
                        call);
 }
 
@@ -249,34 +251,30 @@ Status sm90_launch(const Recipe& recipe, const GemmCall& gemm, const GemmScales&
 
 // --- A product of bf16 by warps ----------------------------------------------------------------
 
-// Few rows of few columns, whose sums have several segments: a router's. Null: it is not one.
+// For few rows of few columns, whose sums have several segments: a router's. False: it is not one.
 inline bool plan_by_warps(const GemmCall& gemm, const PlanContext& where, Recipe* recipe) {
   constexpr Sm90Kind kKind = Sm90Kind::kBf16ByWarps;
   const Segments cut = segments_of(gemm.n, gemm.k);
-  const int rows = gemm.rows <= 8 ? 8 : 16;
   const auto most = static_cast<int>(where.properties.max_shared_bytes);
-  if (gemm.rows > kCopiedRows || gemm.row_map != nullptr || cut.count < 2 ||
+  if (gemm.rows > kFewRows || gemm.row_map != nullptr || cut.count < 2 ||
       ceil_div(gemm.n, kBesideColumns) > where.properties.num_units ||
-      sm90_stages(kKind, kBesideColumns, rows, cut, most) < cut.num_blocks)
+      sm90_stages(kKind, kBesideColumns, kFewRows, cut, most) < cut.num_blocks)
     return false;
   LaunchShape shape;
   shape.blocks = ceil_div(gemm.n, kBesideColumns);
   shape.threads = sm90_threads(1);
-  shape.shared_bytes =
-      static_cast<std::size_t>(sm90_shared(kKind, kBesideColumns, rows, cut.num_blocks, cut).bytes);
+  shape.shared_bytes = static_cast<std::size_t>(
+      sm90_shared(kKind, kBesideColumns, kFewRows, cut.num_blocks, cut).bytes);
   shape.early = where.may_start_early;
   recipe->launch(kByWarpsName, shape);
-  recipe->set("rows", rows);
   return true;
 }
 template <Sm90Kind kKind = Sm90Kind::kBf16ByWarps>  // compiled where it is called
 Status launch_by_warps(const Recipe& recipe, const GemmCall& gemm, Stream& stream) {
   if (gemm.rows == 0) return Status::ok();
-  const int rows = sm90_setting(recipe, 0);
-  TENON_ASSIGN(const Sm90Call call, sm90_call(kKind, gemm, gemm.rows, kBesideColumns, rows,
+  TENON_ASSIGN(const Sm90Call call, sm90_call(kKind, gemm, gemm.rows, kBesideColumns, kFewRows,
                                               ceil_div(gemm.k, kProductBlock)));
-  return tenon::launch(stream, recipe.launches.front().shape,
-                       rows == 8 ? sm90_by_warps_kernel<8> : sm90_by_warps_kernel<16>, call);
+  return tenon::launch(stream, recipe.launches.front().shape, sm90_by_warps_kernel<kFewRows>, call);
 }
 
 // --- Two products in a launch -----------------------------------------------------------------
@@ -318,16 +316,15 @@ inline Status sm90_plan_pair(const GemmCall& main, const GemmCall& beside, const
   if (form.stages < 1 || stages < 1) return no("a block has too little shared memory");
   const FewForm few = few_form(main, where.properties.num_units - beside_blocks, most_shared);
   if (few.segments == 1) {
-    const int beside_stages = sm90_stages(Sm90Kind::kBf16ByWarps, kBesideColumns, few.rows, other,
-                                          static_cast<int>(most_shared));
-    if (beside_stages == other.num_blocks) {
+    constexpr Sm90Kind kByWarps = Sm90Kind::kBf16ByWarps;
+    const int all = other.num_blocks;
+    if (sm90_stages(kByWarps, kBesideColumns, kFewRows, other, static_cast<int>(most_shared)) ==
+        all) {
+      const int beside_bytes = sm90_shared(kByWarps, kBesideColumns, kFewRows, all, other).bytes;
       LaunchShape shape;
       shape.blocks = beside_blocks + few.grid;
       shape.threads = sm90_threads(1);
-      shape.shared_bytes = static_cast<std::size_t>(std::max(
-          few.shared_bytes,
-          sm90_shared(Sm90Kind::kBf16ByWarps, kBesideColumns, few.rows, other.num_blocks, other)
-              .bytes));
+      shape.shared_bytes = static_cast<std::size_t>(std::max(few.shared_bytes, beside_bytes));
       shape.early = where.may_start_early;
       recipe->launch(kFewPairName, shape);
       set_few(few, recipe);
@@ -354,14 +351,13 @@ Status sm90_launch_pair(const Recipe& recipe, const GemmCall& main, const GemmSc
                         const GemmCall& beside, Stream& stream) {
   if (main.rows == 0) return Status::ok();
   if (recipe.launches.front().kernel == kFewPairName) {
-    const int rows = sm90_setting(recipe, 0);
     FewPair call;
-    TENON_ASSIGN(call.main, few_call(main, scales, 1, sm90_setting(recipe, 2)));
-    TENON_ASSIGN(call.beside, sm90_call(kByWarps, beside, beside.rows, kBesideColumns, rows,
+    TENON_ASSIGN(call.main, few_call(main, scales, 1, sm90_setting(recipe, 1)));
+    TENON_ASSIGN(call.beside, sm90_call(kByWarps, beside, beside.rows, kBesideColumns, kFewRows,
                                         ceil_div(beside.k, kProductBlock)));
     call.beside_blocks = ceil_div(beside.n, kBesideColumns);
-    return tenon::launch(stream, recipe.launches.front().shape,
-                         rows == 8 ? sm90_few_pair_kernel<8> : sm90_few_pair_kernel<16>, call);
+    return tenon::launch(stream, recipe.launches.front().shape, sm90_few_pair_kernel<kByWarps>,
+                         call);
   }
   const int rows = sm90_setting(recipe, 1);
   Sm90Pair call;

@@ -221,12 +221,14 @@ TENON_DEVICE void multiply_by_segments(const Tile& tile) {
   const WarpPlace place = warp_place<Tile>();
   // Of the operands' 8 × 8 parts: the row of a lane and which 16 bytes. Columns: eight and eight.
   const int row = lane % 8, column = row + lane / 8 % 2 * 8;
-  TENON_NO_UNROLL
-  for (int segment = place.column_warp; segment < call.cut.count; segment += 4)
-    copy_x_by_threads(tile, call.cut.begin(segment) / kProductBlock,
-                      call.cut.begin(segment + 1) / kProductBlock, lane, kWave);
-  await_copies();
-  sync_wave();
+  if (tile.copies_x()) {
+    TENON_NO_UNROLL
+    for (int segment = place.column_warp; segment < call.cut.count; segment += 4)
+      copy_x_by_threads(tile, call.cut.begin(segment) / kProductBlock,
+                        call.cut.begin(segment + 1) / kProductBlock, lane, kWave);
+    await_copies();
+    sync_wave();
+  }
   TENON_NO_UNROLL
   for (int segment = place.column_warp; segment < call.cut.count; segment += 4) {
     const int begin = call.cut.begin(segment) / kProductBlock;

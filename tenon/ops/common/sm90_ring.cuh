@@ -27,7 +27,8 @@ inline constexpr int kWarpgroup = 128;
 inline constexpr int kGroupColumns = 64;
 inline constexpr int kTileBytes = 128;  // of each row of a tile
 inline constexpr int kSm90Band = 16;    // tiles of rows that share the reading of a tile of columns
-inline constexpr int kCopiedRows = 16;  // tiles of up to so many rows of x are copied by threads
+inline constexpr int kCopiedRows = 4;   // up to so many rows of x are copied by threads
+inline constexpr int kRefills = 4;      // stages that are refilled at once
 inline constexpr int kRun = 8;  // gathered rows that are copied at once if they follow each other
 
 struct Sm90Call {
@@ -128,7 +129,9 @@ struct Sm90Tile {
   TENON_HD bool gathers() const { return is_bf16(kKind) && call.gemm.row_map != nullptr; }
   // The consumers copy x into the stages of the first round: a copy of theirs takes less time than
   // one of the copy engine, and nothing hides it.
-  TENON_HD bool copies_x() const { return kRows <= kCopiedRows && !gathers(); }
+  TENON_HD bool copies_x() const {
+    return kRows == 8 && call.gemm.rows <= kCopiedRows && !gathers();
+  }
   // What arrives in a stage; in the first round without what consumers copy.
   TENON_HD std::uint32_t arriving_bytes() const {
     return static_cast<std::uint32_t>(weight_bytes +
@@ -269,23 +272,28 @@ TENON_DEVICE void refill(const Tile& tile, int i, const RingPlace& place, std::u
   copy_weight(tile, i, place.stage, policy);
 }
 
-// The producing warp, after the wait for the kernel before; one lane once the ring is full.
+// The producing warp, after the wait for the kernel before; a few lanes once the ring is full. One
+// after the other, refills would take longer than reading a narrow tile: asking for it is a chain
+// of slow instructions, which lanes share. Each waits for a stage of its own, so there must be
+// stages for the batch that is multiplied besides.
 template <class Tile>
 TENON_DEVICE void fill_ring(const Tile& tile, int ahead) {
-  const int lane = thread_id() % kWave;
+  const int lane = thread_id() % kWave, stages = tile.call.stages;
   const std::uint64_t policy = weight_policy(tile), often = policy_evict_last();
   if (!tile.copies_x()) {
     TENON_NO_UNROLL
     for (int i = lane; i < ahead; i += kWave)
       copy_x(tile, tile.call.x, i, i, 0, tile.first_row, often);
   }
-  if (lane != 0) return;
+  const int lanes = stages >= 2 * kRefills ? kRefills : 1;
+  if (lane >= lanes) return;
   RingPlace place;
+  place.skip(lane, stages);
   TENON_NO_UNROLL
-  for (int i = ahead; i < tile.num_blocks; ++i) {
+  for (int i = ahead + lane; i < tile.num_blocks; i += lanes) {
     refill(tile, i, place, policy);
     copy_x(tile, tile.call.x, i, place.stage, 0, tile.first_row, often);
-    place.next(tile.call.stages);
+    place.skip(lanes, stages);
   }
 }
 
