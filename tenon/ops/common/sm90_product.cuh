@@ -7,8 +7,8 @@
 // and one segment; the blocks of a cluster take the segments of the same outputs. In a block one
 // warp, the producer, fills a ring of stages: a tile of the weight and one of x, a block of 128 of
 // k each. Its first copies of the weight, which no kernel of a step writes, are asked for before it
-// waits for the kernel before; x after that. One or two warpgroups multiply kN rows by up to 64
-// columns each:
+// waits for the kernel before; x after that, by the consumers where it has few rows. One or two
+// warpgroups multiply kN rows by up to 64 columns each:
 //   block = products of 32 (e4m3) or 16 (bf16) of k, a chain from zero
 //   sums = fma(block, xs · ws, sums) (e4m3), sums + block (bf16)
 // and with several segments each sends its sums to the block of the cluster that adds them in
