@@ -237,7 +237,6 @@ TEST(Bf16Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
   if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
   const Shape shapes[] = {{.tokens = 300, .n = 200, .k = 1288, .out = DType::kF32},
                           {.tokens = 140, .n = 70, .k = 4232},  // eight segments, uneven
-                          // Up to 16 rows each segment by a warp.
                           {.tokens = 33, .n = 257, .k = 2048, .out = DType::kF32},
                           {.tokens = 33, .n = 70, .k = 3080},
                           {.tokens = 140, .n = 4100, .k = 392, .out = DType::kF32},

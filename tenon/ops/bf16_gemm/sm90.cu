@@ -19,7 +19,7 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   TENON_TRY(sm90_plan(Sm90Kind::kBf16, gemm, where, &few_rows));
   if (gemm.rows >= kManyRows && gemm.row_map == nullptr) {
     plan_tiles(gemm, 1, where, recipe);
-  } else if (!plan_by_warps(gemm, where, recipe)) {
+  } else {
     *recipe = few_rows;
   }
   return Status::ok();
@@ -28,7 +28,6 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
 Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   const GemmCall gemm = call_of(args);
   const LaunchShape& shape = recipe.launches.front().shape;
-  if (recipe.launches.front().kernel == kByWarpsName) return launch_by_warps(recipe, gemm, stream);
   if (recipe.launches.front().kernel != kTilesName)
     return sm90_launch<Sm90Kind::kBf16>(recipe, gemm, GemmScales{}, QuantSpec{}, args.x.shape[0],
                                         stream);

@@ -123,7 +123,6 @@ inline FewForm few_form(const GemmCall& gemm, int units, std::size_t most_shared
 }
 inline constexpr std::string_view kFewName = "sm90_few_kernel";
 inline constexpr std::string_view kFewPairName = "sm90_few_pair_kernel";
-inline constexpr std::string_view kByWarpsName = "sm90_by_warps_kernel";
 inline void set_few(const FewForm& form, Recipe* recipe) {
   recipe->set("segments", form.segments);
   recipe->set("columns", form.columns);
@@ -247,34 +246,6 @@ Status sm90_launch(const Recipe& recipe, const GemmCall& gemm, const GemmScales&
   call.activated = activated;
   call.row_tiles = shape.blocks / call.cut.count / ceil_div(gemm.n, columns);
   return tenon::launch(stream, shape, sm90_kernel_of<kKind>(rows, sm90_setting(recipe, 2)), call);
-}
-
-// --- A product of bf16 by warps ----------------------------------------------------------------
-
-// For few rows of few columns, whose sums have several segments: a router's. False: it is not one.
-inline bool plan_by_warps(const GemmCall& gemm, const PlanContext& where, Recipe* recipe) {
-  constexpr Sm90Kind kKind = Sm90Kind::kBf16ByWarps;
-  const Segments cut = segments_of(gemm.n, gemm.k);
-  const auto most = static_cast<int>(where.properties.max_shared_bytes);
-  if (gemm.rows > kFewRows || gemm.row_map != nullptr || cut.count < 2 ||
-      ceil_div(gemm.n, kBesideColumns) > where.properties.num_units ||
-      sm90_stages(kKind, kBesideColumns, kFewRows, cut, most) < cut.num_blocks)
-    return false;
-  LaunchShape shape;
-  shape.blocks = ceil_div(gemm.n, kBesideColumns);
-  shape.threads = sm90_threads(1);
-  shape.shared_bytes = static_cast<std::size_t>(
-      sm90_shared(kKind, kBesideColumns, kFewRows, cut.num_blocks, cut).bytes);
-  shape.early = where.may_start_early;
-  recipe->launch(kByWarpsName, shape);
-  return true;
-}
-template <Sm90Kind kKind = Sm90Kind::kBf16ByWarps>  // compiled where it is called
-Status launch_by_warps(const Recipe& recipe, const GemmCall& gemm, Stream& stream) {
-  if (gemm.rows == 0) return Status::ok();
-  TENON_ASSIGN(const Sm90Call call, sm90_call(kKind, gemm, gemm.rows, kBesideColumns, kFewRows,
-                                              ceil_div(gemm.k, kProductBlock)));
-  return tenon::launch(stream, recipe.launches.front().shape, sm90_by_warps_kernel<kFewRows>, call);
 }
 
 // --- Two products in a launch -----------------------------------------------------------------

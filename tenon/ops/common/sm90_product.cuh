@@ -485,12 +485,6 @@ sm90_kernel(TENON_ARGS(Sm90Call) call) {
   run_share<kKind, kColumnGroups, kRowGroups, kN>(call, block_id());
 }
 
-template <int kRows>
-TENON_KERNEL_RESIDENT(sm90_threads(1), 1)
-sm90_by_warps_kernel(TENON_ARGS(Sm90Call) call) {
-  run_share<Sm90Kind::kBf16ByWarps, 1, 1, kRows>(call, block_id());
-}
-
 // Two products of the same rows: one of e4m3 and, in the first blocks, which have most to do, one
 // of bf16.
 struct Sm90Pair {
