@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 tests/python/cuda_check.py
 
 PYTHONPATH has the package of a build with CUDA, ORACLE_LIBRARY is that build's tests/libpython_oracle.so. Exits with
-1 where a bit differs. The tables on standard output say what each column is.
+1 where a bit differs. The tables on standard output say what each column is. --bits and --times: these alone.
 """
 import os
 import statistics
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from oracle import LAYOUTS, case, difference, inputs, spec
 
 HIDDEN, GROUP, EPS = 4096, 128, 1e-6
+ROWS = (1, 4, 16, 64, 256)
 failures = []
 
 
@@ -100,12 +101,15 @@ def epilogue(summed, residual, weight):
     return normed, quantised(normed)
 
 
-def time_in_a_graph(run, calls=128, repeats=15):
-    """µs a call: the median of replays, of the slowest rank."""
+def time_in_a_graph(run, calls=512, repeats=15):
+    """µs a call: the median of replays, of the slowest rank. So many calls that it does not show how far apart the
+    ranks begin."""
     graph = captured(lambda: [run() for _ in range(calls)])
+    graph.replay()
     found = []
     for _ in range(repeats):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
         dist.barrier()
         begin.record()
         graph.replay()
@@ -117,27 +121,59 @@ def time_in_a_graph(run, calls=128, repeats=15):
     return statistics.median(found)
 
 
-def time_of_host(run, calls=200, repeats=15):
-    """µs of the host a call, nothing waited for between calls; the median."""
-    found = []
-    for _ in range(repeats):
-        torch.cuda.synchronize()
-        dist.barrier()
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(calls):
-            run()
-        found.append((time.perf_counter() - start) * 1e6 / calls)
+def times_of_host(runs, calls=200, repeats=25):
+    """µs of the host a call, of each of `runs` in turn, nothing waited for between calls; the medians. Each rank has a
+    core of its own meanwhile, where there are enough."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) >= 4 * world:
+        os.sched_setaffinity(0, {cores[len(cores) // world * rank + 2]})
+    found = [[] for _ in runs]
+    for repeat in range(repeats + 1):
+        for run, times in zip(runs, found):
+            torch.cuda.synchronize()
+            dist.barrier()
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(calls):
+                run()
+            if repeat:
+                times.append((time.perf_counter() - start) * 1e6 / calls)
     torch.cuda.synchronize()
-    return statistics.median(found)
+    os.sched_setaffinity(0, cores)
+    return [statistics.median(times) for times in found]
+
+
+def of_rows(rows, **spec):
+    """A boundary of 256 rows, and what a call with `rows` rows is given: arguments, and places of outputs."""
+    channel = tenon.Channel(communicator, hidden=HIDDEN, max_rows=256,
+                            sharded_residual=spec.pop("sharded_residual", False))
+    boundary = tenon.torch.Boundary(channel, hidden=HIDDEN, max_rows=256, eps=EPS, **spec)
+    torch.manual_seed(rank)
+    partial = torch.randn(rows, HIDDEN, device="cuda").bfloat16()
+    given = partial, torch.zeros_like(partial), torch.ones(HIDDEN, device="cuda").bfloat16()
+    return boundary, given, dict(zip(("rows", "codes", "scales"), boundary.outputs_like(partial)))
+
+
+def measure_host():
+    say("\nµs of the host a call, eager: outputs given, through torch.ops, outputs made; before anything is compiled")
+    say("rows      given  torch.ops   made   the same of torch's add_(1)")
+    for rows in ROWS:
+        boundary, given, places = of_rows(rows)
+        run = torch.ops.tenon.boundary.default
+        found = times_of_host([lambda: boundary(*given, **places),
+                               lambda: run(boundary.name, *given, *places.values()),
+                               lambda: boundary(*given), lambda: given[1].add_(1)])
+        say("{:4d}  {:9.2f} {:10.2f} {:6.2f} {:9.2f}".format(rows, *found))
+        communicator.health()
+        boundary.close()
 
 
 def measure():
     say(f"\nhidden {HIDDEN}, bf16; rows and fp8 with fp32 row scales formed; µs a call")
-    say("graph: calls in a CUDA graph, the residual whole on every rank, and sharded by owner as in an engine that has")
-    say("boundaries only; torch: all_reduce, then residual, norm and quantiser. host: outputs given, outputs made, and a")
+    say("graph: calls in a CUDA graph, the residual whole on every rank, sharded by owner as in an engine that has")
+    say("boundaries only, and whole with fp8 alone formed; torch: all_reduce, then residual, norm and quantiser. host: a")
     say("function of torch.compile, which holds the call alone")
-    say("rows   graph: tenon  sharded   torch compiled  torch eager   host: given   made  compiled   variants")
+    say("rows   graph: tenon  sharded  fp8 alone   torch compiled  torch eager   host: compiled   variants")
     fused = epilogue
     try:
         fused = torch.compile(epilogue, dynamic=False)
@@ -146,37 +182,30 @@ def measure():
     except Exception as error:
         say(f"torch.compile of the three kernels: {str(error).splitlines()[0]}")
         fused = None
-    for rows in (1, 4, 16, 64, 256):
-        boundary, sharded = (tenon.torch.Boundary(
-            tenon.Channel(communicator, hidden=HIDDEN, max_rows=256, sharded_residual=shard), hidden=HIDDEN,
-            max_rows=256, eps=EPS) for shard in (False, True))
-        torch.manual_seed(rank)
-        partial = torch.randn(rows, HIDDEN, device="cuda").bfloat16()
-        residual, weight = torch.zeros_like(partial), torch.ones(HIDDEN, device="cuda").bfloat16()
-        places = dict(zip(("rows", "codes", "scales"), boundary.outputs_like(partial)))
-        addend = partial.clone()
+    for rows in ROWS:
+        arms = [of_rows(rows), of_rows(rows, sharded_residual=True), of_rows(rows, want_rows=False)]
+        boundary, given, places = arms[0]
+        _, residual, weight = given
+        addend = given[0].clone()
 
         def chain(tail):
             dist.all_reduce(addend)
             tail(addend, residual, weight)
 
-        found = [time_in_a_graph(lambda: boundary(partial, residual, weight, **places))]
-        found.append(time_in_a_graph(lambda: sharded(partial, residual, weight, **places)))
-        found.append(time_in_a_graph(lambda: chain(fused), 32) if fused else float("nan"))
-        found.append(time_in_a_graph(lambda: chain(epilogue), 32))
-        found.append(time_of_host(lambda: boundary(partial, residual, weight, **places)))
-        found.append(time_of_host(lambda: boundary(partial, residual, weight)))
+        found = [time_in_a_graph(lambda: arm(*of, **to)) for arm, of, to in arms]
+        found.append(time_in_a_graph(lambda: chain(fused), 64) if fused else float("nan"))
+        found.append(time_in_a_graph(lambda: chain(epilogue), 64))
         torch._dynamo.reset()
         compiled = torch.compile(lambda p, r: boundary(p, r, weight, **places).rows, fullgraph=True,
                                  backend="inductor" if fused else "aot_eager")
         with torch.no_grad():
-            compiled(partial, residual)
-            found.append(time_of_host(lambda: compiled(partial, residual)))
-        say("{:4d}  {:12.2f} {:8.2f} {:16.2f} {:12.2f} {:13.2f} {:6.2f} {:9.2f}".format(rows, *found),
-            "  ", boundary.plan(rows).variant, sharded.plan(rows).variant)
+            compiled(*given[:2])
+            found += times_of_host([lambda: compiled(*given[:2])])
+        say("{:4d}  {:12.2f} {:8.2f} {:10.2f} {:16.2f} {:12.2f} {:16.2f}".format(rows, *found), "  ",
+            *[arm.plan(rows).variant for arm, _, _ in arms])
         communicator.health()
-        sharded.close()
-        boundary.close()
+        for arm, _, _ in arms:
+            arm.close()
 
 
 os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -189,11 +218,15 @@ rank, world = dist.get_rank(), dist.get_world_size()
 communicator = tenon.torch.communicator(target="cuda", deadline=20.0)
 say(f"tenon {tenon.__version__} {tenon.commit()}, torch {torch.__version__}, {world} x {torch.cuda.get_device_name()},",
     f"transport {communicator.info.transport}, capturable {communicator.info.capturable}")
-check_bits()
+if "--bits" not in sys.argv:
+    measure_host()
+if "--times" not in sys.argv:
+    check_bits()
 every = [None] * world
 dist.all_gather_object(every, failures)
 wrong = [text for each in every for text in each]
-say("bits: eager, in a graph, compiled:", "all those of the reference" if not wrong else "\n".join(wrong))
+if "--times" not in sys.argv:
+    say("bits: eager, in a graph, compiled:", "all those of the reference" if not wrong else "\n".join(wrong))
 if not wrong and "--bits" not in sys.argv:
     measure()
 communicator.close()
