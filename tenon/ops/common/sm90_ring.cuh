@@ -272,10 +272,9 @@ TENON_DEVICE void refill(const Tile& tile, int i, const RingPlace& place, std::u
   copy_weight(tile, i, place.stage, policy);
 }
 
-// The producing warp, after the wait for the kernel before; a few lanes once the ring is full. One
-// after the other, refills would take longer than reading a narrow tile: asking for it is a chain
-// of slow instructions, which lanes share. Each waits for a stage of its own, so there must be
-// stages for the batch that is multiplied besides.
+// The producing warp, after the wait for the kernel before; a few lanes once the ring is full: to
+// ask for a stage is a chain of slow instructions, which they share. Each waits for a stage of its
+// own, so there must be stages for the batch that is multiplied besides.
 template <class Tile>
 TENON_DEVICE void fill_ring(const Tile& tile, int ahead) {
   const int lane = thread_id() % kWave, stages = tile.call.stages;
