@@ -237,6 +237,8 @@ TEST(Bf16Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
   if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
   const Shape shapes[] = {{.tokens = 300, .n = 200, .k = 1288, .out = DType::kF32},
                           {.tokens = 140, .n = 70, .k = 4232},  // eight segments, uneven
+                          {.tokens = 33, .n = 257, .k = 2048, .out = DType::kF32},
+                          {.tokens = 33, .n = 70, .k = 3080},
                           {.tokens = 140, .n = 4100, .k = 392, .out = DType::kF32},
                           {.tokens = 80, .n = 34100, .k = 1152, .x_padding = 8}};
   for_each_variant([&](Target target, const std::string& variant) {

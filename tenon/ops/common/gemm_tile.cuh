@@ -58,13 +58,16 @@ TENON_DEVICE std::int64_t token_of(const GemmCall& call, int row) {
   return call.row_map != nullptr ? call.row_map[row] : row;
 }
 
-TENON_DEVICE void store_output(const GemmCall& call, int row, int column, float value) {
-  const std::int64_t at = row * call.out_stride + column;
+// at: in elements from the first output.
+TENON_DEVICE void store_output_at(const GemmCall& call, std::int64_t at, float value) {
   if (call.out_is_f32) {
     static_cast<float*>(call.out)[at] = value;
   } else {
     static_cast<bf16*>(call.out)[at] = to_bf16(value);
   }
+}
+TENON_DEVICE void store_output(const GemmCall& call, int row, int column, float value) {
+  store_output_at(call, row * call.out_stride + column, value);
 }
 
 // Product is the op's: what elements and scales are. It has `static constexpr bool kScaled`, and in

@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "tenon/device/variant.h"
-#include "tenon/ops/common/sm90_product.cuh"
+#include "tenon/ops/common/sm90_few.cuh"
 
 namespace tenon::TENON_TARGET {
 
@@ -35,11 +35,13 @@ inline int sm90_stages(Sm90Kind kind, int columns, int rows, const Segments& cut
 }
 
 // Measured on an H100 with the products of two models. Up to 16 rows one warpgroup is enough.
-// Above, two share the columns if there would be too few blocks of 128. Where 64 columns a block
-// would leave multiprocessors idle, blocks have fewer; not where k is short, for the start of a
-// ring costs a time for each of its stages.
+// Above, two share the columns if there would be too few blocks of 128. Where several blocks of 64
+// columns share a multiprocessor and k is long, they become as narrow as leaves their number on it:
+// one must not have three of them where the mean is two. Where each has its own, narrow blocks of
+// e4m3 were slower, for a block's time is that of its blocks of k. `beside`: further blocks of the
+// launch.
 inline Sm90Form sm90_form(Sm90Kind kind, const GemmCall& gemm, const Segments& cut, int units,
-                          std::size_t most_shared) {
+                          std::size_t most_shared, int beside = 0) {
   Sm90Form form{};
   form.rows = gemm.rows <= 8 ? 8 : gemm.rows <= 16 ? 16 : gemm.rows <= 32 ? 32 : 64;
   form.columns = kGroupColumns;
@@ -54,18 +56,19 @@ inline Sm90Form sm90_form(Sm90Kind kind, const GemmCall& gemm, const Segments& c
   }
   // Clusters of many blocks do not fill the device to the last multiprocessor.
   const int places = cut.count >= 4 ? units * 3 / 4 : units;
+  const int on_each = ceil_div(blocks_of(form.columns) + beside, places);
   const bool is_long = cut.num_blocks / cut.count > 32;
-  if (form.columns == kGroupColumns && may_split && (is_long || is_bf16(kind)) &&
-      blocks_of(kGroupColumns) < places) {
+  if (form.columns == kGroupColumns && may_split && (on_each > 1 ? is_long : is_bf16(kind)) &&
+      on_each <= sm90_most_resident(form.row_groups)) {
     form.columns = 16;
-    while (blocks_of(form.columns) > places) form.columns += 8;
+    while (blocks_of(form.columns) + beside > on_each * places) form.columns += 8;
   }
   const int groups = ceil_div(form.columns, kGroupColumns) * form.row_groups;
   form.blocks = blocks_of(form.columns);
   const auto stages_of = [&](int resident) {
     return sm90_stages(kind, form.columns, form.rows, cut, sm90_fair_share(most_shared, resident));
   };
-  int resident = std::clamp(ceil_div(form.blocks, units), 1, sm90_most_resident(groups));
+  int resident = std::clamp(ceil_div(form.blocks + beside, units), 1, sm90_most_resident(groups));
   form.stages = stages_of(resident);
   while (form.stages < 2 && resident > 1) form.stages = stages_of(--resident);
   form.threads = sm90_threads(groups);
@@ -92,10 +95,57 @@ inline Status sm90_takes(Sm90Kind kind, const GemmCall& gemm, const DeviceProper
   return Status::ok();
 }
 
+// --- Few rows, the weight of a block whole in shared memory ------------------------------------
+
+// segments 0: not for these kernels.
+struct FewForm {
+  int segments = 0, columns = 0, grid = 0, shared_bytes = 0;
+};
+// `units`: multiprocessors; each has a block at most. Blocks are wide where the weight of such a
+// one fits, else as narrow as `units` allows.
+inline FewForm few_form(const GemmCall& gemm, int units, std::size_t most_shared) {
+  const Segments cut = segments_of(gemm.n, gemm.k);
+  if (gemm.rows > kFewRows || cut.count > 4 || gemm.row_map != nullptr ||
+      cut.num_blocks > kFewMostBlocks || cut.num_blocks % (cut.count * few_batch(cut.count)) != 0)
+    return {};
+  FewForm form{.segments = cut.count};
+  const auto fits = [&](int columns) {
+    form.columns = columns;
+    form.grid = ceil_div(gemm.n, columns);
+    form.shared_bytes = few_shared(cut.count, cut.num_blocks / cut.count, columns).bytes;
+    return form.grid <= units && static_cast<std::size_t>(form.shared_bytes) <= most_shared;
+  };
+  const int most = kGroupColumns / cut.count, step = cut.count > 1 ? 16 : 8;
+  if (fits(most)) return form;
+  for (int columns = 16; columns < most; columns += step)
+    if (fits(columns)) return form;
+  return {};
+}
+inline constexpr std::string_view kFewName = "sm90_few_kernel";
+inline constexpr std::string_view kFewPairName = "sm90_few_pair_kernel";
+inline void set_few(const FewForm& form, Recipe* recipe) {
+  recipe->set("segments", form.segments);
+  recipe->set("columns", form.columns);
+}
+
 inline Status sm90_plan(Sm90Kind kind, const GemmCall& gemm, const PlanContext& where,
                         Recipe* recipe) {
   TENON_TRY(sm90_takes(kind, gemm, where.properties));
   const Segments cut = segments_of(gemm.n, gemm.k);
+  if (kind == Sm90Kind::kE4m3) {
+    const FewForm few =
+        few_form(gemm, where.properties.num_units, where.properties.max_shared_bytes);
+    if (few.segments > 0) {
+      LaunchShape shape;
+      shape.blocks = few.grid;
+      shape.threads = sm90_threads(1);
+      shape.shared_bytes = static_cast<std::size_t>(few.shared_bytes);
+      shape.early = where.may_start_early;
+      recipe->launch(kFewName, shape);
+      set_few(few, recipe);
+      return Status::ok();
+    }
+  }
   const Sm90Form form =
       sm90_form(kind, gemm, cut, where.properties.num_units, where.properties.max_shared_bytes);
   if (form.stages < 1)
@@ -159,6 +209,31 @@ inline int sm90_setting(const Recipe& recipe, std::size_t i) {
   return static_cast<int>(recipe.settings[i].value);
 }
 
+inline Result<FewCall> few_call(const GemmCall& gemm, const GemmScales& scales, int segments,
+                                int columns) {
+  FewCall call;
+  TENON_ASSIGN(call.weight, sm90_map(gemm.weight, gemm.n, gemm.k, gemm.weight_stride, columns));
+  call.gemm = gemm;
+  call.scales = scales;
+  call.blocks = ceil_div(gemm.k, kProductBlock) / segments;
+  call.columns = columns;
+  call.packs = !gemm.out_is_f32 && reinterpret_cast<std::uintptr_t>(gemm.out) % 4 == 0 &&
+               (gemm.rows == 1 || gemm.out_stride % 2 == 0);
+  return call;
+}
+template <Sm90Kind = Sm90Kind::kE4m3>  // compiled where it is called
+Status launch_few(const Recipe& recipe, const GemmCall& gemm, const GemmScales& scales,
+                  Stream& stream) {
+  if (gemm.rows == 0) return Status::ok();
+  const int segments = sm90_setting(recipe, 0);
+  TENON_ASSIGN(const FewCall call, few_call(gemm, scales, segments, sm90_setting(recipe, 1)));
+  return tenon::launch(stream, recipe.launches.front().shape,
+                       segments == 1   ? sm90_few_kernel<1>
+                       : segments == 2 ? sm90_few_kernel<2>
+                                       : sm90_few_kernel<4>,
+                       call);
+}
+
 template <Sm90Kind kKind>
 Status sm90_launch(const Recipe& recipe, const GemmCall& gemm, const GemmScales& scales,
                    const QuantSpec& activated, std::int64_t tokens, Stream& stream) {
@@ -198,8 +273,8 @@ inline Status sm90_plan_pair(const GemmCall& main, const GemmCall& beside, const
   if (beside_blocks > where.properties.num_units / 4)
     return no("the product beside has " + std::to_string(beside.n) +
               " columns; it is for a few, which nobody waits for");
-  const Sm90Form form = sm90_form(Sm90Kind::kE4m3, main, cut,
-                                  where.properties.num_units - beside_blocks, most_shared);
+  const Sm90Form form =
+      sm90_form(Sm90Kind::kE4m3, main, cut, where.properties.num_units, most_shared, beside_blocks);
   if (form.columns > kGroupColumns)
     return no("weight has " + std::to_string(main.n) + " columns, too many for narrow blocks");
   const auto stages_of = [&](Sm90Kind kind) {
@@ -210,6 +285,23 @@ inline Status sm90_plan_pair(const GemmCall& main, const GemmCall& beside, const
       form.rows <= kWarpRows && other.num_blocks <= kWarpBlocks && by_warps == other.num_blocks;
   const int stages = warps ? by_warps : stages_of(Sm90Kind::kBf16InOrder);
   if (form.stages < 1 || stages < 1) return no("a block has too little shared memory");
+  const FewForm few = few_form(main, where.properties.num_units - beside_blocks, most_shared);
+  if (few.segments == 1) {
+    constexpr Sm90Kind kByWarps = Sm90Kind::kBf16ByWarps;
+    const int all = other.num_blocks;
+    if (sm90_stages(kByWarps, kBesideColumns, kFewRows, other, static_cast<int>(most_shared)) ==
+        all) {
+      const int beside_bytes = sm90_shared(kByWarps, kBesideColumns, kFewRows, all, other).bytes;
+      LaunchShape shape;
+      shape.blocks = beside_blocks + few.grid;
+      shape.threads = sm90_threads(1);
+      shape.shared_bytes = static_cast<std::size_t>(std::max(few.shared_bytes, beside_bytes));
+      shape.early = where.may_start_early;
+      recipe->launch(kFewPairName, shape);
+      set_few(few, recipe);
+      return Status::ok();
+    }
+  }
   LaunchShape shape;
   shape.blocks = beside_blocks + form.blocks;
   shape.threads = form.threads;
@@ -225,15 +317,24 @@ inline Status sm90_plan_pair(const GemmCall& main, const GemmCall& beside, const
   return Status::ok();
 }
 
-inline Status sm90_launch_pair(const Recipe& recipe, const GemmCall& main, const GemmScales& scales,
-                               const GemmCall& beside, Stream& stream) {
+template <Sm90Kind kByWarps = Sm90Kind::kBf16ByWarps>  // compiled where it is called
+Status sm90_launch_pair(const Recipe& recipe, const GemmCall& main, const GemmScales& scales,
+                        const GemmCall& beside, Stream& stream) {
   if (main.rows == 0) return Status::ok();
+  if (recipe.launches.front().kernel == kFewPairName) {
+    FewPair call;
+    TENON_ASSIGN(call.main, few_call(main, scales, 1, sm90_setting(recipe, 1)));
+    TENON_ASSIGN(call.beside, sm90_call(kByWarps, beside, beside.rows, kBesideColumns, kFewRows,
+                                        ceil_div(beside.k, kProductBlock)));
+    call.beside_blocks = ceil_div(beside.n, kBesideColumns);
+    return tenon::launch(stream, recipe.launches.front().shape, sm90_few_pair_kernel<kByWarps>,
+                         call);
+  }
   const int rows = sm90_setting(recipe, 1);
   Sm90Pair call;
   TENON_ASSIGN(call.main, sm90_call(Sm90Kind::kE4m3, main, main.rows, sm90_setting(recipe, 0), rows,
                                     sm90_setting(recipe, 3)));
   const bool warps = sm90_setting(recipe, 5) != 0;
-  constexpr Sm90Kind kByWarps = Sm90Kind::kBf16ByWarps;
   TENON_ASSIGN(call.beside, sm90_call(kByWarps, beside, beside.rows, kBesideColumns, rows,
                                       sm90_setting(recipe, 4)));
   call.main.scales = scales;

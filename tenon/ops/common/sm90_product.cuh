@@ -7,8 +7,8 @@
 // and one segment; the blocks of a cluster take the segments of the same outputs. In a block one
 // warp, the producer, fills a ring of stages: a tile of the weight and one of x, a block of 128 of
 // k each. Its first copies of the weight, which no kernel of a step writes, are asked for before it
-// waits for the kernel before; x after that. One or two warpgroups multiply kN rows by up to 64
-// columns each:
+// waits for the kernel before; x after that, by the consumers where it has few rows. One or two
+// warpgroups multiply kN rows by up to 64 columns each:
 //   block = products of 32 (e4m3) or 16 (bf16) of k, a chain from zero
 //   sums = fma(block, xs · ws, sums) (e4m3), sums + block (bf16)
 // and with several segments each sends its sums to the block of the cluster that adds them in
@@ -221,6 +221,14 @@ TENON_DEVICE void multiply_by_segments(const Tile& tile) {
   const WarpPlace place = warp_place<Tile>();
   // Of the operands' 8 × 8 parts: the row of a lane and which 16 bytes. Columns: eight and eight.
   const int row = lane % 8, column = row + lane / 8 % 2 * 8;
+  if (tile.copies_x()) {
+    TENON_NO_UNROLL
+    for (int segment = place.column_warp; segment < call.cut.count; segment += 4)
+      copy_x_by_threads(tile, call.cut.begin(segment) / kProductBlock,
+                        call.cut.begin(segment + 1) / kProductBlock, lane, kWave);
+    await_copies();
+    sync_wave();
+  }
   TENON_NO_UNROLL
   for (int segment = place.column_warp; segment < call.cut.count; segment += 4) {
     const int begin = call.cut.begin(segment) / kProductBlock;
@@ -433,14 +441,17 @@ TENON_DEVICE void run_share(const Sm90Call& call, int block) {
     if (cluster > 1) cluster_wait();
     return;
   }
-  if constexpr (Tile::kIsScaled) {
-    make_scales(tile);
-    sync_first_threads<Tile::kConsumers>();
-  }
   if constexpr (kKind == Sm90Kind::kBf16ByWarps) {
     multiply_by_segments(tile);
     return;
   }
+  if (tile.copies_x()) copy_x_by_threads(tile, 0, ahead, thread_id(), Tile::kConsumers);
+  if constexpr (Tile::kIsScaled) make_scales(tile);
+  if (tile.copies_x()) {
+    await_copies();
+    show_to_tensor_cores();
+  }
+  if (Tile::kIsScaled || tile.copies_x()) sync_first_threads<Tile::kConsumers>();
   RingReader reader;
   float sums[Tile::kSums] = {};
   if constexpr (kKind == Sm90Kind::kBf16InOrder) {

@@ -3,6 +3,7 @@
 // described.
 #pragma once
 
+#include "tenon/device/cuda_hip/sm90/thread_copy.cuh"
 #include "tenon/device/cuda_hip/sm90/tma.cuh"
 #include "tenon/ops/common/gemm_tile.cuh"
 #include "tenon/ops/common/quantize.cuh"
@@ -12,7 +13,8 @@ namespace tenon::TENON_TARGET {
 using namespace sm90;
 
 // kBf16InOrder: a block makes all segments of its outputs itself, one after the other.
-// kBf16ByWarps: the same, each segment by a warp; the ring has a stage for every block of k.
+// kBf16ByWarps: the same, each segment by a warp; the ring has a stage for every block of k. Rows
+// are few and not gathered.
 enum class Sm90Kind { kE4m3, kActivated, kBf16, kBf16InOrder, kBf16ByWarps };
 TENON_HD constexpr bool is_in_order(Sm90Kind kind) {
   return kind == Sm90Kind::kBf16InOrder || kind == Sm90Kind::kBf16ByWarps;
@@ -25,6 +27,8 @@ inline constexpr int kWarpgroup = 128;
 inline constexpr int kGroupColumns = 64;
 inline constexpr int kTileBytes = 128;  // of each row of a tile
 inline constexpr int kSm90Band = 16;    // tiles of rows that share the reading of a tile of columns
+inline constexpr int kCopiedRows = 4;   // up to so many rows of x are copied by threads
+inline constexpr int kRefills = 4;      // stages that are refilled at once
 inline constexpr int kRun = 8;  // gathered rows that are copied at once if they follow each other
 
 struct Sm90Call {
@@ -123,10 +127,18 @@ struct Sm90Tile {
     return row < last ? row : last;
   }
   TENON_HD bool gathers() const { return is_bf16(kKind) && call.gemm.row_map != nullptr; }
-  // What arrives in a stage.
+  // The consumers copy x into the stages of the first round: a copy of theirs takes less time than
+  // one of the copy engine, and nothing hides it.
+  TENON_HD bool copies_x() const {
+    return kRows == 8 && call.gemm.rows <= kCopiedRows && !gathers();
+  }
+  // What arrives in a stage; in the first round without what consumers copy.
   TENON_HD std::uint32_t arriving_bytes() const {
     return static_cast<std::uint32_t>(weight_bytes +
                                       (gathers() ? num_rows : kRows) * kTileBytes * kTiles);
+  }
+  TENON_HD std::uint32_t first_bytes() const {
+    return copies_x() ? static_cast<std::uint32_t>(weight_bytes) : arriving_bytes();
   }
 };
 
@@ -185,7 +197,7 @@ TENON_DEVICE void start_ring(const Tile& tile, int ahead) {
   const std::uint64_t policy = weight_policy(tile);
   TENON_NO_UNROLL
   for (int i = lane; i < ahead; i += kWave) {
-    barrier_arrive_expect(&tile.full[i], tile.arriving_bytes());
+    barrier_arrive_expect(&tile.full[i], tile.first_bytes());
     copy_weight(tile, i, i, policy);
   }
   if (lane == 0) prefetch_map(&tile.call.x);
@@ -226,6 +238,32 @@ TENON_DEVICE void copy_x(const Tile& tile, const TensorMap& map, int i, int stag
               byte_of_block(tile, i) + t * kTileBytes, token, &tile.full[stage], policy);
 }
 
+// copies_x(): x for blocks [begin, end) of the tile into the stages of the same numbers, by `count`
+// threads of which this is number `own`. Behind the end of k are zeros. Rows that do not exist keep
+// what lies there, which reaches their own outputs only.
+template <class Tile>
+TENON_DEVICE void copy_x_by_threads(const Tile& tile, int begin, int end, int own, int count) {
+  constexpr int kChunks = 8 * Tile::kTiles;  // of 16 bytes, of a block
+  constexpr int kBytes = is_bf16(Tile::kKind) ? 2 : 1;
+  const GemmCall& gemm = tile.call.gemm;
+  const auto* x = static_cast<const std::byte*>(gemm.x) + tile.first_row * gemm.x_stride * kBytes;
+  TENON_NO_UNROLL
+  for (int row = 0; row < tile.num_rows; ++row, x += gemm.x_stride * kBytes) {
+    TENON_NO_UNROLL
+    for (int i = begin * kChunks + own; i < end * kChunks; i += count) {
+      const int stage = i / kChunks, tile_of = i % kChunks / 8;
+      std::byte* const to = tile.shared + stage * tile.stage_bytes + tile.weight_bytes +
+                            tile_of * Tile::kRows * kTileBytes + tile_place(row, i % 8);
+      const int from = byte_of_block(tile, 0) + i * 16;
+      if (from < gemm.k * kBytes) {
+        copy_async16(to, x + from);
+      } else {
+        store16(to, Word4{});
+      }
+    }
+  }
+}
+
 // A stage that has been read becomes the one of block i: its weight is asked for.
 template <class Tile>
 TENON_DEVICE void refill(const Tile& tile, int i, const RingPlace& place, std::uint64_t policy) {
@@ -234,21 +272,27 @@ TENON_DEVICE void refill(const Tile& tile, int i, const RingPlace& place, std::u
   copy_weight(tile, i, place.stage, policy);
 }
 
-// The producing warp, after the wait for the kernel before; one lane once the ring is full.
+// The producing warp, after the wait for the kernel before; a few lanes once the ring is full: to
+// ask for a stage is a chain of slow instructions, which they share. Each waits for a stage of its
+// own, so there must be stages for the batch that is multiplied besides.
 template <class Tile>
 TENON_DEVICE void fill_ring(const Tile& tile, int ahead) {
-  const int lane = thread_id() % kWave;
+  const int lane = thread_id() % kWave, stages = tile.call.stages;
   const std::uint64_t policy = weight_policy(tile), often = policy_evict_last();
-  TENON_NO_UNROLL
-  for (int i = lane; i < ahead; i += kWave)
-    copy_x(tile, tile.call.x, i, i, 0, tile.first_row, often);
-  if (lane != 0) return;
+  if (!tile.copies_x()) {
+    TENON_NO_UNROLL
+    for (int i = lane; i < ahead; i += kWave)
+      copy_x(tile, tile.call.x, i, i, 0, tile.first_row, often);
+  }
+  const int lanes = stages >= 2 * kRefills ? kRefills : 1;
+  if (lane >= lanes) return;
   RingPlace place;
+  place.skip(lane, stages);
   TENON_NO_UNROLL
-  for (int i = ahead; i < tile.num_blocks; ++i) {
+  for (int i = ahead + lane; i < tile.num_blocks; i += lanes) {
     refill(tile, i, place, policy);
     copy_x(tile, tile.call.x, i, place.stage, 0, tile.first_row, often);
-    place.next(tile.call.stages);
+    place.skip(lanes, stages);
   }
 }
 

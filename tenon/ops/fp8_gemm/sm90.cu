@@ -12,6 +12,11 @@ bool takes_tiles(const GemmCall& gemm, const LaunchShape& few_rows, int units) {
   return gemm.rows > 128 || (gemm.rows > 64 && few_rows.blocks > 2 * units);
 }
 
+// Blocks that share a group of activated columns cannot be narrower, and they wait for each other.
+// Where k is so long that narrower blocks are taken without activation, a launch of its own for
+// the activation costs less.
+constexpr int kApartRows = 16, kApartK = 4096;
+
 Sm90Kind kind_of(const Args& args) {
   return args.activated ? Sm90Kind::kActivated : Sm90Kind::kE4m3;
 }
@@ -33,10 +38,15 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   if (args.beside) return sm90_plan_pair(gemm, call_of(*args.beside), where, recipe);
   Recipe skinny;
   TENON_TRY(sm90_plan(kind_of(args), gemm, where, &skinny));
-  if (takes_tiles(gemm, skinny.launches.front().shape, where.properties.num_units)) {
+  const int blocks = skinny.launches.front().shape.blocks, units = where.properties.num_units;
+  if (args.activated && gemm.rows <= kApartRows && gemm.k > kApartK && blocks > units)
+    return Status::error(Code::kUnsupported,
+                         std::to_string(gemm.rows) + " rows take " + std::to_string(blocks) +
+                             " blocks for " + std::to_string(units) +
+                             " multiprocessors; a product and a launch that activates are faster");
+  if (takes_tiles(gemm, skinny.launches.front().shape, units)) {
     plan_tiles(gemm,
-               halves_of(gemm, segments_of(gemm.n, gemm.k), args.activated.has_value(),
-                         where.properties.num_units),
+               halves_of(gemm, segments_of(gemm.n, gemm.k), args.activated.has_value(), units),
                where, recipe);
   } else {
     *recipe = skinny;
@@ -66,6 +76,8 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   const Fp8Call call = call_of(args);
   if (args.beside)
     return sm90_launch_pair(recipe, call.gemm, call.scales, call_of(*args.beside), stream);
+  if (recipe.launches.front().kernel == kFewName)
+    return launch_few(recipe, call.gemm, call.scales, stream);
   return args.activated
              ? sm90_launch<Sm90Kind::kActivated>(recipe, call.gemm, call.scales,
                                                  quant_spec(args.activated), call.gemm.rows, stream)

@@ -73,13 +73,31 @@ TENON_DEVICE void load_kept_inputs(const KernelArgs& args, const Sequence& seque
                               : bf16{0};
   }
 }
+// Where the rows of this step have what the thread needs, in elements.
+struct Places {
+  std::int64_t qkv[3], z, a, b;
+};
+TENON_DEVICE Places places_of(const KernelArgs& args, int token, int v_head,
+                              const Channels& channels) {
+  Places at{};
+  TENON_UNROLL
+  for (int c = 0; c < 3; ++c) {
+    at.qkv[c] = token * args.qkv_stride + channels.of[c];
+    hold(at.qkv[c]);
+  }
+  at.z = token * args.z_stride + v_head * kDim + own_column();
+  at.a = token * args.a_stride + v_head;
+  at.b = token * args.b_stride + v_head;
+  hold(at.z);
+  hold(at.a);
+  hold(at.b);
+  return at;
+}
 template <int kTeams>
-TENON_DEVICE void load_new_input(const KernelArgs& args, const Sequence& sequence,
-                                 const Channels& channels, Inputs& inputs) {
-  const bf16* row = input_row(args, sequence, 0);
+TENON_DEVICE void load_new_input(const KernelArgs& args, const Places& at, Inputs& inputs) {
   TENON_UNROLL
   for (int c = 0; c < 3; ++c)
-    inputs.of[0][c] = does<kTeams>(part_of(c)) ? row[channels.of[c]] : bf16{0};
+    inputs.of[0][c] = does<kTeams>(part_of(c)) ? args.qkv[at.qkv[c]] : bf16{0};
 }
 // The new input goes to its place; the others too where the sequence moves to another slot. One
 // block of those that share a k head writes its channels.
@@ -130,17 +148,26 @@ TENON_DEVICE void load_keys(const float* keys, int row, float (&to)[kRows]) {
   }
 }
 
-// Sᵀ·keys of the column, rows ascending. What comes next is on its way while rows are added.
+// Sᵀk and Sᵀq of the column, rows ascending. What comes next is on its way while rows are added.
+struct Projections {
+  float of_k, of_q;
+};
 template <int kHeld>
-TENON_DEVICE float project_column(const StateColumn& column, const float* keys) {
-  float sum = 0.0f, s[2][kRows], k[2][kRows];
+TENON_DEVICE Projections project_column(const StateColumn& column, const float* keys,
+                                        const float* queries) {
+  Projections sums{};
+  float s[2][kRows], k[2][kRows], q[2][kRows];
   const auto load = [&](int half, int row) {
     load_rows<kHeld>(column, row, s[half]);
     load_keys(keys, row, k[half]);
+    load_keys(queries, row, q[half]);
   };
   const auto add = [&](int half) {
     TENON_UNROLL
-    for (int i = 0; i < kRows; ++i) sum = sum + k[half][i] * s[half][i];
+    for (int i = 0; i < kRows; ++i) {
+      sums.of_k = sums.of_k + k[half][i] * s[half][i];
+      sums.of_q = sums.of_q + q[half][i] * s[half][i];
+    }
   };
   load(0, 0);
   TENON_NO_UNROLL
@@ -149,29 +176,6 @@ TENON_DEVICE float project_column(const StateColumn& column, const float* keys) 
     add(0);
     if (row + 2 * kRows < kDim) load(0, row + 2 * kRows);
     add(1);
-  }
-  return sum;
-}
-
-// Sᵀk and Sᵀq of the column by one thread: each sum as project_column() makes it.
-struct Projections {
-  float of_k, of_q;
-};
-template <int kHeld>
-TENON_DEVICE Projections project_column_twice(const StateColumn& column, const float* keys,
-                                              const float* queries) {
-  Projections sums{};
-  TENON_NO_UNROLL
-  for (int row = 0; row < kDim; row += kRows) {
-    float s[kRows], k[kRows], q[kRows];
-    load_rows<kHeld>(column, row, s);
-    load_keys(keys, row, k);
-    load_keys(queries, row, q);
-    TENON_UNROLL
-    for (int i = 0; i < kRows; ++i) {
-      sums.of_k = sums.of_k + k[i] * s[i];
-      sums.of_q = sums.of_q + q[i] * s[i];
-    }
   }
   return sums;
 }
@@ -196,8 +200,9 @@ TENON_DEVICE void update_column(const StateColumn& from, float* to, const float*
 
 // What the threads of a block hand each other.
 struct DecodeShared {
-  float *q, *k, *v, *silu_z, *r, *d, *o;  // [kDim]
-  float* gates;                           // beta, decay
+  float *raw_q, *raw_k, *q, *k, *v, *silu_z, *d, *o;  // [kDim]; raw: not yet scaled
+  float* gates;                                       // beta, decay
+  std::uint32_t* most;                                // of the outputs of each wave
 };
 
 // The scales of q and k, and k·q of the scaled ones: dot() three times, step by step together.
@@ -209,7 +214,7 @@ TENON_DEVICE KeyScales scale_keys(const DecodeShared& shared) {
   TENON_UNROLL
   for (int i = 0; i < kDim; i += kSlots) {
     const int at = i + thread_id() % kSlots;
-    const float q = shared.q[at], k = shared.k[at];
+    const float q = shared.raw_q[at], k = shared.raw_k[at];
     sums[0] = sums[0] + q * q;
     sums[1] = sums[1] + k * k;
     sums[2] = sums[2] + k * q;
@@ -231,60 +236,52 @@ TENON_DEVICE KeyScales scale_keys(const DecodeShared& shared) {
   return {of_q, of_k, sums[2] * of_k * of_q};
 }
 
-// The outputs of the head, as finish_head() makes them, by one wave: o and silu(z) are there.
-TENON_DEVICE void finish_by_wave(const KernelArgs& args, int token, int v_head,
-                                 const DecodeShared& shared, const float (&norm)[kDim / kSlots]) {
-  constexpr int kOwn = kDim / kSlots;
-  const int slot = thread_id() % kSlots;
-  float o[kOwn], squares = 0.0f;
+// The output of the thread's column, as finish_head() makes it, by one team: o and silu(z) are
+// there. Every wave has the sum of squares; the largest magnitudes of the waves meet in `most`.
+TENON_DEVICE bf16 norm_output(const KernelArgs& args, const DecodeShared& shared, float norm) {
+  const int slot = thread_id() % kSlots, mine = own_column();
+  float squares = 0.0f;
   TENON_UNROLL
-  for (int i = 0; i < kOwn; ++i) {
-    o[i] = shared.o[slot + i * kSlots];
-    squares = squares + o[i] * o[i];
+  for (int i = 0; i < kDim; i += kSlots) {
+    const float o = shared.o[slot + i];
+    squares = squares + o * o;
   }
   TENON_UNROLL
   for (int half = kSlots / 2; half > 0; half /= 2) squares = squares + shuffle_xor(squares, half);
   const float rstd = rsqrt_f(squares / static_cast<float>(kDim) + args.eps);
-  bf16 rounded[kOwn];
+  const bf16 rounded = to_bf16(shared.o[mine] * rstd * norm * shared.silu_z[mine]);
+  const std::uint32_t most = max_lane(rounded.bits & 0x7fffu);
+  if (lane_id() == 0) shared.most[wave_id()] = most;
+  return rounded;
+}
+TENON_DEVICE void store_result(const KernelArgs& args, int token, int v_head,
+                               const DecodeShared& shared, bf16 rounded) {
+  const int column = v_head * kDim + own_column();
+  if (args.out != nullptr) args.out[token * args.out_stride + column] = rounded;
+  if (args.quant.codes == nullptr) return;
   std::uint32_t absmax = 0;
   TENON_UNROLL
-  for (int i = 0; i < kOwn; ++i) {
-    rounded[i] = to_bf16(o[i] * rstd * norm[i] * shared.silu_z[slot + i * kSlots]);
-    absmax = larger(absmax, rounded[i].bits & 0x7fffu);
-  }
-  absmax = max_lane(absmax);
-  if (lane_id() >= kSlots) return;  // of a wider wave: the same again
-  const int column = v_head * kDim + slot;
-  if (args.out != nullptr) {
-    bf16* out = args.out + token * args.out_stride + column;
-    TENON_UNROLL
-    for (int i = 0; i < kOwn; ++i) out[i * kSlots] = rounded[i];
-  }
-  if (args.quant.codes == nullptr) return;
+  for (int wave = 0; wave < kDim / kWave; ++wave) absmax = larger(absmax, shared.most[wave]);
   const QuantSpec row = at_row(args.quant, token);
   const ChosenScale chosen = choose_scale<bf16>(row, absmax);
-  TENON_UNROLL
-  for (int i = 0; i < kOwn; ++i) {
-    const float n = to_float(rounded[i]) * chosen.multiplier;
-    const std::uint32_t code = row.is_fnuz ? pack_fp8x4<DType::kE4M3Fnuz>(n, n, n, n)
-                                           : pack_fp8x4<DType::kE4M3>(n, n, n, n);
-    row.codes[column + i * kSlots] = static_cast<std::byte>(code & 0xffu);
-  }
-  if (slot == 0) store_scale(row, 0, v_head, chosen.word);
+  const float n = to_float(rounded) * chosen.multiplier;
+  const std::uint32_t code =
+      row.is_fnuz ? pack_fp8x4<DType::kE4M3Fnuz>(n, n, n, n) : pack_fp8x4<DType::kE4M3>(n, n, n, n);
+  row.codes[column] = static_cast<std::byte>(code & 0xffu);
+  if (own_column() == 0) store_scale(row, 0, v_head, chosen.word);
 }
 
-// What a head needs of earlier steps, and of weights.
+// What a head needs of earlier steps and of weights, and where the rest will be.
 struct Ahead {
   Sequence sequence{};
-  bool decodes = false;  // the sequence has one token in this step
+  Places places{};
+  bool decodes = false;     // the sequence has one token in this step
+  bool is_padding = false;  // the row of this number belongs to no sequence
   Inputs inputs{};
-  float norm[kDim / kSlots];
-  float a_log, dt_bias;
+  float norm, a_log, dt_bias;
 };
 TENON_DEVICE void load_constants(const KernelArgs& args, int v_head, Ahead& ahead) {
-  TENON_UNROLL
-  for (int i = 0; i < kDim / kSlots; ++i)
-    ahead.norm[i] = load_constant(args.norm + thread_id() % kSlots + i * kSlots);
+  ahead.norm = load_constant(args.norm + own_column());
   ahead.a_log = load_constant(args.a_log + v_head);
   ahead.dt_bias = load_constant(args.dt_bias + v_head);
 }
@@ -293,6 +290,7 @@ TENON_DEVICE void load_constants(const KernelArgs& args, int v_head, Ahead& ahea
 template <int kHeld, int kTeams>
 TENON_DEVICE void load_state(const KernelArgs& args, int index, int v_head,
                              const Channels& channels, Ahead& ahead) {
+  ahead.is_padding = index < args.tokens && index >= load_constant(args.starts + args.sequences);
   if (index >= args.sequences) return;
   ahead.sequence =
       sequence_by(args, index, [](const std::int32_t* at) { return load_constant(at); });
@@ -312,6 +310,7 @@ TENON_DEVICE void load_state(const KernelArgs& args, int index, int v_head,
     }
   }
   load_kept_inputs<kTeams>(args, ahead.sequence, channels, ahead.inputs);
+  ahead.places = places_of(args, ahead.sequence.begin, v_head, channels);
 }
 
 // All of one token of one v head by kTeams · kDim threads, with kHeld rows of S in dynamic shared
@@ -319,7 +318,8 @@ TENON_DEVICE void load_state(const KernelArgs& args, int index, int v_head,
 template <int kHeld, int kTeams>
 TENON_DEVICE void decode_head(const KernelArgs& args, int v_head, const Channels& channels,
                               const Weights& weights, const Ahead& ahead) {
-  TENON_SHARED(float, floats, 7 * kDim + 4);
+  TENON_SHARED(float, floats, 8 * kDim + 4);
+  TENON_SHARED(std::uint32_t, most, kDim / kWave);
   const DecodeShared shared{floats,
                             floats + kDim,
                             floats + 2 * kDim,
@@ -327,22 +327,31 @@ TENON_DEVICE void decode_head(const KernelArgs& args, int v_head, const Channels
                             floats + 4 * kDim,
                             floats + 5 * kDim,
                             floats + 6 * kDim,
-                            floats + 7 * kDim};
+                            floats + 7 * kDim,
+                            floats + 8 * kDim,
+                            most};
   const Sequence& sequence = ahead.sequence;
   const int mine = own_column(), token = sequence.begin;
   const float* from = state_of(args, sequence.from, v_head);
   float* to = state_of(args, sequence.to, v_head);
 
+  // The first team goes from q and k to the outputs. What the second has to bring comes in the
+  // shadow of that: v, silu(z), the gates.
+  const Places& at = ahead.places;
   Inputs inputs = ahead.inputs;
-  load_new_input<kTeams>(args, sequence, channels, inputs);
-  const GateInputs gate_inputs = load_gates(args, token, v_head, ahead.a_log, ahead.dt_bias);
-  const bf16 z = args.z[token * args.z_stride + v_head * kDim + mine];
+  load_new_input<kTeams>(args, at, inputs);
+  bf16 z{0};
+  GateInputs gate_inputs{};
+  if (does<kTeams>(1)) {
+    z = args.z[at.z];
+    gate_inputs = {to_float(args.a[at.a]), to_float(args.b[at.b]), ahead.a_log, ahead.dt_bias};
+  }
   StateColumn column{nullptr, from == nullptr ? nullptr : from + mine};
   if constexpr (kHeld > 0) {
     TENON_DYNAMIC_SHARED(float, tile);
     column.held = tile + mine;
   }
-  float* const places[3] = {shared.q, shared.k, shared.v};
+  float* const places[3] = {shared.raw_q, shared.raw_k, shared.v};
   TENON_UNROLL
   for (int c = 0; c < 3; ++c)
     if (does<kTeams>(part_of(c)))
@@ -350,48 +359,52 @@ TENON_DEVICE void decode_head(const KernelArgs& args, int v_head, const Channels
                                                   inputs.of[1][c], inputs.of[0][c]));
   sync_block();
   KeyScales scales{};
-  if (does<kTeams>(0)) scales = scale_keys(shared);
-  if (does<kTeams>(1)) {
-    shared.silu_z[mine] = silu_f(to_float(z));
+  if (does<kTeams>(0)) {
+    scales = scale_keys(shared);
+    shared.q[mine] = shared.raw_q[mine] * scales.q;
+    shared.k[mine] = shared.raw_k[mine] * scales.k;
+  }
+  if (does<kTeams>(1)) shared.silu_z[mine] = silu_f(to_float(z));
+  await_copies();
+  sync_block();
+  Projections sums{};
+  if (does<kTeams>(0)) sums = project_column<kHeld>(column, shared.k, shared.q);
+  if (does<kTeams>(1) && mine < kWave) {  // all lanes the same: more waves would be in the way
     const Gates gates = gates_of(gate_inputs);
     if (mine == 0) {
       shared.gates[0] = gates.beta;
       shared.gates[1] = exp_f(gates.log_decay);
     }
   }
-  sync_block();  // q and k have been read
-  if (does<kTeams>(0)) {
-    shared.q[mine] = shared.q[mine] * scales.q;
-    shared.k[mine] = shared.k[mine] * scales.k;
-  }
-  keep_own_inputs<kTeams>(args, sequence, v_head, channels, inputs);
-  await_copies();
+  if (kTeams > 1 && does<kTeams>(1))
+    keep_own_inputs<kTeams>(args, sequence, v_head, channels, inputs);
   sync_block();
-
   const float beta = shared.gates[0], decay = shared.gates[1];
-  float m = 0.0f;
-  if constexpr (kTeams == 1) {
-    const Projections sums = project_column_twice<kHeld>(column, shared.k, shared.q);
-    m = sums.of_k;
-    shared.r[mine] = sums.of_q;
+  if (does<kTeams>(0)) {
+    const float d = beta * (shared.v[mine] - decay * sums.of_k);
+    shared.d[mine] = d;
+    shared.o[mine] = to_float(to_bf16(decay * sums.of_q + scales.k_dot_q * d));
+  }
+  sync_block();
+  // The second team makes most of the new state.
+  constexpr int kFirst = kTeams == 1 ? 0 : 2 * kRows, kSecond = kTeams == 1 ? 0 : 6 * kRows;
+  const auto update = [&](int first, int last) {
+    if (to != nullptr)
+      update_column<kHeld>(column, to + mine, shared.k, decay, shared.d[mine], first, last);
+  };
+  bf16 rounded{0};
+  if (does<kTeams>(0)) {
+    rounded = norm_output(args, shared, ahead.norm);
   } else {
-    m = project_column<kHeld>(column, does<kTeams>(0) ? shared.k : shared.q);
-    if (does<kTeams>(1)) shared.r[mine] = m;
+    update(0, kFirst);
   }
   sync_block();
   if (does<kTeams>(0)) {
-    const float d = beta * (shared.v[mine] - decay * m);
-    shared.d[mine] = d;
-    shared.o[mine] = to_float(to_bf16(decay * shared.r[mine] + scales.k_dot_q * d));
+    store_result(args, token, v_head, shared, rounded);
+    keep_own_inputs<kTeams>(args, sequence, v_head, channels, inputs);
   }
-  sync_block();
-  if (to != nullptr) {
-    const int first = thread_id() / kDim * (kDim / kTeams);
-    update_column<kHeld>(column, to + mine, shared.k, decay, shared.d[mine], first,
-                         first + kDim / kTeams);
-  }
-  if (wave_id() == 0) finish_by_wave(args, token, v_head, shared, ahead.norm);
   if (v_head == 0 && args.quant.codes != nullptr) pad_scales(args.quant, token);
+  update(does<kTeams>(0) ? kSecond : kFirst, does<kTeams>(0) ? kDim : kSecond);
 }
 
 }  // namespace tenon::TENON_TARGET::gated_delta_net

@@ -49,7 +49,7 @@ TENON_KERNEL_MAX(kDim) conv_kernel(TENON_ARGS(KernelArgs) args) {
 // One block per (v head, sequence or row): that sequence's token, and that row if it belongs to no
 // sequence.
 template <int kTeams>
-TENON_KERNEL_RESIDENT(kTeams* kDim, 3)
+TENON_KERNEL_RESIDENT(kTeams* kDim, kTeams == 1 ? 3 : 1)
 decode_kernel(TENON_ARGS(KernelArgs) args) {
   if constexpr (kWave > 1) {
     const int v_head = block_id() % args.v_heads, index = block_id() / args.v_heads;
@@ -63,8 +63,7 @@ decode_kernel(TENON_ARGS(KernelArgs) args) {
     let_next_start();
     if (ahead.decodes) decode_head<kHeldRows, kTeams>(args, v_head, channels, weights, ahead);
     if (args.decodes_apart) return;  // other kernels see to all other rows
-    if (index < args.tokens && index >= args.starts[args.sequences])
-      finish_head(args, index, v_head, nullptr);
+    if (ahead.is_padding) finish_head(args, index, v_head, nullptr);
   }
 }
 

@@ -95,6 +95,14 @@ struct RingPlace {
       parity ^= 1;
     }
   }
+  // `count` times next(); at most once around.
+  TENON_HD void skip(int count, int stages) {
+    stage += count;
+    if (stage >= stages) {
+      stage -= stages;
+      parity ^= 1;
+    }
+  }
 };
 
 }  // namespace tenon::TENON_TARGET::sm90

@@ -1,0 +1,362 @@
+// Products of e4m3 with a decode step's few rows on Hopper (sm_90a). The weight of a block of
+// threads lies whole in its shared memory before the kernel before has ended; so what is left to do
+// behind the wait is the latency of one short chain, and everything here serves to shorten that.
+// Its bits are those of sm90_product.cuh.
+//
+// The weight is the operand with 64 rows of the instruction. A block has some columns of the output
+// and all of k: row columns · s + c of the operand is column c in segment s, and the other operand
+// has the rows of x in segment s as its rows 8 s + r. So one instruction makes the products
+// of all segments, of which a warp keeps those of its own: none of its columns needs another
+// segment's x. Segments meet in shared memory instead of over a cluster. Rows of the operand that
+// are no column of the block are whatever lies there; nobody looks at their products.
+//
+//   before the wait    one warp asks for the weight; the others take its scales
+//   behind it          128 threads copy x and take its scales; products of two batches of blocks of
+//                      128 of k at once, the first is scaled and added while the second runs;
+//                      segments are added in order; one rounding
+#pragma once
+
+#include "tenon/device/copy.cuh"
+#include "tenon/ops/common/sm90_product.cuh"
+
+namespace tenon::TENON_TARGET {
+
+inline constexpr int kFewMostBlocks = 64;  // of k
+inline constexpr int kFewRows = 8;         // of x, of a tile
+
+struct FewCall {
+  TensorMap weight;  // in tiles of a block's columns
+  GemmCall gemm;
+  GemmScales scales;
+  int blocks = 0;      // of k in a segment
+  int columns = 0;     // of a block of threads: a multiple of 8, with several segments of 16
+  bool packs = false;  // two neighbouring outputs from an even column on are one aligned word
+};
+
+// Blocks of k that are multiplied at once, for which there are registers. A segment has a multiple
+// of them.
+TENON_HD constexpr int few_batch(int segments) { return 8 / segments; }
+
+// Sets of scales: with one segment a block may lie over the border of two groups of 128 columns.
+TENON_HD constexpr int few_sets(int segments) { return segments == 1 ? 2 : 1; }
+
+// Where things lie in shared memory, in bytes. blocks: of k in a segment.
+struct FewShared {
+  int x, inbox, scales, barriers, bytes;
+};
+TENON_HD constexpr FewShared few_shared(int segments, int blocks, int columns) {
+  FewShared at{};
+  at.x = blocks * segments * columns * kTileBytes;
+  at.inbox = at.x + blocks * segments * kFewRows * kTileBytes;
+  at.scales = at.inbox + (segments > 1 ? kWarpgroup * 16 : 0);
+  at.barriers = at.scales + few_sets(segments) * segments * blocks * kFewRows * 4;
+  at.bytes = at.barriers + blocks / few_batch(segments) * 8;
+  const int read = (blocks - 1) * segments * columns * kTileBytes + kGroupColumns * kTileBytes;
+  if (at.bytes < read) at.bytes = read;
+  return at;
+}
+
+template <int kOfSegments>
+struct FewTile {
+  static constexpr int kSegments = kOfSegments, kN = kSegments * kFewRows, kSums = kN / 2;
+  static constexpr int kBatch = few_batch(kSegments), kSets = few_sets(kSegments);
+  static constexpr int kXBytes = kN * kTileBytes;
+
+  const FewCall& call;
+  int blocks, first_column;
+  int weight_bytes;  // of a block of k
+  std::byte *weight, *x;
+  float4* inbox;
+  float* scales;  // [num_sets, segments · blocks, kFewRows]: xs · ws
+  Mbarrier* full;
+
+  TENON_HD int num_sets() const {
+    return kSets > 1 && first_column % kProductBlock + call.columns > kProductBlock &&
+                   first_column / kProductBlock * kProductBlock + kProductBlock < call.gemm.n
+               ? 2
+               : 1;
+  }
+};
+
+// The warp that asks for the weight.
+template <class Tile>
+TENON_DEVICE void few_ask(const Tile& tile) {
+  const int lane = thread_id() % kWave;
+  if (lane == 0) {
+    TENON_NO_UNROLL
+    for (int i = 0; i < tile.blocks / Tile::kBatch; ++i) barrier_init(&tile.full[i], 1);
+    publish_barriers();
+    TENON_NO_UNROLL
+    for (int i = 0; i < tile.blocks / Tile::kBatch; ++i)
+      barrier_arrive_expect(&tile.full[i],
+                            static_cast<std::uint32_t>(Tile::kBatch * tile.weight_bytes));
+  }
+  sync_wave();
+  const std::uint64_t policy = policy_evict_first();
+  TENON_NO_UNROLL
+  for (int i = lane; i < tile.blocks * Tile::kSegments; i += kWave) {
+    const int block = i / Tile::kSegments, segment = i % Tile::kSegments;
+    copy_tile(tile.weight + block * tile.weight_bytes + segment * tile.call.columns * kTileBytes,
+              &tile.call.weight, (segment * tile.blocks + block) * kTileBytes, tile.first_column,
+              &tile.full[block / Tile::kBatch], policy);
+  }
+}
+
+// A thread's part of x and of the scales, worked out before the wait.
+template <class Tile>
+struct FewShare {
+  static constexpr int kMost = kFewMostBlocks * 8 / kWarpgroup;  // chunks of a row
+  static constexpr int kScales = kFewMostBlocks * kFewRows / kWarpgroup;
+
+  int count;      // of chunks
+  int to[kMost];  // of row 0, in bytes from tile.x; the place of a chunk in its row apart
+  int num_scales;
+  std::int64_t scale_at[kScales];  // of x
+  float of_weight[Tile::kSets][kScales];
+};
+template <class Tile>
+TENON_DEVICE FewShare<Tile> find_share(const Tile& tile) {
+  FewShare<Tile> share{};
+  const int sets = tile.num_sets();
+  const GemmScales& scales = tile.call.scales;
+  const int total = Tile::kSegments * tile.blocks, thread = thread_id();
+  const float* const weight =
+      scales.weight + tile.first_column / kProductBlock * scales.weight_row_stride;
+  // Rows that do not exist get the scales of the last one.
+  const int last = tile.call.gemm.rows - 1, own = thread % kFewRows, row = own < last ? own : last;
+  share.num_scales = 0;
+  TENON_UNROLL
+  for (int u = 0; u < share.kScales; ++u) {
+    const int block = (thread + u * kWarpgroup) / kFewRows;
+    share.scale_at[u] = row * scales.x_row_stride + block * scales.x_block_stride;
+    hold(share.scale_at[u]);
+    if (block >= total) continue;
+    TENON_UNROLL
+    for (int set = 0; set < Tile::kSets; ++set)
+      if (set < sets)
+        share.of_weight[set][u] = load_constant(weight + set * scales.weight_row_stride + block);
+    share.num_scales = u + 1;
+  }
+  share.count = 0;
+  TENON_UNROLL
+  for (int u = 0; u < share.kMost; ++u) {
+    const int block = thread / 8 + u * (kWarpgroup / 8);
+    int segment = 0;
+    TENON_UNROLL
+    for (int s = 1; s < Tile::kSegments; ++s) segment += block >= s * tile.blocks;
+    share.to[u] = (block - segment * tile.blocks) * Tile::kXBytes + segment * kFewRows * kTileBytes;
+    if (block < total) share.count = u + 1;
+  }
+  return share;
+}
+
+// Behind the wait. Rows that do not exist keep what lies there, which reaches their own outputs
+// only.
+template <class Tile>
+TENON_DEVICE void load_share(const Tile& tile, const FewShare<Tile>& share) {
+  const GemmCall& gemm = tile.call.gemm;
+  const int thread = thread_id(), chunk = thread % 8;
+  float of_x[share.kScales];
+  TENON_UNROLL
+  for (int u = 0; u < share.kScales; ++u)
+    if (u < share.num_scales) of_x[u] = tile.call.scales.x[share.scale_at[u]];
+  const auto* from = static_cast<const std::byte*>(gemm.x) + thread * 16;
+  TENON_NO_UNROLL
+  for (int row = 0; row < gemm.rows; ++row, from += gemm.x_stride) {
+    std::byte* const own = tile.x + tile_place(row, chunk);
+    TENON_UNROLL
+    for (int u = 0; u < share.kMost; ++u)
+      if (u < share.count) copy_async16(own + share.to[u], from + u * kWarpgroup * 16);
+  }
+  const int sets = tile.num_sets();
+  TENON_UNROLL
+  for (int set = 0; set < Tile::kSets; ++set) {
+    float* const made = tile.scales + set * Tile::kSegments * tile.blocks * kFewRows + thread;
+    TENON_UNROLL
+    for (int u = 0; u < share.kScales; ++u)
+      if (set < sets && u < share.num_scales)
+        made[u * kWarpgroup] = of_x[u] * share.of_weight[set][u];
+  }
+  await_copies();
+  show_to_tensor_cores();
+  sync_first_threads<kWarpgroup>();
+}
+
+// Starts the products of a batch of blocks, each a chain of four from zero.
+template <class Tile>
+TENON_DEVICE void few_start(const Tile& tile, std::uint64_t weight, std::uint64_t x, int batch,
+                            float (&products)[Tile::kBatch][Tile::kSums]) {
+  barrier_wait(&tile.full[batch], 0);
+  const int units = tile.weight_bytes / 16, of_weight = batch * Tile::kBatch * units;
+  const int of_x = batch * Tile::kBatch * (Tile::kXBytes / 16);
+  wgmma_begin();
+  TENON_UNROLL
+  for (int k = 0; k < 4; ++k) {
+    TENON_UNROLL
+    for (int u = 0; u < Tile::kBatch; ++u)
+      add_product<Tile::kN>(products[u], descriptor_at(weight, of_weight + u * units + k * 2),
+                            descriptor_at(x, of_x + u * (Tile::kXBytes / 16) + k * 2), k > 0);
+  }
+  wgmma_commit();
+}
+
+// Waits for them, while kBehind later batches may run, and adds what this warp's segment has.
+// scales: of columns g and of columns g + 8.
+template <int kBehind, class Tile>
+TENON_DEVICE void few_add(int segment, const float* const (&scales)[2], int batch,
+                          float (&products)[Tile::kBatch][Tile::kSums], float (&sums)[4]) {
+  float2 scale[2][Tile::kBatch];
+  TENON_UNROLL
+  for (int u = 0; u < Tile::kBatch; ++u) {
+    const int at = (batch * Tile::kBatch + u) * kFewRows;
+    scale[0][u] = *reinterpret_cast<const float2*>(scales[0] + at);
+    scale[1][u] = Tile::kSets > 1 ? *reinterpret_cast<const float2*>(scales[1] + at) : scale[0][u];
+  }
+  wgmma_wait_all_but<kBehind>();
+  TENON_UNROLL
+  for (int u = 0; u < Tile::kBatch; ++u) {
+    hold_sums(products[u]);
+    TENON_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      float product = products[u][e];
+      TENON_UNROLL
+      for (int s = 1; s < Tile::kSegments; ++s)
+        product = segment == s ? products[u][4 * s + e] : product;
+      const float2 of_rows = scale[e / 2][u];
+      sums[e] = fma_f(product, e % 2 == 0 ? of_rows.x : of_rows.y, sums[e]);
+    }
+  }
+}
+
+// Where a lane stores of the warp's 16 columns: two neighbours of rows 2 p and 2 p + 1, lanes being
+// 4 g + p.
+struct FewOutputs {
+  int column;          // of the first of the two
+  std::int64_t at[2];  // in elements; negative: nowhere
+};
+TENON_DEVICE FewOutputs few_outputs(const GemmCall& gemm, int first_column, int end) {
+  FewOutputs found{first_column + pair_columns({}).column, {}};
+  TENON_UNROLL
+  for (int c = 0; c < 2; ++c) {
+    const int row = 2 * (thread_id() % 4) + c;
+    found.at[c] = row < gemm.rows && found.column < end ? row * gemm.out_stride + found.column : -1;
+    hold(found.at[c]);
+  }
+  return found;
+}
+TENON_DEVICE void few_store(const FewCall& call, const FewOutputs& to, int end,
+                            const float (&sums)[4]) {
+  const GemmCall& gemm = call.gemm;
+  const ColumnPairs pairs = pair_columns(four_of(sums, 0));
+  TENON_UNROLL
+  for (int c = 0; c < 2; ++c) {
+    if (to.at[c] < 0) continue;
+    const bool both = to.column + 1 < end;
+    if (call.packs && both) {
+      *reinterpret_cast<std::uint32_t*>(static_cast<bf16*>(gemm.out) + to.at[c]) =
+          convert_bf16x2(pairs.left[c], pairs.right[c]);
+    } else {
+      store_output_at(gemm, to.at[c], pairs.left[c]);
+      if (both) store_output_at(gemm, to.at[c] + 1, pairs.right[c]);
+    }
+  }
+}
+
+// Share number `block` of a product.
+template <int kSegments>
+TENON_DEVICE void run_few(const FewCall& call, int block) {
+  using Tile = FewTile<kSegments>;
+  TENON_SHARED_TILES(shared);
+  const int columns = call.columns;
+  const FewShared at = few_shared(kSegments, call.blocks, columns);
+  const Tile tile{.call = call,
+                  .blocks = call.blocks,
+                  .first_column = block * columns,
+                  .weight_bytes = kSegments * columns * kTileBytes,
+                  .weight = shared,
+                  .x = shared + at.x,
+                  .inbox = reinterpret_cast<float4*>(shared + at.inbox),
+                  .scales = reinterpret_cast<float*>(shared + at.scales),
+                  .full = reinterpret_cast<Mbarrier*>(shared + at.barriers)};
+  FewShare<Tile> share{};
+  if (thread_id() >= kWarpgroup) {
+    few_ask(tile);
+  } else {
+    share = find_share(tile);
+  }
+  // A warp has 16 columns of one segment, or nothing: those of segment 0 come first.
+  const int warp = shuffle_from(thread_id() / kWave, 0), lane = thread_id() % kWave;
+  const int warps = kSegments == 1 ? 4 : columns / 16;  // of a segment
+  int segment = 0;
+  TENON_UNROLL
+  for (int s = 1; s < kSegments; ++s) segment += warp >= s * warps;
+  const std::uint64_t weight = tile_descriptor(tile.weight), x = tile_descriptor(tile.x);
+  const int own_end = tile.first_column + columns;
+  const int end = own_end < call.gemm.n ? own_end : call.gemm.n;
+  const FewOutputs outputs = few_outputs(call.gemm, tile.first_column + 16 * warp, end);
+  const float* const own_scales = tile.scales + segment * tile.blocks * kFewRows + lane % 4 * 2;
+  const int own_column = tile.first_column % kProductBlock + 16 * warp + lane / 4;
+  const int other_set = tile.num_sets() > 1 ? tile.blocks * kFewRows : 0;
+  const float* const scales[2] = {own_scales + (own_column >= kProductBlock ? other_set : 0),
+                                  own_scales + (own_column + 8 >= kProductBlock ? other_set : 0)};
+  sync_block();
+  wait_for_previous();
+  if (thread_id() >= kWarpgroup) return;
+  if (thread_id() == 0) let_next_start();
+  load_share(tile, share);
+
+  float sums[4] = {};
+  float even[Tile::kBatch][Tile::kSums] = {}, odd[Tile::kBatch][Tile::kSums] = {};
+  const int batches = tile.blocks / Tile::kBatch;
+  int batch = 0;
+  TENON_NO_UNROLL
+  for (; batch + 2 <= batches; batch += 2) {
+    few_start(tile, weight, x, batch, even);
+    few_start(tile, weight, x, batch + 1, odd);
+    few_add<1, Tile>(segment, scales, batch, even, sums);
+    few_add<0, Tile>(segment, scales, batch + 1, odd, sums);
+  }
+  if (batch < batches) {
+    few_start(tile, weight, x, batch, even);
+    few_add<0, Tile>(segment, scales, batch, even, sums);
+  }
+
+  if constexpr (kSegments > 1) {
+    if (warp >= warps) tile.inbox[warp * kWave + lane] = four_of(sums, 0);
+    sync_first_threads<kWarpgroup>();
+    if (warp >= warps) return;
+    TENON_UNROLL
+    for (int s = 1; s < kSegments; ++s) {
+      const float4 other = tile.inbox[(warp + s * warps) * kWave + lane];
+      sums[0] = sums[0] + other.x;
+      sums[1] = sums[1] + other.y;
+      sums[2] = sums[2] + other.z;
+      sums[3] = sums[3] + other.w;
+    }
+  }
+  few_store(call, outputs, end, sums);
+}
+
+template <int kSegments>
+TENON_KERNEL_RESIDENT(sm90_threads(1), 1)
+sm90_few_kernel(TENON_ARGS(FewCall) call) {
+  run_few<kSegments>(call, block_id());
+}
+
+// A product of e4m3 in one segment and, in the first blocks, which have most to do, one of bf16.
+struct FewPair {
+  FewCall main;
+  Sm90Call beside;
+  int beside_blocks = 0;
+};
+template <Sm90Kind kBeside>
+TENON_KERNEL_RESIDENT(sm90_threads(1), 1)
+sm90_few_pair_kernel(TENON_ARGS(FewPair) call) {
+  if (block_id() < call.beside_blocks) {
+    run_share<kBeside, 1, 1, kFewRows>(call.beside, block_id());
+  } else {
+    run_few<1>(call.main, block_id() - call.beside_blocks);
+  }
+}
+
+}  // namespace tenon::TENON_TARGET
