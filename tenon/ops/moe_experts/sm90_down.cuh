@@ -12,7 +12,7 @@
 // ring.
 #pragma once
 
-#include "tenon/ops/moe_experts/sm90.cuh"
+#include "tenon/ops/moe_experts/sm90_chosen.cuh"
 
 namespace tenon::TENON_TARGET::moe_experts {
 
@@ -85,6 +85,7 @@ struct DownCall {
   std::int32_t width;
   std::int32_t rows;    // that a tile may have, at most 64; of one that was not quantised ahead, 32
   std::int32_t stages;  // of each ring
+  bool chosen;          // by the kernel before, which has left the list of entries
 };
 
 // coded: the activation was quantised ahead.
@@ -101,8 +102,8 @@ TENON_HD constexpr int kept_bytes(int tokens, int top_k) {
   return tokens * (top_k + 1) * kUnitRows * 2 + 2 * table_bytes(tokens * top_k) +
          table_bytes(tokens);
 }
-TENON_HD constexpr DownShared down_shared(bool coded, int stages, int rows, const Routing& routing,
-                                          int width) {
+TENON_HD constexpr DownShared down_shared(bool coded, bool chosen, int stages, int rows,
+                                          const Routing& routing, int width) {
   const int tokens = routing.tokens, pairs = tokens * routing.top_k;
   const int blocks = width / kProductBlock;
   const int entries = (pairs < routing.experts ? pairs : routing.experts) + 1;
@@ -115,7 +116,7 @@ TENON_HD constexpr DownShared down_shared(bool coded, int stages, int rows, cons
   at.x_scales = at.weight_scales + table_bytes(entries * blocks);
   at.kept = at.x_scales + table_bytes(blocks * at.scale_rows);
   at.lists = at.kept + kept_bytes(tokens, routing.top_k);
-  at.bytes = at.lists + entries_bytes(routing.experts);
+  at.bytes = at.lists + (chosen ? table_bytes(list_words(pairs)) : entries_bytes(routing.experts));
   return at;
 }
 
@@ -348,28 +349,38 @@ TENON_DEVICE void make_results(const DownCall& call, const Entries& entries, con
   });
 }
 
-// The order of moe_combine: choices in theirs, the shared expert last.
+// The order of moe_combine: choices in theirs, the shared expert last. A thread an element.
 TENON_DEVICE void combine(const DownCall& call, const Entries& entries, const Kept& kept) {
+  constexpr int kAtOnce = 8;  // choices whose loads wait for nothing
   const Routing& routing = call.routing;
   const bf16* const shared =
       kept.results + entries.first[entries.count - 1] * kUnitRows;  // if there is one
-  for (int task = thread_id(); task < 2 * routing.tokens; task += kDownConsumers) {
-    const int token = task / 2, at = task % 2 * 8;
-    float sum[8] = {}, values[8] = {};
-    const auto add = [&](float weight) {
+  for (int task = thread_id(); task < kUnitRows * routing.tokens; task += kDownConsumers) {
+    const int token = task / kUnitRows, column = task % kUnitRows;
+    const float beside = routing.has_shared ? to_float(shared[token * kUnitRows + column]) : 0.0f;
+    const float gate = kept.gates[token];
+    float sum = 0.0f;
+    TENON_NO_UNROLL
+    for (int first = 0; first < routing.top_k; first += kAtOnce) {
+      const int pair = token * routing.top_k + first;
+      int slot[kAtOnce];
+      float weight[kAtOnce], value[kAtOnce];
       TENON_UNROLL
-      for (int i = 0; i < 8; ++i) sum[i] = sum[i] + weight * values[i];
-    };
-    for (int k = token * routing.top_k; k < (token + 1) * routing.top_k; ++k) {
-      if (kept.slots[k] < 0) continue;  // another rank's expert
-      load8(kept.results + kept.slots[k] * kUnitRows + at, values);
-      add(kept.weights[k]);
+      for (int k = 0; k < kAtOnce; ++k) {
+        const bool exists = first + k < routing.top_k;
+        slot[k] = exists ? kept.slots[pair + k] : -1;  // or of another rank's expert
+        weight[k] = exists ? kept.weights[pair + k] : 0.0f;
+      }
+      TENON_UNROLL
+      for (int k = 0; k < kAtOnce; ++k)
+        value[k] = slot[k] < 0 ? 0.0f : to_float(kept.results[slot[k] * kUnitRows + column]);
+      TENON_UNROLL
+      for (int k = 0; k < kAtOnce; ++k)
+        if (slot[k] >= 0) sum = sum + weight[k] * value[k];
     }
-    TENON_UNROLL
-    for (int i = 0; i < 8; ++i) values[i] = 0.0f;
-    if (routing.has_shared) load8(shared + token * kUnitRows + at, values);
-    add(sigmoid_f(kept.gates[token]));
-    store8(call.out + token * call.out_stride + block_id() * kUnitRows + at, sum);
+    sum = sum + gate * beside;
+    call.out[token * call.out_stride + block_id() * kUnitRows + column] =
+        bf16{static_cast<std::uint16_t>(pack_halves<bf16>(sum, 0.0f))};
   }
 }
 
@@ -381,23 +392,27 @@ TENON_KERNEL_RESIDENT(kDownThreads, down_resident(kCoded))
 down_kernel(TENON_ARGS(DownCall) call) {
   TENON_SHARED_TILES(shared);
   const Routing& routing = call.routing;
-  const DownShared at = down_shared(kCoded, call.stages, call.rows, routing, call.width);
+  const DownShared at =
+      down_shared(kCoded, call.chosen, call.stages, call.rows, routing, call.width);
   const int pairs = routing.tokens * routing.top_k;
   const int wave = thread_id() / kWave, lane = thread_id() % kWave;
   const Kept kept = kept_at(routing, shared + at.kept);
   std::byte* const lists = shared + at.lists;
-  // Before it waits: the routing was there when up_kernel let the next kernel start, for that does
-  // so behind its own wait, and is not the one that routes. So the stream of weights does not stop
-  // between the two.
-  copy_table(lists, routing.offsets, routing.experts + 1);
+  // Before it waits: the routing, and the gates, were there when the kernel before let the next one
+  // start. So the stream of weights does not stop between the two.
+  copy_table(lists, routing.offsets, call.chosen ? list_words(pairs) : routing.experts + 1);
   copy_table(kept.weights, routing.weights, pairs);
   copy_table(kept.slots, routing.slot, pairs);
-  if (thread_id() % kConsumers == 0 && wave < kDownWeightWave)
-    start_ring(down_ring(call, kCoded, thread_id() / kConsumers, shared, at), call.weight,
-               kCoded ? 1 : 0);
+  for (int i = thread_id(); i < routing.tokens; i += kDownThreads)
+    copy4_later(kept.gates + i, call.shared_gate + i * call.gate_stride);
+  if (thread_id() % kConsumers == 0 && wave < kDownWeightWave) {
+    start_ring(down_ring(call, kCoded, thread_id() / kConsumers, shared, at), kCoded ? 1 : 0);
+    prefetch_maps(call.weight);
+  }
   await_copies();
   sync_block();
-  const Entries entries = list_entries(routing, lists);
+  const Entries entries = call.chosen ? listed_entries(reinterpret_cast<const int*>(lists), pairs)
+                                      : list_entries(routing, lists);
   if (wave == kDownWeightWave) {
     fill_rings<kCoded>(call, entries, at, shared,
                        [&](const DownRing& ring, RingPlace& place, const DownTile& tile) {
@@ -418,6 +433,8 @@ down_kernel(TENON_ARGS(DownCall) call) {
     return;
   }
   copy_weight_scales(call, entries, reinterpret_cast<float*>(shared + at.weight_scales));
+  for (int i = thread_id(); i < routing.tokens; i += kDownConsumers)
+    kept.gates[i] = sigmoid_f(kept.gates[i]);
   wait_for_previous();
   if (thread_id() == 0) let_next_start();
   const int rows = num_rows(entries);
@@ -425,8 +442,6 @@ down_kernel(TENON_ARGS(DownCall) call) {
     copy_x_scales(call, rows, at.scale_rows, reinterpret_cast<float*>(shared + at.x_scales));
   else
     quantize_rows(call, rows, at, shared);
-  for (int i = thread_id(); i < routing.tokens; i += kDownConsumers)
-    kept.gates[i] = call.shared_gate[i * call.gate_stride];
   sync_first_threads<kDownConsumers>();
   make_results<kCoded>(call, entries, at, shared, kept.results);
   sync_first_threads<kDownConsumers>();
