@@ -16,11 +16,8 @@ namespace tenon::TENON_TARGET {
 inline constexpr int kChoiceLanes = 32, kChoiceSlices = 8;
 inline constexpr int kMostChoiceExperts = kChoiceLanes * kChoiceSlices, kMostChoices = 16;
 
-struct ChoiceCall {
-  const void* logits;          // [tokens, experts]
-  std::int64_t logits_stride;  // elements
+struct ChoiceShape {
   std::int32_t tokens, experts, top_k;
-  bool logits_are_f32;
 };
 
 // Words of shared memory that are aligned to 16 bytes. of_slice: how many of a slice meet.
@@ -93,12 +90,12 @@ TENON_DEVICE int place_in_slice(const std::uint32_t* keys, std::uint32_t key, in
 
 // The first of each slice of up to kAtOnce tokens from `first` on, by a team. Tokens that do not
 // exist are worked on like the last one and leave nothing.
-template <int kAtOnce>
-TENON_DEVICE void choose_in_slices(const ChoiceCall& call, const ChoiceMemory& memory, int team,
-                                   int slice, int first) {
+template <int kAtOnce, class Logit>
+TENON_DEVICE void choose_in_slices(const ChoiceShape& shape, const ChoiceMemory& memory,
+                                   Logit logit, int team, int slice, int first) {
   const int lane = thread_id() % kChoiceLanes, own = slice * kChoiceLanes + lane;
-  const bool chooses = first < call.tokens && team >= 0;
-  const bool exists = own < call.experts;
+  const bool chooses = first < shape.tokens && team >= 0;
+  const bool exists = own < shape.experts;
   float* const values = memory.values + team * kAtOnce * kMostChoiceExperts;
   std::uint32_t* const keys = memory.keys + team * kAtOnce * kMostChoiceExperts;
   float value[kAtOnce];
@@ -106,18 +103,13 @@ TENON_DEVICE void choose_in_slices(const ChoiceCall& call, const ChoiceMemory& m
     float all[kAtOnce][kChoiceSlices];
     TENON_UNROLL
     for (int t = 0; t < kAtOnce; ++t) {
-      const int token = first + t < call.tokens ? first + t : call.tokens - 1;
-      const std::int64_t row = token * call.logits_stride;
-      const auto logit = [&](int expert) {
-        return call.logits_are_f32 ? static_cast<const float*>(call.logits)[row + expert]
-                                   : to_float(static_cast<const bf16*>(call.logits)[row + expert]);
-      };
+      const int token = first + t < shape.tokens ? first + t : shape.tokens - 1;
       TENON_UNROLL
       for (int j = 0; j < kChoiceSlices; ++j) {
         const int expert = lane + j * kChoiceLanes;
-        all[t][j] = expert < call.experts ? logit(expert) : -kInfinity;
+        all[t][j] = expert < shape.experts ? logit(token, expert) : -kInfinity;
       }
-      value[t] = exists ? logit(own) : 0.0f;
+      value[t] = exists ? logit(token, own) : 0.0f;
     }
     TENON_UNROLL
     for (int t = 0; t < kAtOnce; ++t) {
@@ -155,7 +147,7 @@ TENON_DEVICE void choose_in_slices(const ChoiceCall& call, const ChoiceMemory& m
     const std::uint32_t key = float_bits(value[t]);
     const int place =
         place_in_slice(keys + t * kMostChoiceExperts + slice * kChoiceLanes, key, lane);
-    if (place >= memory.of_slice || first + t >= call.tokens) continue;
+    if (place >= memory.of_slice || first + t >= shape.tokens) continue;
     const int at = ((first + t) * kChoiceSlices + slice) * memory.of_slice + place;
     memory.best[at] = key;
     memory.best_expert[at] = own;
@@ -163,23 +155,24 @@ TENON_DEVICE void choose_in_slices(const ChoiceCall& call, const ChoiceMemory& m
 }
 
 // By all threads of a block of at least kChoiceSlices waves: every token's chosen experts and their
-// p, in order. put(token, choice, expert): told once for each, by some thread. Ends with
-// sync_block().
-template <int kAtOnce, class Put>
-TENON_DEVICE void choose_together(const ChoiceCall& call, const ChoiceMemory& memory, Put put) {
+// p, in order. logit(token, expert); put(token, choice, expert): told once for each, by some
+// thread. Ends with sync_block().
+template <int kAtOnce, class Logit, class Put>
+TENON_DEVICE void choose_together(const ChoiceShape& shape, const ChoiceMemory& memory, Logit logit,
+                                  Put put) {
   static_assert(kAtOnce > 0 && kWave == kChoiceLanes);
   const int teams = block_threads() / kWave / kChoiceSlices;
   const int team = wave_id() / kChoiceSlices, slice = wave_id() % kChoiceSlices;
   TENON_NO_UNROLL
-  for (int first = 0; first < call.tokens; first += teams * kAtOnce) {
+  for (int first = 0; first < shape.tokens; first += teams * kAtOnce) {
     if (first > 0) sync_block();  // the values of the tokens before are used
-    choose_in_slices<kAtOnce>(call, memory, team < teams ? team : -1, slice,
+    choose_in_slices<kAtOnce>(shape, memory, logit, team < teams ? team : -1, slice,
                               first + team * kAtOnce);
   }
   sync_block();
   // Four threads for each of those that meet, each for two slices.
   constexpr int kParts = 4, kOfPart = kChoiceSlices / kParts;
-  const int of_slice = memory.of_slice, tasks = call.tokens * of_slice * kChoiceSlices * kParts;
+  const int of_slice = memory.of_slice, tasks = shape.tokens * of_slice * kChoiceSlices * kParts;
   TENON_NO_UNROLL
   for (int task = thread_id(); task < tasks; task += block_threads()) {
     const int part = task % kParts, slice_of = task / kParts % kChoiceSlices;
@@ -200,21 +193,21 @@ TENON_DEVICE void choose_together(const ChoiceCall& call, const ChoiceMemory& me
     TENON_UNROLL
     for (int mask = 1; mask < kParts; mask *= 2) place += shuffle_xor(place, mask);
     place += in_slice;
-    if (part != 0 || place >= call.top_k) continue;
+    if (part != 0 || place >= shape.top_k) continue;
     const int expert = memory.best_expert[of_token + slice_of * of_slice + in_slice];
-    memory.p[token * call.top_k + place] = p_of(key);
-    memory.expert[token * call.top_k + place] = expert;
+    memory.p[token * shape.top_k + place] = p_of(key);
+    memory.expert[token * shape.top_k + place] = expert;
     put(token, place, expert);
   }
   sync_block();
 }
 
 // The weight of a choice: its p over the sum of the chosen ones, added in order.
-TENON_DEVICE float choice_weight(const ChoiceCall& call, const ChoiceMemory& memory, int token,
+TENON_DEVICE float choice_weight(const ChoiceShape& shape, const ChoiceMemory& memory, int token,
                                  int choice) {
-  const float* const p = memory.p + token * call.top_k;
+  const float* const p = memory.p + token * shape.top_k;
   float sum = 0.0f;
-  for (int k = 0; k < call.top_k; ++k) sum = sum + p[k];
+  for (int k = 0; k < shape.top_k; ++k) sum = sum + p[k];
   return p[choice] / sum;
 }
 

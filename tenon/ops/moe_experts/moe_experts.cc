@@ -90,7 +90,7 @@ Status check_x(const Args& args, Dims& dims) {
 
 Status check_logits(const Args& args, Dims& dims) {
   const TensorView& logits = *args.logits;
-  TENON_TRY(match("logits", logits, {DType::kBF16, DType::kF32}, {"tokens", "all experts"}, dims));
+  TENON_TRY(match("logits", logits, {DType::kF32}, {"tokens", "all experts"}, dims));
   const std::int64_t all = dims["all experts"], own = dims["experts"];
   if (args.first_expert < 0 || args.first_expert + own > all)
     return invalid("this rank's experts are [" + std::to_string(args.first_expert) + ", " +
@@ -99,8 +99,7 @@ Status check_logits(const Args& args, Dims& dims) {
   if (dims["top_k"] > all)
     return invalid("slot is " + describe(args.slot) + " but there are " + std::to_string(all) +
                    " experts to choose from");
-  return check_layout("logits", logits, args.out.addend,
-                      static_cast<std::int64_t>(size_of(logits.dtype)));
+  return check_layout("logits", logits, args.out.addend, 4);
 }
 
 Status check_all(const Args& args) {

@@ -4,7 +4,7 @@
 //   routed     = fp8_gemm(activation, down), rounded to bf16
 //   out        = moe_combine(routed, weights, slot, shared expert, shared_gate)
 // with the shared expert treated like the others, for every token. With logits it begins with
-// moe_route, and makes weights and slot itself. This is a chain of four ops of
+// moe_route. This is a chain of four ops of
 // their own, fp8_gemm, fp8_quant, fp8_gemm and moe_combine, in two launches or three; it has the
 // bits of that chain by the variants sm90 of fp8_gemm. Where no variant takes a call (other
 // devices, many tokens), the caller runs the chain: layers/mlp does.
@@ -22,7 +22,7 @@ namespace tenon::moe_experts {
 extern const Op kOp;
 
 inline constexpr int kMaxTokens = 64;       // no variant takes more
-inline constexpr int kMaxChosenTokens = 8;  // with logits
+inline constexpr int kMaxChosenTokens = 1;  // with logits
 
 // A gated mlp. Constants: they are read while the stream's kernel before may still run.
 struct Matrices {
@@ -36,9 +36,9 @@ struct Args {
   QuantView x;  // [tokens, hidden] e4m3 codes, group 128, layout row or mn_major
   Matrices routed;
   std::optional<Matrices> shared;  // absent: it adds zeros. As wide as the others
-  // [tokens, all experts] bf16 or f32, of which those from first_expert on are this rank's. Then
-  // weights and slot are outputs, and offsets is memory between the launches. Absent: the four have
-  // what moe_route makes.
+  // [tokens, all experts] f32, of which those from first_expert on are this rank's. Then what
+  // moe_route makes is not read. Logits and shared_gate are complete when the stream's kernel
+  // before the op has ended, which the last of its kernels makes use of.
   std::optional<TensorView> logits;
   int first_expert = 0;
   TensorView offsets;      // i32 [experts + 1]

@@ -229,18 +229,14 @@ Routing routing_of(const Args& args) {
 Status supports_choice(const Args& args, bool coded) {
   const auto no = [](std::string why) { return Status::error(Code::kUnsupported, std::move(why)); };
   const std::int64_t tokens = args.slot.shape[0], top_k = args.slot.shape[1];
-  const std::int64_t pairs = tokens * top_k, experts = args.routed.down.shape[0];
   const std::int64_t all = args.logits->shape[1];
-  if (tokens > kMaxChosenTokens || pairs > kMostChosenPairs || coded)
-    return no(std::to_string(tokens) + " tokens with " + std::to_string(top_k) +
-              " experts each are too many to choose them on the way");
+  if (tokens > kMaxChosenTokens || coded)
+    return no(std::to_string(tokens) + " tokens; experts are chosen on the way for " +
+              std::to_string(kMaxChosenTokens) + " alone");
   if (all > kMostChoiceExperts || top_k > kMostChoices)
     return no(std::to_string(top_k) + " of " + std::to_string(all) +
               " experts; on the way are chosen up to " + std::to_string(kMostChoices) + " of " +
               std::to_string(kMostChoiceExperts));
-  if (list_words(static_cast<int>(pairs)) > experts + 1)
-    return no(std::to_string(pairs) + " pairs, of which offsets of " + std::to_string(experts) +
-              " experts cannot hold the list");
   return Status::ok();
 }
 
@@ -293,22 +289,25 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
     return stages >= least;
   };
   const int cap = up_cap(tokens), units = where.properties.num_units;
-  const int lists = chosen ? 4 * chosen_words(kThreads / kWave, routing.tokens, routing.top_k)
+  const int lists = chosen ? 4 * (choosing_words(kThreads, routing.top_k) + kChosenWords)
                            : entries_bytes(routing.experts) + table_bytes(pairs);
-  // One token whose experts are chosen on the way: the second kernel may start long before the
-  // first one ends, with room for both, and not for two of either, so that each of its blocks finds
-  // a multiprocessor of its own.
-  const bool beside = chosen && tokens == 1 && hidden / kUnitRows <= units;
+  // Where experts are chosen on the way the second kernel starts long before the first one ends,
+  // with room for both, and not for two of the first, so that each of its blocks finds a
+  // multiprocessor of its own.
+  const int down_blocks = static_cast<int>(hidden / kUnitRows);
+  if (chosen && down_blocks > units)
+    return no(std::to_string(hidden) + " columns; where experts are chosen on the way, up to " +
+              std::to_string(units * kUnitRows) + " have a block each");
   const bool up = add_ring(cap == kFewRows ? "up_few_kernel" : "up_kernel", "up stages", units,
-                           kThreads, 1, kFeeders, beside ? up_bytes(cap, kFeeders) + lists : most,
+                           kThreads, 1, kFeeders, chosen ? up_bytes(cap, kFeeders) + lists : most,
                            [&](int stages) { return up_bytes(cap, stages) + lists; });
   constexpr int kWaves = kQuantizeThreads / kWave;
   if (coded) add("quantize_kernel", (rows + kWaves - 1) / kWaves, kQuantizeThreads, 0);
-  const int tile_rows = beside ? kFewRows : tokens <= 32 ? 32 : 64;
+  const int tile_rows = chosen ? kFewRows : tokens <= 32 ? 32 : 64;
   const int left = most - 1024 - static_cast<int>(recipe->launches.front().shape.shared_bytes);
   const bool down = add_ring(
-      "down_kernel", "down stages", static_cast<int>(hidden / kUnitRows), kDownThreads,
-      down_resident(coded), 1, beside ? left : most, [&](int stages) {
+      "down_kernel", "down stages", down_blocks, kDownThreads,
+      down_resident(coded), 1, chosen ? left : most, [&](int stages) {
         return down_shared(coded, chosen, stages, tile_rows, routing, static_cast<int>(width))
             .bytes;
       });
@@ -377,20 +376,12 @@ Status fill_weight(const Pair& pair, std::int64_t second_rows, FewWeight* weight
 constexpr std::int64_t kPrefetchLimit = 24 << 20;
 
 Chooser chooser_of(const Args& args) {
-  const TensorView& logits = *args.logits;
-  Chooser chooser;
-  chooser.choice = {logits.data,
-                    logits.stride[0],
-                    static_cast<std::int32_t>(logits.shape[0]),
-                    static_cast<std::int32_t>(logits.shape[1]),
-                    static_cast<std::int32_t>(args.slot.shape[1]),
-                    logits.dtype == DType::kF32};
-  chooser.first_expert = args.first_expert;
-  chooser.local_experts = static_cast<std::int32_t>(args.routed.down.shape[0]);
-  chooser.weights = args.weights.as<float>();
-  chooser.slot = args.slot.as<std::int32_t>();
-  chooser.list = args.offsets.as<std::int32_t>();
-  return chooser;
+  return {args.logits->as<const float>(),
+          {static_cast<std::int32_t>(args.logits->shape[0]),
+           static_cast<std::int32_t>(args.logits->shape[1]),
+           static_cast<std::int32_t>(args.slot.shape[1])},
+          args.first_expert,
+          static_cast<std::int32_t>(args.routed.down.shape[0])};
 }
 
 Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
@@ -447,7 +438,8 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   call.width = up.width;
   call.stages = setting(1);
   call.rows = setting(3);
-  call.chosen = args.logits.has_value();
+  call.chooses = args.logits.has_value();
+  if (call.chooses) call.chooser = chooser_of(args);
 
   const bool coded = recipe.launches.size() == 3;
   if (!coded) return tenon::launch(stream, recipe.launches[1].shape, down_kernel<false>, call);

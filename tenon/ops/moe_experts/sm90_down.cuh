@@ -85,7 +85,8 @@ struct DownCall {
   std::int32_t width;
   std::int32_t rows;    // that a tile may have, at most 64; of one that was not quantised ahead, 32
   std::int32_t stages;  // of each ring
-  bool chosen;          // by the kernel before, which has left the list of entries
+  bool chooses;         // the experts, for one token
+  Chooser chooser;
 };
 
 // coded: the activation was quantised ahead.
@@ -102,7 +103,7 @@ TENON_HD constexpr int kept_bytes(int tokens, int top_k) {
   return tokens * (top_k + 1) * kUnitRows * 2 + 2 * table_bytes(tokens * top_k) +
          table_bytes(tokens);
 }
-TENON_HD constexpr DownShared down_shared(bool coded, bool chosen, int stages, int rows,
+TENON_HD constexpr DownShared down_shared(bool coded, bool chooses, int stages, int rows,
                                           const Routing& routing, int width) {
   const int tokens = routing.tokens, pairs = tokens * routing.top_k;
   const int blocks = width / kProductBlock;
@@ -111,12 +112,15 @@ TENON_HD constexpr DownShared down_shared(bool coded, bool chosen, int stages, i
   at.x_rows = (pairs + tokens + 7) / 8 * 8;
   at.scale_rows = at.x_rows + rows;  // an instruction looks at more than there are
   at.x = kDownGroups * stages * down_stage_bytes(coded, rows);
-  at.barriers = at.x + (coded ? 0 : (blocks * at.x_rows + rows) * kProductBlock);
+  int x_bytes = coded ? 0 : (blocks * at.x_rows + rows) * kProductBlock;
+  const int choosing = chooses ? 4 * choosing_words(kDownThreads, routing.top_k) : 0;
+  if (x_bytes < choosing) x_bytes = (choosing + 15) / 16 * 16;  // the choice, before x comes
+  at.barriers = at.x + x_bytes;
   at.weight_scales = at.barriers + kDownGroups * table_bytes(4 * stages);
   at.x_scales = at.weight_scales + table_bytes(entries * blocks);
   at.kept = at.x_scales + table_bytes(blocks * at.scale_rows);
   at.lists = at.kept + kept_bytes(tokens, routing.top_k);
-  at.bytes = at.lists + (chosen ? table_bytes(list_words(pairs)) : entries_bytes(routing.experts));
+  at.bytes = at.lists + (chooses ? 4 * kChosenWords : entries_bytes(routing.experts));
   return at;
 }
 
@@ -393,16 +397,21 @@ down_kernel(TENON_ARGS(DownCall) call) {
   TENON_SHARED_TILES(shared);
   const Routing& routing = call.routing;
   const DownShared at =
-      down_shared(kCoded, call.chosen, call.stages, call.rows, routing, call.width);
+      down_shared(kCoded, call.chooses, call.stages, call.rows, routing, call.width);
   const int pairs = routing.tokens * routing.top_k;
   const int wave = thread_id() / kWave, lane = thread_id() % kWave;
-  const Kept kept = kept_at(routing, shared + at.kept);
+  Kept kept = kept_at(routing, shared + at.kept);
   std::byte* const lists = shared + at.lists;
-  // Before it waits: the routing, and the gates, were there when the kernel before let the next one
-  // start. So the stream of weights does not stop between the two.
-  copy_table(lists, routing.offsets, call.chosen ? list_words(pairs) : routing.experts + 1);
-  copy_table(kept.weights, routing.weights, pairs);
-  copy_table(kept.slots, routing.slot, pairs);
+  // Before it waits: the routing or the logits, and the gates, were there when the kernel before
+  // let this one start. So the stream of weights does not stop between the two.
+  const Chosen chosen = chosen_at(shared + at.x, lists, kDownThreads, routing.top_k);
+  if (call.chooses) {
+    copy_logits(call.chooser, chosen);
+  } else {
+    copy_table(lists, routing.offsets, routing.experts + 1);
+    copy_table(kept.weights, routing.weights, pairs);
+    copy_table(kept.slots, routing.slot, pairs);
+  }
   for (int i = thread_id(); i < routing.tokens; i += kDownThreads)
     copy4_later(kept.gates + i, call.shared_gate + i * call.gate_stride);
   if (thread_id() % kConsumers == 0 && wave < kDownWeightWave) {
@@ -411,8 +420,14 @@ down_kernel(TENON_ARGS(DownCall) call) {
   }
   await_copies();
   sync_block();
-  const Entries entries = call.chosen ? listed_entries(reinterpret_cast<const int*>(lists), pairs)
-                                      : list_entries(routing, lists);
+  Entries entries;
+  if (call.chooses) {
+    entries = choose_entries(call.chooser, chosen, routing.has_shared);
+    kept.weights = chosen.weights;
+    kept.slots = chosen.slots;
+  } else {
+    entries = list_entries(routing, lists);
+  }
   if (wave == kDownWeightWave) {
     fill_rings<kCoded>(call, entries, at, shared,
                        [&](const DownRing& ring, RingPlace& place, const DownTile& tile) {

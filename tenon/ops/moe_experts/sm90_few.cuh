@@ -30,29 +30,52 @@ struct FewTile {
   }
 };
 
-// The block's tiles in order, as equal as can be.
-template <class Step>
-TENON_DEVICE void for_few_tiles(int width, const Entries& entries, Step step) {
+// The units of a block, [begin, end) of all units of all entries; unit `unit` of `entry` is the
+// first.
+struct FewPart {
+  int count, of_entry;  // entries that it was made for; units of each
+  unsigned begin, end;
+  int entry, unit;
+};
+TENON_DEVICE FewPart few_part(int width, int count) {
   const auto of_entry = static_cast<unsigned>(width / kFewFeatures);
   const auto blocks = static_cast<unsigned>(grid_blocks()),
              block = static_cast<unsigned>(block_id());
-  const unsigned total = static_cast<unsigned>(entries.count) * of_entry, each = total / blocks;
+  const unsigned total = static_cast<unsigned>(count) * of_entry, each = total / blocks;
   const unsigned more = total - each * blocks;  // blocks that have one more
-  unsigned at = each * block + (block < more ? block : more);
-  const unsigned end = at + each + (block < more ? 1 : 0);
+  const unsigned begin = each * block + (block < more ? block : more);
+  const unsigned entry = begin / of_entry;
+  return {count,
+          static_cast<int>(of_entry),
+          begin,
+          begin + each + (block < more ? 1 : 0),
+          static_cast<int>(entry),
+          static_cast<int>(begin - entry * of_entry)};
+}
+
+// The block's tiles in order, as equal as can be.
+template <class Step>
+TENON_DEVICE void for_few_tiles(const FewPart& part, const Entries& entries, Step step) {
+  int entry = part.entry, unit = part.unit;
   TENON_NO_UNROLL
-  while (at < end) {
-    const unsigned entry = at / of_entry, unit = at - entry * of_entry;
+  for (int all = static_cast<int>(part.end - part.begin); all > 0;) {
     const int first = entries.first[entry];
-    unsigned left = end - at;
-    if (left > of_entry - unit && entries.first[entry + 2] - first > kFewRows)
-      left = of_entry - unit;
-    const unsigned tiles = (left + kFewUnits - 1) / kFewUnits;
-    const unsigned units = left <= kFewUnits ? left : (left + tiles - 1) / tiles;
-    const int beyond = entries.first[unit + units > of_entry ? entry + 2 : entry + 1];
-    step(FewTile{static_cast<int>(entry), static_cast<int>(unit), static_cast<int>(units),
-                 static_cast<int>(of_entry), first, beyond - first});
-    at += units;
+    int left = all;
+    if (left > part.of_entry - unit && entries.first[entry + 2] - first > kFewRows)
+      left = part.of_entry - unit;
+    int units = left;
+    if (left > kFewUnits) {
+      const int tiles = (left + kFewUnits - 1) / kFewUnits;
+      units = (left + tiles - 1) / tiles;
+    }
+    const int beyond = entries.first[unit + units > part.of_entry ? entry + 2 : entry + 1];
+    step(FewTile{entry, unit, units, part.of_entry, first, beyond - first});
+    all -= units;
+    unit += units;
+    if (unit >= part.of_entry) {
+      unit -= part.of_entry;
+      ++entry;
+    }
   }
 }
 
@@ -66,8 +89,10 @@ struct FewCall : UpWork {
   Chooser chooser;
 };
 
-TENON_DEVICE void feed_few(const FewCall& call, const Entries& entries, const FewRing& ring,
-                           const int* token_of) {
+// token(pair): of a pair of a routed expert.
+template <class TokenOf>
+TENON_DEVICE void feed_few(const FewCall& call, const FewPart& part, const Entries& entries,
+                           const FewRing& ring, TokenOf token_of) {
   static_assert(kFewChunk * 8 == kWave && kFewRows * kFewChunk == kWave);
   static_assert(1 << (kFewBoxes - 1) == kFewUnits);
   const FewWeight& weight = call.weight;
@@ -77,7 +102,7 @@ TENON_DEVICE void feed_few(const FewCall& call, const Entries& entries, const Fe
   const std::uint64_t once = policy_evict_first();
   RingPlace place;
   int number = 0;
-  for_few_tiles(call.width, entries, [&](const FewTile& tile) {
+  for_few_tiles(part, entries, [&](const FewTile& tile) {
     // The units of each entry in boxes, larger ones first, each asked for by a lane.
     const int in_first =
         tile.of_entry - tile.unit < tile.units ? tile.of_entry - tile.unit : tile.units;
@@ -91,7 +116,7 @@ TENON_DEVICE void feed_few(const FewCall& call, const Entries& entries, const Fe
     const int to = ((of_second == 0 ? 0 : in_first) + before) * kFewUnitBytes;
     const int pair = tile.first + chunk;
     const int token = chunk >= tile.rows      ? 0
-                      : pair < entries.routed ? token_of[pair]
+                      : pair < entries.routed ? token_of(pair)
                                               : pair - entries.routed;
     const int scaled = chunk < tile.units ? chunk : 0;  // unit whose scales this lane brings
     const int of_expert = entries.expert[tile.entry_of(scaled)];
@@ -200,13 +225,13 @@ TENON_DEVICE void multiply_few(const FewRing& ring, RingPlace& place, const Segm
 }
 
 // The two lanes of a feature exchange values, and each has one unit then.
-TENON_DEVICE void activate_few(const Segments& cut, int width, const Entries& entries,
+TENON_DEVICE void activate_few(const Segments& cut, const FewPart& part, const Entries& entries,
                                const FewRing& ring, bf16* activation, std::int64_t stride) {
   const int lane = thread_id() % kWave;
   const bool has_up = lane >= kWave / 2;
   const int unit = 2 * (thread_id() / kWave) + (has_up ? 1 : 0);
   RingPlace place;
-  for_few_tiles(width, entries, [&](const FewTile& tile) {
+  for_few_tiles(part, entries, [&](const FewTile& tile) {
     float sums[4];
     multiply_few(ring, place, cut, sums);
     const int entry = tile.entry_of(unit);
@@ -215,20 +240,23 @@ TENON_DEVICE void activate_few(const Segments& cut, int width, const Entries& en
     const int end = exists ? entries.first[entry + 1] - tile.first : tile.rows;
     bf16* const to =
         activation + tile.first * stride + tile.feature_of(unit) + lane / 4 % kFewFeatures;
+    float values[2];
     TENON_UNROLL
     for (int c = 0; c < 2; ++c) {
       const float other = shuffle_xor(has_up ? sums[c] : sums[2 + c], kWave / 2);
-      const int row = 2 * (lane % 4) + c;
-      if (row < begin || row >= end) continue;
       const std::uint32_t both =
           has_up ? pack_halves<bf16>(other, sums[2 + c]) : pack_halves<bf16>(sums[c], other);
-      const float value = silu_mul_f(low_half<bf16>(both), high_half<bf16>(both));
-      to[row * stride] = bf16{static_cast<std::uint16_t>(pack_halves<bf16>(value, 0.0f))};
+      values[c] = silu_mul_f(low_half<bf16>(both), high_half<bf16>(both));
     }
+    const std::uint32_t both = pack_halves<bf16>(values[0], values[1]);
+    const int row = 2 * (lane % 4);
+    if (row >= begin && row < end) to[row * stride] = bf16{static_cast<std::uint16_t>(both)};
+    if (row + 1 >= begin && row + 1 < end)
+      to[(row + 1) * stride] = bf16{static_cast<std::uint16_t>(both >> 16)};
   });
 }
 
-// kChooses: the experts are chosen here.
+// kChooses: the experts are chosen here, for one token.
 template <bool kChooses>
 TENON_KERNEL_RESIDENT(kThreads, 2)
 up_few_kernel(TENON_ARGS(FewCall) call) {
@@ -244,17 +272,29 @@ up_few_kernel(TENON_ARGS(FewCall) call) {
       prefetch_matrices(1, call.own_bytes, [&](int) { return call.own_shared; });
   }
   sync_wave();
-  wait_for_previous();
+  // As it will be if all experts with rows are this rank's.
+  const int most = kChooses ? routing.top_k + (routing.has_shared ? 1 : 0) : 0;
+  FewPart part = few_part(call.width, most);
   Entries entries;
-  const int* token_of;
+  const int* token_of = nullptr;
   if constexpr (kChooses) {
-    if (thread_id() == 0 && block_id() != 0) let_next_start();
-    const ChosenMemory chosen =
-        chosen_memory(ring.end(), kThreads / kWave, routing.tokens, routing.top_k);
-    entries = choose_entries(call.chooser, chosen, routing);
-    token_of = chosen.token_of;
-    if (block_id() == 0 && wave == kWeightWave) leave_choice(call.chooser, chosen, routing);
+    const int top_k = routing.top_k;
+    std::byte* const memory = ring.end();
+    const Chosen chosen =
+        chosen_at(memory, memory + 4 * choosing_words(kThreads, top_k), kThreads, top_k);
+    TENON_NO_UNROLL
+    for (int tries = 0; tries < 2; ++tries) {
+      if (tries == 1) {
+        wait_for_previous();
+        if (thread_id() == 0) let_next_start();
+        copy_logits(call.chooser, chosen);
+        await_copies();
+        sync_block();
+      }
+      entries = choose_entries(call.chooser, chosen, routing.has_shared);
+    }
   } else {
+    wait_for_previous();
     if (thread_id() == 0) let_next_start();
     std::byte* const lists = ring.end();
     auto* const copied = reinterpret_cast<int*>(lists + entries_bytes(routing.experts));
@@ -265,12 +305,12 @@ up_few_kernel(TENON_ARGS(FewCall) call) {
     entries = list_entries(routing, lists);
     token_of = copied;
   }
+  if (entries.count != part.count) part = few_part(call.width, entries.count);
   if (wave > kWeightWave) {
-    feed_few(call, entries, ring, token_of);
+    feed_few(call, part, entries, ring, [&](int pair) { return kChooses ? 0 : token_of[pair]; });
     if (wave == kWeightWave + 1) prefetch_next(call, entries);
   } else if (wave < kWeightWave) {
-    activate_few(call.weight.cut, call.width, entries, ring, call.activation,
-                 call.activation_stride);
+    activate_few(call.weight.cut, part, entries, ring, call.activation, call.activation_stride);
   }
 }
 

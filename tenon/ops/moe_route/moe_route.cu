@@ -13,12 +13,6 @@ inline constexpr int kSortThreads = kKernelsAreOrdered ? 1024 : kThreads;  // em
 
 // --- choice -----------------------------------------------------------------------------------
 
-TENON_DEVICE float logit_at(const Route& route, std::int64_t token, int expert) {
-  const std::int64_t at = token * route.logits_stride + expert;
-  return route.logits_are_f32 ? static_cast<const float*>(route.logits)[at]
-                              : to_float(static_cast<const bf16*>(route.logits)[at]);
-}
-
 // kOwn: experts of a lane, lane, lane + kWave, …
 template <int kOwn>
 TENON_DEVICE int num_own(const Route& route) {

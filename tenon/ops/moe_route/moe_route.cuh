@@ -28,7 +28,13 @@ struct Route {
   bool logits_are_f32 = false;
 };
 
-// The code of an expert.
+TENON_DEVICE float logit_at(const Route& route, std::int64_t token, int expert) {
+  const std::int64_t at = token * route.logits_stride + expert;
+  return route.logits_are_f32 ? static_cast<const float*>(route.logits)[at]
+                              : to_float(static_cast<const bf16*>(route.logits)[at]);
+}
+
+// The code of an expert: its number on this rank, or −1 where it is another rank's.
 TENON_DEVICE int code_of(const Route& route, int expert) {
   const int local = expert - route.first_expert;
   return local >= 0 && local < route.local_experts ? local : -1;

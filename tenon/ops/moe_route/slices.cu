@@ -6,19 +6,21 @@
 namespace tenon::TENON_TARGET::moe_route {
 namespace {
 
+constexpr int kSlicesTokens = 8, kSlicesThreads = 512;  // at most
+
 template <int kAtOnce>
-TENON_KERNEL slices_kernel(Route route) {
+TENON_KERNEL_MAX(kSlicesThreads)
+slices_kernel(Route route) {
   TENON_DYNAMIC_SHARED(std::uint32_t, words);
-  const ChoiceCall call{route.logits,  route.logits_stride, route.tokens,
-                        route.experts, route.top_k,         route.logits_are_f32};
+  const ChoiceShape shape{route.tokens, route.experts, route.top_k};
   const ChoiceMemory memory =
       choice_memory(words, block_threads() / kWave, kAtOnce, route.tokens, route.top_k);
   route_together(route, [&](auto put) {
-    choose_together<kAtOnce>(call, memory, [&](int token, int choice, int expert) {
-      put(token, choice, code_of(route, expert));
-    });
+    choose_together<kAtOnce>(
+        shape, memory, [&](int token, int expert) { return logit_at(route, token, expert); },
+        [&](int token, int choice, int expert) { put(token, choice, code_of(route, expert)); });
     for (int pair = thread_id(); pair < route.tokens * route.top_k; pair += block_threads())
-      route.weights[pair] = choice_weight(call, memory, pair / route.top_k, pair % route.top_k);
+      route.weights[pair] = choice_weight(shape, memory, pair / route.top_k, pair % route.top_k);
   });
 }
 
@@ -27,8 +29,11 @@ constexpr int kSlicesAtOnce = 4;  // tokens of a team, where there is more than 
 int at_once(std::int64_t tokens) { return tokens == 1 ? 1 : kSlicesAtOnce; }
 
 Status supports_slices(const Args& args, const PlanContext& where, Recipe* recipe) {
-  TENON_TRY(few_enough(args));
   const std::int64_t tokens = args.logits.shape[0], experts = args.logits.shape[1];
+  if (tokens > kSlicesTokens)
+    return Status::error(Code::kUnsupported,
+                         std::to_string(tokens) + " tokens are over the limit of " +
+                             std::to_string(kSlicesTokens) + "; more take a wave each");
   if (experts > kMostChoiceExperts || args.top_k > kMostChoices)
     return Status::error(Code::kUnsupported,
                          std::to_string(args.top_k) + " of " + std::to_string(experts) +
@@ -36,8 +41,7 @@ Status supports_slices(const Args& args, const PlanContext& where, Recipe* recip
                              " of " + std::to_string(kMostChoiceExperts));
   LaunchShape shape;
   shape.threads = kChoiceSlices * kChoiceLanes;
-  const int most = shape.threads * kSlicesAtOnce;
-  while (shape.threads < most &&
+  while (shape.threads < kSlicesThreads &&
          shape.threads * kSlicesAtOnce < tokens * kChoiceSlices * kChoiceLanes)
     shape.threads *= 2;
   shape.shared_bytes =
