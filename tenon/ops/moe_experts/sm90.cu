@@ -305,12 +305,12 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   if (coded) add("quantize_kernel", (rows + kWaves - 1) / kWaves, kQuantizeThreads, 0);
   const int tile_rows = chosen ? kFewRows : tokens <= 32 ? 32 : 64;
   const int left = most - 1024 - static_cast<int>(recipe->launches.front().shape.shared_bytes);
-  const bool down = add_ring(
-      "down_kernel", "down stages", down_blocks, kDownThreads,
-      down_resident(coded), 1, chosen ? left : most, [&](int stages) {
-        return down_shared(coded, chosen, stages, tile_rows, routing, static_cast<int>(width))
-            .bytes;
-      });
+  const bool down = add_ring("down_kernel", "down stages", down_blocks, kDownThreads,
+                             down_resident(coded), 1, chosen ? left : most, [&](int stages) {
+                               return down_shared(coded, chosen, stages, tile_rows, routing,
+                                                  static_cast<int>(width))
+                                   .bytes;
+                             });
   if (!up || !down)
     return no("a block has too little shared memory for " + std::to_string(tokens) +
               " tokens with " + std::to_string(top_k) + " experts each");
