@@ -350,14 +350,14 @@ TEST(MoeExperts, ChoosesAsMoeRouteDoes) {
                       .hidden = width == 128 ? 384 : 2048,
                       .width = width,
                       .all_experts = width == 128 ? 256 : 60});
-  // Experts of other ranks, few of this one, no shared expert, many choices, as many as experts.
+  // Experts of other ranks, few of this one, no shared expert, many choices and columns.
   shapes.push_back(
       {.tokens = 1, .experts = 70, .top_k = 5, .all_experts = 200, .first_expert = 90});
-  shapes.push_back({.tokens = 1, .experts = 3, .all_experts = 256, .first_expert = 253});
+  shapes.push_back({.tokens = 1, .experts = 12, .all_experts = 256, .first_expert = 244});
   shapes.push_back({.tokens = 1, .experts = 20, .all_experts = 20, .shared = false});
   shapes.push_back(
-      {.tokens = 1, .experts = 40, .top_k = 16, .hidden = 1152, .width = 384, .all_experts = 40});
-  shapes.push_back({.tokens = 1, .experts = 6, .top_k = 6, .all_experts = 6});
+      {.tokens = 1, .experts = 40, .top_k = 16, .hidden = 3072, .width = 384, .all_experts = 40});
+  shapes.push_back({.tokens = 1, .experts = 12, .top_k = 3, .all_experts = 13});
   for_each_variant([&](Target target, std::string_view variant) {
     for (const Shape& shape : shapes) {
       SCOPED_TRACE(std::to_string(shape.top_k) + " of " + std::to_string(shape.all_experts) +
@@ -372,6 +372,8 @@ TEST(MoeExperts, ChoosesAsMoeRouteDoes) {
         const Status ran = run(*planned, bench.args, bench.on.stream());
         ASSERT_TRUE(ran) << ran.to_string();
         const auto found = bench.out();
+        const auto weights = test::bytes_of(bench.on.get<float>(bench.args.weights));
+        const auto slots = bench.on.get<std::int32_t>(bench.args.slot);
         bench.run_op(moe_route::Args{.logits = *bench.args.logits,
                                      .top_k = shape.top_k,
                                      .first_expert = shape.first_expert,
@@ -381,6 +383,8 @@ TEST(MoeExperts, ChoosesAsMoeRouteDoes) {
                                      .offsets = bench.args.offsets,
                                      .token_of = bench.args.token_of});
         EXPECT_EQ(found, bench.chain()) << seed;
+        EXPECT_EQ(weights, test::bytes_of(bench.on.get<float>(bench.args.weights))) << seed;
+        EXPECT_EQ(slots, bench.on.get<std::int32_t>(bench.args.slot)) << seed;
       }
     }
   });
@@ -390,9 +394,9 @@ TEST(MoeExperts, SaysWhyItDoesNotChoose) {
   for_each_variant([&](Target target, std::string_view variant) {
     const std::pair<Shape, const char*> table[] = {
         {{.tokens = 2}, "for 1 alone"},
-        {{.tokens = 1, .hidden = 3072}, "have a block each"},
         {{.tokens = 1, .experts = 300, .all_experts = 300}, "up to 16 of 256"},
-        {{.tokens = 1, .experts = 20, .top_k = 17, .all_experts = 20}, "up to 16 of 256"}};
+        {{.tokens = 1, .experts = 50, .top_k = 17, .all_experts = 50}, "up to 16 of 256"},
+        {{.tokens = 1, .experts = 11, .all_experts = 64}, "cannot hold the list"}};
     for (const auto& [shape, words] : table) {
       Bench bench(target, shape);
       put_logits(bench);

@@ -22,7 +22,7 @@ namespace tenon::moe_experts {
 extern const Op kOp;
 
 inline constexpr int kMaxTokens = 64;       // no variant takes more
-inline constexpr int kMaxChosenTokens = 1;  // with logits
+inline constexpr int kMaxChosenTokens = 1;  // nor with logits
 
 // A gated mlp. Constants: they are read while the stream's kernel before may still run.
 struct Matrices {
@@ -36,9 +36,9 @@ struct Args {
   QuantView x;  // [tokens, hidden] e4m3 codes, group 128, layout row or mn_major
   Matrices routed;
   std::optional<Matrices> shared;  // absent: it adds zeros. As wide as the others
-  // [tokens, all experts] f32, of which those from first_expert on are this rank's. Then what
-  // moe_route makes is not read. Logits and shared_gate are complete when the stream's kernel
-  // before the op has ended, which the last of its kernels makes use of.
+  // [tokens, all experts] f32, of which those from first_expert on are this rank's. Then weights
+  // and slot are outputs, with what moe_route makes, and offsets is memory between the launches.
+  // Absent: the four have what moe_route makes.
   std::optional<TensorView> logits;
   int first_expert = 0;
   TensorView offsets;      // i32 [experts + 1]

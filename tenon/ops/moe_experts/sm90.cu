@@ -9,6 +9,7 @@
 #include "tenon/ops/moe_experts/sm90_few.cuh"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "tenon/device/variant.h"
 #include "tenon/ops/moe_experts/moe_experts.h"
@@ -23,8 +24,21 @@ using tenon::moe_experts::kMaxTokens;
 
 // --- up ---------------------------------------------------------------------------------------
 
-struct UpCall : UpWork {
+struct UpCall {
   Weight weight;
+  Routing routing;
+  const std::byte* x;
+  const float* x_scales;
+  std::int64_t x_stride, scale_row_stride, scale_block_stride;
+  bf16* activation;
+  std::int64_t activation_stride;
+  std::int32_t width, stages;
+  // For the L2 cache. Numbers of bytes are 0 where they would not stay there.
+  const std::byte* own_shared;  // this kernel's weight of the shared expert
+  std::int64_t own_bytes;
+  const std::byte *next_routed, *next_shared;  // of the next kernel, of an expert
+  std::int64_t next_bytes;
+  Chooser chooser;
 };
 
 // Up to four neighbouring units of one entry.
@@ -123,6 +137,20 @@ TENON_DEVICE void feed_x(const UpCall& call, const Entries& entries, const UpRin
   await_copies();
 }
 
+// Every lane of every block asks for a part of `bytes`, which are the matrices of `count` experts
+// one after another, where matrix(i) lies.
+template <class MatrixAt>
+TENON_DEVICE void prefetch_matrices(int count, std::int64_t bytes, MatrixAt matrix) {
+  constexpr std::int64_t kPiece = 8192;
+  const auto pieces = static_cast<int>((bytes + kPiece - 1) / kPiece);
+  for (int i = block_id() + grid_blocks() * (thread_id() % kWave); i < count * pieces;
+       i += grid_blocks() * kWave) {
+    const std::int64_t at = i % pieces * kPiece, left = bytes - at;
+    prefetch_bytes(matrix(i / pieces) + at,
+                   static_cast<std::uint32_t>(left < kPiece ? left : kPiece));
+  }
+}
+
 TENON_DEVICE void make_activation(const UpCall& call, const Entries& entries, const UpRing& ring) {
   const int warp = thread_id() / kWave, lane = thread_id() % kWave;
   const RingOperands of = operands_of(ring);
@@ -150,28 +178,57 @@ TENON_DEVICE void make_activation(const UpCall& call, const Entries& entries, co
   });
 }
 
-TENON_KERNEL_MAX(kThreads) up_kernel(TENON_ARGS(UpCall) call) {
+// By one wave.
+TENON_DEVICE void prefetch_next(const UpCall& call, const Entries& entries) {
+  prefetch_matrices(entries.count, call.next_bytes, [&](int entry) {
+    const int expert = entries.expert[entry];
+    return expert == kSharedExpert ? call.next_shared : call.next_routed + expert * call.next_bytes;
+  });
+}
+
+// kChooses: the experts, for one token.
+template <bool kFew, bool kChooses>
+TENON_KERNEL_RESIDENT(kThreads, kFew ? 2 : 1)
+up_kernel(TENON_ARGS(UpCall) call) {
+  using AnyRing = std::conditional_t<kFew, FewRing, UpRing>;
   TENON_SHARED_TILES(shared);
-  const UpRing ring = UpRing::at(shared, call.stages);
+  const AnyRing ring = AnyRing::at(shared, call.stages);
   const Routing& routing = call.routing;
   const int wave = thread_id() / kWave, pairs = routing.tokens * routing.top_k;
   std::byte* const lists = ring.end();
-  int* const token_of = reinterpret_cast<int*>(lists + entries_bytes(routing.experts));
-  if (thread_id() == 0) {
-    start_ring(ring, kWave);
-    prefetch_maps(call.weight);
-  }
+  if (thread_id() == 0) start_ring(ring, call.weight, kWave);
   if (wave == kWeightWave && routing.has_shared)
     prefetch_matrices(1, call.own_bytes, [&](int) { return call.own_shared; });
   sync_wave();
   wait_for_previous();
-  if (thread_id() == 0) let_next_start();
-  copy_table(lists, routing.offsets, routing.experts + 1);
-  copy_table(token_of, routing.token_of, pairs);
-  await_copies();
-  sync_block();
-  const Entries entries = list_entries(routing, lists);
-  if (wave > kWeightWave) {
+  if (thread_id() == 0 && !(kChooses && block_id() == 0)) let_next_start();
+  Entries entries;
+  int* token_of;
+  if constexpr (kChooses) {
+    const Chosen chosen = chosen_at(lists, routing.top_k);
+    entries = choose_entries(call.chooser, chosen, routing);
+    token_of = chosen.token_of;
+    if (block_id() == 0 && wave == kWeightWave) leave_choice(call.chooser, chosen, routing.top_k);
+  } else {
+    token_of = reinterpret_cast<int*>(lists + entries_bytes(routing.experts));
+    copy_table(lists, routing.offsets, routing.experts + 1);
+    copy_table(token_of, routing.token_of, pairs);
+    await_copies();
+    sync_block();
+    entries = list_entries(routing, lists);
+  }
+  if constexpr (kFew) {
+    if (wave > kWeightWave) {
+      feed_few(call.weight,
+               FewX{call.x, call.x_scales, call.x_stride, call.scale_row_stride,
+                    call.scale_block_stride},
+               call.width, entries, ring, token_of);
+      if (wave == kWeightWave + 1) prefetch_next(call, entries);
+    } else if (wave < kWeightWave) {
+      activate_few(call.weight.cut, call.width, entries, ring, call.activation,
+                   call.activation_stride);
+    }
+  } else if (wave > kWeightWave) {
     feed_x(call, entries, ring, token_of);
   } else if (wave < kWeightWave) {
     make_activation(call, entries, ring);
@@ -187,7 +244,7 @@ TENON_KERNEL_MAX(kThreads) up_kernel(TENON_ARGS(UpCall) call) {
 
 // --- plan -------------------------------------------------------------------------------------
 
-// Rows of x that a stage of the first kernel has room for, all of one expert or of two.
+// Rows of x that a stage of up_kernel has room for, all of one expert.
 int up_cap(std::int64_t tokens) { return tokens <= kFewRows ? kFewRows : kUpRows; }
 int up_bytes(int cap, int stages) {
   return cap == kFewRows ? FewRing::bytes(stages) : UpRing::bytes(stages);
@@ -226,17 +283,20 @@ Routing routing_of(const Args& args) {
   return routing;
 }
 
-Status supports_choice(const Args& args, bool coded) {
+Status supports_choice(const Args& args) {
   const auto no = [](std::string why) { return Status::error(Code::kUnsupported, std::move(why)); };
   const std::int64_t tokens = args.slot.shape[0], top_k = args.slot.shape[1];
-  const std::int64_t all = args.logits->shape[1];
-  if (tokens > kMaxChosenTokens || coded)
+  const std::int64_t all = args.logits->shape[1], experts = args.routed.down.shape[0];
+  if (tokens > kMaxChosenTokens)
     return no(std::to_string(tokens) + " tokens; experts are chosen on the way for " +
               std::to_string(kMaxChosenTokens) + " alone");
   if (all > kMostChoiceExperts || top_k > kMostChoices)
     return no(std::to_string(top_k) + " of " + std::to_string(all) +
               " experts; on the way are chosen up to " + std::to_string(kMostChoices) + " of " +
               std::to_string(kMostChoiceExperts));
+  if (list_words(static_cast<int>(top_k)) > experts + 1)
+    return no("offsets of " + std::to_string(experts) + " experts cannot hold the list of " +
+              std::to_string(top_k) + " chosen ones");
   return Status::ok();
 }
 
@@ -265,7 +325,12 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
     return no("width is " + std::to_string(width) + "; over " + std::to_string(kMostCodedWidth) +
               " only a few rows fit");
   const bool chosen = args.logits.has_value();
-  if (chosen) TENON_TRY(supports_choice(args, coded));
+  if (chosen) {
+    TENON_TRY(supports_choice(args));
+    if (coded)
+      return no("width is " + std::to_string(width) +
+                "; where experts are chosen on the way, no kernel quantises between the two");
+  }
   const auto add = [&](const char* kernel, int blocks, int threads, int bytes) {
     LaunchShape shape;
     shape.blocks = blocks;
@@ -289,24 +354,21 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
     return stages >= least;
   };
   const int cap = up_cap(tokens), units = where.properties.num_units;
-  const int lists = chosen ? 4 * (choosing_words(kThreads, routing.top_k) + kChosenWords)
-                           : entries_bytes(routing.experts) + table_bytes(pairs);
-  // Where experts are chosen on the way the second kernel starts long before the first one ends,
-  // with room for both, and not for two of the first, so that each of its blocks finds a
-  // multiprocessor of its own.
+  const int lists =
+      chosen ? chosen_bytes(routing.top_k) : entries_bytes(routing.experts) + table_bytes(pairs);
+  // One token whose experts are chosen on the way: the second kernel may start before the first one
+  // ends, with room for both, and not for two of the first.
   const int down_blocks = static_cast<int>(hidden / kUnitRows);
-  if (chosen && down_blocks > units)
-    return no(std::to_string(hidden) + " columns; where experts are chosen on the way, up to " +
-              std::to_string(units * kUnitRows) + " have a block each");
-  const bool up = add_ring(cap == kFewRows ? "up_few_kernel" : "up_kernel", "up stages", units,
-                           kThreads, 1, kFeeders, chosen ? up_bytes(cap, kFeeders) + lists : most,
+  const bool beside = chosen && down_blocks <= units;
+  const int tile_rows = beside ? kFewRows : tokens <= 32 ? 32 : 64;
+  const bool up = add_ring("up_kernel", "up stages", units, kThreads, 1, kFeeders,
+                           beside ? up_bytes(cap, kFeeders) + lists : most,
                            [&](int stages) { return up_bytes(cap, stages) + lists; });
   constexpr int kWaves = kQuantizeThreads / kWave;
   if (coded) add("quantize_kernel", (rows + kWaves - 1) / kWaves, kQuantizeThreads, 0);
-  const int tile_rows = chosen ? kFewRows : tokens <= 32 ? 32 : 64;
   const int left = most - 1024 - static_cast<int>(recipe->launches.front().shape.shared_bytes);
   const bool down = add_ring("down_kernel", "down stages", down_blocks, kDownThreads,
-                             down_resident(coded), 1, chosen ? left : most, [&](int stages) {
+                             down_resident(coded), 1, beside ? left : most, [&](int stages) {
                                return down_shared(coded, chosen, stages, tile_rows, routing,
                                                   static_cast<int>(width))
                                    .bytes;
@@ -319,55 +381,31 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   return Status::ok();
 }
 
-// A matrix of the routed experts as one, and that of the shared one.
-struct Pair {
-  TensorView weight[2], scale[2];
-  std::int64_t rows[2], k, stride[2];
-};
-Pair pair_of(const Args& args, TensorView Matrices::*matrix, TensorView Matrices::*scale) {
+// In boxes of two times `box_rows` rows that lie second_rows apart, `chunk` blocks of k of each.
+Status fill_weight(const Args& args, TensorView Matrices::*matrix, TensorView Matrices::*scale,
+                   std::int64_t second_rows, int box_rows, int chunk, Weight* weight) {
+  const TensorView& routed = args.routed.*matrix;
+  const TensorView& routed_scale = args.routed.*scale;
   const Matrices& beside = args.shared ? *args.shared : args.routed;
+  const TensorView& shared = beside.*matrix;
+  const TensorView& shared_scale = beside.*scale;
   const auto last = [](const TensorView& view, int from_end) {
     return static_cast<std::size_t>(view.num_dims - from_end);
   };
-  Pair pair{{args.routed.*matrix, beside.*matrix}, {args.routed.*scale, beside.*scale}, {}, 0, {}};
-  const TensorView &routed = pair.weight[0], &shared = pair.weight[1];
-  pair.rows[0] = routed.shape[0] * routed.shape[1];
-  pair.rows[1] = routed.shape[1];
-  pair.k = routed.shape[2];
-  pair.stride[0] = routed.stride[1];
-  pair.stride[1] = shared.stride[last(shared, 2)];
-  return pair;
-}
-void fill_scales(const Pair& pair, WeightScales* weight) {
-  const TensorView &routed = pair.scale[0], &shared = pair.scale[1];
-  weight->routed_scales = routed.as<const float>();
-  weight->shared_scales = shared.as<const float>();
-  weight->expert_stride = routed.stride[0];
-  weight->routed_stride = routed.stride[1];
-  weight->shared_stride = shared.stride[static_cast<std::size_t>(shared.num_dims - 2)];
-  weight->expert_rows = static_cast<std::int32_t>(pair.rows[1]);
-  weight->cut = segments_of(static_cast<int>(pair.rows[1]), static_cast<int>(pair.k));
-}
-Status fill_weight(const Pair& pair, std::int64_t second_rows, Weight* weight) {
-  fill_scales(pair, weight);
-  const auto map = [&](std::size_t i) {
-    return ::tenon::sm90::box_map(pair.weight[i].data, pair.rows[i], pair.k, pair.stride[i],
-                                  second_rows, kChunk);
-  };
-  TENON_ASSIGN(weight->routed, map(0));
-  TENON_ASSIGN(weight->shared, map(1));
-  return Status::ok();
-}
-Status fill_weight(const Pair& pair, std::int64_t second_rows, FewWeight* weight) {
-  fill_scales(pair, weight);
-  const auto map = [&](std::size_t i, int units) {
-    return ::tenon::sm90::unit_map(pair.weight[i].data, pair.rows[i], pair.k, pair.stride[i],
-                                   second_rows, units, kFewChunk);
-  };
-  for (int box = 0; box < kFewBoxes; ++box) {
-    TENON_ASSIGN(weight->routed[box], map(0, 1 << box));
-    TENON_ASSIGN(weight->shared[box], map(1, 1 << box));
-  }
+  const std::int64_t rows = routed.shape[1], k = routed.shape[2];
+  TENON_ASSIGN(weight->routed,
+               ::tenon::sm90::box_map(routed.data, routed.shape[0] * rows, k, routed.stride[1],
+                                      second_rows, box_rows, chunk));
+  TENON_ASSIGN(weight->shared,
+               ::tenon::sm90::box_map(shared.data, rows, k, shared.stride[last(shared, 2)],
+                                      second_rows, box_rows, chunk));
+  weight->routed_scales = routed_scale.as<const float>();
+  weight->shared_scales = shared_scale.as<const float>();
+  weight->expert_stride = routed_scale.stride[0];
+  weight->routed_stride = routed_scale.stride[1];
+  weight->shared_stride = shared_scale.stride[last(shared_scale, 2)];
+  weight->expert_rows = static_cast<std::int32_t>(rows);
+  weight->cut = segments_of(static_cast<int>(rows), static_cast<int>(k));
   return Status::ok();
 }
 
@@ -377,11 +415,11 @@ constexpr std::int64_t kPrefetchLimit = 24 << 20;
 
 Chooser chooser_of(const Args& args) {
   return {args.logits->as<const float>(),
-          {static_cast<std::int32_t>(args.logits->shape[0]),
-           static_cast<std::int32_t>(args.logits->shape[1]),
-           static_cast<std::int32_t>(args.slot.shape[1])},
+          static_cast<std::int32_t>(args.logits->shape[1]),
           args.first_expert,
-          static_cast<std::int32_t>(args.routed.down.shape[0])};
+          args.weights.as<float>(),
+          args.slot.as<std::int32_t>(),
+          args.offsets.as<std::int32_t>()};
 }
 
 Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
@@ -393,7 +431,10 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   const Routing routing = routing_of(args);
 
   const bool by_row = args.x.layout == ScaleLayout::kRow;
-  UpWork up;
+  UpCall up;
+  const bool few = setting(2) == kFewRows;
+  TENON_TRY(fill_weight(args, &Matrices::gate_up, &Matrices::gate_up_scale, width,
+                        few ? kFewFeatures : 8, few ? kFewChunk : kChunk, &up.weight));
   up.routing = routing;
   up.x = args.x.data.as<const std::byte>();
   up.x_scales = args.x.scale.as<const float>();
@@ -412,22 +453,11 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   up.own_shared = own_whole ? args.shared->gate_up.as<const std::byte>() : nullptr;
   up.own_bytes = own_whole ? 2 * width * down.shape[1] : 0;
   up.next_bytes = whole && (tokens * top_k + 1) * of_expert <= kPrefetchLimit ? of_expert : 0;
-  const Pair gate_up = pair_of(args, &Matrices::gate_up, &Matrices::gate_up_scale);
-  const LaunchShape& first = recipe.launches[0].shape;
-  if (setting(2) == kFewRows) {
-    FewCall few{up, {}, {}};
-    TENON_TRY(fill_weight(gate_up, width, &few.weight));
-    if (args.logits) few.chooser = chooser_of(args);
-    TENON_TRY(tenon::launch(stream, first, args.logits ? up_few_kernel<true> : up_few_kernel<false>,
-                            few));
-  } else {
-    UpCall many{up, {}};
-    TENON_TRY(fill_weight(gate_up, width, &many.weight));
-    TENON_TRY(tenon::launch(stream, first, up_kernel, many));
-  }
+
+  if (args.logits) up.chooser = chooser_of(args);
 
   DownCall call;
-  TENON_TRY(fill_weight(pair_of(args, &Matrices::down, &Matrices::down_scale), 8, &call.weight));
+  TENON_TRY(fill_weight(args, &Matrices::down, &Matrices::down_scale, 8, 8, kChunk, &call.weight));
   call.routing = routing;
   call.activation = up.activation;
   call.activation_stride = up.activation_stride;
@@ -438,10 +468,14 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   call.width = up.width;
   call.stages = setting(1);
   call.rows = setting(3);
-  call.chooses = args.logits.has_value();
-  if (call.chooses) call.chooser = chooser_of(args);
+  call.chosen = args.logits.has_value();
 
   const bool coded = recipe.launches.size() == 3;
+  TENON_TRY(tenon::launch(stream, recipe.launches[0].shape,
+                          args.logits ? up_kernel<true, true>
+                          : few       ? up_kernel<true, false>
+                                      : up_kernel<false, false>,
+                          up));
   if (!coded) return tenon::launch(stream, recipe.launches[1].shape, down_kernel<false>, call);
   TENON_ASSIGN(call.codes, ::tenon::sm90::tile_map(call.activation, args.activation.shape[0], width,
                                                    2 * call.activation_stride, 8));

@@ -37,19 +37,16 @@ inline constexpr int kWeightWave = kUnits;         // the waves behind it are th
 inline constexpr int kThreads = kConsumers + kWave + kFeeders * kWave;
 inline constexpr int kMostExperts = 1000;
 
-// A weight of the routed experts, and that of the shared one: all but where the copy engine finds
-// it.
-struct WeightScales {
+// A weight of the routed experts, and that of the shared one.
+struct Weight {
+  TensorMap routed, shared;  // boxes of a unit
   const float *routed_scales, *shared_scales;
   std::int64_t expert_stride, routed_stride, shared_stride;  // of scales; of 128 rows of the weight
   std::int32_t expert_rows;
   Segments cut;
 };
-struct Weight : WeightScales {
-  TensorMap routed, shared;  // boxes of a unit
-};
 
-// What moe_route has made, or the first kernel: see sm90_chosen.cuh.
+// What moe_route has made, or up_kernel: see sm90_chosen.cuh.
 struct Routing {
   const std::int32_t *offsets, *token_of, *slot;
   const float* weights;
@@ -161,15 +158,13 @@ using UpRing = Ring<kUpRows>;
 //
 // One thread. A stage is full after `feeds` arrivals besides that of the weight.
 template <class AnyRing>
-TENON_DEVICE void start_ring(const AnyRing& ring, std::uint32_t feeds) {
+TENON_DEVICE void start_ring(const AnyRing& ring, const Weight& weight, std::uint32_t feeds) {
   TENON_NO_UNROLL
   for (int stage = 0; stage < ring.stages; ++stage) {
     barrier_init(&ring.full[stage], 1 + feeds);
     barrier_init(&ring.empty[stage], kUnits);
   }
   publish_barriers();
-}
-TENON_DEVICE void prefetch_maps(const Weight& weight) {
   prefetch_map(&weight.routed);
   prefetch_map(&weight.shared);
 }
@@ -201,14 +196,13 @@ TENON_DEVICE void bring_weight(const AnyRing& ring, RingPlace& place, const Weig
     if (lane == 0) barrier_arrive_expect(full, static_cast<std::uint32_t>(units * kUnitBytes));
     sync_wave();
     if (lane < units)
-      copy_box(ring.weight(place.stage) + lane * kUnitBytes, map, row, block, full, once);
+      copy_box<8>(ring.weight(place.stage) + lane * kUnitBytes, map, row, block, full, once);
     place.next(ring.stages);
   });
 }
 
 // The scale of a weight's row `row` and block `block` of k.
-TENON_DEVICE const float* weight_scale_at(const WeightScales& weight, int expert, int row,
-                                          int block) {
+TENON_DEVICE const float* weight_scale_at(const Weight& weight, int expert, int row, int block) {
   const int tile = row / kProductBlock;
   return expert == kSharedExpert ? weight.shared_scales + tile * weight.shared_stride + block
                                  : weight.routed_scales + expert * weight.expert_stride +
@@ -320,46 +314,6 @@ TENON_DEVICE void with_rows(int rows, Run run) {
   } else if constexpr (kCap > 32) {
     run.template operator()<64>();
   }
-}
-
-// --- of the kernels that make the activation ----------------------------------------------------
-
-// All but the weight.
-struct UpWork {
-  Routing routing;
-  const std::byte* x;
-  const float* x_scales;
-  std::int64_t x_stride, scale_row_stride, scale_block_stride;
-  bf16* activation;
-  std::int64_t activation_stride;
-  std::int32_t width, stages;
-  // For the L2 cache. Numbers of bytes are 0 where they would not stay there.
-  const std::byte* own_shared;  // this kernel's weight of the shared expert
-  std::int64_t own_bytes;
-  const std::byte *next_routed, *next_shared;  // of the next kernel, of an expert
-  std::int64_t next_bytes;
-};
-
-// Every lane of every block asks for a part of `bytes`, which are the matrices of `count` experts
-// one after another, where matrix(i) lies.
-template <class MatrixAt>
-TENON_DEVICE void prefetch_matrices(int count, std::int64_t bytes, MatrixAt matrix) {
-  constexpr std::int64_t kPiece = 8192;
-  const auto pieces = static_cast<int>((bytes + kPiece - 1) / kPiece);
-  for (int i = block_id() + grid_blocks() * (thread_id() % kWave); i < count * pieces;
-       i += grid_blocks() * kWave) {
-    const std::int64_t at = i % pieces * kPiece, left = bytes - at;
-    prefetch_bytes(matrix(i / pieces) + at,
-                   static_cast<std::uint32_t>(left < kPiece ? left : kPiece));
-  }
-}
-
-// By one wave.
-TENON_DEVICE void prefetch_next(const UpWork& call, const Entries& entries) {
-  prefetch_matrices(entries.count, call.next_bytes, [&](int entry) {
-    const int expert = entries.expert[entry];
-    return expert == kSharedExpert ? call.next_shared : call.next_routed + expert * call.next_bytes;
-  });
 }
 
 }  // namespace tenon::TENON_TARGET::moe_experts

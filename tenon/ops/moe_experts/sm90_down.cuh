@@ -85,8 +85,7 @@ struct DownCall {
   std::int32_t width;
   std::int32_t rows;    // that a tile may have, at most 64; of one that was not quantised ahead, 32
   std::int32_t stages;  // of each ring
-  bool chooses;         // the experts, for one token
-  Chooser chooser;
+  bool chosen;          // by the kernel before, which has left the list of entries
 };
 
 // coded: the activation was quantised ahead.
@@ -103,7 +102,7 @@ TENON_HD constexpr int kept_bytes(int tokens, int top_k) {
   return tokens * (top_k + 1) * kUnitRows * 2 + 2 * table_bytes(tokens * top_k) +
          table_bytes(tokens);
 }
-TENON_HD constexpr DownShared down_shared(bool coded, bool chooses, int stages, int rows,
+TENON_HD constexpr DownShared down_shared(bool coded, bool chosen, int stages, int rows,
                                           const Routing& routing, int width) {
   const int tokens = routing.tokens, pairs = tokens * routing.top_k;
   const int blocks = width / kProductBlock;
@@ -112,15 +111,13 @@ TENON_HD constexpr DownShared down_shared(bool coded, bool chooses, int stages, 
   at.x_rows = (pairs + tokens + 7) / 8 * 8;
   at.scale_rows = at.x_rows + rows;  // an instruction looks at more than there are
   at.x = kDownGroups * stages * down_stage_bytes(coded, rows);
-  int x_bytes = coded ? 0 : (blocks * at.x_rows + rows) * kProductBlock;
-  const int choosing = chooses ? 4 * choosing_words(kDownThreads, routing.top_k) : 0;
-  if (x_bytes < choosing) x_bytes = (choosing + 15) / 16 * 16;  // the choice, before x comes
-  at.barriers = at.x + x_bytes;
+  at.barriers = at.x + (coded ? 0 : (blocks * at.x_rows + rows) * kProductBlock);
   at.weight_scales = at.barriers + kDownGroups * table_bytes(4 * stages);
   at.x_scales = at.weight_scales + table_bytes(entries * blocks);
   at.kept = at.x_scales + table_bytes(blocks * at.scale_rows);
   at.lists = at.kept + kept_bytes(tokens, routing.top_k);
-  at.bytes = at.lists + (chooses ? 4 * kChosenWords : entries_bytes(routing.experts));
+  at.bytes =
+      at.lists + (chosen ? table_bytes(list_words(routing.top_k)) : entries_bytes(routing.experts));
   return at;
 }
 
@@ -353,38 +350,28 @@ TENON_DEVICE void make_results(const DownCall& call, const Entries& entries, con
   });
 }
 
-// The order of moe_combine: choices in theirs, the shared expert last. A thread an element.
+// The order of moe_combine: choices in theirs, the shared expert last.
 TENON_DEVICE void combine(const DownCall& call, const Entries& entries, const Kept& kept) {
-  constexpr int kAtOnce = 8;  // choices whose loads wait for nothing
   const Routing& routing = call.routing;
   const bf16* const shared =
       kept.results + entries.first[entries.count - 1] * kUnitRows;  // if there is one
-  for (int task = thread_id(); task < kUnitRows * routing.tokens; task += kDownConsumers) {
-    const int token = task / kUnitRows, column = task % kUnitRows;
-    const float beside = routing.has_shared ? to_float(shared[token * kUnitRows + column]) : 0.0f;
-    const float gate = kept.gates[token];
-    float sum = 0.0f;
-    TENON_NO_UNROLL
-    for (int first = 0; first < routing.top_k; first += kAtOnce) {
-      const int pair = token * routing.top_k + first;
-      int slot[kAtOnce];
-      float weight[kAtOnce], value[kAtOnce];
+  for (int task = thread_id(); task < 2 * routing.tokens; task += kDownConsumers) {
+    const int token = task / 2, at = task % 2 * 8;
+    float sum[8] = {}, values[8] = {};
+    const auto add = [&](float weight) {
       TENON_UNROLL
-      for (int k = 0; k < kAtOnce; ++k) {
-        const bool exists = first + k < routing.top_k;
-        slot[k] = exists ? kept.slots[pair + k] : -1;  // or of another rank's expert
-        weight[k] = exists ? kept.weights[pair + k] : 0.0f;
-      }
-      TENON_UNROLL
-      for (int k = 0; k < kAtOnce; ++k)
-        value[k] = slot[k] < 0 ? 0.0f : to_float(kept.results[slot[k] * kUnitRows + column]);
-      TENON_UNROLL
-      for (int k = 0; k < kAtOnce; ++k)
-        if (slot[k] >= 0) sum = sum + weight[k] * value[k];
+      for (int i = 0; i < 8; ++i) sum[i] = sum[i] + weight * values[i];
+    };
+    for (int k = token * routing.top_k; k < (token + 1) * routing.top_k; ++k) {
+      if (kept.slots[k] < 0) continue;  // another rank's expert
+      load8(kept.results + kept.slots[k] * kUnitRows + at, values);
+      add(kept.weights[k]);
     }
-    sum = sum + gate * beside;
-    call.out[token * call.out_stride + block_id() * kUnitRows + column] =
-        bf16{static_cast<std::uint16_t>(pack_halves<bf16>(sum, 0.0f))};
+    TENON_UNROLL
+    for (int i = 0; i < 8; ++i) values[i] = 0.0f;
+    if (routing.has_shared) load8(shared + token * kUnitRows + at, values);
+    add(sigmoid_f(kept.gates[token]));
+    store8(call.out + token * call.out_stride + block_id() * kUnitRows + at, sum);
   }
 }
 
@@ -397,37 +384,25 @@ down_kernel(TENON_ARGS(DownCall) call) {
   TENON_SHARED_TILES(shared);
   const Routing& routing = call.routing;
   const DownShared at =
-      down_shared(kCoded, call.chooses, call.stages, call.rows, routing, call.width);
+      down_shared(kCoded, call.chosen, call.stages, call.rows, routing, call.width);
   const int pairs = routing.tokens * routing.top_k;
   const int wave = thread_id() / kWave, lane = thread_id() % kWave;
-  Kept kept = kept_at(routing, shared + at.kept);
+  const Kept kept = kept_at(routing, shared + at.kept);
   std::byte* const lists = shared + at.lists;
-  // Before it waits: the routing or the logits, and the gates, were there when the kernel before
-  // let this one start. So the stream of weights does not stop between the two.
-  const Chosen chosen = chosen_at(shared + at.x, lists, kDownThreads, routing.top_k);
-  if (call.chooses) {
-    copy_logits(call.chooser, chosen);
-  } else {
-    copy_table(lists, routing.offsets, routing.experts + 1);
-    copy_table(kept.weights, routing.weights, pairs);
-    copy_table(kept.slots, routing.slot, pairs);
-  }
-  for (int i = thread_id(); i < routing.tokens; i += kDownThreads)
-    copy4_later(kept.gates + i, call.shared_gate + i * call.gate_stride);
-  if (thread_id() % kConsumers == 0 && wave < kDownWeightWave) {
-    start_ring(down_ring(call, kCoded, thread_id() / kConsumers, shared, at), kCoded ? 1 : 0);
-    prefetch_maps(call.weight);
-  }
+  // Before it waits: the routing was there when up_kernel let the next kernel start, for that does
+  // so behind its own wait, and is not the one that routes. So the stream of weights does not stop
+  // between the two.
+  copy_table(lists, routing.offsets, call.chosen ? list_words(routing.top_k) : routing.experts + 1);
+  copy_table(kept.weights, routing.weights, pairs);
+  copy_table(kept.slots, routing.slot, pairs);
+  if (thread_id() % kConsumers == 0 && wave < kDownWeightWave)
+    start_ring(down_ring(call, kCoded, thread_id() / kConsumers, shared, at), call.weight,
+               kCoded ? 1 : 0);
   await_copies();
   sync_block();
-  Entries entries;
-  if (call.chooses) {
-    entries = choose_entries(call.chooser, chosen, routing.has_shared);
-    kept.weights = chosen.weights;
-    kept.slots = chosen.slots;
-  } else {
-    entries = list_entries(routing, lists);
-  }
+  const Entries entries = call.chosen
+                              ? listed_entries(reinterpret_cast<const int*>(lists), routing.top_k)
+                              : list_entries(routing, lists);
   if (wave == kDownWeightWave) {
     fill_rings<kCoded>(call, entries, at, shared,
                        [&](const DownRing& ring, RingPlace& place, const DownTile& tile) {
@@ -448,8 +423,6 @@ down_kernel(TENON_ARGS(DownCall) call) {
     return;
   }
   copy_weight_scales(call, entries, reinterpret_cast<float*>(shared + at.weight_scales));
-  for (int i = thread_id(); i < routing.tokens; i += kDownConsumers)
-    kept.gates[i] = sigmoid_f(kept.gates[i]);
   wait_for_previous();
   if (thread_id() == 0) let_next_start();
   const int rows = num_rows(entries);
@@ -457,6 +430,8 @@ down_kernel(TENON_ARGS(DownCall) call) {
     copy_x_scales(call, rows, at.scale_rows, reinterpret_cast<float*>(shared + at.x_scales));
   else
     quantize_rows(call, rows, at, shared);
+  for (int i = thread_id(); i < routing.tokens; i += kDownConsumers)
+    kept.gates[i] = call.shared_gate[i * call.gate_stride];
   sync_first_threads<kDownConsumers>();
   make_results<kCoded>(call, entries, at, shared, kept.results);
   sync_first_threads<kDownConsumers>();

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "tenon/device/cuda_hip/vendor.h"
 
@@ -41,7 +42,7 @@ Result<TensorMap> make_map(const void* data, std::span<const cuuint64_t> extents
   static const Encode encode = find_encode();
   if (encode == nullptr)
     return Status::error(Code::kUnsupported, "the driver has no cuTensorMapEncodeTiled");
-  const std::array<cuuint32_t, 5> steps{1, 1, 1, 1, 1};
+  const std::array<cuuint32_t, 4> steps{1, 1, 1, 1};
   CUtensorMap made;
   const CUresult error =
       encode(&made, CU_TENSOR_MAP_DATA_TYPE_UINT8, static_cast<cuuint32_t>(extents.size()),
@@ -77,28 +78,21 @@ Result<TensorMap> tile_map(const void* data, std::int64_t rows, std::int64_t row
 }
 
 Result<TensorMap> box_map(const void* data, std::int64_t rows, std::int64_t k,
-                          std::int64_t stride_bytes, std::int64_t second_rows, int box_blocks) {
-  const std::array<cuuint64_t, 4> extents{128, extent(rows), extent(k / 128), 2};
-  const std::array<cuuint64_t, 3> strides{extent(stride_bytes), 128,
-                                          extent(second_rows * stride_bytes)};
-  const std::array<cuuint32_t, 4> box{128, 8, static_cast<cuuint32_t>(box_blocks), 2};
+                          std::int64_t stride_bytes, std::int64_t second_rows, int box_rows,
+                          int box_blocks) {
+  struct Dimension {
+    cuuint64_t extent, stride;
+    cuuint32_t box;
+  };
+  Dimension inner{extent(k / 128), 128, static_cast<cuuint32_t>(box_blocks)};
+  Dimension outer{2, extent(second_rows * stride_bytes), 2};
+  if (box_rows == 4) std::swap(inner, outer);
+  const std::array<cuuint64_t, 4> extents{128, extent(rows), inner.extent, outer.extent};
+  const std::array<cuuint64_t, 3> strides{extent(stride_bytes), inner.stride, outer.stride};
+  const std::array<cuuint32_t, 4> box{128, static_cast<cuuint32_t>(box_rows), inner.box, outer.box};
   return make_map(data, extents, strides, box, [&] {
-    return describe_rows(rows, k, stride_bytes) + ", in boxes of two times 8 rows " +
-           std::to_string(second_rows) + " rows apart";
-  });
-}
-
-Result<TensorMap> unit_map(const void* data, std::int64_t rows, std::int64_t k,
-                           std::int64_t stride_bytes, std::int64_t second_rows, int units,
-                           int box_blocks) {
-  const std::array<cuuint64_t, 5> extents{128, 4, 2, extent(k / 128), extent(rows / 4)};
-  const std::array<cuuint64_t, 4> strides{extent(stride_bytes), extent(second_rows * stride_bytes),
-                                          128, extent(4 * stride_bytes)};
-  const std::array<cuuint32_t, 5> box{128, 4, 2, static_cast<cuuint32_t>(box_blocks),
-                                      static_cast<cuuint32_t>(units)};
-  return make_map(data, extents, strides, box, [&] {
-    return describe_rows(rows, k, stride_bytes) + ", in boxes of " + std::to_string(units) +
-           " times two times 4 rows " + std::to_string(second_rows) + " rows apart";
+    return describe_rows(rows, k, stride_bytes) + ", in boxes of two times " +
+           std::to_string(box_rows) + " rows " + std::to_string(second_rows) + " rows apart";
   });
 }
 

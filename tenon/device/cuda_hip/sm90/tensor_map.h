@@ -22,18 +22,14 @@ struct alignas(64) TensorMap {
 Result<TensorMap> tile_map(const void* data, std::int64_t rows, std::int64_t row_bytes,
                            std::int64_t stride_bytes, int tile_rows);
 
-// A matrix as above, k bytes a row in blocks of 128, copied in boxes: eight rows from any row on
-// and as many that lie `second_rows` rows below them, `box_blocks` blocks of each. In shared memory
-// the first eight have an atom for each block, then the second eight. Blocks past the end of a row
-// arrive as zeros. k is a multiple of 128, and the second rows of a box lie in the matrix.
+// A matrix as above, k bytes a row in blocks of 128, copied in boxes: `box_rows` rows, four or
+// eight, from any row on and as many that lie `second_rows` rows below them, `box_blocks` blocks of
+// each. In shared memory twice four rows share the atom of a block, and atoms of the blocks follow
+// each other; of twice eight rows the first eight have an atom for each block, then the second
+// eight. Blocks past the end of a row arrive as zeros. k is a multiple of 128, and the second rows
+// of a box lie in the matrix.
 Result<TensorMap> box_map(const void* data, std::int64_t rows, std::int64_t k,
-                          std::int64_t stride_bytes, std::int64_t second_rows, int box_blocks);
-
-// The same in boxes of `units` neighbouring units: four rows from a multiple of four on and the
-// four that lie `second_rows` rows below them, which in shared memory share the atom of a block. Of
-// each unit there are `box_blocks` atoms, one behind the other, then those of the next.
-Result<TensorMap> unit_map(const void* data, std::int64_t rows, std::int64_t k,
-                           std::int64_t stride_bytes, std::int64_t second_rows, int units,
-                           int box_blocks);
+                          std::int64_t stride_bytes, std::int64_t second_rows, int box_rows,
+                          int box_blocks);
 
 }  // namespace tenon::sm90

@@ -52,26 +52,18 @@ TENON_DEVICE void copy_tile_to(std::uint16_t blocks, void* shared, const TensorM
         "l"(policy), "h"(blocks)
       : "memory");
 }
-// The box of a map made by box_map() whose first row is `row`, from block `block` of k on.
+// The box of a map made by box_map() with kRows rows, four or eight, whose first row is `row`, from
+// block `block` of k on.
+template <int kRows>
 TENON_DEVICE void copy_box(void* shared, const TensorMap* map, int row, int block,
                            Mbarrier* barrier, std::uint64_t policy) {
+  static_assert(kRows == 4 || kRows == 8);
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
       ".L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], [%6], %7;"
       :
-      : "r"(shared_address(shared)), "l"(map), "r"(0), "r"(row), "r"(block), "r"(0),
-        "r"(shared_address(barrier)), "l"(policy)
-      : "memory");
-}
-// The box of a map made by unit_map() whose first unit is `unit`, from block `block` of k on.
-TENON_DEVICE void copy_units(void* shared, const TensorMap* map, int unit, int block,
-                             Mbarrier* barrier, std::uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-      ".L2::cache_hint [%0], [%1, {%2, %2, %2, %3, %4}], [%5], %6;"
-      :
-      : "r"(shared_address(shared)), "l"(map), "r"(0), "r"(block), "r"(unit),
-        "r"(shared_address(barrier)), "l"(policy)
+      : "r"(shared_address(shared)), "l"(map), "r"(0), "r"(row), "r"(kRows == 4 ? 0 : block),
+        "r"(kRows == 4 ? block : 0), "r"(shared_address(barrier)), "l"(policy)
       : "memory");
 }
 // Contiguous bytes of global memory into the L2 cache; address and number are multiples of 16.
