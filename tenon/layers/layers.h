@@ -343,9 +343,10 @@ class Experts {
  private:
   moe_route::Args route_args(std::int64_t tokens) const;
   moe_combine::Args combine_args(const PartialRows& out) const;
-  // Few rows on some devices: what is between routing and the addend in one op. Same bits.
+  // Few rows on some devices: what is between routing and the addend in one op, and for very few
+  // the choice too. Same bits.
   Status plan_fused(LayerContext& context);
-  moe_experts::Args fused_args(const QuantView& x, const PartialRows& out) const;
+  moe_experts::Args fused_args(const QuantView& x, const PartialRows& out, bool chooses) const;
 
   ExpertsSpec spec_;
   // Scratch of the router; routed_by_ has a row's logits and behind them the shared expert's gate.
@@ -355,9 +356,9 @@ class Experts {
   OutProjection finish_;
   Dense shared_;
   RowPlans route_, combine_;
-  RowPlans activate_;            // by pairs
-  std::int64_t fused_rows_ = 0;  // up to so many
-  RowPlans fused_;
+  RowPlans activate_;                              // by pairs
+  std::int64_t fused_rows_ = 0, chosen_rows_ = 0;  // up to so many
+  RowPlans fused_, chosen_;
   TensorView activation_;  // scratch
 };
 

@@ -98,19 +98,32 @@ Status Experts::plan_fused(LayerContext& context) {
       std::min<std::int64_t>(context.scratch.max_rows(), moe_experts::kMaxTokens);
   TENON_ASSIGN(activation_, context.scratch.tensor("experts between", DType::kBF16,
                                                    {most * (spec_.top_k + 1), spec_.width}));
-  auto plans = RowPlans::make(most, [&](std::int64_t rows) {
-    return moe_experts::plan(
-        fused_args(first_rows(*context.x.fp8, rows), {context.partial.rows(0, rows)}),
-        context.where);
-  });
+  const auto make_plans = [&](std::int64_t rows_limit, bool chooses) {
+    return RowPlans::make(rows_limit, [&](std::int64_t rows) {
+      return moe_experts::plan(
+          fused_args(first_rows(*context.x.fp8, rows), {context.partial.rows(0, rows)}, chooses),
+          context.where);
+    });
+  };
+  auto plans = make_plans(most, false);
   if (!plans && plans.status().code() != Code::kUnsupported) return plans.status();
   if (!plans) return Status::ok();
   fused_ = *std::move(plans);
   fused_rows_ = most;
+  for (std::int64_t rows = std::min<std::int64_t>(most, moe_experts::kMaxChosenTokens); rows > 0;
+       rows /= 2) {
+    auto chosen = make_plans(rows, true);
+    if (!chosen && chosen.status().code() != Code::kUnsupported) return chosen.status();
+    if (!chosen) continue;
+    chosen_ = *std::move(chosen);
+    chosen_rows_ = rows;
+    break;
+  }
   return Status::ok();
 }
 
-moe_experts::Args Experts::fused_args(const QuantView& x, const PartialRows& out) const {
+moe_experts::Args Experts::fused_args(const QuantView& x, const PartialRows& out,
+                                      bool chooses) const {
   const std::int64_t tokens = out.addend.shape[0], pairs = tokens * spec_.top_k;
   moe_experts::Args args;
   args.x = x;
@@ -118,6 +131,8 @@ moe_experts::Args Experts::fused_args(const QuantView& x, const PartialRows& out
   if (spec_.shared.width != 0)
     args.shared = {spec_.shared.gate_up.weight, spec_.shared.gate_up.scale,
                    spec_.shared.down.weight, spec_.shared.down.scale};
+  if (chooses) args.logits = logits_.rows(0, tokens);
+  args.first_expert = spec_.first_expert;
   args.offsets = offsets_;
   args.token_of = token_of_.rows(0, pairs);
   args.weights = weights_.rows(0, tokens);
@@ -154,9 +169,11 @@ Status Experts::run(const NormedRows& x, const PartialRows& out, Stream& stream)
   const TensorView gate_up = gate_up_.rows(0, pairs);
 
   TENON_TRY(router_.run(x, routed_by_.rows(0, tokens), stream));
+  if (tokens <= chosen_rows_)
+    return moe_experts::run(chosen_.at(tokens), fused_args(*x.fp8, out, true), stream);
   TENON_TRY(moe_route::run(route_.at(tokens), route_args(tokens), stream));
   if (tokens <= fused_rows_)
-    return moe_experts::run(fused_.at(tokens), fused_args(*x.fp8, out), stream);
+    return moe_experts::run(fused_.at(tokens), fused_args(*x.fp8, out, false), stream);
   const TensorView routed = routed_.rows(0, pairs);
   if (const Plan* plan = activate_.find(pairs)) {
     const QuantView codes = first_rows(*finish_.codes(), pairs);

@@ -13,6 +13,7 @@
 #include "tenon/ops/fp8_gemm/fp8_gemm.h"
 #include "tenon/ops/fp8_quant/fp8_quant.h"
 #include "tenon/ops/moe_combine/moe_combine.h"
+#include "tenon/ops/moe_route/moe_route.h"
 #include "tests/support/op_suite.h"
 
 namespace tenon::moe_experts {
@@ -28,6 +29,7 @@ struct Shape {
   Routed routed = Routed::kAnywhere;
   bool shared = true;
   ScaleLayout layout = ScaleLayout::kRow;
+  int first_expert = 0;  // of this rank, where experts are chosen by logits
 };
 
 struct Routing {
@@ -317,6 +319,91 @@ TEST(MoeExperts, AReplayedPlanForMoreTokensGivesTheSameBits) {
               << tokens << " of " << most;
         }
       }
+    }
+  });
+}
+
+// Of few values, so that p are often equal; of some, one is a NaN.
+std::vector<float> make_logits(const Shape& shape, std::mt19937& random) {
+  const bool far = random() % 2 == 0, broken = random() % 4 == 0;
+  std::uniform_int_distribution<int> of_few(-40, 40);
+  std::vector<float> logits;
+  for (int i = 0; i < shape.tokens * (shape.all_experts + 1); ++i)
+    logits.push_back(static_cast<float>(of_few(random)) / (far ? 1.0f : 8.0f));
+  if (broken) logits[3] = NAN;
+  return logits;
+}
+void put_logits(Bench& bench) {
+  const Shape& shape = bench.shape;
+  bench.args.logits = bench.on.put(make_logits(shape, bench.random), DType::kF32,
+                                   {shape.tokens, shape.all_experts + 1});
+  bench.args.logits->shape[1] = shape.all_experts;
+  bench.args.first_expert = shape.first_expert;
+}
+
+TEST(MoeExperts, ChoosesAsMoeRouteDoes) {
+  std::vector<Shape> shapes;
+  for (const int width : {128, 256, 512})
+    shapes.push_back({.tokens = 1,
+                      .experts = width == 128 ? 256 : 60,
+                      .top_k = 8,
+                      .hidden = width == 128 ? 384 : 2048,
+                      .width = width,
+                      .all_experts = width == 128 ? 256 : 60});
+  // Experts of other ranks, few of this one, no shared expert, many choices and columns.
+  shapes.push_back(
+      {.tokens = 1, .experts = 70, .top_k = 5, .all_experts = 200, .first_expert = 90});
+  shapes.push_back({.tokens = 1, .experts = 12, .all_experts = 256, .first_expert = 244});
+  shapes.push_back({.tokens = 1, .experts = 20, .all_experts = 20, .shared = false});
+  shapes.push_back(
+      {.tokens = 1, .experts = 40, .top_k = 16, .hidden = 3072, .width = 384, .all_experts = 40});
+  shapes.push_back({.tokens = 1, .experts = 12, .top_k = 3, .all_experts = 13});
+  for_each_variant([&](Target target, std::string_view variant) {
+    for (const Shape& shape : shapes) {
+      SCOPED_TRACE(std::to_string(shape.top_k) + " of " + std::to_string(shape.all_experts) +
+                   ", hidden " + std::to_string(shape.hidden));
+      Bench bench(target, shape);
+      put_logits(bench);
+      const auto planned = plan(bench.args, bench.on.where(), variant);
+      ASSERT_TRUE(planned) << planned.status().to_string();
+      for (const unsigned seed : {1u, 2u, 3u, 4u, 5u, 6u}) {
+        bench.put_rows(seed);
+        put_logits(bench);
+        const Status ran = run(*planned, bench.args, bench.on.stream());
+        ASSERT_TRUE(ran) << ran.to_string();
+        const auto found = bench.out();
+        const auto weights = test::bytes_of(bench.on.get<float>(bench.args.weights));
+        const auto slots = bench.on.get<std::int32_t>(bench.args.slot);
+        bench.run_op(moe_route::Args{.logits = *bench.args.logits,
+                                     .top_k = shape.top_k,
+                                     .first_expert = shape.first_expert,
+                                     .local_experts = shape.experts,
+                                     .weights = bench.args.weights,
+                                     .slot = bench.args.slot,
+                                     .offsets = bench.args.offsets,
+                                     .token_of = bench.args.token_of});
+        EXPECT_EQ(found, bench.chain()) << seed;
+        EXPECT_EQ(weights, test::bytes_of(bench.on.get<float>(bench.args.weights))) << seed;
+        EXPECT_EQ(slots, bench.on.get<std::int32_t>(bench.args.slot)) << seed;
+      }
+    }
+  });
+}
+
+TEST(MoeExperts, SaysWhyItDoesNotChoose) {
+  for_each_variant([&](Target target, std::string_view variant) {
+    const std::pair<Shape, const char*> table[] = {
+        {{.tokens = 2}, "for 1 alone"},
+        {{.tokens = 1, .experts = 300, .all_experts = 300}, "up to 16 of 256"},
+        {{.tokens = 1, .experts = 50, .top_k = 17, .all_experts = 50}, "up to 16 of 256"},
+        {{.tokens = 1, .experts = 11, .all_experts = 64}, "cannot hold the list"}};
+    for (const auto& [shape, words] : table) {
+      Bench bench(target, shape);
+      put_logits(bench);
+      const auto planned = plan(bench.args, bench.on.where(), variant);
+      ASSERT_FALSE(planned);
+      EXPECT_NE(planned.status().to_string().find(words), std::string::npos)
+          << planned.status().to_string();
     }
   });
 }

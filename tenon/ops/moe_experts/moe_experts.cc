@@ -88,6 +88,20 @@ Status check_x(const Args& args, Dims& dims) {
   return check_layout("x.scale", x.scale, args.out.addend, 4);
 }
 
+Status check_logits(const Args& args, Dims& dims) {
+  const TensorView& logits = *args.logits;
+  TENON_TRY(match("logits", logits, {DType::kF32}, {"tokens", "all experts"}, dims));
+  const std::int64_t all = dims["all experts"], own = dims["experts"];
+  if (args.first_expert < 0 || args.first_expert + own > all)
+    return invalid("this rank's experts are [" + std::to_string(args.first_expert) + ", " +
+                   std::to_string(args.first_expert + own) + ") but must be a part of [0, " +
+                   std::to_string(all) + ")");
+  if (dims["top_k"] > all)
+    return invalid("slot is " + describe(args.slot) + " but there are " + std::to_string(all) +
+                   " experts to choose from");
+  return check_layout("logits", logits, args.out.addend, 4);
+}
+
 Status check_all(const Args& args) {
   const TensorView& out = args.out.addend;
   Dims dims;
@@ -96,6 +110,7 @@ Status check_all(const Args& args) {
   TENON_TRY(match("slot", args.slot, {DType::kI32}, {"tokens", "top_k"}, dims));
   TENON_TRY(check_matrices(args, dims));
   TENON_TRY(check_x(args, dims));
+  if (args.logits) TENON_TRY(check_logits(args, dims));
   dims["experts + 1"] = dims["experts"] + 1;
   dims["tokens * top_k"] = dims["tokens"] * dims["top_k"];
   dims["tokens * (top_k + 1)"] = dims["tokens"] * (dims["top_k"] + 1);
@@ -137,6 +152,7 @@ Traffic traffic(const Args& args) {
   Traffic traffic;
   traffic.flops = 6.0 * (pairs + shared * tokens) * hidden * width;
   traffic.memory_bytes = 3.0 * matrices * hidden * width + tokens * hidden * 3.0 + 8.0 * pairs;
+  if (args.logits) traffic.memory_bytes += static_cast<double>(args.logits->bytes());
   return traffic;
 }
 

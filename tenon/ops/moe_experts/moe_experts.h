@@ -3,7 +3,8 @@
 //   activation = rne(silu(gate) · up), quantised by groups of 128 as fp8_quant does
 //   routed     = fp8_gemm(activation, down), rounded to bf16
 //   out        = moe_combine(routed, weights, slot, shared expert, shared_gate)
-// with the shared expert treated like the others, for every token. This is a chain of four ops of
+// with the shared expert treated like the others, for every token. With logits it begins with
+// moe_route. This is a chain of four ops of
 // their own, fp8_gemm, fp8_quant, fp8_gemm and moe_combine, in two launches or three; it has the
 // bits of that chain by the variants sm90 of fp8_gemm. Where no variant takes a call (other
 // devices, many tokens), the caller runs the chain: layers/mlp does.
@@ -20,7 +21,8 @@ namespace tenon::moe_experts {
 
 extern const Op kOp;
 
-inline constexpr int kMaxTokens = 64;  // no variant takes more
+inline constexpr int kMaxTokens = 64;       // no variant takes more
+inline constexpr int kMaxChosenTokens = 1;  // nor with logits
 
 // A gated mlp. Constants: they are read while the stream's kernel before may still run.
 struct Matrices {
@@ -34,7 +36,11 @@ struct Args {
   QuantView x;  // [tokens, hidden] e4m3 codes, group 128, layout row or mn_major
   Matrices routed;
   std::optional<Matrices> shared;  // absent: it adds zeros. As wide as the others
-  // What moe_route makes.
+  // [tokens, all experts] f32, of which those from first_expert on are this rank's. Then weights
+  // and slot are outputs, with what moe_route makes, and offsets is memory between the launches.
+  // Absent: the four have what moe_route makes.
+  std::optional<TensorView> logits;
+  int first_expert = 0;
   TensorView offsets;      // i32 [experts + 1]
   TensorView token_of;     // i32 [tokens · top_k]
   TensorView weights;      // f32 [tokens, top_k]

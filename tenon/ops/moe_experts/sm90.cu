@@ -19,6 +19,7 @@ namespace {
 
 using Args = tenon::moe_experts::Args;
 using Matrices = tenon::moe_experts::Matrices;
+using tenon::moe_experts::kMaxChosenTokens;
 using tenon::moe_experts::kMaxTokens;
 
 // --- up ---------------------------------------------------------------------------------------
@@ -37,6 +38,7 @@ struct UpCall {
   std::int64_t own_bytes;
   const std::byte *next_routed, *next_shared;  // of the next kernel, of an expert
   std::int64_t next_bytes;
+  Chooser chooser;
 };
 
 // Up to four neighbouring units of one entry.
@@ -184,7 +186,8 @@ TENON_DEVICE void prefetch_next(const UpCall& call, const Entries& entries) {
   });
 }
 
-template <bool kFew>
+// kChooses: the experts, for one token.
+template <bool kFew, bool kChooses>
 TENON_KERNEL_RESIDENT(kThreads, kFew ? 2 : 1)
 up_kernel(TENON_ARGS(UpCall) call) {
   using AnyRing = std::conditional_t<kFew, FewRing, UpRing>;
@@ -193,18 +196,27 @@ up_kernel(TENON_ARGS(UpCall) call) {
   const Routing& routing = call.routing;
   const int wave = thread_id() / kWave, pairs = routing.tokens * routing.top_k;
   std::byte* const lists = ring.end();
-  int* const token_of = reinterpret_cast<int*>(lists + entries_bytes(routing.experts));
   if (thread_id() == 0) start_ring(ring, call.weight, kWave);
   if (wave == kWeightWave && routing.has_shared)
     prefetch_matrices(1, call.own_bytes, [&](int) { return call.own_shared; });
   sync_wave();
   wait_for_previous();
-  if (thread_id() == 0) let_next_start();
-  copy_table(lists, routing.offsets, routing.experts + 1);
-  copy_table(token_of, routing.token_of, pairs);
-  await_copies();
-  sync_block();
-  const Entries entries = list_entries(routing, lists);
+  if (thread_id() == 0 && !(kChooses && block_id() == 0)) let_next_start();
+  Entries entries;
+  int* token_of;
+  if constexpr (kChooses) {
+    const Chosen chosen = chosen_at(lists, routing.top_k);
+    entries = choose_entries(call.chooser, chosen, routing);
+    token_of = chosen.token_of;
+    if (block_id() == 0 && wave == kWeightWave) leave_choice(call.chooser, chosen, routing.top_k);
+  } else {
+    token_of = reinterpret_cast<int*>(lists + entries_bytes(routing.experts));
+    copy_table(lists, routing.offsets, routing.experts + 1);
+    copy_table(token_of, routing.token_of, pairs);
+    await_copies();
+    sync_block();
+    entries = list_entries(routing, lists);
+  }
   if constexpr (kFew) {
     if (wave > kWeightWave) {
       feed_few(call.weight,
@@ -271,6 +283,23 @@ Routing routing_of(const Args& args) {
   return routing;
 }
 
+Status supports_choice(const Args& args) {
+  const auto no = [](std::string why) { return Status::error(Code::kUnsupported, std::move(why)); };
+  const std::int64_t tokens = args.slot.shape[0], top_k = args.slot.shape[1];
+  const std::int64_t all = args.logits->shape[1], experts = args.routed.down.shape[0];
+  if (tokens > kMaxChosenTokens)
+    return no(std::to_string(tokens) + " tokens; experts are chosen on the way for " +
+              std::to_string(kMaxChosenTokens) + " alone");
+  if (all > kMostChoiceExperts || top_k > kMostChoices)
+    return no(std::to_string(top_k) + " of " + std::to_string(all) +
+              " experts; on the way are chosen up to " + std::to_string(kMostChoices) + " of " +
+              std::to_string(kMostChoiceExperts));
+  if (list_words(static_cast<int>(top_k)) > experts + 1)
+    return no("offsets of " + std::to_string(experts) + " experts cannot hold the list of " +
+              std::to_string(top_k) + " chosen ones");
+  return Status::ok();
+}
+
 Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   const auto no = [](std::string why) { return Status::error(Code::kUnsupported, std::move(why)); };
   const int found = where.properties.cuda_capability;
@@ -295,6 +324,13 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   if (coded && width > kMostCodedWidth)
     return no("width is " + std::to_string(width) + "; over " + std::to_string(kMostCodedWidth) +
               " only a few rows fit");
+  const bool chosen = args.logits.has_value();
+  if (chosen) {
+    TENON_TRY(supports_choice(args));
+    if (coded)
+      return no("width is " + std::to_string(width) +
+                "; where experts are chosen on the way, no kernel quantises between the two");
+  }
   const auto add = [&](const char* kernel, int blocks, int threads, int bytes) {
     LaunchShape shape;
     shape.blocks = blocks;
@@ -308,26 +344,35 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   // two be resident.
   constexpr int kMostRing = 160 << 10;
   const auto add_ring = [&](const char* kernel, const char* setting, int blocks, int threads,
-                            int resident, int least, const auto& bytes_of) {
+                            int resident, int least, int most_room, const auto& bytes_of) {
     const bool one = blocks <= where.properties.num_units || resident == 1;
     const int room = std::min(one ? most : (most + 1024) / 2 - 1024, bytes_of(0) + kMostRing);
-    int stages = most_stages(room, bytes_of);
+    int stages = most_stages(std::min(room, most_room), bytes_of);
     if (stages < least) stages = most_stages(most, bytes_of);
     add(kernel, blocks, threads, bytes_of(stages));
     recipe->set(setting, stages);
     return stages >= least;
   };
-  const int cap = up_cap(tokens), tile_rows = tokens <= 32 ? 32 : 64;
-  const int lists = entries_bytes(routing.experts) + table_bytes(pairs);
-  const bool up = add_ring("up_kernel", "up stages", where.properties.num_units, kThreads, 1,
-                           kFeeders, [&](int stages) { return up_bytes(cap, stages) + lists; });
+  const int cap = up_cap(tokens), units = where.properties.num_units;
+  const int lists =
+      chosen ? chosen_bytes(routing.top_k) : entries_bytes(routing.experts) + table_bytes(pairs);
+  // One token whose experts are chosen on the way: the second kernel may start before the first one
+  // ends, with room for both, and not for two of the first.
+  const int down_blocks = static_cast<int>(hidden / kUnitRows);
+  const bool beside = chosen && down_blocks <= units;
+  const int tile_rows = beside ? kFewRows : tokens <= 32 ? 32 : 64;
+  const bool up = add_ring("up_kernel", "up stages", units, kThreads, 1, kFeeders,
+                           beside ? up_bytes(cap, kFeeders) + lists : most,
+                           [&](int stages) { return up_bytes(cap, stages) + lists; });
   constexpr int kWaves = kQuantizeThreads / kWave;
   if (coded) add("quantize_kernel", (rows + kWaves - 1) / kWaves, kQuantizeThreads, 0);
-  const bool down = add_ring(
-      "down_kernel", "down stages", static_cast<int>(hidden / kUnitRows), kDownThreads,
-      down_resident(coded), 1, [&](int stages) {
-        return down_shared(coded, stages, tile_rows, routing, static_cast<int>(width)).bytes;
-      });
+  const int left = most - 1024 - static_cast<int>(recipe->launches.front().shape.shared_bytes);
+  const bool down = add_ring("down_kernel", "down stages", down_blocks, kDownThreads,
+                             down_resident(coded), 1, beside ? left : most, [&](int stages) {
+                               return down_shared(coded, chosen, stages, tile_rows, routing,
+                                                  static_cast<int>(width))
+                                   .bytes;
+                             });
   if (!up || !down)
     return no("a block has too little shared memory for " + std::to_string(tokens) +
               " tokens with " + std::to_string(top_k) + " experts each");
@@ -368,6 +413,15 @@ Status fill_weight(const Args& args, TensorView Matrices::*matrix, TensorView Ma
 // there when they are wanted.
 constexpr std::int64_t kPrefetchLimit = 24 << 20;
 
+Chooser chooser_of(const Args& args) {
+  return {args.logits->as<const float>(),
+          static_cast<std::int32_t>(args.logits->shape[1]),
+          args.first_expert,
+          args.weights.as<float>(),
+          args.slot.as<std::int32_t>(),
+          args.offsets.as<std::int32_t>()};
+}
+
 Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   const std::int64_t tokens = args.out.addend.shape[0], top_k = args.slot.shape[1];
   if (tokens == 0) return Status::ok();
@@ -400,6 +454,8 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   up.own_bytes = own_whole ? 2 * width * down.shape[1] : 0;
   up.next_bytes = whole && (tokens * top_k + 1) * of_expert <= kPrefetchLimit ? of_expert : 0;
 
+  if (args.logits) up.chooser = chooser_of(args);
+
   DownCall call;
   TENON_TRY(fill_weight(args, &Matrices::down, &Matrices::down_scale, 8, 8, kChunk, &call.weight));
   call.routing = routing;
@@ -412,10 +468,14 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   call.width = up.width;
   call.stages = setting(1);
   call.rows = setting(3);
+  call.chosen = args.logits.has_value();
 
   const bool coded = recipe.launches.size() == 3;
   TENON_TRY(tenon::launch(stream, recipe.launches[0].shape,
-                          few ? up_kernel<true> : up_kernel<false>, up));
+                          args.logits ? up_kernel<true, true>
+                          : few       ? up_kernel<true, false>
+                                      : up_kernel<false, false>,
+                          up));
   if (!coded) return tenon::launch(stream, recipe.launches[1].shape, down_kernel<false>, call);
   TENON_ASSIGN(call.codes, ::tenon::sm90::tile_map(call.activation, args.activation.shape[0], width,
                                                    2 * call.activation_stride, 8));

@@ -46,7 +46,7 @@ struct Weight {
   Segments cut;
 };
 
-// What moe_route has made.
+// What moe_route has made, or up_kernel: see sm90_chosen.cuh.
 struct Routing {
   const std::int32_t *offsets, *token_of, *slot;
   const float* weights;

@@ -12,7 +12,7 @@
 // ring.
 #pragma once
 
-#include "tenon/ops/moe_experts/sm90.cuh"
+#include "tenon/ops/moe_experts/sm90_chosen.cuh"
 
 namespace tenon::TENON_TARGET::moe_experts {
 
@@ -85,6 +85,7 @@ struct DownCall {
   std::int32_t width;
   std::int32_t rows;    // that a tile may have, at most 64; of one that was not quantised ahead, 32
   std::int32_t stages;  // of each ring
+  bool chosen;          // by the kernel before, which has left the list of entries
 };
 
 // coded: the activation was quantised ahead.
@@ -101,8 +102,8 @@ TENON_HD constexpr int kept_bytes(int tokens, int top_k) {
   return tokens * (top_k + 1) * kUnitRows * 2 + 2 * table_bytes(tokens * top_k) +
          table_bytes(tokens);
 }
-TENON_HD constexpr DownShared down_shared(bool coded, int stages, int rows, const Routing& routing,
-                                          int width) {
+TENON_HD constexpr DownShared down_shared(bool coded, bool chosen, int stages, int rows,
+                                          const Routing& routing, int width) {
   const int tokens = routing.tokens, pairs = tokens * routing.top_k;
   const int blocks = width / kProductBlock;
   const int entries = (pairs < routing.experts ? pairs : routing.experts) + 1;
@@ -115,7 +116,8 @@ TENON_HD constexpr DownShared down_shared(bool coded, int stages, int rows, cons
   at.x_scales = at.weight_scales + table_bytes(entries * blocks);
   at.kept = at.x_scales + table_bytes(blocks * at.scale_rows);
   at.lists = at.kept + kept_bytes(tokens, routing.top_k);
-  at.bytes = at.lists + entries_bytes(routing.experts);
+  at.bytes =
+      at.lists + (chosen ? table_bytes(list_words(routing.top_k)) : entries_bytes(routing.experts));
   return at;
 }
 
@@ -381,7 +383,8 @@ TENON_KERNEL_RESIDENT(kDownThreads, down_resident(kCoded))
 down_kernel(TENON_ARGS(DownCall) call) {
   TENON_SHARED_TILES(shared);
   const Routing& routing = call.routing;
-  const DownShared at = down_shared(kCoded, call.stages, call.rows, routing, call.width);
+  const DownShared at =
+      down_shared(kCoded, call.chosen, call.stages, call.rows, routing, call.width);
   const int pairs = routing.tokens * routing.top_k;
   const int wave = thread_id() / kWave, lane = thread_id() % kWave;
   const Kept kept = kept_at(routing, shared + at.kept);
@@ -389,7 +392,7 @@ down_kernel(TENON_ARGS(DownCall) call) {
   // Before it waits: the routing was there when up_kernel let the next kernel start, for that does
   // so behind its own wait, and is not the one that routes. So the stream of weights does not stop
   // between the two.
-  copy_table(lists, routing.offsets, routing.experts + 1);
+  copy_table(lists, routing.offsets, call.chosen ? list_words(routing.top_k) : routing.experts + 1);
   copy_table(kept.weights, routing.weights, pairs);
   copy_table(kept.slots, routing.slot, pairs);
   if (thread_id() % kConsumers == 0 && wave < kDownWeightWave)
@@ -397,7 +400,9 @@ down_kernel(TENON_ARGS(DownCall) call) {
                kCoded ? 1 : 0);
   await_copies();
   sync_block();
-  const Entries entries = list_entries(routing, lists);
+  const Entries entries = call.chosen
+                              ? listed_entries(reinterpret_cast<const int*>(lists), routing.top_k)
+                              : list_entries(routing, lists);
   if (wave == kDownWeightWave) {
     fill_rings<kCoded>(call, entries, at, shared,
                        [&](const DownRing& ring, RingPlace& place, const DownTile& tile) {

@@ -7,7 +7,7 @@
 // all of a stage: the units of the weight, by the copy engine, and rows of x.
 #pragma once
 
-#include "tenon/ops/moe_experts/sm90.cuh"
+#include "tenon/ops/moe_experts/sm90_chosen.cuh"
 
 namespace tenon::TENON_TARGET::moe_experts {
 

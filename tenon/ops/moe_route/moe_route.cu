@@ -8,6 +8,7 @@
 #include "tenon/device/math.cuh"
 #include "tenon/device/reduce.cuh"
 #include "tenon/device/variant.h"
+#include "tenon/ops/common/choice.cuh"
 
 namespace tenon::TENON_TARGET::moe_route {
 namespace {
@@ -40,7 +41,7 @@ TENON_DEVICE float logit_at(const Route& route, std::int64_t token, int expert) 
                               : to_float(static_cast<const bf16*>(route.logits)[at]);
 }
 
-// kOwn: experts of a lane, lane, lane + kWave, … Of those past the last one, p is −2.
+// kOwn: experts of a lane, lane, lane + kWave, …
 template <int kOwn>
 TENON_DEVICE int num_own(const Route& route) {
   return kWave == 1 ? route.experts : kOwn;  // constant where p should stay in registers
@@ -86,16 +87,9 @@ TENON_DEVICE void softmax(const Route& route, std::int64_t token, float (&p)[kOw
   }
   const float sum = sum_over_experts(p, count);
   TENON_UNROLL
-  for (int j = 0; j < count; ++j) p[j] = lane_id() + j * kWave < route.experts ? p[j] / sum : -2.0f;
+  for (int j = 0; j < count; ++j) p[j] = p[j] / sum;
 }
 
-// Keys order as p does: 0 for an expert that is taken or does not exist, 1 for a NaN.
-TENON_DEVICE std::uint32_t key_of(float p) {
-  return is_nan(p) ? 1u : p < 0.0f ? 0u : float_bits(p) + 2u;
-}
-TENON_DEVICE float p_of(std::uint32_t key) {
-  return bits_float(key == 1u ? 0x7fc00000u : key - 2u);
-}
 struct Choice {
   float p;
   std::int32_t expert;
@@ -136,7 +130,8 @@ TENON_DEVICE void choose(const Route& route, std::int64_t token, Put put) {
   std::uint32_t keys[kOwn];
   const int count = num_own<kOwn>(route);
   TENON_UNROLL
-  for (int j = 0; j < count; ++j) keys[j] = key_of(p[j]);
+  for (int j = 0; j < count; ++j)
+    keys[j] = lane_id() + j * kWave < route.experts ? key_of(p[j]) : 0u;
   float* const weights = route.weights + token * route.top_k;
   float sum = 0.0f, own = 0.0f;
   for (int choice = 0; choice < route.top_k; ++choice) {
