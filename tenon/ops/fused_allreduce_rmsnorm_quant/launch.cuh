@@ -124,17 +124,23 @@ inline Status shape_for(const Args& args, const PlanContext& where, Shots shots,
                                                  std::to_string(kMaxRanks));
   shape->threads =
       row_threads(static_cast<int>(args.residual.shape[1]), where.properties.max_threads_per_block);
-  const bool one = shots == Shots::kOne;
   const std::int64_t rows = args.residual.shape[0];
-  const std::int64_t tasks = one ? rows : (rows + where.team_size - 1) / where.team_size;
   const Room room = room_for(where, shape->threads);
-  const int most = room.units * (one ? room.resident : even_blocks(tasks, room, where.team_size));
-  const std::int64_t resident =
-      most_data_blocks(std::int64_t{room.units} * room.resident, where.team_size);
-  std::int64_t blocks = std::min<std::int64_t>({tasks, most, resident, kMaxWaitingBlocks - 1});
-  const std::int64_t units = one ? 0 : units_of(args, packs, where.team_size).all();
-  if (units > 0 && where.mailbox_bytes > 0)
-    blocks = working_blocks(blocks, tasks, slot_units(where.mailbox_bytes) / units);
+  const std::int64_t most = std::min<std::int64_t>(
+      most_data_blocks(std::int64_t{room.units} * room.resident, where.team_size),
+      kMaxWaitingBlocks - 1);
+  std::int64_t blocks = std::min(rows, most);
+  if (shots == Shots::kTwo) {
+    const std::int64_t stripes = (rows + where.team_size - 1) / where.team_size;
+    const std::int64_t units = units_of(args, packs, where.team_size).all();
+    const bool knows = units > 0 && where.mailbox_bytes > 0;
+    const std::int64_t fit = knows ? slot_units(where.mailbox_bytes) / units : stripes;
+    if (rows > most || stripes > fit) {  // a block has stripes, not a row
+      const int each = even_blocks(stripes, room, where.team_size);
+      blocks = std::min({stripes, most, std::int64_t{room.units} * each});
+      blocks = working_blocks(blocks, stripes, fit);
+    }
+  }
   shape->blocks = static_cast<int>(blocks);
   shape->cooperative = true;
   shape->early = where.may_start_early;
@@ -311,8 +317,10 @@ inline Status launch_two_shot(const LaunchShape& shape, const Args& args, const 
   call.spread_offset = static_cast<int>(fit * units.parts);  // not by how much there is: rule 2
   find_places(call);
   call.note = note_for(call, shape, Shots::kTwo, Wire::kPacks);
+  const bool row_each = call.rows <= shape.blocks && call.num_generations == 1;
   return with_instance<T, Wire, Protocol>(shape, call, [&]<class K>() {
-    return tenon::launch(stream, with_note_block(shape, *team), two_shot_kernel<K>, call);
+    return tenon::launch(stream, with_note_block(shape, *team),
+                         row_each ? two_shot_row_kernel<K> : two_shot_kernel<K>, call);
   });
 }
 
@@ -325,10 +333,11 @@ inline Status supports_shots(const Args& args, const PlanContext& where, Recipe*
   TENON_TRY(shape_for(args, where, kShots, kPacks, &shape));
   // Where each row has a block of its own.
   const bool row_each = args.residual.shape[0] <= shape.blocks;
-  recipe->launch(kShots == Shots::kTwo ? "two_shot_kernel"
-                 : row_each            ? "one_shot_row_kernel"
-                                       : "one_shot_kernel",
-                 shape);
+  if (kShots == Shots::kOne) {
+    recipe->launch(row_each ? "one_shot_row_kernel" : "one_shot_kernel", shape);
+  } else {
+    recipe->launch(row_each ? "two_shot_row_kernel" : "two_shot_kernel", shape);
+  }
   const bool is_bf16 = args.residual.dtype == DType::kBF16;
   const bool is_usual = is_bf16 &&
                         is_fast_path(norm_spec(args.weight, args.residual, args.out.bf16),

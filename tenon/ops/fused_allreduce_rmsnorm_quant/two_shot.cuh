@@ -4,10 +4,10 @@
 //   fp8 wanted, 16-bit rows not: the codes and one word per scale
 //   otherwise:                   the 16-bit norm; where both are wanted, ranks quantise their copy
 //   spreads_residual:            the new residual as well
-// Rows are dealt in stripes of `size` rows, one per owner; a block works on whole stripes, so that
-// every rank has the same blocks. A slot holds, per stripe of the chunk, first one part from each
-// peer for the own row, then one result from the owner of each other row. The rules of the exchange
-// are comm/device/exchange.cuh's.
+// Rows are dealt in stripes of `size` rows, one per owner. A block works on whole stripes, or, where
+// there are no more rows than blocks, on one row; so every rank has the same blocks. A slot holds,
+// per stripe of the chunk, first one part from each peer for the own row, then one result from the
+// owner of each other row. The rules of the exchange are comm/device/exchange.cuh's.
 #pragma once
 
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/parts.cuh"
@@ -295,6 +295,53 @@ two_shot_kernel(TENON_ARGS(FusedArgs) args) {
     for (int row = theirs.first_row; row < theirs.first_row + size; ++row)  // every rank all rows
       if (row < args.rows) pad_scales(quant, row);
   }
+}
+
+// No more rows than blocks, one generation: each block has one row. On the row's owner it takes the
+// parts and sends the results; elsewhere it sends a part to the owner and takes the result. So a row
+// takes as many multiprocessors as one shot gives it, with the words of two. FIRST PARTs and RESULTs
+// of rule 6, in the places that stripes have for them.
+template <class K>
+TENON_KERNEL_RESIDENT(kRowThreads, 1)
+two_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
+  using Protocol = typename K::Protocol;
+  constexpr int kMaxSpan = K::kMaxSpan, kRanks = K::kRanks;
+  TENON_SHARED(Word4, image, kMaxImage);
+  TENON_SHARED(std::uint32_t, lost_words, 2);
+  const NormSpec norm = choose_path<K::kFastPath>(args.norm);
+  const QuantSpec quant = choose_path<K::kFastPath>(args.quant);
+  const bool has_row = block_id() < args.rows;
+  const int row = has_row ? block_id() : 0;
+  const int size = args.team.size, stripe_index = row / size, owner = row - stripe_index * size;
+  const bool is_mine = owner == args.team.rank;
+  const ThreadSpan span = own_span<kMaxSpan>(args.vectors);
+  if (thread_id() % kWave == 0) {
+    if (span.count > 0) {  // others have no vector: span.first lies behind the row
+      prefetch(args.partial + row * args.partial_stride + span.first * 16);
+      prefetch(weights_at(norm, span.first));
+      if (is_mine) prefetch(at_row(norm, row).residual + span.first * 16);
+    }
+    prefetch(counters(args.team, block_id()));
+  }
+  enter<Protocol>();
+  const auto own = load_own<kMaxSpan>(args, row);
+  Call call = begin_call<Protocol>(args.team);
+  if (!has_row) return finish_without_data<Protocol>(args.team, call, args.note, 1);
+  send_notes_first(args.team, call, args.note);
+  const Stripe stripe = stripe_at(args, call, stripe_index, stripe_index);
+  if (!is_mine)
+    send_part_to<K>(args, call, row, stripe.parts, own,
+                    [&](int peer) { return rank_of_peer<kRanks>(args.team, peer) == owner; });
+  OwnRow<kMaxSpan> read{};
+  if (is_mine) read = {own, prefetch_row<kMaxSpan>(at_row(norm, row), span), {}};
+  if (thread_id() == 0) lost_words[0] = 0;  // count_call() has a barrier
+  count_call<Protocol>(args.team, call, 1);
+  if (is_mine) {
+    own_row<K>(args, norm, quant, call, stripe, 0, span, read, image, lost_words);
+  } else {
+    peer_row<K>(args, quant, call, stripe, owner, span);
+  }
+  if (quant.codes != nullptr && quant.layout != ScaleLayout::kRow) pad_scales(quant, row);
 }
 
 }  // namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant
