@@ -1,6 +1,7 @@
 #include "apps/bench/arms.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "tenon/boundary/tuned.h"
 #include "tenon/comm/collectives/collectives.h"
@@ -176,6 +177,15 @@ fused::Args Bench::fused_args(int call, bool bf16) const {
   return args;
 }
 
+fused::Args Bench::bucket_args(bool bf16) const {
+  fused::Args args = fused_args(0, bf16);
+  const std::int64_t rows = std::bit_ceil(static_cast<unsigned>(shape_.rows));
+  args.partial.addend.shape[0] = args.residual.shape[0] = rows;
+  if (args.out.bf16) args.out.bf16->shape[0] = rows;
+  if (args.out.fp8) args.out.fp8->data.shape[0] = args.out.fp8->scale.shape[0] = rows;
+  return args;
+}
+
 namespace {
 
 rmsnorm::Args norm_args(const fused::Args& from, const TensorView& sum, const NormedRows& out) {
@@ -201,9 +211,7 @@ Status Bench::plan_arm(const PlanContext& where, std::size_t index) {
   Plans& plans = plans_[index];
   const fused::Args args = fused_args(0, arm.bf16);
   if (arm.chain == Chain::kOneKernel) {
-    PlanContext measured = where;
-    prefer_measured(measured, shape_.rows, shape_.hidden);
-    TENON_ASSIGN(plans.one, fused::plan(args, measured, arm.variant));
+    TENON_ASSIGN(plans.one, fused::plan(bucket_args(arm.bf16), where, arm.variant));
     return Status::ok();
   }
   if (arm.chain == Chain::kVendor && channels_.vendor == nullptr)
@@ -233,7 +241,11 @@ Result<Bench> Bench::make(const BoundaryBench& options, Shape shape, bool cold,
   TENON_TRY(bench.choose_copies(cold, std::max(options.iterations, 2)));
   TENON_TRY(bench.allocate(cold));
   TENON_TRY(bench.fill_inputs());
-  TENON_ASSIGN(const PlanContext where, plan_context(*channels.comm));
+  TENON_ASSIGN(PlanContext where, plan_context(*channels.comm));
+  const fused::Args bucket = bench.bucket_args(true);
+  prefer_measured(where, channels.comm->slowest_link_gbs(), bucket.residual.shape[0], shape.hidden);
+  const auto chosen = fused::plan(bucket, where);
+  bench.default_choice_ = chosen ? chosen->variant_name : kTwoKernelsChoice;
   bench.plans_.resize(arms.size());
   for (std::size_t arm = 0; arm < arms.size(); ++arm)
     bench.able_.push_back(bench.plan_arm(where, arm));

@@ -42,7 +42,8 @@ struct Channels {
   Channel fused, sum;
 };
 
-// One rank's tensors and plans for one shape. Calls go round `copies` of what a call reads and
+// One rank's tensors and plans for one shape. As in a boundary, the one kernel is planned for the
+// row bucket: the next power of two. Calls go round `copies` of what a call reads and
 // writes; a warm bench has one of each, but two residuals, as two boundaries of a layer alternate.
 class Bench {
  public:
@@ -52,6 +53,9 @@ class Bench {
 
   // Ok, or why an arm cannot run here. The same on all ranks.
   const Status& can_run(std::size_t arm) const { return able_[arm]; }
+  // What a boundary of this width would take, of kBoundaryChoices (tuned.h): the variant of its
+  // one kernel, or two kernels where no variant is taken.
+  const std::string& default_choice() const { return default_choice_; }
   // The plan of an arm's deciding kernel.
   const Plan& plan(std::size_t arm) const;
   // Enqueues call number `call` of an arm.
@@ -97,6 +101,8 @@ class Bench {
   TensorView rows_of(Kind kind, int call) const;
   NormedRows outputs(int call, bool bf16, bool fp8) const;
   fused_allreduce_rmsnorm_quant::Args fused_args(int call, bool bf16) const;
+  // The same for as many rows as their row bucket has. For plans: nothing is there.
+  fused_allreduce_rmsnorm_quant::Args bucket_args(bool bf16) const;
   Status choose_copies(bool cold, int most);
   Status allocate(bool cold);
   Status fill(Kind kind, const std::vector<std::uint16_t>& values);
@@ -116,6 +122,7 @@ class Bench {
   Buffer scratch_;  // as large as two caches
   std::vector<Plans> plans_;
   std::vector<Status> able_;
+  std::string default_choice_;
 };
 
 }  // namespace tenon::apps

@@ -35,6 +35,7 @@ struct Row {
   bool cold = false;
   int copies = 1;        // of what a call reads and writes
   int checked_rows = 0;  // against the oracle
+  std::string default_choice;  // of kernels, as boundaries make it without a knob: tuned.h
   Traffic fp8, both;     // of a boundary with FP8 out, and with 16-bit rows besides
   std::vector<ArmResult> arms;
 };
@@ -44,6 +45,7 @@ struct Results {
   std::vector<Arm> arms;
   DeviceProperties device;
   std::string transport, date, command;
+  int slowest_link_gbs = 0;  // Communicator::slowest_link_gbs()
   Rates rates;
   std::vector<Row> rows;
   bool complete = true;  // false: stopped before all rows were there

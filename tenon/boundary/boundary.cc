@@ -103,6 +103,7 @@ Status BoundaryChannel::State::prepare() {
   if (spec.dtype != DType::kBF16 && spec.dtype != DType::kF16)
     return Status::error(Code::kInvalidArgument,
                          "dtype is " + std::string(name(spec.dtype)) + "; accepted: bf16, f16");
+  TENON_TRY(tuned_status());
   buckets = row_buckets(spec.max_rows);
   fixed.resize(buckets.size());
   TENON_ASSIGN(where, plan_context(*comm));
@@ -129,6 +130,7 @@ Result<std::shared_ptr<BoundaryChannel>> BoundaryChannel::make(const Spec& spec,
   state->comm = comm.share();
   Fields fields;
   visit_equal_fields(spec, fields);
+  fields("the contents of TENON_TUNED_FILE", tuned_file_text());
   const std::string where = "boundary channel \"" + spec.label + "\"";
   TENON_TRY(comm.agree_equal(fields, where));
   TENON_TRY(comm.agree(state->prepare(), "boundary channel"), where);
@@ -309,7 +311,8 @@ Status Boundary::State::plan_bucket(Bucket& bucket) const {
           "transport " + std::string(channel_state.comm->transport()) + " has no peer pointers");
     if (stage != Stage::kOneKernel) return Status::ok();
     PlanContext where_planned = channel_state.where;
-    prefer_measured(where_planned, bucket.max_rows, spec.hidden);
+    prefer_measured(where_planned, channel_state.comm->slowest_link_gbs(), bucket.max_rows,
+                    spec.hidden);
     auto planned = fused::plan(args, where_planned, spec.force_variant);
     if (!planned) {
       if (variant_is_forced()) forced_in_vain = planned.status();

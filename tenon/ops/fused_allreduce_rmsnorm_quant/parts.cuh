@@ -85,6 +85,11 @@ TENON_DEVICE void for_peers(const ChannelView& team, Step step) {
 template <int kMaxSpan, int kRanks>
 inline constexpr bool kLooksAhead = kMaxSpan == 1 && kRanks == 2;
 
+// Whether such a kernel reads what it sends to its peers, and looks at what comes of them, for all
+// peers at once, so that it waits once and not once for each.
+template <int kMaxSpan, int kRanks>
+inline constexpr bool kLooksAtAll = kMaxSpan == 1 && kRanks > 2 && kRanks <= 4;
+
 // A thread's words of this rank's part of a row. Only a thread that owns one vector keeps it;
 // others read it again.
 template <int kMaxSpan>

@@ -89,6 +89,12 @@ TENON_DEVICE void scatter_stripe(const FusedArgs& args, const Call& call, const 
   using Wire = typename K::Wire;
   using Protocol = typename K::Protocol;
   constexpr int kMaxSpan = K::kMaxSpan, kRanks = K::kRanks;
+  [[maybe_unused]] Word4 words_of[kRanks] = {};
+  if constexpr (kLooksAtAll<kMaxSpan, kRanks>)
+    for_peers<kRanks>(args.team, [&](int peer) {
+      const std::byte* const from = part_for<kRanks>(args, stripe.first_row, peer);
+      if (from != nullptr) words_of[peer] = load16(from + thread_id() * 16);
+    });
   for_peers<kRanks>(args.team, [&](int peer) {
     const std::byte* const from = part_for<kRanks>(args, stripe.first_row, peer);
     if (from == nullptr) return;
@@ -99,6 +105,8 @@ TENON_DEVICE void scatter_stripe(const FusedArgs& args, const Call& call, const 
     };
     if constexpr (kLooksAhead<kMaxSpan, kRanks>) {
       send_vector(thread_id(), read);
+    } else if constexpr (kLooksAtAll<kMaxSpan, kRanks>) {
+      send_vector(thread_id(), words_of[peer]);
     } else {
       for (int i = thread_id(); i < args.vectors; i += block_threads())
         send_vector(i, load16(from + i * 16));
@@ -180,35 +188,57 @@ TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, cons
   if (quant.codes != nullptr) quantize_to_tensors<T>(at_row(quant, row), 0, span, held);
 }
 
-// The row of a peer: what its owner has sent.
+// Where the result of `owner` begins in the mailbox, in units.
+TENON_DEVICE std::uint32_t result_from(const FusedArgs& args, const Stripe& stripe, int owner) {
+  return stripe.results +
+         static_cast<std::uint32_t>(args.spread_offset +
+                                    peer_index(owner, args.team.rank) * args.spread_units);
+}
+
+// What a thread sees of its vector of an owner's result.
+template <class K>
+TENON_DEVICE EarlyLook look_at_result(const FusedArgs& args, const QuantSpec& quant,
+                                      const Stripe& stripe, int owner) {
+  EarlyLook early;
+  std::byte* const result = at_unit(args.mine, result_from(args, stripe, owner));
+  const int vector = thread_id();
+  if (!args.spreads_fp8) {
+    early.words = look(address_of<typename K::Wire>(result, args.vectors, vector, &early.rest));
+  } else if (vector < image_vectors(quant, args.norm.hidden)) {
+    early.words = look(SlotAddress{result + vector * 16});
+  }
+  return early;
+}
+
+// The row of a peer: what its owner has sent. `early`: what look_at_result() saw of it, or nothing.
 template <class K>
 TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& call,
-                           const Stripe& stripe, int owner, const ThreadSpan& span) {
+                           const Stripe& stripe, int owner, const ThreadSpan& span,
+                           const EarlyLook& early) {
   using T = typename K::T;
   using Wire = typename K::Wire;
   using Protocol = typename K::Protocol;
   constexpr int kMaxSpan = K::kMaxSpan;
   const ChannelView& team = args.team;
   const int hidden = args.norm.hidden, row = stripe.first_row + owner;
-  const std::uint32_t result =
-      stripe.results + static_cast<std::uint32_t>(args.spread_offset +
-                                                  peer_index(owner, team.rank) * args.spread_units);
+  const std::uint32_t result = result_from(args, stripe, owner);
   const auto name = static_cast<std::uint32_t>(row);
-  const auto take_at = [&](std::uint32_t unit, int vector) {
+  const auto take_at = [&](std::uint32_t unit, int vector, const EarlyLook& seen) {
     return take_vector<Wire, Protocol, kMaxSpan>(team, call, Phase::kGather, owner, name,
                                                  at_unit(args.mine, result + unit), args.vectors,
-                                                 vector);
+                                                 vector, seen);
   };
   if (args.spreads_residual) {
     std::byte* const residual = args.norm.residual + row * args.norm.residual_stride;
     for (int i = thread_id(); i < args.vectors; i += block_threads())
-      store16(residual + i * 16, take_at(residual_at(args), i));
+      store16(residual + i * 16, take_at(residual_at(args), i, {}));
   }
   if (args.spreads_fp8) {
     for (int i = thread_id(); i < image_vectors(quant, hidden); i += block_threads()) {
       const SlotAddress place{at_unit(args.mine, result + static_cast<std::uint32_t>(i))};
+      const EarlyLook seen = i == thread_id() ? early : EarlyLook{};
       const Word4 words =
-          take<Protocol>(team, call, Phase::kGather, owner, name, place, kNothing, false);
+          take<Protocol>(team, call, Phase::kGather, owner, name, place, seen.words, false);
       const bool escapes = quant.is_fnuz && i < hidden / 16;
       store_image(quant, row, hidden, i,
                   escapes ? replace_words(words, kFnuzEscape, kFnuzLowest) : words);
@@ -220,7 +250,7 @@ TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& 
       args.norm.norm == nullptr ? nullptr : args.norm.norm + row * args.norm.norm_stride;
   for_vectors<kMaxSpan>(span.count, [&]<int kVectors>(int first) {
     for (int i = first; i < first + kVectors; ++i) {
-      held[i] = take_at(0, span.first + i);
+      held[i] = take_at(0, span.first + i, kMaxSpan == 1 ? early : EarlyLook{});
       if (norm != nullptr) store16(norm + (span.first + i) * 16, held[i]);
     }
   });
@@ -287,9 +317,26 @@ two_shot_kernel(TENON_ARGS(FusedArgs) args) {
     read_next(next + stride);
     if (mine.first_row + rank < args.rows)
       own_row<K>(args, norm, quant, call, mine, rows_done++, span, own, image, lost_words);
-    for (int peer = 0; peer < size - 1; ++peer) {
-      const int owner = rank_of_peer<kRanks>(args.team, peer);
-      if (theirs.first_row + owner < args.rows) peer_row<K>(args, quant, call, theirs, owner, span);
+    if constexpr (kLooksAtAll<kMaxSpan, kRanks>) {
+      EarlyLook early[kRanks];
+      const auto for_owners = [&](auto step) {
+        for_peers<kRanks>(args.team, [&](int peer) {
+          const int owner = rank_of_peer<kRanks>(args.team, peer);
+          if (theirs.first_row + owner < args.rows) step(owner, early[peer]);
+        });
+      };
+      for_owners([&](int owner, EarlyLook& seen) {
+        if (!call.lost) seen = look_at_result<K>(args, quant, theirs, owner);
+      });
+      for_owners([&](int owner, const EarlyLook& seen) {
+        peer_row<K>(args, quant, call, theirs, owner, span, seen);
+      });
+    } else {
+      for (int peer = 0; peer < size - 1; ++peer) {
+        const int owner = rank_of_peer<kRanks>(args.team, peer);
+        if (theirs.first_row + owner < args.rows)
+          peer_row<K>(args, quant, call, theirs, owner, span, {});
+      }
     }
     if (quant.codes == nullptr || quant.layout == ScaleLayout::kRow) continue;
     for (int row = theirs.first_row; row < theirs.first_row + size; ++row)  // every rank all rows
@@ -339,7 +386,7 @@ two_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   if (is_mine) {
     own_row<K>(args, norm, quant, call, stripe, 0, span, read, image, lost_words);
   } else {
-    peer_row<K>(args, quant, call, stripe, owner, span);
+    peer_row<K>(args, quant, call, stripe, owner, span, {});
   }
   if (quant.codes != nullptr && quant.layout != ScaleLayout::kRow) pad_scales(quant, row);
 }
