@@ -130,7 +130,7 @@ Result<std::shared_ptr<BoundaryChannel>> BoundaryChannel::make(const Spec& spec,
   state->comm = comm.share();
   Fields fields;
   visit_equal_fields(spec, fields);
-  fields("the contents of TENON_TUNED_FILE", tuned_file_text());
+  fields.add("TENON_TUNED_FILE", tuned_file_text());
   const std::string where = "boundary channel \"" + spec.label + "\"";
   TENON_TRY(comm.agree_equal(fields, where));
   TENON_TRY(comm.agree(state->prepare(), "boundary channel"), where);

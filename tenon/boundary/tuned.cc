@@ -33,7 +33,7 @@ std::string number_of(std::string_view text) {
 struct Loaded {
   TunedTables tables;
   Status status;
-  std::string file_text;
+  std::string file_text = "no file";
 };
 
 Loaded load() {
@@ -45,7 +45,7 @@ Loaded load() {
   if (path.empty()) return loaded;
   const auto take = [&]() -> Status {
     TENON_ASSIGN(const std::string text, read_file(path));
-    loaded.file_text = number_of(text);
+    loaded.file_text = "contents " + number_of(text);
     TENON_ASSIGN(const TunedTables newer, parse_tuned(text));
     loaded.tables.put(newer);
     return Status::ok();

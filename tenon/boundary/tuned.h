@@ -77,7 +77,7 @@ TunedChoice fastest(const TunedTables& tables, const TunedTeam& team, std::int64
 // read once. An error says what is wrong with the file; then the built-in ones hold.
 const TunedTables& tuned_tables();
 const Status& tuned_status();
-// What ranks compare: the file's contents as a number, or why there are none; empty without a file.
+// What ranks compare: "no file", "contents 1234…" with a number made of them, or why there are none.
 const std::string& tuned_file_text();
 
 // "was measured to be faster (2026-11-26)": what may be said of a choice.
