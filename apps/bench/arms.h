@@ -43,7 +43,7 @@ struct Channels {
 };
 
 // One rank's tensors and plans for one shape. As in a boundary, the one kernel is planned for the
-// row bucket: the next power of two. Calls go round `copies` of what a call reads and
+// row bucket: up to the next power of two, or the next end of a choice. Calls go round `copies` of what a call reads and
 // writes; a warm bench has one of each, but two residuals, as two boundaries of a layer alternate.
 class Bench {
  public:
@@ -53,9 +53,9 @@ class Bench {
 
   // Ok, or why an arm cannot run here. The same on all ranks.
   const Status& can_run(std::size_t arm) const { return able_[arm]; }
-  // What a boundary of this width would take, of kBoundaryChoices (tuned.h): the variant of its
-  // one kernel, or two kernels where no variant is taken.
-  const std::string& default_choice() const { return default_choice_; }
+  // What a boundary with these outputs takes without a knob, of kBoundaryChoices (tuned.h): the
+  // variant of its one kernel, or two kernels where no variant is taken.
+  std::string_view default_choice(bool bf16) const;
   // The plan of an arm's deciding kernel.
   const Plan& plan(std::size_t arm) const;
   // Enqueues call number `call` of an arm.
@@ -101,12 +101,13 @@ class Bench {
   TensorView rows_of(Kind kind, int call) const;
   NormedRows outputs(int call, bool bf16, bool fp8) const;
   fused_allreduce_rmsnorm_quant::Args fused_args(int call, bool bf16) const;
-  // The same for as many rows as their row bucket has. For plans: nothing is there.
+  // For plans, which look at no memory: the same with the rows of the row bucket.
   fused_allreduce_rmsnorm_quant::Args bucket_args(bool bf16) const;
   Status choose_copies(bool cold, int most);
   Status allocate(bool cold);
   Status fill(Kind kind, const std::vector<std::uint16_t>& values);
   Status fill_inputs();
+  PlanContext where_measured(const PlanContext& where, bool bf16) const;
   Status plan_arm(const PlanContext& where, std::size_t arm);
   Status poison();
   Status fetch_rows(const std::vector<int>& rows, reference::BoundaryOutputs& found);
@@ -122,7 +123,7 @@ class Bench {
   Buffer scratch_;  // as large as two caches
   std::vector<Plans> plans_;
   std::vector<Status> able_;
-  std::string default_choice_;
+  int bucket_rows_ = 0;
 };
 
 }  // namespace tenon::apps

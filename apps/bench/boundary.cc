@@ -219,7 +219,7 @@ Status Rank::run_shape(Shape shape, bool cold) {
   row.cold = cold;
   row.mode = mode_of(options_, shape.rows);
   row.copies = bench.copies();
-  row.default_choice = bench.default_choice();
+  for (const bool bf16 : {false, true}) row.default_choice[bf16] = bench.default_choice(bf16);
   row.checked_rows = static_cast<int>(shared_.oracle.rows.size());
   row.fp8 = bench.traffic(false);
   row.both = bench.traffic(true);

@@ -35,7 +35,9 @@ struct Row {
   bool cold = false;
   int copies = 1;        // of what a call reads and writes
   int checked_rows = 0;  // against the oracle
-  std::string default_choice;  // of kernels, as boundaries make it without a knob: tuned.h
+  // What boundaries take without a knob, of kBoundaryChoices (tuned.h): with FP8 out, and with
+  // 16-bit rows besides.
+  std::string default_choice[2];
   Traffic fp8, both;     // of a boundary with FP8 out, and with 16-bit rows besides
   std::vector<ArmResult> arms;
 };

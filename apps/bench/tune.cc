@@ -2,11 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <map>
+#include <vector>
 
 #include "apps/table.h"
 #include "tenon/boundary/tuned_json.h"
@@ -41,79 +40,65 @@ std::string shape_text(const Row& row, bool bf16) {
          (bf16 ? ", fp8+bf16" : ", fp8");
 }
 
-// The shapes of one row bucket: for each choice, the worst regret and the sum of them.
-struct Bucket {
-  Regrets worst{}, sum{};
-  std::array<std::string, kNumChoices> worst_shape;
-};
-using Buckets = std::map<int, Bucket>;
-
-void take(const Results& results, const Row& row, bool bf16, Buckets& buckets) {
-  Regrets regrets;
-  if (!find_regrets(results, row, bf16, regrets)) return;
-  Bucket& bucket =
-      buckets[static_cast<int>(std::bit_ceil(static_cast<unsigned>(row.shape.rows)))];
-  for (std::size_t choice = 0; choice < kNumChoices; ++choice) {
-    bucket.sum[choice] += regrets[choice];
-    if (regrets[choice] < bucket.worst[choice]) continue;
-    bucket.worst[choice] = regrets[choice];
-    bucket.worst_shape[choice] = shape_text(row, bf16);
-  }
-}
-
-// One way to cut the buckets: choice order[0] for the first cuts[0] of them, and so on.
-struct Cut {
-  std::array<std::size_t, kNumParts> order{}, cuts{};
-  double worst = kNever * 10, sum = 0;
-  std::string worst_shape;
+// What was measured of one width and set of outputs, by rows.
+struct Measured {
+  int rows = 0;
+  Regrets regrets{};
 };
 
-Cut judge(const Buckets& buckets, Cut cut) {
-  cut.worst = cut.sum = 0;
-  std::size_t index = 0, part = 0;
-  for (const auto& [rows, bucket] : buckets) {
-    while (index >= cut.cuts[part]) ++part;
-    const std::size_t choice = cut.order[part];
-    cut.sum += bucket.sum[choice];
-    if (bucket.worst[choice] > cut.worst || cut.worst_shape.empty()) {
-      cut.worst = bucket.worst[choice];
-      cut.worst_shape = bucket.worst_shape[choice];
-    }
-    ++index;
+// The cheapest lines for rows first, first + 1, …, with so many lines at most: what the first of
+// them takes, where it ends, and what all of them cost.
+struct Cheapest {
+  double cost = 0;
+  std::size_t choice = 0, end = 0;
+};
+using CheapestLines = std::vector<std::array<Cheapest, kNumParts + 1>>;
+
+// add(cost so far, regret): what one more size does to the cost of a line; join(cost, cost): of two.
+template <class Add, class Join>
+CheapestLines find_cheapest(const std::vector<Measured>& measured, const Add& add,
+                            const Join& join) {
+  CheapestLines best(measured.size() + 1);
+  for (std::size_t first = measured.size(); first-- > 0;) {
+    best[first].fill({2 * kNever, 0, 0});
+    for (std::size_t parts = 1; parts <= kNumParts; ++parts)
+      for (std::size_t choice = 0; choice < kNumChoices; ++choice) {
+        double cost = 0;
+        for (std::size_t end = first + 1; end <= measured.size(); ++end) {
+          cost = add(cost, measured[end - 1].regrets[choice]);
+          const double all = join(cost, best[end][parts - 1].cost);
+          if (all < best[first][parts].cost) best[first][parts] = {all, choice, end};
+        }
+      }
   }
-  return cut;
+  return best;
 }
 
-// Calls visit(cut) with every way to give the parts their choices and their ends.
-template <class Visit>
-void for_each_cut(std::size_t num_buckets, std::size_t part, Cut cut, const Visit& visit) {
-  if (part == kNumParts) return visit(cut);
-  const std::size_t begin = part == 0 ? 0 : cut.cuts[part - 1];
-  for (std::size_t choice = 0; choice < kNumChoices; ++choice) {
-    const auto used = cut.order.cbegin() + static_cast<std::ptrdiff_t>(part);
-    if (std::find(cut.order.cbegin(), used, choice) != used) continue;
-    cut.order[part] = choice;
-    for (std::size_t end = part + 1 == kNumParts ? num_buckets : begin; end <= num_buckets; ++end) {
-      cut.cuts[part] = end;
-      for_each_cut(num_buckets, part + 1, cut, visit);
-    }
-  }
-}
-
-Tuning tuning_of(const Buckets& buckets, std::size_t num_shapes) {
-  Cut best;
-  for_each_cut(buckets.size(), 0, {}, [&](const Cut& each) {
-    const Cut cut = judge(buckets, each);
-    if (cut.worst < best.worst || (cut.worst == best.worst && cut.sum < best.sum)) best = cut;
-  });
+Tuning tuning_of(const std::vector<Measured>& measured) {
+  // Fewer lines, where more gain nothing to speak of.
+  constexpr double kNoise = 0.002;
+  const auto larger = [](double a, double b) { return std::max(a, b); };
+  const CheapestLines by_worst = find_cheapest(measured, larger, larger);
+  const double least = by_worst[0][kNumParts].cost + kNoise;
+  std::size_t parts = 1;
+  while (by_worst[0][parts].cost > least) ++parts;
+  const CheapestLines by_sum = find_cheapest(
+      measured,
+      [&](double sum, double regret) { return sum + (regret <= least ? regret : kNever); },
+      [](double a, double b) { return a + b; });
   Tuning tuning;
-  tuning.regret = {best.worst, best.sum / static_cast<double>(num_shapes), best.worst_shape};
-  std::vector<int> rows;
-  for (const auto& each : buckets) rows.push_back(each.first);
-  for (std::size_t part = 0, begin = 0; part < kNumParts; begin = best.cuts[part++])
-    if (best.cuts[part] > begin)
-      tuning.table.lines.push_back(
-          {rows[best.cuts[part] - 1], std::string(kBoundaryChoices[best.order[part]])});
+  for (std::size_t at = 0; at < measured.size(); --parts) {
+    const Cheapest& line = by_sum[at][parts];
+    for (; at < line.end; ++at) {
+      const double regret = measured[at].regrets[line.choice];
+      tuning.regret.mean += regret / static_cast<double>(measured.size());
+      if (at > 0 && regret <= tuning.regret.worst) continue;
+      tuning.regret.worst = regret;
+      tuning.regret.worst_shape = std::to_string(measured[at].rows) + " rows";
+    }
+    tuning.table.lines.push_back(
+        {measured[at - 1].rows, std::string(kBoundaryChoices[line.choice])});
+  }
   tuning.table.lines.back().up_to_rows = TunedLine::kNoEnd;
   return tuning;
 }
@@ -122,25 +107,33 @@ Tuning tuning_of(const Buckets& buckets, std::size_t num_shapes) {
 
 std::vector<Tuning> tune(const Results& results) {
   std::vector<Tuning> tunings;
-  for (const int hidden : results.options.hidden) {
-    Buckets buckets;
-    std::size_t num_shapes = 0;
-    for (const Row& row : results.rows)
-      for (const bool bf16 : {false, true}) {
-        if (row.shape.hidden != hidden) continue;
-        take(results, row, bf16, buckets);
-        ++num_shapes;
+  for (const int hidden : results.options.hidden)
+    for (const bool bf16 : {false, true}) {
+      std::vector<Measured> measured;
+      for (const Row& row : results.rows) {
+        Measured next{row.shape.rows, {}};
+        if (row.shape.hidden == hidden && find_regrets(results, row, bf16, next.regrets))
+          measured.push_back(next);
       }
-    if (buckets.empty()) continue;
-    tunings.push_back(tuning_of(buckets, num_shapes));
-    TunedTable& table = tunings.back().table;
-    table.device = results.device.name;
-    table.link_gbs = results.slowest_link_gbs;
-    table.ranks = results.options.tp;
-    table.hidden = hidden;
-    table.outputs = "fp8, fp8+bf16";
-    table.date = results.date.substr(0, 10);
-  }
+      if (measured.empty()) continue;
+      // Warm and cold, where both were measured: a line is for both.
+      std::ranges::stable_sort(measured, {}, &Measured::rows);
+      for (std::size_t i = measured.size(); i-- > 1;) {
+        if (measured[i].rows != measured[i - 1].rows) continue;
+        for (std::size_t choice = 0; choice < kNumChoices; ++choice)
+          measured[i - 1].regrets[choice] =
+              std::max(measured[i - 1].regrets[choice], measured[i].regrets[choice]);
+        measured.erase(measured.begin() + static_cast<std::ptrdiff_t>(i));
+      }
+      tunings.push_back(tuning_of(measured));
+      TunedTable& table = tunings.back().table;
+      table.device = results.device.name;
+      table.link_gbs = results.slowest_link_gbs;
+      table.ranks = results.options.tp;
+      table.hidden = hidden;
+      table.outputs = boundary_outputs(true, bf16);
+      table.date = results.date.substr(0, 10);
+    }
   return tunings;
 }
 
@@ -151,14 +144,14 @@ Regret regret_of_defaults(const Results& results) {
     for (const bool bf16 : {false, true}) {
       Regrets regrets;
       if (!find_regrets(results, row, bf16, regrets)) continue;
-      const auto* const choice = std::ranges::find(kBoundaryChoices, row.default_choice);
+      const auto* const choice = std::ranges::find(kBoundaryChoices, row.default_choice[bf16]);
       if (choice == std::end(kBoundaryChoices)) continue;
       const double regret = regrets[static_cast<std::size_t>(choice - kBoundaryChoices)];
       found.mean += regret;
       ++count;
       if (regret < found.worst) continue;
       found.worst = regret;
-      found.worst_shape = shape_text(row, bf16) + ", " + row.default_choice;
+      found.worst_shape = shape_text(row, bf16) + ", " + row.default_choice[bf16];
     }
   if (count > 0) found.mean /= count;
   return found;
@@ -171,7 +164,8 @@ std::string regrets_text(const std::vector<Tuning>& tunings, const Regret& of_de
   };
   std::string text = line("defaults", of_defaults);
   for (const Tuning& each : tunings)
-    text += line("tuned, hidden " + std::to_string(each.table.hidden), each.regret);
+    text += line("tuned, hidden " + std::to_string(each.table.hidden) + ", " + each.table.outputs,
+                 each.regret);
   return text;
 }
 

@@ -1,4 +1,4 @@
-// From the times of every choice of kernels to tables of choices by rows, one for each width.
+// From the times of every choice of kernels to tables of choices by rows, one for each width and set of outputs.
 #pragma once
 
 #include <string>
@@ -15,15 +15,13 @@ struct Regret {
   std::string worst_shape;
 };
 
-// One table for all outputs: the boundaries of a model run alike (BoundaryChannel). Choices change
-// between row buckets only: shapes of one bucket, up to a power of two, take the same.
 struct Tuning {
   TunedTable table;
   Regret regret;
 };
 
-// For each width the table with the least worst regret; of equals, with the least mean regret. Each
-// choice stands in it at most once.
+// For each width and set of outputs the table of few lines with the least worst regret; of equals,
+// with the least mean regret. A line ends at rows that were measured.
 std::vector<Tuning> tune(const Results& results);
 
 // Of what boundaries take without a knob (Row::default_choice).

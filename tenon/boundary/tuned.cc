@@ -63,22 +63,30 @@ const Loaded& loaded() {
 }
 
 // Of the widths measured on a device, the nearest to `hidden` as a ratio; the smaller of two.
-const TunedTable* nearest(const TunedTables& tables, std::string_view device, int link_gbs,
-                          int ranks, std::int64_t hidden) {
+const TunedTable* nearest(const TunedTables& tables, const TunedTeam& team,
+                          std::string_view outputs, int hidden) {
   const TunedTable* best = nullptr;
   const auto ratio = [&](const TunedTable& table) {
-    const auto a = static_cast<double>(table.hidden), b = static_cast<double>(hidden);
+    const double a = table.hidden, b = hidden;
     return std::max(a, b) / std::min(a, b);
   };
   for (const TunedTable& each : tables.tables) {
-    if (each.device != device || each.ranks != ranks || !is_like_link(each.link_gbs, link_gbs))
+    if (each.device != team.device || each.ranks != team.ranks || each.outputs != outputs ||
+        !is_like_link(each.link_gbs, team.link_gbs))
       continue;
-    const bool is_nearer =
-        best == nullptr || ratio(each) < ratio(*best) ||
-        (ratio(each) == ratio(*best) && each.hidden < best->hidden);
+    const bool is_nearer = best == nullptr || ratio(each) < ratio(*best) ||
+                           (ratio(each) == ratio(*best) && each.hidden < best->hidden);
     if (is_nearer) best = &each;
   }
   return best;
+}
+
+TunedChoices taken_from(const TunedTable& table, int hidden, std::string why) {
+  TunedChoices found{table.lines, std::move(why)};
+  for (TunedLine& each : found.lines)
+    if (each.up_to_rows != TunedLine::kNoEnd)
+      each.up_to_rows = std::max(each.up_to_rows * table.hidden / hidden, std::int64_t{1});
+  return found;
 }
 
 }  // namespace
@@ -89,7 +97,7 @@ bool is_like_link(int gbs, int other_gbs) {
 
 bool TunedTable::is_about(const TunedTable& other) const {
   return device == other.device && ranks == other.ranks && hidden == other.hidden &&
-         is_like_link(link_gbs, other.link_gbs);
+         outputs == other.outputs && is_like_link(link_gbs, other.link_gbs);
 }
 
 void TunedTables::put(const TunedTables& newer) {
@@ -103,42 +111,73 @@ void TunedTables::put(const TunedTables& newer) {
   }
 }
 
-TunedChoice fastest(const TunedTables& tables, const TunedTeam& team, std::int64_t rows,
-                    std::int64_t hidden) {
-  TunedChoice found;
-  const TunedTable* table = nearest(tables, team.device, team.link_gbs, team.ranks, hidden);
-  for (const TunedTables::Alike& each : tables.alike) {
-    if (table != nullptr || each.device != team.device) continue;
-    table = nearest(tables, each.other, team.link_gbs, team.ranks, hidden);
-    found.other_device = each.other;
+std::string_view TunedChoices::of(std::int64_t rows) const {
+  for (const TunedLine& each : lines)
+    if (rows <= each.up_to_rows) return *std::ranges::find(kBoundaryChoices, each.choice);
+  return {};
+}
+
+TunedChoices choices_for(const TunedTables& tables, const TunedTeam& team, std::string_view outputs,
+                         int hidden) {
+  for (const std::string_view kind : {outputs, kBoundaryOutputs[1]}) {
+    const TunedTable* const own = nearest(tables, team, kind, hidden);
+    if (own != nullptr)
+      return taken_from(*own, hidden, "was measured to be faster (" + own->date + ")");
+    for (const TunedTables::Alike& each : tables.alike) {
+      if (each.device != team.device) continue;
+      const TunedTeam other{each.other, team.link_gbs, team.ranks};
+      const TunedTable* const theirs = nearest(tables, other, kind, hidden);
+      if (theirs != nullptr)
+        return taken_from(*theirs, hidden,
+                          "is taken to be faster, as it was measured to be on " + each.other +
+                              " (" + theirs->date + ")");
+    }
   }
-  if (table == nullptr) return {};
-  found.date = table->date;
-  for (const TunedLine& each : table->lines) {
-    found.choice = each.choice;
-    if (each.up_to_rows == TunedLine::kNoEnd || rows * hidden <= each.up_to_rows * table->hidden)
-      break;
-  }
+  return rule(team, hidden);
+}
+
+TunedChoices rule(const TunedTeam& team, int hidden) {
+  if (team.ranks < 3 || team.link_gbs == 0) return {};
+  constexpr double kSecondTripUs = 1.32, kPackingUs = 1.22;
+  const double n = team.ranks, bytes_per_us = team.link_gbs * 1e3, row_bytes = 2.0 * hidden;
+  const double one_shot = bytes_per_us * kSecondTripUs * n / ((n - 1) * (n - 2));
+  const double plain = bytes_per_us * kPackingUs * 2 * n / (n - 1);
+  const auto rows = [&](double bytes) {
+    return std::max(static_cast<std::int64_t>(bytes / row_bytes), std::int64_t{1});
+  };
+  TunedChoices found;
+  found.lines.push_back({rows(one_shot), std::string(kBoundaryChoices[0])});
+  if (rows(plain) > rows(one_shot))
+    found.lines.push_back({rows(plain), std::string(kBoundaryChoices[2])});
+  found.lines.push_back({TunedLine::kNoEnd, std::string(kBoundaryChoices[3])});
+  found.why = "is taken to be faster, by a rule from times of four H200s (2026-11-28)";
   return found;
+}
+
+std::vector<std::int64_t> row_ends(const TunedTables& tables, const TunedTeam& team, int hidden) {
+  std::vector<std::int64_t> ends;
+  for (const std::string_view outputs : kBoundaryOutputs)
+    for (const TunedLine& each : choices_for(tables, team, outputs, hidden).lines)
+      if (each.up_to_rows != TunedLine::kNoEnd) ends.push_back(each.up_to_rows);
+  std::ranges::sort(ends);
+  ends.erase(std::unique(ends.begin(), ends.end()), ends.end());
+  return ends;
+}
+
+std::string_view boundary_outputs(bool fp8, bool bf16) {
+  return kBoundaryOutputs[fp8 ? (bf16 ? 1 : 0) : 2];
 }
 
 const TunedTables& tuned_tables() { return loaded().tables; }
 const Status& tuned_status() { return loaded().status; }
 const std::string& tuned_file_text() { return loaded().file_text; }
 
-std::string claim(const TunedChoice& tuned) {
-  if (tuned.choice.empty()) return "is taken to be faster";
-  const std::string date(tuned.date);
-  if (tuned.other_device.empty()) return "was measured to be faster (" + date + ")";
-  return "is taken to be faster, as it was measured to be on " + std::string(tuned.other_device) +
-         " (" + date + ")";
-}
-
-void prefer_measured(PlanContext& where, int link_gbs, std::int64_t rows, std::int64_t hidden) {
+void prefer_measured(PlanContext& where, int link_gbs, std::string_view outputs, std::int64_t rows,
+                     int hidden) {
   const TunedTeam team{where.properties.name, link_gbs, where.team_size};
-  const TunedChoice tuned = fastest(tuned_tables(), team, rows, hidden);
-  where.preferred = tuned.choice;
-  where.why_preferred = tuned.choice.empty() ? std::string() : claim(tuned);
+  const TunedChoices known = choices_for(tuned_tables(), team, outputs, hidden);
+  where.preferred = known.of(rows);
+  where.why_preferred = known.why;
 }
 
 }  // namespace tenon

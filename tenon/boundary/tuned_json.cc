@@ -16,11 +16,16 @@ Status refuse(const std::string& where, const std::string& why) {
   return Status::error(Code::kInvalidArgument, where + " " + why);
 }
 
+std::string list_of(std::span<const std::string_view> words) {
+  std::string list;
+  for (const std::string_view each : words) list += (list.empty() ? "" : ", ") + std::string(each);
+  return list;
+}
+
 // An object that has these keys and no others; those behind `required` may be missing.
 Status check_keys(const Json& object, std::span<const std::string_view> keys, std::size_t required,
                   const std::string& where) {
-  std::string accepted;
-  for (const std::string_view key : keys) accepted += (accepted.empty() ? "" : ", ") + std::string(key);
+  const std::string accepted = list_of(keys);
   if (!object.is_object()) return refuse(where, "is no object; accepted: one with " + accepted);
   for (const auto& [key, value] : object.items())
     if (std::find(keys.begin(), keys.end(), key) == keys.end())
@@ -55,10 +60,8 @@ Result<TunedLine> read_line(const Json& line, const std::string& where) {
   TunedLine read;
   TENON_ASSIGN(read.choice, read_text(line, "choice", where));
   if (std::ranges::find(kBoundaryChoices, read.choice) == std::end(kBoundaryChoices)) {
-    std::string accepted;
-    for (const std::string_view each : kBoundaryChoices)
-      accepted += (accepted.empty() ? "" : ", ") + std::string(each);
-    return refuse(where, "has the choice \"" + read.choice + "\"; accepted: " + accepted);
+    return refuse(where, "has the choice \"" + read.choice +
+                             "\"; accepted: " + list_of(kBoundaryChoices));
   }
   if (line.contains("up_to_rows")) {
     TENON_ASSIGN(read.up_to_rows,
@@ -75,6 +78,9 @@ Result<TunedTable> read_table(const Json& table, const std::string& where) {
   TENON_ASSIGN(read.device, read_text(table, "device", where));
   TENON_ASSIGN(read.outputs, read_text(table, "outputs", where));
   TENON_ASSIGN(read.date, read_text(table, "date", where));
+  if (std::ranges::find(kBoundaryOutputs, read.outputs) == std::end(kBoundaryOutputs))
+    return refuse(where, "has the outputs \"" + read.outputs +
+                             "\"; accepted: " + list_of(kBoundaryOutputs));
   TENON_ASSIGN(const std::int64_t ranks, read_number(table, "ranks", 2, kMaxRanks, where));
   TENON_ASSIGN(const std::int64_t hidden, read_number(table, "hidden", 1, 1 << 20, where));
   read.ranks = static_cast<int>(ranks);
@@ -123,7 +129,7 @@ Result<TunedTables> parse_tuned(std::string_view text) {
     TENON_ASSIGN(TunedTable next, read_table(each, where));
     for (const TunedTable& other : read.tables)
       if (other.is_about(next))
-        return refuse(where, "is about the same device, links, ranks and width as one before");
+        return refuse(where, "is about the same device, links, ranks, width and outputs as one before");
     read.tables.push_back(std::move(next));
   }
   if (!file.contains("alike")) return read;

@@ -1,7 +1,7 @@
 // Tables of measurements as JSON: tuned.json, TENON_TUNED_FILE, `tenon bench boundary --tune`.
 //
 //   {"tables": [{"device": "NVIDIA H200", "link_gbs": 380, "ranks": 4, "hidden": 4096,
-//                "outputs": "fp8, fp8+bf16", "date": "2026-11-28",
+//                "outputs": "fp8+bf16", "date": "2026-11-28",
 //                "lines": [{"up_to_rows": 16, "choice": "one_shot"},
 //                          {"choice": "two_shot_packed"}]}],
 //    "alike": [{"device": "NVIDIA H100 80GB HBM3", "other": "NVIDIA H200"}]}

@@ -105,15 +105,16 @@ class Bench(unittest.TestCase):
         choices = {(each["outputs"], each["choice"]) for each in found["choices"]}
         self.assertEqual(choices, {(outputs, choice) for outputs in ("fp8", "fp8+bf16")
                                    for choice in self.CHOICES})
-        self.assertTrue(all(len({each["choice"] for each in found["choices"] if each["is_default"] and
-                                 (each["hidden"], each["rows"]) == shape}) == 1
-                            for shape in {(each["hidden"], each["rows"]) for each in found["choices"]}))
+        defaults = [(each["hidden"], each["rows"], each["outputs"]) for each in found["choices"]
+                    if each["is_default"]]
+        self.assertEqual(sorted(defaults), sorted({(each["hidden"], each["rows"], each["outputs"])
+                                                   for each in found["choices"]}))
         tables = json.loads(table.read_text())["tables"]
-        self.assertEqual([(each["device"], each["ranks"], each["hidden"]) for each in tables],
-                         [("host", 2, 256), ("host", 2, 512)])
+        self.assertEqual([(each["device"], each["ranks"], each["hidden"], each["outputs"]) for each in tables],
+                         [("host", 2, hidden, outputs) for hidden in (256, 512)
+                          for outputs in ("fp8", "fp8+bf16")])
         for each in tables:
             self.assertRegex(each["date"], r"^\d{4}-\d\d-\d\d$")
-            self.assertEqual(each["outputs"], "fp8, fp8+bf16")
             ends = [line.get("up_to_rows") for line in each["lines"]]
             self.assertIsNone(ends[-1])
             self.assertEqual(ends[:-1], sorted(ends[:-1]))
@@ -121,13 +122,14 @@ class Bench(unittest.TestCase):
 
     def test_a_table_of_choices_is_changed_and_taken(self):
         table = self.directory / "tuned.json"
-        old = {"tables": [{"device": "host", "ranks": 2, "hidden": hidden, "outputs": "fp8", "date": "x",
+        old = {"tables": [{"device": "host", "ranks": 2, "hidden": hidden, "outputs": "fp8+bf16", "date": "x",
                            "lines": [{"choice": "two_shot"}]} for hidden in (256, 1024)]}
         table.write_text(json.dumps(old))
         self.bench("--rows", "1", "--hidden", "256", "--tune", str(table))
-        tables = {each["hidden"]: each for each in json.loads(table.read_text())["tables"]}
-        self.assertEqual(tables[1024], old["tables"][1])
-        self.assertNotEqual(tables[256]["date"], "x")
+        tables = {(each["hidden"], each["outputs"]): each for each in json.loads(table.read_text())["tables"]}
+        self.assertEqual(len(tables), 3)
+        self.assertEqual(tables[1024, "fp8+bf16"], old["tables"][1])
+        self.assertNotEqual(tables[256, "fp8+bf16"]["date"], "x")
 
         table.write_text(json.dumps(old))
         def variant():

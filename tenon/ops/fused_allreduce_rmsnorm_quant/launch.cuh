@@ -114,6 +114,23 @@ inline StripeUnits units_of(const Args& args, bool packs, int team_size) {
   return stripe_units(hidden, packs, !args.out.bf16, groups, args.spread_residual, team_size);
 }
 
+// The vectors of a thread, of rows on blocks of `threads`.
+inline int span_of(std::int64_t hidden, int threads) {
+  if constexpr (kWave == 1) return kMaxVectors;
+  const auto vectors = static_cast<int>(hidden / kVector);
+  // One where each thread has a vector and no vector is left, and no other row.
+  if (vectors == threads) return 1;
+  return vectors <= 2 * threads ? 2 : (vectors + threads - 1) / threads;
+}
+
+// Whether calls of such rows have two_shot_long_kernel, and whether so many stripes on so many
+// blocks take it: steps enough that what each of them waits for is what counts.
+inline bool has_long(int team_size, std::int64_t hidden, int threads) {
+  return team_size > 2 && team_size <= 4 && threads <= kLongThreads && kWave > 1 &&
+         span_of(hidden, threads) == 1;
+}
+constexpr bool is_long(std::int64_t stripes, std::int64_t blocks) { return stripes > 2 * blocks; }
+
 inline Status shape_for(const Args& args, const PlanContext& where, Shots shots, bool packs,
                         LaunchShape* shape) {
   if (where.team_size > 1 && !where.peer_pointers)
@@ -138,6 +155,9 @@ inline Status shape_for(const Args& args, const PlanContext& where, Shots shots,
     if (rows > most || stripes > fit) {  // a block has stripes, not a row
       const int each = even_blocks(stripes, room, where.team_size);
       blocks = std::min({stripes, most, std::int64_t{room.units} * each});
+      if (has_long(where.team_size, args.residual.shape[1], shape->threads) &&
+          is_long(stripes, room.units - 1))
+        blocks = std::max(std::min<std::int64_t>(blocks, room.units - 1), std::int64_t{1});
       blocks = working_blocks(blocks, stripes, fit);
     }
   }
@@ -228,15 +248,6 @@ constexpr bool serves(const Instance& instance, int span, int ranks, bool is_usu
          (is_usual || !instance.fast_path);
 }
 
-// The vectors of a thread, of rows on blocks of `threads`.
-inline int span_of(std::int64_t hidden, int threads) {
-  if constexpr (kWave == 1) return kMaxVectors;
-  const auto vectors = static_cast<int>(hidden / kVector);
-  // One where each thread has a vector and no vector is left, and no other row.
-  if (vectors == threads) return 1;
-  return vectors <= 2 * threads ? 2 : (vectors + threads - 1) / threads;
-}
-
 // launch.operator()<KernelFor<…>>() with the first instance that exists and serves the call.
 template <class T, class Wire, class Protocol, class Launch>
 inline Status with_instance(const LaunchShape& shape, const FusedArgs& call, const Launch& launch) {
@@ -318,9 +329,13 @@ inline Status launch_two_shot(const LaunchShape& shape, const Args& args, const 
   find_places(call);
   call.note = note_for(call, shape, Shots::kTwo, Wire::kPacks);
   const bool row_each = call.rows <= shape.blocks && call.num_generations == 1;
+  const bool takes_long = has_long(team->size, call.norm.hidden, shape.threads) &&
+                          shape.blocks < team->max_blocks && is_long(stripes, shape.blocks);
   return with_instance<T, Wire, Protocol>(shape, call, [&]<class K>() {
-    return tenon::launch(stream, with_note_block(shape, *team),
-                         row_each ? two_shot_row_kernel<K> : two_shot_kernel<K>, call);
+    auto* kernel = row_each ? two_shot_row_kernel<K> : two_shot_kernel<K>;
+    if constexpr (kHasLong<K>)
+      if (takes_long && !row_each) kernel = two_shot_long_kernel<K>;
+    return tenon::launch(stream, with_note_block(shape, *team), kernel, call);
   });
 }
 
@@ -336,7 +351,14 @@ inline Status supports_shots(const Args& args, const PlanContext& where, Recipe*
   if (kShots == Shots::kOne) {
     recipe->launch(row_each ? "one_shot_row_kernel" : "one_shot_kernel", shape);
   } else {
-    recipe->launch(row_each ? "two_shot_row_kernel" : "two_shot_kernel", shape);
+    const std::int64_t stripes = (args.residual.shape[0] + where.team_size - 1) / where.team_size;
+    const bool takes_long = has_long(where.team_size, args.residual.shape[1], shape.threads) &&
+                            shape.blocks < where.properties.max_cooperative_blocks &&
+                            is_long(stripes, shape.blocks);
+    recipe->launch(row_each     ? "two_shot_row_kernel"
+                   : takes_long ? "two_shot_long_kernel"
+                                : "two_shot_kernel",
+                   shape);
   }
   const bool is_bf16 = args.residual.dtype == DType::kBF16;
   const bool is_usual = is_bf16 &&

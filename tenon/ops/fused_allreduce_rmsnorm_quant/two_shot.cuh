@@ -82,15 +82,15 @@ TENON_DEVICE const std::byte* part_for(const FusedArgs& args, int first_row, int
 }
 
 // My part of every row of a stripe to its owner: FIRST PARTs and LATE PARTs of rule 6. `read`: what
-// a thread that looks ahead has read.
-template <class K>
+// a thread that looks ahead has read. kAtOnce: what goes to all peers is read before any is sent.
+template <class K, bool kAtOnce>
 TENON_DEVICE void scatter_stripe(const FusedArgs& args, const Call& call, const Stripe& stripe,
                                  const Word4& read) {
   using Wire = typename K::Wire;
   using Protocol = typename K::Protocol;
   constexpr int kMaxSpan = K::kMaxSpan, kRanks = K::kRanks;
   [[maybe_unused]] Word4 words_of[kRanks] = {};
-  if constexpr (kLooksAtAll<kMaxSpan, kRanks>)
+  if constexpr (kAtOnce)
     for_peers<kRanks>(args.team, [&](int peer) {
       const std::byte* const from = part_for<kRanks>(args, stripe.first_row, peer);
       if (from != nullptr) words_of[peer] = load16(from + thread_id() * 16);
@@ -105,7 +105,7 @@ TENON_DEVICE void scatter_stripe(const FusedArgs& args, const Call& call, const 
     };
     if constexpr (kLooksAhead<kMaxSpan, kRanks>) {
       send_vector(thread_id(), read);
-    } else if constexpr (kLooksAtAll<kMaxSpan, kRanks>) {
+    } else if constexpr (kAtOnce) {
       send_vector(thread_id(), words_of[peer]);
     } else {
       for (int i = thread_id(); i < args.vectors; i += block_threads())
@@ -134,7 +134,7 @@ TENON_DEVICE OwnRow<K::kMaxSpan> read_own_row(const FusedArgs& args, const NormS
 
 // My row of a stripe: its norm, and the results (RESULT of rule 6) to every peer. `lost_words` are
 // the block's, for odd turns and even.
-template <class K>
+template <class K, Clears kClears>
 TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, const QuantSpec& quant,
                           Call& call, const Stripe& stripe, int rows_done, const ThreadSpan& span,
                           const OwnRow<K::kMaxSpan>& read, Word4* image,
@@ -156,8 +156,8 @@ TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, cons
   const NormSpec norm = at_row(call_norm, row);
   norm_row<T>(norm, rows_done, span, read.ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
-                take_sums<K, kVectors>(args, call, row, stripe.parts, vector, read.own, read.early,
-                                       sums);
+                take_sums<K, kClears, kVectors>(args, call, row, stripe.parts, vector, read.own,
+                                                read.early, sums);
                 if (call.lost) *lost_word = 1;
               });
   call.lost |= *lost_word != 0;  // set before the barriers of norm_row, so all threads agree
@@ -271,15 +271,12 @@ TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& 
 // In between come the reads for the next step, before the stores to peers, which they would wait
 // behind. The first and the last step use the links one way only. A generation may begin between
 // any two steps: rule 6 in comm/device/exchange.cuh.
-template <class K>
-TENON_KERNEL_RESIDENT(kRowThreads, 1)
-two_shot_kernel(TENON_ARGS(FusedArgs) args) {
+template <class K, bool kAtOnce>
+TENON_DEVICE void run_stripes(const FusedArgs& args, Word4* image, std::uint32_t* lost_words) {
   using Protocol = typename K::Protocol;
   constexpr int kMaxSpan = K::kMaxSpan, kRanks = K::kRanks;
   const NormSpec norm = choose_path<K::kFastPath>(args.norm);
   const QuantSpec quant = choose_path<K::kFastPath>(args.quant);
-  TENON_SHARED(Word4, image, kMaxImage);
-  TENON_SHARED(std::uint32_t, lost_words, 2);
   enter<Protocol>();
   Call call = begin_call<Protocol>(args.team);
   const auto num_generations = static_cast<std::uint32_t>(args.num_generations);
@@ -312,24 +309,24 @@ two_shot_kernel(TENON_ARGS(FusedArgs) args) {
     mine = sent;
     sent = next < num_stripes ? stripe_at(args, call, next, entry) : no_stripe(args);
     const auto own = read_own_row<K>(args, norm, mine, span);
-    scatter_stripe<K>(args, call, sent, read);
+    [[maybe_unused]] EarlyLook early[kRanks];
+    if constexpr (kAtOnce)
+      for_peers<kRanks>(args.team, [&](int peer) {
+        const int owner = rank_of_peer<kRanks>(args.team, peer);
+        if (theirs.first_row + owner < args.rows && !call.lost)
+          early[peer] = look_at_result<K>(args, quant, theirs, owner);
+      });
+    scatter_stripe<K, kAtOnce>(args, call, sent, read);
     if (next < stride) count_call<Protocol>(args.team, call, num_generations);
     read_next(next + stride);
     if (mine.first_row + rank < args.rows)
-      own_row<K>(args, norm, quant, call, mine, rows_done++, span, own, image, lost_words);
-    if constexpr (kLooksAtAll<kMaxSpan, kRanks>) {
-      EarlyLook early[kRanks];
-      const auto for_owners = [&](auto step) {
-        for_peers<kRanks>(args.team, [&](int peer) {
-          const int owner = rank_of_peer<kRanks>(args.team, peer);
-          if (theirs.first_row + owner < args.rows) step(owner, early[peer]);
-        });
-      };
-      for_owners([&](int owner, EarlyLook& seen) {
-        if (!call.lost) seen = look_at_result<K>(args, quant, theirs, owner);
-      });
-      for_owners([&](int owner, const EarlyLook& seen) {
-        peer_row<K>(args, quant, call, theirs, owner, span, seen);
+      own_row<K, Clears::kNow>(args, norm, quant, call, mine, rows_done++, span, own, image,
+                               lost_words);
+    if constexpr (kAtOnce) {
+      for_peers<kRanks>(args.team, [&](int peer) {
+        const int owner = rank_of_peer<kRanks>(args.team, peer);
+        if (theirs.first_row + owner < args.rows)
+          peer_row<K>(args, quant, call, theirs, owner, span, early[peer]);
       });
     } else {
       for (int peer = 0; peer < size - 1; ++peer) {
@@ -342,6 +339,27 @@ two_shot_kernel(TENON_ARGS(FusedArgs) args) {
     for (int row = theirs.first_row; row < theirs.first_row + size; ++row)  // every rank all rows
       if (row < args.rows) pad_scales(quant, row);
   }
+}
+
+template <class K>
+TENON_KERNEL_RESIDENT(kRowThreads, 1)
+two_shot_kernel(TENON_ARGS(FusedArgs) args) {
+  TENON_SHARED(Word4, image, kMaxImage);
+  TENON_SHARED(std::uint32_t, lost_words, 2);
+  run_stripes<K, false>(args, image, lost_words);
+}
+
+// Many stripes for each block, of three or four ranks: one block on a multiprocessor, whose threads
+// have the registers of two. What a step reads and looks at for its peers is under way at once.
+inline constexpr int kLongThreads = kRowThreads < 640 ? kRowThreads : 640;
+template <class K>
+inline constexpr bool kHasLong = K::kMaxSpan == 1 && K::kRanks > 2 && K::kRanks <= 4;
+template <class K>
+TENON_KERNEL_RESIDENT(kLongThreads, 1)
+two_shot_long_kernel(TENON_ARGS(FusedArgs) args) {
+  TENON_SHARED(Word4, image, kMaxImage);
+  TENON_SHARED(std::uint32_t, lost_words, 2);
+  run_stripes<K, true>(args, image, lost_words);
 }
 
 // No more rows than blocks, one generation: each block has one row. On the row's owner it takes the
@@ -384,7 +402,8 @@ two_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   if (thread_id() == 0) lost_words[0] = 0;  // count_call() has a barrier
   count_call<Protocol>(args.team, call, 1);
   if (is_mine) {
-    own_row<K>(args, norm, quant, call, stripe, 0, span, read, image, lost_words);
+    own_row<K, Clears::kLater>(args, norm, quant, call, stripe, 0, span, read, image, lost_words);
+    clear_parts<K>(args, call, stripe.parts, span);
   } else {
     peer_row<K>(args, quant, call, stripe, owner, span, {});
   }
