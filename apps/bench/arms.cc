@@ -225,8 +225,8 @@ Status Bench::plan_arm(const PlanContext& where, std::size_t index) {
   Plans& plans = plans_[index];
   const fused::Args args = fused_args(0, arm.bf16);
   if (arm.chain == Chain::kOneKernel) {
-    TENON_ASSIGN(plans.one, fused::plan(bucket_args(arm.bf16), where_measured(where, arm.bf16),
-                                        arm.variant));
+    TENON_ASSIGN(plans.one,
+                 fused::plan(bucket_args(arm.bf16), where_measured(where, arm.bf16), arm.variant));
     return Status::ok();
   }
   if (arm.chain == Chain::kVendor && channels_.vendor == nullptr)

@@ -43,8 +43,9 @@ struct Channels {
 };
 
 // One rank's tensors and plans for one shape. As in a boundary, the one kernel is planned for the
-// row bucket: up to the next power of two, or the next end of a choice. Calls go round `copies` of what a call reads and
-// writes; a warm bench has one of each, but two residuals, as two boundaries of a layer alternate.
+// row bucket: up to the next power of two, or the next end of a choice. Calls go round `copies` of
+// what a call reads and writes; a warm bench has one of each, but two residuals, as two boundaries
+// of a layer alternate.
 class Bench {
  public:
   // Allocates and copies. Plans are equal on all ranks, errors may not be.

@@ -352,7 +352,8 @@ Status run(const BoundaryBench& asked, int* exit_code) {
     std::optional<Comparison> shown;
     if (compares && found) shown = *found;
     Status written = Status::ok();
-    if (results.complete || !results.rows.empty()) written = write(results, shown, std::move(tables), files);
+    if (results.complete || !results.rows.empty())
+      written = write(results, shown, std::move(tables), files);
     TENON_TRY(ran);
     TENON_TRY(written);
     TENON_TRY(check_equal(results));

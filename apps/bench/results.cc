@@ -37,7 +37,8 @@ nlohmann::json choices_of(const Results& results) {
                       {"rows", row.shape.rows},
                       {"outputs", results.arms[arm].bf16 ? "fp8+bf16" : "fp8"},
                       {"choice", full.substr(0, full.find('+'))},
-                      {"is_default", full.substr(0, full.find('+')) == row.default_choice[results.arms[arm].bf16]},
+                      {"is_default", full.substr(0, full.find('+')) ==
+                                         row.default_choice[results.arms[arm].bf16]},
                       {"mode", name(row.mode)},
                       {"l2", l2_of(row)},
                       {"us", row.arms[arm].timing.us}});

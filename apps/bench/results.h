@@ -38,7 +38,7 @@ struct Row {
   // What boundaries take without a knob, of kBoundaryChoices (tuned.h): with FP8 out, and with
   // 16-bit rows besides.
   std::string default_choice[2];
-  Traffic fp8, both;     // of a boundary with FP8 out, and with 16-bit rows besides
+  Traffic fp8, both;  // of a boundary with FP8 out, and with 16-bit rows besides
   std::vector<ArmResult> arms;
 };
 

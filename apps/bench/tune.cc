@@ -54,7 +54,8 @@ struct Cheapest {
 };
 using CheapestLines = std::vector<std::array<Cheapest, kNumParts + 1>>;
 
-// add(cost so far, regret): what one more size does to the cost of a line; join(cost, cost): of two.
+// add(cost so far, regret): what one more size does to the cost of a line; join(cost, cost): of
+// two.
 template <class Add, class Join>
 CheapestLines find_cheapest(const std::vector<Measured>& measured, const Add& add,
                             const Join& join) {
@@ -159,8 +160,8 @@ Regret regret_of_defaults(const Results& results) {
 
 std::string regrets_text(const std::vector<Tuning>& tunings, const Regret& of_defaults) {
   const auto line = [](const std::string& what, const Regret& regret) {
-    return what + ": worst regret " + fixed(100 * regret.worst, 1) + " % at " +
-           regret.worst_shape + ", mean " + fixed(100 * regret.mean, 2) + " %\n";
+    return what + ": worst regret " + fixed(100 * regret.worst, 1) + " % at " + regret.worst_shape +
+           ", mean " + fixed(100 * regret.mean, 2) + " %\n";
   };
   std::string text = line("defaults", of_defaults);
   for (const Tuning& each : tunings)

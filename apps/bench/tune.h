@@ -1,4 +1,5 @@
-// From the times of every choice of kernels to tables of choices by rows, one for each width and set of outputs.
+// From the times of every choice of kernels to tables of choices by rows, one for each width and
+// set of outputs.
 #pragma once
 
 #include <string>

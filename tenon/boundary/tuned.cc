@@ -19,8 +19,7 @@ constexpr std::string_view kBuiltIn =
 Result<std::string> read_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  if (!file.good() && !file.eof())
-    return Status::error(Code::kIo, "it cannot be read");
+  if (!file.good() && !file.eof()) return Status::error(Code::kIo, "it cannot be read");
   return text;
 }
 

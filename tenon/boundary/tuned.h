@@ -94,11 +94,12 @@ std::vector<std::int64_t> row_ends(const TunedTables& tables, const TunedTeam& t
 // read once. An error says what is wrong with the file; then the built-in ones hold.
 const TunedTables& tuned_tables();
 const Status& tuned_status();
-// What ranks compare: "no file", "contents 1234…" with a number made of them, or why there are none.
+// What ranks compare: "no file", "contents 1234…" with a number made of them, or why there are
+// none.
 const std::string& tuned_file_text();
 
-// Sets what a plan for `rows` of `hidden` 16-bit elements prefers to what is known of the device and
-// team of `where`: nothing where nothing is. `link_gbs`: slowest_link_gbs().
+// Sets what a plan for `rows` of `hidden` 16-bit elements prefers to what is known of the device
+// and team of `where`: nothing where nothing is. `link_gbs`: slowest_link_gbs().
 void prefer_measured(PlanContext& where, int link_gbs, std::string_view outputs, std::int64_t rows,
                      int hidden);
 

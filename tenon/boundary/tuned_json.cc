@@ -4,8 +4,8 @@
 #include <nlohmann/json.hpp>
 #include <span>
 
-#include "tenon/core/json.h"
 #include "tenon/comm/device/channel_view.h"
+#include "tenon/core/json.h"
 
 namespace tenon {
 namespace {
@@ -50,8 +50,8 @@ Result<std::int64_t> read_number(const Json& object, const char* key, std::int64
     const auto number = value.get<std::int64_t>();
     if (number >= low && number <= high) return number;
   }
-  return refuse(where, "has \"" + std::string(key) + "\": " + value.dump() + "; accepted: " +
-                           std::to_string(low) + " to " + std::to_string(high));
+  return refuse(where, "has \"" + std::string(key) + "\": " + value.dump() +
+                           "; accepted: " + std::to_string(low) + " to " + std::to_string(high));
 }
 
 Result<TunedLine> read_line(const Json& line, const std::string& where) {
@@ -60,12 +60,11 @@ Result<TunedLine> read_line(const Json& line, const std::string& where) {
   TunedLine read;
   TENON_ASSIGN(read.choice, read_text(line, "choice", where));
   if (std::ranges::find(kBoundaryChoices, read.choice) == std::end(kBoundaryChoices)) {
-    return refuse(where, "has the choice \"" + read.choice +
-                             "\"; accepted: " + list_of(kBoundaryChoices));
+    return refuse(where,
+                  "has the choice \"" + read.choice + "\"; accepted: " + list_of(kBoundaryChoices));
   }
   if (line.contains("up_to_rows")) {
-    TENON_ASSIGN(read.up_to_rows,
-                 read_number(line, "up_to_rows", 1, TunedLine::kNoEnd - 1, where));
+    TENON_ASSIGN(read.up_to_rows, read_number(line, "up_to_rows", 1, TunedLine::kNoEnd - 1, where));
   }
   return read;
 }
@@ -79,8 +78,8 @@ Result<TunedTable> read_table(const Json& table, const std::string& where) {
   TENON_ASSIGN(read.outputs, read_text(table, "outputs", where));
   TENON_ASSIGN(read.date, read_text(table, "date", where));
   if (std::ranges::find(kBoundaryOutputs, read.outputs) == std::end(kBoundaryOutputs))
-    return refuse(where, "has the outputs \"" + read.outputs +
-                             "\"; accepted: " + list_of(kBoundaryOutputs));
+    return refuse(
+        where, "has the outputs \"" + read.outputs + "\"; accepted: " + list_of(kBoundaryOutputs));
   TENON_ASSIGN(const std::int64_t ranks, read_number(table, "ranks", 2, kMaxRanks, where));
   TENON_ASSIGN(const std::int64_t hidden, read_number(table, "hidden", 1, 1 << 20, where));
   read.ranks = static_cast<int>(ranks);
@@ -129,7 +128,8 @@ Result<TunedTables> parse_tuned(std::string_view text) {
     TENON_ASSIGN(TunedTable next, read_table(each, where));
     for (const TunedTable& other : read.tables)
       if (other.is_about(next))
-        return refuse(where, "is about the same device, links, ranks, width and outputs as one before");
+        return refuse(where,
+                      "is about the same device, links, ranks, width and outputs as one before");
     read.tables.push_back(std::move(next));
   }
   if (!file.contains("alike")) return read;

@@ -127,7 +127,8 @@ constexpr KnobSpec kKnobs[] = {
      },
      [](const Env& e) { return std::to_string(e.emu_seed); }},
     {"TENON_TUNED_FILE",
-     "a file of `tenon bench boundary --tune`, whose measurements take the place of those built in; "
+     "a file of `tenon bench boundary --tune`, whose measurements take the place of those built "
+     "in; "
      "the same on all ranks",
      [](std::string_view v, Env& e) { return parse_path(v, e.tuned_file); },
      [](const Env& e) { return e.tuned_file; }},

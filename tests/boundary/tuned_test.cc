@@ -42,8 +42,8 @@ TEST(Tuned, OutputsHaveTablesOfTheirOwn) {
   const TunedTables tables = tables_of_cards();
   const TunedTeam team{"card", 380, 2};
   EXPECT_EQ(fastest(tables, team, 48, 4096, "fp8"), "two_shot");
-  EXPECT_EQ(fastest(tables, team, 48, 4096, "bf16"), "one_shot");   // as with fp8 besides
-  EXPECT_EQ(fastest(tables, team, 127, 1024, "fp8"), "one_shot");   // of 4096, by bytes
+  EXPECT_EQ(fastest(tables, team, 48, 4096, "bf16"), "one_shot");  // as with fp8 besides
+  EXPECT_EQ(fastest(tables, team, 127, 1024, "fp8"), "one_shot");  // of 4096, by bytes
   EXPECT_EQ(fastest(tables, team, 127, 1024, "bf16"), "two_kernels");
   EXPECT_EQ(row_ends(tables, team, 4096), (std::vector<std::int64_t>{32, 48}));
   EXPECT_EQ(row_ends(tables, team, 8192), (std::vector<std::int64_t>{16, 24}));
@@ -158,8 +158,9 @@ TEST(Tuned, WhatIsWrongWithATextIsSaid) {
       {"\"up_to_rows\":2,", "", "table 1, line 2 does not go beyond the line before"},
       {"{\"choice\":\"two_shot\"}", "{\"up_to_rows\":9,\"choice\":\"two_shot\"}",
        "table 1 ends at 9 rows; accepted: a last line without \"up_to_rows\""},
-      {"}]}]}", "}]},{\"device\":\"a\",\"ranks\":2,\"hidden\":64,\"outputs\":\"fp8\","
-                "\"date\":\"x\",\"lines\":[{\"choice\":\"one_shot\"}]}]}",
+      {"}]}]}",
+       "}]},{\"device\":\"a\",\"ranks\":2,\"hidden\":64,\"outputs\":\"fp8\","
+       "\"date\":\"x\",\"lines\":[{\"choice\":\"one_shot\"}]}]}",
        "table 2 is about the same device, links, ranks, width and outputs as one before"},
       {"}]}]}", "}]}],\"alike\":[{\"device\":\"b\"}]}", "\"alike\" number 1 has no \"other\""},
   };

@@ -203,8 +203,9 @@ struct SlotAddress {
 TENON_DEVICE Word4 look(const SlotAddress& place) { return load16_relaxed(place.at); }
 TENON_DEVICE void clear(const SlotAddress& place) { store16_relaxed(place.at, kNothing); }
 
-// When words are cleared that were taken. Later: by whoever takes them, before the kernel ends and in
-// a call of one generation only, where the stores would stand in the way of what waits for the words.
+// When words are cleared that were taken. Later: by whoever takes them, before the kernel ends and
+// in a call of one generation only, where the stores would stand in the way of what waits for the
+// words.
 enum class Clears { kNow, kLater };
 
 // Ends with the words that `sender` sent to `place`. `row` names the place in a fault; `words` is

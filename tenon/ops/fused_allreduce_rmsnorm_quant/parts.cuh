@@ -85,7 +85,6 @@ TENON_DEVICE void for_peers(const ChannelView& team, Step step) {
 template <int kMaxSpan, int kRanks>
 inline constexpr bool kLooksAhead = kMaxSpan == 1 && kRanks == 2;
 
-
 // A thread's words of this rank's part of a row. Only a thread that owns one vector keeps it;
 // others read it again.
 template <int kMaxSpan>

@@ -4,10 +4,10 @@
 //   fp8 wanted, 16-bit rows not: the codes and one word per scale
 //   otherwise:                   the 16-bit norm; where both are wanted, ranks quantise their copy
 //   spreads_residual:            the new residual as well
-// Rows are dealt in stripes of `size` rows, one per owner. A block works on whole stripes, or, where
-// there are no more rows than blocks, on one row; so every rank has the same blocks. A slot holds,
-// per stripe of the chunk, first one part from each peer for the own row, then one result from the
-// owner of each other row. The rules of the exchange are comm/device/exchange.cuh's.
+// Rows are dealt in stripes of `size` rows, one per owner. A block works on whole stripes, or,
+// where there are no more rows than blocks, on one row; so every rank has the same blocks. A slot
+// holds, per stripe of the chunk, first one part from each peer for the own row, then one result
+// from the owner of each other row. The rules of the exchange are comm/device/exchange.cuh's.
 #pragma once
 
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/parts.cuh"
@@ -363,9 +363,9 @@ two_shot_long_kernel(TENON_ARGS(FusedArgs) args) {
 }
 
 // No more rows than blocks, one generation: each block has one row. On the row's owner it takes the
-// parts and sends the results; elsewhere it sends a part to the owner and takes the result. So a row
-// takes as many multiprocessors as one shot gives it, with the words of two. FIRST PARTs and RESULTs
-// of rule 6, in the places that stripes have for them.
+// parts and sends the results; elsewhere it sends a part to the owner and takes the result. So a
+// row takes as many multiprocessors as one shot gives it, with the words of two. FIRST PARTs and
+// RESULTs of rule 6, in the places that stripes have for them.
 template <class K>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 two_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
