@@ -10,7 +10,6 @@
 #include "apps/options.h"
 #include "tenon/comm/communicator.h"
 #include "tenon/models/model.h"
-#include "tenon/models/qwen3_5/config.h"
 
 namespace tenon::apps {
 namespace {
@@ -20,10 +19,6 @@ namespace fs = std::filesystem;
 std::string read(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
-
-Result<qwen3_5::Config> config_of(const std::string& model) {
-  return qwen3_5::parse_config(read(fs::path(checkpoint_directory(model)) / "config.json"));
 }
 
 // What only fp8 weights forbid is said by who loads them.
@@ -77,6 +72,15 @@ Status check_checkpoint(const std::string& model, LoadFormat format) {
   return refuse("is no checkpoint: it has no " + listed(missing, "or") +
                 (made ? "; weights are made from a config.json"
                       : "; a checkpoint has config.json, tokenizer.json and *.safetensors"));
+}
+
+std::string model_name(const std::string& model) {
+  const fs::path path = fs::path(checkpoint_directory(model)).lexically_normal();
+  return (path.has_filename() ? path.filename() : path.parent_path().filename()).string();
+}
+
+Result<qwen3_5::Config> config_of(const std::string& model) {
+  return qwen3_5::parse_config(read(fs::path(checkpoint_directory(model)) / "config.json"));
 }
 
 Result<int> vocabulary_of(const std::string& model) {

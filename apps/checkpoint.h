@@ -5,6 +5,7 @@
 
 #include "tenon/core/status.h"
 #include "tenon/models/load_format.h"
+#include "tenon/models/qwen3_5/config.h"
 
 namespace CLI {
 class App;
@@ -27,6 +28,10 @@ bool has_tokenizer(const std::string& model);
 
 // That a team of `size` divides the model, or which sizes do.
 Status check_team(const std::string& model, int size);
+
+// The name of the model's directory, for reports. What its config.json says.
+std::string model_name(const std::string& model);
+Result<qwen3_5::Config> config_of(const std::string& model);
 
 // The ids that the config has rows for; the longest context that it allows, in tokens.
 Result<int> vocabulary_of(const std::string& model);

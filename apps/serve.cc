@@ -112,18 +112,29 @@ Status warm_up(serve::RequestQueue& queue) {
   return made.reply.complete().outcome.why;
 }
 
-// Until a signal comes, or the engine dies, whose error is returned.
-Status wait_for_end(Session& session) {
+// Until a signal comes, or the engine dies, whose error is returned. Says when /health begins to
+// tell that the engine makes no progress, and when it ends to.
+Status wait_for_end(Session& session, const server::Service& service, milliseconds deadline) {
   const int timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
   itimerspec every{};
   every.it_value.tv_nsec = every.it_interval.tv_nsec = 500'000'000;
   if (timer < 0 || timerfd_settime(timer, 0, &every, nullptr) != 0)
     return Status::error(Code::kIo, std::string("cannot make a timer: ") + std::strerror(errno));
   Status alive = Status::ok();
+  bool was_healthy = true;
   while (alive && wait_for_input(timer)) {
     std::uint64_t ticks = 0;
     [[maybe_unused]] const auto got = ::read(timer, &ticks, sizeof ticks);
     alive = session.queue().health();
+    const std::string why = service.unhealthy();
+    if (!alive || why.empty() == was_healthy) continue;
+    was_healthy = why.empty();
+    if (was_healthy)
+      std::fprintf(stderr, "tenon: steps of the engine end again\n");
+    else
+      std::fprintf(stderr,
+                   "tenon: %s; a rank that has not answered for %s s is named here\n",
+                   why.c_str(), fixed(std::chrono::duration<double>(deadline).count(), 1).c_str());
   }
   ::close(timer);
   return alive;
@@ -167,6 +178,7 @@ Status serve_session(const Options& options, Session& session) {
   http_options.max_body_bytes = static_cast<std::size_t>(options.body_mb) << 20;
   http_options.header_time = milliseconds(1000 * options.request_seconds);
   http_options.write_time = milliseconds(1000 * options.write_seconds);
+  TENON_ASSIGN(const EngineOptions engine, engine_options(options.session));
   TENON_TRY(warm_up(session.queue()));
 
   server::Service service(session.model(), session.queue(), service_options);
@@ -188,7 +200,6 @@ Status serve_session(const Options& options, Session& session) {
   const bool v6 = http->host().find(':') != std::string::npos;
   if (!options.session.quiet) {
     TENON_ASSIGN(const EngineStats stats, session.queue().engine_stats());
-    TENON_ASSIGN(const EngineOptions engine, engine_options(options.session));
     std::fprintf(stderr,
                  "%sa request has at most %d tokens, prompt and answer together; %d run together, "
                  "in steps of at most %d tokens\n",
@@ -202,12 +213,12 @@ Status serve_session(const Options& options, Session& session) {
                service_options.keys.empty() ? ", without keys" : "");
   if (const std::string note = note_of(options.session.weights); !note.empty())
     std::fprintf(stderr, "tenon: %s\n", note.c_str());
-  Status ended = wait_for_end(session);
+  Status ended = wait_for_end(session, service, engine.deadline);
   for (int left = options.restarts; !ended && left > 0; --left) {
     std::fprintf(stderr, "tenon: the engine is dead: %s\ntenon: it is started again; %d of %d\n",
                  ended.to_string().c_str(), options.restarts - left + 1, options.restarts);
     ended = session.restart();
-    if (ended) ended = wait_for_end(session);
+    if (ended) ended = wait_for_end(session, service, engine.deadline);
   }
   drain(options, session, service, *http);
   return ended;

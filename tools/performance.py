@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes docs/performance.md and its plots from the results in baselines/engine: performance.py [--check].
 
-A result is what `tenon bench decode`, `tenon bench prefill` or `tenon profile` wrote with --json-file. The page
+A result is what `tenon bench decode`, `prefill`, `ops` or `serve` or `tenon profile` wrote with --json-file. The page
 says nothing that is not in them, but for notes: baselines/engine/NAME.md, if there is one, is put below the
 tables of NAME.json. --check writes nothing and fails where the page is not what would be written.
 """
@@ -27,6 +27,8 @@ COLUMNS = {
               ("ttft_median_ms", "TTFT, ms", 0), ("ttft_p99_ms", "p99", 0), ("tpot_median_ms", "TPOT, ms", 2),
               ("tpot_p99_ms", "p99", 2), ("itl_p99_ms", "ITL p99, ms", 1), ("completed", "whole", 0),
               ("failed", "failed", 0)],
+    "ops": [("part", "part", None), ("shape", "n x k", None), ("rows", "rows", 0), ("us", "µs", 2),
+            ("gbs", "GB/s", 0), ("percent_of_copy", "% of a copy", 0), ("tflops", "TFLOP/s", 1)],
     "profile": [("stages", "stages", None), ("section", "part of the step", None), ("kernel", "kernel", None),
                 ("launches", "launches", 0), ("us", "µs", 1), ("us_each", "µs each", 2),
                 ("percent", "% of launches", 1)],
@@ -95,11 +97,24 @@ def served(result, path):
     return lines + table(result, COLUMNS["serve"]) + ["", path.with_suffix(".md").read_text().strip(), ""]
 
 
+def overview(results):
+    """A line for every decode table: what most readers look for."""
+    lines = ["## Decode at a glance", "", "Fused wherever the plans allow it (`auto`), ms per token; details below.", "",
+             "| model | ranks | context | 1 sequence | 16 | 64 |", "|---|---|---|---|---|---|"]
+    for result in results:
+        if kind_of(result) != "decode":
+            continue
+        ms = {row["sequences"]: row["step_ms"] for row in result["results"] if row["stages"] == "auto"}
+        lines.append(f'| {result["model"]} | {result["ranks"]} x {result["device"]} | {result["context"]:,} | ' +
+                     " | ".join(f"{ms[count]:.3f}" if count in ms else "–" for count in (1, 16, 64)) + " |")
+    return lines + [""]
+
+
 def files():
     """Path and text of all that there is to write."""
-    found, page = {}, [HEAD]
-    for path in sorted(RESULTS.glob("*.json")):
-        result = json.loads(path.read_text())
+    all_results = {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    found, page = {}, [HEAD, *overview(all_results.values())]
+    for path, result in all_results.items():
         kind = kind_of(result)
         if kind == "serve":
             page += served(result, path)
@@ -107,7 +122,7 @@ def files():
         ranks = f'{result["ranks"]} rank' + ("" if result["ranks"] == 1 else "s")
         title = f'{result["model"]}, {kind}, {ranks} of {result["device"]}'
         page += [f"## {title}", ""]
-        about = f'{result["weights"]} weights'
+        about = f'{result["weights"]} weights' if "weights" in result else "one rank's share, made weights"
         if "context" in result:
             about += f', {result["context"]:,} tokens of context'
         page += [f'{about}; {result["date"][:10]}, version {result["version"]}; a copy in device memory: '

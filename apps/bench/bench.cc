@@ -141,6 +141,7 @@ Command add_bench(CLI::App& parent) {
   parts->push_back(add_bench_boundary(*bench));
   parts->push_back(add_bench_decode(*bench));
   parts->push_back(add_bench_prefill(*bench));
+  parts->push_back(add_bench_ops(*bench));
   parts->push_back(add_bench_serve(*bench));
   auto exit_code = std::make_shared<int>(0);
   return {bench,

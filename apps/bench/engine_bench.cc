@@ -3,7 +3,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
-#include <filesystem>
 #include <random>
 
 #include "apps/interrupt.h"
@@ -38,13 +37,6 @@ Result<Rates> measure_team(Target target, int size) {
                  return rates;
                }));
   return found.front();
-}
-
-std::string name_of(const std::string& model) {
-  const std::filesystem::path path =
-      std::filesystem::path(checkpoint_directory(model)).lexically_normal();
-  const auto name = path.has_filename() ? path.filename() : path.parent_path().filename();
-  return name.string();
 }
 
 }  // namespace
@@ -159,7 +151,7 @@ nlohmann::ordered_json BenchedEngine::about() const {
                           {"variant", use.variant},
                           {"reason", use.reason},
                           {"count", use.count}});
-  return {{"model", name_of(options_.session.model)},
+  return {{"model", model_name(options_.session.model)},
           {"weights", name(options_.session.weights.format)},
           {"device", device_.name},
           {"target", options_.session.device},
@@ -177,7 +169,7 @@ nlohmann::ordered_json BenchedEngine::about() const {
 
 std::string BenchedEngine::heading() const {
   const bool made = options_.session.weights.format == LoadFormat::kDummy;
-  return name_of(options_.session.model) + (made ? ", dummy weights, " : ", ") +
+  return model_name(options_.session.model) + (made ? ", dummy weights, " : ", ") +
          std::to_string(options_.session.tp) + (options_.session.tp == 1 ? " rank" : " ranks") +
          " of " + device_.name + ", " + date_now().substr(0, 10);
 }

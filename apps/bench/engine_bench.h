@@ -84,6 +84,7 @@ Spread spread_of(const std::vector<Turn>& turns, double Turn::*seconds, double c
 
 Command add_bench_decode(CLI::App& bench);
 Command add_bench_prefill(CLI::App& bench);
+Command add_bench_ops(CLI::App& bench);
 Command add_bench_serve(CLI::App& bench);
 
 }  // namespace tenon::apps

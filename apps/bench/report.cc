@@ -58,6 +58,7 @@ Status write(const Report& report, ResultFiles& files, bool json_to_stdout) {
   } else {
     const std::string text = table_of(report).text(terminal_columns(STDOUT_FILENO), 2);
     std::printf("%s\n%s", report.heading.c_str(), text.c_str());
+    for (const std::string& note : report.notes) std::printf("%s\n", note.c_str());
   }
   files.save("--csv", csv_of(report));
   files.save("--json-file", json);

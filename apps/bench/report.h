@@ -22,6 +22,7 @@ struct Report {
   nlohmann::ordered_json about;  // device, date, options, …
   std::vector<Column> columns;
   std::vector<nlohmann::ordered_json> rows;  // objects of strings and numbers, with equal keys
+  std::vector<std::string> notes;            // lines below the table
   Plot plot;
 };
 

@@ -33,6 +33,10 @@ bool read_content(const Fields& fields, const std::string& where, const Value* c
     return false;
   }
   for (const Value& part : content->items()) {
+    if (const Value* type = member(part, "type"); type != nullptr && !type->is_string()) {
+      fields.fail(where, "holds a part whose type is " + shown(*type) + "; accepted is a string");
+      return false;
+    }
     const std::string type = text_of(member(part, "type"));
     const Value* text = member(part, type == "refusal" ? "refusal" : "text");
     if (part.is_string()) {
@@ -221,8 +225,8 @@ void read_system(const Fields& fields, std::vector<ChatMessage>& out) {
   if (system->is_list()) {
     for (const Value& block : system->items()) {
       if (!message.content.empty()) message.content += '\n';
-      const Value* text = member(block, "text");
-      if (text == nullptr || !text->is_string())
+      const Value *type = member(block, "type"), *text = member(block, "text");
+      if (text == nullptr || !text->is_string() || (type != nullptr && text_of(type) != "text"))
         return fields.fail("system", "holds " + shown(block) +
                                          "; accepted are a string and a list of text blocks: "
                                          "{\"type\": \"text\", \"text\": …}");

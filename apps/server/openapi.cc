@@ -115,7 +115,7 @@ constexpr DescribedField kDescribed[] = {
     {"tool_choice", kInChat | kInTokenizeChat, Kind::kRefer, 0, 0, "CallChoice"},
     {"tool_choice", kInAnthropic, Kind::kRefer, 0, 0, "ToolChoice"},
     {"parallel_tool_calls", kInChat | kInTokenizeChat, Kind::kBoolean},
-    {"system", kInAnthropic, Kind::kRefer, 0, 0, "Content"},
+    {"system", kInAnthropic, Kind::kRefer, 0, 0, "System"},
     {"thinking", kInAnthropic, Kind::kRefer, 0, 0, "Thinking"},
     {"output_config", kInAnthropic, Kind::kObject},
     {"reasoning_effort", kInChat | kInTokenizeChat, Kind::kText},
@@ -216,9 +216,15 @@ void add_parts(Json& out) {
   const Json text = of_type("string"), name{{"type", "string"}, {"minLength", 1}};
   const Json id = handed_on("a string"), about = handed_on("a string");
   const Json schema = of_type("object");
-  const Json part =
-      object_of({"type", "text"}, {{"type", word_of({"text", "input_text"})}, {"text", text}});
-  out["Content"] = any_of({text, list_of(part)});
+  // null is as good as nothing, here as everywhere.
+  const Json kind_of_text = Json::array({"text", "input_text", nullptr});
+  const Json kind_of_block = Json::array({"text", nullptr});
+  const Json part = object_of({"text"}, {{"type", {{"enum", kind_of_text}}}, {"text", text}});
+  const Json refusal =
+      object_of({"type", "refusal"}, {{"type", exactly("refusal")}, {"refusal", text}});
+  out["Content"] = any_of({text, list_of(any_of({text, part, refusal}))});
+  const Json system = object_of({"text"}, {{"type", {{"enum", kind_of_block}}}, {"text", text}});
+  out["System"] = any_of({text, list_of(system)});
   const Json arguments = handed_on("an object, or its JSON as a string");
   const Json called = object_of({"name"}, {{"name", name}, {"arguments", arguments}});
   out["Call"] = object_of({"function"},

@@ -53,6 +53,8 @@ class Service {
     std::function<std::optional<EngineStats>()> engine;
   };
   void set_sources(Sources sources) { sources_ = std::move(sources); }
+  // Why /health says 503 now, or empty.
+  std::string unhealthy() const;
   // From now on /health says 503 and no request is taken.
   void drain();
 
@@ -100,7 +102,6 @@ class Service {
                                         std::string& name) const;
   std::optional<ApiError> check_key(const HttpRequest& request) const;
   std::optional<ApiError> check_model(const std::string& name) const;
-  std::string unhealthy() const;  // why, or empty
 
   const ServiceOptions options_;
   Metrics metrics_;

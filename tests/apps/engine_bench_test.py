@@ -127,7 +127,37 @@ class Bench(unittest.TestCase):
         for section in ("boundary", "attention", "delta net", "experts", "draw"):
             self.assertEqual(launches(three, section), three["steps"] * launches(one, section), section)
 
+    def test_ops_are_timed_one_by_one(self):
+        found = self.results("ops", "--model", MODEL, "--tp", "2", "--rows", "1,5", "--repeats", "2")
+        parts = {}
+        for row in found["results"]:
+            parts.setdefault(row["part"], []).append(row)
+            self.assertLessEqual(row["p10"], row["us"])
+            self.assertLessEqual(row["us"], row["p90"])
+            self.assertAlmostEqual(row["gbs"], 1e3 * row["mbytes"] / row["us"], delta=1e-6 * row["gbs"])
+            self.assertAlmostEqual(row["percent_of_copy"], 100 * row["gbs"] / found["memory_gbs"], places=6)
+        for part, rows in parts.items():
+            self.assertEqual([row["rows"] for row in rows], [1, 5], part)
+        # The share of one of two ranks, as checkpoints/tiny/config.json has it.
+        text = json.loads((pathlib.Path(MODEL) / "config.json").read_text())["text_config"]
+        values = text["linear_num_value_heads"] * 128 // 2
+        keys = text["linear_num_key_heads"] * 128 // 2
+        self.assertEqual(parts["delta net: q|k|v|z"][0]["shape"], f"{2 * (keys + values)} x {text['hidden_size']}")
+        self.assertEqual(parts["delta net: out"][0]["shape"], f"{text['hidden_size']} x {values}")
+        self.assertEqual(parts["experts: router, gate"][0]["shape"],
+                         f"{text['num_experts'] + 1} x {text['hidden_size']}")
+        self.assertIn("head", parts)
+        only = self.bench("ops", "--model", MODEL, "--only", "out", "--rows", "1", "--repeats", "1")
+        self.assertIn("attention: out", only)
+        self.assertNotIn("head", only)
+        # What only GPUs have is named.
+        self.assertIn("not timed: experts: up, down, 1 row: ",
+                      self.bench("ops", "--model", MODEL, "--only", "experts", "--rows", "1", "--repeats", "1"))
+
     def test_refusals(self):
+        self.assertIn('--rows has "x"', self.refused("ops", "--model", MODEL, "--rows", "x"))
+        self.assertIn("accepts", self.refused("ops", "--model", MODEL, "--tp", "7"))
+        self.assertIn("no such directory", tenon("bench", "ops", "--model", "/nowhere").stderr)
         done = tenon("profile", "--model", MODEL, "--tokens", "9")
         self.assertEqual(done.returncode, 2, done.stdout)
         self.assertIn("--prompts", done.stderr)

@@ -17,7 +17,7 @@ import socket
 import time
 import unittest
 
-from serve_support import Client, Server, chat
+from serve_support import PatientClient, Server, chat
 from support import wait_until
 
 COUNT = int(os.environ.get("MUTATIONS", "100000"))
@@ -59,6 +59,13 @@ SEEDS = [
                    "stream": False}),
     ("/tokenize", {"prompt": "Tom has 3 boxes.", "add_special_tokens": False, "return_token_strs": True}),
     ("/detokenize", {"tokens": [5, 6, 7]}),
+    ("/v1/chat/completions/render", chat(reasoning_effort="low", tools=[TOOL], tool_choice="none")),
+    ("/v1/completions/render", {"prompt": ["Tom has", [5, 6]], "max_tokens": 2}),
+    ("/tokenize", chat(tools=[TOOL], add_generation_prompt=False, chat_template_kwargs={"thinking_budget": 3})),
+    ("/generate", {"input_ids": [[5, 6], [7]], "sampling_params": {"max_new_tokens": 2, "n": 2, "json_schema": "{}"},
+                   "stream": True}),
+    ("/v1/messages", {"max_tokens": 2, "messages": [{"role": "user", "content": "5 + 3?"}], "output_config": {
+        "effort": "low", "format": {"type": "json_schema", "schema": SCHEMA}}, "tool_choice": {"type": "auto"}}),
     ("/v1/chat/completions", chat(max_tokens=2, response_format={"type": "json_schema", "json_schema": {
         "name": "it", "strict": True, "schema": SCHEMA}}, chat_template_kwargs={"enable_thinking": False})),
     ("/v1/chat/completions", chat(max_tokens=2, tools=[{"type": "function", "function": {
@@ -136,27 +143,6 @@ def broken_bytes(data, chance):
         else:
             data[at:at] = chance.choice([b"\0", b"\xff\xfe", b"\xc3", b"\xed\xa0\x80", b"\"", b"\\", b",", b"}", b"]"])
     return bytes(data)
-
-
-class PatientClient(Client):
-    """Waits as long as the engine makes steps for somebody."""
-
-    def __init__(self, server):
-        super().__init__(server.port, timeout=60)
-        self.server = server
-
-    def more(self):
-        steps = -1
-        while True:
-            try:
-                return super().more()
-            except TimeoutError as late:
-                told = {name: self.server.metric(name) for name in (
-                    "tenon_engine_steps_total", "vllm:num_requests_running", "vllm:num_requests_waiting",
-                    "tenon_http_requests_in_progress")}
-                if told["tenon_engine_steps_total"] == steps or told["vllm:num_requests_running"] == 0:
-                    raise TimeoutError(f"{self.socket.gettimeout()} s without a step of the engine: {told}") from late
-                steps = told["tenon_engine_steps_total"]
 
 
 class Sender:

@@ -49,6 +49,18 @@ def says(statements, parts):
     return False
 
 
+def sent_with_a_status():
+    """What the server says with a status that is more than a wrong field: (status, its texts)."""
+    found = []
+    for name in ("http.cc", "service.cc", "generation.cc"):
+        text = re.sub(r'"\s*\n\s*"', "", (ROOT / "apps/server" / name).read_text())
+        for match in re.finditer(r"[({]\s*(40[1458]|41\d|42\d|431|5\d\d),", text):
+            said = [each.replace('\\"', '"') for each in STRING.findall(text[match.end():].split(";\n", 1)[0])]
+            if any(" " in each.strip() for each in said):
+                found.append((match[1], said))
+    return found
+
+
 def fields_of(document, schema):
     """The names that an object may have, its alternatives' too."""
     if "$ref" in schema:
@@ -109,6 +121,15 @@ class Page(unittest.TestCase):
                 missing.append(each)
         self.assertEqual(missing, [])
         self.assertFalse(says(statements, ["the engine is asleep: "]))
+
+    def test_no_status_is_left_out(self):
+        named = [each for row in rows(section("Messages")) for each in NAMED.findall(row[0])]
+        found = sent_with_a_status()
+        self.assertGreater(len(found), 10)
+        self.assertGreater({status for status, _ in found}, {"401", "404", "405", "408", "413", "415", "431", "503"})
+        missing = [(status, said) for status, said in found
+                   if not any(says([said], [part for part in re.split(r"\s*…\s*", each) if part]) for each in named)]
+        self.assertEqual(missing, [])
 
     def test_tests_exist(self):
         named = 0

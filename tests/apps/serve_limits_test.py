@@ -3,7 +3,9 @@
 import json
 import os
 import pathlib
+import re
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -242,6 +244,24 @@ class Clients(Served):
         self.assertTrue(self.quiet())
         self.assertEqual(self.server.post(CHAT, chat()).status, 200)
 
+    def test_one_that_closes_its_sending_half(self):
+        """Of a connection that is half open nobody knows whether its answer would be read."""
+        for stream in (True, False):
+            client = self.begin(stream=stream)
+            client.socket.shutdown(socket.SHUT_WR)
+            self.assertTrue(self.quiet())
+            client.close()
+        # With half a request it is told so, or closed.
+        client = self.server.client()
+        client.send(f"POST {CHAT} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+                    "content-length: 99\r\n\r\n{".encode())
+        client.socket.shutdown(socket.SHUT_WR)
+        while client.more():
+            pass
+        self.assertRegex(client.held, b"^(HTTP/1.1 400|$)")
+        client.close()
+        self.assertEqual(self.server.post(CHAT, chat(max_tokens=2)).status, 200)
+
     def test_one_that_does_not_read(self):
         client = self.begin(stream=True, receive_bytes=2048, stream_options={
             "include_usage": True, "continuous_usage_stats": True})
@@ -376,6 +396,7 @@ class Restart(Served):
         self.start("--processes", "--quiet", "--restart", "2", "--deadline-ms", "10000")
         self.addCleanup(self.server.stop)
         whole = self.server.post(CHAT, chat(max_tokens=12, temperature=0)).json()["choices"]
+        sicknesses = 0
         for death in (1, 2):
             child = self.child()
             running = self.server.client()
@@ -384,13 +405,20 @@ class Restart(Served):
             running.until(b"data: ")
             os.kill(child, signal.SIGKILL)
             self.assertIn("rank 1", End.rest_of(running))
-            # The server stays, and answers as before when it can again.
+            # What runs is told after /health is 503, which it stays until the ranks are back.
+            sick = self.server.get("/health")
             restarts = lambda: self.server.metric("tenon_engine_restarts_total")
+            if restarts() < death:
+                self.assertEqual(sick.status, 503)
+                self.assertRegex(sick.json()["why"], "the engine is dead: .*rank 1")
+                sicknesses += 1
+            # The server stays, and answers as before when it can again.
             self.assertTrue(wait_until(lambda death=death: restarts() == death))
             self.assertEqual(self.server.get("/health").status, 200)
             self.assertNotEqual(self.child(), child)
             again = self.server.post(CHAT, chat(max_tokens=12, temperature=0))
             self.assertEqual((again.status, again.json()["choices"]), (200, whole))
+        self.assertGreater(sicknesses, 0)
         os.kill(self.child(), signal.SIGKILL)
         self.assertIn(self.server.post(CHAT, chat()).status, (500, 503))
         self.assertEqual(self.server.process.wait(PATIENCE), 1)
@@ -420,10 +448,18 @@ class Health(Served):
             self.assertIn("no step has ended", self.server.get("/health").json()["why"])
             self.assertEqual(self.server.metric("tenon_healthy"), 0)
             self.assertGreater(self.server.metric("tenon_stalled_seconds"), 1)
+            self.assertTrue(wait_until(lambda: self.logged(r"tenon: requests wait, and no step has ended for \d+ ms; "
+                                                           r"a rank that has not answered for 120\.0 s is named here")))
+            self.assertFalse(self.logged("end again"))
         finally:
             os.kill(child, signal.SIGCONT)
         self.assertEqual(client.read().status, 200)
         self.assertEqual(self.server.get("/health").status, 200)
+        self.assertTrue(wait_until(lambda: self.logged("tenon: steps of the engine end again")))
+        self.assertEqual(len(self.logged("no step has ended")), 1)  # once for each time
+
+    def logged(self, pattern):
+        return [line for line in self.server.log if re.search(pattern, line)]
 
 
 class Starting(unittest.TestCase):

@@ -19,8 +19,6 @@ from serve_support import Server  # noqa: E402
 # may be unknown, texts too long and fields may contradict one another.
 CHECKS = ("not_a_server_error,status_code_conformance,content_type_conformance,"
           "response_schema_conformance,negative_data_rejection,unsupported_method")
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/generate", "/tokenize", "/detokenize",
-         "/v1/models", "/v1/models/{model}")
 server = None
 
 
@@ -39,8 +37,6 @@ class Schemathesis(unittest.TestCase):
                    f"http://127.0.0.1:{server.port}/openapi.json", "--checks", CHECKS, "--seed", "1",
                    "--max-examples", "4", "--phases", "examples,coverage,fuzzing", "--workers", "1",
                    "--request-timeout", "20", "--no-color"]
-        for path in PATHS:
-            command += ["--include-path", path]
         with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=folder,
                                   env={**os.environ, "COLUMNS": "100"}, check=False)

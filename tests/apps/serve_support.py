@@ -181,6 +181,27 @@ class Server:
         return code
 
 
+class PatientClient(Client):
+    """Waits as long as the engine makes steps for somebody."""
+
+    def __init__(self, server):
+        super().__init__(server.port, timeout=60)
+        self.server = server
+
+    def more(self):
+        steps = -1
+        while True:
+            try:
+                return super().more()
+            except TimeoutError as late:
+                told = {name: self.server.metric(name) for name in (
+                    "tenon_engine_steps_total", "vllm:num_requests_running", "vllm:num_requests_waiting",
+                    "tenon_http_requests_in_progress")}
+                if told["tenon_engine_steps_total"] == steps or told["vllm:num_requests_running"] == 0:
+                    raise TimeoutError(f"{self.socket.gettimeout()} s without a step of the engine: {told}") from late
+                steps = told["tenon_engine_steps_total"]
+
+
 def chat(text="Tom has 3 boxes of 12 pencils. How many pencils does he have?", **more):
     return {"messages": [{"role": "user", "content": text}], **more}
 

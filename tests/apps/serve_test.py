@@ -591,11 +591,18 @@ class Refusals(unittest.TestCase):
         for name in ("name", "tool_call_id", "reasoning_content", "reasoning"):
             self.refused(CHAT, {"messages": [{"role": "user", "content": "x", name: 5}]}, 400,
                          f"messages[0].{name}", "is 5")
+        self.refused(CHAT, {"messages": [{"role": "user", "content": [{"type": [], "text": "x"}]}]}, 400,
+                     "messages[0].content", "type is []")
         self.refused(CHAT, chat(reasoning={"effort": 5}), 400, "reasoning.effort", "is 5")
         tool = {"type": "function", "function": {"name": "f", "parameters": 5}}
         self.refused(CHAT, chat(tools=[tool]), 400, "tools", "parameters")
         for more, pieces in (({"system": [5]}, ("system", "holds 5")),
                              ({"system": [{"type": "text"}]}, ("system", "text blocks")),
+                             ({"system": [{"type": {}, "text": "x"}]}, ("system", "text blocks")),
+                             ({"system": [{"type": "image", "text": "x"}]}, ("system", "text blocks")),
+                             ({"messages": [{"role": "user", "content": [
+                                 {"type": "tool_result", "content": [{"type": 5, "text": "x"}]}]}]},
+                              ("messages[0].content", "type is 5")),
                              ({"output_config": {"effort": 5}}, ("output_config.effort", "is 5")),
                              ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]},
                               ("messages[0].content", '"text"')),

@@ -1,9 +1,11 @@
 /* Boundaries through the C interface have the bits of the oracle. Usage:
  *   boundary_test threads TARGET NUM_RANKS
  *   boundary_test processes HOW NUM_RANKS, HOW: environment, id, exchange
+ * TARGET cuda needs the library of CUDA's runtime besides; without a GPU it is skipped (77).
  * Processes are this program again, started with the rank in front: what each needs comes through
  * its environment or, as an id and for the exchange, through files of a folder that they share. */
 #define _POSIX_C_SOURCE 200809L
+#include <dlfcn.h>
 #include <pthread.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -30,15 +32,27 @@ static void run_rank(tenon_communicator* communicator, int rank, int num_ranks) 
       run_case(communicator, &shape, rank, stage);
     }
   }
-  uint16_t mine[8], sum[8], all[8 * 8];
+  placed mine = memory_of(2 * 8), sum = memory_of(2 * 8), all = memory_of(2 * 8 * 8);
   held_tensor held[3];
-  for (int i = 0; i < 8; ++i) mine[i] = 0x3f80; /* bf16 1 */
-  const tenon_tensor* in = hold(&held[0], mine, 16, 8, 0);
+  for (int i = 0; i < 8; ++i) ((uint16_t*)mine.host)[i] = 0x3f80; /* bf16 1 */
+  put(&mine);
+  const tenon_tensor* in = hold(&held[0], mine.at, 16, 8, 0);
   held[0].tensor.type_code = 4; /* bf16: unsigned integers would be taken as such too */
-  CHECK_OK(tenon_all_reduce(communicator, in, hold(&held[1], sum, 16, 8, 0), NULL));
-  CHECK_OK(tenon_all_gather(communicator, in, hold(&held[2], all, 16, num_ranks, 8), NULL));
+  hold(&held[1], sum.at, 16, 8, 0);
+  hold(&held[2], all.at, 16, num_ranks, 8);
+  for (int i = 0; i < 3; ++i) lies_on(&held[i], &info);
+  CHECK_OK(tenon_all_reduce(communicator, in, &held[1].tensor, NULL));
+  CHECK_OK(tenon_all_gather(communicator, in, &held[2].tensor, NULL));
+  if (gpu.wait != NULL) CHECK(gpu.wait() == 0);
+  get(&sum);
+  get(&all);
   const uint16_t wanted = num_ranks == 2 ? 0x4000 : num_ranks == 4 ? 0x4080 : 0x3f80;
-  for (int i = 0; i < 8; ++i) CHECK(sum[i] == wanted && all[8 * (num_ranks - 1) + i] == 0x3f80);
+  for (int i = 0; i < 8; ++i)
+    CHECK(((uint16_t*)sum.host)[i] == wanted &&
+          ((uint16_t*)all.host)[8 * (num_ranks - 1) + i] == 0x3f80);
+  leave(&mine);
+  leave(&sum);
+  leave(&all);
   char text[8192];
   uint64_t bytes = sizeof text;
   CHECK_OK(tenon_communicator_explain(communicator, 256, 4, text, &bytes));
@@ -64,11 +78,36 @@ typedef struct thread_rank {
 
 static void* run_thread(void* at) {
   const thread_rank* self = at;
-  const tenon_communicator_options options = options_for(self->target);
+  tenon_communicator_options options = options_for(self->target);
   tenon_communicator* communicator = NULL;
+  if (gpu.use != NULL) {
+    int32_t devices = 0;
+    CHECK_OK(tenon_device_count(self->target, &devices));
+    options.device = self->rank % devices;
+    CHECK(gpu.use(options.device) == 0);
+  }
   CHECK_OK(tenon_communicator_from_team(&options, self->team, self->rank, &communicator));
   run_rank(communicator, self->rank, self->num_ranks);
   return NULL;
+}
+
+/* Fills `gpu` in; 0 where the build, or this machine, has no GPU of CUDA. */
+static int find_gpu(void) {
+  static const char* const names[] = {"libcudart.so.13", "libcudart.so.12", "libcudart.so"};
+  int32_t devices = 0;
+  if (tenon_device_count("cuda", &devices) != TENON_OK || devices == 0) return 0;
+  void* library = NULL;
+  for (size_t i = 0; library == NULL && i < sizeof names / sizeof names[0]; ++i)
+    library = dlopen(names[i], RTLD_NOW);
+  if (library == NULL) return 0;
+  *(void**)&gpu.use = dlsym(library, "cudaSetDevice");
+  *(void**)&gpu.allocate = dlsym(library, "cudaMalloc");
+  *(void**)&gpu.copy = dlsym(library, "cudaMemcpy");
+  *(void**)&gpu.release = dlsym(library, "cudaFree");
+  *(void**)&gpu.wait = dlsym(library, "cudaDeviceSynchronize");
+  CHECK(gpu.use != NULL && gpu.allocate != NULL && gpu.copy != NULL && gpu.release != NULL &&
+        gpu.wait != NULL);
+  return 1;
 }
 
 static void run_threads(const char* target, int num_ranks) {
@@ -201,6 +240,10 @@ static void start_processes(const char* self, const char* how, int num_ranks) {
 
 int main(int count, char** words) {
   if (count == 4 && strcmp(words[1], "threads") == 0) {
+    if (strcmp(words[2], "cuda") == 0 && !find_gpu()) {
+      printf("skipped: this build or machine has no GPU of CUDA\n");
+      return 77;
+    }
     run_threads(words[2], atoi(words[3]));
   } else if (count == 4 && strcmp(words[1], "processes") == 0) {
     start_processes(words[0], words[2], atoi(words[3]));

@@ -47,20 +47,66 @@ static void* zeros(size_t bytes) {
   return memory;
 }
 
+/* Functions of CUDA's runtime for tests whose tensors lie on a GPU, found at run time, so that no
+ * header of CUDA is needed; all null: tensors lie in host memory. */
+typedef struct gpu_memory {
+  int (*use)(int device);
+  int (*allocate)(void** made, size_t bytes);
+  int (*copy)(void* to, const void* from, size_t bytes, int kind);
+  int (*release)(void* made);
+  int (*wait)(void);
+} gpu_memory;
+static gpu_memory gpu;
+
+enum { kToDevice = 1, kToHost = 2 };
+
+/* Host memory, and where the library finds it: there, or on the GPU that this thread uses. */
+typedef struct placed {
+  void *host, *at;
+  size_t bytes;
+} placed;
+
+static inline placed memory_of(size_t bytes) {
+  placed made = {zeros(bytes), NULL, bytes};
+  made.at = made.host;
+  if (gpu.allocate != NULL) CHECK(gpu.allocate(&made.at, bytes) == 0);
+  return made;
+}
+
+static inline void put(const placed* what) {
+  if (what->at != what->host) CHECK(gpu.copy(what->at, what->host, what->bytes, kToDevice) == 0);
+}
+
+static inline void get(const placed* what) {
+  if (what->at != what->host) CHECK(gpu.copy(what->host, what->at, what->bytes, kToHost) == 0);
+}
+
+static inline void leave(const placed* what) {
+  if (what->at != what->host) CHECK(gpu.release(what->at) == 0);
+  free(what->host);
+}
+
+static inline void lies_on(held_tensor* held, const tenon_communicator_info* where) {
+  if (gpu.allocate == NULL) return;
+  held->tensor.device_type = 2; /* CUDA */
+  held->tensor.device_id = where->device;
+}
+
 /* Makes a channel and a boundary of `shape`, runs it twice, and judges what it wrote. */
 static inline void run_case(tenon_communicator* communicator, const oracle_case* shape, int rank,
                             int force_stage) {
   const size_t elements = (size_t)shape->rows * (size_t)shape->hidden;
-  uint16_t* addend = zeros(2 * elements);
-  uint16_t* residual = zeros(2 * elements);
-  uint16_t* weight = zeros(2 * (size_t)shape->hidden);
-  uint16_t* rows = zeros(2 * elements);
-  uint8_t* codes = zeros(elements);
   int64_t scale_shape[2] = {0, 0};
   CHECK_OK(tenon_scale_shape(shape->layout, shape->rows, shape->hidden, shape->group, scale_shape,
                              NULL));
   const size_t scale_bytes = 4 * (size_t)scale_shape[0] * (size_t)scale_shape[1];
-  uint8_t* scales = zeros(scale_bytes);
+  enum { kAddend, kResidual, kWeight, kRows, kCodes, kScales, kCount };
+  const size_t sizes[kCount] = {2 * elements, 2 * elements, 2 * (size_t)shape->hidden,
+                                2 * elements, elements,     scale_bytes};
+  placed memory[kCount];
+  for (int i = 0; i < kCount; ++i) memory[i] = memory_of(sizes[i]);
+  tenon_communicator_info info = TENON_COMMUNICATOR_INFO_INIT;
+  CHECK_OK(tenon_communicator_query(communicator, &info));
 
   tenon_channel_spec channel_spec = TENON_CHANNEL_SPEC_INIT;
   channel_spec.hidden = shape->hidden;
@@ -85,20 +131,24 @@ static inline void run_case(tenon_communicator* communicator, const oracle_case*
 
   held_tensor held[6];
   tenon_boundary_call call = TENON_BOUNDARY_CALL_INIT;
-  call.partial = hold(&held[0], addend, 16, shape->rows, shape->hidden);
-  call.residual = hold(&held[1], residual, 16, shape->rows, shape->hidden);
-  call.weight = hold(&held[2], weight, 16, shape->hidden, 0);
-  call.rows = hold(&held[3], rows, 16, shape->rows, shape->hidden);
-  call.codes = hold(&held[4], codes, 8, shape->rows, shape->hidden);
-  call.scales = hold(&held[5], scales, 32, scale_shape[0], scale_shape[1]);
+  call.partial = hold(&held[kAddend], memory[kAddend].at, 16, shape->rows, shape->hidden);
+  call.residual = hold(&held[kResidual], memory[kResidual].at, 16, shape->rows, shape->hidden);
+  call.weight = hold(&held[kWeight], memory[kWeight].at, 16, shape->hidden, 0);
+  call.rows = hold(&held[kRows], memory[kRows].at, 16, shape->rows, shape->hidden);
+  call.codes = hold(&held[kCodes], memory[kCodes].at, 8, shape->rows, shape->hidden);
+  call.scales = hold(&held[kScales], memory[kScales].at, 32, scale_shape[0], scale_shape[1]);
+  for (int i = 0; i < kCount; ++i) lies_on(&held[i], &info);
   for (int repeat = 0; repeat < 2; ++repeat) {
     char why[512] = "";
-    oracle_inputs(shape, rank, addend, residual, weight);
-    memset(rows, 0x55, 2 * elements);
-    memset(codes, 0x55, elements);
-    memset(scales, 0x55, scale_bytes);
+    oracle_inputs(shape, rank, memory[kAddend].host, memory[kResidual].host, memory[kWeight].host);
+    for (int i = kRows; i < kCount; ++i) memset(memory[i].host, 0x55, sizes[i]);
+    for (int i = 0; i < kCount; ++i) put(&memory[i]);
     CHECK_OK(tenon_boundary_run(boundary, &call));
-    if (oracle_judge(shape, residual, rows, codes, scales, scale_bytes, why) != 0) {
+    if (gpu.wait != NULL) CHECK(gpu.wait() == 0);
+    CHECK_OK(tenon_communicator_health(communicator));
+    for (int i = kResidual; i < kCount; ++i) get(&memory[i]);
+    if (oracle_judge(shape, memory[kResidual].host, memory[kRows].host, memory[kCodes].host,
+                     memory[kScales].host, scale_bytes, why) != 0) {
       fprintf(stderr, "rank %d: %s\n", rank, why);
       exit(1);
     }
@@ -119,13 +169,9 @@ static inline void run_case(tenon_communicator* communicator, const oracle_case*
   /* In the wrong order, which does not matter: what is made of something keeps it. */
   CHECK_OK(tenon_channel_destroy(channel));
   CHECK_OK(tenon_boundary_run(boundary, &call));
+  if (gpu.wait != NULL) CHECK(gpu.wait() == 0);
   CHECK_OK(tenon_boundary_destroy(boundary));
-  free(addend);
-  free(residual);
-  free(weight);
-  free(rows);
-  free(codes);
-  free(scales);
+  for (int i = 0; i < kCount; ++i) leave(&memory[i]);
 }
 
 #endif

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from oracle import LAYOUTS, case, difference, inputs, spec
 
 HIDDEN, GROUP, EPS = 4096, 128, 1e-6
+ROWS = (1, 4, 16, 64, 256)
 failures = []
 
 
@@ -119,6 +120,8 @@ def time_in_a_graph(run, calls=128, repeats=15):
 
 def time_of_host(run, calls=200, repeats=15):
     """µs of the host a call, nothing waited for between calls; the median."""
+    for _ in range(calls):
+        run()
     found = []
     for _ in range(repeats):
         torch.cuda.synchronize()
@@ -132,12 +135,37 @@ def time_of_host(run, calls=200, repeats=15):
     return statistics.median(found)
 
 
+def of_rows(rows, **spec):
+    """A boundary of 256 rows, and what a call with `rows` rows is given: arguments, and places of outputs."""
+    channel = tenon.Channel(communicator, hidden=HIDDEN, max_rows=256,
+                            sharded_residual=spec.pop("sharded_residual", False))
+    boundary = tenon.torch.Boundary(channel, hidden=HIDDEN, max_rows=256, eps=EPS, **spec)
+    torch.manual_seed(rank)
+    partial = torch.randn(rows, HIDDEN, device="cuda").bfloat16()
+    given = partial, torch.zeros_like(partial), torch.ones(HIDDEN, device="cuda").bfloat16()
+    return boundary, given, dict(zip(("rows", "codes", "scales"), boundary.outputs_like(partial)))
+
+
+def measure_host():
+    say("\nµs of the host a call, eager: outputs given, through torch.ops, outputs made; before anything is compiled")
+    say("rows      given  torch.ops   made   the same of torch's add_(1)")
+    for rows in ROWS:
+        boundary, given, places = of_rows(rows)
+        run = torch.ops.tenon.boundary.default
+        found = [time_of_host(lambda: boundary(*given, **places)),
+                 time_of_host(lambda: run(boundary.name, *given, *places.values())),
+                 time_of_host(lambda: boundary(*given)), time_of_host(lambda: given[1].add_(1))]
+        say("{:4d}  {:9.2f} {:10.2f} {:6.2f} {:9.2f}".format(rows, *found))
+        communicator.health()
+        boundary.close()
+
+
 def measure():
     say(f"\nhidden {HIDDEN}, bf16; rows and fp8 with fp32 row scales formed; µs a call")
-    say("graph: calls in a CUDA graph, the residual whole on every rank, and sharded by owner as in an engine that has")
-    say("boundaries only; torch: all_reduce, then residual, norm and quantiser. host: outputs given, outputs made, and a")
+    say("graph: calls in a CUDA graph, the residual whole on every rank, sharded by owner as in an engine that has")
+    say("boundaries only, and whole with fp8 alone formed; torch: all_reduce, then residual, norm and quantiser. host: a")
     say("function of torch.compile, which holds the call alone")
-    say("rows   graph: tenon  sharded   torch compiled  torch eager   host: given   made  compiled   variants")
+    say("rows   graph: tenon  sharded  fp8 alone   torch compiled  torch eager   host: compiled   variants")
     fused = epilogue
     try:
         fused = torch.compile(epilogue, dynamic=False)
@@ -146,37 +174,30 @@ def measure():
     except Exception as error:
         say(f"torch.compile of the three kernels: {str(error).splitlines()[0]}")
         fused = None
-    for rows in (1, 4, 16, 64, 256):
-        boundary, sharded = (tenon.torch.Boundary(
-            tenon.Channel(communicator, hidden=HIDDEN, max_rows=256, sharded_residual=shard), hidden=HIDDEN,
-            max_rows=256, eps=EPS) for shard in (False, True))
-        torch.manual_seed(rank)
-        partial = torch.randn(rows, HIDDEN, device="cuda").bfloat16()
-        residual, weight = torch.zeros_like(partial), torch.ones(HIDDEN, device="cuda").bfloat16()
-        places = dict(zip(("rows", "codes", "scales"), boundary.outputs_like(partial)))
-        addend = partial.clone()
+    for rows in ROWS:
+        arms = [of_rows(rows), of_rows(rows, sharded_residual=True), of_rows(rows, want_rows=False)]
+        boundary, given, places = arms[0]
+        _, residual, weight = given
+        addend = given[0].clone()
 
         def chain(tail):
             dist.all_reduce(addend)
             tail(addend, residual, weight)
 
-        found = [time_in_a_graph(lambda: boundary(partial, residual, weight, **places))]
-        found.append(time_in_a_graph(lambda: sharded(partial, residual, weight, **places)))
+        found = [time_in_a_graph(lambda: arm(*of, **to)) for arm, of, to in arms]
         found.append(time_in_a_graph(lambda: chain(fused), 32) if fused else float("nan"))
         found.append(time_in_a_graph(lambda: chain(epilogue), 32))
-        found.append(time_of_host(lambda: boundary(partial, residual, weight, **places)))
-        found.append(time_of_host(lambda: boundary(partial, residual, weight)))
         torch._dynamo.reset()
         compiled = torch.compile(lambda p, r: boundary(p, r, weight, **places).rows, fullgraph=True,
                                  backend="inductor" if fused else "aot_eager")
         with torch.no_grad():
-            compiled(partial, residual)
-            found.append(time_of_host(lambda: compiled(partial, residual)))
-        say("{:4d}  {:12.2f} {:8.2f} {:16.2f} {:12.2f} {:13.2f} {:6.2f} {:9.2f}".format(rows, *found),
-            "  ", boundary.plan(rows).variant, sharded.plan(rows).variant)
+            compiled(*given[:2])
+            found.append(time_of_host(lambda: compiled(*given[:2])))
+        say("{:4d}  {:12.2f} {:8.2f} {:10.2f} {:16.2f} {:12.2f} {:16.2f}".format(rows, *found), "  ",
+            *[arm.plan(rows).variant for arm, _, _ in arms])
         communicator.health()
-        sharded.close()
-        boundary.close()
+        for arm, _, _ in arms:
+            arm.close()
 
 
 os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -189,6 +210,8 @@ rank, world = dist.get_rank(), dist.get_world_size()
 communicator = tenon.torch.communicator(target="cuda", deadline=20.0)
 say(f"tenon {tenon.__version__} {tenon.commit()}, torch {torch.__version__}, {world} x {torch.cuda.get_device_name()},",
     f"transport {communicator.info.transport}, capturable {communicator.info.capturable}")
+if "--bits" not in sys.argv:
+    measure_host()
 check_bits()
 every = [None] * world
 dist.all_gather_object(every, failures)

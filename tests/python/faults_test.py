@@ -88,6 +88,11 @@ class Arguments(unittest.TestCase):
         start = next(i for i in range(8) if (odd.ctypes.data + 2 * i) % 16 == 2)
         self.refused(odd[start:start + 512].reshape(2, 256), residual, weight, says="16")
 
+    def test_streams(self):
+        for wrong in ("x", -1, 1.5, 1 << 64):
+            self.refused(*self.good, says="stream is .*; accepted: the number of a stream", stream=wrong)
+        self.refused(*self.good, says="stream.*accept", stream=4096)
+
     def test_overlap(self):
         partial, residual, weight = self.good
         self.refused(partial, partial, weight, says="over|same|share")

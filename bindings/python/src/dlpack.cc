@@ -1,6 +1,8 @@
 #include "bindings/python/src/dlpack.h"
 
-#include <cstring>
+#include <algorithm>
+#include <array>
+#include <utility>
 
 #include "bindings/python/src/raise.h"
 
@@ -27,8 +29,7 @@ struct Exchange {
 };
 
 const Exchange* exchange_of_type(PyObject* type) {
-  static PyObject* const name = PyUnicode_InternFromString("__dlpack_c_exchange_api__");
-  PyObject* const capsule = PyObject_GetAttr(type, name);
+  PyObject* const capsule = PyObject_GetAttrString(type, "__dlpack_c_exchange_api__");
   if (capsule == nullptr) {
     PyErr_Clear();
     return nullptr;
@@ -41,19 +42,41 @@ const Exchange* exchange_of_type(PyObject* type) {
   return found != nullptr && found->borrow != nullptr ? found : nullptr;
 }
 
-// Of the type of `array`; null where it has none. The last type is remembered, under the GIL.
-const Exchange* exchange_of(nb::handle array) {
-  static PyObject* last_type = nullptr;
-  static const Exchange* last = nullptr;
-  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(array.ptr()));
-  if (type != last_type) {
-    last = exchange_of_type(type);
-    Py_INCREF(type);
-    Py_XDECREF(last_type);
-    last_type = type;
-  }
-  return last;
+// A function of tenon._arrays, found once and then `kept` under the GIL. What is kept here is no
+// static variable with a value of its own: the guard of one, and the GIL, would be waited for in
+// two orders.
+nb::handle function_of_arrays(nb::handle& kept, const char* name) {
+  if (!kept) kept = nb::object(nb::module_::import_("tenon._arrays").attr(name)).release();
+  return kept;
 }
+
+// What all arrays of a type have in common.
+struct Type {
+  PyObject* type = nullptr;
+  const Exchange* exchange = nullptr;  // null: it has none
+  bool of_jax = false;
+};
+
+// Of the type of `array`. The last types are remembered, since a call of torch has tensors and
+// parameters. Under the GIL.
+const Type& type_of(nb::handle array) {
+  static std::array<Type, 4> known;
+  static std::size_t next = 0;
+  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(array.ptr()));
+  for (const Type& each : known)
+    if (each.type == type) return each;
+  static nb::handle kept;
+  const bool of_jax = nb::cast<bool>(function_of_arrays(kept, "is_of_jax")(nb::handle(type)));
+  const Exchange* const exchange = exchange_of_type(type);
+  Type& place = known[next++ % known.size()];
+  Py_INCREF(type);
+  Py_XDECREF(std::exchange(place.type, type));
+  place.exchange = exchange;
+  place.of_jax = of_jax;
+  return place;
+}
+
+std::uintptr_t bits_of(void* stream) { return reinterpret_cast<std::uintptr_t>(stream); }
 
 // With the first line of what the library said: some add where in their code.
 [[noreturn]] void refuse(const char* what, nb::python_error& error) {
@@ -62,37 +85,59 @@ const Exchange* exchange_of(nb::handle array) {
                                     said.substr(0, said.find('\n')) + "; " + kAccepted);
 }
 
-nb::object capsule_of(nb::handle array, bool on_device) {
-  if (on_device) {
-    try {
-      return array.attr("__dlpack__")(nb::arg("stream") = -1);
-    } catch (nb::python_error&) {  // of host memory, which has no streams: asked again without
-    }
-  }
-  return array.attr("__dlpack__")();
+// array.__dlpack__(stream=stream), without the argument where `stream` is null; null and Python's
+// error where it fails.
+PyObject* dlpack_of(PyObject* array, PyObject* stream) {
+  static PyObject *method = nullptr, *names = nullptr;
+  if (method == nullptr) method = PyUnicode_InternFromString("__dlpack__");
+  if (names == nullptr) names = Py_BuildValue("(s)", "stream");
+  PyObject* const arguments[] = {array, stream};
+  return PyObject_VectorcallMethod(method, arguments, 1, stream != nullptr ? names : nullptr);
+}
+
+// Null and Python's error where the library refuses.
+PyObject* capsule_of(PyObject* array, bool of_jax, const Place& place) {
+  if (!place.on_device) return dlpack_of(array, nullptr);
+  nb::object stream = nb::int_(-1);
+  // The default stream is 1 to DLPack, and to CUDA's driver.
+  if (of_jax) stream = nb::int_(std::max<std::uintptr_t>(bits_of(place.stream), 1));
+  PyObject* const capsule = dlpack_of(array, stream.ptr());
+  if (capsule != nullptr) return capsule;
+  PyErr_Clear();  // of host memory, which has no streams: asked again without
+  return dlpack_of(array, nullptr);
 }
 
 }  // namespace
 
-BorrowedTensor::BorrowedTensor(const char* what, nb::handle array, bool on_device, Use use) {
+BorrowedTensor::BorrowedTensor(const char* what, nb::handle array, const Place& place, Use use) {
   if (array.is_none()) return;
-  if (const Exchange* const exchange = exchange_of(array)) {
-    if (exchange->borrow(array.ptr(), &filled_in_) != 0) {
+  const Type type = type_of(array);
+  if (use == Use::kWritten && type.of_jax)
+    raise(TENON_INVALID_ARGUMENT, std::string(what) + " is a " + nb::inst_name(array).c_str() +
+                                      ", which never changes; accepted where tenon writes: arrays "
+                                      "of NumPy, torch or CuPy");
+  if (type.exchange != nullptr) {
+    if (type.exchange->borrow(array.ptr(), &filled_in_) != 0) {
       nb::python_error error;
       refuse(what, error);
     }
     tensor_ = &filled_in_;
     return;
   }
-  if (!nb::hasattr(array, "__dlpack__"))
-    raise(TENON_INVALID_ARGUMENT, std::string(what) + " is a " + nb::inst_name(array).c_str() +
-                                      ", which has no __dlpack__; " + kAccepted);
-  const nb::object seen = nb::module_::import_("tenon._arrays")
-                              .attr(use == Use::kWritten ? "writable" : "readable")(what, array);
-  try {
-    capsule_ = capsule_of(seen, on_device);
-  } catch (nb::python_error& error) {
-    refuse(what, error);
+  capsule_ = nb::steal(capsule_of(array.ptr(), type.of_jax, place));
+  if (!capsule_) {
+    PyErr_Clear();
+    if (!nb::hasattr(array, "__dlpack__"))
+      raise(TENON_INVALID_ARGUMENT, std::string(what) + " is a " + nb::inst_name(array).c_str() +
+                                        ", which has no __dlpack__; " + kAccepted);
+    static nb::handle kept;
+    try {
+      const nb::object seen = function_of_arrays(kept, "exportable")(array);
+      capsule_ = nb::steal(capsule_of(seen.ptr(), type.of_jax, place));
+      if (!capsule_) throw nb::python_error();
+    } catch (nb::python_error& error) {
+      refuse(what, error);
+    }
   }
   // The protocol's struct begins with the DLTensor, which tenon_tensor is.
   if (!PyCapsule_IsValid(capsule_.ptr(), "dltensor"))
@@ -101,18 +146,29 @@ BorrowedTensor::BorrowedTensor(const char* what, nb::handle array, bool on_devic
   tensor_ = static_cast<const tenon_tensor*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"));
 }
 
-std::uintptr_t stream_for(std::optional<std::uintptr_t> given, nb::handle array,
-                          const BorrowedTensor& borrowed) {
-  if (given) return *given;
+void* stream_of_number(nb::handle given) {
+  if (given.is_none()) return nullptr;
+  const unsigned long long number = PyLong_AsUnsignedLongLong(given.ptr());
+  if (number == ~0ULL && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    raise(TENON_INVALID_ARGUMENT, std::string("stream is ") + nb::repr(given).c_str() +
+                                      "; accepted: the number of a stream, 0 or more, or None");
+  }
+  return reinterpret_cast<void*>(static_cast<std::uintptr_t>(number));
+}
+
+void* current_stream(nb::handle array, const BorrowedTensor& borrowed) {
   const tenon_tensor* const tensor = borrowed.get();
-  if (tensor == nullptr || tensor->device_type == 1) return 0;  // of a host: no streams
-  const Exchange* const exchange = exchange_of(array);
-  if (exchange == nullptr)
-    return nb::cast<std::uintptr_t>(nb::module_::import_("tenon._arrays").attr("stream_of")(array));
+  if (tensor == nullptr || tensor->device_type == 1) return nullptr;  // of a host: no streams
   void* stream = nullptr;
-  if (exchange->current_stream(tensor->device_type, tensor->device_id, &stream) != 0)
-    throw nb::python_error();
-  return reinterpret_cast<std::uintptr_t>(stream);
+  if (const Exchange* const exchange = type_of(array).exchange) {
+    if (exchange->current_stream(tensor->device_type, tensor->device_id, &stream) != 0)
+      throw nb::python_error();
+    return stream;
+  }
+  static nb::handle kept;
+  const nb::object number = function_of_arrays(kept, "stream_of")(array);
+  return stream_of_number(number);
 }
 
 }  // namespace tenon::python

@@ -7,21 +7,28 @@
 #include <nanobind/nanobind.h>
 
 #include <cstdint>
-#include <optional>
 #include <string>
 
 #include "bindings/c/tenon.h"
 
 namespace tenon::python {
 
+// Where the memory is that a call works on, and its stream there; null: the default one.
+struct Place {
+  bool on_device = false;
+  void* stream = nullptr;
+};
+
 // Borrows `array` for as long as this lives. With None there is no tensor: get() is null. `what`
-// names it in messages. `on_device`: the producer is told not to synchronize streams (stream -1).
-// Raises InvalidArgumentError for what cannot be exported, and for what is to be `written` and
-// never changes.
+// names it in messages. On devices the library of the array is told not to synchronize streams
+// (stream -1), since the caller's orders the work; JAX, whose streams nobody knows, makes
+// `place.stream` wait until the array is there. Raises InvalidArgumentError for what cannot be
+// exported, and for what is to be `written` and never changes.
 class BorrowedTensor {
  public:
   enum class Use { kRead, kWritten };
-  BorrowedTensor(const char* what, nanobind::handle array, bool on_device, Use use = Use::kRead);
+  BorrowedTensor(const char* what, nanobind::handle array, const Place& place,
+                 Use use = Use::kRead);
   BorrowedTensor(const BorrowedTensor&) = delete;
   BorrowedTensor& operator=(const BorrowedTensor&) = delete;
   const tenon_tensor* get() const { return tensor_; }
@@ -32,8 +39,10 @@ class BorrowedTensor {
   const tenon_tensor* tensor_ = nullptr;
 };
 
-// `given`, or without it the stream on which the library of `array` works now; 0: the default one.
-std::uintptr_t stream_for(std::optional<std::uintptr_t> given, nanobind::handle array,
-                          const BorrowedTensor& borrowed);
+// The stream of that number; null for None. Raises InvalidArgumentError for what is no number of 64
+// bits.
+void* stream_of_number(nanobind::handle given);
+// The stream on which the library of `array` works now; null: the default one.
+void* current_stream(nanobind::handle array, const BorrowedTensor& borrowed);
 
 }  // namespace tenon::python

@@ -157,12 +157,13 @@ using Collective = tenon_code (*)(tenon_communicator*, const tenon_tensor*, cons
 
 template <Collective kRun>
 void run_collective(const Communicator& communicator, nb::handle in, nb::handle out,
-                    std::optional<std::uintptr_t> stream) {
+                    nb::handle stream) {
   tenon_communicator* const handle = communicator.get();
-  const BorrowedTensor from("array", in, communicator.on_device());
-  const BorrowedTensor to("out", out, communicator.on_device(), Use::kWritten);
-  void* const number = reinterpret_cast<void*>(stream_for(stream, in, from));
-  check_waiting([&] { return kRun(handle, from.get(), to.get(), number); });
+  Place place{communicator.on_device(), stream_of_number(stream)};
+  const BorrowedTensor from("array", in, place);
+  if (stream.is_none()) place.stream = current_stream(in, from);
+  const BorrowedTensor to("out", out, place, Use::kWritten);
+  check_waiting([&] { return kRun(handle, from.get(), to.get(), place.stream); });
 }
 
 Channel make_channel(const Communicator& communicator, int hidden, int max_rows, int dtype,
@@ -210,13 +211,14 @@ Boundary make_boundary(const Channel& channel, int hidden, int max_rows, int dty
 
 void run_boundary(const Boundary& boundary, nb::handle partial, nb::handle residual,
                   nb::handle weight, nb::handle rows, nb::handle codes, nb::handle scales,
-                  std::optional<std::uintptr_t> stream) {
+                  nb::handle stream) {
   tenon_boundary* const handle = boundary.get();
-  const bool on_device = boundary.on_device();
-  const BorrowedTensor in("partial", partial, on_device),
-      kept("residual", residual, on_device, Use::kWritten), norm("weight", weight, on_device),
-      out("rows", rows, on_device, Use::kWritten), packed("codes", codes, on_device, Use::kWritten),
-      scaled("scales", scales, on_device, Use::kWritten);
+  Place place{boundary.on_device(), stream_of_number(stream)};
+  const BorrowedTensor in("partial", partial, place);
+  if (stream.is_none()) place.stream = current_stream(partial, in);
+  const BorrowedTensor kept("residual", residual, place, Use::kWritten),
+      norm("weight", weight, place), out("rows", rows, place, Use::kWritten),
+      packed("codes", codes, place, Use::kWritten), scaled("scales", scales, place, Use::kWritten);
   tenon_boundary_call call = TENON_BOUNDARY_CALL_INIT;
   call.partial = in.get();
   call.residual = kept.get();
@@ -224,7 +226,7 @@ void run_boundary(const Boundary& boundary, nb::handle partial, nb::handle resid
   call.rows = out.get();
   call.codes = packed.get();
   call.scales = scaled.get();
-  call.stream = reinterpret_cast<void*>(stream_for(stream, partial, in));
+  call.stream = place.stream;
   check_waiting([&] { return tenon_boundary_run(handle, &call); });
 }
 

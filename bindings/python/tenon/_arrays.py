@@ -13,14 +13,23 @@ Array = Any  # of NumPy, torch, CuPy, JAX: anything with __dlpack__
 
 def library(array: Array) -> str:
     """ "numpy", "torch", "cupy", "jax", ...: the first word of the module of its type."""
-    name = type(array).__module__.partition(".")[0]
+    return _library_of(type(array))
+
+
+def _library_of(kind: type) -> str:
+    name = kind.__module__.partition(".")[0]
     return "jax" if name.startswith("jax") else name
 
 
-def readable(what: str, array: Array) -> Array:
-    """What of `array` goes through __dlpack__: of torch without gradients, and fp8 as its bytes; of NumPy
-    the types that only extensions name (bfloat16, float8) as unsigned integers of their size. `what` names
-    it in messages. Arrays of types with __dlpack_c_exchange_api__ do not come here."""
+def is_of_jax(kind: type) -> bool:
+    """Is this type of array JAX's? These never change, and are made on streams that JAX does not tell."""
+    return _library_of(kind) == "jax"
+
+
+def exportable(array: Array) -> Array:
+    """An array that its library does not export as it is, seen so that it might: of torch without gradients,
+    and fp8 as its bytes; of NumPy the types that only extensions name (bfloat16, float8) as unsigned
+    integers of their size. Arrays of types with __dlpack_c_exchange_api__ do not come here."""
     kind = library(array)
     if kind == "torch":
         if array.requires_grad:
@@ -30,16 +39,6 @@ def readable(what: str, array: Array) -> Array:
     elif kind == "numpy" and array.dtype.kind == "V" and array.dtype.itemsize <= 2:
         array = array.view(f"u{array.dtype.itemsize}")
     return array
-
-
-def writable(what: str, array: Array) -> Array:
-    """The same, refused if its library promises that arrays never change."""
-    if library(array) == "jax":
-        raise InvalidArgumentError(
-            f"{what} is an array of JAX, which never changes; accepted where tenon writes: arrays of "
-            "NumPy, torch or CuPy"
-        )
-    return readable(what, array)
 
 
 # Element types that an output may have, as each library names them.

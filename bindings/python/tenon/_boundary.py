@@ -30,6 +30,9 @@ class Outputs(NamedTuple):
     scales: Optional[Array]
 
 
+_new = tuple.__new__  # the constructors of named tuples take their fields one by one, which is slower
+
+
 class Plan(NamedTuple):
     """How calls with up to max_rows rows run; the fields are those of tenon_plan."""
 
@@ -127,6 +130,7 @@ class Boundary:
             where._raw, hidden, max_rows, number, weight, eps, offset, fresh_residual, want_rows, want_fp8,
             code, group, self._layout, force_stage, max_stage, force_variant, site,
         )
+        self._run = self._raw.run
 
     def scale_shape(self, rows: int) -> tuple[int, int]:
         """The shape of the scales of a call with `rows` rows."""
@@ -166,8 +170,8 @@ class Boundary:
         """
         if rows is None and codes is None and scales is None:
             rows, codes, scales = self.outputs_like(partial)
-        self._raw.run(partial, residual, weight, rows, codes, scales, stream)
-        return Outputs(residual, rows, codes, scales)
+        self._run(partial, residual, weight, rows, codes, scales, stream)
+        return _new(Outputs, (residual, rows, codes, scales))
 
     def plan(self, rows: int) -> Plan:
         """How a call with so many rows runs."""

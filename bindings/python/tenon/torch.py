@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 import torch
 
 from . import _boundary
 from ._arrays import Array
-from ._boundary import Channel, Outputs
+from ._boundary import Channel, Outputs, _new
 from ._communicator import Communicator, unique_id
 from ._errors import InvalidArgumentError
 
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 # Operators take no objects: boundaries go by their names. Texts, since torch.compile may take a number for one that
 # changes.
-_boundaries: "weakref.WeakValueDictionary[str, Boundary]" = weakref.WeakValueDictionary()
+_runs: dict[str, Callable[..., None]] = {}  # of the boundaries that live
 _numbers = itertools.count()
+_is_compiling = torch.compiler.is_compiling
 
 _ROWS = {"bf16": torch.bfloat16, "f16": torch.float16}
 _FP8 = {"e4m3": torch.float8_e4m3fn, "e4m3fnuz": torch.float8_e4m3fnuz}
@@ -43,12 +44,13 @@ def _run(
     codes: Optional[Array],
     scales: Optional[Array],
 ) -> None:
-    boundary = _boundaries.get(name)
-    if boundary is None:
+    try:
+        run = _runs[name]
+    except KeyError:
         raise InvalidArgumentError(
             f"boundary {name} of torch.ops.tenon.boundary is gone; accepted: one whose tenon.torch.Boundary lives"
-        )
-    boundary._raw.run(partial, residual, weight, rows, codes, scales, None)
+        ) from None
+    run(partial, residual, weight, rows, codes, scales, None)
 
 
 def _run_fake(*arguments: Any) -> None:
@@ -94,7 +96,8 @@ class Boundary(_boundary.Boundary):
         super().__init__(where, **spec)
         self.name = f"{next(_numbers)}"
         self._sizes = f"{self.hidden}", f"{self.group}"
-        _boundaries[self.name] = self
+        _runs[self.name] = self._run
+        weakref.finalize(self, _runs.pop, self.name).atexit = False
 
     def outputs_like(self, partial: Array) -> tuple[Optional[Array], Optional[Array], Optional[Array]]:
         """New (rows, codes, scales) for a call with this addend, on its device."""
@@ -124,15 +127,14 @@ class Boundary(_boundary.Boundary):
         stream: Optional[int] = None,
     ) -> Outputs:
         """One call; the arguments are those of tenon.Boundary. Compiled code runs on torch's current stream."""
-        if not torch.compiler.is_compiling():
-            return super().__call__(
-                partial, residual, weight, rows=rows, codes=codes, scales=scales, stream=stream
-            )
+        if rows is None and codes is None and scales is None:
+            rows, codes, scales = self.outputs_like(partial)
+        if not _is_compiling():
+            self._run(partial, residual, weight, rows, codes, scales, stream)
+            return _new(Outputs, (residual, rows, codes, scales))
         if stream is not None:
             raise InvalidArgumentError(
                 f"stream is {stream} in compiled code, which runs on torch's current stream; accepted: None"
             )
-        if rows is None and codes is None and scales is None:
-            rows, codes, scales = self.outputs_like(partial)
         torch.ops.tenon.boundary(self.name, partial, residual, weight, rows, codes, scales)
         return Outputs(residual, rows, codes, scales)
