@@ -234,10 +234,13 @@ TENON_DEVICE Word4 take(const ChannelView& team, Call& call, Phase phase, int se
 }
 
 // The same for words of every peer at once: those of rank r lie at place(r). words[own rank] is the
-// caller's and stays. row() names the place in a fault. kRanks: the most ranks there may be.
+// caller's and stays. row() names the place in a fault. kRanks: the most ranks there may be. Up to
+// four ranks look at all places again while one is missing: that is an instruction for each, where
+// looking at the missing ones only is a branch for each, and the loop is the latency of a boundary.
 template <class Protocol, int kRanks, Clears kClears = Clears::kNow, class Row, class AddressOf>
 TENON_DEVICE void take_of_all(const ChannelView& team, Call& call, Phase phase, Row row,
                               AddressOf place, Word4 (&words)[kRanks], bool whole_wave) {
+  constexpr bool kAllAgain = kRanks <= 4;
   const auto is_peer = [&](int r) { return r < team.size && r != team.rank; };
   const auto missing = [&] {
     int found = -1;
@@ -246,17 +249,23 @@ TENON_DEVICE void take_of_all(const ChannelView& team, Call& call, Phase phase, 
       if (is_peer(r) && !has_arrived(words[r])) found = r;
     return found;
   };
+  const auto complete = [&] {
+    bool found = true;
+    TENON_UNROLL
+    for (int r = 0; r < kRanks; ++r) found &= !is_peer(r) | has_arrived(words[r]);
+    return found;
+  };
   if (!call.lost) {
     TENON_UNROLL
     for (int r = 0; r < kRanks; ++r)  // all loads are under way before the first is looked at
       if (is_peer(r)) words[r] = look(place(r));
     WaitBudget budget;
-    while (missing() >= 0) {
+    while (!complete()) {
       const bool waits = may_keep_waiting(budget, team.abort_word[team.rank], team.deadline_ns);
       TENON_UNROLL
       for (int r = 0; r < kRanks; ++r)
-        if (is_peer(r) && !has_arrived(words[r])) words[r] = look(place(r));
-      if (!waits && missing() >= 0) {
+        if (is_peer(r) && (kAllAgain || !has_arrived(words[r]))) words[r] = look(place(r));
+      if (!waits && !complete()) {
         give_up(team, call, budget.end, phase, missing(), row());
         break;
       }
