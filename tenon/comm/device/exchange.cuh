@@ -12,9 +12,9 @@
 //     lies depends on its place in the chunk and its sender only, never on how much there is. A rank
 //     that comes with less is missed by name. One that comes with another shape may be misread;
 //     rule 9 finds it out.
-//  3. Whoever takes a word puts kNotArrived back: at once (take()), or, in a call of one generation,
-//     before the call ends (Clears). So, between two calls of a rank, its slots hold nothing but what
-//     faster ranks have sent ahead, and no call needs to know the shape of an earlier one.
+//  3. Whoever takes a word puts kNotArrived back at once (take()). So, between two calls of a rank,
+//     its slots hold nothing but what faster ranks have sent ahead, and no call needs to know the
+//     shape of an earlier one.
 //  4. Within a call a block takes only from the same-numbered block of each peer, directly or by way
 //     of a third rank that passes on what it made of it; the grid is the same on all ranks; and a
 //     block has something to take in every generation of a call but perhaps the last. So when a
@@ -203,17 +203,12 @@ struct SlotAddress {
 TENON_DEVICE Word4 look(const SlotAddress& place) { return load16_relaxed(place.at); }
 TENON_DEVICE void clear(const SlotAddress& place) { store16_relaxed(place.at, kNothing); }
 
-// When words are cleared that were taken. Later: by whoever takes them, before the kernel ends and
-// in a call of one generation only, where the stores would stand in the way of what waits for the
-// words.
-enum class Clears { kNow, kLater };
-
 // Ends with the words that `sender` sent to `place`. `row` names the place in a fault; `words` is
 // what an earlier look found there. This loop is the latency of a boundary. Lanes leave it one by
 // one as their words arrive, and clears among the looks of others cost 0.5 us on an H200: where
 // `whole_wave` says that every lane of the wave takes, they clear together. Written with a lambda
 // for the look, as in wait_until(), it took 0.07 us longer.
-template <class Protocol, Clears kClears = Clears::kNow, class Address>
+template <class Protocol, class Address>
 TENON_DEVICE Word4 take(const ChannelView& team, Call& call, Phase phase, int sender,
                         std::uint32_t row, const Address& place, Word4 words, bool whole_wave) {
   if (!call.lost) {
@@ -229,18 +224,15 @@ TENON_DEVICE Word4 take(const ChannelView& team, Call& call, Phase phase, int se
     }
   }
   if (whole_wave) sync_wave();
-  if (Protocol::kClears && kClears == Clears::kNow && !call.lost) clear(place);
+  if (Protocol::kClears && !call.lost) clear(place);
   return words;
 }
 
 // The same for words of every peer at once: those of rank r lie at place(r). words[own rank] is the
-// caller's and stays. row() names the place in a fault. kRanks: the most ranks there may be. Up to
-// four ranks look at all places again while one is missing: that is an instruction for each, where
-// looking at the missing ones only is a branch for each, and the loop is the latency of a boundary.
-template <class Protocol, int kRanks, Clears kClears = Clears::kNow, class Row, class AddressOf>
+// caller's and stays. row() names the place in a fault. kRanks: the most ranks there may be.
+template <class Protocol, int kRanks, class Row, class AddressOf>
 TENON_DEVICE void take_of_all(const ChannelView& team, Call& call, Phase phase, Row row,
                               AddressOf place, Word4 (&words)[kRanks], bool whole_wave) {
-  constexpr bool kAllAgain = kRanks <= 4;
   const auto is_peer = [&](int r) { return r < team.size && r != team.rank; };
   const auto missing = [&] {
     int found = -1;
@@ -249,23 +241,17 @@ TENON_DEVICE void take_of_all(const ChannelView& team, Call& call, Phase phase, 
       if (is_peer(r) && !has_arrived(words[r])) found = r;
     return found;
   };
-  const auto complete = [&] {
-    bool found = true;
-    TENON_UNROLL
-    for (int r = 0; r < kRanks; ++r) found &= !is_peer(r) | has_arrived(words[r]);
-    return found;
-  };
   if (!call.lost) {
     TENON_UNROLL
     for (int r = 0; r < kRanks; ++r)  // all loads are under way before the first is looked at
       if (is_peer(r)) words[r] = look(place(r));
     WaitBudget budget;
-    while (!complete()) {
+    while (missing() >= 0) {
       const bool waits = may_keep_waiting(budget, team.abort_word[team.rank], team.deadline_ns);
       TENON_UNROLL
       for (int r = 0; r < kRanks; ++r)
-        if (is_peer(r) && (kAllAgain || !has_arrived(words[r]))) words[r] = look(place(r));
-      if (!waits && !complete()) {
+        if (is_peer(r) && !has_arrived(words[r])) words[r] = look(place(r));
+      if (!waits && missing() >= 0) {
         give_up(team, call, budget.end, phase, missing(), row());
         break;
       }
@@ -274,7 +260,7 @@ TENON_DEVICE void take_of_all(const ChannelView& team, Call& call, Phase phase, 
   if (whole_wave) sync_wave();
   TENON_UNROLL
   for (int r = 0; r < kRanks; ++r)
-    if (Protocol::kClears && kClears == Clears::kNow && !call.lost && is_peer(r)) clear(place(r));
+    if (Protocol::kClears && !call.lost && is_peer(r)) clear(place(r));
 }
 
 // --- notes: rule 9 ------------------------------------------------------------------------------

@@ -215,6 +215,7 @@ TENON_DEVICE void norm_row(const NormSpec& spec, int rows_done, const ThreadSpan
     load_sums.template operator()<kVectors>(vector, h);
     const std::byte* const old = kAhead ? bytes(&ahead.of[i].residual) : residual + vector * 16;
     add_residual<T, kVectors>(h, old, spec.fresh_residual, &held[i]);
+    store_vectors<kVectors>(residual + vector * 16, &held[i]);
     square_sums<kVectors>(h, &partials[i]);
   });
   const float square = block_sum(run_sum(partials, span.count), rows_done);
@@ -223,7 +224,6 @@ TENON_DEVICE void norm_row(const NormSpec& spec, int rows_done, const ThreadSpan
     const int vector = span.first + i;
     float h[kVectors * kVector];
     unpack<T, kVectors>(&held[i], h);
-    store_vectors<kVectors>(residual + vector * 16, &held[i]);
     scale_by_weight<T, kVectors>(h, &held[i], rstd, spec,
                                  kAhead ? bytes(ahead.of[i].weights) : weights_at(spec, vector));
     if (spec.norm != nullptr) store_vectors<kVectors>(spec.norm + vector * 16, &held[i]);

@@ -8,7 +8,7 @@
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
 // One row from its parts. `norm` and `quant` are at that row.
-template <class K, Clears kClears>
+template <class K>
 TENON_DEVICE void finish_row(const FusedArgs& args, const NormSpec& norm, const QuantSpec& quant,
                              Call& call, int row, int rows_done, std::uint32_t entry,
                              const ThreadSpan& span, const Own<K::kMaxSpan>& own,
@@ -17,8 +17,7 @@ TENON_DEVICE void finish_row(const FusedArgs& args, const NormSpec& norm, const 
   Word4 held[K::kMaxSpan];
   norm_row<T>(norm, rows_done, span, ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
-                take_sums<K, kClears, kVectors>(args, call, row, entry, vector, own, EarlyLook{},
-                                                sums);
+                take_sums<K, kVectors>(args, call, row, entry, vector, own, EarlyLook{}, sums);
               });
   if (quant.codes == nullptr) return;
   quantize_to_tensors<T>(quant, 0, span, held);
@@ -69,8 +68,7 @@ one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   send_part<K>(args, call, row, entry, own);
   const auto ahead = prefetch_row<kMaxSpan>(norm, span);
   count_call<Protocol>(args.team, call, 1);
-  finish_row<K, Clears::kLater>(args, norm, quant, call, row, 0, entry, span, own, ahead);
-  clear_parts<K>(args, call, entry, span);
+  finish_row<K>(args, norm, quant, call, row, 0, entry, span, own, ahead);
 }
 
 // Any number of rows. Each block sends a row ahead of the one it works on, so that the link is
@@ -108,8 +106,8 @@ one_shot_kernel(TENON_ARGS(FusedArgs) args) {
       };
       if (next < chunk) send_part<K>(args, call, first + next, entry(next), sent);
       if (index >= 0) {
-        finish_row<K, Clears::kNow>(args, norm, at_row(call_quant, row), call, row, rows_done++,
-                                    entry(index), span, own, ahead);
+        finish_row<K>(args, norm, at_row(call_quant, row), call, row, rows_done++, entry(index),
+                      span, own, ahead);
       } else if (first == 0) {
         count_call<Protocol>(args.team, call, static_cast<std::uint32_t>(args.num_generations));
       }

@@ -151,7 +151,7 @@ TENON_DEVICE EarlyLook look_early(const FusedArgs& args, std::uint32_t entry) {
 }
 
 // Step 1 of one vector of which every peer has sent its part: sums in rank order.
-template <class K, Clears kClears>
+template <class K>
 TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, int row, std::uint32_t entry,
                            int vector, const Word4& own, const EarlyLook& early,
                            float (&sum)[kVector]) {
@@ -165,7 +165,7 @@ TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, int row, std::uint
   if constexpr (kRanks == 1) {
     unpack8<T>(own, sum);
   } else if constexpr (kRanks == 2) {  // one peer, and a sum of two has no order
-    const Word4 theirs = take_vector<Wire, Protocol, kMaxSpan, kClears>(
+    const Word4 theirs = take_vector<Wire, Protocol, kMaxSpan>(
         args.team, call, Phase::kScatter, 1 - rank, name, part_from<kRanks>(args, entry, 1 - rank),
         vectors, vector, early);
     unpack8<T>(own, sum);
@@ -173,7 +173,7 @@ TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, int row, std::uint
     for (int k = 0; k < kVector; ++k) sum[k] = sum[k] + addend[k];
   } else {
     Word4 words[kRanks] = {};
-    take_of_all<Protocol, kRanks, kClears>(
+    take_of_all<Protocol, kRanks>(
         args.team, call, Phase::kScatter, [&] { return name; },
         [&](int sender) {
           return address_of<Wire>(part_from<kRanks>(args, entry, sender), vectors, vector);
@@ -199,35 +199,20 @@ TENON_DEVICE void take_sum(const FusedArgs& args, Call& call, int row, std::uint
 }
 
 // The same for kVectors vectors from `vector` on.
-template <class K, Clears kClears, int kVectors>
+template <class K, int kVectors>
 TENON_DEVICE void take_sums(const FusedArgs& args, Call& call, int row, std::uint32_t entry,
                             int vector, const Own<K::kMaxSpan>& kept, const EarlyLook& early,
                             float (&sums)[kVectors * kVector]) {
   if constexpr (Own<K::kMaxSpan>::kKept && kVectors == 1) {
-    take_sum<K, kClears>(args, call, row, entry, vector, kept.words, early, sums);
+    take_sum<K>(args, call, row, entry, vector, kept.words, early, sums);
   } else {
     const std::byte* const own = args.partial + row * args.partial_stride + vector * 16;
     for (int i = 0; i < kVectors; ++i) {
       float sum[kVector];
-      take_sum<K, kClears>(args, call, row, entry, vector + i, load16(own + i * 16), EarlyLook{},
-                           sum);
+      take_sum<K>(args, call, row, entry, vector + i, load16(own + i * 16), EarlyLook{}, sum);
       for (int k = 0; k < kVector; ++k) sums[i * kVector + k] = sum[k];
     }
   }
-}
-
-// What a thread left behind that took its vectors of a row's parts with Clears::kLater.
-template <class K>
-TENON_DEVICE void clear_parts(const FusedArgs& args, const Call& call, std::uint32_t entry,
-                              const ThreadSpan& span) {
-  using Protocol = typename K::Protocol;
-  if (!Protocol::kClears || call.lost) return;
-  for (int vector = span.first; vector < span.first + span.count; ++vector)
-    for_peers<K::kRanks>(args.team, [&](int peer) {
-      clear(address_of<typename K::Wire>(
-          part_from<K::kRanks>(args, entry, rank_of_peer<K::kRanks>(args.team, peer)), args.vectors,
-          vector));
-    });
 }
 
 }  // namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant

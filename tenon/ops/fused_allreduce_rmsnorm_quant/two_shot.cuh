@@ -134,7 +134,7 @@ TENON_DEVICE OwnRow<K::kMaxSpan> read_own_row(const FusedArgs& args, const NormS
 
 // My row of a stripe: its norm, and the results (RESULT of rule 6) to every peer. `lost_words` are
 // the block's, for odd turns and even.
-template <class K, Clears kClears>
+template <class K>
 TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, const QuantSpec& quant,
                           Call& call, const Stripe& stripe, int rows_done, const ThreadSpan& span,
                           const OwnRow<K::kMaxSpan>& read, Word4* image,
@@ -156,8 +156,8 @@ TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, cons
   const NormSpec norm = at_row(call_norm, row);
   norm_row<T>(norm, rows_done, span, read.ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
-                take_sums<K, kClears, kVectors>(args, call, row, stripe.parts, vector, read.own,
-                                                read.early, sums);
+                take_sums<K, kVectors>(args, call, row, stripe.parts, vector, read.own, read.early,
+                                       sums);
                 if (call.lost) *lost_word = 1;
               });
   call.lost |= *lost_word != 0;  // set before the barriers of norm_row, so all threads agree
@@ -320,8 +320,7 @@ TENON_DEVICE void run_stripes(const FusedArgs& args, Word4* image, std::uint32_t
     if (next < stride) count_call<Protocol>(args.team, call, num_generations);
     read_next(next + stride);
     if (mine.first_row + rank < args.rows)
-      own_row<K, Clears::kNow>(args, norm, quant, call, mine, rows_done++, span, own, image,
-                               lost_words);
+      own_row<K>(args, norm, quant, call, mine, rows_done++, span, own, image, lost_words);
     if constexpr (kAtOnce) {
       for_peers<kRanks>(args.team, [&](int peer) {
         const int owner = rank_of_peer<kRanks>(args.team, peer);
@@ -402,8 +401,7 @@ two_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   if (thread_id() == 0) lost_words[0] = 0;  // count_call() has a barrier
   count_call<Protocol>(args.team, call, 1);
   if (is_mine) {
-    own_row<K, Clears::kLater>(args, norm, quant, call, stripe, 0, span, read, image, lost_words);
-    clear_parts<K>(args, call, stripe.parts, span);
+    own_row<K>(args, norm, quant, call, stripe, 0, span, read, image, lost_words);
   } else {
     peer_row<K>(args, quant, call, stripe, owner, span, {});
   }

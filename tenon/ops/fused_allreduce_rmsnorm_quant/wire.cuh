@@ -196,13 +196,13 @@ TENON_DEVICE Word4 unwrap(const ChannelView& team, Call& call, Phase phase, int 
 
 // Ends with vector `vector` of the row that `sender` sent to `row`. Where kMaxSpan is 1 or rows
 // travel packed, every lane of the wave must call this. The rest is take()'s.
-template <class Wire, class Protocol, int kMaxSpan, Clears kClears = Clears::kNow>
+template <class Wire, class Protocol, int kMaxSpan>
 TENON_DEVICE Word4 take_vector(const ChannelView& team, Call& call, Phase phase, int sender,
                                std::uint32_t name, std::byte* row, int vectors, int vector,
                                EarlyLook early = {}) {
   const auto place = address_of<Wire>(row, vectors, vector, &early.rest);
   const Word4 words =
-      take<Protocol, kClears>(team, call, phase, sender, name, place, early.words, kMaxSpan == 1);
+      take<Protocol>(team, call, phase, sender, name, place, early.words, kMaxSpan == 1);
   return unwrap<Protocol>(team, call, phase, sender, name, place, words);
 }
 
