@@ -17,6 +17,7 @@
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http.hpp>
 
+#include "apps/server/keep_alive.h"
 #include "tenon/core/env.h"
 #include "tenon/core/guard.h"
 #include "tenon/core/thread.h"
@@ -182,6 +183,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   asio::awaitable<void> run() {
     error_code ignored;
+    watch_peer(socket_.native_handle());
     socket_.set_option(tcp::no_delay(true), ignored);
     socket_.set_option(asio::socket_base::send_buffer_size(kSendBufferBytes), ignored);
     const auto peer = socket_.remote_endpoint(ignored);

@@ -262,6 +262,21 @@ class Clients(Served):
         client.close()
         self.assertEqual(self.server.post(CHAT, chat(max_tokens=2)).status, 200)
 
+    def test_one_that_may_have_vanished_is_asked(self):
+        """The system sends probes on a silent connection, the first of them within 30 s: timer 2 of /proc/net/tcp,
+        in hundredths of a second."""
+        client = self.begin(stream=False)
+
+        def timer():
+            ends = [f"0100007F:{port:04X}" for port in (self.server.port, client.socket.getsockname()[1])]
+            for line in pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]:
+                words = line.split()
+                if words[1:3] == ends:
+                    return words[5].split(":")
+
+        self.assertTrue(wait_until(lambda: timer()[0] == "02"), timer())
+        self.assertLessEqual(int(timer()[1], 16), 3000)
+
     def test_one_that_does_not_read(self):
         client = self.begin(stream=True, receive_bytes=2048, stream_options={
             "include_usage": True, "continuous_usage_stats": True})

@@ -65,7 +65,7 @@ class Registry:
 
     @classmethod
     def around(cls, name, original):
-        hook = cls.hooks[f"sglang.srt.layers.layernorm.{name}"]
+        hook = cls.hooks[f"sglang.srt.layers.{name}"]
         return lambda *given, **named: hook(original, *given, **named)
 
 
@@ -83,24 +83,26 @@ def check_sglang(world):
         sys.modules[name] = types.ModuleType(name)
     sglang.register()
     assert not Registry.hooks, "it was not asked for"
-    os.environ["SGLANG_PLUGINS"] = "other,tenon"
+    os.environ["SGLANG_PLUGINS"] = "other, tenon"
     sglang.register()
 
     shape = case(5, 512, world, offset=1.0)
     x, residual, weight = tensors(shape)
     norm = types.SimpleNamespace(variance_epsilon=EPS, weight=weight, gemma_weight=weight + 1)
-    run = Registry.around("_forward_with_allreduce_fusion_quant_per_group", lambda *of: ("own way", of[1].shape[0]))
+    run = Registry.around("layernorm._forward_with_allreduce_fusion_quant_per_group", lambda *of: ("own way", of[1].shape[0]))
     (rows, codes, scales), kept = run(norm, x, residual.clone(), norm.gemma_weight, 128, False, keep_bf16=True)
     out = tenon.Outputs(kept, rows, codes, scales)
     assert difference(shape, out) == "", difference(shape, out)
     (codes, scales), _ = run(norm, x, residual.clone(), norm.gemma_weight)
     assert torch.equal(codes.view(torch.uint8), out.codes.view(torch.uint8))
-    plain = Registry.around("_forward_with_allreduce_fusion", lambda *of: ("own way", of[1].shape[0]))
+    plain = Registry.around("layernorm._forward_with_allreduce_fusion", lambda *of: ("own way", of[1].shape[0]))
     assert torch.equal(plain(norm, x, residual.clone(), None, norm.gemma_weight)[0].view(torch.int16),
                        rows.view(torch.int16))
     assert plain(norm, x, None, None, weight) == ("own way", 5)
     assert plain(norm, x, residual, residual, weight) == ("own way", 5)
     assert run(norm, x.float(), residual, weight) == ("own way", 5)
+    keeps = Registry.around("layer_boundary.fusions.allreduce.flashinfer_preserves_residual", lambda *of: True)
+    assert not keeps(residual, None), "a boundary overwrites the residual"
 
 
 def check_vllm(world):

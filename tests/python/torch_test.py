@@ -85,6 +85,36 @@ class Compiled(unittest.TestCase):
                          for of in (tenon.Boundary.outputs_like, tenon.torch.Boundary.outputs_like)]
                 self.assertEqual(*shown)
 
+    def test_a_pass_puts_it_in(self):
+        """As docs/drop-in.md has it for vLLM, whose sum and norm one operator stands for here."""
+        from torch._higher_order_ops.auto_functionalize import auto_functionalized
+        from torch._inductor import config, pattern_matcher
+        library = torch.library.Library("stand_in", "DEF")
+        library.define("sum_add_norm(Tensor input, Tensor residual, Tensor weight) -> (Tensor, Tensor)")
+        torch.library.register_fake("stand_in::sum_add_norm", lambda input, residual, weight:
+                                    (torch.empty_like(input), torch.empty_like(input)), lib=library)
+        boundary = alone(want_fp8=False)
+
+        def pattern(residual, input, weight):
+            return torch.ops.stand_in.sum_add_norm(input, residual, weight)
+
+        def replacement(residual, input, weight):
+            done = auto_functionalized(torch.ops.tenon.boundary.default, name=boundary.name, partial=input,
+                                       residual=residual, weight=weight, rows=torch.empty_like(input), codes=None,
+                                       scales=None)
+            return done[2], done[1]
+
+        patterns = pattern_matcher.PatternMatcherPass()
+        with torch._subclasses.FakeTensorMode():  # nothing runs while the two are looked at
+            pattern_matcher.register_replacement(pattern, replacement, list(arrays()), pattern_matcher.fwd_only,
+                                                 patterns)
+        partial, residual, weight = arrays()
+        expected = boundary(partial, residual.clone(), weight)
+        with config.patch(post_grad_custom_pre_pass=patterns.apply), torch.no_grad():
+            rows, kept = torch.compile(lambda r, p, w: torch.ops.stand_in.sum_add_norm(p * 1, r + 0, w))(
+                residual, partial, weight)
+        self.assertTrue(torch.equal(rows, expected.rows) and torch.equal(kept, expected.residual))
+
     def test_operator_is_sound(self):
         boundary = alone(want_fp8=False)  # which opcheck cannot compare
         partial, residual, weight = arrays()

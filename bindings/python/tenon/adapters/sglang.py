@@ -10,7 +10,7 @@ from typing import Any, Callable, Optional
 from . import Norms
 from ..torch import communicator
 
-_MODULE = "sglang.srt.layers.layernorm"
+_LAYERS = "sglang.srt.layers"
 _MOST_ROWS = 8192  # of a call; SGLang's own way takes larger ones
 _DTYPES = {"torch.bfloat16": "bf16", "torch.float16": "f16"}
 _norms: dict[Any, Norms] = {}
@@ -18,14 +18,16 @@ _norms: dict[Any, Norms] = {}
 
 def register() -> None:
     """What SGLang calls in every process."""
-    if "tenon" not in os.environ.get("SGLANG_PLUGINS", "").split(","):
+    named = os.environ.get("SGLANG_PLUGINS", "").split(",")
+    if "tenon" not in [name.strip() for name in named]:
         return
     hooks = importlib.import_module("sglang.srt.plugins.hook_registry")
     for name, hook in (
-        ("_forward_with_allreduce_fusion", all_reduce_norm),
-        ("_forward_with_allreduce_fusion_quant_per_group", all_reduce_norm_quant),
+        ("layernorm._forward_with_allreduce_fusion", all_reduce_norm),
+        ("layernorm._forward_with_allreduce_fusion_quant_per_group", all_reduce_norm_quant),
+        ("layer_boundary.fusions.allreduce.flashinfer_preserves_residual", preserves_residual),
     ):
-        hooks.HookRegistry.register(f"{_MODULE}.{name}", hook, hooks.HookType.AROUND)
+        hooks.HookRegistry.register(f"{_LAYERS}.{name}", hook, hooks.HookType.AROUND)
 
 
 def _group(use_attn_tp_group: bool) -> Any:
@@ -93,3 +95,9 @@ def all_reduce_norm_quant(
     return norms.norm_quant(
         x, residual, own, norm_module.variance_epsilon, offset=offset, group=group_size, keep_rows=keep_bf16
     )
+
+
+def preserves_residual(original: Callable[..., Any], value: Any, forward_batch: Any) -> bool:
+    """Around flashinfer_preserves_residual, which SGLang asks whether it may keep a residual (for a draft model)
+    without copying it. A boundary overwrites it."""
+    return False
