@@ -115,6 +115,8 @@ EXPECTED = {
     ("fused_allreduce_rmsnorm_quant", "one_shot_row_kernel"): one_shot_row,
     ("fused_allreduce_rmsnorm_quant", "one_shot_kernel"): Expected(512, 256, signs=FUSED),
     ("fused_allreduce_rmsnorm_quant", "two_shot_kernel"): two_shot,
+    ("fused_allreduce_rmsnorm_quant", "two_shot_long_kernel"): two_shot,
+    ("fused_allreduce_rmsnorm_quant", "two_shot_row_kernel"): two_shot,
     ("rmsnorm", "row_kernel"): Expected(1024, 256, signs=NORMS),
     ("fp8_quant", "segment_kernel"): Expected(1024, 0, signs=QUANTS),
     ("all_reduce", "all_reduce_kernel"): Expected(1024, 0, signs=(half_signs, ranked_signs)),

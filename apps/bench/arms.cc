@@ -1,6 +1,7 @@
 #include "apps/bench/arms.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "tenon/boundary/tuned.h"
 #include "tenon/comm/collectives/collectives.h"
@@ -176,6 +177,15 @@ fused::Args Bench::fused_args(int call, bool bf16) const {
   return args;
 }
 
+fused::Args Bench::bucket_args(bool bf16) const {
+  fused::Args args = fused_args(0, bf16);
+  const std::int64_t rows = bucket_rows_;
+  args.partial.addend.shape[0] = args.residual.shape[0] = rows;
+  if (args.out.bf16) args.out.bf16->shape[0] = rows;
+  if (args.out.fp8) args.out.fp8->data.shape[0] = args.out.fp8->scale.shape[0] = rows;
+  return args;
+}
+
 namespace {
 
 rmsnorm::Args norm_args(const fused::Args& from, const TensorView& sum, const NormedRows& out) {
@@ -196,14 +206,27 @@ fp8_quant::Args quant_args(const TensorView& normed, const NormedRows& out) {
 
 }  // namespace
 
+PlanContext Bench::where_measured(const PlanContext& where, bool bf16) const {
+  PlanContext measured = where;
+  prefer_measured(measured, channels_.comm->slowest_link_gbs(), boundary_outputs(true, bf16),
+                  bucket_rows_, shape_.hidden);
+  return measured;
+}
+
+std::string_view Bench::default_choice(bool bf16) const {
+  const auto where = plan_context(*channels_.comm);
+  if (!where) return {};
+  const auto chosen = fused::plan(bucket_args(bf16), where_measured(*where, bf16));
+  return chosen ? chosen->variant_name : kTwoKernelsChoice;
+}
+
 Status Bench::plan_arm(const PlanContext& where, std::size_t index) {
   const Arm& arm = arms_[index];
   Plans& plans = plans_[index];
   const fused::Args args = fused_args(0, arm.bf16);
   if (arm.chain == Chain::kOneKernel) {
-    PlanContext measured = where;
-    prefer_measured(measured, shape_.rows, shape_.hidden);
-    TENON_ASSIGN(plans.one, fused::plan(args, measured, arm.variant));
+    TENON_ASSIGN(plans.one,
+                 fused::plan(bucket_args(arm.bf16), where_measured(where, arm.bf16), arm.variant));
     return Status::ok();
   }
   if (arm.chain == Chain::kVendor && channels_.vendor == nullptr)
@@ -234,6 +257,10 @@ Result<Bench> Bench::make(const BoundaryBench& options, Shape shape, bool cold,
   TENON_TRY(bench.allocate(cold));
   TENON_TRY(bench.fill_inputs());
   TENON_ASSIGN(const PlanContext where, plan_context(*channels.comm));
+  const TunedTeam team{where.properties.name, channels.comm->slowest_link_gbs(), where.team_size};
+  bench.bucket_rows_ = static_cast<int>(std::bit_ceil(static_cast<unsigned>(shape.rows)));
+  for (const std::int64_t end : row_ends(tuned_tables(), team, shape.hidden))
+    if (end >= shape.rows) bench.bucket_rows_ = std::min(bench.bucket_rows_, static_cast<int>(end));
   bench.plans_.resize(arms.size());
   for (std::size_t arm = 0; arm < arms.size(); ++arm)
     bench.able_.push_back(bench.plan_arm(where, arm));

@@ -42,8 +42,10 @@ struct Channels {
   Channel fused, sum;
 };
 
-// One rank's tensors and plans for one shape. Calls go round `copies` of what a call reads and
-// writes; a warm bench has one of each, but two residuals, as two boundaries of a layer alternate.
+// One rank's tensors and plans for one shape. As in a boundary, the one kernel is planned for the
+// row bucket: up to the next power of two, or the next end of a choice. Calls go round `copies` of
+// what a call reads and writes; a warm bench has one of each, but two residuals, as two boundaries
+// of a layer alternate.
 class Bench {
  public:
   // Allocates and copies. Plans are equal on all ranks, errors may not be.
@@ -52,6 +54,9 @@ class Bench {
 
   // Ok, or why an arm cannot run here. The same on all ranks.
   const Status& can_run(std::size_t arm) const { return able_[arm]; }
+  // What a boundary with these outputs takes without a knob, of kBoundaryChoices (tuned.h): the
+  // variant of its one kernel, or two kernels where no variant is taken.
+  std::string_view default_choice(bool bf16) const;
   // The plan of an arm's deciding kernel.
   const Plan& plan(std::size_t arm) const;
   // Enqueues call number `call` of an arm.
@@ -97,10 +102,13 @@ class Bench {
   TensorView rows_of(Kind kind, int call) const;
   NormedRows outputs(int call, bool bf16, bool fp8) const;
   fused_allreduce_rmsnorm_quant::Args fused_args(int call, bool bf16) const;
+  // For plans, which look at no memory: the same with the rows of the row bucket.
+  fused_allreduce_rmsnorm_quant::Args bucket_args(bool bf16) const;
   Status choose_copies(bool cold, int most);
   Status allocate(bool cold);
   Status fill(Kind kind, const std::vector<std::uint16_t>& values);
   Status fill_inputs();
+  PlanContext where_measured(const PlanContext& where, bool bf16) const;
   Status plan_arm(const PlanContext& where, std::size_t arm);
   Status poison();
   Status fetch_rows(const std::vector<int>& rows, reference::BoundaryOutputs& found);
@@ -116,6 +124,7 @@ class Bench {
   Buffer scratch_;  // as large as two caches
   std::vector<Plans> plans_;
   std::vector<Status> able_;
+  int bucket_rows_ = 0;
 };
 
 }  // namespace tenon::apps

@@ -79,7 +79,8 @@ void add_outputs(CLI::App& app, BoundaryBench& options) {
       ->check(CLI::NonNegativeNumber);
   app.add_flag("--sweep-variants", options.sweep_variants,
                "time every choice of kernels instead of the arms");
-  app.add_option("--tune", options.tune_path, "sweep, and write the best choices as a table");
+  app.add_option("--tune", options.tune_path,
+                 "sweep, and write the best choices into this file of tables");
 }
 
 Status read(const Words& words, BoundaryBench& options) {

@@ -16,6 +16,7 @@
 #include "apps/progress.h"
 #include "apps/rank_threads.h"
 #include "apps/table.h"
+#include "tenon/boundary/tuned_json.h"
 #include "tenon/comm/collectives/collectives.h"
 #include "tenon/core/guard.h"
 
@@ -125,6 +126,7 @@ Status Rank::run_all() {
   if (rank_ == 0) {
     shared_.results.rates = rates;
     shared_.results.transport = comm_->transport();
+    shared_.results.slowest_link_gbs = comm_->slowest_link_gbs();
   }
   for (const int hidden : options_.hidden)
     for (const int rows : options_.rows)
@@ -217,6 +219,7 @@ Status Rank::run_shape(Shape shape, bool cold) {
   row.cold = cold;
   row.mode = mode_of(options_, shape.rows);
   row.copies = bench.copies();
+  for (const bool bf16 : {false, true}) row.default_choice[bf16] = bench.default_choice(bf16);
   row.checked_rows = static_cast<int>(shared_.oracle.rows.size());
   row.fp8 = bench.traffic(false);
   row.both = bench.traffic(true);
@@ -274,7 +277,9 @@ void print_table(const Results& results) {
 }
 
 // Prints first, and writes every file that can be written; the first that could not is the error.
-Status write(const Results& results, const std::optional<Comparison>& found, ResultFiles& files) {
+// `tables`: what the file of --tune holds already.
+Status write(const Results& results, const std::optional<Comparison>& found, TunedTables tables,
+             ResultFiles& files) {
   const BoundaryBench& options = results.options;
   nlohmann::json all = json_of(results);
   if (found) all["check"] = json_of(*found, options.tolerance_percent);
@@ -289,14 +294,17 @@ Status write(const Results& results, const std::optional<Comparison>& found, Res
   files.save("--csv", csv_of(results));
   files.save("--json-file", json);
   files.save("--svg", svg(plot_of(results)));
-  if (!files.has("--tune")) return files.saved();
+  if (!options.sweep_variants) return files.saved();
   if (!results.complete) {
-    std::fputs("--tune: no table is made from a part of the shapes\n", stderr);
+    std::fputs("no table of choices is made from a part of the shapes\n", stderr);
     return files.saved();
   }
-  const Tuning tuning = tune(results);
-  std::fputs(regret(tuning).c_str(), people);
-  files.save("--tune", tuned_lines(results, tuning));
+  const std::vector<Tuning> tunings = tune(results);
+  std::fputs(regrets_text(tunings, regret_of_defaults(results)).c_str(), people);
+  TunedTables newer;
+  for (const Tuning& each : tunings) newer.tables.push_back(each.table);
+  tables.put(newer);
+  files.save("--tune", text_of(tables));
   return files.saved();
 }
 
@@ -326,12 +334,14 @@ Status run(const BoundaryBench& asked, int* exit_code) {
     TENON_ASSIGN(baseline, read_baseline(asked.baseline_path, results.device.name));
     TENON_TRY(check_comparable(baseline, results));
   }
+  TENON_TRY(tuned_status());
   std::optional<Interruptible> interruptible;
   {
     TENON_ASSIGN(ResultFiles files, ResultFiles::open({{"--csv", asked.csv_path},
                                                        {"--json-file", asked.json_path},
                                                        {"--svg", asked.svg_path},
                                                        {"--tune", asked.tune_path}}));
+    TENON_ASSIGN(TunedTables tables, read_tables(asked.tune_path));
     interruptible.emplace();
     const Status ran = run_ranks(shared);
     results.complete = ran && results.complete;
@@ -342,7 +352,8 @@ Status run(const BoundaryBench& asked, int* exit_code) {
     std::optional<Comparison> shown;
     if (compares && found) shown = *found;
     Status written = Status::ok();
-    if (results.complete || !results.rows.empty()) written = write(results, shown, files);
+    if (results.complete || !results.rows.empty())
+      written = write(results, shown, std::move(tables), files);
     TENON_TRY(ran);
     TENON_TRY(written);
     TENON_TRY(check_equal(results));

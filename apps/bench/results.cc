@@ -37,6 +37,8 @@ nlohmann::json choices_of(const Results& results) {
                       {"rows", row.shape.rows},
                       {"outputs", results.arms[arm].bf16 ? "fp8+bf16" : "fp8"},
                       {"choice", full.substr(0, full.find('+'))},
+                      {"is_default", full.substr(0, full.find('+')) ==
+                                         row.default_choice[results.arms[arm].bf16]},
                       {"mode", name(row.mode)},
                       {"l2", l2_of(row)},
                       {"us", row.arms[arm].timing.us}});
@@ -134,6 +136,7 @@ nlohmann::json json_of(const Results& results) {
                         {"repeats", options.repeats},
                         {"warm_up", options.warm_up},
                         {"link_gbs", results.rates.link_gbs},
+                        {"slowest_link_gbs", results.slowest_link_gbs},
                         {"memory_gbs", results.rates.memory_gbs},
                         {"latency_us", results.rates.latency_us},
                         {"results", list}};

@@ -35,7 +35,10 @@ struct Row {
   bool cold = false;
   int copies = 1;        // of what a call reads and writes
   int checked_rows = 0;  // against the oracle
-  Traffic fp8, both;     // of a boundary with FP8 out, and with 16-bit rows besides
+  // What boundaries take without a knob, of kBoundaryChoices (tuned.h): with FP8 out, and with
+  // 16-bit rows besides.
+  std::string default_choice[2];
+  Traffic fp8, both;  // of a boundary with FP8 out, and with 16-bit rows besides
   std::vector<ArmResult> arms;
 };
 
@@ -44,6 +47,7 @@ struct Results {
   std::vector<Arm> arms;
   DeviceProperties device;
   std::string transport, date, command;
+  int slowest_link_gbs = 0;  // Communicator::slowest_link_gbs()
   Rates rates;
   std::vector<Row> rows;
   bool complete = true;  // false: stopped before all rows were there

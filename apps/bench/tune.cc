@@ -2,29 +2,27 @@
 
 #include <algorithm>
 #include <array>
-#include <limits>
-#include <map>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <vector>
 
 #include "apps/table.h"
-#include "tenon/boundary/tuned.h"
+#include "tenon/boundary/tuned_json.h"
 
 namespace tenon::apps {
 namespace {
 
 constexpr std::size_t kNumChoices = std::size(kBoundaryChoices);
-constexpr std::size_t kNumParts = 3;  // of a table: more would follow the noise
+constexpr std::size_t kNumParts = 4;  // of a table: more would follow the noise
 constexpr double kNever = 1e9;        // the regret of a choice that cannot run
-constexpr std::int64_t kNoEnd = std::numeric_limits<std::int64_t>::max();
 
-// The shapes of one size: for each choice, the worst regret and the sum of them.
-struct Size {
-  std::array<double, kNumChoices> worst{}, sum{};
-  std::array<std::string, kNumChoices> worst_shape;
-};
-using Sizes = std::map<std::int64_t, Size>;
+// How much longer each choice took than the best one; kNever where it did not run.
+using Regrets = std::array<double, kNumChoices>;
 
-void take(const Results& results, const Row& row, bool bf16, Sizes& sizes) {
-  std::array<double, kNumChoices> us{};
+// Of one shape with one set of outputs. False where nothing ran.
+bool find_regrets(const Results& results, const Row& row, bool bf16, Regrets& regrets) {
+  Regrets us{};
   double best = 0;
   for (std::size_t choice = 0; choice < kNumChoices; ++choice) {
     const std::string arm = std::string(kBoundaryChoices[choice]) + (bf16 ? "+bf16" : "");
@@ -32,94 +30,156 @@ void take(const Results& results, const Row& row, bool bf16, Sizes& sizes) {
     us[choice] = found == nullptr ? 0 : found->timing.us;
     if (us[choice] > 0 && (best == 0 || us[choice] < best)) best = us[choice];
   }
-  if (best == 0) return;
-  Size& size = sizes[std::int64_t{2} * row.shape.rows * row.shape.hidden];
-  for (std::size_t choice = 0; choice < kNumChoices; ++choice) {
-    const double regret = us[choice] > 0 ? us[choice] / best - 1 : kNever;
-    size.sum[choice] += regret;
-    if (regret < size.worst[choice]) continue;
-    size.worst[choice] = regret;
-    size.worst_shape[choice] = std::to_string(row.shape.rows) + " x " +
-                               std::to_string(row.shape.hidden) + (bf16 ? ", fp8+bf16" : ", fp8");
-  }
+  for (std::size_t choice = 0; choice < kNumChoices; ++choice)
+    regrets[choice] = us[choice] > 0 ? us[choice] / best - 1 : kNever;
+  return best > 0;
 }
 
-// One way to cut the sizes: choice order[0] for the first cuts[0] of them, and so on.
-struct Cut {
-  std::array<std::size_t, kNumParts> order{}, cuts{};
-  double worst = kNever * 10, sum = 0;
-  std::string worst_shape;
+std::string shape_text(const Row& row, bool bf16) {
+  return std::to_string(row.shape.rows) + " x " + std::to_string(row.shape.hidden) +
+         (bf16 ? ", fp8+bf16" : ", fp8");
+}
+
+// What was measured of one width and set of outputs, by rows.
+struct Measured {
+  int rows = 0;
+  Regrets regrets{};
 };
 
-Cut judge(const Sizes& sizes, Cut cut) {
-  cut.worst = cut.sum = 0;
-  std::size_t index = 0, part = 0;
-  for (const auto& [bytes, size] : sizes) {
-    while (index >= cut.cuts[part]) ++part;
-    const std::size_t choice = cut.order[part];
-    cut.sum += size.sum[choice];
-    if (size.worst[choice] > cut.worst || cut.worst_shape.empty()) {
-      cut.worst = size.worst[choice];
-      cut.worst_shape = size.worst_shape[choice];
-    }
-    ++index;
-  }
-  return cut;
-}
+// The cheapest lines for rows first, first + 1, …, with so many lines at most: what the first of
+// them takes, where it ends, and what all of them cost.
+struct Cheapest {
+  double cost = 0;
+  std::size_t choice = 0, end = 0;
+};
+using CheapestLines = std::vector<std::array<Cheapest, kNumParts + 1>>;
 
-Cut best_cut(const Sizes& sizes) {
-  Cut best;
-  const auto try_order = [&](std::array<std::size_t, kNumParts> order) {
-    for (std::size_t first = 0; first <= sizes.size(); ++first)
-      for (std::size_t second = first; second <= sizes.size(); ++second) {
-        const Cut cut = judge(sizes, {order, {first, second, sizes.size()}, 0, 0, {}});
-        if (cut.worst < best.worst || (cut.worst == best.worst && cut.sum < best.sum)) best = cut;
+// add(cost so far, regret): what one more size does to the cost of a line; join(cost, cost): of
+// two.
+template <class Add, class Join>
+CheapestLines find_cheapest(const std::vector<Measured>& measured, const Add& add,
+                            const Join& join) {
+  CheapestLines best(measured.size() + 1);
+  for (std::size_t first = measured.size(); first-- > 0;) {
+    best[first].fill({2 * kNever, 0, 0});
+    for (std::size_t parts = 1; parts <= kNumParts; ++parts)
+      for (std::size_t choice = 0; choice < kNumChoices; ++choice) {
+        double cost = 0;
+        for (std::size_t end = first + 1; end <= measured.size(); ++end) {
+          cost = add(cost, measured[end - 1].regrets[choice]);
+          const double all = join(cost, best[end][parts - 1].cost);
+          if (all < best[first][parts].cost) best[first][parts] = {all, choice, end};
+        }
       }
-  };
-  for (std::size_t a = 0; a < kNumChoices; ++a)
-    for (std::size_t b = 0; b < kNumChoices; ++b)
-      for (std::size_t c = 0; c < kNumChoices; ++c)
-        if (a != b && b != c && a != c) try_order({a, b, c});
+  }
   return best;
 }
 
-Tuning tuning_of(const Sizes& sizes, std::size_t num_shapes) {
-  const Cut cut = best_cut(sizes);
+Tuning tuning_of(const std::vector<Measured>& measured) {
+  // Fewer lines, where more gain nothing to speak of.
+  constexpr double kNoise = 0.002;
+  const auto larger = [](double a, double b) { return std::max(a, b); };
+  const CheapestLines by_worst = find_cheapest(measured, larger, larger);
+  const double least = by_worst[0][kNumParts].cost + kNoise;
+  std::size_t parts = 1;
+  while (by_worst[0][parts].cost > least) ++parts;
+  const CheapestLines by_sum = find_cheapest(
+      measured,
+      [&](double sum, double regret) { return sum + (regret <= least ? regret : kNever); },
+      [](double a, double b) { return a + b; });
   Tuning tuning;
-  tuning.worst_regret = cut.worst;
-  tuning.mean_regret = cut.sum / static_cast<double>(num_shapes);
-  tuning.worst_shape = cut.worst_shape;
-  std::vector<std::int64_t> bytes;
-  for (const auto& each : sizes) bytes.push_back(each.first);
-  for (std::size_t part = 0, begin = 0; part < kNumParts; begin = cut.cuts[part++])
-    if (cut.cuts[part] > begin)
-      tuning.thresholds.push_back(
-          {bytes[cut.cuts[part] - 1], std::string(kBoundaryChoices[cut.order[part]])});
-  tuning.thresholds.back().up_to_bytes = kNoEnd;
+  for (std::size_t at = 0; at < measured.size(); --parts) {
+    const Cheapest& line = by_sum[at][parts];
+    for (; at < line.end; ++at) {
+      const double regret = measured[at].regrets[line.choice];
+      tuning.regret.mean += regret / static_cast<double>(measured.size());
+      if (at > 0 && regret <= tuning.regret.worst) continue;
+      tuning.regret.worst = regret;
+      tuning.regret.worst_shape = std::to_string(measured[at].rows) + " rows";
+    }
+    tuning.table.lines.push_back(
+        {measured[at - 1].rows, std::string(kBoundaryChoices[line.choice])});
+  }
+  tuning.table.lines.back().up_to_rows = TunedLine::kNoEnd;
   return tuning;
 }
 
 }  // namespace
 
-Tuning tune(const Results& results) {
-  Sizes sizes;
-  for (const bool bf16 : {false, true})
-    for (const Row& row : results.rows) take(results, row, bf16, sizes);
-  return sizes.empty() ? Tuning{} : tuning_of(sizes, 2 * results.rows.size());
+std::vector<Tuning> tune(const Results& results) {
+  std::vector<Tuning> tunings;
+  for (const int hidden : results.options.hidden)
+    for (const bool bf16 : {false, true}) {
+      std::vector<Measured> measured;
+      for (const Row& row : results.rows) {
+        Measured next{row.shape.rows, {}};
+        if (row.shape.hidden == hidden && find_regrets(results, row, bf16, next.regrets))
+          measured.push_back(next);
+      }
+      if (measured.empty()) continue;
+      // Warm and cold, where both were measured: a line is for both.
+      std::ranges::stable_sort(measured, {}, &Measured::rows);
+      for (std::size_t i = measured.size(); i-- > 1;) {
+        if (measured[i].rows != measured[i - 1].rows) continue;
+        for (std::size_t choice = 0; choice < kNumChoices; ++choice)
+          measured[i - 1].regrets[choice] =
+              std::max(measured[i - 1].regrets[choice], measured[i].regrets[choice]);
+        measured.erase(measured.begin() + static_cast<std::ptrdiff_t>(i));
+      }
+      tunings.push_back(tuning_of(measured));
+      TunedTable& table = tunings.back().table;
+      table.device = results.device.name;
+      table.link_gbs = results.slowest_link_gbs;
+      table.ranks = results.options.tp;
+      table.hidden = hidden;
+      table.outputs = boundary_outputs(true, bf16);
+      table.date = results.date.substr(0, 10);
+    }
+  return tunings;
 }
 
-std::string tuned_lines(const Results& results, const Tuning& tuning) {
-  std::string text;
-  for (const Threshold& each : tuning.thresholds)
-    text += "TENON_TUNED(\"" + results.device.name + "\", " + std::to_string(results.options.tp) +
-            ", " + (each.up_to_bytes == kNoEnd ? "INT64_MAX" : std::to_string(each.up_to_bytes)) +
-            ", \"" + each.choice + "\", \"" + results.date.substr(0, 10) + "\", \"\")\n";
+Regret regret_of_defaults(const Results& results) {
+  Regret found;
+  double count = 0;
+  for (const Row& row : results.rows)
+    for (const bool bf16 : {false, true}) {
+      Regrets regrets;
+      if (!find_regrets(results, row, bf16, regrets)) continue;
+      const auto* const choice = std::ranges::find(kBoundaryChoices, row.default_choice[bf16]);
+      if (choice == std::end(kBoundaryChoices)) continue;
+      const double regret = regrets[static_cast<std::size_t>(choice - kBoundaryChoices)];
+      found.mean += regret;
+      ++count;
+      if (regret < found.worst) continue;
+      found.worst = regret;
+      found.worst_shape = shape_text(row, bf16) + ", " + row.default_choice[bf16];
+    }
+  if (count > 0) found.mean /= count;
+  return found;
+}
+
+std::string regrets_text(const std::vector<Tuning>& tunings, const Regret& of_defaults) {
+  const auto line = [](const std::string& what, const Regret& regret) {
+    return what + ": worst regret " + fixed(100 * regret.worst, 1) + " % at " + regret.worst_shape +
+           ", mean " + fixed(100 * regret.mean, 2) + " %\n";
+  };
+  std::string text = line("defaults", of_defaults);
+  for (const Tuning& each : tunings)
+    text += line("tuned, hidden " + std::to_string(each.table.hidden) + ", " + each.table.outputs,
+                 each.regret);
   return text;
 }
 
-std::string regret(const Tuning& tuning) {
-  return "tuned: worst regret " + fixed(100 * tuning.worst_regret, 1) + " % at " +
-         tuning.worst_shape + ", mean " + fixed(100 * tuning.mean_regret, 2) + " %\n";
+Result<TunedTables> read_tables(const std::string& path) {
+  if (!std::filesystem::is_regular_file(path)) return TunedTables{};
+  std::ifstream file(path, std::ios::binary);
+  const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  if (text.empty()) return TunedTables{};
+  auto tables = parse_tuned(text);
+  if (!tables)
+    return tables.status().with("bench: --tune changes a file of tables or makes one, and \"" +
+                                path + "\" is neither");
+  return tables;
 }
 
 }  // namespace tenon::apps

@@ -1,34 +1,38 @@
-// From the times of every choice of kernels to a table of choices by bytes per rank.
+// From the times of every choice of kernels to tables of choices by rows, one for each width and
+// set of outputs.
 #pragma once
 
-#include <cstdint>
 #include <string>
 #include <vector>
 
 #include "apps/bench/results.h"
+#include "tenon/boundary/tuned.h"
 
 namespace tenon::apps {
 
-// "Up to so many bytes per rank: this choice." The last threshold has no end.
-struct Threshold {
-  std::int64_t up_to_bytes;
-  std::string choice;
-};
-
-// One table for all outputs: the boundaries of a model run alike (BoundaryChannel).
-struct Tuning {
-  std::vector<Threshold> thresholds;
-  double worst_regret = 0, mean_regret = 0;  // over the best choice of each shape; 0.02 is 2 %
+// How much longer choices took than the best one of each shape; 0.02 is 2 %.
+struct Regret {
+  double worst = 0, mean = 0;
   std::string worst_shape;
 };
 
-// Thresholds, each choice at most once, with the least worst regret; of equals, with the least mean
-// regret.
-Tuning tune(const Results& results);
+struct Tuning {
+  TunedTable table;
+  Regret regret;
+};
 
-// One TENON_TUNED line per threshold, for tenon/boundary/tuned.def.
-std::string tuned_lines(const Results& results, const Tuning& tuning);
-// What the table costs, a line for people.
-std::string regret(const Tuning& tuning);
+// For each width and set of outputs the table of few lines with the least worst regret; of equals,
+// with the least mean regret. A line ends at rows that were measured.
+std::vector<Tuning> tune(const Results& results);
+
+// Of what boundaries take without a knob (Row::default_choice).
+Regret regret_of_defaults(const Results& results);
+
+// What the tables cost, and what the defaults do, a line each for people.
+std::string regrets_text(const std::vector<Tuning>& tunings, const Regret& of_defaults);
+
+// The tables of a file that --tune is to change: none where it is no file or is empty. An error
+// where it holds something else.
+Result<TunedTables> read_tables(const std::string& path);
 
 }  // namespace tenon::apps

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cmath>
 #include <optional>
+#include <set>
 
 #include "tenon/boundary/tuned.h"
 #include "tenon/comm/collectives/collectives.h"
@@ -21,12 +22,14 @@ namespace fused = fused_allreduce_rmsnorm_quant;
 
 namespace {
 
-// Powers of two below max_rows, then max_rows: a call with r rows runs as the first bucket >= r.
-std::vector<int> row_buckets(int max_rows) {
-  std::vector<int> buckets;
-  for (std::int64_t rows = 1; rows < max_rows; rows *= 2) buckets.push_back(static_cast<int>(rows));
-  buckets.push_back(max_rows);
-  return buckets;
+// Powers of two and the rows at which measured choices end, below max_rows, then max_rows: a call
+// with r rows runs as the first bucket >= r.
+std::vector<int> row_buckets(int max_rows, const std::vector<std::int64_t>& ends) {
+  std::set<int> buckets{max_rows};
+  for (std::int64_t rows = 1; rows < max_rows; rows *= 2) buckets.insert(static_cast<int>(rows));
+  for (const std::int64_t rows : ends)
+    if (rows < max_rows) buckets.insert(static_cast<int>(rows));
+  return {buckets.begin(), buckets.end()};
 }
 
 // What one bucket of one boundary does. The same on every rank.
@@ -69,7 +72,7 @@ struct BoundaryChannel::State {
   Status prepare();  // what one rank may fail at alone
 
   // Stage and variant of each bucket, fixed by the first boundary that was made when the residual
-  // is sharded.
+  // is sharded. Variants are of kBoundaryChoices.
   struct Choice {
     Stage stage;
     std::string variant;
@@ -103,8 +106,7 @@ Status BoundaryChannel::State::prepare() {
   if (spec.dtype != DType::kBF16 && spec.dtype != DType::kF16)
     return Status::error(Code::kInvalidArgument,
                          "dtype is " + std::string(name(spec.dtype)) + "; accepted: bf16, f16");
-  buckets = row_buckets(spec.max_rows);
-  fixed.resize(buckets.size());
+  TENON_TRY(tuned_status());
   TENON_ASSIGN(where, plan_context(*comm));
   TENON_ASSIGN(sum, Buffer::allocate(comm->device(), sum_bytes(spec)));
   return Status::ok();
@@ -129,6 +131,7 @@ Result<std::shared_ptr<BoundaryChannel>> BoundaryChannel::make(const Spec& spec,
   state->comm = comm.share();
   Fields fields;
   visit_equal_fields(spec, fields);
+  fields.add("TENON_TUNED_FILE", tuned_file_text());
   const std::string where = "boundary channel \"" + spec.label + "\"";
   TENON_TRY(comm.agree_equal(fields, where));
   TENON_TRY(comm.agree(state->prepare(), "boundary channel"), where);
@@ -147,6 +150,9 @@ Result<std::shared_ptr<BoundaryChannel>> BoundaryChannel::make(const Spec& spec,
   } else {
     TENON_TRY(same);
   }
+  const TunedTeam team{limits.name, comm.slowest_link_gbs(), comm.size()};
+  state->buckets = row_buckets(spec.max_rows, row_ends(tuned_tables(), team, spec.hidden));
+  state->fixed.resize(state->buckets.size());
   if (state->where.peer_pointers) {
     const std::size_t bytes = mailbox_bytes(spec, comm, state->where);
     state->where.mailbox_bytes = bytes;
@@ -174,7 +180,8 @@ struct Boundary::State {
   fused::Args planning_args(int rows) const;
   rmsnorm::Args norm_args(const TensorView& y, const TensorView& residual, const TensorView& weight,
                           const NormedRows& out) const;
-  Status plan_bucket(Bucket& bucket) const;
+  void follow_fixed(std::size_t index, PlanContext& where) const;
+  Status plan_bucket(std::size_t index) const;
   std::optional<BoundaryChannel::State::Choice> choice(std::size_t index) const;
   Status check_uniform(std::size_t index) const;
   Status agree_on_outcome(const Status& decided) const;
@@ -286,9 +293,20 @@ rmsnorm::Args Boundary::State::norm_args(const TensorView& y, const TensorView& 
   return args;
 }
 
+// With a sharded residual all boundaries of a bucket run alike: the first one that was made has
+// chosen for outputs of its own, and others prefer what it takes.
+void Boundary::State::follow_fixed(std::size_t index, PlanContext& where) const {
+  const auto& fixed = shared().fixed[index];
+  if (!shared().spec.sharded_residual || !fixed || fixed->stage == Stage::kGeneric) return;
+  const bool one = fixed->stage == Stage::kOneKernel;
+  where.preferred = *std::ranges::find(kBoundaryChoices, one ? fixed->variant : kTwoKernelsChoice);
+  where.why_preferred = "is what another boundary of its channel takes";
+}
+
 // Takes the most fused stage that is allowed and possible; each one passed over leaves a reason.
 // A pure function of values that the ranks agreed on.
-Status Boundary::State::plan_bucket(Bucket& bucket) const {
+Status Boundary::State::plan_bucket(std::size_t index) const {
+  Bucket& bucket = *buckets[index];
   const auto& channel_state = shared();
   const fused::Args args = planning_args(bucket.max_rows);
   TENON_ASSIGN(bucket.norm,
@@ -309,7 +327,9 @@ Status Boundary::State::plan_bucket(Bucket& bucket) const {
           "transport " + std::string(channel_state.comm->transport()) + " has no peer pointers");
     if (stage != Stage::kOneKernel) return Status::ok();
     PlanContext where_planned = channel_state.where;
-    prefer_measured(where_planned, bucket.max_rows, spec.hidden);
+    prefer_measured(where_planned, channel_state.comm->slowest_link_gbs(),
+                    boundary_outputs(spec.want_fp8, spec.want_bf16), bucket.max_rows, spec.hidden);
+    follow_fixed(index, where_planned);
     auto planned = fused::plan(args, where_planned, spec.force_variant);
     if (!planned) {
       if (variant_is_forced()) forced_in_vain = planned.status();
@@ -363,7 +383,7 @@ Status Boundary::State::decide() {
     if (i > 0 && rows[i - 1] >= spec.max_rows) break;  // no call gets there
     buckets.push_back(std::make_unique<Bucket>());
     buckets.back()->max_rows = rows[i];
-    TENON_TRY(plan_bucket(*buckets.back()));
+    TENON_TRY(plan_bucket(i));
     TENON_TRY(check_uniform(i));
   }
   return Status::ok();

@@ -1,36 +1,182 @@
 #include "tenon/boundary/tuned.h"
 
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <utility>
+
+#include "tenon/boundary/tuned_json.h"
+#include "tenon/core/env.h"
+
 namespace tenon {
 namespace {
 
-constexpr TunedEntry kEntries[] = {
-#define TENON_TUNED(device, team_size, up_to_bytes, choice, date, other_device) \
-  {device, team_size, up_to_bytes, choice, date, other_device},
-#include "tenon/boundary/tuned.def"
-#undef TENON_TUNED
+// tuned.json, as CMake wrote it into a literal.
+constexpr std::string_view kBuiltIn =
+#include "tenon/boundary/tuned_json.inc"
+    ;
+
+Result<std::string> read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  if (!file.good() && !file.eof()) return Status::error(Code::kIo, "it cannot be read");
+  return text;
+}
+
+std::string number_of(std::string_view text) {
+  std::uint64_t hash = 14695981039346656037u;  // FNV-1a
+  for (const char each : text) hash = (hash ^ static_cast<unsigned char>(each)) * 1099511628211u;
+  return std::to_string(hash);
+}
+
+struct Loaded {
+  TunedTables tables;
+  Status status;
+  std::string file_text = "no file";
 };
+
+Loaded load() {
+  Loaded loaded;
+  auto built_in = parse_tuned(kBuiltIn);
+  if (built_in) loaded.tables = *std::move(built_in);
+  if (!built_in) loaded.status = built_in.status().with("tuned.json, which is built in");
+  const std::string& path = env().tuned_file;
+  if (path.empty()) return loaded;
+  const auto take = [&]() -> Status {
+    TENON_ASSIGN(const std::string text, read_file(path));
+    loaded.file_text = "contents " + number_of(text);
+    TENON_ASSIGN(const TunedTables newer, parse_tuned(text));
+    loaded.tables.put(newer);
+    return Status::ok();
+  };
+  if (Status taken = take(); !taken) {
+    loaded.status = std::move(taken).with("TENON_TUNED_FILE \"" + path + "\"");
+    loaded.file_text = loaded.status.to_string();
+  }
+  return loaded;
+}
+
+const Loaded& loaded() {
+  static const Loaded once = load();
+  return once;
+}
+
+// Of the widths measured on a device, the nearest to `hidden` as a ratio; the smaller of two.
+const TunedTable* nearest(const TunedTables& tables, const TunedTeam& team,
+                          std::string_view outputs, int hidden) {
+  const TunedTable* best = nullptr;
+  const auto ratio = [&](const TunedTable& table) {
+    const double a = table.hidden, b = hidden;
+    return std::max(a, b) / std::min(a, b);
+  };
+  for (const TunedTable& each : tables.tables) {
+    if (each.device != team.device || each.ranks != team.ranks || each.outputs != outputs ||
+        !is_like_link(each.link_gbs, team.link_gbs))
+      continue;
+    const bool is_nearer = best == nullptr || ratio(each) < ratio(*best) ||
+                           (ratio(each) == ratio(*best) && each.hidden < best->hidden);
+    if (is_nearer) best = &each;
+  }
+  return best;
+}
+
+TunedChoices taken_from(const TunedTable& table, int hidden, std::string why) {
+  TunedChoices found{table.lines, std::move(why)};
+  for (TunedLine& each : found.lines)
+    if (each.up_to_rows != TunedLine::kNoEnd)
+      each.up_to_rows = std::max(each.up_to_rows * table.hidden / hidden, std::int64_t{1});
+  return found;
+}
 
 }  // namespace
 
-TunedEntry fastest(std::string_view device, int team_size, std::int64_t bytes) {
-  for (const TunedEntry& each : kEntries)
-    if (each.device == device && each.team_size == team_size && bytes <= each.up_to_bytes)
-      return each;
+bool is_like_link(int gbs, int other_gbs) {
+  return gbs == 0 || other_gbs == 0 || (gbs <= 2 * other_gbs && other_gbs <= 2 * gbs);
+}
+
+bool TunedTable::is_about(const TunedTable& other) const {
+  return device == other.device && ranks == other.ranks && hidden == other.hidden &&
+         outputs == other.outputs && is_like_link(link_gbs, other.link_gbs);
+}
+
+void TunedTables::put(const TunedTables& newer) {
+  for (const TunedTable& each : newer.tables) {
+    std::erase_if(tables, [&](const TunedTable& old) { return old.is_about(each); });
+    tables.push_back(each);
+  }
+  for (const Alike& each : newer.alike) {
+    std::erase_if(alike, [&](const Alike& old) { return old.device == each.device; });
+    alike.push_back(each);
+  }
+}
+
+std::string_view TunedChoices::of(std::int64_t rows) const {
+  for (const TunedLine& each : lines)
+    if (rows <= each.up_to_rows) return *std::ranges::find(kBoundaryChoices, each.choice);
   return {};
 }
 
-std::string claim(const TunedEntry& tuned) {
-  if (tuned.choice.empty()) return "is taken to be faster";
-  const std::string date(tuned.date);
-  if (tuned.other_device.empty()) return "was measured to be faster (" + date + ")";
-  return "is taken to be faster, as it was measured to be on " + std::string(tuned.other_device) +
-         " (" + date + ")";
+TunedChoices choices_for(const TunedTables& tables, const TunedTeam& team, std::string_view outputs,
+                         int hidden) {
+  for (const std::string_view kind : {outputs, kBoundaryOutputs[1]}) {
+    const TunedTable* const own = nearest(tables, team, kind, hidden);
+    if (own != nullptr)
+      return taken_from(*own, hidden, "was measured to be faster (" + own->date + ")");
+    for (const TunedTables::Alike& each : tables.alike) {
+      if (each.device != team.device) continue;
+      const TunedTeam other{each.other, team.link_gbs, team.ranks};
+      const TunedTable* const theirs = nearest(tables, other, kind, hidden);
+      if (theirs != nullptr)
+        return taken_from(*theirs, hidden,
+                          "is taken to be faster, as it was measured to be on " + each.other +
+                              " (" + theirs->date + ")");
+    }
+  }
+  return rule(team, hidden);
 }
 
-void prefer_measured(PlanContext& where, std::int64_t rows, std::int64_t hidden) {
-  const TunedEntry tuned = fastest(where.properties.name, where.team_size, rows * hidden * 2);
-  where.preferred = tuned.choice;
-  where.why_preferred = tuned.choice.empty() ? std::string() : claim(tuned);
+TunedChoices rule(const TunedTeam& team, int hidden) {
+  if (team.ranks < 3 || team.link_gbs == 0) return {};
+  constexpr double kSecondTripUs = 1.32, kPackingUs = 1.22;
+  const double n = team.ranks, bytes_per_us = team.link_gbs * 1e3, row_bytes = 2.0 * hidden;
+  const double one_shot = bytes_per_us * kSecondTripUs * n / ((n - 1) * (n - 2));
+  const double plain = bytes_per_us * kPackingUs * 2 * n / (n - 1);
+  const auto rows = [&](double bytes) {
+    return std::max(static_cast<std::int64_t>(bytes / row_bytes), std::int64_t{1});
+  };
+  TunedChoices found;
+  found.lines.push_back({rows(one_shot), std::string(kBoundaryChoices[0])});
+  if (rows(plain) > rows(one_shot))
+    found.lines.push_back({rows(plain), std::string(kBoundaryChoices[2])});
+  found.lines.push_back({TunedLine::kNoEnd, std::string(kBoundaryChoices[3])});
+  found.why = "is taken to be faster, by a rule from times of four H200s (2026-11-28)";
+  return found;
+}
+
+std::vector<std::int64_t> row_ends(const TunedTables& tables, const TunedTeam& team, int hidden) {
+  std::vector<std::int64_t> ends;
+  for (const std::string_view outputs : kBoundaryOutputs)
+    for (const TunedLine& each : choices_for(tables, team, outputs, hidden).lines)
+      if (each.up_to_rows != TunedLine::kNoEnd) ends.push_back(each.up_to_rows);
+  std::ranges::sort(ends);
+  ends.erase(std::unique(ends.begin(), ends.end()), ends.end());
+  return ends;
+}
+
+std::string_view boundary_outputs(bool fp8, bool bf16) {
+  return kBoundaryOutputs[fp8 ? (bf16 ? 1 : 0) : 2];
+}
+
+const TunedTables& tuned_tables() { return loaded().tables; }
+const Status& tuned_status() { return loaded().status; }
+const std::string& tuned_file_text() { return loaded().file_text; }
+
+void prefer_measured(PlanContext& where, int link_gbs, std::string_view outputs, std::int64_t rows,
+                     int hidden) {
+  const TunedTeam team{where.properties.name, link_gbs, where.team_size};
+  const TunedChoices known = choices_for(tuned_tables(), team, outputs, hidden);
+  where.preferred = known.of(rows);
+  where.why_preferred = known.why;
 }
 
 }  // namespace tenon

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <thread>
 
 #include "tenon/comm/agreement.h"
@@ -361,6 +362,13 @@ Status Communicator::try_links() {
   TENON_TRY(state_->healthy(), "try the links");
   TENON_TRY(agree(links.status(), "try the links"));
   state_->links = *std::move(links);
+  std::int32_t slowest = std::numeric_limits<std::int32_t>::max();
+  for (int peer = 0; peer < size(); ++peer)
+    if (peer != rank())
+      slowest = std::min(slowest, static_cast<std::int32_t>(
+                                      state_->links[static_cast<std::size_t>(peer)].gbytes_per_s));
+  TENON_TRY(agree_min(std::span(&slowest, 1)));
+  state_->slowest_link_gbs = slowest;
   std::string text;
   for (int peer = 0; peer < size(); ++peer)
     if (peer != rank()) text += (text.empty() ? "" : ", ") + link_text(peer, state_->links);
@@ -369,6 +377,7 @@ Status Communicator::try_links() {
 }
 
 std::span<const Link> Communicator::links() const { return state_->links; }
+int Communicator::slowest_link_gbs() const { return state_->slowest_link_gbs; }
 int Communicator::rank() const { return state_->bootstrap->rank(); }
 int Communicator::size() const { return state_->bootstrap->size(); }
 Device Communicator::device() const { return state_->device; }

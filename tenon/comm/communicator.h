@@ -107,6 +107,9 @@ class Communicator {
   std::chrono::milliseconds deadline() const;
   // One for each rank, the own one zero. Empty on host targets and without peer pointers.
   std::span<const Link> links() const;
+  // The slowest of all links of the team, in GB/s, rounded down; 0 where links() is empty. The same
+  // on all ranks.
+  int slowest_link_gbs() const;
 
   // Gives the memory of every mailbox back to the devices, the communicator's own included, until
   // resume() maps them again: fresh, as after creation, at other addresses. Channel objects stay

@@ -68,6 +68,7 @@ struct Communicator::State {
   std::chrono::milliseconds load_deadline{};
   std::atomic<bool> told_bootstrap{false};  // the bootstrap, of a fault of this rank
   std::vector<Link> links;
+  int slowest_link_gbs = 0;  // of all ranks
   std::atomic<bool> suspended{false};
 
   mutable std::mutex mutex;

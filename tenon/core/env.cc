@@ -58,6 +58,12 @@ Status parse_library(std::string_view value, Env& env) {
   return Status::ok();
 }
 
+Status parse_path(std::string_view value, std::string& out) {
+  if (value.empty()) return refuse(value, "the path of a file");
+  out = value;
+  return Status::ok();
+}
+
 Status parse_secret(std::string_view value, Env& env) {
   constexpr std::size_t kLeast = 16;
   if (value.size() < kLeast)  // and never says what it is
@@ -120,6 +126,12 @@ constexpr KnobSpec kKnobs[] = {
                                           e.emu_seed);
      },
      [](const Env& e) { return std::to_string(e.emu_seed); }},
+    {"TENON_TUNED_FILE",
+     "a file of `tenon bench boundary --tune`, whose measurements take the place of those built "
+     "in; "
+     "the same on all ranks",
+     [](std::string_view v, Env& e) { return parse_path(v, e.tuned_file); },
+     [](const Env& e) { return e.tuned_file; }},
     {"TENON_CCL_LIBRARY", "the NCCL or RCCL that transport ccl loads; empty for the usual names",
      parse_library, [](const Env& e) { return e.ccl_library; }},
     {"TENON_LOAD_DEADLINE_MS",

@@ -25,6 +25,7 @@ struct Env {
   std::chrono::milliseconds deadline{30'000};  // TENON_DEADLINE_MS: longest any wait may last
   int cpu_threads = 0;                         // TENON_CPU_THREADS: per rank; 0 shares the cores
   std::uint64_t emu_seed = 0;                  // TENON_EMU_SEED: order of emulated threads
+  std::string tuned_file;                      // TENON_TUNED_FILE: measurements over those built in
   std::string ccl_library;  // TENON_CCL_LIBRARY: a file instead of libnccl.so.2 or librccl.so.1
   // TENON_LOAD_DEADLINE_MS: longest wait for a rank that is alive and loads
   std::chrono::milliseconds load_deadline{1'800'000};

@@ -239,16 +239,16 @@ class Signals(Case):
         self.assertLess(arm["iterations"], 2_000_000_000)
 
     def test_a_table_of_choices_needs_all_shapes(self):
-        (self.directory / "tuned.def").write_text("old")
+        (self.directory / "tuned.json").write_text('{"tables": []}')
         process = subprocess.Popen(self.command("--hidden", "256", "--rows", "1..64", "--repeats",
-                                                "100000", "--tune", "tuned.def"), cwd=self.directory,
+                                                "100000", "--tune", "tuned.json"), cwd=self.directory,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.measures(process)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=PATIENCE)
         self.assertEqual(process.returncode, -signal.SIGINT)
-        self.assertIn("no table is made from a part", errors)
-        self.assertEqual((self.directory / "tuned.def").read_text(), "old")
+        self.assertIn("no table of choices is made from a part", errors)
+        self.assertEqual((self.directory / "tuned.json").read_text(), '{"tables": []}')
 
     def test_the_second_signal_ends_at_once(self):
         process = subprocess.Popen(self.command("--rows", "8192", "--hidden", "16384", "--repeats", "1"),

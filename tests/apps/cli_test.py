@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import unittest
+import unittest.mock
 import xml.etree.ElementTree
 
 from support import BUILT, TENON, tenon
@@ -98,19 +99,53 @@ class Bench(unittest.TestCase):
     CHOICES = ("one_shot", "one_shot_packed", "two_shot", "two_shot_packed", "two_kernels")
 
     def test_choices_become_a_table(self):
-        table = self.directory / "tuned.def"
+        table = self.directory / "tuned.json"
         found = json.loads(self.bench("--rows", "1..16", "--hidden", "256,512", "--json", "--tune",
                                       str(table)))
         choices = {(each["outputs"], each["choice"]) for each in found["choices"]}
         self.assertEqual(choices, {(outputs, choice) for outputs in ("fp8", "fp8+bf16")
                                    for choice in self.CHOICES})
-        lines = table.read_text().splitlines()
-        ends = [line.split(", ")[2] for line in lines if line.startswith('TENON_TUNED("host", 2, ')]
-        self.assertEqual(len(ends), len(lines))
-        self.assertEqual(ends[-1], "INT64_MAX")
-        self.assertEqual(ends[:-1], sorted(ends[:-1], key=int))
-        for line in lines:
-            self.assertRegex(line, rf'"({"|".join(self.CHOICES)})", "\d{{4}}-\d\d-\d\d", ""\)$')
+        defaults = [(each["hidden"], each["rows"], each["outputs"]) for each in found["choices"]
+                    if each["is_default"]]
+        self.assertEqual(sorted(defaults), sorted({(each["hidden"], each["rows"], each["outputs"])
+                                                   for each in found["choices"]}))
+        tables = json.loads(table.read_text())["tables"]
+        self.assertEqual([(each["device"], each["ranks"], each["hidden"], each["outputs"]) for each in tables],
+                         [("host", 2, hidden, outputs) for hidden in (256, 512)
+                          for outputs in ("fp8", "fp8+bf16")])
+        for each in tables:
+            self.assertRegex(each["date"], r"^\d{4}-\d\d-\d\d$")
+            ends = [line.get("up_to_rows") for line in each["lines"]]
+            self.assertIsNone(ends[-1])
+            self.assertEqual(ends[:-1], sorted(ends[:-1]))
+            self.assertLessEqual({line["choice"] for line in each["lines"]}, set(self.CHOICES))
+
+    def test_a_table_of_choices_is_changed_and_taken(self):
+        table = self.directory / "tuned.json"
+        old = {"tables": [{"device": "host", "ranks": 2, "hidden": hidden, "outputs": "fp8+bf16", "date": "x",
+                           "lines": [{"choice": "two_shot"}]} for hidden in (256, 1024)]}
+        table.write_text(json.dumps(old))
+        self.bench("--rows", "1", "--hidden", "256", "--tune", str(table))
+        tables = {(each["hidden"], each["outputs"]): each for each in json.loads(table.read_text())["tables"]}
+        self.assertEqual(len(tables), 3)
+        self.assertEqual(tables[1024, "fp8+bf16"], old["tables"][1])
+        self.assertNotEqual(tables[256, "fp8+bf16"]["date"], "x")
+
+        table.write_text(json.dumps(old))
+        def variant():
+            found = json.loads(self.bench("--rows", "1", "--hidden", "256", "--arms", "one-kernel", "--json"))
+            return found["results"][0]["arms"]["one-kernel"]["variant"]
+
+        self.assertEqual(variant(), "one_shot")
+        with unittest.mock.patch.dict(os.environ, TENON_TUNED_FILE=str(table)):
+            self.assertEqual(variant(), "two_shot")
+
+    def test_what_is_no_table_of_choices_is_refused(self):
+        table = self.directory / "tuned.json"
+        table.write_text("old")
+        self.assertIn("--tune changes a file of tables or makes one",
+                      self.refused("--rows", "1", "--hidden", "256", "--tune", str(table)))
+        self.assertEqual(table.read_text(), "old")
 
     def test_ratios_against_a_baseline(self):
         shapes = ["--rows", "1,2", "--hidden", "256"]

@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <limits>
 
 #include "tenon/boundary/boundary.h"
@@ -210,29 +211,49 @@ TEST(BoundaryAgreementChild, DISABLED_Make) {
   options.deadline = kDeadline;
   const auto comm = Communicator::create(options, Device{});
   ASSERT_TRUE(comm) << comm.status().to_string();
-  auto channel = BoundaryChannel::make(usual_channel(), **comm);
-  ASSERT_TRUE(channel) << channel.status().to_string();
-  BoundarySpec spec = usual_spec();
-  spec.force_stage = StagePolicy::kFree;
   const auto begin = Clock::now();
-  const auto boundary = Boundary::make(spec, *channel);
+  const auto make = [&]() -> Status {
+    TENON_ASSIGN(auto channel, BoundaryChannel::make(usual_channel(), **comm));
+    BoundarySpec spec = usual_spec();
+    spec.force_stage = StagePolicy::kFree;
+    return Boundary::make(spec, std::move(channel)).status();
+  };
+  const Status made = make();
   EXPECT_LT(Clock::now() - begin, kAtOnce);
-  std::printf("status: %s\n", boundary.status().to_string().c_str());
+  std::printf("status: %s\n", made.to_string().c_str());
   meet(**comm);
 }
 
+// A file that ends with the test.
+struct File {
+  File(std::string at, const char* text) : path(std::move(at)) { std::ofstream(path) << text; }
+  ~File() { std::remove(path.c_str()); }
+  std::string path;
+};
+
 // Knobs are of a process, and one process has another than the rest.
 TEST(BoundaryAgreement, KnobsThatDifferAreTheSameErrorOnAll) {
+  const File tables(testing::TempDir() + "boundary_agreement_tables.json", "{\"tables\": []}");
+  const File broken(testing::TempDir() + "boundary_agreement_broken.json", "{");
+  const std::string boundary = "boundary \"test\"", channel = "boundary channel \"boundary\"";
   const struct {
-    std::string knob, text;
+    std::string knob, where, text;
   } cases[] = {
-      {"TENON_FORCE_STAGE=3", "force_stage: 0 on ranks 0 and 2, 3 on rank 1"},
-      {"TENON_MAX_STAGE=2", "max_stage: 1 on ranks 0 and 2, 2 on rank 1"},
-      {"TENON_FORCE_VARIANT=fused_allreduce_rmsnorm_quant:one_shot",
+      {"TENON_FORCE_STAGE=3", boundary, "force_stage: 0 on ranks 0 and 2, 3 on rank 1;"},
+      {"TENON_MAX_STAGE=2", boundary, "max_stage: 1 on ranks 0 and 2, 2 on rank 1;"},
+      {"TENON_FORCE_VARIANT=fused_allreduce_rmsnorm_quant:one_shot", boundary,
        "TENON_FORCE_VARIANT: \"\" on ranks 0 and 2, \"fused_allreduce_rmsnorm_quant:one_shot\" on "
-       "rank 1"},
+       "rank 1;"},
+      {"TENON_TUNED_FILE=" + tables.path, channel,
+       "TENON_TUNED_FILE: no file on ranks 0 and 2, contents "},
+      {"TENON_TUNED_FILE=" + broken.path, channel,
+       "TENON_TUNED_FILE: no file on ranks 0 and 2, io: TENON_TUNED_FILE \"" + broken.path +
+           "\": "},
+      {"TENON_TUNED_FILE=/nowhere/tuned.json", channel,
+       "TENON_TUNED_FILE: no file on ranks 0 and 2, io: TENON_TUNED_FILE \"/nowhere/tuned.json\": "
+       "it cannot be read"},
   };
-  for (const auto& [knob, text] : cases) {
+  for (const auto& [knob, where, text] : cases) {
     const int port = test::free_port();
     std::vector<test::Process> ranks;
     for (int rank = 0; rank < 3; ++rank)
@@ -240,12 +261,26 @@ TEST(BoundaryAgreement, KnobsThatDifferAreTheSameErrorOnAll) {
                                        rank == 1 ? std::vector{knob} : std::vector<std::string>{}));
     for (test::Process& rank : ranks) {
       EXPECT_EQ(rank.wait(milliseconds(60'000)), 0) << rank.output();
-      EXPECT_NE(rank.output().find("status: invalid argument: boundary \"test\": the ranks "
-                                   "disagree about " +
-                                   text + "; all must be equal\n"),
+      EXPECT_NE(rank.output().find("status: invalid argument: " + where +
+                                   ": the ranks disagree about " + text),
                 std::string::npos)
           << rank.output();
+      EXPECT_NE(rank.output().find("; all must be equal\n"), std::string::npos) << rank.output();
     }
+  }
+}
+
+TEST(BoundaryAgreement, AFileOfTablesThatCannotBeReadIsTheSameErrorOnAll) {
+  const int port = test::free_port();
+  std::vector<test::Process> ranks;
+  for (int rank = 0; rank < 2; ++rank)
+    ranks.push_back(test::start_rank(rank, 2, port, "BoundaryAgreementChild.DISABLED_Make",
+                                     {"TENON_TUNED_FILE=/nowhere/tuned.json"}));
+  for (test::Process& rank : ranks) {
+    EXPECT_EQ(rank.wait(milliseconds(60'000)), 0) << rank.output();
+    EXPECT_NE(rank.output().find("TENON_TUNED_FILE \"/nowhere/tuned.json\": it cannot be read"),
+              std::string::npos)
+        << rank.output();
   }
 }
 

@@ -114,6 +114,23 @@ inline StripeUnits units_of(const Args& args, bool packs, int team_size) {
   return stripe_units(hidden, packs, !args.out.bf16, groups, args.spread_residual, team_size);
 }
 
+// The vectors of a thread, of rows on blocks of `threads`.
+inline int span_of(std::int64_t hidden, int threads) {
+  if constexpr (kWave == 1) return kMaxVectors;
+  const auto vectors = static_cast<int>(hidden / kVector);
+  // One where each thread has a vector and no vector is left, and no other row.
+  if (vectors == threads) return 1;
+  return vectors <= 2 * threads ? 2 : (vectors + threads - 1) / threads;
+}
+
+// Whether calls of such rows have two_shot_long_kernel, and whether so many stripes on so many
+// blocks take it: steps enough that what each of them waits for is what counts.
+inline bool has_long(int team_size, std::int64_t hidden, int threads) {
+  return team_size > 2 && team_size <= 4 && threads <= kLongThreads && kWave > 1 &&
+         span_of(hidden, threads) == 1;
+}
+constexpr bool is_long(std::int64_t stripes, std::int64_t blocks) { return stripes > 2 * blocks; }
+
 inline Status shape_for(const Args& args, const PlanContext& where, Shots shots, bool packs,
                         LaunchShape* shape) {
   if (where.team_size > 1 && !where.peer_pointers)
@@ -124,17 +141,26 @@ inline Status shape_for(const Args& args, const PlanContext& where, Shots shots,
                                                  std::to_string(kMaxRanks));
   shape->threads =
       row_threads(static_cast<int>(args.residual.shape[1]), where.properties.max_threads_per_block);
-  const bool one = shots == Shots::kOne;
   const std::int64_t rows = args.residual.shape[0];
-  const std::int64_t tasks = one ? rows : (rows + where.team_size - 1) / where.team_size;
   const Room room = room_for(where, shape->threads);
-  const int most = room.units * (one ? room.resident : even_blocks(tasks, room, where.team_size));
-  const std::int64_t resident =
-      most_data_blocks(std::int64_t{room.units} * room.resident, where.team_size);
-  std::int64_t blocks = std::min<std::int64_t>({tasks, most, resident, kMaxWaitingBlocks - 1});
-  const std::int64_t units = one ? 0 : units_of(args, packs, where.team_size).all();
-  if (units > 0 && where.mailbox_bytes > 0)
-    blocks = working_blocks(blocks, tasks, slot_units(where.mailbox_bytes) / units);
+  const std::int64_t most = std::min<std::int64_t>(
+      most_data_blocks(std::int64_t{room.units} * room.resident, where.team_size),
+      kMaxWaitingBlocks - 1);
+  std::int64_t blocks = std::min(rows, most);
+  if (shots == Shots::kTwo) {
+    const std::int64_t stripes = (rows + where.team_size - 1) / where.team_size;
+    const std::int64_t units = units_of(args, packs, where.team_size).all();
+    const bool knows = units > 0 && where.mailbox_bytes > 0;
+    const std::int64_t fit = knows ? slot_units(where.mailbox_bytes) / units : stripes;
+    if (rows > most || stripes > fit) {  // a block has stripes, not a row
+      const int each = even_blocks(stripes, room, where.team_size);
+      blocks = std::min({stripes, most, std::int64_t{room.units} * each});
+      if (has_long(where.team_size, args.residual.shape[1], shape->threads) &&
+          is_long(stripes, room.units - 1))
+        blocks = std::max(std::min<std::int64_t>(blocks, room.units - 1), std::int64_t{1});
+      blocks = working_blocks(blocks, stripes, fit);
+    }
+  }
   shape->blocks = static_cast<int>(blocks);
   shape->cooperative = true;
   shape->early = where.may_start_early;
@@ -222,15 +248,6 @@ constexpr bool serves(const Instance& instance, int span, int ranks, bool is_usu
          (is_usual || !instance.fast_path);
 }
 
-// The vectors of a thread, of rows on blocks of `threads`.
-inline int span_of(std::int64_t hidden, int threads) {
-  if constexpr (kWave == 1) return kMaxVectors;
-  const auto vectors = static_cast<int>(hidden / kVector);
-  // One where each thread has a vector and no vector is left, and no other row.
-  if (vectors == threads) return 1;
-  return vectors <= 2 * threads ? 2 : (vectors + threads - 1) / threads;
-}
-
 // launch.operator()<KernelFor<…>>() with the first instance that exists and serves the call.
 template <class T, class Wire, class Protocol, class Launch>
 inline Status with_instance(const LaunchShape& shape, const FusedArgs& call, const Launch& launch) {
@@ -311,8 +328,14 @@ inline Status launch_two_shot(const LaunchShape& shape, const Args& args, const 
   call.spread_offset = static_cast<int>(fit * units.parts);  // not by how much there is: rule 2
   find_places(call);
   call.note = note_for(call, shape, Shots::kTwo, Wire::kPacks);
+  const bool row_each = call.rows <= shape.blocks && call.num_generations == 1;
+  const bool takes_long = has_long(team->size, call.norm.hidden, shape.threads) &&
+                          shape.blocks < team->max_blocks && is_long(stripes, shape.blocks);
   return with_instance<T, Wire, Protocol>(shape, call, [&]<class K>() {
-    return tenon::launch(stream, with_note_block(shape, *team), two_shot_kernel<K>, call);
+    auto* kernel = row_each ? two_shot_row_kernel<K> : two_shot_kernel<K>;
+    if constexpr (kHasLong<K>)
+      if (takes_long && !row_each) kernel = two_shot_long_kernel<K>;
+    return tenon::launch(stream, with_note_block(shape, *team), kernel, call);
   });
 }
 
@@ -325,10 +348,18 @@ inline Status supports_shots(const Args& args, const PlanContext& where, Recipe*
   TENON_TRY(shape_for(args, where, kShots, kPacks, &shape));
   // Where each row has a block of its own.
   const bool row_each = args.residual.shape[0] <= shape.blocks;
-  recipe->launch(kShots == Shots::kTwo ? "two_shot_kernel"
-                 : row_each            ? "one_shot_row_kernel"
-                                       : "one_shot_kernel",
-                 shape);
+  if (kShots == Shots::kOne) {
+    recipe->launch(row_each ? "one_shot_row_kernel" : "one_shot_kernel", shape);
+  } else {
+    const std::int64_t stripes = (args.residual.shape[0] + where.team_size - 1) / where.team_size;
+    const bool takes_long = has_long(where.team_size, args.residual.shape[1], shape.threads) &&
+                            shape.blocks < where.properties.max_cooperative_blocks &&
+                            is_long(stripes, shape.blocks);
+    recipe->launch(row_each     ? "two_shot_row_kernel"
+                   : takes_long ? "two_shot_long_kernel"
+                                : "two_shot_kernel",
+                   shape);
+  }
   const bool is_bf16 = args.residual.dtype == DType::kBF16;
   const bool is_usual = is_bf16 &&
                         is_fast_path(norm_spec(args.weight, args.residual, args.out.bf16),

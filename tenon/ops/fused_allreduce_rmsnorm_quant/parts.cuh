@@ -101,18 +101,19 @@ TENON_DEVICE Own<kMaxSpan> load_own(const FusedArgs& args, int row) {
   return own;
 }
 
-// All threads of a block: this rank's part of a row to every peer, a PART of rule 6. `entry`: where
-// the row's entry begins.
-template <class K>
-TENON_DEVICE void send_part(const FusedArgs& args, const Call& call, int row, std::uint32_t entry,
-                            const Own<K::kMaxSpan>& own) {
+// All threads of a block: this rank's part of a row to each peer number that `is_wanted` names.
+// `entry`: where the row's entry begins.
+template <class K, class IsWanted>
+TENON_DEVICE void send_part_to(const FusedArgs& args, const Call& call, int row,
+                               std::uint32_t entry, const Own<K::kMaxSpan>& own,
+                               IsWanted is_wanted) {
   using Wire = typename K::Wire;
   if constexpr (K::kRanks == 1) return;
   const auto send_vector = [&](int i, Word4 words) {
     const Parcel parcel = wrap<Wire, typename K::Protocol>(words);
     if (call.lost) return;
     for_peers<K::kRanks>(args.team, [&](int peer) {
-      post<Wire>(at_unit(args.part_to[peer], entry), args.vectors, i, parcel);
+      if (is_wanted(peer)) post<Wire>(at_unit(args.part_to[peer], entry), args.vectors, i, parcel);
     });
   };
   if constexpr (Own<K::kMaxSpan>::kKept) {
@@ -122,6 +123,13 @@ TENON_DEVICE void send_part(const FusedArgs& args, const Call& call, int row, st
     for (int i = thread_id(); i < args.vectors; i += block_threads())
       send_vector(i, load16(from + i * 16));
   }
+}
+
+// To every peer: a PART of rule 6.
+template <class K>
+TENON_DEVICE void send_part(const FusedArgs& args, const Call& call, int row, std::uint32_t entry,
+                            const Own<K::kMaxSpan>& own) {
+  send_part_to<K>(args, call, row, entry, own, [](int) { return true; });
 }
 
 // Where `sender` leaves its part of an entry for this rank.

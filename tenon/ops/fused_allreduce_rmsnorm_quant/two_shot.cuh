@@ -4,10 +4,10 @@
 //   fp8 wanted, 16-bit rows not: the codes and one word per scale
 //   otherwise:                   the 16-bit norm; where both are wanted, ranks quantise their copy
 //   spreads_residual:            the new residual as well
-// Rows are dealt in stripes of `size` rows, one per owner; a block works on whole stripes, so that
-// every rank has the same blocks. A slot holds, per stripe of the chunk, first one part from each
-// peer for the own row, then one result from the owner of each other row. The rules of the exchange
-// are comm/device/exchange.cuh's.
+// Rows are dealt in stripes of `size` rows, one per owner. A block works on whole stripes, or,
+// where there are no more rows than blocks, on one row; so every rank has the same blocks. A slot
+// holds, per stripe of the chunk, first one part from each peer for the own row, then one result
+// from the owner of each other row. The rules of the exchange are comm/device/exchange.cuh's.
 #pragma once
 
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/parts.cuh"
@@ -82,13 +82,19 @@ TENON_DEVICE const std::byte* part_for(const FusedArgs& args, int first_row, int
 }
 
 // My part of every row of a stripe to its owner: FIRST PARTs and LATE PARTs of rule 6. `read`: what
-// a thread that looks ahead has read.
-template <class K>
+// a thread that looks ahead has read. kAtOnce: what goes to all peers is read before any is sent.
+template <class K, bool kAtOnce>
 TENON_DEVICE void scatter_stripe(const FusedArgs& args, const Call& call, const Stripe& stripe,
                                  const Word4& read) {
   using Wire = typename K::Wire;
   using Protocol = typename K::Protocol;
   constexpr int kMaxSpan = K::kMaxSpan, kRanks = K::kRanks;
+  [[maybe_unused]] Word4 words_of[kRanks] = {};
+  if constexpr (kAtOnce)
+    for_peers<kRanks>(args.team, [&](int peer) {
+      const std::byte* const from = part_for<kRanks>(args, stripe.first_row, peer);
+      if (from != nullptr) words_of[peer] = load16(from + thread_id() * 16);
+    });
   for_peers<kRanks>(args.team, [&](int peer) {
     const std::byte* const from = part_for<kRanks>(args, stripe.first_row, peer);
     if (from == nullptr) return;
@@ -99,6 +105,8 @@ TENON_DEVICE void scatter_stripe(const FusedArgs& args, const Call& call, const 
     };
     if constexpr (kLooksAhead<kMaxSpan, kRanks>) {
       send_vector(thread_id(), read);
+    } else if constexpr (kAtOnce) {
+      send_vector(thread_id(), words_of[peer]);
     } else {
       for (int i = thread_id(); i < args.vectors; i += block_threads())
         send_vector(i, load16(from + i * 16));
@@ -180,35 +188,57 @@ TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, cons
   if (quant.codes != nullptr) quantize_to_tensors<T>(at_row(quant, row), 0, span, held);
 }
 
-// The row of a peer: what its owner has sent.
+// Where the result of `owner` begins in the mailbox, in units.
+TENON_DEVICE std::uint32_t result_from(const FusedArgs& args, const Stripe& stripe, int owner) {
+  return stripe.results +
+         static_cast<std::uint32_t>(args.spread_offset +
+                                    peer_index(owner, args.team.rank) * args.spread_units);
+}
+
+// What a thread sees of its vector of an owner's result.
+template <class K>
+TENON_DEVICE EarlyLook look_at_result(const FusedArgs& args, const QuantSpec& quant,
+                                      const Stripe& stripe, int owner) {
+  EarlyLook early;
+  std::byte* const result = at_unit(args.mine, result_from(args, stripe, owner));
+  const int vector = thread_id();
+  if (!args.spreads_fp8) {
+    early.words = look(address_of<typename K::Wire>(result, args.vectors, vector, &early.rest));
+  } else if (vector < image_vectors(quant, args.norm.hidden)) {
+    early.words = look(SlotAddress{result + vector * 16});
+  }
+  return early;
+}
+
+// The row of a peer: what its owner has sent. `early`: what look_at_result() saw of it, or nothing.
 template <class K>
 TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& call,
-                           const Stripe& stripe, int owner, const ThreadSpan& span) {
+                           const Stripe& stripe, int owner, const ThreadSpan& span,
+                           const EarlyLook& early) {
   using T = typename K::T;
   using Wire = typename K::Wire;
   using Protocol = typename K::Protocol;
   constexpr int kMaxSpan = K::kMaxSpan;
   const ChannelView& team = args.team;
   const int hidden = args.norm.hidden, row = stripe.first_row + owner;
-  const std::uint32_t result =
-      stripe.results + static_cast<std::uint32_t>(args.spread_offset +
-                                                  peer_index(owner, team.rank) * args.spread_units);
+  const std::uint32_t result = result_from(args, stripe, owner);
   const auto name = static_cast<std::uint32_t>(row);
-  const auto take_at = [&](std::uint32_t unit, int vector) {
+  const auto take_at = [&](std::uint32_t unit, int vector, const EarlyLook& seen) {
     return take_vector<Wire, Protocol, kMaxSpan>(team, call, Phase::kGather, owner, name,
                                                  at_unit(args.mine, result + unit), args.vectors,
-                                                 vector);
+                                                 vector, seen);
   };
   if (args.spreads_residual) {
     std::byte* const residual = args.norm.residual + row * args.norm.residual_stride;
     for (int i = thread_id(); i < args.vectors; i += block_threads())
-      store16(residual + i * 16, take_at(residual_at(args), i));
+      store16(residual + i * 16, take_at(residual_at(args), i, {}));
   }
   if (args.spreads_fp8) {
     for (int i = thread_id(); i < image_vectors(quant, hidden); i += block_threads()) {
       const SlotAddress place{at_unit(args.mine, result + static_cast<std::uint32_t>(i))};
+      const EarlyLook seen = i == thread_id() ? early : EarlyLook{};
       const Word4 words =
-          take<Protocol>(team, call, Phase::kGather, owner, name, place, kNothing, false);
+          take<Protocol>(team, call, Phase::kGather, owner, name, place, seen.words, false);
       const bool escapes = quant.is_fnuz && i < hidden / 16;
       store_image(quant, row, hidden, i,
                   escapes ? replace_words(words, kFnuzEscape, kFnuzLowest) : words);
@@ -220,7 +250,7 @@ TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& 
       args.norm.norm == nullptr ? nullptr : args.norm.norm + row * args.norm.norm_stride;
   for_vectors<kMaxSpan>(span.count, [&]<int kVectors>(int first) {
     for (int i = first; i < first + kVectors; ++i) {
-      held[i] = take_at(0, span.first + i);
+      held[i] = take_at(0, span.first + i, kMaxSpan == 1 ? early : EarlyLook{});
       if (norm != nullptr) store16(norm + (span.first + i) * 16, held[i]);
     }
   });
@@ -241,15 +271,12 @@ TENON_DEVICE void peer_row(const FusedArgs& args, const QuantSpec& quant, Call& 
 // In between come the reads for the next step, before the stores to peers, which they would wait
 // behind. The first and the last step use the links one way only. A generation may begin between
 // any two steps: rule 6 in comm/device/exchange.cuh.
-template <class K>
-TENON_KERNEL_RESIDENT(kRowThreads, 1)
-two_shot_kernel(TENON_ARGS(FusedArgs) args) {
+template <class K, bool kAtOnce>
+TENON_DEVICE void run_stripes(const FusedArgs& args, Word4* image, std::uint32_t* lost_words) {
   using Protocol = typename K::Protocol;
   constexpr int kMaxSpan = K::kMaxSpan, kRanks = K::kRanks;
   const NormSpec norm = choose_path<K::kFastPath>(args.norm);
   const QuantSpec quant = choose_path<K::kFastPath>(args.quant);
-  TENON_SHARED(Word4, image, kMaxImage);
-  TENON_SHARED(std::uint32_t, lost_words, 2);
   enter<Protocol>();
   Call call = begin_call<Protocol>(args.team);
   const auto num_generations = static_cast<std::uint32_t>(args.num_generations);
@@ -282,19 +309,103 @@ two_shot_kernel(TENON_ARGS(FusedArgs) args) {
     mine = sent;
     sent = next < num_stripes ? stripe_at(args, call, next, entry) : no_stripe(args);
     const auto own = read_own_row<K>(args, norm, mine, span);
-    scatter_stripe<K>(args, call, sent, read);
+    [[maybe_unused]] EarlyLook early[kRanks];
+    if constexpr (kAtOnce)
+      for_peers<kRanks>(args.team, [&](int peer) {
+        const int owner = rank_of_peer<kRanks>(args.team, peer);
+        if (theirs.first_row + owner < args.rows && !call.lost)
+          early[peer] = look_at_result<K>(args, quant, theirs, owner);
+      });
+    scatter_stripe<K, kAtOnce>(args, call, sent, read);
     if (next < stride) count_call<Protocol>(args.team, call, num_generations);
     read_next(next + stride);
     if (mine.first_row + rank < args.rows)
       own_row<K>(args, norm, quant, call, mine, rows_done++, span, own, image, lost_words);
-    for (int peer = 0; peer < size - 1; ++peer) {
-      const int owner = rank_of_peer<kRanks>(args.team, peer);
-      if (theirs.first_row + owner < args.rows) peer_row<K>(args, quant, call, theirs, owner, span);
+    if constexpr (kAtOnce) {
+      for_peers<kRanks>(args.team, [&](int peer) {
+        const int owner = rank_of_peer<kRanks>(args.team, peer);
+        if (theirs.first_row + owner < args.rows)
+          peer_row<K>(args, quant, call, theirs, owner, span, early[peer]);
+      });
+    } else {
+      for (int peer = 0; peer < size - 1; ++peer) {
+        const int owner = rank_of_peer<kRanks>(args.team, peer);
+        if (theirs.first_row + owner < args.rows)
+          peer_row<K>(args, quant, call, theirs, owner, span, {});
+      }
     }
     if (quant.codes == nullptr || quant.layout == ScaleLayout::kRow) continue;
     for (int row = theirs.first_row; row < theirs.first_row + size; ++row)  // every rank all rows
       if (row < args.rows) pad_scales(quant, row);
   }
+}
+
+template <class K>
+TENON_KERNEL_RESIDENT(kRowThreads, 1)
+two_shot_kernel(TENON_ARGS(FusedArgs) args) {
+  TENON_SHARED(Word4, image, kMaxImage);
+  TENON_SHARED(std::uint32_t, lost_words, 2);
+  run_stripes<K, false>(args, image, lost_words);
+}
+
+// Many stripes for each block, of three or four ranks: one block on a multiprocessor, whose threads
+// have the registers of two. What a step reads and looks at for its peers is under way at once.
+inline constexpr int kLongThreads = kRowThreads < 640 ? kRowThreads : 640;
+template <class K>
+inline constexpr bool kHasLong = K::kMaxSpan == 1 && K::kRanks > 2 && K::kRanks <= 4;
+template <class K>
+TENON_KERNEL_RESIDENT(kLongThreads, 1)
+two_shot_long_kernel(TENON_ARGS(FusedArgs) args) {
+  TENON_SHARED(Word4, image, kMaxImage);
+  TENON_SHARED(std::uint32_t, lost_words, 2);
+  run_stripes<K, true>(args, image, lost_words);
+}
+
+// No more rows than blocks, one generation: each block has one row. On the row's owner it takes the
+// parts and sends the results; elsewhere it sends a part to the owner and takes the result. So a
+// row takes as many multiprocessors as one shot gives it, with the words of two. FIRST PARTs and
+// RESULTs of rule 6, in the places that stripes have for them.
+template <class K>
+TENON_KERNEL_RESIDENT(kRowThreads, 1)
+two_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
+  using Protocol = typename K::Protocol;
+  constexpr int kMaxSpan = K::kMaxSpan, kRanks = K::kRanks;
+  TENON_SHARED(Word4, image, kMaxImage);
+  TENON_SHARED(std::uint32_t, lost_words, 2);
+  const NormSpec norm = choose_path<K::kFastPath>(args.norm);
+  const QuantSpec quant = choose_path<K::kFastPath>(args.quant);
+  const bool has_row = block_id() < args.rows;
+  const int row = has_row ? block_id() : 0;
+  const int size = args.team.size, stripe_index = row / size, owner = row - stripe_index * size;
+  const bool is_mine = owner == args.team.rank;
+  const ThreadSpan span = own_span<kMaxSpan>(args.vectors);
+  if (thread_id() % kWave == 0) {
+    if (span.count > 0) {  // others have no vector: span.first lies behind the row
+      prefetch(args.partial + row * args.partial_stride + span.first * 16);
+      prefetch(weights_at(norm, span.first));
+      if (is_mine) prefetch(at_row(norm, row).residual + span.first * 16);
+    }
+    prefetch(counters(args.team, block_id()));
+  }
+  enter<Protocol>();
+  const auto own = load_own<kMaxSpan>(args, row);
+  Call call = begin_call<Protocol>(args.team);
+  if (!has_row) return finish_without_data<Protocol>(args.team, call, args.note, 1);
+  send_notes_first(args.team, call, args.note);
+  const Stripe stripe = stripe_at(args, call, stripe_index, stripe_index);
+  if (!is_mine)
+    send_part_to<K>(args, call, row, stripe.parts, own,
+                    [&](int peer) { return rank_of_peer<kRanks>(args.team, peer) == owner; });
+  OwnRow<kMaxSpan> read{};
+  if (is_mine) read = {own, prefetch_row<kMaxSpan>(at_row(norm, row), span), {}};
+  if (thread_id() == 0) lost_words[0] = 0;  // count_call() has a barrier
+  count_call<Protocol>(args.team, call, 1);
+  if (is_mine) {
+    own_row<K>(args, norm, quant, call, stripe, 0, span, read, image, lost_words);
+  } else {
+    peer_row<K>(args, quant, call, stripe, owner, span, {});
+  }
+  if (quant.codes != nullptr && quant.layout != ScaleLayout::kRow) pad_scales(quant, row);
 }
 
 }  // namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant
