@@ -189,6 +189,25 @@ TEST_F(FusedPlans, PlansCountTheBlocksThatWork) {
   EXPECT_EQ(plan_for(8, 8192, 16384, 1, target).launches.front().shape.blocks, 2);
 }
 
+// Two multiprocessors of an emulated device have data: a row each, stripes, then many stripes.
+TEST_F(FusedPlans, ShortAndLongCallsHaveKernelsOfTheirOwn) {
+  const Target target = Target::kEmu32;
+  if (!backend(target)) GTEST_SKIP() << "emu32 is not part of this build";
+  const auto kernel = [&](int team, int rows, int hidden) {
+    return plan_for(team, rows, hidden, 1, target).launches.front().kernel;
+  };
+  for (int team = 2; team <= 8; ++team) {
+    const bool has_long = team == 3 || team == 4;
+    EXPECT_EQ(kernel(team, 2, 4096), "two_shot_row_kernel") << team;
+    EXPECT_EQ(kernel(team, 3, 4096), "two_shot_kernel") << team;
+    EXPECT_EQ(kernel(team, 4 * team, 4096), "two_shot_kernel") << team;
+    EXPECT_EQ(kernel(team, 4 * team + 1, 4096),
+              has_long ? "two_shot_long_kernel" : "two_shot_kernel")
+        << team;
+    EXPECT_EQ(kernel(team, 8192, 8192), "two_shot_kernel") << team;  // more than one vector a thread
+  }
+}
+
 // What a caller may rely on before anything runs.
 class FusedContract : public ::testing::Test {
  protected:
