@@ -110,15 +110,12 @@ Status Experts::plan_fused(LayerContext& context) {
   if (!plans) return Status::ok();
   fused_ = *std::move(plans);
   fused_rows_ = most;
-  for (std::int64_t rows = std::min<std::int64_t>(most, moe_experts::kMaxChosenTokens); rows > 0;
-       rows /= 2) {
-    auto chosen = make_plans(rows, true);
-    if (!chosen && chosen.status().code() != Code::kUnsupported) return chosen.status();
-    if (!chosen) continue;
-    chosen_ = *std::move(chosen);
-    chosen_rows_ = rows;
-    break;
-  }
+  const auto few = std::min<std::int64_t>(most, moe_experts::kMaxChosenTokens);
+  auto chosen = make_plans(few, true);
+  if (!chosen && chosen.status().code() != Code::kUnsupported) return chosen.status();
+  if (!chosen) return Status::ok();
+  chosen_ = *std::move(chosen);
+  chosen_rows_ = few;
   return Status::ok();
 }
 

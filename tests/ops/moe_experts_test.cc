@@ -464,6 +464,8 @@ TEST(MoeExperts, RefusalsSayWhatIsAccepted) {
       {[](Args& a) { a.offsets.shape[0] = 2; }, "must be [experts + 1] with experts + 1 = 3"},
       {[](Args& a) { a.slot.shape[1] = 3; }, "must be [tokens, top_k] with top_k = 4"},
       {[](Args& a) { a.shared_gate.dtype = DType::kBF16; }, "must be of type f32"},
+      {[](Args& a) { a.logits = a.out.addend; }, "must be of type f32"},
+      {[](Args& a) { a.logits = a.shared_gate; }, "must be a part of [0, 1)"},
       {[](Args& a) { a.activation.shape[0] = 8; },
        "must be [tokens * (top_k + 1), width] with tokens * (top_k + 1) = 10"},
       {[](Args& a) { a.routed.down.device.index = 1; }, "all must lie on one device"},
