@@ -12,6 +12,8 @@
 //   block_id() grid_blocks()               position in the grid
 //   sync_block()                           barrier of the block; every thread must reach it. What a
 //                                          thread releases after it covers what others stored before
+//   sync_roles()                           the same where waves of different roles reach it at different
+//                                          places of the code, which sync_block() may not be
 //   shuffle_xor(v, mask)                   v of lane (lane ^ mask); T of 4 bytes; all lanes together
 //   shuffle_from(v, lane)                  v of that lane of the wave, 0 <= lane < kWave; as above
 //   sync_wave()                            lanes that have left a loop at different times go on

@@ -146,6 +146,19 @@ TEST(Fibers, BarriersAndSharedMemoryHoldInEveryOrder) {
   }
 }
 
+TEST(Fibers, RolesMeetAtDifferentPlaces) {
+  for (Target target : emulated()) {
+    for (std::uint64_t seed = 0; seed < 8; ++seed) {
+      const int half = 128;
+      const Outcome result = run(target, kernels(target).roles, grid(1, 2 * half), seed);
+      ASSERT_TRUE(result.status) << result.status.to_string();
+      for (int i = 0; i < half; ++i)
+        ASSERT_EQ(result.out[static_cast<std::size_t>(half + i)],
+                  static_cast<std::uint32_t>(0 + 1000 + 2000 + 3000 + 4 * ((i + 1) % half)));
+    }
+  }
+}
+
 TEST(Fibers, ShufflesExchangeWithinTheWave) {
   for (Target target : emulated()) {
     const int wave = test::wave_of(target);

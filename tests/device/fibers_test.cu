@@ -46,6 +46,27 @@ TENON_KERNEL divergent_kernel(Args) {
   }
 }
 
+// The lower half writes what the upper half reads, each in a loop of its own.
+TENON_KERNEL roles_kernel(Args args) {
+  TENON_SHARED(std::uint32_t, values, 1024);
+  const int half = block_threads() / 2, mine = thread_id() % half;
+  std::uint32_t sum = 0;
+  if (thread_id() < half) {
+    for (int round = 0; round < 4; ++round) {
+      values[mine] = static_cast<std::uint32_t>(round * 1000 + mine);
+      sync_roles();
+      sync_roles();
+    }
+  } else {
+    for (int round = 0; round < 4; ++round) {
+      sync_roles();
+      sum += values[(mine + 1) % half];
+      sync_roles();
+    }
+  }
+  args.out[global_thread()] = sum;
+}
+
 TENON_KERNEL half_shuffle_kernel(Args args) {
   if (thread_id() % kWave < kWave / 2) args.out[global_thread()] = shuffle_xor(1u, 1);
 }
@@ -112,9 +133,9 @@ TENON_KERNEL position_kernel(Args args) {
 
 extern const tenon::fibers_test::Kernels kernels;
 const tenon::fibers_test::Kernels kernels = {
-    &arrival_kernel,         &staged_kernel,       &deep_kernel,          &early_return_kernel,
-    &divergent_kernel,       &half_shuffle_kernel, &mixed_shuffle_kernel, &wrong_lane_kernel,
-    &too_much_shared_kernel, &shared_start_kernel, &grid_barrier_kernel,  &shuffles_kernel,
-    &position_kernel};
+    &arrival_kernel,    &staged_kernel,          &deep_kernel,         &early_return_kernel,
+    &divergent_kernel,  &roles_kernel,           &half_shuffle_kernel, &mixed_shuffle_kernel,
+    &wrong_lane_kernel, &too_much_shared_kernel, &shared_start_kernel, &grid_barrier_kernel,
+    &shuffles_kernel,   &position_kernel};
 
 }  // namespace tenon::TENON_TARGET::fibers_test

@@ -19,6 +19,7 @@ struct Kernels {
   Kernel deep;             // n bytes of stack
   Kernel early_return;     // thread 3 returns in front of a barrier
   Kernel divergent;        // odd and even threads meet at different barriers
+  Kernel roles;            // halves of a block meet at different places of the code
   Kernel half_shuffle;     // only the lower half of each wave shuffles
   Kernel mixed_shuffle;    // lanes of a wave meet in different shuffles
   Kernel wrong_lane;       // reads a lane that does not exist

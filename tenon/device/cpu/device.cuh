@@ -22,6 +22,7 @@ constexpr int block_threads() { return 1; }
 inline int block_id() { return cpu_block.block; }
 inline int grid_blocks() { return cpu_block.num_blocks; }
 inline void sync_block() {}
+inline void sync_roles() {}
 
 template <class T>
 inline T shuffle_xor(T value, int) {

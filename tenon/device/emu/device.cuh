@@ -31,6 +31,7 @@ inline int grid_blocks() { return emu::position->num_blocks; }
 inline void sync_block(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   emu::sync_block({file, line});
 }
+inline void sync_roles() { emu::sync_block({"sync_roles()", 0}); }
 
 template <class T>
 inline T shuffle_from(T value, int lane, const char* file = __builtin_FILE(),

@@ -13,9 +13,9 @@ bool takes_tiles(const GemmCall& gemm, const LaunchShape& few_rows, int units) {
 }
 
 // Blocks that share a group of activated columns cannot be narrower, and they wait for each other.
-// Where k is so long that narrower blocks are taken without activation, a launch of its own for
-// the activation costs less.
-constexpr int kApartRows = 16, kApartK = 4096;
+// Where k is so long that narrower blocks are taken without activation, and there are many of them
+// for a multiprocessor, a launch of its own for the activation costs less (docs/adr/0065).
+constexpr int kApartRows = 16, kApartK = 4096, kApartRounds = 3;
 
 Sm90Kind kind_of(const Args& args) {
   return args.activated ? Sm90Kind::kActivated : Sm90Kind::kE4m3;
@@ -39,7 +39,8 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   Recipe skinny;
   TENON_TRY(sm90_plan(kind_of(args), gemm, where, &skinny));
   const int blocks = skinny.launches.front().shape.blocks, units = where.properties.num_units;
-  if (args.activated && gemm.rows <= kApartRows && gemm.k > kApartK && blocks > units)
+  if (args.activated && gemm.rows <= kApartRows && gemm.k > kApartK &&
+      blocks > kApartRounds * units)
     return Status::error(Code::kUnsupported,
                          std::to_string(gemm.rows) + " rows take " + std::to_string(blocks) +
                              " blocks for " + std::to_string(units) +

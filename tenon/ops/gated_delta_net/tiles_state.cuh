@@ -294,7 +294,7 @@ TENON_DEVICE void step_outputs(const QueryShared& chunk, int count, const Operan
 
 // The barrier of both roles. In round i, the first: what was copied for the round is there, and so
 // are the operands of chunk i − 1. The second: those have been read.
-TENON_DEVICE void meet() { sync_block(); }
+TENON_DEVICE void meet() { sync_roles(); }
 
 TENON_DEVICE void run_state(const KernelArgs& args, const Sequence& sequence, const Chain& chain,
                             std::byte* memory) {
