@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdio>
@@ -11,6 +12,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <thread>
 
 #include "apps/commands.h"
 #include "apps/config_file.h"
@@ -35,7 +37,11 @@ namespace fs = std::filesystem;
 
 struct Options {
   SessionOptions session;
-  server::HttpOptions http{.port = 8000};
+  // More threads of HTTP than cores only take turns on those that the engine of a host computes
+  // with.
+  server::HttpOptions http{
+      .port = 8000,
+      .threads = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 4u))};
   server::ServiceOptions service;
   std::vector<std::string> names;
   std::string key_file;
