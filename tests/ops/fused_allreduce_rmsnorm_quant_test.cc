@@ -204,7 +204,8 @@ TEST_F(FusedPlans, ShortAndLongCallsHaveKernelsOfTheirOwn) {
     EXPECT_EQ(kernel(team, 4 * team + 1, 4096),
               has_long ? "two_shot_long_kernel" : "two_shot_kernel")
         << team;
-    EXPECT_EQ(kernel(team, 8192, 8192), "two_shot_kernel") << team;  // more than one vector a thread
+    EXPECT_EQ(kernel(team, 8192, 8192), "two_shot_kernel")
+        << team;  // more than one vector a thread
   }
 }
 
