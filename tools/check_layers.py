@@ -54,7 +54,7 @@ NAMESPACE = re.compile(r"^namespace (tenon[\w:]*) \{", re.MULTILINE)
 SM90 = re.compile(r'"[^"\n]*(?:\b|\\[nt])(mbarrier\.(?!cuh)|wgmma\.(?!cuh)|cp\.async\.bulk|barrier\.cluster|st\.async|mapa\.)')
 SM90_HOME = "tenon/device/cuda_hip/sm90/"
 LIBRARIES = {  # third-party headers and the only places that may name them
-    "nlohmann/": ("tenon/core/json.", "tenon/text/", "tenon/boundary/tuned_json.", "tenon/models/", "apps/", "tests/"),
+    "nlohmann/": ("tenon/core/json.", "tenon/text/", "tenon/models/", "apps/", "tests/"),
     "CLI/": ("apps/",),
     "boost/": ("apps/server/", "tenon/text/jinja/integer."),
     "pcre2": ("tenon/text/",),

@@ -152,7 +152,7 @@ TEST(Tuned, WhatIsWrongWithATextIsSaid) {
       {"\"ranks\":2", "\"ranks\":2,\"link_gbs\":-1", "table 1 has \"link_gbs\": -1"},
       {"\"outputs\":\"fp8\"", "\"outputs\":\"f16\"",
        "table 1 has the outputs \"f16\"; accepted: fp8, fp8+bf16, bf16"},
-      {"\"hidden\":64", "\"hidden\":0.5", "table 1 has \"hidden\": 0.5"},
+      {"\"hidden\":64", "\"hidden\":0.5", "no object, list, text in quotes or whole number"},
       {"two_shot", "three_shot",
        "table 1, line 2 has the choice \"three_shot\"; accepted: one_shot, one_shot_packed"},
       {"\"up_to_rows\":2,", "", "table 1, line 2 does not go beyond the line before"},
