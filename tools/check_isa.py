@@ -107,7 +107,7 @@ def two_shot(kernel):
 
 
 def two_shot_row(kernel):
-    # Packed words of four peers and more: an index of a row, no registers of vectors.
+    # Packed words of four peers and more take 36 bytes, without a spilled vector register.
     return Expected(512, 20 * 1024, 36, 0, FUSED)
 
 
