@@ -22,7 +22,7 @@ class Reader {
 
  private:
   Status wrong(const std::string& why) const {
-    return Status::error(Code::kInvalidArgument,
+    return Status::error(Code::kIo,
                          "is not accepted as JSON: byte " + std::to_string(at_) + ": " + why);
   }
   void skip() {

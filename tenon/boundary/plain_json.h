@@ -28,7 +28,7 @@ struct PlainJson {
   std::string describe() const;
 };
 
-// kInvalidArgument: what is wrong, and at which byte. Refused besides what is no JSON: numbers that
+// kIo: what is wrong, and at which byte. Refused besides what is no JSON: numbers that
 // are not whole, true, false and null, escapes of a text by \u, a key twice in an object, more than
 // eight levels.
 Result<PlainJson> parse_plain_json(std::string_view text);
