@@ -4,11 +4,9 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 
 #include "apps/bench/engine_bench.h"
 #include "apps/bench/shapes.h"
-#include "apps/interrupt.h"
 #include "apps/options.h"
 #include "apps/progress.h"
 
@@ -144,18 +142,12 @@ Status run(Options options) {
   if (options.steps == 0) options.steps = options.on_host() ? 16 : 64;
   if (options.repeats == 0) options.repeats = options.on_host() ? 3 : 5;
   TENON_ASSIGN(const std::vector<int> sequences, parse_numbers("--sequences", options.sequences));
-  TENON_ASSIGN(ResultFiles files, ResultFiles::open(options.files()));
-  {
-    const Interruptible interruptible;
-    Report report;
+  return make_report(options, [&](Report& report) -> Status {
     report.columns = columns();
     TENON_TRY(measure(options, sequences, report));
     report.plot = plot_of(report, options);
-    TENON_TRY(write(report, files, options.json_to_stdout));
-  }
-  std::fflush(stdout);
-  end_if_interrupted();
-  return Status::ok();
+    return Status::ok();
+  });
 }
 
 }  // namespace

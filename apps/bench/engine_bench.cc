@@ -46,10 +46,6 @@ bool EngineBench::on_host() const {
   return !target || is_host(*target);
 }
 
-std::vector<ResultFiles::Wanted> EngineBench::files() const {
-  return {{"--csv", csv_path}, {"--json-file", json_path}, {"--svg", svg_path}};
-}
-
 void add_engine_bench_options(CLI::App& app, EngineBench& options) {
   add_model_options(app, options.session);
   app.parse_complete_callback([&app, &options] {
@@ -78,12 +74,7 @@ void add_engine_bench_options(CLI::App& app, EngineBench& options) {
       ->capture_default_str()
       ->check(whole_number(0, UINT64_MAX))
       ->group(method);
-  const char* output = "Output";
-  app.add_option("--csv", options.csv_path, "also write every number as CSV")->group(output);
-  app.add_option("--json-file", options.json_path, "also write the results as JSON")->group(output);
-  app.add_option("--svg", options.svg_path, "also plot them")->group(output);
-  app.add_flag("--json", options.json_to_stdout, "print one JSON object and nothing else")
-      ->group(output);
+  add_report_options(app, options, "Output");
 }
 
 Result<BenchedEngine> BenchedEngine::open(const EngineBench& asked, int max_context,

@@ -16,17 +16,14 @@
 
 namespace tenon::apps {
 
-struct EngineBench {
+struct EngineBench : ReportOptions {
   SessionOptions session;
   std::vector<std::string> stages{"auto", "3"};  // the arms, as --force-stage spells them
   int repeats = 0;                               // of every arm; 0: what suits the target
   int step_tokens = 0;                           // of the largest step; 0: what suits the target
   std::uint64_t seed = 0;                        // of prompts and draws
-  std::string csv_path, json_path, svg_path;
-  bool json_to_stdout = false;
 
   bool on_host() const;
-  std::vector<ResultFiles::Wanted> files() const;
 };
 
 // The options above. Where --load-format is not given and the model has no weights, they are made.

@@ -110,6 +110,19 @@ struct Places {
   int most_rows = 1;
 };
 
+// The call of an op, whose functions are these, with the arguments args_of(copy).
+template <class Args, class ArgsOf>
+Result<OpCall> call_with(Result<Plan> (*plan)(const Args&, const PlanContext&, std::string_view),
+                         Traffic (*traffic)(const Args&),
+                         Status (*run)(const Plan&, const Args&, Stream&), const ArgsOf& args_of,
+                         const PlanContext& where, const std::shared_ptr<Memory>& memory) {
+  const Args args = args_of(0);
+  TENON_ASSIGN(const Plan made, plan(args, where, {}));
+  OpCall call{std::string(made.variant_name), traffic(args), {}};
+  call.run = [=](int copy) { return run(made, args_of(copy), memory->stream()); };
+  return call;
+}
+
 // --- products
 
 struct Product {
@@ -157,11 +170,7 @@ Result<OpPart> fp8_product(const Product& product, const Places& at, Stream& str
                                        side_out.rows(0, count)};
       return args;
     };
-    const fp8_gemm::Args args = args_of(0);
-    TENON_ASSIGN(const Plan plan, fp8_gemm::plan(args, where));
-    OpCall call{std::string(plan.variant_name), fp8_gemm::traffic(args), {}};
-    call.run = [=](int copy) { return fp8_gemm::run(plan, args_of(copy), memory->stream()); };
-    return call;
+    return call_with(fp8_gemm::plan, fp8_gemm::traffic, fp8_gemm::run, args_of, where, memory);
   };
   return part;
 }
@@ -186,11 +195,7 @@ Result<OpPart> bf16_product(const Product& product, const Places& at, Stream& st
       return bf16_gemm::Args{
           x.rows(0, count), copy_of(weight, copy), out.rows(0, count), {}, {}, {}};
     };
-    const bf16_gemm::Args args = args_of(0);
-    TENON_ASSIGN(const Plan plan, bf16_gemm::plan(args, where));
-    OpCall call{std::string(plan.variant_name), bf16_gemm::traffic(args), {}};
-    call.run = [=](int copy) { return bf16_gemm::run(plan, args_of(copy), memory->stream()); };
-    return call;
+    return call_with(bf16_gemm::plan, bf16_gemm::traffic, bf16_gemm::run, args_of, where, memory);
   };
   return part;
 }
@@ -251,11 +256,10 @@ Result<OpPart> choice(const qwen3_5::Config& config, const qwen3_5::Share& share
                memory->numbers(DType::kF32, {at.most_rows, config.experts}));
   part.at = [=, where = at.where](int count) -> Result<OpCall> {
     TENON_ASSIGN(const Routing routing, routing_memory(*memory, config, share, 1, count));
-    const auto args = routing_args(config, share, logits.rows(0, count), routing, 0);
-    TENON_ASSIGN(const Plan plan, moe_route::plan(args, where));
-    OpCall call{std::string(plan.variant_name), moe_route::traffic(args), {}};
-    call.run = [=](int) { return moe_route::run(plan, args, memory->stream()); };
-    return call;
+    const auto args_of = [=](int copy) {
+      return routing_args(config, share, logits.rows(0, count), routing, copy);
+    };
+    return call_with(moe_route::plan, moe_route::traffic, moe_route::run, args_of, where, memory);
   };
   return part;
 }
@@ -305,19 +309,18 @@ Result<OpPart> experts(const qwen3_5::Config& config, const qwen3_5::Share& shar
   TENON_ASSIGN(const TensorView out, memory->zeros(DType::kBF16, {most, hidden}));
   part.at = [=, where = at.where](int count) -> Result<OpCall> {
     TENON_ASSIGN(const Routing routing, routing_memory(*memory, config, share, kRoutings, count));
-    for (int copy = 0; copy < kRoutings; ++copy) {
-      const auto args =
-          routing_args(config, share, copy_of(logits, copy).rows(0, count), routing, copy);
-      TENON_ASSIGN(const Plan plan, moe_route::plan(args, where));
-      TENON_TRY(moe_route::run(plan, args, memory->stream()));
-    }
+    const auto routed_by = [=](int copy) {
+      return routing_args(config, share, copy_of(logits, copy).rows(0, count), routing, copy);
+    };
+    TENON_ASSIGN(const Plan route, moe_route::plan(routed_by(0), where));
+    for (int copy = 0; copy < kRoutings; ++copy)
+      TENON_TRY(moe_route::run(route, routed_by(copy), memory->stream()));
     const auto args_of = [=](int copy) {
       moe_experts::Args args;
       args.x = first(x, count);
       args.routed = routed;
       if (shared) args.shared = all;
-      const auto tables =
-          routing_args(config, share, copy_of(logits, copy).rows(0, count), routing, copy);
+      const moe_route::Args tables = routed_by(copy);
       args.offsets = tables.offsets;
       args.token_of = tables.token_of;
       args.weights = tables.weights;
@@ -327,11 +330,8 @@ Result<OpPart> experts(const qwen3_5::Config& config, const qwen3_5::Share& shar
       args.out = {out.rows(0, count)};
       return args;
     };
-    const moe_experts::Args args = args_of(0);
-    TENON_ASSIGN(const Plan plan, moe_experts::plan(args, where));
-    OpCall call{std::string(plan.variant_name), moe_experts::traffic(args), {}};
-    call.run = [=](int copy) { return moe_experts::run(plan, args_of(copy), memory->stream()); };
-    return call;
+    return call_with(moe_experts::plan, moe_experts::traffic, moe_experts::run, args_of, where,
+                     memory);
   };
   return part;
 }
@@ -401,13 +401,8 @@ Result<OpPart> delta_net(const qwen3_5::Share& share, const Places& at, Stream& 
       args.out = {out.rows(0, count), first(codes, count)};
       return args;
     };
-    const gated_delta_net::Args args = args_of(0);
-    TENON_ASSIGN(const Plan plan, gated_delta_net::plan(args, where));
-    OpCall call{std::string(plan.variant_name), gated_delta_net::traffic(args), {}};
-    call.run = [=](int copy) {
-      return gated_delta_net::run(plan, args_of(copy), memory->stream());
-    };
-    return call;
+    return call_with(gated_delta_net::plan, gated_delta_net::traffic, gated_delta_net::run, args_of,
+                     where, memory);
   };
   return part;
 }

@@ -3,7 +3,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 
 #include "apps/bench/engine_bench.h"
 #include "apps/bench/op_cases.h"
@@ -17,17 +16,11 @@
 namespace tenon::apps {
 namespace {
 
-struct Options {
+struct Options : ReportOptions {
   std::string model = default_model(), target = "cpu";
   int tp = 1, repeats = 0;
   std::string rows;  // as parse_numbers() reads them
   std::string only;  // in the names of parts; empty: all
-  std::string csv_path, json_path, svg_path;
-  bool json_to_stdout = false;
-
-  std::vector<ResultFiles::Wanted> files() const {
-    return {{"--csv", csv_path}, {"--json-file", json_path}, {"--svg", svg_path}};
-  }
 };
 
 constexpr double kTurnUs = 3000;                   // as long as a turn's calls should take
@@ -189,18 +182,12 @@ Status run(Options options) {
   TENON_ASSIGN(const std::vector<int> rows, parse_numbers("--rows", options.rows));
   TENON_TRY(check_checkpoint(options.model, LoadFormat::kDummy));
   TENON_TRY(check_team(options.model, options.tp));
-  TENON_ASSIGN(ResultFiles files, ResultFiles::open(options.files()));
-  {
-    const Interruptible interruptible;
-    Report report;
+  return make_report(options, [&](Report& report) -> Status {
     report.columns = columns();
     TENON_TRY(measure(options, rows, report));
     report.plot = plot_of(report);
-    TENON_TRY(write(report, files, options.json_to_stdout));
-  }
-  std::fflush(stdout);
-  end_if_interrupted();
-  return Status::ok();
+    return Status::ok();
+  });
 }
 
 }  // namespace
@@ -223,10 +210,7 @@ Command add_bench_ops(CLI::App& bench) {
   app->add_option("--only", options->only, "only parts with this in their name");
   app->add_option("--repeats", options->repeats, "turns of each; 7 on devices, else 3")
       ->check(whole_number(1, kMaxCount));
-  app->add_option("--csv", options->csv_path, "also write every number as CSV");
-  app->add_option("--json-file", options->json_path, "also write the results as JSON");
-  app->add_option("--svg", options->svg_path, "also plot them");
-  app->add_flag("--json", options->json_to_stdout, "print one JSON object and nothing else");
+  add_report_options(*app, *options, "Options");
   app->footer(
       "Bytes are those that a call cannot do without, beside the bandwidth of a copy in the same "
       "run.\n\n  tenon bench ops --model checkpoints/configs/Qwen3.5-27B-FP8 --target cuda --tp 2");

@@ -3,11 +3,9 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 
 #include "apps/bench/engine_bench.h"
 #include "apps/bench/shapes.h"
-#include "apps/interrupt.h"
 #include "apps/options.h"
 #include "apps/progress.h"
 
@@ -130,18 +128,12 @@ Status run(Options options) {
   if (options.repeats == 0) options.repeats = 3;
   TENON_ASSIGN(const std::vector<int> prompts, parse_numbers("--prompts", options.prompts));
   TENON_ASSIGN(const std::vector<int> tokens, parse_numbers("--tokens", options.tokens));
-  TENON_ASSIGN(ResultFiles files, ResultFiles::open(options.files()));
-  {
-    const Interruptible interruptible;
-    Report report;
+  return make_report(options, [&](Report& report) -> Status {
     report.columns = columns();
     TENON_TRY(measure(options, prompts, tokens, report));
     report.plot = plot_of(report, options, prompts);
-    TENON_TRY(write(report, files, options.json_to_stdout));
-  }
-  std::fflush(stdout);
-  end_if_interrupted();
-  return Status::ok();
+    return Status::ok();
+  });
 }
 
 }  // namespace

@@ -2,12 +2,14 @@
 
 #include <unistd.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <ctime>
 #include <fstream>
 #include <iterator>
 
+#include "apps/interrupt.h"
 #include "apps/progress.h"
 #include "apps/table.h"
 
@@ -49,6 +51,18 @@ std::string csv_of(const Report& report) {
 
 }  // namespace
 
+std::vector<ResultFiles::Wanted> ReportOptions::files() const {
+  return {{"--csv", csv_path}, {"--json-file", json_path}, {"--svg", svg_path}};
+}
+
+void add_report_options(CLI::App& app, ReportOptions& options, const std::string& group) {
+  app.add_option("--csv", options.csv_path, "also write every number as CSV")->group(group);
+  app.add_option("--json-file", options.json_path, "also write the results as JSON")->group(group);
+  app.add_option("--svg", options.svg_path, "also plot them")->group(group);
+  app.add_flag("--json", options.json_to_stdout, "print one JSON object and nothing else")
+      ->group(group);
+}
+
 Status write(const Report& report, ResultFiles& files, bool json_to_stdout) {
   nlohmann::ordered_json all = report.about;
   all["results"] = report.rows;
@@ -64,6 +78,19 @@ Status write(const Report& report, ResultFiles& files, bool json_to_stdout) {
   files.save("--json-file", json);
   files.save("--svg", svg(report.plot));
   return files.saved();
+}
+
+Status make_report(const ReportOptions& options, const std::function<Status(Report&)>& fill) {
+  TENON_ASSIGN(ResultFiles files, ResultFiles::open(options.files()));
+  {
+    const Interruptible interruptible;
+    Report report;
+    TENON_TRY(fill(report));
+    TENON_TRY(write(report, files, options.json_to_stdout));
+  }
+  std::fflush(stdout);
+  end_if_interrupted();
+  return Status::ok();
 }
 
 std::string date_now() {

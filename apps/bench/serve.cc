@@ -23,7 +23,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-struct Options {
+struct Options : ReportOptions {
   std::vector<std::string> urls, compare, stages;
   std::string serve, backend = "openai";
   ClientOptions client;
@@ -34,12 +34,6 @@ struct Options {
   double temperature = 0;
   bool stop_at_eos = false;
   int warm_up = 2, repeats = 1;
-  std::string csv_path, json_path, svg_path;
-  bool json_to_stdout = false;
-
-  std::vector<ResultFiles::Wanted> files() const {
-    return {{"--csv", csv_path}, {"--json-file", json_path}, {"--svg", svg_path}};
-  }
 };
 
 // One server, or one way of starting one.
@@ -516,13 +510,7 @@ Command add_bench_serve(CLI::App& bench) {
       ->capture_default_str()
       ->check(whole_number(1, 1000))
       ->group(method);
-  const char* output = "Output";
-  app->add_option("--csv", options->csv_path, "also write every number as CSV")->group(output);
-  app->add_option("--json-file", options->json_path, "also write the results as JSON")
-      ->group(output);
-  app->add_option("--svg", options->svg_path, "also plot them")->group(output);
-  app->add_flag("--json", options->json_to_stdout, "print one JSON object and nothing else")
-      ->group(output);
+  add_report_options(*app, *options, "Output");
   app->footer(
       "Ends with 1 where a request failed. Ctrl-C ends the run: turns that are whole are told.\n\n"
       "  tenon bench serve --serve \"--model M --tp 2 --target cuda\" --compare-stages auto,3");
