@@ -160,6 +160,7 @@ Status run(Options options) {
   if (options.context == 0) options.context = options.on_host() ? 512 : 2048;
   if (options.tokens == 0) options.tokens = options.on_host() ? 256 : 2048;
   TENON_ASSIGN(ResultFiles files, ResultFiles::open(options.files()));
+  options.session.run_ahead = false;  // the step that is timed is the one whose tokens come next
   const int longest = decodes ? options.context + kWarmUp + kSteps : options.tokens;
   TENON_ASSIGN(
       const BenchedEngine bench,

@@ -233,6 +233,7 @@ Status run(Options options) {
                            "--raw needs a prompt: a chat needs the template");
   }
   TENON_TRY(check(options.sampling));
+  options.session.run_ahead = false;  // the logits that are told of are the last token's
   TENON_ASSIGN(auto session, Session::open(options.session));
   if (session == nullptr) return Status::ok();  // a follower: the leader has spoken
   if (text) return answer_one(*session, options, *text);

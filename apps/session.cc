@@ -54,6 +54,7 @@ Result<EngineOptions> engine_options(const SessionOptions& options) {
   out.cache_tokens = options.cache_tokens;
   out.memory_fraction = options.memory_fraction;
   out.prefix_states = options.prefix_states;
+  out.run_ahead = options.run_ahead ? RunAhead::kOnDevices : RunAhead::kNever;
   const int least = kPrefillQuantum + out.max_batch;
   if (options.step_tokens != kLeftOpen && options.step_tokens < least)
     return Status::error(Code::kInvalidArgument,

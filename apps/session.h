@@ -36,6 +36,7 @@ struct SessionOptions {
   std::int64_t cache_tokens = kAutoCacheTokens;  // as in EngineOptions, and the next two
   double memory_fraction = EngineOptions().memory_fraction;
   int prefix_states = EngineOptions().prefix_states;
+  bool run_ahead = true;             // as RunAhead::kOnDevices; else never
   std::string force_stage = "auto";  // auto, 1, 2, 3 or mixed (one stage per site in turn)
   int max_stage = 1;
   std::string variant;

@@ -107,6 +107,11 @@ constexpr KnobSpec kKnobs[] = {
     {"TENON_GRAPHS", "1: decode steps are recorded and replayed; 0: never",
      [](std::string_view v, Env& e) { return parse_flag(v, e.graphs); },
      [](const Env& e) { return flag_text(e.graphs); }},
+    {"TENON_RUN_AHEAD",
+     "1: on devices a decode step is launched before the tokens of the one in front are known; 0: "
+     "never",
+     [](std::string_view v, Env& e) { return parse_flag(v, e.run_ahead); },
+     [](const Env& e) { return flag_text(e.run_ahead); }},
     {"TENON_CHECK_CACHES",
      "1: the books of the caches are looked at after every step, and a wrong one ends the engine; "
      "for tests",

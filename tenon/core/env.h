@@ -21,6 +21,7 @@ struct Env {
   std::string force_variant;          // TENON_FORCE_VARIANT: op:variant
   bool early = true;          // TENON_EARLY: 0 keeps kernels from starting before earlier work ends
   bool graphs = true;         // TENON_GRAPHS: 0 keeps decode steps from being recorded and replayed
+  bool run_ahead = true;      // TENON_RUN_AHEAD: 0 keeps steps from being launched one ahead
   bool check_caches = false;  // TENON_CHECK_CACHES: 1 looks at the books of the caches every step
   std::chrono::milliseconds deadline{30'000};  // TENON_DEADLINE_MS: longest any wait may last
   int cpu_threads = 0;                         // TENON_CPU_THREADS: per rank; 0 shares the cores

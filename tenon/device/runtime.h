@@ -129,6 +129,7 @@ class Backend {
   virtual void destroy_event(void* event) = 0;
   virtual Status record(void* event, void* stream) = 0;
   virtual Result<bool> has_happened(void* event) = 0;             // does not wait
+  virtual Status await(void* event) = 0;                          // until it has happened
   virtual Result<double> elapsed_us(void* begin, void* end) = 0;  // waits for `end`
 };
 
@@ -253,6 +254,8 @@ class Event {
   Status record(Stream& stream) { return backend_->record(handle_, stream.native()); }
   // Whether what was last recorded has happened; true before anything was. Does not wait.
   Result<bool> has_happened() const { return backend_->has_happened(handle_); }
+  // Until what was last recorded has happened, and no longer: what was enqueued behind it goes on.
+  Status await() const { return backend_->await(handle_); }
   // Microseconds from `begin` to this event. Waits until this event has happened.
   Result<double> us_since(const Event& begin) {
     return backend_->elapsed_us(begin.handle_, handle_);

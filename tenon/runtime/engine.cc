@@ -19,9 +19,7 @@
 #include "tenon/runtime/engine.h"
 
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
-#include <cstring>
+#include <array>
 #include <iterator>
 #include <mutex>
 #include <thread>
@@ -32,137 +30,14 @@
 #include "tenon/core/env.h"
 #include "tenon/core/guard.h"
 #include "tenon/core/thread.h"
+#include "tenon/runtime/keep_alive.h"
 #include "tenon/runtime/rank.h"
+#include "tenon/runtime/thread_steps.h"
 
 namespace tenon {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-// How a step's bytes reach ranks that are threads of this process, and how those ranks' ends are
-// heard. The leader sends the next step only when this one has succeeded: by then every follower
-// has given its part of it, and so has read the bytes. Awaiting a step has no deadline: an idle
-// leader is no failure, and a dead one is us.
-class ThreadSteps {
- public:
-  ThreadSteps(std::size_t bytes, int ranks)
-      : bytes_(bytes), statuses_(static_cast<std::size_t>(ranks)), done_(statuses_.size(), 0) {}
-
-  // `masks` lie at `masks_at` of the step's bytes, behind `input`, where there are any.
-  void send(std::span<const std::byte> input, std::span<const std::byte> masks,
-            std::size_t masks_at) {
-    std::memcpy(bytes_.data(), input.data(), input.size());
-    if (!masks.empty()) std::memcpy(bytes_.data() + masks_at, masks.data(), masks.size());
-    used_ = input.size();
-    masks_ = std::span(bytes_).subspan(masks_at, masks.size());
-    advance();
-  }
-  // Every receive() from now on says no. Touches no bytes: a follower may still be reading them.
-  void stop() {
-    stopped_.store(true, std::memory_order_release);
-    advance();
-  }
-
-  // Followers: copies step `number` (from 1) once it is there; false when the engine stops.
-  bool receive(std::uint32_t number, std::span<std::byte> out) {
-    constexpr int kSpins = 2000;  // a step of a small model is about this far away; then park
-    for (int spin = 0; spin < kSpins && number_.load(std::memory_order_acquire) < number; ++spin)
-      std::this_thread::yield();
-    for (std::uint32_t seen; (seen = number_.load(std::memory_order_acquire)) < number;)
-      number_.wait(seen, std::memory_order_acquire);
-    if (stopped_.load(std::memory_order_acquire)) return false;
-    std::memcpy(out.data(), bytes_.data(), used_);
-    if (!masks_.empty())
-      std::memcpy(out.data() + (masks_.data() - bytes_.data()), masks_.data(), masks_.size());
-    return true;
-  }
-
-  // Any rank: how its step `number` ended (0: opening).
-  void report(int rank, std::uint32_t number, const Status& status) {
-    const std::scoped_lock lock(mutex_);
-    statuses_[static_cast<std::size_t>(rank)] = status;
-    done_[static_cast<std::size_t>(rank)] = number;
-    reported_.notify_all();
-  }
-
-  // Leader: the failure that explains the others, which is one that is not itself "a peer is gone".
-  // Waits at most `budget` for ranks that have not yet said how the present step ended.
-  Status root_cause(std::chrono::milliseconds budget) {
-    const std::uint32_t number = number_.load(std::memory_order_acquire);
-    std::unique_lock lock(mutex_);
-    reported_.wait_for(lock, budget, [&] {
-      return std::all_of(done_.begin(), done_.end(), [&](auto done) { return done >= number; });
-    });
-    const Status* found = nullptr;
-    for (const Status& each : statuses_)
-      if (!each && (found == nullptr || found->code() == Code::kPeerLost)) found = &each;
-    return found == nullptr ? Status::ok() : *found;
-  }
-
- private:
-  void advance() {
-    number_.fetch_add(1, std::memory_order_release);
-    number_.notify_all();
-  }
-  std::vector<std::byte> bytes_;
-  std::size_t used_ = 0;  // of the present step, which may also have masks
-  std::span<const std::byte> masks_;
-  std::atomic<std::uint32_t> number_{0};
-  std::atomic<bool> stopped_{false};
-  std::mutex mutex_;
-  std::condition_variable reported_;
-  std::vector<Status> statuses_;     // by rank
-  std::vector<std::uint32_t> done_;  // the step each rank has ended last
-};
-
-// Keeps followers that are processes from giving up while the leader has nothing to do: their wait
-// for the next step has a deadline, so an idle step is sent when a quarter of it has passed.
-class KeepAlive {
- public:
-  // `send_idle` is called with the channel locked.
-  static Result<std::unique_ptr<KeepAlive>> start(std::chrono::milliseconds deadline,
-                                                  std::function<void()> send_idle) {
-    std::unique_ptr<KeepAlive> started(new KeepAlive(deadline, std::move(send_idle)));
-    TENON_ASSIGN(started->thread_,
-                 start_thread("tenon keepalive", [raw = started.get()] { raw->run(); }));
-    return started;
-  }
-  ~KeepAlive() {
-    {
-      const std::scoped_lock lock(mutex_);
-      stopped_ = true;
-    }
-    wake_.notify_all();
-    thread_.join();
-  }
-  // Impl while the leader uses the channel.
-  [[nodiscard]] std::unique_lock<std::mutex> step_lock() {
-    std::unique_lock lock(mutex_);
-    last_used_ = Clock::now();
-    return lock;
-  }
-
- private:
-  KeepAlive(std::chrono::milliseconds deadline, std::function<void()> send_idle)
-      : interval_(std::max(deadline / 4, std::chrono::milliseconds(1))),
-        send_idle_(std::move(send_idle)) {}
-  void run() {
-    std::unique_lock lock(mutex_);
-    while (!stopped_) {
-      wake_.wait_for(lock, interval_);
-      if (stopped_ || Clock::now() - last_used_ < interval_) continue;
-      send_idle_();
-      last_used_ = Clock::now();
-    }
-  }
-  const std::chrono::milliseconds interval_;
-  const std::function<void()> send_idle_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  Clock::time_point last_used_ = Clock::now();
-  bool stopped_ = false;
-  Thread thread_;  // last: it uses the rest
-};
 
 Status check_number(std::string_view what, std::int64_t value, std::int64_t low,
                     std::int64_t high) {
@@ -218,6 +93,16 @@ struct Engine::State {
   std::optional<CachePool> caches;
   std::optional<Scheduler> scheduler;
   std::optional<StepWriter> writer;  // into rank 0's input
+  // A step on its way. Its sequences are null once they have gone.
+  struct Flight {
+    BatchPlan plan;
+    bool decodes = false, ahead = false;
+    Clock::time_point begin;
+  };
+  std::array<Flight, StepRunner::kMostInFlight> flights;  // in turns
+  std::size_t oldest = 0;                                 // the turn of the oldest on its way
+  Clock::time_point last_taken;
+  bool runs_ahead = false;
   std::vector<std::byte> idle_step;  // what keeps followers that are processes waiting
   std::vector<std::int32_t> eos;
   EngineStats stats;
@@ -238,6 +123,10 @@ struct Engine::State {
   std::unique_lock<std::mutex> step_lock();
   Status check_ids(const std::vector<std::int32_t>& prompt, const SamplingParams& sampling) const;
   Result<std::vector<TokenEvent>> step();
+  Status launch(const BatchPlan& plan);
+  Result<std::vector<TokenEvent>> collect();
+  Status drain();
+  void let_go(RequestId id);
   void take_told(const BatchPlan& plan);
   std::vector<TokenEvent> digest(const BatchPlan& plan, std::span<const std::int32_t> drawn);
   std::vector<TokenEvent> drop_cancelled();
@@ -271,11 +160,28 @@ void Engine::State::follow_in_thread(int rank) {
   Status status = open_rank(rank, &held);
   steps->report(rank, 0, status);
   if (!status) return;
-  const std::span<std::byte> input = held->input();
-  for (std::uint32_t number = 1; steps->receive(number, input); ++number) {
+  std::uint32_t number = 0;  // of the last step that was received
+  const auto report = [&](const Status& now) {
+    status = now;
+    const auto done = number - static_cast<std::uint32_t>(held->in_flight());
+    steps->report(rank, status ? done : UINT32_MAX, status);
+  };
+  const auto take = [&] { report(held->take().status()); };
+  for (;;) {
+    // A step is taken once it has ended, whether or not the next one is here.
+    while (status && held->in_flight() > 0 && !steps->has(number + 1)) {
+      if (held->has_ended())
+        take();
+      else
+        std::this_thread::yield();
+    }
+    if (!steps->receive(rank, number + 1, held->input())) return;
+    ++number;
     if (!status) continue;  // peers may still look at this rank's memory: it stays until the stop
-    status = held->run().status();
-    steps->report(rank, number, status);
+    const bool ahead = StepReader::header(held->input()).ahead != 0;
+    while (status && held->in_flight() > (ahead ? 1 : 0)) take();
+    if (status) report(held->launch());
+    while (status && held->in_flight() == StepRunner::kMostInFlight) take();
   }
 }
 
@@ -334,6 +240,10 @@ Status Engine::State::open_leader() {
   if (!in_threads() && options.tp > 1) {
     TENON_ASSIGN(keep_alive, KeepAlive::start(options.deadline, [this] { send_idle(); }));
   }
+  const bool on_device = !is_host(options.target);
+  runs_ahead = in_threads() && env().run_ahead &&
+               (options.run_ahead == RunAhead::kAlways ||
+                (options.run_ahead == RunAhead::kOnDevices && on_device));
   eos = own->model().eos_ids();
   eos.insert(eos.end(), options.eos_ids.begin(), options.eos_ids.end());
   stats.weight_bytes = own->model().weight_bytes();
@@ -400,6 +310,7 @@ void Engine::State::stop_threads() {
 
 void Engine::State::stop() {
   keep_alive.reset();
+  if (own != nullptr) own->settle();  // followers' memory is in use until then
   if (in_threads()) {
     stop_threads();
   } else if (writer && dead) {  // after a failure the followers know already
@@ -428,8 +339,8 @@ Status Engine::State::send() {
 Status Engine::follow() {
   TENON_CHECK(!leads() && !state_->in_threads());
   Rank& rank = *state_->own;
-  const std::span<std::byte> input = rank.input();
   for (;;) {
+    const std::span<std::byte> input = rank.input();
     TENON_TRY(rank.broadcast(input), "await the leader's next step");
     const StepCommand command = StepReader::header(input).command;
     if (command == StepCommand::kStop) return Status::ok();
@@ -502,11 +413,19 @@ Status Engine::cancel(RequestId id) {
                                                    " on its way");
 }
 
+// Steps on their way run on with it, for nothing.
+void Engine::State::let_go(RequestId id) {
+  for (Flight& flight : flights)
+    for (BatchEntry& entry : flight.plan.entries)
+      if (entry.sequence != nullptr && entry.sequence->id == id) entry.sequence = nullptr;
+  scheduler->remove(id);
+}
+
 std::vector<TokenEvent> Engine::State::drop_cancelled() {
   std::vector<TokenEvent> events;
   for (const RequestId id : scheduler->cancelled()) {
     events.push_back({id, -1, Finish::kCancelled, Status::ok()});
-    scheduler->remove(id);
+    let_go(id);
   }
   return events;
 }
@@ -528,6 +447,7 @@ TokenEvent failed(const Sequence& sequence) {
 void Engine::State::take_told(const BatchPlan& plan) {
   int number = 0;
   for (const BatchEntry& entry : plan.entries) {
+    if (entry.sequence == nullptr) continue;
     Sequence& sequence = *entry.sequence;
     const int count = entry.num_told();
     for (int i = 0; i < count; ++i)
@@ -543,6 +463,7 @@ std::vector<TokenEvent> Engine::State::digest(const BatchPlan& plan,
   events.reserve(plan.entries.size());
   take_told(plan);
   for (std::size_t i = 0; i < plan.entries.size(); ++i) {
+    if (plan.entries[i].sequence == nullptr) continue;
     Sequence& sequence = *plan.entries[i].sequence;
     if (drawn[i] < 0) events.push_back(failed(sequence));
     if (drawn[i] < 0 || !plan.entries[i].draws()) continue;
@@ -568,7 +489,7 @@ std::vector<TokenEvent> Engine::State::digest(const BatchPlan& plan,
   }
   scheduler->apply(plan, drawn);
   for (const TokenEvent& event : events)
-    if (event.finish != Finish::kNone) scheduler->remove(event.id);
+    if (event.finish != Finish::kNone) let_go(event.id);
   return events;
 }
 
@@ -582,24 +503,60 @@ Status Engine::State::die(Status why) {
   return dead = std::move(why).with("step");
 }
 
+Status Engine::State::launch(const BatchPlan& plan) {
+  Flight& flight = flights[(oldest + static_cast<std::size_t>(own->in_flight())) % flights.size()];
+  flight.plan = plan;
+  flight.decodes = plan.decode_only();
+  flight.ahead = own->in_flight() > 0;
+  flight.begin = Clock::now();
+  writer->use(own->input());
+  writer->write(plan, caches->block_tokens());
+  TENON_TRY(send());
+  return own->launch();
+}
+
+// Waits for the oldest step on its way.
+Result<std::vector<TokenEvent>> Engine::State::collect() {
+  TENON_ASSIGN(const auto drawn, own->take());
+  Flight& flight = flights[std::exchange(oldest, (oldest + 1) % flights.size())];
+  const auto since = std::max(flight.begin, std::exchange(last_taken, Clock::now()));
+  const std::chrono::duration<double> passed = last_taken - since;
+  ++stats.steps;
+  if (flight.decodes) stats.decode_seconds += passed.count();
+  for (std::size_t i = 0; i < drawn.size(); ++i) {
+    const BatchEntry& entry = flight.plan.entries[i];
+    if (entry.sequence == nullptr) continue;
+    if (flight.decodes && drawn[i] >= 0) ++stats.decode_tokens;
+    if (flight.ahead && drawn[i] >= 0) ++stats.tokens_ahead;
+    if (entry.first < entry.sequence->prompt_tokens) stats.prompt_tokens += entry.count;
+  }
+  std::vector<TokenEvent> events = digest(flight.plan, drawn);
+  flight.plan.entries.clear();
+  for (BatchEntry& each : flights[oldest].plan.entries) each.unread = 0;  // it is read now
+  return events;
+}
+
+// Steps on their way have sequences that have all gone: to end them brings no event.
+Status Engine::State::drain() {
+  while (own->in_flight() > 0) TENON_TRY(collect().status());
+  return Status::ok();
+}
+
 Result<std::vector<TokenEvent>> Engine::State::step() {
   std::vector<TokenEvent> events = drop_cancelled();
-  const BatchPlan& plan = scheduler->next();
-  if (plan.entries.empty()) return events;
-  writer->write(plan, caches->block_tokens());
-  const auto begin = Clock::now();
-  TENON_TRY(send());
-  TENON_ASSIGN(const auto drawn, own->run());
-  const std::chrono::duration<double> passed = Clock::now() - begin;
-  ++stats.steps;
-  if (plan.decode_only()) {
-    stats.decode_tokens +=
-        std::count_if(drawn.begin(), drawn.end(), [](std::int32_t token) { return token >= 0; });
-    stats.decode_seconds += passed.count();
+  const auto has_gone = [](const BatchEntry& entry) { return entry.sequence == nullptr; };
+  if (own->in_flight() > 0 && std::ranges::all_of(flights[oldest].plan.entries, has_gone))
+    TENON_TRY(drain());
+  if (own->in_flight() == 0) {
+    const BatchPlan& plan = scheduler->next();
+    if (plan.entries.empty()) return events;
+    TENON_TRY(launch(plan));
   }
-  for (const BatchEntry& entry : plan.entries)
-    if (entry.first < entry.sequence->prompt_tokens) stats.prompt_tokens += entry.count;
-  std::vector<TokenEvent> made = digest(plan, drawn);
+  if (runs_ahead && own->in_flight() == 1) {
+    const BatchPlan& ahead = scheduler->ahead(flights[oldest].plan);
+    if (!ahead.entries.empty()) TENON_TRY(launch(ahead));
+  }
+  TENON_ASSIGN(std::vector<TokenEvent> made, collect());
   if (env().check_caches) TENON_TRY(caches->check(), "look at the caches");
   if (events.empty()) return made;
   std::ranges::move(made, std::back_inserter(events));
@@ -628,6 +585,8 @@ Status Engine::make_caches() {
     return Status::error(Code::kInvalidArgument,
                          "make caches: requests are on their way; accepted is an idle engine");
   const Status made = guarded([this]() -> Status {
+    TENON_TRY(state_->drain());
+    state_->writer->use(state_->own->input());
     state_->writer->write(StepCommand::kMakeCaches);
     TENON_TRY(state_->send());
     return state_->own->run().status();

@@ -22,6 +22,11 @@ namespace tenon {
 // max_batch · max_context; on hosts those.
 inline constexpr std::int64_t kAutoCacheTokens = -1;
 
+// Whether a step in which every sequence decodes is launched before the tokens of the one in front
+// of it are known: they are on the device. The same tokens, sooner; a request that comes meanwhile
+// waits for one more step. Ranks that are processes never do.
+enum class RunAhead : std::uint8_t { kOnDevices, kNever, kAlways };
+
 struct EngineOptions {
   std::string model;    // directory of a checkpoint
   WeightsFrom weights;  // as in ModelOptions
@@ -52,6 +57,7 @@ struct EngineOptions {
   // Record decode steps and replay them, unless TENON_GRAPHS says no: the same tokens and logits
   // either way.
   bool graphs = true;
+  RunAhead run_ahead = RunAhead::kOnDevices;  // unless TENON_RUN_AHEAD says never
   std::string transport = "auto";
   std::chrono::milliseconds deadline{30'000};
   // Null: all ranks are threads of this process. Otherwise this process is one rank of the team
@@ -89,7 +95,8 @@ struct EngineStats {
   std::int64_t steps = 0;
   std::int64_t prompt_tokens = 0;  // that were computed
   std::int64_t decode_tokens = 0;  // drawn in steps where every sequence decodes
-  double decode_seconds = 0;       // wall time of those steps
+  double decode_seconds = 0;       // wall time of those steps, what overlaps counted once
+  std::int64_t tokens_ahead = 0;   // drawn in steps that were launched ahead (RunAhead)
   // Of rank 0, on its device, all steps: from the upload's beginning to the draw's end. 0 unless
   // EngineOptions::time_steps.
   double device_seconds = 0;
@@ -97,6 +104,7 @@ struct EngineStats {
   PrefixStats prefixes;
   std::int64_t preemptions = 0;
   std::int64_t replayed_tokens = 0;  // drawn ones that ran again after a preemption
+  // Of the last step that was launched: with RunAhead it may be one behind the last token.
   std::uint64_t logits_fingerprint = 0;
   std::int64_t weight_bytes = 0;  // on rank 0
   double kv_cache_use = 0;        // part of the kv cache's blocks that sequences use now, 0 to 1
@@ -130,8 +138,9 @@ class Engine {
   Result<RequestId> submit(std::vector<std::int32_t> prompt, const SamplingParams& sampling,
                            std::unique_ptr<TokenConstraint> constraint = {});
   Status cancel(RequestId id);
-  // One decision, one forward pass, its tokens. Empty when there is nothing to do. After an error
-  // the engine is dead: every further call returns that error.
+  // One decision, one forward pass, its tokens; where a pass is on its way from the call before,
+  // the next one is launched and the tokens are the former's. Empty when there is nothing to do.
+  // After an error the engine is dead: every further call returns that error.
   Result<std::vector<TokenEvent>> step();
   bool idle() const;
   EngineStats stats() const;
@@ -142,7 +151,8 @@ class Engine {
   StepCost step_cost(const StepLoad& load) const;
 
   // For measurements. Leader only.
-  // Steps from now on follow this policy: 0 is force_stage, 1, 2, … are more_stages.
+  // Steps that are launched from now on follow this policy: 0 is force_stage, 1, 2, … are
+  // more_stages.
   Status use_arm(int arm);
   // Every cache of every rank holds one made number from now on, the same each time. Refused while
   // requests are on their way. After an error the engine is dead.
@@ -151,8 +161,8 @@ class Engine {
   // hold: a sequence of that length decodes in the next step.
   Result<RequestId> submit_computed(std::vector<std::int32_t> prompt,
                                     const SamplingParams& sampling);
-  // The next step of rank 0 runs with a timer around each launch, which makes it longer;
-  // launch_times() afterwards says what each one took, in order.
+  // The next step that rank 0 launches (RunAhead!) runs with a timer around each launch, which
+  // makes it longer; launch_times() afterwards says what each one took, in order.
   void time_next_step();
   Result<std::vector<LaunchTimer::Entry>> launch_times() const;
   const std::vector<std::int32_t>& eos_ids() const;

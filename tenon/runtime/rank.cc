@@ -79,6 +79,10 @@ Result<std::unique_ptr<Rank>> Rank::open(const EngineOptions& options, int rank,
   return opened;
 }
 
+void Rank::settle() {
+  if (runner_ != nullptr && in_flight() > 0) static_cast<void>(stream_->synchronize());
+}
+
 // A model of a factory is there when its memory is planned; another one is planned first.
 Status Rank::make_model(const EngineOptions& options, const ModelFactory& factory) {
   if (factory) {
@@ -141,8 +145,11 @@ Status Rank::prepare(const EngineOptions& options) {
                StepRunner::make({layout_, *model_, caches_.views(), *comm_, *stream_}, num_tokens_,
                                 options.graphs && env().graphs && model_->launches_only()));
   if (!options.time_steps) return Status::ok();
-  TENON_ASSIGN(begin_, Event::create(stream_->device()));
-  TENON_ASSIGN(end_, Event::create(stream_->device()));
+  for (int i = 0; i < StepRunner::kMostInFlight; ++i) {
+    TENON_ASSIGN(Event begin, Event::create(stream_->device()));
+    TENON_ASSIGN(Event end, Event::create(stream_->device()));
+    times_.push_back({std::move(begin), std::move(end)});
+  }
   return Status::ok();
 }
 
@@ -159,48 +166,81 @@ Status Rank::broadcast(std::span<std::byte> step) {
       step.subspan(layout_.offset(StepField::masks), layout_.mask_bytes(header.num_masks)));
 }
 
-Status Rank::launch_step() {
-  if (begin_) TENON_TRY(begin_->record(*stream_));
-  TENON_TRY(runner_->upload());
-  TENON_TRY(runner_->enqueue());
-  return end_ ? end_->record(*stream_) : Status::ok();
+// What a sequence without a number leaves behind may be NaN, and 0 · NaN is NaN for whoever has
+// these blocks and this slot next. A step ahead has the same sequences as the one in front of it,
+// this one too: it is cleared behind both.
+Status Rank::clear_left() {
+  for (const Left& each : left_) TENON_TRY(caches_.clear({each.blocks, each.state_slot}, *stream_));
+  left_.clear();
+  return Status::ok();
 }
 
-Result<std::span<const std::int32_t>> Rank::run_on_stream() {
-  if (runner_->header().command == StepCommand::kMakeCaches) {
+Status Rank::launch_on_stream() {
+  const StepHeader step = runner_->header();
+  if (step.ahead == 0) TENON_TRY(clear_left());
+  if (step.command == StepCommand::kMakeCaches) {
+    TENON_CHECK(in_flight() == 0);
     const Status filled = caches_.fill(*stream_);
-    TENON_TRY(comm_->agree(filled ? stream_->synchronize() : filled, "make caches"));
-    return std::span<const std::int32_t>();
+    return comm_->agree(filled ? stream_->synchronize() : filled, "make caches");
   }
-  TENON_TRY(launch_step());
-  TENON_ASSIGN(const auto drawn, runner_->download());
-  last_ = runner_->header();
-  steps_.add(last_.shape.tokens, last_.shape.arm);
-  if (begin_) {
-    TENON_ASSIGN(const double us, end_->us_since(*begin_));
+  Times* const times = times_.empty() ? nullptr : &times_[runner_->turn()];
+  if (times != nullptr) TENON_TRY(times->begin.record(*stream_));
+  TENON_TRY(runner_->upload());
+  TENON_TRY(runner_->enqueue());
+  if (times != nullptr) TENON_TRY(times->end.record(*stream_));
+  TENON_TRY(runner_->fetch());
+  last_ = step;
+  steps_.add(step.shape.tokens, step.shape.arm);
+  return Status::ok();
+}
+
+Result<std::span<const std::int32_t>> Rank::take_from_stream() {
+  TENON_ASSIGN(const auto drawn, runner_->take());
+  if (!times_.empty()) {
+    Times& times = times_[runner_->turn_of_taken()];
+    TENON_ASSIGN(const double us, times.end.us_since(times.begin));
     device_seconds_ += 1e-6 * us;
   }
-  // What a sequence without a number leaves behind may be NaN, and 0 · NaN is NaN for whoever has
-  // these blocks and this slot next.
-  for (std::size_t row = 0; row < drawn.size(); ++row)
-    if (drawn[row] < 0)
-      TENON_TRY(
-          caches_.clear(StepReader::caches(layout_, input(), static_cast<int>(row)), *stream_));
+  for (std::size_t row = 0; row < drawn.size(); ++row) {
+    if (drawn[row] >= 0) continue;
+    const HeldCaches held = StepReader::caches(layout_, runner_->taken(), static_cast<int>(row));
+    left_.push_back({{held.blocks.begin(), held.blocks.end()}, held.state_slot});
+  }
   TENON_TRY(comm_->health());
   return drawn;
 }
 
-Result<std::span<const std::int32_t>> Rank::run() {
-  auto drawn = guarded([&] { return run_on_stream(); });
-  if (drawn) return drawn;
-  // What a peer did wrong comes first: a step that failed because of it is only the consequence.
+// What a peer did wrong comes first: a step that failed because of it is only the consequence.
+Status Rank::give_up(Status why) {
   const Status health = comm_->health();
-  const Status cause = health ? drawn.status() : health;
+  const Status cause = health ? why : health;
   static_cast<void>(guarded([&] {  // without the memory for it they notice by their deadline
     comm_->abort(cause.message());
     return Status::ok();
   }));
   return cause;
+}
+
+Status Rank::launch() {
+  const Status launched = guarded([&] { return launch_on_stream(); });
+  return launched ? launched : give_up(launched);
+}
+
+bool Rank::has_ended() const {
+  const auto ended = runner_->has_ended();
+  return !ended || *ended;
+}
+
+Result<std::span<const std::int32_t>> Rank::take() {
+  auto drawn = guarded([&] { return take_from_stream(); });
+  if (drawn) return drawn;
+  return give_up(drawn.status());
+}
+
+Result<std::span<const std::int32_t>> Rank::run() {
+  TENON_TRY(launch());
+  if (in_flight() == 0) return std::span<const std::int32_t>();
+  return take();
 }
 
 Result<std::uint64_t> Rank::logits_fingerprint() {

@@ -30,6 +30,12 @@ class Rank {
                                             std::shared_ptr<Bootstrap> bootstrap,
                                             const ModelFactory& make_model);
 
+  ~Rank() { settle(); }
+
+  // Waits until nothing of this rank runs. Not collective: what waits for peers ends by the
+  // deadline.
+  void settle();
+
   const StepLayout& layout() const { return layout_; }
   Model& model() { return *model_; }
   Communicator& comm() { return *comm_; }
@@ -47,10 +53,18 @@ class Rank {
   // Ids that may be asked with and drawn: 0 … num_tokens() − 1.
   int num_tokens() const { return num_tokens_; }
 
-  // Runs the step that input() holds and returns the token drawn for each of its sequences: −1
+  // Launches the step that input() holds, with at most one other on its way. Where input() asks to
+  // make caches, it does that, and no step is on its way. Collective. An error of this function and
+  // of the next ones has already told the other ranks to give up.
+  Status launch();
+  int in_flight() const { return runner_->in_flight(); }
+  // Whether the oldest step on its way has ended, or failed: take() would not wait. Does not wait.
+  bool has_ended() const;
+  // Waits for the oldest step on its way and returns the token drawn for each of its sequences: −1
   // where the logits hold no number. Such a sequence cannot go on; what it has alone of the caches
-  // is empty again. Where input() asks to make caches, it does that, and there are no tokens.
-  // Collective. An error has already told the other ranks to give up.
+  // is empty again in the next step that is not launched ahead.
+  Result<std::span<const std::int32_t>> take();
+  // launch(), then take() if there is a step.
   Result<std::span<const std::int32_t>> run();
 
   // Of a sequence of the last step that drew and asked for them.
@@ -70,7 +84,8 @@ class Rank {
   // 0 without EngineOptions::time_steps.
   double device_seconds() const { return device_seconds_; }
 
-  // A hash (FNV-1a) of the logits of the last sequence of the last step, in order of ids; where the
+  // A hash (FNV-1a) of the logits of the last sequence of the last step that was taken, in order of
+  // ids. With a step behind it on its way, or that ran for nothing: of that one; where the
   // rows were dealt to the ranks, of the last one that this rank drew, or 0 where it drew none. 0
   // before the first step. Waits for the stream.
   Result<std::uint64_t> logits_fingerprint();
@@ -80,8 +95,10 @@ class Rank {
   Status make_model(const EngineOptions& options, const ModelFactory& factory);
   Status plan_memory(const EngineOptions& options, const ModelPlan& model);
   Status prepare(const EngineOptions& options);
-  Result<std::span<const std::int32_t>> run_on_stream();
-  Status launch_step();
+  Status launch_on_stream();
+  Status clear_left();
+  Result<std::span<const std::int32_t>> take_from_stream();
+  Status give_up(Status why);
 
   int num_tokens_;
   StepLayout layout_;
@@ -93,8 +110,18 @@ class Rank {
   CacheMemory caches_;
   std::unique_ptr<StepRunner> runner_;
   StepCounts steps_;
-  StepHeader last_;                   // of the last step that ran
-  std::optional<Event> begin_, end_;  // of a step, where steps are timed
+  StepHeader last_;  // of the last step that was launched
+  // What sequences that failed had of the caches: to be cleared before somebody else has it.
+  struct Left {
+    std::vector<std::int32_t> blocks;
+    std::int32_t state_slot;
+  };
+  std::vector<Left> left_;
+  // Where steps are timed, in turns as StepRunner has them.
+  struct Times {
+    Event begin, end;
+  };
+  std::vector<Times> times_;
   double device_seconds_ = 0;
 };
 

@@ -110,6 +110,7 @@ const Sequence* Scheduler::find(RequestId id) const {
 }
 
 void Scheduler::remove(RequestId id) {
+  full_ = false;
   const auto is_it = [&](const Sequence& each) { return each.id == id; };
   running_.remove_if(is_it);
   waiting_.remove_if(is_it);
@@ -237,8 +238,12 @@ int Scheduler::end_of_piece(const Sequence& sequence, int budget) const {
 
 const BatchPlan& Scheduler::next() {
   const std::int64_t preempted = num_preemptions_;
+  full_ = false;
   make_room();
-  if (num_preemptions_ == preempted) admit();
+  if (num_preemptions_ == preempted) {
+    admit();
+    full_ = !waiting_.empty();
+  }
   BatchPlan& plan = plan_;
   plan.entries.clear();
   plan.num_tokens = plan.max_tokens_per_sequence = 0;
@@ -258,6 +263,35 @@ const BatchPlan& Scheduler::next() {
   return plan;
 }
 
+// Whether the token that it draws can only be its last by being an id that ends its sequence, and
+// whether the one behind it can be drawn without knowing it.
+bool Scheduler::goes_on(const BatchEntry& entry) const {
+  const Sequence* sequence = entry.sequence;
+  if (sequence == nullptr || sequence->cancelled || sequence->edits || sequence->constraint)
+    return false;
+  const int made = entry.first + 2 - sequence->prompt_tokens;  // with that token
+  return entry.count == 1 && entry.draws() && made < sequence->max_tokens;
+}
+
+const BatchPlan& Scheduler::ahead(const BatchPlan& plan) {
+  BatchPlan& ahead = ahead_;
+  ahead.entries.clear();
+  ahead.num_tokens = ahead.max_tokens_per_sequence = 0;
+  if (!waiting_.empty() && !full_) return ahead;
+  if (running_.size() != plan.entries.size()) return ahead;
+  const auto stays = [this](const BatchEntry& entry) { return goes_on(entry); };
+  if (!std::ranges::all_of(plan.entries, stays)) return ahead;
+  for (const BatchEntry& entry : plan.entries)
+    if (!caches_->grow(entry.sequence->lease, entry.first + 2)) return ahead;
+  for (const BatchEntry& entry : plan.entries) {
+    caches_->state_was_read(entry.sequence->lease);  // by the step that runs
+    ahead.entries.push_back({entry.sequence, entry.first + 1, 1, 1});
+  }
+  ahead.num_tokens = static_cast<int>(ahead.entries.size());
+  ahead.max_tokens_per_sequence = 1;
+  return ahead;
+}
+
 // Keeps what the last step has made of a prompt.
 void Scheduler::keep(Sequence& sequence) {
   const int computed = sequence.computed;
@@ -275,6 +309,7 @@ void Scheduler::apply(const BatchPlan& plan, std::span<const std::int32_t> drawn
   TENON_CHECK(drawn.size() == plan.entries.size());
   for (std::size_t i = 0; i < plan.entries.size(); ++i) {
     const BatchEntry& entry = plan.entries[i];
+    if (entry.sequence == nullptr) continue;
     Sequence& sequence = *entry.sequence;
     const bool draws = entry.draws();
     sequence.computed = entry.first + entry.count;

@@ -95,10 +95,11 @@ struct Sequence {
 // One sequence's share of a step: tokens [first, first + count) of it. Tokens that were drawn
 // before the sequence was preempted run again without a draw.
 struct BatchEntry {
-  Sequence* sequence = nullptr;
+  Sequence* sequence = nullptr;  // null: it has gone since the step was launched
   int first = 0, count = 0;
-  // The last token of the entry is the last known one: its logits decide the next token.
-  bool draws() const { return first + count == sequence->length(); }
+  int unread = 0;  // 1: its token is what the step before draws, which nobody has read yet
+  // The last token of the entry is the last one that there is: its logits decide the next token.
+  bool draws() const { return first + count == sequence->length() + unread; }
   // Positions [told_from(), … + num_told()) of it have logits that tell of the prompt's next token.
   int told_from() const { return std::max(first, sequence->tells_from()); }
   int num_told() const {
@@ -150,6 +151,11 @@ class Scheduler {
   bool cancel(RequestId id);
   // The next step. Empty when nothing can run. Valid until the next call of any function.
   const BatchPlan& next();
+  // The step behind `plan`, which runs, before its tokens are known: the same sequences, each with
+  // the token that it is about to draw. Empty where next() might say something else, whatever those
+  // tokens are but for one that ends its sequence: then the step is run for nothing where that
+  // sequence is concerned. Valid until the next call of this function.
+  const BatchPlan& ahead(const BatchPlan& plan);
   // Records that the step ran; drawn[i] belongs to entry i and counts where it draws(). Below 0:
   // its logits hold no number, and nothing of the sequence is kept; it is to be removed.
   void apply(const BatchPlan& plan, std::span<const std::int32_t> drawn);
@@ -169,6 +175,7 @@ class Scheduler {
   Sequences::iterator cheapest(bool with_edits);
   void preempt(Sequences::iterator victim);
   void admit();
+  bool goes_on(const BatchEntry& entry) const;
   bool begin(Sequence& sequence);
   bool waits_for_prefix(const Sequence& sequence);
   int end_of_piece(const Sequence& sequence, int budget) const;
@@ -180,7 +187,8 @@ class Scheduler {
   Limits limits_;
   CachePool* caches_;
   Sequences running_, waiting_;  // in order of arrival; entries point into running_
-  BatchPlan plan_;               // of the next step: kept so that a step allocates nothing
+  BatchPlan plan_, ahead_;       // of next() and ahead(): kept so that a step allocates nothing
+  bool full_ = false;  // who waits could not begin in the last step, and nobody has left since
   std::int64_t num_preemptions_ = 0, num_replayed_tokens_ = 0;
 };
 

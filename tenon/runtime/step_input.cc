@@ -134,6 +134,12 @@ StepWriter::StepWriter(const StepLayout& layout, std::span<std::byte> bytes)
   masks_.reserve(last_.capacity());
 }
 
+void StepWriter::use(std::span<std::byte> bytes) {
+  TENON_CHECK(bytes.size() == layout_->bytes());
+  bytes_ = bytes;
+  arrays_ = layout_->arrays(bytes.data());
+}
+
 void StepWriter::write(StepCommand command) {
   const StepHeader header{.command = command, .shape = {}};
   std::memcpy(bytes_.data(), &header, sizeof header);
@@ -178,12 +184,14 @@ void StepWriter::write(const BatchPlan& plan, int block_tokens, const StepShape&
   int token = 0;
   int row = 0;
   for (const BatchEntry& entry : plan.entries) {
+    if (entry.unread > 0) header.ahead = 1;
     write_sequence(entry, row, token, block_tokens);
     write_told(entry, row, token, header);
     write_draw(entry, row, header);
     plan_mask(entry, row++, header);
     token += entry.count;
   }
+  TENON_CHECK(header.ahead == 0 || header.continues != 0);
   filler_.fill(masks_);
   std::fill(arrays_.edit_begins + row, arrays_.edit_begins + shape.logits + 1, header.num_edits);
   std::memcpy(bytes_.data(), &header, sizeof header);
@@ -212,7 +220,8 @@ void StepWriter::write_sequence(const BatchEntry& entry, int row, int first_toke
   for (int i = 0; i < entry.count; ++i) {
     const int position = entry.first + i;
     const int token = first_token + i;
-    arrays_.token_ids[token] = sequence.tokens[static_cast<std::size_t>(position)];
+    const bool known = position < sequence.length();  // else it is on the device alone
+    arrays_.token_ids[token] = known ? sequence.tokens[static_cast<std::size_t>(position)] : 0;
     arrays_.positions[token] = position;
     arrays_.slot_mapping[token] =
         held[static_cast<std::size_t>(position / block_tokens)] * block_tokens +

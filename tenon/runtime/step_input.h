@@ -48,6 +48,8 @@ struct StepHeader {
   // Every row is the next token of the same row of the step before: its id is what was drawn there,
   // and is on the device already.
   std::int32_t continues = 0;
+  // Launched while the step before still runs: the tokens that it continues are not known yet.
+  std::int32_t ahead = 0;
   std::int32_t num_sequences = 0;  // without padding; each has one row of logits, its last token's
   StepShape shape;                 // with padding
   std::int32_t num_edits = 0;      // of logits, of all rows
@@ -98,6 +100,8 @@ class StepWriter {
  public:
   // `bytes`: layout.bytes() of them, aligned to 64. Both must outlive the writer.
   StepWriter(const StepLayout& layout, std::span<std::byte> bytes);
+  // Writes into other bytes of this kind from now on.
+  void use(std::span<std::byte> bytes);
   // StepShape::arm of the steps that the next function writes; 0 at first.
   void set_arm(int arm) { arm_ = arm; }
   // The step as layout.padded() has it.

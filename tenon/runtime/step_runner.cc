@@ -111,9 +111,12 @@ Status StepRunner::allocate() {
   const Device device = parts_.comm.device();
   const StepLayout& layout = parts_.layout;
   const auto rows = static_cast<std::size_t>(layout.max_sequences());
-  TENON_ASSIGN(host_input_, HostBuffer::allocate(device, layout.bytes()));
-  TENON_ASSIGN(host_drawn_, HostBuffer::allocate(device, rows * sizeof(std::int32_t)));
-  TENON_ASSIGN(host_report_, HostBuffer::allocate(device, report_bytes(rows)));
+  for (Slot& each : slots_) {
+    TENON_ASSIGN(each.input, HostBuffer::allocate(device, layout.bytes()));
+    TENON_ASSIGN(each.drawn, HostBuffer::allocate(device, rows * sizeof(std::int32_t)));
+    TENON_ASSIGN(each.report, HostBuffer::allocate(device, report_bytes(rows)));
+    TENON_ASSIGN(each.ended, Event::create(device));
+  }
   TENON_ASSIGN(report_, Buffer::allocate(device, report_bytes(rows)));
   const auto edits = static_cast<std::size_t>(layout.max_edits());
   TENON_ASSIGN(saved_, Buffer::allocate(device, edits * sizeof(float)));
@@ -236,20 +239,34 @@ Status StepRunner::launch(const StepShape& shape) {
   return dealt ? comm.collect_rows(drawn(shape), parts_.stream) : Status::ok();
 }
 
-Result<std::span<const std::int32_t>> StepRunner::download() {
+Status StepRunner::fetch() {
+  TENON_CHECK(in_flight() < kMostInFlight);
+  Slot& own = slot(launched_);
   const StepHeader step = header();
   const TensorView from = drawn(step.shape);
-  auto* to = reinterpret_cast<std::int32_t*>(host_drawn_.bytes().data());
-  TENON_TRY(parts_.stream.copy(to, from.data, from.bytes()));
-  const std::span<std::byte> report = host_report_.bytes();
+  TENON_TRY(parts_.stream.copy(own.drawn.bytes().data(), from.data, from.bytes()));
+  const std::span<std::byte> report = own.report.bytes();
   if (step.num_reports > 0)
     TENON_TRY(parts_.stream.copy(report.data(), report_.data(), report.size()));
-  TENON_TRY(parts_.stream.synchronize());
-  return std::span<const std::int32_t>(to, static_cast<std::size_t>(step.num_sequences));
+  TENON_TRY(own.ended->record(parts_.stream));
+  ++launched_;
+  return Status::ok();
+}
+
+Result<std::span<const std::int32_t>> StepRunner::take() {
+  TENON_CHECK(in_flight() > 0);
+  const Slot& oldest = slot(taken_);
+  TENON_TRY(oldest.ended->await());
+  ++taken_;
+  const StepHeader step = StepReader::header(oldest.input.bytes());
+  return std::span(reinterpret_cast<const std::int32_t*>(oldest.drawn.bytes().data()),
+                   static_cast<std::size_t>(step.num_sequences));
 }
 
 TokenLogprobs StepRunner::logprobs(int row) const {
-  return told_by(report(host_report_.bytes().data(), header().shape), row);
+  const Slot& last = slot(taken_ - 1);
+  const StepShape shape = StepReader::header(last.input.bytes()).shape;
+  return told_by(report(last.report.bytes().data(), shape), row);
 }
 
 }  // namespace tenon

@@ -1,7 +1,9 @@
 // How one rank runs a step: its bytes go to the device, the model and the draw are enqueued, the
-// drawn tokens come back. Addresses never change, so that what is enqueued can be recorded.
+// drawn tokens come back. Addresses on the device never change, so that what is enqueued can be
+// recorded. Two steps may be on their way, one behind the other.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -38,31 +40,45 @@ class StepRunner {
                                   const Communicator& comm);
   std::int64_t bytes() const;
 
-  // Host memory for the bytes of the next step: to be filled before upload().
-  std::span<std::byte> input() const { return host_input_.bytes(); }
+  // Host memory for the bytes of the next step: to be filled before upload(), while at most one
+  // step is on its way.
+  std::span<std::byte> input() const { return slot(launched_).input.bytes(); }
   StepHeader header() const { return StepReader::header(input()); }
 
-  // In this order, once per step. upload() and enqueue() launch only; download() waits for the
-  // step and returns the token drawn for each of its sequences, −1 where the logits hold no number.
+  // In this order, once per step; they launch only. After fetch() the step is on its way.
   Status upload();
   Status enqueue();  // collective
-  Result<std::span<const std::int32_t>> download();
+  Status fetch();
+
+  // Steps that are on their way.
+  static constexpr int kMostInFlight = 2;
+  int in_flight() const { return static_cast<int>(launched_ - taken_); }
+  // Whether the oldest has ended. Does not wait.
+  Result<bool> has_ended() const { return slot(taken_).ended->has_happened(); }
+  // Waits for the oldest, which is "the last step" from then on: the token drawn for each of its
+  // sequences, −1 where the logits hold no number.
+  Result<std::span<const std::int32_t>> take();
+  // The bytes of the last step.
+  std::span<const std::byte> taken() const { return slot(taken_ - 1).input.bytes(); }
+  // Steps take turns with what the host keeps of them: whose the next one is, and the last one's.
+  std::size_t turn() const { return launched_ % kMostInFlight; }
+  std::size_t turn_of_taken() const { return (taken_ - 1) % kMostInFlight; }
 
   // What the last step's report tells of one of its rows that wanted one.
   TokenLogprobs logprobs(int row) const;
 
-  // Of the last step: PromptTeller has the order.
+  // Of the last step, if none is on its way behind it: PromptTeller has the order.
   TokenLogprobs prompt_logprobs(int number) const { return teller_->logprobs(number); }
 
   // The next enqueue() runs its step with a timer around each launch, recorded anew where steps are
-  // recorded. launch_times() has what it found, after download().
+  // recorded. launch_times() has what it found, after take().
   void time_next() { times_next_ = true; }
   Result<std::vector<LaunchTimer::Entry>> launch_times();
 
   // The rows of logits that this rank has whole, and draws: all of a step with few of them, else
   // those that are dealt to it (comm/collectives/dealt_rows.h).
   RowRange own_rows(const StepShape& shape) const;
-  // Of the last step: [ranks, own rows, slice of the vocabulary].
+  // Of the last step that was launched: [ranks, own rows, slice of the vocabulary].
   TensorView logits(const StepShape& shape) const;
   std::int64_t num_replays() const { return graphs_.num_replays(); }
 
@@ -79,9 +95,18 @@ class StepRunner {
   TensorView logits(std::int64_t rows) const;  // of so many own rows
   sampling::Report report(void* base, const StepShape& shape) const;
 
+  // What the host has of a step.
+  struct Slot {
+    HostBuffer input, drawn, report;
+    std::optional<Event> ended;
+  };
+  const Slot& slot(std::uint64_t number) const { return slots_[number % slots_.size()]; }
+  Slot& slot(std::uint64_t number) { return slots_[number % slots_.size()]; }
+
   const Parts parts_;
   const int num_tokens_;
-  HostBuffer host_input_, host_drawn_, host_report_;
+  std::array<Slot, kMostInFlight> slots_;
+  std::uint64_t launched_ = 0, taken_ = 0;
   Buffer input_, logits_, saved_, report_;
   std::vector<Plan> draw_plans_;  // for at most 1, 2, 4, … rows
   std::unique_ptr<PromptTeller> teller_;

@@ -187,7 +187,8 @@ TENON_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
 TENON_DEVICE int block_id() { return static_cast<int>(blockIdx.x); }
 TENON_DEVICE int grid_blocks() { return static_cast<int>(gridDim.x); }
 TENON_DEVICE void sync_block() { __syncthreads(); }
-// __syncthreads() and bar.sync promise nothing for threads at different places; barrier.sync counts.
+// __syncthreads() and bar.sync promise nothing for threads at different places; barrier.sync
+// counts.
 TENON_DEVICE void sync_roles() {
   asm volatile("barrier.sync 2, %0;" : : "r"(blockDim.x) : "memory");
 }

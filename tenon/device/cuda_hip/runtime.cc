@@ -326,8 +326,11 @@ class VendorBackend final : public Backend {
     (void)VENDOR(GetLastError)();
     return false;
   }
+  Status await(void* event) override {
+    return to_status(VENDOR(EventSynchronize)(static_cast<VendorEvent>(event)), "EventSynchronize");
+  }
   Result<double> elapsed_us(void* begin, void* end) override {
-    TENON_VENDOR(EventSynchronize, static_cast<VendorEvent>(end));
+    TENON_TRY(await(end));
     float milliseconds = 0;
     TENON_VENDOR(EventElapsedTime, &milliseconds, static_cast<VendorEvent>(begin),
                  static_cast<VendorEvent>(end));
