@@ -122,6 +122,82 @@ TEST(RunAhead, AFailureOfAStepNamesItsCause) {
   }
 }
 
+// --- the plan -------------------------------------------------------------------------------
+
+// A plan as numbers: of each entry the request, and which tokens.
+std::vector<std::vector<int>> numbers(const BatchPlan& plan) {
+  std::vector<std::vector<int>> made;
+  for (const BatchEntry& each : plan.entries)
+    made.push_back({static_cast<int>(each.sequence->id), each.first, each.count});
+  return made;
+}
+
+// Under random work: wherever a step is planned ahead, the next one is the same if no id ends a
+// sequence, and it draws for everybody.
+TEST(RunAhead, IsThePlanThatComesAnyway) {
+  int ahead = 0, not_ahead = 0;
+  for (unsigned seed = 1; seed <= 20; ++seed) {
+    std::mt19937 random(seed);
+    CachePool caches(12 + static_cast<int>(random() % 12), 64, 6);
+    Scheduler scheduler({4, 140, 400, seed % 2 == 0}, caches);
+    std::uint64_t id = 0;
+    for (int step = 0; step < 400; ++step) {
+      if (random() % 12 == 0) {
+        SamplingParams sampling = greedy(1 + static_cast<int>(random() % 90));
+        if (random() % 4 == 0) sampling.frequency_penalty = 0.5f;
+        const Tokens prompt(1 + random() % (random() % 3 == 0 ? 300 : 20), 5);
+        ASSERT_TRUE(scheduler.add(RequestId{++id}, prompt, sampling));
+      }
+      const BatchPlan plan = scheduler.next();
+      if (plan.entries.empty()) continue;
+      const BatchPlan planned = scheduler.ahead(plan);
+      for (const BatchEntry& each : planned.entries) EXPECT_TRUE(each.draws());
+      EXPECT_EQ(planned.num_tokens, static_cast<int>(planned.entries.size()));
+      scheduler.apply(plan, std::vector<std::int32_t>(plan.entries.size(), 3));
+      std::vector<RequestId> ended;
+      for (const BatchEntry& each : plan.entries)
+        if (each.sequence->length() - each.sequence->prompt_tokens == each.sequence->max_tokens)
+          ended.push_back(each.sequence->id);
+      for (const RequestId each : ended) scheduler.remove(each);
+      ASSERT_TRUE(caches.check());
+      (planned.entries.empty() ? not_ahead : ahead) += 1;
+      if (planned.entries.empty()) continue;
+      EXPECT_TRUE(ended.empty());
+      EXPECT_EQ(numbers(scheduler.next()), numbers(planned));
+    }
+  }
+  EXPECT_GT(ahead, 1000);
+  EXPECT_GT(not_ahead, 500);
+}
+
+TEST(RunAhead, OthersThatMayBeginComeFirst) {
+  CachePool caches(24, 64, 6);
+  Scheduler scheduler({2, 140, 400}, caches);
+  const auto plan = [&] { return BatchPlan(scheduler.next()); };
+  const auto apply = [&](const BatchPlan& ran) {
+    scheduler.apply(ran, std::vector<std::int32_t>(ran.entries.size(), 3));
+  };
+  ASSERT_TRUE(scheduler.add(RequestId{1}, {1, 2}, greedy(100)));
+  BatchPlan now = plan();
+  EXPECT_TRUE(scheduler.ahead(now).entries.empty());  // a prompt
+  apply(now);
+  now = plan();
+  EXPECT_EQ(scheduler.ahead(now).entries.size(), 1u);
+  ASSERT_TRUE(scheduler.add(RequestId{2}, {1, 2}, greedy(100)));
+  EXPECT_TRUE(scheduler.ahead(now).entries.empty());
+  apply(now);
+  for (int step = 0; step < 2; ++step) apply(now = plan());
+  now = plan();
+  EXPECT_EQ(scheduler.ahead(now).entries.size(), 2u);
+  ASSERT_TRUE(scheduler.add(RequestId{3}, {1, 2}, greedy(100)));  // two run: it cannot begin
+  EXPECT_TRUE(scheduler.ahead(now).entries.empty());              // nobody has tried so far
+  apply(now);
+  now = plan();
+  EXPECT_EQ(scheduler.ahead(now).entries.size(), 2u);
+  EXPECT_TRUE(scheduler.cancel(RequestId{1}));
+  EXPECT_TRUE(scheduler.ahead(now).entries.empty());
+}
+
 // --- real layers ----------------------------------------------------------------------------
 
 struct Seen {
