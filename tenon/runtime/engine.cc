@@ -624,7 +624,8 @@ EngineStats Engine::stats() const {
   stats.kv_cache_use = state_->caches->block_use();
   stats.preemptions = state_->scheduler->num_preemptions();
   stats.replayed_tokens = state_->scheduler->num_replayed_tokens();
-  if (const auto hash = state_->own->logits_fingerprint()) stats.logits_fingerprint = *hash;
+  if (!state_->runs_ahead)
+    if (const auto hash = state_->own->logits_fingerprint()) stats.logits_fingerprint = *hash;
   return stats;
 }
 

@@ -104,7 +104,8 @@ struct EngineStats {
   PrefixStats prefixes;
   std::int64_t preemptions = 0;
   std::int64_t replayed_tokens = 0;  // drawn ones that ran again after a preemption
-  // Of the last step that was launched: with RunAhead it may be one behind the last token.
+  // Of the last step. 0 where steps run ahead: it would wait for them, and the last one may be one
+  // behind the last token.
   std::uint64_t logits_fingerprint = 0;
   std::int64_t weight_bytes = 0;  // on rank 0
   double kv_cache_use = 0;        // part of the kv cache's blocks that sequences use now, 0 to 1

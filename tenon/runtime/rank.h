@@ -84,10 +84,9 @@ class Rank {
   // 0 without EngineOptions::time_steps.
   double device_seconds() const { return device_seconds_; }
 
-  // A hash (FNV-1a) of the logits of the last sequence of the last step that was taken, in order of
-  // ids. With a step behind it on its way, or that ran for nothing: of that one; where the
-  // rows were dealt to the ranks, of the last one that this rank drew, or 0 where it drew none. 0
-  // before the first step. Waits for the stream.
+  // A hash (FNV-1a) of the logits of the last sequence of the last step that was launched, in order
+  // of ids; where the rows were dealt to the ranks, of the last one that this rank drew, or 0 where
+  // it drew none. 0 before the first step. Waits for the stream.
   Result<std::uint64_t> logits_fingerprint();
 
  private:
