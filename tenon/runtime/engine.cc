@@ -420,6 +420,7 @@ std::unique_lock<std::mutex> Engine::State::step_lock() {
 }
 
 Status Engine::State::send() {
+  own->begin_step();
   if (!in_threads()) return own->broadcast(writer->bytes());
   steps->send(writer->used(), writer->used_masks(), own->layout().offset(StepField::masks));
   return Status::ok();
@@ -640,6 +641,8 @@ void Engine::time_next_step() { state_->own->time_next_step(); }
 Result<std::vector<LaunchTimer::Entry>> Engine::launch_times() const {
   return state_->own->launch_times();
 }
+
+std::string Engine::whereabouts() const { return tell_places(state_->own->comm().signs()); }
 
 StepCost Engine::step_cost(const StepLoad& load) const {
   return state_->own->model().step_cost(load);

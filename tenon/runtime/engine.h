@@ -135,6 +135,10 @@ class Engine {
   Result<std::vector<TokenEvent>> step();
   bool idle() const;
   EngineStats stats() const;
+  // Where the ranks are, for whoever wonders why no step ends: a sentence that names those that are
+  // behind, and those of which nothing is heard. Unlike the rest it may be called from any thread
+  // at any time, and waits for nothing.
+  std::string whereabouts() const;
   // Whether the books of the caches are right: every block and slot is free, kept or leased, and an
   // idle engine leases none. Reads all of them: for tests, and for the end.
   Status check_caches() const;

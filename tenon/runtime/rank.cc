@@ -190,9 +190,20 @@ Result<std::span<const std::int32_t>> Rank::run_on_stream() {
   return drawn;
 }
 
+void Rank::begin_step() {
+  if (!place_.has_ended) return;
+  place_ = {place_.step + 1, false};
+  comm_->tell_place(place_.word());
+}
+
 Result<std::span<const std::int32_t>> Rank::run() {
+  begin_step();
   auto drawn = guarded([&] { return run_on_stream(); });
-  if (drawn) return drawn;
+  if (drawn) {
+    place_.has_ended = true;
+    comm_->tell_place(place_.word());
+    return drawn;
+  }
   // What a peer did wrong comes first: a step that failed because of it is only the consequence.
   const Status health = comm_->health();
   const Status cause = health ? drawn.status() : health;

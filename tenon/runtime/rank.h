@@ -13,6 +13,7 @@
 #include "tenon/runtime/cache_memory.h"
 #include "tenon/runtime/memory_plan.h"
 #include "tenon/runtime/step_input.h"
+#include "tenon/runtime/step_place.h"
 #include "tenon/runtime/step_runner.h"
 
 namespace tenon {
@@ -46,6 +47,10 @@ class Rank {
 
   // Ids that may be asked with and drawn: 0 … num_tokens() − 1.
   int num_tokens() const { return num_tokens_; }
+
+  // Tells the other ranks that this one is in the next step, which run() does otherwise: for a
+  // leader, which may wait for them before it.
+  void begin_step();
 
   // Runs the step that input() holds and returns the token drawn for each of its sequences: −1
   // where the logits hold no number. Such a sequence cannot go on; what it has alone of the caches
@@ -93,7 +98,8 @@ class Rank {
   CacheMemory caches_;
   std::unique_ptr<StepRunner> runner_;
   StepCounts steps_;
-  StepHeader last_;                   // of the last step that ran
+  StepHeader last_;  // of the last step that ran
+  StepPlace place_;
   std::optional<Event> begin_, end_;  // of a step, where steps are timed
   double device_seconds_ = 0;
 };
