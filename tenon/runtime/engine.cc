@@ -666,6 +666,7 @@ EngineStats Engine::stats() const {
   stats.device_seconds = state_->own->device_seconds();
   stats.prefixes = state_->caches->prefix_stats();
   stats.kv_cache_use = state_->caches->block_use();
+  stats.state_slots_used = state_->caches->num_leases();
   stats.preemptions = state_->scheduler->num_preemptions();
   stats.replayed_tokens = state_->scheduler->num_replayed_tokens();
   if (const auto hash = state_->own->logits_fingerprint()) stats.logits_fingerprint = *hash;

@@ -100,7 +100,8 @@ struct EngineStats {
   std::uint64_t logits_fingerprint = 0;
   std::int64_t weight_bytes = 0;  // on rank 0
   double kv_cache_use = 0;        // part of the kv cache's blocks that sequences use now, 0 to 1
-  MemoryPlan memory;              // of rank 0
+  std::int64_t state_slots_used = 0;  // delta-net states that sequences hold now
+  MemoryPlan memory;                  // of rank 0
   std::string transport;
   std::vector<BoundaryUse> boundaries;
 };
