@@ -138,8 +138,8 @@ Status wait_for_end(Session& session, const server::Service& service, millisecon
     if (was_healthy)
       std::fprintf(stderr, "tenon: steps of the engine end again\n");
     else
-      std::fprintf(stderr, "tenon: %s; a rank that has not answered for %s s is named here\n",
-                   why.c_str(), fixed(std::chrono::duration<double>(deadline).count(), 1).c_str());
+      std::fprintf(stderr, "tenon: %s; who does not answer for %s s is given up\n", why.c_str(),
+                   fixed(std::chrono::duration<double>(deadline).count(), 1).c_str());
   }
   ::close(timer);
   return alive;

@@ -1,4 +1,4 @@
-// The server: one of the two files that see Asio and Beast. One strand for each connection: a
+// The server: one of the two files that see Beast. One strand for each connection: a
 // coroutine reads, asks the handler and writes; while an answer is being made, a read is pending
 // that tells when the client leaves.
 #include "apps/server/http.h"
@@ -18,37 +18,12 @@
 #include <boost/beast/http.hpp>
 
 #include "apps/server/keep_alive.h"
+#include "apps/server/wakes.h"
 #include "tenon/core/env.h"
 #include "tenon/core/guard.h"
 #include "tenon/core/thread.h"
 
 namespace tenon::server {
-
-const std::string* HttpRequest::find(std::string_view name) const {
-  for (const auto& [key, value] : fields)
-    if (key == name) return &value;
-  return nullptr;
-}
-
-std::string_view reason_phrase(int status) {
-  switch (status) {
-    case 200: return "OK";
-    case 204: return "No Content";
-    case 400: return "Bad Request";
-    case 401: return "Unauthorized";
-    case 404: return "Not Found";
-    case 405: return "Method Not Allowed";
-    case 408: return "Request Timeout";
-    case 413: return "Content Too Large";
-    case 415: return "Unsupported Media Type";
-    case 429: return "Too Many Requests";
-    case 431: return "Request Header Fields Too Large";
-    case 500: return "Internal Server Error";
-    case 503: return "Service Unavailable";
-    case 529: return "Overloaded";
-    default: return "Unknown";
-  }
-}
 
 namespace {
 
@@ -68,53 +43,6 @@ constexpr milliseconds kLingerTime{2'000};
 constexpr int kSendBufferBytes = 128 << 10;
 
 auto caught(error_code& failed) { return asio::redirect_error(asio::use_awaitable, failed); }
-
-class WithFields final : public HttpExchange {
- public:
-  WithFields(std::unique_ptr<HttpExchange> exchange, HttpFields fields)
-      : exchange_(std::move(exchange)), fields_(std::move(fields)) {}
-  void begin(std::function<void()> wake) override { exchange_->begin(std::move(wake)); }
-  HttpPiece next() override {
-    HttpPiece piece = exchange_->next();
-    if (piece.head)
-      piece.head->fields.insert(piece.head->fields.end(), fields_.begin(), fields_.end());
-    return piece;
-  }
-  std::string note() const override { return exchange_->note(); }
-
- private:
-  const std::unique_ptr<HttpExchange> exchange_;
-  const HttpFields fields_;
-};
-
-class AtOnce final : public HttpExchange {
- public:
-  AtOnce(HttpHead head, std::string body) : head_(std::move(head)), body_(std::move(body)) {}
-  void begin(std::function<void()>) override {}
-  HttpPiece next() override { return {std::move(head_), std::move(body_), true}; }
-
- private:
-  HttpHead head_;
-  std::string body_;
-};
-
-// What an exchange's wake rings. Outlives the connection, which closes it.
-class Bell {
- public:
-  void open(std::function<void()> ring) {
-    const std::scoped_lock lock(mutex_);
-    ring_ = std::move(ring);
-  }
-  void close() { open({}); }
-  void ring() {
-    const std::scoped_lock lock(mutex_);
-    if (ring_) ring_();
-  }
-
- private:
-  std::mutex mutex_;
-  std::function<void()> ring_;
-};
 
 // A share of the bytes that all bodies together may have.
 class Share {
@@ -154,6 +82,7 @@ struct Shared {
   std::atomic<std::size_t> body_bytes{0};
   std::atomic<std::int64_t> exchanges{0}, refused{0};
   std::atomic<bool> draining{false};
+  Wakes* wakes = nullptr;
   std::atomic<std::uint64_t> next_id{1};
   std::uint64_t id_base = std::random_device{}();
 
@@ -166,13 +95,12 @@ struct Shared {
   }
 };
 
-class Connection : public std::enable_shared_from_this<Connection> {
+class Connection final : public Wakes::Sleeper, public std::enable_shared_from_this<Connection> {
  public:
   Connection(Shared& shared, tcp::socket socket)
       : shared_(shared),
         socket_(std::move(socket)),
         deadline_(socket_.get_executor()),
-        woken_(socket_.get_executor()),
         bell_(std::make_shared<Bell>()),
         share_(shared.body_bytes) {
     deadline_.expires_at(Clock::time_point::max());
@@ -185,6 +113,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     error_code ignored;
     watch_peer(socket_.native_handle());
     socket_.set_option(tcp::no_delay(true), ignored);
+    socket_.non_blocking(true, ignored);
     socket_.set_option(asio::socket_base::send_buffer_size(kSendBufferBytes), ignored);
     const auto peer = socket_.remote_endpoint(ignored);
     if (!ignored) peer_ = peer.address().to_string() + ":" + std::to_string(peer.port());
@@ -196,6 +125,16 @@ class Connection : public std::enable_shared_from_this<Connection> {
   asio::awaitable<void> turn_away() {
     co_await refuse(503, "too many connections; ask again later");
     finish();
+  }
+
+  void take_up() override {
+    asio::dispatch(executor(), [self = shared_from_this()] { self->wake(); });
+  }
+
+  // Where no thread runs the loop any more: lets go of what waits, which holds this object.
+  void abandon() {
+    bell_->close();
+    resume_.reset();
   }
 
   // Any thread.
@@ -227,16 +166,18 @@ class Connection : public std::enable_shared_from_this<Connection> {
   }
   void no_limit() { deadline_.expires_at(Clock::time_point::max()); }
 
+  // The coroutine goes on at once, on the strand, where it waits to be woken.
   void wake() {
     was_woken_ = true;
-    woken_.cancel();
+    if (const auto resume = std::move(resume_)) resume->run();
   }
   asio::awaitable<void> wait_to_be_woken() {
-    error_code ignored;
-    if (!was_woken_) {
-      woken_.expires_at(Clock::time_point::max());
-      co_await woken_.async_wait(caught(ignored));
-    }
+    if (!was_woken_)
+      co_await asio::async_initiate<const asio::use_awaitable_t<>, void()>(
+          [this](auto handler) {
+            resume_ = std::make_unique<ResumeBy<decltype(handler)>>(std::move(handler));
+          },
+          asio::use_awaitable);
     was_woken_ = false;
   }
 
@@ -417,11 +358,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     const std::string id = request.id;
     shared_.exchanges.fetch_add(1);
     left_ = watch_ends_ = was_woken_ = false;
-    bell_->open([weak = weak_from_this(), where = executor()] {
-      asio::post(where, [weak] {
-        if (const auto self = weak.lock()) self->wake();
-      });
-    });
+    bell_->open(*shared_.wakes, weak_from_this());
     watch();
     std::unique_ptr<HttpExchange> exchange = ask(std::move(request), std::move(known));
     begun_ = false;
@@ -490,15 +427,22 @@ class Connection : public std::enable_shared_from_this<Connection> {
         if (!piece.bytes.empty()) {
           char size[24];
           std::snprintf(size, sizeof size, "%zx\r\n", piece.bytes.size());
-          bytes += size + piece.bytes + "\r\n";
+          bytes += size;
+          bytes += piece.bytes;
+          bytes += "\r\n";
         }
         if (piece.over) bytes += "0\r\n\r\n";
       }
     }
-    limit(shared_.options.write_time);
+    // Mostly the system has room for all of it, and nobody has to be waited for.
     error_code failed;
-    co_await asio::async_write(socket_, asio::buffer(bytes), caught(failed));
-    no_limit();
+    const std::size_t sent = socket_.write_some(asio::buffer(bytes), failed);
+    if (failed == asio::error::would_block || failed == asio::error::interrupted) failed = {};
+    if (!failed && sent < bytes.size()) {
+      limit(shared_.options.write_time);
+      co_await asio::async_write(socket_, asio::buffer(bytes) + sent, caught(failed));
+      no_limit();
+    }
     if (failed) co_return Status::error(Code::kIo, failed.message());
     co_return Status::ok();
   }
@@ -513,11 +457,24 @@ class Connection : public std::enable_shared_from_this<Connection> {
     }
   }
 
+  // What goes on when it is woken: a handler, whatever its type.
+  struct Resume {
+    virtual ~Resume() = default;
+    virtual void run() = 0;
+  };
+  template <class Handler>
+  struct ResumeBy final : Resume {
+    explicit ResumeBy(Handler&& from) : handler(std::move(from)) {}
+    void run() override { std::move(handler)(); }
+    Handler handler;
+  };
+
   static constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
 
   Shared& shared_;
   tcp::socket socket_;
-  asio::steady_timer deadline_, woken_;
+  asio::steady_timer deadline_;
+  std::unique_ptr<Resume> resume_;  // of the coroutine, while it waits to be woken
   const std::shared_ptr<Bell> bell_;
   Share share_;
   boost::beast::flat_buffer buffer_;
@@ -534,6 +491,7 @@ class BeastServer final : public HttpServer {
   BeastServer(const HttpOptions& options, Callbacks callbacks)
       : acceptor_(asio::make_strand(io_)), pause_(acceptor_.get_executor()) {
     shared_.options = options;
+    shared_.wakes = &wakes_;
     shared_.callbacks = std::move(callbacks);
   }
   ~BeastServer() override {
@@ -543,6 +501,8 @@ class BeastServer final : public HttpServer {
     work_.reset();
     io_.stop();
     threads_.clear();  // joins
+    for_each([](Connection& each) { each.abandon(); });
+    connections_.clear();  // their sockets belong to the loop
   }
 
   Status open() {
@@ -671,6 +631,7 @@ class BeastServer final : public HttpServer {
   std::unordered_set<std::shared_ptr<Connection>> connections_;
   tcp::endpoint endpoint_;
   asio::io_context io_;
+  Wakes wakes_{io_};
   asio::executor_work_guard<asio::io_context::executor_type> work_{io_.get_executor()};
   tcp::acceptor acceptor_;
   asio::steady_timer pause_;
@@ -678,15 +639,6 @@ class BeastServer final : public HttpServer {
 };
 
 }  // namespace
-
-std::unique_ptr<HttpExchange> answer_at_once(HttpHead head, std::string body) {
-  return std::make_unique<AtOnce>(std::move(head), std::move(body));
-}
-
-std::unique_ptr<HttpExchange> with_fields(std::unique_ptr<HttpExchange> exchange,
-                                          HttpFields fields) {
-  return std::make_unique<WithFields>(std::move(exchange), std::move(fields));
-}
 
 Result<std::unique_ptr<HttpServer>> HttpServer::start(const HttpOptions& options,
                                                       Callbacks callbacks) {

@@ -33,17 +33,15 @@ class Line : public std::enable_shared_from_this<Line> {
  public:
   explicit Line(asio::io_context& io) : socket(io), deadline_(io) {}
 
+  // One timer for all the pieces of an answer: it looks again at the end that holds by then.
   void limit(milliseconds time) {
-    deadline_.expires_after(time);
-    deadline_.async_wait([weak = weak_from_this()](error_code failed) {
-      const auto self = weak.lock();
-      if (failed || !self || self->deadline_.expiry() > steady_clock::now()) return;
-      self->is_late = true;
-      error_code ignored;
-      self->socket.close(ignored);
-    });
+    ends_ = steady_clock::now() + time;
+    if (!std::exchange(is_limited_, true)) wait_for(ends_);
   }
-  void no_limit() { deadline_.cancel(); }
+  void no_limit() {
+    is_limited_ = false;
+    deadline_.cancel();
+  }
 
   tcp::socket socket;
   boost::beast::flat_buffer buffer;
@@ -51,7 +49,21 @@ class Line : public std::enable_shared_from_this<Line> {
   bool is_late = false;
 
  private:
+  void wait_for(steady_clock::time_point end) {
+    deadline_.expires_at(end);
+    deadline_.async_wait([weak = weak_from_this()](error_code failed) {
+      const auto self = weak.lock();
+      if (failed || !self || !self->is_limited_) return;
+      if (self->ends_ > steady_clock::now()) return self->wait_for(self->ends_);
+      self->is_late = true;
+      error_code ignored;
+      self->socket.close(ignored);
+    });
+  }
+
   asio::steady_timer deadline_;
+  steady_clock::time_point ends_{};
+  bool is_limited_ = false;
 };
 
 class BeastClient final : public HttpClient {

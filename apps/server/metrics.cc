@@ -70,6 +70,8 @@ std::string engine_text(const EngineStats& stats, const std::string& labels) {
       static_cast<double>(stats.weight_bytes));
   one("vllm:kv_cache_usage_perc", "gauge",
       "Part of the kv cache's blocks that requests use, from 0 to 1.", stats.kv_cache_use);
+  one("tenon_state_slots_used", "gauge", "Delta-net states that requests use.",
+      static_cast<double>(stats.state_slots_used));
   const PrefixStats& kept = stats.prefixes;
   const auto many = [&](const std::string& name, const char* kind, const char* help,
                         std::int64_t value) { one(name, kind, help, static_cast<double>(value)); };

@@ -110,7 +110,10 @@ Json completion_logprobs(const std::vector<ToldToken>& told, int likeliest, std:
 
 class OpenAiFormat final : public Format {
  public:
-  OpenAiFormat(bool chat, AnswerHead head) : chat_(chat), head_(std::move(head)) {}
+  OpenAiFormat(bool chat, AnswerHead head)
+      : chat_(chat),
+        head_(std::move(head)),
+        chunk_begin_(begin_object(chat ? "chat.completion.chunk" : "text_completion")) {}
 
   std::string part(const ChoicePart& part) override {
     if (!chat_) return completion_part(part);
@@ -123,19 +126,15 @@ class OpenAiFormat final : public Format {
     Json said = first ? Json{{"role", "assistant"}} : Json::object();
     if (first && !delta.contains("content")) said["content"] = "";
     said.update(delta);
-    if (seen || first) out += event(choice(part, "delta", std::move(said), nullptr), part);
-    if (part.end) out += event(choice(part, "delta", Json::object(), &*part.end), part);
+    if (seen || first) out += event(choice(part, "delta", to_text(said), nullptr), part);
+    if (part.end) out += event(choice(part, "delta", "{}", &*part.end), part);
     return out;
   }
 
   std::string end(const Usage& usage) override {
     std::string out;
-    if (head_.include_usage) {
-      Json last = object(chat_ ? "chat.completion.chunk" : "text_completion");
-      last["choices"] = Json::array();
-      last["usage"] = usage_json(usage);
-      out = data_event(last);
-    }
+    if (head_.include_usage)
+      out = "data: " + chunk_begin_ + "],\"usage\":" + to_text(usage_json(usage)) + "}\n\n";
     return out + "data: [DONE]\n\n";
   }
 
@@ -144,63 +143,75 @@ class OpenAiFormat final : public Format {
   }
 
   std::string whole(const std::vector<ChoicePart>& choices, const Usage& usage) override {
-    Json out = object(chat_ ? "chat.completion" : "text_completion");
-    out["choices"] = Json::array();
+    std::string out = begin_object(chat_ ? "chat.completion" : "text_completion");
     for (const ChoicePart& each : choices) {
       keep(each);
-      Json value = chat_ ? message_of(each) : Json(text_of(each));
-      out["choices"].push_back(
-          choice(each, chat_ ? "message" : "text", std::move(value), &each.end.value()));
+      const Json value = chat_ ? message_of(each) : Json(text_of(each));
+      if (&each != &choices.front()) out += ',';
+      out += choice(each, chat_ ? "message" : "text", to_text(value), &each.end.value());
     }
-    out["usage"] = usage_json(usage);
-    if (head_.return_ids && chat_) out["prompt_token_ids"] = head_.prompts.at(0);
+    out += "],\"usage\":" + to_text(usage_json(usage));
+    if (head_.return_ids && chat_)
+      out += ",\"prompt_token_ids\":" + to_text(Json(head_.prompts.at(0)));
     if (head_.shows_prompt_logprobs && chat_)
-      out["prompt_logprobs"] =
-          prompt_logprobs_json(choices.at(0).prompt_told, head_.prompt_likeliest);
-    return to_text(out);
+      out += ",\"prompt_logprobs\":" +
+             to_text(prompt_logprobs_json(choices.at(0).prompt_told, head_.prompt_likeliest));
+    return out + '}';
   }
 
  private:
-  Json object(const char* kind) const {
-    return {{"id", (chat_ ? "chatcmpl-" : "cmpl-") + head_.id},
-            {"object", kind},
-            {"created", head_.created},
-            {"model", head_.model}};
+  // Up to the first of its choices. Put together as text, as the choices are: a stream has an
+  // object for every token.
+  std::string begin_object(const char* kind) const {
+    const Json head{{"id", (chat_ ? "chatcmpl-" : "cmpl-") + head_.id},
+                    {"object", kind},
+                    {"created", head_.created},
+                    {"model", head_.model}};
+    std::string out = to_text(head);
+    out.pop_back();
+    return out + ",\"choices\":[";
   }
 
-  Json choice(const ChoicePart& part, const char* key, Json value, const Ending* end) {
-    Json out{{"index", part.index}, {key, std::move(value)}, {"logprobs", nullptr}};
+  // `value`: the JSON of what stands under `key`.
+  std::string choice(const ChoicePart& part, const char* key, const std::string& value,
+                     const Ending* end) {
+    std::string out = "{\"index\":" + std::to_string(part.index) + ",\"" + key + "\":" + value;
     Untold& untold = untold_[part.index];
-    if (!untold.told.empty()) {
+    out += ",\"logprobs\":";
+    if (untold.told.empty()) {
+      out += "null";
+    } else {
       const auto told = std::exchange(untold.told, {});
-      out["logprobs"] = chat_ ? chat_logprobs(told)
-                              : completion_logprobs(told, head_.told_likeliest, untold.offset);
+      out += to_text(chat_ ? chat_logprobs(told)
+                           : completion_logprobs(told, head_.told_likeliest, untold.offset));
     }
     if (head_.shows_prompt_logprobs && !chat_)
-      out["prompt_logprobs"] = prompt_logprobs_json(part.prompt_told, head_.prompt_likeliest);
-    out["finish_reason"] = end == nullptr ? Json() : Json(reason_text(*end));
-    if (end != nullptr) out["stop_reason"] = stop_json(*end);
+      out += ",\"prompt_logprobs\":" +
+             to_text(prompt_logprobs_json(part.prompt_told, head_.prompt_likeliest));
+    out += ",\"finish_reason\":";
+    out += end == nullptr ? "null" : '"' + std::string(reason_text(*end)) + '"';
+    if (end != nullptr) out += ",\"stop_reason\":" + to_text(stop_json(*end));
     if (head_.return_ids) {
-      out["token_ids"] = std::exchange(untold.tokens, {});
+      out += ",\"token_ids\":" + to_text(Json(std::exchange(untold.tokens, {})));
       if (!chat_ && told_prompts_.insert(part.index).second)
-        out["prompt_token_ids"] = head_.prompts.at(part.index / static_cast<std::size_t>(head_.n));
+        out += ",\"prompt_token_ids\":" +
+               to_text(Json(head_.prompts.at(part.index / static_cast<std::size_t>(head_.n))));
     }
-    return out;
+    return out + '}';
   }
 
-  std::string event(Json choice, const ChoicePart& part) {
-    Json chunk = object(chat_ ? "chat.completion.chunk" : "text_completion");
-    chunk["choices"] = Json::array({std::move(choice)});
-    if (head_.continuous_usage) chunk["usage"] = usage_json(part.usage);
-    return data_event(chunk);
+  std::string event(const std::string& choice, const ChoicePart& part) {
+    std::string out = "data: " + chunk_begin_ + choice + ']';
+    if (head_.continuous_usage) out += ",\"usage\":" + to_text(usage_json(part.usage));
+    return out + "}\n\n";
   }
 
   std::string completion_part(const ChoicePart& part) {
-    std::string text = text_of(part);
+    const std::string text = text_of(part);
     keep(part);
     const bool seen = !text.empty() || (head_.return_ids && !part.tokens.empty());
     if (!seen && !part.end) return {};
-    return event(choice(part, "text", std::move(text), part.end ? &*part.end : nullptr), part);
+    return event(choice(part, "text", to_text(Json(text)), part.end ? &*part.end : nullptr), part);
   }
 
   static std::string text_of(const ChoicePart& part) {
@@ -272,6 +283,7 @@ class OpenAiFormat final : public Format {
 
   const bool chat_;
   const AnswerHead head_;
+  const std::string chunk_begin_;
   std::set<std::size_t> begun_, told_prompts_;
   std::map<std::size_t, Untold> untold_;
 };

@@ -174,7 +174,8 @@ std::string Service::unhealthy() const {
   if (draining_) return "the server is about to end";
   const auto stalled = engines_.queue.stalled_for();
   if (stalled > options_.stall_time)
-    return "requests wait, and no step has ended for " + std::to_string(stalled.count()) + " ms";
+    return "requests wait, and no step has ended for " + std::to_string(stalled.count()) +
+           " ms: " + engines_.model.whereabouts();
   return {};
 }
 

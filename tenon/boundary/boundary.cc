@@ -495,6 +495,7 @@ Status Boundary::run(const PartialRows& partial, const TensorView& residual,
   const auto rows = static_cast<int>(addend.shape[0]);
   auto& channel_state = state_->shared();
   TENON_TRY(channel_state.mailbox.ready(), where_is(state_->spec));
+  channel_state.comm->tell_call();
   Bucket& bucket = state_->bucket_for(rows);
   fused::Args args;
   args.partial = partial;

@@ -391,6 +391,25 @@ std::chrono::milliseconds Communicator::deadline() const { return state_->deadli
 Status Communicator::health() const { return state_->health(); }
 void Communicator::abort(std::string_view why) { state_->abort(why); }
 
+void Communicator::tell_place(std::uint64_t place) {
+  std::atomic_ref(state_->control(rank()).place).store(place, std::memory_order_relaxed);
+}
+
+void Communicator::tell_call() {
+  std::atomic_ref(state_->control(rank()).place).fetch_add(1, std::memory_order_relaxed);
+}
+
+std::vector<RankSign> Communicator::signs() const {
+  std::vector<RankSign> all(static_cast<std::size_t>(size()));
+  for (int each = 0; each < size(); ++each) {
+    RankSign& sign = all[static_cast<std::size_t>(each)];
+    if (each == rank() || state_->control_mapping->is_shared)
+      sign.place = std::atomic_ref(state_->control(each).place).load(std::memory_order_relaxed);
+    sign.silence = state_->bootstrap->silence(each);
+  }
+  return all;
+}
+
 Status Communicator::agree_min(std::span<std::int32_t> values) {
   TENON_TRY(state_->healthy(), "agree_min");
   const std::size_t count = values.size();

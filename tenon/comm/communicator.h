@@ -6,6 +6,7 @@
 #include <concepts>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -78,6 +79,15 @@ struct Capabilities {
 struct Link {
   double latency_us = 0;    // one way: half a round trip between two kernels
   double gbytes_per_s = 0;  // of a kernel that only writes, while the peer writes back
+};
+
+// What is known of a rank without asking it: it may be stuck.
+struct RankSign {
+  // What it told last (tell_place, tell_call); none where ranks share no memory (transport ccl).
+  std::optional<std::uint64_t> place = {};
+  // Since something was heard of its process, which sends a sign of life twice a second whatever
+  // its threads do. 0: a rank of this process.
+  std::chrono::milliseconds silence{0};
 };
 
 class Communicator {
@@ -158,6 +168,14 @@ class Communicator {
   Status agree_after_load(const Status& mine, std::string_view label);
   // Host: rank 0's bytes reach everybody. Collective, blocks at most the deadline.
   Status broadcast(std::span<std::byte> bytes);
+
+  // Host: how far this rank is, for peers that wonder whom they wait for. Places are numbers that
+  // grow as it goes on, 0 at creation; a collective, and a boundary (tell_call), adds one when it
+  // is called. A store, waits for nobody.
+  void tell_place(std::uint64_t place);
+  void tell_call();
+  // Of every rank, by rank. Any thread; waits for nobody.
+  std::vector<RankSign> signs() const;
 
   // Ok, or the first fault of this rank as kTimeout or kPeerLost: "rank 1 waited for rank 0 in …".
   // Does not block, but for the first time after a fault, when it may wait 200 ms or a tenth of the

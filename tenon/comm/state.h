@@ -25,8 +25,9 @@ struct ControlBlock {
   alignas(64) FaultRecord kernel_fault;
   alignas(64) FaultRecord host_fault;
   alignas(64) std::uint32_t why_claimed;
-  std::uint32_t why_ready;  // 1 (release) when `why` is complete
-  char why[500];            // what Communicator::abort() was given
+  std::uint32_t why_ready;          // 1 (release) when `why` is complete
+  char why[500];                    // what Communicator::abort() was given
+  alignas(64) std::uint64_t place;  // Communicator::tell_place()
 };
 
 // What the copies of a Channel share.

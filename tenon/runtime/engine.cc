@@ -331,6 +331,7 @@ std::unique_lock<std::mutex> Engine::State::step_lock() {
 }
 
 Status Engine::State::send() {
+  own->begin_step();
   if (!in_threads()) return own->broadcast(writer->bytes());
   steps->send(writer->used(), writer->used_masks(), own->layout().offset(StepField::masks));
   return Status::ok();
@@ -600,6 +601,8 @@ Result<std::vector<LaunchTimer::Entry>> Engine::launch_times() const {
   return state_->own->launch_times();
 }
 
+std::string Engine::whereabouts() const { return tell_places(state_->own->comm().signs()); }
+
 StepCost Engine::step_cost(const StepLoad& load) const {
   return state_->own->model().step_cost(load);
 }
@@ -622,6 +625,7 @@ EngineStats Engine::stats() const {
   stats.device_seconds = state_->own->device_seconds();
   stats.prefixes = state_->caches->prefix_stats();
   stats.kv_cache_use = state_->caches->block_use();
+  stats.state_slots_used = state_->caches->num_leases();
   stats.preemptions = state_->scheduler->num_preemptions();
   stats.replayed_tokens = state_->scheduler->num_replayed_tokens();
   if (!state_->runs_ahead)

@@ -109,7 +109,8 @@ struct EngineStats {
   std::uint64_t logits_fingerprint = 0;
   std::int64_t weight_bytes = 0;  // on rank 0
   double kv_cache_use = 0;        // part of the kv cache's blocks that sequences use now, 0 to 1
-  MemoryPlan memory;              // of rank 0
+  std::int64_t state_slots_used = 0;  // delta-net states that sequences hold now
+  MemoryPlan memory;                  // of rank 0
   std::string transport;
   std::vector<BoundaryUse> boundaries;
 };
@@ -145,6 +146,10 @@ class Engine {
   Result<std::vector<TokenEvent>> step();
   bool idle() const;
   EngineStats stats() const;
+  // Where the ranks are, for whoever wonders why no step ends: a sentence that names those that are
+  // behind, and those of which nothing is heard. Unlike the rest it may be called from any thread
+  // at any time, and waits for nothing.
+  std::string whereabouts() const;
   // Whether the books of the caches are right: every block and slot is free, kept or leased, and an
   // idle engine leases none. Reads all of them: for tests, and for the end.
   Status check_caches() const;

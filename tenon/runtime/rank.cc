@@ -210,6 +210,18 @@ Result<std::span<const std::int32_t>> Rank::take_from_stream() {
   return drawn;
 }
 
+void Rank::begin_step() {
+  if (place_.step > num_launched_) return;
+  place_ = {num_launched_ + 1, false};
+  comm_->tell_place(place_.word());
+}
+
+void Rank::tell_if_all_ended() {
+  if (in_flight() > 0) return;
+  place_.has_ended = true;
+  comm_->tell_place(place_.word());
+}
+
 // What a peer did wrong comes first: a step that failed because of it is only the consequence.
 Status Rank::give_up(Status why) {
   const Status health = comm_->health();
@@ -222,8 +234,12 @@ Status Rank::give_up(Status why) {
 }
 
 Status Rank::launch() {
+  begin_step();
   const Status launched = guarded([&] { return launch_on_stream(); });
-  return launched ? launched : give_up(launched);
+  if (!launched) return give_up(launched);
+  ++num_launched_;
+  tell_if_all_ended();
+  return launched;
 }
 
 bool Rank::has_ended() const {
@@ -233,8 +249,9 @@ bool Rank::has_ended() const {
 
 Result<std::span<const std::int32_t>> Rank::take() {
   auto drawn = guarded([&] { return take_from_stream(); });
-  if (drawn) return drawn;
-  return give_up(drawn.status());
+  if (!drawn) return give_up(drawn.status());
+  tell_if_all_ended();
+  return drawn;
 }
 
 Result<std::span<const std::int32_t>> Rank::run() {

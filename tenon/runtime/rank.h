@@ -13,6 +13,7 @@
 #include "tenon/runtime/cache_memory.h"
 #include "tenon/runtime/memory_plan.h"
 #include "tenon/runtime/step_input.h"
+#include "tenon/runtime/step_place.h"
 #include "tenon/runtime/step_runner.h"
 
 namespace tenon {
@@ -52,6 +53,10 @@ class Rank {
 
   // Ids that may be asked with and drawn: 0 … num_tokens() − 1.
   int num_tokens() const { return num_tokens_; }
+
+  // Tells the other ranks that this one is in the next step, which launch() does otherwise: for a
+  // leader, which may wait for them before it.
+  void begin_step();
 
   // Launches the step that input() holds, with at most one other on its way. Where input() asks to
   // make caches, it does that, and no step is on its way. Collective. An error of this function and
@@ -96,6 +101,7 @@ class Rank {
   Status prepare(const EngineOptions& options);
   Status launch_on_stream();
   Status clear_left();
+  void tell_if_all_ended();
   Result<std::span<const std::int32_t>> take_from_stream();
   Status give_up(Status why);
 
@@ -110,6 +116,8 @@ class Rank {
   std::unique_ptr<StepRunner> runner_;
   StepCounts steps_;
   StepHeader last_;  // of the last step that was launched
+  StepPlace place_;
+  std::int64_t num_launched_ = 0;
   // What sequences that failed had of the caches: to be cleared before somebody else has it.
   struct Left {
     std::vector<std::int32_t> blocks;

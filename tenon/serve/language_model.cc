@@ -77,6 +77,11 @@ Status LanguageModel::check(const std::vector<std::int32_t>& prompt,
   return engine_ == nullptr ? Status::ok() : engine_->check_request(prompt, sampling);
 }
 
+std::string LanguageModel::whereabouts() const {
+  const std::shared_lock lock(mutex_);
+  return engine_ == nullptr ? std::string() : engine_->whereabouts();
+}
+
 void LanguageModel::close() {
   const std::unique_lock lock(mutex_);
   engine_ = nullptr;

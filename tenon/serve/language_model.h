@@ -76,6 +76,9 @@ class LanguageModel {
   // whoever submits then is told that the engine is dead.
   Status check(const std::vector<std::int32_t>& prompt, const SamplingParams& sampling) const;
 
+  // Engine::whereabouts() of the engine that there is, or empty. Safe from any thread.
+  std::string whereabouts() const;
+
   // For an engine that is dead. close() ends it, and what it held is free; from then on nobody may
   // ask for engine() until reopen() has made another one of the same model. Collective, as open():
   // `options` are those of open(), with a bootstrap of its own where ranks are processes.

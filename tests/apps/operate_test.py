@@ -2,6 +2,7 @@
 """docs/operate.md and docs/serve.md say what is true of `tenon serve`: operate_test.py PATH_TO_TENON."""
 import pathlib
 import re
+import time
 import unittest
 
 from serve_support import Server
@@ -143,6 +144,18 @@ class Page(unittest.TestCase):
                         self.assertRegex((ROOT / files[0]).read_text(), rf"\b{re.escape(name)}\b")
                         named += 1
         self.assertGreater(named, 15)
+
+    # Nothing is compiled, tried or tuned: the second start is no quicker than the first needs to be.
+    def test_a_start_is_short(self):
+        began = time.monotonic()
+        server = Server("--quiet")
+        seconds = time.monotonic() - began
+        self.addCleanup(server.stop)
+        loaded = float(re.search(r"loaded in ([\d.]+) s", "".join(server.log))[1])
+        self.assertLess(loaded, 10)  # a tenth of a second where nothing else runs
+        self.assertLess(loaded, seconds)
+        self.assertLess(seconds, 20)
+        self.assertEqual(server.get("/health").status, 200)
 
     # What is kept is in the table of memory, and an option of it is never passed over.
     def test_the_start_says_what_is_kept(self):

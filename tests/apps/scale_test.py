@@ -26,10 +26,10 @@ def resident_mib(process):
 class Stream:
     """A request on a connection of its own, read when there is something."""
 
-    def __init__(self, port, body):
+    def __init__(self, port, body, path=CHAT):
         data = json.dumps(body).encode()
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
-        self.socket.sendall(b"POST " + CHAT.encode() + b" HTTP/1.1\r\nhost: localhost\r\n"
+        self.socket.sendall(b"POST " + path.encode() + b" HTTP/1.1\r\nhost: localhost\r\n"
                             b"content-type: application/json\r\nconnection: close\r\ncontent-length: "
                             + str(len(data)).encode() + b"\r\n\r\n" + data)
         self.socket.setblocking(False)
@@ -44,6 +44,10 @@ class Stream:
         if not data:
             self.ended = time.monotonic()
         return bool(data)
+
+    def events(self):
+        """How many have come."""
+        return self.bytes.count(b"data: ")
 
     def tokens(self):
         """Of a whole answer."""
@@ -115,6 +119,57 @@ class ManyStreams(unittest.TestCase):
                                    + server.metric("vllm:num_requests_waiting") == 0))
         self.assertTrue(wait_until(lambda: server.metric("tenon_http_connections") == 1))
         self.assertEqual(server.get("/health").status, 200)
+
+    def test_those_that_leave_give_back_their_caches_within_a_step(self):
+        """All run together here, so that nobody who waits takes at once what is free."""
+        server = Server("--max-context", "128", "--max-batch", str(STREAMS), "--step-tokens", str(STREAMS + 64),
+                        "--max-connections", str(STREAMS + 16), "--prefix-states", "0", "--quiet")
+        self.addCleanup(server.stop)
+        body = {"prompt": [5, 6, 7, 8], "max_tokens": 56, "temperature": 0, "ignore_eos": True, "stream": True}
+        streams = [Stream(server.port, body, "/v1/completions") for _ in range(STREAMS)]
+        self.addCleanup(lambda: [stream.socket.close() for stream in streams])
+        selector = selectors.DefaultSelector()
+        for i, stream in enumerate(streams):
+            selector.register(stream.socket, selectors.EVENT_READ, i)
+        until = time.monotonic() + BUDGET
+
+        def read_on():
+            for key, _ in selector.select(timeout=0.01):
+                streams[key.data].read()
+
+        def look():
+            read_on()
+            names = ("vllm:num_requests_running", "tenon_engine_steps_total", "tenon_state_slots_used",
+                     "vllm:kv_cache_usage_perc")
+            return [server.metric(name) for name in names]
+
+        while not all(stream.first for stream in streams) and time.monotonic() < until:
+            read_on()
+        running, steps, slots, blocks = look()
+        while (running, slots) != (STREAMS, STREAMS) and time.monotonic() < until:
+            running, steps, slots, blocks = look()
+        self.assertEqual((running, slots), (STREAMS, STREAMS))
+        self.assertGreater(blocks, 0)
+        for stream in streams[1::2]:
+            selector.unregister(stream.socket)
+            stream.socket.close()
+        drawn, closed = streams[0].events(), time.monotonic()
+        while look()[0] > STREAMS / 2 and time.monotonic() < until:
+            pass
+        seconds, more = time.monotonic() - closed, streams[0].events() - drawn
+        # What the engine tells of itself is some steps old: the second news from here on are of a step behind this one.
+        running, after, slots, rest = look()
+        for _ in range(2):
+            steps = after
+            while after == steps and time.monotonic() < until:
+                running, after, slots, rest = look()
+        print(f"\n{STREAMS} streams run, {STREAMS // 2} leave: gone after {seconds:.2f} s, in which the others drew "
+              f"{more} tokens each; state slots {STREAMS} before, {slots:.0f} after, blocks {blocks:.3f} and {rest:.3f}")
+        # The step in which they left, the one in which they are dropped, and one that the client has not yet read.
+        self.assertLessEqual(more, 3)
+        self.assertEqual((running, slots), (STREAMS / 2, STREAMS / 2))
+        self.assertAlmostEqual(rest, blocks / 2)
+        self.assertLess(streams[0].events(), 50)  # nobody ended because the answer was whole
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import time
 import unittest
 
 from serve_support import Server, chat, long_chat
-from support import PATIENCE, ROOT, TENON, tenon, wait_until
+from support import PATIENCE, ROOT, TENON, children_of, tenon, wait_until
 
 CHAT = "/v1/chat/completions"
 LONG = 1900  # tokens
@@ -447,14 +447,42 @@ class Restart(Served):
 
 
 class Health(Served):
+    def test_a_rank_that_stops_in_the_middle_is_named(self):
+        """Of three, and not the ones that wait for it."""
+        self.start("--tp", "4", "--processes", "--quiet", "--stall-seconds", "1", "--deadline-ms", "120000")
+        self.addCleanup(self.server.stop)
+        children = children_of(self.server.process)
+        for rank in (3, 1):
+            client = self.server.client()
+            self.addCleanup(client.close)
+            client.ask("POST", CHAT, long_chat(max_tokens=400, stream=True))
+            client.until(b"data: ")
+            os.kill(children[rank - 1], signal.SIGSTOP)
+            try:
+                self.assertTrue(wait_until(lambda: self.server.get("/health").status == 503))
+                # A step that runs from a recording says no more of its calls.
+                place = rf"rank {rank} has not (begun|ended|come to call \d+ of) step \d+(, where others wait)?"
+                named = (rf"no step has ended for \d+ ms: ({place}|ranks 0, 1, 2, 3 are all in step \d+); "
+                         rf"nothing was heard of rank {rank} for \d+\.\d s$")
+                said = []
+
+                def is_named(named=named, said=said):
+                    said.append(self.server.get("/health").json()["why"])
+                    return re.search(named, said[-1])
+
+                self.assertTrue(wait_until(is_named, 20), said[-1])
+            finally:
+                os.kill(children[rank - 1], signal.SIGCONT)
+            self.assertTrue(wait_until(lambda: self.server.get("/health").status == 200))
+            client.close()
+
     def test_an_engine_that_makes_no_progress(self):
         self.start("--processes", "--quiet", "--stall-seconds", "1", "--deadline-ms", "120000")
         self.addCleanup(self.server.stop)
-        children = pathlib.Path(f"/proc/{self.server.process.pid}/task/{self.server.process.pid}/children")
-        child = int(children.read_text().split()[0])
+        child = children_of(self.server.process)[0]
         os.kill(child, signal.SIGSTOP)
         try:
-            time.sleep(1.5)  # without work nothing is amiss
+            time.sleep(1.6)  # without work nothing is amiss
             self.assertEqual(self.server.get("/health").status, 200)
             client = self.server.client()
             self.addCleanup(client.close)
@@ -463,8 +491,9 @@ class Health(Served):
             self.assertIn("no step has ended", self.server.get("/health").json()["why"])
             self.assertEqual(self.server.metric("tenon_healthy"), 0)
             self.assertGreater(self.server.metric("tenon_stalled_seconds"), 1)
-            self.assertTrue(wait_until(lambda: self.logged(r"tenon: requests wait, and no step has ended for \d+ ms; "
-                                                           r"a rank that has not answered for 120\.0 s is named here")))
+            self.assertTrue(wait_until(lambda: self.logged(
+                r"tenon: requests wait, and no step has ended for \d+ ms: rank 1 has not (ended step 2|begun step 3); "
+                r"nothing was heard of rank 1 for \d+\.\d s; who does not answer for 120\.0 s is given up$")), self.server.log)
             self.assertFalse(self.logged("end again"))
         finally:
             os.kill(child, signal.SIGCONT)

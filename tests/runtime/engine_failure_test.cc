@@ -95,6 +95,42 @@ TEST(EngineFailure, AStuckRankIsNamedWithinTheDeadline) {
   }
 }
 
+// Long before the deadline, by whoever asks meanwhile.
+TEST(EngineFailure, WhoIsAwaitedCanBeAsked) {
+  for (int stuck : {0, 1, 2}) {
+    SCOPED_TRACE(stuck);
+    EngineOptions options = engine_options(3);
+    options.deadline = Milliseconds(60'000);
+    std::atomic<bool> released{false}, is_stuck{false};
+    FakeOptions fake = fake_options();
+    fake.before_step = [&, stuck](int rank, int step) {
+      while (rank == stuck && step == 2 && !released) {
+        is_stuck = true;
+        std::this_thread::sleep_for(Milliseconds(1));
+      }
+      return Status::ok();
+    };
+    auto engine = must_open(options, fake);
+    ASSERT_TRUE(engine->submit({1, 2, 3}, greedy(5, true)));
+    std::thread steps([&] {
+      while (!engine->idle()) EXPECT_TRUE(engine->step());
+    });
+    const auto says = [&](const std::string& expected) {  // soon: others are still on their way
+      const auto until = std::chrono::steady_clock::now() + Milliseconds(20'000);
+      std::string said;
+      while (said != expected && std::chrono::steady_clock::now() < until) {
+        if (is_stuck) said = engine->whereabouts();
+        std::this_thread::sleep_for(Milliseconds(1));
+      }
+      EXPECT_EQ(said, expected);
+    };
+    says("rank " + std::to_string(stuck) + " has not come to call 1 of step 3, where others wait");
+    released = true;
+    steps.join();
+    says("rank 0 has not begun step 6");
+  }
+}
+
 TEST(EngineFailure, ARankThatCannotOpenIsTold) {
   for (int failing : {0, 1, 2}) {
     EngineOptions options = engine_options(3);

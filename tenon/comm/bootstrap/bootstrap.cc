@@ -15,6 +15,8 @@ Status Bootstrap::barrier(std::string_view label, WaitBudget budget) {
   return exchange({}, {}, label, budget);
 }
 
+std::chrono::milliseconds Bootstrap::silence(int) const { return std::chrono::milliseconds(0); }
+
 std::optional<Bootstrap::Loss> Bootstrap::loss() const {
   std::lock_guard lock(mutex_);
   return loss_;

@@ -49,6 +49,10 @@ class Bootstrap {
   // one that is in progress may do so even though every rank has joined it.
   virtual void abort(std::string_view why) = 0;
 
+  // Since something was heard of that rank's process, which is heard of all the time, whatever its
+  // threads do; 0 for ranks of this process. Any thread, at once.
+  virtual std::chrono::milliseconds silence(int of_rank) const;
+
   // Another rank gave up or died: which one, and a sentence that names it.
   struct Loss {
     int rank = 0;

@@ -135,6 +135,13 @@ class SocketBootstrap final : public Bootstrap {
     report({rank_, "rank " + std::to_string(rank_) + " gave up: " + std::string(why)});
   }
 
+  std::chrono::milliseconds silence(int of_rank) const override {
+    if (of_rank == rank_) return std::chrono::milliseconds(0);
+    std::lock_guard lock(inbox_mutex_);
+    return std::chrono::duration_cast<std::chrono::milliseconds>(
+        Clock::now() - peers_[static_cast<std::size_t>(of_rank)].heard);
+  }
+
  private:
   // A peer that cannot take the bytes is either gone, which the reader reports, or stopped, which
   // the wait for its answer reports.
@@ -279,7 +286,7 @@ class SocketBootstrap final : public Bootstrap {
   std::uint64_t next_call_ = 0;
   Clock::time_point next_beat_{};  // of the reading thread
   std::mutex send_mutex_;
-  std::mutex inbox_mutex_;  // inboxes, `left` and `heard`
+  mutable std::mutex inbox_mutex_;  // inboxes, `left` and `heard`
   std::condition_variable changed_;
   Thread reader_;
 };

@@ -231,6 +231,7 @@ std::int64_t Communicator::mailbox_bytes() const {
 }
 
 Status Communicator::all_reduce(const PartialRows& in, const TensorView& out, Stream& stream) {
+  tell_call();
   TENON_TRY(check_reduce(in.addend, out, device(), stream));
   TENON_TRY(state_->awake(), "all_reduce");
   if (in.addend.size() == 0) return Status::ok();
@@ -244,6 +245,7 @@ Status Communicator::all_reduce(const PartialRows& in, const TensorView& out, St
 }
 
 Status Communicator::all_gather(const TensorView& in, const TensorView& out, Stream& stream) {
+  tell_call();
   TENON_TRY(state_->awake(), "all_gather");
   if (gather_channel_) return collectives::all_gather(gather_channel_, in, out, stream);
   TENON_TRY(check_gather({in, out}, size(), device(), stream));
@@ -258,11 +260,13 @@ Status Communicator::all_gather(const TensorView& in, const TensorView& out, Str
 }
 
 Status Communicator::deal_rows(const TensorView& in, const TensorView& out, Stream& stream) {
+  tell_call();
   TENON_TRY(check_deals("deal_rows"));
   return collectives::deal_rows(gather_channel_, in, out, stream);
 }
 
 Status Communicator::collect_rows(const TensorView& rows, Stream& stream) {
+  tell_call();
   TENON_TRY(check_deals("collect_rows"));
   return collectives::collect_rows(gather_channel_, rows, stream);
 }

@@ -22,6 +22,7 @@ class OwnRegions final : public Mapping {
                                                std::uint8_t fill) {
     constexpr std::size_t kLine = 64;
     auto made = std::make_shared<OwnRegions>();
+    made->is_shared = size == 1;
     made->bytes = bytes_each;
     const std::size_t step = (bytes_each + kLine - 1) / kLine * kLine;
     const std::size_t total = step * static_cast<std::size_t>(size);

@@ -52,6 +52,7 @@ class Mapping {
   Mapping& operator=(const Mapping&) = delete;
   std::byte* base[kMaxRanks] = {};
   std::size_t bytes = 0;
+  bool is_shared = true;  // false: base[r] is this rank's own memory too, which rank r never sees
 };
 
 // The host's exchanges run in lanes with their own counters, so that two threads of a rank may each
