@@ -105,6 +105,28 @@ class Arguments(unittest.TestCase):
         fixed.flags.writeable = False
         self.refused(partial, fixed, weight, says="residual cannot be exported: .*accepted")
 
+    def test_bound_calls(self):
+        """What cannot be exported is refused at once, what does not fit at the call."""
+        partial, residual, weight = self.good
+        places = dict(zip(("rows", "codes", "scales"), self.boundary.outputs_like(partial)))
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "weight is a .*list.*no __dlpack__"):
+            self.boundary.bind(partial, residual, [1.0], **places)
+        run = self.boundary.bind(partial, np.zeros((3, 256), U16), weight, **places)
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "residual"):
+            run()
+        run = self.boundary.bind(partial, residual, weight, rows=places["rows"])
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "outputs passed are not those"):
+            run()
+        run = self.boundary.bind(*self.good, **places)
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "stream is 'x'; accepted"):
+            run("x")
+        run()
+        self.boundary.close()
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "the boundary was closed; accepted"):
+            run()
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "the boundary was closed; accepted"):
+            self.boundary.bind(*self.good, **places)
+
     def test_use_after_close(self):
         self.boundary.close()
         self.refused(*self.good, says="the boundary was closed; accepted")
