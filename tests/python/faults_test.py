@@ -115,7 +115,7 @@ class Arguments(unittest.TestCase):
         with self.assertRaisesRegex(tenon.InvalidArgumentError, "residual"):
             run()
         run = self.boundary.bind(partial, residual, weight, rows=places["rows"])
-        with self.assertRaisesRegex(tenon.InvalidArgumentError, "outputs passed are not those"):
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "outputs passed are rows alone; it was made for rows, and codes"):
             run()
         run = self.boundary.bind(*self.good, **places)
         with self.assertRaisesRegex(tenon.InvalidArgumentError, "stream is 'x'; accepted"):
@@ -137,7 +137,7 @@ class Arguments(unittest.TestCase):
             self.communicator.all_reduce(self.good[0])
 
     def test_what_was_closed_makes_nothing(self):
-        with self.assertRaisesRegex(tenon.InvalidArgumentError, "outputs passed are not those"):
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "outputs passed are rows alone; it was made for rows, and codes"):
             self.boundary(*self.good, rows=np.zeros((2, 256), U16))
         channel, team = tenon.Channel(self.communicator, hidden=256, max_rows=4), tenon.Team(1)
         channel.close()
