@@ -63,19 +63,19 @@ Result<DType> type_of(std::string_view what, const tenon_tensor& tensor, DType e
 }  // namespace
 
 Result<std::size_t> bytes_that_count(const GivenStruct& given) {
-  const std::string name(given.name);
-  if (given.at == nullptr) return refuse("the " + name + " is null");
+  if (given.at == nullptr) return refuse("the " + std::string(given.name) + " is null");
   std::uint64_t size = 0;
   std::memcpy(&size, given.at, sizeof size);
   if (size < given.least_bytes || size > kMostStructBytes)
-    return refuse("the size of the " + name + " is " + std::to_string(size) +
+    return refuse("the size of the " + std::string(given.name) + " is " + std::to_string(size) +
                   "; accepted: " + std::to_string(given.least_bytes) + " to " +
                   std::to_string(kMostStructBytes) + ", what sizeof says where it is compiled");
   const auto* bytes = static_cast<const unsigned char*>(given.at);
   for (std::size_t at = given.known_bytes; at < size; ++at)
     if (bytes[at] != 0)
       return Status::error(Code::kUnsupported,
-                           "the " + name + " asks for something behind its first " +
+                           "the " + std::string(given.name) +
+                               " asks for something behind its first " +
                                std::to_string(given.known_bytes) +
                                " bytes that this library is too old to know; accepted: zeros");
   return std::min<std::size_t>(size, given.known_bytes);

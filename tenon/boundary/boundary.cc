@@ -41,6 +41,11 @@ struct Bucket {
   std::atomic<std::uint64_t> count{0};
 };
 
+std::string outputs_text(bool rows, bool fp8) {
+  if (rows && fp8) return "rows, and codes with scales";
+  return rows ? "rows alone" : fp8 ? "codes with scales alone" : "none";
+}
+
 }  // namespace
 
 std::string_view name(Stage stage) {
@@ -443,7 +448,9 @@ Status Boundary::State::check_call(const PartialRows& partial, const TensorView&
                                                      std::to_string(spec.hidden) + "]");
   if (out.bf16.has_value() != spec.want_bf16 || out.fp8.has_value() != spec.want_fp8)
     return Status::error(Code::kInvalidArgument,
-                         where_is(spec) + ": the outputs passed are not those it was made for");
+                         where_is(spec) + ": the outputs passed are " +
+                             outputs_text(out.bf16.has_value(), out.fp8.has_value()) +
+                             "; it was made for " + outputs_text(spec.want_bf16, spec.want_fp8));
   if (out.bf16 && !fits(*out.bf16, spec.dtype)) return refuse("out.bf16", *out.bf16, spec.dtype);
   if (!out.fp8) return Status::ok();
   if (!fits(out.fp8->data, spec.fp8)) return refuse("out.fp8", out.fp8->data, spec.fp8);

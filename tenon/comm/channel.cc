@@ -107,7 +107,9 @@ Status Communicator::suspend() {
   state_->suspended = true;
   for (const auto& channel : state_->live_channels())
     if (channel != nullptr) channel->unmap();
-  // When all have left, the memory is free.
+  // When all have left, and each has freed what is its own, the memory is free.
+  TENON_TRY(state_->agree(Status::ok(), "suspending", deadline()));
+  state_->transport->free_unused();
   return state_->agree(Status::ok(), "suspended", deadline());
 }
 

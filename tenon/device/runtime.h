@@ -71,7 +71,9 @@ struct PeerMemory {
 };
 
 // One per target. Functions are called through Stream, Buffer, Graph and Event. On devices they
-// leave the device that they work on current for the thread, and never touch another.
+// leave the device that they work on current for the thread, and never touch another; those that
+// give something back (release..., unpin, unmap..., destroy...) leave the thread's as it was,
+// where it had one.
 class Backend {
  public:
   virtual ~Backend() = default;

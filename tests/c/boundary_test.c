@@ -1,7 +1,8 @@
 /* Boundaries through the C interface have the bits of the oracle. Usage:
  *   boundary_test threads TARGET NUM_RANKS
  *   boundary_test processes HOW NUM_RANKS, HOW: environment, id, exchange
- * TARGET cuda needs the library of CUDA's runtime besides; without a GPU it is skipped (77).
+ * TARGET cuda needs the library of CUDA's runtime besides; without a GPU it is skipped (77). Ranks
+ * share GPUs where there are too few.
  * Processes are this program again, started with the rank in front: what each needs comes through
  * its environment or, as an id and for the exchange, through files of a folder that they share. */
 #define _POSIX_C_SOURCE 200809L
@@ -19,9 +20,66 @@ static const oracle_case kCases[] = {
     {13, 1024, 0, 128, TENON_SCALES_UE8M0_PACKED, 1, 1e-6f, 1.0f, 3},
 };
 
+typedef struct lone_boundary {
+  tenon_channel* channel;
+  tenon_boundary* boundary;
+} lone_boundary;
+
+static lone_boundary one_row(tenon_communicator* communicator) {
+  lone_boundary made = {NULL, NULL};
+  tenon_channel_spec channel = TENON_CHANNEL_SPEC_INIT;
+  tenon_boundary_spec spec = TENON_BOUNDARY_SPEC_INIT;
+  channel.hidden = spec.hidden = 256;
+  channel.max_rows = spec.max_rows = 1;
+  spec.want_fp8 = 0;
+  CHECK_OK(tenon_channel_make(communicator, &channel, &made.channel));
+  CHECK_OK(tenon_boundary_make(made.channel, &spec, &made.boundary));
+  return made;
+}
+
+static void destroy_both(const lone_boundary* made) {
+  CHECK_OK(tenon_boundary_destroy(made->boundary));
+  CHECK_OK(tenon_channel_destroy(made->channel));
+}
+
+/* Ranks need not destroy together: while rank 0 is in a call that waits for the others, these
+ * destroy what rank 0 has destroyed before. */
+static void run_while_others_destroy(tenon_communicator* communicator, const rank_place* place) {
+  const lone_boundary first = one_row(communicator), second = one_row(communicator);
+  placed memory[4];
+  held_tensor held[4];
+  for (int i = 0; i < 4; ++i) {
+    memory[i] = memory_of(2 * 256);
+    put(&memory[i], place);
+    hold(&held[i], memory[i].at, 16, 1, 256);
+    lies_on(&held[i], place);
+  }
+  hold(&held[2], memory[2].at, 16, 256, 0);
+  lies_on(&held[2], place);
+  tenon_boundary_call call = TENON_BOUNDARY_CALL_INIT;
+  call.partial = &held[0].tensor;
+  call.residual = &held[1].tensor;
+  call.weight = &held[2].tensor;
+  call.rows = &held[3].tensor;
+  call.stream = place->stream;
+  CHECK_OK(tenon_boundary_run(first.boundary, &call));
+  wait_for(place);
+  CHECK_OK(tenon_communicator_barrier(communicator));
+  if (place->info.rank != 0) {
+    const struct timespec pause = {0, 20000000};
+    nanosleep(&pause, NULL);
+  }
+  destroy_both(&first);
+  CHECK_OK(tenon_boundary_run(second.boundary, &call));
+  wait_for(place);
+  CHECK_OK(tenon_communicator_health(communicator));
+  destroy_both(&second);
+  for (int i = 0; i < 4; ++i) leave(&memory[i]);
+}
+
 static void run_rank(tenon_communicator* communicator, int rank, int num_ranks) {
-  tenon_communicator_info info = TENON_COMMUNICATOR_INFO_INIT;
-  CHECK_OK(tenon_communicator_query(communicator, &info));
+  const rank_place place = place_of(communicator);
+  const tenon_communicator_info info = place.info;
   CHECK(info.rank == rank && info.num_ranks == num_ranks && info.deadline_ms == 20000);
   CHECK_OK(tenon_communicator_barrier(communicator));
   for (size_t i = 0; i < sizeof kCases / sizeof kCases[0]; ++i) {
@@ -29,23 +87,24 @@ static void run_rank(tenon_communicator* communicator, int rank, int num_ranks) 
       oracle_case shape = kCases[i];
       shape.team = num_ranks;
       if (stage != 0 && stage != 3 && !info.peer_pointers) continue;
-      run_case(communicator, &shape, rank, stage);
+      run_case(communicator, &place, &shape, stage);
     }
   }
+  /* On a GPU that ranks share, to give memory back waits for kernels of all of them. */
+  if (gpu.wait == NULL || !info.shares_device) run_while_others_destroy(communicator, &place);
   placed mine = memory_of(2 * 8), sum = memory_of(2 * 8), all = memory_of(2 * 8 * 8);
   held_tensor held[3];
   for (int i = 0; i < 8; ++i) ((uint16_t*)mine.host)[i] = 0x3f80; /* bf16 1 */
-  put(&mine);
+  put(&mine, &place);
   const tenon_tensor* in = hold(&held[0], mine.at, 16, 8, 0);
   held[0].tensor.type_code = 4; /* bf16: unsigned integers would be taken as such too */
   hold(&held[1], sum.at, 16, 8, 0);
   hold(&held[2], all.at, 16, num_ranks, 8);
-  for (int i = 0; i < 3; ++i) lies_on(&held[i], &info);
-  CHECK_OK(tenon_all_reduce(communicator, in, &held[1].tensor, NULL));
-  CHECK_OK(tenon_all_gather(communicator, in, &held[2].tensor, NULL));
-  if (gpu.wait != NULL) CHECK(gpu.wait() == 0);
-  get(&sum);
-  get(&all);
+  for (int i = 0; i < 3; ++i) lies_on(&held[i], &place);
+  CHECK_OK(tenon_all_reduce(communicator, in, &held[1].tensor, place.stream));
+  CHECK_OK(tenon_all_gather(communicator, in, &held[2].tensor, place.stream));
+  get(&sum, &place);
+  get(&all, &place);
   const uint16_t wanted = num_ranks == 2 ? 0x4000 : num_ranks == 4 ? 0x4080 : 0x3f80;
   for (int i = 0; i < 8; ++i)
     CHECK(((uint16_t*)sum.host)[i] == wanted &&
@@ -53,6 +112,7 @@ static void run_rank(tenon_communicator* communicator, int rank, int num_ranks) 
   leave(&mine);
   leave(&sum);
   leave(&all);
+  leave_place(&place);
   char text[8192];
   uint64_t bytes = sizeof text;
   CHECK_OK(tenon_communicator_explain(communicator, 256, 4, text, &bytes));
@@ -100,13 +160,22 @@ static int find_gpu(void) {
   for (size_t i = 0; library == NULL && i < sizeof names / sizeof names[0]; ++i)
     library = dlopen(names[i], RTLD_NOW);
   if (library == NULL) return 0;
-  *(void**)&gpu.use = dlsym(library, "cudaSetDevice");
-  *(void**)&gpu.allocate = dlsym(library, "cudaMalloc");
-  *(void**)&gpu.copy = dlsym(library, "cudaMemcpy");
-  *(void**)&gpu.release = dlsym(library, "cudaFree");
-  *(void**)&gpu.wait = dlsym(library, "cudaDeviceSynchronize");
-  CHECK(gpu.use != NULL && gpu.allocate != NULL && gpu.copy != NULL && gpu.release != NULL &&
-        gpu.wait != NULL);
+  const struct {
+    const char* name;
+    void* function;
+  } wanted[] = {{"cudaSetDevice", &gpu.use},
+                {"cudaGetDevice", &gpu.current},
+                {"cudaMalloc", &gpu.allocate},
+                {"cudaFree", &gpu.release},
+                {"cudaStreamCreateWithFlags", &gpu.make_stream},
+                {"cudaStreamDestroy", &gpu.destroy_stream},
+                {"cudaMemcpyAsync", &gpu.copy},
+                {"cudaStreamSynchronize", &gpu.wait}};
+  for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; ++i) {
+    void* const found = dlsym(library, wanted[i].name);
+    CHECK(found != NULL);
+    memcpy(wanted[i].function, &found, sizeof found);
+  }
   return 1;
 }
 

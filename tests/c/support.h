@@ -49,16 +49,51 @@ static void* zeros(size_t bytes) {
 
 /* Functions of CUDA's runtime for tests whose tensors lie on a GPU, found at run time, so that no
  * header of CUDA is needed; all null: tensors lie in host memory. */
-typedef struct gpu_memory {
+typedef struct gpu_functions {
   int (*use)(int device);
+  int (*current)(int* device);
   int (*allocate)(void** made, size_t bytes);
-  int (*copy)(void* to, const void* from, size_t bytes, int kind);
   int (*release)(void* made);
-  int (*wait)(void);
-} gpu_memory;
-static gpu_memory gpu;
+  int (*make_stream)(void** made, unsigned flags);
+  int (*destroy_stream)(void* stream);
+  int (*copy)(void* to, const void* from, size_t bytes, int kind, void* stream);
+  int (*wait)(void* stream);
+} gpu_functions;
+static gpu_functions gpu;
 
-enum { kToDevice = 1, kToHost = 2 };
+enum { kToDevice = 1, kToHost = 2, kWaitsForNoOther = 1 };
+
+/* Where a rank's tensors lie and its calls run. On a GPU that it has alone the stream is the
+ * default one, null. Ranks that share a GPU need streams of their own: calls of two ranks in one
+ * stream would wait for each other. */
+typedef struct rank_place {
+  tenon_communicator_info info;
+  void* stream;
+} rank_place;
+
+static inline rank_place place_of(tenon_communicator* communicator) {
+  const tenon_communicator_info none = TENON_COMMUNICATOR_INFO_INIT;
+  rank_place place;
+  place.info = none;
+  place.stream = NULL;
+  CHECK_OK(tenon_communicator_query(communicator, &place.info));
+  if (gpu.make_stream != NULL && place.info.shares_device)
+    CHECK(gpu.make_stream(&place.stream, kWaitsForNoOther) == 0);
+  return place;
+}
+
+static inline void leave_place(const rank_place* place) {
+  if (place->stream != NULL) CHECK(gpu.destroy_stream(place->stream) == 0);
+}
+
+/* Until what the rank's stream was given is done. Whatever tenon did before, the thread's current
+ * device is still the rank's. */
+static inline void wait_for(const rank_place* place) {
+  int device = -1;
+  if (gpu.wait == NULL) return;
+  CHECK(gpu.current(&device) == 0 && device == place->info.device);
+  CHECK(gpu.wait(place->stream) == 0);
+}
 
 /* Host memory, and where the library finds it: there, or on the GPU that this thread uses. */
 typedef struct placed {
@@ -73,12 +108,15 @@ static inline placed memory_of(size_t bytes) {
   return made;
 }
 
-static inline void put(const placed* what) {
-  if (what->at != what->host) CHECK(gpu.copy(what->at, what->host, what->bytes, kToDevice) == 0);
+static inline void put(const placed* what, const rank_place* place) {
+  if (what->at == what->host) return;
+  CHECK(gpu.copy(what->at, what->host, what->bytes, kToDevice, place->stream) == 0);
 }
 
-static inline void get(const placed* what) {
-  if (what->at != what->host) CHECK(gpu.copy(what->host, what->at, what->bytes, kToHost) == 0);
+static inline void get(const placed* what, const rank_place* place) {
+  if (what->at == what->host) return;
+  CHECK(gpu.copy(what->host, what->at, what->bytes, kToHost, place->stream) == 0);
+  wait_for(place);
 }
 
 static inline void leave(const placed* what) {
@@ -86,15 +124,16 @@ static inline void leave(const placed* what) {
   free(what->host);
 }
 
-static inline void lies_on(held_tensor* held, const tenon_communicator_info* where) {
+static inline void lies_on(held_tensor* held, const rank_place* place) {
   if (gpu.allocate == NULL) return;
   held->tensor.device_type = 2; /* CUDA */
-  held->tensor.device_id = where->device;
+  held->tensor.device_id = place->info.device;
 }
 
 /* Makes a channel and a boundary of `shape`, runs it twice, and judges what it wrote. */
-static inline void run_case(tenon_communicator* communicator, const oracle_case* shape, int rank,
-                            int force_stage) {
+static inline void run_case(tenon_communicator* communicator, const rank_place* place,
+                            const oracle_case* shape, int force_stage) {
+  const int rank = place->info.rank;
   const size_t elements = (size_t)shape->rows * (size_t)shape->hidden;
   int64_t scale_shape[2] = {0, 0};
   CHECK_OK(tenon_scale_shape(shape->layout, shape->rows, shape->hidden, shape->group, scale_shape,
@@ -105,8 +144,6 @@ static inline void run_case(tenon_communicator* communicator, const oracle_case*
                                 2 * elements, elements,     scale_bytes};
   placed memory[kCount];
   for (int i = 0; i < kCount; ++i) memory[i] = memory_of(sizes[i]);
-  tenon_communicator_info info = TENON_COMMUNICATOR_INFO_INIT;
-  CHECK_OK(tenon_communicator_query(communicator, &info));
 
   tenon_channel_spec channel_spec = TENON_CHANNEL_SPEC_INIT;
   channel_spec.hidden = shape->hidden;
@@ -137,16 +174,17 @@ static inline void run_case(tenon_communicator* communicator, const oracle_case*
   call.rows = hold(&held[kRows], memory[kRows].at, 16, shape->rows, shape->hidden);
   call.codes = hold(&held[kCodes], memory[kCodes].at, 8, shape->rows, shape->hidden);
   call.scales = hold(&held[kScales], memory[kScales].at, 32, scale_shape[0], scale_shape[1]);
-  for (int i = 0; i < kCount; ++i) lies_on(&held[i], &info);
+  for (int i = 0; i < kCount; ++i) lies_on(&held[i], place);
+  call.stream = place->stream;
   for (int repeat = 0; repeat < 2; ++repeat) {
     char why[512] = "";
     oracle_inputs(shape, rank, memory[kAddend].host, memory[kResidual].host, memory[kWeight].host);
     for (int i = kRows; i < kCount; ++i) memset(memory[i].host, 0x55, sizes[i]);
-    for (int i = 0; i < kCount; ++i) put(&memory[i]);
+    for (int i = 0; i < kCount; ++i) put(&memory[i], place);
     CHECK_OK(tenon_boundary_run(boundary, &call));
-    if (gpu.wait != NULL) CHECK(gpu.wait() == 0);
+    wait_for(place);
     CHECK_OK(tenon_communicator_health(communicator));
-    for (int i = kResidual; i < kCount; ++i) get(&memory[i]);
+    for (int i = kResidual; i < kCount; ++i) get(&memory[i], place);
     if (oracle_judge(shape, memory[kResidual].host, memory[kRows].host, memory[kCodes].host,
                      memory[kScales].host, scale_bytes, why) != 0) {
       fprintf(stderr, "rank %d: %s\n", rank, why);
@@ -169,7 +207,7 @@ static inline void run_case(tenon_communicator* communicator, const oracle_case*
   /* In the wrong order, which does not matter: what is made of something keeps it. */
   CHECK_OK(tenon_channel_destroy(channel));
   CHECK_OK(tenon_boundary_run(boundary, &call));
-  if (gpu.wait != NULL) CHECK(gpu.wait() == 0);
+  wait_for(place);
   CHECK_OK(tenon_boundary_destroy(boundary));
   for (int i = 0; i < kCount; ++i) leave(&memory[i]);
 }

@@ -3,10 +3,12 @@
 #include "tenon/comm/channel.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstring>
 #include <optional>
+#include <vector>
 
 #include "tests/support/ranks.h"
 
@@ -90,6 +92,34 @@ TEST(Channel, OutlivesItsCommunicatorAndItsPeers) {
     EXPECT_EQ(kept[1]->view().base[0][63], std::byte{7});
     EXPECT_EQ(*kept[1]->view().abort_word[0], 0u);
   }
+}
+
+bool is_mapped(std::byte* pages, std::size_t bytes) {
+  std::vector<unsigned char> resident((bytes + 4095) / 4096);
+  return mincore(pages, bytes, resident.data()) == 0;
+}
+
+// To free memory of a device waits for its kernels, which may wait for the rank that frees.
+TEST(Channel, OnlyItsOwnRankFreesARegion) {
+  constexpr std::size_t kBytes = std::size_t{1} << 20;
+  run_ranks(2, {.transport = "threads"}, [](int rank, Communicator& comm) {
+    Channel channel;
+    {
+      auto made = comm.make_channel(kBytes, "let go of");
+      ASSERT_TRUE(made);
+      channel = *made;
+    }
+    std::byte* const of_first = channel.view().base[0];
+    if (rank == 0) channel = Channel();
+    ASSERT_TRUE(comm.agree(Status::ok(), "the first has let go"));
+    EXPECT_TRUE(is_mapped(of_first, kBytes));
+    channel = Channel();
+    ASSERT_TRUE(comm.agree(Status::ok(), "both have let go"));
+    EXPECT_TRUE(is_mapped(of_first, kBytes));
+    ASSERT_TRUE(comm.agree(Status::ok(), "both have looked"));
+    ASSERT_TRUE(comm.suspend());
+    EXPECT_FALSE(is_mapped(of_first, kBytes));
+  });
 }
 
 TEST(Channel, DifferentSizesAreRefusedWithBoth) {

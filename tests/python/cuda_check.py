@@ -3,18 +3,19 @@
     torchrun --nproc-per-node 2 tests/python/cuda_check.py
 
 PYTHONPATH has the package of a build with CUDA, ORACLE_LIBRARY is that build's tests/libpython_oracle.so. Exits with
-1 where a bit differs. The tables on standard output say what each column is. --bits and --times: these alone.
+1 where a bit differs. The table on standard output says what each column is. --bits and --times: these alone. What
+eager calls take the host: host_cost.py.
 """
 import os
 import statistics
 import sys
-import time
 
 import tenon
 import tenon.torch
 import torch
 import torch.distributed as dist
 
+from host_cost import on_own_core, times_of
 from oracle import LAYOUTS, case, difference, inputs, spec
 
 HIDDEN, GROUP, EPS = 4096, 128, 1e-6
@@ -121,28 +122,6 @@ def time_in_a_graph(run, calls=512, repeats=15):
     return statistics.median(found)
 
 
-def times_of_host(runs, calls=200, repeats=25):
-    """µs of the host a call, of each of `runs` in turn, nothing waited for between calls; the medians. Each rank has a
-    core of its own meanwhile, where there are enough."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) >= 4 * world:
-        os.sched_setaffinity(0, {cores[len(cores) // world * rank + 2]})
-    found = [[] for _ in runs]
-    for repeat in range(repeats + 1):
-        for run, times in zip(runs, found):
-            torch.cuda.synchronize()
-            dist.barrier()
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            for _ in range(calls):
-                run()
-            if repeat:
-                times.append((time.perf_counter() - start) * 1e6 / calls)
-    torch.cuda.synchronize()
-    os.sched_setaffinity(0, cores)
-    return [statistics.median(times) for times in found]
-
-
 def of_rows(rows, **spec):
     """A boundary of 256 rows, and what a call with `rows` rows is given: arguments, and places of outputs."""
     channel = tenon.Channel(communicator, hidden=HIDDEN, max_rows=256,
@@ -154,18 +133,10 @@ def of_rows(rows, **spec):
     return boundary, given, dict(zip(("rows", "codes", "scales"), boundary.outputs_like(partial)))
 
 
-def measure_host():
-    say("\nµs of the host a call, eager: outputs given, through torch.ops, outputs made; before anything is compiled")
-    say("rows      given  torch.ops   made   the same of torch's add_(1)")
-    for rows in ROWS:
-        boundary, given, places = of_rows(rows)
-        run = torch.ops.tenon.boundary.default
-        found = times_of_host([lambda: boundary(*given, **places),
-                               lambda: run(boundary.name, *given, *places.values()),
-                               lambda: boundary(*given), lambda: given[1].add_(1)])
-        say("{:4d}  {:9.2f} {:10.2f} {:6.2f} {:9.2f}".format(rows, *found))
-        communicator.health()
-        boundary.close()
+def meet():
+    torch.cuda.synchronize()
+    dist.barrier()
+    torch.cuda.synchronize()
 
 
 def measure():
@@ -200,7 +171,9 @@ def measure():
                                  backend="inductor" if fused else "aot_eager")
         with torch.no_grad():
             compiled(*given[:2])
-            found += times_of_host([lambda: compiled(*given[:2])])
+            cores = on_own_core(rank, world)
+            found += [median for median, _ in times_of([lambda: compiled(*given[:2])], meet)]
+            os.sched_setaffinity(0, cores)
         say("{:4d}  {:12.2f} {:8.2f} {:10.2f} {:16.2f} {:12.2f} {:16.2f}".format(rows, *found), "  ",
             *[arm.plan(rows).variant for arm, _, _ in arms])
         communicator.health()
@@ -218,8 +191,6 @@ rank, world = dist.get_rank(), dist.get_world_size()
 communicator = tenon.torch.communicator(target="cuda", deadline=20.0)
 say(f"tenon {tenon.__version__} {tenon.commit()}, torch {torch.__version__}, {world} x {torch.cuda.get_device_name()},",
     f"transport {communicator.info.transport}, capturable {communicator.info.capturable}")
-if "--bits" not in sys.argv:
-    measure_host()
 if "--times" not in sys.argv:
     check_bits()
 every = [None] * world

@@ -28,6 +28,18 @@ def differ():
     boundary(np.zeros((1, 256), U16), np.zeros((1, 256), U16), np.zeros(256, U16))
 
 
+def differ_in_rows():
+    communicator = communicator_of_launcher()
+    boundary = tenon.Boundary(communicator, hidden=256, max_rows=4)
+    rows = 2 + communicator.rank
+    try:
+        boundary(np.zeros((rows, 256), U16), np.zeros((rows, 256), U16), np.zeros(256, U16))
+        communicator.barrier()
+        sys.exit("ranks with different rows gave something")
+    except tenon.Error as error:
+        print(f"{type(error).__name__}: {error}")
+
+
 def killed():
     communicator = communicator_of_launcher()
     boundary = tenon.Boundary(communicator, hidden=256, max_rows=4)
@@ -63,6 +75,24 @@ class Slow:
 def exit_while_waiting():
     global kept
     kept = wait_in_a_thread(300.0)
+
+
+def exit_while_calling():
+    global kept
+    team, kept = tenon.Team(2), []
+
+    def call(rank):
+        communicator = tenon.Communicator.from_team(team, rank, target="cpu", deadline=300.0)
+        boundary = tenon.Boundary(communicator, hidden=256, max_rows=4)
+        kept.append(boundary)
+        if rank == 0:
+            boundary(np.zeros((1, 256), U16), np.zeros((1, 256), U16), np.zeros(256, U16))
+
+    for rank in range(2):
+        threading.Thread(target=call, args=(rank,), daemon=True).start()
+    while len(kept) < 2:
+        time.sleep(0.01)
+    time.sleep(0.3)  # until it waits
 
 
 def exit_at_the_deadline():

@@ -105,12 +105,75 @@ class Arguments(unittest.TestCase):
         fixed.flags.writeable = False
         self.refused(partial, fixed, weight, says="residual cannot be exported: .*accepted")
 
+    def test_bound_calls(self):
+        """What cannot be exported is refused at once, what does not fit at the call."""
+        partial, residual, weight = self.good
+        places = dict(zip(("rows", "codes", "scales"), self.boundary.outputs_like(partial)))
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "weight is a .*list.*no __dlpack__"):
+            self.boundary.bind(partial, residual, [1.0], **places)
+        run = self.boundary.bind(partial, np.zeros((3, 256), U16), weight, **places)
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "residual"):
+            run()
+        run = self.boundary.bind(partial, residual, weight, rows=places["rows"])
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "outputs passed are rows alone; it was made for rows, and codes"):
+            run()
+        run = self.boundary.bind(*self.good, **places)
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "stream is 'x'; accepted"):
+            run("x")
+        run()
+        self.boundary.close()
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "the boundary was closed; accepted"):
+            run()
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "the boundary was closed; accepted"):
+            self.boundary.bind(*self.good, **places)
+
     def test_use_after_close(self):
         self.boundary.close()
         self.refused(*self.good, says="the boundary was closed; accepted")
         self.communicator.close()
         with self.assertRaisesRegex(tenon.InvalidArgumentError, "the communicator was closed; accepted"):
             self.communicator.barrier()
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "the communicator was closed; accepted"):
+            self.communicator.all_reduce(self.good[0])
+
+    def test_what_was_closed_makes_nothing(self):
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "outputs passed are rows alone; it was made for rows, and codes"):
+            self.boundary(*self.good, rows=np.zeros((2, 256), U16))
+        channel, team = tenon.Channel(self.communicator, hidden=256, max_rows=4), tenon.Team(1)
+        channel.close()
+        team.close()
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "the channel was closed; accepted"):
+            tenon.Boundary(channel, hidden=256, max_rows=4)
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "the team was closed; accepted"):
+            tenon.Communicator.from_team(team, 0, target="cpu")
+        self.communicator.close()
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "the communicator was closed; accepted"):
+            tenon.Channel(self.communicator, hidden=256, max_rows=4)
+        self.boundary(*self.good)  # keeps what it was made of
+
+    def test_specs(self):
+        for wrong, says in (({"eps": float("nan")}, "eps is nan.*accepted: finite"), ({"group": 100}, "group"),
+                            ({"hidden": 100}, "hidden|100"), ({"max_rows": 0}, "rows.*accepted|max_rows"),
+                            ({"force_stage": 4}, "force_stage is 4; accepted: 0 to 3")):
+            with self.assertRaisesRegex(tenon.Error, says):
+                tenon.Boundary(self.communicator, **{"hidden": 256, "max_rows": 4, **wrong})
+
+    def test_sums_and_gathers(self):
+        ones = np.full(16, 0x3F80, U16)
+        self.assertTrue((self.communicator.all_reduce(ones) == 0x3F80).all())
+        for call, says in ((lambda: self.communicator.all_reduce(np.zeros(16, "f4")), "f32"),
+                           (lambda: self.communicator.all_reduce(ones, np.zeros(8, U16)), r"\[8\]"),
+                           (lambda: self.communicator.all_reduce(ones[::2]), "gaps|contiguous|stride"),
+                           (lambda: self.communicator.all_gather(ones, np.zeros((2, 16), U16)), r"\[2, 16\]"),
+                           (lambda: self.communicator.all_gather(ones, [1]), "out is a .*list")):
+            with self.assertRaisesRegex(tenon.InvalidArgumentError, says):
+                call()
+
+    def test_suspended(self):
+        self.communicator.suspend()
+        self.refused(*self.good, says="suspended; call resume")
+        self.communicator.resume()
+        self.boundary(*self.good)
 
     def test_options(self):
         with self.assertRaisesRegex(tenon.InvalidArgumentError, "no option is called targte; accepted: target, "):
@@ -162,6 +225,12 @@ class Worlds(unittest.TestCase):
             self.assertEqual(code, 0, text)
             self.assertRegex(text, "hidden")
 
+    def test_ranks_that_bring_different_rows(self):
+        for code, text in launch(2, HERE / "fault_main.py", "differ_in_rows"):
+            self.assertEqual(code, 0, text)
+            self.assertRegex(text, r"InvalidArgumentError|PeerLostError")
+            self.assertRegex(text, "rows")
+
     def test_a_rank_that_is_killed(self):
         started = time.monotonic()
         (code, text), (killed, _) = launch(2, HERE / "fault_main.py", "killed")
@@ -196,6 +265,9 @@ class Processes(unittest.TestCase):
 
     def test_exit_while_a_thread_waits_for_a_rank(self):
         self.ends("exit_while_waiting", "left\n")
+
+    def test_exit_while_a_call_waits_for_a_rank(self):
+        self.ends("exit_while_calling", "left\n")
 
     def test_exit_while_a_wait_ends(self):
         self.ends("exit_at_the_deadline", "left\n")

@@ -39,6 +39,10 @@ class Arrays(unittest.TestCase):
             with self.assertRaisesRegex(tenon.InvalidArgumentError, f"{name} is a jax.*never changes; accepted"):
                 self.boundary(partial, weight=self.weight, **given)
 
+    def test_are_not_bound(self):
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, "partial is an array of JAX, which never changes; accepted"):
+            self.boundary.bind(self.of_jax(self.partial), self.residual, self.weight, **self.places)
+
     def test_outputs_are_not_made(self):
         with self.assertRaisesRegex(tenon.InvalidArgumentError, "beside an array of jax; accepted"):
             self.boundary(self.of_jax(self.partial), self.residual, self.weight)

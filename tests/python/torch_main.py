@@ -31,6 +31,9 @@ with tenon.torch.communicator(target="cpu", transport="shm", deadline=60.0) as c
             out = boundary(partial, residual.clone(), weight)
             assert difference(shape, out) == "", difference(shape, out)
             assert (out.rows.dtype, out.codes.dtype) == (torch.bfloat16, torch.float8_e4m3fn)
+            kept, places = residual.clone(), boundary.outputs_like(partial)
+            boundary.bind(partial, kept, weight, **dict(zip(("rows", "codes", "scales"), places)))()
+            assert difference(shape, tenon.Outputs(kept, *places)) == "", "bound"
             torch._dynamo.reset()
             compiled = torch.compile(Site(boundary, weight), fullgraph=True, backend=sys.argv[1])
             with torch.no_grad():
@@ -38,6 +41,6 @@ with tenon.torch.communicator(target="cpu", transport="shm", deadline=60.0) as c
                 found = tenon.Outputs(*compiled(partial, given))
             assert difference(shape, found) == "", difference(shape, found)
             assert torch.equal(given.view(torch.int16), found.residual.view(torch.int16)), "the residual of the caller was not written"
-            assert sum(boundary.counts) == 2, boundary.counts
+            assert sum(boundary.counts) == 3, boundary.counts
 torch.distributed.destroy_process_group()
 print("equal")

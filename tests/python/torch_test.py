@@ -142,6 +142,20 @@ class Tensors(unittest.TestCase):
         expected = boundary(partial, residual.clone(), weight).rows
         self.assertTrue(torch.equal(boundary(partial, residual, torch.nn.Parameter(weight)).rows, expected))
 
+    def test_a_bound_call_keeps_memory_that_torch_takes_away(self):
+        boundary = alone(want_fp8=False)
+        partial, residual, weight = arrays()
+        expected = boundary(partial, residual.clone(), weight).rows
+        rows = torch.empty_like(partial)
+        seen = rows.view(-1)[:]  # of the same memory
+        run = boundary.bind(partial, residual, weight, rows=rows)
+        partial.set_(torch.zeros(1, dtype=BF16).untyped_storage(), 0, (0, 256))
+        rows.data = torch.zeros(2, 256, dtype=BF16)
+        del residual, weight
+        run()
+        self.assertTrue(torch.equal(seen.view(4, 256), expected))
+        self.assertEqual(float(rows.float().abs().sum()), 0)
+
     def test_what_has_no_memory(self):
         _, residual, weight = arrays()
         with self.assertRaisesRegex(tenon.InvalidArgumentError, r"partial (cannot be exported|is .*meta)[^\n]*accepted"):
@@ -149,6 +163,8 @@ class Tensors(unittest.TestCase):
                     rows=torch.empty(4, 256, dtype=BF16))
         with self.assertRaisesRegex(tenon.InvalidArgumentError, r"partial cannot be exported[^\n]*accepted"):
             alone()(torch.eye(4, 256, dtype=BF16).to_sparse(), residual, weight, rows=torch.empty(4, 256, dtype=BF16))
+        with self.assertRaisesRegex(tenon.InvalidArgumentError, r"residual cannot be exported[^\n]*accepted"):
+            alone().bind(residual, torch.eye(4, 256, dtype=BF16).to_sparse(), weight)
 
     @unittest.skipUnless(torch.cuda.is_available(), "no GPU")
     def test_on_a_gpu(self):
@@ -157,6 +173,15 @@ class Tensors(unittest.TestCase):
             self.skipTest("built without CUDA")
         found = subprocess.run([sys.executable, HERE / "cuda_check.py"], capture_output=True, text=True, timeout=300)
         self.assertEqual(found.returncode, 0, found.stdout + found.stderr)
+
+
+class Times(unittest.TestCase):
+    def test_the_table_of_the_host(self):
+        for code, told in launch(2, HERE / "host_cost.py", "cpu"):
+            self.assertEqual(code, 0, told)
+        for code, told in launch(1, HERE / "host_cost.py", "cpu"):
+            self.assertEqual(code, 0, told)
+            self.assertRegex(told, r"(?m)^   0( +[0-9.]+ \([0-9.]+\)){5}$")
 
 
 class Types(unittest.TestCase):

@@ -3,7 +3,6 @@
 // What users see is in bindings/python/tenon.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
-#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 
 #include <array>
@@ -209,26 +208,76 @@ Boundary make_boundary(const Channel& channel, int hidden, int max_rows, int dty
   return Boundary("boundary", made, channel.on_device());
 }
 
+// The arrays of a call, which outlive it, and the tensors that they are. `stream` is a number, or
+// None for that on which the addend's library works.
+class Call {
+ public:
+  Call(const Boundary& boundary, nb::handle partial, nb::handle residual, nb::handle weight,
+       nb::handle rows, nb::handle codes, nb::handle scales, nb::handle stream)
+      : place_{boundary.on_device(), stream_of_number(stream)},
+        array_(partial),
+        partial_("partial", partial, place_),
+        here_{place_.on_device, stream_for(stream)},
+        residual_("residual", residual, here_, Use::kWritten),
+        weight_("weight", weight, here_),
+        rows_("rows", rows, here_, Use::kWritten),
+        codes_("codes", codes, here_, Use::kWritten),
+        scales_("scales", scales, here_, Use::kWritten) {}
+
+  void* stream_for(nb::handle stream) const {
+    return stream.is_none() ? current_stream(array_, partial_) : stream_of_number(stream);
+  }
+  void run(const Boundary& boundary) const { run(boundary, here_.stream); }
+  void run(const Boundary& boundary, void* stream) const {
+    tenon_boundary* const handle = boundary.get();
+    tenon_boundary_call call = TENON_BOUNDARY_CALL_INIT;
+    call.partial = partial_.get();
+    call.residual = residual_.get();
+    call.weight = weight_.get();
+    call.rows = rows_.get();
+    call.codes = codes_.get();
+    call.scales = scales_.get();
+    call.stream = stream;
+    check_waiting([&] { return tenon_boundary_run(handle, &call); });
+  }
+
+ private:
+  const Place place_;
+  const nb::handle array_;
+  const BorrowedTensor partial_;
+  const Place here_;
+  const BorrowedTensor residual_, weight_, rows_, codes_, scales_;
+};
+
 void run_boundary(const Boundary& boundary, nb::handle partial, nb::handle residual,
                   nb::handle weight, nb::handle rows, nb::handle codes, nb::handle scales,
                   nb::handle stream) {
-  tenon_boundary* const handle = boundary.get();
-  Place place{boundary.on_device(), stream_of_number(stream)};
-  const BorrowedTensor in("partial", partial, place);
-  if (stream.is_none()) place.stream = current_stream(partial, in);
-  const BorrowedTensor kept("residual", residual, place, Use::kWritten),
-      norm("weight", weight, place), out("rows", rows, place, Use::kWritten),
-      packed("codes", codes, place, Use::kWritten), scaled("scales", scales, place, Use::kWritten);
-  tenon_boundary_call call = TENON_BOUNDARY_CALL_INIT;
-  call.partial = in.get();
-  call.residual = kept.get();
-  call.weight = norm.get();
-  call.rows = out.get();
-  call.codes = packed.get();
-  call.scales = scaled.get();
-  call.stream = place.stream;
-  check_waiting([&] { return tenon_boundary_run(handle, &call); });
+  boundary.get();  // one that was closed is said before anything about arrays
+  Call(boundary, partial, residual, weight, rows, codes, scales, stream).run(boundary);
 }
+
+// A call that is made again and again: its arrays are looked at once, and kept. Nobody else changes
+// them.
+class BoundCall {
+ public:
+  BoundCall(nb::object boundary, nb::handle partial, nb::handle residual, nb::handle weight,
+            nb::handle rows, nb::handle codes, nb::handle scales)
+      : boundary_(std::move(boundary)),
+        arrays_(nb::make_tuple(partial, residual, weight, rows, codes, scales)),
+        call_(open_boundary(), partial, residual, weight, rows, codes, scales, nb::none()) {}
+  void run() const { run_on(nb::none()); }
+  void run_on(nb::handle stream) const { call_.run(open_boundary(), call_.stream_for(stream)); }
+
+ private:
+  const Boundary& open_boundary() const {
+    const auto& boundary = nb::cast<const Boundary&>(boundary_);
+    boundary.get();
+    return boundary;
+  }
+
+  const nb::object boundary_, arrays_;
+  const Call call_;
+};
 
 nb::dict plan(const Boundary& boundary, int rows) {
   tenon_plan plan = TENON_PLAN_INIT;
@@ -248,13 +297,6 @@ nb::bytes unique_id(const std::optional<std::string>& address) {
   tenon_unique_id id;
   check_waiting([&] { return tenon_unique_id_make(or_null(address), &id); });
   return nb::bytes(id.bytes, sizeof id.bytes);
-}
-
-std::pair<std::int64_t, std::int64_t> scale_shape(int layout, std::int64_t rows,
-                                                  std::int64_t hidden, int group) {
-  std::array<std::int64_t, 2> shape{};
-  check(tenon_scale_shape(layout, rows, hidden, group, shape.data(), nullptr));
-  return {shape[0], shape[1]};
 }
 
 Team make_team(int num_ranks) {
@@ -278,7 +320,6 @@ void define_texts(nb::module_& module) {
     return text_of([](char* text, std::uint64_t* bytes) { return tenon_env_text(text, bytes); });
   });
   module.def("device_count", device_count, "target"_a);
-  module.def("scale_shape", scale_shape, "layout"_a, "rows"_a, "hidden"_a, "group"_a);
   module.def("unique_id", unique_id, "address"_a.none());
 }
 
@@ -347,6 +388,13 @@ void define_boundary(nb::module_& module) {
         check(tenon_channel_bytes(self.get(), &bytes));
         return bytes;
       });
+  nb::class_<BoundCall>(module, "BoundCall")
+      .def(nb::init<nb::object, nb::handle, nb::handle, nb::handle, nb::handle, nb::handle,
+                    nb::handle>(),
+           "boundary"_a, "partial"_a, "residual"_a, "weight"_a, "rows"_a.none(), "codes"_a.none(),
+           "scales"_a.none())
+      .def("run", &BoundCall::run)
+      .def("run", &BoundCall::run_on, "stream"_a.none());
   nb::class_<Boundary>(module, "Boundary")
       .def_static("make", make_boundary, "channel"_a, "hidden"_a, "max_rows"_a, "dtype"_a,
                   "weight_dtype"_a, "eps"_a, "offset"_a, "fresh_residual"_a, "want_rows"_a,

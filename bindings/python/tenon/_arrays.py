@@ -41,6 +41,17 @@ def exportable(array: Array) -> Array:
     return array
 
 
+def bound(what: str, array: Array) -> Array:
+    """`array` for calls that are made again and again: of its memory, and what happens to `array` itself does not
+    change it."""
+    kind = library(array)
+    if kind == "jax":
+        raise InvalidArgumentError(
+            f"{what} is an array of JAX, which never changes; accepted in a bound call: arrays of NumPy, torch or CuPy"
+        )
+    return array.detach() if kind == "torch" else array
+
+
 # Element types that an output may have, as each library names them.
 _NAMES = {
     "torch": {"bf16": "bfloat16", "f16": "float16", "e4m3": "float8_e4m3fn", "e4m3fnuz": "float8_e4m3fnuz",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import NamedTuple, Optional, Type, Union
+from typing import NamedTuple, Optional, Protocol, Type, Union
 
 from . import _tenon
-from ._arrays import Array, empty_like
+from ._arrays import Array, bound, empty_like
 from ._communicator import Communicator
 from ._errors import InvalidArgumentError
 
@@ -31,6 +31,12 @@ class Outputs(NamedTuple):
 
 
 _new = tuple.__new__  # the constructors of named tuples take their fields one by one, which is slower
+
+
+class BoundCall(Protocol):
+    """What Boundary.bind() gives. `stream` is that of a call of the boundary."""
+
+    def __call__(self, stream: Optional[int] = None, /) -> None: ...
 
 
 class Plan(NamedTuple):
@@ -120,7 +126,7 @@ class Boundary:
         number = _number("dtype", dtype, DTYPES, ("bf16", "f16"))
         weight = -1 if weight_dtype is None else _number("weight_dtype", weight_dtype, DTYPES, (dtype, "f32"))
         code = _number("fp8", fp8, DTYPES, ("e4m3", "e4m3fnuz"))
-        self._layout = _number("layout", layout, LAYOUTS, tuple(LAYOUTS))
+        number_of_layout = _number("layout", layout, LAYOUTS, tuple(LAYOUTS))
         if isinstance(where, Communicator):
             where = Channel(where, hidden=hidden, max_rows=max_rows, dtype=dtype)
         self.hidden, self.max_rows, self.group = hidden, max_rows, group
@@ -128,24 +134,32 @@ class Boundary:
         self.want_rows, self.want_fp8 = want_rows, want_fp8
         self._raw = _tenon.Boundary.make(
             where._raw, hidden, max_rows, number, weight, eps, offset, fresh_residual, want_rows, want_fp8,
-            code, group, self._layout, force_stage, max_stage, force_variant, site,
+            code, group, number_of_layout, force_stage, max_stage, force_variant, site,
         )
         self._run = self._raw.run
+        # Texts, since torch.compile may take a number for one that changes.
+        self._sizes = f"{hidden}", f"{group}"
 
     def scale_shape(self, rows: int) -> tuple[int, int]:
         """The shape of the scales of a call with `rows` rows."""
-        return _tenon.scale_shape(self._layout, rows, self.hidden, self.group)
+        hidden, group = (int(size) for size in self._sizes)
+        groups, padded = hidden // group, (rows + 3) // 4 * 4
+        if self.layout == "row":
+            return rows, groups
+        return groups if self.layout == "mn_major" else (groups + 3) // 4, padded
+
+    _empty = staticmethod(empty_like)
 
     def outputs_like(self, partial: Array) -> tuple[Optional[Array], Optional[Array], Optional[Array]]:
         """New (rows, codes, scales) for a call with this addend, of its library and on its device."""
-        rows = int(partial.shape[0])
-        shape = (rows, self.hidden)
-        made = empty_like(partial, shape, self.dtype) if self.want_rows else None
+        rows = partial.shape[0]
+        shape = rows, int(self._sizes[0])
+        made = self._empty(partial, shape, self.dtype) if self.want_rows else None
         if not self.want_fp8:
             return made, None, None
         kind = "i32" if self.layout == "ue8m0_packed" else "f32"
-        scales = empty_like(partial, self.scale_shape(rows), kind)
-        return made, empty_like(partial, shape, self.fp8), scales
+        scales = self._empty(partial, self.scale_shape(rows), kind)
+        return made, self._empty(partial, shape, self.fp8), scales
 
     def __call__(
         self,
@@ -172,6 +186,24 @@ class Boundary:
             rows, codes, scales = self.outputs_like(partial)
         self._run(partial, residual, weight, rows, codes, scales, stream)
         return _new(Outputs, (residual, rows, codes, scales))
+
+    def bind(
+        self,
+        partial: Array,
+        residual: Array,
+        weight: Array,
+        *,
+        rows: Optional[Array] = None,
+        codes: Optional[Array] = None,
+        scales: Optional[Array] = None,
+    ) -> BoundCall:
+        """The call with these arrays, to be made again and again: `run = boundary.bind(...)`, then `run()` or
+        `run(stream)` instead of `boundary(...)`. Arrays are looked at once, and their memory is kept for as long
+        as the bound call lives: what is written into it later counts. The outputs that the boundary forms are given. Not for arrays of JAX, which never change.
+        """
+        names = "partial", "residual", "weight", "rows", "codes", "scales"
+        given = map(bound, names, (partial, residual, weight, rows, codes, scales))
+        return _tenon.BoundCall(self._raw, *given).run
 
     def plan(self, rows: int) -> Plan:
         """How a call with so many rows runs."""

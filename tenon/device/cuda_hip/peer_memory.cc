@@ -33,6 +33,7 @@ Status too_large(std::size_t bytes) {
 struct Driver {
   decltype(&cuGetErrorString) error_string = nullptr;
   decltype(&cuDeviceGetAttribute) attribute = nullptr;
+  decltype(&cuCtxGetCurrent) current = nullptr;
   decltype(&cuMemGetAllocationGranularity) granularity = nullptr;
   decltype(&cuMemCreate) create = nullptr;
   decltype(&cuMemRelease) release = nullptr;
@@ -48,6 +49,7 @@ struct Driver {
   Driver() {
     find("cuGetErrorString", error_string);
     find("cuDeviceGetAttribute", attribute);
+    find("cuCtxGetCurrent", current);
     find("cuMemGetAllocationGranularity", granularity);
     find("cuMemCreate", create);
     find("cuMemRelease", release);
@@ -199,6 +201,16 @@ VendorError allocate_uncached(void** memory, std::size_t bytes) {
 
 }  // namespace
 
+bool has_current_device() {
+#if defined(TENON_HAS_CUDA)
+  CUcontext context = nullptr;
+  const auto& current = driver().current;
+  return current != nullptr && current(&context) == CUDA_SUCCESS && context != nullptr;
+#else
+  return true;  // HIP makes nothing on a device before it is used
+#endif
+}
+
 Result<PeerMemory> allocate_for_peers(int index, std::size_t bytes, PeerKind kind) {
   TENON_TRY(use_device(index));
   if (kind == PeerKind::kFile) return allocate_as_file(index, bytes);
@@ -220,7 +232,7 @@ Result<PeerMemory> allocate_for_peers(int index, std::size_t bytes, PeerKind kin
 }
 
 void release_for_peers(int index, const PeerMemory& memory) {
-  (void)use_device(index);
+  const WhileOnDevice there(index);
   if (memory.handle.kind == PeerKind::kFile)
     unmap(memory);
   else
@@ -241,7 +253,7 @@ Result<PeerMemory> map_of_peer(int index, const PeerHandle& theirs) {
 }
 
 void unmap_of_peer(int index, const PeerMemory& memory) {
-  (void)use_device(index);
+  const WhileOnDevice there(index);
   if (memory.handle.kind == PeerKind::kFile)
     unmap(memory);
   else

@@ -123,7 +123,7 @@ class VendorBackend final : public Backend {
     return memory;
   }
   void release(int index, void* memory) override {
-    (void)use_device(index);
+    const WhileOnDevice there(index);
     (void)VENDOR(Free)(memory);
   }
 
@@ -153,7 +153,7 @@ class VendorBackend final : public Backend {
                          "devices see pinned host memory at another address than the host");
   }
   void unpin(int index, void* pages) override {
-    (void)use_device(index);
+    const WhileOnDevice there(index);
     (void)VENDOR(HostUnregister)(pages);
   }
 
@@ -171,7 +171,7 @@ class VendorBackend final : public Backend {
   void destroy_stream(void* stream) override {
     const std::unique_ptr<DeviceStream> held(static_cast<DeviceStream*>(stream));
     if (held->borrowed) return;
-    (void)keep_device(held->device);
+    const WhileOnDevice there(held->device);
     (void)VENDOR(StreamDestroy)(held->stream);
   }
 

@@ -49,8 +49,7 @@ inline Status to_status(VendorError error, const char* doing_what) {
 // Calls the vendor's function and returns early from the caller when it fails.
 #define TENON_VENDOR(function, ...) TENON_TRY(to_status(VENDOR(function)(__VA_ARGS__), #function))
 
-// Makes a device current for this thread and leaves it so. To put the former one back would make a
-// context on a device that the thread may never have used.
+// Makes a device current for this thread and leaves it so.
 inline thread_local int device_in_use = -1;
 inline Status use_device(int index) {
   const Status made = to_status(VENDOR(SetDevice)(index), "make the device current");
@@ -61,6 +60,30 @@ inline Status use_device(int index) {
 inline Status keep_device(int index) {
   return device_in_use == index ? Status::ok() : use_device(index);
 }
+
+// Whether the thread has a device that was made current. To make one current that was not would
+// make a context on it.
+bool has_current_device();
+
+// A device for what gives things back, which may be done by any thread, also by that of another
+// rank: whoever uses the vendor's runtime beside this one must not find another device current
+// afterwards.
+class WhileOnDevice {
+ public:
+  explicit WhileOnDevice(int index) {
+    if (!has_current_device() || VENDOR(GetDevice)(&former_) != VENDOR(Success)) former_ = index;
+    (void)use_device(index);
+    if (former_ == index) former_ = -1;
+  }
+  ~WhileOnDevice() {
+    if (former_ >= 0) (void)use_device(former_);
+  }
+  WhileOnDevice(const WhileOnDevice&) = delete;
+  WhileOnDevice& operator=(const WhileOnDevice&) = delete;
+
+ private:
+  int former_ = -1;  // -1: nothing to put back
+};
 
 // What names a device in every process: its UUID, or its place on the bus where it has none.
 inline std::array<std::uint8_t, 16> id_of(const DeviceFacts& facts) {
