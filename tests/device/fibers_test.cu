@@ -49,7 +49,7 @@ TENON_KERNEL divergent_kernel(Args) {
 // The lower half writes what the upper half reads, each in a loop of its own.
 TENON_KERNEL roles_kernel(Args args) {
   TENON_SHARED(std::uint32_t, values, 1024);
-  const int half = block_threads() / 2, mine = thread_id() % half;
+  const int half = block_threads() > 1 ? block_threads() / 2 : 1, mine = thread_id() % half;
   std::uint32_t sum = 0;
   if (thread_id() < half) {
     for (int round = 0; round < 4; ++round) {
