@@ -8,6 +8,9 @@
 
 #include <cstring>
 #include <fstream>
+#include <functional>
+#include <memory>
+#include <mutex>
 #include <nlohmann/json.hpp>
 
 #include "tenon/core/fp8.h"
@@ -424,6 +427,39 @@ TEST(Load, RefusesFilesThatAreCutShort) {
   for (const std::uintmax_t left : {whole - 1, whole / 2, std::uintmax_t{100}, std::uintmax_t{0}}) {
     std::filesystem::resize_file(at, left);
     expect_refused(files.where(), "layers-1.safetensors: ");
+  }
+}
+
+// Files that change behind their headers: all ranks hear the same sentence, and nobody crashes.
+TEST(Load, RefusesFilesThatChangeWhileTheyAreRead) {
+  const auto said = [](const OnDisk& files, int size, const std::function<void()>& change) {
+    ModelOptions options = small_options();
+    const auto once = std::make_shared<std::once_flag>();
+    options.planned = [=](const ModelPlan&) {  // headers are read, weights are not
+      std::call_once(*once, change);
+      return Status::ok();
+    };
+    return refusals(std::vector<std::string>(static_cast<std::size_t>(size), files.where()),
+                    options);
+  };
+  for (const int size : {1, 2}) {
+    const OnDisk files(dense_shape());
+    const auto at = files.path() / "layers-1.safetensors";
+    const auto whole = std::filesystem::file_size(at);
+    for (const std::string& each :
+         said(files, size, [&] { std::filesystem::resize_file(at, whole / 2); }))
+      for (const char* part : {"layers-1.safetensors: became shorter while it was read: bytes ",
+                               " were asked for, ", " were found"})
+        EXPECT_NE(each.find(part), std::string::npos) << each;
+    const OnDisk others(dense_shape());
+    const auto there = others.path() / "layers-1.safetensors";
+    for (const std::string& each : said(others, size, [&] {
+           std::filesystem::rename(there, others.path() / "older");
+           std::filesystem::copy_file(others.path() / "older", there);
+         }))
+      EXPECT_NE(each.find("layers-1.safetensors: is not the file any more whose header was read"),
+                std::string::npos)
+          << each;
   }
 }
 
