@@ -28,7 +28,7 @@ struct StoredSlice {
 // What a transfer's threads did: seconds are sums over them.
 struct TransferTimes {
   int readers = 0;
-  double read_s = 0;            // in reads of the source
+  double read_s = 0;            // in reads of the source, or asking for them
   double prepare_s = 0;         // taking columns out of rows, converting
   double send_s = 0;            // waiting for copies to the device
   std::int64_t bytes = 0;       // read
