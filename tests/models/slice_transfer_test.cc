@@ -135,11 +135,11 @@ StoredSlice whole(const StoredTensor& tensor) {
 
 // Small and large, narrow and wide, of one tensor and of several.
 std::vector<Stack> stacks(Memory& memory) {
-  const StoredTensor& codes = memory.make(DType::kE4M3, 4000, 1200, 1, 0);
+  const StoredTensor& codes = memory.make(DType::kE4M3, 2500, 1200, 1, 0);
   const StoredTensor& halves = memory.make(DType::kBF16, 130, 9000, 0, 500);
   const StoredTensor& other = memory.make(DType::kBF16, 5, 9000, 0, 3'000'000);
   const StoredTensor& floats = memory.make(DType::kF32, 40, 33, 2, 7);
-  const StoredTensor& narrow = memory.make(DType::kF16, 300'000, 5, 3, 0);
+  const StoredTensor& narrow = memory.make(DType::kF16, 100'000, 5, 3, 0);
   const StoredTensor& long_rows = memory.make(DType::kE4M3, 5, 3'000'000, 4, 0);
   return {{{whole(codes)}, DType::kE4M3},
           {{inside(codes, 700)}, DType::kE4M3},
@@ -244,7 +244,7 @@ TEST(SliceTransfer, AFailureEndsAllReaders) {
     DeviceFixture on(target);
     Memory memory(0);
     SliceTransfer transfer;
-    constexpr std::int64_t kRows = 16, kColumns = 1 << 20;
+    constexpr std::int64_t kRows = 16, kColumns = 1 << 17;
     const TensorView to =
         on.put(std::vector<std::byte>(kRows * kColumns), DType::kU8, {kRows * kColumns});
     for (std::size_t i = 0; i < 8; ++i) {
