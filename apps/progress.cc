@@ -86,10 +86,13 @@ void Progress::update(double done, double total, std::string_view detail) {
     if (ended_) return;
     ended_ = true;
     erase();
-    if (screen_.terminal || done_word_.empty()) return;
-    screen_.write(done_word_ + " " + bytes_text(total) + " in " +
-                  fixed(passed, passed < 1 ? 2 : 1) + " s" +
-                  (passed >= kSureAfter_s ? ", " + bytes_text(total / passed) + "/s" : "") + "\n");
+    const bool limited = passed >= kSureAfter_s && !detail.empty();
+    if (done_word_.empty() || (screen_.terminal && !limited)) return;
+    std::string text = done_word_ + " " + bytes_text(total) + " in ";
+    text += fixed(passed, passed < 1 ? 2 : 1) + " s";
+    if (passed >= kSureAfter_s) text += ", " + bytes_text(total / passed) + "/s";
+    if (limited) text.append(", limited by ").append(detail);
+    screen_.write(text + "\n");
     return;
   }
   ended_ = false;

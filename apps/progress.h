@@ -1,5 +1,6 @@
 // How far something long has come, on standard error: on a terminal a line that is written over,
-// and gone at the end; elsewhere a line every few seconds, and one at the end.
+// and gone at the end; elsewhere a line every few seconds, and one at the end. A rate that has a
+// limit is told at the end everywhere.
 #pragma once
 
 #include <cstddef>
@@ -30,7 +31,8 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  // So much of so much, with a word about where that is. The time runs from the first call.
+  // So much of so much, with a word about where that is; of bytes, at the end, with a word about
+  // what limited their rate. The time runs from the first call.
   void update(double done, double total, std::string_view detail = {});
 
  private:

@@ -72,9 +72,9 @@ Result<EngineOptions> engine_options(const SessionOptions& options) {
   out.deadline =
       options.deadline_ms > 0 ? std::chrono::milliseconds(options.deadline_ms) : env().deadline;
   if (!options.quiet)
-    out.progress = [line = std::make_shared<Progress>("loading", "loaded")](std::int64_t done,
-                                                                            std::int64_t total) {
-      line->update(static_cast<double>(done), static_cast<double>(total));
+    out.progress = [line = std::make_shared<Progress>("loading", "loaded")](
+                       std::int64_t done, std::int64_t total, std::string_view limit) {
+      line->update(static_cast<double>(done), static_cast<double>(total), limit);
     };
   TENON_TRY(Engine::check(out));
   TENON_TRY(check_checkpoint(options.model, options.weights.format));

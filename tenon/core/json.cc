@@ -69,17 +69,38 @@ Status check_before_parsing(std::string_view text) {
   return Status::ok();
 }
 
-// Keeps the first key that some object holds twice.
-class RepeatedKeys {
+// Keeps the first key that some object holds twice. A pass of its own over a text that is known to
+// be right: the parser that calls back while it builds values walks through every object once for
+// each object in it.
+class RepeatedKeys final : public nlohmann::json_sax<Json> {
  public:
-  void see(Json::parse_event_t event, const Json& parsed) {
-    if (event == Json::parse_event_t::object_start) open_.emplace_back();
-    if (event == Json::parse_event_t::object_end && !open_.empty()) open_.pop_back();
-    if (event != Json::parse_event_t::key || open_.empty()) return;
-    const auto& key = parsed.get_ref<const std::string&>();
-    if (!open_.back().insert(key).second && !first_) first_ = key;
-  }
   const std::optional<std::string>& first() const { return first_; }
+
+  bool key(std::string& name) override {
+    if (open_.back().insert(name).second) return true;
+    first_ = name;
+    return false;
+  }
+  bool start_object(std::size_t) override {
+    open_.emplace_back();
+    return true;
+  }
+  bool end_object() override {
+    open_.pop_back();
+    return true;
+  }
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(std::int64_t) override { return true; }
+  bool number_unsigned(std::uint64_t) override { return true; }
+  bool number_float(double, const std::string&) override { return true; }
+  bool string(std::string&) override { return true; }
+  bool binary(Json::binary_t&) override { return true; }
+  bool start_array(std::size_t) override { return true; }
+  bool end_array() override { return true; }
+  bool parse_error(std::size_t, const std::string&, const Json::exception&) override {
+    return false;
+  }
 
  private:
   std::vector<std::set<std::string>> open_;  // keys of the objects around the present place
@@ -90,16 +111,13 @@ class RepeatedKeys {
 
 Result<Json> parse_json(std::string_view text, JsonKeys keys) {
   TENON_TRY(check_before_parsing(text));
-  RepeatedKeys repeated;
-  Json::parser_callback_t watch;
-  if (keys == JsonKeys::kUnique)
-    watch = [&](int, Json::parse_event_t event, Json& parsed) {
-      repeated.see(event, parsed);
-      return true;
-    };
   try {
-    Json value = Json::parse(text.begin(), text.end(), watch);
-    if (repeated.first()) return malformed("holds the key \"" + *repeated.first() + "\" twice");
+    Json value = Json::parse(text.begin(), text.end());
+    if (keys == JsonKeys::kUnique) {
+      RepeatedKeys repeated;
+      Json::sax_parse(text.begin(), text.end(), &repeated);
+      if (repeated.first()) return malformed("holds the key \"" + *repeated.first() + "\" twice");
+    }
     return value;
   } catch (const Json::parse_error& error) {
     return malformed("is not valid JSON" + place(text, error.byte > 0 ? error.byte - 1 : 0));

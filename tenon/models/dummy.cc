@@ -85,6 +85,26 @@ void make_bytes(const Made& made, float factor, std::size_t begin, std::size_t c
   }
 }
 
+class Maker final : public TensorReader {
+ public:
+  Status read(const StoredTensor& tensor, std::size_t begin, std::size_t count,
+              std::byte* to) override {
+    const Made& made = static_cast<const MadeTensor&>(tensor).made;  // all of a generator's are
+    if (!made.skewed_rows) {
+      make_bytes(made, 1, begin, count, to);
+      return Status::ok();
+    }
+    const std::size_t width = static_cast<std::size_t>(tensor.shape.back()) * size_of(made.dtype);
+    for (const std::size_t end = begin + count; begin < end;) {
+      const std::size_t row = begin / width, part = std::min(end, (row + 1) * width) - begin;
+      make_bytes(made, make_weights::row_factor(made.key, row), begin, part, to);
+      begin += part;
+      to += part;
+    }
+    return Status::ok();
+  }
+};
+
 class Generator final : public TensorSource {
  public:
   Generator(const std::vector<TensorRecipe>& recipes, std::uint64_t seed) {
@@ -107,18 +127,7 @@ class Generator final : public TensorSource {
 
   const Tensors& tensors() const override { return tensors_; }
 
-  void read(const StoredTensor& tensor, std::size_t begin, std::size_t count,
-            std::byte* to) const override {
-    const Made& made = static_cast<const MadeTensor&>(tensor).made;  // all of tensors_ are
-    if (!made.skewed_rows) return make_bytes(made, 1, begin, count, to);
-    const std::size_t width = static_cast<std::size_t>(tensor.shape.back()) * size_of(made.dtype);
-    for (const std::size_t end = begin + count; begin < end;) {
-      const std::size_t row = begin / width, part = std::min(end, (row + 1) * width) - begin;
-      make_bytes(made, make_weights::row_factor(made.key, row), begin, part, to);
-      begin += part;
-      to += part;
-    }
-  }
+  std::unique_ptr<TensorReader> reader() const override { return std::make_unique<Maker>(); }
 
   bool makes() const override { return true; }
   Status make(const StoredTensor& tensor, std::int64_t first_row, std::int64_t first_column,

@@ -31,21 +31,25 @@ class Digest {
   std::uint64_t value_ = 0xcbf29ce484222325u;
 };
 
-std::uint64_t sample(const Weights& weights, const StoredTensor& tensor) {
+// Calls see(begin, bytes) for every sampled piece of a tensor, of whole elements, until an error.
+template <class See>
+Status each_piece(const StoredTensor& tensor, See&& see) {
+  if (tensor.bytes <= kWholeBytes) return see(std::size_t{0}, tensor.bytes);
+  const std::size_t last = tensor.bytes - kPieceBytes;
+  for (std::size_t i = 0; i + 1 < kPieces; ++i)
+    TENON_TRY(see(last / (kPieces - 1) * i / kPieceBytes * kPieceBytes, kPieceBytes));
+  return see(last, kPieceBytes);
+}
+
+Result<std::uint64_t> sample(TensorReader& reader, const StoredTensor& tensor) {
   Digest digest;
   std::vector<std::byte> part(std::min(tensor.bytes, kWholeBytes));
-  const auto add = [&](std::size_t begin, std::size_t bytes) {
-    weights.read(tensor, begin, bytes, part.data());
+  const Status read = each_piece(tensor, [&](std::size_t begin, std::size_t bytes) {
+    TENON_TRY(reader.read(tensor, begin, bytes, part.data()));
     digest.add(part.data(), bytes);
-  };
-  if (tensor.bytes <= kWholeBytes) {
-    add(0, tensor.bytes);
-  } else {
-    const std::size_t last = tensor.bytes - kPieceBytes;
-    for (std::size_t i = 0; i + 1 < kPieces; ++i)
-      add(last / (kPieces - 1) * i / kPieceBytes * kPieceBytes, kPieceBytes);  // whole elements
-    add(last, kPieceBytes);
-  }
+    return Status::ok();
+  });
+  TENON_TRY(read);
   return digest.value();
 }
 
@@ -112,8 +116,8 @@ Status first_difference(const Facts& mine, const Facts& first) {
 
 }  // namespace
 
-void add_tensors(const Weights& weights, std::span<const std::string_view> skipped_prefixes,
-                 Facts* facts) {
+Status add_tensors(const Weights& weights, std::span<const std::string_view> skipped_prefixes,
+                   Facts* facts) {
   struct Kind {
     std::size_t members = 0, seen = 0;
   };
@@ -121,16 +125,30 @@ void add_tensors(const Weights& weights, std::span<const std::string_view> skipp
   weights.visit(skipped_prefixes, [&](const std::string& name, const StoredTensor&) {
     ++kinds[without_numbers(name)].members;
   });
-  Facts samples;  // behind all the types and shapes, which say more
+  struct Sampled {
+    std::string name;
+    const StoredTensor* tensor;
+  };
+  std::vector<Sampled> sampled;
   weights.visit(skipped_prefixes, [&](const std::string& name, const StoredTensor& stored) {
     const std::string what = "tensor \"" + name + "\"";
     facts->push_back({what, describe(stored)});
     Kind& kind = kinds[without_numbers(name)];
     const std::size_t stride = (kind.members + kSampledAlike - 1) / kSampledAlike;
-    if (kind.seen++ % stride == 0)
-      samples.push_back({"the data of " + what, hexadecimal(sample(weights, stored))});
+    if (kind.seen++ % stride == 0) sampled.push_back({"the data of " + what, &stored});
   });
-  facts->insert(facts->end(), samples.begin(), samples.end());
+  // A disk that has to fetch thousands of small pieces is asked for all of them at once.
+  const std::unique_ptr<TensorReader> reader = weights.source().reader();
+  for (const auto& [name, tensor] : sampled)
+    TENON_TRY(each_piece(*tensor, [&, at = tensor](std::size_t begin, std::size_t bytes) {
+      reader->expect(*at, begin, bytes);
+      return Status::ok();
+    }));
+  for (auto& [name, tensor] : sampled) {  // behind all the types and shapes, which say more
+    TENON_ASSIGN(const std::uint64_t value, sample(*reader, *tensor));
+    facts->push_back({std::move(name), hexadecimal(value)});
+  }
+  return Status::ok();
 }
 
 Status agree_on_facts(const Status& mine, const Facts& facts, Communicator& comm,

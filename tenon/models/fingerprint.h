@@ -23,8 +23,8 @@ using Facts = std::vector<Fact>;
 // Type and shape of every tensor that does not start with one of the prefixes, and a sample of its
 // data: the whole of small ones, a few places of large ones. Of tensors whose names differ in
 // numbers only, such as those of experts, a part is sampled, so that little is read from the disk.
-void add_tensors(const Weights& weights, std::span<const std::string_view> skipped_prefixes,
-                 Facts* facts);
+Status add_tensors(const Weights& weights, std::span<const std::string_view> skipped_prefixes,
+                   Facts* facts);
 
 // Collective. An error of one rank is everybody's, as in Communicator::agree(); facts that are not
 // those of rank 0 are an error that names the first one and the rank.

@@ -48,8 +48,7 @@ struct ModelOptions {
   // of the model is allocated. May be collective; an error ends the opening. May be empty on all
   // ranks.
   std::function<Status(const ModelPlan&)> planned;
-  // Called while loading: bytes done, bytes in all. May be empty.
-  std::function<void(std::int64_t done, std::int64_t total)> progress;
+  LoadProgress progress;  // called while loading; may be empty
 };
 
 class Model {

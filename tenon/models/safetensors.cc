@@ -1,15 +1,10 @@
 #include "tenon/models/safetensors.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <array>
-#include <cerrno>
-#include <cstring>
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "tenon/core/file.h"
 #include "tenon/core/json.h"
 
 namespace tenon {
@@ -17,6 +12,7 @@ namespace {
 
 using Json = nlohmann::json;
 
+constexpr std::size_t kLengthBytes = 8;  // of the header's length, in front of it
 // The format's own limit on the length of a header.
 constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;
 
@@ -69,9 +65,8 @@ std::optional<std::uint64_t> byte_count(const std::vector<std::uint64_t>& shape,
   return bytes;
 }
 
-// One entry of the header; `data` is the byte area behind it.
-Result<StoredTensor> parse_entry(const Json& entry, const std::byte* data,
-                                 std::uint64_t data_bytes) {
+// One entry of the header; the bytes of tensors lie behind it, from `data` on.
+Result<StoredTensor> parse_entry(const Json& entry, std::uint64_t data, std::uint64_t data_bytes) {
   if (!entry.is_object()) return malformed("its entry is not an object");
   const auto type = entry.find("dtype");
   if (type == entry.end() || !type->is_string()) return malformed("it has no \"dtype\" string");
@@ -100,28 +95,28 @@ Result<StoredTensor> parse_entry(const Json& entry, const std::byte* data,
   if (end - begin != *wanted)
     return malformed("its data_offsets " + range + " hold " + std::to_string(end - begin) +
                      " bytes but " + describe(tensor) + " has " + std::to_string(*wanted));
-  tensor.data = data + begin;
+  tensor.offset = data + begin;
   tensor.bytes = static_cast<std::size_t>(end - begin);
   return tensor;
 }
 
 // Tensors must tile the data area: no overlap, no byte that nobody owns.
-Status check_tiling(const StoredTensors& tensors, const std::byte* data, std::uint64_t data_bytes) {
+Status check_tiling(const StoredTensors& tensors, std::uint64_t data, std::uint64_t data_bytes) {
   std::vector<std::pair<const StoredTensor*, const std::string*>> by_place;
   for (const auto& [name, tensor] : tensors) by_place.emplace_back(&tensor, &name);
   std::sort(by_place.begin(), by_place.end(), [](const auto& a, const auto& b) {
-    return std::pair(a.first->data, a.first->bytes) < std::pair(b.first->data, b.first->bytes);
+    return std::pair(a.first->offset, a.first->bytes) < std::pair(b.first->offset, b.first->bytes);
   });
-  const std::byte* reached = data;
+  std::uint64_t reached = data;
   for (const auto& [tensor, name] : by_place) {
-    if (tensor->data < reached)
+    if (tensor->offset < reached)
       return malformed("tensor \"" + *name + "\" overlaps the one before it");
-    if (tensor->data > reached)
-      return malformed("there are " + std::to_string(tensor->data - reached) +
+    if (tensor->offset > reached)
+      return malformed("there are " + std::to_string(tensor->offset - reached) +
                        " bytes that no tensor owns in front of \"" + *name + "\"");
-    reached = tensor->data + tensor->bytes;
+    reached = tensor->offset + tensor->bytes;
   }
-  const auto rest = static_cast<std::uint64_t>(data + data_bytes - reached);
+  const std::uint64_t rest = data + data_bytes - reached;
   if (rest != 0)
     return malformed("the last " + std::to_string(rest) + " bytes belong to no tensor");
   return Status::ok();
@@ -139,25 +134,31 @@ std::string describe(const StoredTensor& tensor) {
   return tensor.type + " " + describe(tensor.shape);
 }
 
-Result<StoredTensors> parse_safetensors(const std::byte* file, std::size_t bytes) {
-  if (bytes < 8)
-    return malformed("the file has " + std::to_string(bytes) +
+Result<std::uint64_t> header_end(std::span<const std::byte> first, std::uint64_t file_bytes) {
+  if (file_bytes < kLengthBytes)
+    return malformed("the file has " + std::to_string(file_bytes) +
                      " bytes but a header length alone takes 8");
   std::uint64_t header_bytes = 0;
-  for (int i = 8; i-- > 0;)
-    header_bytes = header_bytes << 8 | std::to_integer<std::uint64_t>(file[i]);
-  if (header_bytes > bytes - 8 || header_bytes > kMaxHeaderBytes)
+  for (std::size_t i = kLengthBytes; i-- > 0;)
+    header_bytes = header_bytes << 8 | std::to_integer<std::uint64_t>(first[i]);
+  const std::uint64_t behind = file_bytes - kLengthBytes;
+  if (header_bytes > behind || header_bytes > kMaxHeaderBytes)
     return malformed("the header claims " + std::to_string(header_bytes) +
-                     " bytes but the file has " + std::to_string(bytes - 8) +
+                     " bytes but the file has " + std::to_string(behind) +
                      " after the length, and at most " + std::to_string(kMaxHeaderBytes) +
                      " are accepted");
-  const auto* text = reinterpret_cast<const char*>(file + 8);
-  TENON_ASSIGN(const Json header, parse_json({text, header_bytes}, JsonKeys::kUnique),
+  return kLengthBytes + header_bytes;
+}
+
+Result<StoredTensors> parse_safetensors(std::span<const std::byte> head, std::uint64_t file_bytes) {
+  TENON_ASSIGN(const std::uint64_t data, header_end(head, file_bytes));
+  TENON_CHECK(head.size() >= data);
+  const auto* text = reinterpret_cast<const char*>(head.data() + kLengthBytes);
+  TENON_ASSIGN(const Json header, parse_json({text, data - kLengthBytes}, JsonKeys::kUnique),
                "the header");
   if (!header.is_object()) return malformed("the header is JSON but not an object");
 
-  const std::byte* data = file + 8 + header_bytes;
-  const std::uint64_t data_bytes = bytes - 8 - header_bytes;
+  const std::uint64_t data_bytes = file_bytes - data;
   StoredTensors tensors;
   for (const auto& [name, entry] : header.items()) {
     if (name == "__metadata__") continue;
@@ -169,33 +170,28 @@ Result<StoredTensors> parse_safetensors(const std::byte* file, std::size_t bytes
   return tensors;
 }
 
-Result<SafetensorsFile> SafetensorsFile::open(const std::string& path) {
-  TENON_ASSIGN(const InputFile opened, InputFile::open(path));  // the mapping outlives it
+Result<SafetensorsFile> SafetensorsFile::open(const std::string& path, std::size_t number) {
+  TENON_ASSIGN(const InputFile opened, InputFile::open(path));
   SafetensorsFile file;
-  file.bytes_ = static_cast<std::size_t>(opened.bytes());
-  if (file.bytes_ > 0) {
-    void* mapping = ::mmap(nullptr, file.bytes_, PROT_READ, MAP_PRIVATE, opened.descriptor(), 0);
-    if (mapping == MAP_FAILED)
-      return malformed(path + ": cannot be mapped: " + std::strerror(errno) + "; it takes " +
-                       std::to_string(file.bytes_) + " bytes of address space (ulimit -v)");
-    file.mapping_ = mapping;
-  }
-  TENON_ASSIGN(file.tensors_,
-               parse_safetensors(static_cast<const std::byte*>(file.mapping_), file.bytes_), path);
+  file.path_ = path;
+  file.id_ = opened.id();
+  std::vector<std::byte> head(std::min<std::uint64_t>(kLengthBytes, opened.bytes()));
+  TENON_TRY(opened.read(0, head.size(), head.data()));
+  TENON_ASSIGN(const std::uint64_t end, header_end(head, opened.bytes()), path);
+  head.resize(end);
+  TENON_TRY(opened.read(0, end, head.data()));
+  TENON_ASSIGN(file.tensors_, parse_safetensors(head, opened.bytes()), path);
+  for (auto& [name, tensor] : file.tensors_) tensor.file = number;
   return file;
 }
 
-SafetensorsFile::SafetensorsFile(SafetensorsFile&& other) noexcept { *this = std::move(other); }
-
-SafetensorsFile& SafetensorsFile::operator=(SafetensorsFile&& other) noexcept {
-  std::swap(mapping_, other.mapping_);
-  std::swap(bytes_, other.bytes_);
-  std::swap(tensors_, other.tensors_);
-  return *this;
-}
-
-SafetensorsFile::~SafetensorsFile() {
-  if (mapping_ != nullptr) ::munmap(mapping_, bytes_);
+Result<InputFile> SafetensorsFile::reopen() const {
+  TENON_ASSIGN(InputFile opened, InputFile::open(path_));
+  if (!(opened.id() == id_))
+    return malformed(path_ +
+                     ": is not the file any more whose header was read; accepted: files "
+                     "that stay while a model is loaded");
+  return opened;
 }
 
 }  // namespace tenon

@@ -1,20 +1,13 @@
 #include "tenon/models/shard.h"
 
 #include <algorithm>
-#include <cstring>
-#include <thread>
 #include <utility>
-
-#include "tenon/core/fp8.h"
-#include "tenon/core/guard.h"
-#include "tenon/core/thread.h"
 
 namespace tenon {
 namespace {
 
 constexpr std::int64_t kBlock = 128;  // fp8 weights carry one scale per 128 × 128 elements
-constexpr std::int64_t kBytesPerThread = 4 << 20;             // less is not worth a thread
-constexpr std::size_t kStagingBytes = std::size_t{64} << 20;  // of each of the two
+constexpr std::size_t kComparedBytes = std::size_t{1} << 20;  // at a time
 
 std::int64_t ceil_div(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
@@ -22,35 +15,6 @@ std::string describe(const Range& range) {
   std::string text = std::to_string(range.begin);
   text.append(" to ").append(std::to_string(range.end()));
   return text;
-}
-
-// Element of any stored float type as f32; `from` has no alignment.
-float load_float(const std::byte* from, DType dtype) {
-  if (dtype == DType::kF32) {
-    float value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-  }
-  std::uint16_t bits;
-  std::memcpy(&bits, from, sizeof bits);
-  return dtype == DType::kF16 ? to_float(f16{bits}) : to_float(bf16{bits});
-}
-
-// Copies `count` elements from the element `first` on. The types are equal, `as` is f32, or f32 is
-// rounded to bf16.
-void copy_elements(const HostTensor& from, std::int64_t first, std::size_t count, DType as,
-                   std::byte* to) {
-  if (from.dtype == as) return from.read(first, count, to);
-  std::vector<std::byte> stored(count * size_of(from.dtype));
-  from.read(first, count, stored.data());
-  const bool to_f32 = as == DType::kF32;
-  TENON_CHECK(to_f32 || (from.dtype == DType::kF32 && as == DType::kBF16));
-  for (std::size_t i = 0; i < count; ++i) {
-    const float value = load_float(stored.data() + i * size_of(from.dtype), from.dtype);
-    const bf16 rounded = to_bf16(value);
-    std::memcpy(to + i * size_of(as), to_f32 ? static_cast<const void*>(&value) : &rounded,
-                size_of(as));
-  }
 }
 
 // A matrix [1, out, in] as [out, in].
@@ -89,13 +53,15 @@ Range block_slice(std::int64_t extent, std::int64_t block, int rank, int size) {
 }
 
 ShardLoader::ShardLoader(Weights weights, std::vector<std::string_view> skipped_prefixes,
-                         Stream& stream, Progress progress)
+                         Stream& stream, LoadProgress progress)
     : weights_(std::move(weights)),
       skipped_prefixes_(std::move(skipped_prefixes)),
       device_(stream.device()),
       stream_(&stream),
       progress_(std::move(progress)),
-      total_bytes_(weights_.bytes_wanted(skipped_prefixes_)) {}
+      total_bytes_(weights_.bytes_wanted(skipped_prefixes_)) {
+  if (progress_) progress_(0, total_bytes_, {});
+}
 
 ShardLoader::ShardLoader(Weights weights, std::vector<std::string_view> skipped_prefixes,
                          Device device)
@@ -107,71 +73,33 @@ ShardLoader::~ShardLoader() {
   if (stream_ != nullptr) static_cast<void>(stream_->synchronize());
 }
 
+// Weights are made on the device instead of read.
+bool ShardLoader::makes() const { return !is_host(device_.target) && weights_.source().makes(); }
+
 Status ShardLoader::finish() {
   TENON_TRY(weights_.finish(skipped_prefixes_));
-  return stream_ == nullptr ? Status::ok() : stream_->synchronize();
+  if (only_counts()) return Status::ok();
+  const auto report = [this](std::int64_t done, std::int64_t total) {
+    if (progress_) progress_(done, total, {});
+  };
+  TENON_ASSIGN(const TransferTimes times, transfer_.run(weights_.source(), *stream_, report));
+  if (!progress_) return Status::ok();
+  if (makes())
+    progress_(total_bytes_, total_bytes_, {});
+  else
+    progress_(times.bytes, times.bytes, times.limit(weights_.source().makes()));
+  return Status::ok();
 }
 
 Result<HostTensor> ShardLoader::take(std::string_view name, std::initializer_list<DType> accepted,
                                      const std::vector<std::int64_t>& shape) {
   TENON_ASSIGN(HostTensor tensor, weights_.take(name, accepted, shape));
-  if (progress_) progress_(weights_.bytes_taken(), total_bytes_);
+  const std::int64_t taken = weights_.bytes_taken();
+  if (progress_ && makes() && taken < total_bytes_) progress_(taken, total_bytes_, {});
   return tensor;
 }
 
-// Rows [begin, end) of the stack that the pieces are, the first of them to `to`. Rows that lie one
-// behind the other are copied together.
-void ShardLoader::copy_rows(std::span<const Piece> pieces, DType as, std::int64_t begin,
-                            std::int64_t end, std::byte* to) {
-  std::int64_t above = 0;  // rows of the pieces before
-  for (const auto& [from, rows, columns] : pieces) {
-    const std::int64_t first = std::max(begin, above), last = std::min(end, above + rows.count);
-    const std::int64_t step = columns.count == from->columns() ? last - first : 1;
-    for (std::int64_t row = first; row < last; row += step)
-      copy_elements(*from, (rows.begin + row - above) * from->columns() + columns.begin,
-                    static_cast<std::size_t>(columns.count * step), as,
-                    to + static_cast<std::size_t>((row - begin) * columns.count) * size_of(as));
-    above += rows.count;
-  }
-}
-
-// Some rows of the stack that the pieces are one below the other; all have one width. The first of
-// them goes to `to`. Large ones by all cores.
-Status ShardLoader::copy_slices(std::span<const Piece> pieces, DType as, Range taken,
-                                std::byte* to) {
-  const std::int64_t rows = taken.count;
-  if (rows == 0) return Status::ok();
-  const std::int64_t row_bytes =
-      pieces.front().columns.count * static_cast<std::int64_t>(size_of(as));
-  const std::int64_t bytes = rows * row_bytes;
-  const auto cores = static_cast<std::int64_t>(std::thread::hardware_concurrency());
-  const std::int64_t parts =
-      std::max<std::int64_t>(1, std::min({cores, bytes / kBytesPerThread, rows}));
-  std::vector<Status> ended(static_cast<std::size_t>(parts));
-  {
-    std::vector<Thread> helpers;                              // joined at the end of the block
-    for (std::int64_t part = parts - 1; part >= 0; --part) {  // part 0 by this thread
-      const auto work = [=, &ended] {
-        ended[static_cast<std::size_t>(part)] = guarded([&] {  // a copy that converts needs memory
-          const std::int64_t begin = rows * part / parts, end = rows * (part + 1) / parts;
-          copy_rows(pieces, as, taken.begin + begin, taken.begin + end, to + begin * row_bytes);
-          return Status::ok();
-        });
-      };
-      if (part > 0) {
-        if (auto helper = start_thread("load", work)) {
-          helpers.push_back(*std::move(helper));
-          continue;
-        }
-      }
-      work();
-    }
-  }
-  for (const Status& each : ended) TENON_TRY(each);
-  return Status::ok();
-}
-
-// The same on the device.
+// The rows of the pieces, one below the other; launches only.
 Status ShardLoader::make_slices(std::span<const Piece> pieces, const TensorView& to,
                                 Stream& stream) {
   auto* at = to.as<std::byte>();
@@ -197,12 +125,6 @@ Result<TensorView> ShardLoader::allocate(DType dtype, std::initializer_list<std:
   return tensor;
 }
 
-std::int64_t ShardLoader::rows_of(std::span<const Piece> pieces) {
-  std::int64_t rows = 0;
-  for (const Piece& each : pieces) rows += each.rows.count;
-  return rows;
-}
-
 Result<TensorView> ShardLoader::upload(std::span<const Piece> pieces, DType as,
                                        std::initializer_list<std::int64_t> shape) {
   TENON_ASSIGN(const TensorView tensor, allocate(as, shape));
@@ -210,54 +132,17 @@ Result<TensorView> ShardLoader::upload(std::span<const Piece> pieces, DType as,
   for (const Piece& piece : pieces) elements += piece.rows.count * piece.columns.count;
   TENON_CHECK(elements == tensor.size());
   if (only_counts()) return tensor;
-  if (is_host(tensor.device.target)) {
-    TENON_TRY(copy_slices(pieces, as, {0, rows_of(pieces)}, tensor.as<std::byte>()));
-    return tensor;
-  }
-  if (!pieces.empty() && pieces.front().from->source->makes()) {
+  if (makes()) {
     TENON_TRY(make_slices(pieces, tensor, *stream_));
     return tensor;
   }
-  TENON_TRY(stream_slices(pieces, tensor));
+  std::vector<StoredSlice> slices;
+  slices.reserve(pieces.size());
+  for (const auto& [from, rows, columns] : pieces)
+    slices.push_back({from->stored, rows.begin * from->columns() + columns.begin, rows.count,
+                      columns.count, from->columns()});
+  transfer_.add(slices, as, tensor.as<std::byte>());
   return tensor;
-}
-
-// Rows of files to a device: as many as fit are read by all cores into pinned memory while those
-// before are on their way.
-Status ShardLoader::stream_slices(std::span<const Piece> pieces, const TensorView& to) {
-  const std::int64_t rows = rows_of(pieces);
-  if (rows == 0 || to.bytes() == 0) return Status::ok();
-  const std::size_t row_bytes = to.bytes() / static_cast<std::size_t>(rows);
-  const auto most = static_cast<std::int64_t>(std::max<std::size_t>(kStagingBytes / row_bytes, 1));
-  for (std::int64_t row = 0; row < rows; row += most) {
-    const Range taken{row, std::min(most, rows - row)};
-    const std::size_t bytes = static_cast<std::size_t>(taken.count) * row_bytes;
-    TENON_ASSIGN(const auto staging, next_staging(bytes));
-    TENON_TRY(copy_slices(pieces, to.dtype, taken, staging.data()));
-    TENON_TRY(stream_->copy(to.as<std::byte>() + static_cast<std::size_t>(row) * row_bytes,
-                            staging.data(), bytes));
-    TENON_TRY(staging_[next_staging_].sent->record(*stream_));
-    next_staging_ = 1 - next_staging_;
-  }
-  return Status::ok();
-}
-
-// Pinned memory that nothing is copied from any more, of at least so many bytes.
-Result<std::span<std::byte>> ShardLoader::next_staging(std::size_t least_bytes) {
-  Staging& staging = staging_[next_staging_];
-  if (!staging.sent) {
-    TENON_ASSIGN(staging.sent, Event::create(device_));
-  }
-  for (;;) {
-    TENON_ASSIGN(const bool sent, staging.sent->has_happened());
-    if (sent) break;
-    std::this_thread::yield();
-  }
-  if (staging.memory.bytes().size() < least_bytes) {
-    const std::size_t bytes = std::max(least_bytes, kStagingBytes);
-    TENON_ASSIGN(staging.memory, HostBuffer::allocate(device_, bytes));
-  }
-  return staging.memory.bytes();
 }
 
 Result<bool> ShardLoader::skip_copy(std::string_view name, std::string_view of, Range rows) {
@@ -268,13 +153,16 @@ Result<bool> ShardLoader::skip_copy(std::string_view name, std::string_view of, 
   const std::size_t height = static_cast<std::size_t>(copy->shape.front());
   if (height == 0 || rows.end() > copy->shape.front()) return false;
   const std::size_t row_bytes = copy->bytes / height;
-  const std::size_t begin = static_cast<std::size_t>(rows.begin) * row_bytes;
-  std::vector<std::byte> row(row_bytes), other(row_bytes);
-  for (std::int64_t i = 0; i < rows.count; ++i) {
-    const std::size_t at = begin + static_cast<std::size_t>(i) * row_bytes;
-    weights_.read(*copy, at, row_bytes, row.data());
-    weights_.read(*original, at, row_bytes, other.data());
-    if (row != other) return false;
+  const auto begin = static_cast<std::size_t>(rows.begin) * row_bytes;
+  const auto end = static_cast<std::size_t>(rows.end()) * row_bytes;
+  const auto reader = weights_.source().reader(), other_reader = weights_.source().reader();
+  std::vector<std::byte> some, other;
+  for (std::size_t at = begin; at < end; at += some.size()) {
+    some.resize(std::min(kComparedBytes, end - at));
+    other.resize(some.size());
+    TENON_TRY(reader->read(*copy, at, some.size(), some.data()));
+    TENON_TRY(other_reader->read(*original, at, other.size(), other.data()));
+    if (some != other) return false;
   }
   TENON_TRY(take(name, {*copy->dtype}, copy->shape));
   return true;

@@ -2,11 +2,9 @@
 // with them, projections fused by stacking rows. Not here: which slices a model takes (its folder).
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -15,6 +13,8 @@
 #include "tenon/core/tensor.h"
 #include "tenon/device/runtime.h"
 #include "tenon/layers/layers.h"
+#include "tenon/models/load_format.h"
+#include "tenon/models/slice_transfer.h"
 #include "tenon/models/weights.h"
 
 namespace tenon {
@@ -41,12 +41,12 @@ struct LinearPart {
   Range columns;            // taken input features, the same for all parts
 };
 
-// Takes tensors from a checkpoint, slices them and copies them to the device.
+// Takes tensors from a checkpoint, slices them and brings them to the device. The memory of what
+// was asked for has its contents when finish() returns, and may have any before.
 class ShardLoader {
  public:
-  using Progress = std::function<void(std::int64_t done, std::int64_t total)>;
   ShardLoader(Weights weights, std::vector<std::string_view> skipped_prefixes, Stream& stream,
-              Progress progress);
+              LoadProgress progress);
   // Only counts: does everything but allocating and copying; the views on this device are nowhere.
   ShardLoader(Weights weights, std::vector<std::string_view> skipped_prefixes, Device device = {});
 
@@ -85,7 +85,7 @@ class ShardLoader {
   Result<TensorView> values(std::span<const float> values,
                             std::initializer_list<std::int64_t> shape);
 
-  // Every tensor taken, and on the device; leftovers are refused.
+  // Refuses leftovers; then reads what was asked for, and it is on the device.
   Status finish();
 
   std::int64_t device_bytes() const { return device_bytes_; }
@@ -102,30 +102,19 @@ class ShardLoader {
                     std::vector<HostTensor>* scales);
   Result<TensorView> upload(std::span<const Piece> pieces, DType as,
                             std::initializer_list<std::int64_t> shape);
-  static std::int64_t rows_of(std::span<const Piece> pieces);
-  static void copy_rows(std::span<const Piece> pieces, DType as, std::int64_t begin,
-                        std::int64_t end, std::byte* to);
+  bool makes() const;
   static Status make_slices(std::span<const Piece> pieces, const TensorView& to, Stream& stream);
-  static Status copy_slices(std::span<const Piece> pieces, DType as, Range rows, std::byte* to);
-  Status stream_slices(std::span<const Piece> pieces, const TensorView& to);
-  Result<std::span<std::byte>> next_staging(std::size_t least_bytes);
   Result<TensorView> allocate(DType dtype, std::initializer_list<std::int64_t> shape);
 
   Weights weights_;
   std::vector<std::string_view> skipped_prefixes_;
   Device device_{Target::kCpu, 0};
   Stream* stream_ = nullptr;
-  Progress progress_;
+  LoadProgress progress_;
   std::int64_t total_bytes_ = 0, device_bytes_ = 0;
   Nowhere nowhere_;
   std::vector<Buffer> buffers_;
-  // What files are read into on their way to a device. While one is on its way the other is filled.
-  struct Staging {
-    HostBuffer memory;
-    std::optional<Event> sent;  // the last copy out of it
-  };
-  std::array<Staging, 2> staging_;
-  std::size_t next_staging_ = 0;
+  SliceTransfer transfer_;
 };
 
 }  // namespace tenon

@@ -1,7 +1,6 @@
 #include "tenon/models/weights.h"
 
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -53,13 +52,37 @@ Result<WeightMap> read_index(const std::string& path) {
   return files;
 }
 
-// Mapped files.
+// Has one of the files open at a time.
+class FileReader final : public TensorReader {
+ public:
+  explicit FileReader(const std::vector<SafetensorsFile>& files) : files_(files) {}
+  Status read(const StoredTensor& tensor, std::size_t begin, std::size_t count,
+              std::byte* to) override {
+    TENON_TRY(turn_to(tensor.file));
+    return open_->read(tensor.offset + begin, count, to);
+  }
+  void expect(const StoredTensor& tensor, std::size_t begin, std::size_t count) override {
+    if (turn_to(tensor.file)) open_->expect(tensor.offset + begin, count);
+  }
+  std::size_t cheap_gap_bytes() const override { return 4096; }
+
+ private:
+  Status turn_to(std::size_t file) {
+    if (open_ && number_ == file) return Status::ok();
+    TENON_ASSIGN(open_, files_[file].reopen());
+    number_ = file;
+    return Status::ok();
+  }
+  const std::vector<SafetensorsFile>& files_;
+  std::optional<InputFile> open_;
+  std::size_t number_ = 0;  // of the open one
+};
+
 class Files final : public TensorSource {
  public:
   const Tensors& tensors() const override { return tensors_; }
-  void read(const StoredTensor& tensor, std::size_t begin, std::size_t count,
-            std::byte* to) const override {
-    if (count > 0) std::memcpy(to, tensor.data + begin, count);
+  std::unique_ptr<TensorReader> reader() const override {
+    return std::make_unique<FileReader>(files_);
   }
 
   std::vector<SafetensorsFile> files_;
@@ -89,11 +112,6 @@ std::int64_t HostTensor::rows() const {
   return count;
 }
 
-void HostTensor::read(std::int64_t first, std::size_t count, std::byte* to) const {
-  const std::size_t size = size_of(dtype);
-  source->read(*stored, static_cast<std::size_t>(first) * size, count * size, to);
-}
-
 Result<Weights> Weights::open(const std::string& directory) {
   const std::filesystem::path root(directory);
   auto found = std::make_unique<Files>();
@@ -114,7 +132,8 @@ Result<Weights> Weights::open(const std::string& directory) {
   for (const std::string& name : names) {
     if (!present(root / name))
       return malformed(directory + ": the index names the file " + name + ", which is missing");
-    TENON_ASSIGN(SafetensorsFile file, SafetensorsFile::open((root / name).string()));
+    TENON_ASSIGN(SafetensorsFile file,
+                 SafetensorsFile::open((root / name).string(), found->files_.size()));
     found->files_.push_back(std::move(file));
     for (const auto& [tensor, stored] : found->files_.back().tensors()) {
       const auto place = placed.find(tensor);
@@ -158,10 +177,7 @@ const StoredTensor* Weights::find(std::string_view name) const {
   return found == state_->tensors.end() ? nullptr : found->second;
 }
 
-void Weights::read(const StoredTensor& tensor, std::size_t begin, std::size_t count,
-                   std::byte* to) const {
-  state_->source->read(tensor, begin, count, to);
-}
+const TensorSource& Weights::source() const { return *state_->source; }
 
 Result<HostTensor> Weights::take(std::string_view name, std::initializer_list<DType> accepted,
                                  const std::vector<std::int64_t>& shape) {

@@ -22,18 +22,29 @@
 
 namespace tenon {
 
-// What a checkpoint's tensors are read from: mapped files, or a generator (dummy.h). Immutable:
-// threads may share it.
+// One thread's way to the bytes of tensors.
+class TensorReader {
+ public:
+  virtual ~TensorReader() = default;
+  // Writes bytes [begin, begin + count) of a tensor of the source to `to`: whole elements where its
+  // type has a size.
+  virtual Status read(const StoredTensor& tensor, std::size_t begin, std::size_t count,
+                      std::byte* to) = 0;
+  // Somebody will read these bytes soon: what has to be fetched for it may be on its way already.
+  virtual void expect(const StoredTensor&, std::size_t, std::size_t) {}
+  // To read so many bytes more that nobody wants costs less than a second read.
+  virtual std::size_t cheap_gap_bytes() const { return 0; }
+};
+
+// What a checkpoint's tensors are read from: files, or a generator (dummy.h). Immutable: threads
+// may share it.
 class TensorSource {
  public:
   using Tensors = std::map<std::string, const StoredTensor*, std::less<>>;
   virtual ~TensorSource() = default;
   // By name; they live as long as the source.
   virtual const Tensors& tensors() const = 0;
-  // Writes bytes [begin, begin + count) of a tensor of this source, of whole elements where its
-  // type has a size.
-  virtual void read(const StoredTensor& tensor, std::size_t begin, std::size_t count,
-                    std::byte* to) const = 0;
+  virtual std::unique_ptr<TensorReader> reader() const = 0;
 
   // Whether make() puts tensors onto a device without the host. It writes the rows and columns of
   // `to`, [rows, columns] on the stream's device, from this row and column of the tensor on, seen
@@ -54,16 +65,15 @@ struct HostTensor {
   const StoredTensor* stored = nullptr;
   const TensorSource* source = nullptr;
 
-  // Writes `count` elements from the element `first` on, of the type that they are stored as.
-  void read(std::int64_t first, std::size_t count, std::byte* to) const;
   std::int64_t columns() const { return shape.empty() ? 1 : shape.back(); }
   std::int64_t rows() const;  // product of all dimensions but the last
 };
 
 class Weights {
  public:
-  // Maps every shard. Refuses an index that names a missing file, a tensor that is not in the named
-  // file, and a shard with a tensor that the index does not know or places elsewhere.
+  // Reads the header of every shard. Refuses an index that names a missing file, a tensor that is
+  // not in the named file, and a shard with a tensor that the index does not know or places
+  // elsewhere.
   static Result<Weights> open(const std::string& directory);
   explicit Weights(std::unique_ptr<const TensorSource> source);
   Weights(Weights&&) noexcept;
@@ -83,8 +93,8 @@ class Weights {
 
   // The tensor as it is stored, or null. Nothing is taken.
   const StoredTensor* find(std::string_view name) const;
-  // As TensorSource::read(), of a tensor that find() or visit() gave.
-  void read(const StoredTensor& tensor, std::size_t begin, std::size_t count, std::byte* to) const;
+  // What tensors that find() or visit() gave are read from.
+  const TensorSource& source() const;
 
   // The tensor, which nobody has taken yet and which has one of the accepted types and this shape.
   Result<HostTensor> take(std::string_view name, std::initializer_list<DType> accepted,

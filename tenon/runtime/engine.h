@@ -63,7 +63,7 @@ struct EngineOptions {
   // Null: all ranks are threads of this process. Otherwise this process is one rank of the team
   // that the bootstrap joins; rank 0 leads, the others call follow().
   std::shared_ptr<Bootstrap> bootstrap;
-  std::function<void(std::int64_t done, std::int64_t total)> progress;  // while loading, rank 0
+  LoadProgress progress;  // while loading, of rank 0's share
 };
 
 enum class Finish : std::uint8_t {

@@ -57,6 +57,19 @@ TEST(Progress, ATerminalHasOneLineThatGoesAway) {
   EXPECT_EQ(last.find_first_not_of(" \r"), std::string::npos) << last;
 }
 
+TEST(Progress, WhatLimitedARateIsToldEverywhere) {
+  for (const bool terminal : {false, true}) {
+    Paper paper;
+    Progress progress("loading", "loaded", paper.screen(terminal));
+    progress.update(0, 4e9);
+    paper.now = 2;
+    progress.update(4e9, 4e9, "the disk, 97 % of the time of 4 readers");
+    EXPECT_EQ(paper.written.back(),
+              "loaded 4.00 GB in 2.0 s, 2.00 GB/s, limited by the disk, 97 % of the time of 4 "
+              "readers\n");
+  }
+}
+
 TEST(Progress, AFailureLeavesNoHalfLine) {
   Paper paper;
   { Progress("loading", "loaded", paper.screen(true)).update(1e6, 4e6); }

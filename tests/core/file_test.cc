@@ -49,6 +49,31 @@ TEST_F(Files, ReadsAWholeText) {
   EXPECT_EQ(limited.status().message(), at("text") + ": has 8 bytes, at most 7 are accepted");
 }
 
+TEST_F(Files, ReadsAnyBytesAndSaysWhereItEnded) {
+  std::ofstream(at("text"), std::ios::binary) << "0123456789";
+  const auto file = InputFile::open(at("text"));
+  ASSERT_TRUE(file) << file.status().message();
+  std::string found(4, ' ');
+  auto* to = reinterpret_cast<std::byte*>(found.data());
+  file->expect(3, 4);
+  ASSERT_TRUE(file->read(3, 4, to));
+  EXPECT_EQ(found, "3456");
+  EXPECT_TRUE(file->read(10, 0, to));
+  std::filesystem::resize_file(at("text"), 5);
+  EXPECT_EQ(file->read(3, 4, to).message(),
+            at("text") +
+                ": became shorter while it was read: bytes 3 to 7 were asked for, 2 of "
+                "these 4 were found");
+}
+
+TEST_F(Files, AreThemselvesUnderAnyName) {
+  std::ofstream(at("one")) << "1";
+  std::ofstream(at("two")) << "1";
+  std::filesystem::create_hard_link(at("one"), at("link"));
+  EXPECT_EQ(InputFile::open(at("one"))->id(), InputFile::open(at("link"))->id());
+  EXPECT_FALSE(InputFile::open(at("one"))->id() == InputFile::open(at("two"))->id());
+}
+
 TEST_F(Files, RefusesWhatIsNoFile) {
   ASSERT_EQ(mkfifo(at("fifo").c_str(), 0600), 0);
   std::filesystem::create_directory(at("directory"));

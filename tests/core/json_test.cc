@@ -69,7 +69,9 @@ TEST(Json, SaysWhereItIsWrong) {
 
 TEST(Json, RefusesRepeatedKeysWhereAsked) {
   expect_refused(R"({"a":{"x":1,"x":2}})", "holds the key \"x\" twice", JsonKeys::kUnique);
-  EXPECT_TRUE(parse_json(R"({"a":{"x":1},"b":{"x":2}})", JsonKeys::kUnique));
+  expect_refused(R"([{"x":[{"y":1}]},{"x":[],"z":{"x":1},"x":2}])", "holds the key \"x\" twice",
+                 JsonKeys::kUnique);
+  EXPECT_TRUE(parse_json(R"({"a":{"x":1},"b":{"x":2},"x":[{"x":1},{"x":2}]})", JsonKeys::kUnique));
 }
 
 }  // namespace

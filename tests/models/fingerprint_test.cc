@@ -27,7 +27,7 @@ Facts facts_of(const FileTensors& tensors) {
   EXPECT_TRUE(weights) << weights.status().message();
   Facts facts;
   const std::string_view skipped[] = {"skip."};
-  if (weights) add_tensors(*weights, skipped, &facts);
+  EXPECT_TRUE(weights && add_tensors(*weights, skipped, &facts));
   return facts;
 }
 

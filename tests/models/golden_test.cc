@@ -42,6 +42,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <span>
 
 #include "tenon/core/file.h"
 #include "tenon/models/model.h"
@@ -107,10 +108,12 @@ class References {
       return {};
     }
     Rows rows(kRows, std::vector<float>(static_cast<std::size_t>(golden_.vocab)));
-    const std::byte* from = found->second.data;
+    const auto open = file_->reopen();
+    std::uint64_t from = found->second.offset;
     for (auto& row : rows) {
-      std::memcpy(row.data(), from, row.size() * sizeof(float));
-      from += row.size() * sizeof(float);
+      const auto bytes = std::as_writable_bytes(std::span(row));
+      EXPECT_TRUE(open && open->read(from, bytes.size(), bytes.data()));
+      from += bytes.size();
     }
     return rows;
   }

@@ -8,6 +8,9 @@
 
 #include <cstring>
 #include <fstream>
+#include <functional>
+#include <memory>
+#include <mutex>
 #include <nlohmann/json.hpp>
 
 #include "tenon/core/fp8.h"
@@ -427,6 +430,39 @@ TEST(Load, RefusesFilesThatAreCutShort) {
   }
 }
 
+// Files that change behind their headers: all ranks hear the same sentence, and nobody crashes.
+TEST(Load, RefusesFilesThatChangeWhileTheyAreRead) {
+  const auto said = [](const OnDisk& files, int size, const std::function<void()>& change) {
+    ModelOptions options = small_options();
+    const auto once = std::make_shared<std::once_flag>();
+    options.planned = [=](const ModelPlan&) {  // headers are read, weights are not
+      std::call_once(*once, change);
+      return Status::ok();
+    };
+    return refusals(std::vector<std::string>(static_cast<std::size_t>(size), files.where()),
+                    options);
+  };
+  for (const int size : {1, 2}) {
+    const OnDisk files(dense_shape());
+    const auto at = files.path() / "layers-1.safetensors";
+    const auto whole = std::filesystem::file_size(at);
+    for (const std::string& each :
+         said(files, size, [&] { std::filesystem::resize_file(at, whole / 2); }))
+      for (const char* part : {"layers-1.safetensors: became shorter while it was read: bytes ",
+                               " were asked for, ", " were found"})
+        EXPECT_NE(each.find(part), std::string::npos) << each;
+    const OnDisk others(dense_shape());
+    const auto there = others.path() / "layers-1.safetensors";
+    for (const std::string& each : said(others, size, [&] {
+           std::filesystem::rename(there, others.path() / "older");
+           std::filesystem::copy_file(others.path() / "older", there);
+         }))
+      EXPECT_NE(each.find("layers-1.safetensors: is not the file any more whose header was read"),
+                std::string::npos)
+          << each;
+  }
+}
+
 TEST(Load, SurvivesDeepNesting) {
   const std::string deep = std::string(100'000, '[') + std::string(100'000, ']');
   for (const char* name :
@@ -476,7 +512,10 @@ TEST(LoadDeathTest, TooLittleMemoryIsASentence) {
         [](int status) { return WIFEXITED(status) && WEXITSTATUS(status) <= 1; },
         "accepted|ulimit -v|memory")
         << room;
-  EXPECT_EXIT(open_within(files.where(), 1u << 20), testing::ExitedWithCode(1), "ulimit -v|memory");
+  TinyShape shape = dense_shape();
+  shape.vocab = 1 << 16;  // two tensors of 34 MB: no heap that is there already holds them
+  const OnDisk large(shape);
+  EXPECT_EXIT(open_within(large.where(), 1u << 20), testing::ExitedWithCode(1), "ulimit -v|memory");
 #endif
 }
 

@@ -417,10 +417,16 @@ TEST(Qwen3_5, SkipsWhatIsNotText) {
   TempDirectory directory;
   test::write_checkpoint(directory.path(), config, tensors, 3);
   std::int64_t done = 0, total = -1;
+  std::string limit;
   ModelOptions options = small_options();
-  options.progress = [&](std::int64_t now, std::int64_t all) { done = now, total = all; };
+  options.progress = [&](std::int64_t now, std::int64_t all, std::string_view by) {
+    EXPECT_GE(now, done);
+    EXPECT_TRUE(limit.empty()) << "more was said behind the end";
+    done = now, total = all, limit = by;
+  };
   with_model(1, directory.path().string(), options, [](int, Model&, Stream&) {});
   EXPECT_EQ(done, total);
+  EXPECT_NE(limit.find(" % of the time of "), std::string::npos) << limit;
 }
 
 TEST(Qwen3_5, OneRankThatCannotLoadStopsAll) {

@@ -39,7 +39,7 @@ Result<Facts> Files::look(const ModelOptions& options, const Communicator& comm)
   std::string ids;
   for (std::int32_t id : found_->eos_ids) ids += (ids.empty() ? "" : ", ") + std::to_string(id);
   facts.push_back({"eos_token_id", ids});
-  add_tensors(found_->files, skipped_prefixes(), &facts);
+  TENON_TRY(add_tensors(found_->files, skipped_prefixes(), &facts));
   return facts;
 }
 
