@@ -22,8 +22,8 @@ struct WeightsFrom {
 };
 
 // How far loading has come: bytes of this rank that are read, and all that it reads. At the end
-// `limit` says what their rate was limited by; it is empty before, and where weights are made on the
-// device.
+// `limit` says what their rate was limited by; it is empty before, and where weights are made on
+// the device.
 using LoadProgress =
     std::function<void(std::int64_t done, std::int64_t total, std::string_view limit)>;
 

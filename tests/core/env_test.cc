@@ -24,6 +24,7 @@ TEST(Env, DefaultsWhenNothingIsSet) {
   EXPECT_EQ(env->force_variant, "");
   EXPECT_TRUE(env->early);
   EXPECT_TRUE(env->graphs);
+  EXPECT_TRUE(env->run_ahead);
   EXPECT_FALSE(env->check_caches);
   EXPECT_EQ(env->deadline.count(), 30'000);
   EXPECT_EQ(env->cpu_threads, 0);
@@ -36,12 +37,13 @@ TEST(Env, DefaultsWhenNothingIsSet) {
 }
 
 TEST(Env, ReadsEveryKnob) {
-  const auto env = parse(
-      {"TENON_LOG=debug", "TENON_FORCE_STAGE=2", "TENON_MAX_STAGE=3",
-       "TENON_FORCE_VARIANT=rmsnorm:row", "TENON_EARLY=0", "TENON_GRAPHS=0", "TENON_CHECK_CACHES=1",
-       "TENON_DEADLINE_MS=250", "TENON_CPU_THREADS=4", "TENON_EMU_SEED=18446744073709551615",
-       "TENON_TUNED_FILE=/etc/tenon/tuned.json", "TENON_CCL_LIBRARY=/opt/nccl/libnccl.so.2",
-       "TENON_LOAD_DEADLINE_MS=9000", "TENON_SECRET=sixteen letters!", "TENON_LISTEN_ALL=1"});
+  const auto env =
+      parse({"TENON_LOG=debug", "TENON_FORCE_STAGE=2", "TENON_MAX_STAGE=3",
+             "TENON_FORCE_VARIANT=rmsnorm:row", "TENON_EARLY=0", "TENON_GRAPHS=0",
+             "TENON_RUN_AHEAD=0", "TENON_CHECK_CACHES=1", "TENON_DEADLINE_MS=250",
+             "TENON_CPU_THREADS=4", "TENON_EMU_SEED=18446744073709551615",
+             "TENON_TUNED_FILE=/etc/tenon/tuned.json", "TENON_CCL_LIBRARY=/opt/nccl/libnccl.so.2",
+             "TENON_LOAD_DEADLINE_MS=9000", "TENON_SECRET=sixteen letters!", "TENON_LISTEN_ALL=1"});
   ASSERT_TRUE(env) << env.status().to_string();
   EXPECT_EQ(env->log, LogLevel::kDebug);
   EXPECT_EQ(env->force_stage, 2);
@@ -49,6 +51,7 @@ TEST(Env, ReadsEveryKnob) {
   EXPECT_EQ(env->force_variant, "rmsnorm:row");
   EXPECT_FALSE(env->early);
   EXPECT_FALSE(env->graphs);
+  EXPECT_FALSE(env->run_ahead);
   EXPECT_TRUE(env->check_caches);
   EXPECT_EQ(env->deadline.count(), 250);
   EXPECT_EQ(env->cpu_threads, 4);
@@ -62,21 +65,11 @@ TEST(Env, ReadsEveryKnob) {
 
 TEST(Env, EveryKnobIsListedOnce) {
   // What the test above sets, so that a new knob is not forgotten here.
-  const std::vector<std::string_view> names = {"TENON_LOG",
-                                               "TENON_FORCE_STAGE",
-                                               "TENON_MAX_STAGE",
-                                               "TENON_FORCE_VARIANT",
-                                               "TENON_EARLY",
-                                               "TENON_GRAPHS",
-                                               "TENON_CHECK_CACHES",
-                                               "TENON_DEADLINE_MS",
-                                               "TENON_CPU_THREADS",
-                                               "TENON_EMU_SEED",
-                                               "TENON_TUNED_FILE",
-                                               "TENON_CCL_LIBRARY",
-                                               "TENON_LOAD_DEADLINE_MS",
-                                               "TENON_SECRET",
-                                               "TENON_LISTEN_ALL"};
+  const std::vector<std::string_view> names = {
+      "TENON_LOG",         "TENON_FORCE_STAGE",      "TENON_MAX_STAGE", "TENON_FORCE_VARIANT",
+      "TENON_EARLY",       "TENON_GRAPHS",           "TENON_RUN_AHEAD", "TENON_CHECK_CACHES",
+      "TENON_DEADLINE_MS", "TENON_CPU_THREADS",      "TENON_EMU_SEED",  "TENON_TUNED_FILE",
+      "TENON_CCL_LIBRARY", "TENON_LOAD_DEADLINE_MS", "TENON_SECRET",    "TENON_LISTEN_ALL"};
   const std::vector<Knob> listed = knobs();
   ASSERT_EQ(listed.size(), names.size());
   for (std::size_t i = 0; i < names.size(); ++i) {

@@ -42,8 +42,8 @@ struct TransportContext {
   std::chrono::milliseconds deadline;
 };
 
-// One region per rank, of the same size, addressable by this rank. A peer's region stays valid until
-// this ends even if that peer is gone.
+// One region per rank, of the same size, addressable by this rank. A peer's region stays valid
+// until this ends even if that peer is gone.
 class Mapping {
  public:
   Mapping() = default;
