@@ -67,6 +67,9 @@ StagePolicy policy_of_site(StagePolicy of_model, std::size_t site) {
 // --- the channel ----------------------------------------------------------------------------
 
 struct BoundaryChannel::State {
+  ~State() {
+    if (comm != nullptr) comm->discard(std::move(sum));
+  }
   Spec spec;
   std::unique_ptr<Communicator> comm;  // a handle of its own: the maker's may end first
   PlanContext where;                   // limits agreed by the ranks

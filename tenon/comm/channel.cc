@@ -49,6 +49,7 @@ Result<Channel> Communicator::make_channel(std::size_t bytes, std::string_view l
   const std::string purpose = "mailbox " + std::string(label);
   TENON_TRY(state_->healthy(), purpose);
   TENON_TRY(state_->awake(), purpose);
+  state_->free_discarded();
   // The size travels in the label of the exchange: different sizes are found out and named.
   const std::string call = purpose + " of " + std::to_string(bytes) + " bytes";
   const auto make = [&]() -> Result<Channel> {
@@ -75,6 +76,8 @@ Result<Channel> Communicator::make_channel(std::size_t bytes, std::string_view l
   if (!made) return state_->finish(made.status()).with(purpose);
   return made;
 }
+
+Channel::Impl::~Impl() { state->discard(std::move(mapping), std::move(words)); }
 
 Status Channel::Impl::map(const std::string& purpose) {
   if (!state->transport->can().peer_pointers) return Status::ok();
@@ -104,12 +107,11 @@ Status Communicator::suspend() {
   TENON_TRY(state_->healthy(), "suspend");
   // When all are here, all streams are idle and nobody's kernel uses what goes away.
   TENON_TRY(state_->agree(state_->awake(), "suspend", deadline()));
+  state_->free_discarded();
   state_->suspended = true;
   for (const auto& channel : state_->live_channels())
     if (channel != nullptr) channel->unmap();
-  // When all have left, and each has freed what is its own, the memory is free.
-  TENON_TRY(state_->agree(Status::ok(), "suspending", deadline()));
-  state_->transport->free_unused();
+  // When all have left, the memory is free.
   return state_->agree(Status::ok(), "suspended", deadline());
 }
 

@@ -87,6 +87,15 @@ int most_on_one_device(std::span<const RankInfo> infos) {
   return most;
 }
 
+bool some_are_threads(std::span<const RankInfo> infos) {
+  for (const RankInfo& each : infos)
+    if (std::ranges::count_if(infos, [&](const RankInfo& other) {
+          return other.host == each.host && other.process == each.process;
+        }) > 1)
+      return true;
+  return false;
+}
+
 // "to rank 1 0.7 us, 350 GB/s".
 std::string link_text(int peer, std::span<const Link> links) {
   const Link& link = links[static_cast<std::size_t>(peer)];
@@ -99,9 +108,26 @@ std::string link_text(int peer, std::span<const Link> links) {
 }  // namespace
 
 Communicator::State::~State() {
+  free_discarded();
   if (bootstrap != nullptr) bootstrap->unwatch(watch_id);
   if (bootstrap != nullptr) bootstrap->unask(question_id);
   transport.reset();  // it may still have had something to tell this object
+}
+
+void Communicator::State::discard(std::shared_ptr<Mapping> mapping, Buffer memory) noexcept {
+  if (!frees_at_meetings) return;
+  try {
+    const std::lock_guard lock(discarded_mutex);
+    discarded.reserve(discarded.size() + 1);
+    discarded.push_back({std::move(mapping), std::move(memory)});
+  } catch (const std::bad_alloc&) {  // then it is freed at once
+  }
+}
+
+void Communicator::State::free_discarded() {
+  std::vector<Discarded> freed;
+  const std::lock_guard lock(discarded_mutex);
+  freed.swap(discarded);
 }
 
 ControlBlock& Communicator::State::control(int of_rank) const {
@@ -317,6 +343,7 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
     state->device = device;
     const int sharing = is_host(device.target) ? 1 : most_on_one_device(infos);
     state->shares_device = sharing > 1;
+    state->frees_at_meetings = some_are_threads(infos);
     state->concurrent_channels = options.concurrent_channels;
     // Kernels count for kMaxBlocksPerUnit times as many blocks: what ChannelView::state has room
     // for. With one block on each, those of all ranks leave half the multiprocessors to others.
@@ -422,8 +449,11 @@ Status Communicator::agree_min(std::span<std::int32_t> values) {
   return Status::ok();
 }
 
+void Communicator::discard(Buffer memory) { state_->discard(nullptr, std::move(memory)); }
+
 Status Communicator::agree_equal(const Fields& fields, std::string_view where) {
   TENON_TRY(state_->healthy(), where);
+  state_->free_discarded();
   return state_->finish(tenon::agree_equal(*state_->bootstrap, fields, where, deadline()));
 }
 
@@ -433,6 +463,7 @@ std::unique_ptr<Communicator> Communicator::share() const {
 
 Status Communicator::agree(const Status& mine, std::string_view label) {
   TENON_TRY(state_->healthy(), label);
+  state_->free_discarded();
   return state_->agree(mine, label, deadline());
 }
 

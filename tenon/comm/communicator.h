@@ -185,6 +185,11 @@ class Communicator {
   // Tells every rank to give up: their waits end with kPeerLost that names this rank.
   void abort(std::string_view why);
 
+  // Frees memory of this rank's device: at once, or where ranks are threads of one process at their
+  // next meeting (agree, agree_equal, make_channel, suspend), since to free it waits for kernels of
+  // peers there, which may wait for this rank. Local.
+  void discard(Buffer memory);
+
   // Another handle of this communicator: what they stand for ends with the last of them. Local.
   std::unique_ptr<Communicator> share() const;
 

@@ -32,6 +32,7 @@ struct ControlBlock {
 
 // What the copies of a Channel share.
 struct Channel::Impl {
+  ~Impl();
   std::shared_ptr<Communicator::State> state;  // the abort words and the fault record
   std::shared_ptr<Mapping> mapping;            // null while suspended
   Buffer words;
@@ -81,6 +82,19 @@ struct Communicator::State {
   std::vector<std::byte> scratch;       // every rank's chunk, for host sums
   Buffer gathered;                      // the same on the device, where gathers run on streams
   std::deque<HostCollective> recorded;  // of captured graphs: addresses must not move
+
+  // Where ranks are threads of one process, memory of a device is not freed at once: to free it
+  // waits for the kernels of every device that can address it, those of peers, which may wait for
+  // this rank. All ranks free what they have discarded when they meet.
+  struct Discarded {
+    std::shared_ptr<Mapping> mapping;
+    Buffer memory;
+  };
+  bool frees_at_meetings = false;
+  std::mutex discarded_mutex;
+  std::vector<Discarded> discarded;
+  void discard(std::shared_ptr<Mapping> mapping, Buffer memory) noexcept;
+  void free_discarded();  // where a meeting follows that no rank leaves before all are there
 
   ControlBlock& control(int of_rank) const;
   std::vector<std::shared_ptr<Channel::Impl>> live_channels() const;  // null: destroyed

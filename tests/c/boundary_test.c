@@ -45,7 +45,6 @@ static void destroy_both(const lone_boundary* made) {
 /* Ranks need not destroy together: while rank 0 is in a call that waits for the others, these
  * destroy what rank 0 has destroyed before. */
 static void run_while_others_destroy(tenon_communicator* communicator, const rank_place* place) {
-  const lone_boundary first = one_row(communicator), second = one_row(communicator);
   placed memory[4];
   held_tensor held[4];
   for (int i = 0; i < 4; ++i) {
@@ -56,6 +55,7 @@ static void run_while_others_destroy(tenon_communicator* communicator, const ran
   }
   hold(&held[2], memory[2].at, 16, 256, 0);
   lies_on(&held[2], place);
+  const lone_boundary first = one_row(communicator), second = one_row(communicator);
   tenon_boundary_call call = TENON_BOUNDARY_CALL_INIT;
   call.partial = &held[0].tensor;
   call.residual = &held[1].tensor;
@@ -90,8 +90,7 @@ static void run_rank(tenon_communicator* communicator, int rank, int num_ranks) 
       run_case(communicator, &place, &shape, stage);
     }
   }
-  /* On a GPU that ranks share, to give memory back waits for kernels of all of them. */
-  if (gpu.wait == NULL || !info.shares_device) run_while_others_destroy(communicator, &place);
+  run_while_others_destroy(communicator, &place);
   placed mine = memory_of(2 * 8), sum = memory_of(2 * 8), all = memory_of(2 * 8 * 8);
   held_tensor held[3];
   for (int i = 0; i < 8; ++i) ((uint16_t*)mine.host)[i] = 0x3f80; /* bf16 1 */
@@ -101,6 +100,7 @@ static void run_rank(tenon_communicator* communicator, int rank, int num_ranks) 
   hold(&held[1], sum.at, 16, 8, 0);
   hold(&held[2], all.at, 16, num_ranks, 8);
   for (int i = 0; i < 3; ++i) lies_on(&held[i], &place);
+  CHECK_OK(tenon_communicator_barrier(communicator)); /* nobody takes memory any more */
   CHECK_OK(tenon_all_reduce(communicator, in, &held[1].tensor, place.stream));
   CHECK_OK(tenon_all_gather(communicator, in, &held[2].tensor, place.stream));
   get(&sum, &place);

@@ -2,13 +2,10 @@
 // Refuses when a rank lives in another process or on a device that cannot be addressed.
 #include <sys/mman.h>
 
-#include <algorithm>
 #include <cstring>
-#include <iterator>
 #include <map>
 #include <mutex>
 #include <string>
-#include <vector>
 
 #include "tenon/comm/messages.h"
 #include "tenon/comm/transport/peer_transport.h"
@@ -116,45 +113,9 @@ Registry& registry() {
   return regions;
 }
 
-// What a rank let go of while peers still had it. The rank frees it itself, at its next call that
-// makes or ends a mapping, or when it is asked to: to free memory waits until the device is idle.
-// A peer would wait for kernels of this rank, which may wait for that peer.
-class Leftovers {
- public:
-  void add(std::shared_ptr<Region> region) {
-    std::lock_guard lock(mutex_);
-    regions_.push_back(std::move(region));
-  }
-  // Frees what nobody else has any more.
-  void free_unused() {
-    std::vector<std::shared_ptr<Region>> unused;
-    std::lock_guard lock(mutex_);
-    const auto is_used = [](const auto& region) { return region.use_count() > 1; };
-    const auto from = std::partition(regions_.begin(), regions_.end(), is_used);
-    std::move(from, regions_.end(), std::back_inserter(unused));
-    regions_.erase(from, regions_.end());
-  }
-
- private:
-  std::mutex mutex_;
-  std::vector<std::shared_ptr<Region>> regions_;
-};
-
 class Regions final : public Mapping {
  public:
-  Regions(int rank, std::shared_ptr<Leftovers> leftovers)
-      : rank_(rank), leftovers_(std::move(leftovers)) {}
-  ~Regions() override {
-    auto mine = std::move(held[rank_]);
-    for (auto& region : held) region.reset();
-    if (mine != nullptr) leftovers_->add(std::move(mine));
-    leftovers_->free_unused();
-  }
   std::shared_ptr<Region> held[kMaxRanks];
-
- private:
-  const int rank_;
-  const std::shared_ptr<Leftovers> leftovers_;
 };
 
 Status find_peers(Regions& mapping, std::span<const std::uint64_t> numbers) {
@@ -176,7 +137,6 @@ class Threads final : public PeerTransport {
 
   Result<std::shared_ptr<Mapping>> map(MemoryKind place, std::size_t bytes, std::uint8_t fill,
                                        std::string_view label) override {
-    leftovers_->free_unused();
     auto region = make_region(place, device_, bytes, fill);
     TENON_TRY(agree(bootstrap_, region.status(), label, deadline_));
 
@@ -187,16 +147,11 @@ class Threads final : public PeerTransport {
     std::vector<std::uint64_t> numbers(static_cast<std::size_t>(bootstrap_.size()));
     TENON_TRY(bootstrap_.exchange(bytes_of(published.number),
                                   std::as_writable_bytes(std::span(numbers)), label, deadline_));
-    auto mapping = std::make_shared<Regions>(bootstrap_.rank(), leftovers_);
+    auto mapping = std::make_shared<Regions>();
     mapping->bytes = bytes;
     TENON_TRY(agree(bootstrap_, find_peers(*mapping, numbers), label, deadline_));
     return std::static_pointer_cast<Mapping>(mapping);
   }
-
-  void free_unused() override { leftovers_->free_unused(); }
-
- private:
-  const std::shared_ptr<Leftovers> leftovers_ = std::make_shared<Leftovers>();
 };
 
 }  // namespace

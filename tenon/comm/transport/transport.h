@@ -42,8 +42,8 @@ struct TransportContext {
   std::chrono::milliseconds deadline;
 };
 
-// One region per rank, of the same size, addressable by this rank. A peer's region stays valid
-// until this ends even if that peer is gone.
+// One region per rank, of the same size, addressable by this rank. Unmapped with its last holder;
+// a peer's region stays valid until then even if that peer is gone.
 class Mapping {
  public:
   Mapping() = default;
@@ -89,9 +89,6 @@ class Transport {
   // gets the same status.
   virtual Result<std::shared_ptr<Mapping>> map(MemoryKind place, std::size_t bytes,
                                                std::uint8_t fill, std::string_view label) = 0;
-
-  // Gives back what this rank has unmapped and peers had still mapped then, if they have no more.
-  virtual void free_unused() {}
 
   // all[r] = rank r's `mine`, between hosts, without peer pointers.
   // Collective. Waits are bounded by team.deadline_ns and end when *team.abort_word[team.rank] is
