@@ -18,7 +18,7 @@
 #include "tenon/core/env.h"
 #include "tenon/core/fp8.h"
 #include "tenon/core/guard.h"
-#include "tenon/core/thread.h"
+#include "tenon/models/reader_threads.h"
 
 namespace tenon {
 namespace {
@@ -343,24 +343,16 @@ Result<TransferTimes> SliceTransfer::run(const TensorSource& source, Stream& str
   for (std::size_t i = 0; i < shared.readers; ++i)
     readers.push_back(std::make_unique<Reader>(shared, source));
   std::vector<Status> ended(shared.readers);
-  {
-    const auto read = [&](std::size_t at, const auto& after_each) {
-      ended[at] = guarded([&] { return readers[at]->bring_all(after_each); });
-      if (!ended[at]) shared.failed = true;
-    };
-    std::vector<Thread> helpers;  // joined at the end of the block
-    for (std::size_t at = 1; at < shared.readers; ++at) {
-      auto helper = start_thread("load", [&read, at] { read(at, [] {}); });
-      if (!helper) break;  // there are no more threads: those that there are do it
-      helpers.push_back(*std::move(helper));
-      ++times.readers;
-    }
-    ++times.readers;
-    read(0, [&] {
-      const std::int64_t done = shared.done_bytes;
-      if (progress && done < stored_bytes_) progress(done, stored_bytes_);
+  times.readers = run_on_threads(static_cast<int>(shared.readers), [&](int at) {
+    const auto index = static_cast<std::size_t>(at);
+    ended[index] = guarded([&] {
+      return readers[index]->bring_all([&] {
+        const std::int64_t done = shared.done_bytes;
+        if (at == 0 && progress && done < stored_bytes_) progress(done, stored_bytes_);
+      });
     });
-  }
+    if (!ended[index]) shared.failed = true;
+  });
   // Also after an error: what is on its way leaves memory of the readers.
   const Status sent = stream.synchronize();
   for (const Status& each : ended) TENON_TRY(each);

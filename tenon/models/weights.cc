@@ -1,12 +1,15 @@
 #include "tenon/models/weights.h"
 
 #include <algorithm>
+#include <atomic>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "tenon/core/file.h"
+#include "tenon/core/guard.h"
 #include "tenon/core/json.h"
+#include "tenon/models/reader_threads.h"
 
 namespace tenon {
 namespace {
@@ -89,6 +92,28 @@ class Files final : public TensorSource {
   Tensors tensors_;  // point into the files
 };
 
+// The headers of all files, or what is wrong with the first one that has an error. By several
+// threads: large checkpoints have a hundred files, with thousands of tensors in each.
+Result<std::vector<SafetensorsFile>> read_headers(const std::filesystem::path& root,
+                                                  const std::set<std::string>& names) {
+  constexpr std::size_t kMostThreads = 8;
+  std::vector<std::string> paths;
+  for (const std::string& name : names) paths.push_back((root / name).string());
+  std::vector<std::optional<Result<SafetensorsFile>>> read(paths.size());
+  std::atomic<std::size_t> next{0};
+  run_on_threads(static_cast<int>(std::min(kMostThreads, paths.size())), [&](int) {
+    for (std::size_t at = next++; at < paths.size(); at = next++)
+      read[at] = guarded([&] { return SafetensorsFile::open(paths[at], at); });
+  });
+  std::vector<SafetensorsFile> files;
+  files.reserve(paths.size());
+  for (auto& each : read) {
+    TENON_ASSIGN(SafetensorsFile file, *std::move(each));
+    files.push_back(std::move(file));
+  }
+  return files;
+}
+
 }  // namespace
 
 struct Weights::State {
@@ -128,14 +153,13 @@ Result<Weights> Weights::open(const std::string& directory) {
                      std::string(kSingleName));
   }
 
-  found->files_.reserve(names.size());  // tensors point into these: they must not move
-  for (const std::string& name : names) {
+  for (const std::string& name : names)
     if (!present(root / name))
       return malformed(directory + ": the index names the file " + name + ", which is missing");
-    TENON_ASSIGN(SafetensorsFile file,
-                 SafetensorsFile::open((root / name).string(), found->files_.size()));
-    found->files_.push_back(std::move(file));
-    for (const auto& [tensor, stored] : found->files_.back().tensors()) {
+  TENON_ASSIGN(found->files_, read_headers(root, names));
+  auto next = found->files_.begin();
+  for (const std::string& name : names) {
+    for (const auto& [tensor, stored] : (next++)->tensors()) {
       const auto place = placed.find(tensor);
       if (indexed && place == placed.end())
         return malformed(name + ": holds \"" + tensor + "\", which the index does not know");
