@@ -104,6 +104,8 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
         bell_(std::make_shared<Bell>()),
         share_(shared.body_bytes) {
     deadline_.expires_at(Clock::time_point::max());
+    error_code ignored;
+    socket_.non_blocking(true, ignored);  // send() tries before it waits
   }
   ~Connection() { bell_->close(); }
 
@@ -113,7 +115,6 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
     error_code ignored;
     watch_peer(socket_.native_handle());
     socket_.set_option(tcp::no_delay(true), ignored);
-    socket_.non_blocking(true, ignored);
     socket_.set_option(asio::socket_base::send_buffer_size(kSendBufferBytes), ignored);
     const auto peer = socket_.remote_endpoint(ignored);
     if (!ignored) peer_ = peer.address().to_string() + ":" + std::to_string(peer.port());
