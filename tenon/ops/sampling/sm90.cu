@@ -10,7 +10,7 @@ namespace {
 
 template <int kClusterBlocks>
 struct ClusterTeam {
-  static constexpr int kRanks = kClusterBlocks, kBuckets = 4096;
+  static constexpr int kRanks = kClusterBlocks, kBuckets = 4096, kGroups = 64;
   TENON_DEVICE int rank() { return block_id() % kRanks; }
   TENON_DEVICE void sync() {
     sync_wave();
@@ -19,6 +19,11 @@ struct ClusterTeam {
   template <class T>
   TENON_DEVICE T* at(T* mine, int rank) {
     return sm90::at_rank(mine, rank);
+  }
+  template <class T>
+  TENON_DEVICE T& own(T&) {
+    TENON_DYNAMIC_SHARED(T, room);
+    return *room;
   }
 };
 constexpr int kClusterThreads = 1024;
@@ -36,46 +41,44 @@ struct ClusterSample {
   std::int32_t part = 0;
 };
 
-// The ids from `begin` on; −infinity where there is no token.
+// The ids from `begin` on; −infinity where there is no token. They lie behind the room.
+template <class Team>
 struct Part {
-  float* logits;  // [count], in shared memory
   std::int32_t begin, count;
 };
-template <class Visit>
-TENON_DEVICE void visit(const Part& part, Visit body) {
+template <class Team>
+TENON_DEVICE float* logits_of(const Part<Team>&) {
+  TENON_DYNAMIC_SHARED(std::byte, memory);
+  return reinterpret_cast<float*>(memory + sizeof(Room<Team>));
+}
+template <class Team, class Visit>
+TENON_DEVICE void visit(const Part<Team>& part, Visit body) {
+  const float* const logits = logits_of(part);
   TENON_NO_UNROLL
-  for (std::int32_t i = 4 * thread_id(); i < part.count; i += 4 * kClusterThreads) {
-    const Word4 four = load16(part.logits + i);
-    const std::int32_t id = part.begin + i;
-    body(bits_float(four.x), id);
-    body(bits_float(four.y), id + 1);
-    body(bits_float(four.z), id + 2);
-    body(bits_float(four.w), id + 3);
-  }
+  for (std::int32_t i = thread_id(); i < part.count; i += kClusterThreads)
+    body(logits[i], part.begin + i);
 }
 
 // Fills the part; returns what this thread has seen of it. Neighbours are loaded together where
-// they lie at multiples of 16 bytes.
-TENON_DEVICE Seen load_part(const LogitRow& row, const Part& part) {
-  constexpr int kAtOnce = 8;
+// they lie at multiples of 16 bytes. Calls meanwhile() when the first loads are on their way.
+template <class Team, class Meanwhile>
+TENON_DEVICE Seen load_part(const LogitRow& row, const Part<Team>& part, Meanwhile meanwhile) {
+  constexpr int kAtOnce = 4;
   constexpr std::int32_t kStep = 4 * kClusterThreads;
+  float* const logits = logits_of(part);
   const bool wide = row.width % 4 == 0 && row.slice_stride % 4 == 0 &&
                     reinterpret_cast<std::uint64_t>(row.logits) % 16 == 0;
   if (!wide) {
+    meanwhile();
     TENON_NO_UNROLL
     for (std::int32_t i = thread_id(); i < part.count; i += kClusterThreads) {
       const std::int32_t id = part.begin + i;
-      part.logits[i] = id < row.num_tokens ? plain(*logit_at(row, id)) : -kInfinity;
+      logits[i] = id < row.num_tokens ? plain(*logit_at(row, id)) : -kInfinity;
     }
     sync_block();
     return see_all(part);
   }
   Seen seen;
-  const auto take = [&](std::uint32_t bits, std::int32_t id) {
-    const float logit = id < row.num_tokens ? plain(bits_float(bits)) : -kInfinity;
-    see(seen, logit, id);
-    return float_bits(logit);
-  };
   TENON_NO_UNROLL
   for (std::int32_t first = 4 * thread_id(); first < part.count; first += kStep * kAtOnce) {
     Word4 fours[kAtOnce];
@@ -85,36 +88,56 @@ TENON_DEVICE Seen load_part(const LogitRow& row, const Part& part) {
       fours[n] = {0, 0, 0, 0};
       if (i < part.count && id < row.num_tokens) fours[n] = load16(logit_at(row, id));
     }
+    if (first < kStep) meanwhile();
     TENON_UNROLL
     for (int n = 0; n < kAtOnce; ++n) {
       const std::int32_t i = first + kStep * n, id = part.begin + i;
       if (i >= part.count) continue;
-      const Word4 four = fours[n];
-      store16(part.logits + i,
-              {take(four.x, id), take(four.y, id + 1), take(four.z, id + 2), take(four.w, id + 3)});
+      const std::uint32_t bits[4] = {fours[n].x, fours[n].y, fours[n].z, fours[n].w};
+      std::uint32_t of_ids[4];
+      TENON_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        const float logit = id + j < row.num_tokens ? plain(bits_float(bits[j])) : -kInfinity;
+        see(seen, logit, id + j);
+        of_ids[j] = float_bits(logit);
+      }
+      store16(logits + i, {of_ids[0], of_ids[1], of_ids[2], of_ids[3]});
     }
   }
   return seen;
 }
 
 // What the mask leaves out of the part. Both begin at multiples of 4 ids.
-TENON_DEVICE void apply_mask(const Part& part, const std::uint32_t* mask) {
+template <class Team>
+TENON_SAMPLING_SHARED void apply_mask(const Part<Team> part, const std::uint32_t* mask) {
+  float* const logits = logits_of(part);
   TENON_NO_UNROLL
   for (std::int32_t i = 4 * thread_id(); i < part.count; i += 4 * kClusterThreads) {
     const std::int32_t id = part.begin + i;
     const std::uint32_t bits = mask[id >> 5] >> (id & 31);
-    Word4 four = load16(part.logits + i);
+    Word4 four = load16(logits + i);
     const std::uint32_t none = float_bits(-kInfinity);
     if ((bits & 1u) == 0) four.x = none;
     if ((bits & 2u) == 0) four.y = none;
     if ((bits & 4u) == 0) four.z = none;
     if ((bits & 8u) == 0) four.w = none;
-    store16(part.logits + i, four);
+    store16(logits + i, four);
   }
+}
+template <class Team>
+TENON_SAMPLING_SHARED void apply_edits(const Sample& sample, int r, const LogitRow row,
+                              const Part<Team> part) {
+  float* const logits = logits_of(part);
+  visit_edits(sample, r, [&](const Edit& edit, std::int32_t) {
+    const std::int32_t i = edit.id - part.begin;
+    if (i >= 0 && i < part.count)
+      logits[i] = plain(edited(*logit_at(row, edit.id), edit, sample, r));
+  });
 }
 
 template <int kClusterBlocks>
-TENON_KERNEL sample_cluster_kernel(ClusterSample call) {
+TENON_KERNEL_RESIDENT(kClusterThreads, 1)
+sample_cluster_kernel(TENON_ARGS(ClusterSample) call) {
   using Team = ClusterTeam<kClusterBlocks>;
   static_assert(sizeof(Room<Team>) % 16 == 0);
   TENON_DYNAMIC_SHARED(std::byte, memory);
@@ -124,36 +147,26 @@ TENON_KERNEL sample_cluster_kernel(ClusterSample call) {
   wait_for_previous();
   let_next_start();
   if (r >= sample.rows) return;  // the plan was made for more
+  const Setting setting = setting_of(sample, r);
   const LogitRow row = row_of(sample, r);
   const std::int32_t begin = Team::rank() * call.part;
   const std::int32_t left = (row.num_tokens - begin + 3) / 4 * 4;
-  const Part part{reinterpret_cast<float*>(memory + sizeof(Room<Team>)), begin,
-                  left < 0           ? 0
-                  : left < call.part ? left
-                                     : call.part};
-  const bool edits = has_edits(sample, r), reports = wants_report(sample, r);
-  const std::uint32_t* const mask = mask_of(sample, r);
-  const bool changes = edits || mask != nullptr;
+  const Part<Team> part{begin, left < 0 ? 0 : left < call.part ? left : call.part};
 
-  Seen seen = load_part(row, part);
+  Seen seen = load_part(row, part, [&] { keep_random(room, setting); });
+  const bool reports = setting.wanted >= 0, changes = setting.edits || setting.mask != nullptr;
   if (!changes || reports) seen = join(room, seen, 0);
-  if (reports) report(room, sample, r, part, seen);
-  if (changes) sync_block();  // all logits are there, and have been read
-  if (edits) {
-    visit_edits(sample, r, [&](const Edit& edit, std::int32_t) {
-      const std::int32_t i = edit.id - begin;
-      if (i >= 0 && i < part.count)
-        part.logits[i] = plain(edited(*logit_at(row, edit.id), edit, sample, r));
-    });
+  if (reports) report(room, sample, r, setting.wanted, part, seen);
+  if (changes) {
+    sync_block();  // all logits are there, and have been read
+    if (setting.edits) apply_edits(sample, r, row, part);
     sync_block();
-  }
-  if (mask != nullptr) {
-    apply_mask(part, mask);
+    if (setting.mask != nullptr) apply_mask(part, setting.mask);
     sync_block();
+    seen = join(room, see_all(part), 0);
   }
-  if (changes) seen = join(room, see_all(part), 0);
-  const std::int32_t drawn = draw(room, sample, r, part, seen);
-  if (Team::rank() == 0 && thread_id() == 0) finish_row(sample, r, row, drawn);
+  const std::int32_t drawn = draw(room, setting, part, seen);
+  if (Team::rank() == 0 && thread_id() == 0) finish_row(sample, r, setting, row, drawn);
   Team::sync();  // a block's memory stays while others read it
 }
 
