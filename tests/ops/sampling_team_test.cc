@@ -92,9 +92,9 @@ void run_row(Room<Team>& room, const std::vector<float>& logits, const Settings&
   const std::size_t share = logits.size() / Team::kRanks;
   const Stretch stretch{logits, rank * share,
                         rank + 1 == Team::kRanks ? logits.size() : (rank + 1) * share};
-  const Setting setting = setting_of(sample, 0);
-  keep_random(room, setting);
+  keep_setting(room, sample, 0);
   const Seen seen = join(room, see_all(stretch), 0);
+  const Setting setting = room.setting;
   if (setting.wanted >= 0) report(room, sample, 0, setting.wanted, stretch, seen);
   const std::int32_t drawn = draw(room, setting, stretch, join(room, seen, 1));
   if (Team::rank() == 0) outcome.drawn = drawn;

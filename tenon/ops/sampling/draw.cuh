@@ -93,15 +93,6 @@ TENON_DEVICE const float* logit_at(const LogitRow& row, std::int32_t id) {
   return row.logits + slice * row.slice_stride + (id - slice * row.width);
 }
 
-// What row r asks for, loaded at once: nothing later waits for memory.
-struct Setting {
-  float temperature, top_p, min_p;
-  std::int32_t top_k, position;
-  std::int64_t seed;
-  std::int32_t wanted;       // ids of its report; below 0: none
-  bool edits;                // whether it has any
-  const std::uint32_t* mask; // null: it may draw all ids
-};
 TENON_DEVICE Setting setting_of(const Sample& sample, int r) {
   Setting setting{};
   setting.temperature = sample.temperature[r];
@@ -137,11 +128,14 @@ TENON_DEVICE void visit_edits(const Sample& sample, int r, Body body) {
   }
 }
 
-// Before join(): draw() finds it there. One thread, for the others would wait for the rounds too.
+// One thread loads all of it at once, for the block: all have it behind the next barrier. The others
+// need not wait for it before they ask for logits, nor for the rounds of the random number.
 template <class Team>
-TENON_DEVICE void keep_random(Room<Team>& room, const Setting& setting) {
-  if (thread_id() == block_threads() - 1)
-    room.random = tenon::sampling::random_bits(setting.seed, setting.position);
+TENON_DEVICE void keep_setting(Room<Team>& room, const Sample& sample, int r) {
+  if (thread_id() != block_threads() - 1) return;
+  const Setting setting = setting_of(sample, r);
+  room.setting = setting;
+  room.random = tenon::sampling::random_bits(setting.seed, setting.position);
 }
 
 // ceil(total · top_p), at least 1.

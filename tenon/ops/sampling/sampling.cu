@@ -14,7 +14,9 @@ TENON_KERNEL sample_kernel(Sample sample) {
   const int r = block_id();
   if (r >= sample.rows) return;  // the plan was made for more
   const LogitRow row = row_of(sample, r);
-  const Setting setting = setting_of(sample, r);
+  keep_setting(room, sample, r);
+  sync_block();
+  const Setting setting = room.setting;
   LogitRow candidates = row;
   candidates.mask = setting.mask;
   if (setting.edits) {
@@ -25,7 +27,6 @@ TENON_KERNEL sample_kernel(Sample sample) {
     });
     sync_block();
   }
-  keep_random(room, setting);
   const Seen seen = join(room, see_all(candidates), 0);
   const std::int32_t drawn = draw(room, setting, candidates, seen);
   if (setting.edits) {

@@ -105,6 +105,16 @@ struct Pair {
   std::uint64_t x, y;
 };
 
+// What a row asks for.
+struct Setting {
+  float temperature, top_p, min_p;
+  std::int32_t top_k, position;
+  std::int64_t seed;
+  std::int32_t wanted;        // ids of its report; below 0: none
+  bool edits;                 // whether it has any
+  const std::uint32_t* mask;  // null: it may draw all ids
+};
+
 // Shared memory of each block of a team. What one block reads of another is written again only
 // after a sync() behind the reading: each function below has one between the two.
 template <class Team>
@@ -116,7 +126,8 @@ struct Room {
   std::uint64_t bucket_ends[kOfGroup];   // the same of the buckets of one group, from its begin on
   std::uint64_t listed[kMaxListed];      // orders that this block has found
   std::uint64_t list[kMaxListed], weights[kMaxListed];  // those of all blocks, and their weights
-  std::uint64_t random;                  // of the row, in every block
+  std::uint64_t random;                  // of the row, in every block, as what it asks for
+  Setting setting;
   std::uint32_t size, total_size;
   Pair reduced[2], picked, result, of_wave[kMaxWaves];
 };

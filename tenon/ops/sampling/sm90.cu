@@ -59,50 +59,70 @@ TENON_DEVICE void visit(const Part<Team>& part, Visit body) {
     body(logits[i], part.begin + i);
 }
 
-// Fills the part; returns what this thread has seen of it. Neighbours are loaded together where
-// they lie at multiples of 16 bytes. Calls meanwhile() when the first loads are on their way.
-template <class Team, class Meanwhile>
-TENON_DEVICE Seen load_part(const LogitRow& row, const Part<Team>& part, Meanwhile meanwhile) {
-  constexpr int kAtOnce = 4;
-  constexpr std::int32_t kStep = 4 * kClusterThreads;
-  float* const logits = logits_of(part);
-  const bool wide = row.width % 4 == 0 && row.slice_stride % 4 == 0 &&
-                    reinterpret_cast<std::uint64_t>(row.logits) % 16 == 0;
-  if (!wide) {
-    meanwhile();
-    TENON_NO_UNROLL
-    for (std::int32_t i = thread_id(); i < part.count; i += kClusterThreads) {
-      const std::int32_t id = part.begin + i;
-      logits[i] = id < row.num_tokens ? plain(*logit_at(row, id)) : -kInfinity;
-    }
-    sync_block();
-    return see_all(part);
+// Where the first logits lie that a thread loads, four neighbours together, in elements from the
+// row's first; below 0: nowhere. All of a part up to kAtOnce · 4096 ids, if `wide`: they lie at
+// multiples of 16 bytes.
+template <class Team>
+struct Places {
+  static constexpr int kAtOnce = 64 / Team::kRanks;
+  static constexpr std::int32_t kStep = 4 * kClusterThreads;
+  std::int64_t at[kAtOnce];
+  bool wide;
+};
+template <class Team>
+TENON_DEVICE Places<Team> find_places(const LogitRow& row, const Part<Team>& part) {
+  Places<Team> places;
+  places.wide = row.width % 4 == 0 && row.slice_stride % 4 == 0 &&
+                reinterpret_cast<std::uint64_t>(row.logits) % 16 == 0;
+  TENON_UNROLL
+  for (int n = 0; n < Places<Team>::kAtOnce; ++n) {
+    const std::int32_t i = 4 * thread_id() + Places<Team>::kStep * n, id = part.begin + i;
+    const bool there = places.wide && i < part.count && id < row.num_tokens;
+    places.at[n] = there ? logit_at(row, id) - row.logits : -1;
+    hold(places.at[n]);
   }
+  return places;
+}
+// The loads of a thread, on their way.
+template <class Team>
+struct Fours {
+  Word4 of[Places<Team>::kAtOnce];
+};
+template <class Team>
+TENON_DEVICE void load_fours(const LogitRow& row, const Places<Team>& places, Fours<Team>& fours) {
+  TENON_UNROLL
+  for (int n = 0; n < Places<Team>::kAtOnce; ++n) {
+    fours.of[n] = {0, 0, 0, 0};
+    if (places.at[n] >= 0) fours.of[n] = load16_relaxed(row.logits + places.at[n]);
+  }
+}
+// Fills the part from them; returns what this thread has seen of it.
+template <class Team>
+TENON_DEVICE Seen fill_part(const LogitRow& row, const Part<Team>& part, const Places<Team>& places,
+                            const Fours<Team>& fours) {
+  float* const logits = logits_of(part);
   Seen seen;
+  TENON_UNROLL
+  for (int n = 0; n < Places<Team>::kAtOnce; ++n) {
+    const std::int32_t i = 4 * thread_id() + Places<Team>::kStep * n, id = part.begin + i;
+    if (places.at[n] < 0) continue;
+    const Word4& four = fours.of[n];
+    const std::uint32_t bits[4] = {four.x, four.y, four.z, four.w};
+    std::uint32_t plain_bits[4];
+    TENON_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      const float logit = id + j < row.num_tokens ? plain(bits_float(bits[j])) : -kInfinity;
+      see(seen, logit, id + j);
+      plain_bits[j] = float_bits(logit);
+    }
+    store16(logits + i, {plain_bits[0], plain_bits[1], plain_bits[2], plain_bits[3]});
+  }
+  const std::int32_t loaded = places.wide ? Places<Team>::kStep * Places<Team>::kAtOnce : 0;
   TENON_NO_UNROLL
-  for (std::int32_t first = 4 * thread_id(); first < part.count; first += kStep * kAtOnce) {
-    Word4 fours[kAtOnce];
-    TENON_UNROLL
-    for (int n = 0; n < kAtOnce; ++n) {
-      const std::int32_t i = first + kStep * n, id = part.begin + i;
-      fours[n] = {0, 0, 0, 0};
-      if (i < part.count && id < row.num_tokens) fours[n] = load16(logit_at(row, id));
-    }
-    if (first < kStep) meanwhile();
-    TENON_UNROLL
-    for (int n = 0; n < kAtOnce; ++n) {
-      const std::int32_t i = first + kStep * n, id = part.begin + i;
-      if (i >= part.count) continue;
-      const std::uint32_t bits[4] = {fours[n].x, fours[n].y, fours[n].z, fours[n].w};
-      std::uint32_t of_ids[4];
-      TENON_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        const float logit = id + j < row.num_tokens ? plain(bits_float(bits[j])) : -kInfinity;
-        see(seen, logit, id + j);
-        of_ids[j] = float_bits(logit);
-      }
-      store16(logits + i, {of_ids[0], of_ids[1], of_ids[2], of_ids[3]});
-    }
+  for (std::int32_t i = loaded + thread_id(); i < part.count; i += kClusterThreads) {
+    const std::int32_t id = part.begin + i;
+    logits[i] = id < row.num_tokens ? plain(*logit_at(row, id)) : -kInfinity;
+    see(seen, logits[i], id);
   }
   return seen;
 }
@@ -144,26 +164,28 @@ sample_cluster_kernel(TENON_ARGS(ClusterSample) call) {
   Room<Team>& room = *reinterpret_cast<Room<Team>*>(memory);
   const Sample& sample = call.sample;
   const int r = block_id() / Team::kRanks;
-  wait_for_previous();
-  let_next_start();
-  if (r >= sample.rows) return;  // the plan was made for more
-  const Setting setting = setting_of(sample, r);
   const LogitRow row = row_of(sample, r);
   const std::int32_t begin = Team::rank() * call.part;
   const std::int32_t left = (row.num_tokens - begin + 3) / 4 * 4;
   const Part<Team> part{begin, left < 0 ? 0 : left < call.part ? left : call.part};
 
-  Seen seen = load_part(row, part, [&] { keep_random(room, setting); });
-  const bool reports = setting.wanted >= 0, changes = setting.edits || setting.mask != nullptr;
-  if (!changes || reports) seen = join(room, seen, 0);
-  if (reports) report(room, sample, r, setting.wanted, part, seen);
-  if (changes) {
-    sync_block();  // all logits are there, and have been read
+  const Places<Team> places = find_places(row, part);
+  wait_for_previous();
+  let_next_start();
+  if (r >= sample.rows) return;  // the plan was made for more
+  Fours<Team> fours;
+  load_fours(row, places, fours);
+  keep_setting(room, sample, r);
+  Seen seen = join(room, fill_part(row, part, places, fours), 0);
+  const Setting setting = room.setting;
+  if (setting.wanted >= 0) report(room, sample, r, setting.wanted, part, seen);
+  if (setting.edits || setting.mask != nullptr) {
+    sync_block();  // all logits have been read
     if (setting.edits) apply_edits(sample, r, row, part);
     sync_block();
     if (setting.mask != nullptr) apply_mask(part, setting.mask);
     sync_block();
-    seen = join(room, see_all(part), 0);
+    seen = join(room, see_all(part), setting.wanted >= 0 ? 0 : 1);
   }
   const std::int32_t drawn = draw(room, setting, part, seen);
   if (Team::rank() == 0 && thread_id() == 0) finish_row(sample, r, setting, row, drawn);
