@@ -386,25 +386,23 @@ TENON_DEVICE void decode_head(const KernelArgs& args, int v_head, const Channels
     shared.o[mine] = to_float(to_bf16(decay * sums.of_q + scales.k_dot_q * d));
   }
   sync_block();
-  // The second team makes most of the new state.
-  constexpr int kFirst = kTeams == 1 ? 0 : 2 * kRows, kSecond = kTeams == 1 ? 0 : 6 * kRows;
+  // The second team makes most of the new state. A single one makes it first, so that it is on its
+  // way to memory while the outputs are made.
+  constexpr int kFirst = kTeams == 1 ? kDim : 2 * kRows, kSecond = kTeams == 1 ? kDim : 6 * kRows;
   const auto update = [&](int first, int last) {
     if (to != nullptr)
       update_column<kHeld>(column, to + mine, shared.k, decay, shared.d[mine], first, last);
   };
   bf16 rounded{0};
-  if (does<kTeams>(0)) {
-    rounded = norm_output(args, shared, ahead.norm);
-  } else {
-    update(0, kFirst);
-  }
+  if (kTeams == 1 || does<kTeams>(1)) update(0, kFirst);
+  if (does<kTeams>(0)) rounded = norm_output(args, shared, ahead.norm);
   sync_block();
   if (does<kTeams>(0)) {
     store_result(args, token, v_head, shared, rounded);
     keep_own_inputs<kTeams>(args, sequence, v_head, channels, inputs);
   }
   if (v_head == 0 && args.quant.codes != nullptr) pad_scales(args.quant, token);
-  update(does<kTeams>(0) ? kSecond : kFirst, does<kTeams>(0) ? kDim : kSecond);
+  if (kTeams > 1) update(does<kTeams>(0) ? kSecond : kFirst, does<kTeams>(0) ? kDim : kSecond);
 }
 
 }  // namespace tenon::TENON_TARGET::gated_delta_net

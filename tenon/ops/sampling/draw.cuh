@@ -148,7 +148,7 @@ TENON_DEVICE std::uint64_t share_of(std::uint64_t total, float top_p) {
   return share > 0 ? share : 1;
 }
 
-// The token among the first `kept` of the listed candidates, of which room has the masses.
+// On rank 0: the token among the first `kept` of the listed candidates, of which room has the masses.
 template <class Team>
 TENON_DEVICE std::int32_t draw_listed(Room<Team>& room, const Setting& setting, int size,
                                       int kept) {
@@ -186,7 +186,7 @@ TENON_DEVICE std::int32_t draw_listed(Room<Team>& room, const Setting& setting, 
   return id_in(room.picked.x);
 }
 
-// The token of row r, the same on every thread. seen: of all of the row.
+// The token of row r, on all threads of rank 0. seen: of all of the row.
 template <class Team, class Row>
 TENON_DEVICE std::int32_t draw(Room<Team>& room, const Setting& setting, const Row& row,
                                const Seen& seen) {
@@ -212,11 +212,12 @@ TENON_DEVICE std::int32_t draw(Room<Team>& room, const Setting& setting, const R
       const int end =
           found > kept ? place_of(room, kept).bucket + 1 : static_cast<int>(Team::kBuckets);
       const int size = list_buckets(room, row, buckets, 0, end, count, mass);
-      if (size <= kMaxListed) return draw_listed(room, setting, size, top_k);
+      if (size <= kMaxListed)
+        return Team::rank() == 0 ? draw_listed(room, setting, size, top_k) : -1;
     }
     if (found > kept) {
       // A list that was too long has left the buckets as they were.
-      mass.last = find(room, row, buckets, count, kept).order;
+      mass.last = find(room, row, buckets, count, kept, true).order;
       mass.least = logit_in(mass.last);
     }
   }
@@ -232,7 +233,7 @@ TENON_DEVICE std::int32_t draw(Room<Team>& room, const Setting& setting, const R
   for (bool drawing = share == total;; drawing = true) {
     const std::uint64_t target =
         drawing ? tenon::sampling::multiply_high(room.random, kept_mass) + 1 : share;
-    const Found found = find(room, row, buckets, mass, target);
+    const Found found = find(room, row, buckets, mass, target, !drawing);
     if (drawing) return id_in(found.order);
     kept_mass = found.sum;
     if (found.refilled) fill_buckets(room, row, buckets, mass, 1);
@@ -277,7 +278,7 @@ TENON_SAMPLING_SHARED void report(Room<Team>& of_team, const Sample& sample, int
     const int end = place_of(room, wanted).bucket + 1;
     listed = list_buckets(room, row, buckets, 0, end, count, count);
     if (listed > kMaxListed) {
-      const std::uint64_t last = find(room, row, buckets, count, wanted).order;
+      const std::uint64_t last = find(room, row, buckets, count, wanted, true).order;
       const Buckets whole{0, 0, 63, ~std::uint64_t{0}, last};
       listed = list_buckets(room, row, whole, 0, 2, count, count);
     }

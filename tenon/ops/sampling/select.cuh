@@ -124,11 +124,12 @@ struct Room {
   std::uint64_t groups[2][kGroups];      // own sums of whole groups, by turns
   std::uint64_t group_ends[kGroups];     // of the team: the sum up to the end of a group
   std::uint64_t bucket_ends[kOfGroup];   // the same of the buckets of one group, from its begin on
-  std::uint64_t listed[kMaxListed];      // orders that this block has found
-  std::uint64_t list[kMaxListed], weights[kMaxListed];  // those of all blocks, and their weights
+  std::uint64_t parts[Team::kRanks * (kGroups > kOfGroup ? kGroups : kOfGroup)];  // of the blocks
+  std::uint64_t listed[kMaxListed];  // orders that this block has found
+  std::uint64_t list[kMaxListed], weights[kMaxListed];  // rank 0: those of all, and their weights
   std::uint64_t random;                  // of the row, in every block, as what it asks for
   Setting setting;
-  std::uint32_t size, total_size;
+  std::uint32_t size, begins[Team::kRanks + 1];
   Pair reduced[2], picked, result, of_wave[kMaxWaves];
 };
 
@@ -321,29 +322,25 @@ TENON_DEVICE int bucket_of(const Buckets& buckets, float logit, std::int32_t id)
   return static_cast<int>((buckets.first - order) >> buckets.shift);
 }
 
-// sums[i] = the sum over the team's blocks of get(i, rank), i < kCount. All threads of the block.
-template <class Team, int kCount, class Get>
-TENON_DEVICE void add_ranks(std::uint64_t* sums, Get get) {
-  constexpr int kLanes = kWave == 1 ? 1 : Team::kRanks;  // of a sum
+// ends[i] = the sum over the team's blocks of get(j, rank) for all j up to i, i < kCount. Neighbours
+// of one block are fetched by neighbours.
+template <int kCount, class Team, class Get>
+TENON_DEVICE void add_up_ranks(Room<Team>& room, std::uint64_t* ends, Get get) {
   TENON_NO_UNROLL
-  for (int i = thread_id(); i < kCount * kLanes; i += block_threads()) {
-    std::uint64_t sum = 0;
-    for (int rank = i % kLanes; rank < Team::kRanks; rank += kLanes) sum += get(i / kLanes, rank);
-    sum = lanes_total<kLanes>(sum);
-    if (i % kLanes == 0) sums[i / kLanes] = sum;
-  }
+  for (int i = thread_id(); i < Team::kRanks * kCount; i += block_threads())
+    room.parts[i] = get(i % kCount, i / kCount);
   sync_block();
-}
-// Each of them becomes the sum up to it. All threads of the block.
-template <int kCount>
-TENON_DEVICE void add_up(std::uint64_t* sums) {
   constexpr int kEach = (kCount - 1) / kWave + 1;  // neighbours that a lane has
   if (wave_id() == 0) {
     const int first = lane_id() * kEach;
-    std::uint64_t ends[kEach], own = 0;
+    std::uint64_t own_ends[kEach], own = 0;
     TENON_UNROLL
-    for (int n = 0; n < kEach; ++n)
-      ends[n] = own = own + (first + n < kCount ? sums[first + n] : 0);
+    for (int n = 0; n < kEach; ++n) {
+      TENON_UNROLL
+      for (int rank = 0; rank < Team::kRanks; ++rank)
+        if (first + n < kCount) own += room.parts[rank * kCount + first + n];
+      own_ends[n] = own;
+    }
     std::uint64_t up_to = own;  // of the lanes
     TENON_UNROLL
     for (int step = 1; step < kWave; step *= 2) {
@@ -353,7 +350,7 @@ TENON_DEVICE void add_up(std::uint64_t* sums) {
     }
     TENON_UNROLL
     for (int n = 0; n < kEach; ++n)
-      if (first + n < kCount) sums[first + n] = up_to - own + ends[n];
+      if (first + n < kCount) ends[first + n] = up_to - own + own_ends[n];
   }
   sync_block();
 }
@@ -385,16 +382,34 @@ TENON_SAMPLING_SHARED std::uint64_t fill_buckets(Room<Team>& of_team, const Row 
     store16(room.high + i, Word4{});
   }
   sync_block();
-  visit(row, [&](float logit, std::int32_t id) {
-    const std::uint64_t mine = weight_of(weight, logit, id);
-    if (mine == 0) return;
-    const int bucket = bucket_of<Team>(buckets, logit, id);
-    if (bucket < 0) return;
+  const auto add = [&](int bucket, std::uint64_t mine) {
     const std::uint32_t low = low_word(mine);
     const bool carries = atomic_add(&room.low[bucket], low) + low < low;
     const std::uint32_t high = high_word(mine) + (carries ? 1u : 0u);
     if (high != 0) atomic_add(&room.high[bucket], high);
-  });
+  };
+  const Weighing& by = weight.weighing;
+  if (weight.is_mass && weight.last == 0 && buckets.shift < 0 && by.reciprocal != 0.0f &&
+      by.largest < kInfinity) {
+    // What weight_of() and bucket_of() come to for nearly all rows: this loop is most of a draw.
+    const float least_mass = static_cast<float>(weight.least_mass);  // has 24 places
+    const float least = least_mass > 1.0f ? least_mass : 1.0f;
+    visit(row, [&](float logit, std::int32_t) {
+      if (!(logit >= weight.least)) return;
+      const float x = logit - by.largest;
+      const float mass = exp_f(quotient(x, by.temperature, by.reciprocal)) * 0x1p40f;
+      if (!(mass >= least)) return;
+      constexpr auto kLast = static_cast<float>(Team::kBuckets - 1);
+      const float at = -x * buckets.scale;
+      add(static_cast<int>(at < kLast ? at : kLast), static_cast<std::uint64_t>(mass));
+    });
+  } else {
+    visit(row, [&](float logit, std::int32_t id) {
+      const std::uint64_t mine = weight_of(weight, logit, id);
+      const int bucket = bucket_of<Team>(buckets, logit, id);
+      if (mine != 0 && bucket >= 0) add(bucket, mine);
+    });
+  }
   sync_block();
   TENON_NO_UNROLL
   for (int i = thread_id(); i < kGroups * kLanes; i += block_threads()) {
@@ -407,10 +422,9 @@ TENON_SAMPLING_SHARED std::uint64_t fill_buckets(Room<Team>& of_team, const Row 
     if (i % kLanes == 0) room.groups[turn][i / kLanes] = sum;
   }
   Team::sync();
-  add_ranks<Team, kGroups>(room.group_ends, [&](int group, int rank) {
+  add_up_ranks<kGroups>(room, room.group_ends, [&](int group, int rank) {
     return *Team::at(&room.groups[turn][group], rank);
   });
-  add_up<kGroups>(room.group_ends);
   return room.group_ends[kGroups - 1];
 }
 
@@ -426,59 +440,78 @@ TENON_SAMPLING_SHARED Place place_of(Room<Team>& of_team, std::uint64_t target) 
   Room<Team>& room = Team::own(of_team);
   const int first = first_reaching<kGroups>(room.group_ends, target) * kOfGroup;
   const std::uint64_t before = first > 0 ? room.group_ends[first / kOfGroup - 1] : 0;
-  add_ranks<Team, kOfGroup>(room.bucket_ends,
-                            [&](int i, int rank) { return sum_in<Team>(room, first + i, rank); });
-  add_up<kOfGroup>(room.bucket_ends);
+  add_up_ranks<kOfGroup>(room, room.bucket_ends,
+                         [&](int i, int rank) { return sum_in<Team>(room, first + i, rank); });
   const int i = first_reaching<kOfGroup>(room.bucket_ends, target - before);
   return {first + i, before + (i > 0 ? room.bucket_ends[i - 1] : 0)};
 }
 
-// Lists what has weight in the buckets from `begin` to before `end`, in every block alike and in no
-// particular order, if there are at most kMaxListed; returns how many there are, or some number
-// above that. `listed` says what room.weights gets.
+// Lists what has weight in the buckets from `begin` to before `end`, on rank 0 and in no particular
+// order, if there are at most kMaxListed; returns how many there are, or some number above that,
+// everywhere. `listed` says what room.weights gets. A sync() stands between this and the next call.
 template <class Team, class Row>
-TENON_SAMPLING_SHARED int list_buckets(Room<Team>& of_team, const Row row, const Buckets buckets, int begin,
-                              int end, const Weight weight, const Weight listed) {
+TENON_SAMPLING_SHARED int list_buckets(Room<Team>& of_team, const Row row, const Buckets buckets,
+                                       int begin, int end, const Weight weight,
+                                       const Weight listed) {
   Room<Team>& room = Team::own(of_team);
   if (thread_id() == 0) room.size = 0;
   sync_block();
+  // Most are left out by their distance. What is no number, here the end of all buckets or a
+  // distance, leaves nothing out.
+  const auto from = static_cast<float>(begin);
+  const float to = end < Team::kBuckets ? static_cast<float>(end) : bits_float(0x7fc00000u);
   visit(row, [&](float logit, std::int32_t id) {
+    const float at = (buckets.largest - logit) * buckets.scale;
+    if (buckets.shift < 0 && (at < from || at >= to)) return;
     const int bucket = bucket_of<Team>(buckets, logit, id);
     if (bucket < begin || bucket >= end || weight_of(weight, logit, id) == 0) return;
-    const std::uint32_t at = atomic_add(&room.size, 1u);
-    if (at < kMaxListed) room.listed[at] = order_of(logit, id);
+    const std::uint32_t place = atomic_add(&room.size, 1u);
+    if (place < kMaxListed) room.listed[place] = order_of(logit, id);
   });
   Team::sync();
-  // A wave copies what one block has listed, several share that where there are more waves.
+  if (wave_id() == 0) {
+    std::uint32_t up_to = 0;
+    TENON_NO_UNROLL
+    for (int rank = lane_id(); rank < Team::kRanks; rank += kWave) {
+      const std::uint32_t found = *Team::at(&room.size, rank);
+      up_to += found > kMaxListed ? kMaxListed + 1 : found;
+      room.begins[rank + 1] = up_to;  // right where a lane has them all
+    }
+    if constexpr (kWave > 1) {
+      static_assert(Team::kRanks <= kWave);
+      TENON_UNROLL
+      for (int step = 1; step < Team::kRanks; step *= 2) {
+        const bool has = lane_id() >= step;
+        const std::uint32_t other = shuffle_from(up_to, has ? lane_id() - step : lane_id());
+        up_to += has ? other : 0;
+      }
+      if (lane_id() < Team::kRanks) room.begins[lane_id() + 1] = up_to;
+    }
+    if (lane_id() == 0) room.begins[0] = 0;
+  }
+  sync_block();
+  const auto size = static_cast<int>(room.begins[Team::kRanks]);
+  if (size > kMaxListed) {
+    Team::sync();
+    return size;
+  }
+  if (Team::rank() != 0) return size;
+  // A wave copies what one block has listed; several share that where there are more waves.
   const int waves = block_threads() / kWave;
   const int shares = waves > Team::kRanks ? waves / Team::kRanks : 1;
   TENON_NO_UNROLL
   for (int i = wave_id(); i < Team::kRanks * shares; i += waves) {
     const int rank = i % Team::kRanks;
-    std::uint32_t before = 0, all = 0;
-    for (int other = lane_id(); other < Team::kRanks; other += kWave) {
-      const std::uint32_t found = *Team::at(&room.size, other);
-      const std::uint32_t size = found > kMaxListed ? kMaxListed + 1 : found;
-      all += size;
-      before += other < rank ? size : 0;
-    }
-    const auto add = [](std::uint32_t a, std::uint32_t b) { return a + b; };
-    all = lanes_reduce<kWave>(all, add);
-    before = lanes_reduce<kWave>(before, add);
-    if (i == 0 && lane_id() == 0) room.total_size = all;
-    if (all > kMaxListed) continue;
-    const std::uint32_t size = *Team::at(&room.size, rank);
+    const std::uint32_t first = room.begins[rank], count = room.begins[rank + 1] - first;
     TENON_NO_UNROLL
-    for (auto n = static_cast<std::uint32_t>(i / Team::kRanks * kWave + lane_id()); n < size;
+    for (auto n = static_cast<std::uint32_t>(i / Team::kRanks * kWave + lane_id()); n < count;
          n += static_cast<std::uint32_t>(shares * kWave)) {
       const std::uint64_t order = *Team::at(&room.listed[n], rank);
-      room.list[before + n] = order;
-      room.weights[before + n] = weight_of(listed, logit_in(order), id_in(order));
+      room.list[first + n] = order;
+      room.weights[first + n] = weight_of(listed, logit_in(order), id_in(order));
     }
   }
   sync_block();
-  const auto size = static_cast<int>(room.total_size);
-  if (size > kMaxListed) Team::sync();  // all have read the sizes
   return size;
 }
 
@@ -489,34 +522,34 @@ struct Found {
   bool refilled;
 };
 
-// The listed candidate in which the sum reaches `target`; `before` is the sum before the list. The
-// blocks share the work.
+// On rank 0: the listed candidate in which the sum reaches `target`; `before` is the sum before the
+// list. There is one.
 template <class Team>
-TENON_DEVICE Found find_listed(Room<Team>& room, int size, std::uint64_t before,
-                               std::uint64_t target) {
-  const int waves = block_threads() / kWave;
-  if (thread_id() == 0) room.picked = {0, 0};
-  sync_block();
+TENON_DEVICE Pair find_listed(Room<Team>& room, int size, std::uint64_t before,
+                              std::uint64_t target) {
+  constexpr int kLanes = kWave == 1 ? 1 : 8, kEach = kWave / kLanes;  // that have a candidate
   TENON_NO_UNROLL
-  for (int i = Team::rank() * waves + wave_id(); i < size; i += Team::kRanks * waves) {
-    const std::uint64_t order = room.list[i];
+  for (int first = wave_id() * kEach; first < size; first += block_threads() / kLanes) {
+    const int i = first + lane_id() / kLanes;
+    const std::uint64_t order = i < size ? room.list[i] : 0;
     std::uint64_t up_to = 0;
-    TENON_NO_UNROLL
-    for (int j = lane_id(); j < size; j += kWave)
+    for (int j = lane_id() % kLanes; j < size; j += kLanes)
       up_to += room.list[j] >= order ? room.weights[j] : 0;
-    up_to = before + lanes_total(up_to);
-    if (lane_id() == 0 && up_to >= target && up_to - room.weights[i] < target)
+    up_to = before + lanes_total<kLanes>(up_to);
+    if (lane_id() % kLanes == 0 && i < size && up_to >= target &&
+        up_to - room.weights[i] < target)
       room.picked = {order, up_to};
   }
-  const Pair found = over_ranks<Larger>(room, &room.picked);
-  return {found.x, found.y, false};
+  sync_block();
+  return room.picked;
 }
 
 // The first candidate up to which the weights reach `target`, which is at least 1 and at most what
 // the last fill_buckets() returned, for these buckets. What is too much for a list is cut again.
+// Known on rank 0 alone, or, with a sync() more, everywhere.
 template <class Team, class Row>
-TENON_SAMPLING_SHARED Found find(Room<Team>& of_team, const Row row, Buckets buckets, const Weight weight,
-                        std::uint64_t target) {
+TENON_SAMPLING_SHARED Found find(Room<Team>& of_team, const Row row, Buckets buckets,
+                                 const Weight weight, std::uint64_t target, bool everywhere) {
   Room<Team>& room = Team::own(of_team);
   std::uint64_t before = 0;
   TENON_NO_UNROLL
@@ -526,9 +559,14 @@ TENON_SAMPLING_SHARED Found find(Room<Team>& of_team, const Row row, Buckets buc
     before += place.before;
     const int size = list_buckets(room, row, buckets, bucket, bucket + 1, weight, weight);
     if (size <= kMaxListed) {
-      Found found = find_listed(room, size, before, target);
-      found.refilled = refilled;
-      return found;
+      Pair found{0, 0};
+      if (Team::rank() == 0) found = find_listed(room, size, before, target);
+      if (everywhere) {
+        Team::sync();
+        if (thread_id() == 0) found = *Team::at(&room.picked, 0);
+        found = tell(room, found);
+      }
+      return {found.x, found.y, refilled};
     }
     Pair ends{0, 0};
     visit(row, [&](float logit, std::int32_t id) {

@@ -55,8 +55,14 @@ template <class Team, class Visit>
 TENON_DEVICE void visit(const Part<Team>& part, Visit body) {
   const float* const logits = logits_of(part);
   TENON_NO_UNROLL
-  for (std::int32_t i = thread_id(); i < part.count; i += kClusterThreads)
-    body(logits[i], part.begin + i);
+  for (std::int32_t i = 4 * thread_id(); i < part.count; i += 4 * kClusterThreads) {
+    const Word4 four = load16(logits + i);
+    const std::int32_t id = part.begin + i;
+    body(bits_float(four.x), id);
+    body(bits_float(four.y), id + 1);
+    body(bits_float(four.z), id + 2);
+    body(bits_float(four.w), id + 3);
+  }
 }
 
 // Where the first logits lie that a thread loads, four neighbours together, in elements from the
@@ -72,13 +78,16 @@ struct Places {
 template <class Team>
 TENON_DEVICE Places<Team> find_places(const LogitRow& row, const Part<Team>& part) {
   Places<Team> places;
-  places.wide = row.width % 4 == 0 && row.slice_stride % 4 == 0 &&
+  // A part that lies in more than two slices is loaded one by one.
+  places.wide = row.width % 4 == 0 && row.slice_stride % 4 == 0 && part.count <= row.width &&
                 reinterpret_cast<std::uint64_t>(row.logits) % 16 == 0;
+  const std::int32_t slice = part.begin / row.width, edge = (slice + 1) * row.width;
+  const std::int64_t more = row.slice_stride - row.width, skipped = slice * more;
   TENON_UNROLL
   for (int n = 0; n < Places<Team>::kAtOnce; ++n) {
     const std::int32_t i = 4 * thread_id() + Places<Team>::kStep * n, id = part.begin + i;
     const bool there = places.wide && i < part.count && id < row.num_tokens;
-    places.at[n] = there ? logit_at(row, id) - row.logits : -1;
+    places.at[n] = there ? id + skipped + (id >= edge ? more : 0) : -1;
     hold(places.at[n]);
   }
   return places;
@@ -107,15 +116,19 @@ TENON_DEVICE Seen fill_part(const LogitRow& row, const Part<Team>& part, const P
     const std::int32_t i = 4 * thread_id() + Places<Team>::kStep * n, id = part.begin + i;
     if (places.at[n] < 0) continue;
     const Word4& four = fours.of[n];
-    const std::uint32_t bits[4] = {four.x, four.y, four.z, four.w};
-    std::uint32_t plain_bits[4];
+    std::uint32_t bits[4] = {four.x, four.y, four.z, four.w};
+    if (id + 4 > row.num_tokens) {
+      TENON_UNROLL
+      for (int j = 1; j < 4; ++j)
+        if (id + j >= row.num_tokens) bits[j] = float_bits(-kInfinity);
+    }
     TENON_UNROLL
     for (int j = 0; j < 4; ++j) {
-      const float logit = id + j < row.num_tokens ? plain(bits_float(bits[j])) : -kInfinity;
+      const float logit = plain(bits_float(bits[j]));
       see(seen, logit, id + j);
-      plain_bits[j] = float_bits(logit);
+      bits[j] = float_bits(logit);
     }
-    store16(logits + i, {plain_bits[0], plain_bits[1], plain_bits[2], plain_bits[3]});
+    store16(logits + i, {bits[0], bits[1], bits[2], bits[3]});
   }
   const std::int32_t loaded = places.wide ? Places<Team>::kStep * Places<Team>::kAtOnce : 0;
   TENON_NO_UNROLL
