@@ -49,7 +49,7 @@ struct Sm90Call {
   NewHeads heads;
   const bf16 *q, *gate;  // gate may be null
   const std::int32_t *block_table, *starts, *lengths;
-  bf16* out;             // null where nobody wants bf16 rows
+  bf16* out;  // null where nobody wants bf16 rows
   std::byte* slots;
   std::int64_t q_token_stride, q_head_stride, gate_token_stride, gate_head_stride, out_stride;
   QuantSpec quant;  // scales by rows, groups of 128

@@ -128,8 +128,8 @@ TENON_DEVICE void visit_edits(const Sample& sample, int r, Body body) {
   }
 }
 
-// One thread loads all of it at once, for the block: all have it behind the next barrier. The others
-// need not wait for it before they ask for logits, nor for the rounds of the random number.
+// One thread loads all of it at once, for the block: all have it behind the next barrier. The
+// others need not wait for it before they ask for logits, nor for the rounds of the random number.
 template <class Team>
 TENON_DEVICE void keep_setting(Room<Team>& room, const Sample& sample, int r) {
   if (thread_id() != block_threads() - 1) return;
@@ -148,7 +148,8 @@ TENON_DEVICE std::uint64_t share_of(std::uint64_t total, float top_p) {
   return share > 0 ? share : 1;
 }
 
-// On rank 0: the token among the first `kept` of the listed candidates, of which room has the masses.
+// On rank 0: the token among the first `kept` of the listed candidates, of which room has the
+// masses.
 template <class Team>
 TENON_DEVICE std::int32_t draw_listed(Room<Team>& room, const Setting& setting, int size,
                                       int kept) {
@@ -252,7 +253,7 @@ TENON_DEVICE std::uint64_t order_of_given(const Sample& sample, int r) {
 // Writes the report of row r but for the logit of the token drawn or given. seen: of all of the
 // row; wanted: how many ids to list.
 template <class Team, class Row>
-TENON_SAMPLING_SHARED void report(Room<Team>& of_team, const Sample& sample, int r, std::int32_t wanted_ids,
+TENON_CALLED void report(Room<Team>& of_team, const Sample& sample, int r, std::int32_t wanted_ids,
                          const Row row, const Seen seen) {
   Room<Team>& room = Team::own(of_team);
   const bool any = seen.largest > -kInfinity;

@@ -15,17 +15,10 @@
 #include <cfloat>
 
 #include "tenon/core/fp8.h"
+#include "tenon/device/called.cuh"
 #include "tenon/device/device.cuh"
 #include "tenon/device/math.cuh"
 #include "tenon/device/reduce.cuh"
-
-// In front of a long function that several places call: on CUDA they share one copy, for code that
-// runs once costs more to fetch than to run.
-#if defined(__CUDACC__)
-#define TENON_SAMPLING_SHARED static __device__ __noinline__
-#else
-#define TENON_SAMPLING_SHARED TENON_DEVICE
-#endif
 
 namespace tenon::TENON_TARGET::sampling {
 
@@ -121,13 +114,13 @@ template <class Team>
 struct Room {
   static constexpr int kGroups = Team::kGroups, kOfGroup = Team::kBuckets / kGroups;
   alignas(16) std::uint32_t low[Team::kBuckets], high[Team::kBuckets];  // halves of own sums
-  std::uint64_t groups[2][kGroups];      // own sums of whole groups, by turns
-  std::uint64_t group_ends[kGroups];     // of the team: the sum up to the end of a group
-  std::uint64_t bucket_ends[kOfGroup];   // the same of the buckets of one group, from its begin on
+  std::uint64_t groups[2][kGroups];     // own sums of whole groups, by turns
+  std::uint64_t group_ends[kGroups];    // of the team: the sum up to the end of a group
+  std::uint64_t bucket_ends[kOfGroup];  // the same of the buckets of one group, from its begin on
   std::uint64_t parts[Team::kRanks * (kGroups > kOfGroup ? kGroups : kOfGroup)];  // of the blocks
-  std::uint64_t listed[kMaxListed];  // orders that this block has found
+  std::uint64_t listed[kMaxListed];                     // orders that this block has found
   std::uint64_t list[kMaxListed], weights[kMaxListed];  // rank 0: those of all, and their weights
-  std::uint64_t random;                  // of the row, in every block, as what it asks for
+  std::uint64_t random;  // of the row, in every block, as what it asks for
   Setting setting;
   std::uint32_t size, begins[Team::kRanks + 1];
   Pair reduced[2], picked, result, of_wave[kMaxWaves];
@@ -200,7 +193,7 @@ TENON_DEVICE Pair over_ranks(Room<Team>& room, Pair* mine) {
 }
 // Over all threads of the team. Neighbouring calls take different turns.
 template <class Combine, class Team>
-TENON_SAMPLING_SHARED Pair team_reduce(Room<Team>& of_team, Pair value, int turn) {
+TENON_CALLED Pair team_reduce(Room<Team>& of_team, Pair value, int turn) {
   Room<Team>& room = Team::own(of_team);
   value = reduce_to_wave<Combine>(room, value);
   if (thread_id() == 0) room.reduced[turn] = value;
@@ -322,8 +315,8 @@ TENON_DEVICE int bucket_of(const Buckets& buckets, float logit, std::int32_t id)
   return static_cast<int>((buckets.first - order) >> buckets.shift);
 }
 
-// ends[i] = the sum over the team's blocks of get(j, rank) for all j up to i, i < kCount. Neighbours
-// of one block are fetched by neighbours.
+// ends[i] = the sum over the team's blocks of get(j, rank) for all j up to i, i < kCount.
+// Neighbours of one block are fetched by neighbours.
 template <int kCount, class Team, class Get>
 TENON_DEVICE void add_up_ranks(Room<Team>& room, std::uint64_t* ends, Get get) {
   TENON_NO_UNROLL
@@ -371,7 +364,7 @@ TENON_DEVICE std::uint64_t sum_in(Room<Team>& room, int bucket, int rank) {
 
 // Adds up the weights of each bucket; returns their sum. Neighbouring calls take different turns.
 template <class Team, class Row>
-TENON_SAMPLING_SHARED std::uint64_t fill_buckets(Room<Team>& of_team, const Row row, const Buckets buckets,
+TENON_CALLED std::uint64_t fill_buckets(Room<Team>& of_team, const Row row, const Buckets buckets,
                                         const Weight weight, int turn) {
   constexpr int kGroups = Room<Team>::kGroups, kOfGroup = Room<Team>::kOfGroup;
   constexpr int kLanes = kWave == 1 ? 1 : 16;  // that add up a group
@@ -435,7 +428,7 @@ struct Place {
   std::uint64_t before;
 };
 template <class Team>
-TENON_SAMPLING_SHARED Place place_of(Room<Team>& of_team, std::uint64_t target) {
+TENON_CALLED Place place_of(Room<Team>& of_team, std::uint64_t target) {
   constexpr int kGroups = Room<Team>::kGroups, kOfGroup = Room<Team>::kOfGroup;
   Room<Team>& room = Team::own(of_team);
   const int first = first_reaching<kGroups>(room.group_ends, target) * kOfGroup;
@@ -450,9 +443,8 @@ TENON_SAMPLING_SHARED Place place_of(Room<Team>& of_team, std::uint64_t target) 
 // order, if there are at most kMaxListed; returns how many there are, or some number above that,
 // everywhere. `listed` says what room.weights gets. A sync() stands between this and the next call.
 template <class Team, class Row>
-TENON_SAMPLING_SHARED int list_buckets(Room<Team>& of_team, const Row row, const Buckets buckets,
-                                       int begin, int end, const Weight weight,
-                                       const Weight listed) {
+TENON_CALLED int list_buckets(Room<Team>& of_team, const Row row, const Buckets buckets, int begin,
+                              int end, const Weight weight, const Weight listed) {
   Room<Team>& room = Team::own(of_team);
   if (thread_id() == 0) room.size = 0;
   sync_block();
@@ -536,8 +528,7 @@ TENON_DEVICE Pair find_listed(Room<Team>& room, int size, std::uint64_t before,
     for (int j = lane_id() % kLanes; j < size; j += kLanes)
       up_to += room.list[j] >= order ? room.weights[j] : 0;
     up_to = before + lanes_total<kLanes>(up_to);
-    if (lane_id() % kLanes == 0 && i < size && up_to >= target &&
-        up_to - room.weights[i] < target)
+    if (lane_id() % kLanes == 0 && i < size && up_to >= target && up_to - room.weights[i] < target)
       room.picked = {order, up_to};
   }
   sync_block();
@@ -548,8 +539,8 @@ TENON_DEVICE Pair find_listed(Room<Team>& room, int size, std::uint64_t before,
 // the last fill_buckets() returned, for these buckets. What is too much for a list is cut again.
 // Known on rank 0 alone, or, with a sync() more, everywhere.
 template <class Team, class Row>
-TENON_SAMPLING_SHARED Found find(Room<Team>& of_team, const Row row, Buckets buckets,
-                                 const Weight weight, std::uint64_t target, bool everywhere) {
+TENON_CALLED Found find(Room<Team>& of_team, const Row row, Buckets buckets, const Weight weight,
+                        std::uint64_t target, bool everywhere) {
   Room<Team>& room = Team::own(of_team);
   std::uint64_t before = 0;
   TENON_NO_UNROLL

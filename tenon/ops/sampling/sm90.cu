@@ -142,7 +142,7 @@ TENON_DEVICE Seen fill_part(const LogitRow& row, const Part<Team>& part, const P
 
 // What the mask leaves out of the part. Both begin at multiples of 4 ids.
 template <class Team>
-TENON_SAMPLING_SHARED void apply_mask(const Part<Team> part, const std::uint32_t* mask) {
+TENON_CALLED void apply_mask(const Part<Team> part, const std::uint32_t* mask) {
   float* const logits = logits_of(part);
   TENON_NO_UNROLL
   for (std::int32_t i = 4 * thread_id(); i < part.count; i += 4 * kClusterThreads) {
@@ -158,7 +158,7 @@ TENON_SAMPLING_SHARED void apply_mask(const Part<Team> part, const std::uint32_t
   }
 }
 template <class Team>
-TENON_SAMPLING_SHARED void apply_edits(const Sample& sample, int r, const LogitRow row,
+TENON_CALLED void apply_edits(const Sample& sample, int r, const LogitRow row,
                               const Part<Team> part) {
   float* const logits = logits_of(part);
   visit_edits(sample, r, [&](const Edit& edit, std::int32_t) {
