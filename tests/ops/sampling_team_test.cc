@@ -96,7 +96,7 @@ void run_row(Room<Team>& room, const std::vector<float>& logits, const Settings&
   const Seen seen = join(room, see_all(stretch), 0);
   const Setting setting = room.setting;
   if (setting.wanted >= 0) report(room, sample, 0, setting.wanted, stretch, seen);
-  const std::int32_t drawn = draw(room, setting, stretch, join(room, seen, 1));
+  const std::int32_t drawn = draw(room, stretch, join(room, seen, 1));
   if (Team::rank() == 0) outcome.drawn = drawn;
   Team::sync();
 }

@@ -148,11 +148,10 @@ TENON_DEVICE std::uint64_t share_of(std::uint64_t total, float top_p) {
   return share > 0 ? share : 1;
 }
 
-// On rank 0: the token among the first `kept` of the listed candidates, of which room has the
+// On rank 0: the token among the first top_k of the listed candidates, of which room has the
 // masses.
 template <class Team>
-TENON_DEVICE std::int32_t draw_listed(Room<Team>& room, const Setting& setting, int size,
-                                      int kept) {
+TENON_DEVICE std::int32_t draw_listed(Room<Team>& room, int size) {
   constexpr int kEach = kMaxListed / (kWave == 1 ? 1 : 256);  // listed ones of a thread
   std::uint64_t up_to[kEach];  // 0 where it is not kept or has no mass
   std::uint64_t total = 0;
@@ -167,7 +166,7 @@ TENON_DEVICE std::int32_t draw_listed(Room<Team>& room, const Setting& setting, 
       up_to[n] += room.weights[j];
       ++place;
     }
-    if (place > kept) up_to[n] = 0;
+    if (place > room.setting.top_k) up_to[n] = 0;
     total = up_to[n] > total ? up_to[n] : total;
   }
   total = reduce<Larger>(room, Pair{total, 0}).x;
@@ -178,7 +177,7 @@ TENON_DEVICE std::int32_t draw_listed(Room<Team>& room, const Setting& setting, 
       if (up_to[n] >= target && ~up_to[n] > found) found = ~up_to[n];
     return ~reduce<Larger>(room, Pair{found, 0}).x;
   };
-  const std::uint64_t share = share_of(total, setting.top_p);
+  const std::uint64_t share = share_of(total, room.setting.top_p);
   const std::uint64_t kept_mass = share == total ? total : reach(share);
   const std::uint64_t drawn = reach(tenon::sampling::multiply_high(room.random, kept_mass) + 1);
   for (int n = 0; n < kEach; ++n)
@@ -187,45 +186,50 @@ TENON_DEVICE std::int32_t draw_listed(Room<Team>& room, const Setting& setting, 
   return id_in(room.picked.x);
 }
 
-// The token of row r, on all threads of rank 0. seen: of all of the row.
+// The token of the row, on all threads of rank 0. seen: of all of the row.
 template <class Team, class Row>
-TENON_DEVICE std::int32_t draw(Room<Team>& room, const Setting& setting, const Row& row,
-                               const Seen& seen) {
+TENON_DEVICE std::int32_t draw(Room<Team>& room, const Row& row, const Seen& seen) {
   if (!(seen.largest > -kInfinity)) return -1;
-  const float temperature = setting.temperature;
-  const std::int32_t top_k = setting.top_k;
-  if (!(temperature > 0.0f) || top_k == 1) return seen.id;
+  const Setting& setting = room.setting;
+  if (!(setting.temperature > 0.0f) || setting.top_k == 1) return seen.id;
 
-  const float spread = seen.largest - seen.smallest, reach = 28.5f * temperature;
-  const Buckets buckets = buckets_by_logit<Team>(seen.largest, spread < reach ? spread : reach);
-  const float min_p = setting.min_p;
-  const float likely = min_p > 0.0f ? (min_p < 1.0f ? min_p : 1.0f) : 0.0f;
-  Weight mass = mass_from(seen.largest, temperature);
-  mass.least_mass = static_cast<std::uint64_t>(likely * 0x1p24f) << 16;
+  const float spread = seen.largest - seen.smallest, reach = 28.5f * setting.temperature;
+  const float range = spread < reach ? spread : reach;
+  if (thread_id() == 0) {
+    const float min_p = setting.min_p;
+    const float likely = min_p > 0.0f ? (min_p < 1.0f ? min_p : 1.0f) : 0.0f;
+    Weight& mass = room.counts[kByMass];
+    mass = mass_from(seen.largest, setting.temperature);
+    mass.least_mass = static_cast<std::uint64_t>(likely * 0x1p24f) << 16;
+    room.counts[kByNumber] = count_from(mass.least);
+    room.buckets = buckets_by_logit<Team>(seen.largest, range);
+  }
 
   // Phase 1: the top_k. Candidates without mass do not matter. Those of whole buckets that fit in a
   // list are drawn from there; else the last one that counts is searched for.
-  if (top_k > 1) {
-    const Weight count = count_from(mass.least);
-    const std::uint64_t found = fill_buckets(room, row, buckets, count, 0);
-    const auto kept = static_cast<std::uint64_t>(top_k);
+  if (setting.top_k > 1) {
+    const std::uint64_t found = fill_buckets(room, row, kByNumber, 0);
+    const auto kept = static_cast<std::uint64_t>(setting.top_k);
     if (kept <= kMaxListed || found <= kMaxListed) {
       const int end =
           found > kept ? place_of(room, kept).bucket + 1 : static_cast<int>(Team::kBuckets);
-      const int size = list_buckets(room, row, buckets, 0, end, count, mass);
-      if (size <= kMaxListed)
-        return Team::rank() == 0 ? draw_listed(room, setting, size, top_k) : -1;
+      const int size = list_buckets(room, row, 0, end, kByNumber, kByMass);
+      if (size <= kMaxListed) return Team::rank() == 0 ? draw_listed(room, size) : -1;
     }
     if (found > kept) {
       // A list that was too long has left the buckets as they were.
-      mass.last = find(room, row, buckets, count, kept, true).order;
-      mass.least = logit_in(mass.last);
+      const Found last = find(room, row, kByNumber, kept, true);
+      if (thread_id() == 0) {
+        room.counts[kByMass].last = last.order;
+        room.counts[kByMass].least = logit_in(last.order);
+        if (last.refilled) room.buckets = buckets_by_logit<Team>(seen.largest, range);
+      }
     }
   }
 
   // Phase 2: the masses of those that stay. Where top_p's share of them ends is searched for like
   // the draw itself.
-  const std::uint64_t total = fill_buckets(room, row, buckets, mass, 1);
+  const std::uint64_t total = fill_buckets(room, row, kByMass, 1);
   const std::uint64_t share = share_of(total, setting.top_p);
   std::uint64_t kept_mass = total;
 
@@ -234,10 +238,12 @@ TENON_DEVICE std::int32_t draw(Room<Team>& room, const Setting& setting, const R
   for (bool drawing = share == total;; drawing = true) {
     const std::uint64_t target =
         drawing ? tenon::sampling::multiply_high(room.random, kept_mass) + 1 : share;
-    const Found found = find(room, row, buckets, mass, target, !drawing);
+    const Found found = find(room, row, kByMass, target, !drawing);
     if (drawing) return id_in(found.order);
     kept_mass = found.sum;
-    if (found.refilled) fill_buckets(room, row, buckets, mass, 1);
+    if (!found.refilled) continue;
+    if (thread_id() == 0) room.buckets = buckets_by_logit<Team>(seen.largest, range);
+    fill_buckets(room, row, kByMass, 1);
   }
 }
 
@@ -271,17 +277,19 @@ TENON_CALLED void report(Room<Team>& of_team, const Sample& sample, int r, std::
   }
   int listed = 0;
   if (size > 0) {
-    const Buckets buckets = buckets_by_logit<Team>(seen.largest, seen.largest - seen.smallest);
-    const Weight count = count_from(-FLT_MAX);
-    const std::uint64_t found = fill_buckets(room, row, buckets, count, 0);
+    if (thread_id() == 0) {
+      room.buckets = buckets_by_logit<Team>(seen.largest, seen.largest - seen.smallest);
+      room.counts[kByNumber] = count_from(-FLT_MAX);
+    }
+    const std::uint64_t found = fill_buckets(room, row, kByNumber, 0);
     if (found < static_cast<std::uint64_t>(size)) size = static_cast<int>(found);
     const auto wanted = static_cast<std::uint64_t>(size);
     const int end = place_of(room, wanted).bucket + 1;
-    listed = list_buckets(room, row, buckets, 0, end, count, count);
+    listed = list_buckets(room, row, 0, end, kByNumber, kByNumber);
     if (listed > kMaxListed) {
-      const std::uint64_t last = find(room, row, buckets, count, wanted, true).order;
-      const Buckets whole{0, 0, 63, ~std::uint64_t{0}, last};
-      listed = list_buckets(room, row, whole, 0, 2, count, count);
+      const std::uint64_t last = find(room, row, kByNumber, wanted, true).order;
+      if (thread_id() == 0) room.buckets = {0, 0, 63, ~std::uint64_t{0}, last};
+      listed = list_buckets(room, row, 0, 2, kByNumber, kByNumber);
     }
   }
   if (Team::rank() != 0) return;

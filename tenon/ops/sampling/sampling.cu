@@ -28,7 +28,7 @@ TENON_KERNEL sample_kernel(Sample sample) {
     sync_block();
   }
   const Seen seen = join(room, see_all(candidates), 0);
-  const std::int32_t drawn = draw(room, setting, candidates, seen);
+  const std::int32_t drawn = draw(room, candidates, seen);
   if (setting.edits) {
     sync_block();
     visit_edits(sample, r, [&](const Edit& edit, std::int32_t i) {

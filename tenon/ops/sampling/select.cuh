@@ -108,6 +108,29 @@ struct Setting {
   const std::uint32_t* mask;  // null: it may draw all ids
 };
 
+// Turns logits into masses.
+struct Weighing {
+  float largest, temperature;
+  float reciprocal;  // of the temperature; 0 where a quotient may not be made with it
+};
+// What a candidate counts: its mass, or 1.
+struct Weight {
+  Weighing weighing;
+  bool is_mass;
+  float least;               // what lies below it has none; finite or +infinity
+  std::uint64_t last;        // order of the last candidate that has any; 0: of all
+  std::uint64_t least_mass;  // smaller ones have none
+};
+// The two that a row is searched by.
+enum Count { kByMass, kByNumber, kCounts };
+
+// A way to cut candidates into buckets, in order: by the distance from the largest logit, which
+// fills them evenly, or the orders from `first` down to `last` by their bits.
+struct Buckets {
+  float largest, scale;
+  int shift;  // below 0: by the distance
+  std::uint64_t first, last;
+};
 // Shared memory of each block of a team. What one block reads of another is written again only
 // after a sync() behind the reading: each function below has one between the two.
 template <class Team>
@@ -122,6 +145,10 @@ struct Room {
   std::uint64_t list[kMaxListed], weights[kMaxListed];  // rank 0: those of all, and their weights
   std::uint64_t random;  // of the row, in every block, as what it asks for
   Setting setting;
+  // The same in all blocks and threads, so it lies here: one thread sets it, and all find it behind
+  // the next barrier.
+  Buckets buckets;
+  Weight counts[kCounts];
   std::uint32_t size, begins[Team::kRanks + 1];
   Pair reduced[2], picked, result, of_wave[kMaxWaves];
 };
@@ -226,11 +253,6 @@ TENON_DEVICE Seen join(Room<Team>& room, const Seen& seen, int turn) {
   return {logit_in(ends.x), logit_of(~static_cast<std::uint32_t>(ends.y)), id_in(ends.x)};
 }
 
-// Turns logits into masses.
-struct Weighing {
-  float largest, temperature;
-  float reciprocal;  // of the temperature; 0 where a quotient may not be made with it
-};
 TENON_DEVICE Weighing weighing_by(float largest, float temperature) {
   const bool moderate = temperature > 0x1p-60f && temperature < 0x1p60f;
   return {largest, temperature, moderate ? 1.0f / temperature : 0.0f};
@@ -260,14 +282,6 @@ TENON_DEVICE std::uint64_t mass_of(const Weighing& weighing, float logit) {
   return static_cast<std::uint64_t>(exp_f(x) * 0x1p40f);
 }
 
-// What a candidate counts: its mass, or 1.
-struct Weight {
-  Weighing weighing;
-  bool is_mass;
-  float least;               // what lies below it has none; finite or +infinity
-  std::uint64_t last;        // order of the last candidate that has any; 0: of all
-  std::uint64_t least_mass;  // smaller ones have none
-};
 TENON_DEVICE Weight count_from(float least) { return {{0, 1, 1}, false, least, 0, 0}; }
 TENON_DEVICE Weight mass_from(float largest, float temperature) {
   const Weighing weighing = weighing_by(largest, temperature);
@@ -281,13 +295,6 @@ TENON_DEVICE std::uint64_t weight_of(const Weight& weight, float logit, std::int
   return mass >= weight.least_mass ? mass : 0;
 }
 
-// A way to cut candidates into buckets, in order: by the distance from the largest logit, which
-// fills them evenly, or the orders from `first` down to `last` by their bits.
-struct Buckets {
-  float largest, scale;
-  int shift;  // below 0: by the distance
-  std::uint64_t first, last;
-};
 template <class Team>
 TENON_DEVICE Buckets buckets_by_logit(float largest, float range) {
   const float scale = static_cast<float>(Team::kBuckets) / range;
@@ -364,8 +371,7 @@ TENON_DEVICE std::uint64_t sum_in(Room<Team>& room, int bucket, int rank) {
 
 // Adds up the weights of each bucket; returns their sum. Neighbouring calls take different turns.
 template <class Team, class Row>
-TENON_CALLED std::uint64_t fill_buckets(Room<Team>& of_team, const Row row, const Buckets buckets,
-                                        const Weight weight, int turn) {
+TENON_CALLED std::uint64_t fill_buckets(Room<Team>& of_team, const Row row, Count count, int turn) {
   constexpr int kGroups = Room<Team>::kGroups, kOfGroup = Room<Team>::kOfGroup;
   constexpr int kLanes = kWave == 1 ? 1 : 16;  // that add up a group
   Room<Team>& room = Team::own(of_team);
@@ -375,6 +381,8 @@ TENON_CALLED std::uint64_t fill_buckets(Room<Team>& of_team, const Row row, cons
     store16(room.high + i, Word4{});
   }
   sync_block();
+  const Buckets buckets = room.buckets;
+  const Weight weight = room.counts[count];
   const auto add = [&](int bucket, std::uint64_t mine) {
     const std::uint32_t low = low_word(mine);
     const bool carries = atomic_add(&room.low[bucket], low) + low < low;
@@ -441,13 +449,16 @@ TENON_CALLED Place place_of(Room<Team>& of_team, std::uint64_t target) {
 
 // Lists what has weight in the buckets from `begin` to before `end`, on rank 0 and in no particular
 // order, if there are at most kMaxListed; returns how many there are, or some number above that,
-// everywhere. `listed` says what room.weights gets. A sync() stands between this and the next call.
+// everywhere. `listed` says what
+// room.weights gets. A sync() stands between this and the next call.
 template <class Team, class Row>
-TENON_CALLED int list_buckets(Room<Team>& of_team, const Row row, const Buckets buckets, int begin,
-                              int end, const Weight weight, const Weight listed) {
+TENON_CALLED int list_buckets(Room<Team>& of_team, const Row row, int begin, int end, Count count,
+                              Count listed) {
   Room<Team>& room = Team::own(of_team);
   if (thread_id() == 0) room.size = 0;
   sync_block();
+  const Buckets buckets = room.buckets;
+  const Weight weight = room.counts[count];
   // Most are left out by their distance. What is no number, here the end of all buckets or a
   // distance, leaves nothing out.
   const auto from = static_cast<float>(begin);
@@ -494,13 +505,13 @@ TENON_CALLED int list_buckets(Room<Team>& of_team, const Row row, const Buckets 
   TENON_NO_UNROLL
   for (int i = wave_id(); i < Team::kRanks * shares; i += waves) {
     const int rank = i % Team::kRanks;
-    const std::uint32_t first = room.begins[rank], count = room.begins[rank + 1] - first;
+    const std::uint32_t first = room.begins[rank], own = room.begins[rank + 1] - first;
     TENON_NO_UNROLL
-    for (auto n = static_cast<std::uint32_t>(i / Team::kRanks * kWave + lane_id()); n < count;
+    for (auto n = static_cast<std::uint32_t>(i / Team::kRanks * kWave + lane_id()); n < own;
          n += static_cast<std::uint32_t>(shares * kWave)) {
       const std::uint64_t order = *Team::at(&room.listed[n], rank);
       room.list[first + n] = order;
-      room.weights[first + n] = weight_of(listed, logit_in(order), id_in(order));
+      room.weights[first + n] = weight_of(room.counts[listed], logit_in(order), id_in(order));
     }
   }
   sync_block();
@@ -536,11 +547,11 @@ TENON_DEVICE Pair find_listed(Room<Team>& room, int size, std::uint64_t before,
 }
 
 // The first candidate up to which the weights reach `target`, which is at least 1 and at most what
-// the last fill_buckets() returned, for these buckets. What is too much for a list is cut again.
+// the last fill_buckets() returned. What is too much for a list is cut again, into other buckets.
 // Known on rank 0 alone, or, with a sync() more, everywhere.
 template <class Team, class Row>
-TENON_CALLED Found find(Room<Team>& of_team, const Row row, Buckets buckets, const Weight weight,
-                        std::uint64_t target, bool everywhere) {
+TENON_CALLED Found find(Room<Team>& of_team, const Row row, Count count, std::uint64_t target,
+                        bool everywhere) {
   Room<Team>& room = Team::own(of_team);
   std::uint64_t before = 0;
   TENON_NO_UNROLL
@@ -548,7 +559,7 @@ TENON_CALLED Found find(Room<Team>& of_team, const Row row, Buckets buckets, con
     const Place place = place_of(room, target - before);
     const int bucket = place.bucket;
     before += place.before;
-    const int size = list_buckets(room, row, buckets, bucket, bucket + 1, weight, weight);
+    const int size = list_buckets(room, row, bucket, bucket + 1, count, count);
     if (size <= kMaxListed) {
       Pair found{0, 0};
       if (Team::rank() == 0) found = find_listed(room, size, before, target);
@@ -560,6 +571,8 @@ TENON_CALLED Found find(Room<Team>& of_team, const Row row, Buckets buckets, con
       return {found.x, found.y, refilled};
     }
     Pair ends{0, 0};
+    const Buckets buckets = room.buckets;
+    const Weight weight = room.counts[count];
     visit(row, [&](float logit, std::int32_t id) {
       if (bucket_of<Team>(buckets, logit, id) != bucket || weight_of(weight, logit, id) == 0)
         return;
@@ -567,8 +580,8 @@ TENON_CALLED Found find(Room<Team>& of_team, const Row row, Buckets buckets, con
       ends = Larger::both(ends, {order, ~order});
     });
     ends = team_reduce<Larger>(room, ends, 0);
-    buckets = buckets_by_order<Team>(ends.x, ~ends.y);
-    fill_buckets(room, row, buckets, weight, 0);
+    if (thread_id() == 0) room.buckets = buckets_by_order<Team>(ends.x, ~ends.y);
+    fill_buckets(room, row, count, 0);
   }
 }
 

@@ -200,7 +200,7 @@ sample_cluster_kernel(TENON_ARGS(ClusterSample) call) {
     sync_block();
     seen = join(room, see_all(part), setting.wanted >= 0 ? 0 : 1);
   }
-  const std::int32_t drawn = draw(room, setting, part, seen);
+  const std::int32_t drawn = draw(room, part, seen);
   if (Team::rank() == 0 && thread_id() == 0) finish_row(sample, r, setting, row, drawn);
   Team::sync();  // a block's memory stays while others read it
 }
