@@ -334,13 +334,19 @@ TENON_DEVICE void add_up_ranks(Room<Team>& room, std::uint64_t* ends, Get get) {
   if (wave_id() == 0) {
     const int first = lane_id() * kEach;
     std::uint64_t own_ends[kEach], own = 0;
+    constexpr int kAtOnce = Team::kRanks % 4 == 0 ? 4 : 1;
     TENON_UNROLL
-    for (int n = 0; n < kEach; ++n) {
+    for (int n = 0; n < kEach; ++n) own_ends[n] = 0;
+    TENON_NO_UNROLL
+    for (int rank = 0; rank < Team::kRanks; rank += kAtOnce) {
       TENON_UNROLL
-      for (int rank = 0; rank < Team::kRanks; ++rank)
-        if (first + n < kCount) own += room.parts[rank * kCount + first + n];
-      own_ends[n] = own;
+      for (int i = 0; i < kAtOnce * kEach; ++i) {
+        const int n = i % kEach;
+        if (first + n < kCount) own_ends[n] += room.parts[(rank + i / kEach) * kCount + first + n];
+      }
     }
+    TENON_UNROLL
+    for (int n = 0; n < kEach; ++n) own_ends[n] = own = own + own_ends[n];
     std::uint64_t up_to = own;  // of the lanes
     TENON_UNROLL
     for (int step = 1; step < kWave; step *= 2) {
