@@ -3,9 +3,10 @@
 // conv_kernel, recurrent_kernel and finish_kernel one after another.
 //
 // A block has one v head of one sequence, and a thread of each team one column of S. S is on its
-// way into shared memory while the convolution and the norms are computed, and is read there twice
-// and written out once. Where shared memory is too small, it is read from global memory. What one
-// sequence costs is a chain of short steps: two teams share them; one does all where kTeams is 1.
+// way into shared memory, or with its last rows into registers, while the convolution and the norms
+// are computed, and is read there twice and written out once. Where both are too small, it is read
+// from global memory. What one sequence costs is a chain of short steps: two teams share them; one
+// does all where kTeams is 1 (HeadForm).
 //
 // Blocks whose v heads share a k head all compute its convolution. None of them may write what
 // another one reads: that is why a slot keeps one input more than the convolution looks back, so
@@ -18,8 +19,8 @@
 
 namespace tenon::TENON_TARGET::gated_delta_net {
 
-// Rows of S that decode_kernel holds in shared memory: all on CUDA, none where a block has 64 KiB
-// of it, as on HIP; and half of them on emu32, so that both ways are met.
+// Rows of S for which a block has shared memory or registers: all on CUDA, none where a block has
+// 64 KiB of shared memory, as on HIP; and half of them on emu32, so that both ways are met.
 inline constexpr int kHeldRows = kWave != 32 ? 0 : kKernelsAreOrdered ? kDim : kDim / 2;
 constexpr std::size_t decode_shared(int held_rows) { return held_rows * kDim * sizeof(float); }
 
@@ -127,7 +128,8 @@ struct HeadForm {
   static_assert(kTeams == 1 || kRest == 0);
 };
 
-// The thread's column of S: its first kHeld rows in shared memory, all rows in global memory.
+// The thread's column of S: its first kHeld rows in shared memory, its last kRest in registers, all
+// rows in global memory.
 template <int kRest>
 struct StateColumn {
   const float* held;
