@@ -578,6 +578,36 @@ TEST(GatedDeltaNet, DecodeHasTheBitsOfTheRecurrence) {
   }
 }
 
+// The number of heads chooses how many blocks and threads there are for each.
+TEST(GatedDeltaNet, DecodesAnyNumberOfHeads) {
+  const Weights weights = make_weights(2, 6);
+  std::vector<Rows> rows;
+  for (unsigned seed : {51, 52, 53}) rows.push_back(make_rows(weights, 6, seed));
+  for (const Way& way : test::all_ways(kOp)) {
+    if (way.variant != "decode") continue;
+    const std::vector<int> counts =
+        test::is_slow(way.target) ? std::vector<int>{1, 6} : std::vector<int>{20, 40, 60, 100};
+    for (const int count : counts) {
+      SCOPED_TRACE(test::to_string(way) + ", sequences " + std::to_string(count));
+      std::vector<Part> parts;
+      for (int i = 0; i < count; ++i) {
+        const int token = i % 6;
+        parts.push_back({&rows[static_cast<std::size_t>(i) % 3], token, token + 1, i, i % 7 == 0});
+      }
+      States found = make_states(weights, count), wanted = found;
+      StepOptions options{way};
+      options.fp8 = ScaleLayout::kRow;
+      const StepResult one = run_step(weights, parts, found, options);
+      options.way.variant = "recurrent";
+      const StepResult three = run_step(weights, parts, wanted, options);
+      expect_same_bits(three.out, one.out, "outputs");
+      expect_same_bits(three.codes, one.codes, "codes");
+      expect_same_bits(wanted.state, found.state, "states");
+      expect_same_bits(wanted.conv, found.conv, "conv states");
+    }
+  }
+}
+
 // Sequences without rows, as padding has them, change nothing.
 TEST(GatedDeltaNet, SequencesMayHaveNoRows) {
   const Weights weights = make_weights(1, 2);

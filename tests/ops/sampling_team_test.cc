@@ -26,13 +26,17 @@ std::barrier team_barrier(kTeamRanks);
 std::byte* team_rooms[kTeamRanks];
 
 struct ThreadTeam {
-  static constexpr int kRanks = kTeamRanks, kBuckets = 64;
+  static constexpr int kRanks = kTeamRanks, kBuckets = 64, kGroups = 8;
   static int rank() { return team_rank; }
   static void sync() { team_barrier.arrive_and_wait(); }
   template <class T>
   static T* at(T* mine, int rank) {
     const auto offset = reinterpret_cast<std::byte*>(mine) - team_rooms[team_rank];
     return reinterpret_cast<T*>(team_rooms[rank] + offset);
+  }
+  template <class T>
+  static T& own(T& room) {
+    return room;
   }
 };
 
@@ -88,9 +92,11 @@ void run_row(Room<Team>& room, const std::vector<float>& logits, const Settings&
   const std::size_t share = logits.size() / Team::kRanks;
   const Stretch stretch{logits, rank * share,
                         rank + 1 == Team::kRanks ? logits.size() : (rank + 1) * share};
+  keep_setting(room, sample, 0);
   const Seen seen = join(room, see_all(stretch), 0);
-  if (wants_report(sample, 0)) report(room, sample, 0, stretch, seen);
-  const std::int32_t drawn = draw(room, sample, 0, stretch, join(room, seen, 1));
+  const Setting setting = room.setting;
+  if (setting.wanted >= 0) report(room, sample, 0, setting.wanted, stretch, seen);
+  const std::int32_t drawn = draw(room, stretch, join(room, seen, 1));
   if (Team::rank() == 0) outcome.drawn = drawn;
   Team::sync();
 }

@@ -108,8 +108,8 @@ std::int64_t workspace_bytes(const Args& args, const PlanContext& where) {
   if (where.properties.cuda_capability != 90 || args.q.shape[2] != kMaxHeadDim) return 0;
   const std::int64_t context = args.block_table.shape[1] * args.k_cache.shape[1];
   const std::int64_t partials = args.block_table.shape[0] * (context / kPartialTokens + 1);
-  return kFirstsBytes + std::min(partials * kv_heads, kMostSlots) *
-                            slot_bytes(rows_of_rank(static_cast<int>(group)));
+  return std::min(partials * kv_heads, kMostSlots) *
+         slot_bytes(rows_of_rank(static_cast<int>(group)));
 }
 
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced) {

@@ -13,7 +13,6 @@ namespace {
 using Args = tenon::attention::Args;
 static_assert(kTile == tenon::attention::kTileTokens);
 static_assert(kPartial == tenon::attention::kPartialTokens);
-using tenon::attention::kFirstsBytes;
 using tenon::attention::rows_of_rank;
 using tenon::attention::slot_bytes;
 
@@ -28,7 +27,7 @@ std::string text(std::int64_t number) { return std::to_string(number); }
 int group_of(const Args& args) { return static_cast<int>(args.q.shape[1] / args.k_cache.shape[2]); }
 
 std::int64_t slots_of(const Args& args) {
-  return (static_cast<std::int64_t>(args.workspace->bytes()) - kFirstsBytes) /
+  return static_cast<std::int64_t>(args.workspace->bytes()) /
          slot_bytes(rows_of_rank(group_of(args)));
 }
 
@@ -93,9 +92,9 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   const int group = group_of(args), rows = rows_of_rank(group);
   if (sequences > kMostSequences)
     return no(text(sequences) + " sequences are over the limit of " + text(kMostSequences));
-  if (static_cast<std::int64_t>(args.workspace->bytes()) < kFirstsBytes + slot_bytes(rows))
+  if (static_cast<std::int64_t>(args.workspace->bytes()) < slot_bytes(rows))
     return no("the workspace has " + text(static_cast<std::int64_t>(args.workspace->bytes())) +
-              " bytes; it needs at least " + text(kFirstsBytes + slot_bytes(rows)));
+              " bytes; it needs at least " + text(slot_bytes(rows)));
   if (!args.decode_only) {
     const std::int64_t blocks = (tokens * group / kPromptRows + sequences) * kv_heads * 2;
     if (blocks > kMostBlocks) return no(text(blocks) + " blocks are too many");
@@ -178,8 +177,7 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
     call.out_stride = args.out.bf16->stride[0];
   }
   call.quant = quant_spec(args.out.fp8);
-  call.firsts = args.workspace->as<std::int32_t>();
-  call.slots = args.workspace->as<std::byte>() + kFirstsBytes;
+  call.slots = args.workspace->as<std::byte>();
   call.num_slots = static_cast<int>(slots_of(args));
   call.scale = args.scale * 0x1.715476p0f;  // log2 e
   call.tokens = static_cast<int>(args.q.shape[0]);

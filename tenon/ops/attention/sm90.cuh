@@ -49,8 +49,7 @@ struct Sm90Call {
   NewHeads heads;
   const bf16 *q, *gate;  // gate may be null
   const std::int32_t *block_table, *starts, *lengths;
-  bf16* out;             // null where nobody wants bf16 rows
-  std::int32_t* firsts;  // [sequences + 1]
+  bf16* out;  // null where nobody wants bf16 rows
   std::byte* slots;
   std::int64_t q_token_stride, q_head_stride, gate_token_stride, gate_head_stride, out_stride;
   QuantSpec quant;  // scales by rows, groups of 128
@@ -61,6 +60,10 @@ struct Sm90Call {
 };
 
 TENON_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
+// Of a sequence with one token.
+TENON_DEVICE int partials_of(int context) {
+  return context > kPartial ? ceil_div(context, kPartial) : 1;
+}
 
 // The sequence's block of the cache where `position` lies; −1: it has none. Here as below the
 // arrays of a step are its input, which no kernel of it writes, so they are read before the wait
@@ -107,6 +110,12 @@ TENON_DEVICE Gates gates_of(const Sm90Call& call, int token, int head) {
 }
 TENON_DEVICE std::uint32_t read_gates(const Gates& gate, int column) {
   return gate.row == nullptr ? 0u : *reinterpret_cast<const std::uint32_t*>(gate.row + column);
+}
+// The same for a kernel that has not waited yet, where the gates are older than the kernel before.
+TENON_DEVICE std::uint32_t read_gates_early(const Gates& gate, int column) {
+  return gate.row == nullptr
+             ? 0u
+             : load_constant(reinterpret_cast<const std::uint32_t*>(gate.row + column));
 }
 
 // rne(rne(sum / total) · sigmoid(gate)) of two neighbours in a word. A row that saw nothing is

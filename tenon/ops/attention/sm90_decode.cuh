@@ -81,7 +81,7 @@ TENON_DEVICE void read_sequences(const Sm90Call& call, Sequences& to) {
       const int context = load_constant(call.lengths + s);
       if (call.heads.k != nullptr && s < call.tokens)
         to.positions[s] = load_constant(call.heads.positions + s);
-      if (end - token == 1) count = kOne + (context > kPartial ? ceil_div(context, kPartial) : 1);
+      if (end - token == 1) count = kOne + partials_of(context);
       to.lengths[s] = context;
       to.tokens[s] = token;
     }
@@ -112,14 +112,11 @@ TENON_DEVICE void read_sequences(const Sm90Call& call, Sequences& to) {
 TENON_DEVICE void wait_without_heads(const Sm90Call& call) {
   if (call.heads.k == nullptr) wait_for_previous();
 }
-// The warps that compute, before they read rows; block 0 leaves numbers for join_kernel.
-TENON_DEVICE void wait_for_rows(const Sm90Call& call, const Sequences& from) {
+// The warps that compute, before they read rows.
+TENON_DEVICE void wait_for_rows() {
   wait_for_previous();
   if (thread_id() == 0) let_next_start();
   sync_wave();
-  if (block_id() != 0) return;
-  for (int s = thread_id(); s <= call.sequences; s += kComputeThreads)
-    call.firsts[s] = from.firsts[s];
 }
 
 TENON_DEVICE Part part_of(const Walk& walk, int sequence, int kv_head, int partial) {
@@ -500,7 +497,7 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
   RawRows<kRowsEach> raw;
   const bool has_work = part.sequence >= 0 && part.visible(rank) > 0;
   if (has_work) read_angles(call.heads, part, raw);
-  wait_for_rows(call, walk.sequences);
+  wait_for_rows();
   if (has_work) read_rows(call, part, rank, raw);
   std::uint32_t uses = 0;  // of k and v
   Sums whole[kUnits];

@@ -2,11 +2,33 @@
 // right, divided, gated and written. A warp has half of a row.
 #pragma once
 
+#include "tenon/device/cuda_hip/sm90/lanes.cuh"
 #include "tenon/ops/attention/sm90_decode.cuh"
 
 namespace tenon::TENON_TARGET::attention {
 
 inline constexpr int kJoinThreads = 128, kJoinWarps = kJoinThreads / 32;
+
+// Partials of sequences with one token: of those before `sequence`, of that one, of all. A warp
+// together.
+struct PartialCounts {
+  int before = 0, own = 0, all = 0;
+};
+TENON_DEVICE PartialCounts count_partials(const Sm90Call& call, int sequence) {
+  PartialCounts counts;
+  TENON_NO_UNROLL
+  for (int base = 0; base < call.sequences; base += kWave) {
+    const int s = base + thread_id() % kWave;
+    int count = 0;
+    if (s < call.sequences &&
+        load_constant(call.starts + s + 1) - load_constant(call.starts + s) == 1)
+      count = partials_of(load_constant(call.lengths + s));
+    counts.before += sum_lanes(s < sequence ? count : 0);
+    counts.own += sum_lanes(s == sequence ? count : 0);
+    counts.all += sum_lanes(count);
+  }
+  return counts;
+}
 
 // Where a warp's partials lie: slots of one row.
 struct JoinRow {
@@ -51,13 +73,23 @@ TENON_KERNEL_MAX(kJoinThreads) join_kernel(TENON_ARGS(Sm90Call) call) {
             sequence = number / 2 / call.q_heads;
   const int kv_head = head / call.group, in_group = head % call.group;
   const int rows = tenon::attention::rows_of_rank(call.group);
+  if (sequence >= call.sequences) {
+    wait_for_previous();
+    return;
+  }
+  // What a call is given was complete when the kernel before this one let it start, for that one
+  // had waited; only slots are younger.
+  const PartialCounts counts = count_partials(call, sequence);
+  const int token = load_constant(call.starts + sequence);
+  const int index = in_group % rows * 64 + half * 32 + thread_id() % kWave;
+  const Gates gate = counts.own > 0 ? gates_of(call, token, head) : Gates{nullptr};
+  const std::uint32_t low = read_gates_early(gate, column_of(index));
+  const std::uint32_t high = read_gates_early(gate, column_of(index) + 8);
   wait_for_previous();
   if (thread_id() == 0) let_next_start();
   sync_wave();
-  if (sequence >= call.sequences) return;
-  int first = call.firsts[sequence], partials = call.firsts[sequence + 1] - first;
-  const int token = call.starts[sequence];
-  const bool in_slots = call.firsts[call.sequences] * call.kv_heads <= call.num_slots;
+  const bool in_slots = counts.all * call.kv_heads <= call.num_slots;
+  int first = counts.before, partials = counts.own;
   if (partials == 0) return;  // a prompt, or padding
   if (call.streams) {
     if (!in_slots) first = sequence, partials = 1;  // joined already
@@ -70,10 +102,7 @@ TENON_KERNEL_MAX(kJoinThreads) join_kernel(TENON_ARGS(Sm90Call) call) {
                     .kv_head = kv_head,
                     .rank = in_group / rows,
                     .rows = rows,
-                    .index = in_group % rows * 64 + half * 32 + thread_id() % kWave};
-  const Gates gate = gates_of(call, token, head);
-  const std::uint32_t low = read_gates(gate, column_of(row.index));
-  const std::uint32_t high = read_gates(gate, column_of(row.index) + 8);
+                    .index = index};
   Sums whole;
   TENON_NO_UNROLL
   for (int from = 0; from < partials; from += kAtOnce) {

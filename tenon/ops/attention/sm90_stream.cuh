@@ -197,7 +197,7 @@ TENON_DEVICE void compute_stream(Walk walk, StreamShared<kRowsEach>& shared) {
   Part part = find_part(walk);
   RawRows<kRowsEach> raw;
   if (part.sequence >= 0) read_angles(call.heads, part, raw);
-  wait_for_rows(call, walk.sequences);
+  wait_for_rows();
   if (part.sequence >= 0) read_rows(call, part, part.tiles() - 1, raw);
   RingPlace place;
   StreamSums<kRowsEach> sums;

@@ -1,5 +1,4 @@
-// Where things lie in the workspace of attention: the number of partials before each sequence, then
-// a slot for the result of each partial.
+// The workspace of attention: a slot for the result of each partial.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +8,6 @@ namespace tenon::attention {
 inline constexpr int kClusterRanks = 4;  // blocks that share a partial, a tile each
 inline constexpr int kMostSequences = 1024;
 inline constexpr std::int64_t kMostSlots = 8192;
-inline constexpr std::int64_t kFirstsBytes =
-    (kMostSequences + 64) * 4;  // kMostSequences + 1 numbers
 
 // A rank ends a partial with so many of the q heads of a kv head.
 constexpr int rows_of_rank(int group) { return group <= 8 ? 2 : 4; }

@@ -19,6 +19,8 @@ struct Lookup {
 
 TENON_KERNEL lookup_kernel(Lookup lookup) {
   const int token = block_id();
+  wait_for_previous();
+  let_next_start();
   if (token >= lookup.tokens) return;  // the plan was made for more
   const std::int64_t row = std::int64_t{lookup.ids[token]} - lookup.vocab_begin;
   const bool mine = row >= 0 && row < lookup.vocab_size;
@@ -28,10 +30,11 @@ TENON_KERNEL lookup_kernel(Lookup lookup) {
     store16(to + i, mine ? load16(from + i) : Word4{0, 0, 0, 0});
 }
 
-Status supports_rows(const Args& args, const PlanContext&, Recipe* recipe) {
+Status supports_rows(const Args& args, const PlanContext& where, Recipe* recipe) {
   LaunchShape shape;
   shape.blocks = static_cast<int>(args.ids.shape[0]);
-  shape.threads = kWave == 1 ? 1 : 128;
+  shape.threads = kWave == 1 ? 1 : 256;
+  shape.early = where.may_start_early;
   recipe->launch("lookup_kernel", shape);
   return Status::ok();
 }

@@ -3,9 +3,10 @@
 // conv_kernel, recurrent_kernel and finish_kernel one after another.
 //
 // A block has one v head of one sequence, and a thread of each team one column of S. S is on its
-// way into shared memory while the convolution and the norms are computed, and is read there twice
-// and written out once. Where shared memory is too small, it is read from global memory. What one
-// sequence costs is a chain of short steps: two teams share them; one does all where kTeams is 1.
+// way into shared memory, or with its last rows into registers, while the convolution and the norms
+// are computed, and is read there twice and written out once. Where both are too small, it is read
+// from global memory. What one sequence costs is a chain of short steps: two teams share them; one
+// does all where kTeams is 1 (HeadForm).
 //
 // Blocks whose v heads share a k head all compute its convolution. None of them may write what
 // another one reads: that is why a slot keeps one input more than the convolution looks back, so
@@ -18,8 +19,8 @@
 
 namespace tenon::TENON_TARGET::gated_delta_net {
 
-// Rows of S that decode_kernel holds in shared memory: all on CUDA, none where a block has 64 KiB
-// of it, as on HIP; and half of them on emu32, so that both ways are met.
+// Rows of S for which a block has shared memory or registers: all on CUDA, none where a block has
+// 64 KiB of shared memory, as on HIP; and half of them on emu32, so that both ways are met.
 inline constexpr int kHeldRows = kWave != 32 ? 0 : kKernelsAreOrdered ? kDim : kDim / 2;
 constexpr std::size_t decode_shared(int held_rows) { return held_rows * kDim * sizeof(float); }
 
@@ -117,16 +118,27 @@ TENON_DEVICE void keep_own_inputs(const KernelArgs& args, const Sequence& sequen
   }
 }
 
-// The thread's column of S: its first kHeld rows in shared memory, all rows in global memory.
+// How a block has its head: how many teams of threads, how many rows of S in shared memory, and how
+// many, the last ones, in registers. Others are read from global memory.
+template <int kTeamsOf, int kHeldRowsOf, int kRestRows = 0>
+struct HeadForm {
+  static constexpr int kTeams = kTeamsOf, kHeld = kHeldRowsOf, kRest = kRestRows;
+  static constexpr int kRows = kRest > 0 ? 8 : 16;  // that are on their way together
+  static_assert(kHeld % kRows == 0 && (kDim - kRest) % (2 * kRows) == 0);
+  static_assert(kTeams == 1 || kRest == 0);
+};
+
+// The thread's column of S: its first kHeld rows in shared memory, its last kRest in registers, all
+// rows in global memory.
+template <int kRest>
 struct StateColumn {
   const float* held;
   const float* data;  // null: zeros
+  float rest[kRest > 0 ? kRest : 1];
 };
-// Rows [row, row + kRows) of it.
-inline constexpr int kRows = 16;
-template <int kHeld>
-TENON_DEVICE void load_rows(const StateColumn& column, int row, float (&to)[kRows]) {
-  static_assert(kHeld % kRows == 0);
+// Rows [row, row + kRows) of it, which are none of the last kRest.
+template <int kHeld, int kRest, int kRows>
+TENON_DEVICE void load_rows(const StateColumn<kRest>& column, int row, float (&to)[kRows]) {
   if (kHeld == kDim || row < kHeld) {
     TENON_UNROLL
     for (int i = 0; i < kRows; ++i) to[i] = column.held[(row + i) * kDim];
@@ -137,6 +149,7 @@ TENON_DEVICE void load_rows(const StateColumn& column, int row, float (&to)[kRow
   }
 }
 // As many elements of q or k, from shared memory.
+template <int kRows>
 TENON_DEVICE void load_keys(const float* keys, int row, float (&to)[kRows]) {
   TENON_UNROLL
   for (int i = 0; i < kRows; i += 4) {
@@ -152,49 +165,71 @@ TENON_DEVICE void load_keys(const float* keys, int row, float (&to)[kRows]) {
 struct Projections {
   float of_k, of_q;
 };
-template <int kHeld>
-TENON_DEVICE Projections project_column(const StateColumn& column, const float* keys,
+template <class Form>
+TENON_DEVICE Projections project_column(const StateColumn<Form::kRest>& column, const float* keys,
                                         const float* queries) {
+  constexpr int kRows = Form::kRows, kLast = kDim - Form::kRest;
   Projections sums{};
   float s[2][kRows], k[2][kRows], q[2][kRows];
   const auto load = [&](int half, int row) {
-    load_rows<kHeld>(column, row, s[half]);
+    load_rows<Form::kHeld>(column, row, s[half]);
     load_keys(keys, row, k[half]);
     load_keys(queries, row, q[half]);
   };
-  const auto add = [&](int half) {
+  const auto add = [&](const float* own, int half) {
     TENON_UNROLL
     for (int i = 0; i < kRows; ++i) {
-      sums.of_k = sums.of_k + k[half][i] * s[half][i];
-      sums.of_q = sums.of_q + q[half][i] * s[half][i];
+      sums.of_k = sums.of_k + k[half][i] * own[i];
+      sums.of_q = sums.of_q + q[half][i] * own[i];
     }
   };
   load(0, 0);
   TENON_NO_UNROLL
-  for (int row = 0; row < kDim; row += 2 * kRows) {
+  for (int row = 0; row < kLast; row += 2 * kRows) {
     load(1, row + kRows);
-    add(0);
-    if (row + 2 * kRows < kDim) load(0, row + 2 * kRows);
-    add(1);
+    add(s[0], 0);
+    if (row + 2 * kRows < kLast) load(0, row + 2 * kRows);
+    add(s[1], 1);
+  }
+  TENON_UNROLL
+  for (int row = kLast; row < kDim; row += kRows) {
+    load_keys(keys, row, k[0]);
+    load_keys(queries, row, q[0]);
+    add(column.rest + (row - kLast), 0);
   }
   return sums;
 }
 
-// S ← decay · S + k ⊗ d for rows [first, last) of the column.
-template <int kHeld>
-TENON_DEVICE void update_column(const StateColumn& from, float* to, const float* keys, float decay,
-                                float d, int first, int last) {
+// S ← decay · S + k ⊗ d for rows [first, last) of the column, which are none of the last kRest.
+template <class Form>
+TENON_DEVICE void update_column(const StateColumn<Form::kRest>& from, float* to, const float* keys,
+                                float decay, float d, int first, int last) {
+  constexpr int kRows = Form::kRows;
   TENON_NO_UNROLL
   for (int row = first; row < last; row += 2 * kRows) {
     float s[2][kRows], k[2][kRows];
     TENON_UNROLL
     for (int half = 0; half < 2; ++half) {
-      load_rows<kHeld>(from, row + half * kRows, s[half]);
+      load_rows<Form::kHeld>(from, row + half * kRows, s[half]);
       load_keys(keys, row + half * kRows, k[half]);
     }
     TENON_UNROLL
     for (int i = 0; i < 2 * kRows; ++i)
       to[(row + i) * kDim] = decay * s[i / kRows][i % kRows] + k[i / kRows][i % kRows] * d;
+  }
+}
+// The same for the last kRest.
+template <class Form>
+TENON_DEVICE void update_rest(const StateColumn<Form::kRest>& from, float* to, const float* keys,
+                              float decay, float d) {
+  constexpr int kRows = Form::kRows, kLast = kDim - Form::kRest;
+  TENON_UNROLL
+  for (int row = kLast; row < kDim; row += kRows) {
+    float k[kRows];
+    load_keys(keys, row, k);
+    TENON_UNROLL
+    for (int i = 0; i < kRows; ++i)
+      to[(row + i) * kDim] = decay * from.rest[row - kLast + i] + k[i] * d;
   }
 }
 
@@ -272,52 +307,61 @@ TENON_DEVICE void store_result(const KernelArgs& args, int token, int v_head,
 }
 
 // What a head needs of earlier steps and of weights, and where the rest will be.
+template <class Form>
 struct Ahead {
   Sequence sequence{};
   Places places{};
   bool decodes = false;     // the sequence has one token in this step
   bool is_padding = false;  // the row of this number belongs to no sequence
   Inputs inputs{};
+  StateColumn<Form::kRest> column{};
   float norm, a_log, dt_bias;
 };
-TENON_DEVICE void load_constants(const KernelArgs& args, int v_head, Ahead& ahead) {
+template <class Form>
+TENON_DEVICE void load_constants(const KernelArgs& args, int v_head, Ahead<Form>& ahead) {
   ahead.norm = load_constant(args.norm + own_column());
   ahead.a_log = load_constant(args.a_log + v_head);
   ahead.dt_bias = load_constant(args.dt_bias + v_head);
 }
-// Loads what no kernel but this one writes, and starts to copy kHeld rows of S into dynamic shared
+// Loads what no kernel but this one writes, and starts to copy rows of S into dynamic shared
 // memory.
-template <int kHeld, int kTeams>
+template <class Form>
 TENON_DEVICE void load_state(const KernelArgs& args, int index, int v_head,
-                             const Channels& channels, Ahead& ahead) {
+                             const Channels& channels, Ahead<Form>& ahead) {
   ahead.is_padding = index < args.tokens && index >= load_constant(args.starts + args.sequences);
   if (index >= args.sequences) return;
   ahead.sequence =
       sequence_by(args, index, [](const std::int32_t* at) { return load_constant(at); });
   ahead.decodes = ahead.sequence.end - ahead.sequence.begin == 1;
   if (!ahead.decodes) return;
-  if constexpr (kHeld > 0) {
+  const float* const from = state_of(args, ahead.sequence.from, v_head);
+  ahead.column.data = from == nullptr ? nullptr : from + own_column();
+  if constexpr (Form::kHeld > 0) {
     TENON_DYNAMIC_SHARED(float, tile);
-    constexpr int kStride = kTeams * kDim * 4;
-    const float* from = state_of(args, ahead.sequence.from, v_head);
+    constexpr int kStride = Form::kTeams * kDim * 4;
+    ahead.column.held = tile + own_column();
     float* const first = tile + thread_id() * 4;
     if (from == nullptr) {
-      for (int i = 0; i < kHeld * kDim / kStride; ++i) store16(first + i * kStride, Word4{});
+      for (int i = 0; i < Form::kHeld * kDim / kStride; ++i) store16(first + i * kStride, Word4{});
     } else {
       TENON_UNROLL
-      for (int i = 0; i < kHeld * kDim / kStride; ++i)
+      for (int i = 0; i < Form::kHeld * kDim / kStride; ++i)
         copy_async16(first + i * kStride, from + thread_id() * 4 + i * kStride);
     }
   }
-  load_kept_inputs<kTeams>(args, ahead.sequence, channels, ahead.inputs);
+  TENON_UNROLL
+  for (int i = 0; i < Form::kRest; ++i)
+    ahead.column.rest[i] =
+        from == nullptr ? 0.0f : load_constant(ahead.column.data + (kDim - Form::kRest + i) * kDim);
+  load_kept_inputs<Form::kTeams>(args, ahead.sequence, channels, ahead.inputs);
   ahead.places = places_of(args, ahead.sequence.begin, v_head, channels);
 }
 
-// All of one token of one v head by kTeams · kDim threads, with kHeld rows of S in dynamic shared
-// memory, after load_state().
-template <int kHeld, int kTeams>
+// All of one token of one v head by kTeams · kDim threads, after load_state().
+template <class Form>
 TENON_DEVICE void decode_head(const KernelArgs& args, int v_head, const Channels& channels,
-                              const Weights& weights, const Ahead& ahead) {
+                              const Weights& weights, const Ahead<Form>& ahead) {
+  constexpr int kTeams = Form::kTeams;
   TENON_SHARED(float, floats, 8 * kDim + 4);
   TENON_SHARED(std::uint32_t, most, kDim / kWave);
   const DecodeShared shared{floats,
@@ -332,8 +376,7 @@ TENON_DEVICE void decode_head(const KernelArgs& args, int v_head, const Channels
                             most};
   const Sequence& sequence = ahead.sequence;
   const int mine = own_column(), token = sequence.begin;
-  const float* from = state_of(args, sequence.from, v_head);
-  float* to = state_of(args, sequence.to, v_head);
+  float* const to = state_of(args, sequence.to, v_head);
 
   // The first team goes from q and k to the outputs. What the second has to bring comes in the
   // shadow of that: v, silu(z), the gates.
@@ -345,11 +388,6 @@ TENON_DEVICE void decode_head(const KernelArgs& args, int v_head, const Channels
   if (does<kTeams>(1)) {
     z = args.z[at.z];
     gate_inputs = {to_float(args.a[at.a]), to_float(args.b[at.b]), ahead.a_log, ahead.dt_bias};
-  }
-  StateColumn column{nullptr, from == nullptr ? nullptr : from + mine};
-  if constexpr (kHeld > 0) {
-    TENON_DYNAMIC_SHARED(float, tile);
-    column.held = tile + mine;
   }
   float* const places[3] = {shared.raw_q, shared.raw_k, shared.v};
   TENON_UNROLL
@@ -368,7 +406,7 @@ TENON_DEVICE void decode_head(const KernelArgs& args, int v_head, const Channels
   await_copies();
   sync_block();
   Projections sums{};
-  if (does<kTeams>(0)) sums = project_column<kHeld>(column, shared.k, shared.q);
+  if (does<kTeams>(0)) sums = project_column<Form>(ahead.column, shared.k, shared.q);
   if (does<kTeams>(1) && mine < kWave) {  // all lanes the same: more waves would be in the way
     const Gates gates = gates_of(gate_inputs);
     if (mine == 0) {
@@ -386,25 +424,25 @@ TENON_DEVICE void decode_head(const KernelArgs& args, int v_head, const Channels
     shared.o[mine] = to_float(to_bf16(decay * sums.of_q + scales.k_dot_q * d));
   }
   sync_block();
-  // The second team makes most of the new state.
-  constexpr int kFirst = kTeams == 1 ? 0 : 2 * kRows, kSecond = kTeams == 1 ? 0 : 6 * kRows;
+  // The second team makes most of the new state. A single one makes it first, so that it is on its
+  // way to memory while the outputs are made.
+  constexpr int kFirst = kTeams == 1 ? kDim - Form::kRest : kDim / 4, kSecond = kDim - kDim / 4;
   const auto update = [&](int first, int last) {
     if (to != nullptr)
-      update_column<kHeld>(column, to + mine, shared.k, decay, shared.d[mine], first, last);
+      update_column<Form>(ahead.column, to + mine, shared.k, decay, shared.d[mine], first, last);
   };
   bf16 rounded{0};
-  if (does<kTeams>(0)) {
-    rounded = norm_output(args, shared, ahead.norm);
-  } else {
-    update(0, kFirst);
-  }
+  if (kTeams == 1 || does<kTeams>(1)) update(0, kFirst);
+  if (kTeams == 1 && Form::kRest > 0 && to != nullptr)
+    update_rest<Form>(ahead.column, to + mine, shared.k, decay, shared.d[mine]);
+  if (does<kTeams>(0)) rounded = norm_output(args, shared, ahead.norm);
   sync_block();
   if (does<kTeams>(0)) {
     store_result(args, token, v_head, shared, rounded);
     keep_own_inputs<kTeams>(args, sequence, v_head, channels, inputs);
   }
   if (v_head == 0 && args.quant.codes != nullptr) pad_scales(args.quant, token);
-  update(does<kTeams>(0) ? kSecond : kFirst, does<kTeams>(0) ? kDim : kSecond);
+  if (kTeams > 1) update(does<kTeams>(0) ? kSecond : kFirst, does<kTeams>(0) ? kDim : kSecond);
 }
 
 }  // namespace tenon::TENON_TARGET::gated_delta_net

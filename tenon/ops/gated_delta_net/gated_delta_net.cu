@@ -48,24 +48,29 @@ TENON_KERNEL_MAX(kDim) conv_kernel(TENON_ARGS(KernelArgs) args) {
 
 // One block per (v head, sequence or row): that sequence's token, and that row if it belongs to no
 // sequence.
-template <int kTeams>
-TENON_KERNEL_RESIDENT(kTeams* kDim, kTeams == 1 ? 3 : 1)
+template <class Form>
+TENON_KERNEL_RESIDENT(Form::kTeams* kDim, Form::kTeams == 1 ? 4 : 1)
 decode_kernel(TENON_ARGS(KernelArgs) args) {
   if constexpr (kWave > 1) {
     const int v_head = block_id() % args.v_heads, index = block_id() / args.v_heads;
     const Channels channels = channels_of(args, v_head);
     const Weights weights = load_weights(args, channels);  // no kernel writes them
-    Ahead ahead;
+    Ahead<Form> ahead;
     load_constants(args, v_head, ahead);
     if (!args.is_settled) wait_for_previous();
-    load_state<kHeldRows, kTeams>(args, index, v_head, channels, ahead);
+    load_state(args, index, v_head, channels, ahead);
     wait_for_previous();
     let_next_start();
-    if (ahead.decodes) decode_head<kHeldRows, kTeams>(args, v_head, channels, weights, ahead);
+    if (ahead.decodes) decode_head(args, v_head, channels, weights, ahead);
     if (args.decodes_apart) return;  // other kernels see to all other rows
     if (ahead.is_padding) finish_head(args, index, v_head, nullptr);
   }
 }
+// A multiprocessor of CUDA has two heads at a time of two teams each, or four of one team, whose S
+// does not fit into shared memory as a whole.
+inline constexpr int kRestRows = kHeldRows == kDim ? 32 : 0;
+using TwoTeams = HeadForm<2, kHeldRows>;
+using OneTeam = HeadForm<1, kHeldRows - kRestRows, kRestRows>;
 
 // On cpu a thread has no column of its own.
 inline constexpr bool kHasDecode = kWave > 1;
@@ -79,14 +84,15 @@ void add_recurrent(const Args& args, const PlanContext& where, Recipe* recipe) {
 }
 void add_decode(const Args& args, const PlanContext& where, std::int64_t rows, Recipe* recipe) {
   const std::int64_t blocks = rows * args.v_heads;
-  const int teams = blocks <= where.properties.num_units ? 2 : 1;
-  LaunchShape shape = shape_of(where, blocks, teams * kDim);
-  shape.shared_bytes = decode_shared(kHeldRows);
+  const bool two_teams = blocks <= 2 * where.properties.num_units;
+  LaunchShape shape = shape_of(where, blocks, two_teams ? 2 * kDim : kDim);
+  shape.shared_bytes = decode_shared(two_teams ? TwoTeams::kHeld : OneTeam::kHeld);
   recipe->launch("decode_kernel", shape);
 }
 Status start_decode(const KernelLaunch& planned, const KernelArgs& args, Stream& stream) {
-  return tenon::launch(stream, planned.shape,
-                       planned.shape.threads == kDim ? decode_kernel<1> : decode_kernel<2>, args);
+  return tenon::launch(
+      stream, planned.shape,
+      planned.shape.threads == kDim ? decode_kernel<OneTeam> : decode_kernel<TwoTeams>, args);
 }
 
 Status supports_recurrent(const Args& args, const PlanContext& where, Recipe* recipe) {

@@ -17,6 +17,7 @@ static_assert((kSquares + 2 * kFactors) == tenon::gated_delta_net::kTileColumns)
 
 // Rows of S that a sequence of one token holds here: with more, fewer chunks would run at a time.
 inline constexpr int kHeldBeside = kHeldRows / 2;
+using FormBeside = HeadForm<1, kHeldBeside>;
 inline constexpr std::size_t kFirstShared = kPrepareShared > decode_shared(kHeldBeside)
                                                 ? kPrepareShared
                                                 : decode_shared(kHeldBeside);
@@ -28,11 +29,10 @@ TENON_KERNEL_RESIDENT(kTileThreads, 4) prepare_kernel(TENON_ARGS(KernelArgs) arg
   const int v_head = block_id() % args.v_heads, at = block_id() / args.v_heads;
   if (at < args.sequences) {
     const Channels channels = channels_of(args, v_head);
-    Ahead ahead;
+    Ahead<FormBeside> ahead;
     load_constants(args, v_head, ahead);
-    load_state<kHeldBeside, 1>(args, at, v_head, channels, ahead);
-    if (ahead.decodes)
-      decode_head<kHeldBeside, 1>(args, v_head, channels, load_weights(args, channels), ahead);
+    load_state(args, at, v_head, channels, ahead);
+    if (ahead.decodes) decode_head(args, v_head, channels, load_weights(args, channels), ahead);
     return;
   }
   TENON_DYNAMIC_SHARED(std::byte, memory);

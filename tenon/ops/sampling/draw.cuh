@@ -93,17 +93,19 @@ TENON_DEVICE const float* logit_at(const LogitRow& row, std::int32_t id) {
   return row.logits + slice * row.slice_stride + (id - slice * row.width);
 }
 
-// The mask of row r; null: it may draw all ids.
-TENON_DEVICE const std::uint32_t* mask_of(const Sample& sample, int r) {
-  if (sample.allowed == nullptr || sample.which[r] < 0) return nullptr;
-  return sample.allowed + std::int64_t{sample.which[r]} * sample.mask_words;
-}
-
-TENON_DEVICE bool has_edits(const Sample& sample, int r) {
-  return sample.edits != nullptr && sample.begins[r] < sample.begins[r + 1];
-}
-TENON_DEVICE bool wants_report(const Sample& sample, int r) {
-  return sample.wanted != nullptr && sample.wanted[r] >= 0;
+TENON_DEVICE Setting setting_of(const Sample& sample, int r) {
+  Setting setting{};
+  setting.temperature = sample.temperature[r];
+  setting.top_p = sample.top_p[r];
+  setting.top_k = sample.top_k[r];
+  setting.position = sample.position[r];
+  setting.seed = sample.seed[r];
+  if (sample.min_p != nullptr) setting.min_p = sample.min_p[r];
+  setting.wanted = sample.wanted != nullptr ? sample.wanted[r] : -1;
+  if (sample.edits != nullptr) setting.edits = sample.begins[r] < sample.begins[r + 1];
+  const std::int32_t which = sample.allowed != nullptr ? sample.which[r] : -1;
+  if (which >= 0) setting.mask = sample.allowed + std::int64_t{which} * sample.mask_words;
+  return setting;
 }
 
 TENON_DEVICE float edited(float logit, const Edit& edit, const Sample& sample, int r) {
@@ -126,6 +128,16 @@ TENON_DEVICE void visit_edits(const Sample& sample, int r, Body body) {
   }
 }
 
+// One thread loads all of it at once, for the block: all have it behind the next barrier. The
+// others need not wait for it before they ask for logits, nor for the rounds of the random number.
+template <class Team>
+TENON_DEVICE void keep_setting(Room<Team>& room, const Sample& sample, int r) {
+  if (thread_id() != block_threads() - 1) return;
+  const Setting setting = setting_of(sample, r);
+  room.setting = setting;
+  room.random = tenon::sampling::random_bits(setting.seed, setting.position);
+}
+
 // ceil(total · top_p), at least 1.
 TENON_DEVICE std::uint64_t share_of(std::uint64_t total, float top_p) {
   if (!(top_p < 1.0f)) return total;
@@ -136,13 +148,10 @@ TENON_DEVICE std::uint64_t share_of(std::uint64_t total, float top_p) {
   return share > 0 ? share : 1;
 }
 
-// x: how much of `total` all candidates up to and including a listed one have; y, its number + 1.
-TENON_DEVICE Pair first_of(Pair a, Pair b) { return b.y != 0 && (a.y == 0 || b.x < a.x) ? b : a; }
-
-// The token among the first `kept` of the listed candidates, of which room has the masses.
+// On rank 0: the token among the first top_k of the listed candidates, of which room has the
+// masses.
 template <class Team>
-TENON_DEVICE std::int32_t draw_listed(Room<Team>& room, const Sample& sample, int r, int size,
-                                      int kept) {
+TENON_DEVICE std::int32_t draw_listed(Room<Team>& room, int size) {
   constexpr int kEach = kMaxListed / (kWave == 1 ? 1 : 256);  // listed ones of a thread
   std::uint64_t up_to[kEach];  // 0 where it is not kept or has no mass
   std::uint64_t total = 0;
@@ -151,81 +160,90 @@ TENON_DEVICE std::int32_t draw_listed(Room<Team>& room, const Sample& sample, in
     int place = 0;
     up_to[n] = 0;
     if (i >= size || room.weights[i] == 0) continue;
+    const std::uint64_t own = room.list[i];
     for (int j = 0; j < size; ++j) {
-      if (room.list[j] < room.list[i]) continue;
+      if (room.list[j] < own) continue;
       up_to[n] += room.weights[j];
       ++place;
     }
-    if (place > kept) up_to[n] = 0;
+    if (place > room.setting.top_k) up_to[n] = 0;
     total = up_to[n] > total ? up_to[n] : total;
   }
-  // The first one up to which there is at least `target`.
+  total = reduce<Larger>(room, Pair{total, 0}).x;
+  // The first sum that is at least `target`; no two are the same.
   const auto reach = [&](std::uint64_t target) {
-    Pair found{0, 0};
-    for (int n = 0; n < kEach; ++n) {
-      const auto number = static_cast<std::uint64_t>(thread_id() + n * block_threads()) + 1;
-      if (up_to[n] >= target) found = first_of(found, {up_to[n], number});
-    }
-    return reduce(room, found, first_of);
+    std::uint64_t found = 0;
+    for (int n = 0; n < kEach; ++n)
+      if (up_to[n] >= target && ~up_to[n] > found) found = ~up_to[n];
+    return ~reduce<Larger>(room, Pair{found, 0}).x;
   };
-  total = reduce(room, {total, 0}, larger).x;
-  const std::uint64_t share = share_of(total, sample.top_p[r]);
-  const std::uint64_t kept_mass = share == total ? total : reach(share).x;
-  const std::uint64_t random = tenon::sampling::random_bits(sample.seed[r], sample.position[r]);
-  const Pair found = reach(tenon::sampling::multiply_high(random, kept_mass) + 1);
-  return id_in(room.list[found.y - 1]);
+  const std::uint64_t share = share_of(total, room.setting.top_p);
+  const std::uint64_t kept_mass = share == total ? total : reach(share);
+  const std::uint64_t drawn = reach(tenon::sampling::multiply_high(room.random, kept_mass) + 1);
+  for (int n = 0; n < kEach; ++n)
+    if (up_to[n] == drawn) room.picked.x = room.list[thread_id() + n * block_threads()];
+  sync_block();
+  return id_in(room.picked.x);
 }
 
-// The token of row r, the same on every thread. seen: of all of the row.
+// The token of the row, on all threads of rank 0. seen: of all of the row.
 template <class Team, class Row>
-TENON_DEVICE std::int32_t draw(Room<Team>& room, const Sample& sample, int r, const Row& row,
-                               const Seen& seen) {
+TENON_DEVICE std::int32_t draw(Room<Team>& room, const Row& row, const Seen& seen) {
   if (!(seen.largest > -kInfinity)) return -1;
-  const float temperature = sample.temperature[r];
-  const std::int32_t top_k = sample.top_k[r];
-  if (!(temperature > 0.0f) || top_k == 1) return seen.id;
+  const Setting& setting = room.setting;
+  if (!(setting.temperature > 0.0f) || setting.top_k == 1) return seen.id;
 
-  const float spread = seen.largest - seen.smallest, reach = 28.5f * temperature;
-  const Buckets buckets = buckets_by_logit<Team>(seen.largest, spread < reach ? spread : reach);
-  const float min_p = sample.min_p != nullptr ? sample.min_p[r] : 0.0f;
-  const float likely = min_p > 0.0f ? (min_p < 1.0f ? min_p : 1.0f) : 0.0f;
-  MassWeight mass{{seen.largest, temperature}, 0, 0, 0};
-  mass.least = least_logit(mass.weighing);
-  mass.least_mass = static_cast<std::uint64_t>(likely * 0x1p24f) << 16;
+  const float spread = seen.largest - seen.smallest, reach = 28.5f * setting.temperature;
+  const float range = spread < reach ? spread : reach;
+  if (thread_id() == 0) {
+    const float min_p = setting.min_p;
+    const float likely = min_p > 0.0f ? (min_p < 1.0f ? min_p : 1.0f) : 0.0f;
+    Weight& mass = room.counts[kByMass];
+    mass = mass_from(seen.largest, setting.temperature);
+    mass.least_mass = static_cast<std::uint64_t>(likely * 0x1p24f) << 16;
+    room.counts[kByNumber] = count_from(mass.least);
+    room.buckets = buckets_by_logit<Team>(seen.largest, range);
+  }
 
   // Phase 1: the top_k. Candidates without mass do not matter. Those of whole buckets that fit in a
   // list are drawn from there; else the last one that counts is searched for.
-  if (top_k > 1) {
-    const CountWeight count{mass.least};
-    const std::uint64_t found = fill_buckets(room, row, buckets, count, 0);
-    const auto kept = static_cast<std::uint64_t>(top_k);
+  if (setting.top_k > 1) {
+    const std::uint64_t found = fill_buckets(room, row, kByNumber, 0);
+    const auto kept = static_cast<std::uint64_t>(setting.top_k);
     if (kept <= kMaxListed || found <= kMaxListed) {
       const int end =
-          found > kept ? place_of(room, kept, 0).bucket + 1 : static_cast<int>(Team::kBuckets);
-      const int size = list_buckets(room, row, buckets, 0, end, count, mass);
-      if (size <= kMaxListed) return draw_listed(room, sample, r, size, top_k);
+          found > kept ? place_of(room, kept).bucket + 1 : static_cast<int>(Team::kBuckets);
+      const int size = list_buckets(room, row, 0, end, kByNumber, kByMass);
+      if (size <= kMaxListed) return Team::rank() == 0 ? draw_listed(room, size) : -1;
     }
     if (found > kept) {
-      mass.last = find(room, row, buckets, count, kept).order;
-      mass.least = logit_in(mass.last);
+      // A list that was too long has left the buckets as they were.
+      const Found last = find(room, row, kByNumber, kept, true);
+      if (thread_id() == 0) {
+        room.counts[kByMass].last = last.order;
+        room.counts[kByMass].least = logit_in(last.order);
+        if (last.refilled) room.buckets = buckets_by_logit<Team>(seen.largest, range);
+      }
     }
   }
 
   // Phase 2: the masses of those that stay. Where top_p's share of them ends is searched for like
   // the draw itself.
-  const std::uint64_t total = fill_buckets(room, row, buckets, mass, 0);
-  const std::uint64_t share = share_of(total, sample.top_p[r]);
+  const std::uint64_t total = fill_buckets(room, row, kByMass, 1);
+  const std::uint64_t share = share_of(total, setting.top_p);
   std::uint64_t kept_mass = total;
 
   // Phase 3: the candidate that a random part of the kept mass ends in.
-  const std::uint64_t random = tenon::sampling::random_bits(sample.seed[r], sample.position[r]);
   TENON_NO_UNROLL
   for (bool drawing = share == total;; drawing = true) {
     const std::uint64_t target =
-        drawing ? tenon::sampling::multiply_high(random, kept_mass) + 1 : share;
-    const Found found = find(room, row, buckets, mass, target);
+        drawing ? tenon::sampling::multiply_high(room.random, kept_mass) + 1 : share;
+    const Found found = find(room, row, kByMass, target, !drawing);
     if (drawing) return id_in(found.order);
     kept_mass = found.sum;
+    if (!found.refilled) continue;
+    if (thread_id() == 0) room.buckets = buckets_by_logit<Team>(seen.largest, range);
+    fill_buckets(room, row, kByMass, 1);
   }
 }
 
@@ -239,37 +257,39 @@ TENON_DEVICE std::uint64_t order_of_given(const Sample& sample, int r) {
 }
 
 // Writes the report of row r but for the logit of the token drawn or given. seen: of all of the
-// row.
+// row; wanted: how many ids to list.
 template <class Team, class Row>
-TENON_DEVICE void report(Room<Team>& room, const Sample& sample, int r, const Row& row,
-                         const Seen& seen) {
+TENON_CALLED void report(Room<Team>& of_team, const Sample& sample, int r, std::int32_t wanted_ids,
+                         const Row row, const Seen seen) {
+  Room<Team>& room = Team::own(of_team);
   const bool any = seen.largest > -kInfinity;
   Pair mass{0, 0};  // and how many come before the given id
   int size = 0;
   if (any) {
-    MassWeight weight{{seen.largest, 1.0f}, 0, 0, 0};
-    weight.least = least_logit(weight.weighing);
+    const Weight weight = mass_from(seen.largest, 1.0f);
     const std::uint64_t given = order_of_given(sample, r);
     visit(row, [&](float logit, std::int32_t id) {
       mass.x += weight_of(weight, logit, id);
       mass.y += order_of(logit, id) > given ? 1 : 0;
     });
-    mass = team_reduce(room, mass, 1, sum);
-    size = sample.wanted[r] < kMaxLikely ? sample.wanted[r] : kMaxLikely;
+    mass = team_reduce<Sum>(room, mass, 1);
+    size = wanted_ids < kMaxLikely ? wanted_ids : kMaxLikely;
   }
   int listed = 0;
   if (size > 0) {
-    const Buckets buckets = buckets_by_logit<Team>(seen.largest, seen.largest - seen.smallest);
-    CountWeight count{-FLT_MAX};
-    const std::uint64_t found = fill_buckets(room, row, buckets, count, 0);
+    if (thread_id() == 0) {
+      room.buckets = buckets_by_logit<Team>(seen.largest, seen.largest - seen.smallest);
+      room.counts[kByNumber] = count_from(-FLT_MAX);
+    }
+    const std::uint64_t found = fill_buckets(room, row, kByNumber, 0);
     if (found < static_cast<std::uint64_t>(size)) size = static_cast<int>(found);
     const auto wanted = static_cast<std::uint64_t>(size);
-    const int end = place_of(room, wanted, 0).bucket + 1;
-    listed = list_buckets(room, row, buckets, 0, end, count, count);
+    const int end = place_of(room, wanted).bucket + 1;
+    listed = list_buckets(room, row, 0, end, kByNumber, kByNumber);
     if (listed > kMaxListed) {
-      const std::uint64_t last = find(room, row, buckets, count, wanted).order;
-      const Buckets whole{0, 0, 63, ~std::uint64_t{0}, last};
-      listed = list_buckets(room, row, whole, 0, 2, count, count);
+      const std::uint64_t last = find(room, row, kByNumber, wanted, true).order;
+      if (thread_id() == 0) room.buckets = {0, 0, 63, ~std::uint64_t{0}, last};
+      listed = list_buckets(room, row, 0, 2, kByNumber, kByNumber);
     }
   }
   if (Team::rank() != 0) return;
@@ -292,9 +312,10 @@ TENON_DEVICE void report(Room<Team>& room, const Sample& sample, int r, const Ro
 }
 
 // By one thread, when the row's logits are what they were.
-TENON_DEVICE void finish_row(const Sample& sample, int r, const LogitRow& row, std::int32_t drawn) {
+TENON_DEVICE void finish_row(const Sample& sample, int r, const Setting& setting,
+                             const LogitRow& row, std::int32_t drawn) {
   sample.out[r] = drawn;
-  if (!wants_report(sample, r)) return;
+  if (setting.wanted < 0) return;
   const std::int32_t id = sample.given != nullptr ? sample.given[r] : drawn;
   sample.drawn[r] = id < 0 ? 0.0f : *logit_at(row, id);
 }

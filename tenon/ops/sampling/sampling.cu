@@ -14,10 +14,12 @@ TENON_KERNEL sample_kernel(Sample sample) {
   const int r = block_id();
   if (r >= sample.rows) return;  // the plan was made for more
   const LogitRow row = row_of(sample, r);
+  keep_setting(room, sample, r);
+  sync_block();
+  const Setting setting = room.setting;
   LogitRow candidates = row;
-  candidates.mask = mask_of(sample, r);
-  const bool edits = has_edits(sample, r);
-  if (edits) {
+  candidates.mask = setting.mask;
+  if (setting.edits) {
     visit_edits(sample, r, [&](const Edit& edit, std::int32_t i) {
       float* const logit = const_cast<float*>(logit_at(row, edit.id));
       sample.saved[i] = *logit;
@@ -25,16 +27,18 @@ TENON_KERNEL sample_kernel(Sample sample) {
     });
     sync_block();
   }
-  const std::int32_t drawn = draw(room, sample, r, candidates, join(room, see_all(candidates), 0));
-  if (edits) {
+  const Seen seen = join(room, see_all(candidates), 0);
+  const std::int32_t drawn = draw(room, candidates, seen);
+  if (setting.edits) {
     sync_block();
     visit_edits(sample, r, [&](const Edit& edit, std::int32_t i) {
       *const_cast<float*>(logit_at(row, edit.id)) = sample.saved[i];
     });
     sync_block();
   }
-  if (wants_report(sample, r)) report(room, sample, r, row, join(room, see_all(row), 0));
-  if (thread_id() == 0) finish_row(sample, r, row, drawn);
+  if (setting.wanted >= 0)
+    report(room, sample, r, setting.wanted, row, join(room, see_all(row), 0));
+  if (thread_id() == 0) finish_row(sample, r, setting, row, drawn);
 }
 
 Status supports_rows(const Args& args, const PlanContext&, Recipe* recipe) {

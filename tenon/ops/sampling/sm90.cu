@@ -10,7 +10,7 @@ namespace {
 
 template <int kClusterBlocks>
 struct ClusterTeam {
-  static constexpr int kRanks = kClusterBlocks, kBuckets = 4096;
+  static constexpr int kRanks = kClusterBlocks, kBuckets = 4096, kGroups = 64;
   TENON_DEVICE int rank() { return block_id() % kRanks; }
   TENON_DEVICE void sync() {
     sync_wave();
@@ -19,6 +19,11 @@ struct ClusterTeam {
   template <class T>
   TENON_DEVICE T* at(T* mine, int rank) {
     return sm90::at_rank(mine, rank);
+  }
+  template <class T>
+  TENON_DEVICE T& own(T&) {
+    TENON_DYNAMIC_SHARED(T, room);
+    return *room;
   }
 };
 constexpr int kClusterThreads = 1024;
@@ -36,16 +41,22 @@ struct ClusterSample {
   std::int32_t part = 0;
 };
 
-// The ids from `begin` on; −infinity where there is no token.
+// The ids from `begin` on; −infinity where there is no token. They lie behind the room.
+template <class Team>
 struct Part {
-  float* logits;  // [count], in shared memory
   std::int32_t begin, count;
 };
-template <class Visit>
-TENON_DEVICE void visit(const Part& part, Visit body) {
+template <class Team>
+TENON_DEVICE float* logits_of(const Part<Team>&) {
+  TENON_DYNAMIC_SHARED(std::byte, memory);
+  return reinterpret_cast<float*>(memory + sizeof(Room<Team>));
+}
+template <class Team, class Visit>
+TENON_DEVICE void visit(const Part<Team>& part, Visit body) {
+  const float* const logits = logits_of(part);
   TENON_NO_UNROLL
   for (std::int32_t i = 4 * thread_id(); i < part.count; i += 4 * kClusterThreads) {
-    const Word4 four = load16(part.logits + i);
+    const Word4 four = load16(logits + i);
     const std::int32_t id = part.begin + i;
     body(bits_float(four.x), id);
     body(bits_float(four.y), id + 1);
@@ -54,106 +65,143 @@ TENON_DEVICE void visit(const Part& part, Visit body) {
   }
 }
 
-// Fills the part; returns what this thread has seen of it. Neighbours are loaded together where
-// they lie at multiples of 16 bytes.
-TENON_DEVICE Seen load_part(const LogitRow& row, const Part& part) {
-  constexpr int kAtOnce = 8;
-  constexpr std::int32_t kStep = 4 * kClusterThreads;
-  const bool wide = row.width % 4 == 0 && row.slice_stride % 4 == 0 &&
-                    reinterpret_cast<std::uint64_t>(row.logits) % 16 == 0;
-  if (!wide) {
-    TENON_NO_UNROLL
-    for (std::int32_t i = thread_id(); i < part.count; i += kClusterThreads) {
-      const std::int32_t id = part.begin + i;
-      part.logits[i] = id < row.num_tokens ? plain(*logit_at(row, id)) : -kInfinity;
-    }
-    sync_block();
-    return see_all(part);
+// Where the first logits lie that a thread loads, four neighbours together, in elements from the
+// row's first; below 0: nowhere. All of a part up to kAtOnce · 4096 ids, if `wide`: they lie at
+// multiples of 16 bytes.
+template <class Team>
+struct Places {
+  static constexpr int kAtOnce = 64 / Team::kRanks;
+  static constexpr std::int32_t kStep = 4 * kClusterThreads;
+  std::int64_t at[kAtOnce];
+  bool wide;
+};
+template <class Team>
+TENON_DEVICE Places<Team> find_places(const LogitRow& row, const Part<Team>& part) {
+  Places<Team> places;
+  // A part that lies in more than two slices is loaded one by one.
+  places.wide = row.width % 4 == 0 && row.slice_stride % 4 == 0 && part.count <= row.width &&
+                reinterpret_cast<std::uint64_t>(row.logits) % 16 == 0;
+  const std::int32_t slice = part.begin / row.width, edge = (slice + 1) * row.width;
+  const std::int64_t more = row.slice_stride - row.width, skipped = slice * more;
+  TENON_UNROLL
+  for (int n = 0; n < Places<Team>::kAtOnce; ++n) {
+    const std::int32_t i = 4 * thread_id() + Places<Team>::kStep * n, id = part.begin + i;
+    const bool there = places.wide && i < part.count && id < row.num_tokens;
+    places.at[n] = there ? id + skipped + (id >= edge ? more : 0) : -1;
+    hold(places.at[n]);
   }
+  return places;
+}
+// The loads of a thread, on their way.
+template <class Team>
+struct Fours {
+  Word4 of[Places<Team>::kAtOnce];
+};
+template <class Team>
+TENON_DEVICE void load_fours(const LogitRow& row, const Places<Team>& places, Fours<Team>& fours) {
+  TENON_UNROLL
+  for (int n = 0; n < Places<Team>::kAtOnce; ++n) {
+    fours.of[n] = {0, 0, 0, 0};
+    if (places.at[n] >= 0) fours.of[n] = load16_relaxed(row.logits + places.at[n]);
+  }
+}
+// Fills the part from them; returns what this thread has seen of it.
+template <class Team>
+TENON_DEVICE Seen fill_part(const LogitRow& row, const Part<Team>& part, const Places<Team>& places,
+                            const Fours<Team>& fours) {
+  float* const logits = logits_of(part);
   Seen seen;
-  const auto take = [&](std::uint32_t bits, std::int32_t id) {
-    const float logit = id < row.num_tokens ? plain(bits_float(bits)) : -kInfinity;
-    see(seen, logit, id);
-    return float_bits(logit);
-  };
+  TENON_UNROLL
+  for (int n = 0; n < Places<Team>::kAtOnce; ++n) {
+    const std::int32_t i = 4 * thread_id() + Places<Team>::kStep * n, id = part.begin + i;
+    if (places.at[n] < 0) continue;
+    const Word4& four = fours.of[n];
+    std::uint32_t bits[4] = {four.x, four.y, four.z, four.w};
+    if (id + 4 > row.num_tokens) {
+      TENON_UNROLL
+      for (int j = 1; j < 4; ++j)
+        if (id + j >= row.num_tokens) bits[j] = float_bits(-kInfinity);
+    }
+    TENON_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      const float logit = plain(bits_float(bits[j]));
+      see(seen, logit, id + j);
+      bits[j] = float_bits(logit);
+    }
+    store16(logits + i, {bits[0], bits[1], bits[2], bits[3]});
+  }
+  const std::int32_t loaded = places.wide ? Places<Team>::kStep * Places<Team>::kAtOnce : 0;
   TENON_NO_UNROLL
-  for (std::int32_t first = 4 * thread_id(); first < part.count; first += kStep * kAtOnce) {
-    Word4 fours[kAtOnce];
-    TENON_UNROLL
-    for (int n = 0; n < kAtOnce; ++n) {
-      const std::int32_t i = first + kStep * n, id = part.begin + i;
-      fours[n] = {0, 0, 0, 0};
-      if (i < part.count && id < row.num_tokens) fours[n] = load16(logit_at(row, id));
-    }
-    TENON_UNROLL
-    for (int n = 0; n < kAtOnce; ++n) {
-      const std::int32_t i = first + kStep * n, id = part.begin + i;
-      if (i >= part.count) continue;
-      const Word4 four = fours[n];
-      store16(part.logits + i,
-              {take(four.x, id), take(four.y, id + 1), take(four.z, id + 2), take(four.w, id + 3)});
-    }
+  for (std::int32_t i = loaded + thread_id(); i < part.count; i += kClusterThreads) {
+    const std::int32_t id = part.begin + i;
+    logits[i] = id < row.num_tokens ? plain(*logit_at(row, id)) : -kInfinity;
+    see(seen, logits[i], id);
   }
   return seen;
 }
 
 // What the mask leaves out of the part. Both begin at multiples of 4 ids.
-TENON_DEVICE void apply_mask(const Part& part, const std::uint32_t* mask) {
+template <class Team>
+TENON_CALLED void apply_mask(const Part<Team> part, const std::uint32_t* mask) {
+  float* const logits = logits_of(part);
   TENON_NO_UNROLL
   for (std::int32_t i = 4 * thread_id(); i < part.count; i += 4 * kClusterThreads) {
     const std::int32_t id = part.begin + i;
     const std::uint32_t bits = mask[id >> 5] >> (id & 31);
-    Word4 four = load16(part.logits + i);
+    Word4 four = load16(logits + i);
     const std::uint32_t none = float_bits(-kInfinity);
     if ((bits & 1u) == 0) four.x = none;
     if ((bits & 2u) == 0) four.y = none;
     if ((bits & 4u) == 0) four.z = none;
     if ((bits & 8u) == 0) four.w = none;
-    store16(part.logits + i, four);
+    store16(logits + i, four);
   }
+}
+template <class Team>
+TENON_CALLED void apply_edits(const Sample& sample, int r, const LogitRow row,
+                              const Part<Team> part) {
+  float* const logits = logits_of(part);
+  visit_edits(sample, r, [&](const Edit& edit, std::int32_t) {
+    const std::int32_t i = edit.id - part.begin;
+    if (i >= 0 && i < part.count)
+      logits[i] = plain(edited(*logit_at(row, edit.id), edit, sample, r));
+  });
 }
 
 template <int kClusterBlocks>
-TENON_KERNEL sample_cluster_kernel(ClusterSample call) {
+TENON_KERNEL_RESIDENT(kClusterThreads, 1)
+sample_cluster_kernel(TENON_ARGS(ClusterSample) call) {
   using Team = ClusterTeam<kClusterBlocks>;
   static_assert(sizeof(Room<Team>) % 16 == 0);
   TENON_DYNAMIC_SHARED(std::byte, memory);
   Room<Team>& room = *reinterpret_cast<Room<Team>*>(memory);
   const Sample& sample = call.sample;
   const int r = block_id() / Team::kRanks;
-  wait_for_previous();
-  let_next_start();
-  if (r >= sample.rows) return;  // the plan was made for more
   const LogitRow row = row_of(sample, r);
   const std::int32_t begin = Team::rank() * call.part;
   const std::int32_t left = (row.num_tokens - begin + 3) / 4 * 4;
-  const Part part{reinterpret_cast<float*>(memory + sizeof(Room<Team>)), begin,
-                  left < 0           ? 0
-                  : left < call.part ? left
-                                     : call.part};
-  const bool edits = has_edits(sample, r), reports = wants_report(sample, r);
-  const std::uint32_t* const mask = mask_of(sample, r);
-  const bool changes = edits || mask != nullptr;
+  const Part<Team> part{begin, left < 0 ? 0 : left < call.part ? left : call.part};
 
-  Seen seen = load_part(row, part);
-  if (!changes || reports) seen = join(room, seen, 0);
-  if (reports) report(room, sample, r, part, seen);
-  if (changes) sync_block();  // all logits are there, and have been read
-  if (edits) {
-    visit_edits(sample, r, [&](const Edit& edit, std::int32_t) {
-      const std::int32_t i = edit.id - begin;
-      if (i >= 0 && i < part.count)
-        part.logits[i] = plain(edited(*logit_at(row, edit.id), edit, sample, r));
-    });
+  const Places<Team> places = find_places(row, part);
+  wait_for_previous();
+  let_next_start();
+  if (r >= sample.rows) return;  // the plan was made for more
+  Fours<Team> fours;
+  load_fours(row, places, fours);
+  keep_setting(room, sample, r);
+  Seen seen = join(room, fill_part(row, part, places, fours), 0);
+  const Setting setting = room.setting;
+  if (setting.wanted >= 0) report(room, sample, r, setting.wanted, part, seen);
+  if (setting.edits || setting.mask != nullptr) {
+    sync_block();  // all logits have been read
+    if (setting.edits) apply_edits(sample, r, row, part);
     sync_block();
-  }
-  if (mask != nullptr) {
-    apply_mask(part, mask);
+    if (setting.mask != nullptr) apply_mask(part, setting.mask);
     sync_block();
+    seen = join(room, see_all(part), setting.wanted >= 0 ? 0 : 1);
   }
-  if (changes) seen = join(room, see_all(part), 0);
-  const std::int32_t drawn = draw(room, sample, r, part, seen);
-  if (Team::rank() == 0 && thread_id() == 0) finish_row(sample, r, row, drawn);
+  const std::int32_t drawn = draw(room, part, seen);
+  if (Team::rank() == 0 && thread_id() == 0) finish_row(sample, r, setting, row, drawn);
   Team::sync();  // a block's memory stays while others read it
 }
 
