@@ -65,6 +65,9 @@ std::string engine_text(const EngineStats& stats, const std::string& labels) {
       static_cast<double>(stats.prompt_tokens));
   one("tenon_engine_decode_tokens_total", "counter", "Tokens of steps in which all drew.",
       static_cast<double>(stats.decode_tokens));
+  one("tenon_engine_ahead_tokens_total", "counter",
+      "Tokens of steps that were launched before those of the step in front were known.",
+      static_cast<double>(stats.tokens_ahead));
   one("tenon_engine_decode_seconds_total", "counter", "Time of those steps.", stats.decode_seconds);
   one("tenon_engine_weight_bytes", "gauge", "Weights on rank 0.",
       static_cast<double>(stats.weight_bytes));
