@@ -124,13 +124,9 @@ TENON_DEVICE void choose_in_slices(int experts, const ChoiceMemory& memory, Logi
   memory.best_expert[slice * memory.of_slice + place] = own;
 }
 
-// By all threads of a block of at least kChoiceSlices waves of 32 lanes: the token's chosen experts
-// and their p, in order. logit(expert). Ends with sync_block().
-template <class Logit>
-TENON_DEVICE void choose_by_slices(int experts, int top_k, const ChoiceMemory& memory,
-                                   Logit logit) {
-  choose_in_slices(experts, memory, logit);
-  sync_block();
+// The second, behind a sync_block(), by all threads of a block of at least kChoiceSlices waves of 32
+// lanes: the token's chosen experts and their p, in order. Ends with sync_block().
+TENON_DEVICE void meet_slices(int top_k, const ChoiceMemory& memory) {
   // Four threads for each of those that meet, each for two slices.
   constexpr int kParts = 4, kOfPart = kChoiceSlices / kParts;
   const int of_slice = memory.of_slice, tasks = of_slice * kChoiceSlices * kParts;
