@@ -124,8 +124,8 @@ TENON_DEVICE void choose_in_slices(int experts, const ChoiceMemory& memory, Logi
   memory.best_expert[slice * memory.of_slice + place] = own;
 }
 
-// The second, behind a sync_block(), by all threads of a block of at least kChoiceSlices waves of 32
-// lanes: the token's chosen experts and their p, in order. Ends with sync_block().
+// The second, behind a sync_block(), by all threads of a block of at least kChoiceSlices waves of
+// 32 lanes: the token's chosen experts and their p, in order. Ends with sync_block().
 TENON_DEVICE void meet_slices(int top_k, const ChoiceMemory& memory) {
   // Four threads for each of those that meet, each for two slices.
   constexpr int kParts = 4, kOfPart = kChoiceSlices / kParts;

@@ -1,6 +1,6 @@
 // moe_experts on Hopper (sm_90a): up_kernel here, down_kernel and what may stand between the two in
-// sm90_down.cuh, and the plan. One token that chooses its experts on the way has kernels of its own,
-// sm90_one_up.cuh and, where it fits, sm90_one_down.cuh.
+// sm90_down.cuh, and the plan. One token that chooses its experts on the way has kernels of its
+// own, sm90_one_up.cuh and, where it fits, sm90_one_down.cuh.
 //
 // up_kernel: a unit is eight gate rows and the eight up rows of the same features, so that a thread
 // has both values of a feature. All units of all experts lie in a row, and each block takes an
@@ -350,8 +350,8 @@ bool add_down(const PlanContext& where, const Routing& routing, int hidden, int 
 }
 
 // The plan for one token that chooses. Where the output has at most as many pieces of 16 columns as
-// there are multiprocessors, the two kernels have room beside each other on one, for which the first
-// one's ring has the least number of stages; two of the first have not.
+// there are multiprocessors, the two kernels have room beside each other on one, for which the
+// first one's ring has the least number of stages; two of the first have not.
 Status plan_choosing(const Args& args, const PlanContext& where, Recipe* recipe) {
   const Routing routing = routing_of(args);
   const auto width = static_cast<int>(args.activation.shape[1]);
@@ -415,8 +415,7 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   const int cap = up_cap(tokens), tile_rows = tokens <= 32 ? 32 : 64;
   const int lists = entries_bytes(routing.experts) + table_bytes(pairs);
   const bool up = add_ring(
-      where,
-      {"up_kernel", "up stages", where.properties.num_units, kThreads, 1, kFeeders, most},
+      where, {"up_kernel", "up stages", where.properties.num_units, kThreads, 1, kFeeders, most},
       [&](int stages) { return up_bytes(cap, stages) + lists; }, recipe);
   recipe->set("up rows", cap);
   constexpr int kWaves = kQuantizeThreads / kWave;

@@ -380,9 +380,8 @@ TENON_DEVICE void combine(const DownCall& call, const Entries& entries, const Ke
         if (slot[i] >= 0) add(kept.weights[first + i], two[i]);
     }
     add(sigmoid_f(kept.gates[token]), routing.has_shared ? two_at(shared + token, column) : 0u);
-    *reinterpret_cast<std::uint32_t*>(call.out + token * call.out_stride +
-                                      block_id() * kUnitRows + column) =
-        pack_halves<bf16>(low, high);
+    *reinterpret_cast<std::uint32_t*>(call.out + token * call.out_stride + block_id() * kUnitRows +
+                                      column) = pack_halves<bf16>(low, high);
   }
 }
 

@@ -110,18 +110,17 @@ TENON_DEVICE void quantize_groups(const OneDownCall& call, int groups, const One
 // Instructions of a warpgroup from number `first` on, kChains of every second one. Number i has
 // atoms 8 i to 8 i + 7, and the rows of its products lie in atom i / 2 of the activation.
 template <int kChains>
-TENON_DEVICE void multiply_atoms(const OneDownCall& call, int first, int count, std::uint64_t weight,
-                                 std::uint64_t x, float* to) {
+TENON_DEVICE void multiply_atoms(const OneDownCall& call, int first, int count,
+                                 std::uint64_t weight, std::uint64_t x, float* to) {
   float products[kChains][4] = {};
   wgmma_begin();
   TENON_UNROLL
   for (int k = 0; k < 4; ++k) {
     TENON_UNROLL
     for (int i = 0; i < kChains; ++i)
-      add_product<8>(
-          products[i],
-          descriptor_at(weight, (first + 2 * i) * (kAtoms * kAtomBytes / 16) + 2 * k),
-          descriptor_at(x, (first + 2 * i) / 2 * (kAtomBytes / 16) + 2 * k), k > 0);
+      add_product<8>(products[i],
+                     descriptor_at(weight, (first + 2 * i) * (kAtoms * kAtomBytes / 16) + 2 * k),
+                     descriptor_at(x, (first + 2 * i) / 2 * (kAtomBytes / 16) + 2 * k), k > 0);
   }
   wgmma_commit();
   wgmma_wait_all();
@@ -213,8 +212,7 @@ TENON_DEVICE float add_entries(const OneDownCall& call, const OneChoices& choice
   TENON_UNROLL
   for (int k = 0; k < kMostChoices; ++k)
     value[k] = choices.slot[k] >= 0 ? values[choices.slot[k] * kUnitRows + column] : 0.0f;
-  const float shared =
-      call.has_shared ? values[(entries.count - 1) * kUnitRows + column] : 0.0f;
+  const float shared = call.has_shared ? values[(entries.count - 1) * kUnitRows + column] : 0.0f;
   TENON_UNROLL
   for (int k = 0; k < kMostChoices; ++k)
     if (choices.slot[k] >= 0) sum = sum + choices.weight[k] * value[k];
@@ -249,21 +247,20 @@ down_one_kernel(TENON_ARGS(OneDownCall) call) {
       listed_entries(reinterpret_cast<const int*>(shared + at.list), call.top_k);
   if (asks) {
     const int unit_bytes = kUnitRows * kProductBlock << call.block_shift;
-    if (lane == 0) barrier_arrive_expect(full, static_cast<std::uint32_t>(entries.count * unit_bytes));
+    if (lane == 0)
+      barrier_arrive_expect(full, static_cast<std::uint32_t>(entries.count * unit_bytes));
     sync_wave();
     if (lane < entries.count) {
       const int expert = entries.expert[lane], row = block_id() * kUnitRows;
       const bool is_shared = expert == kSharedExpert;
-      copy_box<8>(shared + lane * unit_bytes,
-                  is_shared ? &call.weight.shared : &call.weight.routed,
+      copy_box<8>(shared + lane * unit_bytes, is_shared ? &call.weight.shared : &call.weight.routed,
                   row + (is_shared ? 0 : expert * call.weight.expert_rows), 0, full,
                   policy_evict_first());
     }
   }
   const OneGroups groups = find_groups(call, entries);
-  const OneChoices choices =
-      find_choices(call, reinterpret_cast<const int*>(shared + at.slots),
-                   reinterpret_cast<const float*>(shared + at.weights));
+  const OneChoices choices = find_choices(call, reinterpret_cast<const int*>(shared + at.slots),
+                                          reinterpret_cast<const float*>(shared + at.weights));
   const int column = thread % kUnitRows, entry = thread / kUnitRows;
   wait_for_previous();
   if (thread == 0) let_next_start();

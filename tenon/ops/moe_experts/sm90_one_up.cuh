@@ -27,7 +27,7 @@ struct OneUpCall {
   std::int64_t scale_block_stride;
   bf16* activation;
   std::int64_t activation_stride;
-  float* weights;            // what moe_route makes
+  float* weights;             // what moe_route makes
   std::int32_t *slot, *list;  // the list of entries
   // For the L2 cache. Bytes of an expert are 0 where the next kernel asks early enough itself.
   const std::byte *next_routed, *next_shared;
@@ -206,8 +206,7 @@ TENON_DEVICE void feed_apart(const OneUpCall& call, const OneRing& ring, FeedPla
                                &call.weight.shared, feature, first_block, full, once);
       const int block = first_block + lane / kFewUnits;
       if (unit < units && block < call.weight.cut.num_blocks)
-        copy_unit_scales(call, kSharedExpert, feature, block,
-                         ring.weight_scales(place.ring.stage));
+        copy_unit_scales(call, kSharedExpert, feature, block, ring.weight_scales(place.ring.stage));
       arrive_after_copies(full);
     }
     place.ring.next(ring.stages);
@@ -236,10 +235,10 @@ TENON_DEVICE void feed_one(const OneUpCall& call, const OneRing& ring, const One
           barrier_arrive_expect(full, static_cast<std::uint32_t>(tile.units * kFewUnitBytes));
         sync_wave();
         if (lane < tile.units)
-          copy_box<kFewFeatures>(ring.weight(place.ring.stage) + own * kFewUnitBytes,
-                                 expert == kSharedExpert ? &call.weight.shared
-                                                         : &call.weight.routed,
-                                 row, first_block, full, once);
+          copy_box<kFewFeatures>(
+              ring.weight(place.ring.stage) + own * kFewUnitBytes,
+              expert == kSharedExpert ? &call.weight.shared : &call.weight.routed, row, first_block,
+              full, once);
         const int block = first_block + lane / kFewUnits;
         if (own < tile.units && block < blocks)
           copy_unit_scales(call, expert, feature, block, ring.weight_scales(place.ring.stage));
@@ -297,12 +296,10 @@ TENON_DEVICE void multiply_one(const OneUpCall& call, const OneRing& ring, RingP
         ring.weight_scales(place.stage) + (layout.is_packed ? chunk * kFewChunk : 0);
     const auto four_at = [](const float* from) { return *reinterpret_cast<const float4*>(from); };
     const float4 xs = four_at(ring.x_scales + chunk * kFewChunk);
-    const float4 of_unit[2] = {four_at(scales + layout.scales),
-                               four_at(scales + layout.second)};
-    const float scale[2][kFewChunk] = {{xs.x * of_unit[0].x, xs.y * of_unit[0].y,
-                                        xs.z * of_unit[0].z, xs.w * of_unit[0].w},
-                                       {xs.x * of_unit[1].x, xs.y * of_unit[1].y,
-                                        xs.z * of_unit[1].z, xs.w * of_unit[1].w}};
+    const float4 of_unit[2] = {four_at(scales + layout.scales), four_at(scales + layout.second)};
+    const float scale[2][kFewChunk] = {
+        {xs.x * of_unit[0].x, xs.y * of_unit[0].y, xs.z * of_unit[0].z, xs.w * of_unit[0].w},
+        {xs.x * of_unit[1].x, xs.y * of_unit[1].y, xs.z * of_unit[1].z, xs.w * of_unit[1].w}};
     wgmma_wait_all();
     TENON_UNROLL
     for (int u = 0; u < kFewChunk; ++u) hold_sums(products[u]);
@@ -338,8 +335,7 @@ TENON_DEVICE void multiply_one(const OneUpCall& call, const OneRing& ring, RingP
 }
 
 // The two lanes of a feature exchange values, and each has one unit then.
-TENON_DEVICE void activate_one(const OneUpCall& call, const OneTile& tile,
-                               const float (&sums)[2]) {
+TENON_DEVICE void activate_one(const OneUpCall& call, const OneTile& tile, const float (&sums)[2]) {
   const int lane = thread_id() % kWave, of_entry = call.width / kFewFeatures;
   const bool has_up = lane >= kWave / 2;
   const int own = 2 * (thread_id() / kWave) + (has_up ? 1 : 0), unit = tile.unit + own;
@@ -349,8 +345,7 @@ TENON_DEVICE void activate_one(const OneUpCall& call, const OneTile& tile,
       has_up ? pack_halves<bf16>(other, sums[1]) : pack_halves<bf16>(sums[0], other);
   const float value = silu_mul_f(low_half<bf16>(both), high_half<bf16>(both));
   const bool beyond = unit >= of_entry;
-  bf16* const to = call.activation +
-                   (tile.entry + (beyond ? 1 : 0)) * call.activation_stride +
+  bf16* const to = call.activation + (tile.entry + (beyond ? 1 : 0)) * call.activation_stride +
                    kFewFeatures * (unit - (beyond ? of_entry : 0));
   to[lane / 4 % kFewFeatures] = bf16{static_cast<std::uint16_t>(pack_halves<bf16>(value, 0.0f))};
 }
@@ -430,7 +425,8 @@ up_one_kernel(TENON_ARGS(OneUpCall) call) {
   if (thread == 0) start_ring(ring, call.weight, kWave);
   // Where this thread's 16 bytes of the token lie, and its part where all choices are this rank's.
   const int block = thread / 8;
-  std::byte* const to = ring.x + block % kFewChunk * 1024 + tile_place(block / kFewChunk, thread % 8);
+  std::byte* const to =
+      ring.x + block % kFewChunk * 1024 + tile_place(block / kFewChunk, thread % 8);
   const std::byte* const from = call.x + thread * 16;
   ChosenPart part = chosen_part(call, call.top_k);
   hold(part.at), hold(part.end), hold(part.entry);
