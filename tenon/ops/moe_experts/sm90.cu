@@ -582,8 +582,8 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   up.own_bytes =
       own_whole ? static_cast<std::int64_t>(args.shared->gate_up.bytes()) : std::int64_t{0};
   set_next(args, &up);
-  up.next_entries = static_cast<std::int32_t>(
-      up.next_bytes > 0 ? std::min<std::int64_t>(kMostExperts, kPrefetchLimit / up.next_bytes) : 0);
+  up.next_entries =
+      most_entries(routing) * up.next_bytes <= kPrefetchLimit ? most_entries(routing) : 0;
 
   TENON_ASSIGN(DownCall down, down_call(args, setting(2), setting(3)));
   const bool coded = recipe.launches.size() == 3;

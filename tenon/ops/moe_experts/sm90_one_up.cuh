@@ -380,12 +380,8 @@ TENON_DEVICE void multiply_all(const OneUpCall& call, const OneRing& ring, int c
 
 // A wave of one block: what the next kernel reads, which then may start.
 TENON_DEVICE void leave_choice(const OneUpCall& call, const ChoiceMemory& memory,
-                               const OneChoice& choice) {
+                               const OneChoice& choice, const Logits& logits) {
   const int lane = thread_id() % kWave, count = choice.count;
-  if (lane < call.top_k) {
-    call.weights[lane] = choice_weight(call.top_k, memory, lane);
-    call.slot[lane] = choice.is_own ? choice.place : -1;
-  }
   int* const expert = call.list + list_experts(call.top_k);
   if (choice.is_own) expert[choice.place] = choice.local;
   if (lane <= count + 1) call.list[2 + lane] = lane;
@@ -393,6 +389,11 @@ TENON_DEVICE void leave_choice(const OneUpCall& call, const ChoiceMemory& memory
     expert[count] = kSharedExpert;
     call.list[0] = count + (call.has_shared ? 1 : 0);
     call.list[1] = count;
+  }
+  const WeightedChoice own = weigh(call.all_experts, call.top_k, memory, logits);
+  if (lane < call.top_k) {
+    call.weights[own.choice] = own.weight;
+    call.slot[own.choice] = choice.is_own ? choice.place : -1;
   }
   fence_system();
   sync_wave();
@@ -438,11 +439,21 @@ up_one_kernel(TENON_ARGS(OneUpCall) call) {
   if (block < blocks) copy_async16(to, from);
   if (thread < blocks)
     copy4_later(ring.x_scales + thread, call.x_scales + thread * call.scale_block_stride);
-  choose_in_slices(call.all_experts, memory, [&](int expert) { return call.logits[expert]; });
+  const auto logit = [&](int expert) { return call.logits[expert]; };
+  Logits logits{};
+  const bool leaves = block_id() == 0 && wave == kWeightWave;
+  rank_logits(call.all_experts, memory, logit);
+  if (leaves) logits = load_logits(call.all_experts, logit);
   await_copies();
   show_to_tensor_cores();
   sync_block();
   meet_slices(call.top_k, memory);
+  if (!are_apart(call.top_k, memory)) {
+    sync_block();
+    rank_p(call.all_experts, memory, logit);
+    sync_block();
+    meet_slices(call.top_k, memory);
+  }
   const OneChoice choice = find_entries(call, memory, wave >= kWeightWave);
   if (choice.count != call.top_k) part = chosen_part(call, choice.count);
   if (wave > kWeightWave) {
@@ -451,8 +462,8 @@ up_one_kernel(TENON_ARGS(OneUpCall) call) {
     await_copies();
   } else if (wave < kWeightWave) {
     multiply_all(call, ring, choice.count, part);
-  } else if (block_id() == 0) {
-    leave_choice(call, memory, choice);
+  } else if (leaves) {
+    leave_choice(call, memory, choice, logits);
   }
 }
 
