@@ -137,20 +137,22 @@ TENON_DEVICE void rank_logits(int experts, const ChoiceMemory& memory, Logit log
   if (wave_id() < kChoiceSlices) rank_slice(memory, own < experts ? ordered_bits(logit(own)) : 0u);
 }
 
-// Behind meet_slices() for logits: those found are those that p chooses. The largest is at most 60
-// above the last one, so no p that counts is a denormal number; logit − largest is wrong by 2^-19
-// at most, an exponential and a quotient by two units in the last place each, so what lies 2^-14
-// apart stays in order. A NaN and an infinity are never apart.
+// Of the largest, the last chosen and the next key: what the logits choose is what p chooses. The
+// largest is at most 60 above the last one, so no p that counts is a denormal number; logit −
+// largest is wrong by 2^-19 at most, an exponential and a quotient by two units in the last place
+// each, so what lies 2^-14 apart stays in order. A NaN and an infinity are never apart.
+TENON_DEVICE bool are_apart(std::uint32_t first, std::uint32_t last, std::uint32_t next) {
+  const float least = ordered_float(last);
+  return ordered_float(first) - least < 60.0f &&
+         (next == 0u || least - ordered_float(next) > 0x1p-14f);  // 0: there is none
+}
 TENON_DEVICE bool are_apart(int top_k, const ChoiceMemory& memory) {
-  const float largest = ordered_float(memory.found[0]);
-  const float last = ordered_float(memory.found[top_k - 1]);
-  const std::uint32_t next = memory.found[top_k];  // 0: there is none
-  return largest - last < 60.0f && (next == 0u || last - ordered_float(next) > 0x1p-14f);
+  return are_apart(memory.found[0], memory.found[top_k - 1], memory.found[top_k]);
 }
 
 // --- by p ---
 
-// By a wave: exp(logit − the largest) of experts lane, lane + 32, … into memory, and their sum.
+// Of a lane: experts lane, lane + 32, …
 struct Logits {
   float of_lane[kChoiceSlices];
 };
@@ -164,7 +166,8 @@ TENON_DEVICE Logits load_logits(int experts, Logit logit) {
   }
   return all;
 }
-TENON_DEVICE float sum_values(int experts, const ChoiceMemory& memory, const Logits& all) {
+// exp(logit − the largest) of these experts, and its sum over all.
+TENON_DEVICE float exponentials(int experts, const Logits& all, float (&value)[kChoiceSlices]) {
   std::uint32_t most = ordered_bits(all.of_lane[0]);
   TENON_UNROLL
   for (int j = 1; j < kChoiceSlices; ++j) {
@@ -177,14 +180,20 @@ TENON_DEVICE float sum_values(int experts, const ChoiceMemory& memory, const Log
   float slot[2] = {};
   TENON_UNROLL
   for (int j = 0; j < kChoiceSlices; ++j) {
-    const int expert = lane_id() + j * kChoiceLanes;
-    const float value = expert < experts ? exp_f(all.of_lane[j] - largest) : 0.0f;
-    memory.values[expert] = value;
-    slot[j % 2] = slot[j % 2] + value;
+    value[j] = lane_id() + j * kChoiceLanes < experts ? exp_f(all.of_lane[j] - largest) : 0.0f;
+    slot[j % 2] = slot[j % 2] + value[j];
   }
   float sum = slot[0] + slot[1];
   TENON_UNROLL
   for (int half = kChoiceLanes / 2; half > 0; half /= 2) sum = sum + shuffle_xor(sum, half);
+  return sum;
+}
+// Into memory.
+TENON_DEVICE float sum_values(int experts, const ChoiceMemory& memory, const Logits& all) {
+  float value[kChoiceSlices];
+  const float sum = exponentials(experts, all, value);
+  TENON_UNROLL
+  for (int j = 0; j < kChoiceSlices; ++j) memory.values[lane_id() + j * kChoiceLanes] = value[j];
   sync_wave();
   return sum;
 }
@@ -198,17 +207,14 @@ TENON_DEVICE void rank_p(int experts, const ChoiceMemory& memory, Logit logit) {
   rank_slice(memory, own < experts ? key_of(memory.values[own] / sum) : 0u);
 }
 
-// By a wave whose lane l < top_k has one of the chosen experts: which choice that is, and its
-// weight, its p over the sum of the chosen ones, added in order.
+// By a wave whose lane l < top_k has one of the chosen experts, and its p: which choice that is,
+// and its weight, p over the sum of the chosen ones, added in order. in_order: memory of top_k
+// floats.
 struct WeightedChoice {
   int choice;
   float weight;
 };
-TENON_DEVICE WeightedChoice weigh(int experts, int top_k, const ChoiceMemory& memory,
-                                  const Logits& all) {
-  const int lane = lane_id(), expert = lane < top_k ? memory.expert[lane] : 0;
-  const float of_all = sum_values(experts, memory, all);
-  const float p = memory.values[expert] / of_all;
+TENON_DEVICE WeightedChoice weigh(int top_k, int expert, float p, float* in_order) {
   const std::uint32_t key = key_of(p);
   WeightedChoice own{0, 0.0f};
   for (int other = 0; other < top_k; ++other) {
@@ -216,10 +222,10 @@ TENON_DEVICE WeightedChoice weigh(int experts, int top_k, const ChoiceMemory& me
     const int its_expert = shuffle_from(expert, other);
     own.choice += its_key > key || (its_key == key && its_expert < expert) ? 1 : 0;
   }
-  if (lane < top_k) memory.p[own.choice] = p;
+  if (lane_id() < top_k) in_order[own.choice] = p;
   sync_wave();
   float sum = 0.0f;
-  for (int k = 0; k < top_k; ++k) sum = sum + memory.p[k];
+  for (int k = 0; k < top_k; ++k) sum = sum + in_order[k];
   own.weight = p / sum;
   return own;
 }

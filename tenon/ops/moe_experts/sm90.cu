@@ -8,6 +8,7 @@
 // eight tokens it works otherwise: sm90_few.cuh.
 #include "tenon/ops/moe_experts/sm90_down.cuh"
 #include "tenon/ops/moe_experts/sm90_few.cuh"
+#include "tenon/ops/moe_experts/sm90_few_choice.cuh"
 #include "tenon/ops/moe_experts/sm90_one_down.cuh"
 #include "tenon/ops/moe_experts/sm90_one_up.cuh"
 
@@ -42,6 +43,7 @@ struct UpCall {
   const std::byte *next_routed, *next_shared;  // of the next kernel, of an expert
   std::int64_t next_bytes;
   std::int32_t next_entries;  // for so many there is room
+  Chooser chooser;
 };
 
 // Up to four neighbouring units of one entry.
@@ -190,7 +192,8 @@ TENON_DEVICE void prefetch_next(const UpCall& call, const Entries& entries) {
   });
 }
 
-template <bool kFew>
+// kChooses: the experts.
+template <bool kFew, bool kChooses>
 TENON_KERNEL_RESIDENT(kThreads, kFew ? 2 : 1)
 up_kernel(TENON_ARGS(UpCall) call) {
   using AnyRing = std::conditional_t<kFew, FewRing, UpRing>;
@@ -204,13 +207,22 @@ up_kernel(TENON_ARGS(UpCall) call) {
     prefetch_matrices(1, call.own_bytes, [&](int) { return call.own_shared; });
   sync_wave();
   wait_for_previous();
-  if (thread_id() == 0) let_next_start();
+  if (thread_id() == 0 && !(kChooses && block_id() == 0)) let_next_start();
   int* const token_of = reinterpret_cast<int*>(lists + entries_bytes(routing.experts));
-  copy_table(lists, routing.offsets, routing.experts + 1);
-  copy_table(token_of, routing.token_of, pairs);
-  await_copies();
-  sync_block();
-  const Entries entries = list_entries(routing, lists);
+  Entries entries;
+  if constexpr (kChooses) {
+    const FewChoice choice =
+        few_choice_at(reinterpret_cast<std::byte*>(token_of) + table_bytes(pairs));
+    entries = choose_few(call.chooser, routing, choice, lists, token_of);
+    if (block_id() == 0 && wave == kWeightWave)
+      leave_few(call.chooser, routing, choice, reinterpret_cast<const int*>(lists));
+  } else {
+    copy_table(lists, routing.offsets, routing.experts + 1);
+    copy_table(token_of, routing.token_of, pairs);
+    await_copies();
+    sync_block();
+    entries = list_entries(routing, lists);
+  }
   if constexpr (kFew) {
     if (wave > kWeightWave) {
       feed_few(call.weight,
@@ -288,12 +300,13 @@ Status check_choice(const Args& args) {
   const std::int64_t tokens = args.slot.shape[0], top_k = args.slot.shape[1];
   const std::int64_t all = args.logits->shape[1], experts = args.routed.down.shape[0];
   if (tokens > kMaxChosenTokens)
-    return no(std::to_string(tokens) + " tokens; experts are chosen on the way for " +
-              std::to_string(kMaxChosenTokens) + " alone");
+    return no(std::to_string(tokens) + " tokens; experts are chosen on the way for up to " +
+              std::to_string(kMaxChosenTokens));
   if (all > kMostChoiceExperts || top_k > kMostChoices)
     return no(std::to_string(top_k) + " of " + std::to_string(all) +
               " experts; on the way are chosen up to " + std::to_string(kMostChoices) + " of " +
               std::to_string(kMostChoiceExperts));
+  if (tokens > 1) return Status::ok();
   if (list_words(static_cast<int>(top_k)) > experts + 1)
     return no("offsets of " + std::to_string(experts) + " experts cannot hold the list of " +
               std::to_string(top_k) + " chosen ones");
@@ -349,6 +362,8 @@ bool add_down(const PlanContext& where, const Routing& routing, int hidden, int 
   return fits;
 }
 
+constexpr const char* kUpOne = "up_one_kernel";
+
 // The plan for one token that chooses. Where the output has at most as many pieces of 16 columns as
 // there are multiprocessors, the two kernels have room beside each other on one, for which the
 // first one's ring has the least number of stages; two of the first have not.
@@ -360,10 +375,10 @@ Status plan_choosing(const Args& args, const PlanContext& where, Recipe* recipe)
   const int units = where.properties.num_units, top_k = routing.top_k;
   const bool beside = hidden / kUnitRows <= units;
   const auto up_bytes_of = [&](int stages) { return OneRing::bytes(stages, top_k); };
-  bool fits = add_ring(where,
-                       {"up_one_kernel", "up stages", units, kThreads, 1, kFeeders,
-                        beside ? up_bytes_of(kFeeders) : most},
-                       up_bytes_of, recipe);
+  bool fits = add_ring(
+      where,
+      {kUpOne, "up stages", units, kThreads, 1, kFeeders, beside ? up_bytes_of(kFeeders) : most},
+      up_bytes_of, recipe);
   const int apart = apart_of(width / kFewFeatures, units, one_chunks(hidden / kProductBlock));
   recipe->set("apart", routing.has_shared && apart > 0 ? 1 : 0);
   const int left = most - 1024 - static_cast<int>(recipe->launches.front().shape.shared_bytes);
@@ -405,15 +420,18 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   if (coded && width > kMostCodedWidth)
     return no("width is " + std::to_string(width) + "; over " + std::to_string(kMostCodedWidth) +
               " only a few rows fit");
-  if (args.logits) {
-    TENON_TRY(check_choice(args));
+  if (args.logits) TENON_TRY(check_choice(args));
+  if (args.logits && tokens <= 1) {
     if (coded)
-      return no("width is " + std::to_string(width) +
-                "; where experts are chosen on the way, no kernel quantises between the two");
+      return no(
+          "width is " + std::to_string(width) +
+          "; where one token's experts are chosen on the way, no kernel quantises between the "
+          "two");
     return plan_choosing(args, where, recipe);
   }
   const int cap = up_cap(tokens), tile_rows = tokens <= 32 ? 32 : 64;
-  const int lists = entries_bytes(routing.experts) + table_bytes(pairs);
+  const int lists =
+      entries_bytes(routing.experts) + table_bytes(pairs) + (args.logits ? kFewChoiceBytes : 0);
   const bool up = add_ring(
       where, {"up_kernel", "up stages", where.properties.num_units, kThreads, 1, kFeeders, most},
       [&](int stages) { return up_bytes(cap, stages) + lists; }, recipe);
@@ -480,7 +498,7 @@ void set_next(const Args& args, Call* call) {
   call->next_bytes = whole ? down.shape[1] * down.shape[2] : 0;
 }
 
-Result<DownCall> down_call(const Args& args, std::int64_t stages, std::int64_t rows) {
+Result<DownCall> down_call(const Args& args, std::int64_t stages, std::int64_t rows, bool chosen) {
   DownCall call;
   TENON_TRY(fill_weight(args, &Matrices::down, &Matrices::down_scale, 8, 8, kChunk, &call.weight));
   call.routing = routing_of(args);
@@ -493,7 +511,7 @@ Result<DownCall> down_call(const Args& args, std::int64_t stages, std::int64_t r
   call.width = static_cast<std::int32_t>(args.activation.shape[1]);
   call.stages = static_cast<std::int32_t>(stages);
   call.rows = static_cast<std::int32_t>(rows);
-  call.chosen = args.logits.has_value();
+  call.chosen = chosen;
   return call;
 }
 
@@ -552,13 +570,13 @@ Status launch_choosing(const Recipe& recipe, const Args& args, Stream& stream) {
   TENON_TRY(tenon::launch(stream, recipe.launches[0].shape, up_one_kernel, call));
   const LaunchShape& shape = recipe.launches[1].shape;
   if (down_one) return launch_down_one(shape, args, stream);
-  TENON_ASSIGN(const DownCall down, down_call(args, setting(2), setting(3)));
+  TENON_ASSIGN(const DownCall down, down_call(args, setting(2), setting(3), true));
   return tenon::launch(stream, shape, down_kernel<false>, down);
 }
 
 Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   if (args.out.addend.shape[0] == 0) return Status::ok();
-  if (args.logits) return launch_choosing(recipe, args, stream);
+  if (recipe.launches[0].kernel == kUpOne) return launch_choosing(recipe, args, stream);
   const auto setting = [&](std::size_t i) {
     return static_cast<std::int32_t>(recipe.settings[i].value);
   };
@@ -581,14 +599,25 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   up.own_shared = own_whole ? args.shared->gate_up.as<const std::byte>() : nullptr;
   up.own_bytes =
       own_whole ? static_cast<std::int64_t>(args.shared->gate_up.bytes()) : std::int64_t{0};
+  if (args.logits)
+    up.chooser = {args.logits->as<const float>(),
+                  args.logits->stride[0],
+                  static_cast<std::int32_t>(args.logits->shape[1]),
+                  args.first_expert,
+                  args.weights.as<float>(),
+                  args.slot.as<std::int32_t>(),
+                  args.offsets.as<std::int32_t>()};
   set_next(args, &up);
   up.next_entries =
       most_entries(routing) * up.next_bytes <= kPrefetchLimit ? most_entries(routing) : 0;
 
-  TENON_ASSIGN(DownCall down, down_call(args, setting(2), setting(3)));
+  TENON_ASSIGN(DownCall down, down_call(args, setting(2), setting(3), false));
   const bool coded = recipe.launches.size() == 3;
   TENON_TRY(tenon::launch(stream, recipe.launches[0].shape,
-                          few ? up_kernel<true> : up_kernel<false>, up));
+                          args.logits ? up_kernel<true, true>
+                          : few       ? up_kernel<true, false>
+                                      : up_kernel<false, false>,
+                          up));
   if (!coded) return tenon::launch(stream, recipe.launches[1].shape, down_kernel<false>, down);
   TENON_ASSIGN(down.codes, ::tenon::sm90::tile_map(down.activation, args.activation.shape[0],
                                                    up.width, 2 * down.activation_stride, 8));

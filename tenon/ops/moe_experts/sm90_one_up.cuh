@@ -390,7 +390,9 @@ TENON_DEVICE void leave_choice(const OneUpCall& call, const ChoiceMemory& memory
     call.list[0] = count + (call.has_shared ? 1 : 0);
     call.list[1] = count;
   }
-  const WeightedChoice own = weigh(call.all_experts, call.top_k, memory, logits);
+  const float of_all = sum_values(call.all_experts, memory, logits);
+  const int chosen = lane < call.top_k ? memory.expert[lane] : 0;
+  const WeightedChoice own = weigh(call.top_k, chosen, memory.values[chosen] / of_all, memory.p);
   if (lane < call.top_k) {
     call.weights[own.choice] = own.weight;
     call.slot[own.choice] = choice.is_own ? choice.place : -1;
