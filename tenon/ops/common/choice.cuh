@@ -56,15 +56,15 @@ TENON_DEVICE ChoiceMemory choice_memory(std::uint32_t* words, int top_k) {
   return memory;
 }
 
-// Integers that order as floats do, a NaN above all.
+// Integers that order as floats do, a NaN above all. Behind each of them there is another one.
 TENON_DEVICE std::uint32_t ordered_bits(float x) {
   const std::uint32_t bits = float_bits(x);
   const std::uint32_t number = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-  return is_nan(x) ? 0xffffffffu : number;
+  return is_nan(x) ? 0xfffffffeu : number;
 }
 TENON_DEVICE float ordered_float(std::uint32_t x) {
   const std::uint32_t number = (x & 0x80000000u) != 0 ? x & 0x7fffffffu : ~x;
-  return bits_float(x == 0xffffffffu ? 0x7fc00000u : number);
+  return bits_float(x == 0xfffffffeu ? 0x7fc00000u : number);
 }
 
 TENON_DEVICE int count_from(const Word4& keys, std::uint32_t least) {

@@ -477,7 +477,7 @@ Status fill_weight(const Args& args, TensorView Matrices::*matrix, TensorView Ma
 
 // What of the L2 cache the down weights of all experts with rows may take, so that they are still
 // there when they are wanted.
-constexpr std::int64_t kPrefetchLimit = 24 << 20;
+constexpr std::int64_t kPrefetchLimit = 24 << 20, kPrefetchAhead = 6 << 20;
 
 // Bit b: block b of k is the last one of its segment. For up to 32 of them.
 std::uint32_t last_blocks(const Segments& cut) {
@@ -608,8 +608,11 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
                   args.slot.as<std::int32_t>(),
                   args.offsets.as<std::int32_t>()};
   set_next(args, &up);
-  up.next_entries =
-      most_entries(routing) * up.next_bytes <= kPrefetchLimit ? most_entries(routing) : 0;
+  // Of many, those that the next kernel begins with: what is asked for besides delays this one.
+  const int entries = most_entries(routing);
+  const std::int64_t ahead =
+      entries * up.next_bytes <= kPrefetchLimit ? entries * up.next_bytes : kPrefetchAhead;
+  up.next_entries = up.next_bytes > 0 ? static_cast<std::int32_t>(ahead / up.next_bytes) : 0;
 
   TENON_ASSIGN(DownCall down, down_call(args, setting(2), setting(3), false));
   const bool coded = recipe.launches.size() == 3;
