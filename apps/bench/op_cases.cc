@@ -315,12 +315,14 @@ Result<OpPart> experts(const qwen3_5::Config& config, const qwen3_5::Share& shar
     TENON_ASSIGN(const Plan route, moe_route::plan(routed_by(0), where));
     for (int copy = 0; copy < kRoutings; ++copy)
       TENON_TRY(moe_route::run(route, routed_by(copy), memory->stream()));
-    const auto args_of = [=](int copy) {
+    const auto args_with = [=](int copy, bool chooses) {
       moe_experts::Args args;
       args.x = first(x, count);
       args.routed = routed;
       if (shared) args.shared = all;
       const moe_route::Args tables = routed_by(copy);
+      if (chooses) args.logits = tables.logits;
+      args.first_expert = tables.first_expert;
       args.offsets = tables.offsets;
       args.token_of = tables.token_of;
       args.weights = tables.weights;
@@ -330,6 +332,10 @@ Result<OpPart> experts(const qwen3_5::Config& config, const qwen3_5::Share& shar
       args.out = {out.rows(0, count)};
       return args;
     };
+    // As layers/mlp: with the choice where a variant makes it on the way.
+    const bool chooses =
+        count <= moe_experts::kMaxChosenTokens && moe_experts::plan(args_with(0, true), where);
+    const auto args_of = [=](int copy) { return args_with(copy, chooses); };
     return call_with(moe_experts::plan, moe_experts::traffic, moe_experts::run, args_of, where,
                      memory);
   };

@@ -323,14 +323,22 @@ TEST(MoeExperts, AReplayedPlanForMoreTokensGivesTheSameBits) {
   });
 }
 
-// Of few values, so that p are often equal; of some, one is a NaN.
+// Of few values, so that p are often equal; or nearly of few values, so that p are often equal
+// where the logits are not; or any. Of some, one is a NaN or an infinity.
 std::vector<float> make_logits(const Shape& shape, std::mt19937& random) {
-  const bool far = random() % 2 == 0, broken = random() % 4 == 0;
+  const auto kind = random() % 4, broken = random() % 8;
   std::uniform_int_distribution<int> of_few(-40, 40);
+  std::normal_distribution<float> any(0, 2);
   std::vector<float> logits;
-  for (int i = 0; i < shape.tokens * (shape.all_experts + 1); ++i)
-    logits.push_back(static_cast<float>(of_few(random)) / (far ? 1.0f : 8.0f));
-  if (broken) logits[3] = NAN;
+  for (int i = 0; i < shape.tokens * (shape.all_experts + 1); ++i) {
+    const auto value = static_cast<float>(of_few(random));
+    const auto beside = static_cast<float>(random() % 8) * 0x1p-21f;
+    logits.push_back(kind == 0   ? value
+                     : kind == 1 ? value / 8
+                     : kind == 2 ? value / 8 + beside
+                                 : any(random));
+  }
+  if (broken < 2) logits[3] = broken == 0 ? NAN : INFINITY;
   return logits;
 }
 void put_logits(Bench& bench) {
@@ -358,15 +366,32 @@ TEST(MoeExperts, ChoosesAsMoeRouteDoes) {
   shapes.push_back(
       {.tokens = 1, .experts = 40, .top_k = 16, .hidden = 3072, .width = 384, .all_experts = 40});
   shapes.push_back({.tokens = 1, .experts = 12, .top_k = 3, .all_experts = 13});
+  // Several tokens, a wave each.
+  for (const int tokens : {2, 3, 7, 8}) {
+    shapes.push_back({.tokens = tokens,
+                      .experts = tokens == 8 ? 256 : 40,
+                      .top_k = 8,
+                      .hidden = 256,
+                      .all_experts = tokens == 8 ? 256 : 40});
+    shapes.push_back({.tokens = tokens,
+                      .experts = 70,
+                      .top_k = tokens == 7 ? 16 : 5,
+                      .all_experts = 200,
+                      .shared = tokens != 3,
+                      .first_expert = 90});
+  }
+  shapes.push_back({.tokens = 4, .experts = 5, .top_k = 5, .all_experts = 5});
+  shapes.push_back({.tokens = 6, .experts = 7, .all_experts = 250, .first_expert = 31});
   for_each_variant([&](Target target, std::string_view variant) {
     for (const Shape& shape : shapes) {
-      SCOPED_TRACE(std::to_string(shape.top_k) + " of " + std::to_string(shape.all_experts) +
-                   ", hidden " + std::to_string(shape.hidden));
+      SCOPED_TRACE(std::to_string(shape.tokens) + " tokens, " + std::to_string(shape.top_k) +
+                   " of " + std::to_string(shape.all_experts) + ", hidden " +
+                   std::to_string(shape.hidden));
       Bench bench(target, shape);
       put_logits(bench);
       const auto planned = plan(bench.args, bench.on.where(), variant);
       ASSERT_TRUE(planned) << planned.status().to_string();
-      for (const unsigned seed : {1u, 2u, 3u, 4u, 5u, 6u}) {
+      for (unsigned seed = 1; seed <= 10; ++seed) {
         bench.put_rows(seed);
         put_logits(bench);
         const Status ran = run(*planned, bench.args, bench.on.stream());
@@ -393,7 +418,7 @@ TEST(MoeExperts, ChoosesAsMoeRouteDoes) {
 TEST(MoeExperts, SaysWhyItDoesNotChoose) {
   for_each_variant([&](Target target, std::string_view variant) {
     const std::pair<Shape, const char*> table[] = {
-        {{.tokens = 2}, "for 1 alone"},
+        {{.tokens = 9}, "for up to 8"},
         {{.tokens = 1, .experts = 300, .all_experts = 300}, "up to 16 of 256"},
         {{.tokens = 1, .experts = 50, .top_k = 17, .all_experts = 50}, "up to 16 of 256"},
         {{.tokens = 1, .experts = 11, .all_experts = 64}, "cannot hold the list"}};

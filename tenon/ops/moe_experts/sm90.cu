@@ -1,5 +1,6 @@
 // moe_experts on Hopper (sm_90a): up_kernel here, down_kernel and what may stand between the two in
-// sm90_down.cuh, and the plan.
+// sm90_down.cuh, and the plan. One token that chooses its experts on the way has kernels of its
+// own, sm90_one_up.cuh and, where it fits, sm90_one_down.cuh.
 //
 // up_kernel: a unit is eight gate rows and the eight up rows of the same features, so that a thread
 // has both values of a feature. All units of all experts lie in a row, and each block takes an
@@ -7,6 +8,9 @@
 // eight tokens it works otherwise: sm90_few.cuh.
 #include "tenon/ops/moe_experts/sm90_down.cuh"
 #include "tenon/ops/moe_experts/sm90_few.cuh"
+#include "tenon/ops/moe_experts/sm90_few_choice.cuh"
+#include "tenon/ops/moe_experts/sm90_one_down.cuh"
+#include "tenon/ops/moe_experts/sm90_one_up.cuh"
 
 #include <algorithm>
 #include <type_traits>
@@ -33,11 +37,12 @@ struct UpCall {
   bf16* activation;
   std::int64_t activation_stride;
   std::int32_t width, stages;
-  // For the L2 cache. Numbers of bytes are 0 where they would not stay there.
+  // For the L2 cache. Numbers of bytes are 0 where they are not known.
   const std::byte* own_shared;  // this kernel's weight of the shared expert
   std::int64_t own_bytes;
   const std::byte *next_routed, *next_shared;  // of the next kernel, of an expert
   std::int64_t next_bytes;
+  std::int32_t next_entries;  // for so many there is room
   Chooser chooser;
 };
 
@@ -178,15 +183,16 @@ TENON_DEVICE void make_activation(const UpCall& call, const Entries& entries, co
   });
 }
 
-// By one wave.
+// By one wave: what the next kernel reads first.
 TENON_DEVICE void prefetch_next(const UpCall& call, const Entries& entries) {
-  prefetch_matrices(entries.count, call.next_bytes, [&](int entry) {
+  const int most = call.next_entries;
+  prefetch_matrices(entries.count < most ? entries.count : most, call.next_bytes, [&](int entry) {
     const int expert = entries.expert[entry];
     return expert == kSharedExpert ? call.next_shared : call.next_routed + expert * call.next_bytes;
   });
 }
 
-// kChooses: the experts, for one token.
+// kChooses: the experts.
 template <bool kFew, bool kChooses>
 TENON_KERNEL_RESIDENT(kThreads, kFew ? 2 : 1)
 up_kernel(TENON_ARGS(UpCall) call) {
@@ -202,15 +208,15 @@ up_kernel(TENON_ARGS(UpCall) call) {
   sync_wave();
   wait_for_previous();
   if (thread_id() == 0 && !(kChooses && block_id() == 0)) let_next_start();
+  int* const token_of = reinterpret_cast<int*>(lists + entries_bytes(routing.experts));
   Entries entries;
-  int* token_of;
   if constexpr (kChooses) {
-    const Chosen chosen = chosen_at(lists, routing.top_k);
-    entries = choose_entries(call.chooser, chosen, routing);
-    token_of = chosen.token_of;
-    if (block_id() == 0 && wave == kWeightWave) leave_choice(call.chooser, chosen, routing.top_k);
+    const FewChoice choice =
+        few_choice_at(reinterpret_cast<std::byte*>(token_of) + table_bytes(pairs));
+    entries = choose_few(call.chooser, routing, choice, lists, token_of);
+    if (block_id() == 0 && wave == kWeightWave)
+      leave_few(call.chooser, routing, choice, reinterpret_cast<const int*>(lists));
   } else {
-    token_of = reinterpret_cast<int*>(lists + entries_bytes(routing.experts));
     copy_table(lists, routing.offsets, routing.experts + 1);
     copy_table(token_of, routing.token_of, pairs);
     await_copies();
@@ -283,21 +289,111 @@ Routing routing_of(const Args& args) {
   return routing;
 }
 
-Status supports_choice(const Args& args) {
+// Experts that may have rows, and the shared one.
+int most_entries(const Routing& routing) {
+  return std::min(routing.tokens * routing.top_k, routing.experts) + (routing.has_shared ? 1 : 0);
+}
+
+// Why experts cannot be chosen on the way, or nothing.
+Status check_choice(const Args& args) {
   const auto no = [](std::string why) { return Status::error(Code::kUnsupported, std::move(why)); };
   const std::int64_t tokens = args.slot.shape[0], top_k = args.slot.shape[1];
   const std::int64_t all = args.logits->shape[1], experts = args.routed.down.shape[0];
   if (tokens > kMaxChosenTokens)
-    return no(std::to_string(tokens) + " tokens; experts are chosen on the way for " +
-              std::to_string(kMaxChosenTokens) + " alone");
+    return no(std::to_string(tokens) + " tokens; experts are chosen on the way for up to " +
+              std::to_string(kMaxChosenTokens));
   if (all > kMostChoiceExperts || top_k > kMostChoices)
     return no(std::to_string(top_k) + " of " + std::to_string(all) +
               " experts; on the way are chosen up to " + std::to_string(kMostChoices) + " of " +
               std::to_string(kMostChoiceExperts));
+  if (tokens > 1) return Status::ok();
   if (list_words(static_cast<int>(top_k)) > experts + 1)
     return no("offsets of " + std::to_string(experts) + " experts cannot hold the list of " +
               std::to_string(top_k) + " chosen ones");
+  if (args.out.addend.shape[1] > kOneBlocks * kProductBlock)
+    return no("hidden is " + std::to_string(args.out.addend.shape[1]) +
+              "; on the way experts are chosen for up to " +
+              std::to_string(kOneBlocks * kProductBlock));
   return Status::ok();
+}
+
+void add_launch(const PlanContext& where, const char* kernel, int blocks, int threads, int bytes,
+                Recipe* recipe) {
+  LaunchShape shape;
+  shape.blocks = blocks;
+  shape.threads = threads;
+  shape.shared_bytes = static_cast<std::size_t>(bytes);
+  shape.early = where.may_start_early;
+  recipe->launch(kernel, shape);
+}
+
+// A kernel with a ring. One block on a multiprocessor, and no room for a second, which another one
+// would then miss; more than kMostRing does not help. Where there are more blocks, half of it, if
+// registers let two be resident. False: there is no room for the least number of stages.
+struct RingKernel {
+  const char *kernel, *setting;
+  int blocks, threads, resident, least;
+  int most_room;  // bytes that the whole block may take
+};
+template <class Bytes>
+bool add_ring(const PlanContext& where, const RingKernel& of, const Bytes& bytes_of,
+              Recipe* recipe) {
+  constexpr int kMostRing = 160 << 10;
+  const auto most = static_cast<int>(where.properties.max_shared_bytes);
+  const bool one = of.blocks <= where.properties.num_units || of.resident == 1;
+  const int room = std::min(one ? most : (most + 1024) / 2 - 1024, bytes_of(0) + kMostRing);
+  int stages = most_stages(std::min(room, of.most_room), bytes_of);
+  if (stages < of.least) stages = most_stages(most, bytes_of);
+  add_launch(where, of.kernel, of.blocks, of.threads, bytes_of(stages), recipe);
+  recipe->set(of.setting, stages);
+  return stages >= of.least;
+}
+
+bool add_down(const PlanContext& where, const Routing& routing, int hidden, int width, int rows,
+              bool coded, bool chosen, int most_room, Recipe* recipe) {
+  const auto bytes_of = [&](int stages) {
+    return down_shared(coded, chosen, stages, rows, routing, width).bytes;
+  };
+  const bool fits = add_ring(where,
+                             {"down_kernel", "down stages", hidden / kUnitRows, kDownThreads,
+                              down_resident(coded), 1, most_room},
+                             bytes_of, recipe);
+  recipe->set("down rows", rows);
+  return fits;
+}
+
+constexpr const char* kUpOne = "up_one_kernel";
+
+// The plan for one token that chooses. Where the output has at most as many pieces of 16 columns as
+// there are multiprocessors, the two kernels have room beside each other on one, for which the
+// first one's ring has the least number of stages; two of the first have not.
+Status plan_choosing(const Args& args, const PlanContext& where, Recipe* recipe) {
+  const Routing routing = routing_of(args);
+  const auto width = static_cast<int>(args.activation.shape[1]);
+  const auto hidden = static_cast<int>(args.out.addend.shape[1]);
+  const auto most = static_cast<int>(where.properties.max_shared_bytes);
+  const int units = where.properties.num_units, top_k = routing.top_k;
+  const bool beside = hidden / kUnitRows <= units;
+  const auto up_bytes_of = [&](int stages) { return OneRing::bytes(stages, top_k); };
+  bool fits = add_ring(
+      where,
+      {kUpOne, "up stages", units, kThreads, 1, kFeeders, beside ? up_bytes_of(kFeeders) : most},
+      up_bytes_of, recipe);
+  const int apart = apart_of(width / kFewFeatures, units, one_chunks(hidden / kProductBlock));
+  recipe->set("apart", routing.has_shared && apart > 0 ? 1 : 0);
+  const int left = most - 1024 - static_cast<int>(recipe->launches.front().shape.shared_bytes);
+  const int blocks = width / kProductBlock;
+  const OneDownShared down = one_down_shared(most_entries(routing), blocks, top_k);
+  if (beside && down.bytes <= left && blocks <= kOneDownBlocks && (blocks & (blocks - 1)) == 0) {
+    add_launch(where, "down_one_kernel", hidden / kUnitRows, kOneDownThreads, down.bytes, recipe);
+  } else {
+    const int room = beside ? left : most, rows = beside ? kFewRows : 32;
+    fits = add_down(where, routing, hidden, width, rows, false, true, room, recipe) && fits;
+  }
+  if (fits) return Status::ok();
+  return Status::error(Code::kUnsupported,
+                       "a block has too little shared memory for a token with " +
+                           std::to_string(top_k) + " experts");
 }
 
 Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
@@ -324,60 +420,30 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   if (coded && width > kMostCodedWidth)
     return no("width is " + std::to_string(width) + "; over " + std::to_string(kMostCodedWidth) +
               " only a few rows fit");
-  const bool chosen = args.logits.has_value();
-  if (chosen) {
-    TENON_TRY(supports_choice(args));
+  if (args.logits) TENON_TRY(check_choice(args));
+  if (args.logits && tokens <= 1) {
     if (coded)
-      return no("width is " + std::to_string(width) +
-                "; where experts are chosen on the way, no kernel quantises between the two");
+      return no(
+          "width is " + std::to_string(width) +
+          "; where one token's experts are chosen on the way, no kernel quantises between the "
+          "two");
+    return plan_choosing(args, where, recipe);
   }
-  const auto add = [&](const char* kernel, int blocks, int threads, int bytes) {
-    LaunchShape shape;
-    shape.blocks = blocks;
-    shape.threads = threads;
-    shape.shared_bytes = static_cast<std::size_t>(bytes);
-    shape.early = where.may_start_early;
-    recipe->launch(kernel, shape);
-  };
-  // One block on a multiprocessor, and no room for a second, which another one would then miss;
-  // more than kMostRing does not help. Where there are more blocks, half of it, if registers let
-  // two be resident.
-  constexpr int kMostRing = 160 << 10;
-  const auto add_ring = [&](const char* kernel, const char* setting, int blocks, int threads,
-                            int resident, int least, int most_room, const auto& bytes_of) {
-    const bool one = blocks <= where.properties.num_units || resident == 1;
-    const int room = std::min(one ? most : (most + 1024) / 2 - 1024, bytes_of(0) + kMostRing);
-    int stages = most_stages(std::min(room, most_room), bytes_of);
-    if (stages < least) stages = most_stages(most, bytes_of);
-    add(kernel, blocks, threads, bytes_of(stages));
-    recipe->set(setting, stages);
-    return stages >= least;
-  };
-  const int cap = up_cap(tokens), units = where.properties.num_units;
+  const int cap = up_cap(tokens), tile_rows = tokens <= 32 ? 32 : 64;
   const int lists =
-      chosen ? chosen_bytes(routing.top_k) : entries_bytes(routing.experts) + table_bytes(pairs);
-  // One token whose experts are chosen on the way: the second kernel may start before the first one
-  // ends, with room for both, and not for two of the first.
-  const int down_blocks = static_cast<int>(hidden / kUnitRows);
-  const bool beside = chosen && down_blocks <= units;
-  const int tile_rows = beside ? kFewRows : tokens <= 32 ? 32 : 64;
-  const bool up = add_ring("up_kernel", "up stages", units, kThreads, 1, kFeeders,
-                           beside ? up_bytes(cap, kFeeders) + lists : most,
-                           [&](int stages) { return up_bytes(cap, stages) + lists; });
+      entries_bytes(routing.experts) + table_bytes(pairs) + (args.logits ? kFewChoiceBytes : 0);
+  const bool up = add_ring(
+      where, {"up_kernel", "up stages", where.properties.num_units, kThreads, 1, kFeeders, most},
+      [&](int stages) { return up_bytes(cap, stages) + lists; }, recipe);
+  recipe->set("up rows", cap);
   constexpr int kWaves = kQuantizeThreads / kWave;
-  if (coded) add("quantize_kernel", (rows + kWaves - 1) / kWaves, kQuantizeThreads, 0);
-  const int left = most - 1024 - static_cast<int>(recipe->launches.front().shape.shared_bytes);
-  const bool down = add_ring("down_kernel", "down stages", down_blocks, kDownThreads,
-                             down_resident(coded), 1, beside ? left : most, [&](int stages) {
-                               return down_shared(coded, chosen, stages, tile_rows, routing,
-                                                  static_cast<int>(width))
-                                   .bytes;
-                             });
+  if (coded)
+    add_launch(where, "quantize_kernel", (rows + kWaves - 1) / kWaves, kQuantizeThreads, 0, recipe);
+  const bool down = add_down(where, routing, static_cast<int>(hidden), static_cast<int>(width),
+                             tile_rows, coded, false, most, recipe);
   if (!up || !down)
     return no("a block has too little shared memory for " + std::to_string(tokens) +
               " tokens with " + std::to_string(top_k) + " experts each");
-  recipe->set("up rows", cap);
-  recipe->set("down rows", tile_rows);
   return Status::ok();
 }
 
@@ -411,29 +477,114 @@ Status fill_weight(const Args& args, TensorView Matrices::*matrix, TensorView Ma
 
 // What of the L2 cache the down weights of all experts with rows may take, so that they are still
 // there when they are wanted.
-constexpr std::int64_t kPrefetchLimit = 24 << 20;
+constexpr std::int64_t kPrefetchLimit = 24 << 20, kPrefetchAhead = 6 << 20;
 
-Chooser chooser_of(const Args& args) {
-  return {args.logits->as<const float>(),
-          static_cast<std::int32_t>(args.logits->shape[1]),
-          args.first_expert,
-          args.weights.as<float>(),
-          args.slot.as<std::int32_t>(),
-          args.offsets.as<std::int32_t>()};
+// Bit b: block b of k is the last one of its segment. For up to 32 of them.
+std::uint32_t last_blocks(const Segments& cut) {
+  std::uint32_t bits = 0;
+  for (int segment = 1; segment <= cut.count; ++segment)
+    bits |= std::uint32_t{1} << (cut.begin(segment) / kProductBlock - 1);
+  return bits;
+}
+
+// The weights of down, as up_kernel and up_one_kernel ask for them. Bytes are 0 where they do not
+// follow each other.
+template <class Call>
+void set_next(const Args& args, Call* call) {
+  const TensorView& down = args.routed.down;
+  const bool whole = down.contiguous() && (!args.shared || args.shared->down.contiguous());
+  call->next_routed = down.as<const std::byte>();
+  call->next_shared = args.shared ? args.shared->down.as<const std::byte>() : nullptr;
+  call->next_bytes = whole ? down.shape[1] * down.shape[2] : 0;
+}
+
+Result<DownCall> down_call(const Args& args, std::int64_t stages, std::int64_t rows, bool chosen) {
+  DownCall call;
+  TENON_TRY(fill_weight(args, &Matrices::down, &Matrices::down_scale, 8, 8, kChunk, &call.weight));
+  call.routing = routing_of(args);
+  call.activation = args.activation.as<bf16>();
+  call.activation_stride = args.activation.stride[0];
+  call.shared_gate = args.shared_gate.as<const float>();
+  call.gate_stride = args.shared_gate.stride[0];
+  call.out = args.out.addend.as<bf16>();
+  call.out_stride = args.out.addend.stride[0];
+  call.width = static_cast<std::int32_t>(args.activation.shape[1]);
+  call.stages = static_cast<std::int32_t>(stages);
+  call.rows = static_cast<std::int32_t>(rows);
+  call.chosen = chosen;
+  return call;
+}
+
+Status launch_down_one(const LaunchShape& shape, const Args& args, Stream& stream) {
+  const Routing routing = routing_of(args);
+  const auto blocks = static_cast<int>(args.activation.shape[1] / kProductBlock);
+  OneDownCall call;
+  TENON_TRY(fill_weight(args, &Matrices::down, &Matrices::down_scale, 8, 8, blocks, &call.weight));
+  call.list = routing.offsets;
+  call.slot = routing.slot;
+  call.weights = routing.weights;
+  call.shared_gate = args.shared_gate.as<const float>();
+  call.activation = args.activation.as<const bf16>();
+  call.activation_stride = args.activation.stride[0];
+  call.out = args.out.addend.as<bf16>();
+  call.top_k = routing.top_k;
+  call.entries = most_entries(routing);
+  call.block_shift = 0;
+  while (1 << call.block_shift < blocks) ++call.block_shift;
+  call.last_blocks = last_blocks(call.weight.cut);
+  call.has_shared = routing.has_shared;
+  return tenon::launch(stream, shape, down_one_kernel, call);
+}
+
+Status launch_choosing(const Recipe& recipe, const Args& args, Stream& stream) {
+  const auto setting = [&](std::size_t i) {
+    return static_cast<std::int32_t>(recipe.settings[i].value);
+  };
+  const Routing routing = routing_of(args);
+  OneUpCall call;
+  call.width = static_cast<std::int32_t>(args.activation.shape[1]);
+  TENON_TRY(fill_weight(args, &Matrices::gate_up, &Matrices::gate_up_scale, call.width,
+                        kFewFeatures, kFewChunk, &call.weight));
+  call.x = args.x.data.as<const std::byte>();
+  call.x_scales = args.x.scale.as<const float>();
+  call.logits = args.logits->as<const float>();
+  call.scale_block_stride = args.x.layout == ScaleLayout::kRow ? 1 : args.x.scale.stride[0];
+  call.activation = args.activation.as<bf16>();
+  call.activation_stride = args.activation.stride[0];
+  call.weights = args.weights.as<float>();
+  call.slot = args.slot.as<std::int32_t>();
+  call.list = args.offsets.as<std::int32_t>();
+  call.stages = setting(0);
+  call.top_k = routing.top_k;
+  call.experts = routing.experts;
+  call.all_experts = static_cast<std::int32_t>(args.logits->shape[1]);
+  call.first_expert = args.first_expert;
+  call.chunks = one_chunks(call.weight.cut.num_blocks);
+  call.packed = one_packed(call.chunks);
+  call.last_blocks = last_blocks(call.weight.cut);
+  call.has_shared = routing.has_shared;
+  call.is_apart = setting(1) != 0;
+  set_next(args, &call);
+  const bool down_one = recipe.settings.size() == 2;  // asks for all of its weights at once
+  if (down_one || call.next_bytes * most_entries(routing) > kPrefetchLimit) call.next_bytes = 0;
+  TENON_TRY(tenon::launch(stream, recipe.launches[0].shape, up_one_kernel, call));
+  const LaunchShape& shape = recipe.launches[1].shape;
+  if (down_one) return launch_down_one(shape, args, stream);
+  TENON_ASSIGN(const DownCall down, down_call(args, setting(2), setting(3), true));
+  return tenon::launch(stream, shape, down_kernel<false>, down);
 }
 
 Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
-  const std::int64_t tokens = args.out.addend.shape[0], top_k = args.slot.shape[1];
-  if (tokens == 0) return Status::ok();
-  const auto setting = [&](std::size_t i) { return static_cast<int>(recipe.settings[i].value); };
-  const TensorView& down = args.routed.down;
-  const std::int64_t width = down.shape[2];
+  if (args.out.addend.shape[0] == 0) return Status::ok();
+  if (recipe.launches[0].kernel == kUpOne) return launch_choosing(recipe, args, stream);
+  const auto setting = [&](std::size_t i) {
+    return static_cast<std::int32_t>(recipe.settings[i].value);
+  };
   const Routing routing = routing_of(args);
-
-  const bool by_row = args.x.layout == ScaleLayout::kRow;
+  const bool by_row = args.x.layout == ScaleLayout::kRow, few = setting(1) == kFewRows;
   UpCall up;
-  const bool few = setting(2) == kFewRows;
-  TENON_TRY(fill_weight(args, &Matrices::gate_up, &Matrices::gate_up_scale, width,
+  up.width = static_cast<std::int32_t>(args.activation.shape[1]);
+  TENON_TRY(fill_weight(args, &Matrices::gate_up, &Matrices::gate_up_scale, up.width,
                         few ? kFewFeatures : 8, few ? kFewChunk : kChunk, &up.weight));
   up.routing = routing;
   up.x = args.x.data.as<const std::byte>();
@@ -443,47 +594,41 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   up.scale_block_stride = by_row ? 1 : args.x.scale.stride[0];
   up.activation = args.activation.as<bf16>();
   up.activation_stride = args.activation.stride[0];
-  up.width = static_cast<std::int32_t>(width);
   up.stages = setting(0);
-  up.next_routed = down.as<const std::byte>();
-  up.next_shared = args.shared ? args.shared->down.as<const std::byte>() : nullptr;
-  const bool whole = down.contiguous() && (!args.shared || args.shared->down.contiguous());
-  const std::int64_t of_expert = down.shape[1] * width;
   const bool own_whole = args.shared && args.shared->gate_up.contiguous();
   up.own_shared = own_whole ? args.shared->gate_up.as<const std::byte>() : nullptr;
-  up.own_bytes = own_whole ? 2 * width * down.shape[1] : 0;
-  up.next_bytes = whole && (tokens * top_k + 1) * of_expert <= kPrefetchLimit ? of_expert : 0;
+  up.own_bytes =
+      own_whole ? static_cast<std::int64_t>(args.shared->gate_up.bytes()) : std::int64_t{0};
+  if (args.logits)
+    up.chooser = {args.logits->as<const float>(),
+                  args.logits->stride[0],
+                  static_cast<std::int32_t>(args.logits->shape[1]),
+                  args.first_expert,
+                  args.weights.as<float>(),
+                  args.slot.as<std::int32_t>(),
+                  args.offsets.as<std::int32_t>()};
+  set_next(args, &up);
+  // Of many, those that the next kernel begins with: what is asked for besides delays this one.
+  const int entries = most_entries(routing);
+  const std::int64_t ahead =
+      entries * up.next_bytes <= kPrefetchLimit ? entries * up.next_bytes : kPrefetchAhead;
+  up.next_entries = up.next_bytes > 0 ? static_cast<std::int32_t>(ahead / up.next_bytes) : 0;
 
-  if (args.logits) up.chooser = chooser_of(args);
-
-  DownCall call;
-  TENON_TRY(fill_weight(args, &Matrices::down, &Matrices::down_scale, 8, 8, kChunk, &call.weight));
-  call.routing = routing;
-  call.activation = up.activation;
-  call.activation_stride = up.activation_stride;
-  call.shared_gate = args.shared_gate.as<const float>();
-  call.gate_stride = args.shared_gate.stride[0];
-  call.out = args.out.addend.as<bf16>();
-  call.out_stride = args.out.addend.stride[0];
-  call.width = up.width;
-  call.stages = setting(1);
-  call.rows = setting(3);
-  call.chosen = args.logits.has_value();
-
+  TENON_ASSIGN(DownCall down, down_call(args, setting(2), setting(3), false));
   const bool coded = recipe.launches.size() == 3;
   TENON_TRY(tenon::launch(stream, recipe.launches[0].shape,
                           args.logits ? up_kernel<true, true>
                           : few       ? up_kernel<true, false>
                                       : up_kernel<false, false>,
                           up));
-  if (!coded) return tenon::launch(stream, recipe.launches[1].shape, down_kernel<false>, call);
-  TENON_ASSIGN(call.codes, ::tenon::sm90::tile_map(call.activation, args.activation.shape[0], width,
-                                                   2 * call.activation_stride, 8));
+  if (!coded) return tenon::launch(stream, recipe.launches[1].shape, down_kernel<false>, down);
+  TENON_ASSIGN(down.codes, ::tenon::sm90::tile_map(down.activation, args.activation.shape[0],
+                                                   up.width, 2 * down.activation_stride, 8));
   TENON_TRY(tenon::launch(
       stream, recipe.launches[1].shape, quantize_kernel,
       QuantizeCall{up.activation, up.activation_stride, routing.offsets + routing.experts, up.width,
                    routing.has_shared ? routing.tokens : 0}));
-  return tenon::launch(stream, recipe.launches[2].shape, down_kernel<true>, call);
+  return tenon::launch(stream, recipe.launches[2].shape, down_kernel<true>, down);
 }
 
 }  // namespace

@@ -350,28 +350,38 @@ TENON_DEVICE void make_results(const DownCall& call, const Entries& entries, con
   });
 }
 
-// The order of moe_combine: choices in theirs, the shared expert last.
+// The order of moe_combine: choices in theirs, the shared expert last. A thread has two columns of
+// a token.
 TENON_DEVICE void combine(const DownCall& call, const Entries& entries, const Kept& kept) {
+  constexpr int kPairs = kUnitRows / 2, kAtOnce = 4;
   const Routing& routing = call.routing;
-  const bf16* const shared =
-      kept.results + entries.first[entries.count - 1] * kUnitRows;  // if there is one
-  for (int task = thread_id(); task < 2 * routing.tokens; task += kDownConsumers) {
-    const int token = task / 2, at = task % 2 * 8;
-    float sum[8] = {}, values[8] = {};
-    const auto add = [&](float weight) {
-      TENON_UNROLL
-      for (int i = 0; i < 8; ++i) sum[i] = sum[i] + weight * values[i];
+  const int shared = entries.count > 0 ? entries.first[entries.count - 1] : 0;  // if there is one
+  const auto two_at = [&](int row, int column) {
+    return *reinterpret_cast<const std::uint32_t*>(kept.results + row * kUnitRows + column);
+  };
+  for (int task = thread_id(); task < kPairs * routing.tokens; task += kDownConsumers) {
+    const int token = task / kPairs, column = task % kPairs * 2;
+    float low = 0.0f, high = 0.0f;
+    const auto add = [&](float weight, std::uint32_t two) {
+      low = low + weight * low_half<bf16>(two);
+      high = high + weight * high_half<bf16>(two);
     };
-    for (int k = token * routing.top_k; k < (token + 1) * routing.top_k; ++k) {
-      if (kept.slots[k] < 0) continue;  // another rank's expert
-      load8(kept.results + kept.slots[k] * kUnitRows + at, values);
-      add(kept.weights[k]);
+    const int end = (token + 1) * routing.top_k;
+    TENON_NO_UNROLL
+    for (int first = token * routing.top_k; first < end; first += kAtOnce) {
+      int slot[kAtOnce];  // negative: another rank's expert
+      std::uint32_t two[kAtOnce];
+      TENON_UNROLL
+      for (int i = 0; i < kAtOnce; ++i) slot[i] = first + i < end ? kept.slots[first + i] : -1;
+      TENON_UNROLL
+      for (int i = 0; i < kAtOnce; ++i) two[i] = slot[i] >= 0 ? two_at(slot[i], column) : 0u;
+      TENON_UNROLL
+      for (int i = 0; i < kAtOnce; ++i)
+        if (slot[i] >= 0) add(kept.weights[first + i], two[i]);
     }
-    TENON_UNROLL
-    for (int i = 0; i < 8; ++i) values[i] = 0.0f;
-    if (routing.has_shared) load8(shared + token * kUnitRows + at, values);
-    add(sigmoid_f(kept.gates[token]));
-    store8(call.out + token * call.out_stride + block_id() * kUnitRows + at, sum);
+    add(sigmoid_f(kept.gates[token]), routing.has_shared ? two_at(shared + token, column) : 0u);
+    *reinterpret_cast<std::uint32_t*>(call.out + token * call.out_stride + block_id() * kUnitRows +
+                                      column) = pack_halves<bf16>(low, high);
   }
 }
 
@@ -426,12 +436,13 @@ down_kernel(TENON_ARGS(DownCall) call) {
   wait_for_previous();
   if (thread_id() == 0) let_next_start();
   const int rows = num_rows(entries);
+  for (int i = thread_id(); i < routing.tokens; i += kDownConsumers)
+    copy4_later(&kept.gates[i], call.shared_gate + i * call.gate_stride);
   if constexpr (kCoded)
     copy_x_scales(call, rows, at.scale_rows, reinterpret_cast<float*>(shared + at.x_scales));
   else
     quantize_rows(call, rows, at, shared);
-  for (int i = thread_id(); i < routing.tokens; i += kDownConsumers)
-    kept.gates[i] = call.shared_gate[i * call.gate_stride];
+  await_copies();
   sync_first_threads<kDownConsumers>();
   make_results<kCoded>(call, entries, at, shared, kept.results);
   sync_first_threads<kDownConsumers>();

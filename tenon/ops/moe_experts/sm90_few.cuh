@@ -144,6 +144,10 @@ TENON_DEVICE void multiply_few(const FewRing& ring, RingPlace& place, const Segm
                               descriptor_at(x, at + u * kFewRows * 8 + 2 * k), k > 0);
     }
     wgmma_commit();
+    // Its division in the shadow of the products; a stage has at most one end of a segment.
+    static_assert(kFewChunk * kProductBlock <= kMinSegmentSize);
+    int next_end = cut.begin(segment + 2) / kProductBlock;
+    hold(next_end);
     wgmma_wait_all();
     TENON_UNROLL
     for (int u = 0; u < kFewChunk; ++u) hold_sums(products[u]);
@@ -164,7 +168,8 @@ TENON_DEVICE void multiply_few(const FewRing& ring, RingPlace& place, const Segm
         sums[e] = segment == 0 ? own[e] : sums[e] + own[e];
         own[e] = 0.0f;
       }
-      end = cut.begin(++segment + 1) / kProductBlock;
+      ++segment;
+      end = next_end;
     }
     sync_wave();
     if (lane == 0) barrier_arrive(&ring.empty[place.stage]);

@@ -27,6 +27,10 @@ static __device__ __forceinline__ std::uint64_t tile_descriptor(const void* tile
   return std::uint64_t{(shared_address(tile) & 0x3ffffu) >> 4} | std::uint64_t{1} << 16 |
          kAtom << 32 | kSwizzle128 << 62;
 }
+// The same with a stride that is known later.
+static __device__ __forceinline__ std::uint64_t tile_descriptor(const void* tile, int atom_stride) {
+  return tile_descriptor<0>(tile) | static_cast<std::uint64_t>(atom_stride / 16) << 32;
+}
 // The descriptor of what lies `sixteens` · 16 bytes behind; the address part never overflows.
 TENON_DEVICE std::uint64_t descriptor_at(std::uint64_t first, int sixteens) {
   const std::uint32_t low =

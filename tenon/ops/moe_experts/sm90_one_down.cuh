@@ -1,0 +1,290 @@
+// The second kernel of moe_experts on Hopper for one token, where all that a block multiplies fits
+// in shared memory beside a block of the first kernel: it lies there before that has ended, and
+// what is left to do behind the wait is one short chain.
+//
+// A block has 16 columns of the output for all entries. Rows of the operand with 64 rows of the
+// instruction are atoms of eight columns in one block of k, in the order [entry, half, block of k];
+// so an instruction multiplies a unit in several blocks of k at once, or several units. Row
+// entry · blocks + block of the other operand is the activation of that entry in that block. A
+// product counts where row and column have the same entry and block. Those meet in shared memory,
+// where a thread for each entry and column scales and adds them in the order of sm90.cuh.
+#pragma once
+
+#include "tenon/ops/common/choice.cuh"
+#include "tenon/ops/moe_experts/sm90_chosen.cuh"
+#include "tenon/ops/moe_experts/sm90_down.cuh"
+
+namespace tenon::TENON_TARGET::moe_experts {
+
+inline constexpr int kOneDownThreads = 2 * kConsumers + kWave;  // the last wave asks for weights
+inline constexpr int kOneDownTeams = kOneDownThreads / 8;       // eight lanes quantise a group
+inline constexpr int kOneDownBlocks = 8;                        // of k, at most
+inline constexpr int kMostEntries = kMostChoices + 1;
+inline constexpr int kAtomBytes = 8 * kProductBlock, kAtoms = 8;  // of the operand
+static_assert(kOneDownThreads >= kMostEntries * kUnitRows);
+
+struct OneDownCall {
+  Weight weight;  // in boxes of a unit with all of k
+  const std::int32_t *list, *slot;
+  const float *weights, *shared_gate;
+  const bf16* activation;
+  std::int64_t activation_stride;
+  bf16* out;
+  std::int32_t top_k, entries;  // at most
+  std::int32_t block_shift;     // 2 to that power are the blocks of k
+  std::uint32_t last_blocks;    // bit b: block b of k is the last one of its segment
+  bool has_shared;
+};
+
+// Where things lie in shared memory, in bytes.
+struct OneDownShared {
+  int x, products, values, scales, gate, list, weights, slots, barrier, bytes;
+};
+TENON_HD constexpr OneDownShared one_down_shared(int entries, int blocks, int top_k) {
+  const auto up = [](int value, int to) { return (value + to - 1) / to * to; };
+  OneDownShared at{};
+  at.x = up(2 * entries * blocks, kAtoms) * kAtomBytes;
+  at.products = at.x + up(entries * blocks, 8) * kProductBlock;
+  at.values = at.products + entries * kUnitRows * blocks * 4;
+  at.scales = at.values + entries * kUnitRows * 4;
+  at.gate = at.scales + table_bytes(entries * blocks);
+  at.list = at.gate + 16;
+  at.weights = at.list + table_bytes(list_words(top_k));
+  at.slots = at.weights + table_bytes(top_k);
+  at.barrier = at.slots + table_bytes(top_k);
+  at.bytes = at.barrier + 16;
+  return at;
+}
+
+// Groups of 128 of the activation, group entry · blocks + block in a row of the operand: eight
+// lanes take one, 16 elements each.
+struct OneGroups {
+  static constexpr int kMost =
+      (kMostEntries * kOneDownBlocks + kOneDownTeams - 1) / kOneDownTeams;  // of a team
+  float of_weight[kMost];
+};
+// Before the wait: the scales of the weight.
+TENON_DEVICE OneGroups find_groups(const OneDownCall& call, const Entries& entries) {
+  const int blocks = 1 << call.block_shift, groups = entries.count << call.block_shift;
+  OneGroups found{};
+  TENON_UNROLL
+  for (int i = 0; i < OneGroups::kMost; ++i) {
+    const int group = thread_id() / 8 + i * kOneDownTeams;
+    if (group >= groups) break;
+    found.of_weight[i] =
+        load_constant(weight_scale_at(call.weight, entries.expert[group >> call.block_shift],
+                                      block_id() * kUnitRows, group & (blocks - 1)));
+  }
+  return found;
+}
+TENON_DEVICE void quantize_groups(const OneDownCall& call, int groups, const OneGroups& of,
+                                  std::byte* x, float* scales) {
+  const int lane = thread_id() % 8, blocks = 1 << call.block_shift;
+  TENON_UNROLL
+  for (int i = 0; i < OneGroups::kMost; ++i) {
+    // All lanes of a wave take part; a wave has four groups in a row.
+    if (thread_id() / kWave * 4 + i * kOneDownTeams >= groups) break;
+    const int group = thread_id() / 8 + i * kOneDownTeams;
+    Word4 held[2] = {};
+    if (group < groups) {
+      const bf16* const from = call.activation +
+                               (group >> call.block_shift) * call.activation_stride +
+                               (group & (blocks - 1)) * kProductBlock + lane * 16;
+      held[0] = load16(from);
+      held[1] = load16(from + 8);
+    }
+    std::uint32_t most = larger(absmax_bits<1>(&held[0]), absmax_bits<1>(&held[1]));
+    TENON_UNROLL
+    for (int mask = 1; mask < 8; mask *= 2) most = larger(most, shuffle_xor(most, mask));
+    if (group >= groups) break;
+    const GroupScale scale =
+        group_scale(to_float(bf16{static_cast<std::uint16_t>(most)}), DType::kE4M3);
+    std::byte* const to = x + group / 8 * 1024 + tile_place(group % 8, lane);
+    encode<bf16, DType::kE4M3, 1>(&held[0], scale.multiplier, to);
+    encode<bf16, DType::kE4M3, 1>(&held[1], scale.multiplier, to + 8);
+    if (lane == 0) scales[group] = scale.scale * of.of_weight[i];
+  }
+  show_to_tensor_cores();
+}
+
+// Instructions of a warpgroup from number `first` on, kChains of every second one. Number i has
+// atoms 8 i to 8 i + 7, and the rows of its products lie in atom i / 2 of the activation.
+template <int kChains>
+TENON_DEVICE void multiply_atoms(const OneDownCall& call, int first, int count,
+                                 std::uint64_t weight, std::uint64_t x, float* to) {
+  float products[kChains][4] = {};
+  wgmma_begin();
+  TENON_UNROLL
+  for (int k = 0; k < 4; ++k) {
+    TENON_UNROLL
+    for (int i = 0; i < kChains; ++i)
+      add_product<8>(products[i],
+                     descriptor_at(weight, (first + 2 * i) * (kAtoms * kAtomBytes / 16) + 2 * k),
+                     descriptor_at(x, (first + 2 * i) / 2 * (kAtomBytes / 16) + 2 * k), k > 0);
+  }
+  wgmma_commit();
+  wgmma_wait_all();
+  TENON_UNROLL
+  for (int i = 0; i < kChains; ++i) hold_sums(products[i]);
+  const int shift = call.block_shift, blocks = 1 << shift, lane = thread_id() % kWave;
+  TENON_UNROLL
+  for (int i = 0; i < kChains; ++i) {
+    TENON_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      const int atom = (first + 2 * i) * kAtoms + 2 * (thread_id() / kWave % kUnits) + h;
+      const int unit_half = atom >> shift, block = atom & (blocks - 1);
+      const int column = ((unit_half / 2 << shift) + block) % 8;
+      if (atom < count && lane % 4 == column / 2)
+        to[((unit_half * 8 + lane / 4) << shift) + block] =
+            column % 2 != 0 ? products[i][2 * h + 1] : products[i][2 * h];
+    }
+  }
+}
+
+// By the two warpgroups: the products of all atoms, [entry, 16 columns, block of k].
+TENON_DEVICE void multiply_entries(const OneDownCall& call, int entries, std::byte* weight,
+                                   std::byte* x, float* to) {
+  constexpr int kMost = 5;  // chains at once
+  const int count = 2 * entries << call.block_shift;
+  const int all = (count + kAtoms - 1) / kAtoms;
+  // A value that the whole warp has, in a uniform register: see sm90/wgmma.cuh.
+  int first = shuffle_from(thread_id() / kConsumers, 0);
+  const std::uint64_t weight_at = tile_descriptor(weight), x_at = tile_descriptor(x);
+  TENON_NO_UNROLL
+  while (first < all) {
+    const int left = (all - first + 1) / 2, now = left < kMost ? left : kMost;
+    const auto run = [&]<int kChains>() {
+      multiply_atoms<kChains>(call, first, count, weight_at, x_at, to);
+    };
+    if (now == 1) {
+      run.template operator()<1>();
+    } else if (now == 2) {
+      run.template operator()<2>();
+    } else if (now == 3) {
+      run.template operator()<3>();
+    } else if (now == 4) {
+      run.template operator()<4>();
+    } else {
+      run.template operator()<kMost>();
+    }
+    first += 2 * now;
+  }
+}
+
+// The result of an entry in a column, rounded to bf16.
+TENON_DEVICE float scale_products(const OneDownCall& call, const float* products,
+                                  const float* scales) {
+  const int blocks = 1 << call.block_shift;
+  float whole = 0.0f, own = 0.0f;
+  bool is_first = true;  // segment
+  TENON_UNROLL
+  for (int block = 0; block < kOneDownBlocks; ++block) {
+    if (block >= blocks) break;
+    own = fma_f(products[block], scales[block], own);
+    if ((call.last_blocks >> block & 1u) == 0) continue;
+    whole = is_first ? own : whole + own;
+    own = 0.0f;
+    is_first = false;
+  }
+  return low_half<bf16>(pack_halves<bf16>(whole, 0.0f));
+}
+
+// What a lane of the wave that adds knows before the wait.
+struct OneChoices {
+  int slot[kMostChoices];  // negative: another rank's, or none
+  float weight[kMostChoices];
+};
+TENON_DEVICE OneChoices find_choices(const OneDownCall& call, const int* slots,
+                                     const float* weights) {
+  OneChoices found;
+  TENON_UNROLL
+  for (int k = 0; k < kMostChoices; ++k) {
+    found.slot[k] = k < call.top_k ? slots[k] : -1;
+    found.weight[k] = k < call.top_k ? weights[k] : 0.0f;
+  }
+  return found;
+}
+// The order of moe_combine: choices in theirs, the shared expert last.
+TENON_DEVICE float add_entries(const OneDownCall& call, const OneChoices& choices,
+                               const Entries& entries, const float* values, float of_shared) {
+  const int column = thread_id();
+  float sum = 0.0f, value[kMostChoices];
+  TENON_UNROLL
+  for (int k = 0; k < kMostChoices; ++k)
+    value[k] = choices.slot[k] >= 0 ? values[choices.slot[k] * kUnitRows + column] : 0.0f;
+  const float shared = call.has_shared ? values[(entries.count - 1) * kUnitRows + column] : 0.0f;
+  TENON_UNROLL
+  for (int k = 0; k < kMostChoices; ++k)
+    if (choices.slot[k] >= 0) sum = sum + choices.weight[k] * value[k];
+  return sum + of_shared * shared;
+}
+
+TENON_KERNEL_RESIDENT(kOneDownThreads, 2)
+down_one_kernel(TENON_ARGS(OneDownCall) call) {
+  TENON_SHARED_TILES(shared);
+  const int blocks = 1 << call.block_shift, thread = thread_id(), lane = thread % kWave;
+  const OneDownShared at = one_down_shared(call.entries, blocks, call.top_k);
+  std::byte* const x = shared + at.x;
+  auto* const products = reinterpret_cast<float*>(shared + at.products);
+  auto* const values = reinterpret_cast<float*>(shared + at.values);
+  auto* const scales = reinterpret_cast<float*>(shared + at.scales);
+  auto* const gate = reinterpret_cast<float*>(shared + at.gate);
+  auto* const full = reinterpret_cast<Mbarrier*>(shared + at.barrier);
+  const bool asks = thread / kWave == 2 * kUnits;
+  // Before it waits: the first kernel has left them before it let this one start.
+  copy_table(shared + at.list, call.list, list_words(call.top_k));
+  copy_table(shared + at.weights, call.weights, call.top_k);
+  copy_table(shared + at.slots, call.slot, call.top_k);
+  if (thread == 0) {
+    barrier_init(full, 1);
+    publish_barriers();
+    prefetch_map(&call.weight.routed);
+    prefetch_map(&call.weight.shared);
+  }
+  await_copies();
+  sync_block();
+  const Entries entries =
+      listed_entries(reinterpret_cast<const int*>(shared + at.list), call.top_k);
+  if (asks) {
+    const int unit_bytes = kUnitRows * kProductBlock << call.block_shift;
+    if (lane == 0)
+      barrier_arrive_expect(full, static_cast<std::uint32_t>(entries.count * unit_bytes));
+    sync_wave();
+    if (lane < entries.count) {
+      const int expert = entries.expert[lane], row = block_id() * kUnitRows;
+      const bool is_shared = expert == kSharedExpert;
+      copy_box<8>(shared + lane * unit_bytes, is_shared ? &call.weight.shared : &call.weight.routed,
+                  row + (is_shared ? 0 : expert * call.weight.expert_rows), 0, full,
+                  policy_evict_first());
+    }
+  }
+  const OneGroups groups = find_groups(call, entries);
+  const OneChoices choices = find_choices(call, reinterpret_cast<const int*>(shared + at.slots),
+                                          reinterpret_cast<const float*>(shared + at.weights));
+  const int column = thread % kUnitRows, entry = thread / kUnitRows;
+  wait_for_previous();
+  if (thread == 0) let_next_start();
+  float of_shared = 0.0f;
+  if (asks) of_shared = *call.shared_gate;
+  quantize_groups(call, entries.count << call.block_shift, groups, x, scales);
+  sync_block();
+  if (asks) {
+    if (lane == 0) *gate = sigmoid_f(of_shared);
+  } else {
+    barrier_wait(full, 0);
+    multiply_entries(call, entries.count, shared, x, products);
+  }
+  sync_block();
+  if (entry < entries.count)
+    values[entry * kUnitRows + column] =
+        scale_products(call, products + ((entry * kUnitRows + column) << call.block_shift),
+                       scales + (entry << call.block_shift));
+  sync_block();
+  if (thread < kUnitRows) {
+    const float sum = add_entries(call, choices, entries, values, *gate);
+    call.out[block_id() * kUnitRows + thread] =
+        bf16{static_cast<std::uint16_t>(pack_halves<bf16>(sum, 0.0f))};
+  }
+}
+
+}  // namespace tenon::TENON_TARGET::moe_experts
