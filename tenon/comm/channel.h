@@ -16,7 +16,8 @@ namespace tenon {
 // One channel: its own region, its own counters, its own label in fault reports. Two streams that
 // communicate concurrently need two channels, and a communicator that was told so
 // (CommOptions::concurrent_channels). Keeps its communicator's memory alive; must be
-// destroyed on every rank, in any order and at any time (Communicator::discard). Made by Communicator::make_channel (collective).
+// destroyed on every rank, in any order and at any time (Communicator::discard). Made by
+// Communicator::make_channel (collective).
 class Channel {
  public:
   Channel() = default;
