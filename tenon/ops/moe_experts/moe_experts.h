@@ -4,10 +4,10 @@
 //   routed     = fp8_gemm(activation, down), rounded to bf16
 //   out        = moe_combine(routed, weights, slot, shared expert, shared_gate)
 // with the shared expert treated like the others, for every token. With logits it begins with
-// moe_route. This is a chain of four ops of
-// their own, fp8_gemm, fp8_quant, fp8_gemm and moe_combine, in two launches or three; it has the
-// bits of that chain by the variants sm90 of fp8_gemm. Where no variant takes a call (other
-// devices, many tokens), the caller runs the chain: layers/mlp does.
+// moe_route. This is a chain of four ops of their own, fp8_gemm, fp8_quant, fp8_gemm and
+// moe_combine, in two launches or three; it has the bits of that chain by the variants sm90 of
+// fp8_gemm. Where no variant takes a call (other devices, many tokens), the caller runs the chain:
+// layers/mlp does.
 #pragma once
 
 #include <optional>
@@ -37,8 +37,8 @@ struct Args {
   Matrices routed;
   std::optional<Matrices> shared;  // absent: it adds zeros. As wide as the others
   // [tokens, all experts] f32, of which those from first_expert on are this rank's. Then weights
-  // and slot are outputs, with what moe_route makes, and offsets is memory between the launches.
-  // Absent: the four have what moe_route makes.
+  // and slot are outputs, with what moe_route makes, offsets is memory between the launches, and
+  // token_of is not used. Absent: the four have what moe_route makes.
   std::optional<TensorView> logits;
   int first_expert = 0;
   TensorView offsets;      // i32 [experts + 1]
