@@ -245,20 +245,21 @@ TEST(SliceTransfer, AFailureEndsAllReaders) {
     Memory memory(0);
     SliceTransfer transfer;
     constexpr std::int64_t kRows = 16, kColumns = 1 << 17;
-    const TensorView to =
-        on.put(std::vector<std::byte>(kRows * kColumns), DType::kU8, {kRows * kColumns});
-    for (std::size_t i = 0; i < 8; ++i) {
+    constexpr std::size_t kBytes = kRows * kColumns, kTensors = 8;
+    const TensorView to = on.put(std::vector<std::byte>(kTensors * kBytes), DType::kU8,
+                                 {static_cast<std::int64_t>(kTensors * kBytes)});
+    for (std::size_t i = 0; i < kTensors; ++i) {
       const StoredTensor& tensor = memory.make(DType::kE4M3, kRows, kColumns, i, 0);
       const StoredSlice all = whole(tensor);
       if (i == 2) memory.fail_at(tensor);
-      transfer.add({&all, 1}, DType::kE4M3, to.as<std::byte>());
+      transfer.add({&all, 1}, DType::kE4M3, to.as<std::byte>() + i * kBytes);
     }
     const auto times = transfer.run(memory, on.stream(), {});
     ASSERT_FALSE(times);
     EXPECT_EQ(times.status().message(), "the disk has a scratch");
     std::uint64_t read = 0;
     for (const Memory::Read& each : memory.reads_) read += each.count;
-    EXPECT_LT(read, 8u * kRows * kColumns);
+    EXPECT_LT(read, kTensors * kBytes);
   }
 }
 
