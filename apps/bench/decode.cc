@@ -44,8 +44,8 @@ Result<Turn> decode(const BenchedEngine& bench, const Options& options, int sequ
                                      bench.sampling(i, kWarmUp + options.steps)));
   Turn turn;
   for (int step = 0; step < kWarmUp; ++step) TENON_TRY(bench.step(&turn.tokens));
+  const auto begin = std::chrono::steady_clock::now();  // a step may be on its way already
   const double device_before = engine.stats().device_seconds;
-  const auto begin = std::chrono::steady_clock::now();
   for (int step = 0; step < options.steps; ++step) TENON_TRY(bench.step(&turn.tokens));
   turn.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   turn.device_seconds = engine.stats().device_seconds - device_before;
