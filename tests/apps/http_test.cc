@@ -21,7 +21,7 @@ class Ticker {
  public:
   class Exchange final : public HttpExchange {
    public:
-    explicit Exchange(Ticker& ticker) : ticker_(ticker) {}
+    explicit Exchange(Ticker& ticker) : ticker_(ticker) { ++ticker_.made; }
     ~Exchange() override {
       const std::scoped_lock lock(ticker_.mutex_);
       ticker_.wakes_.erase(this);
@@ -51,7 +51,7 @@ class Ticker {
     stopped_ = true;
     thread_.join();
   }
-  std::atomic<int> ended{0};
+  std::atomic<int> made{0}, ended{0};
 
  private:
   struct Told {
@@ -154,7 +154,8 @@ TEST(HttpServer, EndsWhileStreamsWait) {
   ending.join();
   EXPECT_TRUE(ran) << ran.to_string();
   EXPECT_EQ(ends, kStreams);
-  EXPECT_EQ(ticker.ended, kStreams);
+  EXPECT_GT(ticker.made, 0);  // who came too late was never answered
+  EXPECT_EQ(ticker.ended, ticker.made);
 }
 
 // The limit of a client is for the next piece, not for all of them.
