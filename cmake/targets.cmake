@@ -243,6 +243,7 @@ function(tenon_sets_early source out)
   set(${out} FALSE PARENT_SCOPE)
   while(files)
     list(POP_FRONT files file)
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${file})  # it may come to do so
     file(STRINGS ${file} found REGEX "shape(->|\\.)early = ")
     if(found)
       set(${out} TRUE PARENT_SCOPE)
