@@ -49,6 +49,10 @@ class Example(unittest.TestCase):
     def tearDownClass(cls):
         cls.scratch.cleanup()
 
+    def test_headers_alone_are_among_the_headers(self):
+        found = {each.suffix for each in (self.prefix / "include/tenon").rglob("*") if each.is_file()}
+        self.assertEqual(found, {".h", ".def", ".cuh"})
+
     def test_boundary(self):
         self.assertEqual(run(self.program), "ok\nok\n")
         self.assertEqual(run(self.build / "boundary_c"), "ok\nok\n")
