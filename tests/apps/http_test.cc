@@ -78,21 +78,37 @@ class Ticker {
   std::thread thread_{[this] { run(); }};
 };
 
-TEST(HttpServer, EveryStreamGetsWhatIsRungFor) {
-  Ticker ticker;
+// A server on a free port, whose requests go to `handle`.
+std::unique_ptr<HttpServer> serve(
+    HttpServer::Handler handle, std::function<void(const HttpRecord&)> done = [](auto&) {}) {
   HttpServer::Callbacks callbacks;
-  callbacks.handle = [&](HttpRequest) { return std::make_unique<Ticker::Exchange>(ticker); };
+  callbacks.handle = std::move(handle);
   callbacks.screen = [](const HttpRequest&) { return nullptr; };
   callbacks.refuse = [](int, std::string_view why) { return std::string(why); };
-  std::atomic<int> whole{0};
-  callbacks.done = [&](const HttpRecord& record) { whole += record.whole ? 1 : 0; };
+  callbacks.done = std::move(done);
   auto server = HttpServer::start({}, callbacks);
-  ASSERT_TRUE(server) << server.status().to_string();
+  EXPECT_TRUE(server) << server.status().to_string();
+  return server ? *std::move(server) : nullptr;
+}
+HttpServer::Handler exchanges_of(Ticker& ticker) {
+  return [&](HttpRequest) { return std::make_unique<Ticker::Exchange>(ticker); };
+}
+std::unique_ptr<HttpClient> client_of(const HttpServer& server, std::chrono::milliseconds limit) {
+  auto client = HttpClient::make({"127.0.0.1", std::to_string(server.port()), ""}, limit);
+  EXPECT_TRUE(client) << client.status().to_string();
+  return client ? *std::move(client) : nullptr;
+}
+
+TEST(HttpServer, EveryStreamGetsWhatIsRungFor) {
+  Ticker ticker;
+  std::atomic<int> whole{0};
+  auto server =
+      serve(exchanges_of(ticker), [&](const HttpRecord& record) { whole += record.whole ? 1 : 0; });
+  ASSERT_NE(server, nullptr);
 
   constexpr int kStreams = 60, kRounds = 3;  // connections are kept from round to round
-  auto client = HttpClient::make({"127.0.0.1", std::to_string((*server)->port()), ""},
-                                 std::chrono::seconds(30));
-  ASSERT_TRUE(client) << client.status().to_string();
+  const auto client = client_of(*server, std::chrono::seconds(30));
+  ASSERT_NE(client, nullptr);
   std::string expected;
   for (int tick = 0; tick < kTicks; ++tick) expected += std::to_string(tick) + " ";
   for (int round = 0; round < kRounds; ++round) {
@@ -109,15 +125,15 @@ TEST(HttpServer, EveryStreamGetsWhatIsRungFor) {
         EXPECT_EQ(end.kind, HttpEnd::Kind::kWhole) << end.why;
         ++ends;
       };
-      (*client)->ask(std::move(call));
+      client->ask(std::move(call));
     }
-    const Status ran = (*client)->run([] { return false; });
+    const Status ran = client->run([] { return false; });
     EXPECT_TRUE(ran) << ran.to_string();
     EXPECT_EQ(ends, kStreams);
     for (const std::string& each : got) EXPECT_EQ(each, expected);
   }
-  EXPECT_EQ((*server)->counts().connections, kStreams);
-  *server = nullptr;
+  EXPECT_EQ(server->counts().connections, kStreams);
+  server = nullptr;
   EXPECT_EQ(ticker.ended, kRounds * kStreams);
   EXPECT_EQ(whole, kRounds * kStreams);
 }
@@ -125,16 +141,10 @@ TEST(HttpServer, EveryStreamGetsWhatIsRungFor) {
 // A server that ends while streams wait leaves none behind.
 TEST(HttpServer, EndsWhileStreamsWait) {
   Ticker ticker;
-  HttpServer::Callbacks callbacks;
-  callbacks.handle = [&](HttpRequest) { return std::make_unique<Ticker::Exchange>(ticker); };
-  callbacks.screen = [](const HttpRequest&) { return nullptr; };
-  callbacks.refuse = [](int, std::string_view why) { return std::string(why); };
-  callbacks.done = [](const HttpRecord&) {};
-  auto server = HttpServer::start({}, callbacks);
-  ASSERT_TRUE(server) << server.status().to_string();
-  auto client = HttpClient::make({"127.0.0.1", std::to_string((*server)->port()), ""},
-                                 std::chrono::seconds(30));
-  ASSERT_TRUE(client);
+  auto server = serve(exchanges_of(ticker));
+  ASSERT_NE(server, nullptr);
+  const auto client = client_of(*server, std::chrono::seconds(30));
+  ASSERT_NE(client, nullptr);
   constexpr int kStreams = 20;
   std::atomic<int> begun{0}, ends{0};
   for (int i = 0; i < kStreams; ++i) {
@@ -144,13 +154,13 @@ TEST(HttpServer, EndsWhileStreamsWait) {
     call.on_head = [&](int) { ++begun; };
     call.on_bytes = [](std::string_view) {};
     call.on_end = [&](const HttpEnd&) { ++ends; };
-    (*client)->ask(std::move(call));
+    client->ask(std::move(call));
   }
   std::thread ending([&] {
     while (begun == 0) std::this_thread::yield();
-    *server = nullptr;
+    server = nullptr;
   });
-  const Status ran = (*client)->run([] { return false; });
+  const Status ran = client->run([] { return false; });
   ending.join();
   EXPECT_TRUE(ran) << ran.to_string();
   EXPECT_EQ(ends, kStreams);
@@ -188,18 +198,12 @@ TEST(HttpClient, WaitsForEachPieceAnew) {
     int told_ = 0;
     bool begun_ = false;
   };
-  HttpServer::Callbacks callbacks;
-  callbacks.handle = [&](HttpRequest request) {
+  const auto server = serve([](HttpRequest request) {
     return std::make_unique<Slow>(std::chrono::milliseconds(request.path == "/slow" ? 1500 : 400));
-  };
-  callbacks.screen = [](const HttpRequest&) { return nullptr; };
-  callbacks.refuse = [](int, std::string_view why) { return std::string(why); };
-  callbacks.done = [](const HttpRecord&) {};
-  auto server = HttpServer::start({}, callbacks);
-  ASSERT_TRUE(server) << server.status().to_string();
-  auto client = HttpClient::make({"127.0.0.1", std::to_string((*server)->port()), ""},
-                                 std::chrono::milliseconds(1'000));
-  ASSERT_TRUE(client);
+  });
+  ASSERT_NE(server, nullptr);
+  const auto client = client_of(*server, std::chrono::milliseconds(1'000));
+  ASSERT_NE(client, nullptr);
   std::map<std::string, HttpEnd::Kind> ends;
   for (const char* path : {"/", "/slow"}) {
     HttpCall call;
@@ -208,9 +212,9 @@ TEST(HttpClient, WaitsForEachPieceAnew) {
     call.on_head = [](int) {};
     call.on_bytes = [](std::string_view) {};
     call.on_end = [&ends, path](const HttpEnd& end) { ends[path] = end.kind; };
-    (*client)->ask(std::move(call));
+    client->ask(std::move(call));
   }
-  EXPECT_TRUE((*client)->run([] { return false; }));
+  EXPECT_TRUE(client->run([] { return false; }));
   EXPECT_EQ(ends["/"], HttpEnd::Kind::kWhole);  // 1.6 s in all
   EXPECT_EQ(ends["/slow"], HttpEnd::Kind::kOutOfTime);
 }

@@ -549,7 +549,21 @@ TEST(GatedDeltaNet, QuantisesAsFp8QuantDoes) {
   });
 }
 
-// One kernel against three, bit for bit, over many tokens, slots that change and rows of nobody.
+// One kernel against three, bit for bit: a step of each, from and to states of its own.
+void expect_bits_of_recurrence(const Weights& weights, const std::vector<Part>& parts,
+                               StepOptions options, States& found, States& wanted) {
+  options.fp8 = ScaleLayout::kRow;
+  const StepResult one = run_step(weights, parts, found, options);
+  options.way.variant = "recurrent";
+  const StepResult three = run_step(weights, parts, wanted, options);
+  expect_same_bits(three.out, one.out, "outputs");
+  expect_same_bits(three.codes, one.codes, "codes");
+  expect_same_bits(three.scales, one.scales, "scales");
+  expect_same_bits(wanted.state, found.state, "states");
+  expect_same_bits(wanted.conv, found.conv, "conv states");
+}
+
+// Over many tokens, slots that change and rows of nobody.
 TEST(GatedDeltaNet, DecodeHasTheBitsOfTheRecurrence) {
   const Weights weights = make_weights(2, 6);
   std::vector<Rows> rows;
@@ -564,16 +578,7 @@ TEST(GatedDeltaNet, DecodeHasTheBitsOfTheRecurrence) {
                                     {&rows[1], t, t, -1, false},
                                     {&rows[1], t, t + 1, 1 + t % 2, t == 0, 1 + (t + 1) % 2},
                                     {&rows[2], t, t + 1, 3, t == 3}};
-      StepOptions options{way, 4, 8};
-      options.fp8 = ScaleLayout::kRow;
-      const StepResult one = run_step(weights, parts, found, options);
-      options.way.variant = "recurrent";
-      const StepResult three = run_step(weights, parts, wanted, options);
-      expect_same_bits(three.out, one.out, "outputs");
-      expect_same_bits(three.codes, one.codes, "codes");
-      expect_same_bits(three.scales, one.scales, "scales");
-      expect_same_bits(wanted.state, found.state, "states");
-      expect_same_bits(wanted.conv, found.conv, "conv states");
+      expect_bits_of_recurrence(weights, parts, {way, 4, 8}, found, wanted);
     }
   }
 }
@@ -595,15 +600,7 @@ TEST(GatedDeltaNet, DecodesAnyNumberOfHeads) {
         parts.push_back({&rows[static_cast<std::size_t>(i) % 3], token, token + 1, i, i % 7 == 0});
       }
       States found = make_states(weights, count), wanted = found;
-      StepOptions options{way};
-      options.fp8 = ScaleLayout::kRow;
-      const StepResult one = run_step(weights, parts, found, options);
-      options.way.variant = "recurrent";
-      const StepResult three = run_step(weights, parts, wanted, options);
-      expect_same_bits(three.out, one.out, "outputs");
-      expect_same_bits(three.codes, one.codes, "codes");
-      expect_same_bits(wanted.state, found.state, "states");
-      expect_same_bits(wanted.conv, found.conv, "conv states");
+      expect_bits_of_recurrence(weights, parts, {way}, found, wanted);
     }
   }
 }
