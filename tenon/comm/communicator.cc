@@ -77,23 +77,18 @@ int fewest_blocks(std::span<const RankInfo> infos) {
       ->max_blocks;
 }
 
-// The most ranks that have a device in common.
-int most_on_one_device(std::span<const RankInfo> infos) {
-  int most = 1;
+// The most ranks that have something in common: a device, or a process.
+template <class Share>
+int most_that(std::span<const RankInfo> infos, const Share& share) {
+  std::ptrdiff_t most = 1;
   for (const RankInfo& each : infos)
-    most = std::max(most, static_cast<int>(std::count_if(
-                              infos.begin(), infos.end(),
-                              [&](const RankInfo& other) { return share_device(each, other); })));
-  return most;
+    most = std::max(most, std::ranges::count_if(
+                              infos, [&](const RankInfo& other) { return share(each, other); }));
+  return static_cast<int>(most);
 }
 
-bool some_are_threads(std::span<const RankInfo> infos) {
-  for (const RankInfo& each : infos)
-    if (std::ranges::count_if(infos, [&](const RankInfo& other) {
-          return other.host == each.host && other.process == each.process;
-        }) > 1)
-      return true;
-  return false;
+bool share_process(const RankInfo& a, const RankInfo& b) {
+  return a.host == b.host && a.process == b.process;
 }
 
 // "to rank 1 0.7 us, 350 GB/s".
@@ -341,9 +336,9 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommOptions& op
     auto state = std::make_shared<State>();
     state->bootstrap = bootstrap;
     state->device = device;
-    const int sharing = is_host(device.target) ? 1 : most_on_one_device(infos);
+    const int sharing = is_host(device.target) ? 1 : most_that(infos, share_device);
     state->shares_device = sharing > 1;
-    state->frees_at_meetings = some_are_threads(infos);
+    state->frees_at_meetings = most_that(infos, share_process) > 1;  // ranks are threads
     state->concurrent_channels = options.concurrent_channels;
     // Kernels count for kMaxBlocksPerUnit times as many blocks: what ChannelView::state has room
     // for. With one block on each, those of all ranks leave half the multiprocessors to others.

@@ -171,6 +171,7 @@ class SliceTransfer::Reader {
     return Status::ok();
   }
 
+  // Event::await() may spin, and cores are wanted for reads.
   Status wait_for(Staging& staging) {
     if (!staging.sent) return Status::ok();
     const auto begin = Clock::now();
