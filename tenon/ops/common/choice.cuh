@@ -11,6 +11,7 @@
 // whether it is so; if not, p decides.
 #pragma once
 
+#include "tenon/device/ascending.cuh"
 #include "tenon/device/math.cuh"
 #include "tenon/device/reduce.cuh"
 
@@ -58,13 +59,10 @@ TENON_DEVICE ChoiceMemory choice_memory(std::uint32_t* words, int top_k) {
 
 // Integers that order as floats do, a NaN above all. Behind each of them there is another one.
 TENON_DEVICE std::uint32_t ordered_bits(float x) {
-  const std::uint32_t bits = float_bits(x);
-  const std::uint32_t number = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-  return is_nan(x) ? 0xfffffffeu : number;
+  return is_nan(x) ? 0xfffffffeu : ascending_bits(x);
 }
 TENON_DEVICE float ordered_float(std::uint32_t x) {
-  const std::uint32_t number = (x & 0x80000000u) != 0 ? x & 0x7fffffffu : ~x;
-  return bits_float(x == 0xfffffffeu ? 0x7fc00000u : number);
+  return x == 0xfffffffeu ? bits_float(0x7fc00000u) : ascending_float(x);
 }
 
 TENON_DEVICE int count_from(const Word4& keys, std::uint32_t least) {

@@ -29,16 +29,31 @@ struct FewTile {
   }
 };
 
-// The block's tiles in order, as equal as can be.
+// Of `total` units in a row, the part of block `place`: as equal as can be.
+struct UnitPart {
+  int begin, end;
+};
+TENON_DEVICE UnitPart part_of(int total, int place) {
+  const auto all = static_cast<unsigned>(total), blocks = static_cast<unsigned>(grid_blocks());
+  const auto at = static_cast<unsigned>(place);
+  const unsigned each = all / blocks, more = all - each * blocks;  // blocks that have one more
+  const unsigned begin = each * at + (at < more ? at : more);
+  return {static_cast<int>(begin), static_cast<int>(begin + each + (at < more ? 1 : 0))};
+}
+// Of the units that are left, those of the next tile: tiles are as equal as can be, too.
+template <class Int>
+TENON_DEVICE Int next_units(Int left) {
+  const Int tiles = (left + kFewUnits - 1) / kFewUnits;
+  return left <= kFewUnits ? left : (left + tiles - 1) / tiles;
+}
+
+// The block's tiles in order.
 template <class Step>
 TENON_DEVICE void for_few_tiles(int width, const Entries& entries, Step step) {
   const auto of_entry = static_cast<unsigned>(width / kFewFeatures);
-  const auto blocks = static_cast<unsigned>(grid_blocks()),
-             block = static_cast<unsigned>(block_id());
-  const unsigned total = static_cast<unsigned>(entries.count) * of_entry, each = total / blocks;
-  const unsigned more = total - each * blocks;  // blocks that have one more
-  unsigned at = each * block + (block < more ? block : more);
-  const unsigned end = at + each + (block < more ? 1 : 0);
+  const UnitPart part = part_of(entries.count * static_cast<int>(of_entry), block_id());
+  auto at = static_cast<unsigned>(part.begin);
+  const auto end = static_cast<unsigned>(part.end);
   TENON_NO_UNROLL
   while (at < end) {
     const unsigned entry = at / of_entry, unit = at - entry * of_entry;
@@ -46,8 +61,7 @@ TENON_DEVICE void for_few_tiles(int width, const Entries& entries, Step step) {
     unsigned left = end - at;
     if (left > of_entry - unit && entries.first[entry + 2] - first > kFewRows)
       left = of_entry - unit;
-    const unsigned tiles = (left + kFewUnits - 1) / kFewUnits;
-    const unsigned units = left <= kFewUnits ? left : (left + tiles - 1) / tiles;
+    const unsigned units = next_units(left);
     const int beyond = entries.first[unit + units > of_entry ? entry + 2 : entry + 1];
     step(FewTile{static_cast<int>(entry), static_cast<int>(unit), static_cast<int>(units),
                  static_cast<int>(of_entry), first, beyond - first});

@@ -88,17 +88,6 @@ struct OneRing {
 
 // --- who does what ----------------------------------------------------------------------------
 
-// Of `total` units in a row, the part of block `place`: as equal as can be.
-struct UnitPart {
-  int begin, end;
-};
-TENON_DEVICE UnitPart part_of(int total, int place) {
-  const auto all = static_cast<unsigned>(total), blocks = static_cast<unsigned>(grid_blocks());
-  const auto at = static_cast<unsigned>(place);
-  const unsigned each = all / blocks, more = all - each * blocks;  // blocks that have one more
-  const unsigned begin = each * at + (at < more ? at : more);
-  return {static_cast<int>(begin), static_cast<int>(begin + each + (at < more ? 1 : 0))};
-}
 // The first blocks have a unit more of the chosen experts, the last ones of the shared one.
 TENON_DEVICE UnitPart shared_part(const OneUpCall& call) {
   if (!call.is_apart) return {0, 0};
@@ -121,8 +110,7 @@ struct OneTile {
   int entry, unit, units;
 };
 TENON_DEVICE OneTile next_tile(ChosenPart& part, int of_entry) {
-  const int left = part.end - part.at, tiles = (left + kFewUnits - 1) / kFewUnits;
-  const int units = left <= kFewUnits ? left : (left + tiles - 1) / tiles;
+  const int units = next_units(part.end - part.at);
   const OneTile tile{part.entry, part.at - part.entry * of_entry, units};
   part.at += units;
   if (tile.unit + units >= of_entry) ++part.entry;

@@ -15,6 +15,7 @@
 #include <cfloat>
 
 #include "tenon/core/fp8.h"
+#include "tenon/device/ascending.cuh"
 #include "tenon/device/called.cuh"
 #include "tenon/device/device.cuh"
 #include "tenon/device/math.cuh"
@@ -28,13 +29,8 @@ inline constexpr int kMaxListed = 512;
 TENON_DEVICE float plain(float logit) { return is_nan(logit) ? -kInfinity : logit + 0.0f; }
 
 // Unsigned integers in the order of plain logits.
-TENON_DEVICE std::uint32_t key_of(float logit) {
-  const std::uint32_t bits = float_bits(logit);
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
-TENON_DEVICE float logit_of(std::uint32_t key) {
-  return bits_float((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
-}
+TENON_DEVICE std::uint32_t key_of(float logit) { return ascending_bits(logit); }
+TENON_DEVICE float logit_of(std::uint32_t key) { return ascending_float(key); }
 
 // The place of a candidate as one number: the larger, the earlier.
 TENON_DEVICE std::uint64_t order_of(float logit, std::int32_t id) {
@@ -159,9 +155,23 @@ TENON_DEVICE std::uint32_t low_word(std::uint64_t value) {
 TENON_DEVICE std::uint32_t high_word(std::uint64_t value) {
   return static_cast<std::uint32_t>(value >> 32);
 }
+TENON_DEVICE std::uint32_t shuffle_words(std::uint32_t value, int lane) {
+  return shuffle_from(value, lane);
+}
 TENON_DEVICE std::uint64_t shuffle_words(std::uint64_t value, int lane) {
   const std::uint32_t low = shuffle_from(low_word(value), lane);
   return std::uint64_t{shuffle_from(high_word(value), lane)} << 32 | low;
+}
+// Over the first lanes up to the own one, for the first kLanes.
+template <int kLanes = kWave, class Word>
+TENON_DEVICE Word lanes_up_to(Word value) {
+  TENON_UNROLL
+  for (int step = 1; step < kLanes; step *= 2) {
+    const bool has = lane_id() >= step;
+    const Word other = shuffle_words(value, has ? lane_id() - step : lane_id());
+    value += has ? other : 0;
+  }
+  return value;
 }
 // Over aligned groups of kLanes lanes.
 template <int kLanes = kWave>
@@ -347,13 +357,7 @@ TENON_DEVICE void add_up_ranks(Room<Team>& room, std::uint64_t* ends, Get get) {
     }
     TENON_UNROLL
     for (int n = 0; n < kEach; ++n) own_ends[n] = own = own + own_ends[n];
-    std::uint64_t up_to = own;  // of the lanes
-    TENON_UNROLL
-    for (int step = 1; step < kWave; step *= 2) {
-      const bool has = lane_id() >= step;
-      const std::uint64_t other = shuffle_words(up_to, has ? lane_id() - step : lane_id());
-      up_to += has ? other : 0;
-    }
+    const std::uint64_t up_to = lanes_up_to(own);
     TENON_UNROLL
     for (int n = 0; n < kEach; ++n)
       if (first + n < kCount) ends[first + n] = up_to - own + own_ends[n];
@@ -488,12 +492,7 @@ TENON_CALLED int list_buckets(Room<Team>& of_team, const Row row, int begin, int
     }
     if constexpr (kWave > 1) {
       static_assert(Team::kRanks <= kWave);
-      TENON_UNROLL
-      for (int step = 1; step < Team::kRanks; step *= 2) {
-        const bool has = lane_id() >= step;
-        const std::uint32_t other = shuffle_from(up_to, has ? lane_id() - step : lane_id());
-        up_to += has ? other : 0;
-      }
+      up_to = lanes_up_to<Team::kRanks>(up_to);
       if (lane_id() < Team::kRanks) room.begins[lane_id() + 1] = up_to;
     }
     if (lane_id() == 0) room.begins[0] = 0;
