@@ -130,6 +130,11 @@ Status measure(const Options& options, const std::vector<int>& sequences, Report
   }
   report.about = bench.about();
   report.about["context"] = options.context;
+  report.about["clocks"] = {
+      {"step_ms", "wall time from the end of the warm-up to the end of the last step, over steps"},
+      {"device_ms",
+       "of the same steps, rank 0: from the upload's beginning to the draw's end on its device"},
+      {"steps_run_ahead", bench.engine().stats().tokens_ahead > 0}};
   report.heading = bench.heading() + "; " + std::to_string(options.context) +
                    " tokens of context; memory " +
                    std::to_string(std::lround(bench.rates().memory_gbs)) + " GB/s";

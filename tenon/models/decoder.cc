@@ -87,6 +87,15 @@ class Decoder final : public Model {
   Status make_arm(const ArmOptions& options);
   Status make_site(std::size_t index, std::string_view kind, const TensorView& norm,
                    NormedForms forms, const ArmOptions& options);
+  void list_uses();
+
+  // Steps of an arm with more than `above` and at most `most` tokens run so many sites as the row
+  // `use` of uses_ says.
+  struct BucketSites {
+    std::size_t use;
+    int arm, above, most;
+    std::uint64_t sites;
+  };
 
   DecoderSpec spec_;
   int num_ranks_ = 1;
@@ -101,6 +110,8 @@ class Decoder final : public Model {
   std::optional<Site> after_embedding_;
   std::vector<Layer> layers_;
   std::optional<Head> head_;
+  std::vector<BoundaryUse> uses_;  // as boundary_uses() answers before any step
+  std::vector<BucketSites> bucket_sites_;
 };
 
 Status in_range(std::string_view what, std::int64_t found, std::int64_t least, std::int64_t most) {
@@ -152,32 +163,46 @@ Status Decoder::check(const StepView& step, CacheViews caches) const {
 
 // A step runs every site once, in the bucket of its rows, recorded or not.
 std::vector<BoundaryUse> Decoder::boundary_uses(const StepCounts& steps) const {
-  std::vector<BoundaryUse> all;
-  const auto add_arm = [&](const Boundary& boundary, int arm) {
-    int below = 0;  // rows of the bucket before
-    for (BoundaryUse use : boundary.uses()) {
-      use.count = steps.between(below, use.max_rows, arm);
-      below = use.max_rows;
-      const auto same = std::find_if(all.begin(), all.end(), [&](const BoundaryUse& other) {
-        return other.site == use.site && other.max_rows == use.max_rows &&
-               other.stage == use.stage && other.variant == use.variant;
-      });
-      if (same == all.end())
-        all.push_back(use);
-      else
-        same->count += use.count;
-    }
+  std::vector<BoundaryUse> all = uses_;
+  for (const BucketSites& each : bucket_sites_)
+    all[each.use].count += each.sites * steps.between(each.above, each.most, each.arm);
+  return all;
+}
+
+// What is the same of every answer of boundary_uses(): a row for each site's kind, bucket, stage
+// and variant, and which steps count for it how often.
+void Decoder::list_uses() {
+  const auto add_bucket = [&](BoundaryUse use, int above, int arm) {
+    use.count = 0;
+    const auto same = std::find_if(uses_.begin(), uses_.end(), [&](const BoundaryUse& other) {
+      return other.site == use.site && other.max_rows == use.max_rows && other.stage == use.stage &&
+             other.variant == use.variant;
+    });
+    const auto at = static_cast<std::size_t>(same - uses_.begin());
+    const int most = use.max_rows;
+    if (same == uses_.end()) uses_.push_back(std::move(use));
+    for (BucketSites& known : bucket_sites_)
+      if (known.use == at && known.arm == arm && known.above == above) {
+        ++known.sites;
+        return;
+      }
+    bucket_sites_.push_back({.use = at, .arm = arm, .above = above, .most = most, .sites = 1});
   };
   const auto add = [&](const Site& site) {
-    for (std::size_t arm = 0; arm < site.arms.size(); ++arm)
-      add_arm(site.arms[arm], static_cast<int>(arm));
+    for (std::size_t arm = 0; arm < site.arms.size(); ++arm) {
+      int above = 0;  // rows of the bucket before
+      for (BoundaryUse& use : site.arms[arm].uses()) {
+        const int most = use.max_rows;
+        add_bucket(std::move(use), above, static_cast<int>(arm));
+        above = most;
+      }
+    }
   };
   add(*after_embedding_);
   for (const Layer& layer : layers_) {
     add(layer.after_mixer);
     add(layer.after_mlp);
   }
-  return all;
 }
 
 std::int64_t bytes_of(const std::vector<Buffer>& memory) {
@@ -343,6 +368,7 @@ Status Decoder::join(const ModelOptions& options, Communicator& comm) {
   }
   parts_.clear();
   sites_.clear();
+  list_uses();
   return Status::ok();
 }
 

@@ -54,6 +54,8 @@ class Bench(unittest.TestCase):
                          if use["site"] == "mixer" and use["stage"] == stage)
             self.assertEqual(mixers, steps * LAYERS, stage)
         self.assertGreater(found["replayed_steps"], 0)
+        self.assertFalse(found["clocks"]["steps_run_ahead"], "host targets wait for each step")
+        self.assertEqual(set(found["clocks"]), {"step_ms", "device_ms", "steps_run_ahead"})
 
     def test_weights_are_made_where_there_are_none(self):
         shutil.copy(pathlib.Path(MODEL) / "config.json", self.directory)

@@ -5,9 +5,14 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
+#include <iterator>
+#include <map>
 #include <optional>
 #include <random>
+#include <set>
+#include <string>
 #include <utility>
 
 #include "tests/support/model_driver.h"
@@ -189,6 +194,59 @@ TEST(Decoder, HoldsWhatWasPlanned) {
       EXPECT_EQ(plan->vocab_size, (*model)->vocab_size());
       EXPECT_EQ(plan->caches.token_bytes(), (*model)->cache_layout().token_bytes());
     });
+}
+
+// Every step counts once for each site, in the bucket of its tokens and the stage of its arm.
+TEST(Decoder, BoundaryUsesAreStepsTimesSites) {
+  constexpr int kMostTokens = 24, kArms = 3;
+  run_ranks(2, [&](int, Communicator& comm) {
+    MadeUp files(1);
+    auto stream = Stream::create(comm.device());
+    ASSERT_TRUE(stream);
+    ModelOptions options = test::small_options();
+    options.force_stage = StagePolicy::kOneKernel;
+    options.more_stages = {StagePolicy::kGeneric, StagePolicy::kMixed};
+    auto model = open_decoder(files, "nowhere", options, comm, *stream);
+    ASSERT_TRUE(model) << model.status().to_string();
+    // So many steps of the first two arms have so many tokens.
+    const auto steps_of = [](int arm, int tokens) {
+      return static_cast<std::uint64_t>(arm == 0 ? tokens : 1000 * tokens);
+    };
+    StepCounts steps(kMostTokens, kArms), none(kMostTokens, kArms);
+    std::uint64_t all_steps = 0;
+    for (int arm = 0; arm < 2; ++arm)
+      for (int tokens = 1; tokens <= kMostTokens; ++tokens)
+        for (std::uint64_t i = 0; i < steps_of(arm, tokens); ++i) steps.add(tokens, arm);
+    steps.add(kMostTokens, 2);
+    // Of each arm, by site and stage: sites take the stages 1, 2, 3 in turn where they are mixed.
+    const std::map<std::pair<std::string, Stage>, std::array<std::uint64_t, kArms>> sites{
+        {{"embedding", Stage::kOneKernel}, {1, 0, 1}}, {{"embedding", Stage::kGeneric}, {0, 1, 0}},
+        {{"mixer", Stage::kOneKernel}, {2, 0, 1}},     {{"mixer", Stage::kTwoKernels}, {0, 0, 1}},
+        {{"mixer", Stage::kGeneric}, {0, 2, 0}},       {{"mlp", Stage::kOneKernel}, {1, 0, 0}},
+        {{"mlp", Stage::kGeneric}, {0, 1, 1}},         {{"final", Stage::kOneKernel}, {1, 0, 0}},
+        {{"final", Stage::kTwoKernels}, {0, 0, 1}},    {{"final", Stage::kGeneric}, {0, 1, 0}}};
+    const auto uses = (*model)->boundary_uses(steps);
+    std::set<int> buckets;
+    for (const BoundaryUse& use : uses) buckets.insert(use.max_rows);
+    EXPECT_GT(buckets.size(), 1u);
+    EXPECT_EQ(*buckets.rbegin(), kMostTokens);
+    EXPECT_EQ(uses.size(), buckets.size() * sites.size());
+    for (const BoundaryUse& use : uses) {
+      const auto own = buckets.find(use.max_rows);
+      const int above = own == buckets.begin() ? 0 : *std::prev(own);
+      ASSERT_TRUE(sites.contains({use.site, use.stage})) << use.site;
+      const auto& of_arms = sites.at({use.site, use.stage});
+      std::uint64_t wanted = use.max_rows == kMostTokens ? of_arms[2] : 0;
+      for (int tokens = above + 1; tokens <= use.max_rows; ++tokens)
+        for (int arm = 0; arm < 2; ++arm)
+          wanted += of_arms[static_cast<std::size_t>(arm)] * steps_of(arm, tokens);
+      EXPECT_EQ(use.count, wanted) << use.site << ", up to " << use.max_rows << " rows";
+      EXPECT_GT(use.threads, 0);
+      all_steps += use.count;
+    }
+    EXPECT_EQ(all_steps, 5u * (300u + 300000u + 1u)) << "there are five sites";
+    for (const BoundaryUse& use : (*model)->boundary_uses(none)) EXPECT_EQ(use.count, 0u);
+  });
 }
 
 TEST(Decoder, IsNotLoadedWhereItsPlanIsRefused) {
