@@ -237,12 +237,16 @@ TEST(Bf16Gemm, ARowDoesNotDependOnItsGroup) {
 // in another way: all give the same bits, and those of the definition.
 TEST(Bf16Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
   if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
-  const Shape shapes[] = {{.tokens = 300, .n = 200, .k = 1288, .out = DType::kF32},
+  const auto shapes =
+      test::sizes<Shape>({{.tokens = 300, .n = 200, .k = 1288, .out = DType::kF32},
                           {.tokens = 140, .n = 70, .k = 4232},  // eight segments, uneven
                           {.tokens = 33, .n = 257, .k = 2048, .out = DType::kF32},
                           {.tokens = 33, .n = 70, .k = 3080},
                           {.tokens = 140, .n = 4100, .k = 392, .out = DType::kF32},
-                          {.tokens = 80, .n = 34100, .k = 1152, .x_padding = 8}};
+                          {.tokens = 80, .n = 34100, .k = 1152, .x_padding = 8}},
+                         {{.tokens = 130, .n = 200, .k = 1288, .out = DType::kF32},
+                          {.tokens = 9, .n = 257, .k = 2048, .out = DType::kF32},
+                          {.tokens = 17, .n = 70, .k = 3080, .x_padding = 8}});
   for_each_variant([&](Target target, const std::string& variant) {
     if (is_host(target)) return;
     for (const Shape& shape : shapes) {

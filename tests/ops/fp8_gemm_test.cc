@@ -238,16 +238,22 @@ TEST(Fp8Gemm, KeepsItsDefinitionToTheBit) {
 // those of the definition.
 TEST(Fp8Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
   if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
-  const Shape shapes[] = {{.tokens = 512, .n = 200, .k = 1280},                     // two segments
-                          {.tokens = 512, .n = 70, .k = 4224, .out = DType::kF32},  // eight, uneven
-                          {.tokens = 512, .n = 4100, .k = 384, .layout = ScaleLayout::kMnMajor},
-                          // Up to 16 rows with a block's weight whole in shared memory: one, two
-                          // and four segments.
-                          {.tokens = 33, .n = 5200, .k = 1024},
-                          {.tokens = 33, .n = 2100, .k = 4096, .layout = ScaleLayout::kMnMajor},
-                          {.tokens = 33, .n = 1100, .k = 2048, .out = DType::kF32},
-                          {.tokens = 40, .n = 10250, .k = 256},    // two blocks on a multiprocessor
-                          {.tokens = 80, .n = 17000, .k = 1152}};  // three
+  const auto shapes = test::sizes<Shape>(
+      {{.tokens = 512, .n = 200, .k = 1280},                     // two segments
+       {.tokens = 512, .n = 70, .k = 4224, .out = DType::kF32},  // eight, uneven
+       {.tokens = 512, .n = 4100, .k = 384, .layout = ScaleLayout::kMnMajor},
+       // Up to 16 rows with a block's weight whole in shared memory: one, two and four segments.
+       {.tokens = 33, .n = 5200, .k = 1024},
+       {.tokens = 33, .n = 2100, .k = 4096, .layout = ScaleLayout::kMnMajor},
+       {.tokens = 33, .n = 1100, .k = 2048, .out = DType::kF32},
+       {.tokens = 40, .n = 10250, .k = 256},    // two blocks on a multiprocessor
+       {.tokens = 80, .n = 17000, .k = 1152}},  // three
+      {{.tokens = 130, .n = 200, .k = 1280},
+       {.tokens = 65, .n = 70, .k = 4224, .out = DType::kF32},
+       {.tokens = 130, .n = 4100, .k = 384, .layout = ScaleLayout::kMnMajor},
+       {.tokens = 9, .n = 5200, .k = 1024},
+       {.tokens = 9, .n = 1100, .k = 2048, .out = DType::kF32},
+       {.tokens = 9, .n = 10250, .k = 256}});
   for_each_variant([&](Target target, const std::string& variant) {
     if (is_host(target)) return;
     for (const Shape& shape : shapes) {
