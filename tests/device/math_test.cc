@@ -110,6 +110,7 @@ TEST(Math, SiluOfInfinities) {
 TEST(Math, GivesTheSameBitsOnEveryTarget) {
   const std::vector<float> in = lattice(49'157);
   const std::vector<Target> targets = test::host_targets();
+  if (targets.empty()) GTEST_SKIP() << "TEST_TARGETS names no host target";
   for (Function function : math_test::kFunctions) {
     const std::vector<float> first = apply(targets[0], function, in);
     for (Target target : targets) {
