@@ -2,7 +2,8 @@
 // in replayed graphs. Every byte that a call must write is compared on the device, and the host
 // looks only now and then. SOAK_CALLS is how many calls GPUs do, SOAK_SEED what everything is drawn
 // from, SOAK_RANKS the size of the only world (otherwise there are several), SOAK_TEAMS how many
-// teams of that size run at once on the same devices, each with a communicator of its own.
+// teams of that size run at once on the same devices, each with a communicator of its own, and
+// SOAK_REPLAYED how many per cent of the steps are replayed graphs, which take less of the host.
 #include "tests/ops/fused_soak_test.h"
 
 #include <gtest/gtest.h>
@@ -43,6 +44,11 @@ using test::run_ranks;
 namespace fused = fused_allreduce_rmsnorm_quant;
 using namespace fused_soak_test;
 using Clock = std::chrono::steady_clock;
+
+long number_from_env(const char* variable, long otherwise) {
+  const char* text = std::getenv(variable);
+  return text == nullptr ? otherwise : std::atol(text);
+}
 
 // How large a soak is on a target.
 struct Extent {
@@ -506,7 +512,8 @@ class Soak {
     const std::uint32_t late = below(shared_, 64 * static_cast<std::size_t>(comm_.size()));
     if (static_cast<int>(late) == comm_.rank())
       TENON_TRY(soaker_.delay(4 * extent_of(comm_.device().target).delay_us));
-    if (below(shared_, 3) == 0) return replay(below(shared_, graph_calls_.size()));
+    if (below(shared_, 100) < replayed_per_cent_)
+      return replay(below(shared_, graph_calls_.size()));
     const Batch batch = draw(shared_, cases_.size());
     calls_ += batch.num_picks;
     return soaker_.enqueue(batch);
@@ -534,13 +541,10 @@ class Soak {
   test::Random shared_;
   Soaker soaker_;
   std::vector<int> graph_calls_;
+  const std::uint32_t replayed_per_cent_ =
+      static_cast<std::uint32_t>(number_from_env("SOAK_REPLAYED", 33));
   long calls_ = 0, replayed_ = 0, told_calls_ = 0, told_replayed_ = 0;
 };
-
-long number_from_env(const char* variable, long otherwise) {
-  const char* text = std::getenv(variable);
-  return text == nullptr ? otherwise : std::atol(text);
-}
 
 void soak(Target target, int team, long calls, int num_teams = 1) {
   const auto seed = static_cast<std::uint64_t>(number_from_env("SOAK_SEED", 1));
