@@ -40,7 +40,8 @@ TEST(Channel, StartsEmptyWithZeroedState) {
         EXPECT_TRUE(std::all_of(team.base[peer], team.base[peer] + bytes,
                                 [](std::byte each) { return each == std::byte{0xff}; }));
       for (int word = 0; word < kStateWords; ++word) EXPECT_EQ(team.state[word], 0u);
-      EXPECT_EQ(team.deadline_ns, 10'000'000'000u);
+      const std::chrono::nanoseconds deadline = test::RankOptions{}.deadline;
+      EXPECT_EQ(team.deadline_ns, static_cast<std::uint64_t>(deadline.count()));
       std::int32_t none = 0;
       ASSERT_TRUE(comm.agree_min({&none, 1}));  // nobody leaves while others look
     });

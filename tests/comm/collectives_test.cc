@@ -12,6 +12,7 @@
 #include "tests/support/chaos.h"
 #include "tests/support/copy_back.h"
 #include "tests/support/ranks.h"
+#include "tests/support/sizes.h"
 #include "tests/support/targets.h"
 
 namespace tenon {
@@ -423,13 +424,14 @@ TEST(Collectives, RowsThatDoNotFitAreNotDealt) {
 TEST(Collectives, OnDevicesBytesOfAnySizeArrive) {
   const std::vector<Target> targets = test::device_targets();
   if (targets.empty()) GTEST_SKIP() << test::kNoDevice;
-  const Rows calls[] = {{64, 12'416}, {1, 16}, {13, 50'003}, {5, 4}, {64, 12'416}};
+  const auto calls = test::sizes<Rows>({{64, 12'416}, {1, 16}, {13, 50'003}, {5, 4}, {64, 12'416}},
+                                       {{7, 2'416}, {1, 16}, {3, 5'003}, {5, 4}, {7, 2'416}});
   for (const Target target : targets)
-    for (const int size : {2, 3, 8})
+    for (const int size : test::sizes({2, 3, 8}, {2, 3}))
       run_ranks(size, {.target = target}, [&](int rank, Communicator& comm) {
         const Device device = comm.device();
-        auto small =
-            comm.make_channel(collectives::all_gather_mailbox_bytes(size, 100'000), "small");
+        auto small = comm.make_channel(
+            collectives::all_gather_mailbox_bytes(size, test::size(100'000, 4'000)), "small");
         auto stream = Stream::create(device);
         const std::size_t most = calls[0].of(0, 0).size();
         auto in = Buffer::allocate(device, most);
@@ -443,7 +445,7 @@ TEST(Collectives, OnDevicesBytesOfAnySizeArrive) {
         };
         for (const Rows& rows : calls) {
           SCOPED_TRACE(std::to_string(rows.rows) + " rows of " + std::to_string(rows.bytes));
-          const bool last = &rows == std::end(calls) - 1;
+          const bool last = &rows == &calls.back();
           std::vector<std::vector<std::uint8_t>> of_ranks;
           for (int peer = 0; peer < size; ++peer) of_ranks.push_back(rows.of(peer, 9));
           std::vector<std::uint8_t> gathered, dealt, collected;

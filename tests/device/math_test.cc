@@ -1,5 +1,5 @@
 // Every function against the double-precision C library, over a lattice of all bit patterns, and
-// every target against the first one, bit for bit.
+// every target, GPUs among them, against the cpu, bit for bit.
 #include "tests/device/math_test.h"
 
 #include <gtest/gtest.h>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tenon/core/fp8.h"
+#include "tests/support/device_array.h"
 
 #define TENON_TEST_SPACE math_test
 #include "tests/support/kernels.inc"
@@ -18,6 +19,7 @@ namespace {
 
 using math_test::Function;
 using math_test::kernels;
+using test::DeviceArray;
 
 double oracle(Function function, double x) {
   switch (function) {
@@ -69,19 +71,20 @@ std::vector<float> lattice(std::uint32_t step) {
 }
 
 std::vector<float> apply(Target target, Function function, const std::vector<float>& in) {
-  std::vector<float> out(in.size());
   auto stream = Stream::create({target, 0});
+  DeviceArray<float> there(*stream, in.size()), out(*stream, in.size());
+  there.put(in);
   LaunchShape shape;
-  shape.threads = test::wave_of(target);
+  shape.threads = is_host(target) ? test::wave_of(target) : 256;
   const Status status = launch(*stream, shape, kernels(target).unary,
-                               {function, in.data(), out.data(), static_cast<int>(in.size())});
+                               {function, there.data(), out.data(), static_cast<int>(in.size())});
   EXPECT_TRUE(status) << status.to_string();
-  return out;
+  return out.get(in.size());
 }
 
 TEST(Math, KeepsItsPromiseOverTheWholeRange) {
   const std::vector<float> in = lattice(24'571);  // a prime: every exponent, many mantissas
-  for (Target target : test::host_targets()) {
+  for (Target target : test::usable_targets()) {
     for (Function function : math_test::kFunctions) {
       const std::vector<float> out = apply(target, function, in);
       for (std::size_t i = 0; i < in.size(); ++i) {
@@ -100,7 +103,7 @@ TEST(Math, KeepsItsPromiseOverTheWholeRange) {
 
 TEST(Math, SiluOfInfinities) {
   const float infinity = std::numeric_limits<float>::infinity();
-  for (Target target : test::host_targets()) {
+  for (Target target : test::usable_targets()) {
     const std::vector<float> out = apply(target, Function::kSilu, {infinity, -infinity});
     EXPECT_EQ(out[0], infinity);
     EXPECT_TRUE(std::isnan(out[1]));  // as x · sigmoid(x) is everywhere else
@@ -109,10 +112,9 @@ TEST(Math, SiluOfInfinities) {
 
 TEST(Math, GivesTheSameBitsOnEveryTarget) {
   const std::vector<float> in = lattice(49'157);
-  const std::vector<Target> targets = test::host_targets();
   for (Function function : math_test::kFunctions) {
-    const std::vector<float> first = apply(targets[0], function, in);
-    for (Target target : targets) {
+    const std::vector<float> first = apply(Target::kCpu, function, in);
+    for (Target target : test::usable_targets()) {
       const std::vector<float> out = apply(target, function, in);
       for (std::size_t i = 0; i < in.size(); ++i)
         ASSERT_TRUE(float_bits(out[i]) == float_bits(first[i]) || std::isnan(out[i])) << in[i];
@@ -125,14 +127,18 @@ TEST(Math, FmaRoundsOnceAndExtremesKeepNaN) {
   const std::vector<float> a{1.0f + 0x1p-12f, nan, 2.0f, -0.5f, 3.0f};
   const std::vector<float> b{1.0f + 0x1p-12f, 1.0f, nan, 7.0f, 3.0f};
   const std::vector<float> c{-1.0f - 0x1p-11f, 0.0f, 0.0f, 1.0f, 1.0f};
-  for (Target target : test::host_targets()) {
-    std::vector<float> fma(a.size()), min(a.size()), max(a.size());
+  for (Target target : test::usable_targets()) {
     auto stream = Stream::create({target, 0});
+    const std::size_t count = a.size();
+    DeviceArray<float> a_there(*stream, count), b_there(*stream, count), c_there(*stream, count),
+        fma_there(*stream, count), min_there(*stream, count), max_there(*stream, count);
+    a_there.put(a), b_there.put(b), c_there.put(c);
     LaunchShape shape;
     shape.threads = test::wave_of(target);
     ASSERT_TRUE(launch(*stream, shape, kernels(target).ternary,
-                       {a.data(), b.data(), c.data(), fma.data(), min.data(), max.data(),
-                        static_cast<int>(a.size())}));
+                       {a_there.data(), b_there.data(), c_there.data(), fma_there.data(),
+                        min_there.data(), max_there.data(), static_cast<int>(count)}));
+    const auto fma = fma_there.get(count), min = min_there.get(count), max = max_there.get(count);
     EXPECT_EQ(fma[0], 0x1p-24f);  // two roundings would give 0
     EXPECT_TRUE(std::isnan(min[1]) && std::isnan(max[1]) && std::isnan(min[2]) &&
                 std::isnan(max[2]));

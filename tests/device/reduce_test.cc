@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tenon/core/fp8.h"
+#include "tests/support/device_array.h"
 #define TENON_TEST_SPACE reduce_test
 #include "tests/support/kernels.inc"
 
@@ -15,6 +16,7 @@ namespace tenon {
 namespace {
 
 using reduce_test::kernels;
+using test::DeviceArray;
 
 // The oracle: the perfect binary tree, adjacent pairs first, padded with +0.
 float tree_sum(std::vector<float> values) {
@@ -34,21 +36,23 @@ struct Out {
 };
 
 Out run(Target target, const std::vector<float>& in, std::uint64_t seed) {
-  Out out;
-  out.sum = out.max = out.lanes_sum = out.second = std::vector<float>(in.size(), -1.0f);
-  out.lane.resize(in.size());
-  out.most.resize(in.size());
   set_emu_seed(seed);
   auto stream = Stream::create({target, 0});
   EXPECT_TRUE(stream) << stream.status().to_string();
-  const reduce_test::Args args{
-      in.data(),         out.sum.data(),  out.max.data(), out.lanes_sum.data(),
-      out.second.data(), out.lane.data(), out.most.data()};
+  const std::size_t count = in.size();
+  DeviceArray<float> there(*stream, count), sum(*stream, count), max(*stream, count),
+      lanes_sum(*stream, count), second(*stream, count);
+  DeviceArray<int> lane(*stream, count);
+  DeviceArray<std::uint32_t> most(*stream, count);
+  there.put(in);
+  const reduce_test::Args args{there.data(),  sum.data(),  max.data(), lanes_sum.data(),
+                               second.data(), lane.data(), most.data()};
   LaunchShape shape;
   shape.threads = static_cast<int>(in.size());
   const Status status = launch(*stream, shape, kernels(target).reduce, args);
   EXPECT_TRUE(status) << status.to_string();
-  return out;
+  return {sum.get(count),    max.get(count),  lanes_sum.get(count),
+          second.get(count), lane.get(count), most.get(count)};
 }
 
 std::vector<int> sizes(Target target) {
@@ -69,11 +73,12 @@ std::vector<float> random_values(int count, std::uint32_t seed) {
 }
 
 TEST(Reduce, WaveIsWhatTheListSays) {
-  for (Target target : test::host_targets()) EXPECT_EQ(kernels(target).wave, test::wave_of(target));
+  for (Target target : test::usable_targets())
+    EXPECT_EQ(kernels(target).wave, test::wave_of(target));
 }
 
 TEST(Reduce, SumsAreThePerfectTreeOnEveryThread) {
-  for (Target target : test::host_targets()) {
+  for (Target target : test::usable_targets()) {
     const int wave = kernels(target).wave;
     for (int threads : sizes(target)) {
       for (std::uint64_t seed : {0u, 1u, 7u}) {
@@ -98,7 +103,7 @@ TEST(Reduce, SumsAreThePerfectTreeOnEveryThread) {
 
 // Negative floats have the largest bits: what is compared is unsigned.
 TEST(Reduce, MaxLaneIsOfItsWaveAlone) {
-  for (Target target : test::host_targets()) {
+  for (Target target : test::usable_targets()) {
     const int wave = kernels(target).wave;
     for (int threads : sizes(target)) {
       const std::vector<float> in = random_values(threads, 6);
@@ -122,7 +127,7 @@ TEST(Reduce, OrderMattersInTheseValues) {  // otherwise the test above could not
 }
 
 TEST(Reduce, MaxKeepsNaN) {
-  for (Target target : test::host_targets()) {
+  for (Target target : test::usable_targets()) {
     for (int threads : sizes(target)) {
       SCOPED_TRACE(test::to_string(target) + " threads " + std::to_string(threads));
       std::vector<float> in = random_values(threads, 5);

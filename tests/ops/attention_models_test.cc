@@ -25,7 +25,8 @@ TEST(AttentionOfModels, DecodeMatchesOracle) {
     SCOPED_TRACE(std::to_string(shape.q_heads) + " q heads");
     for_each_way_of(shape, [&](const Way& way) {
       if (test::is_slow(way.target)) return;  // heads of 256 are there in the tests above
-      for (const int length : {1, 2, 63, 64, 65, 128, 200, 256, 257, 320, 700, 2311}) {
+      for (const int length :
+           test::sizes({1, 2, 63, 64, 65, 128, 200, 256, 257, 320, 700, 2311}, {1, 65, 257, 700})) {
         if (is_host(way.target) && length > 65 && length != 257) continue;
         SCOPED_TRACE("length " + std::to_string(length));
         const Context context = make_context(shape, length, 3);
@@ -42,8 +43,9 @@ TEST(AttentionOfModels, PromptsMatchOracle) {
     SCOPED_TRACE(std::to_string(shape.q_heads) + " q heads");
     for_each_way_of(shape, [&](const Way& way) {
       if (test::is_slow(way.target)) return;  // heads of 256 are there in the tests above
-      for (const auto& [begin, end] :
-           {std::pair{0, 2}, {0, 65}, {5, 70}, {60, 64}, {250, 270}, {500, 530}, {1000, 1027}}) {
+      for (const auto& [begin, end] : test::sizes<std::pair<int, int>>(
+               {{0, 2}, {0, 65}, {5, 70}, {60, 64}, {250, 270}, {500, 530}, {1000, 1027}},
+               {{0, 65}, {250, 270}})) {
         if (is_host(way.target) && end > 70) continue;
         SCOPED_TRACE("to " + std::to_string(end));
         const Context context = make_context(shape, end, 4);
@@ -58,7 +60,7 @@ TEST(AttentionOfModels, MixedBatchHasTheBitsOfEachSequenceAlone) {
   for (const Shape& shape : kModels) {
     for_each_way_of(shape, [&](const Way& way) {
       if (test::is_slow(way.target)) return;  // heads of 256 are there in the tests above
-      const int scale = is_host(way.target) ? 10 : 1;
+      const int scale = is_host(way.target) ? 10 : test::size(1, 3);
       const Context a = make_context(shape, 900 / scale, 6),
                     b = make_context(shape, 300 / scale, 7),
                     c = make_context(shape, 640 / scale, 8), none = make_context(shape, 0, 9);
@@ -90,9 +92,10 @@ TEST(AttentionOfModels, ChunksOfAPromptGiveTheSameBits) {
   std::mt19937 random(24);
   for_each_way_of(shape, [&](const Way& way) {
     if (test::is_slow(way.target)) return;  // heads of 256 are there in the tests above
-    const int begin = is_host(way.target) ? 500 : 0, end = is_host(way.target) ? 530 : 1100;
+    const bool is_short = is_host(way.target) || test::is_small_run();
+    const int begin = is_short ? 500 : 0, end = is_host(way.target) ? 530 : test::size(1100, 700);
     const Context context = make_context(shape, end, 22);
-    for (int round = 0; round < (is_host(way.target) ? 1 : 4); ++round) {
+    for (int round = 0; round < (is_short ? 1 : 4); ++round) {
       SCOPED_TRACE("round " + std::to_string(round));
       std::vector<int> cuts;
       for (int at = begin; (at += 2 + static_cast<int>(random() % 150)) < end - 2;)
@@ -109,7 +112,7 @@ TEST(AttentionOfModels, SlotsForPartialsShowInNoBit) {
       if (test::is_slow(way.target)) return;  // heads of 256 are there in the tests above
       if (is_host(way.target)) return;        // no variant of theirs has a workspace
       std::vector<Context> contexts;
-      for (int s = 0; s < 20; ++s)
+      for (int s = 0; s < test::size(20, 7); ++s)
         contexts.push_back(make_context(shape, 1 + s * 97, 40u + static_cast<unsigned>(s)));
       std::vector<Part> parts;
       for (const Context& each : contexts) parts.push_back({&each, each.tokens - 1, each.tokens});
@@ -137,7 +140,7 @@ TEST(AttentionOfModels, ManySequencesHaveTheBitsOfEachAlone) {
       const Context a = make_context(shape, 1024, 70), b = make_context(shape, 700, 71);
       std::mt19937 random(72);
       std::vector<Part> parts;
-      for (int s = 0; s < 160; ++s) {
+      for (int s = 0; s < test::size(160, 48); ++s) {
         const Context& from = s % 3 == 0 ? a : b;
         const int any = 1 + static_cast<int>(random() % static_cast<unsigned>(from.tokens));
         const int end = s % 5 == 0 ? (any + 255) / 256 * 256 : any;
@@ -276,7 +279,8 @@ TEST(AttentionOfModels, HeadsGiveTheBitsOfRopeBeforeIt) {
         if (way.variant != "sm90") return;
         DeviceFixture fixture(way.target);
         std::vector<Context> contexts;
-        for (const int length : {1, 64, 65, 256, 257, 300, 1000, 2049, 128, 2})
+        for (const int length :
+             test::sizes({1, 64, 65, 256, 257, 300, 1000, 2049, 128, 2}, {1, 65, 256, 700, 2}))
           contexts.push_back(make_context(shape, length, 60u + static_cast<unsigned>(length)));
         std::vector<Part> parts;
         for (const Context& each : contexts) parts.push_back({&each, each.tokens - 1, each.tokens});

@@ -147,15 +147,16 @@ void expect_all_match(const std::vector<Shape>& shapes) {
 
 TEST(Bf16Gemm, MatchesTheOracleAtTheEdgesOfTiles) {
   std::vector<Shape> shapes;
-  for (const int tokens : {1, 2, 3, 4, 5, 7, 8, 9, 33})
-    for (const int n : {1, 3, 15, 16, 17, 63, 65})
+  for (const int tokens : test::sizes({1, 2, 3, 4, 5, 7, 8, 9, 33}, {1, 4, 9, 33}))
+    for (const int n : test::sizes({1, 3, 15, 16, 17, 63, 65}, {1, 17, 65}))
       shapes.push_back({.tokens = tokens, .n = n, .k = 8 * tokens + n / 8 * 8});
   expect_all_match(shapes);
 }
 
 TEST(Bf16Gemm, MatchesTheOracleForEveryLengthOfRows) {
   std::vector<Shape> shapes;
-  for (const int k : {8, 16, 24, 120, 128, 136, 248, 256, 1000, 1024, 1032, 2056})
+  for (const int k : test::sizes({8, 16, 24, 120, 128, 136, 248, 256, 1000, 1024, 1032, 2056},
+                                 {8, 136, 1032, 2056}))
     for (const DType out : {DType::kBF16, DType::kF32})
       shapes.push_back({.tokens = k > 200 ? 2 : 6, .n = 9, .k = k, .out = out});
   expect_all_match(shapes);
@@ -198,7 +199,8 @@ TEST(Bf16Gemm, ARowDoesNotDependOnTheOthers) {
     const int n = 30, k = 1112;
     const Problem all = make_problem({.tokens = tokens, .n = n, .k = k, .out = DType::kF32});
     const auto reference = run_variant(all, target, variant);
-    for (const int count : {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 31, 32, 33, 64}) {
+    for (const int count :
+         test::sizes({1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 31, 32, 33, 64}, {3, 9, 33})) {
       if (count > tokens) break;
       Problem picked = all;
       for (int i = 0; i < count; ++i) picked.shape.row_index.push_back((i * 7 + count) % tokens);
@@ -235,19 +237,23 @@ TEST(Bf16Gemm, ARowDoesNotDependOnItsGroup) {
 // in another way: all give the same bits, and those of the definition.
 TEST(Bf16Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
   if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
-  const Shape shapes[] = {{.tokens = 300, .n = 200, .k = 1288, .out = DType::kF32},
+  const auto shapes =
+      test::sizes<Shape>({{.tokens = 300, .n = 200, .k = 1288, .out = DType::kF32},
                           {.tokens = 140, .n = 70, .k = 4232},  // eight segments, uneven
                           {.tokens = 33, .n = 257, .k = 2048, .out = DType::kF32},
                           {.tokens = 33, .n = 70, .k = 3080},
                           {.tokens = 140, .n = 4100, .k = 392, .out = DType::kF32},
-                          {.tokens = 80, .n = 34100, .k = 1152, .x_padding = 8}};
+                          {.tokens = 80, .n = 34100, .k = 1152, .x_padding = 8}},
+                         {{.tokens = 130, .n = 200, .k = 1288, .out = DType::kF32},
+                          {.tokens = 9, .n = 257, .k = 2048, .out = DType::kF32},
+                          {.tokens = 17, .n = 70, .k = 3080, .x_padding = 8}});
   for_each_variant([&](Target target, const std::string& variant) {
     if (is_host(target)) return;
     for (const Shape& shape : shapes) {
       SCOPED_TRACE("n " + std::to_string(shape.n) + ", k " + std::to_string(shape.k));
       const Problem all = make_problem(shape);
       const auto reference = run_variant(all, target, variant);
-      for (int i = 0; i < 4000; ++i) {
+      for (int i = 0; i < test::size(4000, 200); ++i) {
         const int row = i * 29 % shape.tokens, n = i * 23 % shape.n;
         test::ProductTerms terms;
         terms.n = shape.n;
@@ -260,7 +266,7 @@ TEST(Bf16Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
                   shape.out == DType::kF32 ? exact : to_float(to_bf16(exact)))
             << "row " << row << ", column " << n;
       }
-      for (int count = 1; count <= shape.tokens; count += count < 70 ? 3 : 41) {
+      for (const int count : test::row_counts(shape.tokens, 70, 3, 41)) {
         for (const char* rows : {"first", "scattered", "mostly following"}) {
           SCOPED_TRACE(rows);
           Problem picked = all;
@@ -299,7 +305,7 @@ TEST(Bf16Gemm, OnDevicesManyRowsHaveTheBitsOfFew) {
       SCOPED_TRACE("n " + std::to_string(shape.n) + ", k " + std::to_string(shape.k));
       const Problem all = make_problem(shape);
       const auto together = run_variant(all, target, variant);
-      for (int first = 0; first < shape.tokens; first += 310) {
+      for (int first = 0; first < shape.tokens; first += test::size(310, 1240)) {
         Problem picked = all;
         for (int i = first; i < std::min(first + 64, shape.tokens); ++i)
           picked.shape.row_index.push_back(i);

@@ -92,8 +92,8 @@ void expect_all_match(const std::vector<Shape>& shapes) {
 
 TEST(Fp8Gemm, MatchesTheOracleAtTheEdgesOfTiles) {
   std::vector<Shape> shapes;
-  for (const int tokens : {1, 2, 3, 4, 5, 7, 8, 9, 33})
-    for (const int n : {1, 3, 15, 16, 17, 63, 65})
+  for (const int tokens : test::sizes({1, 2, 3, 4, 5, 7, 8, 9, 33}, {1, 4, 9, 33}))
+    for (const int n : test::sizes({1, 3, 15, 16, 17, 63, 65}, {1, 17, 65}))
       shapes.push_back({.tokens = tokens, .n = n, .k = tokens % 2 == 0 ? 384 : 128});
   expect_all_match(shapes);
 }
@@ -154,7 +154,8 @@ TEST(Fp8Gemm, ARowDoesNotDependOnTheOthers) {
     const int tokens = test::wave_of(target) > 1 ? 11 : 70;
     Problem all = make_problem({.tokens = tokens, .n = 70, .k = 1280, .out = DType::kF32});
     const auto reference = run_variant(all, target, variant).values;
-    for (const int count : {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 31, 32, 33, 64}) {
+    for (const int count :
+         test::sizes({1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 31, 32, 33, 64}, {3, 9, 33})) {
       if (count > tokens) break;
       std::vector<int> picked;
       for (int i = 0; i < count; ++i) picked.push_back((i * 7 + count) % tokens);
@@ -237,16 +238,22 @@ TEST(Fp8Gemm, KeepsItsDefinitionToTheBit) {
 // those of the definition.
 TEST(Fp8Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
   if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
-  const Shape shapes[] = {{.tokens = 512, .n = 200, .k = 1280},                     // two segments
-                          {.tokens = 512, .n = 70, .k = 4224, .out = DType::kF32},  // eight, uneven
-                          {.tokens = 512, .n = 4100, .k = 384, .layout = ScaleLayout::kMnMajor},
-                          // Up to 16 rows with a block's weight whole in shared memory: one, two
-                          // and four segments.
-                          {.tokens = 33, .n = 5200, .k = 1024},
-                          {.tokens = 33, .n = 2100, .k = 4096, .layout = ScaleLayout::kMnMajor},
-                          {.tokens = 33, .n = 1100, .k = 2048, .out = DType::kF32},
-                          {.tokens = 40, .n = 10250, .k = 256},    // two blocks on a multiprocessor
-                          {.tokens = 80, .n = 17000, .k = 1152}};  // three
+  const auto shapes = test::sizes<Shape>(
+      {{.tokens = 512, .n = 200, .k = 1280},                     // two segments
+       {.tokens = 512, .n = 70, .k = 4224, .out = DType::kF32},  // eight, uneven
+       {.tokens = 512, .n = 4100, .k = 384, .layout = ScaleLayout::kMnMajor},
+       // Up to 16 rows with a block's weight whole in shared memory: one, two and four segments.
+       {.tokens = 33, .n = 5200, .k = 1024},
+       {.tokens = 33, .n = 2100, .k = 4096, .layout = ScaleLayout::kMnMajor},
+       {.tokens = 33, .n = 1100, .k = 2048, .out = DType::kF32},
+       {.tokens = 40, .n = 10250, .k = 256},    // two blocks on a multiprocessor
+       {.tokens = 80, .n = 17000, .k = 1152}},  // three
+      {{.tokens = 130, .n = 200, .k = 1280},
+       {.tokens = 65, .n = 70, .k = 4224, .out = DType::kF32},
+       {.tokens = 130, .n = 4100, .k = 384, .layout = ScaleLayout::kMnMajor},
+       {.tokens = 9, .n = 5200, .k = 1024},
+       {.tokens = 9, .n = 1100, .k = 2048, .out = DType::kF32},
+       {.tokens = 9, .n = 10250, .k = 256}});
   for_each_variant([&](Target target, const std::string& variant) {
     if (is_host(target)) return;
     for (const Shape& shape : shapes) {
@@ -254,14 +261,14 @@ TEST(Fp8Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
       Problem all = make_problem(shape);
       for (float& scale : all.weight_scale) scale *= 1.3f;
       const auto reference = run_variant(all, target, variant).values;
-      for (int i = 0; i < 4000; ++i) {
+      for (int i = 0; i < test::size(4000, 200); ++i) {
         const int row = i * 29 % shape.tokens, n = i * 23 % shape.n;
         const float exact = test::exact_product(terms_of(all, row, n), variant);
         ASSERT_EQ(reference[static_cast<std::size_t>(row * shape.n + n)],
                   shape.out == DType::kF32 ? exact : to_float(to_bf16(exact)))
             << "row " << row << ", column " << n;
       }
-      for (int count = 1; count <= shape.tokens; count += count < 130 ? 1 : 47) {
+      for (const int count : test::row_counts(shape.tokens, 130, 1, 47)) {
         std::vector<int> picked;
         for (int i = 0; i < count; ++i) picked.push_back((i * 37 + count) % shape.tokens);
         const auto output = run_variant(pick_rows(all, picked), target, variant).values;
@@ -289,7 +296,7 @@ TEST(Fp8Gemm, OnDevicesManyRowsHaveTheBitsOfFew) {
       SCOPED_TRACE("n " + std::to_string(shape.n) + ", k " + std::to_string(shape.k));
       Problem all = make_problem(shape);
       const auto together = run_variant(all, target, variant).values;
-      for (int first = 0; first < shape.tokens; first += 310) {
+      for (int first = 0; first < shape.tokens; first += test::size(310, 1240)) {
         std::vector<int> picked;
         for (int i = first; i < std::min(first + 64, shape.tokens); ++i) picked.push_back(i);
         const auto output = run_variant(pick_rows(all, picked), target, variant).values;
@@ -350,11 +357,14 @@ void expect_the_bits_of_dense_products(Target target, const Shape& dense,
 
 TEST(Fp8Gemm, OnDevicesExpertsHaveTheBitsOfDenseProducts) {
   if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
-  const Shape shapes[] = {{.tokens = 90, .n = 200, .k = 1280},                     // two segments
+  const auto shapes =
+      test::sizes<Shape>({{.tokens = 90, .n = 200, .k = 1280},                     // two segments
                           {.tokens = 90, .n = 70, .k = 4224, .out = DType::kF32},  // eight, uneven
                           {.tokens = 90, .n = 258, .k = 2048, .layout = ScaleLayout::kMnMajor},
                           {.tokens = 90, .n = 2048, .k = 512},
-                          {.tokens = 90, .n = 4100, .k = 384}};
+                          {.tokens = 90, .n = 4100, .k = 384}},
+                         {{.tokens = 90, .n = 200, .k = 1280},
+                          {.tokens = 90, .n = 258, .k = 2048, .layout = ScaleLayout::kMnMajor}});
   const std::vector<int> few = {0, 1, 3, 0, 64, 65, 0, 8, 0, 0, 9, 2, 0};
   const std::vector<int> many = {0, 1, 3, 0, 64, 65, 130, 8, 0, 128, 300, 129, 0};
   for (const Target target : test::device_targets())

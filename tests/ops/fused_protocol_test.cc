@@ -14,6 +14,7 @@
 #include "tests/support/hand_made_team.h"
 #include "tests/support/patience.h"
 #include "tests/support/ranks.h"
+#include "tests/support/sizes.h"
 #include "tests/support/targets.h"
 
 namespace tenon {
@@ -134,7 +135,7 @@ void soak(Target target, int team, int calls, int max_rows, int max_hidden) {
 }
 
 TEST(FusedProtocol, SoakOnCpuAndGpus) {
-  const int calls = std::getenv("TEST_FULL") != nullptr ? 20'000 : 1200;
+  const int calls = std::getenv("TEST_FULL") != nullptr ? 20'000 : test::size(1200, 40);
   for (Target target : test::usable_targets())
     if (!is_host(target) || target == Target::kCpu)
       for (int team : {2, 3, 4, 8}) soak(target, team, calls * 2 / team, 9, 512);
@@ -150,7 +151,7 @@ TEST(FusedProtocol, SoakOnEmulatedWaves) {
 TEST(FusedProtocol, GraphsReplayBetweenEagerCalls) {
   for (Target target : test::usable_targets()) {
     const bool emulated = is_host(target) && target != Target::kCpu;
-    const int team = 3, rounds = emulated ? 6 : 60;
+    const int team = 3, rounds = emulated ? 6 : test::size(60, 6);
     const std::vector<Prepared> prepared = prepare(target, team, 8, 5, 128);
     RankOptions options;
     options.target = target;
@@ -173,7 +174,7 @@ TEST(FusedProtocol, GraphsReplayBetweenEagerCalls) {
 }
 
 // A busy machine may take this long beyond the deadline.
-constexpr std::chrono::milliseconds kSlack(700 * test::kSlowdown);
+const std::chrono::milliseconds kSlack(700 * test::kSlowdown);
 
 bool is_named(Communicator& comm, int missing) {
   return comm.health().message().find("rank " + std::to_string(missing)) != std::string_view::npos;

@@ -1,7 +1,9 @@
 // The centre piece for very many calls: random cases, strategies, mailboxes and delays, eager and
 // in replayed graphs. Every byte that a call must write is compared on the device, and the host
 // looks only now and then. SOAK_CALLS is how many calls GPUs do, SOAK_SEED what everything is drawn
-// from.
+// from, SOAK_RANKS the size of the only world (otherwise there are several), SOAK_TEAMS how many
+// teams of that size run at once on the same devices, each with a communicator of its own, and
+// SOAK_REPLAYED how many per cent of the steps are replayed graphs, which take less of the host.
 #include "tests/ops/fused_soak_test.h"
 
 #include <gtest/gtest.h>
@@ -21,8 +23,11 @@
 #include "tenon/reference/boundary.h"
 #include "tenon/reference/inputs.h"
 #include "tests/support/chaos.h"
+#include "tests/support/device_image.h"
 #include "tests/support/fused_run.h"
+#include "tests/support/meeting_place.h"
 #include "tests/support/ranks.h"
+#include "tests/support/sizes.h"
 
 #define TENON_TEST_SPACE fused_soak_test
 #include "tests/support/kernels.inc"
@@ -30,13 +35,20 @@
 namespace tenon {
 namespace {
 
+using test::Image;
 using test::meet;
+using test::MeetingPlace;
 using test::RankOptions;
 using test::run_ranks;
 
 namespace fused = fused_allreduce_rmsnorm_quant;
 using namespace fused_soak_test;
 using Clock = std::chrono::steady_clock;
+
+long number_from_env(const char* variable, long otherwise) {
+  const char* text = std::getenv(variable);
+  return text == nullptr ? otherwise : std::atol(text);
+}
 
 // How large a soak is on a target.
 struct Extent {
@@ -137,41 +149,6 @@ Batch draw(test::Random& random, std::size_t num_cases) {
 }
 
 // --- one rank's memory --------------------------------------------------------------------------
-
-// Everything that a rank has on its device, as one allocation that is written once.
-class Image {
- public:
-  struct Rows {
-    std::size_t at = 0;
-    std::int32_t vectors = 0, stride = 0;
-  };
-  // Rows with a gap behind each and a guard behind all, which hold poison; so do rows of null.
-  Rows put(const void* rows, int num_rows, std::size_t row_bytes, std::size_t gap_bytes = 0) {
-    constexpr std::size_t kGuard = 64;
-    const std::size_t stride = row_bytes + gap_bytes, at = bytes_.size();
-    const std::size_t all = (static_cast<std::size_t>(num_rows) * stride + 15) / 16 * 16 + kGuard;
-    bytes_.resize(at + (all + 255) / 256 * 256, std::byte{kPoison});
-    const auto* from = static_cast<const std::byte*>(rows);
-    for (std::size_t to = at; rows != nullptr && num_rows-- > 0; to += stride, from += row_bytes)
-      std::memcpy(bytes_.data() + to, from, row_bytes);
-    return {at, static_cast<std::int32_t>(all / 16), static_cast<std::int32_t>(stride)};
-  }
-  template <class T>
-  Rows put(const std::vector<T>& values) {
-    return put(values.data(), 1, values.size() * sizeof(T));
-  }
-  std::byte* bytes_at(std::size_t at) { return bytes_.data() + at; }
-  Status upload(Device device, Stream& stream) {
-    TENON_ASSIGN(memory_, Buffer::allocate(device, bytes_.size()));
-    return stream.copy(memory_.data(), bytes_.data(), bytes_.size());
-  }
-  void forget_host() { bytes_ = {}; }
-  std::byte* address(std::size_t at) const { return memory_.as<std::byte>() + at; }
-
- private:
-  std::vector<std::byte> bytes_;
-  Buffer memory_;
-};
 
 // Where a case lies in the image of a rank.
 struct Places {
@@ -447,7 +424,7 @@ class Soaker {
   test::Random own_;
   std::optional<Stream> stream_;
   std::optional<Event> events_[2];
-  Image image_;
+  Image image_{kPoison};
   std::vector<Places> places_;
   std::size_t state_at_ = 0, regions_at_ = 0;
   std::vector<fused::Args> args_;
@@ -477,12 +454,19 @@ struct Totals {
 
 class Soak {
  public:
-  Soak(const std::vector<SoakCase>& cases, Communicator& comm, std::uint64_t seed, Totals& totals)
-      : cases_(cases), comm_(comm), totals_(totals), shared_(seed), soaker_(cases, comm, seed) {}
+  Soak(const std::vector<SoakCase>& cases, Communicator& comm, std::uint64_t seed, Totals& totals,
+       MeetingPlace& everybody)
+      : cases_(cases),
+        comm_(comm),
+        totals_(totals),
+        everybody_(everybody),
+        shared_(seed),
+        soaker_(cases, comm, seed) {}
 
   Status run(long wanted) {
     TENON_TRY(soaker_.prepare());
     TENON_TRY(capture_graphs());
+    everybody_.wait();
     for (long next_look = 2000; calls_ < wanted;) {
       TENON_TRY(step());
       TENON_TRY(soaker_.keep_pace());
@@ -507,12 +491,14 @@ class Soak {
       TENON_TRY(soaker_.capture(batches));
       graph_calls_.push_back(calls);
     }
-    for (int n = 0; n < wanted; ++n) {
-      TENON_TRY(comm_.agree(Status::ok(), "soak"));
-      TENON_TRY(replay(static_cast<std::size_t>(n)));
-      TENON_TRY(look());
-    }
-    return Status::ok();
+    return everybody_.in_turn([&]() -> Status {
+      for (int n = 0; n < wanted; ++n) {
+        TENON_TRY(comm_.agree(Status::ok(), "soak"));
+        TENON_TRY(replay(static_cast<std::size_t>(n)));
+        TENON_TRY(look());
+      }
+      return Status::ok();
+    });
   }
 
   Status replay(std::size_t n) {
@@ -526,7 +512,8 @@ class Soak {
     const std::uint32_t late = below(shared_, 64 * static_cast<std::size_t>(comm_.size()));
     if (static_cast<int>(late) == comm_.rank())
       TENON_TRY(soaker_.delay(4 * extent_of(comm_.device().target).delay_us));
-    if (below(shared_, 3) == 0) return replay(below(shared_, graph_calls_.size()));
+    if (below(shared_, 100) < replayed_per_cent_)
+      return replay(below(shared_, graph_calls_.size()));
     const Batch batch = draw(shared_, cases_.size());
     calls_ += batch.num_picks;
     return soaker_.enqueue(batch);
@@ -541,8 +528,8 @@ class Soak {
       mine = Status::error(Code::kInternal, describe(*report, cases_));
     }
     if (comm_.rank() == 0) {
-      totals_.calls = calls_;
-      totals_.replayed = replayed_;
+      totals_.calls += calls_ - std::exchange(told_calls_, calls_);
+      totals_.replayed += replayed_ - std::exchange(told_replayed_, replayed_);
     }
     return comm_.agree(mine, "soak");
   }
@@ -550,35 +537,45 @@ class Soak {
   const std::vector<SoakCase>& cases_;
   Communicator& comm_;
   Totals& totals_;
+  MeetingPlace& everybody_;
   test::Random shared_;
   Soaker soaker_;
   std::vector<int> graph_calls_;
-  long calls_ = 0, replayed_ = 0;
+  const std::uint32_t replayed_per_cent_ =
+      static_cast<std::uint32_t>(number_from_env("SOAK_REPLAYED", 33));
+  long calls_ = 0, replayed_ = 0, told_calls_ = 0, told_replayed_ = 0;
 };
 
-std::uint64_t seed_from_env() {
-  const char* text = std::getenv("SOAK_SEED");
-  return text == nullptr ? 1 : std::strtoull(text, nullptr, 10);
-}
-
-void soak(Target target, int team, long calls) {
-  const std::uint64_t seed = seed_from_env();
+void soak(Target target, int team, long calls, int num_teams = 1) {
+  const auto seed = static_cast<std::uint64_t>(number_from_env("SOAK_SEED", 1));
   const std::vector<SoakCase> cases = make_cases(extent_of(target), team);
   RankOptions options;
   options.target = target;
+  options.concurrent_channels = num_teams;
   Totals totals;
+  std::barrier<> all(std::ptrdiff_t{team} * num_teams);
   const auto begin = Clock::now();
-  run_ranks(team, options, [&](int, Communicator& comm) {
-    set_cpu_threads(1);
-    Soak soak(cases, comm, seed, totals);
-    const Status ran = soak.run(calls);
-    EXPECT_TRUE(ran) << ran.to_string();
-    std::ignore = comm.agree(Status::ok(), "end of the soak");  // nobody frees before
-  });
+  std::vector<std::thread> teams;
+  for (int n = 0; n < num_teams; ++n)
+    teams.emplace_back([&, n] {
+      run_ranks(team, options, [&](int, Communicator& comm) {
+        set_cpu_threads(1);
+        MeetingPlace everybody(all, n, num_teams);
+        Soak soak(cases, comm, seed + static_cast<std::uint64_t>(n) * 1'000'003, totals, everybody);
+        const Status ran = soak.run((calls + num_teams - 1) / num_teams);
+        EXPECT_TRUE(ran) << ran.to_string();
+        std::ignore = comm.agree(Status::ok(), "end of the soak");
+        everybody.wait();  // nobody frees before
+      });
+    });
+  for (std::thread& each : teams) each.join();
   const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-  std::printf("soak: %s, %d ranks, %ld calls (%ld replayed), %ld mismatches, %.1f s, seed %llu\n",
-              std::string(name(target)).c_str(), team, totals.calls.load(), totals.replayed.load(),
-              totals.mismatches.load(), seconds, static_cast<unsigned long long>(seed));
+  std::printf(
+      "soak: %s, %d teams of %d ranks, %ld calls (%ld replayed), %ld mismatches, %.1f s, seed "
+      "%llu\n",
+      std::string(name(target)).c_str(), num_teams, team, totals.calls.load(),
+      totals.replayed.load(), totals.mismatches.load(), seconds,
+      static_cast<unsigned long long>(seed));
   EXPECT_GE(totals.calls, calls);
   EXPECT_EQ(totals.mismatches, 0);
 }
@@ -592,15 +589,31 @@ void soak_worlds(Target target, long calls) {
 
 TEST(FusedSoak, Gpus) {
   if (test::device_targets().empty()) GTEST_SKIP() << test::kNoDevice;
-  const char* wanted = std::getenv("SOAK_CALLS");
-  for (Target target : test::device_targets())
-    soak_worlds(target, wanted == nullptr ? 10'000 : std::atol(wanted));
+  const long calls = number_from_env("SOAK_CALLS", test::size(10'000, 200));
+  const int ranks = static_cast<int>(number_from_env("SOAK_RANKS", 0));
+  const int teams = static_cast<int>(number_from_env("SOAK_TEAMS", 1));
+  for (Target target : test::device_targets()) {
+    if (ranks > 0) {
+      soak(target, ranks, calls, teams);
+    } else {
+      soak_worlds(target, calls);
+    }
+  }
+}
+
+// Teams that share their devices, and one of threads of the cpu: a call of one waits for no other.
+TEST(FusedSoak, TeamsAtOnce) {
+  for (Target target : test::usable_targets()) {
+    if (is_host(target) && target != Target::kCpu) continue;
+    soak(target, 2, test::size(1'000, 100), 2);
+    soak(target, 4, test::size(500, 100), 2);
+  }
 }
 
 TEST(FusedSoak, Cpu) {
   for (Target target : test::host_targets())
     if (target == Target::kCpu)
-      soak_worlds(target, std::getenv("TEST_FULL") != nullptr ? 200'000 : 10'000);
+      soak_worlds(target, std::getenv("TEST_FULL") != nullptr ? 200'000 : test::size(10'000, 200));
 }
 
 TEST(FusedSoak, EmulatedWaves) {

@@ -227,7 +227,8 @@ void expect_the_chain(const std::vector<Shape>& shapes) {
 
 TEST(MoeExperts, HasTheBitsOfTheChainForAnyNumberOfTokens) {
   std::vector<Shape> shapes;
-  for (const int tokens : {1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 33, 48, 63, 64})
+  for (const int tokens :
+       test::sizes({1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 33, 48, 63, 64}, {1, 2, 8, 9, 17, 33, 63}))
     shapes.push_back({.tokens = tokens});
   expect_the_chain(shapes);
 }
@@ -235,8 +236,8 @@ TEST(MoeExperts, HasTheBitsOfTheChainForAnyNumberOfTokens) {
 TEST(MoeExperts, HasTheBitsOfTheChainForAnyRouting) {
   std::vector<Shape> shapes;
   for (const Routed routed : {Routed::kAnywhere, Routed::kSkewed, Routed::kToTheSame})
-    for (const int tokens : {1, 8, 13, 64})
-      for (const int experts : {16, 70})
+    for (const int tokens : test::sizes({1, 8, 13, 64}, {1, 13}))
+      for (const int experts : test::sizes({16, 70}, {70}))
         shapes.push_back({.tokens = tokens,
                           .experts = experts,
                           .top_k = 8,
@@ -249,8 +250,8 @@ TEST(MoeExperts, HasTheBitsOfTheChainForAnyRouting) {
 // So few units that a block has a tile or two, which often lie in two experts.
 TEST(MoeExperts, HasTheBitsOfTheChainWhereTilesLieInTwoExperts) {
   std::vector<Shape> shapes;
-  for (const int tokens : {1, 2, 3, 12})
-    for (const int width : {256, 512, 896})
+  for (const int tokens : test::sizes({1, 2, 3, 12}, {1, 3, 12}))
+    for (const int width : test::sizes({256, 512, 896}, {896}))
       shapes.push_back({.tokens = tokens,
                         .experts = 24,
                         .top_k = 8,
@@ -262,7 +263,7 @@ TEST(MoeExperts, HasTheBitsOfTheChainWhereTilesLieInTwoExperts) {
 
 TEST(MoeExperts, HasTheBitsOfTheChainWithExpertsOfOtherRanks) {
   std::vector<Shape> shapes;
-  for (const int tokens : {1, 8, 40}) {
+  for (const int tokens : test::sizes({1, 8, 40}, {1, 40})) {
     shapes.push_back({.tokens = tokens, .experts = 40, .top_k = 8, .all_experts = 160});
     shapes.push_back({.tokens = tokens, .all_experts = 64, .routed = Routed::kNowhere});
     shapes.push_back({.tokens = tokens, .all_experts = 64, .shared = false});
@@ -274,13 +275,15 @@ TEST(MoeExperts, HasTheBitsOfTheChainWithExpertsOfOtherRanks) {
 TEST(MoeExperts, HasTheBitsOfTheChainForAnyWidths) {
   std::vector<Shape> shapes;
   for (const int tokens : {1, 9, 64})
-    for (const auto& [hidden, width] : {std::pair{2048, 128},
-                                        {2048, 256},
-                                        {2048, 512},
-                                        {3072, 1024},
-                                        {1152, 384},
-                                        {4224, 128},
-                                        {128, 1152}})
+    for (const auto& [hidden, width] :
+         test::sizes<std::pair<int, int>>({{2048, 128},
+                                           {2048, 256},
+                                           {2048, 512},
+                                           {3072, 1024},
+                                           {1152, 384},
+                                           {4224, 128},
+                                           {128, 1152}},
+                                          {{2048, 256}, {1152, 384}, {4224, 128}, {128, 1152}}))
       shapes.push_back({.tokens = tokens,
                         .experts = 9,
                         .top_k = 3,
@@ -391,7 +394,7 @@ TEST(MoeExperts, ChoosesAsMoeRouteDoes) {
       put_logits(bench);
       const auto planned = plan(bench.args, bench.on.where(), variant);
       ASSERT_TRUE(planned) << planned.status().to_string();
-      for (unsigned seed = 1; seed <= 10; ++seed) {
+      for (unsigned seed = 1; seed <= static_cast<unsigned>(test::size(10, 2)); ++seed) {
         bench.put_rows(seed);
         put_logits(bench);
         const Status ran = run(*planned, bench.args, bench.on.stream());

@@ -345,6 +345,7 @@ std::vector<Row> wide_settings() {
     for (int word = 0; word < 7760; ++word)
       rows[row].mask.push_back(
           static_cast<std::uint32_t>(row == 8 && word % 97 != 0 ? 0 : random()));
+  if (test::is_small_run()) return {rows[0], rows[3], rows[5], rows[8], rows.back()};
   return rows;
 }
 

@@ -1,5 +1,5 @@
 // The cases that a boundary is tested with: a thinned part in every run, all of them where
-// TEST_FULL is set.
+// TEST_FULL is set, a fifth of the thinned part in a small run (sizes.h).
 #pragma once
 
 #include <vector>

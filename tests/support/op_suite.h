@@ -8,6 +8,7 @@
 #include <random>
 
 #include "tests/support/device_fixture.h"
+#include "tests/support/sizes.h"
 #include "tests/support/targets.h"
 
 namespace tenon::test {

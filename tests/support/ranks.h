@@ -12,12 +12,13 @@
 
 #include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/comm/communicator.h"
+#include "tests/support/patience.h"
 
 namespace tenon::test {
 
 struct RankOptions {
   Target target = Target::kCpu;
-  std::chrono::milliseconds deadline{10'000};  // generous: sanitizers on a busy machine
+  std::chrono::milliseconds deadline{10'000 * slowdown_of_run()};  // generous: a busy machine
   std::string transport = "auto";
   int concurrent_channels = 1;
   bool only_exchanges = true;  // as in CommOptions
