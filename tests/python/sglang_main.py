@@ -101,10 +101,10 @@ rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 def begin():
     """The ranks of SGLang, as its server makes them."""
     on_gpus = DEVICE == "cuda"
+    parallel_state.set_custom_all_reduce(False)  # its kernels are compiled, or absent
     if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     else:
-        parallel_state.set_custom_all_reduce(False)
         pynccl.PyNcclCommunicator = lambda **named: types.SimpleNamespace(disabled=True)
     parallel_state.init_distributed_environment(
         world_size=world, rank=rank, local_rank=int(os.environ["LOCAL_RANK"]), backend="nccl" if on_gpus else "gloo")
