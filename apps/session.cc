@@ -14,6 +14,7 @@
 #include "apps/table.h"
 #include "apps/team.h"
 #include "tenon/comm/bootstrap/bootstrap.h"
+#include "tenon/core/clock.h"
 #include "tenon/core/env.h"
 
 namespace tenon::apps {
@@ -262,8 +263,7 @@ Result<std::unique_ptr<Session>> Session::open(const SessionOptions& options) {
     return std::unique_ptr<Session>();
   }
   TENON_ASSIGN(session->queue_, serve::RequestQueue::start(*session->model_, options.queue));
-  session->load_seconds_ =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  session->load_seconds_ = seconds_since(begin);
   return session;
 }
 

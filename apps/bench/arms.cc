@@ -208,8 +208,8 @@ fp8_quant::Args quant_args(const TensorView& normed, const NormedRows& out) {
 
 PlanContext Bench::where_measured(const PlanContext& where, bool bf16) const {
   PlanContext measured = where;
-  prefer_measured(measured, channels_.comm->slowest_link_gbs(), boundary_outputs(true, bf16),
-                  bucket_rows_, shape_.hidden);
+  prefer_measured(measured, channels_.comm->slowest_link_gbs(), spread_residual_,
+                  boundary_outputs(true, bf16), bucket_rows_, shape_.hidden);
   return measured;
 }
 
@@ -257,7 +257,8 @@ Result<Bench> Bench::make(const BoundaryBench& options, Shape shape, bool cold,
   TENON_TRY(bench.allocate(cold));
   TENON_TRY(bench.fill_inputs());
   TENON_ASSIGN(const PlanContext where, plan_context(*channels.comm));
-  const TunedTeam team{where.properties.name, channels.comm->slowest_link_gbs(), where.team_size};
+  const TunedTeam team{where.properties.name, channels.comm->slowest_link_gbs(), where.team_size,
+                       options.spread_residual};
   bench.bucket_rows_ = static_cast<int>(std::bit_ceil(static_cast<unsigned>(shape.rows)));
   for (const std::int64_t end : row_ends(tuned_tables(), team, shape.hidden))
     if (end >= shape.rows) bench.bucket_rows_ = std::min(bench.bucket_rows_, static_cast<int>(end));

@@ -66,11 +66,8 @@ void add_method(CLI::App& app, BoundaryBench& options, Words& words) {
 }
 
 void add_outputs(CLI::App& app, BoundaryBench& options) {
-  app.add_option("--csv", options.csv_path, "also write every number as CSV");
-  app.add_option("--json-file", options.json_path, "also write the results as JSON");
-  app.add_option("--svg", options.svg_path, "also plot time against rows");
+  add_report_options(app, options, "Options");
   app.add_flag("--wide", options.wide, "every column of the table, in lines of any length");
-  app.add_flag("--json", options.json_to_stdout, "print one JSON object and nothing else");
   app.add_option(
       "--check", options.baseline_path,
       "end with 1 where a ratio is worse than in this JSON, or in this folder's for the device");

@@ -337,10 +337,9 @@ Status run(const BoundaryBench& asked, int* exit_code) {
   TENON_TRY(tuned_status());
   std::optional<Interruptible> interruptible;
   {
-    TENON_ASSIGN(ResultFiles files, ResultFiles::open({{"--csv", asked.csv_path},
-                                                       {"--json-file", asked.json_path},
-                                                       {"--svg", asked.svg_path},
-                                                       {"--tune", asked.tune_path}}));
+    std::vector<ResultFiles::Wanted> wanted = asked.files();
+    wanted.push_back({"--tune", asked.tune_path});
+    TENON_ASSIGN(ResultFiles files, ResultFiles::open(std::move(wanted)));
     TENON_ASSIGN(TunedTables tables, read_tables(asked.tune_path));
     interruptible.emplace();
     const Status ran = run_ranks(shared);

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "apps/bench/report.h"
 #include "tenon/core/status.h"
 #include "tenon/core/tensor.h"
 
@@ -31,7 +32,7 @@ enum class Inputs : std::size_t {
 inline constexpr const char* kInputsNames[] = {"normal", "outliers", "cancelling"};
 inline const char* name(Inputs inputs) { return kInputsNames[static_cast<std::size_t>(inputs)]; }
 
-struct BoundaryBench {
+struct BoundaryBench : ReportOptions {
   std::vector<int> rows, hidden;  // empty: what suits the target and the mode
   bool around = false;            // with the default rows, also those beside each power of two
   int tp = 2;
@@ -47,10 +48,9 @@ struct BoundaryBench {
   bool spread_residual = false;         // two_shot gives every rank the whole residual
   bool sweep_variants = false;          // time every choice of kernels instead of the arms
   double link_gbs = 0, memory_gbs = 0;  // of one rank and direction; 0: measured at the start
-  std::string csv_path, json_path, svg_path, tune_path;
-  bool json_to_stdout = false;  // one JSON object on standard output and nothing else
-  bool wide = false;            // every column of the table, in lines of any length
-  std::string baseline_path;    // --check: a JSON of an earlier run, or a folder of them
+  std::string tune_path;                // empty: not wanted
+  bool wide = false;                    // every column of the table, in lines of any length
+  std::string baseline_path;            // --check: a JSON of an earlier run, or a folder of them
   double tolerance_percent = 3;
 };
 

@@ -9,6 +9,7 @@
 #include "apps/bench/shapes.h"
 #include "apps/options.h"
 #include "apps/progress.h"
+#include "tenon/core/clock.h"
 
 namespace tenon::apps {
 namespace {
@@ -47,7 +48,7 @@ Result<Turn> decode(const BenchedEngine& bench, const Options& options, int sequ
   const auto begin = std::chrono::steady_clock::now();  // a step may be on its way already
   const double device_before = engine.stats().device_seconds;
   for (int step = 0; step < options.steps; ++step) TENON_TRY(bench.step(&turn.tokens));
-  turn.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  turn.seconds = seconds_since(begin);
   turn.device_seconds = engine.stats().device_seconds - device_before;
   if (engine.idle()) return turn;
   return Status::error(Code::kInternal, "bench decode: sequences are left after their last step");

@@ -9,15 +9,12 @@
 #include "apps/options.h"
 #include "apps/rank_threads.h"
 #include "apps/version.h"
+#include "tenon/core/clock.h"
 
 namespace tenon::apps {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
 
 // A team that lives for this question.
 Result<Rates> measure_team(Target target, int size) {

@@ -8,6 +8,7 @@
 #include "apps/bench/shapes.h"
 #include "apps/options.h"
 #include "apps/progress.h"
+#include "tenon/core/clock.h"
 
 namespace tenon::apps {
 namespace {
@@ -42,7 +43,7 @@ Result<Turn> prefill(const BenchedEngine& bench, Load load) {
   const double device_before = engine.stats().device_seconds;
   const auto begin = std::chrono::steady_clock::now();
   while (!engine.idle()) TENON_TRY(bench.step(&turn.tokens));
-  turn.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  turn.seconds = seconds_since(begin);
   turn.device_seconds = engine.stats().device_seconds - device_before;
   return turn;
 }

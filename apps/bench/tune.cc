@@ -134,6 +134,7 @@ std::vector<Tuning> tune(const Results& results) {
       table.hidden = hidden;
       table.outputs = boundary_outputs(true, bf16);
       table.date = results.date.substr(0, 10);
+      table.whole_residual = results.options.spread_residual;
     }
   return tunings;
 }

@@ -7,6 +7,7 @@
 
 #include "apps/interrupt.h"
 #include "apps/load/load_run.h"
+#include "tenon/core/clock.h"
 #include "tenon/serve/ready_list.h"
 
 namespace tenon::apps {
@@ -43,8 +44,7 @@ bool take(Running& running) {
   if (part.outcome->reason == serve::FinishReason::kStop) out.tokens.pop_back();
   out.finish = serve::name(part.outcome->reason);
   out.num_tokens = part.outcome->completion_tokens;
-  out.seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - running.begin).count();
+  out.seconds = seconds_since(running.begin);
   return true;
 }
 

@@ -15,6 +15,7 @@
 #include "apps/options.h"
 #include "apps/table.h"
 #include "apps/version.h"
+#include "tenon/core/clock.h"
 #include "tenon/core/env.h"
 #include "tenon/core/json.h"
 
@@ -174,8 +175,7 @@ class Asking {
     const Status done = client != nullptr
                             ? answer_over_http(*client, questions, options_.parallel, told)
                             : answer_in_process(*session, questions, options_.parallel, told);
-    asked_.seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    asked_.seconds = seconds_since(begin);
     return done;
   }
 

@@ -4,6 +4,7 @@
 
 #include "apps/interrupt.h"
 #include "apps/options.h"
+#include "tenon/core/clock.h"
 #include "tenon/core/json.h"
 
 namespace tenon::apps {
@@ -160,9 +161,7 @@ void add_client_options(CLI::App& app, ClientOptions& options, const char* group
       ->group(group);
 }
 
-double ModelClient::now_s() const {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
-}
+double ModelClient::now_s() const { return seconds_since(begin_); }
 
 void ModelClient::at(double when_s, std::function<void()> what) {
   const std::chrono::duration<double> passed(when_s);

@@ -19,6 +19,7 @@
 
 #include "apps/server/keep_alive.h"
 #include "apps/server/wakes.h"
+#include "tenon/core/clock.h"
 #include "tenon/core/env.h"
 #include "tenon/core/guard.h"
 #include "tenon/core/thread.h"
@@ -391,7 +392,7 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
     if (!record.whole && record.status == 0) record.status = 499;
     record.note = exchange->note();
     exchange.reset();
-    record.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    record.seconds = seconds_since(begin);
     watch_ends_ = true;
     error_code ignored;
     if (watching_) socket_.cancel(ignored);

@@ -158,7 +158,7 @@ Result<std::shared_ptr<BoundaryChannel>> BoundaryChannel::make(const Spec& spec,
   } else {
     TENON_TRY(same);
   }
-  const TunedTeam team{limits.name, comm.slowest_link_gbs(), comm.size()};
+  const TunedTeam team{limits.name, comm.slowest_link_gbs(), comm.size(), !spec.sharded_residual};
   state->buckets = row_buckets(spec.max_rows, row_ends(tuned_tables(), team, spec.hidden));
   state->fixed.resize(state->buckets.size());
   if (state->where.peer_pointers) {
@@ -335,7 +335,7 @@ Status Boundary::State::plan_bucket(std::size_t index) const {
           "transport " + std::string(channel_state.comm->transport()) + " has no peer pointers");
     if (stage != Stage::kOneKernel) return Status::ok();
     PlanContext where_planned = channel_state.where;
-    prefer_measured(where_planned, channel_state.comm->slowest_link_gbs(),
+    prefer_measured(where_planned, channel_state.comm->slowest_link_gbs(), args.spread_residual,
                     boundary_outputs(spec.want_fp8, spec.want_bf16), bucket.max_rows, spec.hidden);
     follow_fixed(index, where_planned);
     auto planned = fused::plan(args, where_planned, spec.force_variant);

@@ -71,7 +71,7 @@ const TunedTable* nearest(const TunedTables& tables, const TunedTeam& team,
   };
   for (const TunedTable& each : tables.tables) {
     if (each.device != team.device || each.ranks != team.ranks || each.outputs != outputs ||
-        !is_like_link(each.link_gbs, team.link_gbs))
+        each.whole_residual != team.whole_residual || !is_like_link(each.link_gbs, team.link_gbs))
       continue;
     const bool is_nearer = best == nullptr || ratio(each) < ratio(*best) ||
                            (ratio(each) == ratio(*best) && each.hidden < best->hidden);
@@ -96,7 +96,8 @@ bool is_like_link(int gbs, int other_gbs) {
 
 bool TunedTable::is_about(const TunedTable& other) const {
   return device == other.device && ranks == other.ranks && hidden == other.hidden &&
-         outputs == other.outputs && is_like_link(link_gbs, other.link_gbs);
+         outputs == other.outputs && whole_residual == other.whole_residual &&
+         is_like_link(link_gbs, other.link_gbs);
 }
 
 void TunedTables::put(const TunedTables& newer) {
@@ -124,7 +125,7 @@ TunedChoices choices_for(const TunedTables& tables, const TunedTeam& team, std::
       return taken_from(*own, hidden, "was measured to be faster (" + own->date + ")");
     for (const TunedTables::Alike& each : tables.alike) {
       if (each.device != team.device) continue;
-      const TunedTeam other{each.other, team.link_gbs, team.ranks};
+      const TunedTeam other{each.other, team.link_gbs, team.ranks, team.whole_residual};
       const TunedTable* const theirs = nearest(tables, other, kind, hidden);
       if (theirs != nullptr)
         return taken_from(*theirs, hidden,
@@ -132,6 +133,8 @@ TunedChoices choices_for(const TunedTables& tables, const TunedTeam& team, std::
                               " (" + theirs->date + ")");
     }
   }
+  if (team.whole_residual)
+    return choices_for(tables, {team.device, team.link_gbs, team.ranks}, outputs, hidden);
   return rule(team, hidden);
 }
 
@@ -171,9 +174,9 @@ const TunedTables& tuned_tables() { return loaded().tables; }
 const Status& tuned_status() { return loaded().status; }
 const std::string& tuned_file_text() { return loaded().file_text; }
 
-void prefer_measured(PlanContext& where, int link_gbs, std::string_view outputs, std::int64_t rows,
-                     int hidden) {
-  const TunedTeam team{where.properties.name, link_gbs, where.team_size};
+void prefer_measured(PlanContext& where, int link_gbs, bool whole_residual,
+                     std::string_view outputs, std::int64_t rows, int hidden) {
+  const TunedTeam team{where.properties.name, link_gbs, where.team_size, whole_residual};
   const TunedChoices known = choices_for(tuned_tables(), team, outputs, hidden);
   where.preferred = known.of(rows);
   where.why_preferred = known.why;

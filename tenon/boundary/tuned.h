@@ -29,8 +29,8 @@ struct TunedLine {
   std::string choice;
 };
 
-// What was measured of one team, one width and one set of outputs. A choice may change speed only:
-// all give the same bits.
+// What was measured of one team, one width, one set of outputs and one kind of residual. A choice
+// may change speed only: all give the same bits.
 struct TunedTable {
   std::string device;            // DeviceProperties::name
   int link_gbs = 0;              // Communicator::slowest_link_gbs(), in GB/s; 0 on host targets
@@ -38,8 +38,9 @@ struct TunedTable {
   std::string outputs;           // of kBoundaryOutputs
   std::string date;              // of the measurement: "2026-11-28"
   std::vector<TunedLine> lines;  // up_to_rows rises; the last has no end
+  bool whole_residual = false;   // on every rank after every call, not sharded by owner
 
-  bool is_about(const TunedTable& other) const;  // the same device, links, ranks, width and outputs
+  bool is_about(const TunedTable& other) const;  // the same in all but date and lines
 };
 
 struct TunedTables {
@@ -61,6 +62,7 @@ struct TunedTeam {
   std::string_view device;
   int link_gbs = 0;
   int ranks = 0;
+  bool whole_residual = false;
 };
 
 // What is known of one team, width and outputs.
@@ -71,9 +73,9 @@ struct TunedChoices {
   std::string_view of(std::int64_t rows) const;  // of kBoundaryChoices, or empty
 };
 
-// From the table of these outputs (else of fp8+bf16) and of this width; a width that nobody
-// measured takes the table of the nearest one, with as many bytes instead of rows. Without a table
-// the rule. Pure.
+// From the table of this residual (else of the sharded one), these outputs (else fp8+bf16) and this
+// width; a width that nobody measured takes the table of the nearest one, with as many bytes
+// instead of rows. Without a table the rule. Pure.
 TunedChoices choices_for(const TunedTables& tables, const TunedTeam& team, std::string_view outputs,
                          int hidden);
 
@@ -100,7 +102,7 @@ const std::string& tuned_file_text();
 
 // Sets what a plan for `rows` of `hidden` 16-bit elements prefers to what is known of the device
 // and team of `where`: nothing where nothing is. `link_gbs`: slowest_link_gbs().
-void prefer_measured(PlanContext& where, int link_gbs, std::string_view outputs, std::int64_t rows,
-                     int hidden);
+void prefer_measured(PlanContext& where, int link_gbs, bool whole_residual,
+                     std::string_view outputs, std::int64_t rows, int hidden);
 
 }  // namespace tenon

@@ -12,6 +12,8 @@ namespace {
 using Json = PlainJson;
 using Kind = PlainJson::Kind;
 
+constexpr std::string_view kWhole = "whole";
+
 Status refuse(const std::string& where, const std::string& why) {
   return Status::error(Code::kInvalidArgument, where + " " + why);
 }
@@ -70,8 +72,8 @@ Result<TunedLine> read_line(const Json& line, const std::string& where) {
 }
 
 Result<TunedTable> read_table(const Json& table, const std::string& where) {
-  static constexpr std::string_view kKeys[] = {"device", "ranks", "hidden",  "outputs",
-                                               "date",   "lines", "link_gbs"};
+  static constexpr std::string_view kKeys[] = {"device", "ranks", "hidden",   "outputs",
+                                               "date",   "lines", "link_gbs", "residual"};
   TENON_TRY(check_keys(table, kKeys, 6, where));
   TunedTable read;
   TENON_ASSIGN(read.device, read_text(table, "device", where));
@@ -87,6 +89,13 @@ Result<TunedTable> read_table(const Json& table, const std::string& where) {
   if (table.find("link_gbs") != nullptr) {
     TENON_ASSIGN(const std::int64_t gbs, read_number(table, "link_gbs", 0, 1'000'000, where));
     read.link_gbs = static_cast<int>(gbs);
+  }
+  if (table.find("residual") != nullptr) {
+    TENON_ASSIGN(const std::string residual, read_text(table, "residual", where));
+    if (residual != kWhole)
+      return refuse(where, "has the residual \"" + residual +
+                               "\"; accepted: whole, or none where " + "it is sharded");
+    read.whole_residual = true;
   }
   const Json& lines = *table.find("lines");
   if (lines.kind != Kind::kList || lines.items.empty())
@@ -129,7 +138,8 @@ Result<TunedTables> parse_tuned(std::string_view text) {
     for (const TunedTable& other : read.tables)
       if (other.is_about(next))
         return refuse(where,
-                      "is about the same device, links, ranks, width and outputs as one before");
+                      "is about the same device, links, ranks, width, outputs and residual as one "
+                      "before");
     read.tables.push_back(std::move(next));
   }
   const Json* const alike = file.find("alike");
@@ -155,8 +165,9 @@ std::string text_of(const TunedTables& tables) {
     if (each.link_gbs > 0) table += ",\"link_gbs\":" + std::to_string(each.link_gbs);
     table += ",\"ranks\":" + std::to_string(each.ranks) +
              ",\"hidden\":" + std::to_string(each.hidden) +
-             ",\"outputs\":" + in_quotes(each.outputs) + ",\"date\":" + in_quotes(each.date) +
-             ",\"lines\":[";
+             ",\"outputs\":" + in_quotes(each.outputs);
+    if (each.whole_residual) table += ",\"residual\":" + in_quotes(kWhole);
+    table += ",\"date\":" + in_quotes(each.date) + ",\"lines\":[";
     for (std::size_t i = 0; i < each.lines.size(); ++i) {
       const TunedLine& line = each.lines[i];
       table += i == 0 ? "{" : ",{";

@@ -6,7 +6,8 @@
 //                          {"choice": "two_shot_packed"}]}],
 //    "alike": [{"device": "NVIDIA H100 80GB HBM3", "other": "NVIDIA H200"}]}
 //
-// Choices are those of tuned.h. `alike` may be left out, and so may `link_gbs`.
+// Choices are those of tuned.h. `alike` may be left out, and so may `link_gbs`. A table of calls
+// after which every rank has the whole residual says "residual": "whole".
 #pragma once
 
 #include <string>

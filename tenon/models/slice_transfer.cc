@@ -15,6 +15,7 @@
 #include <thread>
 #include <utility>
 
+#include "tenon/core/clock.h"
 #include "tenon/core/env.h"
 #include "tenon/core/fp8.h"
 #include "tenon/core/guard.h"
@@ -32,10 +33,6 @@ constexpr std::size_t kScratchBytes = std::size_t{512} << 10;  // stays in a cor
 // A disk wants several at a time even where there are few cores.
 constexpr int kLeastReaders = 4, kMostReaders = 16;
 constexpr std::chrono::microseconds kSentPoll{50};
-
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
 
 // Bytes that this process had fetched from disks so far.
 std::int64_t disk_bytes_so_far() {

@@ -31,10 +31,7 @@ server = None
 def setUpModule():
     global server
     server = Server("--max-context", "2048", "--served-model-name", "tiny", "--quiet")
-
-
-def tearDownModule():
-    server.stop()
+    unittest.addModuleCleanup(server.stop)
 
 
 class Wire(unittest.TestCase):

@@ -33,10 +33,7 @@ def setUpModule():
     global server
     server = Server("--max-context", "1024", "--served-model-name", "tiny",
                     "--served-model-name", "team/tiny model", "--api-key", "secret", "--quiet")
-
-
-def tearDownModule():
-    server.stop()
+    unittest.addModuleCleanup(server.stop)
 
 
 class OpenAi(unittest.TestCase):

@@ -21,10 +21,7 @@ server = None
 def setUpModule():
     global server
     server = Server("--max-context", "1024", "--served-model-name", "tiny", "--api-key", "secret", "--quiet")
-
-
-def tearDownModule():
-    server.stop()
+    unittest.addModuleCleanup(server.stop)
 
 
 class LiteLlm(unittest.TestCase):

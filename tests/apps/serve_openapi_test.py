@@ -18,10 +18,7 @@ def setUpModule():
     global server, document
     server = Server("--max-context", "1024", "--served-model-name", "tiny", "--quiet")
     document = server.get("/openapi.json").json()
-
-
-def tearDownModule():
-    server.stop()
+    unittest.addModuleCleanup(server.stop)
 
 
 def resolved(schema):

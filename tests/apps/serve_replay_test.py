@@ -15,10 +15,7 @@ server = None
 def setUpModule():
     global server
     server = Server("--max-context", "1024", "--served-model-name", "tiny", "--quiet")
-
-
-def tearDownModule():
-    server.stop()
+    unittest.addModuleCleanup(server.stop)
 
 
 class Replay(unittest.TestCase):

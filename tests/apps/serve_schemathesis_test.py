@@ -25,10 +25,7 @@ server = None
 def setUpModule():
     global server
     server = Server("--max-context", "64", "--served-model-name", "tiny", "--quiet")
-
-
-def tearDownModule():
-    server.stop()
+    unittest.addModuleCleanup(server.stop)
 
 
 class Schemathesis(unittest.TestCase):

@@ -23,10 +23,7 @@ server = None
 def setUpModule():
     global server
     server = Server("--max-context", "1024", "--served-model-name", "tiny")
-
-
-def tearDownModule():
-    server.stop()
+    unittest.addModuleCleanup(server.stop)
 
 
 class Thoughts(unittest.TestCase):

@@ -18,10 +18,7 @@ server = None
 def setUpModule():
     global server
     server = Server("--max-context", "1024", "--served-model-name", "tiny", "--max-body-mb", "1")
-
-
-def tearDownModule():
-    server.stop()
+    unittest.addModuleCleanup(server.stop)
 
 
 class Chat(unittest.TestCase):

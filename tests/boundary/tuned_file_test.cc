@@ -20,7 +20,12 @@ const bool kIsSet = [] {
      "lines": [{"up_to_rows": 3, "choice": "one_shot"}, {"choice": "two_shot"}]},
     {"device": "host", "ranks": 2, "hidden": 512, "outputs": "fp8+bf16", "date": "2026-11-28",
      "lines": [{"up_to_rows": 5, "choice": "one_shot"}, {"up_to_rows": 8, "choice": "two_shot"},
-               {"choice": "two_kernels"}]}]})";
+               {"choice": "two_kernels"}]},
+    {"device": "host", "ranks": 3, "hidden": 1024, "outputs": "fp8", "date": "2026-11-28",
+     "lines": [{"up_to_rows": 3, "choice": "one_shot"}, {"choice": "two_shot"}]},
+    {"device": "host", "ranks": 3, "hidden": 1024, "outputs": "fp8", "residual": "whole",
+     "date": "2026-11-28",
+     "lines": [{"up_to_rows": 6, "choice": "one_shot"}, {"choice": "two_shot"}]}]})";
   return setenv("TENON_TUNED_FILE", kPath.c_str(), 1) == 0;
 }();
 
@@ -29,10 +34,20 @@ class TunedFile : public testing::Test {
   static void TearDownTestSuite() { std::remove(kPath.c_str()); }
 };
 
-Result<Boundary> make(bool bf16, const std::shared_ptr<BoundaryChannel>& channel) {
+Result<std::shared_ptr<BoundaryChannel>> make_channel(bool sharded, int hidden,
+                                                      Communicator& comm) {
+  BoundaryChannel::Spec spec;
+  spec.hidden = hidden;
+  spec.max_rows = 16;
+  spec.sharded_residual = sharded;
+  return BoundaryChannel::make(spec, comm);
+}
+
+Result<Boundary> make(bool bf16, const std::shared_ptr<BoundaryChannel>& channel,
+                      int hidden = 512) {
   BoundarySpec spec;
   spec.site = bf16 ? "both" : "fp8";
-  spec.hidden = 512;
+  spec.hidden = hidden;
   spec.max_rows = 16;
   spec.want_bf16 = bf16;
   return Boundary::make(spec, channel);
@@ -55,11 +70,7 @@ constexpr const char* kOfBoth =
 void expect_choices(bool sharded, bool bf16_first, const std::string& first,
                     const std::string& second) {
   test::run_ranks(2, {}, [&](int, Communicator& comm) {
-    BoundaryChannel::Spec spec;
-    spec.hidden = 512;
-    spec.max_rows = 16;
-    spec.sharded_residual = sharded;
-    const auto channel = BoundaryChannel::make(spec, comm);
+    const auto channel = make_channel(sharded, 512, comm);
     ASSERT_TRUE(channel) << channel.status().to_string();
     const auto one = make(bf16_first, *channel);
     ASSERT_TRUE(one) << one.status().to_string();
@@ -80,6 +91,21 @@ TEST_F(TunedFile, OutputsHaveChoicesOfTheirOwn) {
 TEST_F(TunedFile, WithAShardedResidualTheFirstChoosesForAll) {
   expect_choices(true, true, kOfBoth, kOfBoth);
   expect_choices(true, false, kOfFp8, kOfFp8);
+}
+
+TEST_F(TunedFile, WholeResidualsHaveChoicesOfTheirOwn) {
+  test::run_ranks(3, {}, [&](int, Communicator& comm) {
+    for (const bool sharded : {false, true}) {
+      const auto channel = make_channel(sharded, 1024, comm);
+      ASSERT_TRUE(channel) << channel.status().to_string();
+      const auto boundary = make(false, *channel, 1024);
+      ASSERT_TRUE(boundary) << boundary.status().to_string();
+      EXPECT_EQ(text_of(*boundary),
+                sharded
+                    ? "1 one_shot, 2 one_shot, 3 one_shot, 4 two_shot, 8 two_shot, 16 two_shot"
+                    : "1 one_shot, 2 one_shot, 4 one_shot, 6 one_shot, 8 two_shot, 16 two_shot");
+    }
+  });
 }
 
 TEST_F(TunedFile, TheFileStandsOverTheTablesThatAreBuiltIn) {

@@ -52,6 +52,25 @@ TEST(Tuned, OutputsHaveTablesOfTheirOwn) {
   EXPECT_EQ(boundary_outputs(false, true), "bf16");
 }
 
+TEST(Tuned, WholeResidualsHaveTablesOfTheirOwn) {
+  TunedTables tables = tables_of_cards();
+  const TunedTeam sharded{"card", 380, 2}, whole{"card", 380, 2, true};
+  EXPECT_EQ(fastest(tables, whole, 49, 4096), "two_shot");  // without one, those of sharded ones
+  TunedTable table{"card", 400, 2, 4096, "fp8+bf16", "2026-11-29", {{kEnd, "one_shot_packed"}}};
+  table.whole_residual = true;
+  EXPECT_FALSE(table.is_about(tables.tables.front()));
+  tables.put({{table}, {}});
+  EXPECT_EQ(fastest(tables, whole, 49, 4096), "one_shot_packed");
+  EXPECT_EQ(fastest(tables, whole, 49, 4096, "fp8"), "one_shot_packed");
+  EXPECT_EQ(fastest(tables, {"other card", 380, 2, true}, 49, 4096), "one_shot_packed");
+  EXPECT_EQ(row_ends(tables, whole, 4096), std::vector<std::int64_t>{});
+  EXPECT_EQ(fastest(tables, sharded, 49, 4096), "two_shot");
+  const auto again = parse_tuned(text_of(tables));
+  ASSERT_TRUE(again) << again.status().to_string();
+  EXPECT_TRUE(again->tables.back().whole_residual);
+  EXPECT_FALSE(again->tables.front().whole_residual);
+}
+
 TEST(Tuned, AWidthWithoutATableTakesTheNearestByBytes) {
   const TunedTables tables = tables_of_cards();
   const TunedTeam team{"card", 380, 2};
@@ -161,7 +180,9 @@ TEST(Tuned, WhatIsWrongWithATextIsSaid) {
       {"}]}]}",
        "}]},{\"device\":\"a\",\"ranks\":2,\"hidden\":64,\"outputs\":\"fp8\","
        "\"date\":\"x\",\"lines\":[{\"choice\":\"one_shot\"}]}]}",
-       "table 2 is about the same device, links, ranks, width and outputs as one before"},
+       "table 2 is about the same device, links, ranks, width, outputs and residual as one "},
+      {"\"lines\"", "\"residual\":\"sharded\",\"lines\"",
+       "table 1 has the residual \"sharded\"; accepted: whole"},
       {"}]}]}", "}]}],\"alike\":[{\"device\":\"b\"}]}", "\"alike\" number 1 has no \"other\""},
   };
   for (const Case& each : cases) {
@@ -198,13 +219,13 @@ TEST(Tuned, PlansPreferWhatWasMeasured) {
   PlanContext where;
   where.team_size = 2;
   where.properties.name = "NVIDIA H200";
-  prefer_measured(where, 380, kBoth, 8192, 4096);
+  prefer_measured(where, 380, false, kBoth, 8192, 4096);
   EXPECT_EQ(where.preferred, "two_shot_packed");
   EXPECT_TRUE(where.why_preferred.starts_with("was measured to be faster (2026-"));
-  prefer_measured(where, 380, kBoth, 1, 4096);
+  prefer_measured(where, 380, false, kBoth, 1, 4096);
   EXPECT_EQ(where.preferred, "one_shot");
   where.properties.name = "host";
-  prefer_measured(where, 0, kBoth, 48, 4096);
+  prefer_measured(where, 0, false, kBoth, 48, 4096);
   EXPECT_EQ(where.preferred, "");
   EXPECT_EQ(where.why_preferred, "");
 }

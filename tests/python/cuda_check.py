@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 2 tests/python/cuda_check.py
 
 PYTHONPATH has the package of a build with CUDA, ORACLE_LIBRARY is that build's tests/libpython_oracle.so. Exits with
-1 where a bit differs. The table on standard output says what each column is. --bits and --times: these alone. What
-eager calls take the host: host_cost.py.
+1 where a bit differs. The table on standard output says what each column is. --bits and --times: these alone; --graphs:
+of the times those of graphs of the boundary alone. What eager calls take the host: host_cost.py.
 """
 import os
 import statistics
@@ -19,7 +19,7 @@ from host_cost import on_own_core, times_of
 from oracle import LAYOUTS, case, difference, inputs, spec
 
 HIDDEN, GROUP, EPS = 4096, 128, 1e-6
-ROWS = (1, 4, 16, 64, 256)
+ROWS = (1, 4, 16, 64, 256, 1024)
 failures = []
 
 
@@ -102,31 +102,42 @@ def epilogue(summed, residual, weight):
     return normed, quantised(normed)
 
 
-def time_in_a_graph(run, calls=512, repeats=15):
-    """µs a call: the median of replays, of the slowest rank. So many calls that it does not show how far apart the
-    ranks begin."""
-    graph = captured(lambda: [run() for _ in range(calls)])
-    graph.replay()
-    found = []
-    for _ in range(repeats):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize()
-        dist.barrier()
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        slowest = torch.tensor([begin.elapsed_time(end) * 1000 / calls], device="cuda")
-        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
-        found.append(slowest.item())
-    return statistics.median(found)
+def time_in_a_graph(runs, calls=512, repeats=15):
+    """µs a call of each of `runs`: the median of replays, in turns, of the slowest rank. A graph is, as that of
+    `tenon bench boundary`, a small all-reduce that lets the ranks start together, an event, the calls, an event."""
+    small = torch.zeros(8, dtype=torch.bfloat16, device="cuda")
+
+    def timed(run):
+        events = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(2)]
+
+        def every():
+            communicator.all_reduce(small)
+            events[0].record()
+            for _ in range(calls):
+                run()
+            events[1].record()
+        return captured(every), events
+
+    graphs = [timed(run) for run in runs]
+    found = [[] for _ in runs]
+    for repeat in range(repeats + 1):
+        for run, (graph, (begin, end)), times in zip(runs, graphs, found):
+            run(), run()
+            meet()
+            graph.replay()
+            torch.cuda.synchronize()
+            slowest = torch.tensor([begin.elapsed_time(end) * 1000 / calls], device="cuda")
+            dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+            if repeat:  # the first replay loads the graph
+                times.append(slowest.item())
+    return [statistics.median(times) for times in found]
 
 
 def of_rows(rows, **spec):
-    """A boundary of 256 rows, and what a call with `rows` rows is given: arguments, and places of outputs."""
-    channel = tenon.Channel(communicator, hidden=HIDDEN, max_rows=256,
+    """A boundary of the most rows, and what a call with `rows` rows is given: arguments, and places of outputs."""
+    channel = tenon.Channel(communicator, hidden=HIDDEN, max_rows=ROWS[-1],
                             sharded_residual=spec.pop("sharded_residual", False))
-    boundary = tenon.torch.Boundary(channel, hidden=HIDDEN, max_rows=256, eps=EPS, **spec)
+    boundary = tenon.torch.Boundary(channel, hidden=HIDDEN, max_rows=ROWS[-1], eps=EPS, **spec)
     torch.manual_seed(rank)
     partial = torch.randn(rows, HIDDEN, device="cuda").bfloat16()
     given = partial, torch.zeros_like(partial), torch.ones(HIDDEN, device="cuda").bfloat16()
@@ -139,9 +150,33 @@ def meet():
     torch.cuda.synchronize()
 
 
+def arms_of(rows):
+    return [of_rows(rows), of_rows(rows, sharded_residual=True), of_rows(rows, want_rows=False)]
+
+
+def times_of_arms(arms):
+    return time_in_a_graph([lambda arm=arm, of=of, to=to: arm(*of, **to) for arm, of, to in arms])
+
+
+def end(arms):
+    communicator.health()
+    for arm, _, _ in arms:
+        arm.close()
+
+
+def measure_graphs():
+    say("rows     whole  sharded  fp8 alone, whole   µs a call")
+    for rows in ROWS:
+        arms = arms_of(rows)
+        say("{:4d}  {:8.2f} {:8.2f} {:8.2f}".format(rows, *times_of_arms(arms)), "  ",
+            *[arm.plan(rows).variant for arm, _, _ in arms])
+        end(arms)
+
+
 def measure():
     say(f"\nhidden {HIDDEN}, bf16; rows and fp8 with fp32 row scales formed; µs a call")
-    say("graph: calls in a CUDA graph, the residual whole on every rank, sharded by owner as in an engine that has")
+    say("graph: calls in a CUDA graph, timed as `tenon bench boundary --mode graph --iterations 512` does,")
+    say("--spread-residual or not: the residual whole on every rank, sharded by owner as in an engine that has")
     say("boundaries only, and whole with fp8 alone formed; torch: all_reduce, then residual, norm and quantiser. host: a")
     say("function of torch.compile, which holds the call alone")
     say("rows   graph: tenon  sharded  fp8 alone   torch compiled  torch eager   host: compiled   variants")
@@ -154,7 +189,7 @@ def measure():
         say(f"torch.compile of the three kernels: {str(error).splitlines()[0]}")
         fused = None
     for rows in ROWS:
-        arms = [of_rows(rows), of_rows(rows, sharded_residual=True), of_rows(rows, want_rows=False)]
+        arms = arms_of(rows)
         boundary, given, places = arms[0]
         _, residual, weight = given
         addend = given[0].clone()
@@ -163,9 +198,9 @@ def measure():
             dist.all_reduce(addend)
             tail(addend, residual, weight)
 
-        found = [time_in_a_graph(lambda: arm(*of, **to)) for arm, of, to in arms]
-        found.append(time_in_a_graph(lambda: chain(fused), 64) if fused else float("nan"))
-        found.append(time_in_a_graph(lambda: chain(epilogue), 64))
+        found = times_of_arms(arms)
+        chains = [lambda tail=tail: chain(tail) for tail in (fused, epilogue) if tail]
+        found += [float("nan")] * (2 - len(chains)) + time_in_a_graph(chains, 64)
         torch._dynamo.reset()
         compiled = torch.compile(lambda p, r: boundary(p, r, weight, **places).rows, fullgraph=True,
                                  backend="inductor" if fused else "aot_eager")
@@ -176,9 +211,7 @@ def measure():
             os.sched_setaffinity(0, cores)
         say("{:4d}  {:12.2f} {:8.2f} {:10.2f} {:16.2f} {:12.2f} {:16.2f}".format(rows, *found), "  ",
             *[arm.plan(rows).variant for arm, _, _ in arms])
-        communicator.health()
-        for arm, _, _ in arms:
-            arm.close()
+        end(arms)
 
 
 os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -191,15 +224,16 @@ rank, world = dist.get_rank(), dist.get_world_size()
 communicator = tenon.torch.communicator(target="cuda", deadline=20.0)
 say(f"tenon {tenon.__version__} {tenon.commit()}, torch {torch.__version__}, {world} x {torch.cuda.get_device_name()},",
     f"transport {communicator.info.transport}, capturable {communicator.info.capturable}")
-if "--times" not in sys.argv:
+times_alone = "--times" in sys.argv or "--graphs" in sys.argv
+if not times_alone:
     check_bits()
 every = [None] * world
 dist.all_gather_object(every, failures)
 wrong = [text for each in every for text in each]
-if "--times" not in sys.argv:
+if not times_alone:
     say("bits: eager, in a graph, compiled:", "all those of the reference" if not wrong else "\n".join(wrong))
 if not wrong and "--bits" not in sys.argv:
-    measure()
+    measure_graphs() if "--graphs" in sys.argv else measure()
 communicator.close()
 dist.destroy_process_group()
 sys.exit(1 if wrong else 0)

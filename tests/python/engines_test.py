@@ -1,8 +1,8 @@
-"""The plugin for SGLang against the code of a release, which pip fetches and nothing of is imported but its registry of
-hooks: ctest -C clients -L clients."""
-from inside import NUMPY, enter_package
+"""The plugin for SGLang against the code of a release, which pip fetches: its registry of hooks and the signatures of
+what these stand around here, its layers in processes of sglang_main.py. ctest -C clients -L clients."""
+from inside import ROOT, TORCH, enter_package, launch
 
-enter_package(__file__, NUMPY, "torch==2.11.0", "mypy==2.4.1", name="python_torch")
+enter_package(__file__, *TORCH, name="python_torch")
 
 import ast  # noqa: E402
 import importlib  # noqa: E402
@@ -88,6 +88,11 @@ class Sglang(unittest.TestCase):
         hooks._apply_target(target, hooks._hooks[target])
         found = module._forward_with_allreduce_fusion(None, None, None, "an addition", None)
         self.assertEqual(found, ("own way", 6))
+
+    def test_layers_give_what_they_gave(self):
+        for change in ([], ["quant"]):
+            for code, told in launch(2, ROOT / "tests/python/sglang_main.py", self.code, "cpu", *change, timeout=600):
+                self.assertTrue(code == 0 and "as SGLang's own\n" in told, told[-4000:])
 
     def test_groups_are_asked_for_by_their_names(self):
         known = self.functions("sglang.srt.distributed.parallel_state")

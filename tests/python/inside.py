@@ -11,6 +11,8 @@ sys.path.insert(0, str(ROOT / "tests/apps"))
 from clients_support import enter  # noqa: E402
 
 NUMPY = "numpy==1.26.4"
+# One environment for all tests with torch: its packages take gigabytes.
+TORCH = NUMPY, "torch==2.11.0", "mypy==2.4.1", "transformers==5.19.0", "msgspec==0.22.0", "pyzmq==27.3.0", "dill==0.4.1"
 
 
 def enter_package(script, *packages, name="python"):
@@ -22,7 +24,7 @@ def enter_package(script, *packages, name="python"):
     del sys.argv[1]
 
 
-def launch(count, *command):
+def launch(count, *command, timeout=120):
     """Starts `count` ranks of `command` as a launcher does; (exit code, what it printed) of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -34,4 +36,4 @@ def launch(count, *command):
         started.append(subprocess.Popen([sys.executable, *map(str, command)], env=environment,
                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     return [(process.returncode, told) for process, (told, _) in
-            [(process, process.communicate(timeout=120)) for process in started]]
+            [(process, process.communicate(timeout=timeout)) for process in started]]

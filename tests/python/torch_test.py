@@ -1,7 +1,7 @@
 """Tensors of torch, and torch.compile without a graph break: ctest -C clients -L clients."""
-from inside import NUMPY, ROOT, enter_package, launch
+from inside import ROOT, TORCH, enter_package, launch
 
-enter_package(__file__, NUMPY, "torch==2.11.0", "mypy==2.4.1", name="python_torch")
+enter_package(__file__, *TORCH, name="python_torch")
 
 import re  # noqa: E402
 import subprocess  # noqa: E402
