@@ -11,6 +11,7 @@ endif()
 set(version 0.2.8)
 set(hash 8305646fd2b319d6c3003f51a1665e54cbbe9cba1fb636bc41d0b46434ccbb80)
 set(address https://files.pythonhosted.org/packages/03/0f/29f521535729be740779c2c98b630ef6607cf28be9b669895dd2b821ff63/xgrammar-${version}.tar.gz)
+set(compile_effort 100000000)  # states of the parser that one thread of a compilation may go through
 set(folder ${PROJECT_BINARY_DIR}/third_party)
 file(SHA256 ${CMAKE_CURRENT_LIST_FILE} recipe)  # another recipe, another folder
 string(SUBSTRING ${recipe} 0 8 recipe)
@@ -66,6 +67,60 @@ function(tenon_fetch_xgrammar)
       elements.push_back(WhitespaceExpression());
 ]] [[      elements.push_back(RuleRef(value_rule_id));
 ]])
+  # A grammar that anybody may send must not keep a thread busy for minutes: its parser counts what it does, and
+  # gives up where that was more than was allowed (tenon/text/grammar.cc). A thread that nobody has allowed anything
+  # is one that prepares masks for a compilation.
+  tenon_mend_xgrammar(earley_parser.cc 1 "bool EarleyParser::IsCompleted() const { return is_completed_.back(); }" [[
+static thread_local long long tenon_effort_left = TENON_COMPILE_EFFORT;
+
+long long TenonAllow(long long effort) {
+  const long long left = tenon_effort_left;
+  tenon_effort_left = effort;
+  return left;
+}
+
+static void TenonSpend(long long effort) {
+  if ((tenon_effort_left -= effort) < 0)
+    throw std::runtime_error("takes too much work to keep to; accepted are simpler ones");
+}
+
+bool EarleyParser::IsCompleted() const { return is_completed_.back(); }]])
+  tenon_mend_xgrammar(earley_parser.cc 1 "#include <utility>" "#include <stdexcept>\n#include <utility>")
+  tenon_mend_xgrammar(earley_parser.cc 2 "  for (const auto& state : latest_states) {"
+                      "  TenonSpend(latest_states.size());\n  for (const auto& state : latest_states) {")
+  tenon_mend_xgrammar(earley_parser.cc 3 "    tmp_process_state_queue_.pop();"
+                      "    tmp_process_state_queue_.pop();\n    TenonSpend(1);")
+  tenon_mend_xgrammar(earley_parser.cc 1 "  for (const auto& [ref_id, parent_state] : parent_states_map) {"
+                      "  TenonSpend(parent_states_map.size());\n  for (const auto& [ref_id, parent_state] : parent_states_map) {")
+  tenon_mend_xgrammar(earley_parser.cc 2 "const auto& parent_state = parent_state_iter.second;"
+                      "const auto& parent_state = parent_state_iter.second;\nTenonSpend(rule_id_to_completable_states_.Back().size());")
+  # What could not be compiled is not kept: it counted as nothing, so nothing made room for it.
+  tenon_mend_xgrammar(support/thread_safe_cache.h 1 [[
+    lock_map.unlock();
+    task();
+    return future;
+  }
+
+  std::shared_future<SizedValue> GetFutureUnlimited]] [[
+    lock_map.unlock();
+    task();
+    const auto has_failed = [](const std::shared_future<SizedValue>& value) {
+      if (value.wait_for(std::chrono::seconds(0)) != std::future_status::ready) return false;
+      try {
+        value.get();
+        return false;
+      } catch (...) {
+        return true;
+      }
+    };
+    if (has_failed(future)) {
+      lock_map.lock();
+      cache_.LRUEvict([] { return true; }, has_failed);
+    }
+    return future;
+  }
+
+  std::shared_future<SizedValue> GetFutureUnlimited]])
   file(RENAME ${folder}/unpacked/xgrammar-${version} ${root})
 endfunction()
 
@@ -86,7 +141,8 @@ add_library(tenon_xgrammar STATIC ${xgrammar_sources})
 set_target_properties(tenon_xgrammar PROPERTIES EXPORT_NAME xgrammar CXX_STANDARD 17)
 target_include_directories(tenon_xgrammar SYSTEM PRIVATE ${root}/include ${root}/3rdparty/picojson
                                                          ${root}/3rdparty/dlpack/include)
-target_compile_definitions(tenon_xgrammar PRIVATE XGRAMMAR_ENABLE_CPPTRACE=0 XGRAMMAR_ENABLE_INTERNAL_CHECK=0)
+target_compile_definitions(tenon_xgrammar PRIVATE XGRAMMAR_ENABLE_CPPTRACE=0 XGRAMMAR_ENABLE_INTERNAL_CHECK=0
+                                                   TENON_COMPILE_EFFORT=${compile_effort})
 # Others' code: its warnings are not ours to mend, and only its memory and its races are watched.
 target_compile_options(tenon_xgrammar PRIVATE -O2 -w)
 if(TENON_SANITIZE)

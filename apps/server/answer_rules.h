@@ -1,5 +1,6 @@
 // What a request says of the form of its answer: response_format and its older and other names,
-// tool_choice, the budget of thoughts. Read into values; prepare() (generation.h) compiles them.
+// tool_choice, the budget of thoughts. Read into values; compile_grammar() (generation.h) compiles
+// them.
 #pragma once
 
 #include "apps/server/fields.h"

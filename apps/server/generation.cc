@@ -360,25 +360,6 @@ std::optional<ApiError> check_context(const serve::LanguageModel& model, std::si
                   field, "context_length_exceeded"};
 }
 
-// The grammar of what the answer must be, where it must be something.
-std::optional<ApiError> compile_rule(const serve::LanguageModel& model, const ApiRequest& request,
-                                     serve::AnswerRule& rule) {
-  const bool has_calls = request.grammar.tools.is_list();
-  if (!request.grammar.text && !has_calls) return std::nullopt;
-  const auto refuse = [&](const Status& why) {
-    return ApiError{400,
-                    "\"" + request.grammar_field + "\": " + std::string(why.message()),
-                    request.grammar_field,
-                    {}};
-  };
-  const auto tag = structural_tag(request.grammar);
-  if (!tag) return refuse(tag.status());
-  auto grammar = model.grammars().compile(*tag);
-  if (!grammar) return refuse(grammar.status());
-  rule.grammar = *std::move(grammar);
-  return std::nullopt;
-}
-
 // The error of a place in the prompt that it does not have, or nothing.
 std::optional<ApiError> check_start(std::size_t prompt_tokens, const ApiRequest& request) {
   const auto from = static_cast<std::size_t>(request.sampling.prompt_logprobs_from);
@@ -411,7 +392,6 @@ std::optional<ApiError> check_engine(const serve::LanguageModel& model,
 
 ApiResult<PreparedRequest> prepare(const serve::LanguageModel& model, ApiRequest request) {
   PreparedRequest out;
-  if (auto error = compile_rule(model, request, out.rule)) return *std::move(error);
   for (serve::Prompt& prompt : request.prompts) {
     if (const auto* chat = std::get_if<serve::ChatPrompt>(&prompt)) {
       auto text = render(model, *chat, request.effort);
@@ -432,6 +412,26 @@ ApiResult<PreparedRequest> prepare(const serve::LanguageModel& model, ApiRequest
   out.rule.thinking_budget = request.thinking_budget;
   out.request = std::move(request);
   return out;
+}
+
+bool needs_grammar(const PreparedRequest& prepared) {
+  const AnswerGrammar& wanted = prepared.request.grammar;
+  return wanted.text || wanted.tools.is_list();
+}
+
+std::optional<ApiError> compile_grammar(const serve::LanguageModel& model,
+                                        PreparedRequest& prepared) {
+  if (!needs_grammar(prepared)) return std::nullopt;
+  const std::string& field = prepared.request.grammar_field;
+  const auto refuse = [&](const Status& why) {
+    return ApiError{400, "\"" + field + "\": " + std::string(why.message()), field, {}};
+  };
+  const auto tag = structural_tag(prepared.request.grammar);
+  if (!tag) return refuse(tag.status());
+  auto grammar = model.grammars().compile(*tag);
+  if (!grammar) return refuse(grammar.status());
+  prepared.rule.grammar = *std::move(grammar);
+  return std::nullopt;
 }
 
 std::unique_ptr<HttpExchange> make_generation(Engines& engines, PreparedRequest prepared,

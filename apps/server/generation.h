@@ -35,8 +35,14 @@ struct PreparedRequest {
 };
 
 // Renders and encodes the prompts, and says whether they can be answered at all. An effort that the
-// template refuses is replaced by the nearest one that it takes.
+// template refuses is replaced by the nearest one that it takes. The rule is still without its
+// grammar.
 ApiResult<PreparedRequest> prepare(const serve::LanguageModel& model, ApiRequest request);
+
+bool needs_grammar(const PreparedRequest& prepared);
+// Compiles the grammar of the rule where one is needed, which may take seconds.
+std::optional<ApiError> compile_grammar(const serve::LanguageModel& model,
+                                        PreparedRequest& prepared);
 
 std::unique_ptr<HttpExchange> make_generation(Engines& engines, PreparedRequest prepared,
                                               AnswerHead head);

@@ -422,11 +422,26 @@ ApiResult<PreparedRequest> Service::understand(Dialect dialect, const std::strin
 
 Exchange Service::answer(Dialect dialect, const HttpRequest& request) {
   std::string name;
-  auto prepared = understand(dialect, request.body, name);
-  if (const auto* error = std::get_if<ApiError>(&prepared))
+  auto understood = understand(dialect, request.body, name);
+  if (const auto* error = std::get_if<ApiError>(&understood))
     return answer_with_error(dialect, *error, request.id);
-  return make_generation(engines_, std::get<PreparedRequest>(std::move(prepared)),
-                         AnswerHead{request.id, name, unix_time()});
+  AnswerHead head{request.id, name, unix_time()};
+  auto& prepared = std::get<PreparedRequest>(understood);
+  if (!needs_grammar(prepared))
+    return make_generation(engines_, std::move(prepared), std::move(head));
+  const auto held = std::make_shared<PreparedRequest>(std::move(prepared));
+  return answer_later(
+      workers_,
+      [this, dialect, held, head]() -> Exchange {
+        if (const auto error = compile_grammar(engines_.model, *held))
+          return answer_with_error(dialect, *error, head.id);
+        return make_generation(engines_, std::move(*held), head);
+      },
+      [dialect, id = request.id](int status, const std::string& why) {
+        return answer_with_error(
+            dialect, {status, "its grammar is not compiled: " + why + "; ask again later", {}, {}},
+            id);
+      });
 }
 
 // What routers ask that choose a server by the beginning of a prompt.

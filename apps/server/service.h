@@ -13,6 +13,7 @@
 #include "apps/server/api.h"
 #include "apps/server/generation.h"
 #include "apps/server/http.h"
+#include "apps/server/later.h"
 #include "apps/server/metrics.h"
 
 namespace tenon::server {
@@ -108,6 +109,9 @@ class Service {
   Engines engines_;
   Sources sources_;
   std::atomic<bool> draining_{false};
+  // Compile grammars; last, as their tasks use the rest. Each compilation has two threads.
+  static constexpr int kCompilations = 2, kMostWaiting = 256;
+  Workers workers_{kCompilations, kMostWaiting};
 };
 
 }  // namespace tenon::server

@@ -435,9 +435,11 @@ std::vector<TokenEvent> Engine::State::drop_cancelled() {
 TokenEvent failed(const Sequence& sequence) {
   const auto id = std::to_string(static_cast<std::uint64_t>(sequence.id));
   const auto made = static_cast<int>(sequence.tokens.size()) - sequence.prompt_tokens;
-  const std::string why = sequence.constraint == nullptr
-                              ? "its logits hold no number"
-                              : "none of the tokens that it may have has a number for its logit";
+  std::string why = sequence.constraint == nullptr ? "" : sequence.constraint->trouble();
+  if (why.empty())
+    why = sequence.constraint == nullptr
+              ? "its logits hold no number"
+              : "none of the tokens that it may have has a number for its logit";
   return {sequence.id, -1, Finish::kFailed,
           Status::error(Code::kInternal, "request " + id + " ends after " + std::to_string(made) +
                                              " tokens: " + why +

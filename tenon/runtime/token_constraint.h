@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 
 namespace tenon {
 
@@ -19,6 +20,8 @@ class TokenConstraint {
   // object; those of other sequences may be filled at the same time. What throws allows nothing,
   // and the request ends with Finish::kFailed.
   virtual void fill(std::span<std::uint32_t> allowed) = 0;
+  // Why fill() has allowed nothing, where it knows; else empty.
+  virtual std::string trouble() const { return {}; }
   // The next token is known: one that was allowed.
   virtual void drew(std::int32_t id) = 0;
 };

@@ -31,12 +31,16 @@ class AnswerConstraint final : public TokenConstraint {
       for (const std::int32_t id : marks_->ends) clear(words, id);
       return;
     }
-    const Status filled = broken_ ? grammar_->fill(words) : broken_;
-    if (!filled) {
-      log(LogLevel::kWarning, "a grammar allows nothing: " + std::string(filled.message()));
+    if (broken_) broken_ = grammar_->fill(words);
+    if (!broken_) {
+      log(LogLevel::kWarning, "a grammar allows nothing: " + std::string(broken_.message()));
       std::fill(words.begin(), words.end(), 0u);
     }
     for (const std::int32_t id : marks_->thoughts) clear(words, id);
+  }
+
+  std::string trouble() const override {
+    return broken_ ? "" : "its grammar " + std::string(broken_.message());
   }
 
   void drew(std::int32_t id) override {

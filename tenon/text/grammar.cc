@@ -14,6 +14,12 @@
 #include <xgrammar/compiler.h>
 #include <xgrammar/matcher.h>
 #include <xgrammar/tokenizer_info.h>
+
+namespace xgrammar {
+// cmake/xgrammar.cmake adds it. From now on the parser may go through so many states on this thread
+// before it throws; returns how many were left of those allowed before.
+long long TenonAllow(long long effort);
+}  // namespace xgrammar
 #endif
 
 namespace tenon {
@@ -23,6 +29,9 @@ namespace {
 
 constexpr std::int64_t kMaxCacheBytes = std::int64_t{256} << 20;  // of compiled grammars
 constexpr int kThreads = 2;                                       // of one compilation
+// States of the parser that an answer may cost: at once, and more for every token that it draws. A
+// count and no time, so that the same answer ends in the same way on every machine.
+constexpr long long kMaxEffort = 5'000'000, kEffortPerToken = 200'000;
 
 // "[time] /file:line: what\n" without what is in front.
 std::string reason_in(std::string_view what) {
@@ -51,6 +60,16 @@ auto with_reason(Code code, Work&& work) -> decltype(work()) {
 
 struct GrammarState::State {
   xgrammar::GrammarMatcher matcher;
+  long long effort = kMaxEffort;  // that is left
+
+  // Runs what goes through the parser.
+  template <class Work>
+  Status spend(Work&& work) {
+    xgrammar::TenonAllow(effort);
+    Status done = with_reason(Code::kInternal, std::forward<Work>(work));
+    effort = xgrammar::TenonAllow(0);
+    return done;
+  }
 };
 
 struct Grammar::State {
@@ -82,7 +101,7 @@ struct GrammarCompiler::State {
 };
 
 Status GrammarState::fill(std::span<std::uint32_t> allowed) {
-  return with_reason(Code::kInternal, [&] {
+  return state_->spend([&] {
     auto words = static_cast<std::int64_t>(allowed.size());
     DLTensor mask{};
     mask.data = allowed.data();
@@ -97,15 +116,17 @@ Status GrammarState::fill(std::span<std::uint32_t> allowed) {
 }
 
 Status GrammarState::accept(std::int32_t id) {
-  return with_reason(Code::kInternal, [&] {
+  state_->effort = std::min(state_->effort + kEffortPerToken, kMaxEffort);
+  return state_->spend([&] {
     if (state_->matcher.IsTerminated() || state_->matcher.AcceptToken(id)) return Status::ok();
     return Status::error(Code::kInvalidArgument,
-                         "the grammar does not allow token id " + std::to_string(id) + " here");
+                         "does not allow token id " + std::to_string(id) + " here");
   });
 }
 
 Result<GrammarState> Grammar::begin() const {
   return with_reason(Code::kInternal, [&]() -> Result<GrammarState> {
+    xgrammar::TenonAllow(kMaxEffort);
     return GrammarState(std::make_unique<GrammarState::State>(
         GrammarState::State{xgrammar::GrammarMatcher(state_->compiled)}));
   });
@@ -124,13 +145,15 @@ Result<Grammar> GrammarCompiler::compile(std::string_view structural_tag) const 
                                                      " bytes; accepted are at most " +
                                                      std::to_string(kMaxGrammarBytes));
   TENON_ASSIGN(Grammar made, with_reason(Code::kInvalidArgument, [&]() -> Result<Grammar> {
+                 xgrammar::TenonAllow(kMaxEffort);
                  return Grammar(std::make_shared<Grammar::State>(Grammar::State{
                      state_->prepared().CompileStructuralTag(std::string(structural_tag))}));
                }));
   TENON_ASSIGN(GrammarState begun, made.begin());
   std::vector<std::uint32_t> first(static_cast<std::size_t>(state_->tokenizer.num_tokens() + 31) /
                                    32);
-  TENON_TRY(begun.fill(first));
+  if (const Status filled = begun.fill(first); !filled)
+    return Status::error(Code::kInvalidArgument, std::string(filled.message()));
   if (std::all_of(first.begin(), first.end(), [](std::uint32_t word) { return word == 0; }))
     return Status::error(Code::kInvalidArgument, "no text of this vocabulary fits it");
   return made;

@@ -25,7 +25,9 @@ class GrammarState {
   ~GrammarState();
 
   // Sets bit id % 32 of allowed[id / 32] for the ids that may come next, and clears all others.
-  // Where the grammar is at its end, the ids that end an answer may come.
+  // Where the grammar is at its end, the ids that end an answer may come. kInternal where this or
+  // accept() takes too much work: how much a grammar may take is the same on every machine. After
+  // an error nothing more may be asked.
   Status fill(std::span<std::uint32_t> allowed);
   // The next token is `id`. An error where the grammar does not allow it.
   Status accept(std::int32_t id);
@@ -63,7 +65,7 @@ class GrammarCompiler {
   ~GrammarCompiler();
 
   // kInvalidArgument, with the reason, where the tag is no structural tag, holds a schema that
-  // cannot be had, is longer than kMaxGrammarBytes, or has no text that fits it.
+  // cannot be had, is longer than kMaxGrammarBytes, takes too much work, or has no text that fits.
   Result<Grammar> compile(std::string_view structural_tag) const;
 
  private:

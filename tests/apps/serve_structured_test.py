@@ -3,6 +3,7 @@
 cut off. The checkpoint knows nothing of all that: what is right of an answer the grammar has made so."""
 import concurrent.futures
 import json
+import time
 import unittest
 
 from serve_support import Server, chat, is_built_without_grammars, skip_without_grammars
@@ -167,6 +168,29 @@ class Structured(unittest.TestCase):
             self.assertIn(found["content"][0]["input"]["a"], range(1000))
         asked = {**chat(), "max_tokens": 400, "output_config": {"format": {"type": "json_schema", "schema": ORDER}}}
         self.check_order(server.post(MESSAGES, asked).json()["content"][0]["text"])
+
+    def test_a_slow_grammar_keeps_nobody_waiting(self):
+        """One thread of HTTP, and a form that takes long to prepare: what comes behind it is answered first."""
+        one = Server("--quiet", "--http-threads", "1")
+        self.addCleanup(one.stop)
+        slow = one.client()
+        self.addCleanup(slow.close)
+        begin = time.monotonic()
+        slow.ask("POST", CHAT, chat(guided_regex=".*" * 1500, max_tokens=1))
+        # The request is read before the next connections are.
+        for _ in range(3):
+            self.assertEqual(one.get("/health").status, 200)
+            self.assertEqual(one.post(CHAT, chat(max_tokens=2)).status, 200)
+        others = time.monotonic() - begin
+        self.assertIn(slow.read().status, (200, 400))
+        self.assertLess(others, (time.monotonic() - begin) / 2)
+
+    def test_a_grammar_that_takes_too_much_work_fails_alone(self):
+        body = chat(guided_regex="((a?){0,60}){0,60}", logit_bias={"64": 100}, max_tokens=400)
+        answer = server.post(CHAT, body)
+        self.assertEqual(answer.status, 500, answer.body)
+        self.assertIn("its grammar takes too much work", answer.json()["error"]["message"])
+        self.assertEqual(server.post(CHAT, chat(max_tokens=2)).status, 200)
 
     def test_logprobs_are_those_of_the_model(self):
         found = self.choice(guided_choice=["zzz"], logprobs=True, top_logprobs=1)

@@ -307,6 +307,39 @@ TEST_F(Grammars, BrokenSchemasAreRefusedOrBegin) {
   EXPECT_GT(begun, 100);
 }
 
+// It is counted, not timed: the same answer ends at the same token on every machine.
+TEST_F(Grammars, WhatTakesTooMuchWorkEndsAtTheSameToken) {
+  const auto ids = tokenizer_->encode("a");
+  ASSERT_TRUE(ids);
+  const auto tokens_until_refused = [&] {
+    GrammarState state = begin({.text = regex_format("((a?){0,60}){0,60}")});
+    std::vector<std::uint32_t> words(static_cast<std::size_t>(tokenizer_->num_tokens() + 31) / 32);
+    for (int count = 1; count < 2000; ++count) {
+      Status taken = state.accept(ids->front());
+      if (taken) taken = state.fill(words);
+      if (taken) continue;
+      EXPECT_NE(taken.message().find("too much work"), std::string_view::npos) << taken.to_string();
+      return count;
+    }
+    return 0;
+  };
+  const int first = tokens_until_refused();
+  EXPECT_GT(first, 2);
+  EXPECT_EQ(tokens_until_refused(), first);
+}
+
+TEST_F(Grammars, ATokenOfALongAnswerTakesLittleWork) {
+  GrammarState state = begin({.text = any_object_format()});
+  std::string text = R"({"a": [1)";
+  for (int i = 0; i < 2000; ++i) text += ", " + std::to_string(i);
+  const auto ids = tokenizer_->encode(text);
+  ASSERT_TRUE(ids);
+  for (const std::int32_t id : *ids) {
+    ASSERT_TRUE(state.accept(id));
+    allowed(state);
+  }
+}
+
 TEST_F(Grammars, WhatIsNotAllowedIsAnError) {
   GrammarState state = begin({.text = choice_format({"yes"})});
   EXPECT_FALSE(state.accept(tokenizer_->id_of("<think>")));
