@@ -374,7 +374,7 @@ Status plan_choosing(const Args& args, const PlanContext& where, Recipe* recipe)
   const auto most = static_cast<int>(where.properties.max_shared_bytes);
   const int units = where.properties.num_units, top_k = routing.top_k;
   const bool beside = hidden / kUnitRows <= units;
-  const auto up_bytes_of = [&](int stages) { return OneRing::bytes(stages, top_k); };
+  const auto up_bytes_of = [](int stages) { return OneRing::bytes(stages); };
   bool fits = add_ring(
       where,
       {kUpOne, "up stages", units, kThreads, 1, kFeeders, beside ? up_bytes_of(kFeeders) : most},

@@ -274,7 +274,7 @@ struct DownOperands {
     if constexpr (kCoded) {
       return stage * (ring.stage_bytes / 16) + u * ring.code_rows * 8;
     } else {
-      return ((block < blocks ? block : 0) * x_rows + base) * 8;
+      return shuffle_from(((block < blocks ? block : 0) * x_rows + base) * 8, 0);
     }
   }
   TENON_HD float2 weight_scales(int, int, int block) const {
@@ -324,7 +324,7 @@ TENON_DEVICE void make_results(const DownCall& call, const Entries& entries, con
   RingPlace place;
   for_down_tiles<kCoded>(entries, call.rows, [&](const DownTile& tile, int group) {
     if (group != own) return;
-    of.base = shuffle_from(tile.base, 0);
+    of.base = tile.base;
     of.of_weight = weight_scales + (tile.entry + (warp < tile.units ? warp : 0)) * of.blocks;
     of.of_x = x_scales + tile.base;
     with_rows<kCoded ? 64 : 32>(tile.rows, [&]<int kN>() {

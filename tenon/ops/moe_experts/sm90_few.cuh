@@ -144,7 +144,8 @@ TENON_DEVICE void multiply_few(const FewRing& ring, RingPlace& place, const Segm
   int segment = 0, end = cut.begin(1) / kProductBlock;
   TENON_NO_UNROLL
   for (int block = 0; block < cut.num_blocks; block += kFewChunk) {
-    const int at = place.stage * kStageUnits;
+    // A value that the whole warp has: see sm90/wgmma.cuh.
+    const int at = shuffle_from(place.stage * kStageUnits, 0);
     barrier_wait(&ring.full[place.stage], place.parity);
     show_to_tensor_cores();
     // All blocks of the stage, for products must not stand under a condition. Neighbouring

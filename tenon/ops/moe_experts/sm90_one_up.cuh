@@ -1,16 +1,17 @@
 // The first kernel of moe_experts on Hopper for one token, whose experts it chooses on the way.
 //
 // Units, tiles and sums are those of sm90_few.cuh. What is different:
-//   - Every block makes the choice, the whole of moe_route, from the logits.
+//   - Every block makes the choice, the whole of moe_route, from the logits; every wave that needs
+//     it makes it for itself, so that it waits for no other.
 //   - Where it pays (apart_of()) the shared expert's units are dealt by themselves. A block asks
 //     for its own before it waits, into stages of their own, of which each holds units with all of
-//     k, and multiplies them while the chosen experts are under way. So what it asks for behind the
-//     choice is a tile less where blocks would have had a few units more than a tile.
+//     k, and multiplies them while the choice is made. So what it asks for behind the choice is a
+//     tile less where blocks would have had a few units more than a tile.
 //   - The token lies once in shared memory: block 4 n + u of k is row n of atom u. That row is the
 //     column of the products that counts, in the lanes of which the sum then has to be.
 #pragma once
 
-#include "tenon/ops/common/choice.cuh"
+#include "tenon/ops/moe_experts/sm90_choice.cuh"
 #include "tenon/ops/moe_experts/sm90_chosen.cuh"
 #include "tenon/ops/moe_experts/sm90_few.cuh"
 
@@ -18,7 +19,6 @@ namespace tenon::TENON_TARGET::moe_experts {
 
 inline constexpr int kOneChunks = 8;  // of kFewChunk blocks of k: rows of an atom
 inline constexpr int kOneBlocks = kOneChunks * kFewChunk;
-static_assert(8 * kOneBlocks <= kThreads);  // a thread takes 16 bytes of the token
 
 struct OneUpCall {
   Weight weight;
@@ -57,20 +57,23 @@ struct OneRing {
   static constexpr int kStageBytes = kFewUnits * kFewUnitBytes;
   static constexpr int kScales = 2 * kFewUnits * kFewChunk;  // floats of a stage
   static constexpr int kXBytes = kFewChunk * 1024;
+  // Of a wave that chooses: the expert of each entry, kSharedExpert in all places behind them.
+  static constexpr int kList = kMostChoices + 4;
 
   std::byte *tiles, *x;
-  Mbarrier *full, *empty;
+  Mbarrier *full, *empty, *chosen;  // chosen: `count` is known
   float *scales, *x_scales;
-  std::uint32_t* choice;
+  int *lists, *count;  // count: of chosen experts that are this rank's
+  void* memory;        // of the wave that leaves the choice
   int stages;
 
   TENON_HD std::byte* weight(int stage) const { return tiles + stage * kStageBytes; }
   // [2, places of units, kFewChunk]: of gate, of up.
   TENON_HD float* weight_scales(int stage) const { return scales + stage * kScales; }
 
-  TENON_HD static constexpr int bytes(int stages, int top_k) {
+  TENON_HD static constexpr int bytes(int stages) {
     return stages * (kStageBytes + kScales * 4 + 2 * static_cast<int>(sizeof(Mbarrier))) + kXBytes +
-           kOneBlocks * 4 + choice_words(top_k) * 4;
+           16 + (kOneBlocks + (kFeeders + 1) * kList + kChoiceWords) * 4;
   }
   TENON_HD static OneRing at(std::byte* memory, int stages) {
     OneRing ring;
@@ -78,9 +81,12 @@ struct OneRing {
     ring.x = memory + stages * kStageBytes;
     ring.full = reinterpret_cast<Mbarrier*>(ring.x + kXBytes);
     ring.empty = ring.full + stages;
-    ring.scales = reinterpret_cast<float*>(ring.empty + stages);
+    ring.chosen = ring.empty + stages;
+    ring.count = reinterpret_cast<int*>(ring.chosen + 1);
+    ring.scales = reinterpret_cast<float*>(ring.chosen + 2);
     ring.x_scales = ring.scales + stages * kScales;
-    ring.choice = reinterpret_cast<std::uint32_t*>(ring.x_scales + kOneBlocks);
+    ring.lists = reinterpret_cast<int*>(ring.x_scales + kOneBlocks);
+    ring.memory = ring.lists + (kFeeders + 1) * kList;
     ring.stages = stages;
     return ring;
   }
@@ -117,36 +123,24 @@ TENON_DEVICE OneTile next_tile(ChosenPart& part, int of_entry) {
   return tile;
 }
 
-// What a wave knows of the choice: lane l has choice l. Entries are the chosen experts of this rank
-// in order, and the shared one.
-struct OneChoice {
-  int local, place;  // the expert as this rank counts, and which entry it is
-  bool is_own;
-  int count;
-};
-// By the whole wave. The shared expert is no lane's.
-TENON_DEVICE int expert_of(const OneChoice& choice, int entry) {
-  const std::uint32_t found = ballot(choice.is_own && choice.place == entry);
-  const int expert = shuffle_from(choice.local, found != 0 ? lowest_one(found) : 0);
-  return found != 0 ? expert : kSharedExpert;
-}
-// has_places: or only how many there are.
-TENON_DEVICE OneChoice find_entries(const OneUpCall& call, const ChoiceMemory& memory,
-                                    bool has_places) {
+// By a wave: the entries, which are the chosen experts of this rank in order, and the shared one,
+// as a list. own: which of the lane's experts are this rank's. Returns how many are chosen of them.
+TENON_DEVICE int list_chosen(const OneUpCall& call, std::uint32_t chosen, std::uint32_t own,
+                             int* list) {
   const int lane = thread_id() % kWave;
-  OneChoice choice;
-  choice.local = lane < call.top_k ? memory.expert[lane] - call.first_expert : -1;
-  choice.is_own = choice.local >= 0 && choice.local < call.experts;
-  choice.count = count_ones(ballot(choice.is_own));
-  choice.place = 0;
-  if (!has_places) return choice;
-  const int order = choice.is_own ? choice.local : kMostExperts;
+  int before = 0;
   TENON_UNROLL
-  for (int other = 0; other < kMostChoices; ++other) {
-    if (other >= call.top_k) break;
-    choice.place += shuffle_from(order, other) < order ? 1 : 0;
+  for (int j = 0; j < kChoiceSlices; ++j) {
+    const bool has = (chosen & own & 1u << j) != 0;
+    const std::uint32_t word = ballot(has);
+    if (has)
+      list[before + count_ones(word & ((1u << lane) - 1u))] =
+          lane + j * kChoiceLanes - call.first_expert;
+    before += count_ones(word);
   }
-  return choice;
+  if (lane >= before && lane < OneRing::kList) list[lane] = kSharedExpert;
+  sync_wave();
+  return before;
 }
 
 // --- feeding ----------------------------------------------------------------------------------
@@ -201,19 +195,28 @@ TENON_DEVICE void feed_apart(const OneUpCall& call, const OneRing& ring, FeedPla
   }
 }
 
-TENON_DEVICE void feed_one(const OneUpCall& call, const OneRing& ring, const OneChoice& choice,
-                           ChosenPart part, FeedPlace& place) {
+// A tile as a feeder sees it: the unit of this lane.
+struct FeedTile {
+  int units, entry, feature;
+};
+TENON_DEVICE FeedTile feed_tile(ChosenPart& part, int of_entry) {
+  const OneTile tile = next_tile(part, of_entry);
+  const int unit = tile.unit + thread_id() % kWave % kFewUnits;
+  const bool beyond = unit >= of_entry;
+  return {tile.units, tile.entry + (beyond ? 1 : 0),
+          kFewFeatures * (unit - (beyond ? of_entry : 0))};
+}
+
+// tile: the first one, part: what is behind it.
+TENON_DEVICE void feed_one(const OneUpCall& call, const OneRing& ring, const int* list,
+                           FeedTile tile, ChosenPart part, FeedPlace& place) {
   const int of_entry = call.width / kFewFeatures, blocks = call.weight.cut.num_blocks;
   const int lane = thread_id() % kWave, own = lane % kFewUnits;
   const std::uint64_t once = policy_evict_first();
   TENON_NO_UNROLL
-  while (part.at < part.end) {
-    const OneTile tile = next_tile(part, of_entry);
-    const int first = expert_of(choice, tile.entry), second = expert_of(choice, tile.entry + 1);
-    const bool beyond = tile.unit + own >= of_entry;
-    const int expert = beyond ? second : first;
-    const int feature = kFewFeatures * (tile.unit + own - (beyond ? of_entry : 0));
-    const int row = feature + (expert == kSharedExpert ? 0 : expert * call.weight.expert_rows);
+  while (tile.units > 0) {
+    const int expert = list[tile.entry];
+    const int row = tile.feature + (expert == kSharedExpert ? 0 : expert * call.weight.expert_rows);
     TENON_NO_UNROLL
     for (int first_block = 0; first_block < blocks; first_block += kFewChunk) {
       if (take_turn(place)) {
@@ -229,30 +232,48 @@ TENON_DEVICE void feed_one(const OneUpCall& call, const OneRing& ring, const One
               full, once);
         const int block = first_block + lane / kFewUnits;
         if (own < tile.units && block < blocks)
-          copy_unit_scales(call, expert, feature, block, ring.weight_scales(place.ring.stage));
+          copy_unit_scales(call, expert, tile.feature, block, ring.weight_scales(place.ring.stage));
         arrive_after_copies(full);
       }
       place.ring.next(ring.stages);
     }
+    tile = feed_tile(part, of_entry);
   }
 }
 
 // --- products ---------------------------------------------------------------------------------
 
+// By the threads that multiply: the token into shared memory.
+TENON_DEVICE void load_token(const OneUpCall& call, const OneRing& ring) {
+  const int blocks = call.weight.cut.num_blocks;
+  TENON_UNROLL
+  for (int i = thread_id(); i < 8 * kOneBlocks; i += kConsumers) {
+    const int block = i / 8;  // 16 bytes a thread
+    if (block < blocks)
+      copy_async16(ring.x + block % kFewChunk * 1024 + tile_place(block / kFewChunk, i % 8),
+                   call.x + i * 16);
+  }
+  static_assert(kOneBlocks <= kConsumers);
+  if (thread_id() < blocks)
+    copy4_later(ring.x_scales + thread_id(), call.x_scales + thread_id() * call.scale_block_stride);
+  await_copies();
+  show_to_tensor_cores();
+  sync_first_threads<kConsumers>();
+}
+
 // How a tile's units lie in its stages.
 struct OneLayout {
-  bool is_packed;       // with all of k in one stage
-  std::uint64_t first;  // the descriptor of the ring's first stage
-  int scales, second;   // where those of the warp's first unit lie in a stage, and of the second
+  bool is_packed;      // with all of k in one stage
+  int apart;           // places from a unit to the next one; a value that the whole warp has
+  int scales, second;  // where those of the warp's first unit lie in a stage, and of the second
 };
-TENON_DEVICE OneLayout one_layout(const OneUpCall& call, const OneRing& ring, bool is_packed) {
-  const int apart = is_packed && call.packed > 1 ? call.chunks : 1;  // neighbouring units
+TENON_DEVICE OneLayout one_layout(const OneUpCall& call, bool is_packed) {
+  const int apart = shuffle_from(is_packed && call.packed > 1 ? call.chunks : 1, 0);
   const int warp = thread_id() / kWave, part = thread_id() % kWave / 16 * kFewUnits;
   const auto scales_of = [&](int unit) {  // that does not exist: anywhere
     return (part + unit * apart % kFewUnits) * kFewChunk;
   };
-  return {is_packed, tile_descriptor(ring.tiles, apart * kFewUnitBytes), scales_of(2 * warp),
-          scales_of(2 * warp + 1)};
+  return {is_packed, apart, scales_of(2 * warp), scales_of(2 * warp + 1)};
 }
 
 // The products of a tile: sums[h] belongs to unit 2 w + h, its row g of eight (gate below 4, then
@@ -262,13 +283,15 @@ TENON_DEVICE void multiply_one(const OneUpCall& call, const OneRing& ring, RingP
   constexpr int kStageUnits = OneRing::kStageBytes / 16;
   const int lane = thread_id() % kWave;
   const std::uint64_t x = tile_descriptor(ring.x);
+  const std::uint64_t weight = tile_descriptor(ring.tiles, layout.apart * kFewUnitBytes);
   float own[2] = {}, products[kFewChunk][4] = {};
   bool is_first = true;  // segment
   TENON_NO_UNROLL
   for (int chunk = 0; chunk < call.chunks; ++chunk) {
+    // A value that the whole warp has: see sm90/wgmma.cuh.
+    const int at = shuffle_from(
+        place.stage * kStageUnits + (layout.is_packed ? chunk * (kFewUnitBytes / 16) : 0), 0);
     if (!layout.is_packed || chunk == 0) barrier_wait(&ring.full[place.stage], place.parity);
-    const int at =
-        place.stage * kStageUnits + (layout.is_packed ? chunk * (kFewUnitBytes / 16) : 0);
     // All blocks of the chunk, for products must not stand under a condition. Neighbouring
     // instructions belong to different chains, so none waits for the one before it.
     wgmma_begin();
@@ -276,7 +299,7 @@ TENON_DEVICE void multiply_one(const OneUpCall& call, const OneRing& ring, RingP
     for (int k = 0; k < 4; ++k) {
       TENON_UNROLL
       for (int u = 0; u < kFewChunk; ++u)
-        add_product<8>(products[u], descriptor_at(layout.first, at + u * 64 + 2 * k),
+        add_product<8>(products[u], descriptor_at(weight, at + u * 64 + 2 * k),
                        descriptor_at(x, u * 64 + 2 * k), k > 0);
     }
     wgmma_commit();
@@ -339,27 +362,32 @@ TENON_DEVICE void activate_one(const OneUpCall& call, const OneTile& tile, const
 }
 
 // The shared expert's units first, where they are apart.
-TENON_DEVICE void multiply_all(const OneUpCall& call, const OneRing& ring, int count,
-                               ChosenPart part) {
-  const OneLayout packed = one_layout(call, ring, true), plain = one_layout(call, ring, false);
+TENON_DEVICE void multiply_all(const OneUpCall& call, const OneRing& ring) {
   UnitPart apart = shared_part(call);
+  ChosenPart part{};
   RingPlace place;
+  int count = -1;
+  const auto learn_count = [&] {
+    barrier_wait(ring.chosen, 0);
+    count = *ring.count;
+    part = chosen_part(call, count);
+  };
+  if (apart.begin == apart.end) learn_count();
   TENON_NO_UNROLL
   while (apart.begin < apart.end || part.at < part.end) {
     const bool is_packed = apart.begin < apart.end;
     OneTile tile;
     if (is_packed) {
       const int left = apart.end - apart.begin;
-      tile = {count, apart.begin, left < call.packed ? left : call.packed};
+      tile = {0, apart.begin, left < call.packed ? left : call.packed};
       apart.begin += tile.units;
     } else {
       tile = next_tile(part, call.width / kFewFeatures);
     }
-    const OneLayout layout{is_packed, is_packed ? packed.first : plain.first,
-                           is_packed ? packed.scales : plain.scales,
-                           is_packed ? packed.second : plain.second};
     float sums[2];
-    multiply_one(call, ring, place, layout, sums);
+    multiply_one(call, ring, place, one_layout(call, is_packed), sums);
+    if (count < 0) learn_count();
+    if (is_packed) tile.entry = count;
     activate_one(call, tile, sums);
   }
 }
@@ -367,37 +395,38 @@ TENON_DEVICE void multiply_all(const OneUpCall& call, const OneRing& ring, int c
 // --- the kernel -------------------------------------------------------------------------------
 
 // A wave of one block: what the next kernel reads, which then may start.
-TENON_DEVICE void leave_choice(const OneUpCall& call, const ChoiceMemory& memory,
-                               const OneChoice& choice, const Logits& logits) {
-  const int lane = thread_id() % kWave, count = choice.count;
+TENON_DEVICE void leave_choice(const OneUpCall& call, const Logits& logits, std::uint32_t chosen,
+                               const int* list, int count, const ChoiceMemory& memory) {
+  const int lane = thread_id() % kWave;
   int* const expert = call.list + list_experts(call.top_k);
-  if (choice.is_own) expert[choice.place] = choice.local;
+  if (lane <= count) expert[lane] = list[lane];
   if (lane <= count + 1) call.list[2 + lane] = lane;
   if (lane == 0) {
-    expert[count] = kSharedExpert;
     call.list[0] = count + (call.has_shared ? 1 : 0);
     call.list[1] = count;
   }
-  const float of_all = sum_values(call.all_experts, memory, logits);
-  const int chosen = lane < call.top_k ? memory.expert[lane] : 0;
-  const WeightedChoice own = weigh(call.top_k, chosen, memory.values[chosen] / of_all, memory.p);
+  const WeighedExpert own =
+      weigh_chosen(call.all_experts, call.top_k, logits, memory,
+                   [&](int slice) { return ballot((chosen >> slice & 1u) != 0); });
+  const int local = own.expert - call.first_expert;
+  const int before = count_ones(ballot(lane < call.top_k && local < 0));  // of other ranks
   if (lane < call.top_k) {
     call.weights[own.choice] = own.weight;
-    call.slot[own.choice] = choice.is_own ? choice.place : -1;
+    call.slot[own.choice] = local >= 0 && local < call.experts ? lane - before : -1;
   }
-  fence_system();
+  fence_device();
   sync_wave();
   if (lane == 0) let_next_start();
 }
 
 // By a wave of every block: the matrices that the next kernel reads.
-TENON_DEVICE void prefetch_chosen(const OneUpCall& call, const OneChoice& choice) {
+TENON_DEVICE void prefetch_chosen(const OneUpCall& call, const int* list, int count) {
   constexpr int kPiece = 8192;
   const auto pieces = static_cast<int>((call.next_bytes + kPiece - 1) / kPiece);
-  const int entries = choice.count + (call.has_shared ? 1 : 0), lane = thread_id() % kWave;
+  const int entries = count + (call.has_shared ? 1 : 0), lane = thread_id() % kWave;
   TENON_NO_UNROLL
   for (int entry = 0; entry < entries; ++entry) {
-    const int expert = expert_of(choice, entry);
+    const int expert = list[entry];
     const std::byte* const matrix =
         expert == kSharedExpert ? call.next_shared : call.next_routed + expert * call.next_bytes;
     for (int i = block_id() + grid_blocks() * lane; i < pieces; i += grid_blocks() * kWave) {
@@ -411,50 +440,50 @@ TENON_KERNEL_RESIDENT(kThreads, 1)
 up_one_kernel(TENON_ARGS(OneUpCall) call) {
   TENON_SHARED_TILES(shared);
   const OneRing ring = OneRing::at(shared, call.stages);
-  const ChoiceMemory memory = choice_memory(ring.choice, call.top_k);
-  const int thread = thread_id(), wave = thread / kWave, blocks = call.weight.cut.num_blocks;
-  if (thread == 0) start_ring(ring, call.weight, kWave);
-  // Where this thread's 16 bytes of the token lie, and its part where all choices are this rank's.
-  const int block = thread / 8;
-  std::byte* const to =
-      ring.x + block % kFewChunk * 1024 + tile_place(block / kFewChunk, thread % 8);
-  const std::byte* const from = call.x + thread * 16;
+  const int wave = thread_id() / kWave, lane = thread_id() % kWave;
+  const int of_entry = call.width / kFewFeatures;
+  if (thread_id() == 0) {
+    barrier_init(ring.chosen, 1);
+    start_ring(ring, call.weight, kWave);
+  }
+  // What a feeder begins with where all choices are this rank's.
   ChosenPart part = chosen_part(call, call.top_k);
+  FeedTile tile = feed_tile(part, of_entry);
+  std::uint32_t own = own_experts(call.first_expert, call.experts);
   hold(part.at), hold(part.end), hold(part.entry);
+  hold(tile.units), hold(tile.entry), hold(tile.feature), hold(own);
   sync_block();
   FeedPlace place{{}, wave - kWeightWave - 1};
   if (wave > kWeightWave) feed_apart(call, ring, place);
   wait_for_previous();
-  if (thread == 0 && block_id() != 0) let_next_start();
-  if (block < blocks) copy_async16(to, from);
-  if (thread < blocks)
-    copy4_later(ring.x_scales + thread, call.x_scales + thread * call.scale_block_stride);
-  const auto logit = [&](int expert) { return call.logits[expert]; };
-  Logits logits{};
-  const bool leaves = block_id() == 0 && wave == kWeightWave;
-  rank_logits(call.all_experts, memory, logit);
-  if (leaves) logits = load_logits(call.all_experts, logit);
+  if (thread_id() == 0 && block_id() != 0) let_next_start();
+  if (wave < kWeightWave) {
+    load_token(call, ring);
+    multiply_all(call, ring);
+    return;
+  }
+  const bool leaves = wave == kWeightWave;
+  if (leaves && block_id() != 0) return;
+  int* const list = ring.lists + (wave - kWeightWave) * OneRing::kList;
+  const Logits logits =
+      load_logits(call.all_experts, [&](int expert) { return call.logits[expert]; });
+  const std::uint32_t chosen = choose_experts(call.all_experts, call.top_k, logits);
+  const int count = list_chosen(call, chosen, own, list);
+  if (leaves) {
+    leave_choice(call, logits, chosen, list, count, choice_memory(ring.memory));
+    return;
+  }
+  if (wave == kWeightWave + 1 && lane == 0) {
+    *ring.count = count;
+    barrier_arrive(ring.chosen);
+  }
+  if (count != call.top_k) {
+    part = chosen_part(call, count);
+    tile = feed_tile(part, of_entry);
+  }
+  feed_one(call, ring, list, tile, part, place);
+  if (wave == kWeightWave + 1 && call.next_bytes > 0) prefetch_chosen(call, list, count);
   await_copies();
-  show_to_tensor_cores();
-  sync_block();
-  meet_slices(call.top_k, memory);
-  if (!are_apart(call.top_k, memory)) {
-    sync_block();
-    rank_p(call.all_experts, memory, logit);
-    sync_block();
-    meet_slices(call.top_k, memory);
-  }
-  const OneChoice choice = find_entries(call, memory, wave >= kWeightWave);
-  if (choice.count != call.top_k) part = chosen_part(call, choice.count);
-  if (wave > kWeightWave) {
-    feed_one(call, ring, choice, part, place);
-    if (wave == kWeightWave + 1 && call.next_bytes > 0) prefetch_chosen(call, choice);
-    await_copies();
-  } else if (wave < kWeightWave) {
-    multiply_all(call, ring, choice.count, part);
-  } else if (leaves) {
-    leave_choice(call, memory, choice, logits);
-  }
 }
 
 }  // namespace tenon::TENON_TARGET::moe_experts
