@@ -45,14 +45,13 @@ TENON_DEVICE bool are_apart(std::uint32_t first, std::uint32_t last, std::uint32
 struct Logits {
   float of_lane[kChoiceSlices];
 };
-template <class Logit>
-TENON_DEVICE Logits load_logits(int experts, Logit logit) {
+// from: of the lane's first expert.
+TENON_DEVICE Logits load_logits(int experts, const float* from) {
   Logits all;
   TENON_UNROLL
-  for (int j = 0; j < kChoiceSlices; ++j) {
-    const int expert = lane_id() + j * kChoiceLanes;
-    all.of_lane[j] = expert < experts ? logit(expert) : -kInfinity;
-  }
+  for (int j = 0; j < kChoiceSlices; ++j)
+    all.of_lane[j] =
+        lane_id() + j * kChoiceLanes < experts ? from[j * kChoiceLanes] : -kInfinity;
   return all;
 }
 // exp(logit − the largest) of these experts, and its sum over all.

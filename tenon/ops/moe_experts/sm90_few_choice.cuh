@@ -51,8 +51,8 @@ TENON_DEVICE Entries choose_few(const Chooser& chooser, const Routing& routing,
       reinterpret_cast<int*>(memory + table_bytes(routing.experts + 1) + table_bytes(kWave));
   int* const first = expert + routing.experts + 2;
   if (wave < tokens) {
-    const float* const logits = chooser.logits + wave * chooser.stride;
-    const Logits all = load_logits(chooser.all_experts, [&](int e) { return logits[e]; });
+    const Logits all =
+        load_logits(chooser.all_experts, chooser.logits + wave * chooser.stride + lane);
     const std::uint32_t chosen = choose_experts(chooser.all_experts, routing.top_k, all);
     TENON_UNROLL
     for (int j = 0; j < kChoiceSlices; ++j) {
@@ -112,15 +112,19 @@ TENON_DEVICE Entries choose_few(const Chooser& chooser, const Routing& routing,
   return {all_entries + (routing.has_shared ? 1 : 0), expert, first, all_pairs};
 }
 
-// A wave of one block: what the second kernel reads, which then may start.
+// A wave of one block: what the second kernel reads before it waits, which then may start; and what
+// it reads later.
 TENON_DEVICE void leave_few(const Chooser& chooser, const Routing& routing, const FewChoice& choice,
                             const int* offsets) {
   const int lane = lane_id(), top_k = routing.top_k;
   for (int i = lane; i <= routing.experts; i += kWave) chooser.offsets[i] = offsets[i];
+  fence_device();
+  sync_wave();
+  if (lane == 0) let_next_start();
   TENON_NO_UNROLL
   for (int token = 0; token < routing.tokens; ++token) {
-    const float* const logits = chooser.logits + token * chooser.stride;
-    const Logits all = load_logits(chooser.all_experts, [&](int e) { return logits[e]; });
+    const Logits all =
+        load_logits(chooser.all_experts, chooser.logits + token * chooser.stride + lane);
     const std::uint32_t* const bits = choice.bits + token * kChoiceSlices;
     const WeighedExpert own = weigh_chosen(chooser.all_experts, top_k, all, choice.memory,
                                            [&](int slice) { return bits[slice]; });
@@ -136,9 +140,6 @@ TENON_DEVICE void leave_few(const Chooser& chooser, const Routing& routing, cons
       chooser.slot[token * top_k + own.choice] = slot;
     }
   }
-  fence_device();
-  sync_wave();
-  if (lane == 0) let_next_start();
 }
 
 }  // namespace tenon::TENON_TARGET::moe_experts

@@ -394,7 +394,8 @@ TENON_DEVICE void multiply_all(const OneUpCall& call, const OneRing& ring) {
 
 // --- the kernel -------------------------------------------------------------------------------
 
-// A wave of one block: what the next kernel reads, which then may start.
+// A wave of one block: what the next kernel reads before it waits, which then may start; and what
+// it reads later.
 TENON_DEVICE void leave_choice(const OneUpCall& call, const Logits& logits, std::uint32_t chosen,
                                const int* list, int count, const ChoiceMemory& memory) {
   const int lane = thread_id() % kWave;
@@ -405,18 +406,17 @@ TENON_DEVICE void leave_choice(const OneUpCall& call, const Logits& logits, std:
     call.list[0] = count + (call.has_shared ? 1 : 0);
     call.list[1] = count;
   }
+  fence_device();
+  sync_wave();
+  if (lane == 0) let_next_start();
   const WeighedExpert own =
       weigh_chosen(call.all_experts, call.top_k, logits, memory,
                    [&](int slice) { return ballot((chosen >> slice & 1u) != 0); });
   const int local = own.expert - call.first_expert;
   const int before = count_ones(ballot(lane < call.top_k && local < 0));  // of other ranks
-  if (lane < call.top_k) {
-    call.weights[own.choice] = own.weight;
-    call.slot[own.choice] = local >= 0 && local < call.experts ? lane - before : -1;
-  }
-  fence_device();
-  sync_wave();
-  if (lane == 0) let_next_start();
+  if (lane >= call.top_k) return;
+  call.weights[own.choice] = own.weight;
+  call.slot[own.choice] = local >= 0 && local < call.experts ? lane - before : -1;
 }
 
 // By a wave of every block: the matrices that the next kernel reads.
@@ -450,7 +450,8 @@ up_one_kernel(TENON_ARGS(OneUpCall) call) {
   ChosenPart part = chosen_part(call, call.top_k);
   FeedTile tile = feed_tile(part, of_entry);
   std::uint32_t own = own_experts(call.first_expert, call.experts);
-  hold(part.at), hold(part.end), hold(part.entry);
+  const float* from = call.logits + lane;
+  hold(part.at), hold(part.end), hold(part.entry), hold(from);
   hold(tile.units), hold(tile.entry), hold(tile.feature), hold(own);
   sync_block();
   FeedPlace place{{}, wave - kWeightWave - 1};
@@ -465,8 +466,7 @@ up_one_kernel(TENON_ARGS(OneUpCall) call) {
   const bool leaves = wave == kWeightWave;
   if (leaves && block_id() != 0) return;
   int* const list = ring.lists + (wave - kWeightWave) * OneRing::kList;
-  const Logits logits =
-      load_logits(call.all_experts, [&](int expert) { return call.logits[expert]; });
+  const Logits logits = load_logits(call.all_experts, from);
   const std::uint32_t chosen = choose_experts(call.all_experts, call.top_k, logits);
   const int count = list_chosen(call, chosen, own, list);
   if (leaves) {
