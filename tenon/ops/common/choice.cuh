@@ -31,14 +31,15 @@ TENON_DEVICE float ordered_float(std::uint32_t x) {
   return x == 0xfffffffeu ? bits_float(0x7fc00000u) : ascending_float(x);
 }
 
-// Of the largest, the last chosen and the next key: what the logits choose is what p chooses. The
-// largest is at most 60 above the last one, so no p that counts is a denormal number; logit −
-// largest is wrong by 2^-19 at most, an exponential and a quotient by two units in the last place
-// each, so what lies 2^-14 apart stays in order. A NaN and an infinity are never apart.
+// Of the largest, the last chosen and the next logit, as ascending_bits(), of which none is a NaN:
+// what the logits choose is what p chooses. The largest is at most 60 above the last one, so no p
+// that counts is a denormal number; logit − largest is wrong by 2^-19 at most, an exponential and a
+// quotient by two units in the last place each, so what lies 2^-14 apart stays in order. An
+// infinity is never apart.
 TENON_DEVICE bool are_apart(std::uint32_t first, std::uint32_t last, std::uint32_t next) {
-  const float least = ordered_float(last);
-  return ordered_float(first) - least < 60.0f &&
-         (next == 0u || least - ordered_float(next) > 0x1p-14f);  // 0: there is none
+  const float least = ascending_float(last);
+  return ascending_float(first) - least < 60.0f &&
+         (next == 0u || least - ascending_float(next) > 0x1p-14f);  // 0: there is none
 }
 
 // Of a lane: experts lane, lane + 32, …

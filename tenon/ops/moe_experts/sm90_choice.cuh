@@ -15,8 +15,12 @@ TENON_DEVICE void put_in_order(std::uint32_t& a, std::uint32_t& b) {
   a = larger;
 }
 
-// By a wave: bit j of the result says whether the lane's expert lane + 32 j is chosen.
-TENON_DEVICE std::uint32_t choose_by_p(int experts, int top_k, const Logits& all) {
+inline constexpr int kLaneExperts = 8;
+static_assert(kLaneExperts == kChoiceSlices);
+
+// By a wave. from: the logit of the lane's first expert.
+TENON_DEVICE std::uint32_t choose_by_p(int experts, int top_k, const float* from) {
+  const Logits all = load_logits(experts, from - (kLaneExperts - 1) * lane_id());
   float value[kChoiceSlices];
   const float sum = exponentials(experts, all, value);
   std::uint32_t keys[kChoiceSlices], chosen = 0;
@@ -41,16 +45,38 @@ TENON_DEVICE std::uint32_t choose_by_p(int experts, int top_k, const Logits& all
       chosen |= 1u << j;
     }
   }
-  return chosen;
+  // Bit j stands for expert lane + 32 j so far.
+  std::uint32_t own = 0;
+  TENON_UNROLL
+  for (int j = 0; j < kChoiceSlices; ++j) {
+    const std::uint32_t word = ballot((chosen >> j & 1u) != 0);
+    if (lane_id() / 4 == j) own = word >> lane_id() % 4 * kLaneExperts & 0xffu;
+  }
+  return own;
 }
 
 // The same, by the logits where they suffice.
-TENON_DEVICE std::uint32_t choose_experts(int experts, int top_k, const Logits& all) {
-  std::uint32_t keys[kChoiceSlices], sorted[kChoiceSlices];
+TENON_DEVICE std::uint32_t choose_experts(int experts, int top_k, const float* from) {
+  const int exist = experts - kLaneExperts * lane_id();  // of the lane's, from its first one on
+  float logits[kLaneExperts] = {};
+  if (exist >= kLaneExperts && reinterpret_cast<std::uintptr_t>(from) % 16 == 0) {
+    TENON_UNROLL
+    for (int j = 0; j < kLaneExperts; j += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(from + j);
+      logits[j] = four.x, logits[j + 1] = four.y, logits[j + 2] = four.z, logits[j + 3] = four.w;
+    }
+  } else {
+    TENON_UNROLL
+    for (int j = 0; j < kLaneExperts; ++j)
+      if (j < exist) logits[j] = from[j];
+  }
+  std::uint32_t keys[kLaneExperts], sorted[kLaneExperts];
+  float zero = 0.0f;  // a NaN where a logit is one, or infinite
   TENON_UNROLL
-  for (int j = 0; j < kChoiceSlices; ++j)
-    sorted[j] = keys[j] =
-        lane_id() + j * kChoiceLanes < experts ? ordered_bits(all.of_lane[j]) : 0u;
+  for (int j = 0; j < kLaneExperts; ++j) {
+    sorted[j] = keys[j] = j < exist ? ascending_bits(logits[j]) : 0u;
+    zero = fma_f(logits[j], 0.0f, zero);
+  }
   TENON_UNROLL
   for (int size = 1; size < kChoiceSlices; size *= 2) {  // Batcher's odd-even merge sort
     TENON_UNROLL
@@ -77,20 +103,37 @@ TENON_DEVICE std::uint32_t choose_experts(int experts, int top_k, const Logits& 
   std::uint32_t chosen = 0;
   TENON_UNROLL
   for (int j = 0; j < kChoiceSlices; ++j) chosen |= keys[j] >= last ? 1u << j : 0u;
-  if (sum_lanes(count_ones(chosen)) != top_k || !are_apart(first, last, next))
-    return choose_by_p(experts, top_k, all);
-  return chosen;
+  constexpr int kTooMany = 1000;
+  const int count = sum_lanes(zero == 0.0f ? count_ones(chosen) : kTooMany);
+  return count == top_k && are_apart(first, last, next) ? chosen
+                                                        : choose_by_p(experts, top_k, from);
 }
 
 // Which of the lane's experts are this rank's.
 TENON_DEVICE std::uint32_t own_experts(int first_expert, int experts) {
   std::uint32_t own = 0;
   TENON_UNROLL
-  for (int j = 0; j < kChoiceSlices; ++j) {
-    const int local = lane_id() + j * kChoiceLanes - first_expert;
+  for (int j = 0; j < kLaneExperts; ++j) {
+    const int local = kLaneExperts * lane_id() + j - first_expert;
     own |= local >= 0 && local < experts ? 1u << j : 0u;
   }
   return own;
+}
+
+// The sum over the lanes before this one, and over all, of up to 8.
+struct LaneSum {
+  int before, all;
+};
+TENON_DEVICE LaneSum sum_small(int value) {
+  const std::uint32_t lower = (1u << lane_id()) - 1u;
+  LaneSum sum{0, 0};
+  TENON_UNROLL
+  for (int bit = 0; bit < 4; ++bit) {
+    const std::uint32_t have = ballot((value >> bit & 1) != 0);
+    sum.before += count_ones(have & lower) << bit;
+    sum.all += count_ones(have) << bit;
+  }
+  return sum;
 }
 
 // --- for the second kernel ---
@@ -104,6 +147,10 @@ TENON_DEVICE ChoiceMemory choice_memory(void* words) {
   auto* const values = static_cast<float*>(words);
   return {values, values + kMostChoices, reinterpret_cast<int*>(values + 2 * kMostChoices)};
 }
+// Bits of lanes as words, where expert e is bit e % 32 of word e / 32.
+TENON_DEVICE void put_bits(std::uint32_t* words, std::uint32_t chosen) {
+  reinterpret_cast<std::uint8_t*>(words)[lane_id()] = static_cast<std::uint8_t>(chosen);
+}
 
 // By a wave: lane l < top_k has the l-th of the chosen experts by their numbers, which choice it
 // is, and its weight. word_at(j): bit l says whether expert l + 32 j is chosen.
@@ -111,16 +158,16 @@ struct WeighedExpert {
   int expert, choice;
   float weight;
 };
-template <class WordAt>
-TENON_DEVICE WeighedExpert weigh_chosen(int experts, int top_k, const Logits& all,
-                                        const ChoiceMemory& memory, WordAt word_at) {
+TENON_DEVICE WeighedExpert weigh_chosen(int experts, int top_k, const float* logits,
+                                        const ChoiceMemory& memory, const std::uint32_t* words) {
   const int lane = lane_id();
+  const Logits all = load_logits(experts, logits + lane);
   float value[kChoiceSlices];
   const float sum = exponentials(experts, all, value);
   int before = 0;
   TENON_UNROLL
   for (int j = 0; j < kChoiceSlices; ++j) {
-    const std::uint32_t word = word_at(j);
+    const std::uint32_t word = words[j];
     if ((word >> lane & 1u) != 0) {
       const int at = before + count_ones(word & ((1u << lane) - 1u));
       memory.values[at] = value[j];

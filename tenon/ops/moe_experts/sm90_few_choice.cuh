@@ -51,14 +51,9 @@ TENON_DEVICE Entries choose_few(const Chooser& chooser, const Routing& routing,
       reinterpret_cast<int*>(memory + table_bytes(routing.experts + 1) + table_bytes(kWave));
   int* const first = expert + routing.experts + 2;
   if (wave < tokens) {
-    const Logits all =
-        load_logits(chooser.all_experts, chooser.logits + wave * chooser.stride + lane);
-    const std::uint32_t chosen = choose_experts(chooser.all_experts, routing.top_k, all);
-    TENON_UNROLL
-    for (int j = 0; j < kChoiceSlices; ++j) {
-      const std::uint32_t word = ballot((chosen >> j & 1u) != 0);
-      if (lane == j) choice.bits[wave * kChoiceSlices + j] = word;
-    }
+    const float* const from = chooser.logits + wave * chooser.stride + kLaneExperts * lane;
+    put_bits(choice.bits + wave * kChoiceSlices,
+             choose_experts(chooser.all_experts, routing.top_k, from));
   }
   sync_block();
   // Lane s of every wave: pairs and entries of slice s; then those before it.
@@ -123,11 +118,9 @@ TENON_DEVICE void leave_few(const Chooser& chooser, const Routing& routing, cons
   if (lane == 0) let_next_start();
   TENON_NO_UNROLL
   for (int token = 0; token < routing.tokens; ++token) {
-    const Logits all =
-        load_logits(chooser.all_experts, chooser.logits + token * chooser.stride + lane);
-    const std::uint32_t* const bits = choice.bits + token * kChoiceSlices;
-    const WeighedExpert own = weigh_chosen(chooser.all_experts, top_k, all, choice.memory,
-                                           [&](int slice) { return bits[slice]; });
+    const WeighedExpert own =
+        weigh_chosen(chooser.all_experts, top_k, chooser.logits + token * chooser.stride,
+                     choice.memory, choice.bits + token * kChoiceSlices);
     if (lane < top_k) {
       const int local = own.expert - chooser.first_expert;
       const bool is_own = local >= 0 && local < routing.experts;

@@ -56,52 +56,49 @@ TENON_HD constexpr OneDownShared one_down_shared(int entries, int blocks, int to
 }
 
 // Groups of 128 of the activation, group entry · blocks + block in a row of the operand: eight
-// lanes take one, 16 elements each.
-struct OneGroups {
-  static constexpr int kMost =
-      (kMostEntries * kOneDownBlocks + kOneDownTeams - 1) / kOneDownTeams;  // of a team
-  float of_weight[kMost];
-};
-// Before the wait: the scales of the weight.
-TENON_DEVICE OneGroups find_groups(const OneDownCall& call, const Entries& entries) {
+// lanes take one, 16 elements each, and every kOneDownTeams-th one.
+TENON_DEVICE const bf16* group_at(const OneDownCall& call, int group) {
+  const int blocks = 1 << call.block_shift;
+  return call.activation + (group >> call.block_shift) * call.activation_stride +
+         (group & (blocks - 1)) * kProductBlock + thread_id() % 8 * 16;
+}
+// Before the wait: the scales of the weight, each for the thread that will multiply it.
+TENON_DEVICE void load_group_scales(const OneDownCall& call, const Entries& entries,
+                                    float* scales) {
   const int blocks = 1 << call.block_shift, groups = entries.count << call.block_shift;
-  OneGroups found{};
-  TENON_UNROLL
-  for (int i = 0; i < OneGroups::kMost; ++i) {
-    const int group = thread_id() / 8 + i * kOneDownTeams;
-    if (group >= groups) break;
-    found.of_weight[i] =
+  if (thread_id() % 8 != 0) return;
+  TENON_NO_UNROLL
+  for (int group = thread_id() / 8; group < groups; group += kOneDownTeams)
+    scales[group] =
         load_constant(weight_scale_at(call.weight, entries.expert[group >> call.block_shift],
                                       block_id() * kUnitRows, group & (blocks - 1)));
-  }
-  return found;
 }
-TENON_DEVICE void quantize_groups(const OneDownCall& call, int groups, const OneGroups& of,
+// from: group_at() of the first one.
+TENON_DEVICE void quantize_groups(const OneDownCall& call, int groups, const bf16* from,
                                   std::byte* x, float* scales) {
-  const int lane = thread_id() % 8, blocks = 1 << call.block_shift;
-  TENON_UNROLL
-  for (int i = 0; i < OneGroups::kMost; ++i) {
-    // All lanes of a wave take part; a wave has four groups in a row.
-    if (thread_id() / kWave * 4 + i * kOneDownTeams >= groups) break;
-    const int group = thread_id() / 8 + i * kOneDownTeams;
+  const int lane = thread_id() % 8;
+  // All lanes of a wave take part; a wave has four groups in a row.
+  int group = thread_id() / 8;
+  TENON_NO_UNROLL
+  for (int first = thread_id() / kWave * 4; first < groups; first += kOneDownTeams) {
     Word4 held[2] = {};
     if (group < groups) {
-      const bf16* const from = call.activation +
-                               (group >> call.block_shift) * call.activation_stride +
-                               (group & (blocks - 1)) * kProductBlock + lane * 16;
       held[0] = load16(from);
       held[1] = load16(from + 8);
     }
     std::uint32_t most = larger(absmax_bits<1>(&held[0]), absmax_bits<1>(&held[1]));
     TENON_UNROLL
     for (int mask = 1; mask < 8; mask *= 2) most = larger(most, shuffle_xor(most, mask));
-    if (group >= groups) break;
-    const GroupScale scale =
-        group_scale(to_float(bf16{static_cast<std::uint16_t>(most)}), DType::kE4M3);
-    std::byte* const to = x + group / 8 * 1024 + tile_place(group % 8, lane);
-    encode<bf16, DType::kE4M3, 1>(&held[0], scale.multiplier, to);
-    encode<bf16, DType::kE4M3, 1>(&held[1], scale.multiplier, to + 8);
-    if (lane == 0) scales[group] = scale.scale * of.of_weight[i];
+    if (group < groups) {
+      const GroupScale scale =
+          group_scale(to_float(bf16{static_cast<std::uint16_t>(most)}), DType::kE4M3);
+      std::byte* const to = x + group / 8 * 1024 + tile_place(group % 8, lane);
+      encode<bf16, DType::kE4M3, 1>(&held[0], scale.multiplier, to);
+      encode<bf16, DType::kE4M3, 1>(&held[1], scale.multiplier, to + 8);
+      if (lane == 0) scales[group] = scale.scale * scales[group];
+    }
+    group += kOneDownTeams;
+    from = group_at(call, group);
   }
   show_to_tensor_cores();
 }
@@ -277,14 +274,15 @@ down_one_kernel(TENON_ARGS(OneDownCall) call) {
                   policy_evict_first());
     }
   }
-  const OneGroups groups = find_groups(call, entries);
+  load_group_scales(call, entries, scales);
+  const bf16* own_group = group_at(call, thread / 8);
   OneProducts of = find_products(call, entries.count, products);
   hold(of.count), hold(of.to[0]), hold(of.to[1]);
   // Of the threads of an entry and a column: its products.
   const int entry = thread / kUnitRows;
   const float* own_products = products + (thread << call.block_shift);
   const float* own_scales = scales + (entry << call.block_shift);
-  hold(own_products), hold(own_scales);
+  hold(own_products), hold(own_scales), hold(own_group);
   wait_for_previous();
   if (thread == 0) let_next_start();
   float of_shared = 0.0f;
@@ -293,7 +291,7 @@ down_one_kernel(TENON_ARGS(OneDownCall) call) {
     copy_row(shared + at.weights, call.weights, call.top_k);
     copy_row(shared + at.slots, call.slot, call.top_k);
   }
-  quantize_groups(call, entries.count << call.block_shift, groups, x, scales);
+  quantize_groups(call, entries.count << call.block_shift, own_group, x, scales);
   sync_block();
   OneChoices choices;
   if (asks) {

@@ -64,7 +64,8 @@ struct OneRing {
   Mbarrier *full, *empty, *chosen;  // chosen: `count` is known
   float *scales, *x_scales;
   int *lists, *count;  // count: of chosen experts that are this rank's
-  void* memory;        // of the wave that leaves the choice
+  std::uint32_t* bits;  // of the wave that leaves the choice
+  void* memory;         // the same
   int stages;
 
   TENON_HD std::byte* weight(int stage) const { return tiles + stage * kStageBytes; }
@@ -73,7 +74,7 @@ struct OneRing {
 
   TENON_HD static constexpr int bytes(int stages) {
     return stages * (kStageBytes + kScales * 4 + 2 * static_cast<int>(sizeof(Mbarrier))) + kXBytes +
-           16 + (kOneBlocks + (kFeeders + 1) * kList + kChoiceWords) * 4;
+           16 + (kOneBlocks + (kFeeders + 1) * kList + kChoiceSlices + kChoiceWords) * 4;
   }
   TENON_HD static OneRing at(std::byte* memory, int stages) {
     OneRing ring;
@@ -86,7 +87,8 @@ struct OneRing {
     ring.scales = reinterpret_cast<float*>(ring.chosen + 2);
     ring.x_scales = ring.scales + stages * kScales;
     ring.lists = reinterpret_cast<int*>(ring.x_scales + kOneBlocks);
-    ring.memory = ring.lists + (kFeeders + 1) * kList;
+    ring.bits = reinterpret_cast<std::uint32_t*>(ring.lists + (kFeeders + 1) * kList);
+    ring.memory = ring.bits + kChoiceSlices;
     ring.stages = stages;
     return ring;
   }
@@ -124,23 +126,17 @@ TENON_DEVICE OneTile next_tile(ChosenPart& part, int of_entry) {
 }
 
 // By a wave: the entries, which are the chosen experts of this rank in order, and the shared one,
-// as a list. own: which of the lane's experts are this rank's. Returns how many are chosen of them.
-TENON_DEVICE int list_chosen(const OneUpCall& call, std::uint32_t chosen, std::uint32_t own,
-                             int* list) {
+// as a list. Returns how many are chosen. chosen: of this rank.
+TENON_DEVICE int list_chosen(const OneUpCall& call, std::uint32_t chosen, int* list) {
   const int lane = thread_id() % kWave;
-  int before = 0;
-  TENON_UNROLL
-  for (int j = 0; j < kChoiceSlices; ++j) {
-    const bool has = (chosen & own & 1u << j) != 0;
-    const std::uint32_t word = ballot(has);
-    if (has)
-      list[before + count_ones(word & ((1u << lane) - 1u))] =
-          lane + j * kChoiceLanes - call.first_expert;
-    before += count_ones(word);
-  }
-  if (lane >= before && lane < OneRing::kList) list[lane] = kSharedExpert;
+  const LaneSum sum = sum_small(count_ones(chosen));
+  int* to = list + sum.before;
+  TENON_NO_UNROLL
+  for (std::uint32_t left = chosen; left != 0; left &= left - 1u)
+    *to++ = kLaneExperts * lane + lowest_one(left) - call.first_expert;
+  if (lane >= sum.all && lane < OneRing::kList) list[lane] = kSharedExpert;
   sync_wave();
-  return before;
+  return sum.all;
 }
 
 // --- feeding ----------------------------------------------------------------------------------
@@ -396,8 +392,8 @@ TENON_DEVICE void multiply_all(const OneUpCall& call, const OneRing& ring) {
 
 // A wave of one block: what the next kernel reads before it waits, which then may start; and what
 // it reads later.
-TENON_DEVICE void leave_choice(const OneUpCall& call, const Logits& logits, std::uint32_t chosen,
-                               const int* list, int count, const ChoiceMemory& memory) {
+TENON_DEVICE void leave_choice(const OneUpCall& call, std::uint32_t chosen, const int* list,
+                               int count, std::uint32_t* bits, const ChoiceMemory& memory) {
   const int lane = thread_id() % kWave;
   int* const expert = call.list + list_experts(call.top_k);
   if (lane <= count) expert[lane] = list[lane];
@@ -409,9 +405,9 @@ TENON_DEVICE void leave_choice(const OneUpCall& call, const Logits& logits, std:
   fence_device();
   sync_wave();
   if (lane == 0) let_next_start();
-  const WeighedExpert own =
-      weigh_chosen(call.all_experts, call.top_k, logits, memory,
-                   [&](int slice) { return ballot((chosen >> slice & 1u) != 0); });
+  put_bits(bits, chosen);
+  sync_wave();
+  const WeighedExpert own = weigh_chosen(call.all_experts, call.top_k, call.logits, memory, bits);
   const int local = own.expert - call.first_expert;
   const int before = count_ones(ballot(lane < call.top_k && local < 0));  // of other ranks
   if (lane >= call.top_k) return;
@@ -450,7 +446,7 @@ up_one_kernel(TENON_ARGS(OneUpCall) call) {
   ChosenPart part = chosen_part(call, call.top_k);
   FeedTile tile = feed_tile(part, of_entry);
   std::uint32_t own = own_experts(call.first_expert, call.experts);
-  const float* from = call.logits + lane;
+  const float* from = call.logits + kLaneExperts * lane;
   hold(part.at), hold(part.end), hold(part.entry), hold(from);
   hold(tile.units), hold(tile.entry), hold(tile.feature), hold(own);
   sync_block();
@@ -466,11 +462,10 @@ up_one_kernel(TENON_ARGS(OneUpCall) call) {
   const bool leaves = wave == kWeightWave;
   if (leaves && block_id() != 0) return;
   int* const list = ring.lists + (wave - kWeightWave) * OneRing::kList;
-  const Logits logits = load_logits(call.all_experts, from);
-  const std::uint32_t chosen = choose_experts(call.all_experts, call.top_k, logits);
-  const int count = list_chosen(call, chosen, own, list);
+  const std::uint32_t chosen = choose_experts(call.all_experts, call.top_k, from);
+  const int count = list_chosen(call, chosen & own, list);
   if (leaves) {
-    leave_choice(call, logits, chosen, list, count, choice_memory(ring.memory));
+    leave_choice(call, chosen, list, count, ring.bits, choice_memory(ring.memory));
     return;
   }
   if (wave == kWeightWave + 1 && lane == 0) {
