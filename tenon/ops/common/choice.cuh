@@ -51,8 +51,7 @@ TENON_DEVICE Logits load_logits(int experts, const float* from) {
   Logits all;
   TENON_UNROLL
   for (int j = 0; j < kChoiceSlices; ++j)
-    all.of_lane[j] =
-        lane_id() + j * kChoiceLanes < experts ? from[j * kChoiceLanes] : -kInfinity;
+    all.of_lane[j] = lane_id() + j * kChoiceLanes < experts ? from[j * kChoiceLanes] : -kInfinity;
   return all;
 }
 // exp(logit − the largest) of these experts, and its sum over all.

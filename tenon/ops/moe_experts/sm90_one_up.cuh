@@ -4,11 +4,13 @@
 //   - Every block makes the choice, the whole of moe_route, from the logits; every wave that needs
 //     it makes it for itself, so that it waits for no other.
 //   - Where it pays (apart_of()) the shared expert's units are dealt by themselves. A block asks
-//     for its own before it waits, into stages of their own, of which each holds units with all of
-//     k, and multiplies them while the choice is made. So what it asks for behind the choice is a
-//     tile less where blocks would have had a few units more than a tile.
-//   - The token lies once in shared memory: block 4 n + u of k is row n of atom u. That row is the
-//     column of the products that counts, in the lanes of which the sum then has to be.
+//     for its own before it waits and multiplies them while the choice is made. So what it asks for
+//     behind the choice is a tile less where blocks would have had a few units more than a tile.
+//   - The token lies once in shared memory: block 4 n + u of k is row n of atom u. So rows of the
+//     instruction's other operand, which has eight places of eight rows, need not belong to the
+//     same chunk of four blocks of k. Pairs (chunk, unit) of a tile lie in its stages one after
+//     another, chunk by chunk; of a place with chunk c the products in column c count. They meet in
+//     shared memory, where a thread for each row scales and adds them.
 #pragma once
 
 #include "tenon/ops/moe_experts/sm90_choice.cuh"
@@ -33,24 +35,17 @@ struct OneUpCall {
   const std::byte *next_routed, *next_shared;
   std::int64_t next_bytes;
   std::int32_t width, stages, top_k, experts, all_experts, first_expert;
-  std::int32_t chunks, packed;  // of k; units that a stage holds with all of k
-  std::uint32_t last_blocks;    // bit b: block b of k is the last one of its segment
-  bool has_shared, is_apart;    // the shared expert, dealt by itself
+  std::int32_t chunks;        // of k
+  std::uint32_t last_blocks;  // bit b: block b of k is the last one of its segment
+  bool has_shared, is_apart;  // the shared expert, dealt by itself
 };
 
-// Units of the shared expert that lie in a stage of their own, as chunks of k: unit j has chunk c
-// in place j · chunks + c.
 TENON_HD constexpr int one_chunks(int blocks) { return (blocks + kFewChunk - 1) / kFewChunk; }
-TENON_HD constexpr int one_packed(int chunks) {
-  return kFewUnits / chunks > 1 ? kFewUnits / chunks : 1;
-}
-// Stages that the fullest block needs for its part of the shared expert. 0: too many, or several
-// whose operands would reach past the ring.
-constexpr int apart_of(int of_entry, int grid, int chunks) {
-  constexpr int kMost = 2;
-  const int units = (of_entry + grid - 1) / grid, packed = one_packed(chunks);
-  const int stages = (units + packed - 1) / packed;
-  return stages <= kMost && (stages == 1 || packed == 1) ? stages : 0;
+// Whether the shared expert is dealt by itself: the fullest block's part of it is a tile of a stage
+// or two.
+constexpr bool apart_of(int of_entry, int grid, int chunks) {
+  const int units = (of_entry + grid - 1) / grid;
+  return units <= kFewUnits && units * chunks <= 2 * kFewUnits;
 }
 
 struct OneRing {
@@ -63,20 +58,22 @@ struct OneRing {
   std::byte *tiles, *x;
   Mbarrier *full, *empty, *chosen;  // chosen: `count` is known
   float *scales, *x_scales;
-  int *lists, *count;  // count: of chosen experts that are this rank's
-  std::uint32_t* bits;  // of the wave that leaves the choice
-  void* memory;         // the same
+  float *products, *pair_scales;  // [pairs, 8 rows, kFewChunk], [pairs, gate and up, kFewChunk]
+  int *lists, *count;             // count: of chosen experts that are this rank's
+  std::uint32_t* bits;            // of the wave that leaves the choice
+  void* memory;                   // the same
   int stages;
 
   TENON_HD std::byte* weight(int stage) const { return tiles + stage * kStageBytes; }
   // [2, places of units, kFewChunk]: of gate, of up.
   TENON_HD float* weight_scales(int stage) const { return scales + stage * kScales; }
 
-  TENON_HD static constexpr int bytes(int stages) {
+  TENON_HD static constexpr int bytes(int stages, int chunks) {
     return stages * (kStageBytes + kScales * 4 + 2 * static_cast<int>(sizeof(Mbarrier))) + kXBytes +
-           16 + (kOneBlocks + (kFeeders + 1) * kList + kChoiceSlices + kChoiceWords) * 4;
+           16 + kFewUnits * chunks * (8 + 2) * kFewChunk * 4 +
+           (kOneBlocks + (kFeeders + 1) * kList + kChoiceSlices + kChoiceWords) * 4;
   }
-  TENON_HD static OneRing at(std::byte* memory, int stages) {
+  TENON_HD static OneRing at(std::byte* memory, int stages, int chunks) {
     OneRing ring;
     ring.tiles = memory;
     ring.x = memory + stages * kStageBytes;
@@ -86,7 +83,9 @@ struct OneRing {
     ring.count = reinterpret_cast<int*>(ring.chosen + 1);
     ring.scales = reinterpret_cast<float*>(ring.chosen + 2);
     ring.x_scales = ring.scales + stages * kScales;
-    ring.lists = reinterpret_cast<int*>(ring.x_scales + kOneBlocks);
+    ring.products = ring.x_scales + kOneBlocks;
+    ring.pair_scales = ring.products + kFewUnits * chunks * 8 * kFewChunk;
+    ring.lists = reinterpret_cast<int*>(ring.pair_scales + kFewUnits * chunks * 2 * kFewChunk);
     ring.bits = reinterpret_cast<std::uint32_t*>(ring.lists + (kFeeders + 1) * kList);
     ring.memory = ring.bits + kChoiceSlices;
     ring.stages = stages;
@@ -141,99 +140,61 @@ TENON_DEVICE int list_chosen(const OneUpCall& call, std::uint32_t chosen, int* l
 
 // --- feeding ----------------------------------------------------------------------------------
 
-// A feeder's place among the stages: each takes one in turn.
-struct FeedPlace {
-  RingPlace ring;
-  int turn;  // 0: the next stage is this feeder's
+// p / units for a number p of a pair: p · inverse / 256, rounded down. Without units: anything.
+TENON_DEVICE int inverse_of(int units) {
+  constexpr std::uint64_t kTable = 0x1f242a333f557fffu;  // 256 / units, rounded up, less one
+  return static_cast<int>(kTable >> (8 * (units - 1) & 63) & 0xffu) + 1;
+}
+static_assert(kFewUnits == 8 && kOneChunks * kFewUnits <= 64);
+
+// A feeder has two places of each stage: lanes 0 to 7 the first one, 8 to 15 the second. Four of
+// these lanes bring scales of gate, four those of up, a block of k each.
+struct FeedPair {
+  bool exists;
+  int chunk, entry, feature;
 };
-TENON_DEVICE bool take_turn(FeedPlace& place) {
-  const bool own = place.turn == 0;
-  place.turn = own ? kFeeders - 1 : place.turn - 1;
-  return own;
-}
-
-// Lane 8 u + place: of the unit in this place of a stage, for block `block` of k, the stage's u.
-TENON_DEVICE void copy_unit_scales(const OneUpCall& call, int expert, int feature, int block,
-                                   float* to) {
-  const int lane = thread_id() % kWave, at = lane % kFewUnits * kFewChunk + lane / kFewUnits;
-  TENON_UNROLL
-  for (int part = 0; part < 2; ++part)  // gate and up
-    copy4_later(to + part * kFewUnits * kFewChunk + at,
-                weight_scale_at(call.weight, expert, part * call.width + feature, block));
-}
-
-// Before the wait: the shared expert's units of this block, with all of k. Constants.
-TENON_DEVICE void feed_apart(const OneUpCall& call, const OneRing& ring, FeedPlace& place) {
-  static_assert(kFewUnits * kFewChunk == kWave);
-  const UnitPart part = shared_part(call);
-  const int lane = thread_id() % kWave, slot = lane % kFewUnits;
-  const int unit = slot / call.chunks, first_block = slot % call.chunks * kFewChunk;
-  const std::uint64_t once = policy_evict_first();
-  TENON_NO_UNROLL
-  for (int at = part.begin; at < part.end; at += call.packed) {
-    const int units = part.end - at < call.packed ? part.end - at : call.packed;
-    if (take_turn(place)) {
-      Mbarrier* const full = &ring.full[place.ring.stage];
-      const int feature = kFewFeatures * (at + unit);
-      if (lane == 0)
-        barrier_arrive_expect(full,
-                              static_cast<std::uint32_t>(units * call.chunks * kFewUnitBytes));
-      sync_wave();
-      if (lane < kFewUnits && unit < units)
-        copy_box<kFewFeatures>(ring.weight(place.ring.stage) + slot * kFewUnitBytes,
-                               &call.weight.shared, feature, first_block, full, once);
-      const int block = first_block + lane / kFewUnits;
-      if (unit < units && block < call.weight.cut.num_blocks)
-        copy_unit_scales(call, kSharedExpert, feature, block, ring.weight_scales(place.ring.stage));
-      arrive_after_copies(full);
-    }
-    place.ring.next(ring.stages);
-  }
-}
-
-// A tile as a feeder sees it: the unit of this lane.
-struct FeedTile {
-  int units, entry, feature;
-};
-TENON_DEVICE FeedTile feed_tile(ChosenPart& part, int of_entry) {
-  const OneTile tile = next_tile(part, of_entry);
-  const int unit = tile.unit + thread_id() % kWave % kFewUnits;
+TENON_DEVICE FeedPair feed_pair(const OneUpCall& call, const OneTile& tile, int inverse,
+                                int first) {
+  const int of_entry = call.width / kFewFeatures, lane = thread_id() % kWave;
+  const int pair = first + 2 * (thread_id() / kWave - kWeightWave - 1) + lane / 8 % 2;
+  const int chunk = pair * inverse >> 8, unit = tile.unit + pair - chunk * tile.units;
   const bool beyond = unit >= of_entry;
-  return {tile.units, tile.entry + (beyond ? 1 : 0),
+  return {lane < 16 && pair < tile.units * call.chunks, chunk, tile.entry + (beyond ? 1 : 0),
           kFewFeatures * (unit - (beyond ? of_entry : 0))};
 }
-
-// tile: the first one, part: what is behind it.
-TENON_DEVICE void feed_one(const OneUpCall& call, const OneRing& ring, const int* list,
-                           FeedTile tile, ChosenPart part, FeedPlace& place) {
-  const int of_entry = call.width / kFewFeatures, blocks = call.weight.cut.num_blocks;
-  const int lane = thread_id() % kWave, own = lane % kFewUnits;
+// One tile. list: of the experts of its entries. pair: feed_pair() of its first stage.
+TENON_DEVICE void feed_tile(const OneUpCall& call, const OneRing& ring, const OneTile& tile,
+                            int inverse, FeedPair pair, const int* list, RingPlace& place) {
+  const int lane = thread_id() % kWave, feeder = thread_id() / kWave - kWeightWave - 1;
+  const int own = 2 * feeder + lane / 8 % 2, part = lane / 4 % 2;
+  const int pairs = tile.units * call.chunks;
   const std::uint64_t once = policy_evict_first();
   TENON_NO_UNROLL
-  while (tile.units > 0) {
-    const int expert = list[tile.entry];
-    const int row = tile.feature + (expert == kSharedExpert ? 0 : expert * call.weight.expert_rows);
-    TENON_NO_UNROLL
-    for (int first_block = 0; first_block < blocks; first_block += kFewChunk) {
-      if (take_turn(place)) {
-        Mbarrier* const full = &ring.full[place.ring.stage];
-        barrier_wait(&ring.empty[place.ring.stage], place.ring.parity ^ 1);
-        if (lane == 0)
-          barrier_arrive_expect(full, static_cast<std::uint32_t>(tile.units * kFewUnitBytes));
-        sync_wave();
-        if (lane < tile.units)
-          copy_box<kFewFeatures>(
-              ring.weight(place.ring.stage) + own * kFewUnitBytes,
-              expert == kSharedExpert ? &call.weight.shared : &call.weight.routed, row, first_block,
-              full, once);
-        const int block = first_block + lane / kFewUnits;
-        if (own < tile.units && block < blocks)
-          copy_unit_scales(call, expert, tile.feature, block, ring.weight_scales(place.ring.stage));
-        arrive_after_copies(full);
-      }
-      place.ring.next(ring.stages);
-    }
-    tile = feed_tile(part, of_entry);
+  for (int first = 0; first < pairs; first += kFewUnits) {
+    Mbarrier* const full = &ring.full[place.stage];
+    const int expert = list[pair.entry];
+    barrier_wait(&ring.empty[place.stage], place.parity ^ 1);
+    const int left = pairs - first - 2 * feeder;
+    if (lane == 0)
+      barrier_arrive_expect(full, static_cast<std::uint32_t>((left < 0   ? 0
+                                                              : left < 2 ? left
+                                                                         : 2) *
+                                                             kFewUnitBytes));
+    sync_wave();
+    if (pair.exists && lane % 8 == 0)
+      copy_box<kFewFeatures>(
+          ring.weight(place.stage) + own * kFewUnitBytes,
+          expert == kSharedExpert ? &call.weight.shared : &call.weight.routed,
+          pair.feature + (expert == kSharedExpert ? 0 : expert * call.weight.expert_rows),
+          pair.chunk * kFewChunk, full, once);
+    const int block = pair.chunk * kFewChunk + lane % kFewChunk;
+    if (pair.exists && block < call.weight.cut.num_blocks)
+      copy4_later(
+          ring.weight_scales(place.stage) + (part * kFewUnits + own) * kFewChunk + lane % kFewChunk,
+          weight_scale_at(call.weight, expert, part * call.width + pair.feature, block));
+    arrive_after_copies(full);
+    place.next(ring.stages);
+    pair = feed_pair(call, tile, inverse, first + kFewUnits);
   }
 }
 
@@ -257,39 +218,28 @@ TENON_DEVICE void load_token(const OneUpCall& call, const OneRing& ring) {
   sync_first_threads<kConsumers>();
 }
 
-// How a tile's units lie in its stages.
-struct OneLayout {
-  bool is_packed;      // with all of k in one stage
-  int apart;           // places from a unit to the next one; a value that the whole warp has
-  int scales, second;  // where those of the warp's first unit lie in a stage, and of the second
-};
-TENON_DEVICE OneLayout one_layout(const OneUpCall& call, bool is_packed) {
-  const int apart = shuffle_from(is_packed && call.packed > 1 ? call.chunks : 1, 0);
-  const int warp = thread_id() / kWave, part = thread_id() % kWave / 16 * kFewUnits;
-  const auto scales_of = [&](int unit) {  // that does not exist: anywhere
-    return (part + unit * apart % kFewUnits) * kFewChunk;
-  };
-  return {is_packed, apart, scales_of(2 * warp), scales_of(2 * warp + 1)};
-}
-
-// The products of a tile: sums[h] belongs to unit 2 w + h, its row g of eight (gate below 4, then
-// up), in the lanes 4 g + p of warp w.
-TENON_DEVICE void multiply_one(const OneUpCall& call, const OneRing& ring, RingPlace& place,
-                               const OneLayout& layout, float (&sums)[2]) {
+// The products of a tile, [pair, 8 rows, kFewChunk], and their scales, [pair, 2, kFewChunk].
+TENON_DEVICE void multiply_tile(const OneUpCall& call, const OneRing& ring, int units,
+                                RingPlace& place) {
   constexpr int kStageUnits = OneRing::kStageBytes / 16;
-  const int lane = thread_id() % kWave;
+  const int lane = thread_id() % kWave, warp = thread_id() / kWave, part = lane / 16;
+  const int pairs = units * call.chunks, inverse = inverse_of(units);
+  const std::uint64_t weight = tile_descriptor<kFewUnitBytes>(ring.tiles);
   const std::uint64_t x = tile_descriptor(ring.x);
-  const std::uint64_t weight = tile_descriptor(ring.tiles, layout.apart * kFewUnitBytes);
-  float own[2] = {}, products[kFewChunk][4] = {};
-  bool is_first = true;  // segment
+  const auto four_at = [](float* at) -> float4& { return *reinterpret_cast<float4*>(at); };
   TENON_NO_UNROLL
-  for (int chunk = 0; chunk < call.chunks; ++chunk) {
+  for (int first = 0; first < pairs; first += kFewUnits) {
     // A value that the whole warp has: see sm90/wgmma.cuh.
-    const int at = shuffle_from(
-        place.stage * kStageUnits + (layout.is_packed ? chunk * (kFewUnitBytes / 16) : 0), 0);
-    if (!layout.is_packed || chunk == 0) barrier_wait(&ring.full[place.stage], place.parity);
-    // All blocks of the chunk, for products must not stand under a condition. Neighbouring
-    // instructions belong to different chains, so none waits for the one before it.
+    const int at = shuffle_from(place.stage * kStageUnits, 0);
+    int pair[2], chunk[2];  // of the upper and the lower eight of the warp's rows
+    TENON_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      pair[h] = first + 2 * warp + h;
+      chunk[h] = pair[h] * inverse >> 8;
+    }
+    barrier_wait(&ring.full[place.stage], place.parity);
+    // Neighbouring instructions belong to different chains, so none waits for the one before it.
+    float products[kFewChunk][4] = {};
     wgmma_begin();
     TENON_UNROLL
     for (int k = 0; k < 4; ++k) {
@@ -299,93 +249,97 @@ TENON_DEVICE void multiply_one(const OneUpCall& call, const OneRing& ring, RingP
                        descriptor_at(x, u * 64 + 2 * k), k > 0);
     }
     wgmma_commit();
-    const float* const scales =
-        ring.weight_scales(place.stage) + (layout.is_packed ? chunk * kFewChunk : 0);
-    const auto four_at = [](const float* from) { return *reinterpret_cast<const float4*>(from); };
-    const float4 xs = four_at(ring.x_scales + chunk * kFewChunk);
-    const float4 of_unit[2] = {four_at(scales + layout.scales), four_at(scales + layout.second)};
-    const float scale[2][kFewChunk] = {
-        {xs.x * of_unit[0].x, xs.y * of_unit[0].y, xs.z * of_unit[0].z, xs.w * of_unit[0].w},
-        {xs.x * of_unit[1].x, xs.y * of_unit[1].y, xs.z * of_unit[1].z, xs.w * of_unit[1].w}};
+    TENON_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      if (lane % 16 != 0 || pair[h] >= pairs) continue;
+      const float4 xs = four_at(ring.x_scales + chunk[h] * kFewChunk);
+      const float4 ws =
+          four_at(ring.weight_scales(place.stage) + (part * kFewUnits + 2 * warp + h) * kFewChunk);
+      four_at(ring.pair_scales + (2 * pair[h] + part) * kFewChunk) = {xs.x * ws.x, xs.y * ws.y,
+                                                                      xs.z * ws.z, xs.w * ws.w};
+    }
     wgmma_wait_all();
     TENON_UNROLL
     for (int u = 0; u < kFewChunk; ++u) hold_sums(products[u]);
-    const bool is_odd = chunk % 2 != 0;  // the column of the token's row
     TENON_UNROLL
-    for (int u = 0; u < kFewChunk; ++u) {
-      const int block = chunk * kFewChunk + u;
-      if (block >= call.weight.cut.num_blocks) continue;
-      TENON_UNROLL
-      for (int h = 0; h < 2; ++h)
-        own[h] = fma_f(is_odd ? products[u][2 * h + 1] : products[u][2 * h], scale[h][u], own[h]);
-      if ((call.last_blocks >> block & 1u) == 0) continue;
-      TENON_UNROLL
-      for (int h = 0; h < 2; ++h) {
-        sums[h] = is_first ? own[h] : sums[h] + own[h];
-        own[h] = 0.0f;
-      }
-      is_first = false;
+    for (int h = 0; h < 2; ++h) {
+      const bool is_odd = chunk[h] % 2 != 0;
+      const auto own = [&](int u) { return is_odd ? products[u][2 * h + 1] : products[u][2 * h]; };
+      if (lane % 4 == chunk[h] / 2 && pair[h] < pairs)
+        four_at(ring.products + (pair[h] * 8 + lane / 4) * kFewChunk) = {own(0), own(1), own(2),
+                                                                         own(3)};
     }
-    if (is_odd || chunk + 1 == call.chunks) {
-      const int from = lane / 4 * 4 + chunk / 2;  // the lane whose columns those were
-      TENON_UNROLL
-      for (int h = 0; h < 2; ++h) {
-        sums[h] = shuffle_from(sums[h], from);
-        own[h] = shuffle_from(own[h], from);
-      }
-    }
-    if (layout.is_packed && chunk + 1 < call.chunks) continue;
     sync_wave();
     if (lane == 0) barrier_arrive(&ring.empty[place.stage]);
     place.next(ring.stages);
   }
 }
 
-// The two lanes of a feature exchange values, and each has one unit then.
-TENON_DEVICE void activate_one(const OneUpCall& call, const OneTile& tile, const float (&sums)[2]) {
-  const int lane = thread_id() % kWave, of_entry = call.width / kFewFeatures;
-  const bool has_up = lane >= kWave / 2;
-  const int own = 2 * (thread_id() / kWave) + (has_up ? 1 : 0), unit = tile.unit + own;
-  const float other = shuffle_xor(has_up ? sums[0] : sums[1], kWave / 2);
-  if (own >= tile.units || lane % 4 != 0) return;
-  const std::uint32_t both =
-      has_up ? pack_halves<bf16>(other, sums[1]) : pack_halves<bf16>(sums[0], other);
+// Of a row of a unit, gate in the first four lanes of eight, then up: the sum over k.
+TENON_DEVICE float add_row(const OneUpCall& call, const OneRing& ring, int units) {
+  const int row = thread_id() % 8;
+  const int unit = thread_id() / 8 < units ? thread_id() / 8 : 0;
+  const float* products = ring.products + (unit * 8 + row) * kFewChunk;
+  const float* scales = ring.pair_scales + (2 * unit + row / kFewFeatures) * kFewChunk;
+  float sum = 0.0f, own = 0.0f;
+  bool is_first = true;  // segment
+  TENON_NO_UNROLL
+  for (int first = 0; first < call.weight.cut.num_blocks; first += kFewChunk) {
+    const float4 four = *reinterpret_cast<const float4*>(products);
+    const float4 scale = *reinterpret_cast<const float4*>(scales);
+    const float product_of[kFewChunk] = {four.x, four.y, four.z, four.w};
+    const float scale_of[kFewChunk] = {scale.x, scale.y, scale.z, scale.w};
+    TENON_UNROLL
+    for (int u = 0; u < kFewChunk; ++u) {
+      if (first + u >= call.weight.cut.num_blocks) break;
+      own = fma_f(product_of[u], scale_of[u], own);
+      if ((call.last_blocks >> (first + u) & 1u) == 0) continue;
+      sum = is_first ? own : sum + own;
+      own = 0.0f;
+      is_first = false;
+    }
+    products += units * 8 * kFewChunk;
+    scales += units * 2 * kFewChunk;
+  }
+  return sum;
+}
+// By two warps, what multiply_tile() has left: a thread for each row.
+TENON_DEVICE void activate_tile(const OneUpCall& call, const OneRing& ring, const OneTile& tile) {
+  static_assert(8 * kFewUnits == 2 * kWave);
+  const int of_entry = call.width / kFewFeatures, row = thread_id() % 8;
+  const int own = thread_id() / 8, unit = tile.unit + own;
+  const float sum = add_row(call, ring, tile.units);
+  const float other = shuffle_xor(sum, kFewFeatures);
+  if (own >= tile.units || row >= kFewFeatures) return;
+  const std::uint32_t both = pack_halves<bf16>(sum, other);
   const float value = silu_mul_f(low_half<bf16>(both), high_half<bf16>(both));
   const bool beyond = unit >= of_entry;
   bf16* const to = call.activation + (tile.entry + (beyond ? 1 : 0)) * call.activation_stride +
                    kFewFeatures * (unit - (beyond ? of_entry : 0));
-  to[lane / 4 % kFewFeatures] = bf16{static_cast<std::uint16_t>(pack_halves<bf16>(value, 0.0f))};
+  to[row] = bf16{static_cast<std::uint16_t>(pack_halves<bf16>(value, 0.0f))};
 }
 
-// The shared expert's units first, where they are apart.
-TENON_DEVICE void multiply_all(const OneUpCall& call, const OneRing& ring) {
-  UnitPart apart = shared_part(call);
-  ChosenPart part{};
+// By the threads that multiply: the shared expert's units first, where they are apart. part: of
+// the chosen experts, if all are this rank's.
+TENON_DEVICE void multiply_all(const OneUpCall& call, const OneRing& ring, ChosenPart part) {
+  const UnitPart apart = shared_part(call);
+  OneTile tile{0, apart.begin, apart.end - apart.begin};
   RingPlace place;
-  int count = -1;
-  const auto learn_count = [&] {
-    barrier_wait(ring.chosen, 0);
-    count = *ring.count;
-    part = chosen_part(call, count);
-  };
-  if (apart.begin == apart.end) learn_count();
+  bool knows = false;  // how many are chosen
   TENON_NO_UNROLL
-  while (apart.begin < apart.end || part.at < part.end) {
-    const bool is_packed = apart.begin < apart.end;
-    OneTile tile;
-    if (is_packed) {
-      const int left = apart.end - apart.begin;
-      tile = {0, apart.begin, left < call.packed ? left : call.packed};
-      apart.begin += tile.units;
-    } else {
-      tile = next_tile(part, call.width / kFewFeatures);
+  do {
+    multiply_tile(call, ring, tile.units, place);
+    if (!knows) {
+      barrier_wait(ring.chosen, 0);
+      tile.entry = *ring.count;
+      if (tile.entry != call.top_k) part = chosen_part(call, tile.entry);
+      knows = true;
     }
-    float sums[2];
-    multiply_one(call, ring, place, one_layout(call, is_packed), sums);
-    if (count < 0) learn_count();
-    if (is_packed) tile.entry = count;
-    activate_one(call, tile, sums);
-  }
+    sync_first_threads<kConsumers>();
+    if (thread_id() < 8 * kFewUnits && tile.units > 0) activate_tile(call, ring, tile);
+    tile = next_tile(part, call.width / kFewFeatures);
+    if (tile.units > 0) sync_first_threads<kConsumers>();  // before products are written again
+  } while (tile.units > 0);
 }
 
 // --- the kernel -------------------------------------------------------------------------------
@@ -435,33 +389,44 @@ TENON_DEVICE void prefetch_chosen(const OneUpCall& call, const int* list, int co
 TENON_KERNEL_RESIDENT(kThreads, 1)
 up_one_kernel(TENON_ARGS(OneUpCall) call) {
   TENON_SHARED_TILES(shared);
-  const OneRing ring = OneRing::at(shared, call.stages);
+  const OneRing ring = OneRing::at(shared, call.stages, call.chunks);
   const int wave = thread_id() / kWave, lane = thread_id() % kWave;
   const int of_entry = call.width / kFewFeatures;
   if (thread_id() == 0) {
     barrier_init(ring.chosen, 1);
-    start_ring(ring, call.weight, kWave);
+    start_ring(ring, call.weight, kFeeders * (kWave + 1) - 1);
   }
-  // What a feeder begins with where all choices are this rank's.
-  ChosenPart part = chosen_part(call, call.top_k);
-  FeedTile tile = feed_tile(part, of_entry);
+  int* const list = ring.lists + (wave < kWeightWave ? 0 : wave - kWeightWave) * OneRing::kList;
+  if (wave >= kWeightWave && lane < OneRing::kList) list[lane] = kSharedExpert;
+  // Where all choices are this rank's, what a block has, and what a feeder begins with.
+  ChosenPart part = chosen_part(call, call.top_k), rest = part;
+  OneTile tile = next_tile(rest, of_entry);
+  int inverse = inverse_of(tile.units);
+  FeedPair pair = feed_pair(call, tile, inverse, 0);
   std::uint32_t own = own_experts(call.first_expert, call.experts);
   const float* from = call.logits + kLaneExperts * lane;
-  hold(part.at), hold(part.end), hold(part.entry), hold(from);
-  hold(tile.units), hold(tile.entry), hold(tile.feature), hold(own);
+  hold(part.at), hold(part.end), hold(part.entry), hold(rest.at), hold(rest.entry);
+  hold(tile.units), hold(tile.entry), hold(tile.unit), hold(inverse);
+  hold(pair.chunk), hold(pair.entry), hold(pair.feature), hold(own), hold(from);
   sync_block();
-  FeedPlace place{{}, wave - kWeightWave - 1};
-  if (wave > kWeightWave) feed_apart(call, ring, place);
+  RingPlace place;
+  if (wave > kWeightWave) {
+    const UnitPart apart = shared_part(call);
+    const OneTile of_shared{0, apart.begin, apart.end - apart.begin};
+    if (of_shared.units > 0) {
+      const int by = inverse_of(of_shared.units);
+      feed_tile(call, ring, of_shared, by, feed_pair(call, of_shared, by, 0), list, place);
+    }
+  }
   wait_for_previous();
   if (thread_id() == 0 && block_id() != 0) let_next_start();
   if (wave < kWeightWave) {
     load_token(call, ring);
-    multiply_all(call, ring);
+    multiply_all(call, ring, part);
     return;
   }
   const bool leaves = wave == kWeightWave;
   if (leaves && block_id() != 0) return;
-  int* const list = ring.lists + (wave - kWeightWave) * OneRing::kList;
   const std::uint32_t chosen = choose_experts(call.all_experts, call.top_k, from);
   const int count = list_chosen(call, chosen & own, list);
   if (leaves) {
@@ -473,10 +438,18 @@ up_one_kernel(TENON_ARGS(OneUpCall) call) {
     barrier_arrive(ring.chosen);
   }
   if (count != call.top_k) {
-    part = chosen_part(call, count);
-    tile = feed_tile(part, of_entry);
+    rest = chosen_part(call, count);
+    tile = next_tile(rest, of_entry);
+    inverse = inverse_of(tile.units);
+    pair = feed_pair(call, tile, inverse, 0);
   }
-  feed_one(call, ring, list, tile, part, place);
+  TENON_NO_UNROLL
+  while (tile.units > 0) {
+    feed_tile(call, ring, tile, inverse, pair, list, place);
+    tile = next_tile(rest, of_entry);
+    inverse = inverse_of(tile.units);
+    pair = feed_pair(call, tile, inverse, 0);
+  }
   if (wave == kWeightWave + 1 && call.next_bytes > 0) prefetch_chosen(call, list, count);
   await_copies();
 }
