@@ -18,9 +18,9 @@ TENON_DEVICE void put_in_order(std::uint32_t& a, std::uint32_t& b) {
 inline constexpr int kLaneExperts = 8;
 static_assert(kLaneExperts == kChoiceSlices);
 
-// By a wave. from: the logit of the lane's first expert.
-TENON_DEVICE std::uint32_t choose_by_p(int experts, int top_k, const float* from) {
-  const Logits all = load_logits(experts, from - (kLaneExperts - 1) * lane_id());
+// By a wave.
+TENON_DEVICE std::uint32_t choose_by_p(int experts, int top_k, const float* logits) {
+  const Logits all = load_logits(experts, logits + lane_id());
   float value[kChoiceSlices];
   const float sum = exponentials(experts, all, value);
   std::uint32_t keys[kChoiceSlices], chosen = 0;
@@ -56,7 +56,8 @@ TENON_DEVICE std::uint32_t choose_by_p(int experts, int top_k, const float* from
 }
 
 // The same, by the logits where they suffice.
-TENON_DEVICE std::uint32_t choose_experts(int experts, int top_k, const float* from) {
+TENON_DEVICE std::uint32_t choose_experts(int experts, int top_k, const float* of_token) {
+  const float* const from = of_token + kLaneExperts * lane_id();
   const int exist = experts - kLaneExperts * lane_id();  // of the lane's, from its first one on
   float logits[kLaneExperts] = {};
   if (exist >= kLaneExperts && reinterpret_cast<std::uintptr_t>(from) % 16 == 0) {
@@ -106,7 +107,7 @@ TENON_DEVICE std::uint32_t choose_experts(int experts, int top_k, const float* f
   constexpr int kTooMany = 1000;
   const int count = sum_lanes(zero == 0.0f ? count_ones(chosen) : kTooMany);
   return count == top_k && are_apart(first, last, next) ? chosen
-                                                        : choose_by_p(experts, top_k, from);
+                                                        : choose_by_p(experts, top_k, of_token);
 }
 
 // Which of the lane's experts are this rank's.

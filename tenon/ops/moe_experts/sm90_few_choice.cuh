@@ -51,9 +51,9 @@ TENON_DEVICE Entries choose_few(const Chooser& chooser, const Routing& routing,
       reinterpret_cast<int*>(memory + table_bytes(routing.experts + 1) + table_bytes(kWave));
   int* const first = expert + routing.experts + 2;
   if (wave < tokens) {
-    const float* const from = chooser.logits + wave * chooser.stride + kLaneExperts * lane;
-    put_bits(choice.bits + wave * kChoiceSlices,
-             choose_experts(chooser.all_experts, routing.top_k, from));
+    put_bits(
+        choice.bits + wave * kChoiceSlices,
+        choose_experts(chooser.all_experts, routing.top_k, chooser.logits + wave * chooser.stride));
   }
   sync_block();
   // Lane s of every wave: pairs and entries of slice s; then those before it.

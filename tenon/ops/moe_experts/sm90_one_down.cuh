@@ -56,11 +56,12 @@ TENON_HD constexpr OneDownShared one_down_shared(int entries, int blocks, int to
 }
 
 // Groups of 128 of the activation, group entry · blocks + block in a row of the operand: eight
-// lanes take one, 16 elements each, and every kOneDownTeams-th one.
-TENON_DEVICE const bf16* group_at(const OneDownCall& call, int group) {
-  const int blocks = 1 << call.block_shift;
-  return call.activation + (group >> call.block_shift) * call.activation_stride +
-         (group & (blocks - 1)) * kProductBlock + thread_id() % 8 * 16;
+// lanes take one, 16 elements each, and every kOneDownTeams-th one. Where in the activation the
+// elements of this lane begin:
+TENON_DEVICE int group_at(const OneDownCall& call, int group) {
+  const int blocks = 1 << call.block_shift, stride = static_cast<int>(call.activation_stride);
+  return (group >> call.block_shift) * stride + (group & (blocks - 1)) * kProductBlock +
+         thread_id() % 8 * 16;
 }
 // Before the wait: the scales of the weight, each for the thread that will multiply it.
 TENON_DEVICE void load_group_scales(const OneDownCall& call, const Entries& entries,
@@ -74,8 +75,8 @@ TENON_DEVICE void load_group_scales(const OneDownCall& call, const Entries& entr
                                       block_id() * kUnitRows, group & (blocks - 1)));
 }
 // from: group_at() of the first one.
-TENON_DEVICE void quantize_groups(const OneDownCall& call, int groups, const bf16* from,
-                                  std::byte* x, float* scales) {
+TENON_DEVICE void quantize_groups(const OneDownCall& call, int groups, int from, std::byte* x,
+                                  float* scales) {
   const int lane = thread_id() % 8;
   // All lanes of a wave take part; a wave has four groups in a row.
   int group = thread_id() / 8;
@@ -83,8 +84,8 @@ TENON_DEVICE void quantize_groups(const OneDownCall& call, int groups, const bf1
   for (int first = thread_id() / kWave * 4; first < groups; first += kOneDownTeams) {
     Word4 held[2] = {};
     if (group < groups) {
-      held[0] = load16(from);
-      held[1] = load16(from + 8);
+      held[0] = load16(call.activation + from);
+      held[1] = load16(call.activation + from + 8);
     }
     std::uint32_t most = larger(absmax_bits<1>(&held[0]), absmax_bits<1>(&held[1]));
     TENON_UNROLL
@@ -108,13 +109,13 @@ TENON_DEVICE void quantize_groups(const OneDownCall& call, int groups, const bf1
 // to know is the same for all of its instructions, and known before the wait.
 struct OneProducts {
   int count;  // of instructions
-  // Of half h of the instruction's rows for this warp: the products that count go to to[h], those
-  // of the next instruction kFloats behind; the column is odd, and it is this lane's.
+  // Of half h of the instruction's rows for this warp: where the products that count go, those of
+  // the next instruction kFloats behind; the column is odd, and it is this lane's.
   static constexpr int kFloats = 2 * kAtoms * 8;
-  float* to[2];
+  int to[2];
   bool is_odd[2], is_own[2];
 };
-TENON_DEVICE OneProducts find_products(const OneDownCall& call, int entries, float* products) {
+TENON_DEVICE OneProducts find_products(const OneDownCall& call, int entries) {
   const int shift = call.block_shift, lane = thread_id() % kWave;
   const int all = ((2 * entries << shift) + kAtoms - 1) / kAtoms;
   const int group = thread_id() / kConsumers;
@@ -125,7 +126,7 @@ TENON_DEVICE OneProducts find_products(const OneDownCall& call, int entries, flo
     const int atom = group * kAtoms + 2 * (thread_id() / kWave % kUnits) + h;
     const int unit_half = atom >> shift, block = atom & ((1 << shift) - 1);
     const int column = ((unit_half / 2 << shift) + block) % 8;
-    found.to[h] = products + (((unit_half * 8 + lane / 4) << shift) + block);
+    found.to[h] = ((unit_half * 8 + lane / 4) << shift) + block;
     found.is_odd[h] = column % 2 != 0;
     found.is_own[h] = lane % 4 == column / 2;
   }
@@ -135,7 +136,7 @@ TENON_DEVICE OneProducts find_products(const OneDownCall& call, int entries, flo
 // kChains of them from number `first` on.
 template <int kChains>
 TENON_DEVICE void multiply_atoms(const OneProducts& of, std::uint64_t weight, std::uint64_t x,
-                                 int first) {
+                                 int first, float* to) {
   constexpr int kWeight = 2 * kAtoms * kAtomBytes / 16, kX = kAtomBytes / 16;
   float products[kChains][4] = {};
   // Values that the whole warp has: see sm90/wgmma.cuh.
@@ -158,29 +159,30 @@ TENON_DEVICE void multiply_atoms(const OneProducts& of, std::uint64_t weight, st
     TENON_UNROLL
     for (int h = 0; h < 2; ++h)
       if (of.is_own[h])
-        of.to[h][(first + i) * OneProducts::kFloats] =
+        to[of.to[h] + (first + i) * OneProducts::kFloats] =
             of.is_odd[h] ? products[i][2 * h + 1] : products[i][2 * h];
   }
 }
 
 // By the two warpgroups: the products of all atoms, [entry, 16 columns, block of k], and of atoms
 // that do not exist behind them.
-TENON_DEVICE void multiply_entries(const OneProducts& of, std::byte* shared, std::byte* x) {
+TENON_DEVICE void multiply_entries(const OneProducts& of, std::byte* shared, std::byte* x,
+                                   float* to) {
   constexpr int kMost = 5;  // chains at once
   const std::uint64_t weight_at = tile_descriptor(shared), x_at = tile_descriptor(x);
   TENON_NO_UNROLL
   for (int first = 0; first < of.count; first += kMost) {
     const int left = of.count - first;
     if (left == 1) {
-      multiply_atoms<1>(of, weight_at, x_at, first);
+      multiply_atoms<1>(of, weight_at, x_at, first, to);
     } else if (left == 2) {
-      multiply_atoms<2>(of, weight_at, x_at, first);
+      multiply_atoms<2>(of, weight_at, x_at, first, to);
     } else if (left == 3) {
-      multiply_atoms<3>(of, weight_at, x_at, first);
+      multiply_atoms<3>(of, weight_at, x_at, first, to);
     } else if (left == 4) {
-      multiply_atoms<4>(of, weight_at, x_at, first);
+      multiply_atoms<4>(of, weight_at, x_at, first, to);
     } else {
-      multiply_atoms<kMost>(of, weight_at, x_at, first);
+      multiply_atoms<kMost>(of, weight_at, x_at, first, to);
     }
   }
 }
@@ -274,15 +276,15 @@ down_one_kernel(TENON_ARGS(OneDownCall) call) {
                   policy_evict_first());
     }
   }
-  load_group_scales(call, entries, scales);
-  const bf16* own_group = group_at(call, thread / 8);
-  OneProducts of = find_products(call, entries.count, products);
-  hold(of.count), hold(of.to[0]), hold(of.to[1]);
+  OneProducts of = find_products(call, entries.count);
+  int own_group = group_at(call, thread / 8);
   // Of the threads of an entry and a column: its products.
   const int entry = thread / kUnitRows;
-  const float* own_products = products + (thread << call.block_shift);
-  const float* own_scales = scales + (entry << call.block_shift);
+  int own_products = thread << call.block_shift, own_scales = entry << call.block_shift;
+  hold(of.count), hold(of.to[0]), hold(of.to[1]);
   hold(own_products), hold(own_scales), hold(own_group);
+  // Behind the above: the compiler moves nothing over a loop to where it is used.
+  load_group_scales(call, entries, scales);
   wait_for_previous();
   if (thread == 0) let_next_start();
   float of_shared = 0.0f;
@@ -302,10 +304,11 @@ down_one_kernel(TENON_ARGS(OneDownCall) call) {
                            reinterpret_cast<const float*>(shared + at.weights));
   } else {
     barrier_wait(full, 0);
-    multiply_entries(of, shared, x);
+    multiply_entries(of, shared, x, products);
   }
   sync_block();
-  if (entry < entries.count) values[thread] = scale_products(call, own_products, own_scales);
+  if (entry < entries.count)
+    values[thread] = scale_products(call, products + own_products, scales + own_scales);
   sync_block();
   if (asks && lane < kUnitRows) {
     const float sum = add_entries(call, choices, entries, values, of_shared);

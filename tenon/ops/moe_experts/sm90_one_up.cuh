@@ -404,10 +404,9 @@ up_one_kernel(TENON_ARGS(OneUpCall) call) {
   int inverse = inverse_of(tile.units);
   FeedPair pair = feed_pair(call, tile, inverse, 0);
   std::uint32_t own = own_experts(call.first_expert, call.experts);
-  const float* from = call.logits + kLaneExperts * lane;
   hold(part.at), hold(part.end), hold(part.entry), hold(rest.at), hold(rest.entry);
   hold(tile.units), hold(tile.entry), hold(tile.unit), hold(inverse);
-  hold(pair.chunk), hold(pair.entry), hold(pair.feature), hold(own), hold(from);
+  hold(pair.chunk), hold(pair.entry), hold(pair.feature), hold(own);
   sync_block();
   RingPlace place;
   if (wave > kWeightWave) {
@@ -427,7 +426,7 @@ up_one_kernel(TENON_ARGS(OneUpCall) call) {
   }
   const bool leaves = wave == kWeightWave;
   if (leaves && block_id() != 0) return;
-  const std::uint32_t chosen = choose_experts(call.all_experts, call.top_k, from);
+  const std::uint32_t chosen = choose_experts(call.all_experts, call.top_k, call.logits);
   const int count = list_chosen(call, chosen & own, list);
   if (leaves) {
     leave_choice(call, chosen, list, count, ring.bits, choice_memory(ring.memory));
