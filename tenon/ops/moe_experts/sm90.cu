@@ -214,7 +214,7 @@ up_kernel(TENON_ARGS(UpCall) call) {
     const FewChoice choice =
         few_choice_at(reinterpret_cast<std::byte*>(token_of) + table_bytes(pairs));
     entries = choose_few(call.chooser, routing, choice, lists, token_of);
-    if (block_id() == 0 && wave == kWeightWave)
+    if (wave == kWeightWave)
       leave_few(call.chooser, routing, choice, reinterpret_cast<const int*>(lists));
   } else {
     copy_table(lists, routing.offsets, routing.experts + 1);

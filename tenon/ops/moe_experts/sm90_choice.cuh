@@ -1,5 +1,7 @@
-// The choice of a token's experts by a wave on Hopper: see ops/common/choice.cuh. Lane l has
-// experts l, l + 32, …; what it knows of them is a bit for each.
+// The choice of a token's experts by a wave on Hopper: see ops/common/choice.cuh. What a lane knows
+// of its experts is a bit for each. Which ones it has: by lanes, lane l has 8 l to 8 l + 7; by
+// slices it has l, l + 32, …. Every instruction here is on the way of a step, and a wave takes some
+// five cycles for each.
 #pragma once
 
 #include "tenon/device/cuda_hip/sm90/lanes.cuh"
@@ -18,7 +20,7 @@ TENON_DEVICE void put_in_order(std::uint32_t& a, std::uint32_t& b) {
 inline constexpr int kLaneExperts = 8;
 static_assert(kLaneExperts == kChoiceSlices);
 
-// By a wave.
+// By a wave, by slices.
 TENON_DEVICE std::uint32_t choose_by_p(int experts, int top_k, const float* logits) {
   const Logits all = load_logits(experts, logits + lane_id());
   float value[kChoiceSlices];
@@ -45,22 +47,29 @@ TENON_DEVICE std::uint32_t choose_by_p(int experts, int top_k, const float* logi
       chosen |= 1u << j;
     }
   }
-  // Bit j stands for expert lane + 32 j so far.
+  return chosen;
+}
+// Bits by slices as bits by lanes.
+TENON_DEVICE std::uint32_t bits_by_lanes(std::uint32_t by_slices) {
   std::uint32_t own = 0;
   TENON_UNROLL
   for (int j = 0; j < kChoiceSlices; ++j) {
-    const std::uint32_t word = ballot((chosen >> j & 1u) != 0);
+    const std::uint32_t word = ballot((by_slices >> j & 1u) != 0);
     if (lane_id() / 4 == j) own = word >> lane_id() % 4 * kLaneExperts & 0xffu;
   }
   return own;
 }
 
-// The same, by the logits where they suffice.
+// The same, by the logits where they suffice; by lanes or by slices. Rows that are aligned to 16
+// bytes are read faster by lanes, others by slices.
+template <bool kByLanes>
 TENON_DEVICE std::uint32_t choose_experts(int experts, int top_k, const float* of_token) {
-  const float* const from = of_token + kLaneExperts * lane_id();
-  const int exist = experts - kLaneExperts * lane_id();  // of the lane's, from its first one on
+  constexpr int kStep = kByLanes ? 1 : kChoiceLanes;
+  const int own_first = kByLanes ? kLaneExperts * lane_id() : lane_id();
+  const float* const from = of_token + own_first;
+  const auto exists = [&](int j) { return own_first + j * kStep < experts; };
   float logits[kLaneExperts] = {};
-  if (exist >= kLaneExperts && reinterpret_cast<std::uintptr_t>(from) % 16 == 0) {
+  if (kByLanes && exists(kLaneExperts - 1) && reinterpret_cast<std::uintptr_t>(from) % 16 == 0) {
     TENON_UNROLL
     for (int j = 0; j < kLaneExperts; j += 4) {
       const float4 four = *reinterpret_cast<const float4*>(from + j);
@@ -69,13 +78,13 @@ TENON_DEVICE std::uint32_t choose_experts(int experts, int top_k, const float* o
   } else {
     TENON_UNROLL
     for (int j = 0; j < kLaneExperts; ++j)
-      if (j < exist) logits[j] = from[j];
+      if (exists(j)) logits[j] = from[j * kStep];
   }
   std::uint32_t keys[kLaneExperts], sorted[kLaneExperts];
   float zero = 0.0f;  // a NaN where a logit is one, or infinite
   TENON_UNROLL
   for (int j = 0; j < kLaneExperts; ++j) {
-    sorted[j] = keys[j] = j < exist ? ascending_bits(logits[j]) : 0u;
+    sorted[j] = keys[j] = exists(j) ? ascending_bits(logits[j]) : 0u;
     zero = fma_f(logits[j], 0.0f, zero);
   }
   TENON_UNROLL
@@ -106,11 +115,12 @@ TENON_DEVICE std::uint32_t choose_experts(int experts, int top_k, const float* o
   for (int j = 0; j < kChoiceSlices; ++j) chosen |= keys[j] >= last ? 1u << j : 0u;
   constexpr int kTooMany = 1000;
   const int count = sum_lanes(zero == 0.0f ? count_ones(chosen) : kTooMany);
-  return count == top_k && are_apart(first, last, next) ? chosen
-                                                        : choose_by_p(experts, top_k, of_token);
+  if (count == top_k && are_apart(first, last, next)) return chosen;
+  const std::uint32_t by_slices = choose_by_p(experts, top_k, of_token);
+  return kByLanes ? bits_by_lanes(by_slices) : by_slices;
 }
 
-// Which of the lane's experts are this rank's.
+// By lanes: which of the lane's experts are this rank's.
 TENON_DEVICE std::uint32_t own_experts(int first_expert, int experts) {
   std::uint32_t own = 0;
   TENON_UNROLL
@@ -148,9 +158,18 @@ TENON_DEVICE ChoiceMemory choice_memory(void* words) {
   auto* const values = static_cast<float*>(words);
   return {values, values + kMostChoices, reinterpret_cast<int*>(values + 2 * kMostChoices)};
 }
-// Bits of lanes as words, where expert e is bit e % 32 of word e / 32.
+// Bits as words: expert e is bit e % 32 of word e / 32.
+template <bool kByLanes>
 TENON_DEVICE void put_bits(std::uint32_t* words, std::uint32_t chosen) {
-  reinterpret_cast<std::uint8_t*>(words)[lane_id()] = static_cast<std::uint8_t>(chosen);
+  if constexpr (kByLanes) {
+    reinterpret_cast<std::uint8_t*>(words)[lane_id()] = static_cast<std::uint8_t>(chosen);
+  } else {
+    TENON_UNROLL
+    for (int j = 0; j < kChoiceSlices; ++j) {
+      const std::uint32_t word = ballot((chosen >> j & 1u) != 0);
+      if (lane_id() == j) words[j] = word;
+    }
+  }
 }
 
 // By a wave: lane l < top_k has the l-th of the chosen experts by their numbers, which choice it

@@ -51,9 +51,9 @@ TENON_DEVICE Entries choose_few(const Chooser& chooser, const Routing& routing,
       reinterpret_cast<int*>(memory + table_bytes(routing.experts + 1) + table_bytes(kWave));
   int* const first = expert + routing.experts + 2;
   if (wave < tokens) {
-    put_bits(
-        choice.bits + wave * kChoiceSlices,
-        choose_experts(chooser.all_experts, routing.top_k, chooser.logits + wave * chooser.stride));
+    const std::uint32_t chosen = choose_experts<false>(chooser.all_experts, routing.top_k,
+                                                       chooser.logits + wave * chooser.stride);
+    put_bits<false>(choice.bits + wave * kChoiceSlices, chosen);
   }
   sync_block();
   // Lane s of every wave: pairs and entries of slice s; then those before it.
@@ -107,17 +107,19 @@ TENON_DEVICE Entries choose_few(const Chooser& chooser, const Routing& routing,
   return {all_entries + (routing.has_shared ? 1 : 0), expert, first, all_pairs};
 }
 
-// A wave of one block: what the second kernel reads before it waits, which then may start; and what
-// it reads later.
+// A wave of every block. Block 0: what the second kernel reads before it waits, which then may
+// start. Each has a token: what the second kernel reads later.
 TENON_DEVICE void leave_few(const Chooser& chooser, const Routing& routing, const FewChoice& choice,
                             const int* offsets) {
   const int lane = lane_id(), top_k = routing.top_k;
-  for (int i = lane; i <= routing.experts; i += kWave) chooser.offsets[i] = offsets[i];
-  fence_device();
-  sync_wave();
-  if (lane == 0) let_next_start();
+  if (block_id() == 0) {
+    for (int i = lane; i <= routing.experts; i += kWave) chooser.offsets[i] = offsets[i];
+    fence_device();
+    sync_wave();
+    if (lane == 0) let_next_start();
+  }
   TENON_NO_UNROLL
-  for (int token = 0; token < routing.tokens; ++token) {
+  for (int token = block_id(); token < routing.tokens; token += grid_blocks()) {
     const WeighedExpert own =
         weigh_chosen(chooser.all_experts, top_k, chooser.logits + token * chooser.stride,
                      choice.memory, choice.bits + token * kChoiceSlices);

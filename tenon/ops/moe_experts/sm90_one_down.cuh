@@ -17,9 +17,10 @@
 
 namespace tenon::TENON_TARGET::moe_experts {
 
-inline constexpr int kOneDownThreads = 2 * kConsumers + kWave;  // the last wave asks for weights
-inline constexpr int kOneDownTeams = kOneDownThreads / 8;       // eight lanes quantise a group
-inline constexpr int kOneDownBlocks = 8;                        // of k, at most
+inline constexpr int kOneDownGroups = 4;                                     // warpgroups
+inline constexpr int kOneDownThreads = kOneDownGroups * kConsumers + kWave;  // the last wave asks
+inline constexpr int kOneDownTeams = kOneDownThreads / 8;  // eight lanes quantise a group
+inline constexpr int kOneDownBlocks = 8;                   // of k, at most
 inline constexpr int kMostEntries = kMostChoices + 1;
 inline constexpr int kAtomBytes = 8 * kProductBlock, kAtoms = 8;  // of the operand
 
@@ -45,7 +46,7 @@ TENON_HD constexpr OneDownShared one_down_shared(int entries, int blocks, int to
   OneDownShared at{};
   at.x = up(2 * entries * blocks, kAtoms) * kAtomBytes;
   at.products = at.x + up(entries * blocks, 8) * kProductBlock;
-  at.values = at.products + up(2 * entries * blocks, 2 * kAtoms) * 8 * 4;
+  at.values = at.products + up(2 * entries * blocks, kAtoms) * 8 * 4;
   at.scales = at.values + entries * kUnitRows * 4;
   at.list = at.scales + table_bytes(entries * blocks);
   at.weights = at.list + table_bytes(list_words(top_k));
@@ -104,14 +105,14 @@ TENON_DEVICE void quantize_groups(const OneDownCall& call, int groups, int from,
   show_to_tensor_cores();
 }
 
-// Instructions of the two warpgroups in turn: number i of warpgroup g has atoms 16 i + 8 g to
-// 16 i + 8 g + 7, and the rows of its products lie in atom i of the activation. What a thread needs
-// to know is the same for all of its instructions, and known before the wait.
+// Instructions of the warpgroups in turn: number i of warpgroup g has atoms 32 i + 8 g to
+// 32 i + 8 g + 7, and the rows of its products lie in atom 2 i + g / 2 of the activation. What a
+// thread needs to know is the same for all of its instructions, and known before the wait.
 struct OneProducts {
   int count;  // of instructions
   // Of half h of the instruction's rows for this warp: where the products that count go, those of
   // the next instruction kFloats behind; the column is odd, and it is this lane's.
-  static constexpr int kFloats = 2 * kAtoms * 8;
+  static constexpr int kFloats = kOneDownGroups * kAtoms * 8;
   int to[2];
   bool is_odd[2], is_own[2];
 };
@@ -120,7 +121,7 @@ TENON_DEVICE OneProducts find_products(const OneDownCall& call, int entries) {
   const int all = ((2 * entries << shift) + kAtoms - 1) / kAtoms;
   const int group = thread_id() / kConsumers;
   OneProducts found;
-  found.count = (all - group + 1) / 2;
+  found.count = (all - group + kOneDownGroups - 1) / kOneDownGroups;
   TENON_UNROLL
   for (int h = 0; h < 2; ++h) {
     const int atom = group * kAtoms + 2 * (thread_id() / kWave % kUnits) + h;
@@ -137,11 +138,13 @@ TENON_DEVICE OneProducts find_products(const OneDownCall& call, int entries) {
 template <int kChains>
 TENON_DEVICE void multiply_atoms(const OneProducts& of, std::uint64_t weight, std::uint64_t x,
                                  int first, float* to) {
-  constexpr int kWeight = 2 * kAtoms * kAtomBytes / 16, kX = kAtomBytes / 16;
+  constexpr int kWeight = kOneDownGroups * kAtoms * kAtomBytes / 16;
+  constexpr int kX = kOneDownGroups / 2 * kAtomBytes / 16;
   float products[kChains][4] = {};
   // Values that the whole warp has: see sm90/wgmma.cuh.
-  const int at = shuffle_from(thread_id() / kConsumers * (kWeight / 2) + first * kWeight, 0);
-  const int x_at = shuffle_from(first * kX, 0);
+  const int group = thread_id() / kConsumers;
+  const int at = shuffle_from(group * (kWeight / kOneDownGroups) + first * kWeight, 0);
+  const int x_at = shuffle_from(group / 2 * (kAtomBytes / 16) + first * kX, 0);
   wgmma_begin();
   TENON_UNROLL
   for (int k = 0; k < 4; ++k) {
@@ -164,11 +167,11 @@ TENON_DEVICE void multiply_atoms(const OneProducts& of, std::uint64_t weight, st
   }
 }
 
-// By the two warpgroups: the products of all atoms, [entry, 16 columns, block of k], and of atoms
+// By the warpgroups: the products of all atoms, [entry, 16 columns, block of k], and of atoms
 // that do not exist behind them.
 TENON_DEVICE void multiply_entries(const OneProducts& of, std::byte* shared, std::byte* x,
                                    float* to) {
-  constexpr int kMost = 5;  // chains at once
+  constexpr int kMost = 3;  // chains at once
   const std::uint64_t weight_at = tile_descriptor(shared), x_at = tile_descriptor(x);
   TENON_NO_UNROLL
   for (int first = 0; first < of.count; first += kMost) {
@@ -177,10 +180,6 @@ TENON_DEVICE void multiply_entries(const OneProducts& of, std::byte* shared, std
       multiply_atoms<1>(of, weight_at, x_at, first, to);
     } else if (left == 2) {
       multiply_atoms<2>(of, weight_at, x_at, first, to);
-    } else if (left == 3) {
-      multiply_atoms<3>(of, weight_at, x_at, first, to);
-    } else if (left == 4) {
-      multiply_atoms<4>(of, weight_at, x_at, first, to);
     } else {
       multiply_atoms<kMost>(of, weight_at, x_at, first, to);
     }
@@ -240,7 +239,7 @@ TENON_DEVICE void copy_row(std::byte* to, const void* from, int words) {
   if (lane < words) copy4_later(to + 4 * lane, static_cast<const std::byte*>(from) + 4 * lane);
 }
 
-TENON_KERNEL_RESIDENT(kOneDownThreads, 2)
+TENON_KERNEL_RESIDENT(kOneDownThreads, 1)
 down_one_kernel(TENON_ARGS(OneDownCall) call) {
   TENON_SHARED_TILES(shared);
   const int blocks = 1 << call.block_shift, thread = thread_id(), lane = thread % kWave;
@@ -250,7 +249,7 @@ down_one_kernel(TENON_ARGS(OneDownCall) call) {
   auto* const scales = reinterpret_cast<float*>(shared + at.scales);
   auto* const values = reinterpret_cast<float*>(shared + at.values);
   auto* const full = reinterpret_cast<Mbarrier*>(shared + at.barrier);
-  const bool asks = thread / kWave == 2 * kUnits;
+  const bool asks = thread / kWave == kOneDownGroups * kUnits;
   // Before it waits: the first kernel has left it before it let this one start.
   copy_table(shared + at.list, call.list, list_words(call.top_k));
   if (thread == 0) {

@@ -283,20 +283,33 @@ TENON_DEVICE float add_row(const OneUpCall& call, const OneRing& ring, int units
   const float* scales = ring.pair_scales + (2 * unit + row / kFewFeatures) * kFewChunk;
   float sum = 0.0f, own = 0.0f;
   bool is_first = true;  // segment
+  std::uint32_t last_blocks = call.last_blocks;
   TENON_NO_UNROLL
   for (int first = 0; first < call.weight.cut.num_blocks; first += kFewChunk) {
     const float4 four = *reinterpret_cast<const float4*>(products);
     const float4 scale = *reinterpret_cast<const float4*>(scales);
     const float product_of[kFewChunk] = {four.x, four.y, four.z, four.w};
     const float scale_of[kFewChunk] = {scale.x, scale.y, scale.z, scale.w};
-    TENON_UNROLL
-    for (int u = 0; u < kFewChunk; ++u) {
-      if (first + u >= call.weight.cut.num_blocks) break;
-      own = fma_f(product_of[u], scale_of[u], own);
-      if ((call.last_blocks >> (first + u) & 1u) == 0) continue;
+    // Mostly chunks are whole, and a segment ends with one or does not end in it.
+    const std::uint32_t ends = last_blocks & 0xfu;
+    last_blocks >>= kFewChunk;
+    const auto end_segment = [&] {
       sum = is_first ? own : sum + own;
       own = 0.0f;
       is_first = false;
+    };
+    const bool is_whole = first + kFewChunk <= call.weight.cut.num_blocks;
+    if (is_whole && (ends & 7u) == 0) {
+      TENON_UNROLL
+      for (int u = 0; u < kFewChunk; ++u) own = fma_f(product_of[u], scale_of[u], own);
+      if (ends != 0) end_segment();
+    } else {
+      TENON_UNROLL
+      for (int u = 0; u < kFewChunk; ++u) {
+        if (first + u >= call.weight.cut.num_blocks) break;
+        own = fma_f(product_of[u], scale_of[u], own);
+        if ((ends >> u & 1u) != 0) end_segment();
+      }
     }
     products += units * 8 * kFewChunk;
     scales += units * 2 * kFewChunk;
@@ -319,27 +332,34 @@ TENON_DEVICE void activate_tile(const OneUpCall& call, const OneRing& ring, cons
   to[row] = bf16{static_cast<std::uint16_t>(pack_halves<bf16>(value, 0.0f))};
 }
 
-// By the threads that multiply: the shared expert's units first, where they are apart. part: of
-// the chosen experts, if all are this rank's.
-TENON_DEVICE void multiply_all(const OneUpCall& call, const OneRing& ring, ChosenPart part) {
+// By the threads that multiply: the shared expert's units first, where they are apart. next: the
+// first tile of the chosen experts, if all are this rank's, rest: what is behind it.
+TENON_DEVICE void multiply_all(const OneUpCall& call, const OneRing& ring, OneTile next,
+                               ChosenPart rest) {
+  const int of_entry = call.width / kFewFeatures;
   const UnitPart apart = shared_part(call);
   OneTile tile{0, apart.begin, apart.end - apart.begin};
   RingPlace place;
   bool knows = false;  // how many are chosen
   TENON_NO_UNROLL
-  do {
+  while (true) {
     multiply_tile(call, ring, tile.units, place);
     if (!knows) {
       barrier_wait(ring.chosen, 0);
       tile.entry = *ring.count;
-      if (tile.entry != call.top_k) part = chosen_part(call, tile.entry);
+      if (tile.entry != call.top_k) {
+        rest = chosen_part(call, tile.entry);
+        next = next_tile(rest, of_entry);
+      }
       knows = true;
     }
     sync_first_threads<kConsumers>();
     if (thread_id() < 8 * kFewUnits && tile.units > 0) activate_tile(call, ring, tile);
-    tile = next_tile(part, call.width / kFewFeatures);
-    if (tile.units > 0) sync_first_threads<kConsumers>();  // before products are written again
-  } while (tile.units > 0);
+    if (next.units == 0) return;
+    sync_first_threads<kConsumers>();  // before products are written again
+    tile = next;
+    next = next_tile(rest, of_entry);
+  }
 }
 
 // --- the kernel -------------------------------------------------------------------------------
@@ -359,7 +379,7 @@ TENON_DEVICE void leave_choice(const OneUpCall& call, std::uint32_t chosen, cons
   fence_device();
   sync_wave();
   if (lane == 0) let_next_start();
-  put_bits(bits, chosen);
+  put_bits<true>(bits, chosen);
   sync_wave();
   const WeighedExpert own = weigh_chosen(call.all_experts, call.top_k, call.logits, memory, bits);
   const int local = own.expert - call.first_expert;
@@ -399,12 +419,12 @@ up_one_kernel(TENON_ARGS(OneUpCall) call) {
   int* const list = ring.lists + (wave < kWeightWave ? 0 : wave - kWeightWave) * OneRing::kList;
   if (wave >= kWeightWave && lane < OneRing::kList) list[lane] = kSharedExpert;
   // Where all choices are this rank's, what a block has, and what a feeder begins with.
-  ChosenPart part = chosen_part(call, call.top_k), rest = part;
+  ChosenPart rest = chosen_part(call, call.top_k);
   OneTile tile = next_tile(rest, of_entry);
   int inverse = inverse_of(tile.units);
   FeedPair pair = feed_pair(call, tile, inverse, 0);
   std::uint32_t own = own_experts(call.first_expert, call.experts);
-  hold(part.at), hold(part.end), hold(part.entry), hold(rest.at), hold(rest.entry);
+  hold(rest.at), hold(rest.end), hold(rest.entry);
   hold(tile.units), hold(tile.entry), hold(tile.unit), hold(inverse);
   hold(pair.chunk), hold(pair.entry), hold(pair.feature), hold(own);
   sync_block();
@@ -421,12 +441,12 @@ up_one_kernel(TENON_ARGS(OneUpCall) call) {
   if (thread_id() == 0 && block_id() != 0) let_next_start();
   if (wave < kWeightWave) {
     load_token(call, ring);
-    multiply_all(call, ring, part);
+    multiply_all(call, ring, tile, rest);
     return;
   }
   const bool leaves = wave == kWeightWave;
   if (leaves && block_id() != 0) return;
-  const std::uint32_t chosen = choose_experts(call.all_experts, call.top_k, call.logits);
+  const std::uint32_t chosen = choose_experts<true>(call.all_experts, call.top_k, call.logits);
   const int count = list_chosen(call, chosen & own, list);
   if (leaves) {
     leave_choice(call, chosen, list, count, ring.bits, choice_memory(ring.memory));
