@@ -253,11 +253,8 @@ TENON_DEVICE void multiply(const Operands& of, RingPlace& place, const Segments&
     for (int e = 0; e < kN / 2; ++e) sums[e] = 0.0f;
     TENON_NO_UNROLL
     for (int block = cut.begin(segment) / kProductBlock; block < end; block += kChunk) {
-      // Values that the whole warp has: see sm90/wgmma.cuh.
+      // A value that the whole warp has: see sm90/wgmma.cuh.
       const int stage = shuffle_from(place.stage, 0);
-      int x_at[kChunk];
-      TENON_UNROLL
-      for (int u = 0; u < kChunk; ++u) x_at[u] = of.x_at(stage, u, block + u);
       barrier_wait(&of.ring.full[stage], place.parity);
       if constexpr (kShows) show_to_tensor_cores();
       TENON_UNROLL
@@ -267,11 +264,12 @@ TENON_DEVICE void multiply(const Operands& of, RingPlace& place, const Segments&
         wgmma_begin();
         TENON_UNROLL
         for (int u = 0; u < kNow; ++u) {
-          const int at = of.weight_at(stage, first + u);
+          const std::uint64_t weight = descriptor_at(of.weight, of.weight_at(stage, first + u));
+          const std::uint64_t x = descriptor_at(of.x, of.x_at(stage, first + u, block + first + u));
           TENON_UNROLL
           for (int k = 0; k < 4; ++k)
-            add_product<kN>(products[u], descriptor_at(of.weight, at + 2 * k),
-                            descriptor_at(of.x, x_at[first + u] + 2 * k), k > 0);
+            add_product<kN>(products[u], descriptor_step(weight, 2 * k), descriptor_step(x, 2 * k),
+                            k > 0);
         }
         wgmma_commit();
         wgmma_wait_all();

@@ -145,13 +145,14 @@ TENON_DEVICE void multiply_atoms(const OneProducts& of, std::uint64_t weight, st
   const int group = thread_id() / kConsumers;
   const int at = shuffle_from(group * (kWeight / kOneDownGroups) + first * kWeight, 0);
   const int x_at = shuffle_from(group / 2 * (kAtomBytes / 16) + first * kX, 0);
+  const std::uint64_t of_weight = descriptor_at(weight, at), of_x = descriptor_at(x, x_at);
   wgmma_begin();
   TENON_UNROLL
   for (int k = 0; k < 4; ++k) {
     TENON_UNROLL
     for (int i = 0; i < kChains; ++i)
-      add_product<8>(products[i], descriptor_at(weight, at + i * kWeight + 2 * k),
-                     descriptor_at(x, x_at + i * kX + 2 * k), k > 0);
+      add_product<8>(products[i], descriptor_step(of_weight, i * kWeight + 2 * k),
+                     descriptor_step(of_x, i * kX + 2 * k), k > 0);
   }
   wgmma_commit();
   wgmma_wait_all();

@@ -241,12 +241,13 @@ TENON_DEVICE void multiply_tile(const OneUpCall& call, const OneRing& ring, int 
     // Neighbouring instructions belong to different chains, so none waits for the one before it.
     float products[kFewChunk][4] = {};
     wgmma_begin();
+    const std::uint64_t of_stage = descriptor_at(weight, at);
     TENON_UNROLL
     for (int k = 0; k < 4; ++k) {
       TENON_UNROLL
       for (int u = 0; u < kFewChunk; ++u)
-        add_product<8>(products[u], descriptor_at(weight, at + u * 64 + 2 * k),
-                       descriptor_at(x, u * 64 + 2 * k), k > 0);
+        add_product<8>(products[u], descriptor_step(of_stage, u * 64 + 2 * k),
+                       descriptor_step(x, u * 64 + 2 * k), k > 0);
     }
     wgmma_commit();
     TENON_UNROLL
