@@ -214,7 +214,7 @@ up_kernel(TENON_ARGS(UpCall) call) {
     const FewChoice choice =
         few_choice_at(reinterpret_cast<std::byte*>(token_of) + table_bytes(pairs));
     entries = choose_few(call.chooser, routing, choice, lists, token_of);
-    if (block_id() == 0 && wave == kWeightWave)
+    if (wave == kWeightWave)
       leave_few(call.chooser, routing, choice, reinterpret_cast<const int*>(lists));
   } else {
     copy_table(lists, routing.offsets, routing.experts + 1);
@@ -374,13 +374,14 @@ Status plan_choosing(const Args& args, const PlanContext& where, Recipe* recipe)
   const auto most = static_cast<int>(where.properties.max_shared_bytes);
   const int units = where.properties.num_units, top_k = routing.top_k;
   const bool beside = hidden / kUnitRows <= units;
-  const auto up_bytes_of = [&](int stages) { return OneRing::bytes(stages, top_k); };
+  const int chunks = one_chunks(hidden / kProductBlock);
+  const auto up_bytes_of = [&](int stages) { return OneRing::bytes(stages, chunks); };
   bool fits = add_ring(
       where,
       {kUpOne, "up stages", units, kThreads, 1, kFeeders, beside ? up_bytes_of(kFeeders) : most},
       up_bytes_of, recipe);
-  const int apart = apart_of(width / kFewFeatures, units, one_chunks(hidden / kProductBlock));
-  recipe->set("apart", routing.has_shared && apart > 0 ? 1 : 0);
+  const bool apart = apart_of(width / kFewFeatures, units, chunks);
+  recipe->set("apart", routing.has_shared && apart ? 1 : 0);
   const int left = most - 1024 - static_cast<int>(recipe->launches.front().shape.shared_bytes);
   const int blocks = width / kProductBlock;
   const OneDownShared down = one_down_shared(most_entries(routing), blocks, top_k);
@@ -560,7 +561,6 @@ Status launch_choosing(const Recipe& recipe, const Args& args, Stream& stream) {
   call.all_experts = static_cast<std::int32_t>(args.logits->shape[1]);
   call.first_expert = args.first_expert;
   call.chunks = one_chunks(call.weight.cut.num_blocks);
-  call.packed = one_packed(call.chunks);
   call.last_blocks = last_blocks(call.weight.cut);
   call.has_shared = routing.has_shared;
   call.is_apart = setting(1) != 0;

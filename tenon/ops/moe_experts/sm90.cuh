@@ -236,8 +236,8 @@ TENON_DEVICE RingOperands operands_of(const UpRing& ring) {
 
 // The products of a tile, by a warpgroup: sums[4 j + 2 h + c] belongs to row g + 8 h of the unit
 // of this warp and row 8 j + 2 p + c of x, for lane 4 g + p.
-// of: a ring, where in it operands lie, in units of 16 bytes behind its descriptors of values that
-// the whole warp has, and scales: of the unit's first and second eight rows, of two rows of x.
+// of: a ring, where in it operands lie, in units of 16 bytes behind its descriptors and as values
+// that the whole warp has, and scales: of the unit's first and second eight rows, of two rows of x.
 // Block `block` of k is number u of its stage.
 // kShows: threads that do not say so themselves have brought x.
 template <int kN, bool kShows, class Operands>
@@ -253,7 +253,8 @@ TENON_DEVICE void multiply(const Operands& of, RingPlace& place, const Segments&
     for (int e = 0; e < kN / 2; ++e) sums[e] = 0.0f;
     TENON_NO_UNROLL
     for (int block = cut.begin(segment) / kProductBlock; block < end; block += kChunk) {
-      const int stage = place.stage;
+      // A value that the whole warp has: see sm90/wgmma.cuh.
+      const int stage = shuffle_from(place.stage, 0);
       barrier_wait(&of.ring.full[stage], place.parity);
       if constexpr (kShows) show_to_tensor_cores();
       TENON_UNROLL
@@ -263,12 +264,12 @@ TENON_DEVICE void multiply(const Operands& of, RingPlace& place, const Segments&
         wgmma_begin();
         TENON_UNROLL
         for (int u = 0; u < kNow; ++u) {
-          const int at = of.weight_at(stage, first + u);
-          const int x_at = of.x_at(stage, first + u, block + first + u);
+          const std::uint64_t weight = descriptor_at(of.weight, of.weight_at(stage, first + u));
+          const std::uint64_t x = descriptor_at(of.x, of.x_at(stage, first + u, block + first + u));
           TENON_UNROLL
           for (int k = 0; k < 4; ++k)
-            add_product<kN>(products[u], descriptor_at(of.weight, at + 2 * k),
-                            descriptor_at(of.x, x_at + 2 * k), k > 0);
+            add_product<kN>(products[u], descriptor_step(weight, 2 * k), descriptor_step(x, 2 * k),
+                            k > 0);
         }
         wgmma_commit();
         wgmma_wait_all();

@@ -274,7 +274,7 @@ struct DownOperands {
     if constexpr (kCoded) {
       return stage * (ring.stage_bytes / 16) + u * ring.code_rows * 8;
     } else {
-      return ((block < blocks ? block : 0) * x_rows + base) * 8;
+      return shuffle_from(((block < blocks ? block : 0) * x_rows + base) * 8, 0);
     }
   }
   TENON_HD float2 weight_scales(int, int, int block) const {
@@ -324,7 +324,7 @@ TENON_DEVICE void make_results(const DownCall& call, const Entries& entries, con
   RingPlace place;
   for_down_tiles<kCoded>(entries, call.rows, [&](const DownTile& tile, int group) {
     if (group != own) return;
-    of.base = shuffle_from(tile.base, 0);
+    of.base = tile.base;
     of.of_weight = weight_scales + (tile.entry + (warp < tile.units ? warp : 0)) * of.blocks;
     of.of_x = x_scales + tile.base;
     with_rows<kCoded ? 64 : 32>(tile.rows, [&]<int kN>() {
@@ -399,12 +399,10 @@ down_kernel(TENON_ARGS(DownCall) call) {
   const int wave = thread_id() / kWave, lane = thread_id() % kWave;
   const Kept kept = kept_at(routing, shared + at.kept);
   std::byte* const lists = shared + at.lists;
-  // Before it waits: the routing was there when up_kernel let the next kernel start, for that does
-  // so behind its own wait, and is not the one that routes. So the stream of weights does not stop
-  // between the two.
+  // Before it waits: the offsets were there when up_kernel let the next kernel start, for that does
+  // so behind its own wait, and leaves them before where it routes itself. So the stream of weights
+  // does not stop between the two.
   copy_table(lists, routing.offsets, call.chosen ? list_words(routing.top_k) : routing.experts + 1);
-  copy_table(kept.weights, routing.weights, pairs);
-  copy_table(kept.slots, routing.slot, pairs);
   if (thread_id() % kConsumers == 0 && wave < kDownWeightWave)
     start_ring(down_ring(call, kCoded, thread_id() / kConsumers, shared, at), call.weight,
                kCoded ? 1 : 0);
@@ -438,6 +436,10 @@ down_kernel(TENON_ARGS(DownCall) call) {
   const int rows = num_rows(entries);
   for (int i = thread_id(); i < routing.tokens; i += kDownConsumers)
     copy4_later(&kept.gates[i], call.shared_gate + i * call.gate_stride);
+  for (int i = thread_id(); i < pairs; i += kDownConsumers) {
+    copy4_later(&kept.weights[i], routing.weights + i);
+    copy4_later(&kept.slots[i], routing.slot + i);
+  }
   if constexpr (kCoded)
     copy_x_scales(call, rows, at.scale_rows, reinterpret_cast<float*>(shared + at.x_scales));
   else

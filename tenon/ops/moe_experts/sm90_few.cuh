@@ -144,18 +144,20 @@ TENON_DEVICE void multiply_few(const FewRing& ring, RingPlace& place, const Segm
   int segment = 0, end = cut.begin(1) / kProductBlock;
   TENON_NO_UNROLL
   for (int block = 0; block < cut.num_blocks; block += kFewChunk) {
-    const int at = place.stage * kStageUnits;
+    // A value that the whole warp has: see sm90/wgmma.cuh.
+    const int at = shuffle_from(place.stage * kStageUnits, 0);
     barrier_wait(&ring.full[place.stage], place.parity);
     show_to_tensor_cores();
     // All blocks of the stage, for products must not stand under a condition. Neighbouring
     // instructions belong to different chains, so none waits for the one before it.
     wgmma_begin();
+    const std::uint64_t weight_at = descriptor_at(weight, at), x_at = descriptor_at(x, at);
     TENON_UNROLL
     for (int k = 0; k < 4; ++k) {
       TENON_UNROLL
       for (int u = 0; u < kFewChunk; ++u)
-        add_product<kFewRows>(products[u], descriptor_at(weight, at + u * 64 + 2 * k),
-                              descriptor_at(x, at + u * kFewRows * 8 + 2 * k), k > 0);
+        add_product<kFewRows>(products[u], descriptor_step(weight_at, u * 64 + 2 * k),
+                              descriptor_step(x_at, u * kFewRows * 8 + 2 * k), k > 0);
     }
     wgmma_commit();
     // Its division in the shadow of the products; a stage has at most one end of a segment.

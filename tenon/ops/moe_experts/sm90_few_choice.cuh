@@ -1,12 +1,12 @@
 // The choice of the experts of up to eight tokens by every block of up_kernel, a wave a token; one
 // block leaves for the second kernel what moe_route would have made.
 //
-// A wave finds the chosen experts as bits, mostly by the logits alone: ops/common/choice.cuh. From
-// the bits of all tokens a thread for each expert then knows its pairs and their places.
+// A wave finds the chosen experts as bits: sm90_choice.cuh. From the bits of all tokens a thread
+// for each expert then knows its pairs and their places.
 #pragma once
 
-#include "tenon/ops/common/choice.cuh"
 #include "tenon/ops/moe_experts/sm90.cuh"
+#include "tenon/ops/moe_experts/sm90_choice.cuh"
 
 namespace tenon::TENON_TARGET::moe_experts {
 
@@ -23,88 +23,13 @@ struct Chooser {
 
 // Behind what list_entries() uses and the tokens of pairs.
 struct FewChoice {
-  std::uint32_t* bits;       // [tokens, slices]: which experts a token has chosen
-  float *values, *in_order;  // [top_k]: of the token whose choice is being left
-  int* experts;
+  std::uint32_t* bits;  // [tokens, slices]: which experts a token has chosen
+  ChoiceMemory memory;  // of the token whose choice is being left
 };
-inline constexpr int kFewChoiceBytes = 4 * (kFewChoiceTokens * kChoiceSlices + 3 * kMostChoices);
+inline constexpr int kFewChoiceBytes = 4 * (kFewChoiceTokens * kChoiceSlices + kChoiceWords);
 TENON_DEVICE FewChoice few_choice_at(std::byte* memory) {
   auto* const bits = reinterpret_cast<std::uint32_t*>(memory);
-  auto* const values = reinterpret_cast<float*>(bits + kFewChoiceTokens * kChoiceSlices);
-  return {bits, values, values + kMostChoices, reinterpret_cast<int*>(values + 2 * kMostChoices)};
-}
-
-TENON_DEVICE void put_in_order(std::uint32_t& a, std::uint32_t& b) {
-  const std::uint32_t larger = a > b ? a : b;
-  b = a > b ? b : a;
-  a = larger;
-}
-
-// By a wave: bit j of the result says whether the lane's expert lane + 32 j is chosen.
-TENON_DEVICE std::uint32_t choose_by_p(int experts, int top_k, const Logits& all) {
-  float value[kChoiceSlices];
-  const float sum = exponentials(experts, all, value);
-  std::uint32_t keys[kChoiceSlices], chosen = 0;
-  TENON_UNROLL
-  for (int j = 0; j < kChoiceSlices; ++j)
-    keys[j] = lane_id() + j * kChoiceLanes < experts ? key_of(value[j] / sum) : 0u;
-  TENON_NO_UNROLL
-  for (int k = 0; k < top_k; ++k) {
-    std::uint32_t most = 0;
-    TENON_UNROLL
-    for (int j = 0; j < kChoiceSlices; ++j) most = most > keys[j] ? most : keys[j];
-    most = max_lane(most);
-    std::uint32_t lowest = 0;  // as its complement
-    TENON_UNROLL
-    for (int j = kChoiceSlices - 1; j >= 0; --j)
-      lowest = keys[j] == most ? ~static_cast<std::uint32_t>(lane_id() + j * kChoiceLanes) : lowest;
-    const int expert = static_cast<int>(~max_lane(lowest));
-    TENON_UNROLL
-    for (int j = 0; j < kChoiceSlices; ++j) {
-      if (expert != lane_id() + j * kChoiceLanes) continue;
-      keys[j] = 0u;
-      chosen |= 1u << j;
-    }
-  }
-  return chosen;
-}
-TENON_DEVICE std::uint32_t choose_of_lane(int experts, int top_k, const Logits& all) {
-  std::uint32_t keys[kChoiceSlices], sorted[kChoiceSlices];
-  TENON_UNROLL
-  for (int j = 0; j < kChoiceSlices; ++j)
-    sorted[j] = keys[j] =
-        lane_id() + j * kChoiceLanes < experts ? ordered_bits(all.of_lane[j]) : 0u;
-  TENON_UNROLL
-  for (int size = 1; size < kChoiceSlices; size *= 2) {  // Batcher's odd-even merge sort
-    TENON_UNROLL
-    for (int by = size; by > 0; by /= 2) {
-      TENON_UNROLL
-      for (int a = by % size; a + by < kChoiceSlices; ++a)
-        if ((a - by % size) / by % 2 == 0 && a / (2 * size) == (a + by) / (2 * size))
-          put_in_order(sorted[a], sorted[a + by]);
-    }
-  }
-  // The largest keys one after another; lanes that have the same one take it together.
-  std::uint32_t first = 0, last = 0;
-  int taken = 0;
-  TENON_NO_UNROLL
-  while (taken < top_k) {
-    last = max_lane(sorted[0]);
-    if (taken == 0) first = last;
-    const bool has = sorted[0] == last;
-    taken += count_ones(ballot(has));
-    if (has) {
-      TENON_UNROLL
-      for (int j = 0; j + 1 < kChoiceSlices; ++j) sorted[j] = sorted[j + 1];
-      sorted[kChoiceSlices - 1] = 0u;
-    }
-  }
-  const std::uint32_t next = max_lane(sorted[0]);
-  if (taken != top_k || !are_apart(first, last, next)) return choose_by_p(experts, top_k, all);
-  std::uint32_t chosen = 0;
-  TENON_UNROLL
-  for (int j = 0; j < kChoiceSlices; ++j) chosen |= keys[j] >= last ? 1u << j : 0u;
-  return chosen;
+  return {bits, choice_memory(bits + kFewChoiceTokens * kChoiceSlices)};
 }
 
 // Which experts of a slice are this rank's.
@@ -126,14 +51,9 @@ TENON_DEVICE Entries choose_few(const Chooser& chooser, const Routing& routing,
       reinterpret_cast<int*>(memory + table_bytes(routing.experts + 1) + table_bytes(kWave));
   int* const first = expert + routing.experts + 2;
   if (wave < tokens) {
-    const float* const logits = chooser.logits + wave * chooser.stride;
-    const Logits all = load_logits(chooser.all_experts, [&](int e) { return logits[e]; });
-    const std::uint32_t chosen = choose_of_lane(chooser.all_experts, routing.top_k, all);
-    TENON_UNROLL
-    for (int j = 0; j < kChoiceSlices; ++j) {
-      const std::uint32_t word = ballot((chosen >> j & 1u) != 0);
-      if (lane == j) choice.bits[wave * kChoiceSlices + j] = word;
-    }
+    const std::uint32_t chosen = choose_experts<false>(chooser.all_experts, routing.top_k,
+                                                       chooser.logits + wave * chooser.stride);
+    put_bits<false>(choice.bits + wave * kChoiceSlices, chosen);
   }
   sync_block();
   // Lane s of every wave: pairs and entries of slice s; then those before it.
@@ -187,49 +107,34 @@ TENON_DEVICE Entries choose_few(const Chooser& chooser, const Routing& routing,
   return {all_entries + (routing.has_shared ? 1 : 0), expert, first, all_pairs};
 }
 
-// A wave of one block: what the second kernel reads, which then may start.
+// A wave of every block. Block 0: what the second kernel reads before it waits, which then may
+// start. Each has a token: what the second kernel reads later.
 TENON_DEVICE void leave_few(const Chooser& chooser, const Routing& routing, const FewChoice& choice,
                             const int* offsets) {
   const int lane = lane_id(), top_k = routing.top_k;
-  for (int i = lane; i <= routing.experts; i += kWave) chooser.offsets[i] = offsets[i];
-  TENON_NO_UNROLL
-  for (int token = 0; token < routing.tokens; ++token) {
-    const float* const logits = chooser.logits + token * chooser.stride;
-    const Logits all = load_logits(chooser.all_experts, [&](int e) { return logits[e]; });
-    float value[kChoiceSlices];
-    const float sum = exponentials(chooser.all_experts, all, value);
-    const std::uint32_t* const bits = choice.bits + token * kChoiceSlices;
-    int before = 0;
-    TENON_UNROLL
-    for (int j = 0; j < kChoiceSlices; ++j) {
-      const std::uint32_t word = bits[j];
-      if ((word >> lane & 1u) != 0) {
-        const int at = before + count_ones(word & ((1u << lane) - 1u));
-        choice.values[at] = value[j];
-        choice.experts[at] = lane + j * kChoiceLanes;
-      }
-      before += count_ones(word);
-    }
+  if (block_id() == 0) {
+    for (int i = lane; i <= routing.experts; i += kWave) chooser.offsets[i] = offsets[i];
+    fence_device();
     sync_wave();
-    const int expert = lane < top_k ? choice.experts[lane] : 0;
-    const float p = lane < top_k ? choice.values[lane] / sum : 0.0f;
-    const WeightedChoice own = weigh(top_k, expert, p, choice.in_order);
+    if (lane == 0) let_next_start();
+  }
+  TENON_NO_UNROLL
+  for (int token = block_id(); token < routing.tokens; token += grid_blocks()) {
+    const WeighedExpert own =
+        weigh_chosen(chooser.all_experts, top_k, chooser.logits + token * chooser.stride,
+                     choice.memory, choice.bits + token * kChoiceSlices);
     if (lane < top_k) {
-      const int local = expert - chooser.first_expert;
+      const int local = own.expert - chooser.first_expert;
       const bool is_own = local >= 0 && local < routing.experts;
       int slot = is_own ? offsets[local] : -1;
       for (int other = 0; is_own && other < token; ++other)
-        slot += static_cast<int>(choice.bits[other * kChoiceSlices + expert / kChoiceLanes] >>
-                                     expert % kChoiceLanes &
+        slot += static_cast<int>(choice.bits[other * kChoiceSlices + own.expert / kChoiceLanes] >>
+                                     own.expert % kChoiceLanes &
                                  1u);
       chooser.weights[token * top_k + own.choice] = own.weight;
       chooser.slot[token * top_k + own.choice] = slot;
     }
-    sync_wave();
   }
-  fence_system();
-  sync_wave();
-  if (lane == 0) let_next_start();
 }
 
 }  // namespace tenon::TENON_TARGET::moe_experts

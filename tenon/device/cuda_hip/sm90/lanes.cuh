@@ -1,5 +1,5 @@
-// Votes and integer sums over the 32 lanes of a wave, all lanes together. For variants of the cuda
-// target alone.
+// Votes and integer sums over the 32 lanes of a wave, all lanes together; and a fence. For variants
+// of the cuda target alone.
 #pragma once
 
 #include "tenon/device/device.cuh"
@@ -24,5 +24,8 @@ TENON_DEVICE int sum_before(int value) {
   }
   return sum - value;
 }
+
+// Like fence_system(), for this device alone.
+TENON_DEVICE void fence_device() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); }
 
 }  // namespace tenon::TENON_TARGET::sm90

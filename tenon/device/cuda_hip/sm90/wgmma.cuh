@@ -11,6 +11,10 @@
 //   for (i < 4) add_product<N>(d, descriptor_at(a, 2 * i), descriptor_at(b, 2 * i), i > 0);
 //   wgmma_commit(); wgmma_wait_all(); hold_sums(d);     then d may be read
 //
+// Descriptors come from values that the compiler knows to be the same in all of a warp: arguments
+// of the kernel, constants, what shuffle_from(v, 0) has made. Of others each product moves its own
+// into a uniform register, and waits for the product before it, which still reads there.
+//
 // Products of bf16 are add_product<N, true>. What it computes, to the bit and for every N:
 // tests/support/tensor_core.h.
 #pragma once
@@ -36,6 +40,12 @@ TENON_DEVICE std::uint64_t descriptor_at(std::uint64_t first, int sixteens) {
   const std::uint32_t low =
       static_cast<std::uint32_t>(first) + static_cast<std::uint32_t>(sixteens);
   return first >> 32 << 32 | low;
+}
+
+// The same for a number that is known to the compiler: an addition of 64 bits is one uniform
+// instruction, where the above takes moves of both halves besides.
+TENON_DEVICE std::uint64_t descriptor_step(std::uint64_t first, int sixteens) {
+  return first + static_cast<std::uint64_t>(sixteens);
 }
 
 TENON_DEVICE void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" : : : "memory"); }
