@@ -13,6 +13,7 @@ namespace tenon::TENON_TARGET::attention {
 
 inline constexpr int kComputeWarps = 4, kComputeThreads = 128;
 inline constexpr int kDecodeThreads = kComputeThreads + 32;
+static_assert(kComputeThreads == kNormThreads);
 inline constexpr int kQueryBytes = 512 + 16,
                      kWeightBytes = 128 + 16;  // of a row: no bank conflicts
 
@@ -489,7 +490,8 @@ TENON_DEVICE void send_totals(DecodeShared<kRowsEach>& shared, int rank) {
 
 // The four warps that compute.
 template <int kRowsEach>
-TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& shared) {
+TENON_DEVICE void compute_parts(Walk walk, int rank, const NormShare& norms,
+                                DecodeShared<kRowsEach>& shared) {
   constexpr int kUnits = kRowsEach / 2;  // of four components, of each thread
   const Sm90Call& call = walk.call;
   const int warp = thread_id() / kWave, lane = thread_id() % kWave;
@@ -497,6 +499,8 @@ TENON_DEVICE void compute_parts(Walk walk, int rank, DecodeShared<kRowsEach>& sh
   RawRows<kRowsEach> raw;
   const bool has_work = part.sequence >= 0 && part.visible(rank) > 0;
   if (has_work) read_angles(call.heads, part, raw);
+  store_norms(call.heads, norms, shared.norms);
+  sync_first_threads<kComputeThreads>();
   wait_for_rows();
   if (has_work) read_rows(call, part, rank, raw);
   std::uint32_t uses = 0;  // of k and v
@@ -604,9 +608,8 @@ decode_kernel(TENON_ARGS(Sm90Call) call) {
     prefetch_map(&call.v);
   }
   sync_wave();
-  read_norms(call.heads, shared.norms);
-  sync_block();
   cluster_arrive();
+  const NormShare norms = load_norms(call.heads);
   wait_without_heads(call);
   if (warp == 0) read_sequences(call, shared.sequences);
   sync_block();
@@ -615,7 +618,7 @@ decode_kernel(TENON_ARGS(Sm90Call) call) {
                   shared.sequences.firsts[call.sequences] * call.kv_heads <= call.num_slots,
                   block_id() / kClusterRanks};
   if (warp < kComputeWarps) {
-    compute_parts(walk, rank, shared);
+    compute_parts(walk, rank, norms, shared);
     clear_padding(call);
   } else {
     fetch_parts(walk, rank, shared);

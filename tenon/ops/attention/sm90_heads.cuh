@@ -18,15 +18,34 @@ inline constexpr int kLaneElements = kHeadDim / 32;
 struct HeadNorms {
   float q[kHeadDim], k[kHeadDim];
 };
-TENON_DEVICE void read_norms(const NewHeads& heads, HeadNorms& to) {
-  if (heads.k == nullptr) return;
-  for (int i = thread_id(); i < kHeadDim; i += block_threads()) {
-    const auto read = [&](const void* norm) {
-      return heads.wide_norms ? load_constant(static_cast<const float*>(norm) + i)
-                              : to_float(load_constant(static_cast<const bf16*>(norm) + i));
+// A thread's part of them, on its way; of the first kNormThreads of a block. As bits of what the
+// tensors hold, so that nobody waits for it here.
+inline constexpr int kNormThreads = 128;
+struct NormShare {
+  static constexpr int kEach = kHeadDim / kNormThreads;
+  std::uint32_t q[kEach] = {}, k[kEach] = {};
+};
+TENON_DEVICE NormShare load_norms(const NewHeads& heads) {
+  NormShare share;
+  if (heads.k == nullptr || thread_id() >= kNormThreads) return share;
+  TENON_UNROLL
+  for (int n = 0; n < NormShare::kEach; ++n) {
+    const int i = thread_id() + n * kNormThreads;
+    const auto load = [&](const void* norm) -> std::uint32_t {
+      if (heads.wide_norms) return load_constant(static_cast<const std::uint32_t*>(norm) + i);
+      return load_constant(static_cast<const std::uint16_t*>(norm) + i);
     };
-    to.q[i] = read(heads.q_norm);
-    to.k[i] = read(heads.k_norm);
+    share.q[n] = load(heads.q_norm);
+    share.k[n] = load(heads.k_norm);
+  }
+  return share;
+}
+TENON_DEVICE void store_norms(const NewHeads& heads, const NormShare& share, HeadNorms& to) {
+  TENON_UNROLL
+  for (int n = 0; n < NormShare::kEach; ++n) {
+    const int i = thread_id() + n * kNormThreads, shift = heads.wide_norms ? 0 : 16;
+    to.q[i] = bits_float(share.q[n] << shift);
+    to.k[i] = bits_float(share.k[n] << shift);
   }
 }
 

@@ -192,11 +192,14 @@ TENON_DEVICE void stream_tile(const Sm90Call& call, const Part& part, int tile,
 
 // The four warps that compute.
 template <int kRowsEach>
-TENON_DEVICE void compute_stream(Walk walk, StreamShared<kRowsEach>& shared) {
+TENON_DEVICE void compute_stream(Walk walk, const NormShare& norms,
+                                 StreamShared<kRowsEach>& shared) {
   const Sm90Call& call = walk.call;
   Part part = find_part(walk);
   RawRows<kRowsEach> raw;
   if (part.sequence >= 0) read_angles(call.heads, part, raw);
+  store_norms(call.heads, norms, shared.norms);
+  sync_first_threads<kComputeThreads>();
   wait_for_rows();
   if (part.sequence >= 0) read_rows(call, part, part.tiles() - 1, raw);
   RingPlace place;
@@ -253,7 +256,7 @@ stream_kernel(TENON_ARGS(Sm90Call) call) {
     prefetch_map(&call.v);
   }
   sync_wave();
-  read_norms(call.heads, shared.norms);
+  const NormShare norms = load_norms(call.heads);
   wait_without_heads(call);
   if (warp == 0) read_sequences(call, shared.sequences);
   sync_block();
@@ -261,7 +264,7 @@ stream_kernel(TENON_ARGS(Sm90Call) call) {
                   shared.sequences.firsts[call.sequences] * call.kv_heads <= call.num_slots,
                   block_id()};
   if (warp < kComputeWarps) {
-    compute_stream(walk, shared);
+    compute_stream(walk, norms, shared);
     clear_padding(call);
   } else {
     fetch_stream(walk, shared);

@@ -119,10 +119,14 @@ TENON_DEVICE void keep_own_inputs(const KernelArgs& args, const Sequence& sequen
 }
 
 // How a block has its head: how many teams of threads, how many rows of S in shared memory, and how
-// many, the last ones, in registers. Others are read from global memory.
-template <int kTeamsOf, int kHeldRowsOf, int kRestRows = 0>
+// many, the last ones, in registers. Others are read from global memory. kAlone: a multiprocessor
+// has one such block at a time, for a wave of no team takes the registers of a second one.
+template <int kTeamsOf, int kHeldRowsOf, int kRestRows = 0, bool kAlone = false>
 struct HeadForm {
   static constexpr int kTeams = kTeamsOf, kHeld = kHeldRowsOf, kRest = kRestRows;
+  static constexpr bool kIsAlone = kAlone;
+  static constexpr int kThreads = kTeams * kDim + (kAlone ? kWave : 0);
+  TENON_DEVICE bool in_team() { return !kAlone || thread_id() < kTeams * kDim; }
   static constexpr int kRows = kRest > 0 ? 8 : 16;  // that are on their way together
   static_assert(kHeld % kRows == 0 && (kDim - kRest) % (2 * kRows) == 0);
   static_assert(kTeams == 1 || kRest == 0);
@@ -341,9 +345,9 @@ TENON_DEVICE void load_state(const KernelArgs& args, int index, int v_head,
     constexpr int kStride = Form::kTeams * kDim * 4;
     ahead.column.held = tile + own_column();
     float* const first = tile + thread_id() * 4;
-    if (from == nullptr) {
+    if (from == nullptr && Form::in_team()) {
       for (int i = 0; i < Form::kHeld * kDim / kStride; ++i) store16(first + i * kStride, Word4{});
-    } else {
+    } else if (Form::in_team()) {
       TENON_UNROLL
       for (int i = 0; i < Form::kHeld * kDim / kStride; ++i)
         copy_async16(first + i * kStride, from + thread_id() * 4 + i * kStride);
@@ -442,7 +446,8 @@ TENON_DEVICE void decode_head(const KernelArgs& args, int v_head, const Channels
     keep_own_inputs<kTeams>(args, sequence, v_head, channels, inputs);
   }
   if (v_head == 0 && args.quant.codes != nullptr) pad_scales(args.quant, token);
-  if (kTeams > 1) update(does<kTeams>(0) ? kSecond : kFirst, does<kTeams>(0) ? kDim : kSecond);
+  if (kTeams > 1 && Form::in_team())
+    update(does<kTeams>(0) ? kSecond : kFirst, does<kTeams>(0) ? kDim : kSecond);
 }
 
 }  // namespace tenon::TENON_TARGET::gated_delta_net

@@ -49,7 +49,9 @@ TENON_KERNEL_MAX(kDim) conv_kernel(TENON_ARGS(KernelArgs) args) {
 // One block per (v head, sequence or row): that sequence's token, and that row if it belongs to no
 // sequence.
 template <class Form>
-TENON_KERNEL_RESIDENT(Form::kTeams* kDim, Form::kTeams == 1 ? 4 : 1)
+TENON_KERNEL_RESIDENT(Form::kThreads, Form::kTeams == 1 ? 4
+                                      : Form::kIsAlone  ? 1
+                                                        : 2)
 decode_kernel(TENON_ARGS(KernelArgs) args) {
   if constexpr (kWave > 1) {
     const int v_head = block_id() % args.v_heads, index = block_id() / args.v_heads;
@@ -66,9 +68,11 @@ decode_kernel(TENON_ARGS(KernelArgs) args) {
     if (ahead.is_padding) finish_head(args, index, v_head, nullptr);
   }
 }
-// A multiprocessor of CUDA has two heads at a time of two teams each, or four of one team, whose S
-// does not fit into shared memory as a whole.
+// A multiprocessor of CUDA has one head or two at a time of two teams each, or four of one team,
+// whose S does not fit into shared memory as a whole. One, while there is a multiprocessor for each
+// head: blocks that start beside those of another kernel may else settle two by two.
 inline constexpr int kRestRows = kHeldRows == kDim ? 32 : 0;
+using AloneTeams = HeadForm<2, kHeldRows, 0, true>;
 using TwoTeams = HeadForm<2, kHeldRows>;
 using OneTeam = HeadForm<1, kHeldRows - kRestRows, kRestRows>;
 
@@ -84,15 +88,21 @@ void add_recurrent(const Args& args, const PlanContext& where, Recipe* recipe) {
 }
 void add_decode(const Args& args, const PlanContext& where, std::int64_t rows, Recipe* recipe) {
   const std::int64_t blocks = rows * args.v_heads;
-  const bool two_teams = blocks <= 2 * where.properties.num_units;
-  LaunchShape shape = shape_of(where, blocks, two_teams ? 2 * kDim : kDim);
-  shape.shared_bytes = decode_shared(two_teams ? TwoTeams::kHeld : OneTeam::kHeld);
+  const int units = where.properties.num_units;
+  const int threads = blocks <= units       ? AloneTeams::kThreads
+                      : blocks <= 2 * units ? TwoTeams::kThreads
+                                            : OneTeam::kThreads;
+  LaunchShape shape = shape_of(where, blocks, threads);
+  shape.shared_bytes =
+      decode_shared(threads == OneTeam::kThreads ? OneTeam::kHeld : TwoTeams::kHeld);
   recipe->launch("decode_kernel", shape);
 }
 Status start_decode(const KernelLaunch& planned, const KernelArgs& args, Stream& stream) {
-  return tenon::launch(
-      stream, planned.shape,
-      planned.shape.threads == kDim ? decode_kernel<OneTeam> : decode_kernel<TwoTeams>, args);
+  return tenon::launch(stream, planned.shape,
+                       planned.shape.threads == OneTeam::kThreads    ? decode_kernel<OneTeam>
+                       : planned.shape.threads == TwoTeams::kThreads ? decode_kernel<TwoTeams>
+                                                                     : decode_kernel<AloneTeams>,
+                       args);
 }
 
 Status supports_recurrent(const Args& args, const PlanContext& where, Recipe* recipe) {
