@@ -10,12 +10,13 @@ namespace tenon::TENON_TARGET {
 
 // The widest scales that leave a ring of two stages to 64 rows.
 inline constexpr int kSm90MostK = 65536;
-inline constexpr int kBesideColumns = 16;  // of a block that makes all segments of a product
+inline constexpr int kTurnRows = 16;  // up to so many rows warpgroups may take turns
 
 // What of a kernel was chosen for a plan. It changes no bit.
 struct Sm90Form {
   int columns, rows;  // of a block
   int row_groups;     // warpgroups that share its columns; else there is one for each 64 of them
+  int turns;          // warpgroups that take blocks of k in turn
   int stages;
   int threads, shared_bytes, blocks;  // blocks: of the grid
 };
@@ -24,14 +25,18 @@ struct Sm90Form {
 inline int sm90_fair_share(std::size_t most, int resident) {
   return (static_cast<int>(most) + 1024) / resident - 1024;
 }
-inline int sm90_stages(Sm90Kind kind, int columns, int rows, const Segments& cut, int bytes) {
+inline int sm90_stages(Sm90Kind kind, int columns, int rows, const Segments& cut, int bytes,
+                       int turns = 1) {
   constexpr int kMost = 32;
-  int stages = 0;
-  while (stages < kMost && sm90_shared(kind, columns, rows, stages + 1, cut).bytes <= bytes)
-    ++stages;
+  const int step = kind == Sm90Kind::kE4m3 && turns > 1 ? kTurnBatch : 1;
   const int longest =
       is_in_order(kind) ? cut.num_blocks : (cut.num_blocks + cut.count - 1) / cut.count;
-  return std::min(stages, longest);
+  const int most = std::min(kMost, ceil_div(longest, step) * step);
+  int stages = 0;
+  while (stages + step <= most &&
+         sm90_shared(kind, columns, rows, stages + step, cut, turns).bytes <= bytes)
+    stages += step;
+  return stages;
 }
 
 // Measured on an H100 with the products of two models. Up to 16 rows one warpgroup is enough.
@@ -58,21 +63,27 @@ inline Sm90Form sm90_form(Sm90Kind kind, const GemmCall& gemm, const Segments& c
   const int places = cut.count >= 4 ? units * 3 / 4 : units;
   const int on_each = ceil_div(blocks_of(form.columns) + beside, places);
   const bool is_long = cut.num_blocks / cut.count > 32;
-  if (form.columns == kGroupColumns && may_split && (on_each > 1 ? is_long : is_bf16(kind)) &&
+  const bool in_turns = kind == Sm90Kind::kE4m3 && form.rows <= kTurnRows && cut.count == 1 &&
+                        on_each == 1 && cut.num_blocks > kTurnBatch;
+  form.turns = in_turns ? 2 : 1;
+  if (form.columns == kGroupColumns && may_split &&
+      (in_turns || (on_each > 1 ? is_long : is_bf16(kind))) &&
       on_each <= sm90_most_resident(form.row_groups)) {
     form.columns = 16;
     while (blocks_of(form.columns) + beside > on_each * places) form.columns += 8;
   }
-  const int groups = ceil_div(form.columns, kGroupColumns) * form.row_groups;
+  const int groups = ceil_div(form.columns, kGroupColumns) * form.row_groups * form.turns;
   form.blocks = blocks_of(form.columns);
   const auto stages_of = [&](int resident) {
-    return sm90_stages(kind, form.columns, form.rows, cut, sm90_fair_share(most_shared, resident));
+    return sm90_stages(kind, form.columns, form.rows, cut, sm90_fair_share(most_shared, resident),
+                       form.turns);
   };
   int resident = std::clamp(ceil_div(form.blocks + beside, units), 1, sm90_most_resident(groups));
   form.stages = stages_of(resident);
   while (form.stages < 2 && resident > 1) form.stages = stages_of(--resident);
   form.threads = sm90_threads(groups);
-  form.shared_bytes = sm90_shared(kind, form.columns, form.rows, form.stages, cut).bytes;
+  form.shared_bytes =
+      sm90_shared(kind, form.columns, form.rows, form.stages, cut, form.turns).bytes;
   return form;
 }
 
@@ -161,11 +172,15 @@ inline Status sm90_plan(Sm90Kind kind, const GemmCall& gemm, const PlanContext& 
   recipe->set("rows", form.rows);
   recipe->set("row groups", form.row_groups);
   recipe->set("stages", form.stages);
+  recipe->set("turns", form.turns);
   return Status::ok();
 }
 
 template <Sm90Kind kKind>
-auto sm90_kernel_of(int rows, int row_groups) -> void (*)(Sm90Call) {
+auto sm90_kernel_of(int rows, int row_groups, int turns) -> void (*)(Sm90Call) {
+  if constexpr (kKind == Sm90Kind::kE4m3)
+    if (turns == 2)
+      return rows == 8 ? sm90_kernel<kKind, 1, 1, 8, 2> : sm90_kernel<kKind, 1, 1, 16, 2>;
   switch (rows) {
     case 8: return sm90_kernel<kKind, 1, 1, 8>;
     case 16: return sm90_kernel<kKind, 1, 1, 16>;
@@ -245,7 +260,9 @@ Status sm90_launch(const Recipe& recipe, const GemmCall& gemm, const GemmScales&
   call.scales = scales;
   call.activated = activated;
   call.row_tiles = shape.blocks / call.cut.count / ceil_div(gemm.n, columns);
-  return tenon::launch(stream, shape, sm90_kernel_of<kKind>(rows, sm90_setting(recipe, 2)), call);
+  return tenon::launch(
+      stream, shape, sm90_kernel_of<kKind>(rows, sm90_setting(recipe, 2), sm90_setting(recipe, 4)),
+      call);
 }
 
 // --- Two products in a launch -----------------------------------------------------------------
@@ -278,13 +295,15 @@ inline Status sm90_plan_pair(const GemmCall& main, const GemmCall& beside, const
   if (form.columns > kGroupColumns)
     return no("weight has " + std::to_string(main.n) + " columns, too many for narrow blocks");
   const auto stages_of = [&](Sm90Kind kind) {
-    return sm90_stages(kind, kBesideColumns, form.rows, other, form.shared_bytes);
+    return sm90_stages(kind, kBesideColumns, form.rows, other, form.shared_bytes, form.turns);
   };
   const int by_warps = stages_of(Sm90Kind::kBf16ByWarps);
   const bool warps =
       form.rows <= kWarpRows && other.num_blocks <= kWarpBlocks && by_warps == other.num_blocks;
   const int stages = warps ? by_warps : stages_of(Sm90Kind::kBf16InOrder);
-  if (form.stages < 1 || stages < 1) return no("a block has too little shared memory");
+  const int at_once = warps ? 1 : form.turns * ceil_div(other.num_blocks, other.count);
+  if (form.stages < 1 || stages < std::min(at_once, other.num_blocks))
+    return no("a block has too little shared memory");
   const FewForm few = few_form(main, where.properties.num_units - beside_blocks, most_shared);
   if (few.segments == 1) {
     constexpr Sm90Kind kByWarps = Sm90Kind::kBf16ByWarps;
@@ -314,6 +333,7 @@ inline Status sm90_plan_pair(const GemmCall& main, const GemmCall& beside, const
   recipe->set("stages", form.stages);
   recipe->set("stages beside", stages);
   recipe->set("beside by warps", warps ? 1 : 0);
+  recipe->set("turns", form.turns);
   return Status::ok();
 }
 
@@ -339,6 +359,14 @@ Status sm90_launch_pair(const Recipe& recipe, const GemmCall& main, const GemmSc
                                       sm90_setting(recipe, 4)));
   call.main.scales = scales;
   call.beside_blocks = ceil_div(beside.n, kBesideColumns);
+  constexpr Sm90Kind kInOrder = Sm90Kind::kBf16InOrder;
+  if (sm90_setting(recipe, 6) == 2)
+    return tenon::launch(stream, recipe.launches.front().shape,
+                         warps && rows == 8 ? sm90_pair_kernel<1, 8, kByWarps, 2>
+                         : warps            ? sm90_pair_kernel<1, 16, kByWarps, 2>
+                         : rows == 8        ? sm90_pair_kernel<1, 8, kInOrder, 2>
+                                            : sm90_pair_kernel<1, 16, kInOrder, 2>,
+                         call);
   return tenon::launch(stream, recipe.launches.front().shape,
                        warps && rows == 8 ? sm90_pair_kernel<1, 8, kByWarps>
                        : warps            ? sm90_pair_kernel<1, 16, kByWarps>

@@ -29,6 +29,8 @@ inline constexpr int kTileBytes = 128;  // of each row of a tile
 inline constexpr int kSm90Band = 16;    // tiles of rows that share the reading of a tile of columns
 inline constexpr int kCopiedRows = 4;   // up to so many rows of x are copied by threads
 inline constexpr int kRefills = 4;      // stages that are refilled at once
+inline constexpr int kBesideColumns = 16;  // of a block that makes all segments of a product
+inline constexpr int kTurnBatch = 4;       // blocks of k that a warpgroup multiplies in its turn
 inline constexpr int kRun = 8;  // gathered rows that are copied at once if they follow each other
 
 struct Sm90Call {
@@ -71,7 +73,7 @@ struct Sm90Shared {
   int weight, stage, scales, inbox, barriers, bytes;
 };
 TENON_HD constexpr Sm90Shared sm90_shared(Sm90Kind kind, int columns, int rows, int stages,
-                                          const Segments& cut) {
+                                          const Segments& cut, int turns = 1) {
   const bool in_order = is_in_order(kind);
   const int longest = in_order ? cut.num_blocks : (cut.num_blocks + cut.count - 1) / cut.count;
   const int groups = (columns + kGroupColumns - 1) / kGroupColumns;
@@ -81,21 +83,25 @@ TENON_HD constexpr Sm90Shared sm90_shared(Sm90Kind kind, int columns, int rows, 
   at.weight = columns * kTileBytes * sm90_tiles(kind);
   at.stage = at.weight + rows * kTileBytes * sm90_tiles(kind);
   at.inbox = stages * at.stage + (groups * kGroupColumns - columns) * kTileBytes;
-  at.scales = at.inbox + (kind == Sm90Kind::kActivated     ? cluster * rows * 16
-                          : kind == Sm90Kind::kBf16ByWarps ? cut.count * rows * columns * 4
-                          : cluster > 1                    ? items * cluster * 512
-                                                           : 0);
+  at.scales = at.inbox + (kind == Sm90Kind::kActivated ? cluster * rows * 16
+                          : kind == Sm90Kind::kBf16ByWarps || (in_order && turns > 1)
+                              ? cut.count * rows * columns * 4
+                          : cluster > 1 ? items * cluster * 512
+                          : turns > 1   ? rows / 8 * 4 * 512
+                                        : 0);
   at.barriers = (at.scales + sm90_scale_sets(kind, columns) * longest * rows * 4 + 7) / 8 * 8;
-  at.bytes = at.barriers + (2 * stages + 1) * 8;
+  at.bytes = at.barriers + (2 * stages + 1 + (turns > 1 ? 4 : 0)) * 8;
   return at;
 }
 
 // A block's share, and its shared memory.
-template <Sm90Kind kOf, int kColumnGroups, int kRowGroups, int kN>
+template <Sm90Kind kOf, int kColumnGroups, int kRowGroups, int kN, int kOfTurns = 1>
 struct Sm90Tile {
   static_assert(kColumnGroups == 1 || kRowGroups == 1);
+  static_assert(kOfTurns == 1 || (kColumnGroups == 1 && kRowGroups == 1));
   static constexpr Sm90Kind kKind = kOf;
-  static constexpr int kGroups = kColumnGroups * kRowGroups, kConsumers = kWarpgroup * kGroups;
+  static constexpr int kTurns = kOfTurns, kGroups = kColumnGroups * kRowGroups;
+  static constexpr int kConsumers = kWarpgroup * kGroups * kTurns;
   static constexpr int kWarps = 4 * kGroups, kColumnWarps = 4 * kColumnGroups;
   static constexpr int kRows = kN * kRowGroups, kSums = kN / 2;
   static constexpr int kTiles = sm90_tiles(kKind), kParts = sm90_parts(kKind);
@@ -113,6 +119,7 @@ struct Sm90Tile {
   float4* inbox;           // what other blocks of the cluster, or warps, have sent
   Mbarrier *full, *empty;  // of each stage
   Mbarrier* received;      // all that belongs into the inbox
+  Mbarrier* passed;        // kTurns > 1, for each warp of a warpgroup: sums that lie in the inbox
 
   // The column of n that a part begins with.
   TENON_HD int column_of(int part) const { return first_column + part * (call.gemm.n / 2); }
@@ -186,6 +193,8 @@ TENON_DEVICE void start_ring(const Tile& tile, int ahead) {
       barrier_init(&tile.empty[stage], Tile::kWarps);
     }
     barrier_init(tile.received, 1);
+    if constexpr (Tile::kTurns > 1)
+      for (int warp = 0; warp < Tile::kWarps; ++warp) barrier_init(&tile.passed[warp], 1);
     publish_barriers();
     if (tile.cluster > 1)
       barrier_arrive_expect(tile.received,
