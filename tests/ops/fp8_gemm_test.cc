@@ -245,6 +245,9 @@ TEST(Fp8Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
                           {.tokens = 33, .n = 5200, .k = 1024},
                           {.tokens = 33, .n = 2100, .k = 4096, .layout = ScaleLayout::kMnMajor},
                           {.tokens = 33, .n = 1100, .k = 2048, .out = DType::kF32},
+                          // Two warpgroups in turns: a short last batch, refilled stages.
+                          {.tokens = 20, .n = 5130, .k = 2944},
+                          {.tokens = 20, .n = 4040, .k = 6528, .layout = ScaleLayout::kMnMajor},
                           {.tokens = 40, .n = 10250, .k = 256},    // two blocks on a multiprocessor
                           {.tokens = 80, .n = 17000, .k = 1152}};  // three
   for_each_variant([&](Target target, const std::string& variant) {

@@ -36,7 +36,9 @@ inline int sm90_stages(Sm90Kind kind, int columns, int rows, const Segments& cut
   while (stages + step <= most &&
          sm90_shared(kind, columns, rows, stages + step, cut, turns).bytes <= bytes)
     stages += step;
-  return stages;
+  // Where stages are refilled, batches of blocks of k are neighbours in the ring.
+  return stages < longest && stages > kTurnBatch && rows <= 32 ? stages / kTurnBatch * kTurnBatch
+                                                               : stages;
 }
 
 // Measured on an H100 with the products of two models. Up to 16 rows one warpgroup is enough.

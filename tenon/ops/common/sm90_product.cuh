@@ -78,14 +78,12 @@ TENON_DEVICE float4 four_of(const float (&sums)[kCount], int j) {
 
 // What a warpgroup has read of the ring.
 struct RingReader {
-  RingPlace arrived, used, freed;
+  RingPlace place;
   int block = 0;  // of the tile, the next one
 
   // Leaves out blocks, which others read; no more than the ring has stages.
   TENON_HD void skip(int blocks, int stages) {
-    arrived.skip(blocks, stages);
-    used.skip(blocks, stages);
-    freed.skip(blocks, stages);
+    place.skip(blocks, stages);
     block += blocks;
   }
 };
@@ -112,20 +110,14 @@ TENON_DEVICE void multiply(const Tile& tile, RingReader& from, int end,
   const int tile_units = columns * (kTileBytes / 16);  // of the weight
   ScalePlaces scales{};
   if constexpr (Tile::kIsScaled) scales = scale_places(tile);
-  RingPlace &arrived = from.arrived, &used = from.used, &freed = from.freed;
-  // For kNow blocks of k the latency of a chain is paid once.
-  const auto step = [&]<int kNow>(float(&blocks)[kNow][kSums], int i) {
+  RingPlace& place = from.place;
+  int& i = from.block;
+  // For kNow blocks of k, neighbours in the ring, the latency of a chain is paid once. Their
+  // descriptors differ from one value by what the whole grid knows, so they need no moves.
+  const auto step = [&]<int kNow>(float(&blocks)[kNow][kSums]) {
     TENON_UNROLL
-    for (int u = 0; u < kNow; ++u) {
-      barrier_wait(&tile.full[arrived.stage], arrived.parity);
-      arrived.next(stages);
-    }
-    int stage[kNow];
-    TENON_UNROLL
-    for (int u = 0; u < kNow; ++u) {
-      stage[u] = shuffle_from(used.stage * stage_units, 0);
-      used.next(stages);
-    }
+    for (int u = 0; u < kNow; ++u) barrier_wait(&tile.full[place.stage + u], place.parity);
+    const int first = shuffle_from(place.stage * stage_units, 0);
     // Neighbouring instructions belong to different chains, so none waits for the one before it.
     wgmma_begin();
     TENON_UNROLL
@@ -133,17 +125,18 @@ TENON_DEVICE void multiply(const Tile& tile, RingReader& from, int end,
       const int of_weight = k / 4 * tile_units + k % 4 * 2;
       const int of_x = k / 4 * Tile::kRows * (kTileBytes / 16) + k % 4 * 2;
       TENON_UNROLL
-      for (int u = 0; u < kNow; ++u)
-        add_product<kN, !Tile::kIsScaled>(blocks[u], descriptor_at(weight, stage[u] + of_weight),
-                                          descriptor_at(x, stage[u] + of_x), k > 0);
+      for (int u = 0; u < kNow; ++u) {
+        const int stage = first + u * stage_units;
+        add_product<kN, !Tile::kIsScaled>(blocks[u], descriptor_at(weight, stage + of_weight),
+                                          descriptor_at(x, stage + of_x), k > 0);
+      }
     }
     wgmma_commit();
     wgmma_wait_all();
     TENON_UNROLL
     for (int u = 0; u < kNow; ++u) {
       hold_sums(blocks[u]);
-      if (lane == 0) barrier_arrive(&tile.empty[freed.stage]);
-      freed.next(stages);
+      if (lane == 0) barrier_arrive(&tile.empty[place.stage + u]);
     }
     TENON_UNROLL
     for (int u = 0; u < kNow; ++u) {
@@ -164,18 +157,30 @@ TENON_DEVICE void multiply(const Tile& tile, RingReader& from, int end,
         }
       }
     }
+    place.skip(kNow, stages);
+    i += kNow;
   };
-  int& i = from.block;
+  // Where stages are refilled, half of them are left to the producer.
+  const bool refills = stages < tile.num_blocks;
   const auto run = [&]<int kNow>() {
-    if (kNow > 1 && stages < 2 * kNow && (stages < kNow || stages < tile.num_blocks)) return;
-    if (i + kNow > end) return;
+    const auto takes = [&] {
+      return i + kNow <= end && place.stage + kNow <= stages && !(refills && stages < 2 * kNow);
+    };
+    if (kNow > 1 && !takes()) return false;
     float blocks[kNow][kSums] = {};
     TENON_NO_UNROLL
-    for (; i + kNow <= end; i += kNow) step.template operator()<kNow>(blocks, i);
+    do step.template operator()<kNow>(blocks);
+    while (kNow == kMost && takes());
+    return true;
   };
-  if constexpr (kMost >= 4) run.template operator()<4>();
-  if constexpr (kMost >= 2) run.template operator()<2>();
-  run.template operator()<1>();
+  TENON_NO_UNROLL
+  while (i < end) {
+    if constexpr (kMost >= 4)
+      if (run.template operator()<4>()) continue;
+    if constexpr (kMost >= 2)
+      if (run.template operator()<2>()) continue;
+    run.template operator()<1>();
+  }
 }
 
 // kTurns > 1: the sums of all blocks of k, laid out as multiply() says. True: they are in this
