@@ -28,8 +28,9 @@ struct FewCall {
   TensorMap weight;  // in tiles of a block's columns
   GemmCall gemm;
   GemmScales scales;
-  int blocks = 0;      // of k in a segment
-  int columns = 0;     // of a block of threads: a multiple of 8, with several segments of 16
+  int blocks = 0;             // of k in a segment
+  int columns = 0;            // of a block of threads: a multiple of 8, with several segments of 16
+  int scale_rows = kFewRows;  // 4 or 8: rows that shared memory has scales for
   bool packs = false;  // two neighbouring outputs from an even column on are one aligned word
 };
 
@@ -44,12 +45,12 @@ TENON_HD constexpr int few_sets(int segments) { return segments == 1 ? 2 : 1; }
 struct FewShared {
   int x, inbox, scales, barriers, bytes;
 };
-TENON_HD constexpr FewShared few_shared(int segments, int blocks, int columns) {
+TENON_HD constexpr FewShared few_shared(int segments, int blocks, int columns, int scale_rows) {
   FewShared at{};
   at.x = blocks * segments * columns * kTileBytes;
   at.inbox = at.x + blocks * segments * kFewRows * kTileBytes;
   at.scales = at.inbox + (segments > 1 ? kWarpgroup * 16 : 0);
-  at.barriers = at.scales + few_sets(segments) * segments * blocks * kFewRows * 4;
+  at.barriers = at.scales + few_sets(segments) * segments * blocks * scale_rows * 4;
   at.bytes = at.barriers + blocks / few_batch(segments) * 8;
   const int read = (blocks - 1) * segments * columns * kTileBytes + kGroupColumns * kTileBytes;
   if (at.bytes < read) at.bytes = read;
@@ -67,7 +68,7 @@ struct FewTile {
   int weight_bytes;  // of a block of k
   std::byte *weight, *x;
   float4* inbox;
-  float* scales;  // [num_sets, segments · blocks, kFewRows]: xs · ws
+  float* scales;  // [num_sets, segments · blocks, scale_rows]: xs · ws
   Mbarrier* full;
 
   TENON_HD int num_sets() const {
@@ -168,14 +169,15 @@ TENON_DEVICE void load_share(const Tile& tile, const FewShare<Tile>& share) {
     for (int u = 0; u < share.kMost; ++u)
       if (u < share.count) copy_async16(own + share.to[u], from + u * kWarpgroup * 16);
   }
-  const int sets = tile.num_sets();
+  const int sets = tile.num_sets(), pitch = tile.call.scale_rows;
   TENON_UNROLL
   for (int set = 0; set < Tile::kSets; ++set) {
-    float* const made = tile.scales + set * Tile::kSegments * tile.blocks * kFewRows + thread;
+    float* const made = tile.scales + set * Tile::kSegments * tile.blocks * pitch +
+                        thread / kFewRows * pitch + thread % kFewRows;
     TENON_UNROLL
     for (int u = 0; u < share.kScales; ++u)
-      if (set < sets && u < share.num_scales)
-        made[u * kWarpgroup] = of_x[u] * share.of_weight[set][u];
+      if (set < sets && u < share.num_scales && thread % kFewRows < pitch)
+        made[u * (kWarpgroup / kFewRows) * pitch] = of_x[u] * share.of_weight[set][u];
   }
   await_copies();
   show_to_tensor_cores();
@@ -203,12 +205,12 @@ TENON_DEVICE void few_start(const Tile& tile, std::uint64_t weight, std::uint64_
 // Waits for them, while kBehind later batches may run, and adds what this warp's segment has.
 // scales: of columns g and of columns g + 8.
 template <int kBehind, class Tile>
-TENON_DEVICE void few_add(int segment, const float* const (&scales)[2], int batch,
+TENON_DEVICE void few_add(const Tile& tile, int segment, const float* const (&scales)[2], int batch,
                           float (&products)[Tile::kBatch][Tile::kSums], float (&sums)[4]) {
   float2 scale[2][Tile::kBatch];
   TENON_UNROLL
   for (int u = 0; u < Tile::kBatch; ++u) {
-    const int at = (batch * Tile::kBatch + u) * kFewRows;
+    const int at = (batch * Tile::kBatch + u) * tile.call.scale_rows;
     scale[0][u] = *reinterpret_cast<const float2*>(scales[0] + at);
     scale[1][u] = Tile::kSets > 1 ? *reinterpret_cast<const float2*>(scales[1] + at) : scale[0][u];
   }
@@ -268,7 +270,7 @@ TENON_DEVICE void run_few(const FewCall& call, int block) {
   using Tile = FewTile<kSegments>;
   TENON_SHARED_TILES(shared);
   const int columns = call.columns;
-  const FewShared at = few_shared(kSegments, call.blocks, columns);
+  const FewShared at = few_shared(kSegments, call.blocks, columns, call.scale_rows);
   const Tile tile{.call = call,
                   .blocks = call.blocks,
                   .first_column = block * columns,
@@ -294,9 +296,10 @@ TENON_DEVICE void run_few(const FewCall& call, int block) {
   const int own_end = tile.first_column + columns;
   const int end = own_end < call.gemm.n ? own_end : call.gemm.n;
   const FewOutputs outputs = few_outputs(call.gemm, tile.first_column + 16 * warp, end);
-  const float* const own_scales = tile.scales + segment * tile.blocks * kFewRows + lane % 4 * 2;
+  const float* const own_scales =
+      tile.scales + segment * tile.blocks * call.scale_rows + lane % 4 * 2;
   const int own_column = tile.first_column % kProductBlock + 16 * warp + lane / 4;
-  const int other_set = tile.num_sets() > 1 ? tile.blocks * kFewRows : 0;
+  const int other_set = tile.num_sets() > 1 ? tile.blocks * call.scale_rows : 0;
   const float* const scales[2] = {own_scales + (own_column >= kProductBlock ? other_set : 0),
                                   own_scales + (own_column + 8 >= kProductBlock ? other_set : 0)};
   sync_block();
@@ -313,12 +316,12 @@ TENON_DEVICE void run_few(const FewCall& call, int block) {
   for (; batch + 2 <= batches; batch += 2) {
     few_start(tile, weight, x, batch, even);
     few_start(tile, weight, x, batch + 1, odd);
-    few_add<1, Tile>(segment, scales, batch, even, sums);
-    few_add<0, Tile>(segment, scales, batch + 1, odd, sums);
+    few_add<1>(tile, segment, scales, batch, even, sums);
+    few_add<0>(tile, segment, scales, batch + 1, odd, sums);
   }
   if (batch < batches) {
     few_start(tile, weight, x, batch, even);
-    few_add<0, Tile>(segment, scales, batch, even, sums);
+    few_add<0>(tile, segment, scales, batch, even, sums);
   }
 
   if constexpr (kSegments > 1) {

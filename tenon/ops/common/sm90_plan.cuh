@@ -112,7 +112,7 @@ inline Status sm90_takes(Sm90Kind kind, const GemmCall& gemm, const DeviceProper
 
 // segments 0: not for these kernels.
 struct FewForm {
-  int segments = 0, columns = 0, grid = 0, shared_bytes = 0;
+  int segments = 0, columns = 0, scale_rows = 0, grid = 0, shared_bytes = 0;
 };
 // `units`: multiprocessors; each has a block at most. Blocks are wide where the weight of such a
 // one fits, else as narrow as `units` allows.
@@ -121,14 +121,19 @@ inline FewForm few_form(const GemmCall& gemm, int units, std::size_t most_shared
   if (gemm.rows > kFewRows || cut.count > 4 || gemm.row_map != nullptr ||
       cut.num_blocks > kFewMostBlocks || cut.num_blocks % (cut.count * few_batch(cut.count)) != 0)
     return {};
-  FewForm form{.segments = cut.count};
+  FewForm form{.segments = cut.count, .scale_rows = gemm.rows <= 4 ? 4 : kFewRows};
   const auto fits = [&](int columns) {
     form.columns = columns;
     form.grid = ceil_div(gemm.n, columns);
-    form.shared_bytes = few_shared(cut.count, cut.num_blocks / cut.count, columns).bytes;
+    form.shared_bytes =
+        few_shared(cut.count, cut.num_blocks / cut.count, columns, form.scale_rows).bytes;
     return form.grid <= units && static_cast<std::size_t>(form.shared_bytes) <= most_shared;
   };
   const int most = kGroupColumns / cut.count, step = cut.count > 1 ? 16 : 8;
+  // Two blocks on a multiprocessor: those of the next launch load their weights meanwhile.
+  if (cut.count == 1)
+    for (int columns = most; columns >= 16; columns -= step)
+      if (fits(columns) && form.shared_bytes <= sm90_fair_share(most_shared, 2)) return form;
   if (fits(most)) return form;
   for (int columns = 16; columns < most; columns += step)
     if (fits(columns)) return form;
@@ -139,6 +144,7 @@ inline constexpr std::string_view kFewPairName = "sm90_few_pair_kernel";
 inline void set_few(const FewForm& form, Recipe* recipe) {
   recipe->set("segments", form.segments);
   recipe->set("columns", form.columns);
+  recipe->set("scale rows", form.scale_rows);
 }
 
 inline Status sm90_plan(Sm90Kind kind, const GemmCall& gemm, const PlanContext& where,
@@ -226,14 +232,16 @@ inline int sm90_setting(const Recipe& recipe, std::size_t i) {
   return static_cast<int>(recipe.settings[i].value);
 }
 
-inline Result<FewCall> few_call(const GemmCall& gemm, const GemmScales& scales, int segments,
-                                int columns) {
+inline Result<FewCall> few_call(const Recipe& recipe, const GemmCall& gemm,
+                                const GemmScales& scales) {
+  const int segments = sm90_setting(recipe, 0), columns = sm90_setting(recipe, 1);
   FewCall call;
   TENON_ASSIGN(call.weight, sm90_map(gemm.weight, gemm.n, gemm.k, gemm.weight_stride, columns));
   call.gemm = gemm;
   call.scales = scales;
   call.blocks = ceil_div(gemm.k, kProductBlock) / segments;
   call.columns = columns;
+  call.scale_rows = sm90_setting(recipe, 2);
   call.packs = !gemm.out_is_f32 && reinterpret_cast<std::uintptr_t>(gemm.out) % 4 == 0 &&
                (gemm.rows == 1 || gemm.out_stride % 2 == 0);
   return call;
@@ -243,7 +251,7 @@ Status launch_few(const Recipe& recipe, const GemmCall& gemm, const GemmScales& 
                   Stream& stream) {
   if (gemm.rows == 0) return Status::ok();
   const int segments = sm90_setting(recipe, 0);
-  TENON_ASSIGN(const FewCall call, few_call(gemm, scales, segments, sm90_setting(recipe, 1)));
+  TENON_ASSIGN(const FewCall call, few_call(recipe, gemm, scales));
   return tenon::launch(stream, recipe.launches.front().shape,
                        segments == 1   ? sm90_few_kernel<1>
                        : segments == 2 ? sm90_few_kernel<2>
@@ -296,15 +304,27 @@ inline Status sm90_plan_pair(const GemmCall& main, const GemmCall& beside, const
       sm90_form(Sm90Kind::kE4m3, main, cut, where.properties.num_units, most_shared, beside_blocks);
   if (form.columns > kGroupColumns)
     return no("weight has " + std::to_string(main.n) + " columns, too many for narrow blocks");
+  // Warpgroups in turns have a multiprocessor, so the product beside may take what it needs: all of
+  // its blocks of k, or those of a segment for each warpgroup.
+  const auto needs = [&](Sm90Kind kind, int stages) {
+    return sm90_shared(kind, kBesideColumns, form.rows, stages, other, form.turns).bytes;
+  };
+  const bool is_short = form.rows <= kWarpRows && other.num_blocks <= kWarpBlocks;
+  int bytes = form.shared_bytes;
+  if (form.turns > 1) {
+    const int whole = needs(Sm90Kind::kBf16ByWarps, other.num_blocks);
+    const int at_once =
+        std::min(form.turns * ceil_div(other.num_blocks, other.count), other.num_blocks);
+    const bool fits = is_short && static_cast<std::size_t>(whole) <= most_shared;
+    bytes = std::max(bytes, fits ? whole : needs(Sm90Kind::kBf16InOrder, at_once));
+  }
   const auto stages_of = [&](Sm90Kind kind) {
-    return sm90_stages(kind, kBesideColumns, form.rows, other, form.shared_bytes, form.turns);
+    return sm90_stages(kind, kBesideColumns, form.rows, other, bytes, form.turns);
   };
   const int by_warps = stages_of(Sm90Kind::kBf16ByWarps);
-  const bool warps =
-      form.rows <= kWarpRows && other.num_blocks <= kWarpBlocks && by_warps == other.num_blocks;
+  const bool warps = is_short && by_warps == other.num_blocks;
   const int stages = warps ? by_warps : stages_of(Sm90Kind::kBf16InOrder);
-  const int at_once = warps ? 1 : form.turns * ceil_div(other.num_blocks, other.count);
-  if (form.stages < 1 || stages < std::min(at_once, other.num_blocks))
+  if (form.stages < 1 || stages < 1 || static_cast<std::size_t>(bytes) > most_shared)
     return no("a block has too little shared memory");
   const FewForm few = few_form(main, where.properties.num_units - beside_blocks, most_shared);
   if (few.segments == 1) {
@@ -326,12 +346,11 @@ inline Status sm90_plan_pair(const GemmCall& main, const GemmCall& beside, const
   LaunchShape shape;
   shape.blocks = beside_blocks + form.blocks;
   shape.threads = form.threads;
-  shape.shared_bytes = static_cast<std::size_t>(form.shared_bytes);
+  shape.shared_bytes = static_cast<std::size_t>(bytes);
   shape.early = where.may_start_early;
   recipe->launch("sm90_pair_kernel", shape);
   recipe->set("columns", form.columns);
   recipe->set("rows", form.rows);
-  recipe->set("row groups", form.row_groups);
   recipe->set("stages", form.stages);
   recipe->set("stages beside", stages);
   recipe->set("beside by warps", warps ? 1 : 0);
@@ -345,7 +364,7 @@ Status sm90_launch_pair(const Recipe& recipe, const GemmCall& main, const GemmSc
   if (main.rows == 0) return Status::ok();
   if (recipe.launches.front().kernel == kFewPairName) {
     FewPair call;
-    TENON_ASSIGN(call.main, few_call(main, scales, 1, sm90_setting(recipe, 1)));
+    TENON_ASSIGN(call.main, few_call(recipe, main, scales));
     TENON_ASSIGN(call.beside, sm90_call(kByWarps, beside, beside.rows, kBesideColumns, kFewRows,
                                         ceil_div(beside.k, kProductBlock)));
     call.beside_blocks = ceil_div(beside.n, kBesideColumns);
@@ -355,14 +374,14 @@ Status sm90_launch_pair(const Recipe& recipe, const GemmCall& main, const GemmSc
   const int rows = sm90_setting(recipe, 1);
   Sm90Pair call;
   TENON_ASSIGN(call.main, sm90_call(Sm90Kind::kE4m3, main, main.rows, sm90_setting(recipe, 0), rows,
-                                    sm90_setting(recipe, 3)));
-  const bool warps = sm90_setting(recipe, 5) != 0;
+                                    sm90_setting(recipe, 2)));
+  const bool warps = sm90_setting(recipe, 4) != 0;
   TENON_ASSIGN(call.beside, sm90_call(kByWarps, beside, beside.rows, kBesideColumns, rows,
-                                      sm90_setting(recipe, 4)));
+                                      sm90_setting(recipe, 3)));
   call.main.scales = scales;
   call.beside_blocks = ceil_div(beside.n, kBesideColumns);
   constexpr Sm90Kind kInOrder = Sm90Kind::kBf16InOrder;
-  if (sm90_setting(recipe, 6) == 2)
+  if (sm90_setting(recipe, 5) == 2)
     return tenon::launch(stream, recipe.launches.front().shape,
                          warps && rows == 8 ? sm90_pair_kernel<1, 8, kByWarps, 2>
                          : warps            ? sm90_pair_kernel<1, 16, kByWarps, 2>
