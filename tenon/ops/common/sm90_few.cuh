@@ -10,7 +10,8 @@
 // segment's x. Segments meet in shared memory instead of over a cluster. Rows of the operand that
 // are no column of the block are whatever lies there; nobody looks at their products.
 //
-//   before the wait    one warp asks for the weight; the others take its scales
+//   before the wait    one warp asks for the weight; the others take its scales and do not wait
+//                      until all is asked for
 //   behind it          128 threads copy x and take its scales; products of two batches of blocks of
 //                      128 of k at once, the first is scaled and added while the second runs;
 //                      segments are added in order; one rounding
@@ -28,9 +29,8 @@ struct FewCall {
   TensorMap weight;  // in tiles of a block's columns
   GemmCall gemm;
   GemmScales scales;
-  int blocks = 0;             // of k in a segment
-  int columns = 0;            // of a block of threads: a multiple of 8, with several segments of 16
-  int scale_rows = kFewRows;  // 4 or 8: rows that shared memory has scales for
+  int blocks = 0;      // of k in a segment
+  int columns = 0;     // of a block of threads: a multiple of 8, with several segments of 16
   bool packs = false;  // two neighbouring outputs from an even column on are one aligned word
 };
 
@@ -45,12 +45,12 @@ TENON_HD constexpr int few_sets(int segments) { return segments == 1 ? 2 : 1; }
 struct FewShared {
   int x, inbox, scales, barriers, bytes;
 };
-TENON_HD constexpr FewShared few_shared(int segments, int blocks, int columns, int scale_rows) {
+TENON_HD constexpr FewShared few_shared(int segments, int blocks, int columns) {
   FewShared at{};
   at.x = blocks * segments * columns * kTileBytes;
   at.inbox = at.x + blocks * segments * kFewRows * kTileBytes;
   at.scales = at.inbox + (segments > 1 ? kWarpgroup * 16 : 0);
-  at.barriers = at.scales + few_sets(segments) * segments * blocks * scale_rows * 4;
+  at.barriers = at.scales + few_sets(segments) * segments * blocks * kFewRows * 4;
   at.bytes = at.barriers + blocks / few_batch(segments) * 8;
   const int read = (blocks - 1) * segments * columns * kTileBytes + kGroupColumns * kTileBytes;
   if (at.bytes < read) at.bytes = read;
@@ -68,7 +68,7 @@ struct FewTile {
   int weight_bytes;  // of a block of k
   std::byte *weight, *x;
   float4* inbox;
-  float* scales;  // [num_sets, segments · blocks, scale_rows]: xs · ws
+  float* scales;  // [num_sets, segments · blocks, kFewRows]: xs · ws
   Mbarrier* full;
 
   TENON_HD int num_sets() const {
@@ -79,19 +79,24 @@ struct FewTile {
   }
 };
 
-// The warp that asks for the weight.
+// The warp that asks for the weight: first barriers, for which the others wait, then the weight,
+// for which they do not.
+template <class Tile>
+TENON_DEVICE void few_prepare(const Tile& tile) {
+  const int lane = thread_id() % kWave;
+  if (lane == 0) prefetch_map(&tile.call.weight);
+  TENON_NO_UNROLL
+  for (int i = lane; i < tile.blocks / Tile::kBatch; i += kWave) barrier_init(&tile.full[i], 1);
+  publish_barriers();
+  sync_wave();
+}
 template <class Tile>
 TENON_DEVICE void few_ask(const Tile& tile) {
   const int lane = thread_id() % kWave;
-  if (lane == 0) {
-    TENON_NO_UNROLL
-    for (int i = 0; i < tile.blocks / Tile::kBatch; ++i) barrier_init(&tile.full[i], 1);
-    publish_barriers();
-    TENON_NO_UNROLL
-    for (int i = 0; i < tile.blocks / Tile::kBatch; ++i)
-      barrier_arrive_expect(&tile.full[i],
-                            static_cast<std::uint32_t>(Tile::kBatch * tile.weight_bytes));
-  }
+  TENON_NO_UNROLL
+  for (int i = lane; i < tile.blocks / Tile::kBatch; i += kWave)
+    barrier_arrive_expect(&tile.full[i],
+                          static_cast<std::uint32_t>(Tile::kBatch * tile.weight_bytes));
   sync_wave();
   const std::uint64_t policy = policy_evict_first();
   TENON_NO_UNROLL
@@ -109,6 +114,7 @@ struct FewShare {
   static constexpr int kMost = kFewMostBlocks * 8 / kWarpgroup;  // chunks of a row
   static constexpr int kScales = kFewMostBlocks * kFewRows / kWarpgroup;
 
+  int sets;       // of scales
   int count;      // of chunks
   int to[kMost];  // of row 0, in bytes from tile.x; the place of a chunk in its row apart
   int num_scales;
@@ -119,6 +125,8 @@ template <class Tile>
 TENON_DEVICE FewShare<Tile> find_share(const Tile& tile) {
   FewShare<Tile> share{};
   const int sets = tile.num_sets();
+  share.sets = sets;
+  hold(share.sets);
   const GemmScales& scales = tile.call.scales;
   const int total = Tile::kSegments * tile.blocks, thread = thread_id();
   const float* const weight =
@@ -152,7 +160,8 @@ TENON_DEVICE FewShare<Tile> find_share(const Tile& tile) {
 }
 
 // Behind the wait. Rows that do not exist keep what lies there, which reaches their own outputs
-// only.
+// only. The number of sets is worked out again, behind the copies: where it is known earlier, ptxas
+// puts a product of scales in front of them, which waits for a load.
 template <class Tile>
 TENON_DEVICE void load_share(const Tile& tile, const FewShare<Tile>& share) {
   const GemmCall& gemm = tile.call.gemm;
@@ -169,15 +178,14 @@ TENON_DEVICE void load_share(const Tile& tile, const FewShare<Tile>& share) {
     for (int u = 0; u < share.kMost; ++u)
       if (u < share.count) copy_async16(own + share.to[u], from + u * kWarpgroup * 16);
   }
-  const int sets = tile.num_sets(), pitch = tile.call.scale_rows;
+  const int sets = tile.num_sets();
   TENON_UNROLL
   for (int set = 0; set < Tile::kSets; ++set) {
-    float* const made = tile.scales + set * Tile::kSegments * tile.blocks * pitch +
-                        thread / kFewRows * pitch + thread % kFewRows;
+    float* const made = tile.scales + set * Tile::kSegments * tile.blocks * kFewRows + thread;
     TENON_UNROLL
     for (int u = 0; u < share.kScales; ++u)
-      if (set < sets && u < share.num_scales && thread % kFewRows < pitch)
-        made[u * (kWarpgroup / kFewRows) * pitch] = of_x[u] * share.of_weight[set][u];
+      if (set < sets && u < share.num_scales)
+        made[u * kWarpgroup] = of_x[u] * share.of_weight[set][u];
   }
   await_copies();
   show_to_tensor_cores();
@@ -205,12 +213,12 @@ TENON_DEVICE void few_start(const Tile& tile, std::uint64_t weight, std::uint64_
 // Waits for them, while kBehind later batches may run, and adds what this warp's segment has.
 // scales: of columns g and of columns g + 8.
 template <int kBehind, class Tile>
-TENON_DEVICE void few_add(const Tile& tile, int segment, const float* const (&scales)[2], int batch,
+TENON_DEVICE void few_add(int segment, const float* const (&scales)[2], int batch,
                           float (&products)[Tile::kBatch][Tile::kSums], float (&sums)[4]) {
   float2 scale[2][Tile::kBatch];
   TENON_UNROLL
   for (int u = 0; u < Tile::kBatch; ++u) {
-    const int at = (batch * Tile::kBatch + u) * tile.call.scale_rows;
+    const int at = (batch * Tile::kBatch + u) * kFewRows;
     scale[0][u] = *reinterpret_cast<const float2*>(scales[0] + at);
     scale[1][u] = Tile::kSets > 1 ? *reinterpret_cast<const float2*>(scales[1] + at) : scale[0][u];
   }
@@ -238,6 +246,7 @@ struct FewOutputs {
 };
 TENON_DEVICE FewOutputs few_outputs(const GemmCall& gemm, int first_column, int end) {
   FewOutputs found{first_column + pair_columns({}).column, {}};
+  hold(found.column);
   TENON_UNROLL
   for (int c = 0; c < 2; ++c) {
     const int row = 2 * (thread_id() % 4) + c;
@@ -270,7 +279,7 @@ TENON_DEVICE void run_few(const FewCall& call, int block) {
   using Tile = FewTile<kSegments>;
   TENON_SHARED_TILES(shared);
   const int columns = call.columns;
-  const FewShared at = few_shared(kSegments, call.blocks, columns, call.scale_rows);
+  const FewShared at = few_shared(kSegments, call.blocks, columns);
   const Tile tile{.call = call,
                   .blocks = call.blocks,
                   .first_column = block * columns,
@@ -280,34 +289,40 @@ TENON_DEVICE void run_few(const FewCall& call, int block) {
                   .inbox = reinterpret_cast<float4*>(shared + at.inbox),
                   .scales = reinterpret_cast<float*>(shared + at.scales),
                   .full = reinterpret_cast<Mbarrier*>(shared + at.barriers)};
+  if (thread_id() >= kWarpgroup) few_prepare(tile);
+  sync_block();
+  // A warp has 16 columns of one segment, or nothing: those of segment 0 come first.
+  const int warp = shuffle_from(thread_id() / kWave, 0), lane = thread_id() % kWave;
+  const int warps = kSegments == 1 ? 4 : columns / 16;  // of a segment
+  const int own_end = tile.first_column + columns;
+  const int end = own_end < call.gemm.n ? own_end : call.gemm.n;
   FewShare<Tile> share{};
+  FewOutputs outputs{};
+  int segment = 0, scale_at[2] = {};
+  // What is worked out in this branch, and held, does not slip behind the wait.
   if (thread_id() >= kWarpgroup) {
     few_ask(tile);
   } else {
     share = find_share(tile);
+    TENON_UNROLL
+    for (int s = 1; s < kSegments; ++s) segment += warp >= s * warps;
+    hold(segment);
+    outputs = few_outputs(call.gemm, tile.first_column + 16 * warp, end);
+    const int own_column = tile.first_column % kProductBlock + 16 * warp + lane / 4;
+    TENON_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      const bool other = share.sets > 1 && own_column + 8 * h >= kProductBlock;
+      scale_at[h] = ((other ? tile.blocks : 0) + segment * tile.blocks) * kFewRows + lane % 4 * 2;
+      hold(scale_at[h]);
+    }
   }
-  // A warp has 16 columns of one segment, or nothing: those of segment 0 come first.
-  const int warp = shuffle_from(thread_id() / kWave, 0), lane = thread_id() % kWave;
-  const int warps = kSegments == 1 ? 4 : columns / 16;  // of a segment
-  int segment = 0;
-  TENON_UNROLL
-  for (int s = 1; s < kSegments; ++s) segment += warp >= s * warps;
-  const std::uint64_t weight = tile_descriptor(tile.weight), x = tile_descriptor(tile.x);
-  const int own_end = tile.first_column + columns;
-  const int end = own_end < call.gemm.n ? own_end : call.gemm.n;
-  const FewOutputs outputs = few_outputs(call.gemm, tile.first_column + 16 * warp, end);
-  const float* const own_scales =
-      tile.scales + segment * tile.blocks * call.scale_rows + lane % 4 * 2;
-  const int own_column = tile.first_column % kProductBlock + 16 * warp + lane / 4;
-  const int other_set = tile.num_sets() > 1 ? tile.blocks * call.scale_rows : 0;
-  const float* const scales[2] = {own_scales + (own_column >= kProductBlock ? other_set : 0),
-                                  own_scales + (own_column + 8 >= kProductBlock ? other_set : 0)};
-  sync_block();
   wait_for_previous();
   if (thread_id() >= kWarpgroup) return;
   if (thread_id() == 0) let_next_start();
   load_share(tile, share);
 
+  const std::uint64_t weight = tile_descriptor(tile.weight), x = tile_descriptor(tile.x);
+  const float* const scales[2] = {tile.scales + scale_at[0], tile.scales + scale_at[1]};
   float sums[4] = {};
   float even[Tile::kBatch][Tile::kSums] = {}, odd[Tile::kBatch][Tile::kSums] = {};
   const int batches = tile.blocks / Tile::kBatch;
@@ -316,12 +331,12 @@ TENON_DEVICE void run_few(const FewCall& call, int block) {
   for (; batch + 2 <= batches; batch += 2) {
     few_start(tile, weight, x, batch, even);
     few_start(tile, weight, x, batch + 1, odd);
-    few_add<1>(tile, segment, scales, batch, even, sums);
-    few_add<0>(tile, segment, scales, batch + 1, odd, sums);
+    few_add<1, Tile>(segment, scales, batch, even, sums);
+    few_add<0, Tile>(segment, scales, batch + 1, odd, sums);
   }
   if (batch < batches) {
     few_start(tile, weight, x, batch, even);
-    few_add<0>(tile, segment, scales, batch, even, sums);
+    few_add<0, Tile>(segment, scales, batch, even, sums);
   }
 
   if constexpr (kSegments > 1) {

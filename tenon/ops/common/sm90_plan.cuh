@@ -10,7 +10,8 @@ namespace tenon::TENON_TARGET {
 
 // The widest scales that leave a ring of two stages to 64 rows.
 inline constexpr int kSm90MostK = 65536;
-inline constexpr int kTurnRows = 16;  // up to so many rows warpgroups may take turns
+inline constexpr int kTurnRows = 16;    // up to so many rows warpgroups may take turns
+inline constexpr int kTurnBlocks = 64;  // of k, from which on they do so in narrow blocks
 
 // What of a kernel was chosen for a plan. It changes no bit.
 struct Sm90Form {
@@ -36,17 +37,16 @@ inline int sm90_stages(Sm90Kind kind, int columns, int rows, const Segments& cut
   while (stages + step <= most &&
          sm90_shared(kind, columns, rows, stages + step, cut, turns).bytes <= bytes)
     stages += step;
-  // Where stages are refilled, batches of blocks of k are neighbours in the ring.
-  return stages < longest && stages > kTurnBatch && rows <= 32 ? stages / kTurnBatch * kTurnBatch
-                                                               : stages;
+  return stages;
 }
 
 // Measured on an H100 with the products of two models. Up to 16 rows one warpgroup is enough.
 // Above, two share the columns if there would be too few blocks of 128. Where several blocks of 64
 // columns share a multiprocessor and k is long, they become as narrow as leaves their number on it:
-// one must not have three of them where the mean is two. Where each has its own, narrow blocks of
-// e4m3 were slower, for a block's time is that of its blocks of k. `beside`: further blocks of the
-// launch.
+// one must not have three of them where the mean is two. Where each has its own, two warpgroups
+// take turns if that fills the device anyhow, or if k is so long that narrow blocks on all
+// multiprocessors gain more than the next launch loses, which then finds none free (docs/adr/0069).
+// `beside`: further blocks of the launch.
 inline Sm90Form sm90_form(Sm90Kind kind, const GemmCall& gemm, const Segments& cut, int units,
                           std::size_t most_shared, int beside = 0) {
   Sm90Form form{};
@@ -65,8 +65,10 @@ inline Sm90Form sm90_form(Sm90Kind kind, const GemmCall& gemm, const Segments& c
   const int places = cut.count >= 4 ? units * 3 / 4 : units;
   const int on_each = ceil_div(blocks_of(form.columns) + beside, places);
   const bool is_long = cut.num_blocks / cut.count > 32;
+  const bool fills = 8 * (blocks_of(kGroupColumns) + beside) >= 7 * units;
   const bool in_turns = kind == Sm90Kind::kE4m3 && form.rows <= kTurnRows && cut.count == 1 &&
-                        on_each == 1 && cut.num_blocks > kTurnBatch;
+                        on_each == 1 && cut.num_blocks > kTurnBatch &&
+                        (fills || cut.num_blocks >= kTurnBlocks);
   form.turns = in_turns ? 2 : 1;
   if (form.columns == kGroupColumns && may_split &&
       (in_turns || (on_each > 1 ? is_long : is_bf16(kind))) &&
@@ -112,7 +114,7 @@ inline Status sm90_takes(Sm90Kind kind, const GemmCall& gemm, const DeviceProper
 
 // segments 0: not for these kernels.
 struct FewForm {
-  int segments = 0, columns = 0, scale_rows = 0, grid = 0, shared_bytes = 0;
+  int segments = 0, columns = 0, grid = 0, shared_bytes = 0;
 };
 // `units`: multiprocessors; each has a block at most. Blocks are wide where the weight of such a
 // one fits, else as narrow as `units` allows.
@@ -121,19 +123,14 @@ inline FewForm few_form(const GemmCall& gemm, int units, std::size_t most_shared
   if (gemm.rows > kFewRows || cut.count > 4 || gemm.row_map != nullptr ||
       cut.num_blocks > kFewMostBlocks || cut.num_blocks % (cut.count * few_batch(cut.count)) != 0)
     return {};
-  FewForm form{.segments = cut.count, .scale_rows = gemm.rows <= 4 ? 4 : kFewRows};
+  FewForm form{.segments = cut.count};
   const auto fits = [&](int columns) {
     form.columns = columns;
     form.grid = ceil_div(gemm.n, columns);
-    form.shared_bytes =
-        few_shared(cut.count, cut.num_blocks / cut.count, columns, form.scale_rows).bytes;
+    form.shared_bytes = few_shared(cut.count, cut.num_blocks / cut.count, columns).bytes;
     return form.grid <= units && static_cast<std::size_t>(form.shared_bytes) <= most_shared;
   };
   const int most = kGroupColumns / cut.count, step = cut.count > 1 ? 16 : 8;
-  // Two blocks on a multiprocessor: those of the next launch load their weights meanwhile.
-  if (cut.count == 1)
-    for (int columns = most; columns >= 16; columns -= step)
-      if (fits(columns) && form.shared_bytes <= sm90_fair_share(most_shared, 2)) return form;
   if (fits(most)) return form;
   for (int columns = 16; columns < most; columns += step)
     if (fits(columns)) return form;
@@ -144,7 +141,6 @@ inline constexpr std::string_view kFewPairName = "sm90_few_pair_kernel";
 inline void set_few(const FewForm& form, Recipe* recipe) {
   recipe->set("segments", form.segments);
   recipe->set("columns", form.columns);
-  recipe->set("scale rows", form.scale_rows);
 }
 
 inline Status sm90_plan(Sm90Kind kind, const GemmCall& gemm, const PlanContext& where,
@@ -241,7 +237,6 @@ inline Result<FewCall> few_call(const Recipe& recipe, const GemmCall& gemm,
   call.scales = scales;
   call.blocks = ceil_div(gemm.k, kProductBlock) / segments;
   call.columns = columns;
-  call.scale_rows = sm90_setting(recipe, 2);
   call.packs = !gemm.out_is_f32 && reinterpret_cast<std::uintptr_t>(gemm.out) % 4 == 0 &&
                (gemm.rows == 1 || gemm.out_stride % 2 == 0);
   return call;
