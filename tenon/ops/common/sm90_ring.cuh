@@ -337,34 +337,47 @@ TENON_DEVICE const float* weight_scales(const Tile& tile, int set) {
   return scales.weight + tile.scale_row(set) * scales.weight_row_stride + tile.first_block;
 }
 
-// The products of scales, of kLoads elements at once: no load waits for another. Rows that do not
-// exist get those of the last one.
+// The products of scales of the rows that exist; what stands for the others reaches their own
+// outputs only. No load waits for another: with few rows and blocks of k a thread has one product,
+// else kLoads at once.
 template <class Tile>
 TENON_DEVICE void make_scales(const Tile& tile) {
-  constexpr int kLoads = 4, kConsumers = Tile::kConsumers, kRows = Tile::kRows;
+  constexpr int kConsumers = Tile::kConsumers, kRows = Tile::kRows;
+  constexpr int kSets = Tile::kParts > 1 || Tile::kMayStraddle ? 2 : 1;
   const GemmScales& scales = tile.call.scales;
-  const float* x =
+  const float* const x =
       scales.x + tile.first_row * scales.x_row_stride + tile.first_block * scales.x_block_stride;
-  const int total = tile.num_blocks * kRows, sets = tile.num_sets();
-  TENON_NO_UNROLL
-  for (int set = 0; set < sets; ++set) {
-    const float* weight = weight_scales(tile, set);
-    float* const made = tile.scales + set * total;
-    TENON_NO_UNROLL
-    for (int first = thread_id(); first < total; first += kLoads * kConsumers) {
-      float of_x[kLoads], of_weight[kLoads];
+  const bool both = kSets > 1 && tile.num_sets() > 1;
+  const float* const weight[2] = {weight_scales(tile, 0), weight_scales(tile, both ? 1 : 0)};
+  int shift = 0;
+  while (1 << shift < tile.num_rows) ++shift;
+  const int total = tile.num_blocks << shift;
+  const auto make = [&]<int kLoads>(int first) {
+    float of_x[kLoads], of_weight[kSets][kLoads];
+    TENON_UNROLL
+    for (int u = 0; u < kLoads; ++u) {
+      const int e = first + u * kConsumers, block = e < total ? e >> shift : 0;
+      const int own = e - (block << shift), row = own < tile.num_rows ? own : tile.num_rows - 1;
+      of_x[u] = x[row * scales.x_row_stride + block * scales.x_block_stride];
       TENON_UNROLL
-      for (int u = 0; u < kLoads; ++u) {
-        const int e = first + u * kConsumers, block = e < total ? e / kRows : 0;
-        const int row = e % kRows < tile.num_rows ? e % kRows : tile.num_rows - 1;
-        of_x[u] = x[row * scales.x_row_stride + block * scales.x_block_stride];
-        of_weight[u] = weight[block];
-      }
-      TENON_UNROLL
-      for (int u = 0; u < kLoads; ++u)
-        if (first + u * kConsumers < total) made[first + u * kConsumers] = of_x[u] * of_weight[u];
+      for (int set = 0; set < kSets; ++set) of_weight[set][u] = weight[set][block];
     }
+    TENON_UNROLL
+    for (int u = 0; u < kLoads; ++u) {
+      const int e = first + u * kConsumers, block = e >> shift;
+      float* const made = tile.scales + block * kRows + e - (block << shift);
+      if (e >= total) continue;
+      made[0] = of_x[u] * of_weight[0][u];
+      if (both) made[tile.num_blocks * kRows] = of_x[u] * of_weight[kSets - 1][u];
+    }
+  };
+  if (total <= kConsumers) {
+    if (thread_id() < total) make.template operator()<1>(thread_id());
+    return;
   }
+  TENON_NO_UNROLL
+  for (int first = thread_id(); first < total; first += 4 * kConsumers)
+    make.template operator()<4>(first);
 }
 
 }  // namespace tenon::TENON_TARGET
