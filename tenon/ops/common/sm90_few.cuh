@@ -79,25 +79,20 @@ struct FewTile {
   }
 };
 
-// The warp that asks for the weight: first barriers, for which the others wait, then the weight,
-// for which they do not.
-template <class Tile>
-TENON_DEVICE void few_prepare(const Tile& tile) {
-  const int lane = thread_id() % kWave;
-  if (lane == 0) prefetch_map(&tile.call.weight);
-  TENON_NO_UNROLL
-  for (int i = lane; i < tile.blocks / Tile::kBatch; i += kWave) barrier_init(&tile.full[i], 1);
-  publish_barriers();
-  sync_wave();
-}
+// The warp that asks for the weight. It says when barriers are set, for which the others wait once
+// they have x, and goes on.
 template <class Tile>
 TENON_DEVICE void few_ask(const Tile& tile) {
-  const int lane = thread_id() % kWave;
+  const int lane = thread_id() % kWave, batches = tile.blocks / Tile::kBatch;
   TENON_NO_UNROLL
-  for (int i = lane; i < tile.blocks / Tile::kBatch; i += kWave)
+  for (int i = lane; i < batches; i += kWave) barrier_init(&tile.full[i], 1);
+  publish_barriers();
+  TENON_NO_UNROLL
+  for (int i = lane; i < batches; i += kWave)
     barrier_arrive_expect(&tile.full[i],
                           static_cast<std::uint32_t>(Tile::kBatch * tile.weight_bytes));
   sync_wave();
+  tell_meeting<sm90_threads(1)>();
   const std::uint64_t policy = policy_evict_first();
   TENON_NO_UNROLL
   for (int i = lane; i < tile.blocks * Tile::kSegments; i += kWave) {
@@ -189,7 +184,7 @@ TENON_DEVICE void load_share(const Tile& tile, const FewShare<Tile>& share) {
   }
   await_copies();
   show_to_tensor_cores();
-  sync_first_threads<kWarpgroup>();
+  meet_told<sm90_threads(1)>();
 }
 
 // Starts the products of a batch of blocks, each a chain of four from zero.
@@ -289,8 +284,6 @@ TENON_DEVICE void run_few(const FewCall& call, int block) {
                   .inbox = reinterpret_cast<float4*>(shared + at.inbox),
                   .scales = reinterpret_cast<float*>(shared + at.scales),
                   .full = reinterpret_cast<Mbarrier*>(shared + at.barriers)};
-  if (thread_id() >= kWarpgroup) few_prepare(tile);
-  sync_block();
   // A warp has 16 columns of one segment, or nothing: those of segment 0 come first.
   const int warp = shuffle_from(thread_id() / kWave, 0), lane = thread_id() % kWave;
   const int warps = kSegments == 1 ? 4 : columns / 16;  // of a segment

@@ -10,8 +10,9 @@ namespace tenon::TENON_TARGET {
 
 // The widest scales that leave a ring of two stages to 64 rows.
 inline constexpr int kSm90MostK = 65536;
-inline constexpr int kTurnRows = 16;    // up to so many rows warpgroups may take turns
-inline constexpr int kTurnBlocks = 64;  // of k, from which on they do so in narrow blocks
+inline constexpr int kTurnRows = 16;      // up to so many rows warpgroups may take turns
+inline constexpr int kWholeBatches = 20;  // stages, of which a few are worth whole batches
+inline constexpr int kTurnBlocks = 64;    // of k, from which on they do so in narrow blocks
 
 // What of a kernel was chosen for a plan. It changes no bit.
 struct Sm90Form {
@@ -37,7 +38,8 @@ inline int sm90_stages(Sm90Kind kind, int columns, int rows, const Segments& cut
   while (stages + step <= most &&
          sm90_shared(kind, columns, rows, stages + step, cut, turns).bytes <= bytes)
     stages += step;
-  return stages;
+  // Refilled stages of a batch of blocks of k are neighbours, or the batch is cut.
+  return stages < longest && stages >= kWholeBatches ? stages / kTurnBatch * kTurnBatch : stages;
 }
 
 // Measured on an H100 with the products of two models. Up to 16 rows one warpgroup is enough.
