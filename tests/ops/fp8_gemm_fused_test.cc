@@ -148,6 +148,7 @@ TEST(Fp8GemmFused, OnDevicesAProductBesideHasItsOwnBits) {
     DType out;
   };
   const Pair pairs[] = {{{.tokens = 64, .n = 8192, .k = 640}, 48, 2560, DType::kBF16},
+                        {{.tokens = 64, .n = 5200, .k = 2944}, 48, 5120, DType::kBF16},
                         {{.tokens = 64, .n = 6144, .k = 256}, 33, 1032, DType::kF32},
                         {{.tokens = 64, .n = 5200, .k = 1024}, 32, 2048, DType::kBF16},
                         {{.tokens = 64, .n = 200, .k = 512}, 1, 200, DType::kBF16}};

@@ -246,6 +246,9 @@ TEST(Fp8Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
        {.tokens = 33, .n = 5200, .k = 1024},
        {.tokens = 33, .n = 2100, .k = 4096, .layout = ScaleLayout::kMnMajor},
        {.tokens = 33, .n = 1100, .k = 2048, .out = DType::kF32},
+       // Two warpgroups in turns: a short last batch, refilled stages.
+       {.tokens = 20, .n = 5130, .k = 2944},
+       {.tokens = 20, .n = 4040, .k = 6528, .layout = ScaleLayout::kMnMajor},
        {.tokens = 40, .n = 10250, .k = 256},    // two blocks on a multiprocessor
        {.tokens = 80, .n = 17000, .k = 1152}},  // three
       {{.tokens = 130, .n = 200, .k = 1280},
@@ -253,6 +256,7 @@ TEST(Fp8Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
        {.tokens = 130, .n = 4100, .k = 384, .layout = ScaleLayout::kMnMajor},
        {.tokens = 9, .n = 5200, .k = 1024},
        {.tokens = 9, .n = 1100, .k = 2048, .out = DType::kF32},
+       {.tokens = 9, .n = 5130, .k = 2944},
        {.tokens = 9, .n = 10250, .k = 256}});
   for_each_variant([&](Target target, const std::string& variant) {
     if (is_host(target)) return;

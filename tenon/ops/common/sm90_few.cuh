@@ -10,7 +10,8 @@
 // segment's x. Segments meet in shared memory instead of over a cluster. Rows of the operand that
 // are no column of the block are whatever lies there; nobody looks at their products.
 //
-//   before the wait    one warp asks for the weight; the others take its scales
+//   before the wait    one warp asks for the weight; the others take its scales and do not wait
+//                      until all is asked for
 //   behind it          128 threads copy x and take its scales; products of two batches of blocks of
 //                      128 of k at once, the first is scaled and added while the second runs;
 //                      segments are added in order; one rounding
@@ -78,20 +79,20 @@ struct FewTile {
   }
 };
 
-// The warp that asks for the weight.
+// The warp that asks for the weight. It says when barriers are set, for which the others wait once
+// they have x, and goes on.
 template <class Tile>
 TENON_DEVICE void few_ask(const Tile& tile) {
-  const int lane = thread_id() % kWave;
-  if (lane == 0) {
-    TENON_NO_UNROLL
-    for (int i = 0; i < tile.blocks / Tile::kBatch; ++i) barrier_init(&tile.full[i], 1);
-    publish_barriers();
-    TENON_NO_UNROLL
-    for (int i = 0; i < tile.blocks / Tile::kBatch; ++i)
-      barrier_arrive_expect(&tile.full[i],
-                            static_cast<std::uint32_t>(Tile::kBatch * tile.weight_bytes));
-  }
+  const int lane = thread_id() % kWave, batches = tile.blocks / Tile::kBatch;
+  TENON_NO_UNROLL
+  for (int i = lane; i < batches; i += kWave) barrier_init(&tile.full[i], 1);
+  publish_barriers();
+  TENON_NO_UNROLL
+  for (int i = lane; i < batches; i += kWave)
+    barrier_arrive_expect(&tile.full[i],
+                          static_cast<std::uint32_t>(Tile::kBatch * tile.weight_bytes));
   sync_wave();
+  tell_meeting<sm90_threads(1)>();
   const std::uint64_t policy = policy_evict_first();
   TENON_NO_UNROLL
   for (int i = lane; i < tile.blocks * Tile::kSegments; i += kWave) {
@@ -108,6 +109,7 @@ struct FewShare {
   static constexpr int kMost = kFewMostBlocks * 8 / kWarpgroup;  // chunks of a row
   static constexpr int kScales = kFewMostBlocks * kFewRows / kWarpgroup;
 
+  int sets;       // of scales
   int count;      // of chunks
   int to[kMost];  // of row 0, in bytes from tile.x; the place of a chunk in its row apart
   int num_scales;
@@ -118,6 +120,8 @@ template <class Tile>
 TENON_DEVICE FewShare<Tile> find_share(const Tile& tile) {
   FewShare<Tile> share{};
   const int sets = tile.num_sets();
+  share.sets = sets;
+  hold(share.sets);
   const GemmScales& scales = tile.call.scales;
   const int total = Tile::kSegments * tile.blocks, thread = thread_id();
   const float* const weight =
@@ -151,7 +155,8 @@ TENON_DEVICE FewShare<Tile> find_share(const Tile& tile) {
 }
 
 // Behind the wait. Rows that do not exist keep what lies there, which reaches their own outputs
-// only.
+// only. The number of sets is worked out again, behind the copies: where it is known earlier, ptxas
+// puts a product of scales in front of them, which waits for a load.
 template <class Tile>
 TENON_DEVICE void load_share(const Tile& tile, const FewShare<Tile>& share) {
   const GemmCall& gemm = tile.call.gemm;
@@ -179,7 +184,7 @@ TENON_DEVICE void load_share(const Tile& tile, const FewShare<Tile>& share) {
   }
   await_copies();
   show_to_tensor_cores();
-  sync_first_threads<kWarpgroup>();
+  meet_told<sm90_threads(1)>();
 }
 
 // Starts the products of a batch of blocks, each a chain of four from zero.
@@ -236,6 +241,7 @@ struct FewOutputs {
 };
 TENON_DEVICE FewOutputs few_outputs(const GemmCall& gemm, int first_column, int end) {
   FewOutputs found{first_column + pair_columns({}).column, {}};
+  hold(found.column);
   TENON_UNROLL
   for (int c = 0; c < 2; ++c) {
     const int row = 2 * (thread_id() % 4) + c;
@@ -278,33 +284,38 @@ TENON_DEVICE void run_few(const FewCall& call, int block) {
                   .inbox = reinterpret_cast<float4*>(shared + at.inbox),
                   .scales = reinterpret_cast<float*>(shared + at.scales),
                   .full = reinterpret_cast<Mbarrier*>(shared + at.barriers)};
+  // A warp has 16 columns of one segment, or nothing: those of segment 0 come first.
+  const int warp = shuffle_from(thread_id() / kWave, 0), lane = thread_id() % kWave;
+  const int warps = kSegments == 1 ? 4 : columns / 16;  // of a segment
+  const int own_end = tile.first_column + columns;
+  const int end = own_end < call.gemm.n ? own_end : call.gemm.n;
   FewShare<Tile> share{};
+  FewOutputs outputs{};
+  int segment = 0, scale_at[2] = {};
+  // What is worked out in this branch, and held, does not slip behind the wait.
   if (thread_id() >= kWarpgroup) {
     few_ask(tile);
   } else {
     share = find_share(tile);
+    TENON_UNROLL
+    for (int s = 1; s < kSegments; ++s) segment += warp >= s * warps;
+    hold(segment);
+    outputs = few_outputs(call.gemm, tile.first_column + 16 * warp, end);
+    const int own_column = tile.first_column % kProductBlock + 16 * warp + lane / 4;
+    TENON_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      const bool other = share.sets > 1 && own_column + 8 * h >= kProductBlock;
+      scale_at[h] = ((other ? tile.blocks : 0) + segment * tile.blocks) * kFewRows + lane % 4 * 2;
+      hold(scale_at[h]);
+    }
   }
-  // A warp has 16 columns of one segment, or nothing: those of segment 0 come first.
-  const int warp = shuffle_from(thread_id() / kWave, 0), lane = thread_id() % kWave;
-  const int warps = kSegments == 1 ? 4 : columns / 16;  // of a segment
-  int segment = 0;
-  TENON_UNROLL
-  for (int s = 1; s < kSegments; ++s) segment += warp >= s * warps;
-  const std::uint64_t weight = tile_descriptor(tile.weight), x = tile_descriptor(tile.x);
-  const int own_end = tile.first_column + columns;
-  const int end = own_end < call.gemm.n ? own_end : call.gemm.n;
-  const FewOutputs outputs = few_outputs(call.gemm, tile.first_column + 16 * warp, end);
-  const float* const own_scales = tile.scales + segment * tile.blocks * kFewRows + lane % 4 * 2;
-  const int own_column = tile.first_column % kProductBlock + 16 * warp + lane / 4;
-  const int other_set = tile.num_sets() > 1 ? tile.blocks * kFewRows : 0;
-  const float* const scales[2] = {own_scales + (own_column >= kProductBlock ? other_set : 0),
-                                  own_scales + (own_column + 8 >= kProductBlock ? other_set : 0)};
-  sync_block();
   wait_for_previous();
   if (thread_id() >= kWarpgroup) return;
   if (thread_id() == 0) let_next_start();
   load_share(tile, share);
 
+  const std::uint64_t weight = tile_descriptor(tile.weight), x = tile_descriptor(tile.x);
+  const float* const scales[2] = {tile.scales + scale_at[0], tile.scales + scale_at[1]};
   float sums[4] = {};
   float even[Tile::kBatch][Tile::kSums] = {}, odd[Tile::kBatch][Tile::kSums] = {};
   const int batches = tile.blocks / Tile::kBatch;

@@ -10,12 +10,15 @@ namespace tenon::TENON_TARGET {
 
 // The widest scales that leave a ring of two stages to 64 rows.
 inline constexpr int kSm90MostK = 65536;
-inline constexpr int kBesideColumns = 16;  // of a block that makes all segments of a product
+inline constexpr int kTurnRows = 16;      // up to so many rows warpgroups may take turns
+inline constexpr int kWholeBatches = 20;  // stages, of which a few are worth whole batches
+inline constexpr int kTurnBlocks = 64;    // of k, from which on they do so in narrow blocks
 
 // What of a kernel was chosen for a plan. It changes no bit.
 struct Sm90Form {
   int columns, rows;  // of a block
   int row_groups;     // warpgroups that share its columns; else there is one for each 64 of them
+  int turns;          // warpgroups that take blocks of k in turn
   int stages;
   int threads, shared_bytes, blocks;  // blocks: of the grid
 };
@@ -24,22 +27,28 @@ struct Sm90Form {
 inline int sm90_fair_share(std::size_t most, int resident) {
   return (static_cast<int>(most) + 1024) / resident - 1024;
 }
-inline int sm90_stages(Sm90Kind kind, int columns, int rows, const Segments& cut, int bytes) {
+inline int sm90_stages(Sm90Kind kind, int columns, int rows, const Segments& cut, int bytes,
+                       int turns = 1) {
   constexpr int kMost = 32;
-  int stages = 0;
-  while (stages < kMost && sm90_shared(kind, columns, rows, stages + 1, cut).bytes <= bytes)
-    ++stages;
+  const int step = kind == Sm90Kind::kE4m3 && turns > 1 ? kTurnBatch : 1;
   const int longest =
       is_in_order(kind) ? cut.num_blocks : (cut.num_blocks + cut.count - 1) / cut.count;
-  return std::min(stages, longest);
+  const int most = std::min(kMost, ceil_div(longest, step) * step);
+  int stages = 0;
+  while (stages + step <= most &&
+         sm90_shared(kind, columns, rows, stages + step, cut, turns).bytes <= bytes)
+    stages += step;
+  // Refilled stages of a batch of blocks of k are neighbours, or the batch is cut.
+  return stages < longest && stages >= kWholeBatches ? stages / kTurnBatch * kTurnBatch : stages;
 }
 
 // Measured on an H100 with the products of two models. Up to 16 rows one warpgroup is enough.
 // Above, two share the columns if there would be too few blocks of 128. Where several blocks of 64
 // columns share a multiprocessor and k is long, they become as narrow as leaves their number on it:
-// one must not have three of them where the mean is two. Where each has its own, narrow blocks of
-// e4m3 were slower, for a block's time is that of its blocks of k. `beside`: further blocks of the
-// launch.
+// one must not have three of them where the mean is two. Where each has its own, two warpgroups
+// take turns if that fills the device anyhow, or if k is so long that narrow blocks on all
+// multiprocessors gain more than the next launch loses, which then finds none free (docs/adr/0069).
+// `beside`: further blocks of the launch.
 inline Sm90Form sm90_form(Sm90Kind kind, const GemmCall& gemm, const Segments& cut, int units,
                           std::size_t most_shared, int beside = 0) {
   Sm90Form form{};
@@ -58,21 +67,29 @@ inline Sm90Form sm90_form(Sm90Kind kind, const GemmCall& gemm, const Segments& c
   const int places = cut.count >= 4 ? units * 3 / 4 : units;
   const int on_each = ceil_div(blocks_of(form.columns) + beside, places);
   const bool is_long = cut.num_blocks / cut.count > 32;
-  if (form.columns == kGroupColumns && may_split && (on_each > 1 ? is_long : is_bf16(kind)) &&
+  const bool fills = 8 * (blocks_of(kGroupColumns) + beside) >= 7 * units;
+  const bool in_turns = kind == Sm90Kind::kE4m3 && form.rows <= kTurnRows && cut.count == 1 &&
+                        on_each == 1 && cut.num_blocks > kTurnBatch &&
+                        (fills || cut.num_blocks >= kTurnBlocks);
+  form.turns = in_turns ? 2 : 1;
+  if (form.columns == kGroupColumns && may_split &&
+      (in_turns || (on_each > 1 ? is_long : is_bf16(kind))) &&
       on_each <= sm90_most_resident(form.row_groups)) {
     form.columns = 16;
     while (blocks_of(form.columns) + beside > on_each * places) form.columns += 8;
   }
-  const int groups = ceil_div(form.columns, kGroupColumns) * form.row_groups;
+  const int groups = ceil_div(form.columns, kGroupColumns) * form.row_groups * form.turns;
   form.blocks = blocks_of(form.columns);
   const auto stages_of = [&](int resident) {
-    return sm90_stages(kind, form.columns, form.rows, cut, sm90_fair_share(most_shared, resident));
+    return sm90_stages(kind, form.columns, form.rows, cut, sm90_fair_share(most_shared, resident),
+                       form.turns);
   };
   int resident = std::clamp(ceil_div(form.blocks + beside, units), 1, sm90_most_resident(groups));
   form.stages = stages_of(resident);
   while (form.stages < 2 && resident > 1) form.stages = stages_of(--resident);
   form.threads = sm90_threads(groups);
-  form.shared_bytes = sm90_shared(kind, form.columns, form.rows, form.stages, cut).bytes;
+  form.shared_bytes =
+      sm90_shared(kind, form.columns, form.rows, form.stages, cut, form.turns).bytes;
   return form;
 }
 
@@ -161,11 +178,15 @@ inline Status sm90_plan(Sm90Kind kind, const GemmCall& gemm, const PlanContext& 
   recipe->set("rows", form.rows);
   recipe->set("row groups", form.row_groups);
   recipe->set("stages", form.stages);
+  recipe->set("turns", form.turns);
   return Status::ok();
 }
 
 template <Sm90Kind kKind>
-auto sm90_kernel_of(int rows, int row_groups) -> void (*)(Sm90Call) {
+auto sm90_kernel_of(int rows, int row_groups, int turns) -> void (*)(Sm90Call) {
+  if constexpr (kKind == Sm90Kind::kE4m3)
+    if (turns == 2)
+      return rows == 8 ? sm90_kernel<kKind, 1, 1, 8, 2> : sm90_kernel<kKind, 1, 1, 16, 2>;
   switch (rows) {
     case 8: return sm90_kernel<kKind, 1, 1, 8>;
     case 16: return sm90_kernel<kKind, 1, 1, 16>;
@@ -209,8 +230,9 @@ inline int sm90_setting(const Recipe& recipe, std::size_t i) {
   return static_cast<int>(recipe.settings[i].value);
 }
 
-inline Result<FewCall> few_call(const GemmCall& gemm, const GemmScales& scales, int segments,
-                                int columns) {
+inline Result<FewCall> few_call(const Recipe& recipe, const GemmCall& gemm,
+                                const GemmScales& scales) {
+  const int segments = sm90_setting(recipe, 0), columns = sm90_setting(recipe, 1);
   FewCall call;
   TENON_ASSIGN(call.weight, sm90_map(gemm.weight, gemm.n, gemm.k, gemm.weight_stride, columns));
   call.gemm = gemm;
@@ -226,7 +248,7 @@ Status launch_few(const Recipe& recipe, const GemmCall& gemm, const GemmScales& 
                   Stream& stream) {
   if (gemm.rows == 0) return Status::ok();
   const int segments = sm90_setting(recipe, 0);
-  TENON_ASSIGN(const FewCall call, few_call(gemm, scales, segments, sm90_setting(recipe, 1)));
+  TENON_ASSIGN(const FewCall call, few_call(recipe, gemm, scales));
   return tenon::launch(stream, recipe.launches.front().shape,
                        segments == 1   ? sm90_few_kernel<1>
                        : segments == 2 ? sm90_few_kernel<2>
@@ -245,7 +267,9 @@ Status sm90_launch(const Recipe& recipe, const GemmCall& gemm, const GemmScales&
   call.scales = scales;
   call.activated = activated;
   call.row_tiles = shape.blocks / call.cut.count / ceil_div(gemm.n, columns);
-  return tenon::launch(stream, shape, sm90_kernel_of<kKind>(rows, sm90_setting(recipe, 2)), call);
+  return tenon::launch(
+      stream, shape, sm90_kernel_of<kKind>(rows, sm90_setting(recipe, 2), sm90_setting(recipe, 4)),
+      call);
 }
 
 // --- Two products in a launch -----------------------------------------------------------------
@@ -277,14 +301,28 @@ inline Status sm90_plan_pair(const GemmCall& main, const GemmCall& beside, const
       sm90_form(Sm90Kind::kE4m3, main, cut, where.properties.num_units, most_shared, beside_blocks);
   if (form.columns > kGroupColumns)
     return no("weight has " + std::to_string(main.n) + " columns, too many for narrow blocks");
+  // Warpgroups in turns have a multiprocessor, so the product beside may take what it needs: all of
+  // its blocks of k, or those of a segment for each warpgroup.
+  const auto needs = [&](Sm90Kind kind, int stages) {
+    return sm90_shared(kind, kBesideColumns, form.rows, stages, other, form.turns).bytes;
+  };
+  const bool is_short = form.rows <= kWarpRows && other.num_blocks <= kWarpBlocks;
+  int bytes = form.shared_bytes;
+  if (form.turns > 1) {
+    const int whole = needs(Sm90Kind::kBf16ByWarps, other.num_blocks);
+    const int at_once =
+        std::min(form.turns * ceil_div(other.num_blocks, other.count), other.num_blocks);
+    const bool fits = is_short && static_cast<std::size_t>(whole) <= most_shared;
+    bytes = std::max(bytes, fits ? whole : needs(Sm90Kind::kBf16InOrder, at_once));
+  }
   const auto stages_of = [&](Sm90Kind kind) {
-    return sm90_stages(kind, kBesideColumns, form.rows, other, form.shared_bytes);
+    return sm90_stages(kind, kBesideColumns, form.rows, other, bytes, form.turns);
   };
   const int by_warps = stages_of(Sm90Kind::kBf16ByWarps);
-  const bool warps =
-      form.rows <= kWarpRows && other.num_blocks <= kWarpBlocks && by_warps == other.num_blocks;
+  const bool warps = is_short && by_warps == other.num_blocks;
   const int stages = warps ? by_warps : stages_of(Sm90Kind::kBf16InOrder);
-  if (form.stages < 1 || stages < 1) return no("a block has too little shared memory");
+  if (form.stages < 1 || stages < 1 || static_cast<std::size_t>(bytes) > most_shared)
+    return no("a block has too little shared memory");
   const FewForm few = few_form(main, where.properties.num_units - beside_blocks, most_shared);
   if (few.segments == 1) {
     constexpr Sm90Kind kByWarps = Sm90Kind::kBf16ByWarps;
@@ -305,15 +343,15 @@ inline Status sm90_plan_pair(const GemmCall& main, const GemmCall& beside, const
   LaunchShape shape;
   shape.blocks = beside_blocks + form.blocks;
   shape.threads = form.threads;
-  shape.shared_bytes = static_cast<std::size_t>(form.shared_bytes);
+  shape.shared_bytes = static_cast<std::size_t>(bytes);
   shape.early = where.may_start_early;
   recipe->launch("sm90_pair_kernel", shape);
   recipe->set("columns", form.columns);
   recipe->set("rows", form.rows);
-  recipe->set("row groups", form.row_groups);
   recipe->set("stages", form.stages);
   recipe->set("stages beside", stages);
   recipe->set("beside by warps", warps ? 1 : 0);
+  recipe->set("turns", form.turns);
   return Status::ok();
 }
 
@@ -323,7 +361,7 @@ Status sm90_launch_pair(const Recipe& recipe, const GemmCall& main, const GemmSc
   if (main.rows == 0) return Status::ok();
   if (recipe.launches.front().kernel == kFewPairName) {
     FewPair call;
-    TENON_ASSIGN(call.main, few_call(main, scales, 1, sm90_setting(recipe, 1)));
+    TENON_ASSIGN(call.main, few_call(recipe, main, scales));
     TENON_ASSIGN(call.beside, sm90_call(kByWarps, beside, beside.rows, kBesideColumns, kFewRows,
                                         ceil_div(beside.k, kProductBlock)));
     call.beside_blocks = ceil_div(beside.n, kBesideColumns);
@@ -333,12 +371,20 @@ Status sm90_launch_pair(const Recipe& recipe, const GemmCall& main, const GemmSc
   const int rows = sm90_setting(recipe, 1);
   Sm90Pair call;
   TENON_ASSIGN(call.main, sm90_call(Sm90Kind::kE4m3, main, main.rows, sm90_setting(recipe, 0), rows,
-                                    sm90_setting(recipe, 3)));
-  const bool warps = sm90_setting(recipe, 5) != 0;
+                                    sm90_setting(recipe, 2)));
+  const bool warps = sm90_setting(recipe, 4) != 0;
   TENON_ASSIGN(call.beside, sm90_call(kByWarps, beside, beside.rows, kBesideColumns, rows,
-                                      sm90_setting(recipe, 4)));
+                                      sm90_setting(recipe, 3)));
   call.main.scales = scales;
   call.beside_blocks = ceil_div(beside.n, kBesideColumns);
+  constexpr Sm90Kind kInOrder = Sm90Kind::kBf16InOrder;
+  if (sm90_setting(recipe, 5) == 2)
+    return tenon::launch(stream, recipe.launches.front().shape,
+                         warps && rows == 8 ? sm90_pair_kernel<1, 8, kByWarps, 2>
+                         : warps            ? sm90_pair_kernel<1, 16, kByWarps, 2>
+                         : rows == 8        ? sm90_pair_kernel<1, 8, kInOrder, 2>
+                                            : sm90_pair_kernel<1, 16, kInOrder, 2>,
+                         call);
   return tenon::launch(stream, recipe.launches.front().shape,
                        warps && rows == 8 ? sm90_pair_kernel<1, 8, kByWarps>
                        : warps            ? sm90_pair_kernel<1, 16, kByWarps>

@@ -16,6 +16,10 @@
 // same columns (kRowGroups 2). A warpgroup that has fewer than 64 columns multiplies what lies
 // behind them in shared memory too; nobody looks at that.
 //
+// kTurns 2: two warpgroups have the same columns and rows and take batches of blocks of k in turn.
+// Products of the next batch are made while those of the last are scaled and added: sums go from
+// one warpgroup to the other and back, so that the order of adding is that of a single one.
+//
 // kBf16ByWarps: a block has 16 columns, which would leave three quarters of that operand empty, and
 // all of k. So its warps multiply by themselves (mma.sync, which has the bits of wgmma for bf16),
 // each a segment at a time, and the segments meet in shared memory.
@@ -67,10 +71,21 @@ TENON_DEVICE ScalePlaces scale_places(const Tile& tile) {
   return found;
 }
 
+template <int kCount>
+TENON_DEVICE float4 four_of(const float (&sums)[kCount], int j) {
+  return {sums[4 * j], sums[4 * j + 1], sums[4 * j + 2], sums[4 * j + 3]};
+}
+
 // What a warpgroup has read of the ring.
 struct RingReader {
-  RingPlace arrived, used, freed;
+  RingPlace place;
   int block = 0;  // of the tile, the next one
+
+  // Leaves out blocks, which others read; no more than the ring has stages.
+  TENON_HD void skip(int blocks, int stages) {
+    place.skip(blocks, stages);
+    block += blocks;
+  }
 };
 
 // Sums of a segment as the instruction lays them out: sums[4 j + 2 h + c] belongs to column
@@ -85,28 +100,24 @@ TENON_DEVICE void multiply(const Tile& tile, RingReader& from, int end,
   // wants them; otherwise every product waits for a move.
   const int group = shuffle_from(thread_id() / kWarpgroup, 0);
   const int lane = thread_id() % kWave, stages = tile.call.stages;
+  const bool own_columns = !Tile::kSplitsRows && Tile::kTurns == 1;
   const std::uint64_t weight =
-      tile_descriptor(tile.shared + (Tile::kSplitsRows ? 0 : group * kGroupColumns * kTileBytes));
+      tile_descriptor(tile.shared + (own_columns ? group * kGroupColumns * kTileBytes : 0));
   const std::uint64_t x = tile_descriptor(tile.shared + tile.weight_bytes +
                                           (Tile::kSplitsRows ? group * kN * kTileBytes : 0));
   const int stage_units = tile.stage_bytes / 16;
-  const int tile_units = tile.call.columns * (kTileBytes / 16);  // of the weight
+  const int columns = Tile::kKind == Sm90Kind::kBf16InOrder ? kBesideColumns : tile.call.columns;
+  const int tile_units = columns * (kTileBytes / 16);  // of the weight
   ScalePlaces scales{};
   if constexpr (Tile::kIsScaled) scales = scale_places(tile);
-  RingPlace &arrived = from.arrived, &used = from.used, &freed = from.freed;
-  // For kNow blocks of k the latency of a chain is paid once.
-  const auto step = [&]<int kNow>(float(&blocks)[kNow][kSums], int i) {
+  RingPlace& place = from.place;
+  int& i = from.block;
+  // For kNow blocks of k, neighbours in the ring, the latency of a chain is paid once. Their
+  // descriptors differ from one value by what the whole grid knows, so they need no moves.
+  const auto step = [&]<int kNow>(float(&blocks)[kNow][kSums]) {
     TENON_UNROLL
-    for (int u = 0; u < kNow; ++u) {
-      barrier_wait(&tile.full[arrived.stage], arrived.parity);
-      arrived.next(stages);
-    }
-    int stage[kNow];
-    TENON_UNROLL
-    for (int u = 0; u < kNow; ++u) {
-      stage[u] = used.stage * stage_units;
-      used.next(stages);
-    }
+    for (int u = 0; u < kNow; ++u) barrier_wait(&tile.full[place.stage + u], place.parity);
+    const int first = shuffle_from(place.stage * stage_units, 0);
     // Neighbouring instructions belong to different chains, so none waits for the one before it.
     wgmma_begin();
     TENON_UNROLL
@@ -114,17 +125,18 @@ TENON_DEVICE void multiply(const Tile& tile, RingReader& from, int end,
       const int of_weight = k / 4 * tile_units + k % 4 * 2;
       const int of_x = k / 4 * Tile::kRows * (kTileBytes / 16) + k % 4 * 2;
       TENON_UNROLL
-      for (int u = 0; u < kNow; ++u)
-        add_product<kN, !Tile::kIsScaled>(blocks[u], descriptor_at(weight, stage[u] + of_weight),
-                                          descriptor_at(x, stage[u] + of_x), k > 0);
+      for (int u = 0; u < kNow; ++u) {
+        const int stage = first + u * stage_units;
+        add_product<kN, !Tile::kIsScaled>(blocks[u], descriptor_at(weight, stage + of_weight),
+                                          descriptor_at(x, stage + of_x), k > 0);
+      }
     }
     wgmma_commit();
     wgmma_wait_all();
     TENON_UNROLL
     for (int u = 0; u < kNow; ++u) {
       hold_sums(blocks[u]);
-      if (lane == 0) barrier_arrive(&tile.empty[freed.stage]);
-      freed.next(stages);
+      if (lane == 0) barrier_arrive(&tile.empty[place.stage + u]);
     }
     TENON_UNROLL
     for (int u = 0; u < kNow; ++u) {
@@ -145,18 +157,109 @@ TENON_DEVICE void multiply(const Tile& tile, RingReader& from, int end,
         }
       }
     }
+    place.skip(kNow, stages);
+    i += kNow;
   };
-  int& i = from.block;
+  // Where stages are refilled, half of them are left to the producer.
+  const bool refills = stages < tile.num_blocks;
   const auto run = [&]<int kNow>() {
-    if (kNow > 1 && stages < 2 * kNow && (stages < kNow || stages < tile.num_blocks)) return;
-    if (i + kNow > end) return;
+    const auto takes = [&] {
+      return i + kNow <= end && place.stage + kNow <= stages && !(refills && stages < 2 * kNow);
+    };
+    if (kNow > 1 && !takes()) return false;
     float blocks[kNow][kSums] = {};
     TENON_NO_UNROLL
-    for (; i + kNow <= end; i += kNow) step.template operator()<kNow>(blocks, i);
+    do step.template operator()<kNow>(blocks);
+    while (kNow == kMost && takes());
+    return true;
   };
-  if constexpr (kMost >= 4) run.template operator()<4>();
-  if constexpr (kMost >= 2) run.template operator()<2>();
-  run.template operator()<1>();
+  TENON_NO_UNROLL
+  while (i < end) {
+    if constexpr (kMost >= 4)
+      if (run.template operator()<4>()) continue;
+    if constexpr (kMost >= 2)
+      if (run.template operator()<2>()) continue;
+    run.template operator()<1>();
+  }
+}
+
+// kTurns > 1: the sums of all blocks of k, laid out as multiply() says. True: they are in this
+// warpgroup. The ring has a multiple of kTurnBatch stages, at least one batch for each turn.
+template <class Tile>
+TENON_DEVICE bool multiply_in_turns(const Tile& tile, float (&sums)[Tile::kSums]) {
+  constexpr int kSums = Tile::kSums, kN = 2 * kSums, kNow = kTurnBatch;
+  const int turn = shuffle_from(thread_id() / kWarpgroup, 0);
+  const int lane = thread_id() % kWave, warp = warp_place<Tile>().column_warp;
+  const std::uint64_t weight = tile_descriptor(tile.shared);
+  const std::uint64_t x = tile_descriptor(tile.shared + tile.weight_bytes);
+  const int stage_units = tile.stage_bytes / 16;
+  const ScalePlaces scales = scale_places(tile);
+  const int batches = (tile.num_blocks + kNow - 1) / kNow, places = tile.call.stages / kNow;
+  float4* const held = tile.inbox + warp * kWave + lane;
+  RingPlace place;
+  place.skip(turn, places);
+  TENON_NO_UNROLL
+  for (int batch = turn; batch < batches; batch += Tile::kTurns) {
+    const int first = place.stage * kNow, left = tile.num_blocks - batch * kNow;
+    // The last batch may be short: its first block stands for those that do not exist.
+    TENON_UNROLL
+    for (int u = 0; u < kNow; ++u)
+      barrier_wait(&tile.full[first + (u < left ? u : 0)], place.parity);
+    const int units = shuffle_from(first * stage_units, 0);
+    float products[kNow][kSums] = {};
+    wgmma_begin();
+    TENON_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      TENON_UNROLL
+      for (int u = 0; u < kNow; ++u) {
+        const int at = units + u * stage_units + k * 2;
+        add_product<kN>(products[u], descriptor_at(weight, at), descriptor_at(x, at), k > 0);
+      }
+    }
+    wgmma_commit();
+    float2 scale[2][kNow][kN / 8];
+    TENON_UNROLL
+    for (int u = 0; u < kNow; ++u) {
+      TENON_UNROLL
+      for (int j = 0; j < kN / 8; ++j) {
+        const int at = (batch * kNow + (u < left ? u : 0)) * Tile::kRows + 8 * j;
+        scale[0][u][j] = *reinterpret_cast<const float2*>(scales.of[0] + at);
+        scale[1][u][j] = *reinterpret_cast<const float2*>(scales.of[1] + at);
+      }
+    }
+    wgmma_wait_all();
+    TENON_UNROLL
+    for (int u = 0; u < kNow; ++u) {
+      hold_sums(products[u]);
+      if (lane == 0 && u < left) barrier_arrive(&tile.empty[first + u]);
+    }
+    if (batch > 0) {
+      barrier_wait(&tile.passed[warp], (batch - 1) % 2);
+      TENON_UNROLL
+      for (int j = 0; j < kN / 8; ++j) {
+        const float4 so_far = held[j * kWarpgroup];
+        sums[4 * j] = so_far.x, sums[4 * j + 1] = so_far.y;
+        sums[4 * j + 2] = so_far.z, sums[4 * j + 3] = so_far.w;
+      }
+    }
+    TENON_UNROLL
+    for (int u = 0; u < kNow; ++u) {
+      if (u >= left) continue;
+      TENON_UNROLL
+      for (int e = 0; e < kSums; ++e) {
+        const float2 of_rows = scale[e / 2 % 2][u][e / 4];
+        sums[e] = fma_f(products[u][e], e % 2 == 0 ? of_rows.x : of_rows.y, sums[e]);
+      }
+    }
+    if (batch + 1 < batches) {
+      TENON_UNROLL
+      for (int j = 0; j < kN / 8; ++j) held[j * kWarpgroup] = four_of(sums, j);
+      sync_wave();
+      if (lane == 0) barrier_arrive(&tile.passed[warp]);
+    }
+    place.skip(Tile::kTurns, places);
+  }
+  return (batches - 1) % Tile::kTurns == turn;
 }
 
 // Four sums of a lane, (columns g and g + 8, rows c = 0 and 1), as two neighbouring columns of each
@@ -172,10 +275,6 @@ TENON_DEVICE ColumnPairs pair_columns(float4 sums) {
   return {g - odd + 8 * odd,
           {odd ? from_low : sums.x, odd ? from_high : sums.y},
           {odd ? sums.z : from_low, odd ? sums.w : from_high}};
-}
-template <int kCount>
-TENON_DEVICE float4 four_of(const float (&sums)[kCount], int j) {
-  return {sums[4 * j], sums[4 * j + 1], sums[4 * j + 2], sums[4 * j + 3]};
 }
 
 // Item (16 columns, eight rows) of the outputs, from all lanes of a warp.
@@ -210,27 +309,41 @@ TENON_DEVICE float4 sum_segments(const float4* parts, int segments, int stride) 
   return sum;
 }
 
-// kBf16ByWarps: warp w has segments w, w + 4, …
+// Segments of 16 columns that lie in the inbox meet: ((segment 0 + segment 1) + segment 2) + …
+template <class Tile>
+TENON_DEVICE void add_own_segments(const Tile& tile) {
+  constexpr int kEights = Tile::kRows / 8;
+  const int lane = thread_id() % kWave;
+  sync_first_threads<Tile::kConsumers>();
+  TENON_NO_UNROLL
+  for (int eight = thread_id() / kWave; eight < kEights; eight += Tile::kConsumers / kWave)
+    store_item(
+        tile, 0, eight,
+        sum_segments(tile.inbox + eight * kWave + lane, tile.call.cut.count, kEights * kWave));
+}
+
+// kBf16ByWarps: of `warps` warps warp w has segments w, w + warps, …
 template <class Tile>
 TENON_DEVICE void multiply_by_segments(const Tile& tile) {
   constexpr int kEights = Tile::kSums / 4;  // of rows of x, of this warp
   constexpr int kNow = 4 / kEights;         // blocks of k at once
   constexpr int kHalves = kTileBytes / 64, kAllEights = Tile::kRows / 8;
   const Sm90Call& call = tile.call;
-  const int warp = thread_id() / kWave, lane = thread_id() % kWave;
+  constexpr int kStep = 4 * Tile::kTurns;  // warps that have the same rows
+  const int lane = thread_id() % kWave, first = thread_id() / kWave % kStep;
   const WarpPlace place = warp_place<Tile>();
   // Of the operands' 8 × 8 parts: the row of a lane and which 16 bytes. Columns: eight and eight.
   const int row = lane % 8, column = row + lane / 8 % 2 * 8;
   if (tile.copies_x()) {
     TENON_NO_UNROLL
-    for (int segment = place.column_warp; segment < call.cut.count; segment += 4)
+    for (int segment = first; segment < call.cut.count; segment += kStep)
       copy_x_by_threads(tile, call.cut.begin(segment) / kProductBlock,
                         call.cut.begin(segment + 1) / kProductBlock, lane, kWave);
     await_copies();
     sync_wave();
   }
   TENON_NO_UNROLL
-  for (int segment = place.column_warp; segment < call.cut.count; segment += 4) {
+  for (int segment = first; segment < call.cut.count; segment += kStep) {
     const int begin = call.cut.begin(segment) / kProductBlock;
     const int end = call.cut.begin(segment + 1) / kProductBlock;
     float sums[kEights][4] = {};
@@ -287,11 +400,28 @@ TENON_DEVICE void multiply_by_segments(const Tile& tile) {
       tile.inbox[(segment * kAllEights + place.row_eight + j) * kWave + lane] = {
           sums[j][0], sums[j][1], sums[j][2], sums[j][3]};
   }
-  sync_first_threads<Tile::kConsumers>();
+  add_own_segments(tile);
+}
+
+// kBf16InOrder in turns: each warpgroup makes whole segments. The ring has stages for the longest
+// one of each.
+template <class Tile>
+TENON_DEVICE void multiply_segments_in_turns(const Tile& tile) {
+  const Segments& cut = tile.call.cut;
+  const int turn = shuffle_from(thread_id() / kWarpgroup, 0), lane = thread_id() % kWave;
+  RingReader reader;
   TENON_NO_UNROLL
-  for (int eight = warp; eight < kAllEights; eight += Tile::kWarps)
-    store_item(tile, 0, eight,
-               sum_segments(tile.inbox + eight * kWave + lane, call.cut.count, kAllEights * kWave));
+  for (int segment = turn; segment < cut.count; segment += Tile::kTurns) {
+    const int begin = cut.begin(segment) / kProductBlock;
+    reader.skip(begin - reader.block, tile.call.stages);
+    float own[Tile::kSums] = {};
+    multiply<4>(tile, reader, cut.begin(segment + 1) / kProductBlock, own);
+    if (warp_place<Tile>().column_warp > 0) continue;
+    TENON_UNROLL
+    for (int j = 0; j < Tile::kSums / 4; ++j)
+      tile.inbox[(segment * (Tile::kSums / 4) + j) * kWave + lane] = four_of(own, j);
+  }
+  add_own_segments(tile);
 }
 
 // Segments meet: ((segment 0 + segment 1) + segment 2) + …, each item in one block of the cluster.
@@ -375,13 +505,14 @@ TENON_DEVICE void activate(const Tile& tile, const float (&sums)[Tile::kSums]) {
 }
 
 // Share number `block` of a product.
-template <Sm90Kind kKind, int kColumnGroups, int kRowGroups, int kN>
+template <Sm90Kind kKind, int kColumnGroups, int kRowGroups, int kN, int kTurns = 1>
 TENON_DEVICE void run_share(const Sm90Call& call, int block) {
-  using Tile = Sm90Tile<kKind, kColumnGroups, kRowGroups, kN>;
+  using Tile = Sm90Tile<kKind, kColumnGroups, kRowGroups, kN, kTurns>;
   constexpr bool kActivates = kKind == Sm90Kind::kActivated;
   constexpr bool kAllSegments = kActivates || is_in_order(kKind);
   TENON_SHARED_TILES(shared);
-  const Sm90Shared at = sm90_shared(kKind, call.columns, Tile::kRows, call.stages, call.cut);
+  const Sm90Shared at =
+      sm90_shared(kKind, call.columns, Tile::kRows, call.stages, call.cut, kTurns);
   auto* barriers = reinterpret_cast<Mbarrier*>(shared + at.barriers);
   // Tiles of rows, in bands, go first: neighbouring clusters read the same part of the weight.
   const int cluster = sm90_cluster(kKind, call.columns, call.cut);
@@ -417,7 +548,8 @@ TENON_DEVICE void run_share(const Sm90Call& call, int block) {
                   .inbox = reinterpret_cast<float4*>(shared + at.inbox),
                   .full = barriers,
                   .empty = barriers + call.stages,
-                  .received = barriers + 2 * call.stages};
+                  .received = barriers + 2 * call.stages,
+                  .passed = barriers + 2 * call.stages + 1};
   const int ahead = tile.num_blocks < call.stages ? tile.num_blocks : call.stages;
   if (thread_id() >= Tile::kConsumers) {
     start_ring(tile, ahead);
@@ -454,7 +586,12 @@ TENON_DEVICE void run_share(const Sm90Call& call, int block) {
   if (Tile::kIsScaled || tile.copies_x()) sync_first_threads<Tile::kConsumers>();
   RingReader reader;
   float sums[Tile::kSums] = {};
-  if constexpr (kKind == Sm90Kind::kBf16InOrder) {
+  if constexpr (kTurns > 1 && kKind == Sm90Kind::kBf16InOrder) {
+    multiply_segments_in_turns(tile);
+    return;
+  } else if constexpr (kTurns > 1) {
+    if (!multiply_in_turns(tile, sums)) return;
+  } else if constexpr (kKind == Sm90Kind::kBf16InOrder) {
     TENON_NO_UNROLL
     for (int segment = 0; segment < call.cut.count; ++segment) {
       float own[Tile::kSums] = {};
@@ -478,11 +615,11 @@ TENON_DEVICE void run_share(const Sm90Call& call, int block) {
   }
 }
 
-template <Sm90Kind kKind, int kColumnGroups, int kRowGroups, int kN>
-TENON_KERNEL_RESIDENT(sm90_threads(kColumnGroups* kRowGroups),
-                      sm90_most_resident(kColumnGroups* kRowGroups))
+template <Sm90Kind kKind, int kColumnGroups, int kRowGroups, int kN, int kTurns = 1>
+TENON_KERNEL_RESIDENT(sm90_threads(kColumnGroups* kRowGroups* kTurns),
+                      sm90_most_resident(kColumnGroups* kRowGroups* kTurns))
 sm90_kernel(TENON_ARGS(Sm90Call) call) {
-  run_share<kKind, kColumnGroups, kRowGroups, kN>(call, block_id());
+  run_share<kKind, kColumnGroups, kRowGroups, kN, kTurns>(call, block_id());
 }
 
 // Two products of the same rows: one of e4m3 and, in the first blocks, which have most to do, one
@@ -491,13 +628,14 @@ struct Sm90Pair {
   Sm90Call main, beside;
   int beside_blocks = 0;
 };
-template <int kRowGroups, int kN, Sm90Kind kBeside = Sm90Kind::kBf16InOrder>
-TENON_KERNEL_RESIDENT(sm90_threads(kRowGroups), sm90_most_resident(kRowGroups))
+template <int kRowGroups, int kN, Sm90Kind kBeside = Sm90Kind::kBf16InOrder, int kTurns = 1>
+TENON_KERNEL_RESIDENT(sm90_threads(kRowGroups* kTurns), sm90_most_resident(kRowGroups* kTurns))
 sm90_pair_kernel(TENON_ARGS(Sm90Pair) call) {
   if (block_id() < call.beside_blocks) {
-    run_share<kBeside, 1, kRowGroups, kN>(call.beside, block_id());
+    run_share<kBeside, 1, kRowGroups, kN, kTurns>(call.beside, block_id());
   } else {
-    run_share<Sm90Kind::kE4m3, 1, kRowGroups, kN>(call.main, block_id() - call.beside_blocks);
+    run_share<Sm90Kind::kE4m3, 1, kRowGroups, kN, kTurns>(call.main,
+                                                          block_id() - call.beside_blocks);
   }
 }
 

@@ -29,6 +29,8 @@ inline constexpr int kTileBytes = 128;  // of each row of a tile
 inline constexpr int kSm90Band = 16;    // tiles of rows that share the reading of a tile of columns
 inline constexpr int kCopiedRows = 4;   // up to so many rows of x are copied by threads
 inline constexpr int kRefills = 4;      // stages that are refilled at once
+inline constexpr int kBesideColumns = 16;  // of a block that makes all segments of a product
+inline constexpr int kTurnBatch = 4;       // blocks of k that a warpgroup multiplies in its turn
 inline constexpr int kRun = 8;  // gathered rows that are copied at once if they follow each other
 
 struct Sm90Call {
@@ -71,7 +73,7 @@ struct Sm90Shared {
   int weight, stage, scales, inbox, barriers, bytes;
 };
 TENON_HD constexpr Sm90Shared sm90_shared(Sm90Kind kind, int columns, int rows, int stages,
-                                          const Segments& cut) {
+                                          const Segments& cut, int turns = 1) {
   const bool in_order = is_in_order(kind);
   const int longest = in_order ? cut.num_blocks : (cut.num_blocks + cut.count - 1) / cut.count;
   const int groups = (columns + kGroupColumns - 1) / kGroupColumns;
@@ -81,21 +83,25 @@ TENON_HD constexpr Sm90Shared sm90_shared(Sm90Kind kind, int columns, int rows, 
   at.weight = columns * kTileBytes * sm90_tiles(kind);
   at.stage = at.weight + rows * kTileBytes * sm90_tiles(kind);
   at.inbox = stages * at.stage + (groups * kGroupColumns - columns) * kTileBytes;
-  at.scales = at.inbox + (kind == Sm90Kind::kActivated     ? cluster * rows * 16
-                          : kind == Sm90Kind::kBf16ByWarps ? cut.count * rows * columns * 4
-                          : cluster > 1                    ? items * cluster * 512
-                                                           : 0);
+  at.scales = at.inbox + (kind == Sm90Kind::kActivated ? cluster * rows * 16
+                          : kind == Sm90Kind::kBf16ByWarps || (in_order && turns > 1)
+                              ? cut.count * rows * columns * 4
+                          : cluster > 1 ? items * cluster * 512
+                          : turns > 1   ? rows / 8 * 4 * 512
+                                        : 0);
   at.barriers = (at.scales + sm90_scale_sets(kind, columns) * longest * rows * 4 + 7) / 8 * 8;
-  at.bytes = at.barriers + (2 * stages + 1) * 8;
+  at.bytes = at.barriers + (2 * stages + 1 + (turns > 1 ? 4 : 0)) * 8;
   return at;
 }
 
 // A block's share, and its shared memory.
-template <Sm90Kind kOf, int kColumnGroups, int kRowGroups, int kN>
+template <Sm90Kind kOf, int kColumnGroups, int kRowGroups, int kN, int kOfTurns = 1>
 struct Sm90Tile {
   static_assert(kColumnGroups == 1 || kRowGroups == 1);
+  static_assert(kOfTurns == 1 || (kColumnGroups == 1 && kRowGroups == 1));
   static constexpr Sm90Kind kKind = kOf;
-  static constexpr int kGroups = kColumnGroups * kRowGroups, kConsumers = kWarpgroup * kGroups;
+  static constexpr int kTurns = kOfTurns, kGroups = kColumnGroups * kRowGroups;
+  static constexpr int kConsumers = kWarpgroup * kGroups * kTurns;
   static constexpr int kWarps = 4 * kGroups, kColumnWarps = 4 * kColumnGroups;
   static constexpr int kRows = kN * kRowGroups, kSums = kN / 2;
   static constexpr int kTiles = sm90_tiles(kKind), kParts = sm90_parts(kKind);
@@ -113,6 +119,7 @@ struct Sm90Tile {
   float4* inbox;           // what other blocks of the cluster, or warps, have sent
   Mbarrier *full, *empty;  // of each stage
   Mbarrier* received;      // all that belongs into the inbox
+  Mbarrier* passed;        // kTurns > 1, for each warp of a warpgroup: sums that lie in the inbox
 
   // The column of n that a part begins with.
   TENON_HD int column_of(int part) const { return first_column + part * (call.gemm.n / 2); }
@@ -186,6 +193,8 @@ TENON_DEVICE void start_ring(const Tile& tile, int ahead) {
       barrier_init(&tile.empty[stage], Tile::kWarps);
     }
     barrier_init(tile.received, 1);
+    if constexpr (Tile::kTurns > 1)
+      for (int warp = 0; warp < Tile::kWarps; ++warp) barrier_init(&tile.passed[warp], 1);
     publish_barriers();
     if (tile.cluster > 1)
       barrier_arrive_expect(tile.received,
@@ -328,34 +337,47 @@ TENON_DEVICE const float* weight_scales(const Tile& tile, int set) {
   return scales.weight + tile.scale_row(set) * scales.weight_row_stride + tile.first_block;
 }
 
-// The products of scales, of kLoads elements at once: no load waits for another. Rows that do not
-// exist get those of the last one.
+// The products of scales of the rows that exist; what stands for the others reaches their own
+// outputs only. No load waits for another: with few rows and blocks of k a thread has one product,
+// else kLoads at once.
 template <class Tile>
 TENON_DEVICE void make_scales(const Tile& tile) {
-  constexpr int kLoads = 4, kConsumers = Tile::kConsumers, kRows = Tile::kRows;
+  constexpr int kConsumers = Tile::kConsumers, kRows = Tile::kRows;
+  constexpr int kSets = Tile::kParts > 1 || Tile::kMayStraddle ? 2 : 1;
   const GemmScales& scales = tile.call.scales;
-  const float* x =
+  const float* const x =
       scales.x + tile.first_row * scales.x_row_stride + tile.first_block * scales.x_block_stride;
-  const int total = tile.num_blocks * kRows, sets = tile.num_sets();
-  TENON_NO_UNROLL
-  for (int set = 0; set < sets; ++set) {
-    const float* weight = weight_scales(tile, set);
-    float* const made = tile.scales + set * total;
-    TENON_NO_UNROLL
-    for (int first = thread_id(); first < total; first += kLoads * kConsumers) {
-      float of_x[kLoads], of_weight[kLoads];
+  const bool both = kSets > 1 && tile.num_sets() > 1;
+  const float* const weight[2] = {weight_scales(tile, 0), weight_scales(tile, both ? 1 : 0)};
+  int shift = 0;
+  while (1 << shift < tile.num_rows) ++shift;
+  const int total = tile.num_blocks << shift;
+  const auto make = [&]<int kLoads>(int first) {
+    float of_x[kLoads], of_weight[kSets][kLoads];
+    TENON_UNROLL
+    for (int u = 0; u < kLoads; ++u) {
+      const int e = first + u * kConsumers, block = e < total ? e >> shift : 0;
+      const int own = e - (block << shift), row = own < tile.num_rows ? own : tile.num_rows - 1;
+      of_x[u] = x[row * scales.x_row_stride + block * scales.x_block_stride];
       TENON_UNROLL
-      for (int u = 0; u < kLoads; ++u) {
-        const int e = first + u * kConsumers, block = e < total ? e / kRows : 0;
-        const int row = e % kRows < tile.num_rows ? e % kRows : tile.num_rows - 1;
-        of_x[u] = x[row * scales.x_row_stride + block * scales.x_block_stride];
-        of_weight[u] = weight[block];
-      }
-      TENON_UNROLL
-      for (int u = 0; u < kLoads; ++u)
-        if (first + u * kConsumers < total) made[first + u * kConsumers] = of_x[u] * of_weight[u];
+      for (int set = 0; set < kSets; ++set) of_weight[set][u] = weight[set][block];
     }
+    TENON_UNROLL
+    for (int u = 0; u < kLoads; ++u) {
+      const int e = first + u * kConsumers, block = e >> shift;
+      float* const made = tile.scales + block * kRows + e - (block << shift);
+      if (e >= total) continue;
+      made[0] = of_x[u] * of_weight[0][u];
+      if (both) made[tile.num_blocks * kRows] = of_x[u] * of_weight[kSets - 1][u];
+    }
+  };
+  if (total <= kConsumers) {
+    if (thread_id() < total) make.template operator()<1>(thread_id());
+    return;
   }
+  TENON_NO_UNROLL
+  for (int first = thread_id(); first < total; first += 4 * kConsumers)
+    make.template operator()<4>(first);
 }
 
 }  // namespace tenon::TENON_TARGET

@@ -85,6 +85,17 @@ TENON_DEVICE void sync_first_threads() {
   asm volatile("bar.sync 1, %0;" : : "n"(kCount) : "memory");
 }
 
+// A meeting of kCount threads to which some only say that they have been there, and go on: what
+// they did before is seen by those that meet.
+template <int kCount>
+TENON_DEVICE void tell_meeting() {
+  asm volatile("bar.arrive 3, %0;" : : "n"(kCount) : "memory");
+}
+template <int kCount>
+TENON_DEVICE void meet_told() {
+  asm volatile("bar.sync 3, %0;" : : "n"(kCount) : "memory");
+}
+
 // Position in a ring of `stages` buffers: the buffer's index and the parity of its current round.
 struct RingPlace {
   int stage = 0;
