@@ -192,7 +192,7 @@ std::string csv_of(const Results& results) {
     cells.push_back(fixed(floor.traffic.link_bytes, 0));
     cells.push_back(fixed(floor.traffic.memory_bytes, 0));
     cells.push_back(fixed(floor.us, 3));
-    cells.push_back(number(floor.percent, 1));
+    cells.push_back(number(floor.percent, 3));
     cells.push_back(std::to_string(row.checked_rows));
     cells.push_back(wrong.empty() ? "1" : "0");
     cells.push_back(wrong);
