@@ -3,23 +3,17 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <vector>
 
 #include "apps/options.h"
 #include "tenon/comm/communicator.h"
+#include "tenon/core/file.h"
 #include "tenon/models/model.h"
 
 namespace tenon::apps {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::string read(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
 
 // What only fp8 weights forbid is said by who loads them.
 Status divides(const qwen3_5::Config& config, int size) {
@@ -80,7 +74,9 @@ std::string model_name(const std::string& model) {
 }
 
 Result<qwen3_5::Config> config_of(const std::string& model) {
-  return qwen3_5::parse_config(read(fs::path(checkpoint_directory(model)) / "config.json"));
+  const fs::path path = fs::path(checkpoint_directory(model)) / "config.json";
+  TENON_ASSIGN(const std::string text, read_text(path.string()));
+  return qwen3_5::parse_config(text);
 }
 
 Result<int> vocabulary_of(const std::string& model) {

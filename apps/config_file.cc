@@ -25,7 +25,12 @@ void read_config(CLI::App& verb, const std::string& file) {
                        " --help, without their dashes");
     if (!option->empty()) continue;  // the command line wins
     if (option->get_expected_max() == 0) {
-      option->add_result(option->get_flag_value(item.name, format.to_flag(item)));
+      const bool is_known = item.inputs.size() == 1 &&
+                            (item.inputs.front() == "true" || item.inputs.front() == "false");
+      if (!is_known)
+        refuse(file, "\"" + item.name + "\" is \"" + format.to_flag(item) +
+                         "\"; accepted are true and false");
+      option->add_result(option->get_flag_value(item.name, item.inputs.front()));
       continue;
     }
     option->add_result(item.inputs);

@@ -12,6 +12,7 @@
 #include "apps/op_plans.h"
 #include "apps/options.h"
 #include "apps/table.h"
+#include "tenon/comm/communicator.h"
 #include "tenon/core/env.h"
 
 namespace tenon::apps {
@@ -143,12 +144,7 @@ struct Options {
 };
 
 Status run(Options& options) {
-  const auto target = target_named(options.device);
-  if (!target)
-    return Status::error(Code::kInvalidArgument,
-                         "env: --target is \"" + options.device +
-                             "\"; accepted are cuda, hip, cpu, emu32 and emu64");
-  options.question.target = *target;
+  options.question.target = *target_named(options.device);
   const Machine machine = look_at_machine();
   // Where there is no JSON to keep whole, what is known is printed before anything can fail.
   if (!options.json) print(machine);
@@ -200,8 +196,12 @@ Command add_env(CLI::App& parent) {
   app->add_option("--max-rows", question.max_rows, "most rows")
       ->capture_default_str()
       ->check(whole_number(1, 8192));
-  app->add_option("--tp", question.tp, "ranks")->capture_default_str();
-  app->add_option("--target,--device", options->device, "target")->capture_default_str();
+  app->add_option("--tp", question.tp, "ranks")
+      ->capture_default_str()
+      ->check(whole_number(1, kMaxRanks));
+  app->add_option("--target,--device", options->device, "target")
+      ->capture_default_str()
+      ->check(CLI::IsMember(target_names()));
   return {app, [options] { return run(*options); }};
 }
 

@@ -211,9 +211,8 @@ Command add_inspect(CLI::App& parent) {
   auto exit_code = std::make_shared<int>(0);
   CLI::App* app = parent.add_subcommand(
       "inspect", "what a checkpoint is, and what each rank would hold, without loading it");
-  app->add_option("model", options->model,
+  app->add_option("MODEL", options->model,
                   "a checkpoint's directory; a config.json without weights is enough")
-      ->type_name("MODEL")
       ->required();
   app->add_option("--tp", options->tp,
                   "only this number of ranks, rank by rank; ends with 1 where it is not possible")

@@ -3,8 +3,10 @@
 
 #include <CLI/CLI.hpp>
 #include <charconv>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <limits>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -12,6 +14,7 @@
 namespace tenon::apps {
 
 inline constexpr std::uint64_t kMaxCount = INT32_MAX;
+inline constexpr double kUnbounded = std::numeric_limits<double>::infinity();
 
 // Accepts the whole numbers from `low` to `high`.
 inline CLI::Validator whole_number(std::uint64_t low, std::uint64_t high) {
@@ -27,18 +30,38 @@ inline CLI::Validator whole_number(std::uint64_t low, std::uint64_t high) {
   return CLI::Validator(check, high < kMaxCount ? range : std::to_string(low) + " or more");
 }
 
-// Accepts the numbers from `low` to `high`, without `low` itself where it is open.
+// Accepts the finite numbers from `low` to `high`, without `low` itself where it is open.
 inline CLI::Validator number(double low, double high, bool open = false) {
+  const bool bounded = high < std::numeric_limits<double>::infinity();
   std::ostringstream range;
-  range << (open ? "above " : "") << low << " to " << high;
-  const auto check = [low, high, open, range = range.str()](std::string& text) {
+  range << (open ? "above " : "") << low;
+  if (bounded) range << " to " << high;
+  if (!bounded && !open) range << " or more";
+  const auto check = [low, high, open, bounded, range = range.str()](std::string& text) {
     char* stop = nullptr;
     const double value = std::strtod(text.c_str(), &stop);
     const bool whole = !text.empty() && stop == text.c_str() + text.size();
-    if (whole && (open ? value > low : value >= low) && value <= high) return std::string();
-    return "is \"" + text + "\"; accepted are numbers from " + range;
+    if (whole && (open ? value > low : value >= low) && value <= high && std::isfinite(value))
+      return std::string();
+    return "is \"" + text + "\"; accepted are numbers" + (open || !bounded ? " " : " from ") +
+           range;
   };
   return CLI::Validator(check, range.str());
+}
+
+// Refuses an empty text, which is mostly a variable of the shell that was not set. `what`: "a
+// path".
+inline CLI::Validator not_empty(const std::string& what) {
+  return CLI::Validator(
+      [what](std::string& text) {
+        return text.empty() ? "is \"\"; accepted is " + what : std::string();
+      },
+      "");
+}
+
+inline CLI::Option* add_file_option(CLI::App& app, const char* name, std::string& path,
+                                    const char* text) {
+  return app.add_option(name, path, text)->type_name("FILE")->check(not_empty("a path"));
 }
 
 // "a, b or c"

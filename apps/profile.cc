@@ -186,7 +186,8 @@ Status run(Options options) {
   if (decodes) {
     report.about["sequences"] = options.sequences;
     report.about["context"] = options.context;
-    report.heading = bench.heading() + "; " + std::to_string(options.sequences) + " sequences at " +
+    report.heading = bench.heading() + "; " + std::to_string(options.sequences) +
+                     (options.sequences == 1 ? " sequence at " : " sequences at ") +
                      std::to_string(options.context) + " tokens\n";
   } else {
     const std::int64_t tokens = std::int64_t{options.prompts} * options.tokens;
@@ -237,7 +238,7 @@ Command add_profile(CLI::App& parent) {
   app->footer(
       "Each launch of a step of rank 0 stands between two events, which keeps kernels from "
       "overlapping:\nthe sum of launches may be longer than a step without them. What is between "
-      "launches is the step less that sum.\n\n"
+      "launches is the\nstep less that sum.\n\n"
       "  tenon profile --model checkpoints/configs/Qwen3.5-27B-FP8 --target cuda --stages auto,3\n"
       "  tenon profile --model checkpoints/configs/Qwen3.5-27B-FP8 --target cuda --prompts 16");
   return {app, [options] { return run(*options); }};

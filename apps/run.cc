@@ -14,6 +14,7 @@
 #include "apps/answer.h"
 #include "apps/chat.h"
 #include "apps/commands.h"
+#include "apps/input_text.h"
 #include "apps/interrupt.h"
 #include "apps/options.h"
 #include "apps/session.h"
@@ -43,14 +44,9 @@ bool prompts_by_ids(const Options& options) {
 }
 
 // The text without the newline that editors and echo put at its end.
-Result<std::string> read_prompt(std::FILE* file, const std::string& name) {
-  std::string text;
-  char bytes[4096];
-  for (std::size_t got; (got = std::fread(bytes, 1, sizeof bytes, file)) > 0;)
-    text.append(bytes, got);
-  if (std::ferror(file) != 0)
-    return Status::error(Code::kIo,
-                         "cannot read the prompt in " + name + ": " + std::strerror(errno));
+Result<std::string> prompt_in(Result<std::string> read, const std::string& name) {
+  TENON_TRY(read);
+  std::string text = *std::move(read);
   if (text.ends_with('\n')) text.pop_back();
   if (text.ends_with('\r')) text.pop_back();
   if (text.empty())
@@ -60,13 +56,7 @@ Result<std::string> read_prompt(std::FILE* file, const std::string& name) {
 }
 
 Result<std::string> read_prompt_file(const std::string& path) {
-  const std::string name = "\"" + path + "\"";
-  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"),
-                                                             std::fclose);
-  if (file == nullptr)
-    return Status::error(Code::kIo,
-                         "cannot read the prompt in " + name + ": " + std::strerror(errno));
-  return read_prompt(file.get(), name);
+  return prompt_in(read_all(path, "the prompt"), "\"" + path + "\"");
 }
 
 // The prompt, or nothing for a chat.
@@ -83,7 +73,7 @@ Result<std::optional<std::string>> find_prompt(const Options& options) {
   if (options.prompt && *options.prompt != "-") return Found(*options.prompt);
   if (!options.prompt && options.demo) return Found(kQuestion);
   if (!options.prompt && isatty(STDIN_FILENO) != 0) return Found();
-  return found(read_prompt(stdin, "standard input"));
+  return found(prompt_in(read_all(stdin, "the prompt in standard input"), "standard input"));
 }
 
 // Those given, or random ones of the seed.

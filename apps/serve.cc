@@ -175,10 +175,6 @@ Status serve_session(const Options& options, Session& session) {
   service_options.first_seed = (std::uint64_t{random()} << 32) | random();
   TENON_ASSIGN(service_options.defaults.sampling,
                sampling_defaults(options.session.model, options.use_generation_config));
-  if (!options.key_file.empty()) {
-    TENON_ASSIGN(const auto keys, read_keys(options.key_file));
-    service_options.keys.insert(service_options.keys.end(), keys.begin(), keys.end());
-  }
   server::HttpOptions http_options = options.http;
   http_options.max_body_bytes = static_cast<std::size_t>(options.body_mb) << 20;
   http_options.header_time = milliseconds(1000 * options.request_seconds);
@@ -237,8 +233,14 @@ Status serve(const Options& given) {
                          "--restart is given, but the ranks were started by somebody else, who has "
                          "to start them again; accepted is --restart 0");
   options.session.quiet |= options.quiet;
+  // All that may be wrong is found before the weights are loaded, which takes long.
   TENON_TRY(check_origins(options.service.origins));
+  if (!options.key_file.empty()) {
+    TENON_ASSIGN(const auto keys, read_keys(options.key_file));
+    options.service.keys.insert(options.service.keys.end(), keys.begin(), keys.end());
+  }
   TENON_TRY(check(options.session));
+  if (!follows_a_leader()) TENON_TRY(server::HttpServer::check(options.http));
   TENON_ASSIGN(auto session, Session::open(options.session));
   if (session == nullptr) return Status::ok();  // a follower
   return serve_session(options, *session);
@@ -258,9 +260,11 @@ void add_http_options(CLI::App& app, Options& options) {
   app.add_option("--api-key", options.service.keys,
                  "a key that requests must bring; may be given again. Others see it in ps")
       ->allow_extra_args(false)
+      ->check(not_empty("a key"))
       ->type_name("KEY")
       ->group(group);
   app.add_option("--api-key-file", options.key_file, "the same from a file, one in each line")
+      ->check(not_empty("a path"))
       ->type_name("FILE")
       ->group(group);
   app.add_option("--allow-origin", options.service.origins,
@@ -301,6 +305,7 @@ void add_service_options(CLI::App& app, Options& options) {
                  "a name that requests may use for the model; may be given again. Default: the "
                  "model as it was given")
       ->allow_extra_args(false)
+      ->check(not_empty("a name"))
       ->type_name("NAME")
       ->group(group);
   app.add_flag("--any-model-name", options.service.any_model, "take requests for any name")

@@ -202,7 +202,7 @@ void add_session_options(CLI::App& app, SessionOptions& options) {
   app.add_option("--memory-fraction", options.memory_fraction,
                  "of a device's memory, what --cache-tokens auto may fill in all, weights included")
       ->capture_default_str()
-      ->check(CLI::Range(0.01, 1.0))
+      ->check(number(0.01, 1))
       ->group("Model");
   app.add_option(
          "--prefix-states", options.prefix_states,

@@ -27,7 +27,9 @@ void add_shapes(CLI::App& app, BoundaryBench& options, Words& words) {
   app.add_option("--hidden", words.hidden,
                  "widths, multiples of 128, likewise; by default 4096 on hosts, seven from 1024 "
                  "to 8192 on devices");
-  app.add_option("--tp", options.tp, "ranks, 1 to 8")->capture_default_str();
+  app.add_option("--tp", options.tp, "ranks")
+      ->capture_default_str()
+      ->check(whole_number(1, kMaxRanks));
   app.add_option("--target,--device", words.device, "target of tenon env")->capture_default_str();
   app.add_option("--dtype", words.dtype, "bf16 or f16")->capture_default_str();
 }
@@ -60,24 +62,24 @@ void add_method(CLI::App& app, BoundaryBench& options, Words& words) {
   app.add_option("--warm-up", options.warm_up, "calls before each repeat; 2 on devices, else 10")
       ->check(whole_number(0, kMaxCount));
   app.add_option("--link-gbs", options.link_gbs, "one rank's links, one way; measured by default")
-      ->check(CLI::PositiveNumber);
+      ->check(number(0, kUnbounded, true));
   app.add_option("--memory-gbs", options.memory_gbs, "one rank's memory; measured by default")
-      ->check(CLI::PositiveNumber);
+      ->check(number(0, kUnbounded, true));
 }
 
 void add_outputs(CLI::App& app, BoundaryBench& options) {
   add_report_options(app, options, "Options");
   app.add_flag("--wide", options.wide, "every column of the table, in lines of any length");
-  app.add_option(
-      "--check", options.baseline_path,
+  add_file_option(
+      app, "--check", options.baseline_path,
       "end with 1 where a ratio is worse than in this JSON, or in this folder's for the device");
   app.add_option("--tolerance", options.tolerance_percent, "of --check, in per cent")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(number(0, kUnbounded));
   app.add_flag("--sweep-variants", options.sweep_variants,
                "time every choice of kernels instead of the arms");
-  app.add_option("--tune", options.tune_path,
-                 "sweep, and write the best choices into this file of tables");
+  add_file_option(app, "--tune", options.tune_path,
+                  "sweep, and write the best choices into this file of tables");
 }
 
 Status read(const Words& words, BoundaryBench& options) {

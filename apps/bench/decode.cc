@@ -19,7 +19,7 @@ namespace {
 constexpr int kWarmUp = 4;
 
 struct Options : EngineBench {
-  std::string sequences;  // as parse_numbers() reads them
+  std::string sequences;  // as parse_sequences() reads them
   int context = 0, steps = 0;
 };
 
@@ -147,7 +147,7 @@ Status run(Options options) {
   if (options.context == 0) options.context = options.on_host() ? 512 : 2048;
   if (options.steps == 0) options.steps = options.on_host() ? 16 : 64;
   if (options.repeats == 0) options.repeats = options.on_host() ? 3 : 5;
-  TENON_ASSIGN(const std::vector<int> sequences, parse_numbers("--sequences", options.sequences));
+  TENON_ASSIGN(const std::vector<int> sequences, parse_sequences("--sequences", options.sequences));
   return make_report(options, [&](Report& report) -> Status {
     report.columns = columns();
     TENON_TRY(measure(options, sequences, report));

@@ -55,7 +55,7 @@ void add_engine_bench_options(CLI::App& app, EngineBench& options) {
                  "what is compared: stage policies of the boundaries, as tenon run --force-stage "
                  "spells them")
       ->delimiter(',')
-      ->capture_default_str()
+      ->default_str("auto,3")
       ->check(CLI::IsMember(kStageNames))
       ->group("Boundaries");
   const char* method = "Method";

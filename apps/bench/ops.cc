@@ -110,13 +110,25 @@ void leave_out(Report& report, const OpPart& part, int rows, const std::string& 
                          (rows == 1 ? " row: " : " rows: ") + why);
 }
 
+Status check_only(const std::string& only, const std::vector<OpMaker>& makers) {
+  std::vector<std::string> names;
+  for (const OpMaker& each : makers) {
+    if (each.name.find(only) != std::string::npos) return Status::ok();
+    names.push_back("\"" + each.name + "\"");
+  }
+  return Status::error(
+      Code::kInvalidArgument,
+      "bench ops: --only is \"" + only + "\"; accepted are pieces of " + listed(names, "and"));
+}
+
 Status measure(const Options& options, const std::vector<int>& rows, Report& report) {
   TENON_ASSIGN(const qwen3_5::Config config, config_of(options.model));
   TENON_ASSIGN(const qwen3_5::Share share, qwen3_5::share(config, config.quantized, 0, options.tp));
   TENON_ASSIGN(const Device device, nth_device(*target_named(options.target), 0));
-  TENON_ASSIGN(Clock clock, open_clock(device));
   TENON_ASSIGN(const PlanContext where, plan_context(device));
   const auto makers = op_makers(config, share, where, rows.back());
+  TENON_TRY(check_only(options.only, makers));
+  TENON_ASSIGN(Clock clock, open_clock(device));
   Progress progress("bench ops:");
   double done = 0;
   const double all = static_cast<double>(makers.size() * rows.size());

@@ -127,7 +127,7 @@ Status run(Options options) {
   if (options.prompts.empty()) options.prompts = options.on_host() ? "1" : "1,16,64";
   if (options.tokens.empty()) options.tokens = options.on_host() ? "64,256" : "512,2048";
   if (options.repeats == 0) options.repeats = 3;
-  TENON_ASSIGN(const std::vector<int> prompts, parse_numbers("--prompts", options.prompts));
+  TENON_ASSIGN(const std::vector<int> prompts, parse_sequences("--prompts", options.prompts));
   TENON_ASSIGN(const std::vector<int> tokens, parse_numbers("--tokens", options.tokens));
   return make_report(options, [&](Report& report) -> Status {
     report.columns = columns();

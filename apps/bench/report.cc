@@ -10,6 +10,7 @@
 #include <iterator>
 
 #include "apps/interrupt.h"
+#include "apps/options.h"
 #include "apps/progress.h"
 #include "apps/table.h"
 
@@ -56,9 +57,10 @@ std::vector<ResultFiles::Wanted> ReportOptions::files() const {
 }
 
 void add_report_options(CLI::App& app, ReportOptions& options, const std::string& group) {
-  app.add_option("--csv", options.csv_path, "also write every number as CSV")->group(group);
-  app.add_option("--json-file", options.json_path, "also write the results as JSON")->group(group);
-  app.add_option("--svg", options.svg_path, "also plot them")->group(group);
+  add_file_option(app, "--csv", options.csv_path, "also write every number as CSV")->group(group);
+  add_file_option(app, "--json-file", options.json_path, "also write the results as JSON")
+      ->group(group);
+  add_file_option(app, "--svg", options.svg_path, "also plot them")->group(group);
   app.add_flag("--json", options.json_to_stdout, "print one JSON object and nothing else")
       ->group(group);
 }

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "apps/bench/arms.h"
+#include "tenon/runtime/scheduler.h"
 
 namespace tenon::apps {
 namespace {
@@ -66,6 +67,15 @@ Result<std::vector<int>> parse_numbers(std::string_view option, std::string_view
   return std::vector<int>(found.begin(), found.end());
 }
 
+Result<std::vector<int>> parse_sequences(std::string_view option, std::string_view text) {
+  constexpr int kMost = kMaxTokensPerStep - kPrefillQuantum;
+  TENON_ASSIGN(std::vector<int> found, parse_numbers(option, text));
+  if (found.back() > kMost)
+    return refuse(std::string(option) + " has " + std::to_string(found.back()) +
+                  "; accepted are 1 to " + std::to_string(kMost));
+  return found;
+}
+
 Mode mode_of(const BoundaryBench& options, int rows) {
   if (options.mode != Mode::kAuto) return options.mode;
   return !is_host(options.target) && rows <= kMaxGraphRows ? Mode::kGraph : Mode::kEager;
@@ -73,8 +83,6 @@ Mode mode_of(const BoundaryBench& options, int rows) {
 
 Status complete(BoundaryBench& options) {
   const bool host = is_host(options.target);
-  if (options.tp < 1 || options.tp > kMaxRanks)
-    return refuse("--tp is " + std::to_string(options.tp) + "; accepted are 1 to 8");
   if (options.rows.empty()) {
     const char* rows = host ? "1..128" : options.mode == Mode::kEager ? "64..8192" : "1..512";
     TENON_ASSIGN(options.rows, parse_numbers("--rows", rows, options.around));

@@ -19,6 +19,8 @@ struct Shape {
 // Sorted, each once. `option` names it in errors.
 Result<std::vector<int>> parse_numbers(std::string_view option, std::string_view text,
                                        bool around = false);
+// The same of how many sequences are in a step together.
+Result<std::vector<int>> parse_sequences(std::string_view option, std::string_view text);
 
 // Fills what the caller left open, and says what cannot be.
 Status complete(BoundaryBench& options);

@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <vector>
 
 #include "apps/table.h"
 #include "tenon/boundary/tuned_json.h"
+#include "tenon/core/file.h"
 
 namespace tenon::apps {
 namespace {
@@ -173,8 +172,7 @@ std::string regrets_text(const std::vector<Tuning>& tunings, const Regret& of_de
 
 Result<TunedTables> read_tables(const std::string& path) {
   if (!std::filesystem::is_regular_file(path)) return TunedTables{};
-  std::ifstream file(path, std::ios::binary);
-  const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  TENON_ASSIGN(const std::string text, read_text(path), "bench: --tune");
   if (text.empty()) return TunedTables{};
   auto tables = parse_tuned(text);
   if (!tables)

@@ -4,8 +4,10 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <optional>
+#include <sstream>
 
 #include "apps/bench/calls.h"
 #include "apps/bench/report.h"
@@ -17,6 +19,7 @@
 #include "apps/version.h"
 #include "tenon/core/clock.h"
 #include "tenon/core/env.h"
+#include "tenon/core/file.h"
 #include "tenon/core/json.h"
 
 namespace tenon::apps {
@@ -32,6 +35,7 @@ struct Options {
   bool json = false;
 };
 
+constexpr std::uint64_t kMaxLogBytes = std::uint64_t{1} << 30;
 const std::vector<std::string> kStops{"Question", "Assistant:", "<|separator|>"};
 
 std::string example_of(const Problem& problem, bool answered) {
@@ -103,7 +107,10 @@ Result<Asked> prompts_of(const Options& options) {
 
 // Takes over what the log has. It may lack a last line's end, where a run was killed.
 Status read_log(const Options& options, Asked& asked) {
-  std::ifstream file(options.log_path);
+  std::error_code ignored;
+  if (!std::filesystem::exists(options.log_path, ignored)) return Status::ok();
+  TENON_ASSIGN(const std::string text, read_text(options.log_path, kMaxLogBytes), "--log");
+  std::istringstream file(text);
   std::size_t number = 0;
   for (std::string line; std::getline(file, line);) {
     ++number;
@@ -135,9 +142,9 @@ Status read_log(const Options& options, Asked& asked) {
 // Where a killed run left half a line, that is cut off.
 Result<std::ofstream> open_log(const std::string& path) {
   std::string kept;
-  {
-    std::ifstream file(path, std::ios::binary);
-    kept.assign(std::istreambuf_iterator<char>(file), {});
+  std::error_code ignored;
+  if (std::filesystem::exists(path, ignored)) {
+    TENON_ASSIGN(kept, read_text(path, kMaxLogBytes), "--log");
   }
   if (!kept.empty() && kept.back() != '\n') {
     kept.resize(kept.find_last_of('\n') + 1);

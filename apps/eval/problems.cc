@@ -3,9 +3,10 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
+#include "apps/input_text.h"
 #include "tenon/core/json.h"
 
 namespace tenon::apps {
@@ -104,8 +105,8 @@ std::pair<double, double> wilson_interval(int successes, int tries) {
 }
 
 Result<std::vector<Problem>> read_problems(const std::string& path, int limit) {
-  std::ifstream file(path);
-  if (!file) return Status::error(Code::kIo, "cannot read the problems in \"" + path + "\"");
+  TENON_ASSIGN(const std::string text, read_all(path, "the problems"));
+  std::istringstream file(text);
   std::vector<Problem> problems;
   int number = 0;
   for (std::string line; std::getline(file, line);) {

@@ -372,6 +372,20 @@ std::optional<ApiError> check_start(std::size_t prompt_tokens, const ApiRequest&
                   {}};
 }
 
+// Log probabilities of prompts that one request may be told: an answer holds all of them at once.
+constexpr std::int64_t kMaxTold = std::int64_t{1} << 24;
+
+std::optional<ApiError> check_told(std::int64_t told, const std::string& field) {
+  if (told <= kMaxTold) return std::nullopt;
+  return ApiError{400,
+                  "the request asks for " + std::to_string(told) +
+                      " log probabilities of its prompts, those of each answer counted; accepted "
+                      "are " +
+                      std::to_string(kMaxTold),
+                  field,
+                  {}};
+}
+
 // Whether the engine would take the prompt, and how tokens are drawn. Of the latter all but the ids
 // of logit_bias was looked at when the request was read.
 std::optional<ApiError> check_engine(const serve::LanguageModel& model,
@@ -392,6 +406,7 @@ std::optional<ApiError> check_engine(const serve::LanguageModel& model,
 
 ApiResult<PreparedRequest> prepare(const serve::LanguageModel& model, ApiRequest request) {
   PreparedRequest out;
+  std::int64_t told = 0;
   for (serve::Prompt& prompt : request.prompts) {
     if (const auto* chat = std::get_if<serve::ChatPrompt>(&prompt)) {
       auto text = render(model, *chat, request.effort);
@@ -407,8 +422,12 @@ ApiResult<PreparedRequest> prepare(const serve::LanguageModel& model, ApiRequest
       return *std::move(error);
     if (auto error = check_start(ids->size(), request)) return *std::move(error);
     if (auto error = check_engine(model, *ids, request)) return *std::move(error);
+    if (request.sampling.prompt_logprobs >= 0)
+      told += static_cast<std::int64_t>(ids->size()) * request.n *
+              (request.sampling.prompt_logprobs + 1);
     out.prompts.push_back(*std::move(ids));
   }
+  if (auto error = check_told(told, request.prompt_field)) return *std::move(error);
   out.rule.thinking_budget = request.thinking_budget;
   out.request = std::move(request);
   return out;

@@ -488,6 +488,29 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
   bool begun_ = false, whole_at_once_ = false;                   // of the present answer
 };
 
+// Gives the acceptor its address; `begin` goes on with it. The address that it has then.
+template <class Begin>
+Result<tcp::endpoint> bind_to(tcp::acceptor& acceptor, const HttpOptions& options, Begin&& begin) {
+  const std::string& host = options.host;
+  error_code failed;
+  const auto address = asio::ip::make_address(host == "localhost" ? "127.0.0.1" : host, failed);
+  if (failed)
+    return Status::error(Code::kInvalidArgument,
+                         "the address is \"" + host +
+                             "\"; accepted are localhost and addresses such as 127.0.0.1, "
+                             "0.0.0.0 and ::1");
+  const tcp::endpoint asked(address, static_cast<std::uint16_t>(options.port));
+  tcp::endpoint found;
+  acceptor.open(asked.protocol(), failed);
+  if (!failed) acceptor.set_option(tcp::acceptor::reuse_address(true), failed);
+  if (!failed) acceptor.bind(asked, failed);
+  if (!failed) begin(failed);
+  if (!failed) found = acceptor.local_endpoint(failed);
+  if (!failed) return found;
+  return Status::error(Code::kIo, "cannot listen on " + host + ":" + std::to_string(options.port) +
+                                      ": " + failed.message());
+}
+
 class BeastServer final : public HttpServer {
  public:
   BeastServer(const HttpOptions& options, Callbacks callbacks)
@@ -508,23 +531,9 @@ class BeastServer final : public HttpServer {
   }
 
   Status open() {
-    const std::string& host = shared_.options.host;
-    const std::string where = host + ":" + std::to_string(shared_.options.port);
-    error_code failed;
-    const auto address = asio::ip::make_address(host == "localhost" ? "127.0.0.1" : host, failed);
-    if (failed)
-      return Status::error(Code::kInvalidArgument,
-                           "the address is \"" + host +
-                               "\"; accepted are localhost and addresses such as 127.0.0.1, "
-                               "0.0.0.0 and ::1");
-    const tcp::endpoint endpoint(address, static_cast<std::uint16_t>(shared_.options.port));
-    acceptor_.open(endpoint.protocol(), failed);
-    if (!failed) acceptor_.set_option(tcp::acceptor::reuse_address(true), failed);
-    if (!failed) acceptor_.bind(endpoint, failed);
-    if (!failed) acceptor_.listen(1024, failed);
-    if (!failed) endpoint_ = acceptor_.local_endpoint(failed);
-    if (failed)
-      return Status::error(Code::kIo, "cannot listen on " + where + ": " + failed.message());
+    TENON_ASSIGN(endpoint_, bind_to(acceptor_, shared_.options, [this](error_code& failed) {
+                   acceptor_.listen(1024, failed);
+                 }));
     asio::co_spawn(acceptor_.get_executor(), accept(), asio::detached);
     for (int i = 0; i < shared_.options.threads; ++i) {
       TENON_ASSIGN(Thread thread,
@@ -641,6 +650,14 @@ class BeastServer final : public HttpServer {
 };
 
 }  // namespace
+
+Status HttpServer::check(const HttpOptions& options) {
+  return guarded([&] {
+    asio::io_context io;
+    tcp::acceptor acceptor(io);
+    return bind_to(acceptor, options, [](error_code&) {}).status();
+  });
+}
 
 Result<std::unique_ptr<HttpServer>> HttpServer::start(const HttpOptions& options,
                                                       Callbacks callbacks) {

@@ -111,6 +111,8 @@ class HttpServer {
     std::function<void(const HttpRecord&)> done;  // after every request, from any thread
   };
 
+  // Whether it could listen now, or which address cannot be had and why. Nothing stays open.
+  static Status check(const HttpOptions& options);
   // Listens and starts its threads. Errors say which address could not be had and why.
   static Result<std::unique_ptr<HttpServer>> start(const HttpOptions& options, Callbacks callbacks);
   virtual ~HttpServer() = default;  // stop_now(), then waits for its threads

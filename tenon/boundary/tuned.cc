@@ -1,12 +1,11 @@
 #include "tenon/boundary/tuned.h"
 
 #include <algorithm>
-#include <fstream>
-#include <iterator>
 #include <utility>
 
 #include "tenon/boundary/tuned_json.h"
 #include "tenon/core/env.h"
+#include "tenon/core/file.h"
 
 namespace tenon {
 namespace {
@@ -15,13 +14,6 @@ namespace {
 constexpr std::string_view kBuiltIn =
 #include "tenon/boundary/tuned_json.inc"
     ;
-
-Result<std::string> read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  if (!file.good() && !file.eof()) return Status::error(Code::kIo, "it cannot be read");
-  return text;
-}
 
 std::string number_of(std::string_view text) {
   std::uint64_t hash = 14695981039346656037u;  // FNV-1a
@@ -43,7 +35,7 @@ Loaded load() {
   const std::string& path = env().tuned_file;
   if (path.empty()) return loaded;
   const auto take = [&]() -> Status {
-    TENON_ASSIGN(const std::string text, read_file(path));
+    TENON_ASSIGN(const std::string text, read_text(path));
     loaded.file_text = "contents " + number_of(text);
     TENON_ASSIGN(const TunedTables newer, parse_tuned(text));
     loaded.tables.put(newer);

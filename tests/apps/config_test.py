@@ -28,7 +28,7 @@ class Config(unittest.TestCase):
     def test_refusals(self):
         for text, why in (("max-batsh = 3\n", '"max-batsh"'), ("[serve]\nport = 1\n", 'section "serve"'),
                           ("max-batch = 0\n", "--max-batch"), ("max-batch = [1, 2]\n", "--max-batch"),
-                          ("config = other\n", '"config"'), ("quiet = perhaps\n", "quiet")):
+                          ("config = other\n", '"config"'), ("quiet = perhaps\n", '"quiet" is "perhaps"; accepted are true and false')):
             self.file.write_text(text)
             done = tenon("serve", "--config", str(self.file))
             self.assertEqual(done.returncode, 2, (text, done.stderr))

@@ -119,6 +119,36 @@ class Refusals(unittest.TestCase):
         self.assertIn("one of them", self.refused("run", "--prompt", "a", "--prompt-file", "b"))
         self.assertIn("--raw", self.refused("run", "--demo", "--raw", "--system", "Be brief."))
         self.assertIn("--stop", self.refused("run", "--demo", "--stop", ""))
+        self.assertIn('--memory-fraction is "2"; accepted are numbers from 0.01 to 1',
+                      self.refused("run", "--memory-fraction", "2"))
+        for text in ("0", "nan", "inf", "-1"):
+            self.assertIn(f'--link-gbs is "{text}"; accepted are numbers above 0 (',
+                          self.refused("bench", "boundary", "--link-gbs", text))
+        self.assertIn("accepted are numbers 0 or more", self.refused("bench", "boundary", "--tolerance", "nan"))
+        self.assertIn('--only is "nothing"; accepted are pieces of "delta net',
+                      self.refused("bench", "ops", "--only", "nothing"))
+        self.assertIn("--sequences has 9999; accepted are 1 to 8128",
+                      self.refused("bench", "decode", "--sequences", "9999"))
+        for option in ("--csv", "--json-file", "--svg"):  # a variable of the shell that is not set
+            self.assertIn(f'{option} is ""; accepted is a path', self.refused("bench", "decode", option, ""))
+        for tp in ("0", "9"):
+            self.assertIn(f'--tp is "{tp}"', self.refused("env", "--boundary", "--tp", tp))
+
+    def test_inputs_without_an_end(self):
+        """What is no file is read only as far as a text may go, and no log is looked for in a device."""
+        problems = str(ROOT / "tests/data/gsm8k/made.jsonl")
+        for command, piece in ((["run", "--prompt-file", "/dev/zero"],
+                                'cannot read the prompt in "/dev/zero": it has more'),
+                               (["eval", "words", "--file", "/dev/zero"], "cannot read the problems in"),
+                               (["eval", "words", "--file", "/"], "Is a directory"),
+                               (["eval", "gsm8k", "--data", problems, "--shots", "2", "--quiet", "--log",
+                                 "/dev/full"],
+                                "/dev/full: is a device")):
+            self.assertIn(piece, self.refused(*command))
+        os.mkfifo(self.directory / "config.json")
+        for command in (["run", "--demo", "--load-format", "dummy", "--model"], ["bench", "ops", "--model"],
+                        ["inspect"]):
+            self.assertIn("is a FIFO", self.refused(*command, str(self.directory)))
 
     def test_numbers_out_of_range(self):
         for option, *command in (("--deadline-ms", "run"), ("--limit", "eval", "words"),

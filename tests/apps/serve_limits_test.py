@@ -511,6 +511,9 @@ class Starting(unittest.TestCase):
         for words, code, piece in ((["--host", "nowhere.example"], 2, "accepted are localhost"),
                                    (["--port", "70000"], 2, "70000"),
                                    (["--api-key-file", "/nowhere"], 1, "/nowhere"),
+                                   (["--api-key", ""], 2, '--api-key is ""; accepted is a key'),
+                                   (["--api-key-file", ""], 2, '--api-key-file is ""; accepted is a path'),
+                                   (["--served-model-name", ""], 2, "accepted is a name"),
                                    (["--allow-origin", "https://page.example/"], 2, "without a path"),
                                    (["--allow-origin", "page.example"], 2, '--allow-origin is "page.example"'),
                                    (["--step-tokens", "79"], 2, "with --max-batch 16 accepted are 80 to 8192"),
@@ -550,6 +553,7 @@ class Starting(unittest.TestCase):
             done = tenon("serve", "--port", str(server.port))
             self.assertEqual(done.returncode, 1)
             self.assertIn(f"127.0.0.1:{server.port}: Address already in use", done.stderr)
+            self.assertNotIn("loaded", done.stderr)
         finally:
             server.stop()
 

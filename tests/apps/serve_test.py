@@ -243,6 +243,14 @@ class Completions(unittest.TestCase):
         found = server.post(CHAT, chat(prompt_logprobs=0, max_tokens=1)).json()
         self.assertEqual(len(found["prompt_logprobs"]), found["usage"]["prompt_tokens"])
 
+    def test_more_log_probabilities_than_an_answer_holds(self):
+        most = server.get("/v1/models").json()["data"][0]["max_model_len"]
+        for body in ({"prompt": [[5] * (most - 2)] * 50, "n": 20, "max_tokens": 0, "echo": True, "logprobs": 20},
+                     {"prompt": [5] * (most - 2), "n": 1024, "prompt_logprobs": 20}):
+            answer = server.post("/v1/completions", body)
+            self.assertEqual((answer.status, answer.json()["error"]["param"]), (400, "prompt"), answer.body[:300])
+            self.assertIn("accepted are 16777216", answer.json()["error"]["message"])
+
     # What an earlier request left behind is not gone on from where something of it is told.
     def test_log_probabilities_of_kept_prompts(self):
         body = {"prompt": [9] * 300 + [8, 7], "max_tokens": 1, "temperature": 0, "logprobs": 1}
