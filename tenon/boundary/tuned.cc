@@ -37,12 +37,12 @@ Loaded load() {
   const auto take = [&]() -> Status {
     TENON_ASSIGN(const std::string text, read_text(path));
     loaded.file_text = "contents " + number_of(text);
-    TENON_ASSIGN(const TunedTables newer, parse_tuned(text));
+    TENON_ASSIGN(const TunedTables newer, parse_tuned(text), path);
     loaded.tables.put(newer);
     return Status::ok();
   };
   if (Status taken = take(); !taken) {
-    loaded.status = std::move(taken).with("TENON_TUNED_FILE \"" + path + "\"");
+    loaded.status = std::move(taken).with("TENON_TUNED_FILE");
     loaded.file_text = loaded.status.to_string();
   }
   return loaded;
