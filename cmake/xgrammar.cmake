@@ -11,7 +11,7 @@ endif()
 set(version 0.2.8)
 set(hash 8305646fd2b319d6c3003f51a1665e54cbbe9cba1fb636bc41d0b46434ccbb80)
 set(address https://files.pythonhosted.org/packages/03/0f/29f521535729be740779c2c98b630ef6607cf28be9b669895dd2b821ff63/xgrammar-${version}.tar.gz)
-set(compile_effort 100000000)  # states of the parser that one thread of a compilation may go through
+set(compile_effort 500000000)  # states of the parser that one thread of a compilation may go through
 set(folder ${PROJECT_BINARY_DIR}/third_party)
 file(SHA256 ${CMAKE_CURRENT_LIST_FILE} recipe)  # another recipe, another folder
 string(SUBSTRING ${recipe} 0 8 recipe)

@@ -30,7 +30,7 @@ namespace {
 constexpr int kThreads = 2;  // of one compilation
 // States of the parser that an answer may cost: at once, and more for every token that it draws. A
 // count and no time, so that the same answer ends in the same way on every machine.
-constexpr long long kMaxEffort = 5'000'000, kEffortPerToken = 200'000;
+constexpr long long kMaxEffort = 20'000'000, kEffortPerToken = 1'000'000;
 
 // "[time] /file:line: what\n" without what is in front.
 std::string reason_in(std::string_view what) {
