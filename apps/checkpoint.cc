@@ -107,6 +107,14 @@ void add_weights_options(CLI::App& app, WeightsFrom& weights) {
       ->group("Model");
 }
 
+Status check_weights(const WeightsFrom& weights) {
+  if (weights.format == LoadFormat::kDummy || weights.seed == 0) return Status::ok();
+  return Status::error(Code::kInvalidArgument,
+                       "--weights-seed is " + std::to_string(weights.seed) +
+                           " and the weights are read from files; accepted is a seed with "
+                           "--load-format dummy");
+}
+
 Status check_team(const std::string& model, int size) {
   // What is wrong with the file itself is said by who loads the model.
   const auto config = config_of(model);

@@ -37,6 +37,9 @@ Result<qwen3_5::Config> config_of(const std::string& model);
 Result<int> vocabulary_of(const std::string& model);
 Result<int> context_of(const std::string& model);
 
+// That --weights-seed is given for made weights alone.
+Status check_weights(const WeightsFrom& weights);
+
 // Adds --load-format and --weights-seed.
 void add_weights_options(CLI::App& app, WeightsFrom& weights);
 

@@ -192,6 +192,7 @@ Status run(Options options, int* exit_code) {
     std::iota(sizes.begin(), sizes.end(), 1);
   }
   if (!has_weights(options.model)) options.weights.format = LoadFormat::kDummy;
+  TENON_TRY(check_weights(options.weights));
   TENON_ASSIGN(const ModelSummary model, inspect_model(options.model, sizes, options.weights));
   const Status chat = ChatTemplate::load(checkpoint_directory(options.model)).status();
   const std::string words = chat ? "yes" : "no: " + std::string(chat.message());

@@ -59,6 +59,39 @@ inline CLI::Validator not_empty(const std::string& what) {
       "");
 }
 
+inline std::vector<std::string> split_list(const std::string& list) {
+  std::vector<std::string> places{""};
+  for (const char c : list)
+    if (c == ',')
+      places.emplace_back();
+    else
+      places.back() += c;
+  return places;
+}
+
+// Adds an option that is a list such as "1,2,3", whose values `each` accepts. The parser's own
+// lists pass over a place that is empty in silence; here it is refused.
+template <class T>
+CLI::Option* add_list_option(CLI::App& app, const char* name, std::vector<T>& values,
+                             const char* text, const CLI::Validator& each) {
+  const auto check = [each](const std::string& list) {
+    for (const std::string& value : split_list(list)) {
+      if (value.empty() && !list.empty())
+        return "is \"" + list + "\"; accepted are values with one comma between two";
+      if (std::string why = each(value); !why.empty()) return why;
+    }
+    return std::string();
+  };
+  const auto take = [&values](const std::vector<std::string>& lists) {
+    values.clear();
+    for (const std::string& list : lists)
+      for (const std::string& value : split_list(list))
+        CLI::detail::lexical_cast(value, values.emplace_back());  // `each` has looked at it
+  };
+  return app.add_option_function<std::vector<std::string>>(name, take, text)
+      ->check(check, each.get_description());
+}
+
 inline CLI::Option* add_file_option(CLI::App& app, const char* name, std::string& path,
                                     const char* text) {
   return app.add_option(name, path, text)->type_name("FILE")->check(not_empty("a path"));

@@ -244,10 +244,9 @@ void add_prompt(CLI::App& app, Options& options) {
   app.add_option("--prompt-file", options.prompt_file, "the same from a file")
       ->type_name("FILE")
       ->group(group);
-  auto* ids = app.add_option("--prompt-ids", options.prompt_ids,
-                             "token ids instead of a text: 1,2,3; they are not put into a chat")
-                  ->delimiter(',')
-                  ->check(whole_number(0, INT32_MAX))
+  auto* ids = add_list_option(app, "--prompt-ids", options.prompt_ids,
+                              "token ids instead of a text: 1,2,3; they are not put into a chat",
+                              whole_number(0, INT32_MAX))
                   ->type_name("IDS")
                   ->group(group);
   app.add_option("--random-prompt", options.random_ids,

@@ -78,6 +78,7 @@ Result<EngineOptions> engine_options(const SessionOptions& options) {
       line->update(static_cast<double>(done), static_cast<double>(total), limit);
     };
   TENON_TRY(Engine::check(out));
+  TENON_TRY(check_weights(options.weights));
   TENON_TRY(check_checkpoint(options.model, options.weights.format));
   TENON_TRY(check_team(options.model, options.tp));
   return out;

@@ -11,7 +11,7 @@ endif()
 set(version 0.2.8)
 set(hash 8305646fd2b319d6c3003f51a1665e54cbbe9cba1fb636bc41d0b46434ccbb80)
 set(address https://files.pythonhosted.org/packages/03/0f/29f521535729be740779c2c98b630ef6607cf28be9b669895dd2b821ff63/xgrammar-${version}.tar.gz)
-set(compile_effort 100000000)  # states of the parser that one thread of a compilation may go through
+set(compile_effort 500000000)  # states of the parser that one thread of a compilation may go through
 set(folder ${PROJECT_BINARY_DIR}/third_party)
 file(SHA256 ${CMAKE_CURRENT_LIST_FILE} recipe)  # another recipe, another folder
 string(SUBSTRING ${recipe} 0 8 recipe)
@@ -94,33 +94,77 @@ bool EarleyParser::IsCompleted() const { return is_completed_.back(); }]])
                       "  TenonSpend(parent_states_map.size());\n  for (const auto& [ref_id, parent_state] : parent_states_map) {")
   tenon_mend_xgrammar(earley_parser.cc 2 "const auto& parent_state = parent_state_iter.second;"
                       "const auto& parent_state = parent_state_iter.second;\nTenonSpend(rule_id_to_completable_states_.Back().size());")
-  # What could not be compiled is not kept: it counted as nothing, so nothing made room for it.
+  # Its cache keeps to its bound: what could not be compiled is not kept, and what is too much goes at once. Its own
+  # sizes leave out keys, names, the nodes of tables and the room that vectors grow into.
   tenon_mend_xgrammar(support/thread_safe_cache.h 1 [[
+    // perform eviction if the cache is full
+    cache_.LRUInit(*it, future);
+    cache_.LRUEvict(
+        [&] { return current_size_ > max_size_; },
+        [&](const std::shared_future<SizedValue>& value) {
+          using namespace std::chrono_literals;
+          // if not ready, then do not wait and block here
+          if (value.wait_for(0s) != std::future_status::ready) return false;
+          try {
+            current_size_ -= value.get().size;
+          } catch (...) {
+            // fine, just ignore the exception, size is not updated
+          }
+          return true;
+        }
+    );
+
+    // perform the costly computation outside all locks
     lock_map.unlock();
     task();
     return future;
-  }
+]] [[
+    cache_.LRUInit(*it, future);
 
-  std::shared_future<SizedValue> GetFutureUnlimited]] [[
+    // perform the costly computation outside all locks
     lock_map.unlock();
     task();
-    const auto has_failed = [](const std::shared_future<SizedValue>& value) {
-      if (value.wait_for(std::chrono::seconds(0)) != std::future_status::ready) return false;
-      try {
-        value.get();
-        return false;
-      } catch (...) {
-        return true;
-      }
-    };
-    if (has_failed(future)) {
-      lock_map.lock();
-      cache_.LRUEvict([] { return true; }, has_failed);
+    bool failed = false;
+    try {
+      future.get();
+    } catch (...) {
+      failed = true;
     }
+    lock_map.lock();
+    cache_.LRUEvict(
+        [&] { return failed || current_size_ > max_size_; },
+        [&](const std::shared_future<SizedValue>& value) {
+          if (value.wait_for(std::chrono::seconds(0)) != std::future_status::ready) return false;
+          try {
+            const std::size_t size = value.get().size;
+            if (current_size_ <= max_size_) return false;
+            current_size_ -= size;
+          } catch (...) {  // it counted as nothing
+          }
+          return true;
+        }
+    );
     return future;
-  }
-
-  std::shared_future<SizedValue> GetFutureUnlimited]])
+]])
+  tenon_mend_xgrammar(support/thread_safe_cache.h 2 "size_estimator_(value)" "size_estimator_(key, value)")
+  tenon_mend_xgrammar(grammar_compiler.cc 1
+    "std::size_t operator()(const CompiledGrammar& value) const { return value.MemorySizeBytes(); }" [[
+    std::size_t operator()(const UnionKey& key, const CompiledGrammar& value) const {
+      const Grammar& grammar = value->grammar;
+      std::size_t size = 4096 + value.MemorySizeBytes() + MemorySize(grammar);
+      size += 256 * value->adaptive_token_mask_cache.size();
+      for (int i = 0; i < grammar->NumRules(); ++i) size += 256 + grammar->GetRule(i).name.capacity();
+      for (const auto& states : grammar->per_rule_fsm_new_state_ids) size += 8 * states.capacity();
+      if (const auto* tag = std::get_if<StructuralTagKey>(&key)) size += tag->structural_tag_json.capacity();
+      return size;
+    }]])
+  tenon_mend_xgrammar(grammar_functor.cc 1 "class RuleLevelCache::Impl {"
+                      "static size_t TenonEntrySize(const AdaptiveTokenMask& mask) { return 512 + MemorySize(mask); }\n\nclass RuleLevelCache::Impl {")
+  tenon_mend_xgrammar(grammar_functor.cc 2 "MemorySize(token_mask)" "TenonEntrySize(token_mask)")
+  tenon_mend_xgrammar(grammar_functor.cc 1 "MemorySize(oldest_it->second)" "TenonEntrySize(oldest_it->second)")
+  tenon_mend_xgrammar(grammar_functor.cc 1 "MemorySize(new_it->second)" "TenonEntrySize(new_it->second)")
+  tenon_mend_xgrammar(support/container.h 1 "    node_pool_.Deallocate(node);"
+                      "    node_pool_[node].value = Value();\n    node_pool_.Deallocate(node);")
   file(RENAME ${folder}/unpacked/xgrammar-${version} ${root})
 endfunction()
 

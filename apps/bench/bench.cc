@@ -46,11 +46,11 @@ void add_method(CLI::App& app, BoundaryBench& options, Words& words) {
       ->capture_default_str()
       ->check(CLI::IsMember(
           std::vector<std::string>(std::begin(kInputsNames), std::end(kInputsNames))));
-  app.add_option(
-         "--arms", options.arms,
-         "some of vendor,three-kernels,two-kernels-fp8,two-kernels,one-kernel-fp8,one-kernel (see "
-         "below); all by default")
-      ->delimiter(',');
+  add_list_option(
+      app, "--arms", options.arms,
+      "some of vendor,three-kernels,two-kernels-fp8,two-kernels,one-kernel-fp8,one-kernel (see "
+      "below); all by default",
+      not_empty("a list of arms"));
   app.add_option("--variant", options.variant,
                  "of the one-kernel arms: one_shot or two_shot, or the same with _packed");
   app.add_flag("--spread-residual", options.spread_residual,

@@ -51,12 +51,11 @@ void add_engine_bench_options(CLI::App& app, EngineBench& options) {
   });
   add_rank_options(app, options.session);
   add_stage_limits(app, options.session);
-  app.add_option("--stages", options.stages,
-                 "what is compared: stage policies of the boundaries, as tenon run --force-stage "
-                 "spells them")
-      ->delimiter(',')
+  add_list_option(app, "--stages", options.stages,
+                  "what is compared: stage policies of the boundaries, as tenon run --force-stage "
+                  "spells them",
+                  CLI::IsMember(kStageNames))
       ->default_str("auto,3")
-      ->check(CLI::IsMember(kStageNames))
       ->group("Boundaries");
   const char* method = "Method";
   app.add_option("--repeats", options.repeats, "turns of every stage policy")

@@ -428,11 +428,10 @@ void add_servers(CLI::App& app, Options& options) {
       ->type_name("OPTIONS")
       ->expected(2, 8)
       ->group(group);
-  app.add_option("--compare-stages", options.stages,
-                 "likewise, by stage policy of the boundaries: auto,3. All must give the same "
-                 "answers")
-      ->delimiter(',')
-      ->check(CLI::IsMember(kStageNames))
+  add_list_option(app, "--compare-stages", options.stages,
+                  "likewise, by stage policy of the boundaries: auto,3. All must give the same "
+                  "answers",
+                  CLI::IsMember(kStageNames))
       ->group(group);
   app.add_option("--backend", options.backend,
                  "openai: /v1/completions, prompts are token ids; openai-chat: "

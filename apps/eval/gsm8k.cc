@@ -159,12 +159,16 @@ class Asking {
  public:
   Asking(const Options& options, Asked& asked) : options_(options), asked_(asked) {}
 
+  // Before run(), and before a model is loaded: a wrong log is told of at once. `asked.model` is
+  // known by then.
+  Status take_log() {
+    if (options_.log_path.empty()) return Status::ok();
+    TENON_TRY(read_log(options_, asked_));
+    TENON_ASSIGN(log_, open_log(options_.log_path));
+    return Status::ok();
+  }
+
   Status run(Session* session, ModelClient* client) {
-    std::ofstream log;
-    if (!options_.log_path.empty()) {
-      TENON_TRY(read_log(options_, asked_));
-      TENON_ASSIGN(log, open_log(options_.log_path));
-    }
     std::vector<Question> questions;
     std::vector<std::size_t> places;
     for (std::size_t i = 0; i < asked_.prompts.size(); ++i) {
@@ -177,7 +181,7 @@ class Asking {
     std::size_t ended = asked_.prompts.size() - questions.size();
     const auto told = [&](std::size_t question, const Answered& answered) {
       if (!options_.session.quiet) show_progress("eval gsm8k", ++ended, asked_.prompts.size());
-      return mark(places[question], answered, log);
+      return mark(places[question], answered);
     };
     const Status done = client != nullptr
                             ? answer_over_http(*client, questions, options_.parallel, told)
@@ -188,7 +192,7 @@ class Asking {
 
  private:
   // A question without an answer is not in the log: the next run asks it again.
-  Status mark(std::size_t at, const Answered& answered, std::ofstream& log) {
+  Status mark(std::size_t at, const Answered& answered) {
     if (!answered.error.empty()) {
       ++asked_.failed;
       if (asked_.first_error.empty()) asked_.first_error = answered.error;
@@ -197,7 +201,7 @@ class Asking {
     Mark& mark = asked_.marks[at];
     mark = {true, last_number(answered.text), answered.num_tokens, answered.seconds};
     asked_.run_tokens += answered.num_tokens;
-    if (!log.is_open()) return Status::ok();
+    if (!log_.is_open()) return Status::ok();
     const Json line{{"problem", at + 1},
                     {"key", key_of(options_, asked_, at)},
                     {"expected", asked_.expected[at]},
@@ -207,14 +211,15 @@ class Asking {
                     {"seconds", mark.seconds},
                     {"finish", answered.finish},
                     {"text", answered.text}};
-    log << line.dump(-1, ' ', false, Json::error_handler_t::replace) << std::endl;
-    if (!log)
+    log_ << line.dump(-1, ' ', false, Json::error_handler_t::replace) << std::endl;
+    if (!log_)
       return Status::error(Code::kIo, "could not write to the log \"" + options_.log_path + "\"");
     return Status::ok();
   }
 
   const Options& options_;
   Asked& asked_;
+  std::ofstream log_;  // open where there is one
 };
 
 Json result_of(const Options& options, const Asked& asked) {
@@ -271,6 +276,7 @@ void print_table(const Json& result) {
 
 Status run(Options options) {
   TENON_ASSIGN(Asked asked, prompts_of(options), "eval gsm8k");
+  Asking asking(options, asked);
   const auto told = [&] {
     const Json result = result_of(options, asked);
     if (options.json) {
@@ -287,17 +293,19 @@ Status run(Options options) {
     const Interruptible interruptible;
     TENON_ASSIGN(ModelClient client, ModelClient::open(options.client));
     asked.model = client.model();
-    TENON_TRY(Asking(options, asked).run(nullptr, &client));
+    TENON_TRY(asking.take_log());
+    TENON_TRY(asking.run(nullptr, &client));
     return told();
   }
   TENON_TRY(check(options.session));
   options.session.chat = Chat::kOff;
   options.session.queue.max_queued = options.parallel;
+  asked.model = options.session.model;
+  if (!follows_a_leader()) TENON_TRY(asking.take_log());
   TENON_ASSIGN(auto session, Session::open(options.session));
   if (session == nullptr) return Status::ok();  // a follower
   const Interruptible interruptible;
-  asked.model = options.session.model;
-  TENON_TRY(Asking(options, asked).run(session.get(), nullptr));
+  TENON_TRY(asking.run(session.get(), nullptr));
   return told();
 }
 

@@ -208,6 +208,9 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
     HttpRequest request = request_of(parser.get());
     head_only_ = request.method == "HEAD";
     if (head_only_) request.method = "GET";
+    if (const std::string* coding = unknown_coding(request))
+      co_return co_await refuse(501, "the request's transfer-encoding is \"" + printable(*coding) +
+                                         "\"; accepted is \"chunked\", or a content-length");
     if (!parser.is_done()) {
       std::unique_ptr<HttpExchange> known = screen(request);
       if (known != nullptr) {
@@ -270,6 +273,14 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
     const std::string* id = request.find("x-request-id");
     request.id = id != nullptr && is_id(*id) ? *id : shared_.make_id();
     return request;
+  }
+
+  // A transfer coding that is not undone here. Beast passes over it: what it takes for the body is
+  // compressed then, or it takes the body for a next request.
+  static const std::string* unknown_coding(const HttpRequest& head) {
+    for (const auto& [name, value] : head.fields)
+      if (name == "transfer-encoding" && !boost::beast::iequals(value, "chunked")) return &value;
+    return nullptr;
   }
 
   // Answers where a request could not be read. A client that left gets nothing.

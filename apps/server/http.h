@@ -102,7 +102,7 @@ class HttpServer {
   // Asked when the header of a request with a body has come. What it gives back is the answer: the
   // body is not read, and the connection is closed. Null: the body is read and the handler asked.
   using Screen = std::function<std::unique_ptr<HttpExchange>(const HttpRequest& head)>;
-  // What the server itself answers with, where no handler is asked: 400, 408, 413, 431, 503.
+  // What the server itself answers with, where no handler is asked: 400, 408, 413, 431, 501, 503.
   using Refusal = std::function<std::string(int status, std::string_view why)>;
   struct Callbacks {
     Handler handle;
@@ -130,5 +130,7 @@ class HttpServer {
 
 // "Bad Request" of 400.
 std::string_view reason_phrase(int status);
+// Bytes of a client as an answer or the log can show them: ASCII, and not too many.
+std::string printable(std::string_view text);
 
 }  // namespace tenon::server

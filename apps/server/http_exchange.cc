@@ -11,6 +11,12 @@ const std::string* HttpRequest::find(std::string_view name) const {
   return nullptr;
 }
 
+std::string printable(std::string_view text) {
+  std::string out;
+  for (const char c : text.substr(0, 200)) out += c >= ' ' && c < 0x7F && c != '"' ? c : '?';
+  return out;
+}
+
 std::string_view reason_phrase(int status) {
   switch (status) {
     case 200: return "OK";
@@ -25,6 +31,7 @@ std::string_view reason_phrase(int status) {
     case 429: return "Too Many Requests";
     case 431: return "Request Header Fields Too Large";
     case 500: return "Internal Server Error";
+    case 501: return "Not Implemented";
     case 503: return "Service Unavailable";
     case 529: return "Overloaded";
     default: return "Unknown";

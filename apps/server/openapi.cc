@@ -470,6 +470,7 @@ Json responses_of(const ApiPath& path, const DescribedBody& body, bool keys) {
     add("408", "Too slow to send");
     add("413", "Too long");
     add("415", "The body is not application/json");
+    add("501", "A transfer-encoding other than chunked");
   }
   if (path.body == ApiBody::kModel) add("404", "No such model");
   if (keys && !path.open) add("401", "No key, or one that is not known");

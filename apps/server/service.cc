@@ -38,12 +38,6 @@ bool is_json(const std::string& content_type) {
   return lower == "application/json";
 }
 
-std::string printable(std::string_view text) {
-  std::string out;
-  for (const char c : text.substr(0, 200)) out += c > ' ' && c < 0x7F && c != '"' ? c : '?';
-  return out;
-}
-
 // "Qwen%2Fsmall" of a path: "Qwen/small". What is no such code stays as it is.
 std::string decoded(std::string_view text) {
   std::string out;

@@ -27,11 +27,10 @@ namespace tenon {
 #ifdef TENON_HAS_XGRAMMAR
 namespace {
 
-constexpr std::int64_t kMaxCacheBytes = std::int64_t{256} << 20;  // of compiled grammars
-constexpr int kThreads = 2;                                       // of one compilation
+constexpr int kThreads = 2;  // of one compilation
 // States of the parser that an answer may cost: at once, and more for every token that it draws. A
 // count and no time, so that the same answer ends in the same way on every machine.
-constexpr long long kMaxEffort = 5'000'000, kEffortPerToken = 200'000;
+constexpr long long kMaxEffort = 20'000'000, kEffortPerToken = 1'000'000;
 
 // "[time] /file:line: what\n" without what is in front.
 std::string reason_in(std::string_view what) {
@@ -79,6 +78,7 @@ struct Grammar::State {
 struct GrammarCompiler::State {
   const Tokenizer& tokenizer;
   std::vector<std::int32_t> ends;
+  std::int64_t max_kept_bytes;
   std::mutex mutex;
   std::optional<xgrammar::GrammarCompiler> compiler;
 
@@ -95,7 +95,7 @@ struct GrammarCompiler::State {
   }
   xgrammar::GrammarCompiler& prepared() {
     const std::scoped_lock lock(mutex);
-    if (!compiler) compiler.emplace(vocabulary(), kThreads, true, kMaxCacheBytes);
+    if (!compiler) compiler.emplace(vocabulary(), kThreads, true, max_kept_bytes);
     return *compiler;
   }
 };
@@ -134,8 +134,9 @@ Result<GrammarState> Grammar::begin() const {
 
 bool GrammarCompiler::is_built() { return true; }
 
-GrammarCompiler::GrammarCompiler(const Tokenizer& tokenizer, std::span<const std::int32_t> ends)
-    : state_(new State{tokenizer, {ends.begin(), ends.end()}, {}, {}}) {}
+GrammarCompiler::GrammarCompiler(const Tokenizer& tokenizer, std::span<const std::int32_t> ends,
+                                 std::int64_t max_kept_bytes)
+    : state_(new State{tokenizer, {ends.begin(), ends.end()}, max_kept_bytes, {}, {}}) {}
 
 Result<Grammar> GrammarCompiler::compile(std::string_view structural_tag) const {
   if (state_->tokenizer.num_tokens() == 0)
@@ -177,7 +178,7 @@ Status GrammarState::fill(std::span<std::uint32_t>) { return not_built(); }
 Status GrammarState::accept(std::int32_t) { return not_built(); }
 Result<GrammarState> Grammar::begin() const { return not_built(); }
 bool GrammarCompiler::is_built() { return false; }
-GrammarCompiler::GrammarCompiler(const Tokenizer&, std::span<const std::int32_t>) {}
+GrammarCompiler::GrammarCompiler(const Tokenizer&, std::span<const std::int32_t>, std::int64_t) {}
 Result<Grammar> GrammarCompiler::compile(std::string_view) const { return not_built(); }
 
 #endif

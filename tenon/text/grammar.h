@@ -16,6 +16,8 @@
 namespace tenon {
 
 inline constexpr std::size_t kMaxGrammarBytes = std::size_t{64} << 10;  // of a structural tag
+// Of the compiled grammars that a compiler keeps.
+inline constexpr std::int64_t kMaxKeptGrammarBytes = std::int64_t{256} << 20;
 
 // One answer on its way through a grammar.
 class GrammarState {
@@ -52,16 +54,19 @@ class Grammar {
   std::shared_ptr<const State> state_;
 };
 
-// Compiles grammars for one vocabulary, and keeps those of late. Safe to share between threads. The
-// vocabulary is prepared when the first grammar is asked for.
+// Compiles grammars for one vocabulary, and keeps those of late, and their parts, for when they are
+// asked for again. Safe to share between threads. The vocabulary is prepared when the first grammar
+// is asked for.
 class GrammarCompiler {
  public:
   // Whether this program was built with grammars. Without them compile() refuses: kUnsupported.
   static bool is_built();
 
   // `ends`: ids that end an answer. Tokens that are marked special are in no grammar. `tokenizer`
-  // outlives the compiler.
-  GrammarCompiler(const Tokenizer& tokenizer, std::span<const std::int32_t> ends);
+  // outlives the compiler. `max_kept_bytes`: grammars that answers still go through count only
+  // while they are kept.
+  GrammarCompiler(const Tokenizer& tokenizer, std::span<const std::int32_t> ends,
+                  std::int64_t max_kept_bytes = kMaxKeptGrammarBytes);
   ~GrammarCompiler();
 
   // kInvalidArgument, with the reason, where the tag is no structural tag, holds a schema that

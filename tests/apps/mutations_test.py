@@ -90,7 +90,7 @@ HEADS = ["content-length: 3", "content-length: -1", "content-length: 99999999999
          "transfer-encoding: gzip", "expect: 100-continue", "connection: close", "content-encoding: gzip",
          "content-type: text/plain", "x-request-id: \t", "x-request-id: " + "a" * 500, "host: ", ": x", "a b: c",
          "x: " + "y" * 9000, "authorization: Bearer ", "origin: null", "content-type"]
-STATUSES = {200, 204, 400, 401, 404, 405, 408, 413, 415, 429, 431}
+STATUSES = {200, 204, 400, 401, 404, 405, 408, 413, 415, 429, 431, 501}
 
 
 def places(value, path=()):

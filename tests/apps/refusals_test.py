@@ -129,6 +129,15 @@ class Refusals(unittest.TestCase):
                       self.refused("bench", "ops", "--only", "nothing"))
         self.assertIn("--sequences has 9999; accepted are 1 to 8128",
                       self.refused("bench", "decode", "--sequences", "9999"))
+        self.assertIn("--weights-seed is 3 and the weights are read from files; accepted is a seed with --load-format dummy",
+                      self.refused("run", "--demo", "--weights-seed", "3"))
+        for command in (["run", "--prompt-ids"], ["bench", "decode", "--stages"], ["bench", "boundary", "--arms"],
+                        ["bench", "serve", "--compare-stages"]):
+            for text in ("1,,2", "1,", ",1", ","):
+                where = self.refused(*command, text)
+                self.assertIn(f'{command[-1]} is "', where)
+                if command[1] in ("--prompt-ids", "boundary") or text.startswith(","):
+                    self.assertIn(f'is "{text}"; accepted are values with one comma between two', where)
         for option in ("--csv", "--json-file", "--svg"):  # a variable of the shell that is not set
             self.assertIn(f'{option} is ""; accepted is a path', self.refused("bench", "decode", option, ""))
         for tp in ("0", "9"):
@@ -149,6 +158,18 @@ class Refusals(unittest.TestCase):
         for command in (["run", "--demo", "--load-format", "dummy", "--model"], ["bench", "ops", "--model"],
                         ["inspect"]):
             self.assertIn("is a FIFO", self.refused(*command, str(self.directory)))
+
+    def test_a_log_is_looked_at_before_a_model_is_loaded(self):
+        shard = "model-00001-of-00003.safetensors"
+        broken = copy_of_model(self.directory, without=[shard])
+        (self.directory / shard).write_bytes((pathlib.Path(MODEL) / shard).read_bytes()[:5000])
+        command = ["eval", "gsm8k", "--data", str(ROOT / "tests/data/gsm8k/made.jsonl"), "--shots", "2", "--quiet",
+                   "--model", broken]
+        self.assertIn(shard, self.refused(*command))
+        self.assertIn('cannot write the log "/no/such/place"', self.refused(*command, "--log", "/no/such/place"))
+        log = self.directory / "log"
+        log.write_text("hello\n")
+        self.assertIn("is no line of such a log", self.refused(*command, "--log", str(log)))
 
     def test_numbers_out_of_range(self):
         for option, *command in (("--deadline-ms", "run"), ("--limit", "eval", "words"),

@@ -97,6 +97,19 @@ class Wire(Served):
             self.assertTrue(self.client.closed())
         self.assertEqual(self.server.get("/health").status, 200)
 
+    def test_codings_that_are_not_undone(self):
+        """Each is refused before its body is read, which would be taken for compressed JSON or for a next request."""
+        for codings in (["gzip, chunked"], ["chunked, gzip"], ["gzip"], ["gzip", "chunked"], ["chunked, chunked"], ["x" * 99]):
+            lines = "".join(f"transfer-encoding: {each}\r\n" for each in codings)
+            self.fresh().send(f"POST {CHAT} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n{lines}\r\n".encode()
+                              + b"18\r\nGET /health HTTP/1.1\r\n\r\n\r\n0\r\n\r\n")
+            answer = self.client.read()
+            self.assertEqual((answer.status, answer.fields["connection"]), (501, "close"), codings)
+            message = answer.json()["error"]["message"]
+            self.assertTrue(any(f'is "{each}"' in message for each in codings), message)
+            self.assertIn('accepted is "chunked", or a content-length', message)
+            self.assertTrue(self.client.closed())
+
     def test_too_long(self):
         for body in (b'"' + b"a" * (2 << 20) + b'"', b"a" * (20 << 20)):  # still being sent, too
             client = self.fresh()
