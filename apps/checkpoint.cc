@@ -25,7 +25,7 @@ Status divides(const qwen3_5::Config& config, int size) {
 }  // namespace
 
 std::string default_model() {
-  const std::string name = "checkpoints/tiny";
+  const std::string name = kDefaultModel;
   std::error_code failed;
   if (fs::is_directory(name, failed)) return name;
   const fs::path program = fs::read_symlink("/proc/self/exe", failed);

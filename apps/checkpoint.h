@@ -13,6 +13,8 @@ class App;
 
 namespace tenon::apps {
 
+// What help and the manual call the default: no place of the machine that built them.
+inline constexpr const char* kDefaultModel = "checkpoints/tiny";
 // checkpoints/tiny of the caller's directory, or else of the nearest directory above the program
 // that has it: its repository. Where there is none, "checkpoints/tiny", which is then refused by
 // that name.

@@ -115,7 +115,7 @@ void add_model_options(CLI::App& app, SessionOptions& options) {
   app.add_option("--model", options.model,
                  "a checkpoint's directory: config.json, tokenizer.json, *.safetensors")
       ->type_name("DIR")
-      ->capture_default_str()
+      ->default_str(kDefaultModel)
       ->group("Model");
   add_weights_options(app, options.weights);
 }

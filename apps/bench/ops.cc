@@ -210,7 +210,7 @@ Command add_bench_ops(CLI::App& bench) {
       "ops", "products, experts and delta net of a decoder layer, each by itself");
   app->add_option("--model", options->model, "a checkpoint's directory; its config.json is enough")
       ->type_name("DIR")
-      ->capture_default_str();
+      ->default_str(kDefaultModel);
   app->add_option("--tp", options->tp, "ranks; the first one's share is timed")
       ->capture_default_str()
       ->check(whole_number(1, kMaxRanks));

@@ -110,6 +110,11 @@ class Generated(unittest.TestCase):
         self.assertEqual(tenon("completion", "csh").returncode, 2)
         self.assertNotIn("completion", tenon("--help").stdout)
 
+    def test_the_manual_is_the_same_wherever_it_is_made(self):
+        there, elsewhere = (tenon("man", cwd=folder).stdout for folder in (ROOT, "/"))
+        self.assertEqual(there, elsewhere)
+        self.assertNotIn(str(ROOT), elsewhere)
+
     def complete(self, *words):
         """What bash offers for the last of the words."""
         listed = " ".join(f"'{word}'" for word in ("tenon", *words))
