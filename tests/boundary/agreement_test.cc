@@ -247,8 +247,7 @@ TEST(BoundaryAgreement, KnobsThatDifferAreTheSameErrorOnAll) {
       {"TENON_TUNED_FILE=" + tables.path, channel,
        "TENON_TUNED_FILE: no file on ranks 0 and 2, contents "},
       {"TENON_TUNED_FILE=" + broken.path, channel,
-       "TENON_TUNED_FILE: no file on ranks 0 and 2, io: TENON_TUNED_FILE \"" + broken.path +
-           "\": "},
+       "TENON_TUNED_FILE: no file on ranks 0 and 2, io: TENON_TUNED_FILE: " + broken.path + ": "},
       {"TENON_TUNED_FILE=/nowhere/tuned.json", channel,
        "TENON_TUNED_FILE: no file on ranks 0 and 2, io: TENON_TUNED_FILE: /nowhere/tuned.json: "
        "cannot be opened"},
