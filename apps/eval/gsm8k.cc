@@ -106,11 +106,8 @@ Result<Asked> prompts_of(const Options& options) {
 }
 
 // Takes over what the log has. It may lack a last line's end, where a run was killed.
-Status read_log(const Options& options, Asked& asked) {
-  std::error_code ignored;
-  if (!std::filesystem::exists(options.log_path, ignored)) return Status::ok();
-  TENON_ASSIGN(const std::string text, read_text(options.log_path, kMaxLogBytes), "--log");
-  std::istringstream file(text);
+Status take_over(const std::string& log, const Options& options, Asked& asked) {
+  std::istringstream file(log);
   std::size_t number = 0;
   for (std::string line; std::getline(file, line);) {
     ++number;
@@ -139,13 +136,8 @@ Status read_log(const Options& options, Asked& asked) {
   return Status::ok();
 }
 
-// Where a killed run left half a line, that is cut off.
-Result<std::ofstream> open_log(const std::string& path) {
-  std::string kept;
-  std::error_code ignored;
-  if (std::filesystem::exists(path, ignored)) {
-    TENON_ASSIGN(kept, read_text(path, kMaxLogBytes), "--log");
-  }
+// `kept`: what it has. Where a killed run left half a line, that is cut off.
+Result<std::ofstream> open_log(const std::string& path, std::string kept) {
   if (!kept.empty() && kept.back() != '\n') {
     kept.resize(kept.find_last_of('\n') + 1);
     std::ofstream(path, std::ios::binary | std::ios::trunc) << kept;
@@ -163,8 +155,13 @@ class Asking {
   // known by then.
   Status take_log() {
     if (options_.log_path.empty()) return Status::ok();
-    TENON_TRY(read_log(options_, asked_));
-    TENON_ASSIGN(log_, open_log(options_.log_path));
+    std::string kept;
+    std::error_code ignored;
+    if (std::filesystem::exists(options_.log_path, ignored)) {
+      TENON_ASSIGN(kept, read_text(options_.log_path, kMaxLogBytes), "--log");
+    }
+    TENON_TRY(take_over(kept, options_, asked_));
+    TENON_ASSIGN(log_, open_log(options_.log_path, std::move(kept)));
     return Status::ok();
   }
 

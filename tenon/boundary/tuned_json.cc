@@ -94,7 +94,7 @@ Result<TunedTable> read_table(const Json& table, const std::string& where) {
     TENON_ASSIGN(const std::string residual, read_text(table, "residual", where));
     if (residual != kWhole)
       return refuse(where, "has the residual \"" + residual +
-                               "\"; accepted: whole, or none where " + "it is sharded");
+                               "\"; accepted: whole, or none where it is sharded");
     read.whole_residual = true;
   }
   const Json& lines = *table.find("lines");

@@ -19,6 +19,7 @@
 #include <thread>
 
 #include "tenon/comm/plan_context.h"
+#include "tenon/core/clock.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
 #include "tenon/reference/boundary.h"
 #include "tenon/reference/inputs.h"
@@ -569,7 +570,7 @@ void soak(Target target, int team, long calls, int num_teams = 1) {
       });
     });
   for (std::thread& each : teams) each.join();
-  const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  const double seconds = seconds_since(begin);
   std::printf(
       "soak: %s, %d teams of %d ranks, %ld calls (%ld replayed), %ld mismatches, %.1f s, seed "
       "%llu\n",

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "tenon/comm/bootstrap/bootstrap.h"
+#include "tenon/core/clock.h"
 #include "tests/runtime/engine_driver.h"
 #include "tests/runtime/failing_new.h"
 #include "tests/support/patience.h"
@@ -24,7 +25,7 @@ using namespace test;
 double seconds_of(const std::function<void()>& work) {
   const auto begin = std::chrono::steady_clock::now();
   work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return seconds_since(begin);
 }
 
 // Steps until the engine fails; afterwards it stays dead.
