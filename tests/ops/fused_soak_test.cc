@@ -559,7 +559,9 @@ void soak(Target target, int team, long calls, int num_teams = 1) {
   std::vector<std::thread> teams;
   for (int n = 0; n < num_teams; ++n)
     teams.emplace_back([&, n] {
+      std::atomic<int> met = 0;
       run_ranks(team, options, [&](int, Communicator& comm) {
+        ++met;
         set_cpu_threads(1);
         MeetingPlace everybody(all, n, num_teams);
         Soak soak(cases, comm, seed + static_cast<std::uint64_t>(n) * 1'000'003, totals, everybody);
@@ -568,6 +570,7 @@ void soak(Target target, int team, long calls, int num_teams = 1) {
         std::ignore = comm.agree(Status::ok(), "end of the soak");
         everybody.wait();  // nobody frees before
       });
+      for (int rank = met; rank < team; ++rank) all.arrive_and_drop();  // has no communicator
     });
   for (std::thread& each : teams) each.join();
   const double seconds = seconds_since(begin);
