@@ -10,6 +10,10 @@
 namespace tenon {
 namespace {
 
+void give_name(pthread_t thread, const std::string& name) {
+  pthread_setname_np(thread, name.substr(0, 15).c_str());
+}
+
 struct Start {
   std::string name;
   std::function<void()> work;
@@ -17,7 +21,7 @@ struct Start {
 
 void* run(void* argument) {
   const std::unique_ptr<Start> start(static_cast<Start*>(argument));
-  pthread_setname_np(pthread_self(), start->name.substr(0, 15).c_str());
+  give_name(pthread_self(), start->name);  // for its own work
   const Status ended = guarded([&] {
     start->work();
     return Status::ok();
@@ -63,6 +67,7 @@ Result<Thread> start_thread(const std::string& name, std::function<void()> work)
     pthread_attr_destroy(&attributes);
     if (error != 0) return refused(name, error);
     static_cast<void>(start.release());  // the thread's now
+    give_name(thread, name);             // for the caller: it may not have begun
     return Thread(thread);
   });
 }

@@ -38,8 +38,9 @@ class Thread {
   std::optional<pthread_t> running_;
 };
 
-// Runs `work` on a new thread called `name` (the first 15 characters of it). The error says why the
-// system has none to give. An exception from `work` ends the thread and becomes a line of the log.
+// Runs `work` on a new thread, which has the first 15 characters of `name` as its name when this
+// returns and when the work begins. The error says why the system has none to give. An exception
+// from `work` ends the thread and becomes a line of the log.
 Result<Thread> start_thread(const std::string& name, std::function<void()> work);
 
 }  // namespace tenon

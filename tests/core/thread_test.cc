@@ -9,7 +9,10 @@
 
 #include <atomic>
 #include <new>
+#include <string>
 #include <vector>
+
+#include "tests/support/thread_names.h"
 
 namespace tenon {
 namespace {
@@ -62,6 +65,21 @@ TEST(Thread, HasItsNameAndItsStackWhateverTheLimitIs) {
     return name == "tenon thread te" && bytes >= kThreadStackBytes ? 0 : 1;
   };
   EXPECT_EQ(in_child(body), 0);
+}
+
+TEST(Thread, HasItsNameFromTheBeginning) {
+  std::atomic<bool> stop{false};
+  std::vector<Thread> threads;
+  for (int i = 0; i < 100; ++i) {
+    const std::string name = "named " + std::to_string(i);
+    auto thread = start_thread(name, [&] { stop.wait(false); });
+    EXPECT_TRUE(thread);
+    if (!thread) break;
+    threads.push_back(*std::move(thread));
+    EXPECT_EQ(test::thread_names().count(name), 1u) << name;
+  }
+  stop = true;
+  stop.notify_all();
 }
 
 TEST(Thread, IsJoinedByItsOwner) {

@@ -7,12 +7,11 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <filesystem>
-#include <fstream>
 #include <set>
 #include <string>
 
 #include "tenon/device/runtime.h"
+#include "tests/support/thread_names.h"
 
 namespace tenon {
 namespace {
@@ -40,16 +39,6 @@ Status count_blocks(Stream& stream, int blocks, std::size_t shared_bytes, std::a
   return stream.launch(shape, call);
 }
 
-std::set<std::string> thread_names() {
-  std::set<std::string> names;
-  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
-    std::string name;
-    std::getline(std::ifstream(task.path() / "comm"), name);
-    names.insert(name);
-  }
-  return names;
-}
-
 TEST(Pool, ThreadsHaveNames) {
   set_cpu_threads(3);
   auto stream = Stream::create(kHost);
@@ -57,12 +46,9 @@ TEST(Pool, ThreadsHaveNames) {
   std::atomic<int> count{0};
   ASSERT_TRUE(count_blocks(*stream, 100, 64, &count));
   EXPECT_EQ(count, 100);
-  std::set<std::string> names = thread_names();
-  for (int tries = 0; tries < 1000 && names.count("tenon pool 2") == 0; ++tries) {
-    usleep(1000);  // a thread names itself when it begins
-    names = thread_names();
-  }
-  EXPECT_TRUE(names.count("tenon pool 1") == 1 && names.count("tenon pool 2") == 1);
+  const std::set<std::string> names = test::thread_names();
+  EXPECT_EQ(names.count("tenon pool 1"), 1u);
+  EXPECT_EQ(names.count("tenon pool 2"), 1u);
 }
 
 TEST(Pool, SharedMemoryThatCannotBeHadIsAnError) {
