@@ -30,13 +30,19 @@ const std::vector<Arm>& all_arms() {
   return arms;
 }
 
-std::vector<Arm> all_choices() {
+// Stage 2, and the variants of stage 1 that the target has.
+std::vector<Arm> all_choices(Target target) {
+  const auto has = [&](std::string_view choice) {
+    return std::ranges::any_of(variants(fused::kOp, target),
+                               [&](const Variant& each) { return each.name == choice; });
+  };
   std::vector<Arm> arms;
   for (const bool bf16 : {false, true}) {
     const std::string outputs = bf16 ? "+bf16" : "";
     for (const std::string_view choice : kBoundaryChoices) {
       const std::string name(choice);
       const bool one_kernel = choice != kTwoKernelsChoice;
+      if (one_kernel && !has(choice)) continue;
       arms.push_back({name + outputs, one_kernel ? Chain::kOneKernel : Chain::kTwoKernels, bf16,
                       one_kernel ? name : std::string()});
     }
@@ -47,7 +53,7 @@ std::vector<Arm> all_choices() {
 }  // namespace
 
 Result<std::vector<Arm>> chosen_arms(const BoundaryBench& options) {
-  if (options.sweep_variants) return all_choices();
+  if (options.sweep_variants) return all_choices(options.target);
   std::vector<Arm> chosen;
   std::string accepted;
   for (const Arm& arm : all_arms()) {

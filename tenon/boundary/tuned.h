@@ -15,8 +15,9 @@ namespace tenon {
 
 // Stage 1's variants, and stage 2.
 inline constexpr std::string_view kTwoKernelsChoice = "two_kernels";
-inline constexpr std::string_view kBoundaryChoices[] = {"one_shot", "one_shot_packed", "two_shot",
-                                                        "two_shot_packed", kTwoKernelsChoice};
+inline constexpr std::string_view kBoundaryChoices[] = {"one_shot",       "one_shot_packed",
+                                                        "two_shot",       "two_shot_packed",
+                                                        "one_shot_split", kTwoKernelsChoice};
 
 // What a boundary writes besides the residual, as tables name it.
 inline constexpr std::string_view kBoundaryOutputs[] = {"fp8", "fp8+bf16", "bf16"};

@@ -55,6 +55,8 @@
 //                                          of structs and what the host calls too take TENON_HD
 //   TENON_SHARED(type, name, count)        declares `type name[count]` shared by the block
 //   TENON_DYNAMIC_SHARED(type, name)       declares `type* name`: LaunchShape::shared_bytes of it
+//   TENON_HAS_CLUSTERS                     defined where blocks of a cluster reach each other's shared
+//                                          memory: what device/cluster_sum.cuh needs
 //   TENON_UNROLL                           in front of a loop of known length: unroll it
 //   TENON_NO_UNROLL                        in front of a loop that is rarely taken twice
 // clang-format on

@@ -58,6 +58,22 @@ TENON_DEVICE T block_reduce(T value, T identity, Combine combine) {
 TENON_DEVICE float block_sum(float value) {
   return block_reduce(value, 0.0f, [](float a, float b) { return a + b; });
 }
+// The sum of what kMaxWaves waves have left, adjacent pairs first.
+TENON_DEVICE float sum_of_waves(const Word4* waves) {
+  float of_four[kMaxWaves / 4];
+  TENON_UNROLL
+  for (int i = 0; i < kMaxWaves / 4; ++i) {
+    const Word4 four = waves[i];
+    of_four[i] =
+        (bits_float(four.x) + bits_float(four.y)) + (bits_float(four.z) + bits_float(four.w));
+  }
+  TENON_UNROLL
+  for (int width = kMaxWaves / 8; width > 0; width /= 2) {
+    TENON_UNROLL
+    for (int i = 0; i < width; ++i) of_four[i] = of_four[2 * i] + of_four[2 * i + 1];
+  }
+  return of_four[0];
+}
 // The same for a loop that numbers its calls from 0 and a block of at least 64 threads: one barrier
 // instead of two, since whoever passes the barrier of the next rows_done has read the sums of this
 // one. Every thread adds up the sums of the waves itself.
@@ -73,20 +89,7 @@ TENON_DEVICE float block_sum(float value, int rows_done) {
     value = wave_sum(value);
     if (lane_id() == 0) sums[rows_done % 2 * kMaxWaves + wave_id()] = value;
     sync_block();
-    const Word4* const of_turn = of_waves + rows_done % 2 * (kMaxWaves / 4);
-    float of_four[kMaxWaves / 4];
-    TENON_UNROLL
-    for (int i = 0; i < kMaxWaves / 4; ++i) {
-      const Word4 four = of_turn[i];
-      of_four[i] =
-          (bits_float(four.x) + bits_float(four.y)) + (bits_float(four.z) + bits_float(four.w));
-    }
-    TENON_UNROLL
-    for (int width = kMaxWaves / 8; width > 0; width /= 2) {
-      TENON_UNROLL
-      for (int i = 0; i < width; ++i) of_four[i] = of_four[2 * i] + of_four[2 * i + 1];
-    }
-    return of_four[0];
+    return sum_of_waves(of_waves + rows_done % 2 * (kMaxWaves / 4));
   }
 }
 TENON_DEVICE float block_max(float value) {  // a NaN wins

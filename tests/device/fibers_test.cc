@@ -189,6 +189,27 @@ TEST(Fibers, GridsMeetWhenTheyAreCooperative) {
   }
 }
 
+TEST(Fibers, WrongUsesOfClustersAreReported) {
+  for (Target target : emulated()) {
+    if (kernels(target).cluster_lost == nullptr) continue;
+    LaunchShape pair = grid(2, 64, true);
+    pair.cluster = 2;
+    expect_stuck(target, kernels(target).cluster_lost, pair,
+                 {"block 1, whose shared memory is wanted, has ended"});
+    expect_stuck(target, kernels(target).cluster_wild, pair, {"lies in no array of this block"});
+    expect_stuck(target, kernels(target).cluster_outside, pair,
+                 {"block 2 is asked for of a cluster of 2"});
+    for (const auto& [blocks, cooperative] : {std::pair(3, true), std::pair(2, false)}) {
+      LaunchShape shape = grid(blocks, 64, cooperative);
+      shape.cluster = 2;
+      const Outcome refused = run(target, kernels(target).position, shape);
+      EXPECT_EQ(refused.status.code(), Code::kInvalidArgument);
+      EXPECT_NE(refused.status.message().find("whole clusters"), std::string_view::npos)
+          << refused.status.to_string();
+    }
+  }
+}
+
 TEST(Fibers, EarlyReturnIsReported) {
   for (Target target : emulated())
     expect_stuck(target, kernels(target).early_return, grid(1, 64),

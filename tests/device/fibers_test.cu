@@ -131,11 +131,34 @@ TENON_KERNEL position_kernel(Args args) {
                                  100'000'000 * (block_threads() / kWave));
 }
 
+#if defined(TENON_HAS_CLUSTERS) && !defined(__CUDACC__)
+TENON_KERNEL cluster_lost_kernel(Args args) {
+  TENON_SHARED(std::uint32_t, word, 1);
+  if (block_id() == 1) {
+    atomic_add(args.counter, 1u);
+    return;
+  }
+  while (load_acquire(args.counter) < static_cast<std::uint32_t>(block_threads())) pause();
+  for (int turn = 0; turn < 8; ++turn) pause();
+  *in_cluster(word, 1) = 7;
+}
+TENON_KERNEL cluster_wild_kernel(Args args) { *in_cluster(args.out, 1) = 7; }
+TENON_KERNEL cluster_outside_kernel(Args) {
+  TENON_SHARED(std::uint32_t, word, 1);
+  *in_cluster(word, 2) = 7;
+}
+inline constexpr tenon::fibers_test::Kernel kClusterKernels[] = {
+    &cluster_lost_kernel, &cluster_wild_kernel, &cluster_outside_kernel};
+#else
+inline constexpr tenon::fibers_test::Kernel kClusterKernels[] = {nullptr, nullptr, nullptr};
+#endif
+
 extern const tenon::fibers_test::Kernels kernels;
 const tenon::fibers_test::Kernels kernels = {
     &arrival_kernel,    &staged_kernel,          &deep_kernel,         &early_return_kernel,
     &divergent_kernel,  &roles_kernel,           &half_shuffle_kernel, &mixed_shuffle_kernel,
     &wrong_lane_kernel, &too_much_shared_kernel, &shared_start_kernel, &grid_barrier_kernel,
-    &shuffles_kernel,   &position_kernel};
+    &shuffles_kernel,   &position_kernel,        kClusterKernels[0],   kClusterKernels[1],
+    kClusterKernels[2]};
 
 }  // namespace tenon::TENON_TARGET::fibers_test

@@ -28,6 +28,10 @@ struct Kernels {
   Kernel grid_barrier;     // all blocks meet at a counter; out[block] = what it read there
   Kernel shuffles;         // out[thread] = a chain of shuffles
   Kernel position;         // order[global thread] = thread ids as seen there
+  // Null where there are no emulated clusters.
+  Kernel cluster_lost;     // block 1 ends before block 0 wants its shared memory
+  Kernel cluster_wild;     // an address that lies in no shared array
+  Kernel cluster_outside;  // a block that the cluster does not have
 };
 
 }  // namespace tenon::fibers_test

@@ -101,6 +101,41 @@ TEST(Reduce, SumsAreThePerfectTreeOnEveryThread) {
   }
 }
 
+// As if the cluster were one block; of two clusters each its own.
+TEST(Reduce, SumsOfClustersAreThePerfectTreeOnEveryThread) {
+  for (Target target : test::usable_targets()) {
+    if (kernels(target).cluster == nullptr) continue;
+    auto stream = Stream::create({target, 0});
+    ASSERT_TRUE(stream) << stream.status().to_string();
+    for (int cluster : {2, 4, 8}) {
+      for (int waves : {1, 3, 4}) {
+        LaunchShape shape;
+        shape.threads = waves * kernels(target).wave;
+        shape.cluster = cluster;
+        shape.blocks = cluster < 8 ? 2 * cluster : cluster;
+        shape.cooperative = true;
+        const int count = shape.blocks * shape.threads, of_one = cluster * shape.threads;
+        const std::vector<float> in = random_values(count, static_cast<unsigned>(count));
+        DeviceArray<float> there(*stream, in.size()), sum(*stream, in.size());
+        there.put(in);
+        reduce_test::Args args{};
+        args.in = there.data();
+        args.sum = sum.data();
+        args.blocks_of_cluster = cluster;
+        const Status status = launch(*stream, shape, kernels(target).cluster, args);
+        ASSERT_TRUE(status) << status.to_string();
+        const std::vector<float> found = sum.get(in.size());
+        for (int i = 0; i < count; ++i) {
+          const auto first = in.begin() + i / of_one * of_one;
+          ASSERT_EQ(found[static_cast<std::size_t>(i)], tree_sum({first, first + of_one}))
+              << test::to_string(target) << " cluster " << cluster << " waves " << waves << ", "
+              << i;
+        }
+      }
+    }
+  }
+}
+
 // Negative floats have the largest bits: what is compared is unsigned.
 TEST(Reduce, MaxLaneIsOfItsWaveAlone) {
   for (Target target : test::usable_targets()) {

@@ -1,5 +1,8 @@
 #include "tenon/device/reduce.cuh"
 
+#if defined(TENON_HAS_CLUSTERS)
+#include "tenon/device/cluster_sum.cuh"
+#endif
 #include "tests/device/reduce_test.h"
 
 namespace tenon::TENON_TARGET::reduce_test {
@@ -17,7 +20,21 @@ TENON_KERNEL reduce_kernel(Args args) {
   args.lane[i] = lane_id() + 1000 * wave_id();
 }
 
+#if defined(TENON_HAS_CLUSTERS)
+TENON_KERNEL cluster_kernel(Args args) {
+  TENON_SHARED(ClusterSum, sum, 1);
+  const ClusterPlace place{args.blocks_of_cluster, block_id() % args.blocks_of_cluster};
+  const int i = block_id() * block_threads() + thread_id();
+  begin_cluster_sum(*sum, place);
+  sync_block();
+  args.sum[i] = cluster_sum(*sum, place, args.in[i]);
+}
+inline constexpr auto* kClusterKernel = &cluster_kernel;
+#else
+inline constexpr void (*kClusterKernel)(Args) = nullptr;
+#endif
+
 extern const tenon::reduce_test::Kernels kernels;
-const tenon::reduce_test::Kernels kernels = {&reduce_kernel, kWave};
+const tenon::reduce_test::Kernels kernels = {&reduce_kernel, kClusterKernel, kWave};
 
 }  // namespace tenon::TENON_TARGET::reduce_test

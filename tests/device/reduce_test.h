@@ -13,10 +13,13 @@ struct Args {
   float* second;     // a second block_sum, right after the first
   int* lane;
   std::uint32_t* most;  // the largest bits of `in` in the wave
+  int blocks_of_cluster = 1;
 };
 
 struct Kernels {
   void (*reduce)(Args);
+  void (*cluster)(
+      Args);  // `in` and `sum` alone, of all threads of a cluster; null without clusters
   int wave;
 };
 

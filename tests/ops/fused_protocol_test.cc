@@ -39,6 +39,9 @@ std::vector<Prepared> prepare(Target target, int team, int count, int max_rows, 
   constexpr ScaleLayout kLayouts[] = {ScaleLayout::kRow, ScaleLayout::kMnMajor,
                                       ScaleLayout::kUe8m0Packed};
   std::vector<Prepared> calls(static_cast<std::size_t>(count));
+  // How many devices have depends on who shares them.
+  const int max_blocks =
+      is_host(target) ? properties(Device{target, 0})->max_cooperative_blocks : 0;
   for (int i = 0; i < count; ++i) {
     Prepared& each = calls[static_cast<std::size_t>(i)];
     reference::BoundaryCase& shape = each.call.shape;
@@ -51,7 +54,7 @@ std::vector<Prepared> prepare(Target target, int team, int count, int max_rows, 
     shape.want_fp8 = i % 4 != 2;
     shape.fp8 = i % 5 == 0 ? DType::kE4M3Fnuz : DType::kE4M3;
     each.call.spread_residual = i % 6 == 5;
-    const auto able = test::variants_of(shape, target);
+    const auto able = test::variants_of(shape, target, max_blocks);
     each.variant = able[static_cast<std::size_t>(i * 7 % 10) % able.size()];
     each.inputs = reference::make_inputs(shape, static_cast<std::uint64_t>(i));
     each.expected = reference::boundary(shape, each.inputs);

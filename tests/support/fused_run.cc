@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "tenon/comm/plan_context.h"
+#include "tenon/ops/fused_allreduce_rmsnorm_quant/mailbox_layout.h"
 #include "tenon/reference/compare.h"
 #include "tests/support/targets.h"
 
@@ -23,14 +24,22 @@ fused::Args fused_args(const FusedCase& call, const BoundaryTensors& tensors) {
   return args;
 }
 
-std::vector<std::string_view> variants_of(const reference::BoundaryCase& shape, Target target) {
+std::vector<std::string_view> variants_of(const reference::BoundaryCase& shape, Target target,
+                                          int max_blocks) {
   const int wave = test::wave_of(target), vectors = shape.hidden / 8;
   const int most_threads = target == Target::kCuda ? 1024 : 512;
   const bool fills_waves =
       wave == 1 || (vectors % wave == 0 && vectors >= 64 && vectors <= most_threads);
   if (shape.dtype != DType::kBF16 || !fills_waves) return {"one_shot", "two_shot"};
-  return {"one_shot", "one_shot_packed", "two_shot", "two_shot_packed"};
+  std::vector<std::string_view> variants{"one_shot", "one_shot_packed", "two_shot",
+                                         "two_shot_packed"};
+  const int split = has_clusters(target) ? fused::split_of(shape.hidden, is_host(target)) : 0;
+  if (split > 0 && shape.team > 1 && (std::max(shape.rows, 1) + 1) * split <= max_blocks)
+    variants.emplace_back("one_shot_split");
+  return variants;
 }
+
+bool has_clusters(Target target) { return target == Target::kCuda || target == Target::kEmu32; }
 
 Result<Plan> plan_of(const fused::Args& args, const Communicator& comm, std::string_view variant) {
   TENON_ASSIGN(const PlanContext where, plan_context(comm));

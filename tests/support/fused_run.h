@@ -23,8 +23,11 @@ fused_allreduce_rmsnorm_quant::Args fused_args(const FusedCase& call,
                                                const BoundaryTensors& tensors);
 
 // The variants that can run a case on `target`. Packed ones take bf16 alone, and on targets with
-// waves only rows that have a vector for every lane of a block.
-std::vector<std::string_view> variants_of(const reference::BoundaryCase& shape, Target target);
+// waves only rows that have a vector for every lane of a block. one_shot_split wants a target with
+// clusters and several blocks for each row, of `max_blocks` (Communicator::max_blocks()) at most.
+std::vector<std::string_view> variants_of(const reference::BoundaryCase& shape, Target target,
+                                          int max_blocks);
+bool has_clusters(Target target);
 
 // A plan for `variant`, whatever is fastest.
 Result<Plan> plan_of(const fused_allreduce_rmsnorm_quant::Args& args, const Communicator& comm,

@@ -24,6 +24,7 @@
 #define TENON_BOUNDS_(threads) __launch_bounds__(threads)
 #define TENON_RESIDENT_(threads, blocks) __launch_bounds__(threads, blocks)
 #define TENON_ARGS(type) const __grid_constant__ type
+#define TENON_HAS_CLUSTERS 1
 #endif
 
 #define TENON_KERNEL TENON_KERNEL_MAX(1024)

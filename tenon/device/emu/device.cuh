@@ -33,6 +33,16 @@ inline void sync_block(const char* file = __builtin_FILE(), int line = __builtin
 }
 inline void sync_roles() { emu::sync_block({"sync_roles()", 0}); }
 
+#if TENON_WAVE == 32  // as on the devices that have them
+#define TENON_HAS_CLUSTERS 1
+// Where block `rank` of the cluster has what lies at `mine`, in a TENON_SHARED of this one.
+template <class T>
+inline T* in_cluster(T* mine, int rank) {
+  emu::maybe_switch();
+  return static_cast<T*>(emu::in_cluster(mine, rank));
+}
+#endif
+
 template <class T>
 inline T shuffle_from(T value, int lane, const char* file = __builtin_FILE(),
                       int line = __builtin_LINE()) {

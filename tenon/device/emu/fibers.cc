@@ -93,7 +93,7 @@ struct Wave {
 
 struct SharedArray {
   const void* key;
-  std::size_t offset;
+  std::size_t offset, bytes;
 };
 
 struct Block {
@@ -129,7 +129,10 @@ class Grid {
   std::uint32_t shuffle(std::uint32_t value, int source, Site site);
   void pause();
   void maybe_switch();
-  void* shared_memory(const void* key, std::size_t bytes);
+  void* shared_memory(const void* key, std::size_t bytes) {
+    return shared_memory(block(), key, bytes);
+  }
+  void* in_cluster(void* mine, int rank);
   void* dynamic_shared() { return aligned(block().memory.get()) + kMaxStaticSharedBytes; }
 
  private:
@@ -141,6 +144,7 @@ class Grid {
   Status prepare(const LaunchShape& shape, int first_block, int num_blocks);
   Status prepare_fibers(const LaunchShape& shape);
   void finish_current();
+  void* shared_memory(Block& mine, const void* key, std::size_t bytes);
   Fiber* pick();
   void leave();  // runs others until the current fiber is picked again
   void make_ready(Wave& wave, std::uint64_t lanes);
@@ -163,7 +167,7 @@ class Grid {
   }
 
   KernelCall call_;
-  int width_ = 1, num_threads_ = 1, num_fibers_ = 0, num_returned_ = 0;
+  int width_ = 1, num_threads_ = 1, cluster_ = 1, num_fibers_ = 0, num_returned_ = 0;
   std::size_t dynamic_bytes_ = 0;
   std::uint64_t random_ = 1, launches_ = 0;
   std::vector<Fiber> fibers_;  // block by block
@@ -191,6 +195,7 @@ void Grid::fiber_main() {
 
 Status Grid::prepare(const LaunchShape& shape, int first_block, int num_blocks) {
   num_threads_ = shape.threads;
+  cluster_ = shape.cluster;
   dynamic_bytes_ = shape.shared_bytes;
   num_fibers_ = num_blocks * shape.threads;
   num_returned_ = num_paused_ = 0;
@@ -396,8 +401,7 @@ void Grid::maybe_switch() {
   leave();
 }
 
-void* Grid::shared_memory(const void* key, std::size_t bytes) {
-  Block& mine = block();
+void* Grid::shared_memory(Block& mine, const void* key, std::size_t bytes) {
   std::byte* memory = aligned(mine.memory.get());
   for (const SharedArray& array : mine.arrays)
     if (array.key == key) return memory + array.offset;
@@ -411,9 +415,28 @@ void* Grid::shared_memory(const void* key, std::size_t bytes) {
           " dynamic bytes at most " + std::to_string(most) + " are accepted");
     leave();
   }
-  mine.arrays.push_back({key, offset});
+  mine.arrays.push_back({key, offset, bytes});
   std::memset(memory + offset, 0xff, bytes);
   return memory + offset;
+}
+
+void* Grid::in_cluster(void* mine, int rank) {
+  const int own = current_ / num_threads_, peer = own / cluster_ * cluster_ + rank;
+  if (rank < 0 || rank >= cluster_)
+    blame("block " + std::to_string(rank) + " is asked for of a cluster of " +
+          std::to_string(cluster_));
+  else if (blocks_[static_cast<std::size_t>(peer)]->returned > 0)
+    blame("block " + std::to_string(peer) + ", whose shared memory is wanted, has ended");
+  const auto at =
+      static_cast<std::size_t>(static_cast<std::byte*>(mine) - aligned(block().memory.get()));
+  for (const SharedArray& array : block().arrays)
+    if (failure_.empty() && at >= array.offset && at - array.offset < array.bytes)
+      return static_cast<std::byte*>(
+                 shared_memory(*blocks_[static_cast<std::size_t>(peer)], array.key, array.bytes)) +
+             (at - array.offset);
+  blame("an address that a cluster is asked for lies in no array of this block");
+  leave();
+  return nullptr;
 }
 
 std::string Grid::describe(int index) const {
@@ -461,6 +484,11 @@ Status run_grid(const LaunchShape& shape, const KernelCall& call, int wave) {
     return refuse(std::to_string(shape.shared_bytes) +
                   " bytes of dynamic shared memory, but at most " +
                   std::to_string(max_shared_bytes(wave)) + " are accepted");
+  if (shape.cluster < 1 || shape.blocks % shape.cluster != 0 ||
+      (shape.cluster > 1 && !shape.cooperative))
+    return refuse(std::to_string(shape.blocks) + " blocks in clusters of " +
+                  std::to_string(shape.cluster) +
+                  "; accepted: whole clusters, and of a cooperative launch");
   if (grid == nullptr) grid = std::make_unique<Grid>();
   return grid->run(shape, call, wave);
 }
@@ -473,6 +501,7 @@ void pause() { grid->pause(); }
 void maybe_switch() { grid->maybe_switch(); }
 void* shared_memory(const void* key, std::size_t bytes) { return grid->shared_memory(key, bytes); }
 void* dynamic_shared() { return grid->dynamic_shared(); }
+void* in_cluster(void* mine, int rank) { return grid->in_cluster(mine, rank); }
 
 }  // namespace emu
 }  // namespace tenon

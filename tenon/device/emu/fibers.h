@@ -28,7 +28,8 @@ struct Site {
 };
 
 // Runs a kernel. Cooperative: the fibers of all blocks take turns. Otherwise block after block, in
-// a drawn order. Fails with kInternal when threads got stuck, kInvalidArgument for a bad shape.
+// a drawn order; then there are no clusters. Fails with kInternal when threads got stuck,
+// kInvalidArgument for a bad shape.
 Status run_grid(const LaunchShape& shape, const KernelCall& call, int wave);
 
 // The rest is called by the running fiber.
@@ -44,6 +45,9 @@ void maybe_switch();
 // The block's memory for the TENON_SHARED declaration that `key` identifies; all-ones at first.
 void* shared_memory(const void* key, std::size_t bytes);
 void* dynamic_shared();
+// Where block `rank` of this block's cluster has what lies at `mine` in a declared array of this
+// one.
+void* in_cluster(void* mine, int rank);
 
 // Limits of an emulated device: the smallest of the real ones, so that what fits here fits there;
 // of shared memory, those of the real ones with waves as wide (compute capability 9.0; gfx942).

@@ -197,11 +197,11 @@ TENON_DEVICE PrefetchedRow<kMaxSpan> prefetch_row(const NormSpec& spec, const Th
 }
 
 // Steps 2 to 8 of the row that `spec` is at. load_sums.operator()<kVectors>(vector, s) fills the
-// fp32 sums of step 1 from that vector on. Leaves the norm in `held` and stores it where it is
-// wanted. Every thread of the block must call this, with the number of rows that the block has done
-// before as `rows_done`.
-template <class T, int kMaxSpan, class LoadSums>
-TENON_DEVICE void norm_row(const NormSpec& spec, int rows_done, const ThreadSpan& span,
+// fp32 sums of step 1 from that vector on; sum_of_row(x) is the sum of what all threads of the row
+// bring, as step 6 has it. Leaves the norm in `held` and stores it where it is wanted. Every thread
+// of the row must call this.
+template <class T, int kMaxSpan, class SumOfRow, class LoadSums>
+TENON_DEVICE void norm_row(const NormSpec& spec, SumOfRow sum_of_row, const ThreadSpan& span,
                            const PrefetchedRow<kMaxSpan>& ahead, Word4 (&held)[kMaxSpan],
                            LoadSums load_sums) {
   std::byte* const residual = spec.residual;
@@ -218,7 +218,7 @@ TENON_DEVICE void norm_row(const NormSpec& spec, int rows_done, const ThreadSpan
     store_vectors<kVectors>(residual + vector * 16, &held[i]);
     square_sums<kVectors>(h, &partials[i]);
   });
-  const float square = block_sum(run_sum(partials, span.count), rows_done);
+  const float square = sum_of_row(run_sum(partials, span.count));
   const float rstd = rsqrt_f(square / static_cast<float>(spec.hidden) + spec.eps);
   for_vectors<kMaxSpan>(span.count, [&]<int kVectors>(int i) {
     const int vector = span.first + i;

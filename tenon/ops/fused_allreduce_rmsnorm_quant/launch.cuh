@@ -18,6 +18,7 @@ using tenon::fused_allreduce_rmsnorm_quant::kUnit;
 using tenon::fused_allreduce_rmsnorm_quant::result_bytes;
 using tenon::fused_allreduce_rmsnorm_quant::row_bytes;
 using tenon::fused_allreduce_rmsnorm_quant::slot_units;
+using tenon::fused_allreduce_rmsnorm_quant::split_of;
 using tenon::fused_allreduce_rmsnorm_quant::stripe_units;
 using tenon::fused_allreduce_rmsnorm_quant::StripeUnits;
 using tenon::fused_allreduce_rmsnorm_quant::working_blocks;
@@ -31,7 +32,8 @@ inline std::int64_t one_shot_limit(int team_size) {
   return team_size <= 4 ? 384 << 10 : 128 << 10;
 }
 
-enum class Shots : std::uint8_t { kOne, kTwo };
+enum class Shots : std::uint8_t { kOne, kTwo, kOneSplit };
+inline constexpr std::string_view kOneShotSplit = "one_shot_split";
 constexpr std::string_view name_of(Shots shots, bool packs) {
   if (shots == Shots::kOne) return packs ? "one_shot_packed" : "one_shot";
   return packs ? "two_shot_packed" : "two_shot";
@@ -63,6 +65,28 @@ inline Status can_pack(const Args& args, const PlanContext& where) {
   return Status::ok();
 }
 
+// Why no blocks of a cluster share the rows of a call. Beside the clusters of its rows it has one
+// for the notes.
+inline Status can_split(const Args& args, const PlanContext& where) {
+  const std::int64_t rows = args.residual.shape[0], hidden = args.residual.shape[1];
+  const auto refuse = [](const std::string& why) { return Status::error(Code::kUnsupported, why); };
+  const Target target = where.device.target;
+  if (target != Target::kCuda && target != Target::kEmu32)
+    return refuse("target " + std::string(name(target)) + " has no clusters");
+  if (args.residual.dtype != DType::kBF16) return refuse("only rows of bf16 are split");
+  if (where.team_size == 1) return refuse("one rank sends nothing");
+  const int split = split_of(hidden, is_host(target));
+  if (split == 0)
+    return refuse("rows of " + std::to_string(hidden) +
+                  " are not split: 2, 4 or 8 blocks would not have a vector for every lane");
+  const std::int64_t blocks = (rows + 1) * split, most = where.properties.max_cooperative_blocks;
+  if (blocks > most)
+    return refuse(std::to_string(rows) + " rows of " + std::to_string(hidden) + " want " +
+                  std::to_string(blocks) + " blocks that run together, and there are " +
+                  std::to_string(most));
+  return Status::ok();
+}
+
 // Whether a variant is to be taken for its speed. A forced one is, and one rank sends nothing.
 inline Status is_fastest(const Args& args, const PlanContext& where, std::string_view variant) {
   if (where.forced || where.team_size == 1) return Status::ok();
@@ -71,6 +95,7 @@ inline Status is_fastest(const Args& args, const PlanContext& where, std::string
   const bool knows = !where.preferred.empty();
   std::string_view choice = knows ? where.preferred : default_choice(bytes, where);
   if (!can_pack(args, where)) choice = unpacked(choice);
+  if (choice == kOneShotSplit && !can_split(args, where)) choice = name_of(Shots::kOne, false);
   if (choice == variant) return Status::ok();
   return Status::error(Code::kUnsupported,
                        std::to_string(rows) + " rows of " + std::to_string(hidden) + " on " +

@@ -54,6 +54,19 @@ constexpr StripeUnits stripe_units(std::int64_t hidden, bool packs, bool spreads
           result_bytes(hidden, packs, spreads_fp8, groups, spreads_residual) / kUnit * peers};
 }
 
+// The most threads of a block of one_shot_split, on devices and where they are emulated, and into
+// how many blocks it splits a row of `hidden` elements: 2, 4 or 8, as few as that allows, or 0
+// where no such number gives each block whole waves with a vector for every lane.
+inline constexpr int kSplitThreads = 160, kEmulatedSplitThreads = 64;
+constexpr int split_of(std::int64_t hidden, bool emulated) {
+  constexpr std::int64_t kWaveOfClusters = 32, kMostVectors = 1024;
+  const std::int64_t vectors = hidden / 8, most = emulated ? kEmulatedSplitThreads : kSplitThreads;
+  if (hidden % 8 != 0 || vectors > kMostVectors) return 0;
+  for (int blocks = 2; blocks <= 8; blocks *= 2)
+    if (vectors % (blocks * kWaveOfClusters) == 0 && vectors / blocks <= most) return blocks;
+  return 0;
+}
+
 // Blocks of a row of `hidden` elements that are resident together on one multiprocessor, at most.
 constexpr std::int64_t resident_blocks(std::int64_t hidden) {
   constexpr std::int64_t kThreads = 1024;  // whose registers a multiprocessor has

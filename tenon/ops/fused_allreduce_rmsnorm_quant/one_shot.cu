@@ -7,6 +7,12 @@ namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 Status launch_one_shot_f16(const LaunchShape& shape, const Args& args, const ChannelView* team,
                            Stream& stream);
 
+// For a plan of another variant that finds too little room.
+Status launch_one_shot_bf16(const LaunchShape& shape, const Args& args, const ChannelView* team,
+                            Stream& stream) {
+  return launch_one_shot<bf16, Plain, SoundProtocol>(shape, args, team, stream);
+}
+
 static Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   return supports_shots<Shots::kOne, false>(args, where, recipe);
 }
@@ -15,7 +21,7 @@ static Status launch(const Recipe& recipe, const Args& args, const ChannelView* 
                      Stream& stream) {
   const LaunchShape& shape = recipe.launches.front().shape;
   if (args.residual.dtype == DType::kF16) return launch_one_shot_f16(shape, args, team, stream);
-  return launch_one_shot<bf16, Plain, SoundProtocol>(shape, args, team, stream);
+  return launch_one_shot_bf16(shape, args, team, stream);
 }
 
 TENON_DEFINE_VARIANT(one_shot, Args, supports, launch);

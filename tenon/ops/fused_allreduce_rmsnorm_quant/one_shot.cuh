@@ -7,21 +7,22 @@
 
 namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
-// One row from its parts. `norm` and `quant` are at that row.
-template <class K>
+// One row from its parts. `norm` and `quant` are at that row; the sum is norm_row()'s. `pads`:
+// whether this block fills what lies beside the row's scales.
+template <class K, class SumOfRow>
 TENON_DEVICE void finish_row(const FusedArgs& args, const NormSpec& norm, const QuantSpec& quant,
-                             Call& call, int row, int rows_done, std::uint32_t entry,
+                             Call& call, int row, SumOfRow sum_of_row, std::uint32_t entry,
                              const ThreadSpan& span, const Own<K::kMaxSpan>& own,
-                             const PrefetchedRow<K::kMaxSpan>& ahead) {
+                             const PrefetchedRow<K::kMaxSpan>& ahead, bool pads) {
   using T = typename K::T;
   Word4 held[K::kMaxSpan];
-  norm_row<T>(norm, rows_done, span, ahead, held,
+  norm_row<T>(norm, sum_of_row, span, ahead, held,
               [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
                 take_sums<K, kVectors>(args, call, row, entry, vector, own, EarlyLook{}, sums);
               });
   if (quant.codes == nullptr) return;
   quantize_to_tensors<T>(quant, 0, span, held);
-  if (quant.layout != ScaleLayout::kRow) pad_scales(args.quant, row);
+  if (pads && quant.layout != ScaleLayout::kRow) pad_scales(args.quant, row);
 }
 
 // What a row's way needs of the arguments, fetched while the kernel before is still at work.
@@ -36,15 +37,14 @@ TENON_DEVICE void hold_all(NormSpec& norm, QuantSpec& quant) {
   hold(quant.scales);
 }
 
-// No more rows than blocks, one generation: nothing but the way of one row.
-template <class K>
-TENON_KERNEL_RESIDENT(kRowThreads, 1)
-one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
+// No more rows than blocks, one generation: nothing but the way of one row. `span`: what this
+// thread has of it.
+template <class K, class SumOfRow>
+TENON_DEVICE void one_shot_row(const FusedArgs& args, int row, const ThreadSpan& span,
+                               SumOfRow sum_of_row, bool pads) {
   using Protocol = typename K::Protocol;
   constexpr int kMaxSpan = K::kMaxSpan;
-  const int row = block_id();
   const bool has_row = row < args.rows;
-  const ThreadSpan span = own_span<kMaxSpan>(args.norm.hidden / kVector);
   NormSpec norm = at_row(choose_path<K::kFastPath>(args.norm), has_row ? row : 0);
   QuantSpec quant = at_row(choose_path<K::kFastPath>(args.quant), has_row ? row : 0);
   std::uint32_t place = in_slot(args.entry_units, row);
@@ -57,18 +57,27 @@ one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
       prefetch(weights_at(norm, span.first));
       prefetch(at_unit(args.mine, place + static_cast<std::uint32_t>(span.first)));
     }
-    prefetch(counters(args.team, row));
+    prefetch(counters(args.team, block_id()));
   }
   enter<Protocol>();
-  const auto own = load_own<kMaxSpan>(args, has_row ? row : 0);
+  const auto own = load_own<kMaxSpan>(args, has_row ? row : 0, span.first);
   Call call = begin_call<Protocol>(args.team);
   if (!has_row) return finish_without_data<Protocol>(args.team, call, args.note, 1);
   send_notes_first(args.team, call, args.note);
   const std::uint32_t entry = in_mailbox(args, call, place);
-  send_part<K>(args, call, row, entry, own);
+  send_part<K>(args, call, row, entry, own, span.first);
   const auto ahead = prefetch_row<kMaxSpan>(norm, span);
   count_call<Protocol>(args.team, call, 1);
-  finish_row<K>(args, norm, quant, call, row, 0, entry, span, own, ahead);
+  finish_row<K>(args, norm, quant, call, row, sum_of_row, entry, span, own, ahead, pads);
+}
+
+// A block for each row.
+template <class K>
+TENON_KERNEL_RESIDENT(kRowThreads, 1)
+one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
+  one_shot_row<K>(
+      args, block_id(), own_span<K::kMaxSpan>(args.norm.hidden / kVector),
+      [](float value) { return block_sum(value, 0); }, true);
 }
 
 // Any number of rows. Each block sends a row ahead of the one it works on, so that the link is
@@ -96,7 +105,7 @@ one_shot_kernel(TENON_ARGS(FusedArgs) args) {
     Own<kMaxSpan> sent{};
     for (int next = block_id(); next < chunk + stride; next += stride) {
       const Own<kMaxSpan> own = sent;
-      if (next < chunk) sent = load_own<kMaxSpan>(args, first + next);
+      if (next < chunk) sent = load_own<kMaxSpan>(args, first + next, thread_id());
       const int index = next - stride, row = first + index;
       PrefetchedRow<kMaxSpan> ahead{};
       const NormSpec norm = at_row(call_norm, index >= 0 ? row : 0);
@@ -104,10 +113,12 @@ one_shot_kernel(TENON_ARGS(FusedArgs) args) {
       const auto entry = [&](int of) {
         return in_mailbox(args, call, in_slot(args.entry_units, of));
       };
-      if (next < chunk) send_part<K>(args, call, first + next, entry(next), sent);
+      if (next < chunk) send_part<K>(args, call, first + next, entry(next), sent, thread_id());
       if (index >= 0) {
-        finish_row<K>(args, norm, at_row(call_quant, row), call, row, rows_done++, entry(index),
-                      span, own, ahead);
+        finish_row<K>(
+            args, norm, at_row(call_quant, row), call, row,
+            [turn = rows_done++](float value) { return block_sum(value, turn); }, entry(index),
+            span, own, ahead, true);
       } else if (first == 0) {
         count_call<Protocol>(args.team, call, static_cast<std::uint32_t>(args.num_generations));
       }

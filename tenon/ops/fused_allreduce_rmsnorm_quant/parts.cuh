@@ -30,6 +30,7 @@ struct FusedArgs {
   int spread_units, spread_entry_units;  // two_shot: a result; those of all peers
   int spread_offset;                     // two_shot: where results begin in a slot
   bool spreads_fp8, spreads_residual;    // two_shot
+  std::uint8_t split_shift;              // one_shot_split: 2 to that power blocks do a row
   Note note;
   NormSpec norm;
   QuantSpec quant;
@@ -85,27 +86,27 @@ TENON_DEVICE void for_peers(const ChannelView& team, Step step) {
 template <int kMaxSpan, int kRanks>
 inline constexpr bool kLooksAhead = kMaxSpan == 1 && kRanks == 2;
 
-// A thread's words of this rank's part of a row. Only a thread that owns one vector keeps it;
-// others read it again.
+// A thread's words of this rank's part of a row. Only a thread that owns one vector, `vector`,
+// keeps it; others read it again.
 template <int kMaxSpan>
 struct Own {
   static constexpr bool kKept = kMaxSpan == 1;
   Word4 words;
 };
 template <int kMaxSpan>
-TENON_DEVICE Own<kMaxSpan> load_own(const FusedArgs& args, int row) {
+TENON_DEVICE Own<kMaxSpan> load_own(const FusedArgs& args, int row, int vector) {
   Own<kMaxSpan> own{};
   if constexpr (Own<kMaxSpan>::kKept)
     own.words = load16(
-        at_unit(args.partial + row * args.partial_stride, static_cast<std::uint32_t>(thread_id())));
+        at_unit(args.partial + row * args.partial_stride, static_cast<std::uint32_t>(vector)));
   return own;
 }
 
-// All threads of a block: this rank's part of a row to each peer number that `is_wanted` names.
-// `entry`: where the row's entry begins.
+// All threads of a row: this rank's part of it to each peer number that `is_wanted` names. `entry`:
+// where the row's entry begins; `vector`: of a thread that owns one.
 template <class K, class IsWanted>
 TENON_DEVICE void send_part_to(const FusedArgs& args, const Call& call, int row,
-                               std::uint32_t entry, const Own<K::kMaxSpan>& own,
+                               std::uint32_t entry, const Own<K::kMaxSpan>& own, int vector,
                                IsWanted is_wanted) {
   using Wire = typename K::Wire;
   if constexpr (K::kRanks == 1) return;
@@ -117,7 +118,7 @@ TENON_DEVICE void send_part_to(const FusedArgs& args, const Call& call, int row,
     });
   };
   if constexpr (Own<K::kMaxSpan>::kKept) {
-    send_vector(thread_id(), own.words);
+    send_vector(vector, own.words);
   } else {
     const std::byte* const from = args.partial + row * args.partial_stride;
     for (int i = thread_id(); i < args.vectors; i += block_threads())
@@ -128,8 +129,8 @@ TENON_DEVICE void send_part_to(const FusedArgs& args, const Call& call, int row,
 // To every peer: a PART of rule 6.
 template <class K>
 TENON_DEVICE void send_part(const FusedArgs& args, const Call& call, int row, std::uint32_t entry,
-                            const Own<K::kMaxSpan>& own) {
-  send_part_to<K>(args, call, row, entry, own, [](int) { return true; });
+                            const Own<K::kMaxSpan>& own, int vector) {
+  send_part_to<K>(args, call, row, entry, own, vector, [](int) { return true; });
 }
 
 // Where `sender` leaves its part of an entry for this rank.

@@ -128,8 +128,8 @@ TENON_DEVICE OwnRow<K::kMaxSpan> read_own_row(const FusedArgs& args, const NormS
   constexpr int kMaxSpan = K::kMaxSpan;
   const int row = stripe.first_row + args.team.rank;
   if (row >= args.rows) return {};
-  return {load_own<kMaxSpan>(args, row), prefetch_row<kMaxSpan>(at_row(norm, row), span),
-          look_early<K>(args, stripe.parts)};
+  return {load_own<kMaxSpan>(args, row, thread_id()),
+          prefetch_row<kMaxSpan>(at_row(norm, row), span), look_early<K>(args, stripe.parts)};
 }
 
 // My row of a stripe: its norm, and the results (RESULT of rule 6) to every peer. `lost_words` are
@@ -154,12 +154,13 @@ TENON_DEVICE void own_row(const FusedArgs& args, const NormSpec& call_norm, cons
     });
   };
   const NormSpec norm = at_row(call_norm, row);
-  norm_row<T>(norm, rows_done, span, read.ahead, held,
-              [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
-                take_sums<K, kVectors>(args, call, row, stripe.parts, vector, read.own, read.early,
-                                       sums);
-                if (call.lost) *lost_word = 1;
-              });
+  norm_row<T>(
+      norm, [rows_done](float value) { return block_sum(value, rows_done); }, span, read.ahead,
+      held,
+      [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
+        take_sums<K, kVectors>(args, call, row, stripe.parts, vector, read.own, read.early, sums);
+        if (call.lost) *lost_word = 1;
+      });
   call.lost |= *lost_word != 0;  // set before the barriers of norm_row, so all threads agree
   order_hop<Protocol>();
   if (args.spreads_residual && !call.lost) {
@@ -388,13 +389,13 @@ two_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
     prefetch(counters(args.team, block_id()));
   }
   enter<Protocol>();
-  const auto own = load_own<kMaxSpan>(args, row);
+  const auto own = load_own<kMaxSpan>(args, row, thread_id());
   Call call = begin_call<Protocol>(args.team);
   if (!has_row) return finish_without_data<Protocol>(args.team, call, args.note, 1);
   send_notes_first(args.team, call, args.note);
   const Stripe stripe = stripe_at(args, call, stripe_index, stripe_index);
   if (!is_mine)
-    send_part_to<K>(args, call, row, stripe.parts, own,
+    send_part_to<K>(args, call, row, stripe.parts, own, thread_id(),
                     [&](int peer) { return rank_of_peer<kRanks>(args.team, peer) == owner; });
   OwnRow<kMaxSpan> read{};
   if (is_mine) read = {own, prefetch_row<kMaxSpan>(at_row(norm, row), span), {}};

@@ -32,10 +32,11 @@ row_kernel(TENON_ARGS(RowArgs) args) {
     const std::byte* const y = args.y + row * args.y_stride;
     const NormSpec norm = at_row(call_norm, row);
     const auto ahead = prefetch_row<kMaxSpan>(norm, span);
-    norm_row<T>(norm, rows_done++, span, ahead, held,
-                [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
-                  load_floats<T, kVectors>(reinterpret_cast<const T*>(y) + vector * kVector, sums);
-                });
+    norm_row<T>(
+        norm, [&](float value) { return block_sum(value, rows_done++); }, span, ahead, held,
+        [&]<int kVectors>(int vector, float(&sums)[kVectors * kVector]) {
+          load_floats<T, kVectors>(reinterpret_cast<const T*>(y) + vector * kVector, sums);
+        });
     if (quant.codes == nullptr) continue;
     quantize_to_tensors<T>(at_row(quant, row), 0, span, held);
     pad_scales(quant, row);

@@ -110,5 +110,18 @@ TENON_DEVICE void send_cluster(void* shared, Mbarrier* barrier, std::uint32_t ra
         "f"(c), "f"(d)
       : "memory");
 }
+// The same with four bytes.
+TENON_DEVICE void send_cluster(void* shared, Mbarrier* barrier, std::uint32_t rank, float value) {
+  asm volatile(
+      "{\n\t.reg .b32 to, bar;\n\t"
+      "mapa.shared::cluster.u32 to, %0, %2;\n\t"
+      "mapa.shared::cluster.u32 bar, %1, %2;\n\t"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [to], %3, [bar];"
+      "\n\t}"
+      :
+      : "r"(shared_address(shared)), "r"(shared_address(barrier)), "r"(rank),
+        "r"(__float_as_uint(value))
+      : "memory");
+}
 
 }  // namespace tenon::TENON_TARGET::sm90
