@@ -5,6 +5,7 @@
 #include "tenon/reference/inputs.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include <memory>
 
@@ -374,6 +375,44 @@ TEST(FusedPacked, WidthsThatLeaveLanesWithoutAVectorAreRefused) {
       });
     }
   }
+}
+
+// Whatever the plan was made for: rows that are not there are not read.
+TEST(FusedRows, CallsWithoutRowsTouchNothing) {
+  void* const guarded = mmap(nullptr, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(guarded, MAP_FAILED);
+  for (Target target : test::host_targets()) {
+    BoundaryCase shape;
+    shape.team = 2;
+    shape.hidden = 512;
+    shape.rows = 3;
+    const BoundaryInputs inputs = reference::make_inputs(shape, 5);
+    RankOptions options;
+    options.target = target;
+    run_ranks(shape.team, options, [&](int rank, Communicator& comm) {
+      auto stream = Stream::create(comm.device());
+      auto mailbox = comm.make_channel(fused::mailbox_bytes({3, 512, 2}), "boundary");
+      ASSERT_TRUE(stream && mailbox);
+      const BoundaryTensors tensors(shape, inputs, rank, comm.device(), *stream);
+      const fused::Args whole = test::fused_args({shape}, tensors);
+      fused::Args none = whole;
+      for (TensorView* each : {&none.partial.addend, &none.residual, &*none.out.bf16,
+                               &none.out.fp8->data, &none.out.fp8->scale}) {
+        each->data = guarded;
+        each->shape[0] = 0;
+      }
+      meet(comm);
+      for (const std::string_view variant : test::variants_of(shape, target, comm.max_blocks())) {
+        auto plan = test::plan_of(whole, comm, variant);
+        ASSERT_TRUE(plan) << plan.status().to_string();
+        const Status ran = fused::run(*plan, none, mailbox->view(), *stream);
+        EXPECT_TRUE(ran) << variant << ": " << ran.to_string();
+        EXPECT_TRUE(stream->synchronize());
+      }
+      meet(comm);
+    });
+  }
+  munmap(guarded, 4096);
 }
 
 // On targets with clusters: where there are blocks enough and whole waves of vectors.

@@ -59,6 +59,7 @@ Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view f
 
 Status run(const Plan& plan, const Args& args, const ChannelView& team, Stream& stream) {
   TENON_TRY(check(args));
+  if (args.partial.addend.shape[0] == 0) return Status::ok();
   TENON_TRY(check_apart(tensors_of(args)), kName);
   TENON_TRY(check_plan(plan, kOp, args.partial.addend, team.size, stream), kName);
   TENON_TRY(check_team(team), kName);
