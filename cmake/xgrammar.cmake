@@ -11,7 +11,6 @@ endif()
 set(version 0.2.8)
 set(hash 8305646fd2b319d6c3003f51a1665e54cbbe9cba1fb636bc41d0b46434ccbb80)
 set(address https://files.pythonhosted.org/packages/03/0f/29f521535729be740779c2c98b630ef6607cf28be9b669895dd2b821ff63/xgrammar-${version}.tar.gz)
-set(compile_effort 500000000)  # states of the parser that one thread of a compilation may go through
 set(folder ${PROJECT_BINARY_DIR}/third_party)
 file(SHA256 ${CMAKE_CURRENT_LIST_FILE} recipe)  # another recipe, another folder
 string(SUBSTRING ${recipe} 0 8 recipe)
@@ -68,35 +67,55 @@ function(tenon_fetch_xgrammar)
 ]] [[      elements.push_back(RuleRef(value_rule_id));
 ]])
   # A grammar that anybody may send must not keep a thread busy for minutes: its parser counts what it does, and
-  # gives up where that was more than was allowed (tenon/text/grammar.cc). A thread that nobody has allowed anything
-  # is one that prepares masks for a compilation.
-  tenon_mend_xgrammar(earley_parser.cc 1 "bool EarleyParser::IsCompleted() const { return is_completed_.back(); }" [[
-static thread_local long long tenon_effort_left = TENON_COMPILE_EFFORT;
-
-long long TenonAllow(long long effort) {
-  const long long left = tenon_effort_left;
-  tenon_effort_left = effort;
-  return left;
-}
-
-static void TenonSpend(long long effort) {
-  if ((tenon_effort_left -= effort) < 0)
-    throw std::runtime_error("takes too much work to keep to; accepted are simpler ones");
-}
-
-bool EarleyParser::IsCompleted() const { return is_completed_.back(); }]])
-  tenon_mend_xgrammar(earley_parser.cc 1 "#include <utility>" "#include <stdexcept>\n#include <utility>")
+  # gives up where that was more than was allowed (tenon/text/grammar_effort.h).
+  tenon_mend_xgrammar(earley_parser.cc 1 "#include <utility>"
+                      "#include <utility>\n#include \"tenon/text/grammar_effort.h\"\nusing tenon::grammar_effort::spend;")
   tenon_mend_xgrammar(earley_parser.cc 2 "  for (const auto& state : latest_states) {"
-                      "  TenonSpend(latest_states.size());\n  for (const auto& state : latest_states) {")
+                      "  spend(latest_states.size());\n  for (const auto& state : latest_states) {")
   tenon_mend_xgrammar(earley_parser.cc 3 "    tmp_process_state_queue_.pop();"
-                      "    tmp_process_state_queue_.pop();\n    TenonSpend(1);")
+                      "    tmp_process_state_queue_.pop();\n    spend(1);")
   tenon_mend_xgrammar(earley_parser.cc 1 "  for (const auto& [ref_id, parent_state] : parent_states_map) {"
-                      "  TenonSpend(parent_states_map.size());\n  for (const auto& [ref_id, parent_state] : parent_states_map) {")
+                      "  spend(parent_states_map.size());\n  for (const auto& [ref_id, parent_state] : parent_states_map) {")
   tenon_mend_xgrammar(earley_parser.cc 2 "const auto& parent_state = parent_state_iter.second;"
-                      "const auto& parent_state = parent_state_iter.second;\nTenonSpend(rule_id_to_completable_states_.Back().size());")
-  # Its cache keeps to its bound: what could not be compiled is not kept, and what is too much goes at once. Its own
-  # sizes leave out keys, names, the nodes of tables and the room that vectors grow into.
+                      "const auto& parent_state = parent_state_iter.second;\nspend(rule_id_to_completable_states_.Back().size());")
+  # So does what it prepares a grammar with, where that may take long.
+  tenon_mend_xgrammar(earley_parser.cc 1 "  PushStateAndExpand(initial_state.has_value() ?"
+                      "  spend(grammar_->NumRules() / 4);\n  PushStateAndExpand(initial_state.has_value() ?")
+  tenon_mend_xgrammar(grammar_functor.cc 2 "    for (const auto& [hash, target] : hash_and_target) {"
+                      "    spend(hash_and_target.size());\n    for (const auto& [hash, target] : hash_and_target) {")
+  tenon_mend_xgrammar(grammar_functor.cc 1 "#include <vector>"
+                      "#include <vector>\n#include \"tenon/text/grammar_effort.h\"\nusing tenon::grammar_effort::spend;")
+  tenon_mend_xgrammar(fsm.cc 1 "  std::vector<std::vector<FSMEdge>> new_edges(new_num_states);\n  for (int i = 0; i < static_cast<int>(edges_.size()); ++i) {"
+                      "  spend(8 * edges_.size());\n  std::vector<std::vector<FSMEdge>> new_edges(new_num_states);\n  for (int i = 0; i < static_cast<int>(edges_.size()); ++i) {")
+  tenon_mend_xgrammar(fsm.cc 1 "#include <vector>"
+                      "#include <vector>\n#include \"tenon/text/grammar_effort.h\"\nusing tenon::grammar_effort::spend;")
+  # The threads of a compilation count together, and where that was too much what is left of it is passed over.
+  tenon_mend_xgrammar(grammar_compiler.cc 1 "  auto add_adaptive_token_mask = [&](const ParserState& state, bool is_root_rule) {"
+                      "  tenon::grammar_effort::Compilation* const counted = tenon::grammar_effort::account.compilation;
+  auto add_adaptive_token_mask = [&](const ParserState& state, bool is_root_rule) {
+    if (counted->is_over()) return;
+    const tenon::grammar_effort::OnThread counts(counted);")
+  tenon_mend_xgrammar(grammar_compiler.cc 1 "    thread_pool->Join();" "    thread_pool->Join();\n    counted->spend(0);")
+  tenon_mend_xgrammar(grammar_compiler.cc 1 "#include <variant>"
+                      "#include <variant>\n#include \"tenon/text/grammar_effort.h\"")
+  # Who asks for a grammar that another thread compiles would wait for that thread, and get what stopped it. And its
+  # cache keeps to its bound: what could not be compiled is not kept, and what is too much goes at once. Its own sizes
+  # leave out keys, names, the nodes of tables and the room that vectors grow into.
   tenon_mend_xgrammar(support/thread_safe_cache.h 1 [[
+    auto task = std::packaged_task<SizedValue()>{[this, &key] {
+      auto value = computer_(key);
+      auto result = SizedValue{value, size_estimator_(value)};
+      current_size_ += result.size;
+      return result;
+    }};
+
+    auto lock_map = std::unique_lock{map_mutex_};
+    auto [it, success] = map.try_emplace(key);
+    if (!success) return cache_.LRUVisit(*it);
+
+    // in this case, we insert the task, and we need to compute the value
+    auto future = task.get_future().share();
+
     // perform eviction if the cache is full
     cache_.LRUInit(*it, future);
     cache_.LRUEvict(
@@ -119,34 +138,27 @@ bool EarleyParser::IsCompleted() const { return is_completed_.back(); }]])
     task();
     return future;
 ]] [[
-    cache_.LRUInit(*it, future);
+    auto value = computer_(key);
+    const std::size_t size = size_estimator_(key, value);
+    std::promise<SizedValue> made;
+    made.set_value({value, size});
+    const auto future = made.get_future().share();
 
-    // perform the costly computation outside all locks
-    lock_map.unlock();
-    task();
-    bool failed = false;
-    try {
-      future.get();
-    } catch (...) {
-      failed = true;
-    }
-    lock_map.lock();
+    auto lock_map = std::unique_lock{map_mutex_};
+    auto [it, success] = map.try_emplace(key);
+    if (!success) return cache_.LRUVisit(*it);
+    current_size_ += size;
+    cache_.LRUInit(*it, future);
     cache_.LRUEvict(
-        [&] { return failed || current_size_ > max_size_; },
-        [&](const std::shared_future<SizedValue>& value) {
-          if (value.wait_for(std::chrono::seconds(0)) != std::future_status::ready) return false;
-          try {
-            const std::size_t size = value.get().size;
-            if (current_size_ <= max_size_) return false;
-            current_size_ -= size;
-          } catch (...) {  // it counted as nothing
-          }
+        [&] { return current_size_ > max_size_; },
+        [&](const std::shared_future<SizedValue>& each) {
+          current_size_ -= each.get().size;
           return true;
         }
     );
     return future;
 ]])
-  tenon_mend_xgrammar(support/thread_safe_cache.h 2 "size_estimator_(value)" "size_estimator_(key, value)")
+  tenon_mend_xgrammar(support/thread_safe_cache.h 1 "size_estimator_(value)" "size_estimator_(key, value)")
   tenon_mend_xgrammar(grammar_compiler.cc 1
     "std::size_t operator()(const CompiledGrammar& value) const { return value.MemorySizeBytes(); }" [[
     std::size_t operator()(const UnionKey& key, const CompiledGrammar& value) const {
@@ -183,10 +195,10 @@ endif()
 file(GLOB xgrammar_sources ${root}/cpp/*.cc ${root}/cpp/converter_ext/*.cc ${root}/cpp/support/*.cc)
 add_library(tenon_xgrammar STATIC ${xgrammar_sources})
 set_target_properties(tenon_xgrammar PROPERTIES EXPORT_NAME xgrammar CXX_STANDARD 17)
+target_include_directories(tenon_xgrammar PRIVATE ${PROJECT_SOURCE_DIR})
 target_include_directories(tenon_xgrammar SYSTEM PRIVATE ${root}/include ${root}/3rdparty/picojson
                                                          ${root}/3rdparty/dlpack/include)
-target_compile_definitions(tenon_xgrammar PRIVATE XGRAMMAR_ENABLE_CPPTRACE=0 XGRAMMAR_ENABLE_INTERNAL_CHECK=0
-                                                   TENON_COMPILE_EFFORT=${compile_effort})
+target_compile_definitions(tenon_xgrammar PRIVATE XGRAMMAR_ENABLE_CPPTRACE=0 XGRAMMAR_ENABLE_INTERNAL_CHECK=0)
 # Others' code: its warnings are not ours to mend, and only its memory and its races are watched.
 target_compile_options(tenon_xgrammar PRIVATE -O2 -w)
 if(TENON_SANITIZE)

@@ -15,11 +15,7 @@
 #include <xgrammar/matcher.h>
 #include <xgrammar/tokenizer_info.h>
 
-namespace xgrammar {
-// cmake/xgrammar.cmake adds it. From now on the parser may go through so many states on this thread
-// before it throws; returns how many were left of those allowed before.
-long long TenonAllow(long long effort);
-}  // namespace xgrammar
+#include "tenon/text/grammar_effort.h"
 #endif
 
 namespace tenon {
@@ -64,9 +60,9 @@ struct GrammarState::State {
   // Runs what goes through the parser.
   template <class Work>
   Status spend(Work&& work) {
-    xgrammar::TenonAllow(effort);
+    grammar_effort::account.left = effort;
     Status done = with_reason(Code::kInternal, std::forward<Work>(work));
-    effort = xgrammar::TenonAllow(0);
+    effort = std::exchange(grammar_effort::account.left, 0);
     return done;
   }
 };
@@ -126,7 +122,7 @@ Status GrammarState::accept(std::int32_t id) {
 
 Result<GrammarState> Grammar::begin() const {
   return with_reason(Code::kInternal, [&]() -> Result<GrammarState> {
-    xgrammar::TenonAllow(kMaxEffort);
+    grammar_effort::account.left = kMaxEffort;
     return GrammarState(std::make_unique<GrammarState::State>(
         GrammarState::State{xgrammar::GrammarMatcher(state_->compiled)}));
   });
@@ -138,22 +134,26 @@ GrammarCompiler::GrammarCompiler(const Tokenizer& tokenizer, std::span<const std
                                  std::int64_t max_kept_bytes)
     : state_(new State{tokenizer, {ends.begin(), ends.end()}, max_kept_bytes, {}, {}}) {}
 
-Result<Grammar> GrammarCompiler::compile(std::string_view structural_tag) const {
+Result<Grammar> GrammarCompiler::compile(std::string_view structural_tag,
+                                         const GrammarWork& work) const {
   if (state_->tokenizer.num_tokens() == 0)
     return Status::error(Code::kUnsupported, "there are no texts, so nothing to keep to a grammar");
   if (structural_tag.size() > kMaxGrammarBytes)
     return Status::error(Code::kInvalidArgument, "has " + std::to_string(structural_tag.size()) +
                                                      " bytes; accepted are at most " +
                                                      std::to_string(kMaxGrammarBytes));
-  TENON_ASSIGN(Grammar made, with_reason(Code::kInvalidArgument, [&]() -> Result<Grammar> {
-                 xgrammar::TenonAllow(kMaxEffort);
-                 return Grammar(std::make_shared<Grammar::State>(Grammar::State{
-                     state_->prepared().CompileStructuralTag(std::string(structural_tag))}));
-               }));
-  TENON_ASSIGN(GrammarState begun, made.begin());
+  grammar_effort::Compilation counted(work.effort, work.is_wanted);
+  Result<Grammar> made = with_reason(Code::kInvalidArgument, [&]() -> Result<Grammar> {
+    const grammar_effort::OnThread counts(&counted);
+    return Grammar(std::make_shared<Grammar::State>(
+        Grammar::State{state_->prepared().CompileStructuralTag(std::string(structural_tag))}));
+  });
+  if (!made && counted.is_over()) return Status::error(Code::kTimeout, grammar_effort::kTooMuch);
+  if (!made) return made;
+  Result<GrammarState> begun = made->begin();
   std::vector<std::uint32_t> first(static_cast<std::size_t>(state_->tokenizer.num_tokens() + 31) /
                                    32);
-  if (const Status filled = begun.fill(first); !filled)
+  if (const Status filled = begun ? begun->fill(first) : begun.status(); !filled)
     return Status::error(Code::kInvalidArgument, std::string(filled.message()));
   if (std::all_of(first.begin(), first.end(), [](std::uint32_t word) { return word == 0; }))
     return Status::error(Code::kInvalidArgument, "no text of this vocabulary fits it");
@@ -179,7 +179,9 @@ Status GrammarState::accept(std::int32_t) { return not_built(); }
 Result<GrammarState> Grammar::begin() const { return not_built(); }
 bool GrammarCompiler::is_built() { return false; }
 GrammarCompiler::GrammarCompiler(const Tokenizer&, std::span<const std::int32_t>, std::int64_t) {}
-Result<Grammar> GrammarCompiler::compile(std::string_view) const { return not_built(); }
+Result<Grammar> GrammarCompiler::compile(std::string_view, const GrammarWork&) const {
+  return not_built();
+}
 
 #endif
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -14,6 +15,14 @@
 #include "tenon/text/tokenizer.h"
 
 namespace tenon {
+
+// What a compilation may take.
+inline constexpr std::int64_t kMaxGrammarEffort = 1'500'000'000;
+struct GrammarWork {
+  std::int64_t effort = kMaxGrammarEffort;  // counted: the same on every machine
+  // Asked again and again, by threads of the compilation, which ends where it says no. None: yes.
+  std::function<bool()> is_wanted = {};
+};
 
 inline constexpr std::size_t kMaxGrammarBytes = std::size_t{64} << 10;  // of a structural tag
 // Of the compiled grammars that a compiler keeps.
@@ -70,8 +79,9 @@ class GrammarCompiler {
   ~GrammarCompiler();
 
   // kInvalidArgument, with the reason, where the tag is no structural tag, holds a schema that
-  // cannot be had, is longer than kMaxGrammarBytes, takes too much work, or has no text that fits.
-  Result<Grammar> compile(std::string_view structural_tag) const;
+  // cannot be had, is longer than kMaxGrammarBytes, or has no text that fits. kTimeout where `work`
+  // is not enough, or it is not wanted any more.
+  Result<Grammar> compile(std::string_view structural_tag, const GrammarWork& work = {}) const;
 
  private:
   struct State;

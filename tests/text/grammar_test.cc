@@ -6,11 +6,14 @@
 #include <malloc.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <future>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
 
+#include "tenon/core/thread.h"
 #include "tenon/text/answer_grammar.h"
 #include "tenon/text/answer_parser.h"
 
@@ -328,6 +331,68 @@ TEST_F(Grammars, WhatTakesTooMuchWorkEndsAtTheSameToken) {
   const int first = tokens_until_refused();
   EXPECT_GT(first, 2);
   EXPECT_EQ(tokens_until_refused(), first);
+}
+
+// As above, and however its threads share the work.
+TEST_F(Grammars, ACompilationIsRefusedByTheSameCount) {
+  const auto tag = structural_tag({.text = regex_format("[a-z]{0,9}(-[0-9]{2,12}x|y.{0,30})")});
+  ASSERT_TRUE(tag);
+  const auto is_enough = [&](std::int64_t effort) {
+    compiler_.emplace(*tokenizer_, std::vector<std::int32_t>{end_});
+    const auto made = compiler_->compile(*tag, {.effort = effort});
+    if (!made) {
+      EXPECT_EQ(made.status().code(), Code::kTimeout) << made.status().to_string();
+      EXPECT_NE(made.status().message().find("too much work"), std::string_view::npos);
+    }
+    return static_cast<bool>(made);
+  };
+  std::int64_t least = 1, most = 100'000'000;
+  ASSERT_TRUE(is_enough(most));
+  while (most - least > 1) {
+    const std::int64_t middle = least + (most - least) / 2;
+    (is_enough(middle) ? most : least) = middle;
+  }
+  EXPECT_GT(most, 100'000);
+  for (int turn = 0; turn < 10; ++turn) {
+    EXPECT_TRUE(is_enough(most));
+    EXPECT_FALSE(is_enough(most - 1));
+  }
+}
+
+TEST_F(Grammars, ACompilationEndsWhereNobodyWantsItAnyMore) {
+  const auto tag = structural_tag({.text = regex_format("(.{0,100}[0-9]){0,3}")});
+  ASSERT_TRUE(tag);
+  std::atomic<int> asked{0};
+  const auto made = compiler_->compile(*tag, {.is_wanted = [&] { return ++asked <= 10; }});
+  ASSERT_FALSE(made);
+  EXPECT_EQ(made.status().code(), Code::kTimeout) << made.status().to_string();
+  EXPECT_GT(asked, 10);
+  EXPECT_LE(asked, 10 + 3);  // once by each of its threads
+  EXPECT_TRUE(compiler_->compile(*tag));
+}
+
+// Neither for its end nor for its error.
+TEST_F(Grammars, NobodyWaitsForACompilationOfSomebodyElse) {
+  const auto tag = structural_tag({.text = regex_format("(.{0,100}[0-9]){0,3}")});
+  ASSERT_TRUE(tag);
+  std::promise<bool> is_wanted;
+  const std::shared_future<bool> told = is_wanted.get_future().share();
+  std::promise<void> begun;
+  std::atomic<int> asked{0};
+  auto other = start_thread("compiles", [&] {
+    const auto made = compiler_->compile(*tag, {.is_wanted = [&] {
+      if (asked++ == 0) begun.set_value();
+      return told.get();
+    }});
+    EXPECT_FALSE(made);
+  });
+  ASSERT_TRUE(other) << other.status().to_string();
+  begun.get_future().wait();
+  EXPECT_FALSE(compiler_->compile(*tag, {.effort = 1000}));
+  EXPECT_TRUE(compiler_->compile(*tag));
+  is_wanted.set_value(false);
+  *other = {};  // joins
+  EXPECT_TRUE(compiler_->compile(*tag));
 }
 
 TEST_F(Grammars, ATokenOfALongAnswerTakesLittleWork) {
