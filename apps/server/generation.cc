@@ -48,7 +48,7 @@ ApiError error_of(const serve::Submission& made) {
   switch (made.admission) {
     case serve::Admission::kInvalid: return {400, why, {}, {}};
     case serve::Admission::kFull: return {429, why, {}, "queue_full"};
-    case serve::Admission::kClosed: return {503, "the server is about to end", {}, "draining"};
+    case serve::Admission::kClosed: return draining_error();
     case serve::Admission::kFailed:
     case serve::Admission::kAccepted: break;
   }
@@ -433,24 +433,18 @@ ApiResult<PreparedRequest> prepare(const serve::LanguageModel& model, ApiRequest
   return out;
 }
 
+ApiError draining_error() { return {503, "the server is about to end", {}, "draining"}; }
+
 bool needs_grammar(const PreparedRequest& prepared) {
   const AnswerGrammar& wanted = prepared.request.grammar;
   return wanted.text || wanted.tools.is_list();
 }
 
-std::optional<ApiError> compile_grammar(const serve::LanguageModel& model,
-                                        PreparedRequest& prepared) {
-  if (!needs_grammar(prepared)) return std::nullopt;
-  const std::string& field = prepared.request.grammar_field;
-  const auto refuse = [&](const Status& why) {
-    return ApiError{400, "\"" + field + "\": " + std::string(why.message()), field, {}};
-  };
-  const auto tag = structural_tag(prepared.request.grammar);
-  if (!tag) return refuse(tag.status());
-  auto grammar = model.grammars().compile(*tag);
-  if (!grammar) return refuse(grammar.status());
-  prepared.rule.grammar = *std::move(grammar);
-  return std::nullopt;
+Status compile_grammar(const serve::LanguageModel& model, PreparedRequest& prepared,
+                       const GrammarWork& work) {
+  TENON_ASSIGN(const std::string tag, structural_tag(prepared.request.grammar));
+  TENON_ASSIGN(prepared.rule.grammar, model.grammars().compile(tag, work));
+  return Status::ok();
 }
 
 std::unique_ptr<HttpExchange> make_generation(Engines& engines, PreparedRequest prepared,

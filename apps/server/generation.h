@@ -40,13 +40,15 @@ struct PreparedRequest {
 ApiResult<PreparedRequest> prepare(const serve::LanguageModel& model, ApiRequest request);
 
 bool needs_grammar(const PreparedRequest& prepared);
-// Compiles the grammar of the rule where one is needed, which may take seconds.
-std::optional<ApiError> compile_grammar(const serve::LanguageModel& model,
-                                        PreparedRequest& prepared);
+// Compiles the grammar of the rule, which may take seconds. Errors as GrammarCompiler::compile().
+Status compile_grammar(const serve::LanguageModel& model, PreparedRequest& prepared,
+                       const GrammarWork& work);
 
 std::unique_ptr<HttpExchange> make_generation(Engines& engines, PreparedRequest prepared,
                                               AnswerHead head);
 
+// What a request gets that comes when the server is about to end.
+ApiError draining_error();
 // An answer that is an error.
 std::unique_ptr<HttpExchange> answer_with_error(Dialect dialect, const ApiError& error,
                                                 const std::string& request_id);

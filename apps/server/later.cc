@@ -99,7 +99,7 @@ class Later final : public HttpExchange {
     if (shared.has_left) return;
     std::unique_ptr<HttpExchange> made;
     const Status done = guarded([&] {
-      made = shared.make();
+      made = shared.make([&shared] { return !shared.has_left; });
       return Status::ok();
     });
     if (!done) made = shared.refuse(500, std::string(done.message()));

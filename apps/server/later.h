@@ -42,8 +42,10 @@ class Workers {
 
 // The exchange that `make` gives back on one of the workers, or what `refuse` gives back where
 // there is no room (429) or `make` throws (500). Where the client leaves before its turn, nothing
-// is made. What both functions refer to outlives the workers.
-using MakeExchange = std::function<std::unique_ptr<HttpExchange>()>;
+// is made; where it leaves later, `is_wanted` says so. What both functions refer to outlives the
+// workers.
+using IsWanted = std::function<bool()>;
+using MakeExchange = std::function<std::unique_ptr<HttpExchange>(const IsWanted& is_wanted)>;
 using RefuseExchange = std::function<std::unique_ptr<HttpExchange>(int status, std::string why)>;
 std::unique_ptr<HttpExchange> answer_later(Workers& workers, MakeExchange make,
                                            RefuseExchange refuse);

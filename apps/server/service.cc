@@ -423,15 +423,29 @@ Exchange Service::answer(Dialect dialect, const HttpRequest& request) {
   auto& prepared = std::get<PreparedRequest>(understood);
   if (!needs_grammar(prepared))
     return make_generation(engines_, std::move(prepared), std::move(head));
-  const auto held = std::make_shared<PreparedRequest>(std::move(prepared));
+  return answer_in_form(dialect, std::make_shared<PreparedRequest>(std::move(prepared)), head,
+                        /*is_quick=*/true);
+}
+
+// Whether a form is compiled at the first or at the second attempt, the answer is the same.
+Exchange Service::answer_in_form(Dialect dialect, const std::shared_ptr<PreparedRequest>& prepared,
+                                 const AnswerHead& head, bool is_quick) {
   return answer_later(
-      workers_,
-      [this, dialect, held, head]() -> Exchange {
-        if (const auto error = compile_grammar(engines_.model, *held))
-          return answer_with_error(dialect, *error, head.id);
-        return make_generation(engines_, std::move(*held), head);
+      is_quick ? quick_ : slow_,
+      [=, this](const IsWanted& is_wanted) -> Exchange {
+        const Status made = compile_grammar(engines_.model, *prepared,
+                                            {is_quick ? kQuickEffort : kMaxGrammarEffort,
+                                             [&] { return is_wanted() && !draining_; }});
+        if (made) return make_generation(engines_, std::move(*prepared), head);
+        if (draining_) return answer_with_error(dialect, draining_error(), head.id);
+        if (is_quick && made.code() == Code::kTimeout)
+          return answer_in_form(dialect, prepared, head, /*is_quick=*/false);
+        const std::string& field = prepared->request.grammar_field;
+        return answer_with_error(
+            dialect, {400, "\"" + field + "\": " + std::string(made.message()), field, {}},
+            head.id);
       },
-      [dialect, id = request.id](int status, const std::string& why) {
+      [dialect, id = head.id](int status, const std::string& why) {
         return answer_with_error(
             dialect, {status, "its grammar is not compiled: " + why + "; ask again later", {}, {}},
             id);

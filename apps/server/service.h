@@ -97,6 +97,9 @@ class Service {
   // The origin that an answer names, or empty.
   std::string allowed_origin(const HttpRequest& request) const;
   std::unique_ptr<HttpExchange> answer(Dialect dialect, const HttpRequest& request);
+  std::unique_ptr<HttpExchange> answer_in_form(Dialect dialect,
+                                               const std::shared_ptr<PreparedRequest>& prepared,
+                                               const AnswerHead& head, bool is_quick);
   std::unique_ptr<HttpExchange> render(Dialect dialect, const HttpRequest& request);
   // The request in `body` with its prompts as ids, and `name` of the model that answers.
   ApiResult<PreparedRequest> understand(Dialect dialect, const std::string& body,
@@ -109,9 +112,11 @@ class Service {
   Engines engines_;
   Sources sources_;
   std::atomic<bool> draining_{false};
-  // Compile grammars; last, as their tasks use the rest. Each compilation has two threads.
-  static constexpr int kCompilations = 2, kMostWaiting = 256;
-  Workers workers_{kCompilations, kMostWaiting};
+  // Compile grammars, each on two more threads; last, as their tasks use the rest. What takes more
+  // than kQuickEffort is begun anew among the slow ones: the others never wait for its end.
+  static constexpr std::int64_t kQuickEffort = kMaxGrammarEffort / 150;
+  static constexpr int kQuick = 1, kSlow = 2, kMostWaiting = 256;
+  Workers slow_{kSlow, kMostWaiting}, quick_{kQuick, kMostWaiting};
 };
 
 }  // namespace tenon::server

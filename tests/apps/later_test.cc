@@ -32,9 +32,12 @@ HttpPiece answer_of(HttpExchange& exchange) {
   exchange.begin([woken] { *woken = true; });
   const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(10) * test::kSlowdown;
   HttpPiece piece = exchange.next();
-  while (!piece.head && !*woken && std::chrono::steady_clock::now() < until)
-    std::this_thread::yield();
-  return piece.head ? std::move(piece) : exchange.next();
+  while (!piece.head && std::chrono::steady_clock::now() < until)
+    if (woken->exchange(false))
+      piece = exchange.next();
+    else
+      std::this_thread::yield();
+  return piece;
 }
 
 TEST(Later, GivesWhatIsMade) {
@@ -42,7 +45,7 @@ TEST(Later, GivesWhatIsMade) {
   for (int i = 0; i < 20; ++i) {
     const Exchange exchange = answer_later(
         workers,
-        [i] {
+        [i](const IsWanted&) {
           return answer_at_once({200, "text/plain", {}}, std::to_string(i));
         },
         refuse);
@@ -57,7 +60,7 @@ TEST(Later, GivesWhatIsMade) {
 TEST(Later, WhatThrowsIsAnError) {
   Workers workers(1, 8);
   const Exchange exchange = answer_later(
-      workers, []() -> Exchange { throw std::runtime_error("broken"); }, refuse);
+      workers, [](const IsWanted&) -> Exchange { throw std::runtime_error("broken"); }, refuse);
   const HttpPiece piece = answer_of(*exchange);
   ASSERT_TRUE(piece.head);
   EXPECT_EQ(piece.head->status, 500);
@@ -69,16 +72,16 @@ TEST(Later, RefusesWhatHasNoRoomAndForgetsWhoHasLeft) {
   std::atomic<int> made{0};
   std::vector<Exchange> waiting;
   Workers workers(1, 3);
-  const auto make = [&made]() -> Exchange {
+  const auto make = [&made](const IsWanted&) -> Exchange {
     ++made;
     return answer_at_once({200, "text/plain", {}}, "");
   };
   const Exchange first = answer_later(
       workers,
-      [&]() -> Exchange {
+      [&](const IsWanted& is_wanted) -> Exchange {
         begun.set_value();
         go_on.get_future().wait();
-        return make();
+        return make(is_wanted);
       },
       refuse);
   first->begin([] {});
@@ -101,6 +104,49 @@ TEST(Later, RefusesWhatHasNoRoomAndForgetsWhoHasLeft) {
   EXPECT_EQ(made, 2);  // the first, and the one that stayed
 }
 
+TEST(Later, WhoMakesLearnsThatTheClientHasLeft) {
+  std::promise<void> begun;
+  std::atomic<bool> was_wanted{false}, is_told{false};
+  {
+    Workers workers(1, 8);
+    const auto until =
+        std::chrono::steady_clock::now() + std::chrono::seconds(10) * test::kSlowdown;
+    const Exchange exchange = answer_later(
+        workers,
+        [&](const IsWanted& is_wanted) -> Exchange {
+          was_wanted = is_wanted();
+          begun.set_value();
+          while (is_wanted() && std::chrono::steady_clock::now() < until) std::this_thread::yield();
+          is_told = !is_wanted();
+          return nullptr;
+        },
+        refuse);
+    exchange->begin([] {});
+    begun.get_future().wait();
+  }
+  EXPECT_TRUE(was_wanted);
+  EXPECT_TRUE(is_told);
+}
+
+// What is made may be made later in turn, by others.
+TEST(Later, GivesWhatOthersMake) {
+  Workers others(1, 8), workers(1, 8);
+  const Exchange exchange = answer_later(
+      workers,
+      [&](const IsWanted&) {
+        return answer_later(
+            others,
+            [](const IsWanted& is_wanted) {
+              return answer_at_once({200, "text/plain", {}}, is_wanted() ? "made" : "left");
+            },
+            refuse);
+      },
+      refuse);
+  const HttpPiece piece = answer_of(*exchange);
+  ASSERT_TRUE(piece.head);
+  EXPECT_EQ(piece.bytes, "made");
+}
+
 TEST(Later, WorkersThatEndForgetWhatWaits) {
   std::promise<void> begun, go_on;
   std::atomic<int> made{0};
@@ -111,7 +157,7 @@ TEST(Later, WorkersThatEndForgetWhatWaits) {
     for (int i = 0; i < 4; ++i) {
       exchanges.push_back(answer_later(
           workers,
-          [&, i]() -> Exchange {
+          [&, i](const IsWanted&) -> Exchange {
             if (i == 0) begun.set_value();
             if (i == 0) go_on.get_future().wait();
             ++made;

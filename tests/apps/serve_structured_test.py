@@ -3,10 +3,13 @@
 cut off. The checkpoint knows nothing of all that: what is right of an answer the grammar has made so."""
 import concurrent.futures
 import json
+import select
+import signal
 import time
 import unittest
 
 from serve_support import Server, chat, is_built_without_grammars, skip_without_grammars
+from support import PATIENCE
 
 CHAT, COMPLETIONS, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
 ORDER = {"type": "object", "additionalProperties": False, "required": ["name", "count", "colours"], "properties": {
@@ -184,6 +187,23 @@ class Structured(unittest.TestCase):
         others = time.monotonic() - begin
         self.assertIn(slow.read().status, (200, 400))
         self.assertLess(others, (time.monotonic() - begin) / 2)
+
+    def test_small_grammars_and_the_end_wait_for_no_large_one(self):
+        """More large forms than are prepared together; each takes a hundred times the work of what is asked then."""
+        one = Server("--quiet", "--http-threads", "1")
+        self.addCleanup(one.stop)
+        large = [one.client() for _ in range(5)]
+        for number, client in enumerate(large):
+            self.addCleanup(client.close)
+            client.ask("POST", CHAT, chat(guided_regex=".*" * (1500 + number), max_tokens=1))
+        answer = one.post(CHAT, chat(guided_regex="[0-9]{3}-[ab]", max_tokens=20))
+        self.assertEqual(answer.status, 200, answer.body)
+        self.assertEqual(select.select([client.socket for client in large], [], [], 0)[0], [])
+        one.process.send_signal(signal.SIGTERM)
+        for client in large:
+            answer = client.read()
+            self.assertEqual((answer.status, answer.json()["error"]["code"]), (503, "draining"), answer.body)
+        self.assertEqual(one.process.wait(PATIENCE), -signal.SIGTERM)
 
     def test_a_grammar_that_takes_too_much_work_fails_alone(self):
         body = chat(guided_regex="((a?){0,60}){0,60}", logit_bias={"64": 100}, max_tokens=400)
