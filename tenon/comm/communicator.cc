@@ -197,8 +197,8 @@ std::string Communicator::State::fault_text(int of_rank, int depth) const {
 // The rank whose deadline passed may have waited for one that waited itself: whom that one awaited,
 // and so on, up to the rank that is missing. Empty when the failure has another cause.
 std::string Communicator::State::chain_text() const {
-  // A waiting rank that is told to give up records its wait at once, unless it has lost its core: on
-  // a busy host, where ranks are threads, for more than 70 ms.
+  // A waiting rank that is told to give up records its wait at once, unless it has lost its core:
+  // on a busy host, where ranks are threads, for more than 70 ms.
   const auto patience_for_others = std::min(deadline / 4, std::chrono::milliseconds(500));
   const auto is_waiter = [&](int rank, std::chrono::milliseconds budget) {
     const auto end = std::chrono::steady_clock::now() + budget;

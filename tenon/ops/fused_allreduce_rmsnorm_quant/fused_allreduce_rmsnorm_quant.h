@@ -54,11 +54,11 @@ int residual_owner(std::string_view variant, int row, int rows, int team_size);
 Result<Plan> plan(const Args& args, const PlanContext& where, std::string_view forced = {});
 
 // Launches one kernel, or none where there are no rows. Collective on the team. Capturable. Waits
-// end by arrival, deadline or abort; a fault shows up in Communicator::health(). Before that it does
-// check(), and refuses what is written over another tensor, a plan that was made for fewer rows, for
-// others than these or for another team, a team without memory, and a stream of another device. A
-// rank that is refused alone has not come to the collective: its peers wait for it until their
-// deadline.
+// end by arrival, deadline or abort; a fault shows up in Communicator::health(). Before that it
+// does check(), and refuses what is written over another tensor, a plan that was made for fewer
+// rows, for others than these or for another team, a team without memory, and a stream of another
+// device. A rank that is refused alone has not come to the collective: its peers wait for it until
+// their deadline.
 Status run(const Plan& plan, const Args& args, const ChannelView& team, Stream& stream);
 
 Traffic traffic(const Args& args, int team_size);
