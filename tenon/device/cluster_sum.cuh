@@ -3,6 +3,8 @@
 // targets that have clusters (TENON_HAS_CLUSTERS): cuda, and emu32 to show there what cuda does.
 //
 // Each wave of the cluster sends its sum to every block; who has all of them adds them up itself.
+// As at a barrier, every thread waits for the slowest, however long that one waits for something
+// else.
 #pragma once
 
 #include "tenon/device/reduce.cuh"
@@ -55,7 +57,7 @@ TENON_DEVICE float cluster_sum(ClusterSum& sum, const ClusterPlace& place, float
   sm90::cluster_wait();  // all have begun
   if (lane_id() < place.blocks)
     sm90::send_cluster(own, &sum.all_there, static_cast<std::uint32_t>(lane_id()), value);
-  sm90::barrier_wait_cluster(&sum.all_there, 0);
+  sm90::barrier_wait_cluster</*kHasEnd=*/false>(&sum.all_there, 0);
 #else
   if (lane_id() < place.blocks) {
     *in_cluster(own, lane_id()) = value;

@@ -186,11 +186,21 @@ bool is_named(Communicator& comm, int missing) {
 // Every rank but one calls; each of them ends within the deadline and names the missing one, also
 // where it waited for another that waited for the missing one itself.
 TEST(FusedProtocol, MissingRankIsNamed) {
-  for (const char* variant : {"one_shot", "one_shot_packed", "two_shot", "two_shot_packed"}) {
+  struct Way {
+    Target target;
+    const char* variant;
+    int hidden;
+  };
+  std::vector<Way> ways;
+  for (const char* variant : {"one_shot", "one_shot_packed", "two_shot", "two_shot_packed"})
+    ways.push_back({Target::kCpu, variant, 128});
+  if (backend(Target::kEmu32)) ways.push_back({Target::kEmu32, "one_shot_split", 512});
+  for (const auto& [target, variant, hidden] : ways) {
     for (int team : {2, 4}) {
-      std::vector<Prepared> prepared = prepare(Target::kCpu, team, 1, 1, 128);
+      std::vector<Prepared> prepared = prepare(target, team, 1, 1, hidden);
       prepared[0].variant = variant;
       RankOptions options;
+      options.target = target;
       options.deadline = std::chrono::milliseconds(700);
       options.expect_healthy = false;
       std::atomic<int> done = 0, named = 0;

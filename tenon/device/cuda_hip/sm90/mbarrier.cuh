@@ -62,10 +62,12 @@ TENON_DEVICE void barrier_wait(Mbarrier* barrier, std::uint32_t parity) {
   }
   __trap();
 }
-// The same where other blocks of the cluster have sent.
+// The same where other blocks of the cluster have sent. kHasEnd: false where those may wait for
+// peers before they send, until the deadline of these waits: then this one needs none.
+template <bool kHasEnd = true>
 TENON_DEVICE void barrier_wait_cluster(Mbarrier* barrier, std::uint32_t parity) {
   TENON_NO_UNROLL
-  for (std::uint32_t looks = 0; looks < kBarrierLooks; ++looks) {
+  for (std::uint32_t looks = 0; !kHasEnd || looks < kBarrierLooks; ++looks) {
     std::uint32_t ended;
     asm volatile(
         "{\n\t.reg .pred ended;\n\t"
