@@ -92,7 +92,7 @@ function(tenon_fetch_xgrammar)
   # The threads of a compilation count together, and where that was too much what is left of it is passed over.
   tenon_mend_xgrammar(grammar_compiler.cc 1 "  auto add_adaptive_token_mask = [&](const ParserState& state, bool is_root_rule) {"
                       "  tenon::grammar_effort::Compilation* const counted = tenon::grammar_effort::account.compilation;
-  auto add_adaptive_token_mask = [&](const ParserState& state, bool is_root_rule) {
+  auto add_adaptive_token_mask = [&, counted](const ParserState& state, bool is_root_rule) {
     if (counted->is_over()) return;
     const tenon::grammar_effort::OnThread counts(counted);")
   tenon_mend_xgrammar(grammar_compiler.cc 1 "    thread_pool->Join();" "    thread_pool->Join();\n    counted->spend(0);")

@@ -33,7 +33,8 @@ struct ClusterSum {
 #endif
 };
 
-// Every thread of the cluster, before anything else. A sync_block() must follow before the sum.
+// Every thread of the cluster, before anything else. A sync_block() must follow, then
+// await_cluster(), then the sum.
 TENON_DEVICE void begin_cluster_sum(ClusterSum& sum, const ClusterPlace& place) {
   const int num_waves = place.blocks * (block_threads() / kWave);
   for (int i = num_waves + thread_id(); i < kMaxWaves; i += block_threads())
@@ -44,7 +45,17 @@ TENON_DEVICE void begin_cluster_sum(ClusterSum& sum, const ClusterPlace& place) 
     sm90::publish_barriers();
     sm90::barrier_arrive_expect(&sum.all_there, static_cast<std::uint32_t>(num_waves) * 4);
   }
+  sync_wave();  // lanes come from a loop
   sm90::cluster_arrive();
+#endif
+}
+
+// Every thread of the cluster: all its blocks have begun, so that they can be sent to. Long before
+// the sum: behind it, reads would have to be made anew.
+TENON_DEVICE void await_cluster() {
+#if defined(__CUDACC__)
+  sync_wave();
+  sm90::cluster_wait();
 #endif
 }
 
@@ -54,10 +65,9 @@ TENON_DEVICE float cluster_sum(ClusterSum& sum, const ClusterPlace& place, float
   auto* const own =
       reinterpret_cast<float*>(sum.waves) + place.rank * (block_threads() / kWave) + wave_id();
 #if defined(__CUDACC__)
-  sm90::cluster_wait();  // all have begun
   if (lane_id() < place.blocks)
     sm90::send_cluster(own, &sum.all_there, static_cast<std::uint32_t>(lane_id()), value);
-  sm90::barrier_wait_cluster</*kHasEnd=*/false>(&sum.all_there, 0);
+  sm90::barrier_wait_shared(&sum.all_there, 0);
 #else
   if (lane_id() < place.blocks) {
     *in_cluster(own, lane_id()) = value;

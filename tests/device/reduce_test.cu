@@ -27,6 +27,7 @@ TENON_KERNEL cluster_kernel(Args args) {
   const int i = block_id() * block_threads() + thread_id();
   begin_cluster_sum(*sum, place);
   sync_block();
+  await_cluster();
   args.sum[i] = cluster_sum(*sum, place, args.in[i]);
 }
 inline constexpr auto* kClusterKernel = &cluster_kernel;

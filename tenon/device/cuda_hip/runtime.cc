@@ -205,7 +205,7 @@ class VendorBackend final : public Backend {
     // cooperative launch would cost time to make sure of just that.
     const auto once = [&] {
 #if defined(TENON_HAS_CUDA)
-      std::array<cudaLaunchAttribute, 2> attributes{};
+      std::array<cudaLaunchAttribute, 3> attributes{};
       unsigned count = 0;
       if (shape.early) {
         attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -214,6 +214,11 @@ class VendorBackend final : public Backend {
       if (shape.cluster > 1) {
         attributes[count].id = cudaLaunchAttributeClusterDimension;
         attributes[count++].val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+      }
+      if (shape.cluster > 1 && shape.cooperative) {  // waits: better on many multiprocessors
+        attributes[count].id = cudaLaunchAttributeClusterSchedulingPolicyPreference;
+        attributes[count++].val.clusterSchedulingPolicyPreference =
+            cudaClusterSchedulingPolicySpread;
       }
       cudaLaunchConfig_t config{};
       config.gridDim = grid;

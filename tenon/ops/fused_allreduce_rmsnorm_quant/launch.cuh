@@ -94,8 +94,8 @@ inline Status is_fastest(const Args& args, const PlanContext& where, std::string
   const std::int64_t bytes = rows * hidden * 2;
   const bool knows = !where.preferred.empty();
   std::string_view choice = knows ? where.preferred : default_choice(bytes, where);
+  if (choice == kOneShotSplit && !can_split(args, where)) choice = default_choice(bytes, where);
   if (!can_pack(args, where)) choice = unpacked(choice);
-  if (choice == kOneShotSplit && !can_split(args, where)) choice = name_of(Shots::kOne, false);
   if (choice == variant) return Status::ok();
   return Status::error(Code::kUnsupported,
                        std::to_string(rows) + " rows of " + std::to_string(hidden) + " on " +

@@ -38,9 +38,9 @@ TENON_DEVICE void hold_all(NormSpec& norm, QuantSpec& quant) {
 }
 
 // No more rows than blocks, one generation: nothing but the way of one row. `span`: what this
-// thread has of it.
-template <class K, class SumOfRow>
-TENON_DEVICE void one_shot_row(const FusedArgs& args, int row, const ThreadSpan& span,
+// thread has of it. meet() is called on a row's way, while its parts are.
+template <class K, class Meet, class SumOfRow>
+TENON_DEVICE void one_shot_row(const FusedArgs& args, int row, const ThreadSpan& span, Meet meet,
                                SumOfRow sum_of_row, bool pads) {
   using Protocol = typename K::Protocol;
   constexpr int kMaxSpan = K::kMaxSpan;
@@ -68,6 +68,7 @@ TENON_DEVICE void one_shot_row(const FusedArgs& args, int row, const ThreadSpan&
   send_part<K>(args, call, row, entry, own, span.first);
   const auto ahead = prefetch_row<kMaxSpan>(norm, span);
   count_call<Protocol>(args.team, call, 1);
+  meet();
   finish_row<K>(args, norm, quant, call, row, sum_of_row, entry, span, own, ahead, pads);
 }
 
@@ -76,7 +77,7 @@ template <class K>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 one_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   one_shot_row<K>(
-      args, block_id(), own_span<K::kMaxSpan>(args.norm.hidden / kVector),
+      args, block_id(), own_span<K::kMaxSpan>(args.norm.hidden / kVector), [] {},
       [](float value) { return block_sum(value, 0); }, true);
 }
 

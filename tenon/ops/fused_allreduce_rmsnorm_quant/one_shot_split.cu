@@ -22,10 +22,11 @@ one_shot_split_kernel(TENON_ARGS(FusedArgs) args) {
   static_assert(K::kMaxSpan == 1);
   TENON_SHARED(ClusterSum, sum, 1);
   const ClusterPlace place{1 << args.split_shift, block_id() & ((1 << args.split_shift) - 1)};
-  begin_cluster_sum(*sum, place);
+  const int row = block_id() >> args.split_shift;
+  if (row < args.rows) begin_cluster_sum(*sum, place);  // others go before they would meet
   const int vector = place.rank * block_threads() + thread_id();
   one_shot_row<K>(
-      args, block_id() >> args.split_shift, {vector, 1, 1},
+      args, row, {vector, 1, 1}, [] { await_cluster(); },
       [&](float value) { return cluster_sum(*sum, place, value); }, place.rank == 0);
 }
 

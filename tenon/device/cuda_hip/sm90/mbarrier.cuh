@@ -62,12 +62,10 @@ TENON_DEVICE void barrier_wait(Mbarrier* barrier, std::uint32_t parity) {
   }
   __trap();
 }
-// The same where other blocks of the cluster have sent. kHasEnd: false where those may wait for
-// peers before they send, until the deadline of these waits: then this one needs none.
-template <bool kHasEnd = true>
+// The same where other blocks of the cluster have sent.
 TENON_DEVICE void barrier_wait_cluster(Mbarrier* barrier, std::uint32_t parity) {
   TENON_NO_UNROLL
-  for (std::uint32_t looks = 0; !kHasEnd || looks < kBarrierLooks; ++looks) {
+  for (std::uint32_t looks = 0; looks < kBarrierLooks; ++looks) {
     std::uint32_t ended;
     asm volatile(
         "{\n\t.reg .pred ended;\n\t"
@@ -79,6 +77,21 @@ TENON_DEVICE void barrier_wait_cluster(Mbarrier* barrier, std::uint32_t parity) 
     if (ended != 0) return;
   }
   __trap();
+}
+// The same for shared memory alone, so that nothing read of other memory is forgotten, and without
+// an end: who sends may wait for peers first, until the deadline of these waits.
+TENON_DEVICE void barrier_wait_shared(Mbarrier* barrier, std::uint32_t parity) {
+  std::uint32_t ended = 0;
+  TENON_NO_UNROLL
+  while (ended == 0)
+    asm volatile(
+        "{\n\t.reg .pred ended;\n\t"
+        "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 ended, [%1], %2;\n\t"
+        "selp.b32 %0, 1, 0, ended;\n\t}"
+        : "=r"(ended)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" : : : "memory");
 }
 
 // A barrier of the block's first kCount threads; the others do not take part.
