@@ -32,17 +32,13 @@ const std::vector<Arm>& all_arms() {
 
 // Stage 2, and the variants of stage 1 that the target has.
 std::vector<Arm> all_choices(Target target) {
-  const auto has = [&](std::string_view choice) {
-    return std::ranges::any_of(variants(fused::kOp, target),
-                               [&](const Variant& each) { return each.name == choice; });
-  };
   std::vector<Arm> arms;
   for (const bool bf16 : {false, true}) {
     const std::string outputs = bf16 ? "+bf16" : "";
     for (const std::string_view choice : kBoundaryChoices) {
       const std::string name(choice);
       const bool one_kernel = choice != kTwoKernelsChoice;
-      if (one_kernel && !has(choice)) continue;
+      if (one_kernel && !has_variant(fused::kOp, target, choice)) continue;
       arms.push_back({name + outputs, one_kernel ? Chain::kOneKernel : Chain::kTwoKernels, bf16,
                       one_kernel ? name : std::string()});
     }

@@ -47,6 +47,11 @@ std::span<const Variant> variants(const Op& op, Target target) {
   return {first, last};
 }
 
+bool has_variant(const Op& op, Target target, std::string_view name) {
+  return std::ranges::any_of(variants(op, target),
+                             [&](const Variant& each) { return each.name == name; });
+}
+
 std::string_view forced_by_env(const Op& op) {
   const std::string_view knob = env().force_variant;
   return op_of_knob() == op.name ? knob.substr(knob.find(':') + 1) : std::string_view();

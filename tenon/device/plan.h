@@ -39,6 +39,7 @@ struct Op {
 
 // Empty when the target is not in this build, or has no variant of this op.
 std::span<const Variant> variants(const Op& op, Target target);
+bool has_variant(const Op& op, Target target, std::string_view name);
 
 // The chosen variant and all that it will do. Pure data. A plan serves every call with as many rows
 // and sequences as it was made for, or fewer: kernels take their bounds from Args, not from the

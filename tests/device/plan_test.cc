@@ -64,6 +64,9 @@ TEST(Plan, VariantsAreThoseOfTheTargetInOrder) {
   EXPECT_EQ(all[1].name, "many");
   EXPECT_EQ(variants(kOp, Target::kEmu32).size(), 1u);
   EXPECT_TRUE(variants(kOp, Target::kEmu64).empty());
+  EXPECT_TRUE(has_variant(kOp, Target::kCpu, "many"));
+  EXPECT_FALSE(has_variant(kOp, Target::kCpu, "none"));
+  EXPECT_FALSE(has_variant(kOp, Target::kEmu64, "many"));
 }
 
 TEST(Plan, TheFirstThatSaysYesIsTaken) {

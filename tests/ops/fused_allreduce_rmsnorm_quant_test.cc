@@ -445,7 +445,7 @@ TEST(FusedSplit, SaysWhyRowsAreNotSplit) {
   there = *where;
   there.team_size = 1;
   EXPECT_TRUE(has(refusal(args, there), "one rank sends nothing")) << refusal(args, there);
-  // What cannot be split is done by one_shot, if that is what its caller prefers.
+  // What cannot be split, though its caller prefers that, goes as if nobody had measured.
   where->preferred = "one_shot_split";
   const auto split = fused::plan(args, *where);
   ASSERT_TRUE(split);

@@ -39,7 +39,7 @@ std::vector<std::string_view> variants_of(const reference::BoundaryCase& shape, 
   return variants;
 }
 
-bool has_clusters(Target target) { return target == Target::kCuda || target == Target::kEmu32; }
+bool has_clusters(Target target) { return has_variant(fused::kOp, target, "one_shot_split"); }
 
 Result<Plan> plan_of(const fused::Args& args, const Communicator& comm, std::string_view variant) {
   TENON_ASSIGN(const PlanContext where, plan_context(comm));

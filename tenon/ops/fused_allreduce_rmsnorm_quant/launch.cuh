@@ -68,11 +68,10 @@ inline Status can_pack(const Args& args, const PlanContext& where) {
 // Why no blocks of a cluster share the rows of a call. Beside the clusters of its rows it has one
 // for the notes.
 inline Status can_split(const Args& args, const PlanContext& where) {
-  const std::int64_t rows = args.residual.shape[0], hidden = args.residual.shape[1];
   const auto refuse = [](const std::string& why) { return Status::error(Code::kUnsupported, why); };
   const Target target = where.device.target;
-  if (target != Target::kCuda && target != Target::kEmu32)
-    return refuse("target " + std::string(name(target)) + " has no clusters");
+#if defined(TENON_HAS_CLUSTERS)
+  const std::int64_t rows = args.residual.shape[0], hidden = args.residual.shape[1];
   if (args.residual.dtype != DType::kBF16) return refuse("only rows of bf16 are split");
   if (where.team_size == 1) return refuse("one rank sends nothing");
   const int split = split_of(hidden, is_host(target));
@@ -85,6 +84,10 @@ inline Status can_split(const Args& args, const PlanContext& where) {
                   std::to_string(blocks) + " blocks that run together, and there are " +
                   std::to_string(most));
   return Status::ok();
+#else
+  static_cast<void>(args);
+  return refuse("target " + std::string(name(target)) + " has no clusters");
+#endif
 }
 
 // Whether a variant is to be taken for its speed. A forced one is, and one rank sends nothing.
