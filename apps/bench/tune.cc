@@ -13,7 +13,7 @@ namespace tenon::apps {
 namespace {
 
 constexpr std::size_t kNumChoices = std::size(kBoundaryChoices);
-constexpr std::size_t kNumParts = 4;  // of a table: more would follow the noise
+constexpr std::size_t kNumParts = 5;  // of a table: more would follow the noise
 constexpr double kNever = 1e9;        // the regret of a choice that cannot run
 
 // How much longer each choice took than the best one; kNever where it did not run.

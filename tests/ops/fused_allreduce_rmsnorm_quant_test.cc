@@ -445,7 +445,7 @@ TEST(FusedSplit, SaysWhyRowsAreNotSplit) {
   there = *where;
   there.team_size = 1;
   EXPECT_TRUE(has(refusal(args, there), "one rank sends nothing")) << refusal(args, there);
-  // What cannot be split, though its caller prefers that, goes as if nobody had measured.
+  // What cannot be split, though its caller prefers that, goes whole.
   where->preferred = "one_shot_split";
   const auto split = fused::plan(args, *where);
   ASSERT_TRUE(split);
@@ -459,11 +459,25 @@ TEST(FusedSplit, SaysWhyRowsAreNotSplit) {
 TEST(FusedSplit, WidthsAreSplitAsEvenlyAsWavesAllow) {
   const std::pair<int, int> on_devices[] = {{256, 0},  {512, 2},  {1024, 2}, {1536, 2}, {2048, 2},
                                             {2560, 2}, {2880, 0}, {3072, 4}, {4096, 4}, {5120, 4},
-                                            {6144, 8}, {7168, 0}, {8192, 8}, {16384, 0}};
+                                            {6144, 8}, {7168, 4}, {8192, 8}, {16384, 0}};
   for (const auto& [hidden, blocks] : on_devices)
-    EXPECT_EQ(fused::split_of(hidden, false), blocks) << hidden;
-  EXPECT_EQ(fused::split_of(1024, true), 2);
-  EXPECT_EQ(fused::split_of(2048, true), 4);
+    EXPECT_EQ(fused::most_blocks_of_split(hidden, false), blocks) << hidden;
+  EXPECT_EQ(fused::most_blocks_of_split(1024, true), 2);
+  EXPECT_EQ(fused::most_blocks_of_split(2048, true), 4);
+}
+
+// More rows than many blocks each have room for take fewer and larger ones.
+TEST(FusedSplit, MoreRowsTakeFewerBlocksEach) {
+  constexpr int kUnits = 132;  // multiprocessors
+  const std::pair<int, int> of_rows[] = {{1, 4}, {32, 4}, {33, 2}, {64, 2}, {65, 2}, {66, 0}};
+  for (const auto& [rows, blocks] : of_rows) {
+    EXPECT_EQ(fused::split_of(4096, rows, kUnits, false), blocks) << rows;
+    EXPECT_LE(fused::blocks_of_split(rows, blocks), kUnits) << rows;
+  }
+  EXPECT_EQ(fused::split_of(8192, 15, kUnits, false), 8);
+  EXPECT_EQ(fused::split_of(8192, 16, kUnits, false), 4);
+  EXPECT_EQ(fused::split_of(8192, 33, kUnits, false), 2);
+  EXPECT_EQ(fused::split_of(2880, 1, kUnits, false), 0);
 }
 
 // A plan for more rows than come, and a mailbox that holds fewer than come.

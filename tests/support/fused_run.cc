@@ -33,9 +33,9 @@ std::vector<std::string_view> variants_of(const reference::BoundaryCase& shape, 
   if (shape.dtype != DType::kBF16 || !fills_waves) return {"one_shot", "two_shot"};
   std::vector<std::string_view> variants{"one_shot", "one_shot_packed", "two_shot",
                                          "two_shot_packed"};
-  const int split = has_clusters(target) ? fused::split_of(shape.hidden, is_host(target)) : 0;
-  if (split > 0 && shape.team > 1 && (std::max(shape.rows, 1) + 1) * split <= max_blocks)
-    variants.emplace_back("one_shot_split");
+  const bool splits = has_clusters(target) && fused::split_of(shape.hidden, std::max(shape.rows, 1),
+                                                              max_blocks, is_host(target)) > 0;
+  if (splits && shape.team > 1) variants.emplace_back("one_shot_split");
   return variants;
 }
 

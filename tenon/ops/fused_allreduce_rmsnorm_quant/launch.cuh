@@ -14,7 +14,9 @@ namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant {
 
 using tenon::fused_allreduce_rmsnorm_quant::Args;
 using tenon::fused_allreduce_rmsnorm_quant::blocks_of_long_calls;
+using tenon::fused_allreduce_rmsnorm_quant::blocks_of_split;
 using tenon::fused_allreduce_rmsnorm_quant::kUnit;
+using tenon::fused_allreduce_rmsnorm_quant::most_blocks_of_split;
 using tenon::fused_allreduce_rmsnorm_quant::result_bytes;
 using tenon::fused_allreduce_rmsnorm_quant::row_bytes;
 using tenon::fused_allreduce_rmsnorm_quant::slot_units;
@@ -65,25 +67,23 @@ inline Status can_pack(const Args& args, const PlanContext& where) {
   return Status::ok();
 }
 
-// Why no blocks of a cluster share the rows of a call. Beside the clusters of its rows it has one
-// for the notes.
-inline Status can_split(const Args& args, const PlanContext& where) {
+// How many blocks of a cluster share a row of the call, or why none do.
+inline Result<int> split_for(const Args& args, const PlanContext& where) {
   const auto refuse = [](const std::string& why) { return Status::error(Code::kUnsupported, why); };
   const Target target = where.device.target;
 #if defined(TENON_HAS_CLUSTERS)
   const std::int64_t rows = args.residual.shape[0], hidden = args.residual.shape[1];
   if (args.residual.dtype != DType::kBF16) return refuse("only rows of bf16 are split");
   if (where.team_size == 1) return refuse("one rank sends nothing");
-  const int split = split_of(hidden, is_host(target));
-  if (split == 0)
+  if (most_blocks_of_split(hidden, is_host(target)) == 0)
     return refuse("rows of " + std::to_string(hidden) +
                   " are not split: 2, 4 or 8 blocks would not have a vector for every lane");
-  const std::int64_t blocks = (rows + 1) * split, most = where.properties.max_cooperative_blocks;
-  if (blocks > most)
-    return refuse(std::to_string(rows) + " rows of " + std::to_string(hidden) + " want " +
-                  std::to_string(blocks) + " blocks that run together, and there are " +
-                  std::to_string(most));
-  return Status::ok();
+  const std::int64_t most = where.properties.max_cooperative_blocks;
+  const int split = split_of(hidden, rows, most, is_host(target));
+  if (split > 0) return split;
+  return refuse(std::to_string(rows) + " rows of " + std::to_string(hidden) + " want " +
+                std::to_string(blocks_of_split(rows, 2)) +
+                " blocks that run together, and there are " + std::to_string(most));
 #else
   static_cast<void>(args);
   return refuse("target " + std::string(name(target)) + " has no clusters");
@@ -97,7 +97,7 @@ inline Status is_fastest(const Args& args, const PlanContext& where, std::string
   const std::int64_t bytes = rows * hidden * 2;
   const bool knows = !where.preferred.empty();
   std::string_view choice = knows ? where.preferred : default_choice(bytes, where);
-  if (choice == kOneShotSplit && !can_split(args, where)) choice = default_choice(bytes, where);
+  if (choice == kOneShotSplit && !split_for(args, where)) choice = name_of(Shots::kOne, false);
   if (!can_pack(args, where)) choice = unpacked(choice);
   if (choice == variant) return Status::ok();
   return Status::error(Code::kUnsupported,

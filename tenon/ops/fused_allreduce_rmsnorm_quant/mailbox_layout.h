@@ -54,17 +54,34 @@ constexpr StripeUnits stripe_units(std::int64_t hidden, bool packs, bool spreads
           result_bytes(hidden, packs, spreads_fp8, groups, spreads_residual) / kUnit * peers};
 }
 
-// The most threads of a block of one_shot_split, on devices and where they are emulated, and into
-// how many blocks it splits a row of `hidden` elements: 2, 4 or 8, as few as that allows, or 0
-// where no such number gives each block whole waves with a vector for every lane.
-inline constexpr int kSplitThreads = 160, kEmulatedSplitThreads = 64;
-constexpr int split_of(std::int64_t hidden, bool emulated) {
-  constexpr std::int64_t kWaveOfClusters = 32, kMostVectors = 1024;
-  const std::int64_t vectors = hidden / 8, most = emulated ? kEmulatedSplitThreads : kSplitThreads;
-  if (hidden % 8 != 0 || vectors > kMostVectors) return 0;
-  for (int blocks = 2; blocks <= 8; blocks *= 2)
-    if (vectors % (blocks * kWaveOfClusters) == 0 && vectors / blocks <= most) return blocks;
-  return 0;
+// one_shot_split. Into how many blocks it splits a row of `hidden` elements where there is room: 2,
+// 4 or 8, as few as have few threads each, on devices and where they are emulated; 0 where no such
+// number gives each block whole waves with a vector for every lane.
+inline constexpr int kFewSplitThreads = 160, kFewEmulatedThreads = 64;
+inline constexpr int kMaxSplitVectors = 1024, kMaxSplitThreads = kMaxSplitVectors / 2;
+constexpr int most_blocks_of_split(std::int64_t hidden, bool emulated) {
+  constexpr std::int64_t kWaveOfClusters = 32;
+  const std::int64_t vectors = hidden / 8, few = emulated ? kFewEmulatedThreads : kFewSplitThreads;
+  if (hidden % 8 != 0 || vectors > kMaxSplitVectors) return 0;
+  int split = 0;
+  for (int blocks = 2; blocks <= 8; blocks *= 2) {
+    if (vectors % (blocks * kWaveOfClusters) != 0) break;
+    split = blocks;
+    if (vectors / blocks <= few) break;
+  }
+  return split;
+}
+
+// Blocks of a call of `rows` rows that are split into so many each: beside the clusters of its rows
+// it has one for the notes.
+constexpr std::int64_t blocks_of_split(std::int64_t rows, int split) { return (rows + 1) * split; }
+
+// The same for a call of `rows` rows where `most` blocks are resident together: fewer, larger ones
+// where the call has many rows, and 0 where even two would be too many.
+constexpr int split_of(std::int64_t hidden, std::int64_t rows, std::int64_t most, bool emulated) {
+  int split = most_blocks_of_split(hidden, emulated);
+  while (split > 1 && blocks_of_split(rows, split) > most) split /= 2;
+  return split > 1 ? split : 0;
 }
 
 // Blocks of a row of `hidden` elements that are resident together on one multiprocessor, at most.

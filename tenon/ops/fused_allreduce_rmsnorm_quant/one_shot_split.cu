@@ -14,10 +14,10 @@ Status launch_one_shot_bf16(const LaunchShape& shape, const Args& args, const Ch
 
 namespace {
 
-using tenon::fused_allreduce_rmsnorm_quant::kSplitThreads;
+using tenon::fused_allreduce_rmsnorm_quant::kMaxSplitThreads;
 
 template <class K>
-TENON_KERNEL_RESIDENT(kSplitThreads, 1)
+TENON_KERNEL_RESIDENT(kMaxSplitThreads, 1)
 one_shot_split_kernel(TENON_ARGS(FusedArgs) args) {
   static_assert(K::kMaxSpan == 1);
   TENON_SHARED(ClusterSum, sum, 1);
@@ -32,13 +32,12 @@ one_shot_split_kernel(TENON_ARGS(FusedArgs) args) {
 
 // A cluster for each row, and one whose last block exchanges the notes.
 Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
-  TENON_TRY(can_split(args, where));
+  TENON_ASSIGN(const int split, split_for(args, where));
   TENON_TRY(is_fastest(args, where, kOneShotSplit));
-  const int split = split_of(args.residual.shape[1], is_host(where.device.target));
   LaunchShape shape;
   TENON_TRY(shape_for(args, where, Shots::kOne, false, &shape));
   shape.threads = static_cast<int>(args.residual.shape[1]) / kVector / split;
-  shape.blocks = static_cast<int>(args.residual.shape[0] + 1) * split - 1;
+  shape.blocks = static_cast<int>(blocks_of_split(args.residual.shape[0], split)) - 1;
   shape.cluster = split;
   recipe->launch("one_shot_split_kernel", shape);
   recipe->set("blocks of a row", split);
