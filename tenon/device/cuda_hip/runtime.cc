@@ -205,7 +205,7 @@ class VendorBackend final : public Backend {
     // cooperative launch would cost time to make sure of just that.
     const auto once = [&] {
 #if defined(TENON_HAS_CUDA)
-      std::array<cudaLaunchAttribute, 3> attributes{};
+      std::array<cudaLaunchAttribute, 4> attributes{};
       unsigned count = 0;
       if (shape.early) {
         attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -215,10 +215,14 @@ class VendorBackend final : public Backend {
         attributes[count].id = cudaLaunchAttributeClusterDimension;
         attributes[count++].val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
       }
-      if (shape.cluster > 1 && shape.cooperative) {  // waits: better on many multiprocessors
+      // Waits for peers: better on many multiprocessors, and each of them left as a product wants
+      // it, whose blocks take all of its memory as shared and would wait until it is set anew.
+      if (shape.cluster > 1 && shape.cooperative) {
         attributes[count].id = cudaLaunchAttributeClusterSchedulingPolicyPreference;
         attributes[count++].val.clusterSchedulingPolicyPreference =
             cudaClusterSchedulingPolicySpread;
+        attributes[count].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+        attributes[count++].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
       }
       cudaLaunchConfig_t config{};
       config.gridDim = grid;
