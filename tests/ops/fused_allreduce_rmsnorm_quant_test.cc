@@ -415,6 +415,49 @@ TEST(FusedRows, CallsWithoutRowsTouchNothing) {
   munmap(guarded, 4096);
 }
 
+// Blocks are those of the call's rows, not of the plan's: ranks whose plans are for different
+// numbers of rows would tell each other of different grids.
+TEST(FusedRows, CallsRunAlikeWhateverRowsThePlanWasFor) {
+  for (Target target : test::usable_targets()) {
+    BoundaryCase shape;
+    shape.team = 3;
+    shape.hidden = 512;
+    RankOptions options;
+    options.target = target;
+    for (const int rows : {1, 4}) {
+      shape.rows = rows;
+      const BoundaryInputs inputs = reference::make_inputs(shape, 5);
+      const auto expected = reference::boundary(shape, inputs);
+      run_ranks(shape.team, options, [&](int rank, Communicator& comm) {
+        auto stream = Stream::create(comm.device());
+        auto mailbox = comm.make_channel(fused::mailbox_bytes({40, 512, 3}), "boundary");
+        ASSERT_TRUE(stream && mailbox);
+        const BoundaryTensors tensors(shape, inputs, rank, comm.device(), *stream);
+        const fused::Args args = test::fused_args({shape}, tensors);
+        fused::Args more = args;
+        more.partial.addend.shape[0] = more.residual.shape[0] = rows + 2 * rank;
+        more.out.bf16->shape[0] = rows + 2 * rank;
+        more.out.fp8->data.shape[0] = more.out.fp8->scale.shape[0] = rows + 2 * rank;
+        BoundaryCase largest = shape;
+        largest.rows = rows + 2 * (shape.team - 1);
+        for (const std::string_view variant :
+             test::variants_of(largest, target, comm.max_blocks())) {
+          meet(comm);
+          tensors.reset(*stream);
+          meet(comm);
+          const auto plan = test::plan_of(more, comm, variant);
+          ASSERT_TRUE(plan) << plan.status().to_string();
+          const Status ran = fused::run(*plan, args, mailbox->view(), *stream);
+          ASSERT_TRUE(ran) << variant << ": " << ran.to_string();
+          ASSERT_TRUE(stream->synchronize());
+          EXPECT_EQ(test::compare_fused({shape}, tensors, expected, variant, rank, *stream), "");
+        }
+        meet(comm);
+      });
+    }
+  }
+}
+
 // On targets with clusters: where there are blocks enough and whole waves of vectors.
 TEST(FusedSplit, SaysWhyRowsAreNotSplit) {
   const auto refusal = [](fused::Args args, const PlanContext& where) {

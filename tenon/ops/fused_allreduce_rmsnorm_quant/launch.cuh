@@ -159,6 +159,34 @@ inline bool has_long(int team_size, std::int64_t hidden, int threads) {
 }
 constexpr bool is_long(std::int64_t stripes, std::int64_t blocks) { return stripes > 2 * blocks; }
 
+// How many blocks do a call of these rows. A plan may be for more rows, so each call asks anew:
+// 513 rows are not run in the way of 1024.
+struct Ranks {
+  int size;
+  std::size_t mailbox_bytes;  // 0: not known
+};
+inline int blocks_of_call(const Args& args, Ranks team, Room room, int threads, Shots shots,
+                          bool packs) {
+  const std::int64_t rows = args.residual.shape[0];
+  const std::int64_t most = std::min<std::int64_t>(
+      most_data_blocks(std::int64_t{room.units} * room.resident, team.size), kMaxWaitingBlocks - 1);
+  std::int64_t blocks = std::min(rows, most);
+  if (shots == Shots::kTwo) {
+    const std::int64_t stripes = (rows + team.size - 1) / team.size;
+    const std::int64_t units = units_of(args, packs, team.size).all();
+    const bool knows = units > 0 && team.mailbox_bytes > 0;
+    const std::int64_t fit = knows ? slot_units(team.mailbox_bytes) / units : stripes;
+    if (rows > most || stripes > fit) {  // a block has stripes, not a row
+      const int each = even_blocks(stripes, room, team.size);
+      blocks = std::min({stripes, most, std::int64_t{room.units} * each});
+      if (has_long(team.size, args.residual.shape[1], threads) && is_long(stripes, room.units - 1))
+        blocks = std::max(std::min<std::int64_t>(blocks, room.units - 1), std::int64_t{1});
+      blocks = working_blocks(blocks, stripes, fit);
+    }
+  }
+  return static_cast<int>(blocks);
+}
+
 inline Status shape_for(const Args& args, const PlanContext& where, Shots shots, bool packs,
                         LaunchShape* shape) {
   if (where.team_size > 1 && !where.peer_pointers)
@@ -169,30 +197,31 @@ inline Status shape_for(const Args& args, const PlanContext& where, Shots shots,
                                                  std::to_string(kMaxRanks));
   shape->threads =
       row_threads(static_cast<int>(args.residual.shape[1]), where.properties.max_threads_per_block);
-  const std::int64_t rows = args.residual.shape[0];
-  const Room room = room_for(where, shape->threads);
-  const std::int64_t most = std::min<std::int64_t>(
-      most_data_blocks(std::int64_t{room.units} * room.resident, where.team_size),
-      kMaxWaitingBlocks - 1);
-  std::int64_t blocks = std::min(rows, most);
-  if (shots == Shots::kTwo) {
-    const std::int64_t stripes = (rows + where.team_size - 1) / where.team_size;
-    const std::int64_t units = units_of(args, packs, where.team_size).all();
-    const bool knows = units > 0 && where.mailbox_bytes > 0;
-    const std::int64_t fit = knows ? slot_units(where.mailbox_bytes) / units : stripes;
-    if (rows > most || stripes > fit) {  // a block has stripes, not a row
-      const int each = even_blocks(stripes, room, where.team_size);
-      blocks = std::min({stripes, most, std::int64_t{room.units} * each});
-      if (has_long(where.team_size, args.residual.shape[1], shape->threads) &&
-          is_long(stripes, room.units - 1))
-        blocks = std::max(std::min<std::int64_t>(blocks, room.units - 1), std::int64_t{1});
-      blocks = working_blocks(blocks, stripes, fit);
-    }
-  }
-  shape->blocks = static_cast<int>(blocks);
+  shape->blocks = blocks_of_call(args, {where.team_size, where.mailbox_bytes},
+                                 room_for(where, shape->threads), shape->threads, shots, packs);
   shape->cooperative = true;
   shape->early = where.may_start_early;
   return Status::ok();
+}
+
+// The settings of a plan that its calls go by.
+enum RoomSetting : std::uint8_t { kUnitsSetting, kResidentSetting };
+inline void set_room(Recipe* recipe, Room room) {
+  recipe->set("multiprocessors", room.units);
+  recipe->set("blocks on each, at most", room.resident);
+}
+
+// The plan's shape with as many blocks as the rows of this call want.
+inline LaunchShape shape_of_call(const Recipe& recipe, const Args& args, const ChannelView& team,
+                                 Shots shots, bool packs) {
+  LaunchShape shape = recipe.launches.front().shape;
+  const auto setting = [&](RoomSetting which) {
+    return static_cast<int>(recipe.settings[which].value);
+  };
+  shape.blocks = blocks_of_call(args, {team.size, team.bytes},
+                                {setting(kUnitsSetting), setting(kResidentSetting)}, shape.threads,
+                                shots, packs);
+  return shape;
 }
 
 template <class Wire>
@@ -388,6 +417,7 @@ inline Status supports_shots(const Args& args, const PlanContext& where, Recipe*
                                 : "two_shot_kernel",
                    shape);
   }
+  set_room(recipe, room_for(where, shape.threads));
   const bool is_bf16 = args.residual.dtype == DType::kBF16;
   const bool is_usual = is_bf16 &&
                         is_fast_path(norm_spec(args.weight, args.residual, args.out.bf16),

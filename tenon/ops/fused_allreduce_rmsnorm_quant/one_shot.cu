@@ -19,7 +19,7 @@ static Status supports(const Args& args, const PlanContext& where, Recipe* recip
 
 static Status launch(const Recipe& recipe, const Args& args, const ChannelView* team,
                      Stream& stream) {
-  const LaunchShape& shape = recipe.launches.front().shape;
+  const LaunchShape shape = shape_of_call(recipe, args, *team, Shots::kOne, false);
   if (args.residual.dtype == DType::kF16) return launch_one_shot_f16(shape, args, team, stream);
   return launch_one_shot_bf16(shape, args, team, stream);
 }

@@ -45,8 +45,10 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
 }
 
 Status launch(const Recipe& recipe, const Args& args, const ChannelView* team, Stream& stream) {
-  const LaunchShape& shape = recipe.launches.front().shape;
+  LaunchShape shape = recipe.launches.front().shape;
+  shape.blocks = static_cast<int>(blocks_of_split(args.residual.shape[0], shape.cluster)) - 1;
   LaunchShape of_row = shape;  // on which a block does a row
+  of_row.blocks = static_cast<int>(args.residual.shape[0]);
   of_row.threads *= shape.cluster;
   of_row.cluster = 1;
   FusedArgs call = fused_args<Plain>(args, *team);

@@ -9,8 +9,8 @@ static Status supports(const Args& args, const PlanContext& where, Recipe* recip
 
 static Status launch(const Recipe& recipe, const Args& args, const ChannelView* team,
                      Stream& stream) {
-  return launch_two_shot<bf16, Packed, SoundProtocol>(recipe.launches.front().shape, args, team,
-                                                      stream);
+  const LaunchShape shape = shape_of_call(recipe, args, *team, Shots::kTwo, true);
+  return launch_two_shot<bf16, Packed, SoundProtocol>(shape, args, team, stream);
 }
 
 TENON_DEFINE_VARIANT(two_shot_packed, Args, supports, launch);
