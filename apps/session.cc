@@ -147,8 +147,9 @@ void add_stage_limits(CLI::App& app, SessionOptions& options) {
       ->capture_default_str()
       ->check(whole_number(1, 3))
       ->group("Boundaries");
-  app.add_option("--variant", options.variant,
-                 "of stage 1: one_shot or two_shot, or the same with _packed")
+  app.add_option(
+         "--variant", options.variant,
+         "of stage 1: one_shot, one_shot_packed, one_shot_split, two_shot or two_shot_packed")
       ->group("Boundaries");
 }
 

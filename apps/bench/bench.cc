@@ -52,7 +52,8 @@ void add_method(CLI::App& app, BoundaryBench& options, Words& words) {
       "below); all by default",
       not_empty("a list of arms"));
   app.add_option("--variant", options.variant,
-                 "of the one-kernel arms: one_shot or two_shot, or the same with _packed");
+                 "of the one-kernel arms: one_shot, one_shot_packed, one_shot_split, two_shot or "
+                 "two_shot_packed");
   app.add_flag("--spread-residual", options.spread_residual,
                "every rank gets the whole residual, not only the rows that it owns");
   app.add_option("--iterations", options.iterations, "calls of a repeat; 64 on devices, else 30")

@@ -119,11 +119,11 @@ SamplingParams BenchedEngine::sampling(int sequence, int max_tokens) const {
   return params;
 }
 
-Status BenchedEngine::step(std::uint64_t* tokens) const {
+Status BenchedEngine::step(Fnv1a* tokens) const {
   TENON_ASSIGN(const auto events, engine_->step());
   for (const TokenEvent& each : events) {
     if (each.finish == Finish::kFailed) return each.why;
-    *tokens = (*tokens ^ static_cast<std::uint32_t>(each.token)) * 1099511628211u;  // FNV-1a
+    tokens->add(static_cast<std::uint32_t>(each.token));
   }
   return Status::ok();
 }
@@ -172,7 +172,7 @@ Result<std::vector<std::vector<Turn>>> take_turns(const BenchedEngine& engine, i
     TENON_TRY(engine.engine().use_arm(arm));
     TENON_ASSIGN(const Turn found, turn());
     const Turn& first = at == 0 ? found : turns[0].front();
-    if (found.tokens != first.tokens)
+    if (found.tokens.value() != first.tokens.value())
       return Status::error(Code::kInternal,
                            "turn " + std::to_string(at / arms) + " of stage policy number " +
                                std::to_string(arm) +

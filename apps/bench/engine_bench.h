@@ -12,6 +12,7 @@
 #include "apps/bench/report.h"
 #include "apps/commands.h"
 #include "apps/session.h"
+#include "tenon/core/hash.h"
 #include "tenon/runtime/engine.h"
 
 namespace tenon::apps {
@@ -33,7 +34,7 @@ void add_engine_bench_options(CLI::App& app, EngineBench& options);
 struct Turn {
   double seconds = 0;         // by the wall clock, of the steps that count
   double device_seconds = 0;  // of the same steps, on the device of rank 0
-  std::uint64_t tokens = 0;   // a hash of what was drawn, in order, steps that do not count too
+  Fnv1a tokens;               // what was drawn, in order, steps that do not count too
 };
 
 class BenchedEngine {
@@ -49,7 +50,7 @@ class BenchedEngine {
   std::vector<std::int32_t> prompt(int sequence, int tokens) const;
   SamplingParams sampling(int sequence, int max_tokens) const;
   // One step of the engine, hashed into `tokens`. A sequence that failed is the error.
-  Status step(std::uint64_t* tokens) const;
+  Status step(Fnv1a* tokens) const;
 
   // What every report says of the engine. "results" is missing.
   nlohmann::ordered_json about() const;

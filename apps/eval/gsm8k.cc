@@ -20,6 +20,7 @@
 #include "tenon/core/clock.h"
 #include "tenon/core/env.h"
 #include "tenon/core/file.h"
+#include "tenon/core/hash.h"
 #include "tenon/core/json.h"
 
 namespace tenon::apps {
@@ -66,9 +67,7 @@ struct Asked {
 std::string key_of(const Options& options, const Asked& asked, std::size_t at) {
   const std::string text =
       asked.model + "\n" + std::to_string(options.max_new_tokens) + "\n" + asked.prompts[at];
-  std::uint64_t hash = 14695981039346656037u;  // FNV-1a
-  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211u;
-  return hex(hash);
+  return hex(fnv1a(text));
 }
 
 Result<Asked> prompts_of(const Options& options) {

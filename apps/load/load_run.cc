@@ -4,6 +4,7 @@
 
 #include "apps/bench/calls.h"
 #include "apps/interrupt.h"
+#include "tenon/core/hash.h"
 
 namespace tenon::apps {
 namespace {
@@ -129,15 +130,13 @@ std::map<std::string, int> errors_of(const LoadRun& run) {
 }
 
 std::uint64_t hash_of(const LoadRun& run) {
-  std::uint64_t hash = 14695981039346656037u;  // FNV-1a
-  const auto add = [&](std::uint64_t value) { hash = (hash ^ value) * 1099511628211u; };
+  Fnv1a hash;
   for (const ModelReply& each : run.replies) {
-    for (const std::int32_t token : each.tokens) add(static_cast<std::uint32_t>(token));
-    if (each.tokens.empty())
-      for (const char c : each.text) add(static_cast<unsigned char>(c));
-    add(1u << 31);
+    for (const std::int32_t token : each.tokens) hash.add(static_cast<std::uint32_t>(token));
+    if (each.tokens.empty()) hash.add_bytes(each.text);
+    hash.add(1u << 31);
   }
-  return hash;
+  return hash.value();
 }
 
 }  // namespace tenon::apps

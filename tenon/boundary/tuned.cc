@@ -6,6 +6,7 @@
 #include "tenon/boundary/tuned_json.h"
 #include "tenon/core/env.h"
 #include "tenon/core/file.h"
+#include "tenon/core/hash.h"
 
 namespace tenon {
 namespace {
@@ -14,12 +15,6 @@ namespace {
 constexpr std::string_view kBuiltIn =
 #include "tenon/boundary/tuned_json.inc"
     ;
-
-std::string number_of(std::string_view text) {
-  std::uint64_t hash = 14695981039346656037u;  // FNV-1a
-  for (const char each : text) hash = (hash ^ static_cast<unsigned char>(each)) * 1099511628211u;
-  return std::to_string(hash);
-}
 
 struct Loaded {
   TunedTables tables;
@@ -36,7 +31,7 @@ Loaded load() {
   if (path.empty()) return loaded;
   const auto take = [&]() -> Status {
     TENON_ASSIGN(const std::string text, read_text(path));
-    loaded.file_text = "contents " + number_of(text);
+    loaded.file_text = "contents " + std::to_string(fnv1a(text));
     TENON_ASSIGN(const TunedTables newer, parse_tuned(text), path);
     loaded.tables.put(newer);
     return Status::ok();

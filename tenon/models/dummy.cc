@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "tenon/core/fp8.h"
+#include "tenon/core/hash.h"
 #include "tenon/ops/make_weights/make_weights.h"
 
 namespace tenon {
@@ -17,9 +18,7 @@ using make_weights::kWordBytes;
 using make_weights::Made;
 
 std::uint64_t key_of(std::string_view name, std::uint64_t seed) {
-  std::uint64_t key = 0xcbf29ce484222325u;  // FNV-1a
-  for (const char each : name) key = (key ^ static_cast<unsigned char>(each)) * 0x100000001b3u;
-  return make_weights::mixed(key ^ make_weights::mixed(seed + make_weights::kStep));
+  return make_weights::mixed(fnv1a(name) ^ make_weights::mixed(seed + make_weights::kStep));
 }
 
 std::string_view spelled(DType dtype) {

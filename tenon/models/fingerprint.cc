@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <map>
 
+#include "tenon/core/hash.h"
+
 namespace tenon {
 namespace {
 
@@ -14,21 +16,19 @@ constexpr std::size_t kPieceBytes = 64;
 constexpr std::size_t kPieces = 4;          // of larger ones: first, last, and between
 constexpr std::size_t kSampledAlike = 128;  // of tensors whose names differ in numbers only
 
-// FNV-1a with words of 64 bits: tells accidents apart, not attacks.
 class Digest {
  public:
   void add(const void* data, std::size_t bytes) {
-    const auto* from = static_cast<const unsigned char*>(data);
-    for (std::size_t i = 0; i < bytes; ++i) value_ = (value_ ^ from[i]) * 0x100000001b3u;
+    hash_.add_bytes({static_cast<const char*>(data), bytes});
   }
   void add(std::string_view text) {
-    add(text.data(), text.size());
-    add("", 1);  // "a", "bc" is not "ab", "c"
+    hash_.add_bytes(text);
+    hash_.add(0);  // "a", "bc" is not "ab", "c"
   }
-  std::uint64_t value() const { return value_; }
+  std::uint64_t value() const { return hash_.value(); }
 
  private:
-  std::uint64_t value_ = 0xcbf29ce484222325u;
+  Fnv1a hash_;
 };
 
 // Calls see(begin, bytes) for every sampled piece of a tensor, of whole elements, until an error.

@@ -9,6 +9,7 @@
 #include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/core/env.h"
 #include "tenon/core/guard.h"
+#include "tenon/core/hash.h"
 #include "tenon/runtime/engine.h"
 
 namespace tenon {
@@ -268,16 +269,15 @@ Result<std::uint64_t> Rank::logits_fingerprint() {
   const TensorView logits = runner_->logits(last_.shape);
   const auto width = static_cast<std::size_t>(logits.shape[2]);
   std::vector<std::uint32_t> slice(width);
-  std::uint64_t hash = 14695981039346656037ull;
+  Fnv1a hash;
   for (int rank = 0; rank < comm_->size(); ++rank) {
     const auto row = static_cast<std::size_t>(rank * own.count + last - own.first);
     TENON_TRY(stream_->copy(slice.data(), logits.as<float>() + row * width, width * 4));
     TENON_TRY(stream_->synchronize());
     for (const std::uint32_t word : slice)
-      for (int shift = 0; shift < 32; shift += 8)
-        hash = (hash ^ ((word >> shift) & 0xffu)) * 1099511628211ull;
+      for (int shift = 0; shift < 32; shift += 8) hash.add(word >> shift & 0xffu);
   }
-  return hash;
+  return hash.value();
 }
 
 }  // namespace tenon

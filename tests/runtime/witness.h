@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "tenon/core/hash.h"
 #include "tenon/runtime/engine.h"
 #include "tests/support/copy_back.h"
 #include "tests/support/small_model.h"
@@ -93,7 +94,7 @@ class Witness : public Model {
       by_slot_[to[s]] = so_far;
       const std::string_view bytes(reinterpret_cast<const char*>(&logits[s * width]),
                                    width * sizeof(float));
-      record_.add(rank_, so_far, fnv1a64(bytes));
+      record_.add(rank_, so_far, fnv1a(bytes));
     }
     return made;
   }

@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "tenon/core/fp8.h"
+#include "tenon/core/hash.h"
 
 namespace tenon::test {
 namespace {
@@ -18,7 +19,7 @@ using Json = nlohmann::json;
 // u of the binding specification: 32 uniform bits for element `index` of a tensor.
 class Hash {
  public:
-  explicit Hash(std::string_view name) : base_(fnv1a64(name)) {}
+  explicit Hash(std::string_view name) : base_(fnv1a(name)) {}
   std::int64_t operator()(std::int64_t index) const {
     return static_cast<std::int64_t>(splitmix64(base_ + static_cast<std::uint64_t>(index)) >> 32);
   }
@@ -161,15 +162,6 @@ std::uint64_t splitmix64(std::uint64_t x) {
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
   z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
   return z ^ (z >> 31);
-}
-
-std::uint64_t fnv1a64(std::string_view text) {
-  std::uint64_t hash = 0xcbf29ce484222325u;
-  for (char each : text) {
-    hash ^= static_cast<unsigned char>(each);
-    hash *= 0x100000001b3u;
-  }
-  return hash;
 }
 
 std::string safetensors_bytes(const FileTensors& tensors) {

@@ -61,6 +61,5 @@ class TempDirectory {
 };
 
 std::uint64_t splitmix64(std::uint64_t x);
-std::uint64_t fnv1a64(std::string_view text);
 
 }  // namespace tenon::test

@@ -75,6 +75,7 @@
 
 #include "tenon/comm/device/channel_view.h"
 #include "tenon/comm/device/wait.cuh"
+#include "tenon/core/hash.h"
 #include "tenon/device/runtime.h"
 
 namespace tenon::TENON_TARGET {
@@ -273,10 +274,10 @@ struct Note {
 // Host side. `shape` holds whatever decides a call's layout but its rows.
 inline Note note_of(const ChannelView& team, std::initializer_list<std::uint64_t> shape,
                     std::uint64_t rows) {
-  std::uint64_t hash = 14695981039346656037u;  // FNV-1a
-  for (const std::uint64_t each : shape) hash = (hash ^ each) * 1099511628211u;
-  return {static_cast<std::uint32_t>(hash >> 33), static_cast<std::uint32_t>(rows & 0x7fffffffu),
-          kNumSlots * slot_bytes(team.bytes)};
+  Fnv1a hash;
+  for (const std::uint64_t each : shape) hash.add(each);
+  return {static_cast<std::uint32_t>(hash.value() >> 33),
+          static_cast<std::uint32_t>(rows & 0x7fffffffu), kNumSlots * slot_bytes(team.bytes)};
 }
 
 // The block that exchanges notes, for a shape that has blocks for data: a call without rows is no
