@@ -54,7 +54,7 @@ void add(const std::vector<LaunchTimer::Entry>& entries, Profile& profile) {
 }
 
 Status time_step(const BenchedEngine& bench, Profile& profile) {
-  std::uint64_t tokens = 0;
+  Fnv1a tokens;
   bench.engine().time_next_step();
   TENON_TRY(bench.step(&tokens));
   TENON_ASSIGN(const auto entries, bench.engine().launch_times());
@@ -68,7 +68,7 @@ Result<Profile> measure_decode(const BenchedEngine& bench, const Options& option
   for (int i = 0; i < options.sequences; ++i)
     TENON_TRY(engine.submit_computed(bench.prompt(i, options.context),
                                      bench.sampling(i, kWarmUp + kSteps + 1)));
-  std::uint64_t tokens = 0;
+  Fnv1a tokens;
   for (int step = 0; step < kWarmUp; ++step) TENON_TRY(bench.step(&tokens));
   const double before = engine.stats().device_seconds;
   for (int step = 0; step < kSteps; ++step) TENON_TRY(bench.step(&tokens));
@@ -87,7 +87,7 @@ Result<Profile> measure_prompts(const BenchedEngine& bench, const Options& optio
     return Status::ok();
   };
   Profile found;
-  std::uint64_t tokens = 0;
+  Fnv1a tokens;
   for (int turn = 0; turn < 2; ++turn) {
     TENON_TRY(submit());
     const double before = engine.stats().device_seconds;

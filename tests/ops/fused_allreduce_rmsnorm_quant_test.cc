@@ -195,7 +195,8 @@ TEST_F(FusedPlans, PlansCountTheBlocksThatWork) {
   EXPECT_EQ(plan_for(8, 8192, 16384, 1, target).launches.front().shape.blocks, 2);
 }
 
-// Two multiprocessors of an emulated device have data: a row each, stripes, then many stripes.
+// Two multiprocessors of an emulated device have data: a row each, a few rows each, stripes, then
+// many stripes.
 TEST_F(FusedPlans, ShortAndLongCallsHaveKernelsOfTheirOwn) {
   const Target target = Target::kEmu32;
   if (!backend(target)) GTEST_SKIP() << "emu32 is not part of this build";
@@ -205,7 +206,11 @@ TEST_F(FusedPlans, ShortAndLongCallsHaveKernelsOfTheirOwn) {
   for (int team = 2; team <= 8; ++team) {
     const bool has_long = team == 3 || team == 4;
     EXPECT_EQ(kernel(team, 2, 4096), "two_shot_row_kernel") << team;
-    EXPECT_EQ(kernel(team, 3, 4096), "two_shot_kernel") << team;
+    const int few = 2 * std::min(team - 1, 4);
+    EXPECT_EQ(kernel(team, 3, 4096), team > 2 ? "two_shot_rows_kernel" : "two_shot_kernel") << team;
+    EXPECT_EQ(kernel(team, few, 4096), team > 2 ? "two_shot_rows_kernel" : "two_shot_row_kernel")
+        << team;
+    EXPECT_EQ(kernel(team, few + 1, 4096), "two_shot_kernel") << team;
     EXPECT_EQ(kernel(team, 4 * team, 4096), "two_shot_kernel") << team;
     EXPECT_EQ(kernel(team, 4 * team + 1, 4096),
               has_long ? "two_shot_long_kernel" : "two_shot_kernel")

@@ -17,8 +17,10 @@ using tenon::fused_allreduce_rmsnorm_quant::blocks_of_long_calls;
 using tenon::fused_allreduce_rmsnorm_quant::blocks_of_split;
 using tenon::fused_allreduce_rmsnorm_quant::kUnit;
 using tenon::fused_allreduce_rmsnorm_quant::most_blocks_of_split;
+using tenon::fused_allreduce_rmsnorm_quant::most_rows_each;
 using tenon::fused_allreduce_rmsnorm_quant::result_bytes;
 using tenon::fused_allreduce_rmsnorm_quant::row_bytes;
+using tenon::fused_allreduce_rmsnorm_quant::rows_each;
 using tenon::fused_allreduce_rmsnorm_quant::slot_units;
 using tenon::fused_allreduce_rmsnorm_quant::split_of;
 using tenon::fused_allreduce_rmsnorm_quant::stripe_units;
@@ -176,7 +178,10 @@ inline int blocks_of_call(const Args& args, Ranks team, Room room, int threads, 
     const std::int64_t units = units_of(args, packs, team.size).all();
     const bool knows = units > 0 && team.mailbox_bytes > 0;
     const std::int64_t fit = knows ? slot_units(team.mailbox_bytes) / units : stripes;
-    if (rows > most || stripes > fit) {  // a block has stripes, not a row
+    const std::int64_t each_rows = rows_each(rows, most);
+    if (stripes <= fit && each_rows <= most_rows_each(team.size)) {
+      blocks = rows_each(rows, each_rows);
+    } else {  // a block has stripes
       const int each = even_blocks(stripes, room, team.size);
       blocks = std::min({stripes, most, std::int64_t{room.units} * each});
       if (has_long(team.size, args.residual.shape[1], threads) && is_long(stripes, room.units - 1))
@@ -386,12 +391,16 @@ inline Status launch_two_shot(const LaunchShape& shape, const Args& args, const 
   find_places(call);
   call.note = note_for(call, shape, Shots::kTwo, Wire::kPacks);
   const bool row_each = call.rows <= shape.blocks && call.num_generations == 1;
+  call.rows_each = static_cast<int>(rows_each(call.rows, shape.blocks));
+  const bool takes_rows = call.num_generations == 1 && call.rows_each <= most_rows_each(team->size);
   const bool takes_long = has_long(team->size, call.norm.hidden, shape.threads) &&
                           shape.blocks < team->max_blocks && is_long(stripes, shape.blocks);
   return with_instance<T, Wire, Protocol>(shape, call, [&]<class K>() {
     auto* kernel = row_each ? two_shot_row_kernel<K> : two_shot_kernel<K>;
     if constexpr (kHasLong<K>)
-      if (takes_long && !row_each) kernel = two_shot_long_kernel<K>;
+      if (takes_long && !takes_rows) kernel = two_shot_long_kernel<K>;
+    if constexpr (kHasRows<K>)
+      if (takes_rows && !row_each) kernel = two_shot_rows_kernel<K>;
     return tenon::launch(stream, with_note_block(shape, *team), kernel, call);
   });
 }
@@ -412,9 +421,11 @@ inline Status supports_shots(const Args& args, const PlanContext& where, Recipe*
     const bool takes_long = has_long(where.team_size, args.residual.shape[1], shape.threads) &&
                             shape.blocks < where.properties.max_cooperative_blocks &&
                             is_long(stripes, shape.blocks);
-    recipe->launch(row_each     ? "two_shot_row_kernel"
-                   : takes_long ? "two_shot_long_kernel"
-                                : "two_shot_kernel",
+    const std::int64_t each = rows_each(args.residual.shape[0], shape.blocks);
+    recipe->launch(row_each                                  ? "two_shot_row_kernel"
+                   : each <= most_rows_each(where.team_size) ? "two_shot_rows_kernel"
+                   : takes_long                              ? "two_shot_long_kernel"
+                                                             : "two_shot_kernel",
                    shape);
   }
   set_room(recipe, room_for(where, shape.threads));

@@ -99,6 +99,16 @@ constexpr std::int64_t blocks_of_long_calls(std::int64_t resident, int team_size
   return team_size > 2 ? (resident + 1) / 2 : resident;
 }
 
+// How many rows each of `blocks` blocks has of a two_shot call, and how many it may have before it
+// has stripes instead: fewer than those, so that it owns one row at most.
+inline constexpr int kMostRowsEach = 4;
+constexpr std::int64_t rows_each(std::int64_t rows, std::int64_t blocks) {
+  return blocks > 0 ? (rows + blocks - 1) / blocks : 0;
+}
+constexpr std::int64_t most_rows_each(int team_size) {
+  return std::clamp(team_size - 1, 1, kMostRowsEach);
+}
+
 // How many blocks, of `blocks` at most, do `stripes` stripes of which a slot holds `fit`: all of
 // them where one generation does; otherwise each has kLeastSteps or more in every generation.
 constexpr std::int64_t working_blocks(std::int64_t blocks, std::int64_t stripes, std::int64_t fit,

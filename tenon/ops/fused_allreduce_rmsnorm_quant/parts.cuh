@@ -24,6 +24,7 @@ struct FusedArgs {
   int rows;
   int chunk, num_generations;  // rows, or stripes, per generation; how many generations
   int workers;                 // blocks with data
+  int rows_each;               // two_shot_rows_kernel: rows of a block
   int slot_units;
   int vectors;                           // of a row
   int part_units, entry_units;           // one rank's part of a row; those of all peers

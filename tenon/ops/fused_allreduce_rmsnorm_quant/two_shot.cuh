@@ -409,4 +409,57 @@ two_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   if (quant.codes != nullptr && quant.layout != ScaleLayout::kRow) pad_scales(quant, row);
 }
 
+// Some more rows than blocks, one generation, three ranks or more: each block has a few rows that
+// lie side by side, fewer than a stripe has. Calls of fewer stripes than blocks would leave most
+// multiprocessors idle: 512 rows of eight ranks are 64 stripes. Words lie as in
+// two_shot_row_kernel, of which this is the longer form; a block owns one of its rows at most.
+template <class K>
+inline constexpr bool kHasRows = K::kRanks > 2;
+template <class K>
+TENON_KERNEL_RESIDENT(kRowThreads, 1)
+two_shot_rows_kernel(TENON_ARGS(FusedArgs) args) {
+  using Protocol = typename K::Protocol;
+  constexpr int kMaxSpan = K::kMaxSpan, kRanks = K::kRanks;
+  TENON_SHARED(Word4, image, kMaxImage);
+  TENON_SHARED(std::uint32_t, lost_words, 2);
+  const NormSpec norm = choose_path<K::kFastPath>(args.norm);
+  const QuantSpec quant = choose_path<K::kFastPath>(args.quant);
+  enter<Protocol>();
+  Call call = begin_call<Protocol>(args.team);
+  const int size = args.team.size, rank = args.team.rank;
+  const int first = block_id() * args.rows_each;
+  if (first >= args.rows) return finish_without_data<Protocol>(args.team, call, args.note, 1);
+  send_notes_first(args.team, call, args.note);
+  const int end = first + args.rows_each < args.rows ? first + args.rows_each : args.rows;
+  const ThreadSpan span = own_span<kMaxSpan>(args.vectors);
+  const auto stripe_of = [&](int row) { return stripe_at(args, call, row / size, row / size); };
+  const int own_place = rank - first % size,
+            own_first = own_place < 0 ? own_place + size : own_place;
+  const int mine = first + own_first < end ? first + own_first : -1;
+  OwnRow<kMaxSpan> read{};
+  if (mine >= 0)
+    read = {load_own<kMaxSpan>(args, mine, thread_id()),
+            prefetch_row<kMaxSpan>(at_row(norm, mine), span),
+            {}};
+  Own<kMaxSpan> next = load_own<kMaxSpan>(args, first, thread_id());
+  TENON_NO_UNROLL
+  for (int row = first; row < end; ++row) {
+    const Own<kMaxSpan> part = next;  // read before what lies in front of it is sent
+    if (row + 1 < end) next = load_own<kMaxSpan>(args, row + 1, thread_id());
+    if (row == mine) continue;
+    const int owner = row % size;
+    send_part_to<K>(args, call, row, stripe_of(row).parts, part, thread_id(),
+                    [&](int peer) { return rank_of_peer<kRanks>(args.team, peer) == owner; });
+  }
+  if (thread_id() == 0) lost_words[0] = 0;  // count_call() has a barrier
+  count_call<Protocol>(args.team, call, 1);
+  if (mine >= 0)
+    own_row<K>(args, norm, quant, call, stripe_of(mine), 0, span, read, image, lost_words);
+  TENON_NO_UNROLL
+  for (int row = first; row < end; ++row) {
+    if (row != mine) peer_row<K>(args, quant, call, stripe_of(row), row % size, span, {});
+    if (quant.codes != nullptr && quant.layout != ScaleLayout::kRow) pad_scales(quant, row);
+  }
+}
+
 }  // namespace tenon::TENON_TARGET::fused_allreduce_rmsnorm_quant
