@@ -206,11 +206,10 @@ TEST_F(FusedPlans, ShortAndLongCallsHaveKernelsOfTheirOwn) {
   for (int team = 2; team <= 8; ++team) {
     const bool has_long = team == 3 || team == 4;
     EXPECT_EQ(kernel(team, 2, 4096), "two_shot_row_kernel") << team;
-    const int few = 2 * std::min(team - 1, 4);
-    EXPECT_EQ(kernel(team, 3, 4096), team > 2 ? "two_shot_rows_kernel" : "two_shot_kernel") << team;
-    EXPECT_EQ(kernel(team, few, 4096), team > 2 ? "two_shot_rows_kernel" : "two_shot_row_kernel")
-        << team;
-    EXPECT_EQ(kernel(team, few + 1, 4096), "two_shot_kernel") << team;
+    const bool has_rows = team > 4;
+    EXPECT_EQ(kernel(team, 3, 4096), has_rows ? "two_shot_rows_kernel" : "two_shot_kernel") << team;
+    EXPECT_EQ(kernel(team, 8, 4096), has_rows ? "two_shot_rows_kernel" : "two_shot_kernel") << team;
+    EXPECT_EQ(kernel(team, 9, 4096), "two_shot_kernel") << team;
     EXPECT_EQ(kernel(team, 4 * team, 4096), "two_shot_kernel") << team;
     EXPECT_EQ(kernel(team, 4 * team + 1, 4096),
               has_long ? "two_shot_long_kernel" : "two_shot_kernel")

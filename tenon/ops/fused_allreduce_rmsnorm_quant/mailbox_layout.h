@@ -100,14 +100,12 @@ constexpr std::int64_t blocks_of_long_calls(std::int64_t resident, int team_size
 }
 
 // How many rows each of `blocks` blocks has of a two_shot call, and how many it may have before it
-// has stripes instead: fewer than those, so that it owns one row at most.
-inline constexpr int kMostRowsEach = 4;
+// has stripes instead: fewer than those, so that it owns one row at most. Not for teams of three
+// and four, whose times of stripes were measured; those of rows were not yet.
 constexpr std::int64_t rows_each(std::int64_t rows, std::int64_t blocks) {
   return blocks > 0 ? (rows + blocks - 1) / blocks : 0;
 }
-constexpr std::int64_t most_rows_each(int team_size) {
-  return std::clamp(team_size - 1, 1, kMostRowsEach);
-}
+constexpr std::int64_t most_rows_each(int team_size) { return team_size > 4 ? 4 : 1; }
 
 // How many blocks, of `blocks` at most, do `stripes` stripes of which a slot holds `fit`: all of
 // them where one generation does; otherwise each has kLeastSteps or more in every generation.

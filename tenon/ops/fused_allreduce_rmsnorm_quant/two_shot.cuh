@@ -414,7 +414,7 @@ two_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
 // multiprocessors idle: 512 rows of eight ranks are 64 stripes. Words lie as in
 // two_shot_row_kernel, of which this is the longer form; a block owns one of its rows at most.
 template <class K>
-inline constexpr bool kHasRows = K::kRanks > 2;
+inline constexpr bool kHasRows = K::kRanks > 4;
 template <class K>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 two_shot_rows_kernel(TENON_ARGS(FusedArgs) args) {
