@@ -34,7 +34,7 @@ CONSTANT = "ld.global.nc.L1::no_allocate."
 MEETS = "bar.warp.sync"
 SIGNS = (
     # One vector for each lane, and peers: bf16 or f16, either wire, kMaxRun 1, kRanks above 1.
-    (re.compile(r"(one_shot|two_shot)(_row|_long)?_kernelI.*Li1ELi[2-9]E"), MEETS, "lanes meet before they clear"),
+    (re.compile(r"(one_shot|two_shot)(_rows?|_long|_split)?_kernelI.*Li1ELi[2-9]E"), MEETS, "lanes meet before they clear"),
     (re.compile(r"all_reduce_kernelI"), MEETS, "lanes meet before they clear"),
 )
 

@@ -227,10 +227,15 @@ Status Bench::plan_arm(const PlanContext& where, std::size_t index) {
   Plans& plans = plans_[index];
   const fused::Args args = fused_args(0, arm.bf16);
   if (arm.chain == Chain::kOneKernel) {
-    // A variant that is asked for is measured where these rows can have it, though the bucket of
-    // today's tables may end too late for it.
-    TENON_ASSIGN(plans.one, fused::plan(arm.variant.empty() ? bucket_args(arm.bf16) : args,
-                                        where_measured(where, arm.bf16), arm.variant));
+    // The variant is that of the rows' bucket, unless one is asked for; how it runs follows from
+    // the rows of a call.
+    const PlanContext measured = where_measured(where, arm.bf16);
+    std::string_view variant = arm.variant;
+    if (variant.empty()) {
+      TENON_ASSIGN(const Plan of_bucket, fused::plan(bucket_args(arm.bf16), measured));
+      variant = of_bucket.variant_name;
+    }
+    TENON_ASSIGN(plans.one, fused::plan(args, measured, variant));
     return Status::ok();
   }
   if (arm.chain == Chain::kVendor && channels_.vendor == nullptr)

@@ -111,7 +111,8 @@ TEST_F(TunedFile, WholeResidualsHaveChoicesOfTheirOwn) {
 TEST_F(TunedFile, TheFileStandsOverTheTablesThatAreBuiltIn) {
   EXPECT_TRUE(tuned_file_text().starts_with("contents "));
   EXPECT_EQ(choices_for(tuned_tables(), {"host", 0, 2}, "fp8", 512).of(4), "two_shot");
-  EXPECT_EQ(choices_for(tuned_tables(), {"NVIDIA H200", 0, 2}, "fp8", 4096).of(1), "one_shot");
+  EXPECT_EQ(choices_for(tuned_tables(), {"NVIDIA H200", 0, 2}, "fp8", 4096).of(1),
+            "one_shot_split");
 }
 
 }  // namespace

@@ -223,7 +223,7 @@ TEST(Tuned, PlansPreferWhatWasMeasured) {
   EXPECT_EQ(where.preferred, "two_shot_packed");
   EXPECT_TRUE(where.why_preferred.starts_with("was measured to be faster (2026-"));
   prefer_measured(where, 380, false, kBoth, 1, 4096);
-  EXPECT_EQ(where.preferred, "one_shot");
+  EXPECT_EQ(where.preferred, "one_shot_split");
   where.properties.name = "host";
   prefer_measured(where, 0, false, kBoth, 48, 4096);
   EXPECT_EQ(where.preferred, "");

@@ -176,6 +176,10 @@ TEST_F(FusedPlans, LongCallsKeepAllBlocksAtWork) {
       const std::int64_t fit = layout::slot_units(bytes) / units.all();
       for (int rows : {64, 512, 817, 1024, 2048, 4096, 8192}) {
         const std::int64_t stripes = (rows + team - 1) / team;
+        if (layout::rows_each(rows, most - 1) <= layout::most_rows_each(team)) {
+          EXPECT_LE(stripes, fit) << rows << " rows go in one generation";
+          continue;
+        }
         const std::int64_t blocks =
             stripes <= most
                 ? stripes
@@ -420,30 +424,36 @@ TEST(FusedRows, CallsWithoutRowsTouchNothing) {
 }
 
 // Blocks are those of the call's rows, not of the plan's: ranks whose plans are for different
-// numbers of rows would tell each other of different grids.
+// numbers of rows would tell each other of different grids. Rank r's is for 2r rows more.
 TEST(FusedRows, CallsRunAlikeWhateverRowsThePlanWasFor) {
+  struct Call {
+    int team, rows, hidden;
+  };
   for (Target target : test::usable_targets()) {
-    BoundaryCase shape;
-    shape.team = 3;
-    shape.hidden = 512;
     RankOptions options;
     options.target = target;
-    for (const int rows : {1, 4}) {
-      shape.rows = rows;
+    // With 2048 emulated blocks split one row four times, and three rows twice.
+    for (const Call& each : {Call{2, 1, 2048}, Call{3, 1, 512}, Call{3, 4, 512}, Call{5, 3, 512}}) {
+      BoundaryCase shape;
+      shape.team = each.team;
+      shape.hidden = each.hidden;
+      shape.rows = each.rows;
       const BoundaryInputs inputs = reference::make_inputs(shape, 5);
       const auto expected = reference::boundary(shape, inputs);
       run_ranks(shape.team, options, [&](int rank, Communicator& comm) {
         auto stream = Stream::create(comm.device());
-        auto mailbox = comm.make_channel(fused::mailbox_bytes({40, 512, 3}), "boundary");
+        auto mailbox =
+            comm.make_channel(fused::mailbox_bytes({40, each.hidden, each.team}), "boundary");
         ASSERT_TRUE(stream && mailbox);
         const BoundaryTensors tensors(shape, inputs, rank, comm.device(), *stream);
         const fused::Args args = test::fused_args({shape}, tensors);
         fused::Args more = args;
-        more.partial.addend.shape[0] = more.residual.shape[0] = rows + 2 * rank;
-        more.out.bf16->shape[0] = rows + 2 * rank;
-        more.out.fp8->data.shape[0] = more.out.fp8->scale.shape[0] = rows + 2 * rank;
+        const int planned = each.rows + 2 * rank;
+        more.partial.addend.shape[0] = more.residual.shape[0] = planned;
+        more.out.bf16->shape[0] = planned;
+        more.out.fp8->data.shape[0] = more.out.fp8->scale.shape[0] = planned;
         BoundaryCase largest = shape;
-        largest.rows = rows + 2 * (shape.team - 1);
+        largest.rows = each.rows + 2 * (each.team - 1);
         for (const std::string_view variant :
              test::variants_of(largest, target, comm.max_blocks())) {
           meet(comm);
@@ -460,6 +470,29 @@ TEST(FusedRows, CallsRunAlikeWhateverRowsThePlanWasFor) {
       });
     }
   }
+}
+
+// Two shots with a few rows for each block: what emulated waves have two blocks for.
+TEST(FusedRows, AFewRowsForEachBlockMatchTheOracle) {
+  for (Target target : test::usable_targets())
+    for (int team : {5, 8}) {
+      std::vector<FusedCase> cases;
+      for (const int rows : {3, 7, 8})
+        for (const ScaleLayout layout :
+             {ScaleLayout::kRow, ScaleLayout::kMnMajor, ScaleLayout::kUe8m0Packed})
+          for (const bool spreads : {false, true}) {
+            FusedCase each;
+            each.shape.team = team;
+            each.shape.hidden = 512;
+            each.shape.rows = rows;
+            each.shape.layout = layout;
+            each.shape.want_bf16 = layout != ScaleLayout::kMnMajor;
+            each.spread_residual = spreads;
+            each.seed = cases.size();
+            cases.push_back(each);
+          }
+      run_cases(target, team, cases, fused::mailbox_bytes({40, 512, team, 1, true}));
+    }
 }
 
 // On targets with clusters: where there are blocks enough and whole waves of vectors.

@@ -98,6 +98,10 @@ class CheckPtx(unittest.TestCase):
         self.assert_one("lanes meet", RIGHT, ROW.format(2))
         self.assertEqual(self.complaints(source("\n" + WAIT + meet + REST, ROW.format(2))), [])
         self.assertEqual(self.complaints(source(RIGHT, ROW.format(1))), [])
+        for form in ("", "_row", "_rows", "_long", "_split"):
+            symbol = ROW.format(4).replace("_row_kernel", f"{form}_kernel")
+            self.assertIn(f"{form}_kernelI", symbol)
+            self.assert_one("lanes meet", RIGHT, symbol)
 
     def test_sources_that_set_early_are_looked_for(self):
         early = list(check_ptx.early_sources())

@@ -161,35 +161,60 @@ inline bool has_long(int team_size, std::int64_t hidden, int threads) {
 }
 constexpr bool is_long(std::int64_t stripes, std::int64_t blocks) { return stripes > 2 * blocks; }
 
-// How many blocks do a call of these rows. A plan may be for more rows, so each call asks anew:
-// 513 rows are not run in the way of 1024.
 struct Ranks {
   int size;
   std::size_t mailbox_bytes;  // 0: not known
 };
+inline std::int64_t stripes_of(const Args& args, int team_size) {
+  return (args.residual.shape[0] + team_size - 1) / team_size;
+}
+// Of how many stripes a slot has room; of all, where the mailbox is not known or nothing is sent.
+inline std::int64_t stripes_that_fit(const Args& args, Ranks team, bool packs) {
+  const std::int64_t units = units_of(args, packs, team.size).all();
+  const bool knows = units > 0 && team.mailbox_bytes > 0;
+  return knows ? slot_units(team.mailbox_bytes) / units : stripes_of(args, team.size);
+}
+
+// How many blocks do a call of these rows. A plan may be for more rows, so each call asks anew:
+// 513 rows are not run in the way of 1024.
 inline int blocks_of_call(const Args& args, Ranks team, Room room, int threads, Shots shots,
                           bool packs) {
   const std::int64_t rows = args.residual.shape[0];
   const std::int64_t most = std::min<std::int64_t>(
       most_data_blocks(std::int64_t{room.units} * room.resident, team.size), kMaxWaitingBlocks - 1);
-  std::int64_t blocks = std::min(rows, most);
-  if (shots == Shots::kTwo) {
-    const std::int64_t stripes = (rows + team.size - 1) / team.size;
-    const std::int64_t units = units_of(args, packs, team.size).all();
-    const bool knows = units > 0 && team.mailbox_bytes > 0;
-    const std::int64_t fit = knows ? slot_units(team.mailbox_bytes) / units : stripes;
-    const std::int64_t each_rows = rows_each(rows, most);
-    if (stripes <= fit && each_rows <= most_rows_each(team.size)) {
-      blocks = rows_each(rows, each_rows);
-    } else {  // a block has stripes
-      const int each = even_blocks(stripes, room, team.size);
-      blocks = std::min({stripes, most, std::int64_t{room.units} * each});
-      if (has_long(team.size, args.residual.shape[1], threads) && is_long(stripes, room.units - 1))
-        blocks = std::max(std::min<std::int64_t>(blocks, room.units - 1), std::int64_t{1});
-      blocks = working_blocks(blocks, stripes, fit);
-    }
+  if (shots != Shots::kTwo) return static_cast<int>(std::min(rows, most));
+  const std::int64_t stripes = stripes_of(args, team.size);
+  const std::int64_t fit = stripes_that_fit(args, team, packs);
+  const std::int64_t few = rows_each(rows, most);  // rows of a block
+  if (stripes <= fit && few <= most_rows_each(team.size))
+    return static_cast<int>(rows_each(rows, few));
+  const int each = even_blocks(stripes, room, team.size);
+  std::int64_t blocks = std::min({stripes, most, std::int64_t{room.units} * each});
+  if (has_long(team.size, args.residual.shape[1], threads) && is_long(stripes, room.units - 1))
+    blocks = std::max(std::min<std::int64_t>(blocks, room.units - 1), std::int64_t{1});
+  return static_cast<int>(working_blocks(blocks, stripes, fit));
+}
+
+// Which kernel of two_shot does a call. `at_once`: in one generation; `most_blocks`: of the device.
+enum class TwoShotForm : std::uint8_t { kRow, kRows, kStripes, kLong };
+inline TwoShotForm two_shot_form(const Args& args, int team_size, const LaunchShape& shape,
+                                 bool at_once, int most_blocks) {
+  const std::int64_t rows = args.residual.shape[0];
+  if (at_once && rows <= shape.blocks) return TwoShotForm::kRow;
+  if (at_once && rows_each(rows, shape.blocks) <= most_rows_each(team_size))
+    return TwoShotForm::kRows;
+  const bool is_long_call = has_long(team_size, args.residual.shape[1], shape.threads) &&
+                            shape.blocks < most_blocks &&
+                            is_long(stripes_of(args, team_size), shape.blocks);
+  return is_long_call ? TwoShotForm::kLong : TwoShotForm::kStripes;
+}
+constexpr std::string_view kernel_of(TwoShotForm form) {
+  switch (form) {
+    case TwoShotForm::kRow: return "two_shot_row_kernel";
+    case TwoShotForm::kRows: return "two_shot_rows_kernel";
+    case TwoShotForm::kLong: return "two_shot_long_kernel";
+    default: return "two_shot_kernel";
   }
-  return static_cast<int>(blocks);
 }
 
 inline Status shape_for(const Args& args, const PlanContext& where, Shots shots, bool packs,
@@ -210,22 +235,23 @@ inline Status shape_for(const Args& args, const PlanContext& where, Shots shots,
 }
 
 // The settings of a plan that its calls go by.
-enum RoomSetting : std::uint8_t { kUnitsSetting, kResidentSetting };
-inline void set_room(Recipe* recipe, Room room) {
-  recipe->set("multiprocessors", room.units);
-  recipe->set("blocks on each, at most", room.resident);
+inline constexpr std::string_view kUnits = "multiprocessors to use",
+                                  kResident = "blocks on each, at most",
+                                  kTogether = "blocks that run together";
+inline int setting(const Recipe& recipe, std::string_view name) {
+  for (const Setting& each : recipe.settings)
+    if (each.name == name) return static_cast<int>(each.value);
+  TENON_CHECK(false);  // supports() sets it
+  return 0;
 }
 
 // The plan's shape with as many blocks as the rows of this call want.
 inline LaunchShape shape_of_call(const Recipe& recipe, const Args& args, const ChannelView& team,
                                  Shots shots, bool packs) {
   LaunchShape shape = recipe.launches.front().shape;
-  const auto setting = [&](RoomSetting which) {
-    return static_cast<int>(recipe.settings[which].value);
-  };
   shape.blocks = blocks_of_call(args, {team.size, team.bytes},
-                                {setting(kUnitsSetting), setting(kResidentSetting)}, shape.threads,
-                                shots, packs);
+                                {setting(recipe, kUnits), setting(recipe, kResident)},
+                                shape.threads, shots, packs);
   return shape;
 }
 
@@ -379,7 +405,7 @@ inline Status launch_two_shot(const LaunchShape& shape, const Args& args, const 
   const StripeUnits units = units_of(args, Wire::kPacks, team->size);
   call.spread_entry_units = static_cast<int>(units.results);
   call.spread_units = call.spread_entry_units / std::max(team->size - 1, 1);
-  const std::int64_t stripes = (call.rows + team->size - 1) / team->size;
+  const std::int64_t stripes = stripes_of(args, team->size);
   const std::int64_t least = stripes > 1 ? Protocol::kLeastSteps : 1;
   std::int64_t fit = 0;
   TENON_TRY(fit_chunk(call, units.all(), least, &fit));
@@ -390,17 +416,15 @@ inline Status launch_two_shot(const LaunchShape& shape, const Args& args, const 
   call.spread_offset = static_cast<int>(fit * units.parts);  // not by how much there is: rule 2
   find_places(call);
   call.note = note_for(call, shape, Shots::kTwo, Wire::kPacks);
-  const bool row_each = call.rows <= shape.blocks && call.num_generations == 1;
   call.rows_each = static_cast<int>(rows_each(call.rows, shape.blocks));
-  const bool takes_rows = call.num_generations == 1 && call.rows_each <= most_rows_each(team->size);
-  const bool takes_long = has_long(team->size, call.norm.hidden, shape.threads) &&
-                          shape.blocks < team->max_blocks && is_long(stripes, shape.blocks);
+  const TwoShotForm form =
+      two_shot_form(args, team->size, shape, call.num_generations == 1, team->max_blocks);
   return with_instance<T, Wire, Protocol>(shape, call, [&]<class K>() {
-    auto* kernel = row_each ? two_shot_row_kernel<K> : two_shot_kernel<K>;
+    auto* kernel = form == TwoShotForm::kRow ? two_shot_row_kernel<K> : two_shot_kernel<K>;
     if constexpr (kHasLong<K>)
-      if (takes_long && !takes_rows) kernel = two_shot_long_kernel<K>;
+      if (form == TwoShotForm::kLong) kernel = two_shot_long_kernel<K>;
     if constexpr (kHasRows<K>)
-      if (takes_rows && !row_each) kernel = two_shot_rows_kernel<K>;
+      if (form == TwoShotForm::kRows) kernel = two_shot_rows_kernel<K>;
     return tenon::launch(stream, with_note_block(shape, *team), kernel, call);
   });
 }
@@ -412,23 +436,19 @@ inline Status supports_shots(const Args& args, const PlanContext& where, Recipe*
   TENON_TRY(is_fastest(args, where, name_of(kShots, kPacks)));
   LaunchShape shape;
   TENON_TRY(shape_for(args, where, kShots, kPacks, &shape));
-  // Where each row has a block of its own.
-  const bool row_each = args.residual.shape[0] <= shape.blocks;
   if (kShots == Shots::kOne) {
+    const bool row_each = args.residual.shape[0] <= shape.blocks;
     recipe->launch(row_each ? "one_shot_row_kernel" : "one_shot_kernel", shape);
   } else {
-    const std::int64_t stripes = (args.residual.shape[0] + where.team_size - 1) / where.team_size;
-    const bool takes_long = has_long(where.team_size, args.residual.shape[1], shape.threads) &&
-                            shape.blocks < where.properties.max_cooperative_blocks &&
-                            is_long(stripes, shape.blocks);
-    const std::int64_t each = rows_each(args.residual.shape[0], shape.blocks);
-    recipe->launch(row_each                                  ? "two_shot_row_kernel"
-                   : each <= most_rows_each(where.team_size) ? "two_shot_rows_kernel"
-                   : takes_long                              ? "two_shot_long_kernel"
-                                                             : "two_shot_kernel",
+    const bool at_once = stripes_of(args, where.team_size) <=
+                         stripes_that_fit(args, {where.team_size, where.mailbox_bytes}, kPacks);
+    recipe->launch(kernel_of(two_shot_form(args, where.team_size, shape, at_once,
+                                           where.properties.max_cooperative_blocks)),
                    shape);
   }
-  set_room(recipe, room_for(where, shape.threads));
+  const Room room = room_for(where, shape.threads);
+  recipe->set(kUnits, room.units);
+  recipe->set(kResident, room.resident);
   const bool is_bf16 = args.residual.dtype == DType::kBF16;
   const bool is_usual = is_bf16 &&
                         is_fast_path(norm_spec(args.weight, args.residual, args.out.bf16),

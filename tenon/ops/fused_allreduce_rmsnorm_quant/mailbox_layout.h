@@ -55,8 +55,8 @@ constexpr StripeUnits stripe_units(std::int64_t hidden, bool packs, bool spreads
 }
 
 // one_shot_split. Into how many blocks it splits a row of `hidden` elements where there is room: 2,
-// 4 or 8, as few as have few threads each, on devices and where they are emulated; 0 where no such
-// number gives each block whole waves with a vector for every lane.
+// 4 or 8, as few as have few threads each, on devices and where they are emulated, or as many as
+// leave whole waves; 0 where even two would not have a vector for every lane of theirs.
 inline constexpr int kFewSplitThreads = 160, kFewEmulatedThreads = 64;
 inline constexpr int kMaxSplitVectors = 1024, kMaxSplitThreads = kMaxSplitVectors / 2;
 constexpr int most_blocks_of_split(std::int64_t hidden, bool emulated) {

@@ -30,25 +30,33 @@ one_shot_split_kernel(TENON_ARGS(FusedArgs) args) {
       [&](float value) { return cluster_sum(*sum, place, value); }, place.rank == 0);
 }
 
-// A cluster for each row, and one whose last block exchanges the notes.
+// A cluster of `split` blocks for each row, and one whose last block exchanges the notes.
+void set_split(const Args& args, int split, LaunchShape* shape) {
+  shape->threads = static_cast<int>(args.residual.shape[1]) / kVector / split;
+  shape->blocks = static_cast<int>(blocks_of_split(args.residual.shape[0], split)) - 1;
+  shape->cluster = split;
+}
+
 Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   TENON_ASSIGN(const int split, split_for(args, where));
   TENON_TRY(is_fastest(args, where, kOneShotSplit));
   LaunchShape shape;
   TENON_TRY(shape_for(args, where, Shots::kOne, false, &shape));
-  shape.threads = static_cast<int>(args.residual.shape[1]) / kVector / split;
-  shape.blocks = static_cast<int>(blocks_of_split(args.residual.shape[0], split)) - 1;
-  shape.cluster = split;
+  set_split(args, split, &shape);
   recipe->launch("one_shot_split_kernel", shape);
-  recipe->set("blocks of a row", split);
+  recipe->set(kTogether, where.properties.max_cooperative_blocks);
   return Status::ok();
 }
 
 Status launch(const Recipe& recipe, const Args& args, const ChannelView* team, Stream& stream) {
+  // Of these rows, of which there may be fewer than the plan is for: then no fewer blocks each.
   LaunchShape shape = recipe.launches.front().shape;
-  shape.blocks = static_cast<int>(blocks_of_split(args.residual.shape[0], shape.cluster)) - 1;
+  const std::int64_t rows = args.residual.shape[0], hidden = args.residual.shape[1];
+  set_split(args,
+            split_of(hidden, rows, setting(recipe, kTogether), is_host(stream.device().target)),
+            &shape);
   LaunchShape of_row = shape;  // on which a block does a row
-  of_row.blocks = static_cast<int>(args.residual.shape[0]);
+  of_row.blocks = static_cast<int>(rows);
   of_row.threads *= shape.cluster;
   of_row.cluster = 1;
   FusedArgs call = fused_args<Plain>(args, *team);

@@ -5,9 +5,10 @@
 //   otherwise:                   the 16-bit norm; where both are wanted, ranks quantise their copy
 //   spreads_residual:            the new residual as well
 // Rows are dealt in stripes of `size` rows, one per owner. A block works on whole stripes, or,
-// where there are no more rows than blocks, on one row; so every rank has the same blocks. A slot
-// holds, per stripe of the chunk, first one part from each peer for the own row, then one result
-// from the owner of each other row. The rules of the exchange are comm/device/exchange.cuh's.
+// where there are not many more rows than blocks, on one or a few rows; so every rank has the same
+// blocks. A slot holds, per stripe of the chunk, first one part from each peer for the own row,
+// then one result from the owner of each other row. The rules of the exchange are
+// comm/device/exchange.cuh's.
 #pragma once
 
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/parts.cuh"
@@ -409,7 +410,7 @@ two_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   if (quant.codes != nullptr && quant.layout != ScaleLayout::kRow) pad_scales(quant, row);
 }
 
-// Some more rows than blocks, one generation, three ranks or more: each block has a few rows that
+// Some more rows than blocks, one generation, five ranks or more: each block has a few rows that
 // lie side by side, fewer than a stripe has. Calls of fewer stripes than blocks would leave most
 // multiprocessors idle: 512 rows of eight ranks are 64 stripes. Words lie as in
 // two_shot_row_kernel, of which this is the longer form; a block owns one of its rows at most.
