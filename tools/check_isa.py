@@ -112,10 +112,6 @@ def two_shot_row(kernel):
     return Expected(512, 20 * 1024, 36 if packed else 0, 0, FUSED)
 
 
-def two_shot_rows(kernel):
-    return Expected(512, 20 * 1024, 0, 0, FUSED)
-
-
 def one_shot_row(kernel):
     return Expected(512, 256, 36 if is_largest(kernel) else 0, signs=FUSED)
 
@@ -127,7 +123,8 @@ EXPECTED = {
     ("fused_allreduce_rmsnorm_quant", "two_shot_kernel"): two_shot,
     ("fused_allreduce_rmsnorm_quant", "two_shot_long_kernel"): two_shot,
     ("fused_allreduce_rmsnorm_quant", "two_shot_row_kernel"): two_shot_row,
-    ("fused_allreduce_rmsnorm_quant", "two_shot_rows_kernel"): two_shot_rows,
+    # Likewise, in some forms.
+    ("fused_allreduce_rmsnorm_quant", "two_shot_rows_kernel"): Expected(512, 20 * 1024, 36, 0, FUSED),
     ("rmsnorm", "row_kernel"): Expected(1024, 256, signs=NORMS),
     ("fp8_quant", "segment_kernel"): Expected(1024, 0, signs=QUANTS),
     ("all_reduce", "all_reduce_kernel"): Expected(1024, 0, signs=(half_signs, ranked_signs)),
