@@ -20,6 +20,7 @@
 #include "tenon/comm/communicator.h"
 #include "tests/support/chaos.h"
 #include "tests/support/processes.h"
+#include "tests/support/says.h"
 
 // Bytes that this program holds. Not inlined, or the compiler sees malloc behind new.
 static std::atomic<long> bytes_held{0};
@@ -41,11 +42,8 @@ namespace tenon {
 namespace {
 
 using std::chrono::milliseconds;
+using test::says;
 constexpr milliseconds kLong(10'000), kShort(250);
-
-bool says(const Status& status, std::string_view text) {
-  return status.message().find(text) != std::string_view::npos;
-}
 
 using Body = std::function<void(std::shared_ptr<Bootstrap>)>;
 

@@ -10,6 +10,7 @@
 #include "tests/support/ccl_cases.h"
 #include "tests/support/fake_ccl.h"
 #include "tests/support/processes.h"
+#include "tests/support/says.h"
 #include "tests/support/targets.h"
 
 namespace tenon {
@@ -21,6 +22,7 @@ using test::FakeCclFault;
 using test::RankBody;
 using test::RankOptions;
 using test::run_ranks;
+using test::says;
 using Clock = std::chrono::steady_clock;
 
 constexpr milliseconds kDeadline(200);
@@ -32,10 +34,6 @@ RankOptions over_ccl(Target target = Target::kCpu) {
   options.target = target;
   options.transport = "ccl";
   return options;
-}
-
-bool says(const Status& status, std::string_view text) {
-  return status.message().find(text) != std::string_view::npos;
 }
 
 TEST(Ccl, AddendsOfTheseTestsDependOnTheOrder) {

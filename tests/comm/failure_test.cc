@@ -12,6 +12,7 @@
 #include "tests/support/patience.h"
 #include "tests/support/processes.h"
 #include "tests/support/ranks.h"
+#include "tests/support/says.h"
 #include "tests/support/targets.h"
 
 namespace tenon {
@@ -21,15 +22,12 @@ using std::chrono::milliseconds;
 using test::RankOptions;
 using test::run_one_rank;
 using test::run_ranks;
+using test::says;
 using Clock = std::chrono::steady_clock;
 
 constexpr milliseconds kDeadline(200);
 // The deadline, a tenth more, and what a busy machine may take to notice.
 const milliseconds kEnd = kDeadline * 11 / 10 + test::kSlowdown * milliseconds(700);
-
-bool says(const Status& status, std::string_view text) {
-  return status.message().find(text) != std::string_view::npos;
-}
 
 RankOptions doomed(Target target = Target::kCpu, const char* transport = "auto") {
   return {.target = target, .deadline = kDeadline, .transport = transport, .expect_healthy = false};

@@ -17,6 +17,7 @@
 #include "tenon/comm/bootstrap/greeting.h"
 #include "tenon/comm/bootstrap/tcp.h"
 #include "tests/support/processes.h"
+#include "tests/support/says.h"
 
 namespace tenon {
 namespace {
@@ -24,12 +25,9 @@ namespace {
 using std::chrono::milliseconds;
 using tcp::Clock;
 using tcp::Socket;
+using test::says;
 constexpr milliseconds kLong(20'000), kShort(500);
 const std::string kSecret = "known to the ranks of this job";
-
-bool says(const Status& status, std::string_view text) {
-  return status.message().find(text) != std::string_view::npos;
-}
 
 Launch launch(int rank, int size, int port, const std::string& secret = kSecret) {
   Launch made{rank, size, rank, "127.0.0.1", port};

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "tests/support/conform.h"
+#include "tests/support/says.h"
 #include "tests/support/targets.h"
 
 namespace tenon {
@@ -14,10 +15,7 @@ namespace {
 using test::meet;
 using test::RankOptions;
 using test::run_ranks;
-
-bool says(const Status& status, std::string_view text) {
-  return status.message().find(text) != std::string_view::npos;
-}
+using test::says;
 
 std::vector<RankOptions> every_team() {
   std::vector<RankOptions> found;

@@ -11,16 +11,15 @@
 #include <string>
 
 #include "tenon/device/runtime.h"
+#include "tests/support/says.h"
 #include "tests/support/thread_names.h"
 
 namespace tenon {
 namespace {
 
-constexpr Device kHost{Target::kCpu, 0};
+using test::says;
 
-bool says(const Status& status, const std::string& text) {
-  return status.message().find(text) != std::string_view::npos;
-}
+constexpr Device kHost{Target::kCpu, 0};
 
 void count_block(const void*, const void* args) {
   (*static_cast<std::atomic<int>* const*>(args))->fetch_add(1);

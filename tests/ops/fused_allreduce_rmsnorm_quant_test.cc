@@ -13,6 +13,7 @@
 #include "tests/support/boundary_matrix.h"
 #include "tests/support/fused_run.h"
 #include "tests/support/ranks.h"
+#include "tests/support/says.h"
 #include "tests/support/targets.h"
 
 namespace tenon {
@@ -26,10 +27,7 @@ using test::FusedCase;
 using test::meet;
 using test::RankOptions;
 using test::run_ranks;
-
-bool has(std::string_view text, std::string_view part) {
-  return text.find(part) != std::string_view::npos;
-}
+using test::says;
 
 // Every case in every variant on `target`, one after the other in one mailbox of `mailbox_bytes`.
 void run_cases(Target target, int team, const std::vector<FusedCase>& cases,
@@ -255,16 +253,16 @@ TEST_F(FusedContract, CheckNamesWhatIsWrong) {
   ASSERT_TRUE(fused::check(args_)) << fused::check(args_).to_string();
   fused::Args args = args_;
   args.partial.addend.shape[0] = 2;
-  EXPECT_TRUE(has(fused::check(args).message(), "residual is bf16 [3, 256]"));
+  EXPECT_TRUE(says(fused::check(args).message(), "residual is bf16 [3, 256]"));
   args = args_;
   args.weight.dtype = DType::kF16;
-  EXPECT_TRUE(has(fused::check(args).message(), "must be of type bf16 or f32"));
+  EXPECT_TRUE(says(fused::check(args).message(), "must be of type bf16 or f32"));
   args = args_;
   args.out.fp8->data.dtype = DType::kE5M2;
-  EXPECT_TRUE(has(fused::check(args).message(), "must be of type e4m3fn or e4m3fnuz"));
+  EXPECT_TRUE(says(fused::check(args).message(), "must be of type e4m3fn or e4m3fnuz"));
   args = args_;
   args.out.fp8->scale.stride[0] = 7;
-  EXPECT_TRUE(has(fused::check(args).message(), "contiguous"));
+  EXPECT_TRUE(says(fused::check(args).message(), "contiguous"));
 }
 
 // What its caller knows to be fastest is taken, where it can be, and others say why they are not.
@@ -277,12 +275,12 @@ TEST_F(FusedContract, TheCallersPreferenceIsTaken) {
     ASSERT_TRUE(found) << found.status().to_string();
     EXPECT_EQ(found->variant_name, variant);
     for (const std::string& refusal : found->refusals)
-      EXPECT_TRUE(has(refusal, std::string(variant) + " was tried")) << refusal;
+      EXPECT_TRUE(says(refusal, std::string(variant) + " was tried")) << refusal;
   }
   PlanContext there = where_;
   there.preferred = "something else";
   there.why_preferred = "was tried";
-  EXPECT_TRUE(has(fused::plan(args_, there).status().message(), "something else was tried"));
+  EXPECT_TRUE(says(fused::plan(args_, there).status().message(), "something else was tried"));
   EXPECT_TRUE(fused::plan(args_, there, "two_shot"));  // by name, whatever is faster
 }
 
@@ -301,7 +299,7 @@ TEST_F(FusedContract, PlansSayWhatTheyLaunch) {
          {std::string_view("fused_allreduce_rmsnorm_quant on "), std::string_view(variant),
           std::string_view("reference bits"), kernel, std::string_view("cooperative"),
           std::string_view("ranks, at most")})
-      EXPECT_TRUE(has(text, part)) << part << " is not in: " << text;
+      EXPECT_TRUE(says(text, part)) << part << " is not in: " << text;
   }
 }
 
@@ -323,7 +321,7 @@ TEST_F(FusedContract, PlanIsPureAndExplainsRefusals) {
   ASSERT_TRUE(long_call);
   EXPECT_EQ(long_call->variant_name, "two_shot");
   ASSERT_EQ(long_call->refusals.size(), 2u);
-  EXPECT_TRUE(has(long_call->refusals[0], "one_shot: 8192 rows of 16384"))
+  EXPECT_TRUE(says(long_call->refusals[0], "one_shot: 8192 rows of 16384"))
       << long_call->refusals[0];
 
   PlanContext apart = where_;
@@ -331,7 +329,7 @@ TEST_F(FusedContract, PlanIsPureAndExplainsRefusals) {
   const auto refused = fused::plan(args_, apart);
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.status().code(), Code::kUnsupported);
-  EXPECT_TRUE(has(refused.status().message(), "cannot address each other's mailboxes"));
+  EXPECT_TRUE(says(refused.status().message(), "cannot address each other's mailboxes"));
 }
 
 TEST_F(FusedContract, ForcedVariantIsTheOneThatRuns) {
@@ -352,7 +350,7 @@ TEST_F(FusedContract, OnlyRowsThatPackTravelPacked) {
       each->dtype = DType::kF16;
     const auto refused = fused::plan(halves, where_, variant);
     ASSERT_FALSE(refused);
-    EXPECT_TRUE(has(refused.status().message(), "only bf16 can be packed"))
+    EXPECT_TRUE(says(refused.status().message(), "only bf16 can be packed"))
         << refused.status().message();
   }
 }
@@ -542,7 +540,7 @@ TEST_F(FusedContract, TooSmallMailboxIsRefusedBeforeLaunch) {
   team.base[0] = team.base[1] = region;
   const Status refused = fused::run(*plan, args_, team, *stream_);
   EXPECT_EQ(refused.code(), Code::kInvalidArgument);
-  EXPECT_TRUE(has(refused.message(), "the mailbox has 1024 bytes")) << refused.message();
+  EXPECT_TRUE(says(refused.message(), "the mailbox has 1024 bytes")) << refused.message();
 }
 
 TEST_F(FusedContract, RunRefusesWhatItsPlanWasNotMadeFor) {
@@ -558,7 +556,7 @@ TEST_F(FusedContract, RunRefusesWhatItsPlanWasNotMadeFor) {
                                   std::string_view text) {
     const Status refused = fused::run(with, args, of, *stream_);
     EXPECT_EQ(refused.code(), Code::kInvalidArgument);
-    EXPECT_TRUE(has(refused.message(), text)) << refused.to_string();
+    EXPECT_TRUE(says(refused.message(), text)) << refused.to_string();
   };
   expect_refused(Plan{}, args_, team, "the plan is empty");
   ChannelView of_three = team;

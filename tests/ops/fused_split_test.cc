@@ -10,6 +10,7 @@
 #include "tenon/reference/inputs.h"
 #include "tests/support/fused_run.h"
 #include "tests/support/ranks.h"
+#include "tests/support/says.h"
 #include "tests/support/targets.h"
 
 namespace tenon {
@@ -22,10 +23,7 @@ using test::BoundaryTensors;
 using test::meet;
 using test::RankOptions;
 using test::run_ranks;
-
-bool has(std::string_view text, std::string_view part) {
-  return text.find(part) != std::string_view::npos;
-}
+using test::says;
 
 // On targets with clusters: where there are blocks enough and whole waves of vectors.
 TEST(FusedSplit, SaysWhyRowsAreNotSplit) {
@@ -50,13 +48,13 @@ TEST(FusedSplit, SaysWhyRowsAreNotSplit) {
   EXPECT_EQ(refusal(args, *where), "");
   PlanContext there = *where;
   there.properties.max_cooperative_blocks = 5;
-  EXPECT_TRUE(has(refusal(args, there),
-                  "2 rows of 512 want 6 blocks that run together, and there "
-                  "are 5"))
+  EXPECT_TRUE(says(refusal(args, there),
+                   "2 rows of 512 want 6 blocks that run together, and there "
+                   "are 5"))
       << refusal(args, there);
   there = *where;
   there.team_size = 1;
-  EXPECT_TRUE(has(refusal(args, there), "one rank sends nothing")) << refusal(args, there);
+  EXPECT_TRUE(says(refusal(args, there), "one rank sends nothing")) << refusal(args, there);
   // What cannot be split, though its caller prefers that, goes whole.
   where->preferred = "one_shot_split";
   const auto split = fused::plan(args, *where);
