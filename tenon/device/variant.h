@@ -71,6 +71,13 @@ struct Recipe {
     launches.push_back({kernel, shape});
   }
   void set(std::string_view name, std::int64_t value) { settings.push_back({name, value}); }
+  // Of a setting that supports() has made.
+  int setting(std::string_view name) const {
+    for (const Setting& each : settings)
+      if (each.name == name) return static_cast<int>(each.value);
+    TENON_CHECK(false);
+    return 0;
+  }
 };
 
 // The code of one variant for one target. The functions get the op's Args behind const void*.

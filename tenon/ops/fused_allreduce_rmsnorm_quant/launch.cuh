@@ -37,8 +37,8 @@ inline std::int64_t one_shot_limit(int team_size) {
 }
 
 enum class Shots : std::uint8_t { kOne, kTwo, kOneSplit };
-inline constexpr std::string_view kOneShotSplit = "one_shot_split";
 constexpr std::string_view name_of(Shots shots, bool packs) {
+  if (shots == Shots::kOneSplit) return "one_shot_split";
   if (shots == Shots::kOne) return packs ? "one_shot_packed" : "one_shot";
   return packs ? "two_shot_packed" : "two_shot";
 }
@@ -99,7 +99,8 @@ inline Status is_fastest(const Args& args, const PlanContext& where, std::string
   const std::int64_t bytes = rows * hidden * 2;
   const bool knows = !where.preferred.empty();
   std::string_view choice = knows ? where.preferred : default_choice(bytes, where);
-  if (choice == kOneShotSplit && !split_for(args, where)) choice = name_of(Shots::kOne, false);
+  if (choice == name_of(Shots::kOneSplit, false) && !split_for(args, where))
+    choice = name_of(Shots::kOne, false);
   if (!can_pack(args, where)) choice = unpacked(choice);
   if (choice == variant) return Status::ok();
   return Status::error(Code::kUnsupported,
@@ -238,20 +239,14 @@ inline Status shape_for(const Args& args, const PlanContext& where, Shots shots,
 inline constexpr std::string_view kUnits = "multiprocessors to use",
                                   kResident = "blocks on each, at most",
                                   kTogether = "blocks that run together";
-inline int setting(const Recipe& recipe, std::string_view name) {
-  for (const Setting& each : recipe.settings)
-    if (each.name == name) return static_cast<int>(each.value);
-  TENON_CHECK(false);  // supports() sets it
-  return 0;
-}
 
 // The plan's shape with as many blocks as the rows of this call want.
 inline LaunchShape shape_of_call(const Recipe& recipe, const Args& args, const ChannelView& team,
                                  Shots shots, bool packs) {
   LaunchShape shape = recipe.launches.front().shape;
   shape.blocks = blocks_of_call(args, {team.size, team.bytes},
-                                {setting(recipe, kUnits), setting(recipe, kResident)},
-                                shape.threads, shots, packs);
+                                {recipe.setting(kUnits), recipe.setting(kResident)}, shape.threads,
+                                shots, packs);
   return shape;
 }
 

@@ -39,7 +39,7 @@ void set_split(const Args& args, int split, LaunchShape* shape) {
 
 Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   TENON_ASSIGN(const int split, split_for(args, where));
-  TENON_TRY(is_fastest(args, where, kOneShotSplit));
+  TENON_TRY(is_fastest(args, where, name_of(Shots::kOneSplit, false)));
   LaunchShape shape;
   TENON_TRY(shape_for(args, where, Shots::kOne, false, &shape));
   set_split(args, split, &shape);
@@ -53,7 +53,7 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView* team, S
   LaunchShape shape = recipe.launches.front().shape;
   const std::int64_t rows = args.residual.shape[0], hidden = args.residual.shape[1];
   set_split(args,
-            split_of(hidden, rows, setting(recipe, kTogether), is_host(stream.device().target)),
+            split_of(hidden, rows, recipe.setting(kTogether), is_host(stream.device().target)),
             &shape);
   LaunchShape of_row = shape;  // on which a block does a row
   of_row.blocks = static_cast<int>(rows);

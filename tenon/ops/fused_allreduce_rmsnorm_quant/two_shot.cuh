@@ -363,6 +363,14 @@ two_shot_long_kernel(TENON_ARGS(FusedArgs) args) {
   run_stripes<K, true>(args, image, lost_words);
 }
 
+// My part of a row of `stripe` to its owner: a FIRST PART.
+template <class K>
+TENON_DEVICE void send_part_to_owner(const FusedArgs& args, const Call& call, int row, int owner,
+                                     const Stripe& stripe, const Own<K::kMaxSpan>& part) {
+  send_part_to<K>(args, call, row, stripe.parts, part, thread_id(),
+                  [&](int peer) { return rank_of_peer<K::kRanks>(args.team, peer) == owner; });
+}
+
 // No more rows than blocks, one generation: each block has one row. On the row's owner it takes the
 // parts and sends the results; elsewhere it sends a part to the owner and takes the result. So a
 // row takes as many multiprocessors as one shot gives it, with the words of two. FIRST PARTs and
@@ -371,7 +379,7 @@ template <class K>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 two_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   using Protocol = typename K::Protocol;
-  constexpr int kMaxSpan = K::kMaxSpan, kRanks = K::kRanks;
+  constexpr int kMaxSpan = K::kMaxSpan;
   TENON_SHARED(Word4, image, kMaxImage);
   TENON_SHARED(std::uint32_t, lost_words, 2);
   const NormSpec norm = choose_path<K::kFastPath>(args.norm);
@@ -395,9 +403,7 @@ two_shot_row_kernel(TENON_ARGS(FusedArgs) args) {
   if (!has_row) return finish_without_data<Protocol>(args.team, call, args.note, 1);
   send_notes_first(args.team, call, args.note);
   const Stripe stripe = stripe_at(args, call, stripe_index, stripe_index);
-  if (!is_mine)
-    send_part_to<K>(args, call, row, stripe.parts, own, thread_id(),
-                    [&](int peer) { return rank_of_peer<kRanks>(args.team, peer) == owner; });
+  if (!is_mine) send_part_to_owner<K>(args, call, row, owner, stripe, own);
   OwnRow<kMaxSpan> read{};
   if (is_mine) read = {own, prefetch_row<kMaxSpan>(at_row(norm, row), span), {}};
   if (thread_id() == 0) lost_words[0] = 0;  // count_call() has a barrier
@@ -420,7 +426,7 @@ template <class K>
 TENON_KERNEL_RESIDENT(kRowThreads, 1)
 two_shot_rows_kernel(TENON_ARGS(FusedArgs) args) {
   using Protocol = typename K::Protocol;
-  constexpr int kMaxSpan = K::kMaxSpan, kRanks = K::kRanks;
+  constexpr int kMaxSpan = K::kMaxSpan;
   TENON_SHARED(Word4, image, kMaxImage);
   TENON_SHARED(std::uint32_t, lost_words, 2);
   const NormSpec norm = choose_path<K::kFastPath>(args.norm);
@@ -448,9 +454,7 @@ two_shot_rows_kernel(TENON_ARGS(FusedArgs) args) {
     const Own<kMaxSpan> part = next;  // read before what lies in front of it is sent
     if (row + 1 < end) next = load_own<kMaxSpan>(args, row + 1, thread_id());
     if (row == mine) continue;
-    const int owner = row % size;
-    send_part_to<K>(args, call, row, stripe_of(row).parts, part, thread_id(),
-                    [&](int peer) { return rank_of_peer<kRanks>(args.team, peer) == owner; });
+    send_part_to_owner<K>(args, call, row, row % size, stripe_of(row), part);
   }
   if (thread_id() == 0) lost_words[0] = 0;  // count_call() has a barrier
   count_call<Protocol>(args.team, call, 1);
