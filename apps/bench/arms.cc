@@ -208,17 +208,17 @@ fp8_quant::Args quant_args(const TensorView& normed, const NormedRows& out) {
 
 }  // namespace
 
-PlanContext Bench::where_measured(const PlanContext& where, bool bf16) const {
+Result<Plan> Bench::plan_of_bucket(const PlanContext& where, bool bf16) const {
   PlanContext measured = where;
   prefer_measured(measured, channels_.comm->slowest_link_gbs(), spread_residual_,
                   boundary_outputs(true, bf16), bucket_rows_, shape_.hidden);
-  return measured;
+  return fused::plan(bucket_args(bf16), measured);
 }
 
 std::string_view Bench::default_choice(bool bf16) const {
   const auto where = plan_context(*channels_.comm);
   if (!where) return {};
-  const auto chosen = fused::plan(bucket_args(bf16), where_measured(*where, bf16));
+  const auto chosen = plan_of_bucket(*where, bf16);
   return chosen ? chosen->variant_name : kTwoKernelsChoice;
 }
 
@@ -229,13 +229,12 @@ Status Bench::plan_arm(const PlanContext& where, std::size_t index) {
   if (arm.chain == Chain::kOneKernel) {
     // The variant is that of the rows' bucket, unless one is asked for; how it runs follows from
     // the rows of a call.
-    const PlanContext measured = where_measured(where, arm.bf16);
     std::string_view variant = arm.variant;
     if (variant.empty()) {
-      TENON_ASSIGN(const Plan of_bucket, fused::plan(bucket_args(arm.bf16), measured));
+      TENON_ASSIGN(const Plan of_bucket, plan_of_bucket(where, arm.bf16));
       variant = of_bucket.variant_name;
     }
-    TENON_ASSIGN(plans.one, fused::plan(args, measured, variant));
+    TENON_ASSIGN(plans.one, fused::plan(args, where, variant));
     return Status::ok();
   }
   if (arm.chain == Chain::kVendor && channels_.vendor == nullptr)

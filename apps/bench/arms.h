@@ -108,7 +108,8 @@ class Bench {
   Status allocate(bool cold);
   Status fill(Kind kind, const std::vector<std::uint16_t>& values);
   Status fill_inputs();
-  PlanContext where_measured(const PlanContext& where, bool bf16) const;
+  // What a boundary would plan for the row bucket.
+  Result<Plan> plan_of_bucket(const PlanContext& where, bool bf16) const;
   Status plan_arm(const PlanContext& where, std::size_t arm);
   Status poison();
   Status fetch_rows(const std::vector<int>& rows, reference::BoundaryOutputs& found);
