@@ -235,7 +235,8 @@ Result<EngineOptions> Session::gather() {
     TENON_ASSIGN(team_, Team::start(options_.tp));
   }
   if (team_ != nullptr || was_launched(variable)) {
-    TENON_ASSIGN(const Launch launch, read_launch(variable));
+    TENON_ASSIGN(Launch launch, read_launch(variable));
+    if (team_ != nullptr) launch.given_up = [team = team_.get()] { return team->complete(); };
     Team::name_follower(launch.rank, launch.size);
     TENON_ASSIGN(wanted.bootstrap, socket_bootstrap(launch, wanted.deadline));
   }

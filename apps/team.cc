@@ -123,11 +123,25 @@ void Team::name_follower(int rank, int size) {
   if (rank > 0) prctl(PR_SET_NAME, name_of(rank, size).c_str());
 }
 
+Status Team::complete() {
+  for (std::size_t i = 0; i < children_.size(); ++i) {
+    int end = 0;
+    if (children_[i] == 0 || waitpid(children_[i], &end, WNOHANG) != children_[i]) continue;
+    children_[i] = 0;
+    const std::string how = WIFSIGNALED(end)
+                                ? "was ended by signal " + std::to_string(WTERMSIG(end))
+                                : "ended with exit code " + std::to_string(WEXITSTATUS(end));
+    return Status::error(Code::kPeerLost,
+                         "the process of rank " + std::to_string(i + 1) + " " + how);
+  }
+  return Status::ok();
+}
+
 Team::~Team() {
   constexpr auto kPatience = std::chrono::seconds(2);
   const auto until = std::chrono::steady_clock::now() + kPatience;
-  for (pid_t& child : children_) {
-    while (waitpid(child, nullptr, WNOHANG) == 0) {
+  for (const pid_t child : children_) {
+    while (child != 0 && waitpid(child, nullptr, WNOHANG) == 0) {
       if (std::chrono::steady_clock::now() > until) {
         kill(child, SIGKILL);
         waitpid(child, nullptr, 0);

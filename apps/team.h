@@ -22,11 +22,13 @@ class Team {
   // Names this process, a follower, "tenon rank 1/2" in ps and top. The leader keeps the program's
   // name.
   static void name_follower(int rank, int size);
+  // Ok, or which of the processes has ended, and how: for who awaits them.
+  Status complete();
   // Waits a moment for the processes to end by themselves, then ends them.
   ~Team();
 
  private:
-  std::vector<pid_t> children_;
+  std::vector<pid_t> children_;  // of rank 1 and on; 0: has ended
 };
 
 }  // namespace tenon::apps

@@ -148,9 +148,8 @@ bool Communicator::State::may_start_early() const {
 void Communicator::State::on_loss(const Bootstrap::Loss& loss) {
   {
     std::lock_guard lock(mutex);
-    loss_seen = loss;
+    loss_seen = &loss;
   }
-  if (loss.rank == bootstrap->rank()) return;
   std::uint32_t none = 0;
   std::atomic_ref(control(bootstrap->rank()).abort_word)
       .compare_exchange_strong(none, 1u + static_cast<std::uint32_t>(loss.rank));

@@ -76,7 +76,7 @@ struct Communicator::State {
   mutable std::mutex mutex;
   std::vector<std::string> labels;  // of the channels, by number; 0 is the host exchange
   std::vector<std::weak_ptr<Channel::Impl>> channels;  // by number
-  std::optional<Bootstrap::Loss> loss_seen;
+  const Bootstrap::Loss* loss_seen = nullptr;          // the bootstrap's
   Status first_failure;
 
   std::vector<std::byte> scratch;       // every rank's chunk, for host sums

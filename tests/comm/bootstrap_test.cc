@@ -6,6 +6,7 @@
 #include <malloc.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -24,8 +25,19 @@
 
 // Bytes that this program holds. Not inlined, or the compiler sees malloc behind new.
 static std::atomic<long> bytes_held{0};
+// The first reading thread that asks for memory while this is true gets none, then and later.
+static std::atomic<bool> a_reader_fails{false};
+static std::atomic<pthread_t> failing{};
+static bool fails_here() {
+  if (!a_reader_fails) return false;
+  char name[16] = {};
+  pthread_getname_np(pthread_self(), name, sizeof name);
+  if (std::strcmp(name, "tenon reader") != 0) return false;
+  pthread_t none{};
+  return failing.compare_exchange_strong(none, pthread_self()) || none == pthread_self();
+}
 [[gnu::noinline]] void* operator new(std::size_t bytes) {
-  void* memory = std::malloc(bytes);
+  void* memory = fails_here() ? nullptr : std::malloc(bytes);
   if (memory == nullptr) throw std::bad_alloc();
   bytes_held += static_cast<long>(malloc_usable_size(memory));
   return memory;
@@ -181,6 +193,35 @@ TEST_P(EveryBootstrap, AnAbortReachesEverybodyWithItsReason) {
   EXPECT_EQ(num_told, 3);
 }
 
+TEST(SocketBootstrap, ARankWithoutMemoryToReadGivesUp) {
+  const auto begin = std::chrono::steady_clock::now();
+  std::latch all_past_first(3);
+  std::atomic<int> num_told{0};
+  std::array<std::string, 3> why;
+  with_sockets(3, [&](std::shared_ptr<Bootstrap> bootstrap) {
+    const int id = bootstrap->watch([&](const Bootstrap::Loss&) { ++num_told; });
+    EXPECT_TRUE(bootstrap->barrier("first", kLong));
+    all_past_first.arrive_and_wait();
+    a_reader_fails = true;  // the next beat of a rank at the latest
+    Status status;
+    for (int call = 0; call < 1000 && status; ++call) status = bootstrap->barrier("again", kLong);
+    EXPECT_EQ(status.code(), Code::kPeerLost) << status.to_string();
+    why[static_cast<std::size_t>(bootstrap->rank())] =
+        bootstrap->loss().value_or(Bootstrap::Loss{}).why;
+    bootstrap->unwatch(id);
+  });
+  a_reader_fails = false;
+  failing = {};
+  EXPECT_EQ(num_told, 3);
+  for (const std::string& each : why) {
+    EXPECT_NE(each.find("gave up: it can hear nobody any more: its host has no more memory"),
+              std::string::npos)
+        << each;
+    EXPECT_EQ(each, why[0]);
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, kLong / 2);
+}
+
 TEST_P(EveryBootstrap, DifferentCallsAreFoundOutByAll) {
   GetParam().with(3, [](std::shared_ptr<Bootstrap> bootstrap) {
     std::vector<int> all;
@@ -241,6 +282,25 @@ TEST(Rendezvous, NamesTheRanksThatDoNotCome) {
     EXPECT_TRUE(says(met.status(), rank == 0 ? "rank 2, rank 3" : "rank 0"))
         << met.status().message();
   });
+}
+
+TEST(Rendezvous, EndsForAllWhenWhoStartedThemGivesUp) {
+  const int port = test::free_port();
+  const auto begin = std::chrono::steady_clock::now();
+  on_threads(2, [&](int rank) {
+    Launch launch{rank, 3, rank, "127.0.0.1", port};
+    int asked = 0;
+    if (rank == 0)
+      launch.given_up = [&] {
+        return ++asked < 5 ? Status::ok() : Status::error(Code::kPeerLost, "rank 2 fell asleep");
+      };
+    const auto met = socket_bootstrap(launch, kLong);
+    ASSERT_FALSE(met);
+    EXPECT_EQ(met.status().code(), Code::kPeerLost);
+    EXPECT_TRUE(says(met.status(), "for rank 2 to connect: rank 2 fell asleep"))
+        << met.status().message();
+  });
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, kLong / 2);
 }
 
 TEST(Rendezvous, NamesRankZeroWhenNobodyListens) {

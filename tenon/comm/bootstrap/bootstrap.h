@@ -61,8 +61,9 @@ class Bootstrap {
   std::optional<Loss> loss() const;
 
   // Calls `lost` once, from any thread, as soon as there is a loss; at once if there is one
-  // already. It must not call back into this object. No call is in progress after unwatch() has
-  // returned.
+  // already. It must not call back into this object, and throws nothing: there may be no memory.
+  // The loss stays where it is as long as this object lives. No call is in progress after unwatch()
+  // has returned.
   using Watcher = std::function<void(const Loss& loss)>;
   int watch(Watcher lost);
   void unwatch(int id);
@@ -78,7 +79,7 @@ class Bootstrap {
   // What the questions say now, and how often an exchange that waits looks.
   Status given_up() const;
   static constexpr std::chrono::milliseconds kLook{20};
-  // Keeps the first loss and tells the watchers.
+  // Keeps the first loss and tells the watchers. Needs no memory.
   void report(Loss loss);
 
  private:
@@ -102,6 +103,9 @@ struct Launch {
   // to be a rank is believed.
   std::string secret = {};
   bool listen_all = false;  // rank 0 listens at every address of its host, not at `address`
+  // Ok, or why rank 0 should not wait any more for ranks that have not connected. Asked while it
+  // waits, again and again.
+  std::function<Status()> given_up = {};
 };
 
 // Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; rank and size also from

@@ -89,11 +89,13 @@ class Reception {
       const std::string notes = notes_.text();
       if (missing.empty() && !notes.empty()) log(LogLevel::kInfo, "rendezvous: dropped: " + notes);
       if (missing.empty()) return Status::ok();
-      if (Clock::now() >= end_)
-        return Status::error(Code::kTimeout, "rank " + std::to_string(launch_.rank) +
-                                                 " waited at " + place_ + " for " + missing +
-                                                 " to connect: deadline" +
-                                                 (notes.empty() ? "" : "; dropped: " + notes));
+      Status over = launch_.given_up ? launch_.given_up() : Status::ok();
+      if (over && Clock::now() >= end_)
+        over = Status::error(Code::kTimeout,
+                             "deadline" + (notes.empty() ? "" : "; dropped: " + notes));
+      if (!over)
+        return std::move(over).with("rank " + std::to_string(launch_.rank) + " waited at " +
+                                    place_ + " for " + missing + " to connect");
       wait(sockets);
       let_in();
       for (Caller& caller : callers_) listen_to(caller, sockets);
@@ -104,7 +106,8 @@ class Reception {
  private:
   static constexpr std::size_t kMostCallers = 64;
   static constexpr milliseconds kPatience{2000};  // with a caller that has not greeted
-  static constexpr milliseconds kPause{50};       // after a caller could not be let in
+  // After a caller could not be let in, and between questions.
+  static constexpr milliseconds kPause{50};
 
   struct Caller {
     Socket socket;
@@ -127,6 +130,7 @@ class Reception {
     may_let_in_ = callers_.size() < kMostCallers && Clock::now() >= paused_until_;
     if (may_let_in_) waiting.push_back({listener_.number(), POLLIN, 0});
     if (Clock::now() < paused_until_) until = std::min(until, paused_until_);
+    if (launch_.given_up) until = std::min(until, Clock::now() + kPause);
     for (const Caller& caller : callers_) {
       waiting.push_back({caller.socket.number(), POLLIN, 0});
       until = std::min(until, caller.end);

@@ -41,11 +41,21 @@ struct Peer {
   Clock::time_point heard;  // when the last bytes came
 };
 
+std::string gave_up_text(int rank, std::string_view why) {
+  return "rank " + std::to_string(rank) + " gave up: " + std::string(why);
+}
+
 class SocketBootstrap final : public Bootstrap {
  public:
   // `wake` ends the reading thread.
   SocketBootstrap(int rank, std::vector<Socket> sockets, Socket wake)
-      : rank_(rank), peers_(sockets.size()), wake_(std::move(wake)) {
+      : rank_(rank),
+        peers_(sockets.size()),
+        wake_(std::move(wake)),
+        alive_(frame_bytes(FrameKind::kAlive, 0, "", {})),
+        goodbye_(frame_bytes(FrameKind::kGoodbye, 0, "", {})),
+        deaf_(frame_bytes(FrameKind::kAbort, 0, kDeaf, {})),
+        deaf_loss_{rank, gave_up_text(rank, kDeaf)} {
     for (std::size_t peer = 0; peer < sockets.size(); ++peer) {
       peers_[peer].open = static_cast<bool>(sockets[peer]);
       peers_[peer].socket = std::move(sockets[peer]);
@@ -56,13 +66,7 @@ class SocketBootstrap final : public Bootstrap {
   // Before anything else.
   Status start() {
     TENON_ASSIGN(reader_, start_thread("tenon reader", [this] {
-                   const Status read = guarded([this] {
-                     read_until_told();
-                     return Status::ok();
-                   });
-                   if (!read)
-                     report({rank_, "rank " + std::to_string(rank_) +
-                                        " reads no more: " + std::string(read.message())});
+                   if (!guarded([this] { return read_until_told(); })) become_deaf();
                  }));
     return Status::ok();
   }
@@ -70,11 +74,14 @@ class SocketBootstrap final : public Bootstrap {
   ~SocketBootstrap() override {
     constexpr std::chrono::milliseconds kFarewell(50);
     // Who leaves because of a loss says so: its goodbye may overtake the news of the loss.
-    if (const auto lost = loss(); lost && lost->rank != rank_)
-      send_to_all(
-          frame_bytes(FrameKind::kLoss, static_cast<std::uint64_t>(lost->rank), lost->why, {}),
-          Clock::now() + kFarewell);
-    send_to_all(frame_bytes(FrameKind::kGoodbye, 0, "", {}), Clock::now() + kFarewell);
+    std::ignore = guarded([&] {
+      if (const auto lost = loss(); lost && lost->rank != rank_)
+        send_to_all(
+            frame_bytes(FrameKind::kLoss, static_cast<std::uint64_t>(lost->rank), lost->why, {}),
+            Clock::now() + kFarewell);
+      return Status::ok();
+    });
+    send_to_all(goodbye_, Clock::now() + kFarewell);
     const std::uint64_t one = 1;
     [[maybe_unused]] const ssize_t written = write(wake_.number(), &one, sizeof one);
     reader_.join();
@@ -132,7 +139,7 @@ class SocketBootstrap final : public Bootstrap {
   void abort(std::string_view why) override {
     constexpr std::chrono::milliseconds kPatience(50);
     send_to_all(frame_bytes(FrameKind::kAbort, 0, why, {}), Clock::now() + kPatience);
-    report({rank_, "rank " + std::to_string(rank_) + " gave up: " + std::string(why)});
+    report({rank_, gave_up_text(rank_, why)});
   }
 
   std::chrono::milliseconds silence(int of_rank) const override {
@@ -190,7 +197,7 @@ class SocketBootstrap final : public Bootstrap {
 
   // --- the reading thread ---
 
-  void read_until_told() {
+  Status read_until_told() {
     for (;;) {
       std::vector<pollfd> waiting{{wake_.number(), POLLIN, 0}};
       std::vector<int> ranks{-1};
@@ -200,12 +207,22 @@ class SocketBootstrap final : public Bootstrap {
         ranks.push_back(peer);
       }
       const int beat = static_cast<int>(kBeat.count());
-      if (poll(waiting.data(), waiting.size(), beat) < 0 && errno != EINTR) return;
-      if (waiting[0].revents != 0) return;
+      if (poll(waiting.data(), waiting.size(), beat) < 0 && errno != EINTR)
+        return Status::error(Code::kOutOfMemory, "poll");
+      if (waiting[0].revents != 0) return Status::ok();
       say_alive();
       for (std::size_t i = 1; i < waiting.size(); ++i)
         if (waiting[i].revents != 0) read_from(ranks[i]);
     }
+  }
+
+  // A rank that hears nobody would leave everybody waiting: it gives up. Needs no memory, which is
+  // what there was too little of.
+  void become_deaf() {
+    constexpr std::chrono::milliseconds kPatience(50);
+    send_to_all(deaf_, Clock::now() + kPatience);  // before this rank can say goodbye
+    report(std::move(deaf_loss_));
+    changed_.notify_all();
   }
 
   // Never waits: a sender that does not get on holds the mutex, and its bytes are a sign of life.
@@ -214,12 +231,11 @@ class SocketBootstrap final : public Bootstrap {
     next_beat_ = Clock::now() + kBeat;
     const std::unique_lock lock(send_mutex_, std::try_to_lock);
     if (!lock) return;
-    const auto bytes = frame_bytes(FrameKind::kAlive, 0, "", {});
     for (Peer& peer : peers_) {
       if (!peer.open) continue;
       pollfd one{peer.socket.number(), POLLOUT, 0};  // set where far more than this fits
       if (poll(&one, 1, 0) > 0 && (one.revents & POLLOUT) != 0)
-        std::ignore = tcp::send_all(peer.socket, bytes, Clock::now());
+        std::ignore = tcp::send_all(peer.socket, alive_, Clock::now());
     }
   }
 
@@ -246,8 +262,7 @@ class SocketBootstrap final : public Bootstrap {
     const FrameHead head = frame.head;
     if (head.kind == FrameKind::kLoss && head.call < peers_.size())
       report({static_cast<int>(head.call), frame.label});
-    if (head.kind == FrameKind::kAbort)
-      report({rank, "rank " + std::to_string(rank) + " gave up: " + frame.label});
+    if (head.kind == FrameKind::kAbort) report({rank, gave_up_text(rank, frame.label)});
     bool full = false;
     {
       std::lock_guard lock(inbox_mutex_);
@@ -280,9 +295,15 @@ class SocketBootstrap final : public Bootstrap {
     changed_.notify_all();
   }
 
+  // The system refuses nothing else that a reader asks for.
+  static constexpr std::string_view kDeaf =
+      "it can hear nobody any more: its host has no more memory";
+
   const int rank_;
   std::vector<Peer> peers_;
   const Socket wake_;
+  const std::vector<std::byte> alive_, goodbye_, deaf_;  // frames, there when no memory is
+  Loss deaf_loss_;                                       // of the reading thread
   std::uint64_t next_call_ = 0;
   Clock::time_point next_beat_{};  // of the reading thread
   std::mutex send_mutex_;
