@@ -51,7 +51,7 @@ void Workers::work() {
       task();
       return Status::ok();
     });
-    if (!done) log(LogLevel::kError, "http, later: " + done.to_string());
+    if (!done) log_failure("http, later", done);
     task = nullptr;  // what it holds goes here
     lock.lock();
   }
@@ -78,6 +78,7 @@ class Later final : public HttpExchange {
     if (made_ == nullptr) {
       const std::scoped_lock lock(shared_->mutex);
       made_ = std::move(shared_->made);
+      if (!shared_->failure) made_ = shared_->refuse(500, std::string(shared_->failure.message()));
     }
     if (made_ == nullptr) return {};
     if (!std::exchange(begun_, true)) made_->begin(wake_);
@@ -93,6 +94,7 @@ class Later final : public HttpExchange {
     std::atomic<bool> has_left{false};
     std::mutex mutex;
     std::unique_ptr<HttpExchange> made;
+    Status failure;  // where nothing could be made
   };
 
   static void run(Shared& shared, const std::function<void()>& wake) {
@@ -102,10 +104,10 @@ class Later final : public HttpExchange {
       made = shared.make([&shared] { return !shared.has_left; });
       return Status::ok();
     });
-    if (!done) made = shared.refuse(500, std::string(done.message()));
     {
       const std::scoped_lock lock(shared.mutex);
       shared.made = std::move(made);
+      shared.failure = done;
     }
     wake();
   }

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "tenon/core/guard.h"
+
 namespace tenon::server {
 
 Result<std::unique_ptr<StatsWatch>> StatsWatch::start(serve::RequestQueue& queue,
@@ -33,7 +35,7 @@ void StatsWatch::run() {
     const std::int64_t ends = now.finished + now.failed + now.cancelled;
     if (now.running > 0 || ends != ended) {
       ended = ends;
-      auto stats = queue_.engine_stats();
+      auto stats = guarded([this] { return queue_.engine_stats(); });
       const std::scoped_lock lock(mutex_);
       if (stats) latest_ = *std::move(stats);
     }

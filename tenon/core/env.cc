@@ -6,6 +6,8 @@
 #include <mutex>
 #include <optional>
 
+#include "tenon/core/guard.h"
+
 extern char** environ;
 
 namespace tenon {
@@ -196,15 +198,15 @@ bool is_wanted(const Sink& to, LogLevel level, LogLevel most_on_standard_error) 
   return level <= (to.write != nullptr ? to.most : most_on_standard_error);
 }
 
-void write_line(LogLevel level, LogLevel most_on_standard_error, const std::string& text) {
+// Needs no memory.
+void write_line(LogLevel level, LogLevel most_on_standard_error, const char* text) {
   Sink& to = sink();
   const std::lock_guard lock(to.mutex);
   if (!is_wanted(to, level, most_on_standard_error)) return;
   if (to.write != nullptr) {
-    to.write(to.context, level, text.c_str());
+    to.write(to.context, level, text);
   } else {
-    const std::string line = "tenon: " + text + "\n";
-    std::fwrite(line.data(), 1, line.size(), stderr);
+    std::fprintf(stderr, "tenon: %s\n", text);  // at once
   }
 }
 
@@ -217,7 +219,7 @@ const Parsed& parsed() {
     out.status = result.status();
     if (result) out.env = *result;
     for (const std::string& each : warnings)
-      write_line(LogLevel::kWarning, LogLevel::kWarning, "warning: " + each);
+      write_line(LogLevel::kWarning, LogLevel::kWarning, ("warning: " + each).c_str());
     return out;
   }());
   return once;
@@ -266,9 +268,24 @@ void log(LogLevel level, std::string_view message) {
     if (!is_wanted(sink(), level, most)) return;  // without making the line
   }
   const std::string rank = log_rank ? "rank " + std::to_string(*log_rank) + ": " : "";
-  write_line(level, most,
-             rank + std::string(kLevelNames[static_cast<std::size_t>(level)]) + ": " +
-                 std::string(message));
+  const std::string line = rank + std::string(kLevelNames[static_cast<std::size_t>(level)]) + ": " +
+                           std::string(message);
+  write_line(level, most, line.c_str());
+}
+
+void log_failure(std::string_view doing, const Status& why) noexcept {
+  const Status logged = guarded([&] {
+    log(LogLevel::kError, std::string(doing) + ": " + why.to_string());
+    return Status::ok();
+  });
+  if (logged) return;
+  const auto size = [](std::string_view text) { return static_cast<int>(text.size()); };
+  const std::string_view code = name(why.code()), message = why.message();
+  char rank[24] = "", line[512];
+  if (log_rank) std::snprintf(rank, sizeof rank, "rank %d: ", *log_rank);
+  std::snprintf(line, sizeof line, "%serror: %.*s: %.*s: %.*s", rank, size(doing), doing.data(),
+                size(code), code.data(), size(message), message.data());
+  write_line(LogLevel::kError, LogLevel::kError, line);
 }
 
 void set_log_sink(LogSink sink_to_use, void* context, LogLevel most) {

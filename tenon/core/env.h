@@ -56,6 +56,9 @@ std::vector<Knob> knobs();
 // One line per event, rank in front when one is set for this thread: on standard error as TENON_LOG
 // says, or to the sink.
 void log(LogLevel level, std::string_view message);
+// An error line, "<doing>: <why>", from where threads go on or end with it. Where there is no
+// memory for it, a shorter one.
+void log_failure(std::string_view doing, const Status& why) noexcept;
 // Who gets the lines up to `most` instead, without their ends: from any thread, by one at a time.
 // It must not log, and throws nothing. Null: standard error again. The sink before has ended its
 // last call when this returns.

@@ -11,9 +11,7 @@ namespace {
 // Made at the start: when it is needed there is no memory to make it with.
 const Status no_memory = Status::error(Code::kOutOfMemory, "the host has no more memory");
 
-}  // namespace
-
-Status status_of_exception() {
+Status described() {
   try {
     throw;
   } catch (const std::bad_alloc&) {
@@ -26,6 +24,16 @@ Status status_of_exception() {
     return Status::error(Code::kIo, std::string("the system refused: ") + error.what());
   } catch (const std::exception& error) {
     return Status::error(Code::kInternal, std::string("an exception: ") + error.what());
+  }
+}
+
+}  // namespace
+
+Status status_of_exception() {
+  try {
+    return described();
+  } catch (const std::bad_alloc&) {  // of the description
+    return no_memory;
   }
 }
 

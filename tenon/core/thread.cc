@@ -1,10 +1,10 @@
 #include "tenon/core/thread.h"
 
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <memory>
 
+#include "tenon/core/env.h"
 #include "tenon/core/guard.h"
 
 namespace tenon {
@@ -15,7 +15,7 @@ void give_name(pthread_t thread, const std::string& name) {
 }
 
 struct Start {
-  std::string name;
+  std::string name, end;  // the latter for the log
   std::function<void()> work;
 };
 
@@ -26,12 +26,7 @@ void* run(void* argument) {
     start->work();
     return Status::ok();
   });
-  if (!ended) {  // printed as it is: a log line would need memory
-    const std::string_view code = name(ended.code()), why = ended.message();
-    std::fprintf(stderr, "tenon: error: thread \"%s\" ended: %.*s: %.*s\n", start->name.c_str(),
-                 static_cast<int>(code.size()), code.data(), static_cast<int>(why.size()),
-                 why.data());
-  }
+  if (!ended) log_failure(start->end, ended);
   return nullptr;
 }
 
@@ -57,7 +52,8 @@ void Thread::detach() {
 
 Result<Thread> start_thread(const std::string& name, std::function<void()> work) {
   return guarded([&]() -> Result<Thread> {
-    auto start = std::make_unique<Start>(Start{name, std::move(work)});
+    auto start =
+        std::make_unique<Start>(Start{name, "thread \"" + name + "\" ended", std::move(work)});
     pthread_t thread{};
     pthread_attr_t attributes;
     int error = pthread_attr_init(&attributes);

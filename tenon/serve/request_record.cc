@@ -83,7 +83,7 @@ void RequestRecord::ring() {
     request_.on_ready();
     return Status::ok();
   });
-  if (!done) log(LogLevel::kWarning, "on_ready: " + done.to_string());
+  if (!done) log_failure("on_ready", done);
 }
 
 ReplyPart RequestRecord::take_locked() {

@@ -9,6 +9,7 @@
 #include <functional>
 #include <future>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -65,6 +66,17 @@ TEST(Later, WhatThrowsIsAnError) {
   ASSERT_TRUE(piece.head);
   EXPECT_EQ(piece.head->status, 500);
   EXPECT_NE(piece.bytes.find("broken"), std::string::npos);
+}
+
+TEST(Later, WhoWaitsIsWokenThoughNotEvenTheRefusalCanBeMade) {
+  Workers workers(1, 8);
+  const Exchange exchange = answer_later(
+      workers, [](const IsWanted&) -> Exchange { throw std::bad_alloc(); },
+      [](int, const std::string&) -> Exchange { throw std::bad_alloc(); });
+  const auto woken = std::make_shared<std::promise<void>>();
+  exchange->begin([woken] { woken->set_value(); });
+  woken->get_future().wait();
+  EXPECT_THROW(exchange->next(), std::bad_alloc);
 }
 
 TEST(Later, RefusesWhatHasNoRoomAndForgetsWhoHasLeft) {

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/no_memory.h"
+
 namespace tenon {
 namespace {
 
@@ -152,6 +154,23 @@ TEST(Log, GoesToASinkWhileThereIsOne) {
   log(LogLevel::kWarning, "back again");
   EXPECT_EQ(testing::internal::GetCapturedStderr(), "tenon: rank 2: warning: back again\n");
   EXPECT_EQ(lines, std::vector<std::string>{"2 rank 2: info: more than standard error gets"});
+}
+
+TEST(Log, AFailureIsToldWithoutMemory) {
+  std::string text(600, 'x');
+  text += " and more";
+  const Status why = Status::error(Code::kIo, text);
+  testing::internal::CaptureStderr();
+  set_log_rank(2);
+  log_failure("turning", why);
+  test::has_no_memory = true;
+  log_failure("turning", why);
+  test::has_no_memory = false;
+  const std::string told = testing::internal::GetCapturedStderr();
+  EXPECT_EQ(told.find("tenon: rank 2: error: turning: io: xxx"), 0u) << told;
+  EXPECT_NE(told.find(" and more\ntenon: rank 2: error: turning: io: xxx"), std::string::npos)
+      << told;
+  EXPECT_EQ(told.back(), '\n');
 }
 
 }  // namespace

@@ -266,7 +266,7 @@ void Session::watch_until_closed() {
         return Status::error(Code::kDevice, "rank " + std::to_string(rank_) + ": " + report);
       return check_age();
     });
-    if (!looked) std::ignore = fail(looked);
+    if (!looked) std::ignore = guarded([&] { return fail(looked); });
     if (given_up_) abort_library();
     lock.lock();
   }
