@@ -36,6 +36,12 @@ Result<std::string> render(const serve::LanguageModel& model, const serve::ChatP
   return rendered;
 }
 
+// The prompt's own fault, but for a lack of memory.
+ApiError prompt_error(const Status& why, const std::string& field) {
+  if (why.code() == Code::kOutOfMemory) return {500, std::string(why.message()), {}, {}};
+  return {400, std::string(why.message()), field, {}};
+}
+
 HttpHead head_of(const ApiError& error) {
   HttpHead head{error.status, "application/json", {}};
   if (error.status == 429 || error.status == 503) head.fields.emplace_back("retry-after", "1");
@@ -410,14 +416,13 @@ ApiResult<PreparedRequest> prepare(const serve::LanguageModel& model, ApiRequest
   for (serve::Prompt& prompt : request.prompts) {
     if (const auto* chat = std::get_if<serve::ChatPrompt>(&prompt)) {
       auto text = render(model, *chat, request.effort);
-      if (!text)
-        return ApiError{400, std::string(text.status().message()), request.prompt_field, {}};
+      if (!text) return prompt_error(text.status(), request.prompt_field);
       out.rule.in_reasoning = ends_in_reasoning(*text);
       request.form.in_reasoning = request.form.has_reasoning && out.rule.in_reasoning;
       prompt = *std::move(text);
     }
     auto ids = model.text().encode(std::move(prompt));
-    if (!ids) return ApiError{400, std::string(ids.status().message()), request.prompt_field, {}};
+    if (!ids) return prompt_error(ids.status(), request.prompt_field);
     if (auto error = check_context(model, ids->size(), request.prompt_field))
       return *std::move(error);
     if (auto error = check_start(ids->size(), request)) return *std::move(error);

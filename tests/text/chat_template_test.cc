@@ -293,7 +293,7 @@ TEST(JinjaBounds, ManyNamesAreBounded) {
   }
   for (const std::string& source : {names, keywords + ") }}"}) {
     const auto begin = std::chrono::steady_clock::now();
-    EXPECT_EQ(rendered(source, Value::dict({})).status().code(), Code::kOutOfMemory);
+    EXPECT_EQ(rendered(source, Value::dict({})).status().code(), Code::kInvalidArgument);
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
     EXPECT_LT(taken.count(), 60.0 * test::kSlowdown);
   }

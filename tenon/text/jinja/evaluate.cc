@@ -227,7 +227,7 @@ Value Interpreter::evaluate_conditional(const Expression& expression) {
 Value Interpreter::evaluate(const Expression& expression) {
   if (++depth_ > limits_.max_depth)
     throw Error{"the rendering is nested deeper than " + std::to_string(limits_.max_depth),
-                expression.line, true};
+                expression.line};
   charge(1);
   try {
     Value value = evaluate_inner(expression);

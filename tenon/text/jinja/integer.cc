@@ -30,7 +30,7 @@ Value value_of(Big value) {
       value <= std::numeric_limits<std::int64_t>::max())
     return Value(static_cast<std::int64_t>(value));
   if (num_bits(value) > kMaxBits)
-    throw Error{"an integer has more than " + std::to_string(kMaxBits) + " bits", 0, true};
+    throw Error{"an integer has more than " + std::to_string(kMaxBits) + " bits"};
   return Value(std::make_shared<const BigInteger>(BigInteger{std::move(value)}));
 }
 
@@ -88,14 +88,14 @@ std::pair<Big, Big> floor_divided(const Big& a, const Big& b) {
 
 Big power(Interpreter& on, Big base, const Big& exponent) {
   if (exponent > kMaxBits && abs(base) > 1)
-    throw Error{"an integer has more than " + std::to_string(kMaxBits) + " bits", 0, true};
+    throw Error{"an integer has more than " + std::to_string(kMaxBits) + " bits"};
   if (abs(base) <= 1)
     return base == -1 && exponent % 2 == 0 ? Big(1) : exponent == 0 ? Big(1) : base;
   Big made = 1;
   for (auto left = static_cast<unsigned>(exponent); left > 0; left >>= 1) {
     on.charge(1 + (num_bits(base) / 256) * (num_bits(base) / 256));
     if (num_bits(made) + num_bits(base) > 2 * kMaxBits)
-      throw Error{"an integer has more than " + std::to_string(kMaxBits) + " bits", 0, true};
+      throw Error{"an integer has more than " + std::to_string(kMaxBits) + " bits"};
     if (left & 1) made *= base;
     if (left > 1) base *= base;
   }

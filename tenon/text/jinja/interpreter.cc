@@ -142,8 +142,7 @@ class Interpreter::Deeper {
   explicit Deeper(Interpreter& on) : on_(on) {
     if (++on.depth_ > on.limits_.max_depth) {
       --on.depth_;
-      throw Error{"the rendering is nested deeper than " + std::to_string(on.limits_.max_depth), 0,
-                  true};
+      throw Error{"the rendering is nested deeper than " + std::to_string(on.limits_.max_depth)};
     }
   }
   Deeper(const Deeper&) = delete;
@@ -160,8 +159,7 @@ Interpreter::~Interpreter() = default;
 void Interpreter::charge(std::size_t work) {
   work_ += static_cast<std::int64_t>(work);
   if (work_ > limits_.max_work)
-    throw Error{"the rendering takes more than " + std::to_string(limits_.max_work) + " steps", 0,
-                true};
+    throw Error{"the rendering takes more than " + std::to_string(limits_.max_work) + " steps"};
 }
 
 std::string Interpreter::shown(const Value& value) {
@@ -181,8 +179,7 @@ bool Interpreter::same(const Value& a, const Value& b) {
 
 void Interpreter::bound_size(std::size_t bytes) const {
   if (bytes > limits_.max_output_bytes)
-    throw Error{"a string is longer than " + std::to_string(limits_.max_output_bytes) + " bytes", 0,
-                true};
+    throw Error{"a string is longer than " + std::to_string(limits_.max_output_bytes) + " bytes"};
 }
 
 Value Interpreter::text(std::string made) {
@@ -237,8 +234,7 @@ std::string Interpreter::run(const Body& body, const Value& variables) {
 
 void Interpreter::write(std::string_view text) {
   if (out_->size() + text.size() > limits_.max_output_bytes)
-    throw Error{"the output is longer than " + std::to_string(limits_.max_output_bytes) + " bytes",
-                0, true};
+    throw Error{"the output is longer than " + std::to_string(limits_.max_output_bytes) + " bytes"};
   charge(1 + text.size() / 8);
   *out_ += text;
 }

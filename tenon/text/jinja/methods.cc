@@ -114,7 +114,7 @@ Value justified(Interpreter& on, const Value& self, const Given& given) {
   const auto size = static_cast<std::int64_t>(utf8_count(text_of(self)));
   if (width <= size) return self;
   const std::int64_t missing = width - size;
-  if (missing > 1'000'000) throw Error{"a string is padded to too great a width", 0, true};
+  if (missing > 1'000'000) throw Error{"a string is padded to too great a width"};
   std::int64_t before = kStays == python::Side::kRight ? missing : 0;
   // Python leaves the odd one on the left where the width is odd.
   if (kStays == python::Side::kBoth) before = missing / 2 + (missing & width & 1);
@@ -224,7 +224,7 @@ Value zfill(Interpreter& on, const Value& self, const Given& given) {
   const Bound bound("zfill", given, {"width"}, 1);
   std::string text = text_of(self);
   const std::int64_t missing = bound.integer(0, 0) - static_cast<std::int64_t>(utf8_count(text));
-  if (missing > 1'000'000) throw Error{"zfill makes too long a string", 0, true};
+  if (missing > 1'000'000) throw Error{"zfill makes too long a string"};
   const bool has_sign = text.starts_with('-') || text.starts_with('+');
   if (missing > 0) text.insert(has_sign ? 1 : 0, static_cast<std::size_t>(missing), '0');
   return on.text(std::move(text));

@@ -43,7 +43,7 @@ Value repeated(Interpreter& on, const Value& value, std::int64_t times) {
   times = std::max<std::int64_t>(times, 0);
   const std::size_t unit = value.is_string() ? value.as_string().size() : 4 * value.items().size();
   if (unit > 0 && times > (std::int64_t{1} << 40) / static_cast<std::int64_t>(unit))
-    throw Error{"a repetition makes too long a value", 0, true};
+    throw Error{"a repetition makes too long a value"};
   on.charge(unit * static_cast<std::size_t>(times) / 8);
   if (value.is_string()) {
     std::string made;
@@ -76,7 +76,7 @@ Value range(Interpreter& on, const CallArguments& given) {
   Value::Items items;
   for (std::int64_t at = begin; step > 0 ? at < end : at > end;) {
     if (static_cast<std::int64_t>(items.size()) >= kMaxRange)
-      throw Error{"range is longer than " + std::to_string(kMaxRange), 0, true};
+      throw Error{"range is longer than " + std::to_string(kMaxRange)};
     items.emplace_back(at);
     if (__builtin_add_overflow(at, step, &at)) break;
   }

@@ -13,8 +13,7 @@ auto caught(Work&& work) -> Result<decltype(work())> {
     return work();
   } catch (const Error& error) {
     const std::string where = error.line > 0 ? "line " + std::to_string(error.line) + ": " : "";
-    return Status::error(error.out_of_bounds ? Code::kOutOfMemory : Code::kInvalidArgument,
-                         where + error.message);
+    return Status::error(Code::kInvalidArgument, where + error.message);
   } catch (const std::bad_alloc&) {
     return Status::error(Code::kOutOfMemory, "no memory is left for the template");
   }

@@ -20,9 +20,8 @@ void include(Container& container, const Value& part) {
   container.depth = std::max(container.depth, 1 + part.depth());
   container.weight += part.weight();
   if (container.depth > kMaxValueDepth)
-    throw Error{"lists and dicts are nested deeper than " + std::to_string(kMaxValueDepth), 0,
-                true};
-  if (container.weight > kMaxValueWeight) throw Error{"a list or dict is too large", 0, true};
+    throw Error{"lists and dicts are nested deeper than " + std::to_string(kMaxValueDepth)};
+  if (container.weight > kMaxValueWeight) throw Error{"a list or dict is too large"};
 }
 
 std::size_t place_of(const Dict& dict, const Value& key) {

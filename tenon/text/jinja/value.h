@@ -13,8 +13,7 @@ namespace tenon::jinja {
 // Thrown inside the template language only; Template turns it into a Status.
 struct Error {
   std::string message;
-  int line = 0;                // 0: not yet known
-  bool out_of_bounds = false;  // a limit was hit
+  int line = 0;  // 0: not yet known
 };
 [[noreturn]] void fail(std::string message);
 
