@@ -13,6 +13,7 @@
 
 #include "apps/commands.h"
 #include "apps/interrupt.h"
+#include "apps/server/needs_memory.h"
 #include "apps/team.h"
 #include "apps/usage.h"
 #include "apps/version.h"
@@ -93,27 +94,41 @@ Result<int> run(int argc, char** argv) {
 }
 
 std::terminate_handler usual_end = nullptr;
+thread_local bool has_lacked_memory = false;  // this thread, now or before
 
-// Memory can also run out where no exception may pass: JSON values allocate in their destructors.
-// It may do so in several threads: the first one speaks for all.
+// Several threads may come here: the first one speaks for all.
 [[noreturn]] void end_without_memory() {
   static std::atomic_flag told;
   constexpr char kSentence[] = "tenon: out of memory: the host has no more memory\n";
+  while (told.test_and_set()) pause();  // until the first one ends the process
+  if (!Team::has_leader() && write(STDERR_FILENO, kSentence, sizeof kSentence - 1) < 0) _exit(2);
+  _exit(1);
+}
+
+// Memory can also run out where no exception may pass: JSON values allocate in their destructors.
+// Which exception that was is not always known.
+[[noreturn]] void end_by_exception() {
   try {
     if (const auto thrown = std::current_exception()) std::rethrow_exception(thrown);
+    if (has_lacked_memory) end_without_memory();
   } catch (const std::bad_alloc&) {
-    while (told.test_and_set()) pause();  // until the first one ends the process
-    if (!Team::has_leader() && write(STDERR_FILENO, kSentence, sizeof kSentence - 1) < 0) _exit(2);
-    _exit(1);
+    end_without_memory();
   } catch (...) {
   }
   usual_end();
   std::abort();
 }
 
+void answer_lack_of_memory() {
+  has_lacked_memory = true;
+  if (server::NeedsMemory::now()) end_without_memory();
+  throw std::bad_alloc();
+}
+
 int run_and_report(int argc, char** argv) {
   if (Team::has_leader()) leave_signals_to_leader();
-  usual_end = std::set_terminate(end_without_memory);
+  usual_end = std::set_terminate(end_by_exception);
+  std::set_new_handler(answer_lack_of_memory);
   auto exit_code = guarded([&]() -> Result<int> {
     TENON_TRY(check_standard_streams());
     return run(argc, argv);

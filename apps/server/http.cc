@@ -18,6 +18,7 @@
 #include <boost/beast/http.hpp>
 
 #include "apps/server/keep_alive.h"
+#include "apps/server/needs_memory.h"
 #include "apps/server/wakes.h"
 #include "tenon/core/clock.h"
 #include "tenon/core/env.h"
@@ -42,6 +43,16 @@ constexpr std::size_t kMaxLingerBytes = std::size_t{64} << 20;
 constexpr milliseconds kLingerTime{2'000};
 // Bounds what the system holds for a client that does not read.
 constexpr int kSendBufferBytes = 128 << 10;
+
+// What a handler throws is the end of its answer alone.
+template <class Work>
+Status call_handler(Work&& work) {
+  const NeedsMemory needed(false);
+  return guarded([&] {
+    work();
+    return Status::ok();
+  });
+}
 
 auto caught(error_code& failed) { return asio::redirect_error(asio::use_awaitable, failed); }
 
@@ -131,6 +142,17 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
 
   void take_up() override {
     asio::dispatch(executor(), [self = shared_from_this()] { self->wake(); });
+  }
+
+  // On its strand, as the last thing.
+  void finish() {
+    bell_->close();
+    deadline_.cancel();
+    error_code ignored;
+    if (socket_.is_open()) {
+      socket_.shutdown(tcp::socket::shutdown_both, ignored);
+      socket_.close(ignored);
+    }
   }
 
   // Where no thread runs the loop any more: lets go of what waits, which holds this object.
@@ -344,10 +366,9 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
 
   // The handler's answer, unless there is one from before.
   std::unique_ptr<HttpExchange> ask(HttpRequest request, std::unique_ptr<HttpExchange> exchange) {
-    const Status asked = guarded([&] {
+    const Status asked = call_handler([&] {
       if (exchange == nullptr) exchange = shared_.callbacks.handle(std::move(request));
       exchange->begin([bell = bell_] { bell->ring(); });
-      return Status::ok();
     });
     if (asked) return exchange;
     return answer_at_once({500, "application/json", {}},
@@ -356,10 +377,7 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
 
   std::unique_ptr<HttpExchange> screen(const HttpRequest& head) {
     std::unique_ptr<HttpExchange> known;
-    const Status asked = guarded([&] {
-      known = shared_.callbacks.screen(head);
-      return Status::ok();
-    });
+    const Status asked = call_handler([&] { known = shared_.callbacks.screen(head); });
     if (asked) return known;
     return answer_at_once({500, "application/json", {}},
                           shared_.callbacks.refuse(500, asked.message()));
@@ -377,12 +395,9 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
     begun_ = false;
     while (!left_ && !stopped_) {
       HttpPiece piece;
-      const Status made = guarded([&] {
-        piece = exchange->next();
-        return Status::ok();
-      });
+      const Status made = call_handler([&] { piece = exchange->next(); });
       if (!made) {
-        log(LogLevel::kError, "request " + id + ": " + made.to_string());
+        log_failure("request " + id, made);
         if (begun_) break;
         piece = {HttpHead{500, "application/json", {}},
                  shared_.callbacks.refuse(500, made.message()), true};
@@ -460,16 +475,6 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
     co_return Status::ok();
   }
 
-  void finish() {
-    bell_->close();
-    deadline_.cancel();
-    error_code ignored;
-    if (socket_.is_open()) {
-      socket_.shutdown(tcp::socket::shutdown_both, ignored);
-      socket_.close(ignored);
-    }
-  }
-
   // What goes on when it is woken: a handler, whatever its type.
   struct Resume {
     virtual ~Resume() = default;
@@ -545,7 +550,10 @@ class BeastServer final : public HttpServer {
     TENON_ASSIGN(endpoint_, bind_to(acceptor_, shared_.options, [this](error_code& failed) {
                    acceptor_.listen(1024, failed);
                  }));
-    asio::co_spawn(acceptor_.get_executor(), accept(), asio::detached);
+    asio::co_spawn(
+        acceptor_.get_executor(), accept(), [](const std::exception_ptr& thrown) noexcept {
+          if (thrown) std::rethrow_exception(thrown);  // the end: nobody would be answered any more
+        });
     for (int i = 0; i < shared_.options.threads; ++i) {
       TENON_ASSIGN(Thread thread,
                    start_thread("tenon http " + std::to_string(i), [this] { serve(); }));
@@ -582,13 +590,14 @@ class BeastServer final : public HttpServer {
  private:
   // An exception that reaches the loop is the end of one handler, not of the thread.
   void serve() {
+    const NeedsMemory needed(true);
     for (bool again = true; again;) {
       const Status done = guarded([&] {
         io_.run();
         again = false;
         return Status::ok();
       });
-      if (!done) log(LogLevel::kError, "http: " + done.to_string());
+      if (!done) log_failure("http", done);
     }
   }
 
@@ -599,7 +608,7 @@ class BeastServer final : public HttpServer {
       co_await acceptor_.async_accept(socket, caught(failed));
       if (!acceptor_.is_open()) co_return;
       if (failed) {  // out of descriptors, or a client that left at once
-        log(LogLevel::kWarning, "accept: " + failed.message());
+        log_failure("accept", Status::error(Code::kIo, failed.message()));
         pause_.expires_after(milliseconds(100));
         co_await pause_.async_wait(caught(failed));
         continue;
@@ -623,16 +632,17 @@ class BeastServer final : public HttpServer {
     asio::co_spawn(
         connection->executor(),
         [connection, room] { return room ? connection->run() : connection->turn_away(); },
-        [this, connection](std::exception_ptr thrown) mutable {
+        [this, connection](const std::exception_ptr& thrown) {
           if (thrown) {
-            log(LogLevel::kError, "a connection ended by an exception");
-            connection->close_now();
+            log_failure("http",
+                        Status::error(Code::kInternal, "a connection ended by an exception"));
+            connection->finish();
           }
-          end(std::move(connection));
+          end(connection);
         });
   }
 
-  void end(std::shared_ptr<Connection> connection) {
+  void end(const std::shared_ptr<Connection>& connection) {
     const std::scoped_lock lock(mutex_);
     connections_.erase(connection);
     if (connections_.empty()) empty_.notify_all();

@@ -12,9 +12,6 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 
-#include "tenon/core/env.h"
-#include "tenon/core/guard.h"
-
 namespace tenon::server {
 
 // A step of the engine rings for every stream that it has drawn for. They are taken up together, by
@@ -32,44 +29,33 @@ class Wakes {
 
   explicit Wakes(boost::asio::io_context& io) : io_(io) {}
 
-  // Any thread.
-  void put(std::weak_ptr<Sleeper> who) {
+  // Any thread. Without the memory for it the process ends: who is not woken would wait for ever.
+  void put(std::weak_ptr<Sleeper> who) noexcept {
     const std::scoped_lock lock(mutex_);
     waiting_.push_back(std::move(who));
-    if (!posted_) posted_ = post();
+    if (!posted_) post();
   }
 
  private:
   static constexpr std::size_t kTogether = 16;
 
-  // False where there is no memory for it: then the next one that is put tries again.
-  bool post() {
-    return static_cast<bool>(guarded([this] {
-      boost::asio::post(io_, [this] { take_up(); });
-      return Status::ok();
-    }));
+  void post() {
+    boost::asio::post(io_, [this] { take_up(); });
+    posted_ = true;
   }
 
   // Some of them; another thread does the same with the rest meanwhile.
   void take_up() {
-    for (bool again = true; again;) {
-      std::array<std::shared_ptr<Sleeper>, kTogether> some;
-      {
-        const std::scoped_lock lock(mutex_);
-        for (std::size_t taken = 0; !waiting_.empty() && taken < kTogether; waiting_.pop_front())
-          if (auto each = waiting_.front().lock()) some[taken++] = std::move(each);
-        posted_ = !waiting_.empty() && post();
-        again = !waiting_.empty() && !posted_;
-      }
-      for (const auto& each : some) {
-        if (each == nullptr) break;
-        const Status done = guarded([&] {
-          each->take_up();
-          return Status::ok();
-        });
-        if (!done) log(LogLevel::kWarning, "http: " + done.to_string());
-      }
+    std::array<std::shared_ptr<Sleeper>, kTogether> some;
+    {
+      const std::scoped_lock lock(mutex_);
+      for (std::size_t taken = 0; !waiting_.empty() && taken < kTogether; waiting_.pop_front())
+        if (auto each = waiting_.front().lock()) some[taken++] = std::move(each);
+      posted_ = false;
+      if (!waiting_.empty()) post();
     }
+    for (const auto& each : some)
+      if (each != nullptr) each->take_up();
   }
 
   boost::asio::io_context& io_;

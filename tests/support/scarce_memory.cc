@@ -1,0 +1,59 @@
+// Replaces operator new in a program that loads this library first (LD_PRELOAD): in every thread,
+// an allocation fails with the chance that stands in the file which SCARCE_MEMORY names, as a
+// number of 2^-32. Behind it, the file counts those that failed. Nothing fails before main() has
+// set a handler.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+namespace {
+
+struct Control {
+  std::atomic<std::uint32_t> chance, failed;
+};
+
+Control* control() {
+  static Control* const mapped = []() -> Control* {
+    const char* path = std::getenv("SCARCE_MEMORY");
+    const int file = path == nullptr ? -1 : open(path, O_RDWR | O_CLOEXEC);
+    if (file < 0) return nullptr;
+    void* memory = mmap(nullptr, sizeof(Control), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    close(file);
+    return memory == MAP_FAILED ? nullptr : static_cast<Control*>(memory);
+  }();
+  return mapped;
+}
+
+bool fails() {
+  Control* const told = control();
+  const std::uint32_t chance = told == nullptr ? 0 : told->chance.load(std::memory_order_relaxed);
+  if (chance == 0 || std::get_new_handler() == nullptr) return false;
+  thread_local std::uint64_t state = 0;
+  if (state == 0)
+    state =
+        (reinterpret_cast<std::uintptr_t>(&state) ^ static_cast<std::uint64_t>(getpid()) << 40) | 1;
+  state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+  if (static_cast<std::uint32_t>(state >> 20) >= chance) return false;
+  told->failed.fetch_add(1, std::memory_order_relaxed);
+  return true;
+}
+
+}  // namespace
+
+void* operator new(std::size_t bytes) {
+  if (!fails())
+    if (void* memory = std::malloc(bytes == 0 ? 1 : bytes)) return memory;
+  if (const auto handler = std::get_new_handler()) handler();
+  throw std::bad_alloc();
+}
+void* operator new[](std::size_t bytes) { return operator new(bytes); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
