@@ -110,7 +110,7 @@ thread_local bool has_lacked_memory = false;  // this thread, now or before
 [[noreturn]] void end_by_exception() {
   try {
     if (const auto thrown = std::current_exception()) std::rethrow_exception(thrown);
-    if (has_lacked_memory) end_without_memory();
+    if (has_lacked_memory && std::uncaught_exceptions() > 0) end_without_memory();
   } catch (const std::bad_alloc&) {
     end_without_memory();
   } catch (...) {

@@ -101,6 +101,7 @@ Result<std::unique_ptr<Team>> Team::start(int size) {
   TENON_TRY(draw_secret());
   set_rank(0);
   auto team = std::make_unique<Team>();
+  team->children_.reserve(static_cast<std::size_t>(size));  // none is started and forgotten
   const pid_t parent = getpid();
   for (int rank = 1; rank < size; ++rank) {
     arguments[0] = name_of(rank, size);

@@ -19,7 +19,7 @@ ADDED = re.compile(r"add_test\(\s*NAME\s+(?P<floor>apps|install|policy)\.(?P<nam
 LISTED = re.compile(r"set\((apps|python)_tests([^)]*)\)")
 
 # What scripts run, by their floor.
-NEEDED = {"apps": {"tenon", "scarce_memory"}, "install": {"tenon"}, "python": {"tenon_python", "python_oracle"}}
+NEEDED = {"apps": {"tenon"}, "install": {"tenon"}, "python": {"tenon_python", "python_oracle"}}
 
 
 def executables():

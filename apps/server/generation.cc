@@ -36,12 +36,6 @@ Result<std::string> render(const serve::LanguageModel& model, const serve::ChatP
   return rendered;
 }
 
-// The prompt's own fault, but for a lack of memory.
-ApiError prompt_error(const Status& why, const std::string& field) {
-  if (why.code() == Code::kOutOfMemory) return {500, std::string(why.message()), {}, {}};
-  return {400, std::string(why.message()), field, {}};
-}
-
 HttpHead head_of(const ApiError& error) {
   HttpHead head{error.status, "application/json", {}};
   if (error.status == 429 || error.status == 503) head.fields.emplace_back("retry-after", "1");
@@ -56,6 +50,8 @@ ApiError error_of(const serve::Submission& made) {
     case serve::Admission::kFull: return {429, why, {}, "queue_full"};
     case serve::Admission::kClosed: return draining_error();
     case serve::Admission::kFailed:
+      if (made.why.code() == Code::kOutOfMemory) return {500, why, {}, {}};
+      break;
     case serve::Admission::kAccepted: break;
   }
   return {503, why, {}, "engine_failed"};
@@ -416,13 +412,13 @@ ApiResult<PreparedRequest> prepare(const serve::LanguageModel& model, ApiRequest
   for (serve::Prompt& prompt : request.prompts) {
     if (const auto* chat = std::get_if<serve::ChatPrompt>(&prompt)) {
       auto text = render(model, *chat, request.effort);
-      if (!text) return prompt_error(text.status(), request.prompt_field);
+      if (!text) return field_error(text.status(), request.prompt_field);
       out.rule.in_reasoning = ends_in_reasoning(*text);
       request.form.in_reasoning = request.form.has_reasoning && out.rule.in_reasoning;
       prompt = *std::move(text);
     }
     auto ids = model.text().encode(std::move(prompt));
-    if (!ids) return prompt_error(ids.status(), request.prompt_field);
+    if (!ids) return field_error(ids.status(), request.prompt_field);
     if (auto error = check_context(model, ids->size(), request.prompt_field))
       return *std::move(error);
     if (auto error = check_start(ids->size(), request)) return *std::move(error);
@@ -436,6 +432,11 @@ ApiResult<PreparedRequest> prepare(const serve::LanguageModel& model, ApiRequest
   out.rule.thinking_budget = request.thinking_budget;
   out.request = std::move(request);
   return out;
+}
+
+ApiError field_error(const Status& why, const std::string& field) {
+  if (why.code() == Code::kOutOfMemory) return {500, std::string(why.message()), {}, {}};
+  return {400, std::string(why.message()), field, {}};
 }
 
 ApiError draining_error() { return {503, "the server is about to end", {}, "draining"}; }

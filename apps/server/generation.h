@@ -49,6 +49,8 @@ std::unique_ptr<HttpExchange> make_generation(Engines& engines, PreparedRequest 
 
 // What a request gets that comes when the server is about to end.
 ApiError draining_error();
+// The field's own fault, but for a lack of memory.
+ApiError field_error(const Status& why, const std::string& field);
 // An answer that is an error.
 std::unique_ptr<HttpExchange> answer_with_error(Dialect dialect, const ApiError& error,
                                                 const std::string& request_id);

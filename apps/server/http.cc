@@ -44,16 +44,6 @@ constexpr milliseconds kLingerTime{2'000};
 // Bounds what the system holds for a client that does not read.
 constexpr int kSendBufferBytes = 128 << 10;
 
-// What a handler throws is the end of its answer alone.
-template <class Work>
-Status call_handler(Work&& work) {
-  const NeedsMemory needed(false);
-  return guarded([&] {
-    work();
-    return Status::ok();
-  });
-}
-
 auto caught(error_code& failed) { return asio::redirect_error(asio::use_awaitable, failed); }
 
 // A share of the bytes that all bodies together may have.
@@ -164,7 +154,8 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
   // Any thread.
   void close_if_idle() {
     asio::post(executor(), [self = shared_from_this()] {
-      if (self->idle_) self->socket_.cancel();
+      error_code ignored;
+      if (self->idle_) self->socket_.cancel(ignored);
     });
   }
   void close_now() {
@@ -250,6 +241,8 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
     // What has come counts, not what was announced: that costs a client nothing.
     parser.eager(true);
     while (!failed && !parser.is_done()) {
+      if (!make_room(parser))
+        co_return co_await refuse(503, "no memory for the request's body; ask again later");
       co_await http::async_read_some(socket_, buffer_, parser, caught(failed));
       if (!share_.grow(parser.get().body().size(), shared_.options.max_all_bodies_bytes))
         co_return co_await refuse(503, "too many large requests at a time; ask again later");
@@ -295,6 +288,18 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
     const std::string* id = request.find("x-request-id");
     request.id = id != nullptr && is_id(*id) ? *id : shared_.make_id();
     return request;
+  }
+
+  // For what the next read brings of the body, or what was announced of it: so that a lack of
+  // memory is this request's alone, and not the loop's.
+  bool make_room(http::request_parser<http::string_body>& parser) {
+    std::string& body = parser.get().body();
+    const auto announced = parser.content_length();
+    const std::size_t wanted = announced ? static_cast<std::size_t>(*announced)
+                                         : body.size() + buffer_.size() + kMaxAheadBytes;
+    if (wanted <= body.capacity()) return true;
+    return static_cast<bool>(
+        call_handler([&] { body.reserve(std::max(wanted, 2 * body.capacity())); }));
   }
 
   // A transfer coding that is not undone here. Beast passes over it: what it takes for the body is
@@ -554,6 +559,8 @@ class BeastServer final : public HttpServer {
         acceptor_.get_executor(), accept(), [](const std::exception_ptr& thrown) noexcept {
           if (thrown) std::rethrow_exception(thrown);  // the end: nobody would be answered any more
         });
+    threads_.reserve(
+        static_cast<std::size_t>(shared_.options.threads));  // one without a place is joined
     for (int i = 0; i < shared_.options.threads; ++i) {
       TENON_ASSIGN(Thread thread,
                    start_thread("tenon http " + std::to_string(i), [this] { serve(); }));
@@ -608,7 +615,7 @@ class BeastServer final : public HttpServer {
       co_await acceptor_.async_accept(socket, caught(failed));
       if (!acceptor_.is_open()) co_return;
       if (failed) {  // out of descriptors, or a client that left at once
-        log_failure("accept", Status::error(Code::kIo, failed.message()));
+        log(LogLevel::kWarning, "accept: " + failed.message());
         pause_.expires_after(milliseconds(100));
         co_await pause_.async_wait(caught(failed));
         continue;
@@ -634,8 +641,7 @@ class BeastServer final : public HttpServer {
         [connection, room] { return room ? connection->run() : connection->turn_away(); },
         [this, connection](const std::exception_ptr& thrown) {
           if (thrown) {
-            log_failure("http",
-                        Status::error(Code::kInternal, "a connection ended by an exception"));
+            log_failure("a connection", call_handler([&] { std::rethrow_exception(thrown); }));
             connection->finish();
           }
           end(connection);

@@ -9,7 +9,9 @@
 namespace tenon::server {
 
 Workers::Workers(int num_threads, std::size_t most_waiting)
-    : num_threads_(static_cast<std::size_t>(num_threads)), most_waiting_(most_waiting) {}
+    : num_threads_(static_cast<std::size_t>(num_threads)), most_waiting_(most_waiting) {
+  threads_.reserve(num_threads_);  // one that finds no place is joined
+}
 
 Workers::~Workers() {
   std::deque<std::function<void()>> forgotten;  // may free much: not under the lock

@@ -6,6 +6,8 @@
 
 #include <utility>
 
+#include "tenon/core/guard.h"
+
 namespace tenon::server {
 
 class NeedsMemory {
@@ -21,5 +23,15 @@ class NeedsMemory {
   static inline thread_local bool now_ = false;
   const bool before_;
 };
+
+// For what a handler does: what it throws is the end of its answer alone.
+template <class Work>
+Status call_handler(Work&& work) {
+  const NeedsMemory needed(false);
+  return guarded([&] {
+    work();
+    return Status::ok();
+  });
+}
 
 }  // namespace tenon::server

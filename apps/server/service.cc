@@ -442,8 +442,7 @@ Exchange Service::answer_in_form(Dialect dialect, const std::shared_ptr<Prepared
           return answer_in_form(dialect, prepared, head, /*is_quick=*/false);
         const std::string& field = prepared->request.grammar_field;
         return answer_with_error(
-            dialect, {400, "\"" + field + "\": " + std::string(made.message()), field, {}},
-            head.id);
+            dialect, field_error(Status(made).with("\"" + field + "\""), field), head.id);
       },
       [dialect, id = head.id](int status, const std::string& why) {
         return answer_with_error(
@@ -513,7 +512,7 @@ Exchange Service::tokenize(const Call& call) {
   serve::Prompt prompt =
       request.prompts.empty() ? serve::Prompt(text) : std::move(request.prompts[0]);
   const auto ids = engines_.model.text().encode(std::move(prompt));
-  if (!ids) return refuse({400, std::string(ids.status().message()), "prompt", {}});
+  if (!ids) return refuse(field_error(ids.status(), "prompt"));
   Json out{
       {"count", ids->size()}, {"max_model_len", engines_.model.max_context()}, {"tokens", *ids}};
   if (strings) {

@@ -12,6 +12,9 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 
+#include "tenon/core/env.h"
+#include "tenon/core/guard.h"
+
 namespace tenon::server {
 
 // A step of the engine rings for every stream that it has drawn for. They are taken up together, by
@@ -54,8 +57,14 @@ class Wakes {
       posted_ = false;
       if (!waiting_.empty()) post();
     }
-    for (const auto& each : some)
-      if (each != nullptr) each->take_up();
+    for (const auto& each : some) {
+      if (each == nullptr) break;
+      const Status done = guarded([&] {
+        each->take_up();
+        return Status::ok();
+      });
+      if (!done) log_failure("http", done);
+    }
   }
 
   boost::asio::io_context& io_;

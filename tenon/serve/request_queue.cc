@@ -162,6 +162,9 @@ Submission RequestQueue::Loop::try_submit(Request request) {
   const auto refused = [](Admission admission, const Status& why) {
     return Submission{admission, Status(why).with("submit"), {}};
   };
+  const auto fault_of = [](const Status& why) {
+    return why.code() == Code::kOutOfMemory ? Admission::kFailed : Admission::kInvalid;
+  };
   if (const Status sound = check(request); !sound) return refused(Admission::kInvalid, sound);
   {  // before the work of encoding
     const std::scoped_lock lock(mutex_);
@@ -171,11 +174,11 @@ Submission RequestQueue::Loop::try_submit(Request request) {
     request.sampling.hold_back.insert(request.sampling.hold_back.end(), request.stop_ids.begin(),
                                       request.stop_ids.end());
   auto prompt = model_.text().encode(std::exchange(request.prompt, {}));
-  if (!prompt) return Submission{Admission::kInvalid, prompt.status(), {}};
+  if (!prompt) return Submission{fault_of(prompt.status()), prompt.status(), {}};
   const Status fits = model_.check(*prompt, request.sampling);
-  if (!fits) return refused(Admission::kInvalid, fits);
+  if (!fits) return refused(fault_of(fits), fits);
   auto constraint = make_constraint(request.rule, model_.marks());
-  if (!constraint) return refused(Admission::kInvalid, constraint.status());
+  if (!constraint) return refused(fault_of(constraint.status()), constraint.status());
   const std::scoped_lock lock(mutex_);
   if (auto refusal = refusal_locked()) return std::move(*refusal);
   const RequestNumber number{static_cast<std::uint64_t>(counts_.accepted) + 1};

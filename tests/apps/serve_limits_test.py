@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import time
 import unittest
 
 from serve_support import Server, chat, long_chat
-from support import PATIENCE, ROOT, TENON, children_of, tenon, wait_until
+from support import PATIENCE, ROOT, SANITIZED, TENON, children_of, tenon, wait_until
 
 CHAT = "/v1/chat/completions"
 LONG = 1900  # tokens
@@ -156,6 +157,23 @@ class Wire(Served):
             waiting.send(f"POST {CHAT} HTTP/1.1\r\ncontent-type: application/json\r\n{length}\r\n\r\n".encode())
             time.sleep(0.2)
             self.assertEqual(self.server.post(CHAT, chat(max_tokens=1)).status, 200)
+
+    @unittest.skipIf(SANITIZED, "sanitizers need more addresses")
+    def test_a_body_that_finds_no_memory_is_refused_alone(self):
+        self.server.stop()
+        self.start("--max-body-mb", "512", "--quiet")
+        self.addCleanup(self.server.stop)
+        status = pathlib.Path(f"/proc/{self.server.process.pid}/status").read_text()
+        addresses = int(re.search(r"VmSize:\s+(\d+) kB", status)[1]) << 10
+        resource.prlimit(self.server.process.pid, resource.RLIMIT_AS,
+                         (addresses + (300 << 20), resource.RLIM_INFINITY))
+        client = self.fresh()
+        client.send(f"POST {CHAT} HTTP/1.1\r\ncontent-type: application/json\r\n"
+                    "content-length: 536870912\r\n\r\n{".encode())
+        answer = client.read()
+        self.assertEqual((answer.status, answer.fields["retry-after"]), (503, "1"))
+        self.assertIn("no memory for the request's body", answer.json()["error"]["message"])
+        self.assertEqual(self.server.post(CHAT, chat(max_tokens=1)).status, 200)
 
     def test_connections_have_a_limit(self):
         self.server.stop()

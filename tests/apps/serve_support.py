@@ -1,5 +1,6 @@
 """A running `tenon serve` and the plainest HTTP client, for the tests of the server."""
 import json
+import os
 import re
 import signal
 import socket
@@ -127,15 +128,18 @@ class Client:
 
 
 class Server:
-    def __init__(self, *options, port=0):
+    def __init__(self, *options, port=0, environment=()):
         self.process = subprocess.Popen([TENON, "serve", "--port", str(port), *options], cwd=ROOT, text=True,
                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                        stderr=subprocess.PIPE)
+                                        stderr=subprocess.PIPE, env={**os.environ, **dict(environment)})
         self.log, self.port = [], None
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
         if not wait_until(lambda: self.port or self.process.poll() is not None) or not self.port:
+            self.process.kill()
+            self.process.wait()
             self.reader.join(1)
+            self.process.stderr.close()
             raise AssertionError("".join(self.log))
 
     def read(self):

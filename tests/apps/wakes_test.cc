@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <functional>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -84,8 +85,10 @@ TEST_F(WakesTest, OneThatTakesLongHoldsUpThoseOfItsThreadAlone) {
   for (const auto& each : others) EXPECT_TRUE(soon([&] { return each->times == 1; }));
 }
 
-TEST_F(WakesTest, WhoIsGoneHoldsUpNobody) {
-  const auto other = std::make_shared<Counted>();
+TEST_F(WakesTest, WhoFailsAndWhoIsGoneHoldUpNobody) {
+  const auto failing = std::make_shared<Counted>(), other = std::make_shared<Counted>();
+  failing->then = [] { throw std::runtime_error("on purpose"); };
+  wakes_.put(failing);
   wakes_.put(std::make_shared<Counted>());  // gone at once
   wakes_.put(other);
   EXPECT_TRUE(soon([&] { return other->times == 1; }));

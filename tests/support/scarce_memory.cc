@@ -1,7 +1,7 @@
 // Replaces operator new in a program that loads this library first (LD_PRELOAD): in every thread,
-// an allocation fails with the chance that stands in the file which SCARCE_MEMORY names, as a
-// number of 2^-32. Behind it, the file counts those that failed. Nothing fails before main() has
-// set a handler.
+// an allocation fails with a chance. The file which SCARCE_MEMORY names holds four numbers of 32
+// bits: the chance times 2^32, a seed, how many have failed, and the only rank (the variable RANK)
+// in whose process any does, or 0. Nothing fails before main() has set a handler.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -15,7 +15,7 @@
 namespace {
 
 struct Control {
-  std::atomic<std::uint32_t> chance, failed;
+  std::atomic<std::uint32_t> chance, seed, failed, rank;
 };
 
 Control* control() {
@@ -30,14 +30,20 @@ Control* control() {
   return mapped;
 }
 
+bool is_spared(std::uint32_t rank) {
+  if (rank == 0) return false;
+  const char* own = std::getenv("RANK");
+  return own == nullptr || std::strtoul(own, nullptr, 10) != rank;
+}
+
 bool fails() {
   Control* const told = control();
-  const std::uint32_t chance = told == nullptr ? 0 : told->chance.load(std::memory_order_relaxed);
-  if (chance == 0 || std::get_new_handler() == nullptr) return false;
-  thread_local std::uint64_t state = 0;
-  if (state == 0)
-    state =
-        (reinterpret_cast<std::uintptr_t>(&state) ^ static_cast<std::uint64_t>(getpid()) << 40) | 1;
+  if (told == nullptr || std::get_new_handler() == nullptr) return false;
+  const std::uint32_t chance = told->chance.load(std::memory_order_relaxed);
+  if (chance == 0 || is_spared(told->rank.load(std::memory_order_relaxed))) return false;
+  static std::atomic<std::uint64_t> num_threads{0};
+  thread_local std::uint64_t state =
+      (told->seed + 1) * 0x9e3779b97f4a7c15ull + (num_threads.fetch_add(1) << 32);
   state ^= state << 13, state ^= state >> 7, state ^= state << 17;
   if (static_cast<std::uint32_t>(state >> 20) >= chance) return false;
   told->failed.fetch_add(1, std::memory_order_relaxed);

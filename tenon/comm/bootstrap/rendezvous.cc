@@ -90,12 +90,12 @@ class Reception {
       if (missing.empty() && !notes.empty()) log(LogLevel::kInfo, "rendezvous: dropped: " + notes);
       if (missing.empty()) return Status::ok();
       Status over = launch_.given_up ? launch_.given_up() : Status::ok();
-      if (over && Clock::now() >= end_)
-        over = Status::error(Code::kTimeout,
-                             "deadline" + (notes.empty() ? "" : "; dropped: " + notes));
+      if (over && Clock::now() >= end_) over = Status::error(Code::kTimeout, "deadline");
       if (!over)
-        return std::move(over).with("rank " + std::to_string(launch_.rank) + " waited at " +
-                                    place_ + " for " + missing + " to connect");
+        return Status::error(over.code(), "rank " + std::to_string(launch_.rank) + " waited at " +
+                                              place_ + " for " + missing +
+                                              " to connect: " + std::string(over.message()) +
+                                              (notes.empty() ? "" : "; dropped: " + notes));
       wait(sockets);
       let_in();
       for (Caller& caller : callers_) listen_to(caller, sockets);

@@ -6,10 +6,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <condition_variable>
 #include <cstring>
 #include <deque>
+#include <thread>
 #include <tuple>
 
 #include "tenon/comm/bootstrap/bootstrap.h"
@@ -81,6 +83,7 @@ class SocketBootstrap final : public Bootstrap {
             Clock::now() + kFarewell);
       return Status::ok();
     });
+    has_left_ = true;
     send_to_all(goodbye_, Clock::now() + kFarewell);
     const std::uint64_t one = 1;
     [[maybe_unused]] const ssize_t written = write(wake_.number(), &one, sizeof one);
@@ -153,7 +156,10 @@ class SocketBootstrap final : public Bootstrap {
   // A peer that cannot take the bytes is either gone, which the reader reports, or stopped, which
   // the wait for its answer reports.
   void send_to_all(const std::vector<std::byte>& bytes, tcp::Deadline end) {
-    std::lock_guard lock(send_mutex_);
+    const std::lock_guard lock(send_mutex_);
+    send_to_all_locked(bytes, end);
+  }
+  void send_to_all_locked(const std::vector<std::byte>& bytes, tcp::Deadline end) {
     for (Peer& peer : peers_)
       if (peer.socket) std::ignore = tcp::send_all(peer.socket, bytes, end);
   }
@@ -219,8 +225,15 @@ class SocketBootstrap final : public Bootstrap {
   // A rank that hears nobody would leave everybody waiting: it gives up. Needs no memory, which is
   // what there was too little of.
   void become_deaf() {
-    constexpr std::chrono::milliseconds kPatience(50);
-    send_to_all(deaf_, Clock::now() + kPatience);  // before this rank can say goodbye
+    constexpr std::chrono::milliseconds kPatience(50), kNap(1);
+    const auto end = Clock::now() + kPatience;
+    std::unique_lock lock(send_mutex_, std::defer_lock);  // of one who may not get on with sending
+    while (!lock.try_lock() && Clock::now() < end) std::this_thread::sleep_for(kNap);
+    if (has_left_) return;
+    if (lock) {  // before this rank knows and says goodbye
+      send_to_all_locked(deaf_, end);
+      lock.unlock();
+    }
     report(std::move(deaf_loss_));
     changed_.notify_all();
   }
@@ -307,6 +320,7 @@ class SocketBootstrap final : public Bootstrap {
   std::uint64_t next_call_ = 0;
   Clock::time_point next_beat_{};  // of the reading thread
   std::mutex send_mutex_;
+  std::atomic<bool> has_left_{false};
   mutable std::mutex inbox_mutex_;  // inboxes, `left` and `heard`
   std::condition_variable changed_;
   Thread reader_;
