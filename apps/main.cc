@@ -108,9 +108,9 @@ thread_local bool has_lacked_memory = false;  // this thread, now or before
 // Memory can also run out where no exception may pass: JSON values allocate in their destructors.
 // Which exception that was is not always known.
 [[noreturn]] void end_by_exception() {
+  if (has_lacked_memory && std::uncaught_exceptions() > 0) end_without_memory();
   try {
     if (const auto thrown = std::current_exception()) std::rethrow_exception(thrown);
-    if (has_lacked_memory && std::uncaught_exceptions() > 0) end_without_memory();
   } catch (const std::bad_alloc&) {
     end_without_memory();
   } catch (...) {

@@ -61,19 +61,16 @@ void set_rank(int rank) {
   setenv("LOCAL_RANK", std::to_string(rank).c_str(), 1);
 }
 
-// In the child: become this program again. Only the leader talks on standard output.
-[[noreturn]] void become_rank(int rank, pid_t parent, std::vector<std::string>& arguments) {
+// In the child: become this program again, without a further allocation: what would an exception do
+// here? Only the leader talks on standard output.
+[[noreturn]] void become_rank(int rank, pid_t parent, char** argv) noexcept {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(1);  // it died before the line above
   set_rank(rank);
   setenv(kLeader, std::to_string(parent).c_str(), 1);
   const int nowhere = ::open("/dev/null", O_WRONLY | O_CLOEXEC);
   if (nowhere >= 0) dup2(nowhere, STDOUT_FILENO);
-  std::vector<char*> argv;
-  argv.reserve(arguments.size() + 1);
-  for (std::string& each : arguments) argv.push_back(each.data());
-  argv.push_back(nullptr);
-  execv("/proc/self/exe", argv.data());
+  execv("/proc/self/exe", argv);
   _exit(127);
 }
 
@@ -105,9 +102,12 @@ Result<std::unique_ptr<Team>> Team::start(int size) {
   const pid_t parent = getpid();
   for (int rank = 1; rank < size; ++rank) {
     arguments[0] = name_of(rank, size);
+    std::vector<char*> argv;
+    for (std::string& each : arguments) argv.push_back(each.data());
+    argv.push_back(nullptr);
     const pid_t child = fork();
     if (child < 0) return system_error("start rank " + std::to_string(rank));
-    if (child == 0) become_rank(rank, parent, arguments);
+    if (child == 0) become_rank(rank, parent, argv.data());
     team->children_.push_back(child);
   }
   return team;

@@ -18,8 +18,8 @@ INSTANCE = re.compile(r"^INSTANTIATE_TEST_SUITE_P\(\s*(\w*)\s*,\s*(\w+)\s*,", re
 ADDED = re.compile(r"add_test\(\s*NAME\s+(?P<floor>apps|install|policy)\.(?P<name>\w+)")
 LISTED = re.compile(r"set\((apps|python)_tests([^)]*)\)")
 
-# What scripts run, by their floor.
-NEEDED = {"apps": {"tenon"}, "install": {"tenon"}, "python": {"tenon_python", "python_oracle"}}
+# What scripts run, by their floor or name.
+NEEDED = {"apps": {"tenon"}, "apps.memory": {"scarce_memory"}, "install": {"tenon"}, "python": {"tenon_python", "python_oracle"}}
 
 
 def executables():
@@ -73,8 +73,10 @@ def find(wanted):
         runs += [["-R", wanted, "-L", any_of(some)]] if some else []
         runs += [["-R", any_of(others)]] if others else []
         for name in others:
-            targets = targets | NEEDED.get(added[name], set())
-    targets = targets | NEEDED.get(wanted, set())
+            targets = targets | NEEDED.get(added[name], set()) | NEEDED.get(name, set())
+    if wanted in floors:
+        for name in [wanted] + [name for name, floor in added.items() if floor == wanted]:
+            targets = targets | NEEDED.get(name, set())
     return sorted(targets), runs
 
 

@@ -49,9 +49,8 @@ ApiError error_of(const serve::Submission& made) {
     case serve::Admission::kInvalid: return {400, why, {}, {}};
     case serve::Admission::kFull: return {429, why, {}, "queue_full"};
     case serve::Admission::kClosed: return draining_error();
+    case serve::Admission::kNoMemory: return {500, why, {}, {}};
     case serve::Admission::kFailed:
-      if (made.why.code() == Code::kOutOfMemory) return {500, why, {}, {}};
-      break;
     case serve::Admission::kAccepted: break;
   }
   return {503, why, {}, "engine_failed"};

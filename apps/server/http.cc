@@ -17,6 +17,7 @@
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http.hpp>
 
+#include "apps/server/http_body.h"
 #include "apps/server/keep_alive.h"
 #include "apps/server/needs_memory.h"
 #include "apps/server/wakes.h"
@@ -45,30 +46,6 @@ constexpr milliseconds kLingerTime{2'000};
 constexpr int kSendBufferBytes = 128 << 10;
 
 auto caught(error_code& failed) { return asio::redirect_error(asio::use_awaitable, failed); }
-
-// A share of the bytes that all bodies together may have.
-class Share {
- public:
-  explicit Share(std::atomic<std::size_t>& taken) : taken_(taken) {}
-  ~Share() { give_back(); }
-  Share(const Share&) = delete;
-  Share& operator=(const Share&) = delete;
-  // To hold `bytes`, no fewer than before. False where all together would have more than `most`.
-  bool grow(std::size_t bytes, std::size_t most) {
-    const std::size_t more = bytes - held_;
-    if (taken_.fetch_add(more) + more > most) {
-      taken_.fetch_sub(more);
-      return false;
-    }
-    held_ = bytes;
-    return true;
-  }
-  void give_back() { taken_.fetch_sub(std::exchange(held_, 0)); }
-
- private:
-  std::atomic<std::size_t>& taken_;
-  std::size_t held_ = 0;
-};
 
 bool is_id(std::string_view text) {
   return !text.empty() && text.size() <= 128 && std::all_of(text.begin(), text.end(), [](char c) {
@@ -210,7 +187,7 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
     idle_ = false;
     if (!has_begun()) co_return false;
 
-    http::request_parser<http::string_body> parser;
+    HttpParser parser;
     parser.header_limit(static_cast<std::uint32_t>(shared_.options.max_header_bytes));
     parser.body_limit(shared_.options.max_body_bytes);
     limit(shared_.options.header_time);
@@ -241,11 +218,20 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
     // What has come counts, not what was announced: that costs a client nothing.
     parser.eager(true);
     while (!failed && !parser.is_done()) {
-      if (!make_room(parser))
+      if (!take_in(parser, failed))
         co_return co_await refuse(503, "no memory for the request's body; ask again later");
-      co_await http::async_read_some(socket_, buffer_, parser, caught(failed));
       if (!share_.grow(parser.get().body().size(), shared_.options.max_all_bodies_bytes))
         co_return co_await refuse(503, "too many large requests at a time; ask again later");
+      const bool is_cut = failed == http::error::need_more;
+      if (is_cut) failed = {};
+      if (is_cut && buffer_.size() > shared_.options.max_header_bytes)  // a header of a chunk
+        failed = http::error::header_limit;
+      if (failed || parser.is_done() || (!is_cut && buffer_.size() > 0)) continue;
+      const std::size_t most = parser.content_length_remaining().value_or(kMaxAheadBytes);
+      const auto got = co_await socket_.async_read_some(
+          buffer_.prepare(std::clamp(most, std::size_t{512}, kMaxAheadBytes)), caught(failed));
+      buffer_.commit(got);
+      if (failed == asio::error::eof) parser.put_eof(failed);
     }
     if (failed) co_return co_await refuse_unread(failed, "its body");
     no_limit();
@@ -265,7 +251,7 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
   }
 
   // Without its body.
-  HttpRequest request_of(const http::request<http::string_body>& from) {
+  HttpRequest request_of(const http::request<HttpBody>& from) {
     HttpRequest request;
     request.method = std::string(from.method_string());
     std::string_view target(from.target().data(), from.target().size());
@@ -290,16 +276,11 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
     return request;
   }
 
-  // For what the next read brings of the body, or what was announced of it: so that a lack of
-  // memory is this request's alone, and not the loop's.
-  bool make_room(http::request_parser<http::string_body>& parser) {
-    std::string& body = parser.get().body();
-    const auto announced = parser.content_length();
-    const std::size_t wanted = announced ? static_cast<std::size_t>(*announced)
-                                         : body.size() + buffer_.size() + kMaxAheadBytes;
-    if (wanted <= body.capacity()) return true;
-    return static_cast<bool>(
-        call_handler([&] { body.reserve(std::max(wanted, 2 * body.capacity())); }));
+  // Takes what has come of the body: false without the memory for it.
+  bool take_in(HttpParser& parser, error_code& failed) {
+    const Status taken = call_handler([&] { buffer_.consume(parser.put(buffer_.data(), failed)); });
+    if (!taken) std::string().swap(parser.get().body());
+    return static_cast<bool>(taken);
   }
 
   // A transfer coding that is not undone here. Beast passes over it: what it takes for the body is
@@ -499,7 +480,7 @@ class Connection final : public Wakes::Sleeper, public std::enable_shared_from_t
   asio::steady_timer deadline_;
   std::unique_ptr<Resume> resume_;  // of the coroutine, while it waits to be woken
   const std::shared_ptr<Bell> bell_;
-  Share share_;
+  BodyShare share_;
   boost::beast::flat_buffer buffer_;
   std::string peer_;
   // All on the connection's strand.

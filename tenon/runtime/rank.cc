@@ -225,7 +225,11 @@ void Rank::tell_if_all_ended() {
 
 // What a peer did wrong comes first: a step that failed because of it is only the consequence.
 Status Rank::give_up(Status why) {
-  const Status health = guarded([&] { return comm_->health(); });
+  Status health;
+  static_cast<void>(guarded([&] {
+    health = comm_->health();
+    return Status::ok();
+  }));
   const Status cause = health ? why : health;
   static_cast<void>(guarded([&] {  // without the memory for it they notice by their deadline
     comm_->abort(cause.message());

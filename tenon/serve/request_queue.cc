@@ -65,6 +65,7 @@ std::string_view name(Admission admission) {
     case Admission::kFull: return "full";
     case Admission::kClosed: return "closed";
     case Admission::kFailed: return "failed";
+    case Admission::kNoMemory: return "no memory";
   }
   return "?";
 }
@@ -163,7 +164,7 @@ Submission RequestQueue::Loop::try_submit(Request request) {
     return Submission{admission, Status(why).with("submit"), {}};
   };
   const auto fault_of = [](const Status& why) {
-    return why.code() == Code::kOutOfMemory ? Admission::kFailed : Admission::kInvalid;
+    return why.code() == Code::kOutOfMemory ? Admission::kNoMemory : Admission::kInvalid;
   };
   if (const Status sound = check(request); !sound) return refused(Admission::kInvalid, sound);
   {  // before the work of encoding
@@ -198,7 +199,7 @@ Submission RequestQueue::Loop::submit(Request request) {
     made = try_submit(std::move(request));
     return Status::ok();
   });
-  return done ? std::move(made) : Submission{Admission::kFailed, done, {}};
+  return done ? std::move(made) : Submission{Admission::kNoMemory, done, {}};
 }
 
 std::int64_t& RequestQueue::Loop::count_of(RequestState state) {

@@ -30,7 +30,8 @@ enum class Admission : std::uint8_t {
   kInvalid,  // it can never run, whenever it is asked
   kFull,     // max_queued requests wait: later it may be taken
   kClosed,   // the queue takes no more
-  kFailed,   // the engine is dead, or there is no memory
+  kFailed,   // the engine is dead
+  kNoMemory,
 };
 std::string_view name(Admission admission);
 

@@ -9,6 +9,7 @@ as well.
 import mmap
 import os
 import pathlib
+import signal
 import struct
 import subprocess
 import sys
@@ -89,7 +90,8 @@ class Serve(Scarce):
         try:
             return serve.Server("--quiet", "--deadline-ms", str(DEADLINE * 1000), *options,
                                 environment=self.environment)
-        except AssertionError as ended:
+        except serve.NotServed as ended:
+            self.assertEqual(ended.code, 1, ended)
             self.one_sentence(str(ended))
             return None
 
@@ -102,7 +104,7 @@ class Serve(Scarce):
                     began.append(server is not None)
                     if server is not None:
                         self.let_fail(0)
-                        server.stop()
+                        self.assertEqual(server.stop(), -signal.SIGTERM)
         self.assertIn(False, began)
 
     def ask(self, server, number, ended):

@@ -102,7 +102,8 @@ class Names(Stubbed):
                 ("Env.ReadsEveryKnob", "core_env_test", ["-R Env.ReadsEveryKnob -L ^(core_env_test)$"]),
                 ("policy.layers", "build.ninja", [r"-R ^(policy\.layers)$"]),
                 ("apps.run", "tenon", [r"-R ^(apps\.run)$"]),
-                ("apps", " ".join(floor_targets("apps") + ["tenon"]), ["-L ^apps(_|$)"])):
+                ("apps.memory", "scarce_memory tenon", [r"-R ^(apps\.memory)$"]),
+                ("apps", " ".join(floor_targets("apps") + ["scarce_memory", "tenon"]), ["-L ^apps(_|$)"])):
             self.assertEqual(self.done("test", name).returncode, 0, name)
             calls = self.calls()
             self.assertTrue(calls[-1 - len(runs)].endswith("--target " + targets), calls)

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """tenon serve against clients that send nonsense, too much, too slowly, leave or do not read; and its end."""
+import contextlib
 import json
 import os
 import pathlib
@@ -167,13 +168,19 @@ class Wire(Served):
         addresses = int(re.search(r"VmSize:\s+(\d+) kB", status)[1]) << 10
         resource.prlimit(self.server.process.pid, resource.RLIMIT_AS,
                          (addresses + (300 << 20), resource.RLIM_INFINITY))
-        client = self.fresh()
-        client.send(f"POST {CHAT} HTTP/1.1\r\ncontent-type: application/json\r\n"
-                    "content-length: 536870912\r\n\r\n{".encode())
-        answer = client.read()
-        self.assertEqual((answer.status, answer.fields["retry-after"]), (503, "1"))
-        self.assertIn("no memory for the request's body", answer.json()["error"]["message"])
-        self.assertEqual(self.server.post(CHAT, chat(max_tokens=1)).status, 200)
+        megabyte = b" " * (1 << 20)
+        chunk = b"%x\r\n" % len(megabyte) + megabyte + b"\r\n"
+        for framing, piece in (("content-length: 536870912", megabyte), ("transfer-encoding: chunked", chunk)):
+            with self.subTest(framing):
+                client = self.fresh()
+                client.send(f"POST {CHAT} HTTP/1.1\r\ncontent-type: application/json\r\n{framing}\r\n\r\n".encode())
+                with contextlib.suppress(ConnectionError):
+                    for _ in range(500):
+                        client.send(piece)
+                answer = client.read()
+                self.assertEqual((answer.status, answer.fields["retry-after"]), (503, "1"))
+                self.assertIn("no memory for the request's body", answer.json()["error"]["message"])
+                self.assertEqual(self.server.post(CHAT, chat(max_tokens=1)).status, 200)
 
     def test_connections_have_a_limit(self):
         self.server.stop()

@@ -127,6 +127,14 @@ class Client:
         self.socket.close()
 
 
+class NotServed(AssertionError):
+    """Of a server that has ended with this code, or was not there in time: None."""
+
+    def __init__(self, code, log):
+        super().__init__(log)
+        self.code = code
+
+
 class Server:
     def __init__(self, *options, port=0, environment=()):
         self.process = subprocess.Popen([TENON, "serve", "--port", str(port), *options], cwd=ROOT, text=True,
@@ -136,11 +144,12 @@ class Server:
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
         if not wait_until(lambda: self.port or self.process.poll() is not None) or not self.port:
+            code = self.process.poll()
             self.process.kill()
             self.process.wait()
             self.reader.join(1)
             self.process.stderr.close()
-            raise AssertionError("".join(self.log))
+            raise NotServed(code, "".join(self.log))
 
     def read(self):
         for line in self.process.stderr:

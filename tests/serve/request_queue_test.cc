@@ -384,6 +384,19 @@ TEST(RequestQueue, WhenTheEngineDiesEveryRequestEndsWithItsReason) {
   }
 }
 
+// Where the engine is dead, a request is not to blame, nor is a lack of memory of its own.
+TEST(RequestQueue, AnEngineThatDiedWithoutMemoryIsDead) {
+  FakeOptions fake = speaking_options();
+  fake.before_step = [](int, int) { return Status::error(Code::kOutOfMemory, "it is used up"); };
+  auto model = must_open_speaking(engine_options(1), fake);
+  auto queue = by_hand(*model);
+  Reply lost = must_submit(*queue, plain({1}, 5));
+  while (queue->step()) {
+  }
+  EXPECT_EQ(lost.complete().outcome.why.code(), Code::kOutOfMemory);
+  EXPECT_EQ(queue->submit(plain({1}, 5)).admission, Admission::kFailed);
+}
+
 // Another engine in the place of one that died: the same queue takes requests and answers them.
 TEST(RequestQueue, IsRevivedWithAnotherEngine) {
   for (const bool threaded : {false, true}) {

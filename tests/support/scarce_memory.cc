@@ -30,20 +30,28 @@ Control* control() {
   return mapped;
 }
 
-bool is_spared(std::uint32_t rank) {
-  if (rank == 0) return false;
+std::uint64_t own_rank() {
   const char* own = std::getenv("RANK");
-  return own == nullptr || std::strtoul(own, nullptr, 10) != rank;
+  return own == nullptr ? 0 : std::strtoul(own, nullptr, 10);
+}
+
+bool is_spared(const Control& told) {
+  const std::uint32_t rank = told.rank.load(std::memory_order_relaxed);
+  return rank != 0 && own_rank() != rank;
 }
 
 bool fails() {
   Control* const told = control();
   if (told == nullptr || std::get_new_handler() == nullptr) return false;
   const std::uint32_t chance = told->chance.load(std::memory_order_relaxed);
-  if (chance == 0 || is_spared(told->rank.load(std::memory_order_relaxed))) return false;
+  if (chance == 0 || is_spared(*told)) return false;
   static std::atomic<std::uint64_t> num_threads{0};
-  thread_local std::uint64_t state =
-      (told->seed + 1) * 0x9e3779b97f4a7c15ull + (num_threads.fetch_add(1) << 32);
+  thread_local std::uint64_t state = 0, seed = 0;
+  thread_local const std::uint64_t thread = num_threads.fetch_add(1) + 1;
+  if (seed != told->seed + 1ull) {
+    seed = told->seed + 1ull;
+    state = seed * 0x9e3779b97f4a7c15ull ^ thread << 32 ^ own_rank() << 48;
+  }
   state ^= state << 13, state ^= state >> 7, state ^= state << 17;
   if (static_cast<std::uint32_t>(state >> 20) >= chance) return false;
   told->failed.fetch_add(1, std::memory_order_relaxed);
