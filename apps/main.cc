@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -94,7 +95,9 @@ Result<int> run(int argc, char** argv) {
 }
 
 std::terminate_handler usual_end = nullptr;
-thread_local bool has_lacked_memory = false;  // this thread, now or before
+// When this thread was refused memory last; what ends a second later has another reason.
+thread_local std::chrono::steady_clock::time_point lacked_memory_at{};
+constexpr std::chrono::seconds kLately{1};
 
 // Several threads may come here: the first one speaks for all.
 [[noreturn]] void end_without_memory() {
@@ -108,7 +111,7 @@ thread_local bool has_lacked_memory = false;  // this thread, now or before
 // Memory can also run out where no exception may pass: JSON values allocate in their destructors.
 // Which exception that was is not always known.
 [[noreturn]] void end_by_exception() {
-  if (has_lacked_memory && std::uncaught_exceptions() > 0) end_without_memory();
+  if (std::chrono::steady_clock::now() - lacked_memory_at < kLately) end_without_memory();
   try {
     if (const auto thrown = std::current_exception()) std::rethrow_exception(thrown);
   } catch (const std::bad_alloc&) {
@@ -120,15 +123,19 @@ thread_local bool has_lacked_memory = false;  // this thread, now or before
 }
 
 void answer_lack_of_memory() {
-  has_lacked_memory = true;
+  lacked_memory_at = std::chrono::steady_clock::now();
   if (server::NeedsMemory::now()) end_without_memory();
   throw std::bad_alloc();
 }
 
-int run_and_report(int argc, char** argv) {
-  if (Team::has_leader()) leave_signals_to_leader();
+// In front of the constructors of objects, which need memory as well: those of CLI11's validators.
+[[gnu::constructor(101)]] void prepare_for_lack_of_memory() {
   usual_end = std::set_terminate(end_by_exception);
   std::set_new_handler(answer_lack_of_memory);
+}
+
+int run_and_report(int argc, char** argv) {
+  if (Team::has_leader()) leave_signals_to_leader();
   auto exit_code = guarded([&]() -> Result<int> {
     TENON_TRY(check_standard_streams());
     return run(argc, argv);

@@ -1,7 +1,7 @@
 // Replaces operator new in a program that loads this library first (LD_PRELOAD): in every thread,
 // an allocation fails with a chance. The file which SCARCE_MEMORY names holds four numbers of 32
 // bits: the chance times 2^32, a seed, how many have failed, and the only rank (the variable RANK)
-// in whose process any does, or 0. Nothing fails before main() has set a handler.
+// in whose process any does, or 0. Nothing fails before the program has set a handler.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
