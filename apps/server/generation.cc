@@ -399,8 +399,7 @@ std::optional<ApiError> check_engine(const serve::LanguageModel& model,
   if (sound) return std::nullopt;
   sampling.logit_bias.clear();
   const auto is_bias = static_cast<bool>(model.check(prompt, sampling));
-  return ApiError{
-      400, std::string(sound.message()), is_bias ? request.bias_field : request.prompt_field, {}};
+  return field_error(sound, is_bias ? request.bias_field : request.prompt_field);
 }
 
 }  // namespace

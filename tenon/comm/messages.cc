@@ -17,6 +17,10 @@ std::string waited_text(int rank, int awaited, std::uint64_t call, std::string_v
          " in bootstrap call " + std::to_string(call) + " \"" + std::string(label) + "\"";
 }
 
+std::string gave_up_text(int rank, std::string_view why) {
+  return "rank " + std::to_string(rank) + " gave up: " + std::string(why);
+}
+
 Status different_call(int rank, std::string_view label, std::size_t bytes, int peer,
                       std::string_view peer_label, std::size_t peer_bytes, std::uint64_t call) {
   const auto side = [](int who, std::string_view what, std::size_t size) {

@@ -35,6 +35,9 @@ std::string seconds_text(std::chrono::nanoseconds duration);
 // "rank 1 waited for rank 0 in bootstrap call 3 "agree_min"".
 std::string waited_text(int rank, int awaited, std::uint64_t call, std::string_view label);
 
+// "rank 1 gave up: its disk is full".
+std::string gave_up_text(int rank, std::string_view why);
+
 // Two ranks brought different things to the same call.
 Status different_call(int rank, std::string_view label, std::size_t bytes, int peer,
                       std::string_view peer_label, std::size_t peer_bytes, std::uint64_t call);

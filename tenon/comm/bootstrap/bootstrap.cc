@@ -144,7 +144,7 @@ class LocalBootstrap final : public Bootstrap {
   }
 
   void abort(std::string_view why) override {
-    const Loss mine{rank_, "rank " + std::to_string(rank_) + " gave up: " + std::string(why)};
+    const Loss mine{rank_, gave_up_text(rank_, why)};
     std::lock_guard lock(team_->mutex);
     for (LocalBootstrap* member : team_->members)
       if (member != nullptr) member->report(mine);

@@ -43,10 +43,6 @@ struct Peer {
   Clock::time_point heard;  // when the last bytes came
 };
 
-std::string gave_up_text(int rank, std::string_view why) {
-  return "rank " + std::to_string(rank) + " gave up: " + std::string(why);
-}
-
 class SocketBootstrap final : public Bootstrap {
  public:
   // `wake` ends the reading thread.
