@@ -583,7 +583,6 @@ class BeastServer final : public HttpServer {
       const Status done = guarded([&] {
         io_.run();
         again = false;
-        return Status::ok();
       });
       if (!done) log_failure("http", done);
     }

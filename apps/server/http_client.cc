@@ -98,7 +98,6 @@ class BeastClient final : public HttpClient {
     return guarded([&] {
       io_.restart();
       while (!io_.stopped() && !stopped()) io_.run_for(kStopEvery);
-      return Status::ok();
     });
   }
 

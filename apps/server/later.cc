@@ -49,10 +49,7 @@ void Workers::work() {
     std::function<void()> task = std::move(waiting_.front());
     waiting_.pop_front();
     lock.unlock();
-    const Status done = guarded([&] {
-      task();
-      return Status::ok();
-    });
+    const Status done = guarded([&] { task(); });
     if (!done) log_failure("http, later", done);
     task = nullptr;  // what it holds goes here
     lock.lock();

@@ -28,10 +28,7 @@ class NeedsMemory {
 template <class Work>
 Status call_handler(Work&& work) {
   const NeedsMemory needed(false);
-  return guarded([&] {
-    work();
-    return Status::ok();
-  });
+  return guarded([&] { work(); });
 }
 
 }  // namespace tenon::server

@@ -59,10 +59,7 @@ class Wakes {
     }
     for (const auto& each : some) {
       if (each == nullptr) break;
-      const Status done = guarded([&] {
-        each->take_up();
-        return Status::ok();
-      });
+      const Status done = guarded([&] { each->take_up(); });
       if (!done) log_failure("http", done);
     }
   }

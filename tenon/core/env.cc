@@ -274,10 +274,8 @@ void log(LogLevel level, std::string_view message) {
 }
 
 void log_failure(std::string_view doing, const Status& why) noexcept {
-  const Status logged = guarded([&] {
-    log(LogLevel::kError, std::string(doing) + ": " + why.to_string());
-    return Status::ok();
-  });
+  const Status logged =
+      guarded([&] { log(LogLevel::kError, std::string(doing) + ": " + why.to_string()); });
   if (logged) return;
   const auto size = [](std::string_view text) { return static_cast<int>(text.size()); };
   const std::string_view code = name(why.code()), message = why.message();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <exception>
+#include <type_traits>
 
 #include "tenon/core/status.h"
 
@@ -11,13 +12,21 @@ namespace tenon {
 // The exception in flight as a Status. Only inside a catch block.
 Status status_of_exception();
 
-// What work() returns, a Status or Result; an exception from it becomes its error.
+// What work() returns, a Status or Result, or ok where it returns nothing; an exception from it
+// becomes its error.
 template <class Work>
-auto guarded(Work&& work) -> decltype(work()) {
+auto guarded(Work&& work) {
+  using Returned = decltype(work());
+  using Guarded = std::conditional_t<std::is_void_v<Returned>, Status, Returned>;
   try {
-    return work();
+    if constexpr (std::is_void_v<Returned>) {
+      work();
+      return Guarded::ok();
+    } else {
+      return Guarded(work());
+    }
   } catch (const std::exception&) {
-    return status_of_exception();
+    return Guarded(status_of_exception());
   }
 }
 

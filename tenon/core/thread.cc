@@ -22,10 +22,7 @@ struct Start {
 void* run(void* argument) {
   const std::unique_ptr<Start> start(static_cast<Start*>(argument));
   give_name(pthread_self(), start->name);  // for its own work
-  const Status ended = guarded([&] {
-    start->work();
-    return Status::ok();
-  });
+  const Status ended = guarded([&] { start->work(); });
   if (!ended) log_failure(start->end, ended);
   return nullptr;
 }

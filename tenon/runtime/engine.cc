@@ -23,6 +23,7 @@
 #include <iterator>
 #include <mutex>
 #include <thread>
+#include <tuple>
 #include <utility>
 
 #include "tenon/comm/bootstrap/bootstrap.h"
@@ -63,10 +64,7 @@ Status check_name(std::string_view what, std::string_view wanted, std::string_vi
 
 // Tells the other ranks. Without the memory for it they notice when this one leaves.
 void give_up(Bootstrap& bootstrap, std::string_view doing, const Status& why) {
-  static_cast<void>(guarded([&] {
-    bootstrap.abort(std::string(doing) + std::string(why.message()));
-    return Status::ok();
-  }));
+  std::ignore = guarded([&] { bootstrap.abort(std::string(doing) + std::string(why.message())); });
 }
 
 }  // namespace

@@ -63,10 +63,7 @@ std::int64_t MaskFiller::take(std::span<const Mask> masks) {
     const std::size_t at = next_.fetch_add(1, std::memory_order_relaxed);
     if (at >= masks.size()) return taken;
     const Mask& mask = masks[at];
-    const Status filled = guarded([&] {
-      mask.constraint->fill(mask.words);
-      return Status::ok();
-    });
+    const Status filled = guarded([&] { mask.constraint->fill(mask.words); });
     if (!filled) std::fill(mask.words.begin(), mask.words.end(), 0u);
     ++taken;
   }

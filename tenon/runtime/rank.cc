@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <string>
 #include <thread>
+#include <tuple>
 
 #include "tenon/comm/agreement.h"
 #include "tenon/comm/bootstrap/bootstrap.h"
@@ -226,15 +227,11 @@ void Rank::tell_if_all_ended() {
 // What a peer did wrong comes first: a step that failed because of it is only the consequence.
 Status Rank::give_up(Status why) {
   Status health;
-  static_cast<void>(guarded([&] {
-    health = comm_->health();
-    return Status::ok();
-  }));
+  std::ignore = guarded([&] { health = comm_->health(); });
   const Status cause = health ? why : health;
-  static_cast<void>(guarded([&] {  // without the memory for it they notice by their deadline
+  std::ignore = guarded([&] {  // without the memory for it they notice by their deadline
     comm_->abort(cause.message());
-    return Status::ok();
-  }));
+  });
   return cause;
 }
 

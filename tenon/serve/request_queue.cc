@@ -195,10 +195,7 @@ Submission RequestQueue::Loop::try_submit(Request request) {
 
 Submission RequestQueue::Loop::submit(Request request) {
   Submission made;
-  const Status done = guarded([&] {
-    made = try_submit(std::move(request));
-    return Status::ok();
-  });
+  const Status done = guarded([&] { made = try_submit(std::move(request)); });
   return done ? std::move(made) : Submission{Admission::kNoMemory, done, {}};
 }
 
@@ -343,10 +340,7 @@ void RequestQueue::Loop::answer_questions() {
   const Result<EngineStats> found = stats();
   const std::scoped_lock lock(mutex_);
   for (StatsQuestion* each : asked) {
-    const Status copied = guarded([&] {
-      each->answer.emplace(found);
-      return Status::ok();
-    });
+    const Status copied = guarded([&] { each->answer.emplace(found); });
     if (!copied) each->answer.emplace(copied);
   }
   answered_.notify_all();

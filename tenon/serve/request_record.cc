@@ -79,10 +79,7 @@ void RequestRecord::ring() {
     const std::scoped_lock lock(mutex_);
     if (!std::exchange(ring_wanted_, false) || left_) return;
   }
-  const Status done = guarded([this] {
-    request_.on_ready();
-    return Status::ok();
-  });
+  const Status done = guarded([this] { request_.on_ready(); });
   if (!done) log_failure("on_ready", done);
 }
 

@@ -17,6 +17,7 @@ Status status_of(const Exception& thrown) {
 }
 
 TEST(Guard, PassesOnWhatIsReturned) {
+  EXPECT_TRUE(guarded([] {}));
   EXPECT_TRUE(guarded([] { return Status::ok(); }));
   const auto value = guarded([] { return Result<int>(3); });
   ASSERT_TRUE(value);
@@ -31,6 +32,8 @@ TEST(Guard, ExceptionsBecomeErrors) {
   const Status other = status_of(std::runtime_error("the moon is down"));
   EXPECT_EQ(other.code(), Code::kInternal);
   EXPECT_NE(other.message().find("the moon is down"), std::string_view::npos);
+  const Status nothing = guarded([] { throw std::bad_alloc(); });
+  EXPECT_EQ(nothing.code(), Code::kOutOfMemory);
 }
 
 TEST(Guard, AVectorTooLongIsAnError) {

@@ -77,7 +77,6 @@ class SocketBootstrap final : public Bootstrap {
         send_to_all(
             frame_bytes(FrameKind::kLoss, static_cast<std::uint64_t>(lost->rank), lost->why, {}),
             Clock::now() + kFarewell);
-      return Status::ok();
     });
     has_left_ = true;
     send_to_all(goodbye_, Clock::now() + kFarewell);
