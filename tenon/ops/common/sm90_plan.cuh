@@ -226,13 +226,9 @@ inline Result<Sm90Call> sm90_call(Sm90Kind kind, const GemmCall& gemm, std::int6
   return call;
 }
 
-inline int sm90_setting(const Recipe& recipe, std::size_t i) {
-  return static_cast<int>(recipe.settings[i].value);
-}
-
 inline Result<FewCall> few_call(const Recipe& recipe, const GemmCall& gemm,
                                 const GemmScales& scales) {
-  const int segments = sm90_setting(recipe, 0), columns = sm90_setting(recipe, 1);
+  const int segments = recipe.setting("segments"), columns = recipe.setting("columns");
   FewCall call;
   TENON_ASSIGN(call.weight, sm90_map(gemm.weight, gemm.n, gemm.k, gemm.weight_stride, columns));
   call.gemm = gemm;
@@ -247,7 +243,7 @@ template <Sm90Kind = Sm90Kind::kE4m3>  // compiled where it is called
 Status launch_few(const Recipe& recipe, const GemmCall& gemm, const GemmScales& scales,
                   Stream& stream) {
   if (gemm.rows == 0) return Status::ok();
-  const int segments = sm90_setting(recipe, 0);
+  const int segments = recipe.setting("segments");
   TENON_ASSIGN(const FewCall call, few_call(recipe, gemm, scales));
   return tenon::launch(stream, recipe.launches.front().shape,
                        segments == 1   ? sm90_few_kernel<1>
@@ -261,15 +257,15 @@ Status sm90_launch(const Recipe& recipe, const GemmCall& gemm, const GemmScales&
                    const QuantSpec& activated, std::int64_t tokens, Stream& stream) {
   if (gemm.rows == 0) return Status::ok();
   const LaunchShape& shape = recipe.launches.front().shape;
-  const int columns = sm90_setting(recipe, 0), rows = sm90_setting(recipe, 1);
+  const int columns = recipe.setting("columns"), rows = recipe.setting("rows");
   TENON_ASSIGN(Sm90Call call,
-               sm90_call(kKind, gemm, tokens, columns, rows, sm90_setting(recipe, 3)));
+               sm90_call(kKind, gemm, tokens, columns, rows, recipe.setting("stages")));
   call.scales = scales;
   call.activated = activated;
   call.row_tiles = shape.blocks / call.cut.count / ceil_div(gemm.n, columns);
   return tenon::launch(
-      stream, shape, sm90_kernel_of<kKind>(rows, sm90_setting(recipe, 2), sm90_setting(recipe, 4)),
-      call);
+      stream, shape,
+      sm90_kernel_of<kKind>(rows, recipe.setting("row groups"), recipe.setting("turns")), call);
 }
 
 // --- Two products in a launch -----------------------------------------------------------------
@@ -368,17 +364,17 @@ Status sm90_launch_pair(const Recipe& recipe, const GemmCall& main, const GemmSc
     return tenon::launch(stream, recipe.launches.front().shape, sm90_few_pair_kernel<kByWarps>,
                          call);
   }
-  const int rows = sm90_setting(recipe, 1);
+  const int rows = recipe.setting("rows");
   Sm90Pair call;
-  TENON_ASSIGN(call.main, sm90_call(Sm90Kind::kE4m3, main, main.rows, sm90_setting(recipe, 0), rows,
-                                    sm90_setting(recipe, 2)));
-  const bool warps = sm90_setting(recipe, 4) != 0;
+  TENON_ASSIGN(call.main, sm90_call(Sm90Kind::kE4m3, main, main.rows, recipe.setting("columns"),
+                                    rows, recipe.setting("stages")));
+  const bool warps = recipe.setting("beside by warps") != 0;
   TENON_ASSIGN(call.beside, sm90_call(kByWarps, beside, beside.rows, kBesideColumns, rows,
-                                      sm90_setting(recipe, 3)));
+                                      recipe.setting("stages beside")));
   call.main.scales = scales;
   call.beside_blocks = ceil_div(beside.n, kBesideColumns);
   constexpr Sm90Kind kInOrder = Sm90Kind::kBf16InOrder;
-  if (sm90_setting(recipe, 5) == 2)
+  if (recipe.setting("turns") == 2)
     return tenon::launch(stream, recipe.launches.front().shape,
                          warps && rows == 8 ? sm90_pair_kernel<1, 8, kByWarps, 2>
                          : warps            ? sm90_pair_kernel<1, 16, kByWarps, 2>

@@ -60,7 +60,7 @@ Status launch_tiles(const Recipe& recipe, const Args& args, Stream& stream) {
   const GemmCall& gemm = operands.gemm;
   if (gemm.rows == 0) return Status::ok();
   const LaunchShape& shape = recipe.launches.front().shape;
-  const int halves = static_cast<int>(recipe.settings[0].value);
+  const int halves = recipe.setting("halves");
   TENON_ASSIGN(TilesCall call, tiles_call(gemm, halves, shape.cluster, 1));
   call.scales = operands.scales;
   call.activated = quant_spec(args.activated);

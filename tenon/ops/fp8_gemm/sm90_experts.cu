@@ -404,7 +404,7 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   call.scales = operands.scales;
   call.cut = segments_of(gemm.n, gemm.k);
   call.column_tiles = ceil_div(gemm.n, kColumns);
-  call.stages = static_cast<int>(recipe.settings[0].value);
+  call.stages = recipe.setting("stages");
   TENON_ASSIGN(call.weight, weight_tiles(gemm, kColumns));
   TENON_ASSIGN(call.x, x_tiles(args, gemm, kRows));
   return tenon::launch(stream, recipe.launches.front().shape, experts_kernel, call);

@@ -327,6 +327,11 @@ void add_launch(const PlanContext& where, const char* kernel, int blocks, int th
   recipe->launch(kernel, shape);
 }
 
+// Kernels that launch() asks for, and the settings that its calls go by.
+constexpr const char *kUpOne = "up_one_kernel", *kDownOne = "down_one_kernel";
+constexpr const char *kUpStages = "up stages", *kUpRows = "up rows", *kApart = "apart",
+                     *kDownStages = "down stages", *kDownRows = "down rows";
+
 // A kernel with a ring. One block on a multiprocessor, and no room for a second, which another one
 // would then miss; more than kMostRing does not help. Where there are more blocks, half of it, if
 // registers let two be resident. False: there is no room for the least number of stages.
@@ -355,14 +360,12 @@ bool add_down(const PlanContext& where, const Routing& routing, int hidden, int 
     return down_shared(coded, chosen, stages, rows, routing, width).bytes;
   };
   const bool fits = add_ring(where,
-                             {"down_kernel", "down stages", hidden / kUnitRows, kDownThreads,
+                             {"down_kernel", kDownStages, hidden / kUnitRows, kDownThreads,
                               down_resident(coded), 1, most_room},
                              bytes_of, recipe);
-  recipe->set("down rows", rows);
+  recipe->set(kDownRows, rows);
   return fits;
 }
-
-constexpr const char* kUpOne = "up_one_kernel";
 
 // The plan for one token that chooses. Where the output has at most as many pieces of 16 columns as
 // there are multiprocessors, the two kernels have room beside each other on one, for which the
@@ -378,15 +381,15 @@ Status plan_choosing(const Args& args, const PlanContext& where, Recipe* recipe)
   const auto up_bytes_of = [&](int stages) { return OneRing::bytes(stages, chunks); };
   bool fits = add_ring(
       where,
-      {kUpOne, "up stages", units, kThreads, 1, kFeeders, beside ? up_bytes_of(kFeeders) : most},
+      {kUpOne, kUpStages, units, kThreads, 1, kFeeders, beside ? up_bytes_of(kFeeders) : most},
       up_bytes_of, recipe);
   const bool apart = apart_of(width / kFewFeatures, units, chunks);
-  recipe->set("apart", routing.has_shared && apart ? 1 : 0);
+  recipe->set(kApart, routing.has_shared && apart ? 1 : 0);
   const int left = most - 1024 - static_cast<int>(recipe->launches.front().shape.shared_bytes);
   const int blocks = width / kProductBlock;
   const OneDownShared down = one_down_shared(most_entries(routing), blocks, top_k);
   if (beside && down.bytes <= left && blocks <= kOneDownBlocks && (blocks & (blocks - 1)) == 0) {
-    add_launch(where, "down_one_kernel", hidden / kUnitRows, kOneDownThreads, down.bytes, recipe);
+    add_launch(where, kDownOne, hidden / kUnitRows, kOneDownThreads, down.bytes, recipe);
   } else {
     const int room = beside ? left : most, rows = beside ? kFewRows : 32;
     fits = add_down(where, routing, hidden, width, rows, false, true, room, recipe) && fits;
@@ -434,9 +437,9 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
   const int lists =
       entries_bytes(routing.experts) + table_bytes(pairs) + (args.logits ? kFewChoiceBytes : 0);
   const bool up = add_ring(
-      where, {"up_kernel", "up stages", where.properties.num_units, kThreads, 1, kFeeders, most},
+      where, {"up_kernel", kUpStages, where.properties.num_units, kThreads, 1, kFeeders, most},
       [&](int stages) { return up_bytes(cap, stages) + lists; }, recipe);
-  recipe->set("up rows", cap);
+  recipe->set(kUpRows, cap);
   constexpr int kWaves = kQuantizeThreads / kWave;
   if (coded)
     add_launch(where, "quantize_kernel", (rows + kWaves - 1) / kWaves, kQuantizeThreads, 0, recipe);
@@ -499,7 +502,7 @@ void set_next(const Args& args, Call* call) {
   call->next_bytes = whole ? down.shape[1] * down.shape[2] : 0;
 }
 
-Result<DownCall> down_call(const Args& args, std::int64_t stages, std::int64_t rows, bool chosen) {
+Result<DownCall> down_call(const Args& args, const Recipe& recipe, bool chosen) {
   DownCall call;
   TENON_TRY(fill_weight(args, &Matrices::down, &Matrices::down_scale, 8, 8, kChunk, &call.weight));
   call.routing = routing_of(args);
@@ -510,8 +513,8 @@ Result<DownCall> down_call(const Args& args, std::int64_t stages, std::int64_t r
   call.out = args.out.addend.as<bf16>();
   call.out_stride = args.out.addend.stride[0];
   call.width = static_cast<std::int32_t>(args.activation.shape[1]);
-  call.stages = static_cast<std::int32_t>(stages);
-  call.rows = static_cast<std::int32_t>(rows);
+  call.stages = recipe.setting(kDownStages);
+  call.rows = recipe.setting(kDownRows);
   call.chosen = chosen;
   return call;
 }
@@ -538,9 +541,6 @@ Status launch_down_one(const LaunchShape& shape, const Args& args, Stream& strea
 }
 
 Status launch_choosing(const Recipe& recipe, const Args& args, Stream& stream) {
-  const auto setting = [&](std::size_t i) {
-    return static_cast<std::int32_t>(recipe.settings[i].value);
-  };
   const Routing routing = routing_of(args);
   OneUpCall call;
   call.width = static_cast<std::int32_t>(args.activation.shape[1]);
@@ -555,7 +555,7 @@ Status launch_choosing(const Recipe& recipe, const Args& args, Stream& stream) {
   call.weights = args.weights.as<float>();
   call.slot = args.slot.as<std::int32_t>();
   call.list = args.offsets.as<std::int32_t>();
-  call.stages = setting(0);
+  call.stages = recipe.setting(kUpStages);
   call.top_k = routing.top_k;
   call.experts = routing.experts;
   call.all_experts = static_cast<std::int32_t>(args.logits->shape[1]);
@@ -563,25 +563,23 @@ Status launch_choosing(const Recipe& recipe, const Args& args, Stream& stream) {
   call.chunks = one_chunks(call.weight.cut.num_blocks);
   call.last_blocks = last_blocks(call.weight.cut);
   call.has_shared = routing.has_shared;
-  call.is_apart = setting(1) != 0;
+  call.is_apart = recipe.setting(kApart) != 0;
   set_next(args, &call);
-  const bool down_one = recipe.settings.size() == 2;  // asks for all of its weights at once
+  // It asks for all of its weights at once.
+  const bool down_one = recipe.launches[1].kernel == kDownOne;
   if (down_one || call.next_bytes * most_entries(routing) > kPrefetchLimit) call.next_bytes = 0;
   TENON_TRY(tenon::launch(stream, recipe.launches[0].shape, up_one_kernel, call));
   const LaunchShape& shape = recipe.launches[1].shape;
   if (down_one) return launch_down_one(shape, args, stream);
-  TENON_ASSIGN(const DownCall down, down_call(args, setting(2), setting(3), true));
+  TENON_ASSIGN(const DownCall down, down_call(args, recipe, true));
   return tenon::launch(stream, shape, down_kernel<false>, down);
 }
 
 Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   if (args.out.addend.shape[0] == 0) return Status::ok();
   if (recipe.launches[0].kernel == kUpOne) return launch_choosing(recipe, args, stream);
-  const auto setting = [&](std::size_t i) {
-    return static_cast<std::int32_t>(recipe.settings[i].value);
-  };
   const Routing routing = routing_of(args);
-  const bool by_row = args.x.layout == ScaleLayout::kRow, few = setting(1) == kFewRows;
+  const bool by_row = args.x.layout == ScaleLayout::kRow, few = recipe.setting(kUpRows) == kFewRows;
   UpCall up;
   up.width = static_cast<std::int32_t>(args.activation.shape[1]);
   TENON_TRY(fill_weight(args, &Matrices::gate_up, &Matrices::gate_up_scale, up.width,
@@ -594,7 +592,7 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
   up.scale_block_stride = by_row ? 1 : args.x.scale.stride[0];
   up.activation = args.activation.as<bf16>();
   up.activation_stride = args.activation.stride[0];
-  up.stages = setting(0);
+  up.stages = recipe.setting(kUpStages);
   const bool own_whole = args.shared && args.shared->gate_up.contiguous();
   up.own_shared = own_whole ? args.shared->gate_up.as<const std::byte>() : nullptr;
   up.own_bytes =
@@ -614,7 +612,7 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
       entries * up.next_bytes <= kPrefetchLimit ? entries * up.next_bytes : kPrefetchAhead;
   up.next_entries = up.next_bytes > 0 ? static_cast<std::int32_t>(ahead / up.next_bytes) : 0;
 
-  TENON_ASSIGN(DownCall down, down_call(args, setting(2), setting(3), false));
+  TENON_ASSIGN(DownCall down, down_call(args, recipe, false));
   const bool coded = recipe.launches.size() == 3;
   TENON_TRY(tenon::launch(stream, recipe.launches[0].shape,
                           args.logits ? up_kernel<true, true>
