@@ -9,29 +9,17 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <new>
 #include <thread>
 
 #include "tenon/boundary/boundary.h"
 #include "tenon/core/fp8.h"
 #include "tenon/ops/fused_allreduce_rmsnorm_quant/fused_allreduce_rmsnorm_quant.h"
 #include "tests/support/fake_ccl.h"
+#include "tests/support/operator_new.h"
 #include "tests/support/ranks.h"
 #include "tests/support/targets.h"
 
 // Every allocation of this program.
-namespace {
-std::atomic<long> num_allocations{0};
-}
-[[gnu::noinline]] void* operator new(std::size_t bytes) {
-  ++num_allocations;
-  void* memory = std::malloc(bytes == 0 ? 1 : bytes);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-
 namespace tenon {
 namespace {
 
@@ -322,10 +310,10 @@ TEST(BoundaryContract, CheckingAllocatesNothing) {
   args.residual = call.residual;
   args.weight = call.weight;
   args.out = call.out;
-  const long before = num_allocations;
+  const long before = test::num_allocations;
   for (int i = 0; i < 10; ++i)
     if (!fused_allreduce_rmsnorm_quant::check(args)) std::abort();
-  EXPECT_EQ(num_allocations - before, 0);
+  EXPECT_EQ(test::num_allocations - before, 0);
 }
 
 TEST(BoundaryContract, AGoodCallOfOneRankAllocatesNothing) {
@@ -336,10 +324,10 @@ TEST(BoundaryContract, AGoodCallOfOneRankAllocatesNothing) {
       ASSERT_TRUE(stream && boundary) << boundary.status().to_string();
       const Call call(comm.device());
       ASSERT_TRUE(call.run(*boundary, *stream));
-      const long before = num_allocations;
+      const long before = test::num_allocations;
       for (int i = 0; i < 10; ++i)
         if (!call.run(*boundary, *stream)) std::abort();
-      EXPECT_EQ(num_allocations - before, 0) << "stage " << stage;
+      EXPECT_EQ(test::num_allocations - before, 0) << "stage " << stage;
     });
 }
 
@@ -354,13 +342,13 @@ TEST(BoundaryContract, AGoodCallOfTwoRanksAllocatesNothing) {
       const Call call(comm.device());
       if (!call.run(*boundary, *stream)) std::abort();
       all.arrive_and_wait();
-      if (rank == 0) before = num_allocations.load();
+      if (rank == 0) before = test::num_allocations.load();
       all.arrive_and_wait();
       for (int i = 0; i < 10; ++i)
         if (!call.run(*boundary, *stream)) std::abort();
       all.arrive_and_wait();
       if (rank == 0) {
-        EXPECT_EQ(num_allocations - before, 0) << "stage " << stage;
+        EXPECT_EQ(test::num_allocations - before, 0) << "stage " << stage;
       }
       all.arrive_and_wait();
     });

@@ -3,7 +3,6 @@
 #include "tenon/comm/bootstrap/bootstrap.h"
 
 #include <gtest/gtest.h>
-#include <malloc.h>
 
 #include <algorithm>
 #include <array>
@@ -13,42 +12,15 @@
 #include <functional>
 #include <latch>
 #include <map>
-#include <new>
 #include <thread>
 
 #include "tenon/comm/bootstrap/greeting.h"
 #include "tenon/comm/bootstrap/tcp.h"
 #include "tenon/comm/communicator.h"
 #include "tests/support/chaos.h"
+#include "tests/support/operator_new.h"
 #include "tests/support/processes.h"
 #include "tests/support/says.h"
-
-// Bytes that this program holds. Not inlined, or the compiler sees malloc behind new.
-static std::atomic<long> bytes_held{0};
-// The first reading thread that asks for memory while this is true gets none, then and later.
-static std::atomic<bool> a_reader_fails{false};
-static std::atomic<pthread_t> failing{};
-static bool fails_here() {
-  if (!a_reader_fails) return false;
-  char name[16] = {};
-  pthread_getname_np(pthread_self(), name, sizeof name);
-  if (std::strcmp(name, "tenon reader") != 0) return false;
-  pthread_t none{};
-  return failing.compare_exchange_strong(none, pthread_self()) || none == pthread_self();
-}
-[[gnu::noinline]] void* operator new(std::size_t bytes) {
-  void* memory = fails_here() ? nullptr : std::malloc(bytes);
-  if (memory == nullptr) throw std::bad_alloc();
-  bytes_held += static_cast<long>(malloc_usable_size(memory));
-  return memory;
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept {
-  if (memory != nullptr) bytes_held -= static_cast<long>(malloc_usable_size(memory));
-  std::free(memory);
-}
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept {
-  operator delete(memory);
-}
 
 namespace tenon {
 namespace {
@@ -193,6 +165,16 @@ TEST_P(EveryBootstrap, AnAbortReachesEverybodyWithItsReason) {
   EXPECT_EQ(num_told, 3);
 }
 
+// The first reading thread that asks for memory gets none, then and later.
+std::atomic<pthread_t> failing{};
+bool reader_fails(std::int64_t) {
+  char name[16] = {};
+  pthread_getname_np(pthread_self(), name, sizeof name);
+  if (std::strcmp(name, "tenon reader") != 0) return false;
+  pthread_t none{};
+  return failing.compare_exchange_strong(none, pthread_self()) || none == pthread_self();
+}
+
 TEST(SocketBootstrap, ARankWithoutMemoryToReadGivesUp) {
   const auto begin = std::chrono::steady_clock::now();
   std::latch all_past_first(3);
@@ -202,7 +184,7 @@ TEST(SocketBootstrap, ARankWithoutMemoryToReadGivesUp) {
     const int id = bootstrap->watch([&](const Bootstrap::Loss&) { ++num_told; });
     EXPECT_TRUE(bootstrap->barrier("first", kLong));
     all_past_first.arrive_and_wait();
-    a_reader_fails = true;  // the next beat of a rank at the latest
+    test::allocation_fails = &reader_fails;  // the next beat of a rank at the latest
     Status status;
     for (int call = 0; call < 1000 && status; ++call) status = bootstrap->barrier("again", kLong);
     EXPECT_EQ(status.code(), Code::kPeerLost) << status.to_string();
@@ -210,7 +192,7 @@ TEST(SocketBootstrap, ARankWithoutMemoryToReadGivesUp) {
         bootstrap->loss().value_or(Bootstrap::Loss{}).why;
     bootstrap->unwatch(id);
   });
-  a_reader_fails = false;
+  test::allocation_fails = nullptr;
   failing = {};
   EXPECT_EQ(num_told, 3);
   for (const std::string& each : why) {
@@ -255,20 +237,20 @@ TEST(LocalBootstrap, FailedCallsKeepNothing) {
   const std::vector<std::byte> blob(1'000'000);
   std::vector<std::byte> all(2 * blob.size());
   auto ranks = local_bootstrap(2);
-  const long before = bytes_held;
+  const std::int64_t before = test::bytes_held;
   const auto call = [&](int rank, const char* label) {
     return ranks[static_cast<std::size_t>(rank)]->exchange(blob, all, label, milliseconds(1));
   };
   for (int i = 0; i < kCalls; ++i) EXPECT_EQ(call(0, "late").code(), Code::kTimeout);
   for (int i = 0; i < kCalls; ++i) EXPECT_TRUE(call(1, "late"));
-  EXPECT_LT(bytes_held - before, 100'000) << "after deadlines";
+  EXPECT_LT(test::bytes_held - before, 100'000) << "after deadlines";
   EXPECT_EQ(call(0, "apples").code(), Code::kTimeout);
   EXPECT_EQ(call(1, "pears").code(), Code::kInvalidArgument);
-  EXPECT_LT(bytes_held - before, 100'000) << "after a different call";
+  EXPECT_LT(test::bytes_held - before, 100'000) << "after a different call";
   EXPECT_EQ(call(0, "before rank 1 leaves").code(), Code::kTimeout);
   ranks[1].reset();
   EXPECT_EQ(call(0, "after rank 1 has left").code(), Code::kPeerLost);
-  EXPECT_LT(bytes_held - before, 100'000) << "after a rank has left";
+  EXPECT_LT(test::bytes_held - before, 100'000) << "after a rank has left";
 }
 
 // --- rendezvous

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "tests/support/no_memory.h"
+#include "tests/support/operator_new.h"
 
 namespace tenon {
 namespace {
@@ -163,9 +163,9 @@ TEST(Log, AFailureIsToldWithoutMemory) {
   testing::internal::CaptureStderr();
   set_log_rank(2);
   log_failure("turning", why);
-  test::has_no_memory = true;
+  test::fail_allocations(0, INT64_MAX / 2);
   log_failure("turning", why);
-  test::has_no_memory = false;
+  test::allocation_fails = nullptr;
   const std::string told = testing::internal::GetCapturedStderr();
   EXPECT_EQ(told.find("tenon: rank 2: error: turning: io: xxx"), 0u) << told;
   EXPECT_NE(told.find(" and more\ntenon: rank 2: error: turning: io: xxx"), std::string::npos)

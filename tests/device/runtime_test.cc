@@ -4,25 +4,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
-#include <new>
 #include <numeric>
 #include <thread>
 #include <vector>
 
 #define TENON_TEST_SPACE runtime_test
 #include "tests/support/kernels.inc"
-
-// Counts the allocations of this program. Not inlined, or the compiler sees malloc behind new.
-static std::atomic<long> allocations{0};
-[[gnu::noinline]] void* operator new(std::size_t bytes) {
-  ++allocations;
-  if (void* memory = std::malloc(bytes)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+#include "tests/support/operator_new.h"
 
 namespace tenon {
 namespace {
@@ -216,10 +205,10 @@ TEST(Launch, AllocatesNothingOnceWarm) {
       };
       // A worker may sleep through the first launches and warm up later: let both take part.
       for (int i = 0; i < 200; ++i) ASSERT_TRUE(step());
-      const long before = allocations;
+      const long before = test::num_allocations;
       bool ok = true;
       for (int i = 0; i < 20; ++i) ok &= step();
-      const long made = allocations - before;
+      const long made = test::num_allocations - before;
       ASSERT_TRUE(ok);
       EXPECT_LE(made, threads == 1 ? 0 : 1) << test::to_string(target);
     }

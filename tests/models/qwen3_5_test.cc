@@ -5,31 +5,19 @@
 
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <mutex>
-#include <new>
 
 #include "tenon/models/qwen3_5/config.h"
 #include "tests/support/copy_back.h"
+#include "tests/support/operator_new.h"
 #include "tests/support/small_model.h"
 #include "tests/support/targets.h"
 
 // Every allocation of this program, device memory of the host targets included.
-namespace {
-std::atomic<long> num_allocations{0};
-}
-[[gnu::noinline]] void* operator new(std::size_t bytes) {
-  ++num_allocations;
-  void* memory = std::malloc(bytes == 0 ? 1 : bytes);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 extern "C" void* aligned_alloc(std::size_t alignment, std::size_t bytes) {
-  ++num_allocations;
+  ++tenon::test::num_allocations;
   void* memory = nullptr;
   return posix_memalign(&memory, alignment, bytes) == 0 ? memory : nullptr;
 }
@@ -79,9 +67,9 @@ TEST(Qwen3_5, NothingIsAllocatedInAStep) {
     ModelDriver driver(**model, 4, *stream);
     long during_forward = -1;
     driver.around_forward = [&](const std::function<void()>& forward) {
-      const long before = num_allocations;
+      const long before = test::num_allocations;
       forward();
-      during_forward = num_allocations - before;
+      during_forward = test::num_allocations - before;
     };
     driver.step({{0, prompt(5, 1)}, {1, prompt(3, 2)}});
     EXPECT_EQ(during_forward, 0);

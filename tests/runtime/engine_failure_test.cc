@@ -13,7 +13,7 @@
 #include "tenon/comm/bootstrap/bootstrap.h"
 #include "tenon/core/clock.h"
 #include "tests/runtime/engine_driver.h"
-#include "tests/runtime/failing_new.h"
+#include "tests/support/operator_new.h"
 #include "tests/support/patience.h"
 #include "tests/support/processes.h"
 
@@ -184,13 +184,6 @@ TEST(EngineFailure, ARankWithoutMemoryEndsEveryRank) {
   }
 }
 
-// Allocations [first, first + count) from here on fail, whichever thread makes them.
-void fail_allocations(std::int64_t first, std::int64_t count) {
-  failing_from = INT64_MAX;
-  failing_to = num_allocations + first + count;
-  failing_from = num_allocations + first;
-}
-
 // Any one allocation of a run, and any stretch of them: it ends with an error or does not matter.
 TEST(EngineFailure, AnyAllocationMayFail) {
   EngineOptions options = engine_options(2);
@@ -206,7 +199,7 @@ TEST(EngineFailure, AnyAllocationMayFail) {
       Status failure = engine.status();
       if (engine) failure = (*engine)->submit(std::move(prompt), greedy(20, true)).status();
       while (failure && !(*engine)->idle()) failure = (*engine)->step().status();
-      failing_from = INT64_MAX;
+      allocation_fails = nullptr;
       ++(failure ? successes : failures);
       if (failure) continue;
       EXPECT_TRUE(failure.code() == Code::kOutOfMemory || failure.code() == Code::kPeerLost ||

@@ -9,7 +9,7 @@
 #include <random>
 
 #include "tests/runtime/engine_driver.h"
-#include "tests/runtime/failing_new.h"
+#include "tests/support/operator_new.h"
 
 namespace tenon {
 namespace {

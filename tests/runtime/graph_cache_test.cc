@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "tenon/runtime/engine.h"
-#include "tests/runtime/failing_new.h"
+#include "tests/support/operator_new.h"
 #include "tests/support/small_model.h"
 #include "tests/support/targets.h"
 
@@ -227,10 +227,10 @@ TEST(GraphCache, AReplayedStepAllocatesOnlyItsEvents) {
   sampling.ignore_eos = true;
   ASSERT_TRUE((*engine)->submit(prompt(4, 1), sampling));
   for (int step = 0; step < 5; ++step) ASSERT_TRUE((*engine)->step());
-  const std::int64_t before = num_allocations.load();
+  const std::int64_t before = test::num_allocations.load();
   constexpr int kSteps = 20;
   for (int step = 0; step < kSteps; ++step) ASSERT_TRUE((*engine)->step());
-  EXPECT_EQ(num_allocations.load() - before, kSteps);
+  EXPECT_EQ(test::num_allocations.load() - before, kSteps);
   EXPECT_GT((*engine)->stats().replayed_steps, kSteps);
 }
 

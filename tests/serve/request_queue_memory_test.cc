@@ -1,8 +1,8 @@
 // The queue where memory ends: whichever allocation fails, every accepted request ends once.
 #include <gtest/gtest.h>
 
-#include "tests/runtime/failing_new.h"
 #include "tests/serve/serve_driver.h"
+#include "tests/support/operator_new.h"
 
 namespace tenon::serve::test {
 namespace {
@@ -22,8 +22,7 @@ TEST(RequestQueueMemory, EveryRequestEndsWhicheverAllocationFails) {
     request.stops = {"\xef\xbf\xbd"};
     std::vector<Request> requests(6, request);
     bool refused = false;
-    failing_from = num_allocations + failing;
-    failing_to = num_allocations + failing + 1;
+    fail_allocations(failing, 1);
     for (Request& each : requests) {
       Submission made = queue->submit(std::move(each));
       refused |= !made;
@@ -32,7 +31,7 @@ TEST(RequestQueueMemory, EveryRequestEndsWhicheverAllocationFails) {
     }
     while (queue->step()) {
     }
-    failing_from = failing_to = INT64_MAX;
+    allocation_fails = nullptr;
     bool failed = false;
     for (Reply& each : replies) {
       ASSERT_TRUE(is_end(each.state()));
