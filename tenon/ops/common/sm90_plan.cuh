@@ -116,24 +116,26 @@ inline Status sm90_takes(Sm90Kind kind, const GemmCall& gemm, const DeviceProper
 
 // segments 0: not for these kernels.
 struct FewForm {
-  int segments = 0, columns = 0, grid = 0, shared_bytes = 0;
+  int segments = 0, columns = 0, rows = 0, grid = 0, shared_bytes = 0;
 };
 // `units`: multiprocessors; each has a block at most. Blocks are wide where the weight of such a
-// one fits, else as narrow as `units` allows.
+// one fits, else as narrow as `units` allows; with more than 8 rows, of which each block reads all,
+// they are wide or not at all (5120 × 3072 took 6.6 µs instead of 6.4).
 inline FewForm few_form(const GemmCall& gemm, int units, std::size_t most_shared) {
   const Segments cut = segments_of(gemm.n, gemm.k);
-  if (gemm.rows > kFewRows || cut.count > 4 || gemm.row_map != nullptr ||
+  if (gemm.rows > kMostFewRows || cut.count > 4 || gemm.row_map != nullptr ||
       cut.num_blocks > kFewMostBlocks || cut.num_blocks % (cut.count * few_batch(cut.count)) != 0)
     return {};
-  FewForm form{.segments = cut.count};
+  FewForm form{.segments = cut.count, .rows = few_rows(gemm.rows)};
   const auto fits = [&](int columns) {
     form.columns = columns;
     form.grid = ceil_div(gemm.n, columns);
-    form.shared_bytes = few_shared(cut.count, cut.num_blocks / cut.count, columns).bytes;
+    form.shared_bytes = few_shared(cut.count, cut.num_blocks / cut.count, columns, form.rows).bytes;
     return form.grid <= units && static_cast<std::size_t>(form.shared_bytes) <= most_shared;
   };
   const int most = kGroupColumns / cut.count, step = cut.count > 1 ? 16 : 8;
   if (fits(most)) return form;
+  if (form.rows > 8) return {};
   for (int columns = 16; columns < most; columns += step)
     if (fits(columns)) return form;
   return {};
@@ -143,6 +145,7 @@ inline constexpr std::string_view kFewPairName = "sm90_few_pair_kernel";
 inline void set_few(const FewForm& form, Recipe* recipe) {
   recipe->set("segments", form.segments);
   recipe->set("columns", form.columns);
+  recipe->set("rows", form.rows);
 }
 
 inline Status sm90_plan(Sm90Kind kind, const GemmCall& gemm, const PlanContext& where,
@@ -231,6 +234,9 @@ inline Result<FewCall> few_call(const Recipe& recipe, const GemmCall& gemm,
   const int segments = recipe.setting("segments"), columns = recipe.setting("columns");
   FewCall call;
   TENON_ASSIGN(call.weight, sm90_map(gemm.weight, gemm.n, gemm.k, gemm.weight_stride, columns));
+  if (recipe.setting("rows") > 8) {
+    TENON_ASSIGN(call.x, sm90_map(gemm.x, gemm.rows, gemm.k, gemm.x_stride, kMostFewRows));
+  }
   call.gemm = gemm;
   call.scales = scales;
   call.blocks = ceil_div(gemm.k, kProductBlock) / segments;
@@ -239,6 +245,12 @@ inline Result<FewCall> few_call(const Recipe& recipe, const GemmCall& gemm,
                (gemm.rows == 1 || gemm.out_stride % 2 == 0);
   return call;
 }
+template <int kRows>
+auto few_kernel_of(int segments) -> void (*)(FewCall) {
+  return segments == 1   ? sm90_few_kernel<1, kRows>
+         : segments == 2 ? sm90_few_kernel<2, kRows>
+                         : sm90_few_kernel<4, kRows>;
+}
 template <Sm90Kind = Sm90Kind::kE4m3>  // compiled where it is called
 Status launch_few(const Recipe& recipe, const GemmCall& gemm, const GemmScales& scales,
                   Stream& stream) {
@@ -246,9 +258,8 @@ Status launch_few(const Recipe& recipe, const GemmCall& gemm, const GemmScales& 
   const int segments = recipe.setting("segments");
   TENON_ASSIGN(const FewCall call, few_call(recipe, gemm, scales));
   return tenon::launch(stream, recipe.launches.front().shape,
-                       segments == 1   ? sm90_few_kernel<1>
-                       : segments == 2 ? sm90_few_kernel<2>
-                                       : sm90_few_kernel<4>,
+                       recipe.setting("rows") == 8 ? few_kernel_of<8>(segments)
+                                                   : few_kernel_of<kMostFewRows>(segments),
                        call);
 }
 
@@ -323,9 +334,9 @@ inline Status sm90_plan_pair(const GemmCall& main, const GemmCall& beside, const
   if (few.segments == 1) {
     constexpr Sm90Kind kByWarps = Sm90Kind::kBf16ByWarps;
     const int all = other.num_blocks;
-    if (sm90_stages(kByWarps, kBesideColumns, kFewRows, other, static_cast<int>(most_shared)) ==
+    if (sm90_stages(kByWarps, kBesideColumns, few.rows, other, static_cast<int>(most_shared)) ==
         all) {
-      const int beside_bytes = sm90_shared(kByWarps, kBesideColumns, kFewRows, all, other).bytes;
+      const int beside_bytes = sm90_shared(kByWarps, kBesideColumns, few.rows, all, other).bytes;
       LaunchShape shape;
       shape.blocks = beside_blocks + few.grid;
       shape.threads = sm90_threads(1);
@@ -358,10 +369,13 @@ Status sm90_launch_pair(const Recipe& recipe, const GemmCall& main, const GemmSc
   if (recipe.launches.front().kernel == kFewPairName) {
     FewPair call;
     TENON_ASSIGN(call.main, few_call(recipe, main, scales));
-    TENON_ASSIGN(call.beside, sm90_call(kByWarps, beside, beside.rows, kBesideColumns, kFewRows,
+    const int rows = recipe.setting("rows");
+    TENON_ASSIGN(call.beside, sm90_call(kByWarps, beside, beside.rows, kBesideColumns, rows,
                                         ceil_div(beside.k, kProductBlock)));
     call.beside_blocks = ceil_div(beside.n, kBesideColumns);
-    return tenon::launch(stream, recipe.launches.front().shape, sm90_few_pair_kernel<kByWarps>,
+    return tenon::launch(stream, recipe.launches.front().shape,
+                         rows == 8 ? sm90_few_pair_kernel<kByWarps, 8>
+                                   : sm90_few_pair_kernel<kByWarps, kMostFewRows>,
                          call);
   }
   const int rows = recipe.setting("rows");
