@@ -369,13 +369,24 @@ TEST(MoeExperts, ChoosesAsMoeRouteDoes) {
   shapes.push_back(
       {.tokens = 1, .experts = 40, .top_k = 16, .hidden = 3072, .width = 384, .all_experts = 40});
   shapes.push_back({.tokens = 1, .experts = 12, .top_k = 3, .all_experts = 13});
-  // Several tokens, a wave each.
-  for (const int tokens : {2, 3, 7, 8}) {
+  // Experts of 16 slices, or not quite so many.
+  shapes.push_back(
+      {.tokens = 1, .experts = 512, .top_k = 10, .hidden = 4096, .width = 256, .all_experts = 512});
+  shapes.push_back(
+      {.tokens = 1, .experts = 100, .top_k = 16, .all_experts = 487, .first_expert = 301});
+  for (const int tokens : {2, 8, 9, 23})
     shapes.push_back({.tokens = tokens,
-                      .experts = tokens == 8 ? 256 : 40,
+                      .experts = tokens == 8 ? 512 : 130,
+                      .top_k = tokens == 9 ? 16 : 10,
+                      .all_experts = tokens == 2 ? 257 : 512,
+                      .first_expert = tokens == 8 ? 0 : 127});
+  // Several tokens, a wave each; more than there are waves; quantised between the two.
+  for (const int tokens : {2, 3, 7, 8, 9, 12, 16, 19, 24}) {
+    shapes.push_back({.tokens = tokens,
+                      .experts = tokens % 8 == 0 ? 256 : 40,
                       .top_k = 8,
                       .hidden = 256,
-                      .all_experts = tokens == 8 ? 256 : 40});
+                      .all_experts = tokens % 8 == 0 ? 256 : 40});
     shapes.push_back({.tokens = tokens,
                       .experts = 70,
                       .top_k = tokens == 7 ? 16 : 5,
@@ -421,9 +432,9 @@ TEST(MoeExperts, ChoosesAsMoeRouteDoes) {
 TEST(MoeExperts, SaysWhyItDoesNotChoose) {
   for_each_variant([&](Target target, std::string_view variant) {
     const std::pair<Shape, const char*> table[] = {
-        {{.tokens = 9}, "for up to 8"},
-        {{.tokens = 1, .experts = 300, .all_experts = 300}, "up to 16 of 256"},
-        {{.tokens = 1, .experts = 50, .top_k = 17, .all_experts = 50}, "up to 16 of 256"},
+        {{.tokens = 25}, "for up to 24"},
+        {{.tokens = 1, .experts = 520, .all_experts = 520}, "up to 16 of 512"},
+        {{.tokens = 1, .experts = 50, .top_k = 17, .all_experts = 50}, "up to 16 of 512"},
         {{.tokens = 1, .experts = 11, .all_experts = 64}, "cannot hold the list"}};
     for (const auto& [shape, words] : table) {
       Bench bench(target, shape);

@@ -20,8 +20,10 @@ TENON_DEVICE float p_of(std::uint32_t key) {
   return bits_float(key == 1u ? 0x7fc00000u : key - 2u);
 }
 
-inline constexpr int kChoiceLanes = 32, kChoiceSlices = 8;
-inline constexpr int kMostChoiceExperts = kChoiceLanes * kChoiceSlices, kMostChoices = 16;
+// Experts in slices of as many as there are lanes. Kernels are made for 8 slices and for 16.
+inline constexpr int kChoiceLanes = 32, kMostChoiceSlices = 16;
+inline constexpr int kMostChoiceExperts = kChoiceLanes * kMostChoiceSlices, kMostChoices = 16;
+constexpr int choice_slices(std::int64_t experts) { return experts <= 8 * kChoiceLanes ? 8 : 16; }
 
 // Integers that order as floats do, a NaN above all. Behind each of them there is another one.
 TENON_DEVICE std::uint32_t ordered_bits(float x) {
@@ -43,22 +45,25 @@ TENON_DEVICE bool are_apart(std::uint32_t first, std::uint32_t last, std::uint32
 }
 
 // Of a lane: experts lane, lane + 32, …
+template <int kSlices>
 struct Logits {
-  float of_lane[kChoiceSlices];
+  float of_lane[kSlices];
 };
 // from: of the lane's first expert.
-TENON_DEVICE Logits load_logits(int experts, const float* from) {
-  Logits all;
+template <int kSlices>
+TENON_DEVICE Logits<kSlices> load_logits(int experts, const float* from) {
+  Logits<kSlices> all;
   TENON_UNROLL
-  for (int j = 0; j < kChoiceSlices; ++j)
+  for (int j = 0; j < kSlices; ++j)
     all.of_lane[j] = lane_id() + j * kChoiceLanes < experts ? from[j * kChoiceLanes] : -kInfinity;
   return all;
 }
 // exp(logit − the largest) of these experts, and its sum over all.
-TENON_DEVICE float exponentials(int experts, const Logits& all, float (&value)[kChoiceSlices]) {
+template <int kSlices>
+TENON_DEVICE float exponentials(int experts, const Logits<kSlices>& all, float (&value)[kSlices]) {
   std::uint32_t most = ordered_bits(all.of_lane[0]);
   TENON_UNROLL
-  for (int j = 1; j < kChoiceSlices; ++j) {
+  for (int j = 1; j < kSlices; ++j) {
     const std::uint32_t other = ordered_bits(all.of_lane[j]);
     most = most > other ? most : other;
   }
@@ -67,7 +72,7 @@ TENON_DEVICE float exponentials(int experts, const Logits& all, float (&value)[k
   // the lower half, six times.
   float slot[2] = {};
   TENON_UNROLL
-  for (int j = 0; j < kChoiceSlices; ++j) {
+  for (int j = 0; j < kSlices; ++j) {
     value[j] = lane_id() + j * kChoiceLanes < experts ? exp_f(all.of_lane[j] - largest) : 0.0f;
     slot[j % 2] = slot[j % 2] + value[j];
   }

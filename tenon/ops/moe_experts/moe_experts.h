@@ -21,8 +21,8 @@ namespace tenon::moe_experts {
 
 extern const Op kOp;
 
-inline constexpr int kMaxTokens = 64;       // no variant takes more
-inline constexpr int kMaxChosenTokens = 8;  // nor with logits
+inline constexpr int kMaxTokens = 64;        // no variant takes more
+inline constexpr int kMaxChosenTokens = 24;  // nor with logits
 
 // A gated mlp. Constants: they are read while the stream's kernel before may still run.
 struct Matrices {

@@ -24,6 +24,7 @@ namespace {
 using Args = tenon::moe_experts::Args;
 using Matrices = tenon::moe_experts::Matrices;
 using tenon::moe_experts::kMaxChosenTokens;
+static_assert(kMaxChosenTokens <= kMostChosen);
 using tenon::moe_experts::kMaxTokens;
 
 // --- up ---------------------------------------------------------------------------------------
@@ -192,9 +193,15 @@ TENON_DEVICE void prefetch_next(const UpCall& call, const Entries& entries) {
   });
 }
 
-// kChooses: the experts.
-template <bool kFew, bool kChooses>
-TENON_KERNEL_RESIDENT(kThreads, kFew ? 2 : 1)
+// kSlices: of experts that it chooses from; 0: they are chosen. Which wave leaves the choice for
+// the next kernel: with many rows that which brings the weight has no time for it, so there is one
+// more.
+constexpr int leaving_wave(bool few) { return few ? kWeightWave : kWeightWave + kFeeders + 1; }
+constexpr int up_threads(bool few, int slices) {
+  return kThreads + (!few && slices > 0 ? kWave : 0);
+}
+template <bool kFew, int kSlices>
+TENON_KERNEL_RESIDENT(up_threads(kFew, kSlices), kFew ? 2 : 1)
 up_kernel(TENON_ARGS(UpCall) call) {
   using AnyRing = std::conditional_t<kFew, FewRing, UpRing>;
   TENON_SHARED_TILES(shared);
@@ -207,15 +214,15 @@ up_kernel(TENON_ARGS(UpCall) call) {
     prefetch_matrices(1, call.own_bytes, [&](int) { return call.own_shared; });
   sync_wave();
   wait_for_previous();
-  if (thread_id() == 0 && !(kChooses && block_id() == 0)) let_next_start();
+  if (thread_id() == 0 && !(kSlices > 0 && block_id() == 0)) let_next_start();
   int* const token_of = reinterpret_cast<int*>(lists + entries_bytes(routing.experts));
   Entries entries;
-  if constexpr (kChooses) {
-    const FewChoice choice =
-        few_choice_at(reinterpret_cast<std::byte*>(token_of) + table_bytes(pairs));
-    entries = choose_few(call.chooser, routing, choice, lists, token_of);
-    if (wave == kWeightWave)
-      leave_few(call.chooser, routing, choice, reinterpret_cast<const int*>(lists));
+  if constexpr (kSlices > 0) {
+    const FewChoice choice = few_choice_at(
+        reinterpret_cast<std::byte*>(token_of) + table_bytes(pairs), routing.tokens, kSlices);
+    entries = choose_few<kSlices>(call.chooser, routing, choice, lists, token_of);
+    if (wave == leaving_wave(kFew))
+      leave_few<kSlices>(call.chooser, routing, choice, reinterpret_cast<const int*>(lists));
   } else {
     copy_table(lists, routing.offsets, routing.experts + 1);
     copy_table(token_of, routing.token_of, pairs);
@@ -234,6 +241,8 @@ up_kernel(TENON_ARGS(UpCall) call) {
       activate_few(call.weight.cut, call.width, entries, ring, call.activation,
                    call.activation_stride);
     }
+  } else if (wave > kWeightWave + kFeeders) {
+    return;
   } else if (wave > kWeightWave) {
     feed_x(call, entries, ring, token_of);
   } else if (wave < kWeightWave) {
@@ -246,6 +255,11 @@ up_kernel(TENON_ARGS(UpCall) call) {
     });
     prefetch_next(call, entries);
   }
+}
+
+template <bool kFew>
+auto up_kernel_of(int slices) -> void (*)(UpCall) {
+  return slices == 0 ? up_kernel<kFew, 0> : slices == 8 ? up_kernel<kFew, 8> : up_kernel<kFew, 16>;
 }
 
 // --- plan -------------------------------------------------------------------------------------
@@ -434,10 +448,12 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
     return plan_choosing(args, where, recipe);
   }
   const int cap = up_cap(tokens), tile_rows = tokens <= 32 ? 32 : 64;
-  const int lists =
-      entries_bytes(routing.experts) + table_bytes(pairs) + (args.logits ? kFewChoiceBytes : 0);
+  const int slices = args.logits ? choice_slices(args.logits->shape[1]) : 0;
+  const int lists = entries_bytes(routing.experts) + table_bytes(pairs) +
+                    (slices > 0 ? few_choice_bytes(routing.tokens, slices) : 0);
+  const int threads = up_threads(cap == kFewRows, slices);
   const bool up = add_ring(
-      where, {"up_kernel", kUpStages, where.properties.num_units, kThreads, 1, kFeeders, most},
+      where, {"up_kernel", kUpStages, where.properties.num_units, threads, 1, kFeeders, most},
       [&](int stages) { return up_bytes(cap, stages) + lists; }, recipe);
   recipe->set(kUpRows, cap);
   constexpr int kWaves = kQuantizeThreads / kWave;
@@ -568,7 +584,9 @@ Status launch_choosing(const Recipe& recipe, const Args& args, Stream& stream) {
   // It asks for all of its weights at once.
   const bool down_one = recipe.launches[1].kernel == kDownOne;
   if (down_one || call.next_bytes * most_entries(routing) > kPrefetchLimit) call.next_bytes = 0;
-  TENON_TRY(tenon::launch(stream, recipe.launches[0].shape, up_one_kernel, call));
+  const bool narrow = choice_slices(call.all_experts) == 8;
+  TENON_TRY(tenon::launch(stream, recipe.launches[0].shape,
+                          narrow ? up_one_kernel<8> : up_one_kernel<16>, call));
   const LaunchShape& shape = recipe.launches[1].shape;
   if (down_one) return launch_down_one(shape, args, stream);
   TENON_ASSIGN(const DownCall down, down_call(args, recipe, true));
@@ -614,11 +632,9 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
 
   TENON_ASSIGN(DownCall down, down_call(args, recipe, false));
   const bool coded = recipe.launches.size() == 3;
+  const int slices = args.logits ? choice_slices(args.logits->shape[1]) : 0;
   TENON_TRY(tenon::launch(stream, recipe.launches[0].shape,
-                          args.logits ? up_kernel<true, true>
-                          : few       ? up_kernel<true, false>
-                                      : up_kernel<false, false>,
-                          up));
+                          few ? up_kernel_of<true>(slices) : up_kernel_of<false>(slices), up));
   if (!coded) return tenon::launch(stream, recipe.launches[1].shape, down_kernel<false>, down);
   TENON_ASSIGN(down.codes, ::tenon::sm90::tile_map(down.activation, args.activation.shape[0],
                                                    up.width, 2 * down.activation_stride, 8));

@@ -1,5 +1,5 @@
-// The choice of the experts of up to eight tokens by every block of up_kernel, a wave a token; one
-// block leaves for the second kernel what moe_route would have made.
+// The choice of the experts of a few tokens by every block of up_kernel, a wave a token; some
+// blocks leave for the second kernel what moe_route would have made.
 //
 // A wave finds the chosen experts as bits: sm90_choice.cuh. From the bits of all tokens a thread
 // for each expert then knows its pairs and their places.
@@ -9,9 +9,6 @@
 #include "tenon/ops/moe_experts/sm90_choice.cuh"
 
 namespace tenon::TENON_TARGET::moe_experts {
-
-inline constexpr int kFewChoiceTokens = 8;
-static_assert(kFewChoiceTokens <= kThreads / kWave);
 
 struct Chooser {
   const float* logits;
@@ -26,10 +23,12 @@ struct FewChoice {
   std::uint32_t* bits;  // [tokens, slices]: which experts a token has chosen
   ChoiceMemory memory;  // of the token whose choice is being left
 };
-inline constexpr int kFewChoiceBytes = 4 * (kFewChoiceTokens * kChoiceSlices + kChoiceWords);
-TENON_DEVICE FewChoice few_choice_at(std::byte* memory) {
+TENON_HD constexpr int few_choice_bytes(int tokens, int slices) {
+  return 4 * (tokens * slices + kChoiceWords);
+}
+TENON_DEVICE FewChoice few_choice_at(std::byte* memory, int tokens, int slices) {
   auto* const bits = reinterpret_cast<std::uint32_t*>(memory);
-  return {bits, choice_memory(bits + kFewChoiceTokens * kChoiceSlices)};
+  return {bits, choice_memory(bits + tokens * slices)};
 }
 
 // Which experts of a slice are this rank's.
@@ -41,50 +40,64 @@ TENON_DEVICE std::uint32_t local_bits(const Chooser& chooser, int experts, int s
   return from(chooser.first_expert) & ~from(chooser.first_expert + experts);
 }
 
+// step(token, word) for the words of a slice, zero for tokens that do not exist. Eight are loaded
+// at once: one after another costs a latency each.
+template <int kSlices, class Step>
+TENON_DEVICE void for_words(const FewChoice& choice, int slice, int tokens, Step step) {
+  TENON_NO_UNROLL
+  for (int first = 0; first < tokens; first += 8) {
+    std::uint32_t word[8];
+    TENON_UNROLL
+    for (int i = 0; i < 8; ++i)
+      word[i] = first + i < tokens ? choice.bits[(first + i) * kSlices + slice] : 0u;
+    TENON_UNROLL
+    for (int i = 0; i < 8; ++i) step(first + i, word[i]);
+  }
+}
+
 // All threads of the block, behind wait_for_previous(). `memory` as for list_entries(): offsets
-// first.
+// first. Up to kMostChosen tokens.
+inline constexpr int kMostChosen = 32;
+template <int kSlices>
 TENON_DEVICE Entries choose_few(const Chooser& chooser, const Routing& routing,
                                 const FewChoice& choice, std::byte* memory, int* token_of) {
-  const int lane = lane_id(), wave = wave_id(), tokens = routing.tokens;
+  const int lane = lane_id(), tokens = routing.tokens, waves = block_threads() / kWave;
   int* const offsets = reinterpret_cast<int*>(memory);
   int* const expert =
       reinterpret_cast<int*>(memory + table_bytes(routing.experts + 1) + table_bytes(kWave));
   int* const first = expert + routing.experts + 2;
-  if (wave < tokens) {
-    const std::uint32_t chosen = choose_experts<false>(chooser.all_experts, routing.top_k,
-                                                       chooser.logits + wave * chooser.stride);
-    put_bits<false>(choice.bits + wave * kChoiceSlices, chosen);
+  TENON_NO_UNROLL
+  for (int token = wave_id(); token < tokens; token += waves) {
+    const std::uint32_t chosen = choose_experts<kSlices, false>(
+        chooser.all_experts, routing.top_k, chooser.logits + token * chooser.stride);
+    put_bits<kSlices, false>(choice.bits + token * kSlices, chosen);
   }
   sync_block();
   // Lane s of every wave: pairs and entries of slice s; then those before it.
   std::uint32_t any = 0;
   int pairs = 0;
-  if (lane < kChoiceSlices) {
+  if (lane < kSlices) {
     const std::uint32_t local = local_bits(chooser, routing.experts, lane);
-    TENON_NO_UNROLL
-    for (int token = 0; token < tokens; ++token) {
-      const std::uint32_t word = choice.bits[token * kChoiceSlices + lane] & local;
-      any |= word;
-      pairs += count_ones(word);
-    }
+    for_words<kSlices>(choice, lane, tokens, [&](int, std::uint32_t bits) {
+      any |= bits & local;
+      pairs += count_ones(bits & local);
+    });
   }
   const int entries = count_ones(any);
   const int entries_before = sum_before(entries), pairs_before = sum_before(pairs);
   const int all_entries = sum_lanes(entries), all_pairs = sum_lanes(pairs);
-  if (wave < kChoiceSlices) {
-    const int entry_base = shuffle_from(entries_before, wave);
-    const std::uint32_t of_slice = shuffle_from(any, wave), before = (1u << lane) - 1u;
-    const std::uint32_t local = local_bits(chooser, routing.experts, wave);
-    int pair = shuffle_from(pairs_before, wave);
+  TENON_NO_UNROLL
+  for (int slice = wave_id(); slice < kSlices; slice += waves) {
+    const int entry_base = shuffle_from(entries_before, slice);
+    const std::uint32_t of_slice = shuffle_from(any, slice), before = (1u << lane) - 1u;
+    const std::uint32_t local = local_bits(chooser, routing.experts, slice);
+    int pair = shuffle_from(pairs_before, slice);
     std::uint32_t has = 0;  // bit t: token t chose this expert
-    TENON_UNROLL
-    for (int token = 0; token < kFewChoiceTokens; ++token) {
-      if (token >= tokens) break;
-      const std::uint32_t word = choice.bits[token * kChoiceSlices + wave] & local;
-      pair += count_ones(word & before);
-      has |= (word >> lane & 1u) << token;
-    }
-    const int own = wave * kChoiceLanes + lane - chooser.first_expert;
+    for_words<kSlices>(choice, slice, tokens, [&](int token, std::uint32_t bits) {
+      pair += count_ones(bits & local & before);
+      has |= (bits & local) >> lane << 31 >> (31 - token);
+    });
+    const int own = slice * kChoiceLanes + lane - chooser.first_expert;
     if (own >= 0 && own < routing.experts) offsets[own] = pair;
     if (has != 0) {
       const int entry = entry_base + count_ones(of_slice & before);
@@ -109,6 +122,7 @@ TENON_DEVICE Entries choose_few(const Chooser& chooser, const Routing& routing,
 
 // A wave of every block. Block 0: what the second kernel reads before it waits, which then may
 // start. Each has a token: what the second kernel reads later.
+template <int kSlices>
 TENON_DEVICE void leave_few(const Chooser& chooser, const Routing& routing, const FewChoice& choice,
                             const int* offsets) {
   const int lane = lane_id(), top_k = routing.top_k;
@@ -121,14 +135,14 @@ TENON_DEVICE void leave_few(const Chooser& chooser, const Routing& routing, cons
   TENON_NO_UNROLL
   for (int token = block_id(); token < routing.tokens; token += grid_blocks()) {
     const WeighedExpert own =
-        weigh_chosen(chooser.all_experts, top_k, chooser.logits + token * chooser.stride,
-                     choice.memory, choice.bits + token * kChoiceSlices);
+        weigh_chosen<kSlices>(chooser.all_experts, top_k, chooser.logits + token * chooser.stride,
+                              choice.memory, choice.bits + token * kSlices);
     if (lane < top_k) {
       const int local = own.expert - chooser.first_expert;
       const bool is_own = local >= 0 && local < routing.experts;
       int slot = is_own ? offsets[local] : -1;
       for (int other = 0; is_own && other < token; ++other)
-        slot += static_cast<int>(choice.bits[other * kChoiceSlices + own.expert / kChoiceLanes] >>
+        slot += static_cast<int>(choice.bits[other * kSlices + own.expert / kChoiceLanes] >>
                                      own.expert % kChoiceLanes &
                                  1u);
       chooser.weights[token * top_k + own.choice] = own.weight;

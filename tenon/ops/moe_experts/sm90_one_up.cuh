@@ -71,7 +71,7 @@ struct OneRing {
   TENON_HD static constexpr int bytes(int stages, int chunks) {
     return stages * (kStageBytes + kScales * 4 + 2 * static_cast<int>(sizeof(Mbarrier))) + kXBytes +
            16 + kFewUnits * chunks * (8 + 2) * kFewChunk * 4 +
-           (kOneBlocks + (kFeeders + 1) * kList + kChoiceSlices + kChoiceWords) * 4;
+           (kOneBlocks + (kFeeders + 1) * kList + kMostChoiceSlices + kChoiceWords) * 4;
   }
   TENON_HD static OneRing at(std::byte* memory, int stages, int chunks) {
     OneRing ring;
@@ -87,7 +87,7 @@ struct OneRing {
     ring.pair_scales = ring.products + kFewUnits * chunks * 8 * kFewChunk;
     ring.lists = reinterpret_cast<int*>(ring.pair_scales + kFewUnits * chunks * 2 * kFewChunk);
     ring.bits = reinterpret_cast<std::uint32_t*>(ring.lists + (kFeeders + 1) * kList);
-    ring.memory = ring.bits + kChoiceSlices;
+    ring.memory = ring.bits + kMostChoiceSlices;
     ring.stages = stages;
     return ring;
   }
@@ -126,13 +126,14 @@ TENON_DEVICE OneTile next_tile(ChosenPart& part, int of_entry) {
 
 // By a wave: the entries, which are the chosen experts of this rank in order, and the shared one,
 // as a list. Returns how many are chosen. chosen: of this rank.
+template <int kSlices>
 TENON_DEVICE int list_chosen(const OneUpCall& call, std::uint32_t chosen, int* list) {
   const int lane = thread_id() % kWave;
-  const LaneSum sum = sum_small(count_ones(chosen));
+  const LaneSum sum = sum_small<kSlices>(count_ones(chosen));
   int* to = list + sum.before;
   TENON_NO_UNROLL
   for (std::uint32_t left = chosen; left != 0; left &= left - 1u)
-    *to++ = kLaneExperts * lane + lowest_one(left) - call.first_expert;
+    *to++ = kSlices * lane + lowest_one(left) - call.first_expert;
   if (lane >= sum.all && lane < OneRing::kList) list[lane] = kSharedExpert;
   sync_wave();
   return sum.all;
@@ -367,6 +368,7 @@ TENON_DEVICE void multiply_all(const OneUpCall& call, const OneRing& ring, OneTi
 
 // A wave of one block: what the next kernel reads before it waits, which then may start; and what
 // it reads later.
+template <int kSlices>
 TENON_DEVICE void leave_choice(const OneUpCall& call, std::uint32_t chosen, const int* list,
                                int count, std::uint32_t* bits, const ChoiceMemory& memory) {
   const int lane = thread_id() % kWave;
@@ -380,9 +382,10 @@ TENON_DEVICE void leave_choice(const OneUpCall& call, std::uint32_t chosen, cons
   fence_device();
   sync_wave();
   if (lane == 0) let_next_start();
-  put_bits<true>(bits, chosen);
+  put_bits<kSlices, true>(bits, chosen);
   sync_wave();
-  const WeighedExpert own = weigh_chosen(call.all_experts, call.top_k, call.logits, memory, bits);
+  const WeighedExpert own =
+      weigh_chosen<kSlices>(call.all_experts, call.top_k, call.logits, memory, bits);
   const int local = own.expert - call.first_expert;
   const int before = count_ones(ballot(lane < call.top_k && local < 0));  // of other ranks
   if (lane >= call.top_k) return;
@@ -407,6 +410,8 @@ TENON_DEVICE void prefetch_chosen(const OneUpCall& call, const int* list, int co
   }
 }
 
+// kSlices: of experts, for the choice.
+template <int kSlices>
 TENON_KERNEL_RESIDENT(kThreads, 1)
 up_one_kernel(TENON_ARGS(OneUpCall) call) {
   TENON_SHARED_TILES(shared);
@@ -424,7 +429,7 @@ up_one_kernel(TENON_ARGS(OneUpCall) call) {
   OneTile tile = next_tile(rest, of_entry);
   int inverse = inverse_of(tile.units);
   FeedPair pair = feed_pair(call, tile, inverse, 0);
-  std::uint32_t own = own_experts(call.first_expert, call.experts);
+  std::uint32_t own = own_experts<kSlices>(call.first_expert, call.experts);
   hold(rest.at), hold(rest.end), hold(rest.entry);
   hold(tile.units), hold(tile.entry), hold(tile.unit), hold(inverse);
   hold(pair.chunk), hold(pair.entry), hold(pair.feature), hold(own);
@@ -447,10 +452,11 @@ up_one_kernel(TENON_ARGS(OneUpCall) call) {
   }
   const bool leaves = wave == kWeightWave;
   if (leaves && block_id() != 0) return;
-  const std::uint32_t chosen = choose_experts<true>(call.all_experts, call.top_k, call.logits);
-  const int count = list_chosen(call, chosen & own, list);
+  const std::uint32_t chosen =
+      choose_experts<kSlices, true>(call.all_experts, call.top_k, call.logits);
+  const int count = list_chosen<kSlices>(call, chosen & own, list);
   if (leaves) {
-    leave_choice(call, chosen, list, count, ring.bits, choice_memory(ring.memory));
+    leave_choice<kSlices>(call, chosen, list, count, ring.bits, choice_memory(ring.memory));
     return;
   }
   if (wave == kWeightWave + 1 && lane == 0) {
