@@ -352,6 +352,30 @@ void put_logits(Bench& bench) {
   bench.args.first_expert = shape.first_expert;
 }
 
+// New rows and logits: what moe_route and the chain make of them.
+void expect_the_choice(Bench& bench, const Plan& plan, unsigned seed) {
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  const Shape& shape = bench.shape;
+  bench.put_rows(seed);
+  put_logits(bench);
+  const Status ran = run(plan, bench.args, bench.on.stream());
+  ASSERT_TRUE(ran) << ran.to_string();
+  const auto found = bench.out();
+  const auto weights = test::bytes_of(bench.on.get<float>(bench.args.weights));
+  const auto slots = bench.on.get<std::int32_t>(bench.args.slot);
+  bench.run_op(moe_route::Args{.logits = *bench.args.logits,
+                               .top_k = shape.top_k,
+                               .first_expert = shape.first_expert,
+                               .local_experts = shape.experts,
+                               .weights = bench.args.weights,
+                               .slot = bench.args.slot,
+                               .offsets = bench.args.offsets,
+                               .token_of = bench.args.token_of});
+  EXPECT_EQ(found, bench.chain());
+  EXPECT_EQ(weights, test::bytes_of(bench.on.get<float>(bench.args.weights)));
+  EXPECT_EQ(slots, bench.on.get<std::int32_t>(bench.args.slot));
+}
+
 TEST(MoeExperts, ChoosesAsMoeRouteDoes) {
   std::vector<Shape> shapes;
   for (const int width : {128, 256, 512})
@@ -406,26 +430,28 @@ TEST(MoeExperts, ChoosesAsMoeRouteDoes) {
       const auto planned = plan(bench.args, bench.on.where(), variant);
       ASSERT_TRUE(planned) << planned.status().to_string();
       for (unsigned seed = 1; seed <= static_cast<unsigned>(test::size(10, 2)); ++seed) {
-        bench.put_rows(seed);
-        put_logits(bench);
-        const Status ran = run(*planned, bench.args, bench.on.stream());
-        ASSERT_TRUE(ran) << ran.to_string();
-        const auto found = bench.out();
-        const auto weights = test::bytes_of(bench.on.get<float>(bench.args.weights));
-        const auto slots = bench.on.get<std::int32_t>(bench.args.slot);
-        bench.run_op(moe_route::Args{.logits = *bench.args.logits,
-                                     .top_k = shape.top_k,
-                                     .first_expert = shape.first_expert,
-                                     .local_experts = shape.experts,
-                                     .weights = bench.args.weights,
-                                     .slot = bench.args.slot,
-                                     .offsets = bench.args.offsets,
-                                     .token_of = bench.args.token_of});
-        EXPECT_EQ(found, bench.chain()) << seed;
-        EXPECT_EQ(weights, test::bytes_of(bench.on.get<float>(bench.args.weights))) << seed;
-        EXPECT_EQ(slots, bench.on.get<std::int32_t>(bench.args.slot)) << seed;
+        expect_the_choice(bench, *planned, seed);
       }
     }
+  });
+}
+
+TEST(MoeExperts, APlanThatChoosesServesFewerTokens) {
+  for_each_variant([&](Target target, std::string_view variant) {
+    for (const int experts : {70, 300})
+      for (const int most : {2, 8, 16, 24}) {
+        Shape shape{.tokens = most, .experts = experts, .top_k = 8, .all_experts = experts};
+        Bench largest(target, shape);
+        put_logits(largest);
+        const auto planned = plan(largest.args, largest.on.where(), variant);
+        ASSERT_TRUE(planned) << planned.status().to_string();
+        for (const int tokens : {1, most / 2 + 1, most - 1}) {
+          SCOPED_TRACE(std::to_string(tokens) + " of " + std::to_string(most));
+          shape.tokens = tokens;
+          Bench bench(target, shape);
+          expect_the_choice(bench, *planned, 1);
+        }
+      }
   });
 }
 
