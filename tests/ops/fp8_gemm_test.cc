@@ -246,6 +246,7 @@ TEST(Fp8Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
        {.tokens = 33, .n = 5200, .k = 1024},
        {.tokens = 33, .n = 2100, .k = 4096, .layout = ScaleLayout::kMnMajor},
        {.tokens = 33, .n = 1100, .k = 2048, .out = DType::kF32},
+       {.tokens = 33, .n = 2100, .k = 1024, .x_padding = 16, .out_padding = 5},
        // Two warpgroups in turns: a short last batch, refilled stages.
        {.tokens = 20, .n = 5130, .k = 2944},
        {.tokens = 20, .n = 4040, .k = 6528, .layout = ScaleLayout::kMnMajor},
@@ -255,6 +256,7 @@ TEST(Fp8Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
        {.tokens = 65, .n = 70, .k = 4224, .out = DType::kF32},
        {.tokens = 130, .n = 4100, .k = 384, .layout = ScaleLayout::kMnMajor},
        {.tokens = 9, .n = 5200, .k = 1024},
+       {.tokens = 9, .n = 2100, .k = 1024, .x_padding = 16, .out_padding = 5},
        {.tokens = 9, .n = 1100, .k = 2048, .out = DType::kF32},
        {.tokens = 9, .n = 5130, .k = 2944},
        {.tokens = 9, .n = 10250, .k = 256}});
@@ -284,6 +286,28 @@ TEST(Fp8Gemm, OnDevicesARowIsTheSameAmongAnyNumberOfRows) {
                 << count << " rows, row " << i << ", column " << n;
       }
     }
+  });
+}
+
+TEST(Fp8Gemm, OnHopperFewRowsHaveAKernelOfTheirOwn) {
+  for_each_variant([](Target target, const std::string& variant) {
+    if (variant != "sm90") return;
+    const std::pair<Shape, int> table[] = {{{.n = 5200, .k = 1024}, 1},
+                                           {{.n = 2100, .k = 1024}, 2},
+                                           {{.n = 2100, .k = 4096}, 2},
+                                           {{.n = 1100, .k = 2048}, 4}};
+    for (auto [shape, segments] : table)
+      for (const int rows : {1, 8, 9, 16, 17}) {
+        SCOPED_TRACE(std::to_string(rows) + " rows, n " + std::to_string(shape.n));
+        shape.tokens = rows;
+        DeviceFixture fixture(target);
+        const Plan planned = test::plan_forced(fixture, put(fixture, make_problem(shape)), variant);
+        const std::string_view kernel = planned.launches.front().kernel;
+        EXPECT_EQ(kernel, rows > 16 ? "sm90_kernel" : "sm90_few_kernel");
+        if (kernel != "sm90_few_kernel") continue;
+        EXPECT_EQ(planned.setting("rows"), rows > 8 ? 16 : 8);
+        EXPECT_EQ(planned.setting("segments"), segments);
+      }
   });
 }
 
@@ -387,6 +411,8 @@ TEST(Fp8Gemm, AReplayedPlanForMoreRowsGivesTheSameBits) {
   const auto shapes_of = [](Target target) {
     return is_host(target) ? std::vector<Shape>{{.tokens = 20, .n = 150, .k = 1152}}
                            : std::vector<Shape>{{.tokens = 300, .n = 150, .k = 1152},
+                                                {.tokens = 16, .n = 5200, .k = 1024},
+                                                {.tokens = 16, .n = 2100, .k = 1024},
                                                 {.tokens = 16, .n = 1100, .k = 2048}};
   };
   for_each_variant([&](Target target, const std::string& variant) {

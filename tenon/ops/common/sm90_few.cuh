@@ -13,11 +13,11 @@
 //
 //   before the wait    one warp asks for the weight; the others take its scales and do not wait
 //                      until all is asked for
-//   behind it          128 threads copy x and take its scales, or, for more than 8 rows, the one
-//   warp
-//                      asks for x; products of two batches of blocks of 128 of k at once, the first
-//                      is scaled and added while the second runs; segments are added in order; one
-//                      rounding
+//   behind it          128 threads copy x and take its scales; of more than 8 rows the one warp
+//   asks
+//                      for x, on the barriers of the weight; products of two batches of blocks of
+//                      128 of k at once, the first is scaled and added while the second runs;
+//                      segments are added in order; one rounding
 #pragma once
 
 #include "tenon/device/copy.cuh"
@@ -87,17 +87,19 @@ struct FewTile {
 };
 
 // The warp that asks for the weight. It says when barriers are set, for which the others wait once
-// they have x, and goes on.
+// they have what they take themselves, and goes on.
 template <class Tile>
 TENON_DEVICE void few_ask(const Tile& tile) {
   const int lane = thread_id() % kWave, batches = tile.blocks / Tile::kBatch;
+  const int bytes_of_x = Tile::kAsksForX ? Tile::kXBytes : 0;  // of a block of k, asked for later
+  if (Tile::kAsksForX && lane == 0) prefetch_map(&tile.call.x);
   TENON_NO_UNROLL
-  for (int i = lane; i < batches; i += kWave) barrier_init(&tile.full[i], Tile::kAsksForX ? 2 : 1);
+  for (int i = lane; i < batches; i += kWave) barrier_init(&tile.full[i], 1);
   publish_barriers();
   TENON_NO_UNROLL
   for (int i = lane; i < batches; i += kWave)
-    barrier_arrive_expect(&tile.full[i],
-                          static_cast<std::uint32_t>(Tile::kBatch * tile.weight_bytes));
+    barrier_arrive_expect(
+        &tile.full[i], static_cast<std::uint32_t>(Tile::kBatch * (tile.weight_bytes + bytes_of_x)));
   sync_wave();
   tell_meeting<sm90_threads(1)>();
   const std::uint64_t policy = policy_evict_first();
@@ -113,11 +115,7 @@ TENON_DEVICE void few_ask(const Tile& tile) {
 // The same warp, behind the wait, for x.
 template <class Tile>
 TENON_DEVICE void few_ask_for_x(const Tile& tile) {
-  const int lane = thread_id() % kWave, batches = tile.blocks / Tile::kBatch;
-  TENON_NO_UNROLL
-  for (int i = lane; i < batches; i += kWave)
-    barrier_arrive_expect(&tile.full[i], Tile::kBatch * Tile::kXBytes);
-  sync_wave();
+  const int lane = thread_id() % kWave;
   const std::uint64_t policy = policy_evict_last();
   TENON_NO_UNROLL
   for (int i = lane; i < tile.blocks * Tile::kSegments; i += kWave) {
@@ -183,9 +181,9 @@ TENON_DEVICE FewShare<Tile> find_share(const Tile& tile) {
   return share;
 }
 
-// Behind the wait. Rows that do not exist keep what lies there, which reaches their own outputs
-// only. The number of sets is worked out again, behind the copies: where it is known earlier, ptxas
-// puts a product of scales in front of them, which waits for a load.
+// Behind the wait. Rows that do not exist keep what lies there, or are zeros; that reaches their
+// own outputs only. The number of sets is worked out again, behind the copies: where it is known
+// earlier, ptxas puts a product of scales in front of them, which waits for a load.
 template <class Tile>
 TENON_DEVICE void load_share(const Tile& tile, const FewShare<Tile>& share) {
   const GemmCall& gemm = tile.call.gemm;
@@ -375,8 +373,8 @@ TENON_DEVICE void run_few(const FewCall& call, int block) {
     few_add<0, Tile>(segment, scales, batch + 1, odd, sums);
   }
   if (batch < batches) {
-    few_start(tile, weight, x, batch, even);
-    few_add<0, Tile>(segment, scales, batch, even, sums);
+    few_start(tile, weight, x, batches - 1, even);  // `batches` is uniform
+    few_add<0, Tile>(segment, scales, batches - 1, even, sums);
   }
 
   if constexpr (kSegments > 1) {

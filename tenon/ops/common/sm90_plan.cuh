@@ -232,7 +232,7 @@ inline Result<Sm90Call> sm90_call(Sm90Kind kind, const GemmCall& gemm, std::int6
 inline Result<FewCall> few_call(const Recipe& recipe, const GemmCall& gemm,
                                 const GemmScales& scales) {
   const int segments = recipe.setting("segments"), columns = recipe.setting("columns");
-  FewCall call;
+  FewCall call{};
   TENON_ASSIGN(call.weight, sm90_map(gemm.weight, gemm.n, gemm.k, gemm.weight_stride, columns));
   if (recipe.setting("rows") > 8) {
     TENON_ASSIGN(call.x, sm90_map(gemm.x, gemm.rows, gemm.k, gemm.x_stride, kMostFewRows));
