@@ -358,8 +358,8 @@ class Experts {
   RowPlans route_, combine_;
   RowPlans activate_;                              // by pairs
   std::int64_t fused_rows_ = 0, chosen_rows_ = 0;  // up to so many
-  RowPlans fused_, chosen_;
-  TensorView activation_;  // scratch
+  RowPlans fused_, chosen_;                        // chosen_: empty where it does not choose
+  TensorView activation_;                          // scratch
 };
 
 // Either of the two.

@@ -98,24 +98,22 @@ Status Experts::plan_fused(LayerContext& context) {
       std::min<std::int64_t>(context.scratch.max_rows(), moe_experts::kMaxTokens);
   TENON_ASSIGN(activation_, context.scratch.tensor("experts between", DType::kBF16,
                                                    {most * (spec_.top_k + 1), spec_.width}));
-  const auto make_plans = [&](std::int64_t rows_limit, bool chooses) {
-    return RowPlans::make(rows_limit, [&](std::int64_t rows) {
-      return moe_experts::plan(
-          fused_args(first_rows(*context.x.fp8, rows), {context.partial.rows(0, rows)}, chooses),
-          context.where);
-    });
+  const auto plan_of = [&](std::int64_t rows, bool chooses) {
+    return moe_experts::plan(
+        fused_args(first_rows(*context.x.fp8, rows), {context.partial.rows(0, rows)}, chooses),
+        context.where);
   };
-  auto plans = make_plans(most, false);
+  auto plans = RowPlans::make(most, [&](std::int64_t rows) { return plan_of(rows, false); });
   if (!plans && plans.status().code() != Code::kUnsupported) return plans.status();
   if (!plans) return Status::ok();
   fused_ = *std::move(plans);
   fused_rows_ = most;
-  const auto few = std::min<std::int64_t>(most, moe_experts::kMaxChosenTokens);
-  auto chosen = make_plans(few, true);
-  if (!chosen && chosen.status().code() != Code::kUnsupported) return chosen.status();
-  if (!chosen) return Status::ok();
-  chosen_ = *std::move(chosen);
-  chosen_rows_ = few;
+  chosen_rows_ = std::min<std::int64_t>(most, moe_experts::kMaxChosenTokens);
+  TENON_ASSIGN(chosen_, RowPlans::make(chosen_rows_, [&](std::int64_t rows) -> Result<Plan> {
+                 auto plan = plan_of(rows, true);
+                 if (!plan && plan.status().code() == Code::kUnsupported) return Plan{};
+                 return plan;
+               }));
   return Status::ok();
 }
 
@@ -166,8 +164,8 @@ Status Experts::run(const NormedRows& x, const PartialRows& out, Stream& stream)
   const TensorView gate_up = gate_up_.rows(0, pairs);
 
   TENON_TRY(router_.run(x, routed_by_.rows(0, tokens), stream));
-  if (tokens <= chosen_rows_)
-    return moe_experts::run(chosen_.at(tokens), fused_args(*x.fp8, out, true), stream);
+  if (const Plan* plan = tokens <= chosen_rows_ ? chosen_.find(tokens) : nullptr)
+    return moe_experts::run(*plan, fused_args(*x.fp8, out, true), stream);
   TENON_TRY(moe_route::run(route_.at(tokens), route_args(tokens), stream));
   if (tokens <= fused_rows_)
     return moe_experts::run(fused_.at(tokens), fused_args(*x.fp8, out, false), stream);

@@ -327,7 +327,7 @@ TEST(MoeExperts, AReplayedPlanForMoreTokensGivesTheSameBits) {
 }
 
 // Of few values, so that p are often equal; or nearly of few values, so that p are often equal
-// where the logits are not; or any. Of some, one is a NaN or an infinity.
+// where the logits are not; or any. Of some, one of the last token is a NaN or an infinity.
 std::vector<float> make_logits(const Shape& shape, std::mt19937& random) {
   const auto kind = random() % 4, broken = random() % 8;
   std::uniform_int_distribution<int> of_few(-40, 40);
@@ -341,7 +341,10 @@ std::vector<float> make_logits(const Shape& shape, std::mt19937& random) {
                      : kind == 2 ? value / 8 + beside
                                  : any(random));
   }
-  if (broken < 2) logits[3] = broken == 0 ? NAN : INFINITY;
+  constexpr float kBroken[] = {NAN, INFINITY, -NAN, -INFINITY};
+  if (broken < 4)
+    logits[static_cast<std::size_t>((shape.tokens - 1) * (shape.all_experts + 1) + 3)] =
+        kBroken[broken];
   return logits;
 }
 void put_logits(Bench& bench) {
@@ -352,12 +355,9 @@ void put_logits(Bench& bench) {
   bench.args.first_expert = shape.first_expert;
 }
 
-// New rows and logits: what moe_route and the chain make of them.
-void expect_the_choice(Bench& bench, const Plan& plan, unsigned seed) {
-  SCOPED_TRACE("seed " + std::to_string(seed));
+// What moe_route and the chain make of the logits.
+void expect_the_choice(Bench& bench, const Plan& plan) {
   const Shape& shape = bench.shape;
-  bench.put_rows(seed);
-  put_logits(bench);
   const Status ran = run(plan, bench.args, bench.on.stream());
   ASSERT_TRUE(ran) << ran.to_string();
   const auto found = bench.out();
@@ -430,7 +430,10 @@ TEST(MoeExperts, ChoosesAsMoeRouteDoes) {
       const auto planned = plan(bench.args, bench.on.where(), variant);
       ASSERT_TRUE(planned) << planned.status().to_string();
       for (unsigned seed = 1; seed <= static_cast<unsigned>(test::size(10, 2)); ++seed) {
-        expect_the_choice(bench, *planned, seed);
+        SCOPED_TRACE("seed " + std::to_string(seed));
+        bench.put_rows(seed);
+        put_logits(bench);
+        expect_the_choice(bench, *planned);
       }
     }
   });
@@ -449,9 +452,81 @@ TEST(MoeExperts, APlanThatChoosesServesFewerTokens) {
           SCOPED_TRACE(std::to_string(tokens) + " of " + std::to_string(most));
           shape.tokens = tokens;
           Bench bench(target, shape);
-          expect_the_choice(bench, *planned, 1);
+          put_logits(bench);
+          expect_the_choice(bench, *planned);
         }
       }
+  });
+}
+
+// A lane of the wave that chooses knows four of its experts in order. Here one of them has four of
+// the chosen ones and, so near to the last of these that only p decides, a fifth.
+TEST(MoeExperts, ChoosesWhereALaneHasMoreOfTheChosenThanItKnows) {
+  for_each_variant([&](Target target, std::string_view variant) {
+    for (const int experts : {256, 512})
+      for (const int tokens : {1, 2, 12}) {
+        SCOPED_TRACE(std::to_string(tokens) + " tokens of " + std::to_string(experts));
+        Bench bench(target,
+                    {.tokens = tokens, .experts = experts, .top_k = 4, .all_experts = experts});
+        // One token has neighbours in a lane, several have every 32nd.
+        const int step = tokens == 1 ? 1 : 32, first = tokens == 1 ? 3 * experts / 32 : 3;
+        std::vector<float> logits(static_cast<std::size_t>(tokens * (experts + 1)), -5.0f);
+        for (int token = 0; token < tokens; ++token) {
+          const auto of = [&](int place) -> float& {
+            return logits[static_cast<std::size_t>(token * (experts + 1) + first + place * step)];
+          };
+          of(0) = 0.5f, of(1) = 30, of(2) = 29, of(3) = 28, of(4) = 0.5f + 0x1p-22f;
+        }
+        bench.args.logits = bench.on.put(logits, DType::kF32, {tokens, experts + 1});
+        bench.args.logits->shape[1] = experts;
+        const auto planned = plan(bench.args, bench.on.where(), variant);
+        ASSERT_TRUE(planned) << planned.status().to_string();
+        expect_the_choice(bench, *planned);
+      }
+  });
+}
+
+// All of a step's choices are other ranks', and so is the shared expert.
+TEST(MoeExperts, WithoutAnythingToDoOutIsZeros) {
+  for_each_variant([&](Target target, std::string_view variant) {
+    for (const int tokens : {1, 3, 9, 24, 64})
+      for (const bool chooses : {false, true}) {
+        if (chooses && tokens > kMaxChosenTokens) continue;
+        SCOPED_TRACE(std::to_string(tokens) + (chooses ? " tokens, by logits" : " tokens"));
+        Shape shape{.tokens = tokens, .all_experts = 64, .shared = false};
+        Bench before(target, shape);  // leaves numbers wherever a block keeps its lists
+        test::run_forced(before.on, before.args, variant);
+        shape.routed = Routed::kNowhere;
+        Bench bench(target, shape);
+        if (chooses) {
+          std::vector<float> logits(static_cast<std::size_t>(tokens * 65), 1.0f);
+          for (std::size_t i = 0; i < logits.size(); ++i)
+            if (i % 65 < 16) logits[i] = -3.0f;
+          bench.args.logits = bench.on.put(logits, DType::kF32, {tokens, 65});
+          bench.args.logits->shape[1] = 64;
+        }
+        test::run_forced(bench.on, bench.args, variant);
+        const auto out = bench.out();
+        EXPECT_TRUE(std::all_of(out.begin(), out.end(), [](auto byte) { return byte == 0; }));
+      }
+  });
+}
+
+TEST(MoeExperts, APlanWithLogitsIsNotForCallsWithout) {
+  for_each_variant([&](Target target, std::string_view variant) {
+    for (const int tokens : {1, 4, 12}) {
+      Bench without(target, {.tokens = tokens}), with(target, {.tokens = tokens});
+      put_logits(with);
+      const auto chosen = plan(without.args, without.on.where(), variant);
+      const auto choosing = plan(with.args, with.on.where(), variant);
+      ASSERT_TRUE(chosen && choosing);
+      const Status lacks = run(*choosing, without.args, without.on.stream());
+      EXPECT_EQ(lacks.code(), Code::kInvalidArgument);
+      EXPECT_EQ(lacks.message(),
+                "moe_experts: the plan is for logits of up to 256 experts, but the call has no "
+                "logits");
+      EXPECT_EQ(run(*chosen, with.args, with.on.stream()).code(), Code::kInvalidArgument);
+    }
   });
 }
 

@@ -57,7 +57,7 @@ struct UpTile {
 // units, parts begin with a whole tile.
 constexpr int kUnitCost = 40;
 TENON_DEVICE int part_begin(const Entries& entries, int of_entry, int part) {
-  if (part == grid_blocks()) return entries.count * of_entry;
+  if (part == grid_blocks() || entries.count == 0) return entries.count * of_entry;
   const auto cost_before = [&](int entry) {
     return of_entry * (kUnitCost * entry + entries.first[entry]);
   };
@@ -303,6 +303,14 @@ Routing routing_of(const Args& args) {
   return routing;
 }
 
+// Of the experts to choose from; 0: they are chosen.
+int slices_of(const Args& args) { return args.logits ? choice_slices(args.logits->shape[1]) : 0; }
+std::string text_of_slices(int slices) {
+  return slices == 0   ? "no logits"
+         : slices == 8 ? "logits of up to " + std::to_string(8 * kChoiceLanes) + " experts"
+                       : "logits of more experts";
+}
+
 // Experts that may have rows, and the shared one.
 int most_entries(const Routing& routing) {
   return std::min(routing.tokens * routing.top_k, routing.experts) + (routing.has_shared ? 1 : 0);
@@ -344,7 +352,8 @@ void add_launch(const PlanContext& where, const char* kernel, int blocks, int th
 // Kernels that launch() asks for, and the settings that its calls go by.
 constexpr const char *kUpOne = "up_one_kernel", *kDownOne = "down_one_kernel";
 constexpr const char *kUpStages = "up stages", *kUpRows = "up rows", *kApart = "apart",
-                     *kDownStages = "down stages", *kDownRows = "down rows";
+                     *kDownStages = "down stages", *kDownRows = "down rows",
+                     *kSlices = "slices of experts";
 
 // A kernel with a ring. One block on a multiprocessor, and no room for a second, which another one
 // would then miss; more than kMostRing does not help. Where there are more blocks, half of it, if
@@ -399,6 +408,7 @@ Status plan_choosing(const Args& args, const PlanContext& where, Recipe* recipe)
       up_bytes_of, recipe);
   const bool apart = apart_of(width / kFewFeatures, units, chunks);
   recipe->set(kApart, routing.has_shared && apart ? 1 : 0);
+  recipe->set(kSlices, slices_of(args));
   const int left = most - 1024 - static_cast<int>(recipe->launches.front().shape.shared_bytes);
   const int blocks = width / kProductBlock;
   const OneDownShared down = one_down_shared(most_entries(routing), blocks, top_k);
@@ -448,7 +458,7 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
     return plan_choosing(args, where, recipe);
   }
   const int cap = up_cap(tokens), tile_rows = tokens <= 32 ? 32 : 64;
-  const int slices = args.logits ? choice_slices(args.logits->shape[1]) : 0;
+  const int slices = slices_of(args);
   const int lists = entries_bytes(routing.experts) + table_bytes(pairs) +
                     (slices > 0 ? few_choice_bytes(routing.tokens, slices) : 0);
   const int threads = up_threads(cap == kFewRows, slices);
@@ -456,6 +466,7 @@ Status supports(const Args& args, const PlanContext& where, Recipe* recipe) {
       where, {"up_kernel", kUpStages, where.properties.num_units, threads, 1, kFeeders, most},
       [&](int stages) { return up_bytes(cap, stages) + lists; }, recipe);
   recipe->set(kUpRows, cap);
+  recipe->set(kSlices, slices);
   constexpr int kWaves = kQuantizeThreads / kWave;
   if (coded)
     add_launch(where, "quantize_kernel", (rows + kWaves - 1) / kWaves, kQuantizeThreads, 0, recipe);
@@ -584,7 +595,7 @@ Status launch_choosing(const Recipe& recipe, const Args& args, Stream& stream) {
   // It asks for all of its weights at once.
   const bool down_one = recipe.launches[1].kernel == kDownOne;
   if (down_one || call.next_bytes * most_entries(routing) > kPrefetchLimit) call.next_bytes = 0;
-  const bool narrow = choice_slices(call.all_experts) == 8;
+  const bool narrow = recipe.setting(kSlices) == 8;
   TENON_TRY(tenon::launch(stream, recipe.launches[0].shape,
                           narrow ? up_one_kernel<8> : up_one_kernel<16>, call));
   const LaunchShape& shape = recipe.launches[1].shape;
@@ -595,6 +606,11 @@ Status launch_choosing(const Recipe& recipe, const Args& args, Stream& stream) {
 
 Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream& stream) {
   if (args.out.addend.shape[0] == 0) return Status::ok();
+  const int slices = slices_of(args), planned = recipe.setting(kSlices);
+  if (slices != planned)
+    return Status::error(Code::kInvalidArgument,
+                         "moe_experts: the plan is for " + text_of_slices(planned) +
+                             ", but the call has " + text_of_slices(slices));
   if (recipe.launches[0].kernel == kUpOne) return launch_choosing(recipe, args, stream);
   const Routing routing = routing_of(args);
   const bool by_row = args.x.layout == ScaleLayout::kRow, few = recipe.setting(kUpRows) == kFewRows;
@@ -632,7 +648,6 @@ Status launch(const Recipe& recipe, const Args& args, const ChannelView*, Stream
 
   TENON_ASSIGN(DownCall down, down_call(args, recipe, false));
   const bool coded = recipe.launches.size() == 3;
-  const int slices = args.logits ? choice_slices(args.logits->shape[1]) : 0;
   TENON_TRY(tenon::launch(stream, recipe.launches[0].shape,
                           few ? up_kernel_of<true>(slices) : up_kernel_of<false>(slices), up));
   if (!coded) return tenon::launch(stream, recipe.launches[1].shape, down_kernel<false>, down);

@@ -1,10 +1,8 @@
 // The choice of a token's experts by a wave on Hopper: see ops/common/choice.cuh. What a lane knows
-// of its experts is a bit for each. Which ones it has, with 8 slices: by lanes, lane l has 8 l to
-// 8 l + 7; by slices it has l, l + 32, …. Every instruction here is on the way of a step, and a
-// wave takes some five cycles for each.
+// of its experts is a bit for each. Which ones it has, of 32 k: by lanes, lane l has k l and the k
+// - 1 behind it; by slices it has l, l + 32, …. Every instruction here is on the way of a step, and
+// a wave takes some five cycles for each.
 #pragma once
-
-#include <type_traits>
 
 #include "tenon/device/cuda_hip/sm90/lanes.cuh"
 #include "tenon/ops/common/choice.cuh"
@@ -181,8 +179,11 @@ TENON_DEVICE ChoiceMemory choice_memory(void* words) {
 template <int kSlices, bool kByLanes>
 TENON_DEVICE void put_bits(std::uint32_t* words, std::uint32_t chosen) {
   if constexpr (kByLanes) {
-    using Own = std::conditional_t<kSlices == 8, std::uint8_t, std::uint16_t>;
-    reinterpret_cast<Own*>(words)[lane_id()] = static_cast<Own>(chosen);
+    // Lanes of one word put their bits together.
+    std::uint32_t word = chosen << lane_id() % (kChoiceLanes / kSlices) * kSlices;
+    TENON_UNROLL
+    for (int by = 1; by < kChoiceLanes / kSlices; by *= 2) word |= shuffle_xor(word, by);
+    if (lane_id() % (kChoiceLanes / kSlices) == 0) words[lane_id() * kSlices / kChoiceLanes] = word;
   } else {
     TENON_UNROLL
     for (int j = 0; j < kSlices; ++j) {
@@ -193,7 +194,8 @@ TENON_DEVICE void put_bits(std::uint32_t* words, std::uint32_t chosen) {
 }
 
 // By a wave: lane l < top_k has the l-th of the chosen experts by their numbers, which choice it
-// is, and its weight. word_at(j): bit l says whether expert l + 32 j is chosen.
+// is, and its weight. Bit l of words[j] says whether
+// expert l + 32 j is chosen.
 struct WeighedExpert {
   int expert, choice;
   float weight;

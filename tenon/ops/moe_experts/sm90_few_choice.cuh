@@ -1,4 +1,5 @@
-// The choice of the experts of a few tokens by every block of up_kernel, a wave a token; some
+// The choice of the experts of a few tokens by every block of up_kernel; a wave has a token, and
+// then perhaps another one. Some
 // blocks leave for the second kernel what moe_route would have made.
 //
 // A wave finds the chosen experts as bits: sm90_choice.cuh. From the bits of all tokens a thread
@@ -44,14 +45,15 @@ TENON_DEVICE std::uint32_t local_bits(const Chooser& chooser, int experts, int s
 // at once: one after another costs a latency each.
 template <int kSlices, class Step>
 TENON_DEVICE void for_words(const FewChoice& choice, int slice, int tokens, Step step) {
+  constexpr int kAtOnce = 4;
   TENON_NO_UNROLL
-  for (int first = 0; first < tokens; first += 8) {
-    std::uint32_t word[8];
+  for (int first = 0; first < tokens; first += kAtOnce) {
+    std::uint32_t word[kAtOnce];
     TENON_UNROLL
-    for (int i = 0; i < 8; ++i)
+    for (int i = 0; i < kAtOnce; ++i)
       word[i] = first + i < tokens ? choice.bits[(first + i) * kSlices + slice] : 0u;
     TENON_UNROLL
-    for (int i = 0; i < 8; ++i) step(first + i, word[i]);
+    for (int i = 0; i < kAtOnce; ++i) step(first + i, word[i]);
   }
 }
 
