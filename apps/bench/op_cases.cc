@@ -138,7 +138,7 @@ struct Product {
 Result<OpPart> fp8_product(const Product& product, const Places& at, Stream& stream) {
   const auto memory = std::make_shared<Memory>(stream);
   const std::int64_t n = product.n, k = product.k, rows = at.most_rows;
-  OpPart part{product.name, "fp8_gemm", by(n, k), 1, at.most_rows, {}, {}};
+  OpPart part{.op = "fp8_gemm", .shape = by(n, k), .most_rows = at.most_rows};
   part.copies = copies_of(at.where, static_cast<double>(n) * static_cast<double>(k));
   TENON_ASSIGN(const QuantView x, memory->codes(rows, k));
   TENON_ASSIGN(const TensorView weight, memory->numbers(DType::kE4M3, {part.copies, n, k}));
@@ -148,7 +148,6 @@ Result<OpPart> fp8_product(const Product& product, const Places& at, Stream& str
   QuantView activated;
   if (product.activated) {
     TENON_ASSIGN(activated, memory->codes(rows, n / 2));
-    part.name += ", activated";
   }
   TensorView side_x, side_weight, side_out;
   if (product.beside > 0) {
@@ -178,13 +177,10 @@ Result<OpPart> fp8_product(const Product& product, const Places& at, Stream& str
 Result<OpPart> bf16_product(const Product& product, const Places& at, Stream& stream) {
   const auto memory = std::make_shared<Memory>(stream);
   const int most = product.most_rows > 0 ? std::min(product.most_rows, at.most_rows) : at.most_rows;
-  OpPart part{product.name,
-              "bf16_gemm",
-              by(product.n, product.k),
-              1,
-              most,
-              "there are logits of the last token of each sequence only",
-              {}};
+  OpPart part{.op = "bf16_gemm",
+              .shape = by(product.n, product.k),
+              .most_rows = most,
+              .why_most_rows = "there are logits of the last token of each sequence only"};
   part.copies = copies_of(at.where, 2.0 * static_cast<double>(product.n * product.k));
   TENON_ASSIGN(const TensorView x, memory->numbers(DType::kBF16, {most, product.k}));
   TENON_ASSIGN(const TensorView weight,
@@ -245,13 +241,9 @@ constexpr int kRoutings = 16;
 Result<OpPart> choice(const qwen3_5::Config& config, const qwen3_5::Share& share, const Places& at,
                       Stream& stream) {
   const auto memory = std::make_shared<Memory>(stream);
-  OpPart part{"experts: choice",
-              "moe_route",
-              std::to_string(config.top_k) + " of " + std::to_string(config.experts),
-              1,
-              at.most_rows,
-              {},
-              {}};
+  OpPart part{.op = "moe_route",
+              .shape = std::to_string(config.top_k) + " of " + std::to_string(config.experts),
+              .most_rows = at.most_rows};
   TENON_ASSIGN(const TensorView logits,
                memory->numbers(DType::kF32, {at.most_rows, config.experts}));
   part.at = [=, where = at.where](int count) -> Result<OpCall> {
@@ -287,14 +279,12 @@ Result<OpPart> experts(const qwen3_5::Config& config, const qwen3_5::Share& shar
   const std::int64_t local = share.experts.count;
   const int most = std::min(at.most_rows, moe_experts::kMaxTokens);
   const bool shared = share.shared_intermediate.count == width;
-  OpPart part{
-      "experts: up, down",
-      "moe_experts",
-      std::to_string(local) + " of " + by(width, hidden) + (shared ? " and one for all" : ""),
-      kRoutings,
-      most,
-      "with more, layers/mlp takes the products of fp8_gemm",
-      {}};
+  OpPart part{.op = "moe_experts",
+              .shape = std::to_string(local) + " of " + by(width, hidden) +
+                       (shared ? " and one for all" : ""),
+              .copies = kRoutings,
+              .most_rows = most,
+              .why_most_rows = "with more, layers/mlp takes the products of fp8_gemm"};
   TENON_ASSIGN(const auto routed, matrices(*memory, local, width, hidden, false));
   moe_experts::Matrices all;
   if (shared) {
@@ -355,13 +345,11 @@ Result<OpPart> delta_net(const qwen3_5::Share& share, const Places& at, Stream& 
   const double slot_bytes = 4.0 * static_cast<double>(values * kHeadDim);
   const std::int64_t rows = at.most_rows;
   const std::int64_t slots = std::max<std::int64_t>(2 * rows, copies_of(at.where, slot_bytes));
-  OpPart part{"delta net: conv to quantised out",
-              "gated_delta_net",
-              std::to_string(share.k_heads) + " + " + std::to_string(share.v_heads) + " heads",
-              kMostCopies,
-              at.most_rows,
-              {},
-              {}};
+  OpPart part{
+      .op = "gated_delta_net",
+      .shape = std::to_string(share.k_heads) + " + " + std::to_string(share.v_heads) + " heads",
+      .copies = kMostCopies,
+      .most_rows = at.most_rows};
   gated_delta_net::Args all;
   all.k_heads = share.k_heads;
   all.v_heads = share.v_heads;
@@ -437,7 +425,8 @@ std::vector<OpMaker> op_makers(const qwen3_5::Config& config, const qwen3_5::Sha
     add({.name = "delta net: q|k|v|z", .n = qkvz, .k = hidden, .fp8 = fp8});
     add({.name = "delta net: b|a", .n = ba, .k = hidden, .fp8 = false});
     if (fp8) add({.name = "delta net: both", .n = qkvz, .k = hidden, .beside = ba});
-    makers.push_back({"delta net", [=](Stream& stream) { return delta_net(share, at, stream); }});
+    makers.push_back({"delta net: conv to quantised out",
+                      [=](Stream& stream) { return delta_net(share, at, stream); }});
     add({.name = "delta net: out", .n = hidden, .k = values, .fp8 = fp8});
   }
   if (has(qwen3_5::LayerKind::kAttention)) {
@@ -455,12 +444,13 @@ std::vector<OpMaker> op_makers(const qwen3_5::Config& config, const qwen3_5::Sha
     makers.push_back(
         {"experts: choice", [=](Stream& stream) { return choice(config, share, at, stream); }});
     if (fp8)
-      makers.push_back(
-          {"experts", [=](Stream& stream) { return experts(config, share, at, stream); }});
+      makers.push_back({"experts: up, down",
+                        [=](Stream& stream) { return experts(config, share, at, stream); }});
   } else {
     const std::int64_t width = share.intermediate.count;
     add({.name = "mlp: gate|up", .n = 2 * width, .k = hidden, .fp8 = fp8});
-    if (fp8) add({.name = "mlp: gate|up", .n = 2 * width, .k = hidden, .activated = true});
+    if (fp8)
+      add({.name = "mlp: gate|up, activated", .n = 2 * width, .k = hidden, .activated = true});
     add({.name = "mlp: down", .n = hidden, .k = width, .fp8 = fp8});
   }
   add({.name = "head",

@@ -23,17 +23,17 @@ struct OpCall {
 
 // An op of the layer. What it holds is freed with it, and its calls then must not run.
 struct OpPart {
-  std::string name, op;  // "delta net: q|k|v|z", "fp8_gemm"
-  std::string shape;     // "12288 x 5120"
+  std::string op;     // "fp8_gemm"
+  std::string shape;  // "12288 x 5120"
   int copies = 1;
   int most_rows = 0;
-  std::string why_most_rows;
+  std::string why_most_rows = {};
   // kUnsupported: no variant of this target takes so many rows.
-  std::function<Result<OpCall>(int rows)> at;
+  std::function<Result<OpCall>(int rows)> at = {};
 };
 
 struct OpMaker {
-  std::string name;
+  std::string name;  // "delta net: q|k|v|z", as tables have it and --only finds it
   std::function<Result<OpPart>(Stream& stream)> make;  // allocates, and fills on the stream
 };
 

@@ -79,11 +79,11 @@ Result<std::vector<double>> time_calls(const OpPart& part, const OpCall& call, i
   return times;
 }
 
-void add_row(Report& report, const OpPart& part, const OpCall& call, int rows,
-             const std::vector<double>& times, const Rates& rates) {
+void add_row(Report& report, const std::string& name, const OpPart& part, const OpCall& call,
+             int rows, const std::vector<double>& times, const Rates& rates) {
   const double us = quantile(times, 0.5);
   const double gbs = call.traffic.memory_bytes / us * 1e-3;
-  report.rows.push_back({{"part", part.name},
+  report.rows.push_back({{"part", name},
                          {"op", part.op},
                          {"shape", part.shape},
                          {"rows", rows},
@@ -105,8 +105,8 @@ Result<OpCall> call_of(const OpPart& part, int rows) {
                                                " rows are timed: " + part.why_most_rows);
 }
 
-void leave_out(Report& report, const OpPart& part, int rows, const std::string& why) {
-  report.notes.push_back("not timed: " + part.name + ", " + std::to_string(rows) +
+void leave_out(Report& report, const std::string& name, int rows, const std::string& why) {
+  report.notes.push_back("not timed: " + name + ", " + std::to_string(rows) +
                          (rows == 1 ? " row: " : " rows: ") + why);
 }
 
@@ -145,12 +145,12 @@ Status measure(const Options& options, const std::vector<int>& rows, Report& rep
       if (interrupted_by() != 0) continue;
       const auto call = call_of(part, count);
       if (!call && call.status().code() == Code::kUnsupported) {
-        leave_out(report, part, count, std::string(call.status().message()));
+        leave_out(report, maker.name, count, std::string(call.status().message()));
         continue;
       }
       TENON_TRY(call.status());
       TENON_ASSIGN(const auto times, time_calls(part, *call, options.repeats, clock));
-      if (!times.empty()) add_row(report, part, *call, count, times, clock.rates);
+      if (!times.empty()) add_row(report, maker.name, part, *call, count, times, clock.rates);
     }
     TENON_TRY(clock.stream->synchronize());
   }

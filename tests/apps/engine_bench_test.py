@@ -151,10 +151,15 @@ class Bench(unittest.TestCase):
         self.assertIn("head", parts)
         only = self.bench("ops", "--model", MODEL, "--only", "out", "--rows", "1", "--repeats", "1")
         self.assertIn("attention: out", only)
-        self.assertNotIn("head", only)
+        self.assertNotIn("\nhead", only)
+        # What a table calls a part, --only finds.
+        for part in parts:
+            rows = json.loads(self.bench("ops", "--model", MODEL, "--only", part, "--rows", "1", "--repeats", "1",
+                                         "--json"))["results"]
+            self.assertEqual({row["part"] for row in rows}, {part})
         # What only GPUs have is named.
         self.assertIn("not timed: experts: up, down, 1 row: ",
-                      self.bench("ops", "--model", MODEL, "--only", "experts", "--rows", "1", "--repeats", "1"))
+                      self.bench("ops", "--model", MODEL, "--only", "up, down", "--rows", "1", "--repeats", "1"))
 
     def test_refusals(self):
         self.assertIn('--rows has "x"', self.refused("ops", "--model", MODEL, "--rows", "x"))
