@@ -151,6 +151,7 @@ TEST(Fp8GemmFused, OnDevicesAProductBesideHasItsOwnBits) {
                         {{.tokens = 64, .n = 5200, .k = 2944}, 48, 5120, DType::kBF16},
                         {{.tokens = 64, .n = 6144, .k = 256}, 33, 1032, DType::kF32},
                         {{.tokens = 64, .n = 5200, .k = 1024}, 32, 2048, DType::kBF16},
+                        {{.tokens = 64, .n = 5120, .k = 3072}, 32, 3072, DType::kBF16},
                         {{.tokens = 64, .n = 200, .k = 512}, 1, 200, DType::kBF16}};
   for_each_variant([&](Target target, const std::string& variant) {
     if (is_host(target) || variant != "sm90") return;
